@@ -1,0 +1,83 @@
+"""The metrics that every service has, on one registry.
+
+Names begin with ``tally_``; a service's own metrics are made in its own package with
+``registry=REGISTRY``. Labels are methods, codes and names from the code: never ids or other text
+that a client chooses, which would let it grow the registry without bound.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+# Our own registry rather than the library's global one: libraries that count things by themselves
+# register there, and a test can read this one without their noise.
+REGISTRY: Final = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+CALLS: Final = Counter(
+    "tally_grpc_calls",
+    "gRPC calls that ended, by full method name and status code.",
+    ("method", "code"),
+    registry=REGISTRY,
+)
+LATENCY: Final = Histogram(
+    "tally_grpc_call_seconds",
+    "Time from a unary call's arrival in the handler to its answer, in seconds.",
+    ("method",),
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+IN_FLIGHT: Final = Gauge(
+    "tally_grpc_calls_in_flight",
+    "gRPC calls that are being served now; health and reflection are not counted.",
+    registry=REGISTRY,
+)
+UNEXPECTED: Final = Counter(
+    "tally_unexpected_errors",
+    "Exceptions that no code expected, by full method name; each is logged with its error_id.",
+    ("method",),
+    registry=REGISTRY,
+)
+RETRIES: Final = Counter(
+    "tally_call_retries",
+    "Outgoing calls that were repeated, by operation and the status code that led to it.",
+    ("operation", "code"),
+    registry=REGISTRY,
+)
+READY: Final = Gauge(
+    "tally_ready",
+    "1 while this replica tells its clients that it serves, else 0.",
+    registry=REGISTRY,
+)
+
+
+class MetricsPage:
+    """The Prometheus page on its own port, served by a thread so that a busy loop answers too."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Listens at once. Raises OSError when the port cannot be had."""
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        self._server, self._thread = start_http_server(port, host, registry=REGISTRY)
+
+    @property
+    def port(self) -> int:
+        """The port listened on; useful when 0 was asked for."""
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stops listening and waits for the thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
