@@ -1,0 +1,1 @@
+"""The gRPC contract of Tally, and the program that turns it into Python stubs."""

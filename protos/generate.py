@@ -1,0 +1,147 @@
+"""Turns the .proto files into typed Python stubs: `python -m protos.generate [--check] [--lint]`.
+
+Without an option it writes `protos/gen` anew. `--check` generates beside it and tells which files
+differ, `--lint` runs buf's STANDARD rules; both may be given, and neither writes anything. Nothing
+here needs a network: the compiler, the plugins and buf are dependencies of the project.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+PROTOS = Path(__file__).resolve().parent
+THIRD_PARTY = PROTOS / "third_party"
+GENERATED = PROTOS / "gen"
+
+
+class GenerationError(Exception):
+    """A program that generation or lint needs reported errors, which it has printed itself."""
+
+
+def sources() -> list[str]:
+    """Import path of every .proto file that gets stubs, in a fixed order.
+
+    The validation rules are among them: our stubs import them, and no dependency ships a
+    `buf.validate.validate_pb2` (protovalidate carries its own, in another runtime's format).
+    """
+    ours = ((PROTOS, path) for path in (PROTOS / "tally").rglob("*.proto"))
+    others = ((THIRD_PARTY, path) for path in THIRD_PARTY.rglob("*.proto"))
+    return sorted(path.relative_to(root).as_posix() for root, path in (*ours, *others))
+
+
+def protoc(arguments: Sequence[str]) -> None:
+    """Runs the bundled protoc with our import roots. Raises GenerationError."""
+    well_known = files("grpc_tools").joinpath("_proto")
+    run(
+        [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            f"-I{PROTOS}",
+            f"-I{THIRD_PARTY}",
+            f"-I{well_known}",
+            *arguments,
+            *sources(),
+        ]
+    )
+
+
+def generate(target: Path) -> None:
+    """Writes the stubs of every source below `target`. Raises GenerationError."""
+    target.mkdir(parents=True, exist_ok=True)
+    protoc(
+        [
+            f"--python_out={target}",
+            f"--grpc_python_out={target}",
+            f"--mypy_out=quiet:{target}",
+            f"--mypy_grpc_out=quiet,only_async:{target}",
+        ]
+    )
+    for module in target.rglob("*_pb2_grpc.py*"):
+        # A file without a service still gets a module, which would hold nothing.
+        if "Stub" not in module.read_text():
+            module.unlink()
+
+
+def write() -> None:
+    """Replaces `protos/gen`; a failure leaves the old stubs as they are."""
+    with tempfile.TemporaryDirectory(dir=PROTOS, prefix=".gen-") as scratch:
+        fresh = Path(scratch, "gen")
+        generate(fresh)
+        shutil.rmtree(GENERATED, ignore_errors=True)
+        fresh.rename(GENERATED)
+
+
+def drifted() -> list[str]:
+    """The generated files that are missing, left over or different from what the sources give."""
+    with tempfile.TemporaryDirectory(prefix="tally-stubs-") as scratch:
+        fresh = Path(scratch)
+        generate(fresh)
+        expected, actual = contents(fresh), contents(GENERATED)
+    return sorted(
+        name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)
+    )
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Relative path → bytes of every generated file below `root`."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*.py*")
+        if path.suffix in {".py", ".pyi"}
+    }
+
+
+def lint() -> None:
+    """Runs buf's lint and format rules over the sources. Raises GenerationError."""
+    buf = scripts() / "buf"
+    run([str(buf), "lint"], cwd=PROTOS)
+    run([str(buf), "format", "--diff", "--exit-code", "--path", "tally"], cwd=PROTOS)
+
+
+def scripts() -> Path:
+    """Where the environment of this interpreter keeps its programs, activated or not."""
+    return Path(sysconfig.get_path("scripts"))
+
+
+def run(command: list[str], cwd: Path | None = None) -> None:
+    """Runs a program that prints its own errors. Raises GenerationError."""
+    # protoc looks its plugins up in PATH.
+    path = os.pathsep.join([str(scripts()), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path}
+    if subprocess.run(command, cwd=cwd, env=environment, check=False).returncode:
+        raise GenerationError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Generates, or checks and lints. 0: done, or nothing to complain of; 1: errors or drift."""
+    parser = argparse.ArgumentParser(prog="python -m protos.generate", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="tell whether the stubs are current")
+    parser.add_argument("--lint", action="store_true", help="lint the .proto files")
+    options = parser.parse_args(arguments)
+    try:
+        if options.lint:
+            lint()
+        if options.check and (names := drifted()):
+            print(
+                *(f"protos/gen/{name} is not what the .proto files give" for name in names),
+                sep="\n",
+            )
+            print("run `make stubs` and commit the result")
+            return 1
+        if not (options.check or options.lint):
+            write()
+    except GenerationError:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
