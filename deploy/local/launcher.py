@@ -1,0 +1,74 @@
+"""Becomes another program that cannot outlive the process that started it.
+
+Run as a script of the standard library alone, before that program:
+
+    python -I -S launcher.py PARENT_PID DEATH_SIGNAL UID GID PROGRAM [ARGUMENT ...]
+
+A script of its own, and not a `preexec_fn`, because the death signal is cleared by a change of
+user and must be set after it, and because Python code between fork and exec is unsafe.
+
+When it runs as root and UID is not root, the program gets CAP_DAC_OVERRIDE and nothing else of
+root's powers: PostgreSQL refuses to run as root, while the project may lie in a directory that
+only root may enter. SECBIT_NO_SETUID_FIXUP goes with it, for without it access(2) ignores the
+capability of a process that is not root, and initdb looks for its own programs through access(2).
+"""
+
+import ctypes
+import os
+import sys
+
+PR_SET_PDEATHSIG = 1
+PR_SET_SECUREBITS = 28
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+CAP_DAC_OVERRIDE = 1
+CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int, detail: int = 0) -> bool:
+    arguments = [ctypes.c_ulong(number) for number in (value, detail, 0, 0)]
+    return bool(_libc.prctl(option, *arguments) == 0)
+
+
+def _capset(capabilities: int) -> bool:
+    """Make these the effective, permitted and inheritable capabilities: no more and no fewer."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)(capabilities, capabilities, capabilities, 0, 0, 0)
+    return bool(_libc.capset(header, data) == 0)
+
+
+def _become(uid: int, gid: int) -> None:
+    keeps_capabilities = _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if not keeps_capabilities:
+        return  # The change of user took them all. Enough where every directory may be entered.
+    if _capset(1 << CAP_DAC_OVERRIDE):
+        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE)
+    elif not _capset(0):
+        sys.exit("launcher: cannot give up root's capabilities")
+
+
+def main() -> None:
+    parent, death_signal, uid, gid = map(int, sys.argv[1:5])
+    program = sys.argv[5:]
+    if uid != os.geteuid():
+        try:
+            _become(uid, gid)
+        except OSError as error:
+            sys.exit(f"launcher: cannot run as uid {uid}: {error.strerror}")
+    _prctl(PR_SET_PDEATHSIG, death_signal)
+    if os.getppid() != parent:
+        sys.exit("launcher: the parent died before its child began")
+    try:
+        os.execv(program[0], program)  # noqa: S606 - no shell is wanted here
+    except OSError as error:
+        sys.exit(f"launcher: cannot run {program[0]}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The databases and roles of the services: names, addresses, and the SQL that makes them.
+
+A service has one database and three roles: owner (migrations), runtime (no DDL), audit (read
+only). Nobody may connect to a database of another service. What runtime and audit may do with
+the tables is granted by the service's own migrations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Final
+
+from deploy.local.errors import RunnerError
+
+ROLE_KINDS: Final = ("owner", "runtime", "audit")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceUrls:
+    """The addresses of one database, by role."""
+
+    owner: str
+    runtime: str
+    audit: str
+
+
+def url(role: str, password: str, port: int, database: str) -> str:
+    return f"postgresql://{role}:{password}@127.0.0.1:{port}/{database}"
+
+
+def checked_name(name: str) -> str:
+    """Refuse a name that would need quoting: names and passwords are pasted into scripts."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+        raise RunnerError(f"not a name for a database, a role or a service: {name!r}")
+    return name
+
+
+def role_sql(role: str, password: str) -> str:
+    """Make the role or put its password and powers right."""
+    checked_name(role)
+    return f"""
+SELECT 'CREATE ROLE "{role}"'
+ WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') \\gexec
+ALTER ROLE "{role}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS
+  PASSWORD '{password}';
+"""  # noqa: S608 - the name is checked, the password hexadecimal
+
+
+def database_sql(database: str, service: str, template: str | None = None) -> str:
+    """Make the database unless it is there, and shut out everyone but its service's roles.
+
+    The rights are set anew for a clone: CREATE DATABASE copies what is in a template, not who
+    may connect to it.
+    """
+    for name in (database, service, template or database):
+        checked_name(name)
+    create = f'CREATE DATABASE "{database}" OWNER "tally_{service}_owner"'
+    if template is not None:
+        create += f' TEMPLATE "{template}"'
+    return f"""
+REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;
+SELECT '{create}'
+ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{database}') \\gexec
+REVOKE ALL ON DATABASE "{database}" FROM PUBLIC;
+GRANT CONNECT ON DATABASE "{database}" TO "tally_{service}_runtime", "tally_{service}_audit";
+"""  # noqa: S608 - the names are checked
