@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from common.errors import DeadlineTooShort
+from common.errors import Code, DeadlineTooShort, Refusal
+
+
+class DeadlineExceeded(Refusal):
+    """The call's time ran out; it may have been carried out, repeat it with the same request_id."""
+
+    code = Code.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
 
 _deadline: ContextVar[float | None] = ContextVar("tally_deadline", default=None)
 

@@ -1,0 +1,1 @@
+"""Infrastructure shared by the services. Knows no business noun and imports no service."""

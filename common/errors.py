@@ -1,0 +1,201 @@
+"""What Tally says no with: one exception tree, typed, carried over gRPC by ``common.status``.
+
+    Refusal
+    ├── InvalidFields                INVALID_ARGUMENT     INVALID_FIELD
+    │   └── InvalidField
+    ├── CurrencyMismatch             INVALID_ARGUMENT     CURRENCY_MISMATCH
+    ├── RequestIdReused              INVALID_ARGUMENT     REQUEST_ID_REUSED
+    ├── InvalidPageToken             INVALID_ARGUMENT     INVALID_PAGE_TOKEN
+    ├── RequestInProgress            ABORTED              REQUEST_IN_PROGRESS
+    ├── ConflictRetriesExhausted     ABORTED              CONFLICT_RETRIES_EXHAUSTED
+    ├── Overloaded                   RESOURCE_EXHAUSTED   OVERLOADED
+    ├── DatabaseUnavailable          UNAVAILABLE          DATABASE_UNAVAILABLE
+    ├── DeadlineTooShort             DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT
+    ├── Internal                     INTERNAL             INTERNAL
+    ├── RemoteRefusal                as the peer said
+    └── (each service's errors.py adds its own)
+
+A subclass's docstring is its message; its ``code`` and ``reason`` are what clients switch on. The
+class is the whole definition: raising it anywhere in a service gives the client the right status.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class Code(enum.StrEnum):
+    """The gRPC status codes that a refusal may carry, by their names in the gRPC specification.
+
+    Kept apart from ``grpc.StatusCode`` so that models and their tests need no gRPC.
+    """
+
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    ABORTED = "ABORTED"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
+    INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
+    DATA_LOSS = "DATA_LOSS"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field that is wrong, by its path in the request (``items[0].quantity``)."""
+
+    field: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaViolation:
+    """One thing that ran out: what (``campaign:<id>``, ``product:<id>``) and by how much."""
+
+    subject: str
+    description: str
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is a fact, not a fault
+    """The request cannot be carried out."""
+
+    code: ClassVar[Code] = Code.FAILED_PRECONDITION
+    reason: ClassVar[str] = ""
+    retry_after_s: ClassVar[float | None] = None
+    """Seconds after which the same call may help; None where repeating it is pointless."""
+
+    fields: tuple[FieldViolation, ...] = ()
+    quota: tuple[QuotaViolation, ...] = ()
+
+    def __init__(self, message: str | None = None, /, **metadata: str) -> None:
+        """``metadata`` names the ids concerned; it reaches the client as ErrorInfo.metadata."""
+        self.message = message or _first_line(type(self).__doc__)
+        self.metadata = metadata
+        super().__init__(self.message)
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().split("\n", 1)[0]
+
+
+class InvalidFields(Refusal):
+    """The request has fields that are not valid."""
+
+    code = Code.INVALID_ARGUMENT
+    reason = "INVALID_FIELD"
+
+    def __init__(self, violations: Iterable[FieldViolation]) -> None:
+        self.fields = tuple(violations)
+        told = "; ".join(f"{v.field}: {v.description}" for v in self.fields)
+        super().__init__(told, field=self.fields[0].field)
+
+
+class InvalidField(InvalidFields):
+    """One field of the request is not valid."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__([FieldViolation(field, description)])
+
+
+class CurrencyMismatch(Refusal):
+    """Amounts of different currencies cannot be combined."""
+
+    code = Code.INVALID_ARGUMENT
+    reason = "CURRENCY_MISMATCH"
+
+
+class RequestIdReused(Refusal):
+    """This request_id was used before with other content; a new intent needs a new one."""
+
+    code = Code.INVALID_ARGUMENT
+    reason = "REQUEST_ID_REUSED"
+
+
+class InvalidPageToken(Refusal):
+    """The page_token is not one this list gave out, or it was given out for other filters."""
+
+    code = Code.INVALID_ARGUMENT
+    reason = "INVALID_PAGE_TOKEN"
+
+
+class RequestInProgress(Refusal):
+    """The first call with this request_id is still running; repeat this one to hear its answer."""
+
+    code = Code.ABORTED
+    reason = "REQUEST_IN_PROGRESS"
+    retry_after_s = 1.0
+
+
+class ConflictRetriesExhausted(Refusal):
+    """Other writers kept changing the same rows; nothing was written, repeat the call."""
+
+    code = Code.ABORTED
+    reason = "CONFLICT_RETRIES_EXHAUSTED"
+    retry_after_s = 0.1
+
+
+class Overloaded(Refusal):
+    """This replica has more calls than it can serve; repeat the call a little later."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+    retry_after_s = 0.5
+
+
+class DatabaseUnavailable(Refusal):
+    """The database did not answer; repeat the call with the same request_id."""
+
+    code = Code.UNAVAILABLE
+    reason = "DATABASE_UNAVAILABLE"
+    retry_after_s = 1.0
+
+
+class DeadlineTooShort(Refusal):
+    """Too little of the call's deadline is left to begin; nothing was written."""
+
+    code = Code.DEADLINE_EXCEEDED
+    reason = "DEADLINE_TOO_SHORT"
+
+
+class Internal(Refusal):
+    """An unexpected error; the log has more under the same error_id."""
+
+    code = Code.INTERNAL
+    reason = "INTERNAL"
+
+
+class RemoteRefusal(Refusal):
+    """What a peer answered, kept whole so that it can be told on or decided upon.
+
+    ``reason`` is empty when the peer itself said nothing (the transport failed).
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        reason: str,
+        message: str,
+        metadata: dict[str, str],
+        *,
+        fields: tuple[FieldViolation, ...] = (),
+        quota: tuple[QuotaViolation, ...] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, **metadata)
+        # Instance attributes shadow the class's on purpose: here each instance is its own kind.
+        self.code = code  # type: ignore[misc]
+        self.reason = reason  # type: ignore[misc]
+        self.retry_after_s = retry_after_s  # type: ignore[misc]
+        self.fields = fields
+        self.quota = quota

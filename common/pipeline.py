@@ -1,0 +1,241 @@
+"""What happens around every gRPC method, built once per method when it is mounted.
+
+    overload limit → parse → deadline → validation → the method → render → status → metrics
+
+Not a chain of interceptors: grpc.aio resolves those anew for each call and gives them no sight of
+an exception's own status. One function per method costs a call a few microseconds.
+
+Requests are parsed and responses rendered here and not by gRPC, which would tell a client the text
+of whatever exception a malformed message causes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import uuid
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from common import deadlines, metrics
+from common.errors import Code, DeadlineTooShort, Internal, InvalidField, Overloaded, Refusal
+from common.status import DETAILS_KEY, GRPC_CODES, to_status
+from common.validation import check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+REPLICA_KEY: Final = "tally-replica"
+
+# A call with less time than this left cannot be answered in time: refuse it before it costs a
+# database round trip.
+LEAST_S: Final = 0.002
+# The event loop's clock has a resolution of a millisecond.
+CLOCK_SLACK_S: Final = 0.005
+
+_log = structlog.get_logger(__name__)
+
+
+class Stopping(Refusal):
+    """This replica is stopping; call again, another one answers."""
+
+    code = Code.UNAVAILABLE
+    reason = "REPLICA_STOPPING"
+    retry_after_s = 0.1
+
+
+class Gate:
+    """Counts the calls being served and knows how many there may be."""
+
+    __slots__ = ("active", "calls_max")
+
+    def __init__(self, calls_max: int) -> None:
+        self.active = 0
+        self.calls_max = calls_max
+
+
+class Pipeline:
+    """Wraps the handlers of a server's services.
+
+    Looks like a server to the generated ``add_…_to_server`` functions: it takes what they register
+    and keeps the wrapped handlers in ``handlers``, by full method name.
+    """
+
+    def __init__(self, *, replica: str, calls_max: int, default_deadline_s: float) -> None:
+        self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._calls = Gate(calls_max)
+        # Streams wait more than they work: they must not use up the places of unary calls.
+        self._streams = Gate(calls_max)
+        self._default_deadline_s = default_deadline_s
+        self._trailing = ((REPLICA_KEY, replica),)
+        self._stream_tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        metrics.IN_FLIGHT.set_function(lambda: self._calls.active + self._streams.active)
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        """Ignored: generated code registers the same handlers by name as well."""
+
+    def add_registered_method_handlers(
+        self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """Wraps and keeps each handler of a service."""
+        self.wrap(service_name, handlers, limited=True)
+
+    def wrap(
+        self,
+        service_name: str,
+        handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
+        *,
+        limited: bool,
+    ) -> None:
+        """As ``add_registered_method_handlers``; without ``limited``, no overload limit applies."""
+        for name, handler in handlers.items():
+            method = f"/{service_name}/{name}"
+            if handler.request_streaming:
+                raise TypeError(f"{method}: request streams are not supported")
+            if handler.response_streaming:
+                gate = self._streams if limited else Gate(2**31)
+                self.handlers[method] = self._unary_stream(method, handler, gate)
+            else:
+                gate = self._calls if limited else Gate(2**31)
+                self.handlers[method] = self._unary_unary(method, handler, gate)
+
+    def end_streams(self) -> None:
+        """Ends every open response stream with UNAVAILABLE, and those that begin after this.
+
+        Without it one open stream holds up ``server.stop`` for its whole grace.
+        """
+        self._stopping = True
+        for task in self._stream_tasks:
+            task.cancel()
+
+    def _unary_unary(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour: Any = handler.unary_unary
+        if not inspect.iscoroutinefunction(behaviour):
+            raise TypeError(f"{method}: must be written as an async def")
+        parse: Any = handler.request_deserializer
+        render: Any = handler.response_serializer
+        trailing, default_s, fail = self._trailing, self._default_deadline_s, self._fail
+        clock = time.perf_counter
+        count_ok = metrics.CALLS.labels(method, "OK").inc
+        observe = metrics.LATENCY.labels(method).observe
+
+        async def handle(raw: bytes, context: Any) -> bytes:
+            if gate.active >= gate.calls_max:
+                await fail(method, context, Overloaded())
+            gate.active += 1
+            started = clock()
+            try:
+                context.set_trailing_metadata(trailing)
+                left_s = context.time_remaining()
+                deadlines.start(default_s if left_s is None else left_s)
+                request = _parse(parse, raw)
+                check(request)
+                if left_s is None:
+                    # gRPC cancels a call at its own deadline; at ours nobody else would.
+                    async with asyncio.timeout(default_s):
+                        response = await behaviour(request, context)
+                elif left_s > LEAST_S:
+                    response = await behaviour(request, context)
+                else:
+                    raise DeadlineTooShort  # noqa: TRY301 - the table below tells it
+                answer: bytes = render(response)
+            except BaseException as error:
+                await fail(method, context, error)
+                raise
+            finally:
+                gate.active -= 1
+                observe(clock() - started)
+            count_ok()
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def _unary_stream(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour: Any = handler.unary_stream
+        if not inspect.isasyncgenfunction(behaviour):
+            raise TypeError(f"{method}: must be written as an async generator")
+        parse: Any = handler.request_deserializer
+        render: Any = handler.response_serializer
+        count_ok = metrics.CALLS.labels(method, "OK").inc
+
+        async def handle(raw: bytes, context: Any) -> None:
+            if gate.active >= gate.calls_max:
+                await self._fail(method, context, Overloaded())
+            if self._stopping:
+                await self._fail(method, context, Stopping())
+            gate.active += 1
+            task = asyncio.current_task()
+            assert task is not None
+            self._stream_tasks.add(task)
+            try:
+                context.set_trailing_metadata(self._trailing)
+                # No default here: a stream may be watched for as long as its client likes.
+                deadlines.start(context.time_remaining())
+                request = _parse(parse, raw)
+                check(request)
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(render(response))
+            except BaseException as error:
+                if self._stopping and isinstance(error, asyncio.CancelledError):
+                    error = Stopping()
+                await self._fail(method, context, error)
+                raise
+            finally:
+                self._stream_tasks.discard(task)
+                gate.active -= 1
+            count_ok()
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    async def _fail(self, method: str, context: Any, error: BaseException) -> None:
+        """Ends the call with the status of what went wrong. Returns only if none can be sent."""
+        refusal = self._refusal(method, error)
+        if refusal is None:
+            return
+        metrics.CALLS.labels(method, refusal.code.name).inc()
+        status = to_status(refusal)
+        code = GRPC_CODES[Code[refusal.code.name]]
+        await context.abort(
+            code, status.message, (*self._trailing, (DETAILS_KEY, status.SerializeToString()))
+        )
+
+    def _refusal(self, method: str, error: BaseException) -> Refusal | None:
+        """What the client is told of an exception; None where there is nobody to tell."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                # The client hung up or its deadline passed, and gRPC cancelled the call's task.
+                metrics.CALLS.labels(method, Code.CANCELLED.name).inc()
+                return None
+            # Something that the method awaited was cancelled, not the call. Passing this on would
+            # end the task without a status, and the client would wait for its whole deadline.
+        elif isinstance(error, TimeoutError):
+            left_s = deadlines.remaining()
+            if left_s is not None and left_s < CLOCK_SLACK_S:
+                return deadlines.DeadlineExceeded()
+        elif not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
+            return None
+        error_id = uuid.uuid4().hex
+        metrics.UNEXPECTED.labels(method).inc()
+        _log.error("unexpected error", method=method, error_id=error_id, exc_info=error)
+        return Internal(error_id=error_id)
+
+
+def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:
+    try:
+        return parse(raw)
+    except DecodeError:
+        raise InvalidField("request", "is not a well-formed message of its type") from None

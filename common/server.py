@@ -1,0 +1,172 @@
+"""The gRPC server of a service: its options, health, reflection, start and drain."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from common.health import Health, Ready
+from common.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from common.settings import ServiceSettings
+
+MESSAGE_BYTES_MAX: Final = 64 * 1024
+METADATA_BYTES_MAX: Final = 8 * 1024
+# Clients ping every 30 s (common.clients); the server's default would end their connections.
+CLIENT_PING_LEAST_MS: Final = 10_000
+KEEPALIVE_MS: Final = 60_000
+KEEPALIVE_TIMEOUT_MS: Final = 20_000
+
+_HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+# Python ships v1alpha only. The messages of v1 are the same on the wire.
+_REFLECTION: Final = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
+
+_log = structlog.get_logger(__name__)
+
+
+class PortTaken(Exception):  # noqa: N818 - a fact, told to the operator
+    """The address cannot be listened on."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"cannot listen on {address}: taken by another process, or not ours")
+
+
+class GrpcServer:
+    """One service's server. Make it in the running loop, mount, start, and drain at the end."""
+
+    def __init__(self, settings: ServiceSettings, *, ready: Ready) -> None:
+        """``ready`` returns while the service can serve, and raises with the reason otherwise."""
+        self.health = Health()
+        self._settings = settings
+        self._ready = ready
+        self._mounted: list[str] = []
+        self._pipeline = Pipeline(
+            replica=settings.replica,
+            calls_max=settings.max_concurrent_calls,
+            default_deadline_s=settings.default_deadline_s,
+        )
+        self._server = grpc.aio.server(options=_options(settings))
+        self._probing: asyncio.Task[None] | None = None
+
+    def mount(self, add: Callable[[Any, Any], None], servicer: object, full_name: str) -> None:
+        """Serves ``servicer``, registered by its generated ``add_…_to_server``.
+
+        Raises TypeError if a method of the service is not implemented.
+        """
+        before = len(self._pipeline.handlers)
+        add(servicer, self._pipeline)
+        assert len(self._pipeline.handlers) > before
+        self._mounted.append(full_name)
+
+    async def start(self) -> int:
+        """Listens, and returns the port. Raises PortTaken if the address cannot be had.
+
+        Health is NOT_SERVING until the first probe has passed.
+        """
+        health: Any = _Collected()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, health)
+        self._pipeline.wrap(_HEALTH, health.handlers, limited=False)
+        handlers = dict(self._pipeline.handlers)
+        if self._settings.reflection:
+            handlers |= self._reflection()
+        self._server.add_generic_rpc_handlers((_Methods(handlers),))
+        try:
+            port = self._server.add_insecure_port(self._settings.bind)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise PortTaken(self._settings.bind)
+        await self._server.start()
+        self._probing = asyncio.create_task(
+            self.health.follow(self._ready, self._settings.readiness_interval_s)
+        )
+        _log.info("listening", port=port, services=self._mounted)
+        return port
+
+    async def drain(self) -> None:
+        """Stops in good order; returns when no call is left.
+
+        NOT_SERVING first and a while for clients to notice, then no new calls, and the grace for
+        those that run; whoever is left after it is cancelled.
+        """
+        self.health.drain()
+        _log.info("draining", delay_s=self._settings.drain_delay_s, grace_s=self._settings.grace_s)
+        await asyncio.sleep(self._settings.drain_delay_s)
+        self._pipeline.end_streams()
+        await self._server.stop(self._settings.grace_s)
+        if self._probing is not None:
+            self._probing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._probing
+        _log.info("drained")
+
+    async def ended(self) -> None:
+        """Returns when the server has stopped, for whatever reason."""
+        await self._server.wait_for_termination()
+
+    def _reflection(self) -> dict[str, Any]:
+        names = (*self._mounted, _HEALTH, *_REFLECTION)
+        collected = _Collected()
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+            reflection.aio.ReflectionServicer(names), collected
+        )
+        return {
+            f"/{service}/{method}": handler
+            for service in _REFLECTION
+            for method, handler in collected.handlers.items()
+        }
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Finds a call's handler by its full name.
+
+    The only registration that the server gets: each registered method would be one more future
+    that grpc.aio waits on, anew for every call.
+    """
+
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+        self._handlers = handlers
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+class _Collected:
+    """Takes what a generated ``add_…_to_server`` registers, as a server would."""
+
+    def __init__(self) -> None:
+        self.handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Ignored: the same handlers come by name as well."""
+
+    def add_registered_method_handlers(self, _: str, handlers: Mapping[str, Any]) -> None:
+        self.handlers = handlers
+
+
+def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+    age_ms = round(settings.max_connection_age_s * 1000)
+    return [
+        # A second server on the same port would otherwise bind silently and take half the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+        ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
+        ("grpc.max_connection_age_ms", age_ms),
+        ("grpc.max_connection_age_grace_ms", round(settings.grace_s * 1000)),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", CLIENT_PING_LEAST_MS),
+    ]
