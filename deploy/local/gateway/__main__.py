@@ -1,0 +1,132 @@
+"""``python -m deploy.local.gateway``: serve until SIGTERM or Ctrl-C.
+
+Prints ``listening on http://HOST:PORT`` once it answers. A bad option, data file or port ends it
+with one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from deploy.local.gateway.app import Latency, Simulator
+from deploy.local.gateway.ledger import Ledger
+
+_GRACE_S = 5
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling its address on stdout and leaving with exit code 0 on a signal."""
+
+    def __init__(self, config: uvicorn.Config, address: str, stopping: asyncio.Event) -> None:
+        super().__init__(config)
+        self._address = address
+        self._stopping = stopping
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(f"listening on {self._address}", flush=True)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        yield
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self.should_exit = True
+
+
+async def _serve(options: argparse.Namespace, listener: socket.socket, ledger: Ledger) -> None:
+    host, port = listener.getsockname()[:2]
+    stopping = asyncio.Event()
+    low_ms, high_ms = options.latency_ms
+    simulator = Simulator(
+        ledger=ledger,
+        secret_key=options.secret_key,
+        latency=Latency(low_ms, high_ms, options.slow_ms),
+        stopping=stopping,
+    )
+    config = uvicorn.Config(
+        simulator.app(),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    await _Server(config, f"http://{host}:{port}", stopping).serve(sockets=[listener])
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gateway", description="A payment gateway simulator.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 (default): any free port")
+    parser.add_argument("--data-file", type=Path, required=True, help="the record of all charges")
+    parser.add_argument(
+        "--secret-key-file", dest="secret_key", type=_secret_key, required=True, help="holds the merchant's secret key"
+    )
+    parser.add_argument(
+        "--latency-ms", type=_range_ms, default=(100, 500), metavar="LOW-HIGH", help="of each call"
+    )
+    parser.add_argument(
+        "--slow-ms", type=int, default=3000, help="what slow_ keys take on top (default 3000)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _secret_key(file: str) -> str:
+    try:
+        key = Path(file).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"cannot be read: {error}") from error
+    if not key or not key.isascii():
+        raise argparse.ArgumentTypeError(f"{file} holds no key")
+    return key
+
+
+def _range_ms(text: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    if not (low.isdecimal() and high.isdecimal() and dash) or int(low) > int(high):
+        raise argparse.ArgumentTypeError("must be LOW-HIGH in milliseconds, as 100-500")
+    return int(low), int(high)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code."""
+    options = _options(arguments)
+    try:
+        ledger = Ledger(options.data_file)
+    except sqlite3.Error as error:
+        print(f"gateway: cannot use {options.data_file}: {error}", file=sys.stderr)
+        return 2
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((options.host, options.port))
+                listener.listen(1024)
+            except OSError as error:
+                address = f"{options.host}:{options.port}"
+                print(f"gateway: cannot listen on {address}: {error.strerror}", file=sys.stderr)
+                return 2
+            asyncio.run(_serve(options, listener, ledger))
+    finally:
+        ledger.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The HTTP side: authentication, latency, idempotency keys in flight, and damaged deliveries."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from deploy.local.gateway.ledger import Ledger
+from deploy.local.gateway.rules import Behaviour, behaviour_of
+from deploy.local.gateway.wire import BadRequestError, Reply, error, read_cancel, read_confirm
+
+BODY_BYTES_MAX: Final = 64 * 1024
+IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 300
+RECORDS_MAX: Final = 500
+
+HOLD_S_MAX: Final = 600.0
+"""How long an unanswered call is kept open: longer than any client waits, yet not for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long a call takes, in milliseconds: drawn anew for each, and extra for ``slow_``."""
+
+    low_ms: int
+    high_ms: int
+    slow_ms: int
+
+    def half_s(self) -> float:
+        """Draw half of a call's latency, in seconds."""
+        return random.uniform(self.low_ms, self.high_ms) / 2000  # noqa: S311 - no secret
+
+
+@dataclass(slots=True)
+class Simulator:
+    """The endpoints, over one ledger."""
+
+    ledger: Ledger
+    secret_key: str
+    latency: Latency
+    stopping: asyncio.Event
+    in_flight: set[tuple[str, str]] = field(default_factory=set)
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/v1/payments/confirm", self._guarded(self._confirm), methods=["POST"]),
+                Route("/v1/payments/{key}/cancel", self._guarded(self._cancel), methods=["POST"]),
+                Route("/v1/payments/{key}", self._guarded(self._find), methods=["GET"]),
+                Route("/_simulator/charges", self._guarded(self._charges), methods=["GET"]),
+            ]
+        )
+
+    async def _confirm(self, request: Request) -> Response:
+        confirm = read_confirm(await _body(request))
+        key = _idempotency_key(request)
+        behaviour = behaviour_of(confirm.payment_key)
+        with self._in_flight(request.url.path, key) as first:
+            if not first:
+                return _response(self.ledger.turn_away("confirm", confirm.payment_key, key))
+            # The record is made in the middle of the call: a kill may come before or after it.
+            await asyncio.sleep(self.latency.half_s())
+            reply = self.ledger.confirm(confirm, key)
+            await asyncio.sleep(self.latency.half_s())
+            if behaviour is Behaviour.SLOW and reply.fresh:
+                await asyncio.sleep(self.latency.slow_ms / 1000)
+        if reply.fresh and behaviour is Behaviour.ERROR_AFTER_CHARGE:
+            reply = error("FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING")
+        if reply.fresh and behaviour is Behaviour.TIMEOUT_AFTER_CHARGE:
+            return await self._never(request)
+        return _response(reply)
+
+    async def _cancel(self, request: Request) -> Response:
+        payment_key = request.path_params["key"]
+        cancel = read_cancel(await _body(request))
+        key = _idempotency_key(request)
+        with self._in_flight(request.url.path, key) as first:
+            if not first:
+                return _response(self.ledger.turn_away("cancel", payment_key, key))
+            await asyncio.sleep(self.latency.half_s())
+            reply = self.ledger.cancel(payment_key, cancel, key)
+            await asyncio.sleep(self.latency.half_s())
+        return _response(reply)
+
+    async def _find(self, request: Request) -> Response:
+        await asyncio.sleep(self.latency.half_s())
+        reply = self.ledger.find(request.path_params["key"])
+        await asyncio.sleep(self.latency.half_s())
+        return _response(reply)
+
+    async def _charges(self, request: Request) -> Response:
+        """Tell of every payment key ever called with, in pages: ``?after=`` the last one's."""
+        records = self.ledger.records(request.query_params.get("after", ""), RECORDS_MAX)
+        return JSONResponse({"charges": records, "more": len(records) == RECORDS_MAX})
+
+    async def _never(self, request: Request) -> Response:
+        """Hold the call until its client gives up; the 504 is for a simulator that stops."""
+        gone = asyncio.create_task(_disconnected(request))
+        stopping = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait(
+            {gone, stopping}, timeout=HOLD_S_MAX, return_when=asyncio.FIRST_COMPLETED
+        )
+        gone.cancel()
+        stopping.cancel()
+        return Response(status_code=504)
+
+    @contextmanager
+    def _in_flight(self, path: str, idempotency_key: str | None) -> Iterator[bool]:
+        """Yield whether this is the only call of its idempotency key just now."""
+        if idempotency_key is None:
+            yield True
+            return
+        mark = (path, idempotency_key)
+        if mark in self.in_flight:
+            yield False
+            return
+        self.in_flight.add(mark)
+        try:
+            yield True
+        finally:
+            self.in_flight.discard(mark)
+
+    def _guarded(
+        self, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        expected = "Basic " + base64.b64encode(f"{self.secret_key}:".encode()).decode()
+
+        async def guarded(request: Request) -> Response:
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), expected.encode()):
+                return _response(error("UNAUTHORIZED_KEY"))
+            if len(_idempotency_key(request) or "") > IDEMPOTENCY_KEY_CHARACTERS_MAX:
+                return _response(error("INVALID_IDEMPOTENCY_KEY"))
+            try:
+                return await endpoint(request)
+            except BadRequestError:
+                return _response(error("INVALID_REQUEST"))
+
+        return guarded
+
+
+def _idempotency_key(request: Request) -> str | None:
+    return request.headers.get("idempotency-key")
+
+
+async def _body(request: Request) -> bytes:
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > BODY_BYTES_MAX:
+            raise BadRequestError
+    return bytes(received)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _response(reply: Reply) -> Response:
+    return JSONResponse(reply.body, status_code=reply.status)

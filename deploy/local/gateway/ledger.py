@@ -1,0 +1,293 @@
+"""The gateway's durable truth: payments, cancels, calls and kept answers in one SQLite file.
+
+Every decision is one transaction, flushed to disk before anything of it is told, so that neither
+kill -9 nor a lost reply can make the record and the answer differ. One charge per payment key,
+ever, is the primary key of ``payments``.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from deploy.local.gateway.rules import Behaviour, behaviour_of
+from deploy.local.gateway.wire import Cancel, Confirm, Reply, error
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS payments (
+    payment_key     TEXT PRIMARY KEY,
+    order_id        TEXT NOT NULL,
+    status          TEXT NOT NULL,
+    currency        TEXT NOT NULL,
+    total_amount    INTEGER NOT NULL CHECK (total_amount > 0),
+    balance_amount  INTEGER NOT NULL CHECK (balance_amount BETWEEN 0 AND total_amount),
+    transaction_key TEXT NOT NULL UNIQUE,
+    requested_at    TEXT NOT NULL,
+    approved_at     TEXT,
+    failure_code    TEXT
+) STRICT;
+CREATE TABLE IF NOT EXISTS cancels (
+    transaction_key TEXT PRIMARY KEY,
+    payment_key     TEXT NOT NULL REFERENCES payments,
+    amount          INTEGER NOT NULL CHECK (amount > 0),
+    reason          TEXT NOT NULL,
+    canceled_at     TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS cancels_by_payment ON cancels (payment_key);
+CREATE TABLE IF NOT EXISTS calls (
+    call_id         INTEGER PRIMARY KEY,
+    operation       TEXT NOT NULL,
+    payment_key     TEXT NOT NULL,
+    idempotency_key TEXT,
+    http_status     INTEGER NOT NULL,
+    called_at       TEXT NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS calls_by_payment ON calls (payment_key);
+CREATE TABLE IF NOT EXISTS answers (
+    address         TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    http_status     INTEGER NOT NULL,
+    body            TEXT NOT NULL,
+    PRIMARY KEY (address, idempotency_key)
+) STRICT;
+"""
+
+_SEOUL: Final = timezone(timedelta(hours=9))
+_CONFIRM_ADDRESS: Final = "POST /v1/payments/confirm"
+_SERVER_ERROR: Final = 500
+
+
+class Ledger:
+    """The record, in one file. For one thread; every call blocks for a flush at most."""
+
+    def __init__(self, data_file: Path) -> None:
+        """Open or create the file; sqlite3.Error when it cannot be used."""
+        self._db = sqlite3.connect(data_file, isolation_level=None)
+        try:
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def confirm(self, request: Confirm, idempotency_key: str | None) -> Reply:
+        """Charge, decline or fail by the key's prefix, and keep the answer."""
+        return self._once(
+            ("confirm", request.payment_key),
+            _CONFIRM_ADDRESS,
+            idempotency_key,
+            lambda: self._decide_confirm(request),
+        )
+
+    def cancel(self, payment_key: str, request: Cancel, idempotency_key: str | None) -> Reply:
+        """Give back all that is left, or the amount asked for, and keep the answer."""
+        return self._once(
+            ("cancel", payment_key),
+            f"POST /v1/payments/{payment_key}/cancel",
+            idempotency_key,
+            lambda: self._decide_cancel(payment_key, request),
+        )
+
+    def find(self, payment_key: str) -> Reply:
+        """Return the payment as it stands."""
+        payment = self._payment(payment_key)
+        return error("NOT_FOUND_PAYMENT") if payment is None else Reply(200, payment)
+
+    def turn_away(self, operation: str, payment_key: str, idempotency_key: str | None) -> Reply:
+        """Count a call whose twin is in progress, and refuse it."""
+        reply = error("IDEMPOTENT_REQUEST_PROCESSING")
+        with self._transaction():
+            self._count(operation, payment_key, idempotency_key, reply.status)
+        return reply
+
+    def records(self, after: str, limit: int) -> list[dict[str, Any]]:
+        """Return up to ``limit`` keys above ``after``, each with its payment and call counts."""
+        keys = self._db.execute(
+            "SELECT payment_key, sum(operation = 'confirm') AS confirms,"
+            " sum(operation = 'cancel') AS cancels FROM calls WHERE payment_key > ?"
+            " GROUP BY payment_key ORDER BY payment_key LIMIT ?",
+            (after, limit),
+        ).fetchall()
+        return [
+            {
+                "paymentKey": row["payment_key"],
+                "confirmCalls": row["confirms"],
+                "cancelCalls": row["cancels"],
+                "payment": self._payment(row["payment_key"]),
+            }
+            for row in keys
+        ]
+
+    def _once(
+        self,
+        call: tuple[str, str],
+        address: str,
+        idempotency_key: str | None,
+        decide: Callable[[], Reply],
+    ) -> Reply:
+        operation, payment_key = call
+        with self._transaction():
+            kept = self._kept(address, idempotency_key)
+            reply = kept or decide()
+            self._count(operation, payment_key, idempotency_key, reply.status)
+            if kept is None and idempotency_key is not None and reply.status < _SERVER_ERROR:
+                self._db.execute(
+                    "INSERT INTO answers VALUES (?, ?, ?, ?)",
+                    (address, idempotency_key, reply.status, json.dumps(reply.body)),
+                )
+        return reply
+
+    def _kept(self, address: str, idempotency_key: str | None) -> Reply | None:
+        # As Toss does: key and address decide, the body is not compared. Another payment under a
+        # key once used is answered with the first payment, and the client had better notice.
+        row = self._db.execute(
+            "SELECT http_status, body FROM answers WHERE address = ? AND idempotency_key = ?",
+            (address, idempotency_key),
+        ).fetchone()
+        return None if row is None else Reply(row["http_status"], json.loads(row["body"]))
+
+    def _decide_confirm(self, request: Confirm) -> Reply:
+        if self._payment(request.payment_key) is not None:
+            return error("ALREADY_PROCESSED_PAYMENT")
+        match behaviour_of(request.payment_key):
+            case Behaviour.DECLINE:
+                return self._decline(request, "REJECT_CARD_PAYMENT")
+            case Behaviour.ERROR if self._confirms(request.payment_key) == 0:
+                return error("FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING")
+            case Behaviour.ERROR:
+                return self._decline(request, "REJECT_CARD_COMPANY")
+            case _:
+                payment = self._record(request, "DONE", None)
+                return Reply(200, payment, fresh=True)
+
+    def _decline(self, request: Confirm, code: str) -> Reply:
+        self._record(request, "ABORTED", code)
+        return error(code)
+
+    def _decide_cancel(self, payment_key: str, request: Cancel) -> Reply:
+        payment = self._payment(payment_key)
+        if payment is None:
+            return error("NOT_FOUND_PAYMENT")
+        if payment["status"] == "CANCELED":
+            return error("ALREADY_CANCELED_PAYMENT")
+        if payment["status"] not in {"DONE", "PARTIAL_CANCELED"}:
+            return error("NOT_CANCELABLE_PAYMENT")
+        left = payment["balanceAmount"]
+        amount = left if request.amount is None else request.amount
+        if amount > left:
+            return error("NOT_CANCELABLE_AMOUNT")
+        transaction_key = uuid.uuid4().hex
+        self._db.execute(
+            "INSERT INTO cancels VALUES (?, ?, ?, ?, ?)",
+            (transaction_key, payment_key, amount, request.reason, _now()),
+        )
+        self._db.execute(
+            "UPDATE payments SET status = ?, balance_amount = ?, transaction_key = ?"
+            " WHERE payment_key = ?",
+            (
+                "CANCELED" if amount == left else "PARTIAL_CANCELED",
+                left - amount,
+                transaction_key,
+                payment_key,
+            ),
+        )
+        return Reply(200, self._payment(payment_key) or {}, fresh=True)
+
+    def _record(self, request: Confirm, status: str, failure_code: str | None) -> dict[str, Any]:
+        now = _now()
+        self._db.execute(
+            "INSERT INTO payments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                request.payment_key,
+                request.order_id,
+                status,
+                request.currency,
+                request.amount,
+                request.amount,
+                uuid.uuid4().hex,
+                now,
+                now if status == "DONE" else None,
+                failure_code,
+            ),
+        )
+        return self._payment(request.payment_key) or {}
+
+    def _payment(self, payment_key: str) -> dict[str, Any] | None:
+        row = self._db.execute(
+            "SELECT * FROM payments WHERE payment_key = ?", (payment_key,)
+        ).fetchone()
+        if row is None:
+            return None
+        cancels = self._db.execute(
+            "SELECT * FROM cancels WHERE payment_key = ? ORDER BY canceled_at", (payment_key,)
+        ).fetchall()
+        failure = row["failure_code"]
+        return {
+            "mId": "tally-local",
+            "version": "2022-11-16",
+            "paymentKey": row["payment_key"],
+            "orderId": row["order_id"],
+            "status": row["status"],
+            "currency": row["currency"],
+            "totalAmount": row["total_amount"],
+            "balanceAmount": row["balance_amount"],
+            "method": "카드",
+            "requestedAt": row["requested_at"],
+            "approvedAt": row["approved_at"],
+            "lastTransactionKey": row["transaction_key"],
+            "cancels": [_cancel_object(cancel) for cancel in cancels] or None,
+            "failure": None if failure is None else error(failure).body,
+        }
+
+    def _confirms(self, payment_key: str) -> int:
+        row = self._db.execute(
+            "SELECT count(*) FROM calls WHERE payment_key = ? AND operation = 'confirm'",
+            (payment_key,),
+        ).fetchone()
+        return int(row[0])
+
+    def _count(
+        self, operation: str, payment_key: str, idempotency_key: str | None, http_status: int
+    ) -> None:
+        self._db.execute(
+            "INSERT INTO calls (operation, payment_key, idempotency_key, http_status, called_at)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (operation, payment_key, idempotency_key, http_status, _now()),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+def _cancel_object(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "transactionKey": row["transaction_key"],
+        "cancelAmount": row["amount"],
+        "cancelReason": row["reason"],
+        "canceledAt": row["canceled_at"],
+        "cancelStatus": "DONE",
+    }
+
+
+def _now() -> str:
+    return datetime.now(_SEOUL).isoformat(timespec="milliseconds")
