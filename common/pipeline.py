@@ -203,9 +203,9 @@ class Pipeline:
         refusal = self._refusal(method, error)
         if refusal is None:
             return
-        metrics.CALLS.labels(method, refusal.code.name).inc()
         status = to_status(refusal)
-        code = GRPC_CODES[Code[refusal.code.name]]
+        code = GRPC_CODES[status.code]
+        metrics.CALLS.labels(method, code.name).inc()
         await context.abort(
             code, status.message, (*self._trailing, (DETAILS_KEY, status.SerializeToString()))
         )

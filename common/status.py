@@ -32,9 +32,10 @@ METADATA_MAX: Final = 8
 FIELDS_MAX: Final = 10
 QUOTA_MAX: Final = 4
 
-GRPC_CODES: Final = {code: grpc.StatusCode[code.name] for code in Code}
-_CODES: Final = {grpc_code: code for code, grpc_code in GRPC_CODES.items()}
+_CODES: Final = {grpc.StatusCode[code.name]: code for code in Code}
 _NUMBERS: Final = {code: code_pb2.Code.Value(code.name) for code in Code}
+GRPC_CODES: Final = {number: grpc.StatusCode[code.name] for code, number in _NUMBERS.items()}
+"""gRPC's codes by the number that a google.rpc.Status has."""
 
 PEER_UNAVAILABLE: Final = "PEER_UNAVAILABLE"
 _PEER_SILENT: Final = "A service that this call needs did not answer."

@@ -1,0 +1,157 @@
+"""Runs a service as a process: ``python -m <service>`` serves, ``… migrate`` migrates.
+
+Serving ends on SIGTERM or SIGINT: NOT_SERVING, then no new calls, then what runs ends, then
+connections close, then exit 0. A second signal ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import structlog
+import uvloop
+
+from common import logs
+from common.metrics import MetricsPage
+from common.server import GrpcServer, PortTaken
+from common.settings import ServiceSettings, SettingsError, load, split_host_port
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from common.health import Ready
+
+S = TypeVar("S", bound=ServiceSettings)
+
+FAILED: Final = 1
+USAGE: Final = 2
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """One gRPC service of a process: its generated ``add_…_to_server``, servicer and full name."""
+
+    add: Callable[[Any, Any], None]
+    servicer: object
+    full_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What a service's wiring hands over to be served.
+
+    ``ready`` returns while the service can serve and raises with the reason when it cannot.
+    """
+
+    services: Sequence[Mounted]
+    ready: Ready
+
+
+def main(
+    settings_type: type[S],
+    build: Callable[[S], AbstractAsyncContextManager[Application]],
+    migrate: Callable[[S], Awaitable[None]],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """The whole of a service's ``__main__``. Ends the process: 0 well, 1 failed, 2 told wrongly.
+
+    ``build`` opens what the service needs and closes it again after the last call has ended; tasks
+    of its own belong inside it.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments not in ([], ["migrate"]):
+        sys.stderr.write(f"usage: python -m {settings_type.service}_service [migrate]\n")
+        raise SystemExit(USAGE)
+    command = "migrate" if arguments else "serve"
+    settings = load(settings_type, "migrate" if arguments else "serve")
+    logs.configure(
+        service=settings.service,
+        replica=settings.replica,
+        level=settings.log_level,
+        output=settings.log_format,
+    )
+    try:
+        uvloop.run(_migrate(settings, migrate) if arguments else serve(settings, build))
+    except (SettingsError, PortTaken) as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(FAILED) from None
+    except Exception as error:  # noqa: BLE001 - the process ends, and says why in one line
+        if not arguments:
+            _log.critical("failed", exc_info=True)
+        first_line = (str(error).strip() or "no further text").splitlines()[0]
+        told = logs.masked(f"{type(error).__name__}: {first_line}")
+        sys.stderr.write(f"{settings.service} could not {command}: {told}\n")
+        raise SystemExit(FAILED) from None
+
+
+async def serve(
+    settings: S,
+    build: Callable[[S], AbstractAsyncContextManager[Application]],
+    *,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serves until a signal comes, or until ``stop`` is set where one is given."""
+    stop = stop or _stop_on_signals()
+    page: MetricsPage | None = None
+    if settings.metrics_port:
+        page = _metrics_page(settings)
+    try:
+        async with build(settings) as application:
+            server = GrpcServer(settings, ready=application.ready)
+            for mounted in application.services:
+                server.mount(mounted.add, mounted.servicer, mounted.full_name)
+            await server.start()
+            try:
+                await _first(stop.wait(), server.ended())
+            finally:
+                await server.drain()
+    finally:
+        if page is not None:
+            page.close()
+
+
+async def _migrate(settings: S, migrate: Callable[[S], Awaitable[None]]) -> None:
+    await migrate(settings)
+    _log.info("migrated")
+
+
+def _metrics_page(settings: ServiceSettings) -> MetricsPage:
+    host = split_host_port(settings.bind)[0].strip("[]")
+    try:
+        return MetricsPage(host, settings.metrics_port)
+    except OSError:
+        raise PortTaken(f"{host}:{settings.metrics_port}") from None
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def told(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told, number)
+    return stop
+
+
+async def _first(*waits: Awaitable[Any]) -> None:
+    """Returns when one of them does; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
