@@ -138,7 +138,7 @@ class PostgresServer:
     def start(self) -> None:
         """Make the data directory if there is none, and return once logins are accepted."""
         self._prepare_directory()
-        self._clear_survivor()
+        self.clear_survivor()
         wanted, attempts = self.port, 1 if self.port else FREE_PORT_ATTEMPTS
         if wanted:
             require_free_port(wanted, "PostgreSQL")
@@ -259,7 +259,7 @@ class PostgresServer:
     def _pid_file(self) -> Path:
         return self.pgdata / "postmaster.pid"
 
-    def _clear_survivor(self) -> None:
+    def clear_survivor(self) -> None:
         """Stop a server that still runs here, and unmask a pid that is not a server's any more.
 
         Only one runner at a time uses a data directory, so a server found here is nobody's.

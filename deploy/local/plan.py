@@ -1,0 +1,159 @@
+"""What a stack consists of: its processes, ports, addresses and environments.
+
+Ports on 127.0.0.1, from the base P (default 50050): P+1 balance, P+2 coupon, P+3 order,
+P+4 payment, and 100 more for each further replica; P+5 gateway simulator, P+6 PostgreSQL,
+P+7 Valkey.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from deploy.local.errors import RunnerError
+from deploy.local.postgres_roles import ROLE_KINDS, ServiceUrls
+from deploy.local.processes import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROJECT: Final = Path(__file__).resolve().parents[2]
+DEFAULT_DATA_DIR: Final = PROJECT / ".tally" / "data"
+PORT_OFFSETS: Final = {"balance": 1, "coupon": 2, "order": 3, "payment": 4}
+GATEWAY_OFFSET, POSTGRES_OFFSET, VALKEY_OFFSET = 5, 6, 7
+REPLICA_STEP: Final = 100
+PORT_MAX: Final = 65535
+
+
+def services() -> tuple[str, ...]:
+    """Return the services of this checkout, in the order of their ports."""
+    return tuple(
+        name for name in PORT_OFFSETS if (PROJECT / f"{name}_service/__main__.py").exists()
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One stack. Raises RunnerError for numbers that do not fit."""
+
+    data_dir: Path = DEFAULT_DATA_DIR
+    replicas: int = 2
+    base_port: int = 50050
+    gateway_latency_ms: tuple[int, int] = (100, 500)
+    redis: bool = True
+    ready_file: Path | None = None
+    services: tuple[str, ...] = dataclasses.field(default_factory=services)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= REPLICA_STEP:
+            raise RunnerError(f"replicas must be from 1 to {REPLICA_STEP}, not {self.replicas}")
+        highest = self.base_port + VALKEY_OFFSET + REPLICA_STEP * (self.replicas - 1)
+        if self.base_port < 1024 or highest > PORT_MAX:
+            raise RunnerError(
+                f"base port must be at least 1024 and the last port ({highest}) at most {PORT_MAX}"
+            )
+        low, high = self.gateway_latency_ms
+        if not 0 <= low <= high <= 60_000:
+            raise RunnerError("gateway latency must be LOW-HIGH with 0 <= LOW <= HIGH <= 60000")
+
+    def port(self, service: str, replica: int) -> int:
+        return self.base_port + PORT_OFFSETS[service] + REPLICA_STEP * replica
+
+    def addresses(self, service: str) -> list[str]:
+        return [f"{HOST}:{self.port(service, replica)}" for replica in range(self.replicas)]
+
+    @property
+    def gateway_port(self) -> int:
+        return self.base_port + GATEWAY_OFFSET
+
+    @property
+    def postgres_port(self) -> int:
+        return self.base_port + POSTGRES_OFFSET
+
+    @property
+    def valkey_port(self) -> int:
+        return self.base_port + VALKEY_OFFSET
+
+
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """Servers that the environment names and the runner therefore does not start."""
+
+    databases: Mapping[str, ServiceUrls]
+    redis_url: str | None
+    gateway_url: str | None
+    gateway_secret_key: str
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], wanted: tuple[str, ...]) -> Outside:
+        databases = {}
+        for service in wanted:
+            prefix = f"TALLY_{service.upper()}_"
+            names = dict(zip(ROLE_KINDS, ("OWNER_DATABASE_URL", "DATABASE_URL"), strict=False))
+            names |= {"audit": "AUDIT_DATABASE_URL"}
+            given = {kind: environment.get(prefix + name, "") for kind, name in names.items()}
+            if not given["runtime"]:
+                continue
+            if not given["owner"]:
+                raise RunnerError(
+                    f"{prefix}DATABASE_URL is set and {prefix}OWNER_DATABASE_URL is not: "
+                    "the owner is needed to migrate"
+                )
+            databases[service] = ServiceUrls(**given)
+        return cls(
+            databases,
+            environment.get("TALLY_REDIS_URL") or None,
+            environment.get("TALLY_PAYMENT_GATEWAY_URL") or None,
+            environment.get("TALLY_PAYMENT_GATEWAY_SECRET_KEY", ""),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Backends:
+    """What the services of a stack talk to, whoever started it. An empty redis_url means none."""
+
+    databases: Mapping[str, ServiceUrls]
+    redis_url: str
+    gateway_url: str
+    gateway_secret_key: str
+
+
+def plain_environment() -> dict[str, str]:
+    """Return the user's environment without the secrets: each child gets only its own."""
+    secret = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not (name.startswith("TALLY_") and name.endswith(secret))
+    }
+
+
+def migration_environment(service: str, backends: Backends) -> dict[str, str]:
+    urls = backends.databases[service]
+    return plain_environment() | {f"TALLY_{service.upper()}_OWNER_DATABASE_URL": urls.owner}
+
+
+def replica_environment(
+    plan: Plan, service: str, replica: int, backends: Backends
+) -> dict[str, str]:
+    settings = {
+        "DATABASE_URL": backends.databases[service].runtime,
+        "REDIS_URL": backends.redis_url,
+        "BIND": f"{HOST}:{plan.port(service, replica)}",
+        "REPLICA": f"{service}-{replica}",
+    }
+    if service == "order":
+        settings |= {
+            f"{peer.upper()}_ADDRESS": ",".join(plan.addresses(peer))
+            for peer in ("balance", "coupon", "payment")
+        }
+    if service == "payment":
+        settings |= {
+            "GATEWAY_URL": backends.gateway_url,
+            "GATEWAY_SECRET_KEY": backends.gateway_secret_key,
+        }
+    named = {f"TALLY_{service.upper()}_{name}": value for name, value in settings.items()}
+    # A stack on one's own machine is for looking around, which grpcurl does by reflection.
+    return {"TALLY_REFLECTION": "true"} | plain_environment() | named
