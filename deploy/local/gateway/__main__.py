@@ -76,7 +76,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 (default): any free port")
     parser.add_argument("--data-file", type=Path, required=True, help="the record of all charges")
     parser.add_argument(
-        "--secret-key-file", dest="secret_key", type=_secret_key, required=True, help="holds the merchant's secret key"
+        "--secret-key-file",
+        dest="secret_key",
+        type=_secret_key,
+        required=True,
+        help="holds the merchant's secret key",
     )
     parser.add_argument(
         "--latency-ms", type=_range_ms, default=(100, 500), metavar="LOW-HIGH", help="of each call"
