@@ -232,7 +232,8 @@ class Answers:
 
 def _find(table: sa.Table) -> sa.Executable:
     asked = unnest("asked", method=sa.Text, scope=sa.Text, request_id=sa.Text)
-    same = sa.and_(*(table.c[name] == asked.c[name] for name in asked.c))
+    key = ("method", "scope", "request_id")
+    same = sa.and_(*(table.c[name] == asked.c[name] for name in key))
     return sa.select(table).join_from(asked, table, same)
 
 

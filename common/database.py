@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from common.settings import ServiceSettings
 
 CONNECT_TIMEOUT_S: Final = 3.0
 POOL_TIMEOUT_S: Final = 3.0
@@ -17,8 +21,8 @@ POOL_TIMEOUT_S: Final = 3.0
 def open_engine(
     url: str,
     *,
-    application_name: str,
-    pool_size: int,
+    application_name: str = "tally",
+    pool_size: int = 5,
     lock_timeout_ms: int = 1_000,
     statement_timeout_ms: int = 5_000,
 ) -> AsyncEngine:
@@ -51,6 +55,20 @@ def open_engine(
             },
         },
     )
+
+
+@asynccontextmanager
+async def open_database(settings: ServiceSettings) -> AsyncIterator[AsyncEngine]:
+    """The service's engine, from its settings; closed at the end of the block."""
+    engine = open_engine(
+        settings.database_url.get_secret_value(),
+        application_name=f"tally {settings.service} {settings.replica}",
+        pool_size=settings.pool_size,
+    )
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
 
 
 def reads(engine: AsyncEngine) -> AsyncEngine:

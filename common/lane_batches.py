@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from common.answers import AnswerTaken
 from common.database import UNIQUE_VIOLATION, Fault, classify, constraint, sqlstate
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Refusal
+from common.metrics import REGISTRY
 
 if TYPE_CHECKING:
     from common.lanes import Decide, Entry
@@ -38,11 +39,17 @@ _PAUSE_S: Final = 0.01
 
 _sizes = Histogram(
     "tally_lane_batch_commands",
-    "Commands decided in one transaction",
-    ["lane"],
+    "Commands decided together.",
+    ("lane",),
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    registry=REGISTRY,
 )
-_faults = Counter("tally_lane_faults_total", "Batches that failed, by what of", ["lane", "fault"])
+_faults = Counter(
+    "tally_lane_faults",
+    "Transactions that failed and were tried again, halved or given up, by what went wrong.",
+    ("lane", "fault"),
+    registry=REGISTRY,
+)
 _log = structlog.stdlib.get_logger()
 
 

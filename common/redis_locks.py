@@ -6,7 +6,8 @@ answer within 100 ms counts as absent, and a breaker takes the whole line away w
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -19,7 +20,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from common.ids import new_id
-from common.locking import Grant
+from common.locking import Grant, Locks, NoLocks
+from common.metrics import REGISTRY
 
 TIMEOUT_S: Final = 0.1
 LEASE_MS: Final = 2_000
@@ -43,8 +45,15 @@ end
 return freed
 """
 
-_calls = Counter("tally_lock_keys_total", "Lock keys asked for, by what came of it", ["outcome"])
-_absent = Gauge("tally_lock_absent", "1 while locking goes on without Redis")
+_calls = Counter(
+    "tally_lock_keys",
+    "Lock keys asked for, by what came of it: held, busy or absent (Redis away).",
+    ("outcome",),
+    registry=REGISTRY,
+)
+_absent = Gauge(
+    "tally_lock_absent", "1 while locking goes on without Redis, else 0.", registry=REGISTRY
+)
 _log = structlog.stdlib.get_logger()
 
 
@@ -62,6 +71,19 @@ def open_redis(url: str) -> Redis:
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
+
+
+@asynccontextmanager
+async def open_locks(url: str) -> AsyncIterator[Locks]:
+    """The first line of defence at ``url``; an empty one means there is none."""
+    if not url:
+        yield NoLocks()
+        return
+    redis = open_redis(url)
+    try:
+        yield RedisLocks(redis)
+    finally:
+        await redis.aclose()
 
 
 class RedisLocks:

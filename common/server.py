@@ -56,6 +56,7 @@ class GrpcServer:
         )
         self._server = grpc.aio.server(options=_options(settings))
         self._probing: asyncio.Task[None] | None = None
+        self._ended: asyncio.Task[bool] | None = None
 
     def mount(self, add: Callable[[Any, Any], None], servicer: object, full_name: str) -> None:
         """Serves ``servicer``, registered by its generated ``add_…_to_server``.
@@ -86,6 +87,9 @@ class GrpcServer:
         if port == 0:
             raise PortTaken(self._settings.bind)
         await self._server.start()
+        # Made once and never cancelled: cancelling it cancels the future that stop() waits for, and
+        # calls that still run would be cut off.
+        self._ended = asyncio.create_task(self._server.wait_for_termination())
         self._probing = asyncio.create_task(
             self.health.follow(self._ready, self._settings.readiness_interval_s)
         )
@@ -111,7 +115,8 @@ class GrpcServer:
 
     async def ended(self) -> None:
         """Returns when the server has stopped, for whatever reason."""
-        await self._server.wait_for_termination()
+        assert self._ended is not None
+        await asyncio.shield(self._ended)
 
     def _reflection(self) -> dict[str, Any]:
         names = (*self._mounted, _HEALTH, *_REFLECTION)

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
+from tests.support.databases import Databases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,3 +26,9 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeySe
     """One Valkey for the whole run; each test uses keys of its own, or flushes it."""
     with ValkeyServer(tmp_path_factory.mktemp("valkey")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def databases(postgres_server: PostgresServer) -> Databases:
+    """Where a test gets a migrated database of its own from."""
+    return Databases(postgres_server)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -41,3 +41,14 @@ def migrate_connection(connection: sa.Connection, versions: Path) -> None:
     config.attributes["connection"] = connection
     logging.getLogger("alembic").setLevel(logging.WARNING)
     command.upgrade(config, "head")
+
+
+def execute(*scripts: str) -> None:
+    """Run SQL scripts inside a migration, statement by statement: a prepared one may hold no more.
+
+    A statement ends with a semicolon at the end of a line.
+    """
+    for script in scripts:
+        for statement in script.split(";\n"):
+            if statement.strip():
+                op.execute(statement)

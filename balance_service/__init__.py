@@ -1,0 +1,1 @@
+"""Wallets: charge, deduct, refund, and the ledger from which every balance can be rebuilt."""

@@ -1,0 +1,222 @@
+"""Accounts and the rules of money in them. Pure: no I/O, no clock, nothing asynchronous.
+
+An account is (user, currency). Every change of it is a ledger entry; its version is the entry's
+sequence, so the ledger alone rebuilds every balance there has ever been.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from balance_service.errors import (
+    AccountNotFound,
+    BalanceLimitExceeded,
+    DeductionCancelled,
+    InsufficientFunds,
+)
+from common.answers import RequestKey, digest_of
+from common.money import BALANCE_MAX, Money
+
+BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class AccountId(NamedTuple):
+    """A user's money in one currency."""
+
+    user_id: str
+    currency_code: str
+
+
+class Kind(enum.StrEnum):
+    """Why a balance changed."""
+
+    CHARGE = "CHARGE"
+    DEDUCT = "DEDUCT"
+    REFUND = "REFUND"
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeBalance:
+    """Add to the account, opening it if need be."""
+
+    user_id: str
+    amount: Money
+    request_id: str
+
+    @property
+    def account_id(self) -> AccountId:
+        return AccountId(self.user_id, self.amount.currency_code)
+
+    @property
+    def key(self) -> RequestKey:
+        return RequestKey("ChargeBalance", self.user_id, self.request_id)
+
+    @property
+    def digest(self) -> bytes:
+        return digest_of(self.amount.currency_code, self.amount.amount_minor)
+
+
+@dataclass(frozen=True, slots=True)
+class DeductBalance:
+    """Take from the account, if it holds enough."""
+
+    user_id: str
+    amount: Money
+    request_id: str
+    order_id: str | None
+
+    @property
+    def account_id(self) -> AccountId:
+        return AccountId(self.user_id, self.amount.currency_code)
+
+    @property
+    def key(self) -> RequestKey:
+        return deduct_key(self.user_id, self.request_id)
+
+    @property
+    def digest(self) -> bytes:
+        return digest_of(self.amount.currency_code, self.amount.amount_minor, self.order_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RefundDeduction:
+    """Put a deduction back, once, or keep it from ever happening."""
+
+    user_id: str
+    deduct_request_id: str
+    request_id: str
+
+    @property
+    def key(self) -> RequestKey:
+        return RequestKey("RefundDeduction", self.user_id, self.request_id)
+
+    @property
+    def deduct_key(self) -> RequestKey:
+        return deduct_key(self.user_id, self.deduct_request_id)
+
+    @property
+    def digest(self) -> bytes:
+        return digest_of(self.deduct_request_id)
+
+
+Command = ChargeBalance | DeductBalance | RefundDeduction
+
+
+def deduct_key(user_id: str, request_id: str) -> RequestKey:
+    """Under which a deduction is answered, or cancelled by its refund."""
+    return RequestKey("DeductBalance", user_id, request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change of one account, for good. ``amount`` is signed; ``sequence`` has no gaps."""
+
+    entry_id: str
+    account_id: AccountId
+    sequence: int
+    kind: Kind
+    amount_minor: int
+    balance_after_minor: int
+    request_id: str
+    order_id: str | None
+    refund_of: str | None
+    """A refund's deduct_request_id."""
+    create_time: datetime
+
+
+@dataclass(slots=True)
+class Account:
+    """A balance, as it was loaded and as this batch changes it."""
+
+    id: AccountId
+    available_minor: int = 0
+    version: int = 0
+    update_time: datetime = BEGINNING
+    loaded_version: int = field(init=False)
+    entries: list[Entry] = field(init=False, default_factory=list)
+    """The entries of this batch, to be saved with the account."""
+
+    def __post_init__(self) -> None:
+        self.loaded_version = self.version
+
+    @property
+    def exists(self) -> bool:
+        """An account begins with its first entry; before that its row is only a place to wait."""
+        return self.version > 0
+
+    def charge(self, command: ChargeBalance, entry_id: str, now: datetime) -> Entry:
+        """Add the amount. Raises BalanceLimitExceeded."""
+        amount = command.amount.amount_minor
+        if self.available_minor + amount > BALANCE_MAX:
+            raise BalanceLimitExceeded(user_id=self.id.user_id, currency_code=self.id.currency_code)
+        return self._enter(entry_id, Kind.CHARGE, amount, now, command.request_id)
+
+    def deduct(self, command: DeductBalance, entry_id: str, now: datetime) -> Entry:
+        """Take the amount. Raises InsufficientFunds."""
+        amount = command.amount.amount_minor
+        if amount > self.available_minor:
+            raise InsufficientFunds(
+                user_id=self.id.user_id,
+                currency_code=self.id.currency_code,
+                available=self.available_minor,
+                asked=amount,
+            )
+        return self._enter(
+            entry_id, Kind.DEDUCT, -amount, now, command.request_id, order_id=command.order_id
+        )
+
+    def refund(
+        self, command: RefundDeduction, deduction: Entry, entry_id: str, now: datetime
+    ) -> Entry:
+        """Put the whole deduction back. Never refused, not even above the limit for charges."""
+        assert deduction.account_id == self.id
+        return self._enter(
+            entry_id,
+            Kind.REFUND,
+            -deduction.amount_minor,
+            now,
+            command.request_id,
+            order_id=deduction.order_id,
+            refund_of=deduction.request_id,
+        )
+
+    def _enter(
+        self,
+        entry_id: str,
+        kind: Kind,
+        amount_minor: int,
+        now: datetime,
+        request_id: str,
+        *,
+        order_id: str | None = None,
+        refund_of: str | None = None,
+    ) -> Entry:
+        self.available_minor += amount_minor
+        self.version += 1
+        # The database's clock may be set back; an account's history is not.
+        self.update_time = max(self.update_time, now)
+        entry = Entry(
+            entry_id,
+            self.id,
+            self.version,
+            kind,
+            amount_minor,
+            self.available_minor,
+            request_id,
+            order_id,
+            refund_of,
+            self.update_time,
+        )
+        self.entries.append(entry)
+        return entry
+
+
+def account_not_found(account_id: AccountId) -> AccountNotFound:
+    return AccountNotFound(user_id=account_id.user_id, currency_code=account_id.currency_code)
+
+
+def deduction_cancelled(command: DeductBalance) -> DeductionCancelled:
+    return DeductionCancelled(user_id=command.user_id, request_id=command.request_id)

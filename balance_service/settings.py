@@ -1,0 +1,15 @@
+"""The balance service's settings: those every service has, with its own defaults."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from common.settings import BindAddress, ServiceSettings
+
+
+class BalanceSettings(ServiceSettings):
+    """Read from ``TALLY_BALANCE_…`` and ``TALLY_…``."""
+
+    service: ClassVar[str] = "balance"
+
+    bind: BindAddress = "127.0.0.1:50051"

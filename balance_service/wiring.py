@@ -1,0 +1,52 @@
+"""Builds the balance service and connects its layers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from balance_service.servicer import BalanceServicer
+from balance_service.settings import BalanceSettings
+from balance_service.tables import SCHEMA
+from balance_service.use_cases import Balances
+from common.background import periodically
+from common.database import check_ready, open_database
+from common.migrations import migrate as migrate_database
+from common.redis_locks import open_locks
+from common.runtime import Application, Mounted
+from tally.balance.v1 import balance_pb2_grpc
+
+VERSIONS: Final = Path(__file__).parent / "migrations"
+CLEAN_UP_S: Final = 600.0
+
+
+async def migrate(settings: BalanceSettings) -> None:
+    """Bring the database to this release's schema."""
+    await migrate_database(settings.owner_database_url.get_secret_value(), VERSIONS)
+
+
+@asynccontextmanager
+async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
+    """Open what the service needs; close it when the last call has ended."""
+    async with (
+        open_database(settings) as engine,
+        open_locks(settings.redis_url.get_secret_value()) as locks,
+    ):
+        balances = Balances(engine, locks)
+        try:
+            async with periodically("clean_up_answers", CLEAN_UP_S, balances.clean_up):
+                yield Application(
+                    services=[
+                        Mounted(
+                            balance_pb2_grpc.add_BalanceServiceServicer_to_server,
+                            BalanceServicer(balances),
+                            "tally.balance.v1.BalanceService",
+                        )
+                    ],
+                    ready=partial(check_ready, engine, schema=SCHEMA),
+                )
+        finally:
+            await balances.lane.close()

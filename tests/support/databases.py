@@ -1,0 +1,44 @@
+"""A database of its own for every test, cloned from one that was migrated once."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.migrations import migrate
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+
+ROOT = Path(__file__).parents[2]
+
+
+class Databases:
+    """Clones of each service's migrated database."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self._templates: dict[str, str] = {}
+
+    @contextmanager
+    def clone(self, service: str) -> Iterator[ServiceUrls]:
+        """A fresh database of ``service`` with its newest schema, dropped afterwards."""
+        template = self._template(service)
+        name = f"test_{service}_{uuid.uuid4().hex[:12]}"
+        urls = self.server.create_database(name, service=service, template=template)
+        try:
+            yield urls
+        finally:
+            self.server.drop_database(name)
+
+    def _template(self, service: str) -> str:
+        if service not in self._templates:
+            self.server.provision(service)
+            name = f"template_{service}_{uuid.uuid4().hex[:12]}"
+            urls = self.server.create_database(name, service=service)
+            versions = ROOT / f"{service}_service" / "migrations"
+            asyncio.run(migrate(urls.owner, versions))
+            self._templates[service] = name
+        return self._templates[service]

@@ -1,0 +1,77 @@
+"""Replicas of a service inside the test's own process: real server, real port, real database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from common.clients import open_channel
+from common.runtime import Application
+from common.server import GrpcServer
+from common.settings import ServiceSettings
+
+S = TypeVar("S", bound=ServiceSettings)
+
+HEALTHY_S = 10.0
+
+
+@asynccontextmanager
+async def replica(
+    settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
+) -> AsyncIterator[str]:
+    """One replica that serves; yields its address."""
+    async with build(settings) as application:
+        server = GrpcServer(settings, ready=application.ready)
+        for mounted in application.services:
+            server.mount(mounted.add, mounted.servicer, mounted.full_name)
+        port = await server.start()
+        try:
+            await healthy(f"127.0.0.1:{port}")
+            yield f"127.0.0.1:{port}"
+        finally:
+            await server.drain()
+
+
+async def healthy(address: str) -> None:
+    """Wait until the server at ``address`` says that it serves."""
+    asked = health_pb2.HealthCheckRequest()
+    async with asyncio.timeout(HEALTHY_S), grpc.aio.insecure_channel(address) as opened:
+        stub = health_pb2_grpc.HealthStub(opened)
+        while True:
+            told = await stub.Check(asked, wait_for_ready=True)
+            if told.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def replicas(
+    count: int,
+    settings_type: type[S],
+    build: Callable[[S], AbstractAsyncContextManager[Application]],
+    **settings: Any,
+) -> AsyncIterator[list[str]]:
+    """``count`` replicas of one service on one database; yields their addresses."""
+    settings = {"bind": "127.0.0.1:0", "grace_s": 1.0, "readiness_interval_s": 0.2, **settings}
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                replica(settings_type(**settings, replica=f"replica-{number}"), build)
+            )
+            for number in range(count)
+        ]
+
+
+@asynccontextmanager
+async def channel(*addresses: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A client's channel to these replicas, in turns."""
+    opened = open_channel(",".join(addresses))
+    try:
+        yield opened
+    finally:
+        await opened.close()
