@@ -214,6 +214,8 @@ async def test_turned_away_at_the_door(status: int) -> None:
         (400, "reject_card_payment"),
         (500, "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING"),
         (503, "REJECT_CARD_PAYMENT"),
+        (302, "REJECT_CARD_PAYMENT"),
+        (201, "NOT_FOUND_PAYMENT"),
     ],
 )
 async def test_what_leaves_the_outcome_open(status: int, code: str) -> None:
