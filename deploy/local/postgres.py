@@ -135,6 +135,10 @@ class PostgresServer:
         """The superuser's address; for provisioning and inspection, never for a service."""
         return url(SUPERUSER, self._passwords[SUPERUSER], self.port, "postgres")
 
+    def load(self) -> None:
+        """Read the passwords of a server that another process runs here, for urls()."""
+        self._passwords = self._load_passwords()
+
     def start(self) -> None:
         """Make the data directory if there is none, and return once logins are accepted."""
         self._prepare_directory()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import asyncpg  # type: ignore[import-untyped]
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from deploy.local.errors import RunnerError
 from deploy.local.postgres import PostgresServer
@@ -80,7 +82,7 @@ def test_valkey_answers_with_the_password_only(valkey_server: ValkeyServer) -> N
     with redis.Redis.from_url(valkey_server.url) as client:
         assert client.ping()
     with (
-        redis.Redis(port=valkey_server.port) as client,
+        redis.Redis(port=valkey_server.port, retry=Retry(NoBackoff(), 0)) as client,
         pytest.raises(redis.AuthenticationError),
     ):
         client.ping()
