@@ -114,6 +114,22 @@ class Pipeline:
         for task in self._stream_tasks:
             task.cancel()
 
+    async def ended(self, limit_s: float) -> bool:
+        """Waits until no method runs any more, ``limit_s`` at most; returns whether that is so.
+
+        ``server.stop`` returns when every client has its status, which may be before the last
+        methods have run their clean-up (grpc#37239): what they use must stay open until then.
+        """
+        try:
+            async with asyncio.timeout(limit_s):
+                while self._calls.active or self._streams.active:  # noqa: ASYNC110 - see below
+                    # Polled because it happens once in a process's life: a signal would cost
+                    # every call a little.
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            return False
+        return True
+
     def _unary_unary(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate
     ) -> grpc.RpcMethodHandler[Any, Any]:

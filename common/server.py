@@ -25,6 +25,8 @@ METADATA_BYTES_MAX: Final = 8 * 1024
 CLIENT_PING_LEAST_MS: Final = 10_000
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
+# What cancelled methods get to roll back, after the grace.
+CLEAN_UP_S: Final = 5.0
 
 _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Python ships v1alpha only. The messages of v1 are the same on the wire.
@@ -107,6 +109,8 @@ class GrpcServer:
         await asyncio.sleep(self._settings.drain_delay_s)
         self._pipeline.end_streams()
         await self._server.stop(self._settings.grace_s)
+        if not await self._pipeline.ended(CLEAN_UP_S):
+            _log.warning("methods still run", after_s=CLEAN_UP_S)
         if self._probing is not None:
             self._probing.cancel()
             with suppress(asyncio.CancelledError):

@@ -1,0 +1,271 @@
+"""Health, drain, reflection, and a port that cannot be had."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from common.errors import Code
+from common.server import GrpcServer, PortTaken
+from common.status import from_rpc_error
+from tally.balance.v1 import balance_pb2_grpc
+from tests.integration.common.echo import (
+    NAME,
+    Echo,
+    EchoStub,
+    add,
+    always_ready,
+    serving,
+    settings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+List: Any = health_pb2.HealthListRequest  # type: ignore[attr-defined]  # newer than its stubs
+V1 = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+
+
+class Probe:
+    """A readiness probe whose answer the test sets."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.reason = reason
+
+    async def __call__(self) -> None:
+        if self.reason:
+            raise RuntimeError(self.reason)
+
+
+def health_stub(channel: grpc.aio.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)
+
+
+async def test_readiness_follows_its_probe_and_liveness_does_not() -> None:
+    probe = Probe("the database does not answer")
+    async with (
+        serving(ready=probe) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        health = health_stub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == NOT_SERVING
+        live = await health.Check(health_pb2.HealthCheckRequest(service="liveness"))
+        assert live.status == SERVING
+        probe.reason = ""
+        assert (await watch.read()).status == SERVING
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+        probe.reason = "gone again"
+        assert (await watch.read()).status == NOT_SERVING
+        listed = (await health.List(List())).statuses
+        assert {name: told.status for name, told in listed.items()} == {
+            "": NOT_SERVING,
+            "liveness": SERVING,
+        }
+
+
+async def test_readiness_begins_as_not_serving_before_any_probe_has_ended() -> None:
+    probing = asyncio.Event()
+
+    async def never() -> None:
+        probing.set()
+        await asyncio.Event().wait()
+
+    async with (
+        serving(ready=never) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        await probing.wait()
+        answer = await health_stub(channel).Check(health_pb2.HealthCheckRequest())
+        assert answer.status == NOT_SERVING
+
+
+async def test_the_health_of_an_unknown_service_is_not_found() -> None:
+    async with serving() as (address, _), grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_stub(channel).Check(health_pb2.HealthCheckRequest(service="nobody"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest(service="nobody"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+async def test_health_answers_while_calls_are_refused_for_overload() -> None:
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        begun.set()
+        await release.wait()
+        return request
+
+    async with (
+        serving(Echo(say), max_concurrent_calls=1) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        running = asyncio.ensure_future(EchoStub(channel).Say(StringValue()))
+        await begun.wait()
+        live = health_pb2.HealthCheckRequest(service="liveness")
+        assert (await health_stub(channel).Check(live)).status == SERVING
+        release.set()
+        await running
+
+
+async def test_drain_tells_watchers_lets_calls_end_and_waits_for_no_stream() -> None:
+    begun, release = asyncio.Event(), asyncio.Event()
+    events: list[str] = []
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        begun.set()
+        await release.wait()
+        events.append("call ended")
+        return request
+
+    async def count(request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+        yield request
+        await asyncio.Event().wait()
+
+    async with (
+        # A grace longer than any test may last: draining can only end without it.
+        serving(Echo(say, count), grace_s=300.0) as (address, server),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest())
+        while (await watch.read()).status != SERVING:
+            pass
+        stream = EchoStub(channel).Count(StringValue(value="1"))
+        await stream.read()
+        running = asyncio.ensure_future(EchoStub(channel).Say(StringValue(value="late")))
+        await begun.wait()
+
+        draining = asyncio.create_task(server.drain())
+        assert (await watch.read()).status == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as watch_ended:
+            await watch.read()
+        assert watch_ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.aio.AioRpcError) as stream_ended:
+            await stream.read()
+        refusal = from_rpc_error(stream_ended.value)
+        assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "REPLICA_STOPPING")
+        assert refusal.retry_after_s is not None
+        assert not draining.done()
+        release.set()
+        assert (await running).value == "late"
+        await draining
+        events.append("drained")
+    assert events == ["call ended", "drained"]
+
+
+async def test_drain_returns_after_the_clean_up_of_what_the_grace_cut_off() -> None:
+    begun = asyncio.Event()
+    events: list[str] = []
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.1)
+            events.append("cleaned up")
+        raise AssertionError
+
+    async with (
+        serving(Echo(say), grace_s=0.05) as (address, server),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        running = asyncio.ensure_future(EchoStub(channel).Say(StringValue()))
+        await begun.wait()
+        await server.drain()
+        events.append("drained")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await running
+    assert events == ["cleaned up", "drained"]
+
+
+async def test_during_the_drain_delay_calls_are_still_served() -> None:
+    async with (
+        serving(drain_delay_s=300.0) as (address, server),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest())
+        while (await watch.read()).status != SERVING:
+            pass
+        draining = asyncio.create_task(server.drain())
+        assert (await watch.read()).status == NOT_SERVING
+        assert (await EchoStub(channel).Say(StringValue(value="served"))).value == "served"
+        draining.cancel()
+        with suppress(asyncio.CancelledError):
+            await draining
+        server._settings = settings(drain_delay_s=0.0)
+
+
+async def test_a_passed_probe_after_the_drain_began_changes_nothing() -> None:
+    probe = Probe()
+    async with (
+        serving(ready=probe) as (address, server),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest())
+        while (await watch.read()).status != SERVING:
+            pass
+        server.health.drain()
+        for reason in ("gone", "", "gone", ""):
+            probe.reason = reason
+            await asyncio.sleep(0.03)
+            assert not server.health.ready
+
+
+async def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+    async with serving() as (address, _):
+        second = GrpcServer(settings(bind=address), ready=always_ready)
+        second.mount(add, Echo(), NAME)
+        with pytest.raises(PortTaken, match=f"cannot listen on {address}") as caught:
+            await second.start()
+        assert "\n" not in str(caught.value)
+
+
+async def services_told(channel: grpc.aio.Channel, method: str) -> set[str]:
+    ask: Any = channel.stream_stream(
+        method,
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    call = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    return {service.name for service in (await call.read()).list_services_response.service}
+
+
+async def test_reflection_lists_the_services_in_both_versions() -> None:
+    server = GrpcServer(settings(reflection=True), ready=always_ready)
+
+    methods = ("ChargeBalance", "DeductBalance", "RefundDeduction", "GetBalance")
+    answering = dict.fromkeys((*methods, "ListLedgerEntries"), Echo.Say)
+    servicer = type("Balances", (balance_pb2_grpc.BalanceServiceServicer,), answering)()
+    add_balances: Any = balance_pb2_grpc.add_BalanceServiceServicer_to_server
+    server.mount(add_balances, servicer, "tally.balance.v1.BalanceService")
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        alpha = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        for method in (V1, alpha):
+            told = await services_told(channel, method)
+            assert {"tally.balance.v1.BalanceService", "grpc.health.v1.Health"} <= told
+        stub_type: Any = reflection_pb2_grpc.ServerReflectionStub
+        request = reflection_pb2.ServerReflectionRequest(
+            file_containing_symbol="tally.balance.v1.BalanceService"
+        )
+        answer = await stub_type(channel).ServerReflectionInfo(iter([request])).read()
+        assert answer.file_descriptor_response.file_descriptor_proto
+    await server.drain()
+
+
+async def test_reflection_is_off_unless_asked_for() -> None:
+    async with serving() as (address, _), grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await services_told(channel, V1)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
