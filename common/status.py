@@ -27,10 +27,11 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 
 MESSAGE_BYTES_MAX: Final = 300
 VALUE_BYTES_MAX: Final = 200
-DESCRIPTION_BYTES_MAX: Final = 160
-METADATA_MAX: Final = 8
+NAME_BYTES_MAX: Final = 80
+DESCRIPTION_BYTES_MAX: Final = 120
+METADATA_MAX: Final = 6
 FIELDS_MAX: Final = 10
-QUOTA_MAX: Final = 4
+QUOTA_MAX: Final = 3
 
 _CODES: Final = {grpc.StatusCode[code.name]: code for code in Code}
 _NUMBERS: Final = {code: code_pb2.Code.Value(code.name) for code in Code}
@@ -147,7 +148,7 @@ def _bad_request(fields: Sequence[FieldViolation]) -> error_details_pb2.BadReque
     told = error_details_pb2.BadRequest()
     for violation in fields[:FIELDS_MAX]:
         told.field_violations.add(
-            field=_cut(violation.field, DESCRIPTION_BYTES_MAX),
+            field=_cut(violation.field, NAME_BYTES_MAX),
             description=_cut(violation.description, DESCRIPTION_BYTES_MAX),
         )
     return told
@@ -157,7 +158,7 @@ def _quota_failure(quota: Sequence[QuotaViolation]) -> error_details_pb2.QuotaFa
     told = error_details_pb2.QuotaFailure()
     for violation in quota[:QUOTA_MAX]:
         told.violations.add(
-            subject=_cut(violation.subject, DESCRIPTION_BYTES_MAX),
+            subject=_cut(violation.subject, NAME_BYTES_MAX),
             description=_cut(violation.description, DESCRIPTION_BYTES_MAX),
         )
     return told

@@ -2,6 +2,7 @@
 
 A rule about several fields stands at its message and has no field of its own. Its ``id`` begins
 with the field to blame and a dot (``end_time.after_start_time``): a refusal always names a field.
+A rule whose id begins with ``money.`` stands at a Money, whose number it is about.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 VIOLATIONS_MAX = 10
 MAP_KEY_CHARS_MAX = 40
+MONEY_RULE = "money."
 
 # One for the process: it compiles a message type's rules at first sight and keeps them.
 _collect = Validator().collect_violations
@@ -37,6 +39,8 @@ def _told(violation: Violation) -> FieldViolation:
     path = _path(proto.field.elements) if proto.field else ""
     if not path:
         path = proto.rule_id.split(".", 1)[0]
+    elif proto.rule_id.startswith(MONEY_RULE):
+        path += ".amount_minor"
     return FieldViolation(path, proto.message or f"breaks the rule {proto.rule_id}")
 
 
