@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -127,7 +128,7 @@ def _ignore_stop_signals() -> None:
 def main() -> None:
     try:
         sys.exit(app(sys.argv[1:]))
-    except (RunnerError, cyclopts.CycloptsError, OSError) as error:
+    except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
         sys.exit(f"error: {str(error).strip()}")
 
 

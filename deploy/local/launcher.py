@@ -56,7 +56,8 @@ def _become(uid: int, gid: int) -> None:
 def main() -> None:
     parent, death_signal, uid, gid = map(int, sys.argv[1:5])
     program = sys.argv[5:]
-    if uid != os.geteuid():
+    changes_user = uid != os.geteuid()
+    if changes_user:
         try:
             _become(uid, gid)
         except OSError as error:
@@ -67,7 +68,12 @@ def main() -> None:
     try:
         os.execv(program[0], program)  # noqa: S606 - no shell is wanted here
     except OSError as error:
-        sys.exit(f"launcher: cannot run {program[0]}: {error.strerror}")
+        hint = ""
+        if isinstance(error, PermissionError) and changes_user:
+            hint = (
+                f" (uid {uid} may not enter there, and this root lacks CAP_SETPCAP or DAC_OVERRIDE)"
+            )
+        sys.exit(f"launcher: cannot run {program[0]}: {error.strerror}{hint}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 HOST = "127.0.0.1"
 POLL_S = 0.02
 KILL_WAIT_S = 10.0
+PORT_WAIT_S = 1.0
+LOG_BYTES_MAX = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +126,11 @@ def stop_all(children: Sequence[Child], *, grace_s: float) -> None:
 
 
 def open_log(path: Path) -> BinaryIO:
-    """Open a log for appending that only its owner can read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open a log for appending that only its owner can read; a large one starts anew."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_BYTES_MAX:
+            path.replace(f"{path}.1")
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
@@ -137,14 +142,23 @@ def free_port() -> int:
 
 
 def require_free_port(port: int, purpose: str) -> None:
-    """Refuse with one clear line when something else listens on that port."""
+    """Refuse with one clear line when something else holds that port and keeps it."""
+    deadline = time.monotonic() + PORT_WAIT_S
+    while not _is_free(port, purpose):
+        if time.monotonic() > deadline:
+            raise RunnerError(f"port {port} on {HOST}, wanted for {purpose}, is taken")
+        # A client's connection may hold it for a moment: the ports are in that range.
+        time.sleep(POLL_S)
+
+
+def _is_free(port: int, purpose: str) -> bool:
     with socket.socket() as probe:
         # As servers do: a port in TIME_WAIT from an earlier run is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise RunnerError(f"port {port} (for {purpose}): {error.strerror}") from error
-            message = f"port {port} on {HOST}, wanted for {purpose}, is taken by another program"
-            raise RunnerError(message) from error
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise RunnerError(f"port {port}, for {purpose}: {error.strerror}") from error
+    return True

@@ -88,7 +88,7 @@ class Stack:
         if cleared:
             self._report(f"cleared {cleared} processes that an earlier run had left")
         if (self.plan.data_dir / "postgres").is_dir():
-            self._postgres.clear_survivor()
+            self._postgres.files.clear_survivor()
         self._exits.callback(self._registry.forget)
         self._require_free_ports()
         databases = self._start_postgres()
