@@ -34,6 +34,7 @@ _SERVICE_CONFIG: Final = json.dumps(
 )
 
 Stub = TypeVar("Stub")
+Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
@@ -125,13 +126,13 @@ class Peer(Generic[Stub]):
 
     async def call(
         self,
-        method: Callable[..., Any],
-        request: Any,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
         *,
         limit_s: float,
         repeat: bool = True,
         attempts_max: int = retry.ATTEMPTS_MAX,
-    ) -> Any:
+    ) -> Response:
         """The response to one unary call, each attempt within ``limit_s`` and the deadline.
 
         With ``repeat``, a refusal that may pass is met with further attempts; right for reads and
@@ -139,7 +140,7 @@ class Peer(Generic[Stub]):
         empty reason if it said nothing; DeadlineTooShort if no time is left to begin.
         """
 
-        async def attempt() -> Any:
+        async def attempt() -> Response:
             timeout_s = deadlines.timeout_for(limit_s, least_s=LEAST_S)
             try:
                 return await method(request, timeout=timeout_s)
