@@ -115,14 +115,22 @@ def _say(text: str) -> None:
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
-    # Once: a second Ctrl-C must not cut the clean stop short.
     _ignore_stop_signals()
     raise Stopped
 
 
 def _ignore_stop_signals() -> None:
+    """Let nothing cut the clean stop short: not a second Ctrl-C, and not both signals at once.
+
+    A handler that does nothing, and not SIG_IGN: Python complains on stderr about a signal that
+    arrived just before it was set to be ignored.
+    """
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, _go_on)
+
+
+def _go_on(_number: int, _frame: FrameType | None) -> None:
+    pass
 
 
 def main() -> None:
