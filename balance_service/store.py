@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -38,19 +38,19 @@ _is_wanted: Final = sa.and_(
     accounts.c.user_id == _wanted.c.user_id,
     sa.or_(_wanted.c.currency_code.is_(None), accounts.c.currency_code == _wanted.c.currency_code),
 )
-_state: Final = (accounts.c.available_minor, accounts.c.version, accounts.c.update_time)
 _account_key: Final = (accounts.c.user_id, accounts.c.currency_code)
+_state: Final = (accounts.c.available_minor, accounts.c.version, accounts.c.update_time)
+_now: Final = sa.func.clock_timestamp(type_=accounts.c.update_time.type).label("now")
 
-_READ: Final = sa.select(
-    *_account_key, *_state, sa.func.clock_timestamp(type_=accounts.c.update_time.type).label("now")
-).join_from(_wanted, accounts, _is_wanted)
+_READ: Final = sa.select(*_account_key, *_state, _now).join_from(_wanted, accounts, _is_wanted)
+_READ_KEYS: Final = sa.select(*_account_key).join_from(_wanted, accounts, _is_wanted)
 
 
-def _locking(*, skip_locked: bool) -> sa.Select[tuple[object, ...]]:
-    """All wanted rows, those that could be locked with their state.
+def _locking(*, skip_locked: bool) -> sa.Select[Any]:
+    """The wanted rows, locked in ascending order: a sort comes before its FOR UPDATE.
 
-    FOR NO KEY UPDATE is the row lock that an UPDATE takes. The rows are locked in ascending order
-    by the ORDER BY below it; skipped ones come back without a state.
+    FOR NO KEY UPDATE is the row lock that an UPDATE takes. The clock is read outside, when the row
+    is ours: the SELECT list of the locking query is computed before the wait.
     """
     locked = (
         sa.select(*_account_key, *_state)
@@ -60,21 +60,7 @@ def _locking(*, skip_locked: bool) -> sa.Select[tuple[object, ...]]:
         .cte("locked")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    return sa.select(
-        *_account_key,
-        locked.c.available_minor,
-        locked.c.version,
-        locked.c.update_time,
-        sa.func.clock_timestamp(type_=accounts.c.update_time.type).label("now"),
-    ).select_from(
-        _wanted.join(accounts, _is_wanted).outerjoin(
-            locked,
-            sa.and_(
-                locked.c.user_id == accounts.c.user_id,
-                locked.c.currency_code == accounts.c.currency_code,
-            ),
-        )
-    )
+    return sa.select(locked, _now)
 
 
 _LOCK: Final = _locking(skip_locked=False)
@@ -105,10 +91,10 @@ _changed = unnest(
     version=sa.BigInteger,
     update_time=sa.DateTime(timezone=True),
 )
-# An UPDATE locks in the order of its plan. The rows that may not be ours yet are therefore taken in
+# An UPDATE locks in the order of its plan. Rows that may not be ours yet are therefore taken in
 # ascending order first; one that moved, or that somebody holds, is left out.
 _unmoved = (
-    sa.select(*_account_key)
+    sa.select(_changed)
     .join_from(
         _changed,
         accounts,
@@ -118,7 +104,7 @@ _unmoved = (
         ),
     )
     .where(accounts.c.version == _changed.c.loaded_version)
-    .order_by(*_account_key)
+    .order_by(_changed.c.user_id, _changed.c.currency_code)
     .with_for_update(of=accounts, key_share=True, skip_locked=True)
     .cte("unmoved")
     .prefix_with("MATERIALIZED", dialect="postgresql")
@@ -126,15 +112,13 @@ _unmoved = (
 _SAVE: Final = (
     sa.update(accounts)
     .values(
-        available_minor=_changed.c.available_minor,
-        version=_changed.c.version,
-        update_time=_changed.c.update_time,
+        available_minor=_unmoved.c.available_minor,
+        version=_unmoved.c.version,
+        update_time=_unmoved.c.update_time,
     )
     .where(
         accounts.c.user_id == _unmoved.c.user_id,
         accounts.c.currency_code == _unmoved.c.currency_code,
-        accounts.c.user_id == _changed.c.user_id,
-        accounts.c.currency_code == _changed.c.currency_code,
     )
     .returning(*_account_key)
 )
@@ -149,22 +133,21 @@ async def load(
 ) -> Loaded:
     """Read the wanted accounts, locked or not; ``patient`` waits for rows that others hold."""
     statement = (_LOCK if patient else _LOCK_FREE) if lock else _READ
-    rows = await connection.execute(
-        statement,
-        arrays(
-            "wanted",
-            user_id=[user_id for user_id, _ in wanted],
-            currency_code=[currency_code for _, currency_code in wanted],
-        ),
+    parameters = arrays(
+        "wanted",
+        user_id=[user_id for user_id, _ in wanted],
+        currency_code=[currency_code for _, currency_code in wanted],
     )
     loaded = Loaded()
-    for user_id, currency_code, available, version, update_time, now in rows:
+    for user_id, currency_code, *state, now in await connection.execute(statement, parameters):
         account_id = AccountId(user_id, currency_code)
+        loaded.accounts[account_id] = Account(account_id, *state)
         loaded.now = max(loaded.now, now)
-        if version is None:
-            loaded.held.add(account_id)
-        else:
-            loaded.accounts[account_id] = Account(account_id, available, version, update_time)
+    if lock and any(pair not in loaded.accounts for pair in wanted):
+        # Not there, or skipped because somebody holds it? One that came into being in between
+        # counts as held too: it is waited for, and found.
+        existing = await connection.execute(_READ_KEYS, parameters)
+        loaded.held = {AccountId(*row) for row in existing} - loaded.accounts.keys()
     return loaded
 
 

@@ -14,6 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from common.settings import ServiceSettings
 
+_PLANS: Final = {
+    # Every statement looks rows up by key, from arrays of unknown length. Planned once, for few
+    # rows, over indexes: a plan made while a table was empty must still be right when it is full,
+    # and the planner, seeing a small table, would read all of it for every batch.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_mergejoin": "off",
+    "random_page_cost": "1.1",
+    "jit": "off",
+}
 CONNECT_TIMEOUT_S: Final = 3.0
 POOL_TIMEOUT_S: Final = 3.0
 
@@ -50,8 +60,7 @@ def open_engine(
                 "statement_timeout": str(statement_timeout_ms),
                 "idle_in_transaction_session_timeout": str(2 * statement_timeout_ms),
                 "timezone": "UTC",
-                # Set-based statements over arrays look expensive to the planner and are not.
-                "jit": "off",
+                **_PLANS,
             },
         },
     )
