@@ -98,6 +98,14 @@ class Fault(enum.Enum):
     """A defect of ours."""
 
 
+class Overtaken(Exception):  # noqa: N818 - somebody else was faster, which is no fault
+    """A row was not as it had been read when it was written: nothing of the batch may be kept.
+
+    Where the rows were locked this cannot happen, and the comparison is there in case they were
+    not. The batch goes again, as after a deadlock.
+    """
+
+
 _CONTENTION: Final = {"40001", "40P01", "55P03"}
 _UNREACHABLE: Final = {
     "25006",  # read-only: a failover is under way and this is the old primary
@@ -127,7 +135,7 @@ def classify(error: BaseException) -> Fault:
     state = sqlstate(error)
     if state[:2] in {"22", "23"}:
         return Fault.COMMAND
-    if state in _CONTENTION:
+    if state in _CONTENTION or isinstance(error, Overtaken):
         return Fault.CONTENTION
     if state[:2] == "08" or state in _UNREACHABLE:
         return Fault.CONNECTION

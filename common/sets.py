@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 
-def unnest(name: str, **columns: type[Any] | sa.types.TypeEngine[Any]) -> sa.TableValuedAlias:
+def unnest(name: str, /, **columns: type[Any] | sa.types.TypeEngine[Any]) -> sa.TableValuedAlias:
     """A FROM element called ``name`` whose rows come from one array parameter per column."""
     parameters = [
         sa.bindparam(f"{name}_{column}", type_=ARRAY(of_type))
@@ -27,7 +27,7 @@ def unnest(name: str, **columns: type[Any] | sa.types.TypeEngine[Any]) -> sa.Tab
     return sa.func.unnest(*parameters).table_valued(*shape).render_derived(name=name)
 
 
-def arrays(name: str, **columns: Sequence[Any]) -> dict[str, Sequence[Any]]:
+def arrays(name: str, /, **columns: Sequence[Any]) -> dict[str, Sequence[Any]]:
     """The parameters for ``unnest(name, …)``; all columns must be of one length."""
     assert len({len(values) for values in columns.values()}) <= 1, "columns of one length"
     return {f"{name}_{column}": values for column, values in columns.items()}
