@@ -1,0 +1,114 @@
+"""What the order service refuses, and why.
+
+├── ProductNotFound       NOT_FOUND             PRODUCT_NOT_FOUND
+├── OrderNotFound         NOT_FOUND             ORDER_NOT_FOUND
+├── SagaNotFound          NOT_FOUND             SAGA_NOT_FOUND
+├── OutOfStock            FAILED_PRECONDITION   OUT_OF_STOCK
+├── OrderNotPayable       FAILED_PRECONDITION   ORDER_NOT_PAYABLE
+├── OrderNotCancellable   FAILED_PRECONDITION   ORDER_NOT_CANCELLABLE
+├── PaymentKeyRequired    FAILED_PRECONDITION   PAYMENT_KEY_REQUIRED
+├── SagaNotRetryable      FAILED_PRECONDITION   SAGA_NOT_RETRYABLE
+├── AmountExceedsDue      INVALID_ARGUMENT      AMOUNT_EXCEEDS_DUE
+├── PaymentInProgress     ABORTED               PAYMENT_IN_PROGRESS
+└── CartChanged           ABORTED               CART_CHANGED
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from common.errors import Code, QuotaViolation, Refusal
+from common.ids import is_id
+
+
+class ProductNotFound(Refusal):
+    """There is no product with this id."""
+
+    code = Code.NOT_FOUND
+    reason = "PRODUCT_NOT_FOUND"
+
+
+class OrderNotFound(Refusal):
+    """This user has no order with this id."""
+
+    code = Code.NOT_FOUND
+    reason = "ORDER_NOT_FOUND"
+
+
+class SagaNotFound(Refusal):
+    """There is no such saga."""
+
+    code = Code.NOT_FOUND
+    reason = "SAGA_NOT_FOUND"
+
+
+class OutOfStock(Refusal):
+    """Fewer are free than were ordered."""
+
+    reason = "OUT_OF_STOCK"
+
+    def __init__(self, short: Iterable[tuple[str, int, int]]) -> None:
+        """``short``: each product that is short, how many of it are free and were asked for."""
+        short = list(short)
+        super().__init__(product_id=short[0][0])
+        # Few words: an order has up to 100 products, and a status has to fit into a trailer.
+        self.quota = tuple(
+            QuotaViolation(f"product:{product_id}", f"{free} free, {asked} asked")
+            for product_id, free, asked in short
+        )
+
+
+class OrderNotPayable(Refusal):
+    """The order is not waiting for a payment, or its time to pay has passed."""
+
+    reason = "ORDER_NOT_PAYABLE"
+
+
+class OrderNotCancellable(Refusal):
+    """The order has expired: there is nothing left to cancel."""
+
+    reason = "ORDER_NOT_CANCELLABLE"
+
+
+class PaymentKeyRequired(Refusal):
+    """The balance does not pay all that is due, and no payment_key is given for the rest."""
+
+    reason = "PAYMENT_KEY_REQUIRED"
+
+
+class SagaNotRetryable(Refusal):
+    """The saga does not need attention."""
+
+    reason = "SAGA_NOT_RETRYABLE"
+
+
+class AmountExceedsDue(Refusal):
+    """More is to be taken from the balance than is due."""
+
+    code = Code.INVALID_ARGUMENT
+    reason = "AMOUNT_EXCEEDS_DUE"
+
+
+class PaymentInProgress(Refusal):
+    """A payment of this order is under way; ask again when it has ended."""
+
+    code = Code.ABORTED
+    reason = "PAYMENT_IN_PROGRESS"
+    retry_after_s = 1.0
+
+
+class CartChanged(Refusal):
+    """The cart has changed since the version named; read it and decide anew."""
+
+    code = Code.ABORTED
+    reason = "CART_CHANGED"
+
+
+def product_not_found(product_id: str) -> ProductNotFound:
+    """Names the product, unless what was asked for cannot be the id of one."""
+    return ProductNotFound(**({"product_id": product_id} if is_id(product_id) else {}))
+
+
+def order_not_found(order_id: str) -> OrderNotFound:
+    """Names the order, unless what was asked for cannot be the id of one."""
+    return OrderNotFound(**({"order_id": order_id} if is_id(order_id) else {}))

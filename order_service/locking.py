@@ -1,0 +1,83 @@
+"""How the order service keeps its operations apart: the whole strategy, in one table.
+
+**One order of locks, everywhere**: orders ascending, then products ascending, then sagas ascending,
+then answers ascending. A new order locks nothing: nobody else knows its id yet.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from common.locking import Rows, Strategy
+from order_service import tables
+from order_service.model.carts import ClearCart, SetCartItem
+from order_service.model.orders import CancelOrder, CreateOrder, ExpireOrder
+from order_service.model.products import CreateProduct, RestockProduct
+
+USER_KEY: Final = "order:create:user:{user_id}"
+
+_STOCK: Final = (tables.STOCK_NOT_OVERSOLD, tables.STOCK_NOT_NEGATIVE)
+
+STRATEGIES: Final[dict[type[Any], Strategy]] = {
+    CreateOrder: Strategy(
+        redis_key=USER_KEY,
+        rows=Rows.FOR_UPDATE,
+        rounds_max=1,
+        guards=(*_STOCK, tables.ORDER_REQUEST_ONCE, tables.ITEM_ONCE),
+        why="Whether there is enough of every product is decided on their locked rows, taken in "
+        "ascending id order, so that A+B never waits for B+A. The key only keeps a user's own "
+        "duplicates from crowding the rows.",
+    ),
+    CancelOrder: Strategy(
+        redis_key=None,
+        rows=Rows.CONDITIONAL_UPDATE,
+        rounds_max=1,
+        guards=(*_STOCK, tables.ORDER_STATE),
+        why="Cancel, pay and expiry of one order meet on its row; the state found there decides "
+        "who was first, and the write names that state and version again.",
+    ),
+    ExpireOrder: Strategy(
+        redis_key=None,
+        rows=Rows.CONDITIONAL_UPDATE,
+        rounds_max=1,
+        guards=(*_STOCK, tables.ORDER_STATE),
+        why="As cancel. Rows that somebody holds are left for the next sweep: whoever holds the "
+        "order is about to move it.",
+    ),
+    CreateProduct: Strategy(
+        redis_key=None,
+        rows=Rows.INSERT,
+        rounds_max=1,
+        guards=("products_pkey", "answers_pkey"),
+        why="A new row under a new id meets nobody; a duplicate meets the stored answer.",
+    ),
+    RestockProduct: Strategy(
+        redis_key=None,
+        rows=Rows.FOR_UPDATE,
+        rounds_max=1,
+        guards=_STOCK,
+        why="It meets the orders of the same product on its row.",
+    ),
+    SetCartItem: Strategy(
+        redis_key=None,
+        rows=Rows.VERSION,
+        rounds_max=1,
+        guards=(tables.CART_ONCE,),
+        why="Two tabs of one user seldom meet, and only the user knows which of them is right: "
+        "the conflict is shown, not retried.",
+    ),
+    ClearCart: Strategy(
+        redis_key=None,
+        rows=Rows.VERSION,
+        rounds_max=1,
+        guards=(tables.CART_ONCE,),
+        why="As SetCartItem.",
+    ),
+}
+
+
+def lock_key(command: Any) -> str | None:
+    """The command's key on the first line of defence."""
+    strategy = STRATEGIES.get(type(command))
+    template = strategy and strategy.redis_key
+    return template.format(user_id=command.user_id) if template else None

@@ -1,0 +1,1 @@
+"""What the order service knows: products, carts, orders and their rules. Pure."""

@@ -1,0 +1,41 @@
+"""The order service's settings: those every service has, the peers', and its own times."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from common.settings import BindAddress, ServiceSettings
+
+
+class OrderSettings(ServiceSettings):
+    """Read from ``TALLY_ORDER_…`` and ``TALLY_…``."""
+
+    service: ClassVar[str] = "order"
+
+    bind: BindAddress = "127.0.0.1:50053"
+    balance_address: str = Field(
+        default="127.0.0.1:50051",
+        min_length=1,
+        description="Where the balance service is: host:port, several with commas between them, "
+        "or dns:///name:port.",
+    )
+    coupon_address: str = Field(
+        default="127.0.0.1:50052", min_length=1, description="Where the coupon service is, alike."
+    )
+    payment_address: str = Field(
+        default="127.0.0.1:50054", min_length=1, description="Where the payment service is, alike."
+    )
+    order_expiry_s: float = Field(
+        default=900.0,
+        gt=0,
+        le=86_400,
+        description="Time in which an order has to be paid; then it gives its stock back.",
+    )
+    expiry_interval_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Time between two looks for orders whose time has passed.",
+    )

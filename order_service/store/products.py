@@ -1,0 +1,216 @@
+"""Products in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.money import Money
+from common.sets import arrays, unnest
+from order_service.model.products import Product
+from order_service.tables import products
+
+_UUID: Final = sa.UUID(as_uuid=False)
+_TIME: Final = sa.DateTime(timezone=True)
+
+
+@dataclass(slots=True)
+class LoadedProducts:
+    """The products a batch may change; those that do not exist are in neither."""
+
+    products: dict[str, Product] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    """Products that exist but are locked by another transaction."""
+    now: datetime | None = None
+    """The database's clock, read when the rows were ours; None if no row was found."""
+
+
+_wanted = unnest("wanted", product_id=_UUID)
+
+
+def _locking(*, skip_locked: bool) -> sa.Select[Any]:
+    """All wanted rows, those that could be locked with their state, locked in ascending order."""
+    locked = (
+        sa.select(products)
+        .join_from(_wanted, products, products.c.product_id == _wanted.c.product_id)
+        .order_by(products.c.product_id)
+        .with_for_update(of=products, key_share=True, skip_locked=skip_locked)
+        .cte("locked")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    return sa.select(
+        _wanted.c.product_id.label("wanted_id"),
+        locked,
+        sa.func.clock_timestamp(type_=_TIME).label("now"),
+    ).select_from(
+        _wanted.join(products, products.c.product_id == _wanted.c.product_id).outerjoin(
+            locked, locked.c.product_id == products.c.product_id
+        )
+    )
+
+
+_LOCK: Final = _locking(skip_locked=False)
+_LOCK_FREE: Final = _locking(skip_locked=True)
+
+_changed = unnest(
+    "changed",
+    product_id=_UUID,
+    loaded_version=sa.BigInteger,
+    stocked=sa.BigInteger,
+    reserved=sa.BigInteger,
+    sold=sa.BigInteger,
+    version=sa.BigInteger,
+    update_time=_TIME,
+)
+# The version is compared although the rows are locked: should a lock ever fail to be taken, the
+# write that came second fails rather than overwriting the first.
+_SAVE: Final = (
+    sa.update(products)
+    .values(
+        stocked=_changed.c.stocked,
+        reserved=_changed.c.reserved,
+        sold=_changed.c.sold,
+        version=_changed.c.version,
+        update_time=_changed.c.update_time,
+    )
+    .where(
+        products.c.product_id == _changed.c.product_id,
+        products.c.version == _changed.c.loaded_version,
+    )
+)
+
+_new = unnest(
+    "new",
+    product_id=_UUID,
+    name=sa.Text,
+    currency_code=sa.Text,
+    price_minor=sa.BigInteger,
+    stocked=sa.BigInteger,
+    reserved=sa.BigInteger,
+    sold=sa.BigInteger,
+    version=sa.BigInteger,
+    create_time=_TIME,
+    update_time=_TIME,
+)
+_ADD: Final = sa.insert(products).from_select(list(_new.c.keys()), sa.select(_new))
+_CLOCK: Final = sa.select(sa.func.clock_timestamp(type_=_TIME))
+
+
+async def load(
+    connection: AsyncConnection, product_ids: Collection[str], *, patient: bool
+) -> LoadedProducts:
+    """Lock the products; ``patient`` waits for rows that others hold."""
+    loaded = LoadedProducts()
+    if not product_ids:
+        return loaded
+    rows = await connection.execute(
+        _LOCK if patient else _LOCK_FREE, arrays("wanted", product_id=sorted(product_ids))
+    )
+    for row in rows:
+        loaded.now = row.now if loaded.now is None else max(loaded.now, row.now)
+        if row.version is None:
+            loaded.held.add(row.wanted_id)
+        else:
+            loaded.products[row.wanted_id] = to_product(row)
+    return loaded
+
+
+async def clock(connection: AsyncConnection) -> datetime:
+    """The database's clock, for batches that lock no row."""
+    return (await connection.execute(_CLOCK)).scalar_one()
+
+
+async def save(connection: AsyncConnection, changed: Iterable[tuple[Product, int]]) -> bool:
+    """Write products over their loaded versions; whether every one of them was still at it."""
+    rows = sorted(changed, key=lambda pair: pair[0].product_id)
+    if not rows:
+        return True
+    result = await connection.execute(
+        _SAVE,
+        arrays(
+            "changed",
+            product_id=[product.product_id for product, _ in rows],
+            loaded_version=[version for _, version in rows],
+            stocked=[product.stocked for product, _ in rows],
+            reserved=[product.reserved for product, _ in rows],
+            sold=[product.sold for product, _ in rows],
+            version=[product.version for product, _ in rows],
+            update_time=[product.update_time for product, _ in rows],
+        ),
+    )
+    return result.rowcount == len(rows)
+
+
+async def add(connection: AsyncConnection, new: Iterable[Product]) -> None:
+    """Insert new products."""
+    rows = sorted(new, key=lambda product: product.product_id)
+    if not rows:
+        return
+    await connection.execute(
+        _ADD,
+        arrays(
+            "new",
+            product_id=[product.product_id for product in rows],
+            name=[product.name for product in rows],
+            currency_code=[product.price.currency_code for product in rows],
+            price_minor=[product.price.amount_minor for product in rows],
+            stocked=[product.stocked for product in rows],
+            reserved=[product.reserved for product in rows],
+            sold=[product.sold for product in rows],
+            version=[product.version for product in rows],
+            create_time=[product.create_time for product in rows],
+            update_time=[product.update_time for product in rows],
+        ),
+    )
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_ONE: Final = sa.select(products).where(products.c.product_id == sa.bindparam("product_id"))
+_FIRST: Final = (
+    sa.select(products)
+    .order_by(products.c.create_time.desc(), products.c.product_id.desc())
+    .limit(sa.bindparam("size"))
+)
+_NEXT: Final = _FIRST.where(
+    sa.tuple_(products.c.create_time, products.c.product_id)
+    < sa.tuple_(sa.bindparam("before_time", type_=_TIME), sa.bindparam("before_id", type_=_UUID))
+)
+
+
+async def read_product(connection: AsyncConnection, product_id: str) -> Product | None:
+    """One product as it was last committed."""
+    row = (await connection.execute(_ONE, {"product_id": product_id})).one_or_none()
+    return None if row is None else to_product(row)
+
+
+async def read_products(
+    connection: AsyncConnection, *, before: tuple[datetime, str] | None, size: int
+) -> list[Product]:
+    """At most ``size`` products made before that one, newest first."""
+    if before is None:
+        rows = await connection.execute(_FIRST, {"size": size})
+    else:
+        rows = await connection.execute(
+            _NEXT, {"size": size, "before_time": before[0], "before_id": before[1]}
+        )
+    return [to_product(row) for row in rows]
+
+
+def to_product(row: Any) -> Product:
+    return Product(
+        row.product_id,
+        row.name,
+        Money(row.currency_code, row.price_minor),
+        row.stocked,
+        row.reserved,
+        row.sold,
+        row.version,
+        row.create_time,
+        row.update_time,
+    )
