@@ -1,0 +1,1 @@
+"""First-come coupons: campaigns, who was first, and which order a coupon is used for."""

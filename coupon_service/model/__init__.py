@@ -1,0 +1,1 @@
+"""The rules of campaigns and coupons. Pure: no I/O, no clock, nothing asynchronous."""

@@ -1,0 +1,208 @@
+"""CouponService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.convert import money_from, money_to, time_to
+from common.money import Money
+from common.paging import Page
+from coupon_service.model.campaigns import Campaign, CampaignState, CreateCampaign, IssueCoupon
+from coupon_service.model.coupons import Coupon, CouponState, RedeemCoupon, RestoreCoupon
+from coupon_service.model.terms import Terms
+from coupon_service.use_cases.campaigns import Campaigns
+from coupon_service.use_cases.issuing import Issuing
+from coupon_service.use_cases.pages import KEY
+from coupon_service.use_cases.using import Using
+from tally.coupon.v1 import coupon_pb2 as pb
+from tally.coupon.v1 import coupon_pb2_grpc
+from tally.type.v1 import money_pb2
+
+_CAMPAIGN_STATES: Final = {
+    CampaignState.SCHEDULED: pb.Campaign.STATE_SCHEDULED,
+    CampaignState.OPEN: pb.Campaign.STATE_OPEN,
+    CampaignState.SOLD_OUT: pb.Campaign.STATE_SOLD_OUT,
+    CampaignState.ENDED: pb.Campaign.STATE_ENDED,
+}
+_COUPON_STATES: Final = {
+    CouponState.ISSUED: pb.Coupon.STATE_ISSUED,
+    CouponState.REDEEMED: pb.Coupon.STATE_REDEEMED,
+    CouponState.EXPIRED: pb.Coupon.STATE_EXPIRED,
+}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_US: Final = 1_000_000
+
+
+class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
+    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+
+    def __init__(self, campaigns: Campaigns, issuing: Issuing, using: Using) -> None:
+        self._campaigns = campaigns
+        self._issuing = issuing
+        self._using = using
+
+    async def CreateCampaign(
+        self, request: pb.CreateCampaignRequest, context: Any
+    ) -> pb.CreateCampaignResponse:
+        created = await self._campaigns.create(
+            CreateCampaign(
+                request.name,
+                _terms_from(request),
+                request.quantity,
+                _time_from(request.start_time),
+                _time_from(request.end_time),
+                _microseconds_from(request.coupon_lifetime),
+                request.request_id,
+            )
+        )
+        return pb.CreateCampaignResponse(
+            campaign=_campaign(created.campaign), replayed=created.replayed
+        )
+
+    async def GetCampaign(
+        self, request: pb.GetCampaignRequest, context: Any
+    ) -> pb.GetCampaignResponse:
+        campaign = await self._campaigns.get(request.campaign_id)
+        return pb.GetCampaignResponse(campaign=_campaign(campaign))
+
+    async def ListCampaigns(
+        self, request: pb.ListCampaignsRequest, context: Any
+    ) -> pb.ListCampaignsResponse:
+        page = Page.of(request.page_size, request.page_token, filters=["campaigns"], key=KEY)
+        campaigns, next_page_token = await self._campaigns.list_campaigns(page)
+        return pb.ListCampaignsResponse(
+            campaigns=[_campaign(campaign) for campaign in campaigns],
+            next_page_token=next_page_token,
+        )
+
+    async def IssueCoupon(
+        self, request: pb.IssueCouponRequest, context: Any
+    ) -> pb.IssueCouponResponse:
+        issued = await self._issuing.issue(
+            IssueCoupon(request.campaign_id, request.user_id, request.request_id)
+        )
+        return pb.IssueCouponResponse(coupon=_coupon(issued.coupon), replayed=issued.replayed)
+
+    async def GetCoupon(self, request: pb.GetCouponRequest, context: Any) -> pb.GetCouponResponse:
+        coupon = await self._using.get(request.coupon_id, request.user_id)
+        return pb.GetCouponResponse(coupon=_coupon(coupon))
+
+    async def ListCoupons(
+        self, request: pb.ListCouponsRequest, context: Any
+    ) -> pb.ListCouponsResponse:
+        filters = ["coupons", request.user_id]
+        page = Page.of(request.page_size, request.page_token, filters=filters, key=KEY)
+        coupons, next_page_token = await self._using.list_coupons(request.user_id, page)
+        return pb.ListCouponsResponse(
+            coupons=[_coupon(coupon) for coupon in coupons], next_page_token=next_page_token
+        )
+
+    async def RedeemCoupon(
+        self, request: pb.RedeemCouponRequest, context: Any
+    ) -> pb.RedeemCouponResponse:
+        told = await self._using.use(
+            RedeemCoupon(
+                request.coupon_id,
+                request.user_id,
+                request.order_id,
+                money_from(request.order_amount),
+                request.request_id,
+            )
+        )
+        assert told.used.coupon is not None
+        assert told.used.discount is not None
+        return pb.RedeemCouponResponse(
+            coupon=_coupon(told.used.coupon),
+            discount=money_to(told.used.discount),
+            replayed=told.replayed,
+        )
+
+    async def RestoreCoupon(
+        self, request: pb.RestoreCouponRequest, context: Any
+    ) -> pb.RestoreCouponResponse:
+        told = await self._using.use(
+            RestoreCoupon(
+                request.coupon_id, request.user_id, request.redeem_request_id, request.request_id
+            )
+        )
+        coupon = told.used.coupon
+        return pb.RestoreCouponResponse(
+            coupon=None if coupon is None else _coupon(coupon), replayed=told.replayed
+        )
+
+
+# -- from proto ----------------------------------------------------------------------------------
+
+
+def _terms_from(request: pb.CreateCampaignRequest) -> Terms:
+    fixed = request.WhichOneof("discount") == "fixed_discount"
+    return Terms.of(
+        fixed_discount=money_from(request.fixed_discount) if fixed else None,
+        percent_discount=None if fixed else request.percent_discount,
+        max_discount=money_from(request.max_discount) if request.HasField("max_discount") else None,
+        min_order_amount=(
+            money_from(request.min_order_amount) if request.HasField("min_order_amount") else None
+        ),
+    )
+
+
+def _time_from(message: Timestamp) -> datetime:
+    # Not ToDatetime: it refuses what is finer than a microsecond.
+    return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+
+
+def _microseconds_from(message: Duration) -> int:
+    """Rounded up: what is more than nothing must not become nothing."""
+    return message.seconds * _US + -(-message.nanos // 1000)
+
+
+# -- to proto ------------------------------------------------------------------------------------
+
+
+def _campaign(campaign: Campaign) -> pb.Campaign:
+    terms = campaign.terms
+    message = pb.Campaign(
+        campaign_id=campaign.campaign_id,
+        name=campaign.name,
+        fixed_discount=_money(terms, terms.fixed_discount_minor),
+        max_discount=_money(terms, terms.max_discount_minor),
+        min_order_amount=_money(terms, terms.min_order_minor),
+        quantity=campaign.quantity,
+        issued=campaign.issued,
+        start_time=time_to(campaign.start_time),
+        end_time=time_to(campaign.end_time),
+        coupon_lifetime=Duration(
+            seconds=campaign.coupon_lifetime_us // _US,
+            nanos=campaign.coupon_lifetime_us % _US * 1000,
+        ),
+        state=_CAMPAIGN_STATES[campaign.state],
+        create_time=time_to(campaign.create_time),
+    )
+    if terms.percent_discount is not None:
+        message.percent_discount = terms.percent_discount
+    return message
+
+
+def _money(terms: Terms, amount_minor: int | None) -> money_pb2.Money | None:
+    if amount_minor is None:
+        return None
+    assert terms.currency_code is not None, "an amount has its currency"
+    return money_to(Money(terms.currency_code, amount_minor))
+
+
+def _coupon(coupon: Coupon) -> pb.Coupon:
+    return pb.Coupon(
+        coupon_id=coupon.coupon_id,
+        campaign_id=coupon.campaign_id,
+        user_id=coupon.user_id,
+        issue_number=coupon.issue_number,
+        state=_COUPON_STATES[coupon.state],
+        order_id=coupon.order_id or "",
+        expire_time=time_to(coupon.expire_time),
+        issue_time=time_to(coupon.issue_time),
+        redeem_time=None if coupon.redeem_time is None else time_to(coupon.redeem_time),
+    )

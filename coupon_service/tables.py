@@ -1,0 +1,91 @@
+"""The coupon database: three tables of its own and the answers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+from common.answers import answers_table
+
+SCHEMA: Final = "0001"
+"""The oldest migration this release can serve on."""
+
+CAMPAIGN_REQUEST_ONCE: Final = "campaigns_request_once"
+ISSUED_WITHIN_QUANTITY: Final = "campaigns_issued_within_quantity"
+USER_ONCE: Final = "coupons_user_once"
+NUMBER_ONCE: Final = "coupons_number_once"
+REDEEM_REQUEST_ONCE: Final = "redemptions_pkey"
+LIVE_REDEMPTION_ONCE: Final = "redemptions_live_once"
+
+metadata = sa.MetaData()
+
+_id = sa.UUID(as_uuid=False)
+_time = sa.DateTime(timezone=True)
+
+campaigns = sa.Table(
+    "campaigns",
+    metadata,
+    sa.Column("campaign_id", _id, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    # NULL: the campaign names no amount and its percentage is good for any currency.
+    sa.Column("currency_code", sa.Text),
+    sa.Column("fixed_discount_minor", sa.BigInteger),
+    sa.Column("percent_discount", sa.BigInteger),
+    sa.Column("max_discount_minor", sa.BigInteger),
+    sa.Column("min_order_minor", sa.BigInteger),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("issued", sa.BigInteger, nullable=False),
+    sa.Column("start_time", _time, nullable=False),
+    sa.Column("end_time", _time, nullable=False),
+    sa.Column("coupon_lifetime_us", sa.BigInteger, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("create_time", _time, nullable=False),
+    sa.UniqueConstraint("request_id", name=CAMPAIGN_REQUEST_ONCE),
+    sa.CheckConstraint("issued BETWEEN 0 AND quantity", name=ISSUED_WITHIN_QUANTITY),
+    sa.Index("campaigns_newest", "create_time", "campaign_id"),
+)
+
+# No foreign keys: each would look its row up once more for every row of a batch, and these rows are
+# only ever written in the transaction that holds the row they belong to.
+coupons = sa.Table(
+    "coupons",
+    metadata,
+    sa.Column("coupon_id", _id, primary_key=True),
+    sa.Column("campaign_id", _id, nullable=False),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("issue_number", sa.BigInteger, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("issue_time", _time, nullable=False),
+    sa.Column("expire_time", _time, nullable=False),
+    # The three of its live redemption, or NULL.
+    sa.Column("redeem_request_id", sa.Text),
+    sa.Column("order_id", sa.Text),
+    sa.Column("redeem_time", _time),
+    sa.UniqueConstraint("campaign_id", "user_id", name=USER_ONCE),
+    sa.UniqueConstraint("campaign_id", "issue_number", name=NUMBER_ONCE),
+    sa.Index("coupons_newest", "user_id", "issue_time", "coupon_id"),
+)
+
+redemptions = sa.Table(
+    "redemptions",
+    metadata,
+    sa.Column("user_id", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("coupon_id", _id, nullable=False),
+    sa.Column("order_id", sa.Text, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    sa.Column("order_amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("discount_minor", sa.BigInteger, nullable=False),
+    sa.Column("redeem_time", _time, nullable=False),
+    sa.Column("restore_request_id", sa.Text),
+    sa.Column("restore_time", _time),
+    sa.Index(
+        LIVE_REDEMPTION_ONCE,
+        "coupon_id",
+        unique=True,
+        postgresql_where=sa.text("restore_time IS NULL"),
+    ),
+)
+
+answers = answers_table(metadata)

@@ -1,0 +1,56 @@
+"""Builds the coupon service and connects its layers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from common.background import periodically
+from common.database import check_ready, open_database
+from common.migrations import migrate as migrate_database
+from common.redis_locks import open_locks
+from common.runtime import Application, Mounted
+from coupon_service.servicer import CouponServicer
+from coupon_service.settings import CouponSettings
+from coupon_service.tables import SCHEMA
+from coupon_service.use_cases.campaigns import Campaigns
+from coupon_service.use_cases.issuing import Issuing
+from coupon_service.use_cases.using import Using
+from tally.coupon.v1 import coupon_pb2_grpc
+
+VERSIONS: Final = Path(__file__).parent / "migrations"
+CLEAN_UP_S: Final = 600.0
+
+
+async def migrate(settings: CouponSettings) -> None:
+    """Bring the database to this release's schema."""
+    await migrate_database(settings.owner_database_url.get_secret_value(), VERSIONS)
+
+
+@asynccontextmanager
+async def build(settings: CouponSettings) -> AsyncIterator[Application]:
+    """Open what the service needs; close it when the last call has ended."""
+    async with (
+        open_database(settings) as engine,
+        open_locks(settings.redis_url.get_secret_value()) as locks,
+    ):
+        campaigns, issuing, using = Campaigns(engine), Issuing(engine, locks), Using(engine)
+        try:
+            async with periodically("clean_up_answers", CLEAN_UP_S, campaigns.clean_up):
+                yield Application(
+                    services=[
+                        Mounted(
+                            coupon_pb2_grpc.add_CouponServiceServicer_to_server,
+                            CouponServicer(campaigns, issuing, using),
+                            "tally.coupon.v1.CouponService",
+                        )
+                    ],
+                    ready=partial(check_ready, engine, schema=SCHEMA),
+                )
+        finally:
+            await campaigns.lane.close()
+            await issuing.close()
+            await using.lane.close()

@@ -1,0 +1,51 @@
+"""A coupon service of two replicas for each test, with Redis and without."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from coupon_service.settings import CouponSettings
+from coupon_service.wiring import build
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.valkey import ValkeyServer
+from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
+from tests.support.databases import Databases
+from tests.support.replicas import channel, replicas
+
+
+@pytest.fixture
+def coupon_database(databases: Databases) -> Iterator[ServiceUrls]:
+    with databases.clone("coupon") as urls:
+        yield urls
+
+
+@pytest.fixture
+def sql(coupon_database: ServiceUrls, postgres_server: PostgresServer) -> Callable[[str], str]:
+    """Runs SQL in the test's database as its administrator."""
+    name = urlsplit(coupon_database.owner).path.removeprefix("/")
+    return lambda text: postgres_server.run_sql(text, database=name)
+
+
+@pytest.fixture(params=["redis", "no-redis"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Every test of correctness passes with Redis and without."""
+    if request.param == "no-redis":
+        return ""
+    server: ValkeyServer = request.getfixturevalue("valkey_server")
+    return server.url
+
+
+@pytest.fixture
+async def coupon(coupon_database: ServiceUrls, redis_url: str) -> AsyncIterator[CouponServiceStub]:
+    """A client of two replicas on one database."""
+    async with (
+        replicas(
+            2, CouponSettings, build, database_url=coupon_database.runtime, redis_url=redis_url
+        ) as addresses,
+        channel(*addresses) as opened,
+    ):
+        yield CouponServiceStub(opened)

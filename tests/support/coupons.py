@@ -1,0 +1,94 @@
+"""Requests of CouponService, short enough to read in a test."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tally.coupon.v1 import coupon_pb2 as pb
+from tally.type.v1.money_pb2 import Money
+
+HOUR = timedelta(hours=1)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def won(amount_minor: int, *, currency: str = "KRW") -> Money:
+    return Money(currency_code=currency, amount_minor=amount_minor)
+
+
+def campaign(
+    request_id: str = "campaign",
+    *,
+    quantity: int = 10,
+    starts_in: timedelta = -HOUR,
+    ends_in: timedelta = HOUR,
+    lifetime: timedelta = HOUR,
+    **fields: Any,
+) -> pb.CreateCampaignRequest:
+    """An open campaign of ten coupons of 1000 won; times are told from now."""
+    if not {"fixed_discount", "percent_discount"} & fields.keys():
+        fields["fixed_discount"] = won(1_000)
+    now = datetime.now(UTC)
+    request = pb.CreateCampaignRequest(
+        name="Spring", quantity=quantity, request_id=request_id, **fields
+    )
+    request.start_time.CopyFrom(_time(now + starts_in))
+    request.end_time.CopyFrom(_time(now + ends_in))
+    request.coupon_lifetime.CopyFrom(_duration(lifetime))
+    return request
+
+
+def issue(campaign_id: str, user_id: str, request_id: str = "i1") -> pb.IssueCouponRequest:
+    return pb.IssueCouponRequest(campaign_id=campaign_id, user_id=user_id, request_id=request_id)
+
+
+def redeem(
+    coupon_id: str,
+    user_id: str,
+    request_id: str,
+    *,
+    order_id: str = "order-1",
+    amount: int = 5_000,
+    currency: str = "KRW",
+) -> pb.RedeemCouponRequest:
+    return pb.RedeemCouponRequest(
+        coupon_id=coupon_id,
+        user_id=user_id,
+        order_id=order_id,
+        order_amount=won(amount, currency=currency),
+        request_id=request_id,
+    )
+
+
+def restore(
+    coupon_id: str, user_id: str, redeem_request_id: str, request_id: str
+) -> pb.RestoreCouponRequest:
+    return pb.RestoreCouponRequest(
+        coupon_id=coupon_id,
+        user_id=user_id,
+        redeem_request_id=redeem_request_id,
+        request_id=request_id,
+    )
+
+
+def get_campaign(campaign_id: str) -> pb.GetCampaignRequest:
+    return pb.GetCampaignRequest(campaign_id=campaign_id)
+
+
+def get_coupon(coupon_id: str, user_id: str) -> pb.GetCouponRequest:
+    return pb.GetCouponRequest(coupon_id=coupon_id, user_id=user_id)
+
+
+def _time(time: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def _duration(length: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(length)
+    return message
