@@ -10,6 +10,7 @@
 ├── SagaNotRetryable      FAILED_PRECONDITION   SAGA_NOT_RETRYABLE
 ├── AmountExceedsDue      INVALID_ARGUMENT      AMOUNT_EXCEEDS_DUE
 ├── PaymentInProgress     ABORTED               PAYMENT_IN_PROGRESS
+├── NotPaid               UNAVAILABLE           GATEWAY_UNAVAILABLE
 └── CartChanged           ABORTED               CART_CHANGED
 """
 
@@ -95,6 +96,15 @@ class PaymentInProgress(Refusal):
     code = Code.ABORTED
     reason = "PAYMENT_IN_PROGRESS"
     retry_after_s = 1.0
+
+
+class NotPaid(Refusal):
+    """The payment could not be made: nothing is charged, what was taken is put back; try anew."""
+
+    # Whichever service did not answer, the caller may rely on what this reason promises. Without
+    # RetryInfo: the attempt is kept, and a new one needs a new request_id.
+    code = Code.UNAVAILABLE
+    reason = "GATEWAY_UNAVAILABLE"
 
 
 class CartChanged(Refusal):

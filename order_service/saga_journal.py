@@ -62,9 +62,7 @@ class SagaRows:
 
     async def take_over(self, *, lease_s: float, room: int) -> Sequence[Saga]:
         async with self._engine.begin() as connection:
-            return await rows.take_over(
-                connection, owner=self._owner, lease_s=lease_s, room=room
-            )
+            return await rows.take_over(connection, owner=self._owner, lease_s=lease_s, room=room)
 
     async def _decide(
         self, connection: AsyncConnection, commands: Sequence[Write | Renew], *, patient: bool

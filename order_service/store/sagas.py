@@ -12,7 +12,7 @@ from typing import Final
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.sets import arrays, unnest
@@ -235,9 +235,7 @@ _WRITE: Final = (
     .returning(sagas.c.saga_id, sagas.c.epoch)
 )
 
-_renewed = unnest(
-    "renewed", saga_id=sa.UUID(as_uuid=False), epoch=sa.BigInteger, lease_s=sa.Float
-)
+_renewed = unnest("renewed", saga_id=sa.UUID(as_uuid=False), epoch=sa.BigInteger, lease_s=sa.Float)
 # Only of a saga that somebody is at work on: a heartbeat that comes late must not hold up one that
 # was let go.
 _RENEW: Final = (
@@ -299,9 +297,13 @@ async def renew(connection: AsyncConnection, renewals: Collection[Renew]) -> Non
 
 # -- takeover ------------------------------------------------------------------------------------
 
+# Literally as in the partial index, which the planner would not recognise behind parameters.
+_is_moving: Final = sagas.c.state.in_(
+    sa.bindparam("moving", [state.value for state in MOVING], expanding=True, literal_execute=True)
+)
 _due = (
     sa.select(sagas.c.saga_id)
-    .where(sagas.c.state.in_([state.value for state in MOVING]), sagas.c.lease_until < sa.func.now())
+    .where(_is_moving, sagas.c.lease_until < sa.func.now())
     .order_by(sagas.c.lease_until)
     .limit(sa.bindparam("room"))
     .with_for_update(skip_locked=True, key_share=True)
@@ -348,7 +350,7 @@ _FIND: Final = sa.select(sagas).join_from(
 _wanted = unnest("wanted", order_id=sa.UUID(as_uuid=False))
 _LATEST_PAYING: Final = (
     sa.select(sagas.c.order_id, sagas.c.saga_id)
-    .distinct(sagas.c.order_id)
+    .ext(distinct_on(sagas.c.order_id))
     .join_from(_wanted, sagas, sagas.c.order_id == _wanted.c.order_id)
     .where(sagas.c.kind == Kind.PAY_ORDER.value)
     .order_by(sagas.c.order_id, sagas.c.saga_id.desc())
