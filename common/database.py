@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import sqlalchemy as sa
@@ -12,6 +12,8 @@ from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from common.errors import DatabaseUnavailable
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable
 from common.settings import ServiceSettings
 
 _PLANS: Final = {
@@ -85,6 +87,18 @@ def reads(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection for a few single reads. Raises DatabaseUnavailable if the server is away."""
+    try:
+        async with reads(engine).connect() as connection:
+            yield connection
+    except Exception as error:
+        if classify(error) is Fault.CONNECTION:
+            raise DatabaseUnavailable from error
+        raise
+
+
 class Fault(enum.Enum):
     """What a failed batch means for the commands in it."""
 
@@ -148,6 +162,23 @@ def classify(error: BaseException) -> Fault:
         # Raised while connecting, where SQLAlchemy does not wrap it.
         return Fault.CONNECTION
     return Fault.UNEXPECTED
+
+
+@contextmanager
+def told_as_refusals() -> Iterator[None]:
+    """For SQL outside a lane: what a lane would tell its callers of a lost or contended database.
+
+    Raises DatabaseUnavailable or ConflictRetriesExhausted; anything else passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        fault = classify(error)
+        if fault is Fault.CONNECTION:
+            raise DatabaseUnavailable from error
+        if fault is Fault.CONTENTION:
+            raise ConflictRetriesExhausted from error
+        raise
 
 
 class NotReady(Exception):  # noqa: N818 - a state, not a fault
