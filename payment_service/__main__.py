@@ -1,0 +1,8 @@
+"""``python -m payment_service`` serves; ``python -m payment_service migrate`` migrates."""
+
+from common.runtime import main
+from payment_service.settings import PaymentSettings
+from payment_service.wiring import build, migrate
+
+if __name__ == "__main__":
+    main(PaymentSettings, build, migrate)

@@ -1,0 +1,98 @@
+"""PaymentService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from common.convert import money_from, money_to, time_to
+from common.ids import new_id
+from common.paging import Page
+from payment_service.model import CancelPayment, ConfirmPayment, Payment, State
+from payment_service.use_cases import Payments
+from tally.payment.v1 import payment_pb2 as pb
+from tally.payment.v1 import payment_pb2_grpc
+
+_STATES: Final = {
+    State.PENDING: pb.Payment.STATE_PENDING,
+    State.CONFIRMED: pb.Payment.STATE_CONFIRMED,
+    State.DECLINED: pb.Payment.STATE_DECLINED,
+    State.UNKNOWN: pb.Payment.STATE_UNKNOWN,
+    State.CANCELLED: pb.Payment.STATE_CANCELLED,
+}
+
+
+class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
+    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+
+    def __init__(self, payments: Payments) -> None:
+        self._payments = payments
+
+    async def ConfirmPayment(
+        self, request: pb.ConfirmPaymentRequest, context: Any
+    ) -> pb.ConfirmPaymentResponse:
+        posted = await self._payments.confirm(
+            ConfirmPayment(
+                request.order_id,
+                request.user_id,
+                money_from(request.amount),
+                request.payment_key,
+                request.request_id,
+                holder=new_id(),
+            )
+        )
+        assert posted.payment is not None
+        return pb.ConfirmPaymentResponse(payment=_payment(posted.payment), replayed=posted.replayed)
+
+    async def CancelPayment(
+        self, request: pb.CancelPaymentRequest, context: Any
+    ) -> pb.CancelPaymentResponse:
+        posted = await self._payments.cancel(
+            CancelPayment(
+                request.confirm_request_id,
+                request.user_id,
+                request.reason,
+                request.request_id,
+                holder=new_id(),
+            )
+        )
+        payment = None if posted.payment is None else _payment(posted.payment)
+        return pb.CancelPaymentResponse(payment=payment, replayed=posted.replayed)
+
+    async def GetPayment(
+        self, request: pb.GetPaymentRequest, context: Any
+    ) -> pb.GetPaymentResponse:
+        payment = await self._payments.get(request.payment_id, request.user_id)
+        return pb.GetPaymentResponse(payment=_payment(payment))
+
+    async def ListPayments(
+        self, request: pb.ListPaymentsRequest, context: Any
+    ) -> pb.ListPaymentsResponse:
+        order_id = request.order_id or None
+        page = Page.of(
+            request.page_size,
+            request.page_token,
+            filters=[request.user_id, order_id or ""],
+            key=[int, str],
+        )
+        payments, next_page_token = await self._payments.list_payments(
+            request.user_id, order_id, page
+        )
+        return pb.ListPaymentsResponse(
+            payments=[_payment(payment) for payment in payments], next_page_token=next_page_token
+        )
+
+
+def _payment(payment: Payment) -> pb.Payment:
+    return pb.Payment(
+        payment_id=payment.payment_id,
+        order_id=payment.order_id,
+        user_id=payment.user_id,
+        amount=money_to(payment.amount),
+        payment_key=payment.payment_key,
+        state=_STATES[payment.state],
+        gateway=payment.gateway,
+        gateway_transaction_id=payment.gateway_transaction_id or "",
+        failure_code=payment.failure_code or "",
+        create_time=time_to(payment.create_time),
+        update_time=time_to(payment.update_time),
+    )

@@ -1,0 +1,97 @@
+"""The payment service's settings: those every service has, and how to reach its gateway."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Self
+
+import httpx
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from common.settings import BindAddress, ServiceSettings
+from payment_service.toss import TossOptions
+
+
+def _http_url(url: str) -> str:
+    if not url:
+        return url
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        raise ValueError("must be http://host:port or https://host") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.userinfo:
+        raise ValueError("must be http://host:port or https://host")
+    return url
+
+
+class PaymentSettings(ServiceSettings):
+    """Read from ``TALLY_PAYMENT_…`` and ``TALLY_…``."""
+
+    service: ClassVar[str] = "payment"
+    needed_to_serve: ClassVar[tuple[str, ...]] = (
+        "database_url",
+        "gateway_url",
+        "gateway_secret_key",
+    )
+
+    bind: BindAddress = "127.0.0.1:50054"
+    gateway_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        default="", description="Base URL of the payment gateway. Needed to serve."
+    )
+    gateway_secret_key: SecretStr = Field(
+        default=SecretStr(""), description="The merchant's secret key. Needed to serve."
+    )
+    gateway_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=120,
+        description="Time limit of one gateway call; after it the outcome counts as unknown.",
+    )
+    gateway_connect_timeout_s: float = Field(
+        default=1.0, gt=0, le=30, description="Time limit for connecting to the gateway."
+    )
+    gateway_connections_max: int = Field(
+        default=200, ge=1, le=10_000, description="Connections to the gateway, at most."
+    )
+    gateway_breaker_failures: int = Field(
+        default=20,
+        ge=1,
+        le=10_000,
+        description="Failed calls in a row after which the gateway is left alone for a while.",
+    )
+    gateway_breaker_pause_s: float = Field(
+        default=5.0, gt=0, le=300, description="How long the gateway is then left alone."
+    )
+    lease_s: float = Field(
+        default=15.0,
+        gt=0,
+        le=600,
+        description="After this without a result, another replica takes a payment up. At least "
+        "twice the gateway's time limit.",
+    )
+    resolve_interval_s: float = Field(
+        default=0.5,
+        gt=0,
+        le=60,
+        description="Time between two looks for payments whose outcome is to be found out.",
+    )
+    resolve_concurrency: int = Field(
+        default=16, ge=1, le=1_000, description="Payments found out about at once, at most."
+    )
+
+    @model_validator(mode="after")
+    def _lease_outlasts_calls(self) -> Self:
+        if self.lease_s < 2 * self.gateway_timeout_s:
+            raise ValueError("lease_s must be at least twice gateway_timeout_s")
+        return self
+
+    def toss(self) -> TossOptions:
+        """How the adapter reaches the gateway."""
+        return TossOptions(
+            url=self.gateway_url,
+            secret_key=self.gateway_secret_key,
+            connect_timeout_s=self.gateway_connect_timeout_s,
+            timeout_s=self.gateway_timeout_s,
+            connections_max=self.gateway_connections_max,
+            breaker_threshold=self.gateway_breaker_failures,
+            breaker_ttl_s=self.gateway_breaker_pause_s,
+        )

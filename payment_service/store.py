@@ -1,0 +1,412 @@
+"""The payment service's SQL: set-based statements, each for a whole batch. Never commits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.money import Money
+from common.sets import arrays, unnest
+from payment_service.model import BEGINNING, Confirmation, ConfirmPayment, Payment, State
+from payment_service.tables import payments
+
+RequestId = tuple[str, str]
+"""A confirmation by (user_id, request_id)."""
+
+_UUID: Final = sa.UUID(as_uuid=False)
+_TIME: Final = sa.DateTime(timezone=True)
+_NOW: Final = sa.func.clock_timestamp(type_=_TIME)
+
+
+# -- places to wait ------------------------------------------------------------------------------
+
+_place = unnest("place", place=sa.BigInteger)
+_TRY_PLACES: Final = sa.select(_place.c.place, sa.func.pg_try_advisory_xact_lock(_place.c.place))
+_WAIT_PLACES: Final = sa.select(_place.c.place, sa.func.pg_advisory_xact_lock(_place.c.place))
+
+
+async def lock_places(
+    connection: AsyncConnection, places: Collection[int], *, patient: bool
+) -> set[int]:
+    """Lock the places until the transaction ends, ascending; returns those that others hold.
+
+    A payment that is not there yet has no row to be locked: its key and its request have places.
+    """
+    if not places:
+        return set()
+    rows = await connection.execute(
+        _WAIT_PLACES if patient else _TRY_PLACES, arrays("place", place=sorted(places))
+    )
+    return set() if patient else {place for place, locked in rows if not locked}
+
+
+# -- payments ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Loaded:
+    """The payments a batch is about, locked, and how to find them."""
+
+    by_id: dict[str, Confirmation] = field(default_factory=dict)
+    by_key: dict[str, Confirmation] = field(default_factory=dict)
+    by_request: dict[RequestId, Confirmation] = field(default_factory=dict)
+    held: dict[str | RequestId, str] = field(default_factory=dict)
+    """Ids of payments that another transaction holds, by id, payment_key and request."""
+    now: datetime = BEGINNING
+    """The database's clock, read when the rows were ours."""
+
+    def add(self, confirmation: Confirmation) -> None:
+        payment = confirmation.payment
+        self.by_id[payment.payment_id] = confirmation
+        self.by_key[payment.payment_key] = confirmation
+        self.by_request[payment.user_id, confirmation.request_id] = confirmation
+
+    def free(self, confirmation: Confirmation) -> None:
+        """A released claim is found no more, though it is still to be deleted."""
+        payment = confirmation.payment
+        del self.by_key[payment.payment_key]
+        del self.by_request[payment.user_id, confirmation.request_id]
+
+
+_key = unnest("key", payment_key=sa.Text)
+_request = unnest("request", user_id=sa.Text, request_id=sa.Text)
+_id = unnest("id", payment_id=_UUID)
+_wanted: Final = sa.union(
+    sa.select(payments.c.payment_id).join_from(
+        _key, payments, payments.c.payment_key == _key.c.payment_key
+    ),
+    sa.select(payments.c.payment_id).join_from(
+        _request,
+        payments,
+        sa.and_(
+            payments.c.user_id == _request.c.user_id,
+            payments.c.request_id == _request.c.request_id,
+        ),
+    ),
+    sa.select(_id.c.payment_id),
+).cte("wanted")
+
+
+def _locking(*, skip_locked: bool) -> sa.Select[Any]:
+    """The wanted rows, locked in ascending order; skipped ones come back without their columns.
+
+    The clock is read outside, when the rows are ours, and in one row even if there are none.
+    """
+    locked = (
+        sa.select(payments)
+        .where(payments.c.payment_id.in_(sa.select(_wanted.c.payment_id)))
+        .order_by(payments.c.payment_id)
+        .with_for_update(of=payments, key_share=True, skip_locked=skip_locked)
+        .cte("locked")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    found = (
+        sa.select(
+            payments.c.payment_id.label("found_id"),
+            payments.c.payment_key.label("found_key"),
+            payments.c.user_id.label("found_user"),
+            payments.c.request_id.label("found_request"),
+            locked,
+        )
+        .select_from(payments.outerjoin(locked, locked.c.payment_id == payments.c.payment_id))
+        .where(payments.c.payment_id.in_(sa.select(_wanted.c.payment_id)))
+        .subquery("found")
+    )
+    one = sa.select(sa.literal(1)).subquery("one")
+    return sa.select(_NOW.label("now"), found).select_from(one.outerjoin(found, sa.true()))
+
+
+_LOCK: Final = _locking(skip_locked=False)
+_LOCK_FREE: Final = _locking(skip_locked=True)
+
+
+async def load(
+    connection: AsyncConnection,
+    *,
+    keys: Collection[str],
+    requests: Collection[RequestId],
+    ids: Collection[str],
+    patient: bool,
+) -> Loaded:
+    """Lock the payments with these keys, requests or ids; ``patient`` waits for held ones."""
+    parameters = {
+        **arrays("key", payment_key=list(keys)),
+        **arrays(
+            "request",
+            user_id=[user_id for user_id, _ in requests],
+            request_id=[request_id for _, request_id in requests],
+        ),
+        **arrays("id", payment_id=list(ids)),
+    }
+    loaded = Loaded()
+    for row in await connection.execute(_LOCK if patient else _LOCK_FREE, parameters):
+        loaded.now = max(loaded.now, row.now)
+        if row.found_id is None:
+            continue
+        if row.payment_id is not None:
+            loaded.add(_to_confirmation(row))
+        elif not patient:
+            request = (row.found_user, row.found_request)
+            loaded.held |= dict.fromkeys([row.found_id, row.found_key, request], row.found_id)
+    return loaded
+
+
+_COLUMNS: Final = tuple(payments.c.keys())
+_new = unnest("new", **{name: payments.c[name].type for name in _COLUMNS})
+_ADD: Final = (
+    insert(payments)
+    .from_select(list(_COLUMNS), sa.select(_new).order_by(_new.c.payment_key))
+    .on_conflict_do_nothing()
+    .returning(payments.c.payment_id)
+)
+
+_MUTABLE: Final = (
+    "state",
+    "gateway_transaction_id",
+    "failure_code",
+    "cancel_reason",
+    "cancel_request_id",
+    "holder",
+    "due_time",
+    "tries",
+    "version",
+    "update_time",
+)
+_changed = unnest(
+    "changed",
+    loaded_version=sa.BigInteger,
+    payment_id=_UUID,
+    **{name: payments.c[name].type for name in _MUTABLE},
+)
+# The conditional update: a payment moves only from the very state it was decided on. Every change
+# raises the version, so it says more than the state would.
+_SAVE: Final = (
+    sa.update(payments)
+    .values({name: _changed.c[name] for name in _MUTABLE})
+    .where(
+        payments.c.payment_id == _changed.c.payment_id,
+        payments.c.version == _changed.c.loaded_version,
+    )
+    .returning(payments.c.payment_id)
+)
+_freed = unnest("freed", payment_id=_UUID, loaded_version=sa.BigInteger)
+_FREE: Final = (
+    sa.delete(payments)
+    .where(
+        payments.c.payment_id == _freed.c.payment_id,
+        payments.c.version == _freed.c.loaded_version,
+    )
+    .returning(payments.c.payment_id)
+)
+
+
+async def add(connection: AsyncConnection, claims: Iterable[Confirmation]) -> set[str]:
+    """Insert the claims; returns the ids of those whose key and request were still free."""
+    rows = [_values(claim) for claim in claims]
+    if not rows:
+        return set()
+    added = await connection.execute(_ADD, _arrays("new", rows, _COLUMNS))
+    return {row.payment_id for row in added}
+
+
+async def save(connection: AsyncConnection, changed: Iterable[Confirmation]) -> set[str]:
+    """Write payments that are still as loaded; returns the ids of those that were.
+
+    Their rows are locked, so that the order of the UPDATE does not matter.
+    """
+    rows = [_values(one) | {"loaded_version": one.loaded_version} for one in changed]
+    if not rows:
+        return set()
+    names = ("loaded_version", "payment_id", *_MUTABLE)
+    saved = await connection.execute(_SAVE, _arrays("changed", rows, names))
+    return {row.payment_id for row in saved}
+
+
+async def free(connection: AsyncConnection, released: Iterable[Confirmation]) -> set[str]:
+    """Delete claims that are still as loaded; returns the ids of those that were."""
+    pairs = [(one.payment.payment_id, one.loaded_version) for one in released]
+    if not pairs:
+        return set()
+    freed = await connection.execute(
+        _FREE,
+        arrays(
+            "freed",
+            payment_id=[payment_id for payment_id, _ in pairs],
+            loaded_version=[version for _, version in pairs],
+        ),
+    )
+    return {row.payment_id for row in freed}
+
+
+def _arrays(name: str, rows: Collection[dict[str, Any]], columns: Iterable[str]) -> dict[str, Any]:
+    return dict(arrays(name, **{column: [row[column] for row in rows] for column in columns}))
+
+
+# -- taking up what is due -----------------------------------------------------------------------
+
+_due = (
+    sa.select(payments.c.payment_id)
+    .where(payments.c.due_time <= sa.func.clock_timestamp())
+    .order_by(payments.c.due_time)
+    .limit(sa.bindparam("size"))
+    .with_for_update(key_share=True, skip_locked=True)
+    .cte("due")
+    .prefix_with("MATERIALIZED", dialect="postgresql")
+)
+_pending = payments.c.state == State.PENDING
+# A claim whose lease ran out may have been sent: from here on it is unknown, and nobody frees it.
+_TAKE: Final = (
+    sa.update(payments)
+    .values(
+        state=sa.case((_pending, State.UNKNOWN.value), else_=payments.c.state),
+        update_time=sa.case(
+            (_pending, sa.func.greatest(payments.c.update_time, _NOW)),
+            else_=payments.c.update_time,
+        ),
+        holder=sa.bindparam("holder", type_=_UUID),
+        due_time=_NOW + sa.bindparam("lease", type_=sa.Interval),
+        tries=payments.c.tries + 1,
+        version=payments.c.version + 1,
+    )
+    .where(payments.c.payment_id == _due.c.payment_id)
+    .returning(payments)
+)
+
+
+async def take(
+    connection: AsyncConnection, *, holder: str, lease: timedelta, size: int
+) -> list[Confirmation]:
+    """Take up at most ``size`` payments that are due and that nobody else is just taking."""
+    rows = await connection.execute(_TAKE, {"holder": holder, "lease": lease, "size": size})
+    return [_to_confirmation(row) for row in rows]
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_BY_ID: Final = sa.select(payments).where(payments.c.payment_id == sa.bindparam("payment_id"))
+_CLAIMS: Final = sa.select(payments).where(
+    sa.or_(
+        payments.c.payment_key == sa.bindparam("payment_key"),
+        sa.and_(
+            payments.c.user_id == sa.bindparam("user_id"),
+            payments.c.request_id == sa.bindparam("request_id"),
+        ),
+    )
+)
+_after = sa.tuple_(sa.bindparam("before", type_=_TIME), sa.bindparam("before_id", type_=_UUID))
+_NEWEST: Final = (
+    sa.select(payments)
+    .where(
+        payments.c.user_id == sa.bindparam("user_id"),
+        sa.tuple_(payments.c.create_time, payments.c.payment_id) < _after,
+    )
+    .order_by(payments.c.create_time.desc(), payments.c.payment_id.desc())
+    .limit(sa.bindparam("size"))
+)
+_NEWEST_OF_ORDER: Final = _NEWEST.where(payments.c.order_id == sa.bindparam("order_id"))
+
+
+async def read(connection: AsyncConnection, payment_id: str) -> Confirmation | None:
+    """One payment as it was last committed."""
+    row = (await connection.execute(_BY_ID, {"payment_id": payment_id})).one_or_none()
+    return None if row is None else _to_confirmation(row)
+
+
+async def read_claims(
+    connection: AsyncConnection, command: ConfirmPayment
+) -> tuple[Confirmation | None, Confirmation | None]:
+    """The command's own payment, and another request's with its key, as last committed."""
+    rows = await connection.execute(
+        _CLAIMS,
+        {
+            "payment_key": command.payment_key,
+            "user_id": command.user_id,
+            "request_id": command.request_id,
+        },
+    )
+    same = other = None
+    for row in rows:
+        if (row.user_id, row.request_id) == (command.user_id, command.request_id):
+            same = _to_confirmation(row)
+        else:
+            other = _to_confirmation(row)
+    return same, other
+
+
+async def read_newest(
+    connection: AsyncConnection,
+    user_id: str,
+    order_id: str | None,
+    *,
+    before: tuple[datetime, str],
+    size: int,
+) -> list[Payment]:
+    """At most ``size`` payments of the user that come after ``before``, newest first."""
+    parameters = {
+        "user_id": user_id,
+        "before": before[0],
+        "before_id": before[1],
+        "size": size,
+        **({"order_id": order_id} if order_id else {}),
+    }
+    statement = _NEWEST_OF_ORDER if order_id else _NEWEST
+    return [
+        _to_confirmation(row).payment for row in await connection.execute(statement, parameters)
+    ]
+
+
+def _to_confirmation(row: sa.Row[Any]) -> Confirmation:
+    payment = Payment(
+        row.payment_id,
+        row.order_id,
+        row.user_id,
+        Money(row.currency_code, row.amount_minor),
+        row.payment_key,
+        State(row.state),
+        row.gateway,
+        row.gateway_transaction_id,
+        row.failure_code,
+        row.create_time,
+        row.update_time,
+    )
+    return Confirmation(
+        payment,
+        row.request_id,
+        row.cancel_reason,
+        row.cancel_request_id,
+        row.holder,
+        row.due_time,
+        row.tries,
+        row.version,
+    )
+
+
+def _values(confirmation: Confirmation) -> dict[str, Any]:
+    payment = confirmation.payment
+    return {
+        "payment_id": payment.payment_id,
+        "payment_key": payment.payment_key,
+        "user_id": payment.user_id,
+        "request_id": confirmation.request_id,
+        "order_id": payment.order_id,
+        "currency_code": payment.amount.currency_code,
+        "amount_minor": payment.amount.amount_minor,
+        "gateway": payment.gateway,
+        "state": payment.state,
+        "gateway_transaction_id": payment.gateway_transaction_id,
+        "failure_code": payment.failure_code,
+        "cancel_reason": confirmation.cancel_reason,
+        "cancel_request_id": confirmation.cancel_request_id,
+        "holder": confirmation.holder,
+        "due_time": confirmation.due_time,
+        "tries": confirmation.tries,
+        "version": confirmation.version,
+        "create_time": payment.create_time,
+        "update_time": payment.update_time,
+    }

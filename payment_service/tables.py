@@ -1,0 +1,49 @@
+"""The payment database: one row per payment_key for good, and the answers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+from common.answers import answers_table
+
+SCHEMA: Final = "0001"
+"""The oldest migration this release can serve on."""
+
+KEY_ONCE: Final = "payments_key_once"
+REQUEST_ONCE: Final = "payments_request_once"
+OUTCOME: Final = "payments_outcome"
+DUE_WHILE_OPEN: Final = "payments_due_while_open"
+
+metadata = sa.MetaData()
+
+payments = sa.Table(
+    "payments",
+    metadata,
+    sa.Column("payment_id", sa.UUID(as_uuid=False), primary_key=True),
+    sa.Column("payment_key", sa.Text, nullable=False),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("order_id", sa.Text, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("gateway", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("gateway_transaction_id", sa.Text),
+    sa.Column("failure_code", sa.Text),
+    sa.Column("cancel_reason", sa.Text),
+    sa.Column("cancel_request_id", sa.Text),
+    sa.Column("holder", sa.UUID(as_uuid=False)),
+    sa.Column("due_time", sa.DateTime(timezone=True)),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("update_time", sa.DateTime(timezone=True), nullable=False),
+    sa.UniqueConstraint("payment_key", name=KEY_ONCE),
+    sa.UniqueConstraint("user_id", "request_id", name=REQUEST_ONCE),
+    sa.Index("payments_newest", "user_id", sa.text("create_time DESC"), sa.text("payment_id DESC")),
+    sa.Index("payments_due", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
+)
+
+answers = answers_table(metadata)

@@ -1,0 +1,63 @@
+"""Builds the payment service and connects its layers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from common.background import periodically
+from common.database import check_ready, open_database
+from common.migrations import migrate as migrate_database
+from common.redis_marks import open_marks
+from common.runtime import Application, Mounted
+from payment_service.servicer import PaymentServicer
+from payment_service.settings import PaymentSettings
+from payment_service.tables import SCHEMA
+from payment_service.toss import TossGateway
+from payment_service.use_cases import Payments
+from tally.payment.v1 import payment_pb2_grpc
+
+VERSIONS: Final = Path(__file__).parent / "migrations"
+CLEAN_UP_S: Final = 600.0
+
+
+async def migrate(settings: PaymentSettings) -> None:
+    """Bring the database to this release's schema."""
+    await migrate_database(settings.owner_database_url.get_secret_value(), VERSIONS)
+
+
+@asynccontextmanager
+async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
+    """Open what the service needs; close it when the last call has ended."""
+    async with (
+        open_database(settings) as engine,
+        open_marks(settings.redis_url.get_secret_value()) as marks,
+        aclosing(TossGateway(settings.toss())) as gateway,
+    ):
+        payments = Payments(
+            engine,
+            gateway,
+            marks,
+            lease_s=settings.lease_s,
+            resolve_concurrency=settings.resolve_concurrency,
+        )
+        try:
+            async with (
+                periodically("clean_up_answers", CLEAN_UP_S, payments.clean_up),
+                periodically("resolve", settings.resolve_interval_s, payments.resolver.sweep),
+            ):
+                yield Application(
+                    services=[
+                        Mounted(
+                            payment_pb2_grpc.add_PaymentServiceServicer_to_server,
+                            PaymentServicer(payments),
+                            "tally.payment.v1.PaymentService",
+                        )
+                    ],
+                    ready=partial(check_ready, engine, schema=SCHEMA),
+                )
+        finally:
+            await payments.close(settings.grace_s)

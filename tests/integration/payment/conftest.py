@@ -1,0 +1,58 @@
+"""A payment service of two replicas for each test, with Redis and without, and a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.valkey import ValkeyServer
+from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tests.support.databases import Databases
+from tests.support.payments import payment_replicas
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
+    """One gateway for all tests; each uses keys of its own."""
+    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
+    with GatewaySimulator(data_file, slow_ms=400) as running:
+        yield running
+
+
+@pytest.fixture
+def payment_database(databases: Databases) -> Iterator[ServiceUrls]:
+    with databases.clone("payment") as urls:
+        yield urls
+
+
+@pytest.fixture(params=["redis", "no-redis"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Every test of correctness passes with Redis and without."""
+    if request.param == "no-redis":
+        return ""
+    server: ValkeyServer = request.getfixturevalue("valkey_server")
+    return server.url
+
+
+@pytest.fixture
+async def stubs(
+    payment_database: ServiceUrls, gateway: GatewaySimulator, redis_url: str
+) -> AsyncIterator[list[PaymentServiceStub]]:
+    """A client of each of two replicas on one database."""
+    async with payment_replicas(2, payment_database, gateway, redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def payment(stubs: list[PaymentServiceStub]) -> PaymentServiceStub:
+    """A client of the first replica."""
+    return stubs[0]
+
+
+@pytest.fixture
+def elsewhere(stubs: list[PaymentServiceStub]) -> PaymentServiceStub:
+    """A client of the second replica."""
+    return stubs[1]

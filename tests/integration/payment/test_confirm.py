@@ -1,0 +1,173 @@
+"""ConfirmPayment as a client sees it: charge, decline, replay, refuse, read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from deploy.local.gateway.simulator import GatewaySimulator
+from tally.payment.v1 import payment_pb2 as pb
+from tests.support.payments import confirm, key_of, only_payment, until_state
+from tests.support.refusals import outcome, refused
+
+
+async def test_a_key_is_charged_and_the_payment_tells_all(
+    payment: Any, elsewhere: Any, gateway: GatewaySimulator
+) -> None:
+    key = key_of()
+    response = await payment.ConfirmPayment(confirm(key))
+    paid = response.payment
+    assert not response.replayed
+    assert paid.state == pb.Payment.STATE_CONFIRMED
+    assert (paid.user_id, paid.order_id, paid.payment_key) == ("ann", "order-1", key)
+    assert paid.amount.amount_minor == 15_000
+    assert paid.gateway == "toss"
+    assert paid.create_time.ToDatetime() <= paid.update_time.ToDatetime()
+    record = gateway.charges()[key]
+    assert record["payment"]["lastTransactionKey"] == paid.gateway_transaction_id
+    assert record["payment"]["totalAmount"] == 15_000
+    asked = pb.GetPaymentRequest(payment_id=paid.payment_id, user_id="ann")
+    assert (await elsewhere.GetPayment(asked)).payment == paid
+
+
+async def test_the_same_request_is_answered_again_by_any_replica(
+    payment: Any, elsewhere: Any, gateway: GatewaySimulator
+) -> None:
+    key = key_of()
+    first = await payment.ConfirmPayment(confirm(key))
+    for replica in (payment, elsewhere):
+        again = await replica.ConfirmPayment(confirm(key))
+        assert again.replayed
+        assert again.payment == first.payment
+        for other in (
+            confirm(key, amount_minor=1),
+            confirm(key, order_id="order-2"),
+            confirm(key_of()),
+        ):
+            with refused("REQUEST_ID_REUSED"):
+                await replica.ConfirmPayment(other)
+        with refused("PAYMENT_KEY_USED"):
+            await replica.ConfirmPayment(confirm(key, "c2"))
+        with refused("PAYMENT_KEY_USED"):
+            await replica.ConfirmPayment(confirm(key, user_id="bob"))
+    assert gateway.charges()[key]["confirmCalls"] == 1
+
+
+async def test_a_request_id_is_one_per_user(payment: Any) -> None:
+    await payment.ConfirmPayment(confirm(key_of()))
+    response = await payment.ConfirmPayment(confirm(key_of(), user_id="bob"))
+    assert not response.replayed
+
+
+async def test_a_decline_is_kept(payment: Any, elsewhere: Any, gateway: GatewaySimulator) -> None:
+    key = key_of("decline_")
+    for replica in (payment, elsewhere, payment):
+        with refused("PAYMENT_DECLINED") as told:
+            await replica.ConfirmPayment(confirm(key))
+        assert told.refusal is not None
+        assert told.refusal.metadata["failure_code"] == "REJECT_CARD_PAYMENT"
+        assert told.refusal.retry_after_s is None
+        with refused("PAYMENT_KEY_USED"):
+            await replica.ConfirmPayment(confirm(key, "c2"))
+    kept = await only_payment(payment)
+    assert kept.state == pb.Payment.STATE_DECLINED
+    assert kept.failure_code == "REJECT_CARD_PAYMENT"
+    assert gateway.charges()[key]["confirmCalls"] == 1
+
+
+async def test_duplicates_of_one_request_hear_one_answer(
+    stubs: list[Any], gateway: GatewaySimulator
+) -> None:
+    key = key_of("slow_")
+    calls = [stubs[number % 2].ConfirmPayment(confirm(key)) for number in range(8)]
+    responses = await asyncio.gather(*calls)
+    told = {response.payment.SerializeToString(deterministic=True) for response in responses}
+    assert len(told) == 1
+    assert sorted(response.replayed for response in responses) == [False] + [True] * 7
+    assert gateway.charges()[key]["confirmCalls"] == 1
+
+
+async def test_another_request_is_turned_away_while_the_key_is_at_the_gateway(
+    payment: Any, elsewhere: Any, gateway: GatewaySimulator
+) -> None:
+    key = key_of("slow_")
+    first = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+    pending = await only_payment(payment)
+    assert pending.state == pb.Payment.STATE_PENDING
+    for replica in (payment, elsewhere):
+        with refused("PAYMENT_IN_PROGRESS") as told:
+            await replica.ConfirmPayment(confirm(key, "c2"))
+        assert told.refusal is not None
+        assert told.refusal.retry_after_s is not None
+        with refused("REQUEST_ID_REUSED"):
+            await replica.ConfirmPayment(confirm(key, amount_minor=7))
+    assert (await first).payment.state == pb.Payment.STATE_CONFIRMED
+    with refused("PAYMENT_KEY_USED"):
+        await elsewhere.ConfirmPayment(confirm(key, "c2"))
+    assert gateway.charges()[key]["confirmCalls"] == 1
+
+
+async def test_a_caller_who_hangs_up_stops_nothing(
+    payment: Any, elsewhere: Any, gateway: GatewaySimulator
+) -> None:
+    key = key_of("slow_")
+    impatient = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+    pending = await only_payment(payment)
+    impatient.cancel()
+    await asyncio.wait({impatient})
+    await until_state(payment, pending.payment_id, pb.Payment.STATE_CONFIRMED)
+    again = await elsewhere.ConfirmPayment(confirm(key))
+    assert again.replayed
+    assert gateway.charges()[key]["confirmCalls"] == 1
+
+
+async def test_a_duplicate_with_little_time_is_told_that_the_first_still_runs(
+    payment: Any, elsewhere: Any
+) -> None:
+    key = key_of("slow_")
+    first = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+    await only_payment(payment)
+    for replica in (payment, elsewhere):
+        told = await outcome(replica.ConfirmPayment(confirm(key), timeout=0.25))
+        assert told in {"REQUEST_IN_PROGRESS", "DEADLINE_TOO_SHORT"}
+    await first
+
+
+async def test_payments_are_a_users_own(payment: Any) -> None:
+    paid = (await payment.ConfirmPayment(confirm(key_of()))).payment
+    for payment_id, user_id in (
+        (paid.payment_id, "bob"),
+        (paid.payment_id.upper(), "ann"),
+        ("0" * 36, "ann"),
+        ("nonsense", "ann"),
+    ):
+        with refused("PAYMENT_NOT_FOUND"):
+            await payment.GetPayment(pb.GetPaymentRequest(payment_id=payment_id, user_id=user_id))
+
+
+async def test_payments_are_listed_in_pages_newest_first(payment: Any) -> None:
+    made = []
+    for number in range(7):
+        request = confirm(key_of(), f"c{number}", order_id=f"order-{number % 2}")
+        made.append((await payment.ConfirmPayment(request)).payment)
+    found: list[pb.Payment] = []
+    token = ""
+    while True:
+        asked = pb.ListPaymentsRequest(user_id="ann", page_size=3, page_token=token)
+        page = await payment.ListPayments(asked)
+        assert len(page.payments) <= 3
+        found += page.payments
+        token = page.next_page_token
+        if not token:
+            break
+        with refused("INVALID_PAGE_TOKEN"):
+            await payment.ListPayments(pb.ListPaymentsRequest(user_id="bob", page_token=token))
+        with refused("INVALID_PAGE_TOKEN"):
+            await payment.ListPayments(
+                pb.ListPaymentsRequest(user_id="ann", order_id="order-1", page_token=token)
+            )
+    assert found == made[::-1]
+    of_order = await payment.ListPayments(pb.ListPaymentsRequest(user_id="ann", order_id="order-1"))
+    assert list(of_order.payments) == made[5::-2]
+    with refused("INVALID_PAGE_TOKEN"):
+        await payment.ListPayments(pb.ListPaymentsRequest(user_id="ann", page_token="nonsense"))

@@ -1,0 +1,113 @@
+"""Requests of PaymentService, and replicas of it against a gateway simulator."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from pydantic import SecretStr
+
+from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.postgres_roles import ServiceUrls
+from payment_service.settings import PaymentSettings
+from payment_service.wiring import build
+from tally.payment.v1 import payment_pb2 as pb
+from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tally.type.v1.money_pb2 import Money
+from tests.support.replicas import channel, replicas
+
+_numbers = itertools.count()
+
+
+def key_of(prefix: str = "") -> str:
+    """A payment_key that no other test uses: they share one gateway."""
+    return f"{prefix}key-{next(_numbers)}"
+
+
+def confirm(
+    payment_key: str,
+    request_id: str = "c1",
+    *,
+    user_id: str = "ann",
+    order_id: str = "order-1",
+    amount_minor: int = 15_000,
+    currency: str = "KRW",
+) -> pb.ConfirmPaymentRequest:
+    return pb.ConfirmPaymentRequest(
+        order_id=order_id,
+        user_id=user_id,
+        amount=Money(currency_code=currency, amount_minor=amount_minor),
+        payment_key=payment_key,
+        request_id=request_id,
+    )
+
+
+def cancel(
+    confirm_request_id: str = "c1",
+    request_id: str = "x1",
+    *,
+    user_id: str = "ann",
+    reason: str = "no longer wanted",
+) -> pb.CancelPaymentRequest:
+    return pb.CancelPaymentRequest(
+        confirm_request_id=confirm_request_id,
+        user_id=user_id,
+        reason=reason,
+        request_id=request_id,
+    )
+
+
+@asynccontextmanager
+async def payment_replicas(
+    count: int,
+    database: ServiceUrls,
+    simulator: GatewaySimulator,
+    redis_url: str,
+    **settings: Any,
+) -> AsyncIterator[list[PaymentServiceStub]]:
+    """``count`` replicas on one database and gateway; a client of each."""
+    settings = {
+        "gateway_timeout_s": 1.0,
+        "resolve_interval_s": 0.1,
+        "lease_s": 2.0,
+        **settings,
+    }
+    async with replicas(
+        count,
+        PaymentSettings,
+        build,
+        database_url=database.runtime,
+        redis_url=redis_url,
+        gateway_url=simulator.url,
+        gateway_secret_key=SecretStr(simulator.secret_key),
+        **settings,
+    ) as addresses:
+        async with AsyncExitStack() as stack:
+            channels = [await stack.enter_async_context(channel(each)) for each in addresses]
+            yield [PaymentServiceStub(opened) for opened in channels]
+
+
+async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> int:
+    got = await payment.GetPayment(pb.GetPaymentRequest(payment_id=payment_id, user_id=user_id))
+    return int(got.payment.state)
+
+
+async def until_state(payment: Any, payment_id: str, state: int) -> None:
+    """Wait until the payment is in this state."""
+    async with asyncio.timeout(20):
+        while await state_of(payment, payment_id) != state:
+            await asyncio.sleep(0.02)
+
+
+async def only_payment(payment: Any, *, user_id: str = "ann") -> pb.Payment:
+    """The user's one payment."""
+    async with asyncio.timeout(20):
+        while True:
+            listed = await payment.ListPayments(pb.ListPaymentsRequest(user_id=user_id))
+            if listed.payments:
+                assert len(listed.payments) == 1
+                return listed.payments[0]
+            await asyncio.sleep(0.02)
