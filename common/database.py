@@ -12,7 +12,6 @@ from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from common.errors import DatabaseUnavailable
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable
 from common.settings import ServiceSettings
 
@@ -90,13 +89,9 @@ def reads(engine: AsyncEngine) -> AsyncEngine:
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A connection for a few single reads. Raises DatabaseUnavailable if the server is away."""
-    try:
+    with told_as_refusals():
         async with reads(engine).connect() as connection:
             yield connection
-    except Exception as error:
-        if classify(error) is Fault.CONNECTION:
-            raise DatabaseUnavailable from error
-        raise
 
 
 class Fault(enum.Enum):
