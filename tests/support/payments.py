@@ -75,19 +75,21 @@ async def payment_replicas(
         "lease_s": 2.0,
         **settings,
     }
-    async with replicas(
-        count,
-        PaymentSettings,
-        build,
-        database_url=database.runtime,
-        redis_url=redis_url,
-        gateway_url=simulator.url,
-        gateway_secret_key=SecretStr(simulator.secret_key),
-        **settings,
-    ) as addresses:
-        async with AsyncExitStack() as stack:
-            channels = [await stack.enter_async_context(channel(each)) for each in addresses]
-            yield [PaymentServiceStub(opened) for opened in channels]
+    async with (
+        replicas(
+            count,
+            PaymentSettings,
+            build,
+            database_url=database.runtime,
+            redis_url=redis_url,
+            gateway_url=simulator.url,
+            gateway_secret_key=SecretStr(simulator.secret_key),
+            **settings,
+        ) as addresses,
+        AsyncExitStack() as stack,
+    ):
+        channels = [await stack.enter_async_context(channel(each)) for each in addresses]
+        yield [PaymentServiceStub(opened) for opened in channels]
 
 
 async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> int:
@@ -98,7 +100,7 @@ async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> in
 async def until_state(payment: Any, payment_id: str, state: int) -> None:
     """Wait until the payment is in this state."""
     async with asyncio.timeout(20):
-        while await state_of(payment, payment_id) != state:
+        while await state_of(payment, payment_id) != state:  # noqa: ASYNC110 - it is elsewhere
             await asyncio.sleep(0.02)
 
 
@@ -108,6 +110,7 @@ async def only_payment(payment: Any, *, user_id: str = "ann") -> pb.Payment:
         while True:
             listed = await payment.ListPayments(pb.ListPaymentsRequest(user_id=user_id))
             if listed.payments:
-                assert len(listed.payments) == 1
-                return listed.payments[0]
+                (only,) = listed.payments
+                assert isinstance(only, pb.Payment)
+                return only
             await asyncio.sleep(0.02)
