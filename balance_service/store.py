@@ -200,7 +200,10 @@ _entry = unnest(
     refund_of=sa.Text,
     create_time=sa.DateTime(timezone=True),
 )
-_ADD: Final = sa.insert(ledger_entries).from_select(list(_entry.c.keys()), sa.select(_entry))
+_ADD: Final = sa.insert(ledger_entries).from_select(
+    list(_entry.c.keys()),
+    sa.select(_entry).order_by(_entry.c.user_id, _entry.c.currency_code, _entry.c.sequence),
+)
 
 _named = unnest("named", user_id=sa.Text, request_id=sa.Text)
 _FIND_DEDUCTIONS: Final = sa.select(ledger_entries).join_from(

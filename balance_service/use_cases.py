@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service import store
 from balance_service.locking import STRATEGIES, lock_key, waits_for_rows
@@ -24,7 +24,7 @@ from balance_service.model import (
 )
 from balance_service.tables import REQUEST_ONCE, answers
 from common.answers import AnswerBook, Answers
-from common.database import reads
+from common.database import Database, Overtaken, reading
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.lanes import Held, Lane, Limits, Moved
@@ -46,13 +46,12 @@ class Posted:
 class Balances:
     """The accounts of all users, seen from one replica."""
 
-    def __init__(self, engine: AsyncEngine, locks: Locks) -> None:
-        self._engine = engine
-        self._reads = reads(engine)
+    def __init__(self, database: Database, locks: Locks) -> None:
+        self._database = database
         self._answers = Answers(answers)
         self.lane: Lane[Command] = Lane(
             "account",
-            engine,
+            database,
             self._decide,
             locks,
             lock_key=lock_key,
@@ -71,7 +70,7 @@ class Balances:
 
     async def get(self, account_id: AccountId) -> Account:
         """The account as last committed. Raises AccountNotFound."""
-        async with self._reads.connect() as connection:
+        async with reading(self._database) as connection:
             account = await store.read_account(connection, account_id)
         if account is None:
             raise account_not_found(account_id)
@@ -80,7 +79,7 @@ class Balances:
     async def list_entries(self, account_id: AccountId, page: Page) -> tuple[list[Entry], str]:
         """A page of the ledger, newest first, and the next page's token ('' at the end)."""
         before = int(page.after[0]) if page.after else _NEWEST
-        async with self._reads.connect() as connection:
+        async with reading(self._database) as connection:
             if await store.read_account(connection, account_id) is None:
                 raise account_not_found(account_id)
             entries = await store.read_entries(
@@ -93,14 +92,14 @@ class Balances:
 
     async def clean_up(self) -> int:
         """Delete a bounded number of answers that need not be kept; returns how many."""
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             return await self._answers.clean_up(connection)
 
     async def _decide(
         self, connection: AsyncConnection, commands: Sequence[Command], *, patient: bool
     ) -> list[Any]:
         """One batch: rows, then answers, then the model, then everything saved."""
-        lock = any(waits_for_rows(command) for command in commands)
+        lock = patient or any(waits_for_rows(command) for command in commands)
         loaded = await _load(connection, commands, lock=lock, patient=patient)
         book = await self._answers.open(
             connection, [key for command in commands for key in _keys(command)]
@@ -241,12 +240,15 @@ class _Batch:
         refunded = self._refunds.get(deduction_id)
         if refunded is not None or (before is not None and before.cancelled):
             return Posted(refunded, replayed=True)
+        deduction = self._deductions.get(deduction_id)
+        account = self._loaded.accounts.get(deduction.account_id) if deduction else None
+        if deduction is not None and account is None:
+            # Its account came into being after the rows were locked: go round and lock it too.
+            raise Overtaken
         # In the transaction of the undo, or alone: the deduction, late or repeated, is refused.
         self._book.cancel(command.deduct_key)
-        deduction = self._deductions.get(deduction_id)
-        if deduction is None:
+        if deduction is None or account is None:
             return Posted(None, replayed=False)
-        account = self._loaded.accounts[deduction.account_id]
         entry = account.refund(command, deduction, new_id(), self._loaded.now)
         self._refunds[deduction_id] = entry
         self.changed.add(account.id)

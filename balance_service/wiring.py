@@ -32,10 +32,10 @@ async def migrate(settings: BalanceSettings) -> None:
 async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
     async with (
-        open_database(settings) as engine,
+        open_database(settings) as database,
         open_locks(settings.redis_url.get_secret_value()) as locks,
     ):
-        balances = Balances(engine, locks)
+        balances = Balances(database, locks)
         try:
             async with periodically("clean_up_answers", CLEAN_UP_S, balances.clean_up):
                 yield Application(
@@ -46,7 +46,7 @@ async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
                             "tally.balance.v1.BalanceService",
                         )
                     ],
-                    ready=partial(check_ready, engine, schema=SCHEMA),
+                    ready=partial(check_ready, database, schema=SCHEMA),
                 )
         finally:
             await balances.lane.close()

@@ -28,7 +28,8 @@ KEEP_DAYS: Final = 30
 ANSWERED: Final = "ANSWERED"
 REFUSED: Final = "REFUSED"
 CANCELLED: Final = "CANCELLED"
-_CLEANUP_ROWS: Final = 5_000
+CLEAN_UP_ROWS: Final = 5_000
+_KEY: Final = ("method", "scope", "request_id")
 
 
 class RequestKey(NamedTuple):
@@ -106,7 +107,9 @@ def answers_table(metadata: sa.MetaData) -> sa.Table:
         sa.CheckConstraint(
             "(body IS NULL) = (state = 'CANCELLED')", name="answers_body_unless_cancelled"
         ),
-        sa.Index("answers_create_time", "create_time"),
+        sa.Index(
+            "answers_to_clean_up", "create_time", postgresql_where=sa.text("state <> 'CANCELLED'")
+        ),
     )
 
 
@@ -123,7 +126,7 @@ CREATE TABLE answers (
     CONSTRAINT answers_pkey PRIMARY KEY (method, scope, request_id),
     CONSTRAINT answers_body_unless_cancelled CHECK ((body IS NULL) = (state = 'CANCELLED'))
 );
-CREATE INDEX answers_create_time ON answers (create_time);
+CREATE INDEX answers_to_clean_up ON answers (create_time) WHERE state <> 'CANCELLED';
 """
 """What a service's first migration executes. Frozen with it: change it by a new migration."""
 
@@ -187,9 +190,9 @@ class Answers:
     """A service's table of answers."""
 
     def __init__(self, table: sa.Table) -> None:
-        self._table = table
         self._find = _find(table)
         self._save = _save(table)
+        self._clean_up = _clean_up(table)
 
     async def open(self, connection: AsyncConnection, keys: Iterable[RequestKey]) -> AnswerBook:
         """Read what became of ``keys``. Call it when the rows they concern are locked."""
@@ -212,28 +215,38 @@ class Answers:
         return AnswerBook(self._save, found)
 
     async def clean_up(self, connection: AsyncConnection) -> int:
-        """Delete a bounded number of answers older than 30 days; returns how many.
+        """Delete a bounded number of answers older than 30 days, the oldest; returns how many.
 
         Cancellations stay for good: what was undone must not happen however late it arrives.
         """
-        table = self._table
-        old = (
-            sa.select(table.c.method, table.c.scope, table.c.request_id)
-            .where(table.c.create_time < sa.func.now() - sa.text(f"interval '{KEEP_DAYS} days'"))
-            .where(table.c.state != CANCELLED)
-            .order_by(table.c.method, table.c.scope, table.c.request_id)
-            .limit(_CLEANUP_ROWS)
-            .with_for_update(skip_locked=True)
-        )
-        key = sa.tuple_(table.c.method, table.c.scope, table.c.request_id)
-        result = await connection.execute(sa.delete(table).where(key.in_(old)))
+        result = await connection.execute(self._clean_up)
         return result.rowcount
+
+
+def _clean_up(table: sa.Table) -> sa.Executable:
+    old = (
+        sa.select(table.c.method, table.c.scope, table.c.request_id)
+        .where(table.c.create_time < sa.func.now() - sa.text(f"interval '{KEEP_DAYS} days'"))
+        .where(table.c.state != sa.literal_column(f"'{CANCELLED}'"))
+        .order_by(table.c.create_time)
+        .limit(CLEAN_UP_ROWS)
+        .subquery("old")
+    )
+    key = (table.c.method, table.c.scope, table.c.request_id)
+    locked = (
+        sa.select(*key)
+        .join_from(old, table, sa.and_(*(table.c[name] == old.c[name] for name in _KEY)))
+        .order_by(*key)
+        .with_for_update(of=table, skip_locked=True)
+        .cte("locked")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    return sa.delete(table).where(*(table.c[name] == locked.c[name] for name in _KEY))
 
 
 def _find(table: sa.Table) -> sa.Executable:
     asked = unnest("asked", method=sa.Text, scope=sa.Text, request_id=sa.Text)
-    key = ("method", "scope", "request_id")
-    same = sa.and_(*(table.c[name] == asked.c[name] for name in key))
+    same = sa.and_(*(table.c[name] == asked.c[name] for name in _KEY))
     return sa.select(table).join_from(asked, table, same)
 
 

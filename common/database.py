@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -26,71 +27,107 @@ _PLANS: Final = {
     "jit": "off",
 }
 CONNECT_TIMEOUT_S: Final = 3.0
+LOCK_TIMEOUT_MS: Final = 1_000
+"""How long a patient transaction waits for one row."""
+LANE_LOCK_TIMEOUT_MS: Final = 50
+"""How long a lane's batch waits for a lock. It skips rows that are locked; what is left are new
+rows that another transaction has inserted and not committed."""
+STATEMENT_TIMEOUT_MS: Final = 3_000
+IDLE_TIMEOUT_MS: Final = 6_000
 POOL_TIMEOUT_S: Final = 3.0
 
 
-def open_engine(
-    url: str,
-    *,
-    application_name: str = "tally",
-    pool_size: int = 5,
-    lock_timeout_ms: int = 1_000,
-    statement_timeout_ms: int = 5_000,
-) -> AsyncEngine:
-    """An engine whose sessions can wait for nothing without limit.
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A service's database, with sessions for three purposes that must not wait for each other."""
 
-    ``lock_timeout_ms`` bounds the wait for one row, ``statement_timeout_ms`` one statement; a
-    transaction left idle (its process paused) is ended by the server after twice that, so that a
-    frozen replica frees its rows. The client gives up a little after the server would have.
+    lanes: AsyncEngine
+    """Transactions of lanes, which hold up everyone behind them: they wait for no lock."""
+    patient: AsyncEngine
+    """Transactions that wait for a row, and sweeps: apart from the lanes."""
+    reads: AsyncEngine
+    """Single statements, no transaction around them."""
 
-    There is no ping before use: a lane repeats its batch on a lost connection anyway, and a ping
-    would cost a round trip on every batch.
+    def begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction outside any lane, for sweeps and clean-ups."""
+        return self.patient.begin()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for engine in (self.lanes, self.patient, self.reads):
+            await engine.dispose()
+
+
+def open_pools(url: str, *, application_name: str, pool_size: int) -> Database:
+    """Engines whose sessions wait for nothing without limit, with ``pool_size`` connections in all.
+
+    A third each for lanes, for rows that others hold, and for reads: a crowd of readers cannot
+    keep a write from its connection, nor a held row everyone else's batch.
     """
-    return create_async_engine(
-        make_url(url).set(drivername="postgresql+asyncpg"),
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=POOL_TIMEOUT_S,
-        pool_use_lifo=True,
-        connect_args={
-            "timeout": CONNECT_TIMEOUT_S,
-            "command_timeout": statement_timeout_ms / 1000 + 1,
-            "server_settings": {
-                "application_name": application_name,
-                "lock_timeout": str(lock_timeout_ms),
-                "statement_timeout": str(statement_timeout_ms),
-                "idle_in_transaction_session_timeout": str(2 * statement_timeout_ms),
-                "timezone": "UTC",
-                **_PLANS,
+    third = max(pool_size // 3, 1)
+
+    def engine(purpose: str, size: int, lock_timeout_ms: int, **options: Any) -> AsyncEngine:
+        return create_async_engine(
+            make_url(url).set(drivername="postgresql+asyncpg"),
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_S,
+            pool_use_lifo=True,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_S,
+                # The client gives up a little after the server should have.
+                "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 1,
+                "server_settings": {
+                    "application_name": f"{application_name} {purpose}",
+                    "lock_timeout": str(lock_timeout_ms),
+                    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+                    # A replica that is frozen inside a transaction loses it, and its row locks.
+                    "idle_in_transaction_session_timeout": str(IDLE_TIMEOUT_MS),
+                    "timezone": "UTC",
+                    **_PLANS,
+                },
             },
-        },
+            **options,
+        )
+
+    return Database(
+        lanes=engine("lanes", third, LANE_LOCK_TIMEOUT_MS),
+        patient=engine("patient", third, LOCK_TIMEOUT_MS),
+        reads=engine(
+            "reads",
+            max(pool_size - 2 * third, 1),
+            LOCK_TIMEOUT_MS,
+            isolation_level="AUTOCOMMIT",
+            # A lane repeats its batch on a connection that went stale; a read has nobody to.
+            pool_pre_ping=True,
+        ),
     )
 
 
 @asynccontextmanager
-async def open_database(settings: ServiceSettings) -> AsyncIterator[AsyncEngine]:
-    """The service's engine, from its settings; closed at the end of the block."""
-    engine = open_engine(
+async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
+    """The service's database, from its settings; closed at the end of the block."""
+    database = open_pools(
         settings.database_url.get_secret_value(),
-        application_name=f"tally {settings.service} {settings.replica}",
+        application_name=f"tally {settings.service} {settings.replica}"[:48],
         pool_size=settings.pool_size,
     )
     try:
-        yield engine
+        yield database
     finally:
-        await engine.dispose()
+        await database.close()
 
 
-def reads(engine: AsyncEngine) -> AsyncEngine:
-    """The same pool for single reads: no BEGIN and COMMIT around one SELECT."""
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
+def reads(database: Database) -> AsyncEngine:
+    """For single reads: no BEGIN and COMMIT around one SELECT."""
+    return database.reads
 
 
 @asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
     """A connection for a few single reads. Raises DatabaseUnavailable if the server is away."""
     with told_as_refusals():
-        async with reads(engine).connect() as connection:
+        async with database.reads.connect() as connection:
             yield connection
 
 
@@ -115,17 +152,17 @@ class Overtaken(Exception):  # noqa: N818 - somebody else was faster, which is n
     """
 
 
-_CONTENTION: Final = {"40001", "40P01", "55P03"}
+UNIQUE_VIOLATION: Final = "23505"
+LOCK_NOT_AVAILABLE: Final = "55P03"
+_CONTENTION: Final = {"40001", "40P01", LOCK_NOT_AVAILABLE}
 _UNREACHABLE: Final = {
     "25006",  # read-only: a failover is under way and this is the old primary
-    "53300",  # too many connections
     "57014",  # statement_timeout
     "25P03",  # idle_in_transaction_session_timeout
     "57P01",
     "57P02",
     "57P03",
 }
-UNIQUE_VIOLATION: Final = "23505"
 
 
 def sqlstate(error: BaseException) -> str:
@@ -146,7 +183,8 @@ def classify(error: BaseException) -> Fault:
         return Fault.COMMAND
     if state in _CONTENTION or isinstance(error, Overtaken):
         return Fault.CONTENTION
-    if state[:2] == "08" or state in _UNREACHABLE:
+    if state[:2] in {"08", "53", "58"} or state in _UNREACHABLE:
+        # 53: out of connections, memory or disk; 58: I/O. The server is not fit, not the command.
         return Fault.CONNECTION
     if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or not state):
         # Without a SQLSTATE the server did not speak: asyncpg's InterfaceError.
@@ -180,14 +218,14 @@ class NotReady(Exception):  # noqa: N818 - a state, not a fault
     """The service cannot serve now; the message says why and what to do."""
 
 
-async def check_ready(engine: AsyncEngine, *, schema: str) -> None:
+async def check_ready(database: Database, *, schema: str) -> None:
     """Raise NotReady unless the database answers and its schema is at least ``schema``.
 
     Revisions are numbers of four digits. A newer schema is fine: releases expand first and
     contract only when no replica of the older release is left.
     """
     try:
-        async with reads(engine).connect() as connection:
+        async with database.reads.connect() as connection:
             found = (
                 await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
             ) or ""

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.database import Fault, classify, reads
+from common.database import Database, reading
 from common.errors import DatabaseUnavailable
 
 K = TypeVar("K")
@@ -29,11 +29,11 @@ class Gathered(Generic[K, V]):
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        database: Database,
         read: Callable[[AsyncConnection, Sequence[K]], Awaitable[Sequence[V]]],
     ) -> None:
         """``read`` answers a batch of questions, in their order, in one statement."""
-        self._engine = reads(engine)
+        self._database = database
         self._read = read
         self._asked: deque[tuple[K, asyncio.Future[V]]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -74,17 +74,14 @@ class Gathered(Generic[K, V]):
 
     async def _try(self, questions: Sequence[K]) -> Sequence[V]:
         """A read changes nothing: where only the connection was lost it is made again."""
-        tries = 0
-        while True:
+        for left in reversed(range(TRIES_MAX)):
             try:
-                async with self._engine.connect() as connection:
+                async with reading(self._database) as connection:
                     answers = await self._read(connection, questions)
-                assert len(answers) == len(questions), "one answer per question"
-            except Exception as error:
-                tries += 1
-                if classify(error) is not Fault.CONNECTION:
+            except DatabaseUnavailable:
+                if not left:
                     raise
-                if tries == TRIES_MAX:
-                    raise DatabaseUnavailable from error
             else:
+                assert len(answers) == len(questions), "one answer per question"
                 return answers
+        raise AssertionError("the last try returns or raises")

@@ -2,8 +2,10 @@
 
 A failed batch is sorted (``database.classify``) and answered with the least that helps:
 
-- one command broke a constraint → go round once, since somebody else may have been first and
-  replay or the model then tells; still broken → halve until the one is found, and translate it;
+- one command broke a constraint → go round, since somebody else may have been first and replay or
+  the model then tells; still broken → halve until the one is found, and translate it;
+- somebody holds what an impatient batch wants to insert → halve until the one is found; that one
+  waits apart;
 - contention → the same batch again, bounded, then CONFLICT_RETRIES_EXHAUSTED;
 - connection lost → the same batch again, bounded, then DATABASE_UNAVAILABLE. Whether a lost
   COMMIT had happened, the stored answers tell in the next attempt;
@@ -14,27 +16,34 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 from prometheus_client import Counter, Histogram
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from common.answers import AnswerTaken
-from common.database import UNIQUE_VIOLATION, Fault, classify, constraint, sqlstate
+from common.database import (
+    LOCK_NOT_AVAILABLE,
+    UNIQUE_VIOLATION,
+    Database,
+    Fault,
+    classify,
+    constraint,
+    sqlstate,
+)
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Refusal
+from common.lanes.entries import Decide, Entry, Held
 from common.metrics import REGISTRY
-
-if TYPE_CHECKING:
-    from common.lanes import Decide, Entry
 
 C = TypeVar("C")
 
-CONTENTION_MAX: Final = 5
-CONNECTION_MAX: Final = 3
-TAKEN_MAX: Final = 3
+TRIES_MAX: Final = {"contention": 5, "connection": 3, "taken": 3}
+"""Tries of one batch per kind of fault; other kinds get one."""
+UNREACHABLE_S: Final = 4.0
+"""How long a batch goes on trying to reach the database: less than most callers wait."""
 _PAUSE_S: Final = 0.01
 
 _sizes = Histogram(
@@ -58,13 +67,14 @@ class Attempt(Generic[C]):
     """What it takes to try a batch once."""
 
     lane: str
-    engine: AsyncEngine
+    database: Database
     decide: Decide[C]
     translate: Callable[[str, C], Refusal | None]
 
     async def once(self, entries: Sequence[Entry[C]], *, patient: bool) -> Sequence[Any]:
         """One transaction: decide all, commit once. Anything raised rolls back."""
-        async with self.engine.connect() as connection, connection.begin():
+        engine = self.database.patient if patient else self.database.lanes
+        async with engine.connect() as connection, connection.begin():
             commands = [entry.command for entry in entries]
             outcomes = await self.decide(connection, commands, patient=patient)
             assert len(outcomes) == len(commands), "one outcome per command"
@@ -89,7 +99,7 @@ async def commit(
     parts = [entries]
     while parts:
         part = parts.pop()
-        done = await _carry(attempt, part, patient=patient)
+        done = await _carry(attempt, part, patient=patient, whole=part is entries)
         if done is not None:
             yield done
         else:
@@ -98,46 +108,71 @@ async def commit(
 
 
 async def _carry(
-    attempt: Attempt[C], entries: Sequence[Entry[C]], *, patient: bool
+    attempt: Attempt[C], entries: Sequence[Entry[C]], *, patient: bool, whole: bool
 ) -> Done[C] | None:
     """Try until decided; None means: halve, one of them is to blame."""
     tries: dict[str, int] = {}
+    begun = time.monotonic()
     while True:
         try:
-            return Done(entries, await attempt.once(entries, patient=patient))
+            outcomes = await attempt.once(entries, patient=patient)
+            return Done(entries, outcomes)
         except Exception as error:  # noqa: BLE001 - every fault of a batch is sorted here
-            fault, bound = _sort(error)
+            fault = _sort(error)
             tries[fault] = tries.get(fault, 0) + 1
             _faults.labels(attempt.lane, fault).inc()
-            if tries[fault] < bound:
+            if _worth_another_try(fault, tries, error, begun=begun, whole=whole):
                 # Jitter: two batches that deadlocked must not meet again in step.
                 await asyncio.sleep(_PAUSE_S * 2 ** tries[fault] * random.random())  # noqa: S311
                 continue
-            if fault in {"command", "taken", "unexpected"} and len(entries) > 1:
+            # A patient batch is about one held row: halving it would find nothing.
+            divisible = fault in {"command", "taken", "unexpected"} or (
+                fault == "held" and not patient
+            )
+            if divisible and len(entries) > 1:
                 return None
-            return _give_up(attempt, entries, error, fault)
+            return _give_up(attempt, entries, error, fault, lost="connection" in tries)
 
 
-def _sort(error: Exception) -> tuple[str, int]:
-    """The fault's name, and how many tries it is worth."""
+def _sort(error: Exception) -> str:
+    """The name of the fault."""
     if isinstance(error, AnswerTaken):
-        return "taken", TAKEN_MAX
+        return "taken"
+    state = sqlstate(error)
+    if state == LOCK_NOT_AVAILABLE:
+        return "held"
     fault = classify(error)
-    if fault is Fault.COMMAND and sqlstate(error) == UNIQUE_VIOLATION:
-        return "taken", TAKEN_MAX
-    bounds = {Fault.CONTENTION: CONTENTION_MAX, Fault.CONNECTION: CONNECTION_MAX}
-    return fault.value, bounds.get(fault, 1)
+    if fault is Fault.COMMAND and state == UNIQUE_VIOLATION:
+        return "taken"
+    return fault.value
+
+
+def _worth_another_try(
+    fault: str, tries: dict[str, int], error: Exception, *, begun: float, whole: bool
+) -> bool:
+    if fault == "connection":
+        # A server that did not answer in a statement's whole time would only be waited for again.
+        silent = isinstance(error, TimeoutError)
+        return (
+            not silent
+            and tries[fault] < TRIES_MAX[fault]
+            and time.monotonic() - begun < UNREACHABLE_S
+        )
+    if fault == "taken" and not whole:
+        return False  # the whole batch went round already; now the one to blame is looked for
+    return tries[fault] < TRIES_MAX.get(fault, 1)
 
 
 def _give_up(
-    attempt: Attempt[C], entries: Sequence[Entry[C]], error: Exception, fault: str
+    attempt: Attempt[C], entries: Sequence[Entry[C]], error: Exception, fault: str, *, lost: bool
 ) -> Done[C]:
-    if fault == Fault.CONNECTION.value:
+    if lost:
         _log.warning("database_unavailable", lane=attempt.lane, error=type(error).__name__)
         return Done(entries, [DatabaseUnavailable() for _ in entries], certain=False)
-    if fault == Fault.CONTENTION.value:
-        told = [ConflictRetriesExhausted(lane=attempt.lane) for _ in entries]
-        return Done(entries, told)
+    if fault == "held":
+        return Done(entries, [Held(entry.lock_key or id(entry)) for entry in entries])
+    if fault == "contention" or isinstance(error, AnswerTaken):
+        return Done(entries, [ConflictRetriesExhausted(lane=attempt.lane) for _ in entries])
     name = constraint(error)
     outcomes = [attempt.translate(name, entry.command) or error for entry in entries]
     return Done(entries, outcomes)
