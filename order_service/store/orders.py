@@ -33,7 +33,11 @@ _wanted = unnest("wanted", order_id=_UUID)
 
 
 def _locking(*, skip_locked: bool) -> sa.Select[Any]:
-    """All wanted rows, those that could be locked with their state, locked in ascending order."""
+    """The wanted rows, locked in ascending order: a sort comes before its FOR UPDATE.
+
+    FOR NO KEY UPDATE is the row lock that an UPDATE takes. The clock is read outside, when the row
+    is ours: the SELECT list of the locking query is computed before the wait.
+    """
     locked = (
         sa.select(orders)
         .join_from(_wanted, orders, orders.c.order_id == _wanted.c.order_id)
@@ -42,19 +46,14 @@ def _locking(*, skip_locked: bool) -> sa.Select[Any]:
         .cte("locked")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    return sa.select(
-        _wanted.c.order_id.label("wanted_id"),
-        locked,
-        sa.func.clock_timestamp(type_=_TIME).label("now"),
-    ).select_from(
-        _wanted.join(orders, orders.c.order_id == _wanted.c.order_id).outerjoin(
-            locked, locked.c.order_id == orders.c.order_id
-        )
-    )
+    return sa.select(locked, sa.func.clock_timestamp(type_=_TIME).label("now"))
 
 
 _LOCK: Final = _locking(skip_locked=False)
 _LOCK_FREE: Final = _locking(skip_locked=True)
+_KNOWN: Final = sa.select(orders.c.order_id).join_from(
+    _wanted, orders, orders.c.order_id == _wanted.c.order_id
+)
 _ITEMS: Final = sa.select(order_items).join_from(
     _wanted, order_items, order_items.c.order_id == _wanted.c.order_id
 )
@@ -111,16 +110,14 @@ async def load(
     loaded = LoadedOrders()
     if not order_ids:
         return loaded
-    found = await connection.execute(
-        _LOCK if patient else _LOCK_FREE, arrays("wanted", order_id=sorted(order_ids))
-    )
-    rows = []
-    for row in found:
+    parameters = arrays("wanted", order_id=sorted(order_ids))
+    rows = (await connection.execute(_LOCK if patient else _LOCK_FREE, parameters)).all()
+    for row in rows:
         loaded.now = row.now if loaded.now is None else max(loaded.now, row.now)
-        if row.version is None:
-            loaded.held.add(row.wanted_id)
-        else:
-            rows.append(row)
+    if len(rows) < len(order_ids):
+        # Not there, or skipped because somebody holds it?
+        known = await connection.execute(_KNOWN, parameters)
+        loaded.held = set(known.scalars()) - {row.order_id for row in rows}
     loaded.orders = {order.order_id: order for order in await with_items(connection, rows)}
     return loaded
 

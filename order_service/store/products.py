@@ -34,7 +34,11 @@ _wanted = unnest("wanted", product_id=_UUID)
 
 
 def _locking(*, skip_locked: bool) -> sa.Select[Any]:
-    """All wanted rows, those that could be locked with their state, locked in ascending order."""
+    """The wanted rows, locked in ascending order: a sort comes before its FOR UPDATE.
+
+    FOR NO KEY UPDATE is the row lock that an UPDATE takes. The clock is read outside, when the row
+    is ours: the SELECT list of the locking query is computed before the wait.
+    """
     locked = (
         sa.select(products)
         .join_from(_wanted, products, products.c.product_id == _wanted.c.product_id)
@@ -43,19 +47,14 @@ def _locking(*, skip_locked: bool) -> sa.Select[Any]:
         .cte("locked")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    return sa.select(
-        _wanted.c.product_id.label("wanted_id"),
-        locked,
-        sa.func.clock_timestamp(type_=_TIME).label("now"),
-    ).select_from(
-        _wanted.join(products, products.c.product_id == _wanted.c.product_id).outerjoin(
-            locked, locked.c.product_id == products.c.product_id
-        )
-    )
+    return sa.select(locked, sa.func.clock_timestamp(type_=_TIME).label("now"))
 
 
 _LOCK: Final = _locking(skip_locked=False)
 _LOCK_FREE: Final = _locking(skip_locked=True)
+_KNOWN: Final = sa.select(products.c.product_id).join_from(
+    _wanted, products, products.c.product_id == _wanted.c.product_id
+)
 
 _changed = unnest(
     "changed",
@@ -108,15 +107,14 @@ async def load(
     loaded = LoadedProducts()
     if not product_ids:
         return loaded
-    rows = await connection.execute(
-        _LOCK if patient else _LOCK_FREE, arrays("wanted", product_id=sorted(product_ids))
-    )
-    for row in rows:
+    parameters = arrays("wanted", product_id=sorted(product_ids))
+    for row in await connection.execute(_LOCK if patient else _LOCK_FREE, parameters):
         loaded.now = row.now if loaded.now is None else max(loaded.now, row.now)
-        if row.version is None:
-            loaded.held.add(row.wanted_id)
-        else:
-            loaded.products[row.wanted_id] = to_product(row)
+        loaded.products[row.product_id] = to_product(row)
+    if len(loaded.products) < len(product_ids):
+        # Not there, or skipped because somebody holds it?
+        known = await connection.execute(_KNOWN, parameters)
+        loaded.held = set(known.scalars()) - loaded.products.keys()
     return loaded
 
 
@@ -172,14 +170,16 @@ async def add(connection: AsyncConnection, new: Iterable[Product]) -> None:
 # -- reads ---------------------------------------------------------------------------------------
 
 _ONE: Final = sa.select(products).where(products.c.product_id == sa.bindparam("product_id"))
-_FIRST: Final = (
+_NEWEST: Final = (
     sa.select(products)
+    .where(
+        sa.tuple_(products.c.create_time, products.c.product_id)
+        < sa.tuple_(
+            sa.bindparam("before_time", type_=_TIME), sa.bindparam("before_id", type_=_UUID)
+        )
+    )
     .order_by(products.c.create_time.desc(), products.c.product_id.desc())
     .limit(sa.bindparam("size"))
-)
-_NEXT: Final = _FIRST.where(
-    sa.tuple_(products.c.create_time, products.c.product_id)
-    < sa.tuple_(sa.bindparam("before_time", type_=_TIME), sa.bindparam("before_id", type_=_UUID))
 )
 
 
@@ -190,15 +190,12 @@ async def read_product(connection: AsyncConnection, product_id: str) -> Product 
 
 
 async def read_products(
-    connection: AsyncConnection, *, before: tuple[datetime, str] | None, size: int
+    connection: AsyncConnection, *, before: tuple[datetime, str], size: int
 ) -> list[Product]:
     """At most ``size`` products made before that one, newest first."""
-    if before is None:
-        rows = await connection.execute(_FIRST, {"size": size})
-    else:
-        rows = await connection.execute(
-            _NEXT, {"size": size, "before_time": before[0], "before_id": before[1]}
-        )
+    rows = await connection.execute(
+        _NEWEST, {"size": size, "before_time": before[0], "before_id": before[1]}
+    )
     return [to_product(row) for row in rows]
 
 

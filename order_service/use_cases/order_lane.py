@@ -19,10 +19,10 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.answers import AnswerBook, Answers, Request, RequestKey
-from common.database import Overtaken
+from common.database import Database, Overtaken
 from common.errors import Refusal, RequestIdReused
 from common.lanes import Held, Lane
 from common.locking import Locks
@@ -177,13 +177,14 @@ class Companion(Protocol):
 class OrderLane:
     """Decides every command about orders on one replica."""
 
-    def __init__(self, engine: AsyncEngine, locks: Locks) -> None:
+    def __init__(self, database: Database, locks: Locks) -> None:
+        self._database = database
         self._answers = Answers(answers)
         self._handlers: dict[type[Any], Handler] = {}
         self._companions: list[Companion] = []
         self._told: list[Callable[[Order], None]] = []
         self._lane: Lane[Any] = Lane(
-            "order", engine, self._decide, locks, lock_key=lock_key, translate=_translate
+            "order", database, self._decide, locks, lock_key=lock_key, translate=_translate
         )
 
     def register(self, command_type: type[Any], handler: Handler) -> None:
@@ -206,6 +207,11 @@ class OrderLane:
             for listener in self._told:
                 listener(outcome.order)
         return outcome
+
+    async def clean_up(self) -> int:
+        """Delete a bounded number of answers that need not be kept; returns how many."""
+        async with self._database.begin() as connection:
+            return await self._answers.clean_up(connection)
 
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""

@@ -1,0 +1,77 @@
+"""Carts: each change a short transaction of its own, kept apart from others by the row version.
+
+No lane: two changes of one cart at once come from one person, who has to be shown the conflict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
+
+from common.database import Database, reading, told_as_refusals
+from common.errors import InvalidField
+from common.ids import is_id
+from order_service.errors import CartChanged, product_not_found
+from order_service.model.carts import ITEMS_MAX, Cart, ClearCart, SetCartItem
+from order_service.store import carts as store
+from order_service.store import products as product_rows
+
+
+class Carts:
+    """The carts of all users."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, user_id: str) -> Cart:
+        """The cart as last committed; empty, at version 0, if it was never touched."""
+        async with reading(self._database) as connection:
+            return await store.read_cart(connection, user_id)
+
+    async def set_item(self, command: SetCartItem) -> Cart:
+        """Set one line. Setting what is set already changes nothing, not even the version.
+
+        Without an expected version the last writer of a line wins, and other lines stay as they
+        are. Raises ProductNotFound, CartChanged, or InvalidField if the cart is full.
+        """
+        if not is_id(command.product_id):
+            raise product_not_found(command.product_id)
+        async with _writing(self._database) as (connection, transaction):
+            if await product_rows.read_product(connection, command.product_id) is None:
+                raise product_not_found(command.product_id)
+            await _raise_version(connection, command)
+            if await store.set_item(
+                connection, command.user_id, command.product_id, command.quantity
+            ):
+                if await store.count_items(connection, command.user_id) > ITEMS_MAX:
+                    raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
+                return await store.read_cart(connection, command.user_id)
+            await transaction.rollback()
+        return await self.get(command.user_id)
+
+    async def clear(self, command: ClearCart) -> Cart:
+        """Take everything out. Raises CartChanged."""
+        async with _writing(self._database) as (connection, transaction):
+            await _raise_version(connection, command)
+            if await store.clear(connection, command.user_id):
+                return await store.read_cart(connection, command.user_id)
+            await transaction.rollback()
+        return await self.get(command.user_id)
+
+
+@asynccontextmanager
+async def _writing(database: Database) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
+    """A transaction, committed at the end unless rolled back. No retry: nothing is decided twice.
+
+    Raises DatabaseUnavailable or ConflictRetriesExhausted.
+    """
+    with told_as_refusals():
+        async with database.patient.connect() as connection, connection.begin() as transaction:
+            yield connection, transaction
+
+
+async def _raise_version(connection: AsyncConnection, command: SetCartItem | ClearCart) -> None:
+    if not await store.raise_version(connection, command.user_id, command.expected_version):
+        raise CartChanged(user_id=command.user_id)
