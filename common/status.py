@@ -31,7 +31,11 @@ NAME_BYTES_MAX: Final = 80
 DESCRIPTION_BYTES_MAX: Final = 120
 METADATA_MAX: Final = 6
 FIELDS_MAX: Final = 10
-QUOTA_MAX: Final = 3
+QUOTA_MAX: Final = 100
+STATUS_BYTES_MAX: Final = 5_400
+"""What all details together may come to; the list of what ran out gets what the others leave."""
+_DETAIL_BYTES: Final = 80
+"""What a detail costs besides its content: its type's name and some lengths."""
 
 _CODES: Final = {grpc.StatusCode[code.name]: code for code in Code}
 _NUMBERS: Final = {code: code_pb2.Code.Value(code.name) for code in Code}
@@ -82,12 +86,13 @@ def to_status(refusal: Refusal) -> status_pb2.Status:
     )
     if refusal.fields:
         status.details.add().Pack(_bad_request(refusal.fields))
-    if refusal.quota:
-        status.details.add().Pack(_quota_failure(refusal.quota))
     if refusal.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(refusal.retry_after_s * 1000))
         status.details.add().Pack(retry)
+    if refusal.quota:
+        room = STATUS_BYTES_MAX - status.ByteSize() - _DETAIL_BYTES
+        status.details.add().Pack(_quota_failure(refusal.quota, room))
     return status
 
 
@@ -154,13 +159,24 @@ def _bad_request(fields: Sequence[FieldViolation]) -> error_details_pb2.BadReque
     return told
 
 
-def _quota_failure(quota: Sequence[QuotaViolation]) -> error_details_pb2.QuotaFailure:
-    told = error_details_pb2.QuotaFailure()
-    for violation in quota[:QUOTA_MAX]:
-        told.violations.add(
-            subject=_cut(violation.subject, NAME_BYTES_MAX),
-            description=_cut(violation.description, DESCRIPTION_BYTES_MAX),
-        )
+def _quota_failure(
+    quota: Sequence[QuotaViolation], bytes_max: int
+) -> error_details_pb2.QuotaFailure:
+    """What ran out, within ``bytes_max``: names count for more than words, so words go first."""
+    told = error_details_pb2.QuotaFailure(
+        violations=[
+            error_details_pb2.QuotaFailure.Violation(
+                subject=_cut(violation.subject, NAME_BYTES_MAX),
+                description=_cut(violation.description, DESCRIPTION_BYTES_MAX),
+            )
+            for violation in quota[:QUOTA_MAX]
+        ]
+    )
+    if told.ByteSize() > bytes_max:
+        for violation in told.violations:
+            violation.ClearField("description")
+    while told.ByteSize() > bytes_max:
+        told.violations.pop()
     return told
 
 
