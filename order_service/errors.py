@@ -11,6 +11,7 @@
 ├── AmountExceedsDue      INVALID_ARGUMENT      AMOUNT_EXCEEDS_DUE
 ├── PaymentInProgress     ABORTED               PAYMENT_IN_PROGRESS
 ├── NotPaid               UNAVAILABLE           GATEWAY_UNAVAILABLE
+├── PaymentOutcomeUnknown UNAVAILABLE           PAYMENT_OUTCOME_UNKNOWN
 └── CartChanged           ABORTED               CART_CHANGED
 """
 
@@ -105,6 +106,13 @@ class NotPaid(Refusal):
     # RetryInfo: the attempt is kept, and a new one needs a new request_id.
     code = Code.UNAVAILABLE
     reason = "GATEWAY_UNAVAILABLE"
+
+
+class PaymentOutcomeUnknown(Refusal):
+    """Whether the gateway charged was never learnt; a person closed the attempt as not paid."""
+
+    code = Code.UNAVAILABLE
+    reason = "PAYMENT_OUTCOME_UNKNOWN"
 
 
 class CartChanged(Refusal):

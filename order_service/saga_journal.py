@@ -10,11 +10,12 @@ for "this step done, the next begun, lease renewed".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.database import Database
 from common.lanes import Held, Lane
 from common.locking import NoLocks
 from order_service.model.sagas import Saga
@@ -45,14 +46,23 @@ class Journal(Protocol):
         """End the saga and move its order, in one transaction. Raises SagaLost."""
 
 
-class SagaRows:
-    """The writes to the sagas' table that concern no order."""
+class SagaJournal:
+    """The journal in the order database."""
 
-    def __init__(self, engine: AsyncEngine, owner: str) -> None:
-        """``owner``: this replica's name, for people; it is the epoch that counts."""
-        self._engine = engine
+    def __init__(
+        self, database: Database, *, owner: str, close: Callable[[Saga], Awaitable[object]]
+    ) -> None:
+        """``owner``: this replica's name, for people; it is the epoch that counts.
+
+        ``close`` ends a saga, which only the lane of its order can do.
+        """
+        self._database = database
         self._owner = owner
-        self.lane: Lane[Write | Renew] = Lane("saga", engine, self._decide, NoLocks())
+        self._close = close
+        self.lane: Lane[Write | Renew] = Lane("saga", database, self._decide, NoLocks())
+
+    async def close(self, saga: Saga) -> None:
+        await self._close(saga)
 
     async def write(self, saga: Saga, *, lease_s: float) -> None:
         await self.lane.submit(Write.of(saga, lease_s))
@@ -61,7 +71,7 @@ class SagaRows:
         await self.lane.submit(Renew(saga.saga_id, saga.epoch, lease_s))
 
     async def take_over(self, *, lease_s: float, room: int) -> Sequence[Saga]:
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             return await rows.take_over(connection, owner=self._owner, lease_s=lease_s, room=room)
 
     async def _decide(

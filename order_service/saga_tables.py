@@ -9,9 +9,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from order_service.tables import metadata
 
-SAGA_SCHEMA: Final = "0002"
-"""The oldest migration that has it."""
-
 ONE_LIVE_PER_ORDER: Final = "sagas_one_live_per_order"
 SAGA_REQUEST_ONCE: Final = "sagas_request_once"
 

@@ -33,6 +33,40 @@ class OrderSettings(ServiceSettings):
         le=86_400,
         description="Time in which an order has to be paid; then it gives its stock back.",
     )
+    pay_within_s: float = Field(
+        default=20.0,
+        gt=0,
+        le=600,
+        description="Time an attempt to pay has to reach the payment gateway; then it is undone.",
+    )
+    saga_lease_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="After this without a sign of life, another replica takes a saga over.",
+    )
+    saga_sweep_interval_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Time between two looks for sagas that are due or whose replica is gone.",
+    )
+    saga_running_max: int = Field(
+        default=256,
+        ge=1,
+        le=10_000,
+        description="Sagas at work on this replica; beyond it payments are told OVERLOADED.",
+    )
+    saga_attempts_max: int = Field(
+        default=60,
+        ge=1,
+        le=10_000,
+        description="Failures in a row of a step that must succeed, after which the saga "
+        "needs attention.",
+    )
+    saga_backoff_max_s: float = Field(
+        default=10.0, gt=0, le=600, description="Longest wait between two attempts at a step."
+    )
     expiry_interval_s: float = Field(
         default=1.0,
         gt=0,

@@ -7,24 +7,29 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from common.background import periodically
 from common.database import check_ready, open_database
 from common.migrations import migrate as migrate_database
 from common.redis_locks import open_locks
 from common.runtime import Application, Mounted
-from order_service.errors import OrderNotCancellable
-from order_service.model.orders import CancelOrder, Order
+from order_service.clients import open_services
+from order_service.saga_journal import SagaJournal
+from order_service.saga_runner import Runner, SagaLimits
 from order_service.servicer.carts import CartServicer
 from order_service.servicer.orders import OrderServicer
 from order_service.servicer.products import ProductServicer
+from order_service.servicer.sagas import SagaServicer
 from order_service.settings import OrderSettings
 from order_service.tables import SCHEMA
 from order_service.use_cases.carts import Carts
-from order_service.use_cases.order_lane import Batch, OrderLane
+from order_service.use_cases.order_lane import OrderLane
 from order_service.use_cases.orders import Orders
+from order_service.use_cases.payments import Payments
 from order_service.use_cases.products import Products
+from order_service.use_cases.saga_moves import CloseSaga, SagaMoves
+from order_service.use_cases.sagas import Sagas
 from order_service.use_cases.watches import Watches
 from tally.order.v1 import order_pb2_grpc
 
@@ -48,16 +53,41 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         lane = OrderLane(database, locks)
         stack.push_async_callback(lane.close)
         watches = Watches(database)
+        limits = SagaLimits(
+            lease_s=settings.saga_lease_s,
+            running_max=settings.saga_running_max,
+            attempts_max=settings.saga_attempts_max,
+            backoff_max_s=settings.saga_backoff_max_s,
+        )
+        moves = SagaMoves(
+            lane,
+            owner=settings.replica,
+            lease_s=settings.saga_lease_s,
+            pay_within_s=settings.pay_within_s,
+        )
         orders = Orders(
             database,
             lane,
             watches,
             expiry=timedelta(seconds=settings.order_expiry_s),
-            begin_cancel=_not_cancellable,
+            begin_cancel=moves.begin_cancel,
         )
         products = Products(database, locks)
         stack.push_async_callback(products.lane.close)
+        journal = SagaJournal(
+            database,
+            owner=settings.replica,
+            close=lambda saga: lane.submit(CloseSaga(saga)),
+        )
+        stack.push_async_callback(journal.lane.close)
+        services = await stack.enter_async_context(open_services(settings))
+        runner = Runner(services, journal, limits)
+        stack.push_async_callback(runner.hand_over)
+        payments = Payments(lane, orders, watches, moves, runner)
+        stack.push_async_callback(payments.close, settings.grace_s)
         for name, interval_s, work in (
+            ("saga_heartbeat", settings.saga_lease_s / 3, runner.beat),
+            ("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
             ("clean_up_answers", CLEAN_UP_S, lane.clean_up),
             ("expire_orders", settings.expiry_interval_s, orders.expire_due),
             ("watch_orders", WATCH_S, watches.poll),
@@ -77,13 +107,14 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
                 ),
                 Mounted(
                     order_pb2_grpc.add_OrderServiceServicer_to_server,
-                    OrderServicer(orders, cast("Any", orders)),
+                    OrderServicer(orders, payments),
                     "tally.order.v1.OrderService",
+                ),
+                Mounted(
+                    order_pb2_grpc.add_SagaServiceServicer_to_server,
+                    SagaServicer(Sagas(database, lane)),
+                    "tally.order.v1.SagaService",
                 ),
             ],
             ready=partial(check_ready, database, schema=SCHEMA),
         )
-
-
-def _not_cancellable(_batch: Batch, _command: CancelOrder, order: Order) -> Order:
-    raise OrderNotCancellable(order_id=order.order_id)

@@ -12,7 +12,7 @@ from typing import Final
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects.postgresql import JSONB, distinct_on
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.sets import arrays, unnest
@@ -171,8 +171,15 @@ class Renew:
     lease_s: float
 
 
+# Literally as in the partial index, which the planner would not recognise behind parameters.
+_is_moving: Final = sagas.c.state.in_(
+    sa.bindparam("moving", [state.value for state in MOVING], expanding=True, literal_execute=True)
+)
 _mine = unnest("mine", saga_id=sa.UUID(as_uuid=False), epoch=sa.BigInteger)
-_is_mine: Final = sa.and_(sagas.c.saga_id == _mine.c.saga_id, sagas.c.epoch == _mine.c.epoch)
+# The fence: whoever has lost the saga matches no row, nor does anybody once it has ended.
+_is_mine: Final = sa.and_(
+    sagas.c.saga_id == _mine.c.saga_id, sagas.c.epoch == _mine.c.epoch, _is_moving
+)
 
 
 def _locking(*, skip_locked: bool) -> sa.Select[tuple[object, ...]]:
@@ -251,6 +258,9 @@ _RENEW: Final = (
     )
 )
 
+Request = tuple[str, str, str]
+"""A saga by (kind, user_id, request_id)."""
+
 Mine = tuple[str, int]
 """A saga and the epoch that somebody believes to own it by."""
 
@@ -297,10 +307,6 @@ async def renew(connection: AsyncConnection, renewals: Collection[Renew]) -> Non
 
 # -- takeover ------------------------------------------------------------------------------------
 
-# Literally as in the partial index, which the planner would not recognise behind parameters.
-_is_moving: Final = sagas.c.state.in_(
-    sa.bindparam("moving", [state.value for state in MOVING], expanding=True, literal_execute=True)
-)
 _due = (
     sa.select(sagas.c.saga_id)
     .where(_is_moving, sagas.c.lease_until < sa.func.now())
@@ -329,92 +335,10 @@ async def take_over(
 ) -> list[Saga]:
     """At most ``room`` sagas that nobody is at work on any more, under a new epoch."""
     rows = await connection.execute(_TAKE_OVER, {"owner": owner, "lease_s": lease_s, "room": room})
-    return [_to_saga(row) for row in rows]
+    return [to_saga(row) for row in rows]
 
 
-# -- reads ---------------------------------------------------------------------------------------
-
-Request = tuple[str, str, str]
-"""A saga by (kind, user_id, request_id)."""
-
-_asked = unnest("asked", kind=sa.Text, user_id=sa.Text, request_id=sa.Text)
-_FIND: Final = sa.select(sagas).join_from(
-    _asked,
-    sagas,
-    sa.and_(
-        sagas.c.kind == _asked.c.kind,
-        sagas.c.user_id == _asked.c.user_id,
-        sagas.c.request_id == _asked.c.request_id,
-    ),
-)
-_wanted = unnest("wanted", order_id=sa.UUID(as_uuid=False))
-_LATEST_PAYING: Final = (
-    sa.select(sagas.c.order_id, sagas.c.saga_id)
-    .ext(distinct_on(sagas.c.order_id))
-    .join_from(_wanted, sagas, sagas.c.order_id == _wanted.c.order_id)
-    .where(sagas.c.kind == Kind.PAY_ORDER.value)
-    .order_by(sagas.c.order_id, sagas.c.saga_id.desc())
-)
-_ONE: Final = sa.select(sagas).where(sagas.c.saga_id == sa.bindparam("saga_id"))
-_LATEST: Final = (
-    sa.select(sagas)
-    .where(sagas.c.order_id == sa.bindparam("order_id"))
-    .order_by(sagas.c.saga_id.desc())
-    .limit(1)
-)
-_PAGE: Final = (
-    sa.select(sagas)
-    .where(
-        sa.or_(
-            sa.bindparam("state", type_=sa.Text).is_(None), sagas.c.state == sa.bindparam("state")
-        ),
-        sagas.c.saga_id < sa.bindparam("before", type_=sa.UUID(as_uuid=False)),
-    )
-    .order_by(sagas.c.saga_id.desc())
-    .limit(sa.bindparam("size"))
-)
-
-
-async def find(connection: AsyncConnection, requests: Collection[Request]) -> dict[Request, Saga]:
-    """The sagas that these requests began."""
-    rows = await connection.execute(
-        _FIND,
-        arrays(
-            "asked",
-            kind=[request[0] for request in requests],
-            user_id=[request[1] for request in requests],
-            request_id=[request[2] for request in requests],
-        ),
-    )
-    return {(row.kind, row.user_id, row.request_id): _to_saga(row) for row in rows}
-
-
-async def paying(connection: AsyncConnection, order_ids: Collection[str]) -> dict[str, str]:
-    """The latest saga to pay each order: of a paid order, the one that did."""
-    rows = await connection.execute(_LATEST_PAYING, arrays("wanted", order_id=list(order_ids)))
-    return {row.order_id: row.saga_id for row in rows}
-
-
-async def read(connection: AsyncConnection, saga_id: str) -> Saga | None:
-    row = (await connection.execute(_ONE, {"saga_id": saga_id})).one_or_none()
-    return None if row is None else _to_saga(row)
-
-
-async def read_latest(connection: AsyncConnection, order_id: str) -> Saga | None:
-    """The saga of an order that began last."""
-    row = (await connection.execute(_LATEST, {"order_id": order_id})).one_or_none()
-    return None if row is None else _to_saga(row)
-
-
-async def read_page(
-    connection: AsyncConnection, state: str | None, *, before: str, size: int
-) -> list[Saga]:
-    """At most ``size`` sagas, newest first; their ids are in the order of their beginning."""
-    rows = await connection.execute(_PAGE, {"state": state, "before": before, "size": size})
-    return [_to_saga(row) for row in rows]
-
-
-def _to_saga(row: sa.Row[tuple[object, ...]]) -> Saga:
+def to_saga(row: sa.Row[tuple[object, ...]]) -> Saga:
     kind = Kind(row.kind)
     left = getattr(row, "time_left_s", None)
     return Saga(

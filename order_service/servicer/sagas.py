@@ -1,0 +1,113 @@
+"""SagaService over gRPC. No rules, no SQL, no ``try``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.convert import time_to
+from common.paging import Page
+from order_service.model.sagas import Kind, Saga, State, StepRecord, StepState
+from order_service.use_cases.sagas import Sagas
+from tally.order.v1 import order_pb2 as pb
+from tally.order.v1 import order_pb2_grpc
+
+_KINDS: Final = {
+    Kind.PAY_ORDER: pb.Saga.KIND_PAY_ORDER,
+    Kind.CANCEL_ORDER: pb.Saga.KIND_CANCEL_ORDER,
+}
+_STATES: Final = {
+    State.RUNNING: pb.Saga.STATE_RUNNING,
+    State.COMPENSATING: pb.Saga.STATE_COMPENSATING,
+    State.COMPLETED: pb.Saga.STATE_COMPLETED,
+    State.COMPENSATED: pb.Saga.STATE_COMPENSATED,
+    State.NEEDS_ATTENTION: pb.Saga.STATE_NEEDS_ATTENTION,
+    State.RESOLVED: pb.Saga.STATE_RESOLVED,
+}
+_STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
+_STEP_STATES: Final = {
+    StepState.PENDING: pb.SagaStep.STATE_PENDING,
+    StepState.BEGUN: pb.SagaStep.STATE_BEGUN,
+    StepState.DONE: pb.SagaStep.STATE_DONE,
+    StepState.REFUSED: pb.SagaStep.STATE_REFUSED,
+    StepState.UNKNOWN: pb.SagaStep.STATE_UNKNOWN,
+    StepState.COMPENSATED: pb.SagaStep.STATE_COMPENSATED,
+    StepState.SKIPPED: pb.SagaStep.STATE_SKIPPED,
+}
+
+
+class SagaServicer(order_pb2_grpc.SagaServiceServicer):
+    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+
+    def __init__(self, sagas: Sagas) -> None:
+        self._sagas = sagas
+
+    async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
+        state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
+        page = Page.of(
+            request.page_size,
+            request.page_token,
+            filters=(state.value if state else "",),
+            key=(str,),
+        )
+        sagas, next_page_token = await self._sagas.list(state, page)
+        return pb.ListSagasResponse(
+            sagas=[saga_to(saga) for saga in sagas], next_page_token=next_page_token
+        )
+
+    async def GetSaga(self, request: pb.GetSagaRequest, context: Any) -> pb.GetSagaResponse:
+        if request.WhichOneof("target") == "saga_id":
+            saga = await self._sagas.get(request.saga_id)
+        else:
+            saga = await self._sagas.get_latest(request.order_id)
+        return pb.GetSagaResponse(saga=saga_to(saga))
+
+    async def RetrySaga(self, request: pb.RetrySagaRequest, context: Any) -> pb.RetrySagaResponse:
+        told = await self._sagas.retry(request.saga_id, request.request_id)
+        return pb.RetrySagaResponse(saga=saga_to(told.saga), replayed=told.replayed)
+
+    async def ResolveSaga(
+        self, request: pb.ResolveSagaRequest, context: Any
+    ) -> pb.ResolveSagaResponse:
+        told = await self._sagas.resolve(request.saga_id, request.reason, request.request_id)
+        return pb.ResolveSagaResponse(saga=saga_to(told.saga), replayed=told.replayed)
+
+
+def saga_to(saga: Saga) -> pb.Saga:
+    """The saga as a message."""
+    return pb.Saga(
+        saga_id=saga.saga_id,
+        kind=_KINDS[saga.kind],
+        order_id=saga.order_id,
+        user_id=saga.user_id,
+        state=_STATES[saga.state],
+        steps=[_step(step, saga.update_time) for step in saga.steps],
+        epoch=saga.epoch,
+        attempts=saga.attempts,
+        next_attempt_time=_time(saga.next_attempt_time),
+        last_error=saga.last_error,
+        resolution_reason=saga.resolution_reason,
+        create_time=_time(saga.create_time),
+        update_time=_time(saga.update_time),
+    )
+
+
+def _step(step: StepRecord, now: datetime | None) -> pb.SagaStep:
+    def time(at: object) -> Timestamp | None:
+        # A time that was only just written down stands for the saga's own.
+        return _time(at if isinstance(at, datetime) else now if at is not None else None)
+
+    return pb.SagaStep(
+        name=step.name,
+        state=_STEP_STATES[step.state],
+        attempts=step.attempts,
+        begin_time=time(step.begin_time),
+        end_time=time(step.end_time),
+        last_error=step.last_error,
+    )
+
+
+def _time(at: datetime | None) -> Timestamp | None:
+    return None if at is None else time_to(at)
