@@ -50,6 +50,8 @@ class State(enum.StrEnum):
 
 
 UNDECIDED: Final = frozenset({State.PENDING, State.UNKNOWN})
+CANCELLABLE: Final = UNDECIDED | {State.CONFIRMED}
+PLANTED: Final = "cancelled before it was confirmed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,16 +290,18 @@ class Confirmation:
         self._hold(holder, now, lease)
         return True
 
-    def ask_cancel(self, command: CancelPayment, now: datetime, lease: timedelta) -> None:
-        """Note that the money is to be given back, for good, and whose wish that was."""
-        if self.cancel_reason is not None or self.payment.state not in {
-            *UNDECIDED,
-            State.CONFIRMED,
-        }:
+    def ask_cancel(
+        self, reason: str, request_id: str | None, holder: str, now: datetime, lease: timedelta
+    ) -> None:
+        """Note that the money is to be given back, for good, and by which request.
+
+        None stands for a cancellation that had come before the claim.
+        """
+        if self.cancel_reason is not None or self.payment.state not in CANCELLABLE:
             return
-        self.cancel_reason, self.cancel_request_id = command.reason, command.request_id
+        self.cancel_reason, self.cancel_request_id = reason, request_id
         if self.due_time is None:
-            self._hold(command.holder, now, lease)
+            self._hold(holder, now, lease)
         self.version += 1
 
     def _become(self, state: State, now: datetime, **changes: Any) -> None:

@@ -33,12 +33,12 @@ async def migrate(settings: PaymentSettings) -> None:
 async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
     async with (
-        open_database(settings) as engine,
+        open_database(settings) as database,
         open_marks(settings.redis_url.get_secret_value()) as marks,
         aclosing(TossGateway(settings.toss())) as gateway,
     ):
         payments = Payments(
-            engine,
+            database,
             gateway,
             marks,
             lease_s=settings.lease_s,
@@ -57,7 +57,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
                             "tally.payment.v1.PaymentService",
                         )
                     ],
-                    ready=partial(check_ready, engine, schema=SCHEMA),
+                    ready=partial(check_ready, database, schema=SCHEMA),
                 )
         finally:
             await payments.close(settings.grace_s)

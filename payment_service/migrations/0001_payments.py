@@ -45,8 +45,8 @@ CREATE TABLE payments (
                    WHEN 'CANCELLED' THEN gateway_transaction_id IS NOT NULL AND failure_code IS NULL
                    WHEN 'DECLINED' THEN gateway_transaction_id IS NULL AND failure_code IS NOT NULL
                    ELSE false END),
-    CONSTRAINT payments_cancel_whole
-        CHECK ((cancel_reason IS NULL) = (cancel_request_id IS NULL)),
+    CONSTRAINT payments_cancel_has_reason
+        CHECK (cancel_request_id IS NULL OR cancel_reason IS NOT NULL),
     CONSTRAINT payments_due_while_open CHECK (
         (due_time IS NOT NULL) = (state IN ('PENDING', 'UNKNOWN')
                                   OR (state = 'CONFIRMED' AND cancel_reason IS NOT NULL))),

@@ -19,6 +19,7 @@ from payment_service import store
 from payment_service.errors import PaymentInProgress, PaymentKeyUsed
 from payment_service.locking import places
 from payment_service.model import (
+    PLANTED,
     CancelPayment,
     Command,
     Confirmation,
@@ -212,6 +213,11 @@ class _Batch:
         confirmation = self.loaded.by_id.get(command.payment_id)
         if confirmation is None or confirmation.released:
             return Settled(None)
+        planted = self._book.get(command.confirm_key)
+        if planted is not None and planted.cancelled:
+            # A claim that slipped past a cancellation before it, though their place should keep
+            # them apart: the answers' own key is the last guard.
+            confirmation.ask_cancel(PLANTED, None, command.holder, self.loaded.now, self._lease)
         confirmation.settle(command, self.loaded.now, self._lease)
         if confirmation.released:
             self.loaded.free(confirmation)
@@ -247,7 +253,9 @@ class _Batch:
             self._book.cancel(command.confirm_key)
         if confirmation is None:
             return self._cancelled(command, None, replayed=before)
-        confirmation.ask_cancel(command, self.loaded.now, self._lease)
+        confirmation.ask_cancel(
+            command.reason, command.request_id, command.holder, self.loaded.now, self._lease
+        )
         first = confirmation.cancel_request_id == command.request_id
         if first and confirmation.cancel_reason != command.reason:
             raise RequestIdReused(request_id=command.request_id)

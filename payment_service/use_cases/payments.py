@@ -10,11 +10,9 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from common import deadlines
 from common.answers import Answers, RequestKey
-from common.database import reading
+from common.database import Database, reading
 from common.detached import Detached, ended, outcome_of
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.ids import is_id
@@ -61,7 +59,7 @@ class Payments:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        database: Database,
         gateway: Gateway,
         marks: Marks,
         *,
@@ -69,19 +67,19 @@ class Payments:
         resolve_concurrency: int,
     ) -> None:
         lease = timedelta(seconds=lease_s)
-        self._engine = engine
+        self._database = database
         self._answers = Answers(answers)
         self._marks = marks
         self.lane: Lane[Command] = Lane(
             "payment",
-            engine,
+            database,
             Decider(self._answers, gateway.name, lease),
             NoLocks(),
             translate=translate,
             limits=Limits(batch_max=BATCH_MAX, rounds_max=ROUNDS_MAX),
         )
         self.resolver = Resolver(
-            engine, self.lane, gateway, lease=lease, concurrency=resolve_concurrency
+            database, self.lane, gateway, lease=lease, concurrency=resolve_concurrency
         )
         self._calls = Detached("payments")
         self._running: dict[tuple[RequestKey, bytes], asyncio.Task[Posted | Open]] = {}
@@ -150,7 +148,7 @@ class Payments:
         The mark itself decides nothing. Without a row, or with the caller's own under way, the
         claim goes its usual way.
         """
-        async with reading(self._engine) as connection:
+        async with reading(self._database) as connection:
             book = await self._answers.open(connection, [command.key])
             same, other = await store.read_claims(connection, command)
         if book.get(command.key) is not None:
@@ -185,7 +183,7 @@ class Payments:
         while (left_s := _left_s(until)) > 0:
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 1.5, _POLL_S_MAX)
-            async with reading(self._engine) as connection:
+            async with reading(self._database) as connection:
                 found = await store.read(connection, seen.payment.payment_id)
             if found is None or not found.open:
                 return None
@@ -234,7 +232,7 @@ class Payments:
         """The payment as last committed. Raises PaymentNotFound."""
         found = None
         if is_id(payment_id):
-            async with reading(self._engine) as connection:
+            async with reading(self._database) as connection:
                 found = await store.read(connection, payment_id)
         if found is None or found.payment.user_id != user_id:
             named = {"payment_id": payment_id} if is_id(payment_id) else {}
@@ -249,7 +247,7 @@ class Payments:
         if page.after:
             micros, payment_id = page.after
             before = (BEGINNING + int(micros) * _MICROSECOND, str(payment_id))
-        async with reading(self._engine) as connection:
+        async with reading(self._database) as connection:
             found = await store.read_newest(
                 connection, user_id, order_id, before=before, size=page.size + 1
             )
@@ -261,7 +259,7 @@ class Payments:
 
     async def clean_up(self) -> int:
         """Delete a bounded number of answers that need not be kept; returns how many."""
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             return await self._answers.clean_up(connection)
 
 

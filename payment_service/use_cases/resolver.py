@@ -14,8 +14,8 @@ from typing import Final
 
 import structlog
 from prometheus_client import Counter
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from common.database import Database
 from common.detached import Detached
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id
@@ -52,14 +52,14 @@ class Resolver:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        database: Database,
         lane: Lane[Command],
         gateway: Gateway,
         *,
         lease: timedelta,
         concurrency: int,
     ) -> None:
-        self._engine = engine
+        self._database = database
         self._lane = lane
         self._gateway = gateway
         self._lease = lease
@@ -80,7 +80,7 @@ class Resolver:
         room = self._concurrency - len(self._detached)
         if room <= 0:
             return 0
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             taken = await store.take(connection, holder=new_id(), lease=self._lease, size=room)
         for confirmation in taken:
             self.begin(confirmation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -97,11 +97,30 @@ async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> in
     return int(got.payment.state)
 
 
+async def until(seen: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something that happens elsewhere is seen."""
+    async with asyncio.timeout(20):
+        while not await seen():
+            await asyncio.sleep(0.02)
+
+
 async def until_state(payment: Any, payment_id: str, state: int) -> None:
     """Wait until the payment is in this state."""
-    async with asyncio.timeout(20):
-        while await state_of(payment, payment_id) != state:  # noqa: ASYNC110 - it is elsewhere
-            await asyncio.sleep(0.02)
+
+    async def seen() -> bool:
+        return await state_of(payment, payment_id) == state
+
+    await until(seen)
+
+
+async def until_at_gateway(simulator: GatewaySimulator, key: str, status: str) -> None:
+    """Wait until the gateway has this key on record, in this status."""
+
+    async def seen() -> bool:
+        record = (await asyncio.to_thread(simulator.charges)).get(key)
+        return bool(record and record["payment"] and record["payment"]["status"] == status)
+
+    await until(seen)
 
 
 async def only_payment(payment: Any, *, user_id: str = "ann") -> pb.Payment:

@@ -1,0 +1,232 @@
+"""What is not known is found out: timeouts, errors, crashes, a gateway that is down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from common.ids import new_id
+from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from tally.payment.v1 import payment_pb2 as pb
+from tests.support.payments import (
+    confirm,
+    key_of,
+    only_payment,
+    payment_replicas,
+    until_at_gateway,
+    until_state,
+)
+from tests.support.refusals import refused
+
+
+@pytest.fixture
+def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
+    """A gateway that a test may stop."""
+    with GatewaySimulator(tmp_path / "gateway.db") as running:
+        yield running
+
+
+@pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
+async def test_a_charge_whose_answer_was_lost_is_found(
+    payment: Any, elsewhere: Any, gateway: GatewaySimulator, prefix: str
+) -> None:
+    key = key_of(prefix)
+    with refused("PAYMENT_OUTCOME_UNKNOWN") as told:
+        await payment.ConfirmPayment(confirm(key))
+    assert told.refusal is not None
+    assert told.refusal.retry_after_s is not None
+    # It was not stored as an answer: the same request waits, and is told the outcome.
+    for replica in (elsewhere, payment):
+        again = await replica.ConfirmPayment(confirm(key))
+        assert again.replayed
+        assert again.payment.state == pb.Payment.STATE_CONFIRMED
+    with refused("PAYMENT_KEY_USED"):
+        await elsewhere.ConfirmPayment(confirm(key, "c2"))
+    record = gateway.charges()[key]
+    assert record["confirmCalls"] == 1
+    assert record["payment"]["status"] == "DONE"
+
+
+async def test_an_error_that_charged_nothing_is_sent_again(
+    payment: Any, elsewhere: Any, gateway: GatewaySimulator
+) -> None:
+    key = key_of("error_")
+    with refused("PAYMENT_OUTCOME_UNKNOWN"):
+        await payment.ConfirmPayment(confirm(key))
+    for _ in range(2):
+        with refused("PAYMENT_DECLINED"):
+            await elsewhere.ConfirmPayment(confirm(key))
+    declined = await only_payment(payment)
+    assert declined.failure_code == "REJECT_CARD_COMPANY"
+    assert gateway.charges()[key]["confirmCalls"] == 2
+
+
+async def test_an_unknown_key_is_not_free(
+    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+) -> None:
+    key = key_of("timeout_after_charge_")
+    # Nobody finds out here: the gateway is gone before the first try, and the sweep is far off.
+    async with payment_replicas(
+        2, payment_database, own_gateway, redis_url, resolve_interval_s=60, resolve_concurrency=1
+    ) as (one, other):
+        blocked = asyncio.ensure_future(one.ConfirmPayment(confirm(key)))
+        await until_at_gateway(own_gateway, key, "DONE")
+        own_gateway.kill()
+        with refused("PAYMENT_OUTCOME_UNKNOWN"):
+            await blocked
+        unknown = await only_payment(other)
+        assert unknown.state == pb.Payment.STATE_UNKNOWN
+        for replica in (one, other):
+            with refused("PAYMENT_IN_PROGRESS"):
+                await replica.ConfirmPayment(confirm(key, "c2"))
+        with refused("PAYMENT_OUTCOME_UNKNOWN"):
+            await one.ConfirmPayment(confirm(key), timeout=1)
+        own_gateway.start()
+    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (fresh,):
+        await until_state(fresh, unknown.payment_id, pb.Payment.STATE_CONFIRMED)
+        again = await fresh.ConfirmPayment(confirm(key))
+        assert again.replayed
+    assert own_gateway.charges()[key]["payment"]["status"] == "DONE"
+
+
+async def test_a_gateway_that_was_never_reached_frees_the_key(
+    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+) -> None:
+    async with payment_replicas(
+        2, payment_database, own_gateway, redis_url, gateway_breaker_pause_s=0.1
+    ) as (one, other):
+        key = key_of()
+        own_gateway.kill()
+        for replica in (one, other):
+            with refused("GATEWAY_UNAVAILABLE") as told:
+                await replica.ConfirmPayment(confirm(key))
+            assert told.refusal is not None
+            assert told.refusal.retry_after_s is not None
+        listed = await one.ListPayments(pb.ListPaymentsRequest(user_id="ann"))
+        assert not listed.payments
+        own_gateway.start()
+        paid = await other.ConfirmPayment(confirm(key, "c2"))
+        assert not paid.replayed
+        with refused("PAYMENT_KEY_USED"):
+            await one.ConfirmPayment(confirm(key))
+
+
+async def test_an_open_circuit_frees_the_key_too(
+    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+) -> None:
+    async with payment_replicas(
+        1,
+        payment_database,
+        own_gateway,
+        redis_url,
+        gateway_breaker_failures=1,
+        gateway_breaker_pause_s=60,
+    ) as (one,):
+        with refused("PAYMENT_OUTCOME_UNKNOWN"):
+            await one.ConfirmPayment(confirm(key_of("error_after_charge_")))
+        key = key_of()
+        with refused("GATEWAY_UNAVAILABLE"):
+            await one.ConfirmPayment(confirm(key, "c2"))
+    assert key not in own_gateway.charges()
+
+
+def abandoned(
+    server: PostgresServer, urls: ServiceUrls, payment_key: str, *, state: str = "PENDING"
+) -> str:
+    """A claim whose replica died; its lease has run out."""
+    payment_id = new_id()
+    server.run_sql(
+        f"""
+        INSERT INTO payments VALUES ('{payment_id}', '{payment_key}', 'ann', 'c1', 'order-1',
+          'KRW', 15000, 'toss', '{state}', NULL, NULL, NULL, NULL, '{new_id()}',
+          now() - interval '1 s', 0, 1, now(), now());
+        """,
+        database=urls.owner.rpartition("/")[2],
+    )
+    return payment_id
+
+
+@pytest.mark.parametrize("charged", [False, True], ids=["before the call", "after the call"])
+async def test_the_claim_of_a_dead_replica_is_finished_by_another(
+    payment_database: ServiceUrls,
+    redis_url: str,
+    gateway: GatewaySimulator,
+    postgres_server: PostgresServer,
+    charged: bool,
+) -> None:
+    key = key_of()
+    payment_id = abandoned(postgres_server, payment_database, key)
+    if charged:
+        async with httpx.AsyncClient(
+            base_url=gateway.url, auth=(gateway.secret_key, ""), trust_env=False
+        ) as merchant:
+            await merchant.post(
+                "/v1/payments/confirm",
+                json={"paymentKey": key, "orderId": "order-1", "amount": 15_000},
+                headers={"Idempotency-Key": f"confirm:{payment_id}"},
+            )
+    async with payment_replicas(2, payment_database, gateway, redis_url) as (one, other):
+        await until_state(one, payment_id, pb.Payment.STATE_CONFIRMED)
+        for replica in (one, other):
+            again = await replica.ConfirmPayment(confirm(key))
+            assert again.replayed
+            assert again.payment.payment_id == payment_id
+    record = gateway.charges()[key]
+    assert record["confirmCalls"] == 1
+    assert record["payment"]["status"] == "DONE"
+
+
+async def test_a_taken_up_claim_is_never_freed(
+    payment_database: ServiceUrls,
+    redis_url: str,
+    own_gateway: GatewaySimulator,
+    postgres_server: PostgresServer,
+) -> None:
+    key = key_of()
+    payment_id = abandoned(postgres_server, payment_database, key)
+    own_gateway.kill()
+    # Not reached now; but the dead replica may have reached it.
+    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (one,):
+        await until_state(one, payment_id, pb.Payment.STATE_UNKNOWN)
+        with refused("PAYMENT_IN_PROGRESS"):
+            await one.ConfirmPayment(confirm(key, "c2"))
+        own_gateway.start()
+        await until_state(one, payment_id, pb.Payment.STATE_CONFIRMED)
+
+
+async def test_other_money_under_the_key_stays_unknown(
+    payment: Any, gateway: GatewaySimulator
+) -> None:
+    key = key_of()
+    async with httpx.AsyncClient(
+        base_url=gateway.url, auth=(gateway.secret_key, ""), trust_env=False
+    ) as merchant:
+        await merchant.post(
+            "/v1/payments/confirm", json={"paymentKey": key, "orderId": "order-1", "amount": 1}
+        )
+    with refused("PAYMENT_OUTCOME_UNKNOWN"):
+        await payment.ConfirmPayment(confirm(key))
+    unknown = await only_payment(payment)
+    assert unknown.state == pb.Payment.STATE_UNKNOWN
+    assert not unknown.gateway_transaction_id
+
+
+async def test_a_wrong_secret_key_charges_nothing_and_uses_up_nothing(
+    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+) -> None:
+    key = key_of()
+    right = own_gateway.secret_key
+    own_gateway.secret_key = "wrong"
+    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (one,):
+        with refused("GATEWAY_UNAVAILABLE"):
+            await one.ConfirmPayment(confirm(key))
+    own_gateway.secret_key = right
+    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (one,):
+        await one.ConfirmPayment(confirm(key, "c2"))
