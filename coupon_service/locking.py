@@ -38,7 +38,7 @@ STRATEGIES: Final[dict[type[CreateCampaign | IssueCoupon | Use], Strategy]] = {
         rounds_max=10,
         guards=(tables.LIVE_REDEMPTION_ONCE, tables.REDEEM_REQUEST_ONCE),
         why="A coupon is its user's alone, so rivals are rare: whoever finds it unused at the "
-        "write has it, and whoever does not looks again and is refused.",
+        "write has it, and whoever does not looks again, with a lock, and is refused.",
     ),
     RestoreCoupon: Strategy(
         redis_key=None,

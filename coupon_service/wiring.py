@@ -34,10 +34,10 @@ async def migrate(settings: CouponSettings) -> None:
 async def build(settings: CouponSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
     async with (
-        open_database(settings) as engine,
+        open_database(settings) as database,
         open_locks(settings.redis_url.get_secret_value()) as locks,
     ):
-        campaigns, issuing, using = Campaigns(engine), Issuing(engine, locks), Using(engine)
+        campaigns, issuing, using = Campaigns(database), Issuing(database, locks), Using(database)
         try:
             async with periodically("clean_up_answers", CLEAN_UP_S, campaigns.clean_up):
                 yield Application(
@@ -48,7 +48,7 @@ async def build(settings: CouponSettings) -> AsyncIterator[Application]:
                             "tally.coupon.v1.CouponService",
                         )
                     ],
-                    ready=partial(check_ready, engine, schema=SCHEMA),
+                    ready=partial(check_ready, database, schema=SCHEMA),
                 )
         finally:
             await campaigns.lane.close()

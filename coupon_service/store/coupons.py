@@ -77,18 +77,32 @@ async def add(connection: AsyncConnection, issued: Sequence[Coupon]) -> None:
 # -- using ---------------------------------------------------------------------------------------
 
 _wanted = unnest("wanted", coupon_id=coupons.c.coupon_id.type)
-_LOAD: Final = (
-    sa.select(
-        coupons,
+_is_wanted: Final = coupons.c.coupon_id == _wanted.c.coupon_id
+
+
+def _loading(found: sa.FromClause) -> sa.Select[Any]:
+    return sa.select(
+        *found.c,
         campaigns.c.currency_code,
         campaigns.c.fixed_discount_minor,
         campaigns.c.percent_discount,
         campaigns.c.max_discount_minor,
         campaigns.c.min_order_minor,
         _now,
-    )
-    .join_from(_wanted, coupons, coupons.c.coupon_id == _wanted.c.coupon_id)
-    .join(campaigns, campaigns.c.campaign_id == coupons.c.campaign_id)
+    ).join_from(found, campaigns, campaigns.c.campaign_id == found.c.campaign_id)
+
+
+_LOAD: Final = _loading(
+    sa.select(coupons).join_from(_wanted, coupons, _is_wanted).subquery("found")
+)
+# The clock is read outside, when the rows are ours.
+_LOCK: Final = _loading(
+    sa.select(coupons)
+    .join_from(_wanted, coupons, _is_wanted)
+    .order_by(coupons.c.coupon_id)
+    .with_for_update(of=coupons, key_share=True)
+    .cte("locked")
+    .prefix_with("MATERIALIZED", dialect="postgresql")
 )
 
 _used = unnest(
@@ -101,72 +115,61 @@ _used = unnest(
 )
 
 
-def _saving(*, skip_locked: bool) -> sa.UpdateBase:
-    """Write the coupons whose use is still the loaded one.
-
-    An UPDATE locks in the order of its plan, so the rows are taken in ascending order first. Under
-    the lock the condition is judged on the row as it is then, not as the statement began.
-    """
-    unmoved = (
-        sa.select(coupons.c.coupon_id)
-        .join_from(_used, coupons, coupons.c.coupon_id == _used.c.coupon_id)
-        .where(coupons.c.redeem_request_id.is_not_distinct_from(_used.c.loaded_request_id))
-        .order_by(coupons.c.coupon_id)
-        .with_for_update(of=coupons, key_share=True, skip_locked=skip_locked)
-        .cte("unmoved")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
+# An UPDATE locks in the order of its plan, so the rows are taken in ascending order first. Under
+# the lock the condition is judged on the row as it is then, not as the statement began with it.
+_unmoved = (
+    sa.select(coupons.c.coupon_id)
+    .join_from(_used, coupons, coupons.c.coupon_id == _used.c.coupon_id)
+    .where(coupons.c.redeem_request_id.is_not_distinct_from(_used.c.loaded_request_id))
+    .order_by(coupons.c.coupon_id)
+    .with_for_update(of=coupons, key_share=True, skip_locked=True)
+    .cte("unmoved")
+    .prefix_with("MATERIALIZED", dialect="postgresql")
+)
+_SAVE: Final = (
+    sa.update(coupons)
+    .values(
+        redeem_request_id=_used.c.redeem_request_id,
+        order_id=_used.c.order_id,
+        redeem_time=_used.c.redeem_time,
     )
-    return (
-        sa.update(coupons)
-        .values(
-            redeem_request_id=_used.c.redeem_request_id,
-            order_id=_used.c.order_id,
-            redeem_time=_used.c.redeem_time,
-        )
-        .where(coupons.c.coupon_id == unmoved.c.coupon_id, coupons.c.coupon_id == _used.c.coupon_id)
-        .returning(coupons.c.coupon_id)
-    )
-
-
-_SAVE: Final = _saving(skip_locked=False)
-_SAVE_FREE: Final = _saving(skip_locked=True)
+    .where(coupons.c.coupon_id == _unmoved.c.coupon_id, coupons.c.coupon_id == _used.c.coupon_id)
+    .returning(coupons.c.coupon_id)
+)
 
 
 @dataclass(slots=True)
 class Loaded:
-    """The coupons a batch is about, read without a lock, with what each takes off an order."""
+    """The coupons a batch is about, with what each takes off an order."""
 
     coupons: dict[str, Coupon] = field(default_factory=dict)
     terms: dict[str, Terms] = field(default_factory=dict)
 
 
-async def load(connection: AsyncConnection, wanted: Collection[str]) -> Loaded:
-    """Read the wanted coupons."""
+async def load(connection: AsyncConnection, wanted: Collection[str], *, patient: bool) -> Loaded:
+    """Read the wanted coupons, or lock them for a ``patient`` batch, waiting for who holds them."""
     loaded = Loaded()
     if not wanted:
         return loaded
-    for row in await connection.execute(_LOAD, arrays("wanted", coupon_id=list(wanted))):
+    parameters = arrays("wanted", coupon_id=list(wanted))
+    for row in await connection.execute(_LOCK if patient else _LOAD, parameters):
         loaded.coupons[row.coupon_id] = to_coupon(row)
         loaded.terms[row.coupon_id] = to_terms(row)
     return loaded
 
 
 async def save(
-    connection: AsyncConnection,
-    changed: Sequence[Coupon],
-    loaded: Mapping[str, Coupon],
-    *,
-    patient: bool,
+    connection: AsyncConnection, changed: Sequence[Coupon], loaded: Mapping[str, Coupon]
 ) -> set[str]:
     """Write the coupons whose use is still as ``loaded``; returns which those were.
 
-    Rows that others hold are left out, or waited for by a ``patient`` batch.
+    Rows that another transaction holds are left out too.
     """
     if not changed:
         return set()
     rows = sorted(changed, key=lambda coupon: coupon.coupon_id)
     saved = await connection.execute(
-        _SAVE if patient else _SAVE_FREE,
+        _SAVE,
         arrays(
             "used",
             coupon_id=[row.coupon_id for row in rows],

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.answers import AnswerBook, Answers
-from common.database import reads
+from common.database import Database, reading
 from common.errors import Refusal, RequestIdReused
 from common.ids import is_id, new_id
 from common.lanes import Lane
@@ -35,12 +35,11 @@ class Created:
 class Campaigns:
     """All campaigns, seen from one replica."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
-        self._reads = reads(engine)
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._answers = Answers(answers)
         self.lane: Lane[CreateCampaign] = Lane(
-            "create_campaign", engine, self._decide, NoLocks(), translate=_translate
+            "create_campaign", database, self._decide, NoLocks(), translate=_translate
         )
 
     async def create(self, command: CreateCampaign) -> Created:
@@ -52,10 +51,10 @@ class Campaigns:
         return created
 
     async def get(self, campaign_id: str) -> Campaign:
-        """The campaign as last committed. Raises CampaignNotFound."""
+        """The campaign as last committed. Raises CampaignNotFound or DatabaseUnavailable."""
         if not is_id(campaign_id):
             raise campaign_not_found(campaign_id)
-        async with self._reads.connect() as connection:
+        async with reading(self._database) as connection:
             campaign = await store.read_one(connection, campaign_id)
         if campaign is None:
             raise campaign_not_found(campaign_id)
@@ -64,13 +63,13 @@ class Campaigns:
     async def list_campaigns(self, page: Page) -> tuple[list[Campaign], str]:
         """A page of all campaigns, newest first, and the next page's token ('' at the end)."""
         before = place_before(page)
-        async with self._reads.connect() as connection:
+        async with reading(self._database) as connection:
             found = await store.read_page(connection, before=before, size=page.size + 1)
         return cut(page, found, lambda campaign: (campaign.create_time, campaign.campaign_id))
 
     async def clean_up(self) -> int:
         """Delete a bounded number of answers that need not be kept; returns how many."""
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             return await self._answers.clean_up(connection)
 
     async def _decide(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.answers import AnswerBook, Answers
+from common.database import Database
 from common.errors import ConflictRetriesExhausted, Refusal
 from common.gathered import Gathered
 from common.ids import new_id
@@ -43,12 +44,12 @@ class Issued:
 class Issuing:
     """The giving out of coupons, seen from one replica."""
 
-    def __init__(self, engine: AsyncEngine, locks: Locks) -> None:
+    def __init__(self, database: Database, locks: Locks) -> None:
         self._answers = Answers(answers)
-        self._glances: Gathered[IssueCoupon, Glance] = Gathered(engine, glance)
+        self._glances: Gathered[IssueCoupon, Glance] = Gathered(database, glance)
         self.lane: Lane[IssueCoupon] = Lane(
             "issue_coupon",
-            engine,
+            database,
             self._decide,
             locks,
             lock_key=issue_key,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.answers import AnswerBook, Answers, RequestKey
-from common.database import reads
+from common.database import Database, reading
 from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
 from common.lanes import Held, Lane, Limits, Moved
@@ -57,12 +57,12 @@ _BODY: Final = TypeAdapter(Used)
 class Using:
     """The use of coupons, seen from one replica."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._reads = reads(engine)
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._answers = Answers(answers)
         self.lane: Lane[Use] = Lane(
             "use_coupon",
-            engine,
+            database,
             self._decide,
             NoLocks(),
             translate=_translate,
@@ -80,10 +80,10 @@ class Using:
         return told
 
     async def get(self, coupon_id: str, user_id: str) -> Coupon:
-        """The user's coupon as last committed. Raises CouponNotFound."""
+        """The user's coupon as last committed. Raises CouponNotFound or DatabaseUnavailable."""
         if not is_id(coupon_id):
             raise coupon_not_found(coupon_id, user_id)
-        async with self._reads.connect() as connection:
+        async with reading(self._database) as connection:
             coupon = await coupons.read_one(connection, coupon_id, user_id)
         if coupon is None:
             raise coupon_not_found(coupon_id, user_id)
@@ -92,7 +92,7 @@ class Using:
     async def list_coupons(self, user_id: str, page: Page) -> tuple[list[Coupon], str]:
         """A page of the user's coupons, newest first, and the next page's token ('' at the end)."""
         before = place_before(page)
-        async with self._reads.connect() as connection:
+        async with reading(self._database) as connection:
             found = await coupons.read_page(connection, user_id, before=before, size=page.size + 1)
         return cut(page, found, lambda coupon: (coupon.issue_time, coupon.coupon_id))
 
@@ -101,7 +101,7 @@ class Using:
     ) -> list[Any]:
         """One batch: coupons read, then answers, then the model, then what has not moved saved."""
         wanted = {command.coupon_id for command in commands if is_id(command.coupon_id)}
-        loaded = await coupons.load(connection, wanted)
+        loaded = await coupons.load(connection, wanted, patient=patient)
         book = await self._answers.open(
             connection, [key for command in commands for key in _keys(command)]
         )
@@ -115,13 +115,12 @@ class Using:
         outcomes: list[Any] = [batch.outcome(command) for command in commands]
 
         changed = [batch.coupons[id_] for id_ in batch.changed]
-        saved = await coupons.save(connection, changed, loaded.coupons, patient=patient)
+        saved = await coupons.save(connection, changed, loaded.coupons)
         lost = batch.changed - saved
         for position, command in enumerate(commands):
             if command.coupon_id in lost:
-                # Somebody changed the coupon, or is about to: that is waited for apart, and then
-                # it is looked at again.
-                outcomes[position] = Moved() if patient else Held(command.coupon_id)
+                # Somebody changed the coupon, or is about to: wait for it apart, with a lock.
+                outcomes[position] = Held(command.coupon_id)
                 book.forget(_keys(command))
         await redemptions.restore(connection, batch.undone(saved))
         await redemptions.add(connection, batch.added(saved))

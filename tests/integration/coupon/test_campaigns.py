@@ -92,7 +92,7 @@ async def test_times_finer_than_a_microsecond_stay_in_order_or_are_refused(coupo
 
 
 async def test_a_campaigns_state_follows_the_clock_and_its_count(coupon: Any) -> None:
-    states = {
+    states: dict[str, tuple[dict[str, Any], int]] = {
         "scheduled": ({"starts_in": HOUR, "ends_in": 2 * HOUR}, pb.Campaign.STATE_SCHEDULED),
         "open": ({}, pb.Campaign.STATE_OPEN),
         "ended": ({"starts_in": -2 * HOUR, "ends_in": -HOUR}, pb.Campaign.STATE_ENDED),
