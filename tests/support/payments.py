@@ -100,7 +100,7 @@ async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> in
 async def until(seen: Callable[[], Awaitable[bool]]) -> None:
     """Wait until something that happens elsewhere is seen."""
     async with asyncio.timeout(20):
-        while not await seen():
+        while not await seen():  # noqa: ASYNC110 - it happens in another process
             await asyncio.sleep(0.02)
 
 
