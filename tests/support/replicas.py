@@ -41,7 +41,7 @@ async def healthy(address: str) -> None:
     """Wait until the server at ``address`` says that it serves."""
     asked = health_pb2.HealthCheckRequest()
     async with asyncio.timeout(HEALTHY_S), grpc.aio.insecure_channel(address) as opened:
-        stub = health_pb2_grpc.HealthStub(opened)
+        stub: Any = health_pb2_grpc.HealthStub(opened)
         while True:
             told = await stub.Check(asked, wait_for_ready=True)
             if told.status == health_pb2.HealthCheckResponse.SERVING:
