@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.coupons import (
     MICROSECOND,
@@ -57,9 +55,8 @@ async def test_a_coupon_is_redeemed_by_one_order(coupon: Any) -> None:
         await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", order_id="o2"))
 
 
-@pytest.mark.parametrize(
-    ("fields", "amount", "discount"),
-    [
+async def test_what_a_coupon_takes_off(coupon: Any) -> None:
+    cases: list[tuple[dict[str, Any], int, int]] = [
         ({"fixed_discount": won(1_000)}, 5_000, 1_000),
         ({"fixed_discount": won(1_000)}, 999, 999),
         ({"fixed_discount": won(1_000), "max_discount": won(700)}, 5_000, 700),
@@ -68,14 +65,11 @@ async def test_a_coupon_is_redeemed_by_one_order(coupon: Any) -> None:
         ({"percent_discount": 100}, 10**15, 10**15),
         ({"percent_discount": 50, "max_discount": won(300)}, 5_000, 300),
         ({"percent_discount": 50, "min_order_amount": won(5_000)}, 5_000, 2_500),
-    ],
-)
-async def test_what_a_coupon_takes_off(
-    coupon: Any, fields: Any, amount: int, discount: int
-) -> None:
-    held = await issued(coupon, **fields)
-    response = await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", amount=amount))
-    assert response.discount == won(discount)
+    ]
+    for number, (fields, amount, discount) in enumerate(cases):
+        held = await issued(coupon, request_id=f"c{number}", **fields)
+        request = redeem(held.coupon_id, "ann", f"r{number}", amount=amount)
+        assert (await coupon.RedeemCoupon(request)).discount == won(discount)
 
 
 async def test_an_order_may_not_fit_the_coupon(coupon: Any) -> None:
@@ -100,22 +94,24 @@ async def test_an_expired_coupon_shows_and_says_so(coupon: Any) -> None:
         await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1"))
 
 
-@pytest.mark.parametrize("coupon_id", [NOBODYS, "nonsense", "\x00", "x" * 9_000, "another's"])
-async def test_the_user_has_no_such_coupon(coupon: Any, coupon_id: str) -> None:
-    if coupon_id == "another's":
-        coupon_id = (await issued(coupon, user_id="bob")).coupon_id
-    with refused("COUPON_NOT_FOUND") as told:
-        await coupon.GetCoupon(get_coupon(coupon_id, "ann"))
-    assert told.refusal is not None
-    assert all(len(value) <= 64 for value in told.refusal.metadata.values())
-    with refused("COUPON_NOT_FOUND"):
-        await coupon.RedeemCoupon(redeem(coupon_id, "ann", "r1"))
-    first = await coupon.RestoreCoupon(restore(coupon_id, "ann", "r1", "s1"))
-    assert not first.HasField("coupon")
-    assert not first.replayed
-    assert (await coupon.RestoreCoupon(restore(coupon_id, "ann", "r1", "s1"))).replayed
-    with refused("REDEMPTION_CANCELLED"):
-        await coupon.RedeemCoupon(redeem(coupon_id, "ann", "r1"))
+async def test_the_user_has_no_such_coupon(coupon: Any) -> None:
+    anothers = (await issued(coupon, user_id="bob")).coupon_id
+    for number, coupon_id in enumerate([anothers, NOBODYS, "nonsense", "\x00", "x" * 9_000]):
+        redeem_id, restore_id = f"r{number}", f"s{number}"
+        with refused("COUPON_NOT_FOUND") as told:
+            await coupon.GetCoupon(get_coupon(coupon_id, "ann"))
+        assert told.refusal is not None
+        known = {"coupon_id": coupon_id} if coupon_id in (anothers, NOBODYS) else {}
+        assert told.refusal.metadata == known | {"user_id": "ann"}
+        with refused("COUPON_NOT_FOUND"):
+            await coupon.RedeemCoupon(redeem(coupon_id, "ann", redeem_id))
+        request = restore(coupon_id, "ann", redeem_id, restore_id)
+        first = await coupon.RestoreCoupon(request)
+        assert not first.HasField("coupon")
+        assert not first.replayed
+        assert (await coupon.RestoreCoupon(request)).replayed
+        with refused("REDEMPTION_CANCELLED"):
+            await coupon.RedeemCoupon(redeem(coupon_id, "ann", redeem_id))
 
 
 async def test_a_restored_coupon_is_free_for_another_redemption_only(coupon: Any) -> None:
