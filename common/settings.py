@@ -119,7 +119,7 @@ class ServiceSettings(BaseSettings):
         default="json", description="One JSON object per line, or lines for people."
     )
     reflection: bool = Field(
-        default=False,
+        default=True,
         description="Whether gRPC reflection is served, as grpcurl needs without .proto files.",
     )
     max_concurrent_calls: int = Field(
