@@ -26,7 +26,7 @@ from tests.support.coupon_crowd import (
     told,
     unlock_campaigns,
 )
-from tests.support.coupons import get_campaign, issue
+from tests.support.coupons import campaign, get_campaign, issue
 from tests.support.refusals import outcome
 from tests.support.rendezvous import meet_after
 
@@ -136,3 +136,56 @@ async def test_control_without_answers_a_copy_is_refused(
     await crowd.stubs[0].IssueCoupon(request)
     crowd.sql("UPDATE coupons SET request_id = 'nobody''s'")
     assert await outcome(crowd.stubs[1].IssueCoupon(request)) == "COUPON_ALREADY_ISSUED"
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "control"])
+async def test_one_request_for_two_campaigns_is_one_request(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, *, guarded: bool
+) -> None:
+    """Different rows are locked on different replicas: only the table of answers can tell."""
+    ids = []
+    for name in ("one", "two"):
+        response = await crowd.stubs[0].CreateCampaign(campaign(name))
+        ids.append(response.campaign.campaign_id)
+    if not guarded:
+        monkeypatch.setattr(answers.AnswerBook, "save", nothing)
+    meeting = meet_after(monkeypatch, coupons, "find_issued")
+    results = await asyncio.gather(
+        *(
+            outcome(stub.IssueCoupon(issue(campaign_id, "ann", "i1")))
+            for stub, campaign_id in zip(crowd.stubs, ids, strict=False)
+        )
+    )
+    assert meeting.met
+    refusals = [result for result in results if isinstance(result, str)]
+    assert refusals == (["REQUEST_ID_REUSED"] if guarded else [])
+    assert crowd.number("SELECT count(*) FROM coupons") == (1 if guarded else 2)
+
+
+@pytest.mark.parametrize("guard", ["answers", "constraint", "none"])
+async def test_a_hundred_copies_create_one_campaign(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, guard: str
+) -> None:
+    """Either guard alone suffices; without both there are many."""
+    if guard != "answers":
+        monkeypatch.setattr(answers.AnswerBook, "answer", lambda *_: None)
+    if guard != "constraint":
+        crowd.sql("ALTER TABLE campaigns DROP CONSTRAINT campaigns_request_once")
+    request = campaign("c1")
+    results = await asyncio.gather(
+        *(outcome(crowd.turn(number).CreateCampaign(request)) for number in range(RIVALS))
+    )
+    got = [result for result in results if not isinstance(result, str)]
+    made = crowd.number("SELECT count(*) FROM campaigns")
+    if guard == "none":
+        assert made == RIVALS
+        return
+    assert made == 1
+    assert sum(not result.replayed for result in got) == 1
+    # Without its stored answer a copy cannot be answered, only refused.
+    refusals = Counter(result for result in results if isinstance(result, str))
+    assert refusals == ({"REQUEST_ID_REUSED": RIVALS - 1} if guard == "constraint" else {})
+
+
+async def nothing(*_: Any) -> None:
+    """In place of writing answers."""
