@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cyclopts
 import grpc
@@ -30,7 +31,7 @@ from rich.table import Table
 
 from balance_service.wiring import VERSIONS
 from benchmarks.empty_server import METHOD as EMPTY
-from benchmarks.load import Rate, Unary, closed_loop
+from benchmarks.load import Rate, closed_loop
 from common.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import free_port
@@ -99,7 +100,7 @@ async def subjects() -> AsyncIterator[list[Subject]]:
         )
         async with grpc.aio.insecure_channel(balance) as channel:
             await asyncio.wait_for(channel.channel_ready(), 30)
-            charge: Unary = channel.unary_unary(CHARGE)
+            charge: Any = channel.unary_unary(CHARGE)
             gate = asyncio.Semaphore(200)
 
             async def open_account(number: int) -> None:
@@ -133,7 +134,7 @@ async def measure(callers: int, seconds: float, rounds: int) -> dict[str, list[R
         for number in range(rounds + 1):
             for subject in listed:
                 async with grpc.aio.insecure_channel(subject.address) as channel:
-                    method: Unary = channel.unary_unary(subject.method)
+                    method: Any = channel.unary_unary(subject.method)
                     await channel.channel_ready()
                     rate = await closed_loop(
                         method, subject.payload, callers=callers, seconds=seconds, first=sent
