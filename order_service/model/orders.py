@@ -268,6 +268,8 @@ class Order:
 
     def return_to_pending(self, failure_reason: str, now: datetime) -> Order:
         """PAYING → PENDING: the attempt failed and is undone. → EXPIRED if its time has passed."""
+        if self.state is not State.PAYING:
+            raise IllegalMove(f"{self.state} → back to PENDING")
         to = State.EXPIRED if now >= self.expire_time else State.PENDING
         return self._moved(to, now, coupon_id=None, failure_reason=failure_reason)
 

@@ -66,15 +66,16 @@ _changed = unnest(
     version=sa.BigInteger,
     update_time=_TIME,
 )
-# The version is compared although the rows are locked: should a lock ever fail to be taken, the
-# write that came second fails rather than overwriting the first.
+# The rows are locked, and still the version is compared and the counts are added to what is there
+# rather than written over it: should a lock ever fail to be taken, the write that came second
+# fails, and should that fail too, the constraint sees the true sums.
 _SAVE: Final = (
     sa.update(products)
     .values(
-        stocked=_changed.c.stocked,
-        reserved=_changed.c.reserved,
-        sold=_changed.c.sold,
-        version=_changed.c.version,
+        stocked=products.c.stocked + _changed.c.stocked,
+        reserved=products.c.reserved + _changed.c.reserved,
+        sold=products.c.sold + _changed.c.sold,
+        version=products.c.version + _changed.c.version,
         update_time=_changed.c.update_time,
     )
     .where(
@@ -123,25 +124,25 @@ async def clock(connection: AsyncConnection) -> datetime:
     return (await connection.execute(_CLOCK)).scalar_one()
 
 
-async def save(connection: AsyncConnection, changed: Iterable[tuple[Product, int]]) -> bool:
-    """Write products over their loaded versions; whether every one of them was still at it."""
-    rows = sorted(changed, key=lambda pair: pair[0].product_id)
-    if not rows:
+async def save(connection: AsyncConnection, changed: Iterable[tuple[Product, Product]]) -> bool:
+    """Write (loaded, changed) pairs; whether each product was still at its loaded version."""
+    pairs = sorted(changed, key=lambda pair: pair[0].product_id)
+    if not pairs:
         return True
     result = await connection.execute(
         _SAVE,
         arrays(
             "changed",
-            product_id=[product.product_id for product, _ in rows],
-            loaded_version=[version for _, version in rows],
-            stocked=[product.stocked for product, _ in rows],
-            reserved=[product.reserved for product, _ in rows],
-            sold=[product.sold for product, _ in rows],
-            version=[product.version for product, _ in rows],
-            update_time=[product.update_time for product, _ in rows],
+            product_id=[product.product_id for _, product in pairs],
+            loaded_version=[loaded.version for loaded, _ in pairs],
+            stocked=[product.stocked - loaded.stocked for loaded, product in pairs],
+            reserved=[product.reserved - loaded.reserved for loaded, product in pairs],
+            sold=[product.sold - loaded.sold for loaded, product in pairs],
+            version=[product.version - loaded.version for loaded, product in pairs],
+            update_time=[product.update_time for _, product in pairs],
         ),
     )
-    return result.rowcount == len(rows)
+    return result.rowcount == len(pairs)
 
 
 async def add(connection: AsyncConnection, new: Iterable[Product]) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.answers import AnswerBook, Answers, Request, RequestKey
 from common.database import Database, Overtaken
-from common.errors import Refusal, RequestIdReused
+from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.lanes import Held, Lane
 from common.locking import Locks
 from order_service.errors import order_not_found
@@ -32,7 +32,12 @@ from order_service.model.orders import MOVES, Order
 from order_service.model.products import Product, StockMove
 from order_service.store import orders as order_rows
 from order_service.store import products as product_rows
-from order_service.tables import ORDER_REQUEST_ONCE, answers
+from order_service.tables import (
+    ORDER_REQUEST_ONCE,
+    STOCK_NOT_NEGATIVE,
+    STOCK_NOT_OVERSOLD,
+    answers,
+)
 
 ORDER_BODY: Final[TypeAdapter[Order]] = TypeAdapter(Order)
 """How an order is kept in an answer."""
@@ -76,8 +81,8 @@ class Batch:
     book: AnswerBook
     now: datetime
     """The database's clock, read when the rows were ours."""
-    changed_products: dict[str, int] = field(default_factory=dict)
-    """Loaded versions of the products that were changed."""
+    changed_products: dict[str, Product] = field(default_factory=dict)
+    """The changed products as they were loaded."""
     changed_orders: dict[str, Order] = field(default_factory=dict)
     """The changed orders as they were loaded."""
     new_orders: list[Order] = field(default_factory=list)
@@ -124,7 +129,7 @@ class Batch:
     def _move_stock(self, order: Order, what: StockMove) -> None:
         for item in order.items:
             product = self.products[item.product_id]
-            self.changed_products.setdefault(item.product_id, product.version)
+            self.changed_products.setdefault(item.product_id, product)
             self.products[item.product_id] = product.move(what, item.quantity, self.now)
 
 
@@ -266,8 +271,8 @@ class OrderLane:
         products_saved = await product_rows.save(
             connection,
             [
-                (batch.products[product_id], version)
-                for product_id, version in batch.changed_products.items()
+                (before, batch.products[product_id])
+                for product_id, before in batch.changed_products.items()
             ],
         )
         if not (orders_saved and products_saved):
@@ -310,4 +315,7 @@ def _translate(constraint: str, command: Any) -> Refusal | None:
     if constraint == ORDER_REQUEST_ONCE:
         # The answer is gone after its 30 days; that it happened is known for good.
         return RequestIdReused(request_id=command.request_id)
+    if constraint in {STOCK_NOT_OVERSOLD, STOCK_NOT_NEGATIVE}:
+        # The rows were not what the model had seen: the lines before this one did not hold.
+        return ConflictRetriesExhausted(lane="order")
     return None

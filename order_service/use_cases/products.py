@@ -88,10 +88,7 @@ class Products:
         outcomes = [batch.outcome(command, now) for command in commands]
         if not await store.save(
             connection,
-            [
-                (loaded.products[product_id], version)
-                for product_id, version in batch.changed.items()
-            ],
+            [(before, loaded.products[product_id]) for product_id, before in batch.changed.items()],
         ):
             raise Overtaken
         await store.add(connection, batch.new)
@@ -105,8 +102,8 @@ class _Batch:
     def __init__(self, loaded: store.LoadedProducts, book: AnswerBook) -> None:
         self._loaded = loaded
         self._book = book
-        self.changed: dict[str, int] = {}
-        """Loaded versions of what was restocked."""
+        self.changed: dict[str, Product] = {}
+        """What was restocked, as it was loaded."""
         self.new: list[Product] = []
 
     def outcome(self, command: Command, now: datetime) -> Stocked | Refusal | Held:
@@ -132,6 +129,6 @@ class _Batch:
         if before is None:
             raise product_not_found(command.product_id)
         product = before.restock(command.quantity, now)
-        self.changed.setdefault(product.product_id, before.version)
+        self.changed.setdefault(product.product_id, before)
         self._loaded.products[product.product_id] = product
         return product

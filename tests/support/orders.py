@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
 
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
 from order_service.settings import OrderSettings
 from order_service.wiring import build
 from tally.order.v1 import order_pb2 as pb
@@ -67,6 +69,12 @@ async def shop(count: int = 2, **settings: Any) -> AsyncIterator[Shop]:
         channel(*addresses) as opened,
     ):
         yield Shop.at(opened)
+
+
+def sql_of(server: PostgresServer, urls: ServiceUrls) -> Callable[[str], str]:
+    """Runs SQL in the test's own database as superuser; returns its unaligned output."""
+    name = urls.owner.rpartition("/")[2]
+    return lambda text: server.run_sql(text, database=name)
 
 
 def create_product(

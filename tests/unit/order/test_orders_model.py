@@ -1,0 +1,245 @@
+"""The rules of orders and stock: legal moves only, and stocked = free + reserved + sold always."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+
+from common.answers import AnswerBook
+from common.errors import CurrencyMismatch, InvalidField, Refusal
+from common.ids import new_id
+from common.money import Money
+from order_service.errors import (
+    OrderNotCancellable,
+    OrderNotFound,
+    OrderNotPayable,
+    OutOfStock,
+    PaymentInProgress,
+)
+from order_service.model.orders import (
+    MOVES,
+    CancelOrder,
+    CreateOrder,
+    IllegalMove,
+    Line,
+    Order,
+    State,
+)
+from order_service.model.products import STOCK_MAX, CreateProduct, Product, StockMove
+from order_service.use_cases.order_lane import Batch
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EXPIRY = timedelta(minutes=15)
+LATER = NOW + EXPIRY
+
+
+def product(stock: int = 10, *, price: int = 100, currency: str = "KRW") -> Product:
+    return Product.create(CreateProduct("Tea", Money(currency, price), stock, "c1"), new_id(), NOW)
+
+
+def order(*products: Product, quantity: int = 2) -> Order:
+    products = products or (product(),)
+    command = CreateOrder("ann", tuple(Line(p.product_id, quantity) for p in products), "o1")
+    return Order.create(command, new_id(), products, now=NOW, expiry=EXPIRY)
+
+
+def in_state(state: State) -> Order:
+    ways: dict[State, Any] = {
+        State.PENDING: lambda made: made,
+        State.PAYING: lambda made: made.begin_payment(NOW),
+        State.PAID: lambda made: made.begin_payment(NOW).complete_payment(
+            NOW, paid_by_balance_minor=made.total_minor
+        ),
+        State.CANCELLING: lambda made: in_state(State.PAID).begin_cancel("why", NOW),
+        State.CANCELLED: lambda made: made.cancel("why", NOW),
+        State.EXPIRED: lambda made: made.expire(LATER),
+    }
+    made: Order = ways[state](order())
+    assert made.state is state
+    return made
+
+
+METHODS: dict[str, Any] = {
+    "begin_payment": lambda made: made.begin_payment(NOW),
+    "complete_payment": lambda made: made.complete_payment(
+        NOW, paid_by_gateway_minor=made.subtotal_minor
+    ),
+    "return_to_pending": lambda made: made.return_to_pending("NO_MONEY", NOW),
+    "return_too_late": lambda made: made.return_to_pending("NO_MONEY", LATER),
+    "cancel": lambda made: made.cancel("why", NOW),
+    "begin_cancel": lambda made: made.begin_cancel("why", NOW),
+    "complete_cancel": lambda made: made.complete_cancel(NOW),
+    "expire": lambda made: made.expire(LATER),
+}
+LEGAL = {
+    (State.PENDING, "begin_payment"): State.PAYING,
+    (State.PENDING, "cancel"): State.CANCELLED,
+    (State.PENDING, "expire"): State.EXPIRED,
+    (State.PAYING, "complete_payment"): State.PAID,
+    (State.PAYING, "return_to_pending"): State.PENDING,
+    (State.PAYING, "return_too_late"): State.EXPIRED,
+    (State.PAID, "begin_cancel"): State.CANCELLING,
+    (State.CANCELLING, "complete_cancel"): State.CANCELLED,
+}
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("method", METHODS)
+def test_only_legal_moves_can_be_made(state: State, method: str) -> None:
+    before = in_state(state)
+    if (state, method) in LEGAL:
+        after = METHODS[method](before)
+        assert after.state is LEGAL[state, method]
+        assert after.version == before.version + 1
+        assert after.update_time >= before.update_time
+    else:
+        with pytest.raises((Refusal, IllegalMove)):
+            METHODS[method](before)
+
+
+def test_the_table_of_moves_is_what_the_methods_can_do() -> None:
+    assert {(state, to) for (state, _), to in LEGAL.items()} == set(MOVES)
+
+
+def test_an_order_is_payable_while_its_time_lasts() -> None:
+    made = order()
+    assert made.begin_payment(LATER - timedelta(microseconds=1)).state is State.PAYING
+    with pytest.raises(OrderNotPayable):
+        made.begin_payment(LATER)
+    with pytest.raises(PaymentInProgress):
+        made.begin_payment(NOW).begin_payment(NOW)
+    with pytest.raises(PaymentInProgress):
+        made.begin_payment(NOW).cancel("why", NOW)
+    with pytest.raises(OrderNotCancellable):
+        made.expire(LATER).cancel("why", LATER)
+
+
+def test_a_refused_attempt_leaves_its_reason_and_nothing_else() -> None:
+    back = order().begin_payment(NOW, coupon_id="coupon").return_to_pending("NO_MONEY", NOW)
+    assert (back.coupon_id, back.failure_reason, back.discount_minor) == (None, "NO_MONEY", 0)
+    assert back.begin_payment(NOW).failure_reason == ""
+
+
+def test_what_is_paid_is_what_is_due() -> None:
+    made = order().begin_payment(NOW)
+    with pytest.raises(AssertionError):
+        made.complete_payment(NOW, paid_by_balance_minor=made.subtotal_minor - 1)
+    paid = made.complete_payment(
+        NOW, discount_minor=50, paid_by_balance_minor=100, paid_by_gateway_minor=50
+    )
+    assert paid.total_minor == 150
+
+
+def test_the_database_clock_may_be_set_back_and_no_history_is() -> None:
+    made = replace(order(), update_time=LATER)
+    assert made.begin_payment(NOW).update_time == LATER
+    assert replace(product(), update_time=LATER).restock(1, NOW).update_time == LATER
+
+
+def test_limits_of_an_order() -> None:
+    with pytest.raises(CurrencyMismatch):
+        order(product(), product(currency="USD"))
+    with pytest.raises(InvalidField):
+        order(product(price=10**15), quantity=10**6)
+    assert order(product(price=10**15), quantity=1).subtotal_minor == 10**15
+    with pytest.raises(InvalidField):
+        product(STOCK_MAX).restock(1, NOW)
+    with pytest.raises(AssertionError):
+        product(1).move(StockMove.RESERVE, 2, NOW)
+
+
+def test_the_digest_knows_content_and_not_the_order_of_lines() -> None:
+    one, two = Line(new_id(), 1), Line(new_id(), 2)
+    assert CreateOrder("a", (one, two), "r").digest == CreateOrder("a", (two, one), "r").digest
+    swapped = (Line(one.product_id, 2), Line(two.product_id, 1))
+    assert CreateOrder("a", (one, two), "r").digest != CreateOrder("a", swapped, "r").digest
+    assert CancelOrder("o", "a", "x", "r").digest != CancelOrder("o", "a", "y", "r").digest
+
+
+def test_an_order_of_another_user_is_not_in_the_batch() -> None:
+    made = order()
+    batch = batch_of({made.order_id: made}, {})
+    assert batch.order_of(CancelOrder(made.order_id, "ann", "why", "r")) is made
+    with pytest.raises(OrderNotFound):
+        batch.order_of(CancelOrder(made.order_id, "bob", "why", "r"))
+
+
+def test_out_of_stock_names_each_product_with_its_figures() -> None:
+    refusal = OutOfStock([("p1", 0, 2), ("p2", 1, 3)])
+    assert [quota.subject for quota in refusal.quota] == ["product:p1", "product:p2"]
+    assert refusal.quota[1].description == "1 free, 3 asked"
+
+
+def batch_of(orders: dict[str, Order], products: dict[str, Product]) -> Batch:
+    return Batch(orders, products, AnswerBook(None, {}), NOW)  # type: ignore[arg-type]
+
+
+class Stock(RuleBasedStateMachine):
+    """Orders moving at random through a batch, beside a tally of where each item must be."""
+
+    made = Bundle("made")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = [product(20), product(5), product(0)]
+        self.batch = batch_of({}, {each.product_id: each for each in self.products})
+        self.stocked = {each.product_id: each.stocked for each in self.products}
+
+    @rule(
+        target=made,
+        quantities=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+        reverse=st.booleans(),
+    )
+    def create(self, quantities: list[int], reverse: bool) -> Any:
+        chosen = list(zip(self.products, quantities, strict=False))
+        chosen = chosen[::-1] if reverse else chosen
+        lines = tuple(Line(each.product_id, quantity) for each, quantity in chosen)
+        current = [self.batch.products[each.product_id] for each, _ in chosen]
+        if any(each.free < line.quantity for each, line in zip(current, lines, strict=True)):
+            return multiple()
+        command = CreateOrder("ann", lines, "r")
+        new = Order.create(command, new_id(), current, now=NOW, expiry=EXPIRY)
+        self.batch.add(new)
+        self.batch.orders[new.order_id] = new
+        return new.order_id
+
+    @rule(order_id=made, method=st.sampled_from(sorted(METHODS)))
+    def move(self, order_id: str, method: str) -> None:
+        before = self.batch.orders[order_id]
+        if (before.state, method) in LEGAL:
+            self.batch.move(METHODS[method](before))
+
+    @rule(index=st.integers(0, 2), quantity=st.integers(1, 5))
+    def restock(self, index: int, quantity: int) -> None:
+        product_id = self.products[index].product_id
+        self.batch.products[product_id] = self.batch.products[product_id].restock(quantity, NOW)
+        self.stocked[product_id] += quantity
+
+    @invariant()
+    def every_item_is_free_reserved_or_sold(self) -> None:
+        reserved = dict.fromkeys(self.stocked, 0)
+        sold = dict.fromkeys(self.stocked, 0)
+        for each in self.batch.orders.values():
+            for item in each.items:
+                if each.state in {State.PENDING, State.PAYING}:
+                    reserved[item.product_id] += item.quantity
+                elif each.state in {State.PAID, State.CANCELLING}:
+                    sold[item.product_id] += item.quantity
+        for product_id, stocked in self.stocked.items():
+            found = self.batch.products[product_id]
+            assert (found.stocked, found.reserved, found.sold) == (
+                stocked,
+                reserved[product_id],
+                sold[product_id],
+            )
+            assert found.free == stocked - reserved[product_id] - sold[product_id] >= 0
+
+
+TestStock = Stock.TestCase
+TestStock.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
