@@ -10,6 +10,15 @@ from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases
 from tests.support.orders import Shop, shop
+from tests.support.stack import (
+    gateway,
+    stack,
+    stack_databases,
+    stack_options,
+    stack_redis_url,
+)
+
+__all__ = ["gateway", "stack", "stack_databases", "stack_options", "stack_redis_url"]
 
 
 @pytest.fixture

@@ -1,0 +1,383 @@
+"""All four services in the test's own process, on databases of their own, and a real gateway.
+
+``Wire`` stands between the order service and the others: it loses calls and replies, and keeps
+originals back to deliver them late, by the step that a call's request_id names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import grpc
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from balance_service.settings import BalanceSettings
+from balance_service.wiring import build as build_balance
+from common.clients import Peer
+from common.errors import Code, RemoteRefusal
+from coupon_service.settings import CouponSettings
+from coupon_service.wiring import build as build_coupon
+from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.valkey import ValkeyServer
+from order_service.settings import OrderSettings
+from order_service.wiring import build as build_order
+from payment_service.settings import PaymentSettings
+from payment_service.wiring import build as build_payment
+from tally.balance.v1 import balance_pb2
+from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+from tally.coupon.v1 import coupon_pb2
+from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
+from tally.order.v1 import order_pb2 as pb
+from tally.order.v1.order_pb2_grpc import SagaServiceStub
+from tally.payment.v1 import payment_pb2
+from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tests.support.balances import charge
+from tests.support.coupons import campaign, issue
+from tests.support.databases import Databases
+from tests.support.orders import Shop
+from tests.support.replicas import channel, replicas
+
+SERVICES: Final = ("balance", "coupon", "order", "payment")
+_numbers = itertools.count()
+
+
+def fresh(prefix: str = "x") -> str:
+    """An id or a payment_key that nobody else uses."""
+    return f"{prefix}{next(_numbers)}"
+
+
+@dataclass(frozen=True)
+class StackDatabases:
+    """A database for each service."""
+
+    urls: dict[str, ServiceUrls]
+    server: PostgresServer
+
+    def sql(self, service: str, text: str) -> str:
+        """Run SQL in a service's database as its administrator."""
+        name = urlsplit(self.urls[service].owner).path.removeprefix("/")
+        return self.server.run_sql(text, database=name)
+
+
+@dataclass
+class Wire:
+    """Faults on the way to the other services, by step or ``<step>:undo``; each happens once.
+
+    ``lost``: never arrives. ``no reply``: arrives, and its reply is lost. ``late``: as lost, and
+    ``deliver_late`` delivers it after all. Any other word is the reason of a made-up refusal.
+    """
+
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    """Every call that was made, by step."""
+    _kept: list[Callable[[], Any]] = field(default_factory=list)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    """The next call of each of these steps waits here before it is sent."""
+    reached: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def hold(self, step: str) -> asyncio.Event:
+        """The next call of the step waits until the returned event is set; see ``arrived``."""
+        self.reached[step] = asyncio.Event()
+        self.gates[step] = asyncio.Event()
+        return self.gates[step]
+
+    async def arrived(self, step: str) -> None:
+        """Wait until the call of a held step is about to be sent."""
+        await self.reached[step].wait()
+
+    async def deliver_late(self) -> list[Any]:
+        """Deliver what was kept back; the refusals or responses."""
+        kept, self._kept = self._kept, []
+        return await asyncio.gather(*(call() for call in kept), return_exceptions=True)
+
+    def reset(self) -> None:
+        """As new: a test begins."""
+        self.faults.clear()
+        self.calls.clear()
+        self._kept.clear()
+        for gate in self.gates.values():
+            gate.set()
+        self.gates.clear()
+
+    def cut_in(self, patch: pytest.MonkeyPatch) -> None:
+        """Have every call of the order service go through here."""
+        direct = Peer.call
+
+        async def call(peer: Any, method: Any, request: Any, **options: Any) -> Any:
+            return await self.pass_on(
+                lambda: direct(peer, method, request, **options), request.request_id
+            )
+
+        patch.setattr(Peer, "call", call)
+
+    async def pass_on(self, call: Callable[[], Any], request_id: str) -> Any:
+        step = request_id.partition(":")[2]
+        self.calls.append(step)
+        gate = self.gates.pop(step, None)
+        if gate is not None:
+            self.reached[step].set()
+            await gate.wait()
+        faults = self.faults.get(step)
+        if not faults:
+            return await call()
+        fault = faults.pop(0)
+        if fault == "no reply":
+            await call()
+        elif fault == "late":
+            self._kept.append(call)
+        elif fault != "lost":
+            raise RemoteRefusal(Code.FAILED_PRECONDITION, fault, "made up", {"made": "up"})
+        raise RemoteRefusal(Code.UNAVAILABLE, "", "the connection was reset", {})
+
+
+@dataclass
+class Stack:
+    """A client of all services."""
+
+    shops: list[Shop]
+    """One for each replica of the order service."""
+    sagas: Any
+    balance: Any
+    coupon: Any
+    payment: Any
+    gateway: GatewaySimulator
+    databases: StackDatabases
+    wire: Wire
+    peers: dict[str, list[str]]
+    """The addresses of the other services."""
+    redis_url: str
+
+    @property
+    def shop(self) -> Shop:
+        return self.shops[0]
+
+    async def user(self, available: int = 0, *, currency: str = "KRW") -> str:
+        """A new user with this much to spend."""
+        user_id = fresh("user")
+        if available:
+            await self.balance.ChargeBalance(
+                charge(user_id, available, fresh("c"), currency=currency)
+            )
+        return user_id
+
+    async def coupon_of(self, user_id: str, **fields: Any) -> str:
+        """A new coupon of 1000 won, or of another worth."""
+        made = await self.coupon.CreateCampaign(campaign(fresh("campaign"), **fields))
+        issued = await self.coupon.IssueCoupon(issue(made.campaign.campaign_id, user_id))
+        return str(issued.coupon.coupon_id)
+
+    async def order(self, user_id: str, amount: int = 10_000) -> pb.Order:
+        """A new order of two things that cost ``amount`` together."""
+        product_id = await self.shop.product(5, price=amount // 2)
+        return await self.shop.order(user_id, {product_id: 2})
+
+    async def pay(self, request: pb.PayOrderRequest, replica: int = 0) -> Any:
+        return await self.shops[replica].orders.PayOrder(request, timeout=30)
+
+    async def available(self, user_id: str) -> int:
+        request = balance_pb2.GetBalanceRequest(user_id=user_id, currency_code="KRW")
+        return int((await self.balance.GetBalance(request)).balance.available.amount_minor)
+
+    async def coupon_state(self, coupon_id: str, user_id: str) -> int:
+        request = coupon_pb2.GetCouponRequest(coupon_id=coupon_id, user_id=user_id)
+        return int((await self.coupon.GetCoupon(request)).coupon.state)
+
+    async def saga(self, order: pb.Order) -> pb.Saga:
+        """The order's latest saga."""
+        response = await self.sagas.GetSaga(pb.GetSagaRequest(order_id=order.order_id))
+        assert isinstance(response.saga, pb.Saga)
+        return response.saga
+
+    async def until(self, order: pb.Order, *states: int) -> pb.Order:
+        """Wait until the order is in one of these states."""
+        async with asyncio.timeout(40):
+            while (now := await self.shop.get(order)).state not in states:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return now
+
+    async def until_saga(self, order: pb.Order, *states: int) -> pb.Saga:
+        """Wait until the order's latest saga is in one of these states."""
+        async with asyncio.timeout(40):
+            while (now := await self.saga(order)).state not in states:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return now
+
+    async def payments(self, order: pb.Order) -> list[payment_pb2.Payment]:
+        request = payment_pb2.ListPaymentsRequest(user_id=order.user_id, order_id=order.order_id)
+        return list((await self.payment.ListPayments(request)).payments)
+
+    def charged(self, payment_key: str) -> int:
+        """What the gateway has charged for a key and not paid back, by its own record."""
+        payment = (self.gateway.charges().get(payment_key) or {}).get("payment")
+        return int(payment["balanceAmount"]) if payment and payment["approvedAt"] else 0
+
+
+def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequest:
+    """Pay the order: ``coupon_id``, ``balance`` (won), ``payment_key``."""
+    balance = fields.pop("balance", None)
+    request = pb.PayOrderRequest(
+        order_id=order.order_id,
+        user_id=order.user_id,
+        request_id=request_id or fresh("pay"),
+        **fields,
+    )
+    if balance is not None:
+        request.balance_amount.currency_code = "KRW"
+        request.balance_amount.amount_minor = balance
+    return request
+
+
+# -- fixtures: imported by the conftests of those who use them -------------------------------------
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
+    """One gateway for all tests; each uses keys of its own."""
+    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
+    with GatewaySimulator(data_file, slow_ms=400) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["redis", "no-redis"])
+def stack_redis_url(request: pytest.FixtureRequest) -> str:
+    """Every test of correctness passes with Redis and without."""
+    if request.param == "no-redis":
+        return ""
+    server: ValkeyServer = request.getfixturevalue("valkey_server")
+    return server.url
+
+
+@pytest.fixture(scope="module")
+def stack_databases(databases: Databases, stack_redis_url: str) -> Iterator[StackDatabases]:
+    """A fresh database for each service."""
+    with ExitStack() as stack:
+        yield StackDatabases(
+            {service: stack.enter_context(databases.clone(service)) for service in SERVICES},
+            databases.server,
+        )
+
+
+@pytest.fixture(scope="module")
+def stack_options() -> dict[str, Any]:
+    """The order service's settings; a module may have its own."""
+    return {}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(
+    stack_databases: StackDatabases,
+    gateway: GatewaySimulator,
+    stack_redis_url: str,
+    stack_options: dict[str, Any],
+) -> AsyncIterator[Stack]:
+    """One stack for a module: tests have users, products and orders of their own.
+
+    Two replicas of the order service, one of each other. Only the second looks for due sagas, so
+    that a test knows who takes over.
+    """
+    wire = Wire()
+    with pytest.MonkeyPatch.context() as patch:
+        wire.cut_in(patch)
+        async with running_stack(
+            stack_databases, gateway, stack_redis_url, wire, **stack_options
+        ) as running:
+            yield running
+
+
+@asynccontextmanager
+async def running_stack(
+    databases: StackDatabases,
+    gateway: GatewaySimulator,
+    redis_url: str,
+    wire: Wire,
+    *,
+    orders: int = 2,
+    **settings: Any,
+) -> AsyncIterator[Stack]:
+    """The whole stack; ``settings`` are the order service's."""
+    async with AsyncExitStack() as stack:
+        peers: dict[str, list[str]] = {}
+        for service, settings_type, build, special in (
+            ("balance", BalanceSettings, build_balance, {}),
+            ("coupon", CouponSettings, build_coupon, {}),
+            ("payment", PaymentSettings, build_payment, _payment_settings(gateway)),
+        ):
+            peers[service] = await stack.enter_async_context(
+                replicas(
+                    1,
+                    settings_type,
+                    build,  # type: ignore[arg-type]
+                    database_url=databases.urls[service].runtime,
+                    redis_url=redis_url,
+                    **special,
+                )
+            )
+        addresses = await stack.enter_async_context(
+            order_replicas(orders, databases, peers, redis_url, **settings)
+        )
+
+        async def opened(addresses: list[str]) -> grpc.aio.Channel:
+            return await stack.enter_async_context(channel(*addresses))
+
+        yield Stack(
+            [Shop.at(await opened([address])) for address in addresses],
+            SagaServiceStub(await opened(addresses)),
+            BalanceServiceStub(await opened(peers["balance"])),
+            CouponServiceStub(await opened(peers["coupon"])),
+            PaymentServiceStub(await opened(peers["payment"])),
+            gateway,
+            databases,
+            wire,
+            peers,
+            redis_url,
+        )
+
+
+@asynccontextmanager
+async def order_replicas(
+    count: int,
+    databases: StackDatabases,
+    peers: dict[str, list[str]],
+    redis_url: str,
+    **settings: Any,
+) -> AsyncIterator[list[str]]:
+    """Replicas of the order service, of which only the last looks for due sagas."""
+    settings = {"saga_backoff_max_s": 0.2, **settings}
+    async with AsyncExitStack() as stack:
+        addresses: list[str] = []
+        for number in range(count):
+            addresses += await stack.enter_async_context(
+                replicas(
+                    1,
+                    OrderSettings,
+                    build_order,
+                    database_url=databases.urls["order"].runtime,
+                    redis_url=redis_url,
+                    balance_address=",".join(peers["balance"]),
+                    coupon_address=",".join(peers["coupon"]),
+                    payment_address=",".join(peers["payment"]),
+                    saga_sweep_interval_s=0.1 if number == count - 1 else 60.0,
+                    **settings,
+                )
+            )
+        yield addresses
+
+
+def _payment_settings(gateway: GatewaySimulator) -> dict[str, Any]:
+    return {
+        "gateway_url": gateway.url,
+        "gateway_secret_key": SecretStr(gateway.secret_key),
+        "gateway_timeout_s": 1.0,
+        "resolve_interval_s": 0.1,
+        "lease_s": 2.0,
+    }
