@@ -1,0 +1,64 @@
+"""Marks in Redis: hints that may be lost, late or wrong, and that never raise."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from common.ids import new_id
+from common.redis_marks import LIFE_MS, Marks, open_marks
+from deploy.local.valkey import ValkeyServer
+
+
+@pytest.fixture
+async def marks(valkey_server: ValkeyServer) -> AsyncIterator[Marks]:
+    async with open_marks(valkey_server.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
+    client = Redis.from_url(valkey_server.url, decode_responses=True)
+    yield client
+    await client.aclose()
+
+
+async def test_the_first_marks_and_the_others_find_it(marks: Marks, redis: Redis) -> None:
+    key = new_id()
+    assert await marks.begin(key, "one") is None
+    assert await marks.begin(key, "one") is None  # a repetition after a lost reply
+    assert await marks.begin(key, "two") == "IN_PROGRESS:one"
+    assert 0 < await redis.pttl(key) <= LIFE_MS
+    await marks.done(key, "result")
+    for owner in ("one", "two"):
+        assert await marks.begin(key, owner) == "DONE:result"
+    assert 0 < await redis.pttl(key) <= LIFE_MS
+
+
+async def test_only_its_owner_takes_a_mark_away(marks: Marks) -> None:
+    key = new_id()
+    await marks.begin(key, "one")
+    await marks.clear(key, "two")
+    assert await marks.begin(key, "two") == "IN_PROGRESS:one"
+    await marks.clear(key, "one")
+    assert await marks.begin(key, "two") is None
+    await marks.done(key, "result")
+    await marks.clear(key, "two")
+    assert await marks.begin(key, "one") == "DONE:result"
+
+
+@pytest.mark.parametrize("url", ["", "redis://127.0.0.1:1/0"], ids=["none", "away"])
+async def test_without_redis_nobody_is_sent_to_look(url: str) -> None:
+    async with open_marks(url) as marks:
+        for _ in range(6):  # beyond the breaker's threshold
+            assert await marks.begin("key", "one") is None
+            await marks.done("key", "result")
+            await marks.clear("key", "one")
+
+
+async def test_a_key_of_another_kind_is_no_mark(marks: Marks, redis: Redis) -> None:
+    key = new_id()
+    await redis.lpush(key, "1")
+    assert await marks.begin(key, "one") is None
