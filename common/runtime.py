@@ -7,6 +7,7 @@ connections close, then exit 0. A second signal ends the process at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -109,6 +110,7 @@ async def serve(
             for mounted in application.services:
                 server.mount(mounted.add, mounted.servicer, mounted.full_name)
             await server.start()
+            _settle_memory()
             try:
                 await _first(stop.wait(), server.ended())
             finally:
@@ -116,6 +118,18 @@ async def serve(
     finally:
         if page is not None:
             page.close()
+
+
+def _settle_memory() -> None:
+    """Keep the garbage collector from walking the whole program again and again under load.
+
+    What is loaded by now stays for the process's life: it is taken out of the collector's sight.
+    Calls make few reference cycles, so looking for them every 50,000 allocations instead of every
+    700 costs little memory and saves pauses in which every caller waits.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 20)
 
 
 async def _migrate(settings: S, migrate: Callable[[S], Awaitable[None]]) -> None:
