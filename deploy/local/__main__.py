@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 
 from deploy.local.errors import RunnerError
-from deploy.local.plan import DEFAULT_DATA_DIR, Plan
+from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
 from deploy.local.stack import Stack
 from deploy.local.tour import grpcurl_lines
 
@@ -73,7 +72,7 @@ def up(
         data_dir=data_dir.absolute(),
         replicas=replicas,
         base_port=base_port,
-        gateway_latency_ms=_latency_range(gateway_latency_ms),
+        gateway_latency_ms=latency_range(gateway_latency_ms),
         redis=not without_redis,
         ready_file=ready_file.absolute() if ready_file else None,
     )
@@ -101,13 +100,6 @@ def _introduce(stack: Stack) -> None:
     _say("ready. Logs are in " + str(stack.plan.data_dir / "logs") + ". To try it:")
     _say("\n".join(["", *grpcurl_lines(services), ""]))
     _say("Ctrl-C stops everything.")
-
-
-def _latency_range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
-    if match is None:
-        raise RunnerError(f"gateway latency must be LOW-HIGH in milliseconds, not {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -75,6 +76,14 @@ class Plan:
     @property
     def valkey_port(self) -> int:
         return self.base_port + VALKEY_OFFSET
+
+
+def latency_range(text: str) -> tuple[int, int]:
+    """Read LOW-HIGH, in milliseconds; RunnerError if it is not that."""
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+    if match is None:
+        raise RunnerError(f"gateway latency must be LOW-HIGH in milliseconds, not {text!r}")
+    return int(match[1]), int(match[2])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Stack:
     def newly_dead(self) -> list[str]:
         """Return a line for each process that has ended since the last call."""
         lines = []
-        for child in self._children():
+        for child in self.children:
             code = child.exit_code()
             if code is not None and child.pid not in self._reported_dead:
                 self._reported_dead.add(child.pid)
@@ -134,7 +134,9 @@ class Stack:
                 )
         return lines
 
-    def _children(self) -> list[Child]:
+    @property
+    def children(self) -> list[Child]:
+        """Return every process started and not stopped, by name: servers first, then replicas."""
         servers = [self._postgres.child, self._valkey.child, self._gateway]
         return [child for child in [*servers, *self.replicas.values()] if child is not None]
 

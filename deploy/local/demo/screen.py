@@ -1,0 +1,114 @@
+"""What the demo shows: live bars on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+PLAIN_WIDTH: Final = 110
+PLAIN_STEPS: Final = 4
+"""Lines of a phase where nothing can be drawn over."""
+TITLE_WIDTH: Final = 30
+
+
+class Phase:
+    """One bar: so many things of so many are done."""
+
+    def __init__(self, screen: Screen, title: str, total: int) -> None:
+        self._screen = screen
+        self._title = title
+        self._total = total
+        self._done = 0
+        self._told = 0
+        self._task = screen.progress.add_task(title, total=total) if screen.live else None
+
+    def step(self) -> None:
+        self.reach(self._done + 1)
+
+    def reach(self, done: int) -> None:
+        self._done = done
+        if self._task is not None:
+            self._screen.progress.update(self._task, completed=done)
+            return
+        part = PLAIN_STEPS * done // self._total if self._total else PLAIN_STEPS
+        if part > self._told:
+            self._told = part
+            self._screen.say(f"{self._title}: {done} of {self._total}")
+
+    async def counted(self, work: Awaitable[None]) -> None:
+        """Do it, then count it."""
+        await work
+        self.step()
+
+
+class Screen:
+    """Where everything is told. Texts are shown as they are: markup in them means nothing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self.live = self._console.is_terminal and not self._console.is_dumb_terminal
+        if not self.live:
+            self._console.width = PLAIN_WIDTH
+        self.progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn(f"{{task.description:<{TITLE_WIDTH}}}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Keep the bars of the phases in the block alive."""
+        if not self.live:
+            yield
+            return
+        with self.progress:
+            yield
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Phase]:
+        yield Phase(self, title, total)
+
+    def say(self, text: str) -> None:
+        self._print(text, None)
+
+    def heading(self, text: str) -> None:
+        self._print(f"\n{text}", "bold")
+
+    def warn(self, text: str) -> None:
+        self._print(text, "bold yellow")
+
+    def good(self, text: str) -> None:
+        self._print(text, "green")
+
+    def bad(self, text: str) -> None:
+        self._print(text, "bold red")
+
+    def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
+        self.heading(title)
+        table = Table(box=SIMPLE_HEAD, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self._console.print(table)
+
+    def _print(self, text: str, style: str | None) -> None:
+        # Never broken into lines of our own: what is long is a path, or to be pasted.
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
