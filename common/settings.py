@@ -229,11 +229,13 @@ def reference(*settings_types: type[ServiceSettings]) -> str:
         for name, field in settings_type.model_fields.items():
             common = ServiceSettings.model_fields.get(name)
             if common is None or common.get_default() != field.get_default():
-                rows.append(_row(prefix, name, field))
+                rows.append(_row(prefix, name, field, told_by=common))
     return "\n".join(rows) + "\n"
 
 
-def _row(prefix: str, name: str, field: Any) -> str:
+def _row(prefix: str, name: str, field: Any, *, told_by: Any = None) -> str:
+    """``told_by``: the common field whose default a service changed, and whose meaning stays."""
+    description = field.description or (told_by.description if told_by else None)
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     default = field.get_default()
     if isinstance(default, SecretStr):
@@ -246,7 +248,7 @@ def _row(prefix: str, name: str, field: Any) -> str:
         told = f"`{str(default).lower() if isinstance(default, bool) else default}`"
     if told == "``":
         told = "(none)"
-    meaning = " ".join(part for part in (field.description, _bounds(field)) if part)
+    meaning = " ".join(part for part in (description, _bounds(field)) if part)
     return f"| `{prefix}{name.upper()}` | {told} | {meaning} |".replace("\n", " ")
 
 

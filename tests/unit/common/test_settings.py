@@ -130,6 +130,9 @@ def test_the_reference_has_every_setting_once_with_its_unit_and_bounds() -> None
     common = {f"TALLY_{field.upper()}" for field in ServiceSettings.model_fields}
     assert set(names) == common | {"TALLY_BALANCE_LANE_DEPTH", "TALLY_BALANCE_POOL_SIZE"}
     assert "| `TALLY_BALANCE_LANE_DEPTH` | `256` | Commands that wait, at most. (≥ 1) |" in rows
+    meaning = ServiceSettings.model_fields["pool_size"].description
+    own = next(row for row in rows if "TALLY_BALANCE_POOL_SIZE" in row)
+    assert own.split(" | ")[2].startswith(str(meaning)), "the default changed, not the meaning"
 
 
 @pytest.mark.parametrize(
