@@ -28,6 +28,7 @@ from payment_service import store
 from payment_service.gateway import NotSent
 from payment_service.locking import KEY_MARK
 from payment_service.model import Confirmation, ConfirmPayment, Settle
+from payment_service.store import writes
 from payment_service.tables import answers, payments
 from payment_service.use_cases.decide import Decider, Open
 from tally.payment.v1 import payment_pb2 as pb
@@ -87,8 +88,10 @@ async def in_groups(play: Callable[[int], Awaitable[None]], rounds: int = ROUNDS
         await asyncio.gather(*map(play, range(first, min(first + ROUNDS_AT_ONCE, rounds))))
 
 
-def sql(server: PostgresServer, urls: ServiceUrls, text: str) -> str:
-    return server.run_sql(text, database=urls.owner.rpartition("/")[2])
+async def sql(server: PostgresServer, urls: ServiceUrls, text: str) -> None:
+    # In a thread: the replicas of this process must go on, or a sweep of theirs that is about to
+    # commit would be waited for in vain.
+    await asyncio.to_thread(server.run_sql, text, database=urls.owner.rpartition("/")[2])
 
 
 async def test_of_five_requests_on_one_key_one_pays(
@@ -217,7 +220,7 @@ async def test_control_without_the_unique_key_both_reach_the_gateway(
     postgres_server: PostgresServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sql(postgres_server, database, "ALTER TABLE payments DROP CONSTRAINT payments_key_once")
+    await sql(postgres_server, database, "ALTER TABLE payments DROP CONSTRAINT payments_key_once")
     without_places(monkeypatch)
     meeting = meet_after(monkeypatch, store, "load")
     key = key_of()
@@ -337,7 +340,7 @@ def without_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
         payments,
         *(column.label(name) for name, column in identity.items()),
     ).where(columns.payment_id == sa.func.any(_ids("id_payment_id")))
-    monkeypatch.setattr(store, "_LOCK_FREE", read)
+    monkeypatch.setattr(writes, "_LOCK_FREE", read)
 
 
 def _ids(parameter: str) -> sa.BindParameter[Any]:
@@ -371,7 +374,7 @@ async def test_control_without_lock_and_condition_a_key_in_use_is_freed(
     without_row_locks(monkeypatch)
     named = payments.c.payment_id == sa.func.any(_ids("freed_payment_id"))
     blind = sa.delete(payments).where(named)
-    monkeypatch.setattr(store, "_FREE", blind.returning(payments.c.payment_id))
+    monkeypatch.setattr(writes, "_FREE", blind.returning(payments.c.payment_id))
     await freeing.free(claim)
     # Somebody is about to charge a key that is on record no more.
     assert len(taken_up) == 1

@@ -1,4 +1,4 @@
-"""The payment service's SQL: set-based statements, each for a whole batch. Never commits."""
+"""A batch's payments: locked, inserted, moved, freed, or taken up."""
 
 from __future__ import annotations
 
@@ -11,18 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.money import Money
 from common.sets import arrays, unnest
-from payment_service.model import BEGINNING, Confirmation, ConfirmPayment, Payment, State
+from payment_service.model import BEGINNING, Confirmation, State
+from payment_service.store.rows import NOW, UUID, RequestId, to_confirmation, values_of
 from payment_service.tables import payments
-
-RequestId = tuple[str, str]
-"""A confirmation by (user_id, request_id)."""
-
-_UUID: Final = sa.UUID(as_uuid=False)
-_TIME: Final = sa.DateTime(timezone=True)
-_NOW: Final = sa.func.clock_timestamp(type_=_TIME)
-
 
 # -- places to wait ------------------------------------------------------------------------------
 
@@ -76,7 +68,7 @@ class Loaded:
 
 _key = unnest("key", payment_key=sa.Text)
 _request = unnest("request", user_id=sa.Text, request_id=sa.Text)
-_id = unnest("id", payment_id=_UUID)
+_id = unnest("id", payment_id=UUID)
 _wanted: Final = sa.union(
     sa.select(payments.c.payment_id).join_from(
         _key, payments, payments.c.payment_key == _key.c.payment_key
@@ -119,7 +111,7 @@ def _locking(*, skip_locked: bool) -> sa.Select[Any]:
         .subquery("found")
     )
     one = sa.select(sa.literal(1)).subquery("one")
-    return sa.select(_NOW.label("now"), found).select_from(one.outerjoin(found, sa.true()))
+    return sa.select(NOW.label("now"), found).select_from(one.outerjoin(found, sa.true()))
 
 
 _LOCK: Final = _locking(skip_locked=False)
@@ -150,7 +142,7 @@ async def load(
         if row.found_id is None:
             continue
         if row.payment_id is not None:
-            loaded.add(_to_confirmation(row))
+            loaded.add(to_confirmation(row))
         elif not patient:
             request = (row.found_user, row.found_request)
             loaded.held |= dict.fromkeys([row.found_id, row.found_key, request], row.found_id)
@@ -181,7 +173,7 @@ _MUTABLE: Final = (
 _changed = unnest(
     "changed",
     loaded_version=sa.BigInteger,
-    payment_id=_UUID,
+    payment_id=UUID,
     **{name: payments.c[name].type for name in _MUTABLE},
 )
 # The conditional update: a payment moves only from the very state it was decided on. Every change
@@ -195,7 +187,7 @@ _SAVE: Final = (
     )
     .returning(payments.c.payment_id)
 )
-_freed = unnest("freed", payment_id=_UUID, loaded_version=sa.BigInteger)
+_freed = unnest("freed", payment_id=UUID, loaded_version=sa.BigInteger)
 _FREE: Final = (
     sa.delete(payments)
     .where(
@@ -208,7 +200,7 @@ _FREE: Final = (
 
 async def add(connection: AsyncConnection, claims: Iterable[Confirmation]) -> set[str]:
     """Insert the claims; returns the ids of those whose key and request were still free."""
-    rows = [_values(claim) for claim in claims]
+    rows = [values_of(claim) for claim in claims]
     if not rows:
         return set()
     added = await connection.execute(_ADD, _arrays("new", rows, _COLUMNS))
@@ -220,7 +212,7 @@ async def save(connection: AsyncConnection, changed: Iterable[Confirmation]) -> 
 
     Their rows are locked, so that the order of the UPDATE does not matter.
     """
-    rows = [_values(one) | {"loaded_version": one.loaded_version} for one in changed]
+    rows = [values_of(one) | {"loaded_version": one.loaded_version} for one in changed]
     if not rows:
         return set()
     names = ("loaded_version", "payment_id", *_MUTABLE)
@@ -266,11 +258,11 @@ _TAKE: Final = (
     .values(
         state=sa.case((_pending, State.UNKNOWN.value), else_=payments.c.state),
         update_time=sa.case(
-            (_pending, sa.func.greatest(payments.c.update_time, _NOW)),
+            (_pending, sa.func.greatest(payments.c.update_time, NOW)),
             else_=payments.c.update_time,
         ),
-        holder=sa.bindparam("holder", type_=_UUID),
-        due_time=_NOW + sa.bindparam("lease", type_=sa.Interval),
+        holder=sa.bindparam("holder", type_=UUID),
+        due_time=NOW + sa.bindparam("lease", type_=sa.Interval),
         tries=payments.c.tries + 1,
         version=payments.c.version + 1,
     )
@@ -284,129 +276,4 @@ async def take(
 ) -> list[Confirmation]:
     """Take up at most ``size`` payments that are due and that nobody else is just taking."""
     rows = await connection.execute(_TAKE, {"holder": holder, "lease": lease, "size": size})
-    return [_to_confirmation(row) for row in rows]
-
-
-# -- reads ---------------------------------------------------------------------------------------
-
-_BY_ID: Final = sa.select(payments).where(payments.c.payment_id == sa.bindparam("payment_id"))
-_CLAIMS: Final = sa.select(payments).where(
-    sa.or_(
-        payments.c.payment_key == sa.bindparam("payment_key"),
-        sa.and_(
-            payments.c.user_id == sa.bindparam("user_id"),
-            payments.c.request_id == sa.bindparam("request_id"),
-        ),
-    )
-)
-_after = sa.tuple_(sa.bindparam("before", type_=_TIME), sa.bindparam("before_id", type_=_UUID))
-_NEWEST: Final = (
-    sa.select(payments)
-    .where(
-        payments.c.user_id == sa.bindparam("user_id"),
-        sa.tuple_(payments.c.create_time, payments.c.payment_id) < _after,
-    )
-    .order_by(payments.c.create_time.desc(), payments.c.payment_id.desc())
-    .limit(sa.bindparam("size"))
-)
-_NEWEST_OF_ORDER: Final = _NEWEST.where(payments.c.order_id == sa.bindparam("order_id"))
-
-
-async def read(connection: AsyncConnection, payment_id: str) -> Confirmation | None:
-    """One payment as it was last committed."""
-    row = (await connection.execute(_BY_ID, {"payment_id": payment_id})).one_or_none()
-    return None if row is None else _to_confirmation(row)
-
-
-async def read_claims(
-    connection: AsyncConnection, command: ConfirmPayment
-) -> tuple[Confirmation | None, Confirmation | None]:
-    """The command's own payment, and another request's with its key, as last committed."""
-    rows = await connection.execute(
-        _CLAIMS,
-        {
-            "payment_key": command.payment_key,
-            "user_id": command.user_id,
-            "request_id": command.request_id,
-        },
-    )
-    same = other = None
-    for row in rows:
-        if (row.user_id, row.request_id) == (command.user_id, command.request_id):
-            same = _to_confirmation(row)
-        else:
-            other = _to_confirmation(row)
-    return same, other
-
-
-async def read_newest(
-    connection: AsyncConnection,
-    user_id: str,
-    order_id: str | None,
-    *,
-    before: tuple[datetime, str],
-    size: int,
-) -> list[Payment]:
-    """At most ``size`` payments of the user that come after ``before``, newest first."""
-    parameters = {
-        "user_id": user_id,
-        "before": before[0],
-        "before_id": before[1],
-        "size": size,
-        **({"order_id": order_id} if order_id else {}),
-    }
-    statement = _NEWEST_OF_ORDER if order_id else _NEWEST
-    return [
-        _to_confirmation(row).payment for row in await connection.execute(statement, parameters)
-    ]
-
-
-def _to_confirmation(row: sa.Row[Any]) -> Confirmation:
-    payment = Payment(
-        row.payment_id,
-        row.order_id,
-        row.user_id,
-        Money(row.currency_code, row.amount_minor),
-        row.payment_key,
-        State(row.state),
-        row.gateway,
-        row.gateway_transaction_id,
-        row.failure_code,
-        row.create_time,
-        row.update_time,
-    )
-    return Confirmation(
-        payment,
-        row.request_id,
-        row.cancel_reason,
-        row.cancel_request_id,
-        row.holder,
-        row.due_time,
-        row.tries,
-        row.version,
-    )
-
-
-def _values(confirmation: Confirmation) -> dict[str, Any]:
-    payment = confirmation.payment
-    return {
-        "payment_id": payment.payment_id,
-        "payment_key": payment.payment_key,
-        "user_id": payment.user_id,
-        "request_id": confirmation.request_id,
-        "order_id": payment.order_id,
-        "currency_code": payment.amount.currency_code,
-        "amount_minor": payment.amount.amount_minor,
-        "gateway": payment.gateway,
-        "state": payment.state,
-        "gateway_transaction_id": payment.gateway_transaction_id,
-        "failure_code": payment.failure_code,
-        "cancel_reason": confirmation.cancel_reason,
-        "cancel_request_id": confirmation.cancel_request_id,
-        "holder": confirmation.holder,
-        "due_time": confirmation.due_time,
-        "tries": confirmation.tries,
-        "version": confirmation.version,
-        "create_time": payment.create_time,
-        "update_time": payment.update_time,
-    }
+    return [to_confirmation(row) for row in rows]
