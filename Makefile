@@ -40,7 +40,7 @@ up: $(STAMP) ## Start everything and keep it running (REPLICAS=2 DATA_DIR=.tally
 
 .PHONY: audit
 audit: $(STAMP) ## Prove the invariants of a stack, running or stopped (DATA_DIR=.tally/data)
-	@$(BIN)/python -m deploy.local.audit --data-dir $(DATA_DIR) $(ARGS)
+	@$(BIN)/python -m deploy.audit --data-dir $(DATA_DIR) $(ARGS)
 
 .PHONY: grpcurl
 grpcurl: $(STAMP) ## Run grpcurl, e.g. make grpcurl ARGS='-plaintext localhost:50051 list'
