@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from common.settings import ServiceSettings
 
 MESSAGE_BYTES_MAX: Final = 64 * 1024
+PENDING_MAX: Final = 20_000
 METADATA_BYTES_MAX: Final = 8 * 1024
 # Clients ping every 30 s (common.clients); the server's default would end their connections.
 CLIENT_PING_LEAST_MS: Final = 10_000
@@ -170,6 +171,10 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # A second server on the same port would otherwise bind silently and take half the calls.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        # Beyond its limit of calls not yet picked up gRPC drops some with a bare CANCELLED. Refusing
+        # is the pipeline's task, which says OVERLOADED and when to come again.
+        ("grpc.server.max_pending_requests", PENDING_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MAX),
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
         ("grpc.max_connection_age_ms", age_ms),
