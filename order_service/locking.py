@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from common.locking import Rows, Strategy
-from order_service import tables
-from order_service.model.carts import ClearCart, SetCartItem
-from order_service.model.orders import CancelOrder, CreateOrder, ExpireOrder
-from order_service.model.products import CreateProduct, RestockProduct
+from order_service import saga_tables, tables
 
 USER_KEY: Final = "order:create:user:{user_id}"
 
 _STOCK: Final = (tables.STOCK_NOT_OVERSOLD, tables.STOCK_NOT_NEGATIVE)
 
-STRATEGIES: Final[dict[type[Any], Strategy]] = {
-    CreateOrder: Strategy(
+# By operation, not by the command's type: some commands belong to a layer above this one.
+STRATEGIES: Final[dict[str, Strategy]] = {
+    "CreateOrder": Strategy(
         redis_key=USER_KEY,
         rows=Rows.FOR_UPDATE,
         rounds_max=1,
@@ -28,7 +26,7 @@ STRATEGIES: Final[dict[type[Any], Strategy]] = {
         "ascending id order, so that A+B never waits for B+A. The key only keeps a user's own "
         "duplicates from crowding the rows.",
     ),
-    CancelOrder: Strategy(
+    "CancelOrder": Strategy(
         redis_key=None,
         rows=Rows.CONDITIONAL_UPDATE,
         rounds_max=1,
@@ -36,7 +34,45 @@ STRATEGIES: Final[dict[type[Any], Strategy]] = {
         why="Cancel, pay and expiry of one order meet on its row; the state found there decides "
         "who was first, and the write names that state and version again.",
     ),
-    ExpireOrder: Strategy(
+    "BeginPayment": Strategy(
+        redis_key=None,
+        rows=Rows.CONDITIONAL_UPDATE,
+        rounds_max=1,
+        guards=(tables.ORDER_STATE, saga_tables.ONE_LIVE_PER_ORDER, saga_tables.SAGA_REQUEST_ONCE),
+        why="PENDING → PAYING while its time lasts, in one transaction with the new saga: of many "
+        "attempts one finds the order PENDING.",
+    ),
+    "CloseSaga": Strategy(
+        redis_key=None,
+        rows=Rows.CONDITIONAL_UPDATE,
+        rounds_max=1,
+        guards=(*_STOCK, tables.ORDER_STATE, tables.ORDER_PAID_IN_FULL),
+        why="The order moves with the saga's end, and only if the saga's epoch is still the "
+        "closer's: a replica that was paused finds another one's epoch and moves nothing.",
+    ),
+    "RetrySaga": Strategy(
+        redis_key=None,
+        rows=Rows.FOR_UPDATE,
+        rounds_max=1,
+        guards=("answers_pkey",),
+        why="Two operators at once meet on the saga's row; the second finds it no longer parked.",
+    ),
+    "ResolveSaga": Strategy(
+        redis_key=None,
+        rows=Rows.FOR_UPDATE,
+        rounds_max=1,
+        guards=(*_STOCK, tables.ORDER_STATE, "answers_pkey"),
+        why="As RetrySaga, and it moves the order as CloseSaga does.",
+    ),
+    "WriteSaga": Strategy(
+        redis_key=None,
+        rows=Rows.CONDITIONAL_UPDATE,
+        rounds_max=1,
+        guards=("sagas_pkey",),
+        why="The journal writes WHERE epoch = mine; a takeover raises the epoch, and from then on "
+        "the old owner can write nothing and so begin nothing.",
+    ),
+    "ExpireOrder": Strategy(
         redis_key=None,
         rows=Rows.CONDITIONAL_UPDATE,
         rounds_max=1,
@@ -44,21 +80,21 @@ STRATEGIES: Final[dict[type[Any], Strategy]] = {
         why="As cancel. Rows that somebody holds are left for the next sweep: whoever holds the "
         "order is about to move it.",
     ),
-    CreateProduct: Strategy(
+    "CreateProduct": Strategy(
         redis_key=None,
         rows=Rows.INSERT,
         rounds_max=1,
         guards=("products_pkey", "answers_pkey"),
         why="A new row under a new id meets nobody; a duplicate meets the stored answer.",
     ),
-    RestockProduct: Strategy(
+    "RestockProduct": Strategy(
         redis_key=None,
         rows=Rows.FOR_UPDATE,
         rounds_max=1,
         guards=_STOCK,
         why="It meets the orders of the same product on its row.",
     ),
-    SetCartItem: Strategy(
+    "SetCartItem": Strategy(
         redis_key=None,
         rows=Rows.VERSION,
         rounds_max=1,
@@ -66,7 +102,7 @@ STRATEGIES: Final[dict[type[Any], Strategy]] = {
         why="Two tabs of one user seldom meet, and only the user knows which of them is right: "
         "the conflict is shown, not retried.",
     ),
-    ClearCart: Strategy(
+    "ClearCart": Strategy(
         redis_key=None,
         rows=Rows.VERSION,
         rounds_max=1,
@@ -78,6 +114,6 @@ STRATEGIES: Final[dict[type[Any], Strategy]] = {
 
 def lock_key(command: Any) -> str | None:
     """The command's key on the first line of defence."""
-    strategy = STRATEGIES.get(type(command))
+    strategy = STRATEGIES.get(type(command).__name__)
     template = strategy and strategy.redis_key
     return template.format(user_id=command.user_id) if template else None
