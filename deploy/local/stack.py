@@ -90,7 +90,7 @@ class Stack:
         if (self.plan.data_dir / "postgres").is_dir():
             self._postgres.files.clear_survivor()
         self._exits.callback(self._registry.forget)
-        self._require_free_ports()
+        self.require_free_ports()
         databases = self._start_postgres()
         redis_url = self._start_valkey()
         gateway_url, secret_key = self._start_gateway()
@@ -154,7 +154,8 @@ class Stack:
         # One that a killed run left would announce servers that are not there.
         file.unlink(missing_ok=True)
 
-    def _require_free_ports(self) -> None:
+    def require_free_ports(self) -> None:
+        """Refuse with one clear line when something else holds a port of this stack."""
         plan, outside = self.plan, self._outside
         for replica in range(plan.replicas):
             for service in plan.services:

@@ -59,7 +59,7 @@ def checks(script: Script, happened: Happened, found: Findings) -> list[Check]:
             ],
         ),
         Check(
-            f"each of {len(groups)} duplicated calls had one effect",
+            f"each of {len(groups)} intents sent several times at once had one outcome",
             [
                 f"{group.what}: {[answer.id or answer.reason for answer in group.answers]}"
                 for group in groups

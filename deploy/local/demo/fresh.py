@@ -16,26 +16,30 @@ MARKER: Final = "made-by-demo"
 MARKER_TEXT: Final = "This data was made by `make demo`; the next `make demo` replaces it.\n"
 
 
-def fresh(data_dir: Path, say: Callable[[str], None]) -> Path:
-    """Return the directory, new and marked as the demo's.
+def fresh(
+    data_dir: Path, say: Callable[[str], None], *, before: Callable[[], None] = lambda: None
+) -> None:
+    """Make the directory anew and mark it as the demo's.
 
     An earlier demo's is replaced; a stack's of the user's own is moved aside and said so. Raises
-    RunnerError if a stack is running there, or if it is a directory of something else.
+    RunnerError if a stack is running there, or if it is a directory of something else. ``before``
+    is called when nothing of an earlier run lives any more, and nothing has been touched yet:
+    what it raises leaves everything as it was.
     """
-    data_dir = data_dir.resolve()
     for left in data_dir.parent.glob(f"{data_dir.name}-replaced-*"):
         shutil.rmtree(left, ignore_errors=True)
     if data_dir.is_dir() and any(data_dir.iterdir()):
-        _make_way(data_dir, say)
+        _make_way(data_dir, say, before)
+    else:
+        before()
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         (data_dir / MARKER).write_text(MARKER_TEXT)
     except OSError as error:
         raise RunnerError(f"data directory {data_dir}: {error.strerror}") from error
-    return data_dir
 
 
-def _make_way(data_dir: Path, say: Callable[[str], None]) -> None:
+def _make_way(data_dir: Path, say: Callable[[str], None], before: Callable[[], None]) -> None:
     mine = (data_dir / MARKER).is_file()
     if not mine and not (data_dir / "lock").is_file():
         raise RunnerError(f"data directory {data_dir}: it holds something else than a stack's data")
@@ -47,6 +51,7 @@ def _make_way(data_dir: Path, say: Callable[[str], None]) -> None:
             PostgresFiles(
                 data_dir / "postgres", data_dir / "logs" / "postgres.log"
             ).clear_survivor()
+        before()
         if mine:
             aside = data_dir.with_name(f"{data_dir.name}-replaced-{stamp}")
         else:

@@ -35,12 +35,12 @@ def run(plan: Plan, *, users: int, seed: int, screen: Screen) -> int:
     """
     began = time.monotonic()
     _set_environment()
-    fresh(plan.data_dir, screen.say)
+    stack = Stack(plan, screen.say)
+    fresh(plan.data_dir, screen.say, before=stack.require_free_ports)
     screen.heading(
         f"Tally: a flash sale for {users} customers on {plan.replicas} replicas of each service "
         f"(seed {seed})"
     )
-    stack = Stack(plan, screen.say)
     try:
         stack.start()
         good = _demonstrate(stack, users=users, seed=seed, screen=screen)
@@ -122,7 +122,7 @@ def _farewell(plan: Plan, screen: Screen, *, good: bool, took_s: float) -> None:
     screen.good(f"\nThe books balance. {took_s:.0f} s in all; nothing is left running.")
     where = "" if plan.data_dir == DEFAULT_DATA_DIR else f" DATA_DIR={plan.data_dir}"
     screen.say(f"To go on with this data: make up{where}  (the next demo replaces it)")
-    services = {name: plan.addresses(name) for name in plan.services}
-    charge = grpcurl_lines(services)[1]
+    # `make up` takes the default ports.
+    charge = grpcurl_lines({"balance": Plan().addresses("balance")})[1]
     screen.say(f"Then, for instance:      {charge}")
     screen.say("README.md has the rest of the tour.")

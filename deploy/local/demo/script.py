@@ -20,7 +20,7 @@ TIMES: Final = 5
 """How often a duplicated call is sent, all at once."""
 DEALT_PER_USER: Final = 2
 USERS_MIN, USERS_MAX = 8, 5_000
-ORDER_EXPIRY_S: Final = 20
+ORDER_EXPIRY_S: Final = 15
 PLENTY: Final = 1_000_000
 
 # What is on sale, with its price.

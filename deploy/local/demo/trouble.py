@@ -35,7 +35,8 @@ class Watch:
     def kill_one(self, seed: int) -> Child:
         """Kill -9 a replica of the seed's choice."""
         chance = random.Random(seed)  # noqa: S311 - not for secrets
-        self.victim = self._stack.replicas[chance.choice(sorted(self._stack.replicas))]
+        replicas = sorted(self._stack.replicas.values(), key=lambda child: child.name)
+        self.victim = chance.choice(replicas)
         self.victim.send(signal.SIGKILL)
         return self.victim
 

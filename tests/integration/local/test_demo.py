@@ -1,0 +1,158 @@
+"""The demo as a newcomer meets it: a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploy.local.data_dir import locked
+from deploy.local.demo.fresh import MARKER, fresh
+from deploy.local.errors import RunnerError
+from deploy.local.plan import PROJECT
+from deploy.local.secret_files import read_json
+from tests.integration.local.test_runner import (
+    PATIENCE_S,
+    alive,
+    descendants_of,
+    free_base_port,
+    wait_for,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KILLS_A_BALANCE_REPLICA = "2"
+# Most of it is waiting: for leases to run out and for a forgotten order to expire.
+DEMO_LIMIT_S = 90.0
+
+
+class Demo:
+    """A running demo with few customers."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self._output = data_dir.with_name("output")
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "deploy.local.demo", "--data-dir", data_dir),
+                    *("--users", "12", "--seed", KILLS_A_BALANCE_REPLICA),
+                    *("--base-port", str(free_base_port()), "--gateway-latency-ms", "5-20"),
+                ],
+                cwd=PROJECT,
+                env={name: value for name, value in os.environ.items() if "TALLY_" not in name},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def wait_for_line(self, text: str) -> None:
+        wait_for(lambda: text in self.output or self.process.poll() is not None)
+        assert text in self.output
+
+    def assert_nothing_left(self, descendants: set[int]) -> None:
+        wait_for(lambda: not any(alive(pid) for pid in descendants))
+        assert not (self.data_dir / "postgres" / "pgdata" / "postmaster.pid").exists()
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    running = Demo(tmp_path / "data")
+    yield running
+    running.process.terminate()
+    running.process.wait(PATIENCE_S)
+
+
+def test_the_books_balance_after_a_kill_and_nothing_is_left(demo: Demo) -> None:
+    demo.wait_for_line("The sale")
+    descendants = descendants_of(demo.process.pid)
+    assert demo.process.wait(DEMO_LIMIT_S) == 0, demo.output
+    assert "kill -9 balance-" in demo.output
+    assert "NOT TRUE" not in demo.output
+    assert "6 coupons issued of 6" in demo.output
+    assert "make up" in demo.output
+    demo.assert_nothing_left(descendants)
+
+
+def test_a_death_that_is_not_its_own_doing_ends_it(demo: Demo) -> None:
+    demo.wait_for_line("charge balances")
+    descendants = descendants_of(demo.process.pid)
+    recorded = read_json(demo.data_dir / "processes.json") or {}
+    gateway = next(int(pid) for pid in recorded if "deploy.local.gateway" in command_of(int(pid)))
+    os.kill(gateway, signal.SIGKILL)
+    assert demo.process.wait(PATIENCE_S) == 1
+    assert f"error: gateway (pid {gateway}) died" in demo.output
+    demo.assert_nothing_left(descendants)
+
+
+def test_data_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    fresh(data_dir, pytest.fail)
+    with locked(data_dir):
+        (data_dir / "old").touch()
+    fresh(data_dir, pytest.fail)
+    assert [file.name for file in tmp_path.rglob("*")] == ["data", MARKER]
+
+
+def test_data_of_a_user_is_moved_aside(tmp_path: Path) -> None:
+    data_dir, told = tmp_path / "data", list[str]()
+    with locked(data_dir):
+        (data_dir / "mine").write_text("precious")
+    fresh(data_dir, told.append)
+    (aside,) = tmp_path.glob("data-before-demo-*")
+    assert (aside / "mine").read_text() == "precious"
+    assert told == [f"your data in {data_dir} was moved to {aside}"]
+    assert [file.name for file in data_dir.iterdir()] == [MARKER]
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("precious")
+    with pytest.raises(RunnerError, match="something else"):
+        fresh(tmp_path, pytest.fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["letter"]
+
+
+def test_a_running_stack_is_left_alone(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RunnerError, match="in use by another runner"):
+        fresh(tmp_path, pytest.fail)
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+def test_nothing_is_moved_when_the_demo_cannot_start(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with locked(data_dir):
+        (data_dir / "mine").touch()
+    base_port = free_base_port()
+    with socket.create_server(("127.0.0.1", base_port + 3)):
+        refused = subprocess.run(
+            [
+                *(sys.executable, "-m", "deploy.local.demo"),
+                *("--data-dir", data_dir, "--base-port", str(base_port)),
+            ],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert refused.returncode == 1
+    complaint = f"error: port {base_port + 3} on 127.0.0.1, wanted for order-0, is taken\n"
+    assert (refused.stdout, refused.stderr) == ("", complaint)
+    assert (data_dir / "mine").exists()
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
