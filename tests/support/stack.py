@@ -63,10 +63,13 @@ class StackDatabases:
     urls: dict[str, ServiceUrls]
     server: PostgresServer
 
-    def sql(self, service: str, text: str) -> str:
-        """Run SQL in a service's database as its administrator."""
+    async def sql(self, service: str, text: str) -> str:
+        """Run SQL in a service's database as its administrator.
+
+        In a thread: it may have to wait for a lock that this very process holds.
+        """
         name = urlsplit(self.urls[service].owner).path.removeprefix("/")
-        return self.server.run_sql(text, database=name)
+        return await asyncio.to_thread(self.server.run_sql, text, database=name)
 
 
 @dataclass

@@ -283,7 +283,7 @@ async def test_an_attempt_that_ends_after_the_orders_time_leaves_it_expired(stac
     gate = stack.wire.hold("deduct_balance")
     paying = asyncio.ensure_future(stack.pay(pay(order)))
     await stack.wire.arrived("deduct_balance")
-    stack.databases.sql(
+    await stack.databases.sql(
         "order", f"UPDATE orders SET expire_time = now() WHERE order_id = '{order.order_id}'"
     )
     await asyncio.sleep(0.3)

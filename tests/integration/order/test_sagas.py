@@ -29,9 +29,9 @@ def _quiet_wire(stack: Stack) -> None:
     stack.wire.reset()
 
 
-def expire_lease(stack: Stack, order: pb.Order) -> None:
+async def expire_lease(stack: Stack, order: pb.Order) -> None:
     """As if its replica had been silent for longer than the lease."""
-    stack.databases.sql(
+    await stack.databases.sql(
         "order",
         f"UPDATE sagas SET lease_until = now() - interval '1 second' "
         f"WHERE order_id = '{order.order_id}'",
@@ -72,7 +72,7 @@ async def test_another_replica_takes_over_and_the_stale_one_writes_nothing(
     gate = stack.wire.hold(step)
     paying = asyncio.ensure_future(stack.pay(request))
     await stack.wire.arrived(step)
-    expire_lease(stack, order)
+    await expire_lease(stack, order)
     done = await stack.until_saga(order, SAGA.STATE_COMPLETED)
     assert done.epoch == 2
     calls = list(stack.wire.calls)
@@ -92,7 +92,7 @@ async def test_another_replica_goes_on_undoing(stack: Stack, step: str) -> None:
     gate = stack.wire.hold(f"{step}:undo")
     paying = asyncio.ensure_future(stack.pay(request))
     await stack.wire.arrived(f"{step}:undo")
-    expire_lease(stack, order)
+    await expire_lease(stack, order)
     done = await stack.until_saga(order, SAGA.STATE_COMPENSATED)
     assert done.epoch == 2
     gate.set()
@@ -109,7 +109,7 @@ async def test_a_cancellation_is_taken_over(stack: Stack) -> None:
     gate = stack.wire.hold("refund_deduction")
     cancelling = asyncio.ensure_future(stack.shop.orders.CancelOrder(cancel(order, fresh())))
     await stack.wire.arrived("refund_deduction")
-    expire_lease(stack, order)
+    await expire_lease(stack, order)
     await stack.until(order, ORDER.STATE_CANCELLED)
     gate.set()
     assert (await cancelling).order.state == ORDER.STATE_CANCELLED
@@ -142,10 +142,10 @@ async def test_time_that_is_up_before_the_pivot_leads_back(stack: Stack) -> None
     gate = stack.wire.hold("deduct_balance")
     paying = asyncio.ensure_future(stack.pay(request))
     await stack.wire.arrived("deduct_balance")
-    stack.databases.sql(
+    await stack.databases.sql(
         "order", f"UPDATE sagas SET pivot_by = now() WHERE order_id = '{order.order_id}'"
     )
-    expire_lease(stack, order)
+    await expire_lease(stack, order)
     with refused("GATEWAY_UNAVAILABLE"):
         await paying
     gate.set()
