@@ -85,10 +85,6 @@ def demo(
 def main() -> None:
     try:
         sys.exit(app(sys.argv[1:]))
-    except BrokenPipeError:
-        # Nobody reads any more. What is still buffered cannot be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
         ignore_signals()
         sys.exit(f"error: {str(error).strip()}")

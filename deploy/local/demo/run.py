@@ -46,8 +46,11 @@ def run(plan: Plan, *, users: int, seed: int, screen: Screen) -> int:
         good = _demonstrate(stack, users=users, seed=seed, screen=screen)
     finally:
         ignore_signals()
-        screen.say("stopping")
-        stack.stop()
+        try:
+            screen.say("stopping")
+        finally:
+            # Also when nobody reads any more what is said.
+            stack.stop()
     _farewell(plan, screen, good=good, took_s=time.monotonic() - began)
     return 0 if good else 1
 
