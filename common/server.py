@@ -171,8 +171,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # A second server on the same port would otherwise bind silently and take half the calls.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-        # Beyond its limit of calls not yet picked up gRPC drops some with a bare CANCELLED. Refusing
-        # is the pipeline's task, which says OVERLOADED and when to come again.
+        # Beyond its limit of calls not yet picked up gRPC drops some with a bare CANCELLED.
+        # Refusing is the pipeline's task, which says OVERLOADED and when to come again.
         ("grpc.server.max_pending_requests", PENDING_MAX),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MAX),
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),

@@ -32,7 +32,6 @@ class Apart(Generic[C]):
         self._spawn = spawn
         self._limits = limits
         self._queues: dict[Hashable, deque[Entry[C]]] = {}
-        self._row_of_key: dict[str, Hashable] = {}
         self._slots = asyncio.Semaphore(limits.apart_max)
 
     def wait(self, entry: Entry[C], row: Hashable) -> None:
@@ -41,16 +40,7 @@ class Apart(Generic[C]):
         if queue is None:
             queue = self._queues[row] = deque()
             self._spawn(self._run(row, queue))
-        if entry.lock_key is not None:
-            self._row_of_key[entry.lock_key] = row
         queue.append(entry)
-
-    def joined(self, entry: Entry[C]) -> bool:
-        """Queue the entry behind others of its key that wait here; False if there are none."""
-        if entry.lock_key is None or entry.lock_key not in self._row_of_key:
-            return False
-        self._queues[self._row_of_key[entry.lock_key]].append(entry)
-        return True
 
     async def _run(self, row: Hashable, queue: deque[Entry[C]]) -> None:
         entries: list[Entry[C]] = []
@@ -68,6 +58,3 @@ class Apart(Generic[C]):
                 raise
         finally:
             del self._queues[row]
-            self._row_of_key = {
-                key: waited for key, waited in self._row_of_key.items() if waited != row
-            }

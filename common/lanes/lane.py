@@ -82,8 +82,6 @@ class Lane(Generic[C]):
             await asyncio.wait(set(self._tasks))
 
     def _enqueue(self, entry: Entry[C]) -> None:
-        if self._apart.joined(entry):
-            return  # behind those who wait for the same row already: first come, first served
         self._queue.append(entry)
         if not self._running:
             self._running = True
