@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from common.database import sqlstate
 from deploy.audit.sources import SERVICES, CannotLook, Sources
 
-CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 10.0
 STATEMENT_TIMEOUT_MS: Final = 600_000
 GATEWAY_WAIT_S: Final = 5.0
 
