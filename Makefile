@@ -10,16 +10,15 @@ STAMP     := $(VENV)/.ready
 DATA_DIR  ?= .tally/data
 REPLICAS  ?= 2
 ARGS      ?=
-PACKAGES  := common balance_service coupon_service order_service payment_service deploy tests benchmarks
 
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .PHONY: help
-help: ## List the targets
+help: ## List the commands; ARGS='...' hands options on to the program behind one
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## Prepare .venv with pinned, hashed dependencies (nothing outside it)
+setup: $(STAMP) ## Prepare .venv from pinned, hashed packages (the others do it when it is due)
 
 $(STAMP): requirements/dev.txt
 	@echo "Preparing $(VENV) (about half a minute) ..."
@@ -31,53 +30,58 @@ $(STAMP): requirements/dev.txt
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## Run a flash sale on a fresh stack and prove that the books balance
+demo: $(STAMP) ## Hold a flash sale on a fresh stack, audit its books, stop everything
 	@$(BIN)/python -m deploy.local.demo $(ARGS)
 
 .PHONY: up
-up: $(STAMP) ## Start everything and keep it running (REPLICAS=2 DATA_DIR=.tally/data)
+up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data)
 	@$(BIN)/python -m deploy.local up --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(ARGS)
 
 .PHONY: audit
-audit: $(STAMP) ## Prove the invariants of a stack, running or stopped (DATA_DIR=.tally/data)
+audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data)
 	@$(BIN)/python -m deploy.audit --data-dir $(DATA_DIR) $(ARGS)
 
 .PHONY: grpcurl
-grpcurl: $(STAMP) ## Run grpcurl, e.g. make grpcurl ARGS='-plaintext localhost:50051 list'
+grpcurl: $(STAMP) ## Call a running service, e.g. ARGS='-plaintext localhost:50051 list'
 	@$(BIN)/grpcurl $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## Run every test: unit, integration, concurrency
+test: $(STAMP) ## Run all tests, or some: ARGS='tests/unit -k saga'
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: test-concurrency
-test-concurrency: $(STAMP) ## Run the concurrency suite alone (ARGS='--count=20' is not needed: loop it)
+test-concurrency: $(STAMP) ## Run only the races, each with its control
 	@$(BIN)/python -m pytest tests/concurrency $(ARGS)
 
 .PHONY: check
-check: $(STAMP) ## Lint, types, import rules, proto lint, drift of generated files
+check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; changes nothing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=$(CURDIR):$(CURDIR)/protos/gen $(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m protos.generate --lint --check
+	@$(BIN)/python -m deploy.reference --check
 
 .PHONY: format
-format: $(STAMP) ## Format the code
+format: $(STAMP) ## Format the code, and fix what ruff can fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 .PHONY: stubs
-stubs: $(STAMP) ## Generate the Python stubs from the protos
+stubs: $(STAMP) ## Generate the Python stubs from protos/
 	@$(BIN)/python -m protos.generate
 
+.PHONY: docs
+docs: $(STAMP) ## Generate docs/settings.md from the code
+	@$(BIN)/python -m deploy.reference
+
 .PHONY: bench
-bench: $(STAMP) ## Measure DeductBalance against an empty gRPC method, as a ratio in one run
+bench: $(STAMP) ## Measure DeductBalance against an empty gRPC method (minutes, on an idle machine)
 	@$(BIN)/python -m benchmarks.ratio $(ARGS)
 
 .PHONY: lock
-lock: $(STAMP) ## Lock the dependencies again, with hashes
+lock: $(STAMP) ## Resolve requirements/*.in again and pin the result with hashes
 	@for f in runtime dev; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" requirements/$$f.in -o requirements/$$f.txt || exit 1; done
 
 .PHONY: clean
-clean: ## Remove .venv, data directories and caches
+clean: ## Remove .venv, caches and .tally with all its data
 	rm -rf $(VENV) .tally .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
