@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 CURRENCY: Final = "KRW"
-CHARGE_MINOR: Final = 200_000
+CHARGE_MINOR: Final = 250_000
+"""Covers the dearest three orders: nobody is short of money by accident."""
 COUPON_MINOR: Final = 2_000
 AT_THE_TILL_MINOR: Final = 9_900
 TIMES: Final = 5

@@ -14,11 +14,14 @@ from deploy.local.demo.happened import Answer, Duplicates, Happened
 from deploy.local.demo.script import (
     AT_THE_TILL_MINOR,
     CHARGE_MINOR,
+    DEALT_PER_USER,
     DECLINED,
     PRICES_MINOR,
     PRINT,
     USERS_MIN,
     VISITS,
+    WITH_COUPON,
+    WITHOUT_COUPON,
     Script,
     cart,
     script,
@@ -222,3 +225,12 @@ def test_orders_name_their_products_in_opposite_orders() -> None:
 
 def test_a_script_has_more_customers_than_prints() -> None:
     assert Script(0, SCRIPT.parts).stock(PRINT) < len(SCRIPT.parts)
+
+
+def test_a_charge_covers_the_dearest_orders() -> None:
+    dearest = max(
+        sum(PRICES_MINOR[name] * quantity for name, quantity in cart(visit, number).items())
+        for visit in (*WITH_COUPON, *WITHOUT_COUPON, *VISITS)
+        for number in range(2)
+    )
+    assert dearest * (1 + DEALT_PER_USER) <= CHARGE_MINOR
