@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.convert import money_from, money_to, time_to
+from common.convert import microseconds_from, money_from, money_to, time_from, time_to
 from common.money import Money
 from common.paging import Page
 from coupon_service.model.campaigns import Campaign, CampaignState, CreateCampaign, IssueCoupon
@@ -33,7 +31,6 @@ _COUPON_STATES: Final = {
     CouponState.REDEEMED: pb.Coupon.STATE_REDEEMED,
     CouponState.EXPIRED: pb.Coupon.STATE_EXPIRED,
 }
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = 1_000_000
 
 
@@ -53,9 +50,9 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
                 request.name,
                 _terms_from(request),
                 request.quantity,
-                _time_from(request.start_time),
-                _time_from(request.end_time),
-                _microseconds_from(request.coupon_lifetime),
+                time_from(request.start_time, "start_time"),
+                time_from(request.end_time, "end_time"),
+                microseconds_from(request.coupon_lifetime, "coupon_lifetime"),
                 request.request_id,
             )
         )
@@ -148,16 +145,6 @@ def _terms_from(request: pb.CreateCampaignRequest) -> Terms:
             money_from(request.min_order_amount) if request.HasField("min_order_amount") else None
         ),
     )
-
-
-def _time_from(message: Timestamp) -> datetime:
-    # Not ToDatetime: it refuses what is finer than a microsecond.
-    return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
-
-
-def _microseconds_from(message: Duration) -> int:
-    """Rounded up: what is more than nothing must not become nothing."""
-    return message.seconds * _US + -(-message.nanos // 1000)
 
 
 # -- to proto ------------------------------------------------------------------------------------

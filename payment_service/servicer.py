@@ -71,7 +71,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         page = Page.of(
             request.page_size,
             request.page_token,
-            filters=[request.user_id, order_id or ""],
+            filters=["payments", request.user_id, order_id or ""],
             key=[int, str],
         )
         payments, next_page_token = await self._payments.list_payments(

@@ -84,7 +84,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         page = Page.of(
             request.page_size,
             request.page_token,
-            filters=(request.user_id, state.value if state else ""),
+            filters=("orders", request.user_id, state.value if state else ""),
             key=pages.KEY,
         )
         orders, next_page_token = await self._orders.page_of(request.user_id, state, page)

@@ -14,7 +14,7 @@ from common import deadlines
 from common.answers import Answers, RequestKey
 from common.database import Database, reading
 from common.detached import Detached, ended, outcome_of
-from common.errors import DeadlineTooShort, Refusal, RequestInProgress
+from common.errors import DeadlineTooShort, InvalidPageToken, Refusal, RequestInProgress
 from common.ids import is_id
 from common.lanes import Lane, Limits
 from common.locking import NoLocks
@@ -243,10 +243,7 @@ class Payments:
         self, user_id: str, order_id: str | None, page: Page
     ) -> tuple[list[Payment], str]:
         """A page of a user's payments, newest first, and the next page's token ('' at the end)."""
-        before = _NEWEST
-        if page.after:
-            micros, payment_id = page.after
-            before = (BEGINNING + int(micros) * _MICROSECOND, str(payment_id))
+        before = _before(page)
         async with reading(self._database) as connection:
             found = await store.read_newest(
                 connection, user_id, order_id, before=before, size=page.size + 1
@@ -257,10 +254,18 @@ class Payments:
         last = found[-1]
         return found, page.token([(last.create_time - BEGINNING) // _MICROSECOND, last.payment_id])
 
-    async def clean_up(self) -> int:
-        """Delete a bounded number of answers that need not be kept; returns how many."""
-        async with self._database.begin() as connection:
-            return await self._answers.clean_up(connection)
+
+def _before(page: Page) -> tuple[datetime, str]:
+    """Older than what the page begins. Raises InvalidPageToken for a token nobody gave out."""
+    if page.after is None:
+        return _NEWEST
+    micros, payment_id = page.after
+    if not is_id(str(payment_id)):
+        raise InvalidPageToken
+    try:
+        return BEGINNING + int(micros) * _MICROSECOND, str(payment_id)
+    except OverflowError:
+        raise InvalidPageToken from None
 
 
 def _unknown(confirmation: Confirmation) -> PaymentOutcomeUnknown:
