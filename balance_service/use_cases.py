@@ -90,11 +90,6 @@ class Balances:
         entries = entries[: page.size]
         return entries, page.token([entries[-1].sequence])
 
-    async def clean_up(self) -> int:
-        """Delete a bounded number of answers that need not be kept; returns how many."""
-        async with self._database.begin() as connection:
-            return await self._answers.clean_up(connection)
-
     async def _decide(
         self, connection: AsyncConnection, commands: Sequence[Command], *, patient: bool
     ) -> list[Any]:

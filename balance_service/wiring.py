@@ -10,9 +10,9 @@ from typing import Final
 
 from balance_service.servicer import BalanceServicer
 from balance_service.settings import BalanceSettings
-from balance_service.tables import SCHEMA
+from balance_service.tables import SCHEMA, answers
 from balance_service.use_cases import Balances
-from common.background import periodically
+from common.answers import Answers
 from common.database import check_ready, open_database
 from common.migrations import migrate as migrate_database
 from common.redis_locks import open_locks
@@ -20,7 +20,6 @@ from common.runtime import Application, Mounted
 from tally.balance.v1 import balance_pb2_grpc
 
 VERSIONS: Final = Path(__file__).parent / "migrations"
-CLEAN_UP_S: Final = 600.0
 
 
 async def migrate(settings: BalanceSettings) -> None:
@@ -37,7 +36,7 @@ async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
     ):
         balances = Balances(database, locks)
         try:
-            async with periodically("clean_up_answers", CLEAN_UP_S, balances.clean_up):
+            async with Answers(answers).kept_small(database):
                 yield Application(
                     services=[
                         Mounted(

@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.background import periodically
+from common.database import Database
 from common.errors import RequestIdReused
 from common.sets import arrays, unnest
 
@@ -29,6 +33,8 @@ ANSWERED: Final = "ANSWERED"
 REFUSED: Final = "REFUSED"
 CANCELLED: Final = "CANCELLED"
 CLEAN_UP_ROWS: Final = 5_000
+"""Deleted in one transaction: few enough to hold nobody up."""
+CLEAN_UP_INTERVAL_S: Final = 600.0
 _KEY: Final = ("method", "scope", "request_id")
 
 
@@ -214,13 +220,25 @@ class Answers:
         }
         return AnswerBook(self._save, found)
 
-    async def clean_up(self, connection: AsyncConnection) -> int:
-        """Delete a bounded number of answers older than 30 days, the oldest; returns how many.
+    async def clean_up(self, database: Database) -> int:
+        """Delete the answers older than 30 days, some at a time; returns how many.
 
         Cancellations stay for good: what was undone must not happen however late it arrives.
         """
-        result = await connection.execute(self._clean_up)
-        return result.rowcount
+        deleted = 0
+        while True:
+            async with database.begin() as connection:
+                result = await connection.execute(self._clean_up)
+            deleted += result.rowcount
+            if result.rowcount < CLEAN_UP_ROWS:
+                return deleted
+
+    @asynccontextmanager
+    async def kept_small(self, database: Database) -> AsyncIterator[None]:
+        """Clean up from time to time until the block ends."""
+        work = partial(self.clean_up, database)
+        async with periodically("clean_up_answers", CLEAN_UP_INTERVAL_S, work):
+            yield
 
 
 def _clean_up(table: sa.Table) -> sa.Executable:

@@ -8,21 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from common.background import periodically
+from common.answers import Answers
 from common.database import check_ready, open_database
 from common.migrations import migrate as migrate_database
 from common.redis_locks import open_locks
 from common.runtime import Application, Mounted
 from coupon_service.servicer import CouponServicer
 from coupon_service.settings import CouponSettings
-from coupon_service.tables import SCHEMA
+from coupon_service.tables import SCHEMA, answers
 from coupon_service.use_cases.campaigns import Campaigns
 from coupon_service.use_cases.issuing import Issuing
 from coupon_service.use_cases.using import Using
 from tally.coupon.v1 import coupon_pb2_grpc
 
 VERSIONS: Final = Path(__file__).parent / "migrations"
-CLEAN_UP_S: Final = 600.0
 
 
 async def migrate(settings: CouponSettings) -> None:
@@ -39,7 +38,7 @@ async def build(settings: CouponSettings) -> AsyncIterator[Application]:
     ):
         campaigns, issuing, using = Campaigns(database), Issuing(database, locks), Using(database)
         try:
-            async with periodically("clean_up_answers", CLEAN_UP_S, campaigns.clean_up):
+            async with Answers(answers).kept_small(database):
                 yield Application(
                     services=[
                         Mounted(

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from common.answers import Answers
 from common.background import periodically
 from common.database import check_ready, open_database
 from common.migrations import migrate as migrate_database
 from common.redis_locks import open_locks
 from common.runtime import Application, Mounted
 from order_service.clients import open_services
+from order_service.model.saga_commands import CloseSaga
 from order_service.saga_journal import SagaJournal
 from order_service.saga_runner import Runner, SagaLimits
 from order_service.servicer.carts import CartServicer
@@ -22,19 +24,18 @@ from order_service.servicer.orders import OrderServicer
 from order_service.servicer.products import ProductServicer
 from order_service.servicer.sagas import SagaServicer
 from order_service.settings import OrderSettings
-from order_service.tables import SCHEMA
+from order_service.tables import SCHEMA, answers
 from order_service.use_cases.carts import Carts
 from order_service.use_cases.order_lane import OrderLane
 from order_service.use_cases.orders import Orders
 from order_service.use_cases.payments import Payments
 from order_service.use_cases.products import Products
-from order_service.use_cases.saga_moves import CloseSaga, SagaMoves
+from order_service.use_cases.saga_moves import SagaMoves
 from order_service.use_cases.sagas import Sagas
 from order_service.use_cases.watches import Watches
 from tally.order.v1 import order_pb2_grpc
 
 VERSIONS: Final = Path(__file__).parent / "migrations"
-CLEAN_UP_S: Final = 600.0
 WATCH_S: Final = 0.25
 """How late a follower of an order hears what another replica did to it, at most and about."""
 
@@ -88,11 +89,11 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         for name, interval_s, work in (
             ("saga_heartbeat", settings.saga_lease_s / 3, runner.beat),
             ("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
-            ("clean_up_answers", CLEAN_UP_S, lane.clean_up),
             ("expire_orders", settings.expiry_interval_s, orders.expire_due),
             ("watch_orders", WATCH_S, watches.poll),
         ):
             await stack.enter_async_context(periodically(name, interval_s, work))
+        await stack.enter_async_context(Answers(answers).kept_small(database))
         yield Application(
             services=[
                 Mounted(

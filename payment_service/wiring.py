@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from common.answers import Answers
 from common.background import periodically
 from common.database import check_ready, open_database
 from common.migrations import migrate as migrate_database
@@ -15,13 +16,12 @@ from common.redis_marks import open_marks
 from common.runtime import Application, Mounted
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
-from payment_service.tables import SCHEMA
+from payment_service.tables import SCHEMA, answers
 from payment_service.toss import TossGateway
 from payment_service.use_cases import Payments
 from tally.payment.v1 import payment_pb2_grpc
 
 VERSIONS: Final = Path(__file__).parent / "migrations"
-CLEAN_UP_S: Final = 600.0
 
 
 async def migrate(settings: PaymentSettings) -> None:
@@ -46,7 +46,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
         )
         try:
             async with (
-                periodically("clean_up_answers", CLEAN_UP_S, payments.clean_up),
+                Answers(answers).kept_small(database),
                 periodically("resolve", settings.resolve_interval_s, payments.resolver.sweep),
             ):
                 yield Application(

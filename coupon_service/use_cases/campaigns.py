@@ -67,11 +67,6 @@ class Campaigns:
             found = await store.read_page(connection, before=before, size=page.size + 1)
         return cut(page, found, lambda campaign: (campaign.create_time, campaign.campaign_id))
 
-    async def clean_up(self) -> int:
-        """Delete a bounded number of answers that need not be kept; returns how many."""
-        async with self._database.begin() as connection:
-            return await self._answers.clean_up(connection)
-
     async def _decide(
         self,
         connection: AsyncConnection,

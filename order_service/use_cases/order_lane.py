@@ -26,10 +26,11 @@ from common.database import Database, Overtaken
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.lanes import Held, Lane
 from common.locking import Locks
-from order_service.errors import order_not_found
+from order_service.errors import PaymentInProgress, order_not_found
 from order_service.locking import lock_key
 from order_service.model.orders import MOVES, Order
 from order_service.model.products import Product, StockMove
+from order_service.saga_tables import ONE_LIVE_PER_ORDER, SAGA_REQUEST_ONCE
 from order_service.store import orders as order_rows
 from order_service.store import products as product_rows
 from order_service.tables import (
@@ -213,11 +214,6 @@ class OrderLane:
                 listener(outcome.order)
         return outcome
 
-    async def clean_up(self) -> int:
-        """Delete a bounded number of answers that need not be kept; returns how many."""
-        async with self._database.begin() as connection:
-            return await self._answers.clean_up(connection)
-
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""
         await self._lane.close()
@@ -312,10 +308,12 @@ def _outcome(handler: Handler, batch: Batch, command: Any) -> Any:
 
 def _translate(constraint: str, command: Any) -> Refusal | None:
     """A violated constraint in the words of the contract."""
-    if constraint == ORDER_REQUEST_ONCE:
+    if constraint in {ORDER_REQUEST_ONCE, SAGA_REQUEST_ONCE}:
         # The answer is gone after its 30 days; that it happened is known for good.
         return RequestIdReused(request_id=command.request_id)
     if constraint in {STOCK_NOT_OVERSOLD, STOCK_NOT_NEGATIVE}:
         # The rows were not what the model had seen: the lines before this one did not hold.
         return ConflictRetriesExhausted(lane="order")
+    if constraint == ONE_LIVE_PER_ORDER:
+        return PaymentInProgress(order_id=command.order_id)
     return None

@@ -265,7 +265,10 @@ async def test_reflection_lists_the_services_in_both_versions() -> None:
 
 
 async def test_a_setting_turns_reflection_off() -> None:
-    async with serving(reflection=False) as (address, _), grpc.aio.insecure_channel(address) as channel:
+    async with (
+        serving(reflection=False) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await services_told(channel, V1)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
