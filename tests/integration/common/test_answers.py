@@ -111,13 +111,18 @@ async def test_old_answers_are_cleaned_up_and_cancellations_are_not(database: Da
     async with database.begin() as connection:
         await connection.execute(
             sa.text(
-                "INSERT INTO answers (method, scope, request_id, state, digest, body, create_time) "
-                "SELECT 'Old', 'ann', n::text, 'ANSWERED', CAST('' AS bytea), 'x', now() - make_interval(days => "
-                "CAST(:days AS int) + 1) FROM generate_series(1, CAST(:rows AS int)) n "
-                "UNION ALL SELECT 'Old', 'ann', 'cancelled', 'CANCELLED', CAST('' AS bytea), NULL, "
-                "now() - make_interval(days => CAST(:days AS int) + 1) "
-                "UNION ALL SELECT 'New', 'ann', 'new', 'ANSWERED', CAST('' AS bytea), 'x', "
-                "now() - make_interval(days => CAST(:days AS int) - 1)"
+                """
+                INSERT INTO answers (method, scope, request_id, state, digest, body, create_time)
+                SELECT 'Old', 'ann', CAST(n AS text), 'ANSWERED', CAST('' AS bytea), 'x',
+                       now() - make_interval(days => CAST(:days AS int) + 1)
+                FROM generate_series(1, CAST(:rows AS int)) n
+                UNION ALL
+                SELECT 'Old', 'ann', 'cancelled', 'CANCELLED', CAST('' AS bytea), NULL,
+                       now() - make_interval(days => CAST(:days AS int) + 1)
+                UNION ALL
+                SELECT 'New', 'ann', 'new', 'ANSWERED', CAST('' AS bytea), 'x',
+                       now() - make_interval(days => CAST(:days AS int) - 1)
+                """
             ),
             {"days": KEEP_DAYS, "rows": rows},
         )
