@@ -1,0 +1,136 @@
+"""The tour of the README, typed as a reader would and compared with what it shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from deploy.local.plan import PROJECT, Plan
+from deploy.local.stack import Stack
+from tests.integration.local.test_runner import free_base_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEADING: Final = "## A tour with grpcurl\n"
+BASE_PORT: Final = 50050
+COMMAND_LIMIT_S: Final = 40
+_BLOCK: Final = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ADDRESS: Final = re.compile(r"\blocalhost:(5\d{4})\b")
+_ID: Final = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+_TIME: Final = re.compile(r'(?<=_time": ")\d{4}-\d\d-\d\dT[\d:.]+Z')
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, several lines if need be, and what it is said to print."""
+
+    command: str
+    output: str
+
+
+def tour(text: str) -> list[Step]:
+    """The commands of the tour, in order."""
+    section = text.split(HEADING)[1].split("\n## ", maxsplit=1)[0]
+    steps = []
+    for block in _BLOCK.findall(section):
+        assert block.startswith("$ "), "a block begins with a command"
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            lines = part.splitlines(keepends=True)
+            size = command_lines(lines)
+            steps.append(Step("".join(lines[:size]), "".join(lines[size:])))
+    return steps
+
+
+def command_lines(lines: list[str]) -> int:
+    """How many lines the command takes: until no quote is open and no backslash at the end."""
+    quoted = False
+    for number, line in enumerate(lines, 1):
+        quoted ^= line.count("'") % 2 == 1
+        if not quoted and not line.endswith("\\\n"):
+            return number
+    raise AssertionError("the command does not end: " + "".join(lines))
+
+
+@dataclass
+class Reader:
+    """Types the commands into a shell of this project, for a stack on other ports."""
+
+    base_port: int
+    aliases: str = ""
+    ids: dict[str, str] = field(default_factory=dict)
+    """Of each id in the README, the one that this stack has given instead."""
+
+    def follow(self, step: Step) -> None:
+        """Run the command and compare. Ids and times may differ, but ids only consistently."""
+        if step.command.startswith("alias "):
+            self.aliases += step.command
+            assert step.output == ""
+            return
+        told = self.run(step.command)
+        assert normal(told) == normal(step.output), step.command
+        for ours, its in zip(_ID.findall(step.output), _ID.findall(told), strict=True):
+            assert self.ids.setdefault(ours, its) == its, f"another id than before: {ours}"
+        assert len(set(self.ids.values())) == len(self.ids), "two ids have become one"
+
+    def run(self, command: str) -> str:
+        command = _ADDRESS.sub(self.address, command)
+        command = _ID.sub(lambda match: self.ids[match[0]], command)
+        done = subprocess.run(
+            ["bash", "-O", "expand_aliases", "-c", self.aliases + command],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+            check=False,
+        )
+        return done.stdout
+
+    def address(self, match: re.Match[str]) -> str:
+        return f"127.0.0.1:{int(match[1]) - BASE_PORT + self.base_port}"
+
+
+def normal(output: str) -> str:
+    return _ID.sub("<id>", _TIME.sub("<time>", output))
+
+
+@pytest.fixture
+def base_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The ports of a stack as `make up` starts it, but for a gateway and a limit that are fast."""
+    monkeypatch.setenv("TALLY_PAYMENT_GATEWAY_TIMEOUT_S", "1")
+    plan = Plan(data_dir=tmp_path / "data", base_port=free_base_port(), gateway_latency_ms=(5, 20))
+    with Stack(plan, print):
+        yield plan.base_port
+
+
+@pytest.mark.timeout(240)
+def test_the_tour_prints_what_the_readme_shows(base_port: int) -> None:
+    steps = tour((PROJECT / "README.md").read_text(encoding="utf-8"))
+    assert len(steps) >= 20
+    reader = Reader(base_port)
+    for step in steps:
+        reader.follow(step)
+    assert len(reader.ids) >= 5
+
+
+def test_another_output_is_noticed() -> None:
+    first, its, second, third = (f"01a1fd8e-09ed-7408-a568-93dc6875052{digit}" for digit in "abcd")
+    reader = Reader(BASE_PORT, ids={first: its, second: second})
+    reader.follow(Step(f"echo {first}\n", f"{first}\n"))
+    with pytest.raises(AssertionError, match="echo other"):
+        reader.follow(Step("echo other\n", "one\n"))
+    with pytest.raises(AssertionError, match="another id"):
+        reader.follow(Step(f"echo {second}\n", f"{first}\n"))
+    with pytest.raises(AssertionError, match="two ids"):
+        reader.follow(Step(f"echo {first}\n", f"{third}\n"))
+
+
+def test_a_command_ends_where_its_quotes_and_continuations_end() -> None:
+    page = HEADING + "```console\n$ one 'a\n  b' \\\n    c | d\nout\n$ two\n```\n\n## Next\n"
+    assert tour(page) == [Step("one 'a\n  b' \\\n    c | d\n", "out\n"), Step("two\n", "")]

@@ -1,0 +1,142 @@
+"""What the documents name exists: tests, files, headings, commands, settings."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from deploy import reference
+from deploy.local.plan import PROJECT
+
+PAGES: Final = sorted(
+    [
+        *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(PROJECT / "docs").rglob("*.md"),
+    ]
+)
+_FENCED: Final = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK: Final = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+_CODE: Final = re.compile(r"`([^`\n]+)`")
+# A path of the project in code font: it has a directory or the ending of a file that we keep.
+_PATH: Final = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|proto|txt|toml))")
+_MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)")
+_SETTING: Final = re.compile(r"\bTALLY_[A-Z0-9_]*[A-Z0-9]\b")
+_ROOMS: Final = {
+    path.name
+    for service in PROJECT.glob("*_service")
+    for path in (*service.glob("*.py"), *service.glob("*/"))
+} | {f"{path.name}.py" for path in PROJECT.glob("*_service/*/")}
+"""Files that each service has: ``model.py``, which may be a package of that name by now."""
+
+
+def prose(page: Path) -> str:
+    return _FENCED.sub("", page.read_text(encoding="utf-8"))
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """What a module defines at its top level."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return frozenset(found)
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    return [(match["text"].strip("`"), match["target"]) for match in _LINK.finditer(prose(page))]
+
+
+def missing_tests(page: Path) -> list[str]:
+    """Links named after a test whose file does not define it."""
+    return [
+        f"{target}::{text}"
+        for text, target in links(page)
+        if text.lower().startswith("test")
+        and text.isidentifier()
+        and text not in names_in((page.parent / target).resolve())
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_linked_file_exists(page: Path) -> None:
+    local = [target for _, target in links(page) if not target.startswith("https://")]
+    missing = [target for target in local if not (page.parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_code_font_exists(page: Path) -> None:
+    unlinked = _LINK.sub("", prose(page))
+    named = [text for text in _CODE.findall(unlinked) if _PATH.fullmatch(text)]
+    missing = [
+        text
+        for text in named
+        if not (PROJECT / text).exists()
+        and not any(PROJECT.glob(f"*_service/{text}"))
+        and text not in _ROOMS
+    ]
+    assert missing == []
+
+
+def test_every_guarantee_has_a_test_that_exists() -> None:
+    readme = PROJECT / "README.md"
+    table = prose(readme).split("\n## What is guaranteed")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 15
+    for row in rows:
+        assert re.match(r"\[`test_\w+`\]\(tests/", row[1]), row[0]
+    assert missing_tests(readme) == []
+
+
+def test_a_test_that_does_not_exist_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_one() -> None: ...\n")
+    page = tmp_path / "page.md"
+    page.write_text("[`test_one`](test_it.py) [`test_two`](test_it.py)\n")
+    assert missing_tests(page) == ["test_it.py::test_two"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_exists(page: Path) -> None:
+    told = subprocess.run(
+        ["make", "--silent", "help"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
+    targets = {line.split()[0] for line in told.splitlines()}
+    code = [*_CODE.findall(prose(page)), *re.findall(r"^    (.*)$", prose(page), re.MULTILINE)]
+    named = {name for text in code for name in _MAKE.findall(text)}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_exists(page: Path) -> None:
+    known = set(_SETTING.findall(reference.page())) | {"TALLY_SECRETS_DIR"}
+    for settings in reference.SETTINGS:
+        own = f"TALLY_{settings.service.upper()}_"
+        known |= {own + name.upper() for name in settings.model_fields}
+    assert set(_SETTING.findall(prose(page))) <= known
+
+
+def test_the_settings_reference_is_what_the_code_says() -> None:
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
+
+
+def test_drift_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "settings.md"
+    monkeypatch.setattr(reference, "PROJECT", tmp_path)
+    monkeypatch.setattr(reference, "PAGE", page)
+    assert reference.main(["--check"]) == 1
+    assert reference.main([]) == 0
+    assert reference.main(["--check"]) == 0
+    page.write_text(page.read_text().replace("| `8` |", "| `9` |"))
+    assert reference.main(["--check"]) == 1
+    assert "make docs" in capsys.readouterr().err
