@@ -6,6 +6,7 @@ the request it is about, whether that ever arrived or not; the service cancels i
 
 from __future__ import annotations
 
+import enum
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from typing import Final
 
 from common.clients import Peer, open_channel
 from common.convert import money_to
+from common.errors import Code, Refusal
+from common.status import may_repeat
 from order_service.model.sagas import CancelAsked, Facts, PayAsked, Saga
 from order_service.settings import OrderSettings
 from tally.balance.v1 import balance_pb2
@@ -57,6 +60,31 @@ class Ask:
     request_id: str
     takes_back: str
     """The request_id this call takes back; '' if it takes back none."""
+
+
+class Outcome(enum.Enum):
+    """What an error says about the step's effect."""
+
+    REFUSED = "refused"
+    """Definitely not done, and never will be under this request_id."""
+    UNREACHED = "unreached"
+    """Definitely not done yet."""
+    UNKNOWN = "unknown"
+
+
+_DEFINITE: Final = frozenset(
+    {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION}
+)
+_UNREACHED: Final = frozenset({"GATEWAY_UNAVAILABLE", "PAYMENT_IN_PROGRESS"})
+
+
+def outcome_of(refusal: Refusal) -> Outcome:
+    """Sort an error. What is not plainly a refusal of the business is unknown."""
+    if refusal.reason in _UNREACHED:
+        return Outcome.UNREACHED
+    if refusal.reason and refusal.code in _DEFINITE and not may_repeat(refusal):
+        return Outcome.REFUSED
+    return Outcome.UNKNOWN
 
 
 class Coupons:

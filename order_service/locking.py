@@ -72,6 +72,14 @@ STRATEGIES: Final[dict[str, Strategy]] = {
         why="The journal writes WHERE epoch = mine; a takeover raises the epoch, and from then on "
         "the old owner can write nothing and so begin nothing.",
     ),
+    "TakeOverSagas": Strategy(
+        redis_key=None,
+        rows=Rows.FOR_UPDATE,
+        rounds_max=1,
+        guards=("sagas_pkey",),
+        why="Replicas sweep at once; each takes what the others have not locked (SKIP LOCKED), and "
+        "raises its epoch.",
+    ),
     "ExpireOrder": Strategy(
         redis_key=None,
         rows=Rows.CONDITIONAL_UPDATE,

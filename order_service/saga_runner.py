@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import enum
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import structlog
 from prometheus_client import Counter, Gauge
 
 from common import deadlines
-from common.errors import Code, Internal, Overloaded, Refusal
+from common.errors import Internal, Overloaded, Refusal
 from common.metrics import REGISTRY
-from common.status import may_repeat
-from order_service.clients import Ask, Services
+from order_service.clients import Ask, Outcome, Services, outcome_of
 from order_service.errors import NotPaid
 from order_service.model.sagas import Facts, Saga, State, StepRecord, StepState, told
 from order_service.saga import Call, Pivot, Plan, Step, TakeBack, closing_step, ending, plan_of
@@ -73,31 +70,6 @@ class SagaLimits:
     """How often a gateway that provably was not reached is tried before the attempt is undone."""
     hand_over_s: float = 2.0
     """How long sagas get to end their call when the replica stops."""
-
-
-class Outcome(enum.Enum):
-    """What an error says about the step's effect."""
-
-    REFUSED = "refused"
-    """Definitely not done, and never will be under this request_id."""
-    UNREACHED = "unreached"
-    """Definitely not done yet."""
-    UNKNOWN = "unknown"
-
-
-_DEFINITE: Final = frozenset(
-    {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION}
-)
-_UNREACHED: Final = frozenset({"GATEWAY_UNAVAILABLE", "PAYMENT_IN_PROGRESS"})
-
-
-def outcome_of(refusal: Refusal) -> Outcome:
-    """Sort an error. What is not plainly a refusal of the business is unknown."""
-    if refusal.reason in _UNREACHED:
-        return Outcome.UNREACHED
-    if refusal.reason and refusal.code in _DEFINITE and not may_repeat(refusal):
-        return Outcome.REFUSED
-    return Outcome.UNKNOWN
 
 
 @dataclass(slots=True, eq=False)

@@ -16,10 +16,11 @@ from common.errors import RequestInProgress
 from common.ids import is_id, new_id
 from order_service.errors import order_not_found
 from order_service.model.orders import CancelOrder, Order, PayOrder, State
+from order_service.model.saga_commands import BeginPayment
 from order_service.saga_runner import Runner
 from order_service.use_cases.order_lane import OrderLane, Written
 from order_service.use_cases.orders import Orders
-from order_service.use_cases.saga_moves import BeginPayment, SagaMoves, Underway
+from order_service.use_cases.saga_moves import SagaMoves, Underway
 from order_service.use_cases.watches import Watches
 
 JOIN_S: Final = 5.0
@@ -119,5 +120,5 @@ class Payments:
                     if version.version > order.version:
                         return True
         except TimeoutError:
-            return False
-        return True
+            pass
+        return False

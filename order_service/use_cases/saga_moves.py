@@ -20,12 +20,19 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import REFUSED, RequestKey, digest_of
+from common.answers import REFUSED, RequestKey
 from common.errors import CurrencyMismatch, RequestIdReused
 from common.ids import new_id
 from order_service.errors import PaymentOutcomeUnknown, SagaNotFound, SagaNotRetryable
 from order_service.model.orders import CancelOrder, Order, PayOrder
 from order_service.model.orders import State as OrderState
+from order_service.model.saga_commands import (
+    BeginPayment,
+    CloseSaga,
+    PayAttempt,
+    ResolveSaga,
+    RetrySaga,
+)
 from order_service.model.sagas import (
     LIVE,
     MOVING,
@@ -56,68 +63,10 @@ SAGA_BODY: Final[TypeAdapter[Saga]] = TypeAdapter(Saga)
 
 
 @dataclass(frozen=True, slots=True)
-class BeginPayment:
-    """Begin an attempt to pay, under this saga_id; or find the one that this request began."""
-
-    command: PayOrder
-    saga_id: str
-
-    @property
-    def order_id(self) -> str:
-        return self.command.order_id
-
-
-@dataclass(frozen=True, slots=True)
 class Underway(Written):
     """The attempt has begun and is not over; ``saga`` if this very call began it."""
 
     saga: Saga | None
-
-
-@dataclass(frozen=True, slots=True)
-class CloseSaga:
-    """End the saga, as it is to be written, and move its order. Its epoch must still be ours."""
-
-    saga: Saga
-
-    @property
-    def order_id(self) -> str:
-        return self.saga.order_id
-
-
-@dataclass(frozen=True, slots=True)
-class RetrySaga:
-    """Set a saga that needs attention going again."""
-
-    saga_id: str
-    order_id: str
-    request_id: str
-
-    @property
-    def key(self) -> RequestKey:
-        return RequestKey("RetrySaga", "", self.request_id)
-
-    @property
-    def digest(self) -> bytes:
-        return digest_of(self.saga_id)
-
-
-@dataclass(frozen=True, slots=True)
-class ResolveSaga:
-    """Close a saga that needs attention: a person has put right what it could not."""
-
-    saga_id: str
-    order_id: str
-    reason: str
-    request_id: str
-
-    @property
-    def key(self) -> RequestKey:
-        return RequestKey("ResolveSaga", "", self.request_id)
-
-    @property
-    def digest(self) -> bytes:
-        return digest_of(self.saga_id, self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +75,6 @@ class Told:
 
     saga: Saga
     replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """The PayOrder request that a saga answers when it ends."""
-
-    saga: Saga
-
-    @property
-    def key(self) -> RequestKey:
-        return RequestKey("PayOrder", self.saga.user_id, self.saga.asked.request_id)
-
-    @property
-    def digest(self) -> bytes:
-        return bytes.fromhex(self.saga.asked.digest)
 
 
 @dataclass(slots=True)
@@ -327,7 +261,7 @@ def _same_currency(order: Order, currency_code: str) -> None:
 
 
 def _keys_of_close(close: CloseSaga) -> list[RequestKey]:
-    return [_Attempt(close.saga).key] if close.saga.kind is Kind.PAY_ORDER else []
+    return [PayAttempt(close.saga).key] if close.saga.kind is Kind.PAY_ORDER else []
 
 
 def _close(batch: Batch, close: CloseSaga) -> Any:
@@ -344,10 +278,10 @@ def _end(batch: Batch, saga: Saga) -> Order:
         order = batch.move(order.complete_cancel(batch.now))
     elif saga.failure is not None:
         order = batch.move(order.return_to_pending(saga.failure.reason, batch.now))
-        batch.book.refuse(_Attempt(saga), FAILURE_BODY.dump_json(saga.failure).decode())
+        batch.book.refuse(PayAttempt(saga), FAILURE_BODY.dump_json(saga.failure).decode())
     else:
         order = batch.move(_paid(order, saga, batch))
-        batch.book.answer(_Attempt(saga), ORDER_BODY.dump_json(order).decode())
+        batch.book.answer(PayAttempt(saga), ORDER_BODY.dump_json(order).decode())
     _loaded.get().written.append(rows.Write.of(saga, 0.0))
     return order
 

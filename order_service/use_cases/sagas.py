@@ -10,10 +10,11 @@ from common.errors import InvalidPageToken
 from common.ids import is_id
 from common.paging import Page
 from order_service.errors import SagaNotFound
+from order_service.model.saga_commands import ResolveSaga, RetrySaga
 from order_service.model.sagas import Saga, State
 from order_service.store import saga_reads as store
 from order_service.use_cases.order_lane import OrderLane
-from order_service.use_cases.saga_moves import ResolveSaga, RetrySaga, Told
+from order_service.use_cases.saga_moves import Told
 
 _NEWEST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 

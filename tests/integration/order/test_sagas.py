@@ -24,6 +24,12 @@ def stack_options() -> dict[str, Any]:
     return {"saga_attempts_max": 3, "saga_lease_s": 600.0}
 
 
+@pytest.fixture(scope="module")
+def stack_redis_url() -> str:
+    """Sagas know no Redis; those of the services they call are tried with it in test_payments."""
+    return ""
+
+
 @pytest.fixture(autouse=True)
 def _quiet_wire(stack: Stack) -> None:
     stack.wire.reset()

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from common.errors import DatabaseUnavailable
+from order_service.clients import Outcome, outcome_of
 from order_service.model.sagas import NOW, Saga, State, StepState
 from order_service.saga import CANCEL_ORDER, PAY_ORDER, Pivot, Plan, plan_of
 from order_service.saga_journal import SagaLost
-from order_service.saga_runner import Outcome, SagaLimits, outcome_of
+from order_service.saga_runner import SagaLimits
 from tests.support.saga_world import (
     DISCOUNT,
     LIMITS,
