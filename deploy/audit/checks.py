@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -46,9 +47,14 @@ async def run(
     """Carry the checks out and take in the figures."""
     for figure in figures:
         for row in (await connection.execute(sa.text(figure.sql), parameters)).mappings():
-            look.figure(figure.invariant, figure.template.format(**row))
+            look.figure(figure.invariant, figure.template.format_map(_whole(row)))
     for check in checks:
         await _run(connection, look, check, parameters)
+
+
+def _whole(row: Mapping[Any, Any]) -> dict[str, Any]:
+    # A sum of bigints is a Decimal, which may be formatted as 1E+5.
+    return {key: int(value) if isinstance(value, Decimal) else value for key, value in row.items()}
 
 
 async def _run(

@@ -122,7 +122,7 @@ class Report:
                 Line(
                     invariant,
                     promise,
-                    "; ".join(look.figures.get(invariant, ())),
+                    "; ".join(look.figures.get(invariant, ())) or "nothing yet",
                     tuple(d.told for d in look.differences.values() if d.invariant == invariant),
                     look.more[invariant],
                 )

@@ -61,6 +61,11 @@ async def test_a_clean_book_passes_with_its_figures(book: Book) -> None:
     assert len(document["invariants"]) == 8
 
 
+async def test_round_sums_are_written_out(book: Book) -> None:
+    book.spoil("order", "UPDATE products SET stocked = 1000000")
+    assert "1,000,000 stocked = 999,975 free" in as_text(await audit(book.sources, AT_ONCE))
+
+
 async def test_what_is_under_way_is_told_and_no_breach(book: Book) -> None:
     report = await audit(book.sources, AT_ONCE)
     assert report.in_flight == (
