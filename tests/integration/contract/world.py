@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -92,6 +93,7 @@ class World:
 
     channels: dict[str, grpc.aio.Channel]
     databases: dict[str, asyncpg.Connection[Any]]
+    looks: dict[str, str]
     gateway: GatewaySimulator
     things: Things
 
@@ -110,7 +112,13 @@ class World:
 
     async def books(self) -> Books:
         """How many rows each table of each database has, and a digest of them all."""
-        return {service: await _books(database) for service, database in self.databases.items()}
+        found = await asyncio.gather(
+            *(database.fetch(self.looks[service]) for service, database in self.databases.items())
+        )
+        return {
+            service: {name: (count, digest) for name, count, digest in rows}
+            for service, rows in zip(self.databases, found, strict=True)
+        }
 
     @asynccontextmanager
     async def untouched(self) -> AsyncIterator[None]:
@@ -126,17 +134,17 @@ class World:
             assert changed == [], f"written to {service}: {changed}"
 
 
-async def _books(database: asyncpg.Connection[Any]) -> dict[str, tuple[int, str]]:
+async def _look_at(database: asyncpg.Connection[Any]) -> str:
+    """The query that ``books`` asks a database."""
     tables = await database.fetch(
         "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
     )
     assert len(tables) >= 3, "the answers, the schema's version, and the business itself"
-    looks = " UNION ALL ".join(
+    return " UNION ALL ".join(
         f"SELECT '{row[0]}', count(*), md5(coalesce(string_agg(t::text, '|' ORDER BY t::text), ''))"
         f' FROM "{row[0]}" t'
         for row in tables
     )
-    return {name: (count, digest) for name, count, digest in await database.fetch(looks)}
 
 
 @asynccontextmanager
@@ -174,7 +182,8 @@ async def opened_world(
         for service, told_urls in urls.items():
             databases[service] = await asyncpg.connect(told_urls.owner)
             stack.push_async_callback(databases[service].close)
-        yield World(channels, databases, gateway, await _things(channels))
+        looks = {service: await _look_at(database) for service, database in databases.items()}
+        yield World(channels, databases, looks, gateway, await _things(channels))
 
 
 async def _things(channels: dict[str, grpc.aio.Channel]) -> Things:
