@@ -92,11 +92,14 @@ class TossGateway:
     ) -> None:
         """Prepare the connections; ``transport`` replaces the network."""
         self._timeout_s = options.timeout_s
+        # Waiting in the pool, TCP and TLS each end before the whole exchange does: then it is
+        # certain that the call never left.
+        connect_s = min(options.connect_timeout_s, options.timeout_s / 3)
         self._client = httpx.AsyncClient(
             base_url=options.url,
             auth=httpx.BasicAuth(options.secret_key.get_secret_value(), ""),
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(options.timeout_s, connect=options.connect_timeout_s),
+            timeout=httpx.Timeout(options.timeout_s, connect=connect_s, pool=connect_s),
             limits=httpx.Limits(
                 max_connections=options.connections_max,
                 max_keepalive_connections=options.connections_max,
