@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import httpx
 from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import OpenedState
+from purgatory.domain.model import HALF_OPENED, OpenedState
 from pydantic import SecretStr
 
 from payment_service.gateway import (
@@ -117,6 +117,8 @@ class TossGateway:
             default_ttl=options.breaker_ttl_s,
             exclude=[asyncio.CancelledError],
         )
+        self._trials: set[str] = set()
+        """Circuits that one call is trying: the breaker itself would let everybody through."""
 
     async def confirm(self, charge: Charge) -> ConfirmOutcome:
         """Take the money. Safe to repeat with the same charge."""
@@ -190,8 +192,13 @@ class TossGateway:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         request = self._client.build_request(method, path, json=body, headers=headers)
         breaker = await self._breakers.get_breaker(circuit)
+        context = breaker.context
+        if context.state == HALF_OPENED and circuit in self._trials:
+            return NotSent("circuit half-open")
         try:
             async with breaker:
+                if context.state == HALF_OPENED:
+                    return await self._try(circuit, request)
                 return await self._send(request)
         except OpenedState as opened:
             # The breaker raises one and the same exception every time: left alone, its traceback
@@ -200,6 +207,14 @@ class TossGateway:
             return NotSent("circuit open")
         except _Failed as failed:
             return failed.outcome
+
+    async def _try(self, circuit: str, request: httpx.Request) -> Answer:
+        """Send the one call whose outcome closes the circuit, or opens it again."""
+        self._trials.add(circuit)
+        try:
+            return await self._send(request)
+        finally:
+            self._trials.discard(circuit)
 
     async def _send(self, request: httpx.Request) -> Answer:
         try:

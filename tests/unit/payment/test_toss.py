@@ -455,6 +455,39 @@ async def test_the_breaker_opens_after_failures_in_a_row_and_recovers() -> None:
     assert await toss.confirm(CHARGE) == CONFIRMED
 
 
+@pytest.mark.parametrize("well", [True, False])
+async def test_a_half_open_circuit_is_tried_by_one_call(well: bool) -> None:
+    reached: asyncio.Queue[httpx.Request] = asyncio.Queue()
+    answering = asyncio.Event()
+    ill = True
+
+    async def network(request: httpx.Request) -> httpx.Response:
+        if ill:
+            raise httpx.ReadTimeout("slow")
+        reached.put_nowait(request)
+        await answering.wait()
+        if not well:
+            raise httpx.ReadTimeout("slow")
+        body = _Wire(json.dumps(PAYMENT).encode())
+        return httpx.Response(200, headers=JSON, stream=body)
+
+    # Less than nothing: an opened circuit is tried by the very next call, whatever the clock says.
+    options = TossOptions(
+        "http://gateway.test", SecretStr(SECRET), breaker_threshold=1, breaker_ttl_s=-1.0
+    )
+    toss = TossGateway(options, transport=httpx.MockTransport(network))
+    assert await toss.confirm(CHARGE) == Unknown("ReadTimeout")
+    ill = False
+    trial = asyncio.create_task(toss.confirm(CHARGE))
+    await reached.get()
+    for _ in range(3):
+        assert await toss.confirm(CHARGE) == NotSent("circuit half-open")
+    answering.set()
+    assert await trial == (CONFIRMED if well else Unknown("ReadTimeout"))
+    # Whatever came of it, the next call is not kept waiting for a trial that is over.
+    assert await toss.confirm(CHARGE) == (CONFIRMED if well else Unknown("ReadTimeout"))
+
+
 async def test_failing_confirms_do_not_stop_the_finds_that_resolve_them() -> None:
     network = Flaky()
     toss = gateway(network, breaker_threshold=1, breaker_ttl_s=60)
