@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.sets import arrays, unnest
@@ -58,18 +57,24 @@ _FIND: Final = sa.select(sagas).join_from(
     ),
 )
 _wanted = unnest("wanted", order_id=sa.UUID(as_uuid=False))
-_LATEST_PAYING: Final = (
+# By what became of it, not by its id: those tell the clocks of replicas, and which attempt paid
+# decides what is given back. An order is paid at most once.
+_PAID_BY: Final = (
     sa.select(sagas.c.order_id, sagas.c.saga_id)
-    .ext(distinct_on(sagas.c.order_id))
     .join_from(_wanted, sagas, sagas.c.order_id == _wanted.c.order_id)
-    .where(sagas.c.kind == Kind.PAY_ORDER.value)
-    .order_by(sagas.c.order_id, sagas.c.saga_id.desc())
+    .where(
+        sagas.c.kind == Kind.PAY_ORDER.value,
+        sa.or_(
+            sagas.c.state == State.COMPLETED.value,
+            sa.and_(sagas.c.state == State.RESOLVED.value, sagas.c.failure.is_(sa.null())),
+        ),
+    )
 )
 _ONE: Final = sa.select(sagas).where(sagas.c.saga_id == sa.bindparam("saga_id"))
 _LATEST: Final = (
     sa.select(sagas)
     .where(sagas.c.order_id == sa.bindparam("order_id"))
-    .order_by(sagas.c.saga_id.desc())
+    .order_by(sagas.c.create_time.desc(), sagas.c.saga_id.desc())
     .limit(1)
 )
 
@@ -102,8 +107,8 @@ async def find(connection: AsyncConnection, requests: Collection[Request]) -> di
 
 
 async def paying(connection: AsyncConnection, order_ids: Collection[str]) -> dict[str, str]:
-    """The latest saga to pay each order: of a paid order, the one that did."""
-    rows = await connection.execute(_LATEST_PAYING, arrays("wanted", order_id=list(order_ids)))
+    """Of each of these orders that was paid, the saga that did."""
+    rows = await connection.execute(_PAID_BY, arrays("wanted", order_id=list(order_ids)))
     return {row.order_id: row.saga_id for row in rows}
 
 

@@ -146,8 +146,9 @@ class SagaMoves:
 
     async def save(self, connection: AsyncConnection, batch: Batch) -> None:  # noqa: ARG002
         loaded = _loaded.get()
-        await rows.add(connection, loaded.begun)
+        # What ends first: an order has one live saga, and another may begin in the same batch.
         await rows.write(connection, loaded.written)
+        await rows.add(connection, loaded.begun)
 
     # -- begin -----------------------------------------------------------------------------------
 
@@ -282,6 +283,7 @@ def _end(batch: Batch, saga: Saga) -> Order:
     else:
         order = batch.move(_paid(order, saga, batch))
         batch.book.answer(PayAttempt(saga), ORDER_BODY.dump_json(order).decode())
+        _loaded.get().payers[order.order_id] = saga.saga_id
     _loaded.get().written.append(rows.Write.of(saga, 0.0))
     return order
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from common.ids import new_id
+from order_service.use_cases import payments
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2 as pb
 from tally.payment.v1 import payment_pb2
@@ -63,8 +65,8 @@ async def test_an_order_is_paid_in_every_way(
     assert paid.coupon_id == fields.get("coupon_id", "")
     assert paid.failure_reason == ""
     assert await stack.available(ann) == 20_000 - by_balance
-    payments = await stack.payments(order)
-    assert [payment.payment_id for payment in payments] == (
+    made = await stack.payments(order)
+    assert [payment.payment_id for payment in made] == (
         [paid.payment_id] if paid.payment_id else []
     )
     assert stack.charged(fields.get("payment_key", "")) == due - by_balance
@@ -356,6 +358,27 @@ async def test_a_paid_order_is_cancelled_and_gives_everything_back_once(stack: S
     assert other.order == gone
     saga = await stack.saga(order)
     assert (saga.kind, saga.state) == (SAGA.KIND_CANCEL_ORDER, SAGA.STATE_COMPLETED)
+
+
+async def test_a_cancellation_takes_back_the_attempt_that_paid_whatever_the_clocks_say(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = await stack.user(20_000)
+    order, coupon_id, key = await stack.order(ann), await stack.coupon_of(ann), fresh("key")
+    with monkeypatch.context() as ahead:
+        # The replica of the first attempt is far ahead of its time.
+        ahead.setattr(payments, "new_id", lambda: "f" * 8 + new_id()[8:])
+        with refused("PAYMENT_DECLINED"):
+            await stack.pay(pay(order, payment_key=fresh("decline_")))
+    declined = await stack.saga(order)
+    await stack.pay(pay(order, balance=4_000, coupon_id=coupon_id, payment_key=key))
+    paid = await stack.saga(order)
+    assert paid.state == SAGA.STATE_COMPLETED, "the latest by the database's clock"
+    assert paid.saga_id < declined.saga_id
+    response = await stack.shop.orders.CancelOrder(cancel(order, "x1"), timeout=30)
+    assert response.order.state == ORDER.STATE_CANCELLED
+    assert (await stack.available(ann), stack.charged(key)) == (20_000, 0)
+    assert await stack.coupon_state(coupon_id, ann) == ISSUED
 
 
 @pytest.mark.parametrize("fault", ["lost", "no reply", "NO_THANKS"])

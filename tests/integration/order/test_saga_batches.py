@@ -1,0 +1,125 @@
+"""Several commands about one saga and its order in one batch of the order lane."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from common.database import Database, open_pools
+from common.errors import Code, Refusal, RemoteRefusal
+from common.ids import new_id
+from common.locking import NoLocks
+from deploy.local.postgres_roles import ServiceUrls
+from order_service.model.orders import CancelOrder, Order, PayOrder
+from order_service.model.orders import State as OrderState
+from order_service.model.saga_commands import BeginPayment, CloseSaga
+from order_service.model.sagas import CancelAsked, Saga, State
+from order_service.store import saga_reads, sagas
+from order_service.use_cases.order_lane import OrderLane, Written
+from order_service.use_cases.orders import Orders
+from order_service.use_cases.saga_moves import SagaMoves, Underway
+from order_service.use_cases.watches import Watches
+from tests.support.orders import shop
+
+PAY_WITHIN_S = 20.0
+DECLINED = RemoteRefusal(Code.FAILED_PRECONDITION, "PAYMENT_DECLINED", "no", {})
+
+
+@dataclass
+class Bench:
+    """The lane itself, so that a test says what is in a batch."""
+
+    database: Database
+    lane: OrderLane
+    moves: SagaMoves
+    orders: Orders
+    order_id: str
+
+    async def batch(self, *commands: Any) -> list[Any]:
+        async with self.database.begin() as connection:
+            return await self.lane._decide(connection, commands, patient=True)
+
+    async def begun(self, request_id: str = "p1") -> Saga:
+        (outcome,) = await self.batch(self.begin(request_id))
+        assert isinstance(outcome, Underway)
+        assert outcome.saga is not None
+        return outcome.saga
+
+    def begin(self, request_id: str) -> BeginPayment:
+        return BeginPayment(PayOrder(self.order_id, "ann", None, None, None, request_id), new_id())
+
+    def cancel(self, request_id: str) -> CancelOrder:
+        return CancelOrder(self.order_id, "ann", "changed my mind", request_id)
+
+    async def parked(self) -> Saga:
+        saga = await self.begun()
+        saga.park("UNAVAILABLE")
+        async with self.database.begin() as connection:
+            await sagas.write(connection, [sagas.Write.of(saga, 0.0)])
+        return saga
+
+    async def read(self, saga_id: str) -> Saga:
+        async with self.database.reads.connect() as connection:
+            saga = await saga_reads.read(connection, saga_id)
+        assert saga is not None
+        return saga
+
+    async def order(self) -> Order:
+        return await self.orders.get(self.order_id, "ann")
+
+
+@pytest.fixture
+async def bench(order_database: ServiceUrls) -> AsyncIterator[Bench]:
+    url = order_database.runtime
+    async with shop(1, database_url=url, redis_url="") as opened:
+        order = await opened.order("ann", {await opened.product(5): 2})
+    database = open_pools(url, application_name="batch test", pool_size=5)
+    lane = OrderLane(database, NoLocks())
+    moves = SagaMoves(lane, owner="one", lease_s=600.0, pay_within_s=PAY_WITHIN_S)
+    orders = Orders(
+        database,
+        lane,
+        Watches(database),
+        expiry=timedelta(minutes=15),
+        begin_cancel=moves.begin_cancel,
+    )
+    try:
+        yield Bench(database, lane, moves, orders, order.order_id)
+    finally:
+        await lane.close()
+        await database.close()
+
+
+def reason_of(outcome: Any) -> str:
+    assert isinstance(outcome, Refusal)
+    return outcome.reason
+
+
+async def test_an_order_paid_and_cancelled_in_one_batch(bench: Bench) -> None:
+    saga = await bench.begun()
+    command = bench.cancel("x1")
+    closed, cancelled = await bench.batch(CloseSaga(saga.closed(State.COMPLETED)), command)
+    assert isinstance(closed, Written)
+    assert isinstance(cancelled, Written)
+    assert cancelled.order.state is OrderState.CANCELLING
+    begun = bench.moves.begun_by(command)
+    assert begun is not None
+    asked = (await bench.read(begun.saga_id)).asked
+    assert isinstance(asked, CancelAsked)
+    assert asked.pay_saga_id == saga.saga_id
+
+
+async def test_an_attempt_that_ends_and_the_next_in_one_batch(bench: Bench) -> None:
+    saga = await bench.begun("p1")
+    saga.turn_back(DECLINED)
+    closed, begun = await bench.batch(CloseSaga(saga.closed(State.COMPENSATED)), bench.begin("p2"))
+    assert isinstance(closed, Written)
+    assert isinstance(begun, Underway)
+    assert begun.saga is not None
+    assert (await bench.read(saga.saga_id)).state is State.COMPENSATED
+    assert (await bench.read(begun.saga.saga_id)).state is State.RUNNING
+    assert (await bench.order()).state is OrderState.PAYING
