@@ -198,11 +198,20 @@ class Runner:
             log.warning("saga_left", error=told(refusal))
         except Exception:
             log.exception("saga_failed")
+            await self._wait_after_defect(saga)
         finally:
             if self._at_work.get(saga.saga_id) is running:
                 del self._at_work[saga.saga_id]
                 _running.set(len(self._at_work))
             self._on_end(saga)
+
+    async def _wait_after_defect(self, saga: Saga) -> None:
+        """A defect of ours counts as an attempt: met again and again, a person has to look."""
+        try:
+            await self._later(saga, "INTERNAL")
+        except (SagaLost, Refusal) as error:
+            # Lost, or not to be written: whoever takes it over begins from its row.
+            _log.warning("saga_left", saga_id=saga.saga_id, error=repr(error))
 
     async def _move(self, running: Running) -> bool:
         """One move of the saga; returns whether another one follows here and now."""

@@ -400,6 +400,54 @@ async def test_a_stopping_replica_hands_its_sagas_over() -> None:
     await play.run()
 
 
+@pytest.mark.parametrize("defective", ["advance", "close"])
+async def test_a_defect_of_ours_waits_like_any_error_and_then_for_a_person(
+    defective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = Play.of(saga_of(PAY_ORDER))
+
+    def broken(_plan: Plan, _saga: Saga) -> None:
+        raise KeyError(_saga.saga_id)
+
+    async def unclosed(saga: Saga) -> None:
+        raise KeyError(saga.saga_id)
+
+    with monkeypatch.context() as patch:
+        if defective == "advance":
+            patch.setattr(Plan, "advance", broken)
+        else:
+            patch.setattr(play.journal, "close", unclosed)
+        await play.run()
+    assert play.row.state is State.NEEDS_ATTENTION
+    assert play.row.attempts == LIMITS.attempts_max
+    assert play.row.last_error == "INTERNAL"
+    play.row.retry()
+    play.saga = copy.deepcopy(play.row)
+    await play.run()
+    assert_completed(play, PAY_ORDER)
+
+
+@pytest.mark.parametrize("error", [SagaLost(), DatabaseUnavailable()])
+async def test_a_defect_that_cannot_be_written_down_leaves_the_row_as_it_is(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = Play.of(saga_of(PAY_ORDER))
+
+    async def unwritten(saga: Saga, *, lease_s: float) -> None:
+        raise error
+
+    def broken(_plan: Plan, _saga: Saga) -> None:
+        raise KeyError(_saga.saga_id)
+
+    monkeypatch.setattr(play.journal, "write", unwritten)
+    monkeypatch.setattr(Plan, "advance", broken)
+    runner = play.runner()
+    runner.start(copy.deepcopy(play.saga))
+    await settle(runner)
+    assert play.row == play.saga
+    assert runner._at_work == {}
+
+
 async def test_a_plan_of_another_release_is_left_alone_and_shown() -> None:
     saga = saga_of(PAY_ORDER)
     saga.plan_version = 99
