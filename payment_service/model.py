@@ -276,7 +276,7 @@ class Confirmation:
                 if mine:
                     self._put_off(command.pause, now)
                 return
-        self._hold(command.holder if mine else None, now, lease)
+        self._hold(command.holder if mine and command.go_on else None, now, lease)
 
     def take(self, holder: str, now: datetime, lease: timedelta) -> bool:
         """Take an open payment up, unless somebody is at it; returns whether it is ours now."""

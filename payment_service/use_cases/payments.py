@@ -163,7 +163,7 @@ class Payments:
     async def _try_on(self, confirmation: Confirmation) -> None:
         """The first try at an unknown outcome, by the replica that has it at hand."""
         await asyncio.sleep(_FIRST_TRY_S)
-        self.resolver.begin(confirmation)
+        self.resolver.begin(confirmation)  # in the place that was reserved for it
 
     async def _confirmed(self, seen: Confirmation, until: float) -> None:
         """Wait until somebody else's attempt at this request has an outcome.

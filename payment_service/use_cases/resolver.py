@@ -29,6 +29,7 @@ from payment_service.gateway import (
     NotCancellable,
     NotFound,
     Rejected,
+    Unknown,
 )
 from payment_service.model import Command, Confirmation, Outcome, Settle, State
 from payment_service.use_cases.decide import Settled
@@ -65,11 +66,26 @@ class Resolver:
         self._lease = lease
         self._concurrency = concurrency
         self._detached = Detached("resolver")
+        self._reserved: set[str] = set()
+        """Holders with a place that they have not begun in yet."""
+
+    def reserve(self, holder: str) -> bool:
+        """Keep a place for this holder to begin in; returns whether there was one.
+
+        It is given up by ``begin`` or ``give_up``.
+        """
+        if self._room <= 0:
+            return False
+        self._reserved.add(holder)
+        return True
+
+    def give_up(self, holder: str) -> None:
+        """Leave a reserved place to others, if it was not begun in."""
+        self._reserved.discard(holder)
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more payment can be begun at once."""
-        return len(self._detached) < self._concurrency
+    def _room(self) -> int:
+        return self._concurrency - len(self._detached) - len(self._reserved)
 
     async def close(self, limit_s: float) -> None:
         """Let what is under way end; what does not is taken up by others after its lease."""
@@ -77,7 +93,7 @@ class Resolver:
 
     async def sweep(self) -> int:
         """Take up payments that are due, as many as there is room for; returns how many."""
-        room = self._concurrency - len(self._detached)
+        room = self._room
         if room <= 0:
             return 0
         async with self._database.begin() as connection:
@@ -88,19 +104,37 @@ class Resolver:
 
     def begin(self, confirmation: Confirmation) -> None:
         """Work on a payment that is held by us, beside everything else."""
+        if confirmation.holder is not None:
+            self.give_up(confirmation.holder)
         self._detached.begin(self.work(confirmation))
 
     async def charge(self, confirmation: Confirmation) -> Settled:
-        """The claim's first call, and its outcome stored."""
+        """The claim's first call, and its outcome stored.
+
+        A payment that comes back open and still held has a place reserved: ``begin`` or
+        ``give_up`` comes next.
+        """
+        assert confirmation.holder is not None
         outcome = await self._gateway.confirm(confirmation.charge)
         _note("confirm", outcome, confirmation)
-        return await self._settle(confirmation, outcome, go_on=self.has_room)
+        # A confirmed one has something left to do only if its cancellation came meanwhile: too
+        # rare to keep a place for every payment. The sweep gives it back.
+        go_on = isinstance(outcome, Unknown | Mismatch) and self.reserve(confirmation.holder)
+        kept = False
+        try:
+            settled = await self._settle(confirmation, outcome, go_on=go_on)
+            left = settled.confirmation
+            kept = left is not None and left.open and left.holder == confirmation.holder
+        finally:
+            if not kept:
+                self.give_up(confirmation.holder)
+        return settled
 
     async def work(self, confirmation: Confirmation) -> tuple[Outcome, Settled]:
         """Do what is left for a payment that we hold, as far as the gateway lets us."""
         while True:
             outcome = await self._ask(confirmation)
-            settled = await self._settle(confirmation, outcome)
+            settled = await self._settle(confirmation, outcome, go_on=True)
             left = settled.confirmation
             if left is None or not left.open or left.holder != confirmation.holder:
                 return outcome, settled
@@ -130,7 +164,7 @@ class Resolver:
         return found if isinstance(found, Cancelled) else outcome
 
     async def _settle(
-        self, confirmation: Confirmation, outcome: Outcome, *, go_on: bool = False
+        self, confirmation: Confirmation, outcome: Outcome, *, go_on: bool
     ) -> Settled:
         """Store what was heard. It cannot be heard again for free, so the database gets time.
 
