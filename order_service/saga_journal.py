@@ -11,7 +11,7 @@ for "this step done, the next begun, lease renewed".
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,8 +19,11 @@ from common.database import Database
 from common.lanes import Held, Lane
 from common.locking import NoLocks
 from order_service.model.sagas import Saga
+from order_service.saga import PLANS
 from order_service.store import sagas as rows
 from order_service.store.sagas import Renew, Write
+
+_PLANS: Final = [(kind.value, version) for kind, version in PLANS]
 
 
 class SagaLost(Exception):  # noqa: N818 - a fact: another replica is at work on it
@@ -40,7 +43,10 @@ class Journal(Protocol):
         """Still at work on it; with 0 seconds, let it go to whoever comes. Raises SagaLost."""
 
     async def take_over(self, *, lease_s: float, room: int) -> Sequence[Saga]:
-        """Sagas that are due or whose owner's lease ran out, under a new epoch."""
+        """Sagas that are due or whose owner's lease ran out, under a new epoch.
+
+        Only of plans that this release knows: the others are left to a replica that knows them.
+        """
 
     async def close(self, saga: Saga) -> None:
         """End the saga and move its order, in one transaction. Raises SagaLost."""
@@ -72,7 +78,9 @@ class SagaJournal:
 
     async def take_over(self, *, lease_s: float, room: int) -> Sequence[Saga]:
         async with self._database.begin() as connection:
-            return await rows.take_over(connection, owner=self._owner, lease_s=lease_s, room=room)
+            return await rows.take_over(
+                connection, owner=self._owner, lease_s=lease_s, room=room, plans=_PLANS
+            )
 
     async def _decide(
         self, connection: AsyncConnection, commands: Sequence[Write | Renew], *, patient: bool

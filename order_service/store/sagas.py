@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
+import structlog
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -29,6 +30,8 @@ from order_service.model.sagas import (
     StepRecord,
 )
 from order_service.saga_tables import sagas
+
+_log = structlog.stdlib.get_logger()
 
 _ASKED: Final[dict[Kind, TypeAdapter[Asked]]] = {
     Kind.PAY_ORDER: TypeAdapter(PayAsked),
@@ -309,7 +312,11 @@ async def renew(connection: AsyncConnection, renewals: Collection[Renew]) -> Non
 
 _due = (
     sa.select(sagas.c.saga_id)
-    .where(_is_moving, sagas.c.lease_until < sa.func.now())
+    .where(
+        _is_moving,
+        sagas.c.lease_until < sa.func.now(),
+        sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.bindparam("plans", expanding=True)),
+    )
     .order_by(sagas.c.lease_until)
     .limit(sa.bindparam("room"))
     .with_for_update(skip_locked=True, key_share=True)
@@ -331,11 +338,27 @@ _TAKE_OVER: Final = (
 
 
 async def take_over(
-    connection: AsyncConnection, *, owner: str, lease_s: float, room: int
+    connection: AsyncConnection,
+    *,
+    owner: str,
+    lease_s: float,
+    room: int,
+    plans: Collection[tuple[str, int]],
 ) -> list[Saga]:
-    """At most ``room`` sagas that nobody is at work on any more, under a new epoch."""
-    rows = await connection.execute(_TAKE_OVER, {"owner": owner, "lease_s": lease_s, "room": room})
-    return [to_saga(row) for row in rows]
+    """At most ``room`` sagas that nobody is at work on any more, under a new epoch.
+
+    Only those begun with one of these plans, each a kind and a version. A row that cannot be read
+    is left, to be met again after its lease, and does not stop the others.
+    """
+    parameters = {"owner": owner, "lease_s": lease_s, "room": room, "plans": list(plans)}
+    rows = await connection.execute(_TAKE_OVER, parameters)
+    taken: list[Saga] = []
+    for row in rows:
+        try:
+            taken.append(to_saga(row))
+        except (ValueError, LookupError, TypeError):
+            _log.exception("saga_not_readable", saga_id=row.saga_id)
+    return taken
 
 
 def to_saga(row: sa.Row[tuple[object, ...]]) -> Saga:

@@ -154,7 +154,8 @@ class MemoryJournal:
         self._mine(saga)
 
     async def take_over(self, *, lease_s: float, room: int) -> Sequence[Saga]:
-        taken = [row for row in self.rows.values() if row.state in MOVING][:room]
+        known = [row for row in self.rows.values() if (row.kind, row.plan_version) in PLANS]
+        taken = [row for row in known if row.state in MOVING][:room]
         for row in taken:
             row.epoch += 1
         return copy.deepcopy(taken)

@@ -223,6 +223,40 @@ async def test_a_saga_that_waits_is_not_taken_before_its_time(
     assert await taken_over(one) == [], "it waits for a person"
 
 
+async def test_a_plan_of_another_release_is_left_to_it(
+    database: Database, journals: Journals
+) -> None:
+    one, known, later = journals("one"), new_saga(), new_saga()
+    later.plan_version = PAY_ORDER.version + 1
+    await begun(database, known, later, lease_s=0)
+    assert [saga.saga_id for saga in await taken_over(one)] == [known.saga_id]
+    left = await read(database, later)
+    assert (left.epoch, left.attempts) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "damage", ["asked = asked - 'subtotal_minor'", "steps = '{}'", "facts = 'null'"]
+)
+async def test_a_row_that_cannot_be_read_stops_no_other(
+    database: Database, journals: Journals, damage: str
+) -> None:
+    one, broken, sound = journals("one"), new_saga(), new_saga()
+    await begun(database, broken, sound, lease_s=0)
+    async with database.begin() as connection:
+        await connection.execute(
+            sa.text(f"UPDATE sagas SET {damage} WHERE saga_id = :id"),
+            {"id": broken.saga_id},
+        )
+    assert [saga.saga_id for saga in await taken_over(one)] == [sound.saga_id]
+    async with database.reads.connect() as connection:
+        row = (
+            await connection.execute(
+                sa.select(sagas.c.state, sagas.c.attempts).where(sagas.c.saga_id == broken.saga_id)
+            )
+        ).one()
+    assert tuple(row) == ("RUNNING", 0)
+
+
 async def test_a_crowd_of_writes_is_a_few_statements(
     database: Database, journals: Journals
 ) -> None:
