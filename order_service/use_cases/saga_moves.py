@@ -166,7 +166,10 @@ class SagaMoves:
             if saga.asked.digest != command.digest.hex() or saga.state not in LIVE:
                 # Other content; or its answer is gone after its 30 days.
                 raise RequestIdReused(request_id=command.request_id)
-            own = saga.saga_id == begin.saga_id
+            # Its first epoch is this call's, whose commit's answer was lost; any other is not.
+            own = saga.saga_id == begin.saga_id and saga.epoch == 1 and not saga.waits
+            if own:
+                saga.time_left_s = self._pay_within_s
             return Underway(order, replayed=not own, saga=saga if own else None)
         asked = _asked(order, command)
         moved = order.begin_payment(
@@ -284,7 +287,10 @@ def _end(batch: Batch, saga: Saga) -> Order:
         order = batch.move(_paid(order, saga, batch))
         batch.book.answer(PayAttempt(saga), ORDER_BODY.dump_json(order).decode())
         _loaded.get().payers[order.order_id] = saga.saga_id
-    _loaded.get().written.append(rows.Write.of(saga, 0.0))
+    loaded = _loaded.get()
+    loaded.written.append(rows.Write.of(saga, 0.0))
+    # For the commands after this one in the batch it has ended.
+    loaded.owned[saga.saga_id] = saga
     return order
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from common.database import Database, open_pools
 from common.errors import Code, Refusal, RemoteRefusal
@@ -16,12 +17,13 @@ from common.locking import NoLocks
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.model.orders import CancelOrder, Order, PayOrder
 from order_service.model.orders import State as OrderState
-from order_service.model.saga_commands import BeginPayment, CloseSaga
+from order_service.model.saga_commands import BeginPayment, CloseSaga, ResolveSaga, RetrySaga
 from order_service.model.sagas import CancelAsked, Saga, State
+from order_service.saga_journal import SagaJournal, SagaLost
 from order_service.store import saga_reads, sagas
 from order_service.use_cases.order_lane import OrderLane, Written
 from order_service.use_cases.orders import Orders
-from order_service.use_cases.saga_moves import SagaMoves, Underway
+from order_service.use_cases.saga_moves import SagaMoves, Told, Underway
 from order_service.use_cases.watches import Watches
 from tests.support.orders import shop
 
@@ -123,3 +125,70 @@ async def test_an_attempt_that_ends_and_the_next_in_one_batch(bench: Bench) -> N
     assert (await bench.read(saga.saga_id)).state is State.COMPENSATED
     assert (await bench.read(begun.saga.saga_id)).state is State.RUNNING
     assert (await bench.order()).state is OrderState.PAYING
+
+
+async def test_a_begin_decided_again_is_its_own_attempt_within_its_time(bench: Bench) -> None:
+    begin = bench.begin("p1")
+    await bench.batch(begin)
+    # As after a commit whose answer was lost.
+    (again,) = await bench.batch(begin)
+    assert isinstance(again, Underway)
+    assert again.saga is not None
+    assert not again.replayed
+    assert (again.saga.epoch, again.saga.time_left_s) == (1, PAY_WITHIN_S)
+
+
+async def test_a_begin_decided_again_leaves_a_taken_over_attempt_to_its_replica(
+    bench: Bench,
+) -> None:
+    begin = bench.begin("p1")
+    await bench.batch(begin)
+    async with bench.database.begin() as connection:
+        await connection.execute(sa.text("UPDATE sagas SET lease_until = now() - interval '1 s'"))
+    journal = SagaJournal(bench.database, owner="two", close=bench.lane.submit)
+    (taken,) = await journal.take_over(lease_s=600.0, room=1)
+    assert (taken.saga_id, taken.epoch) == (begin.saga_id, 2)
+    (again,) = await bench.batch(begin)
+    assert isinstance(again, Underway)
+    assert again.replayed
+    assert again.saga is None
+
+
+@pytest.mark.parametrize("second", ["resolve", "retry"])
+async def test_a_saga_resolved_is_over_for_the_rest_of_the_batch(bench: Bench, second: str) -> None:
+    saga = await bench.parked()
+    resolve = ResolveSaga(saga.saga_id, bench.order_id, "paid back", "o1")
+    other = (
+        ResolveSaga(saga.saga_id, bench.order_id, "again", "o2")
+        if second == "resolve"
+        else RetrySaga(saga.saga_id, bench.order_id, "o2")
+    )
+    told, refused, again = await bench.batch(resolve, other, resolve)
+    assert isinstance(told, Told)
+    assert told.saga.state is State.RESOLVED
+    assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
+    assert isinstance(again, Told)
+    assert again.replayed
+    assert (await bench.read(saga.saga_id)).state is State.RESOLVED
+    assert (await bench.order()).state is OrderState.PENDING
+
+
+async def test_a_saga_set_going_is_not_resolved_in_the_same_batch(bench: Bench) -> None:
+    saga = await bench.parked()
+    told, refused = await bench.batch(
+        RetrySaga(saga.saga_id, bench.order_id, "o1"),
+        ResolveSaga(saga.saga_id, bench.order_id, "paid back", "o2"),
+    )
+    assert isinstance(told, Told)
+    assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
+    assert (await bench.read(saga.saga_id)).state is State.RUNNING
+    assert (await bench.order()).state is OrderState.PAYING
+
+
+async def test_a_saga_closed_is_lost_to_who_closes_it_again(bench: Bench) -> None:
+    saga = await bench.begun()
+    close = CloseSaga(saga.closed(State.COMPLETED))
+    closed, lost = await bench.batch(close, close)
+    assert isinstance(closed, Written)
+    assert isinstance(lost, SagaLost)
+    assert (await bench.order()).state is OrderState.PAID
