@@ -13,6 +13,7 @@ from common.money import Money
 from tally.type.v1 import money_pb2
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_S_PER_DAY: Final = 86_400
 _US_PER_S: Final = 1_000_000
 _NS_PER_S: Final = 1_000_000_000
 
@@ -27,9 +28,11 @@ def money_to(money: Money) -> money_pb2.Money:
 
 
 def time_to(time: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
+    # Not FromDatetime, which takes three times as long: most answers carry several times.
+    since = time - _EPOCH
+    return Timestamp(
+        seconds=since.days * _S_PER_DAY + since.seconds, nanos=since.microseconds * 1000
+    )
 
 
 def time_from(message: Timestamp, field: str) -> datetime:

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from common import deadlines, metrics
 from common.errors import Code, DeadlineTooShort, Internal, InvalidField, Overloaded, Refusal
 from common.status import DETAILS_KEY, GRPC_CODES, to_status
+from common.untimed import Untimed
 from common.validation import check
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Pipeline:
         # Streams wait more than they work: they must not use up the places of unary calls.
         self._streams = Gate(calls_max)
         self._default_deadline_s = default_deadline_s
+        self._watch = Untimed(default_deadline_s)
         self._trailing = ((REPLICA_KEY, replica),)
         self._stream_tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -139,6 +141,7 @@ class Pipeline:
         parse: Any = handler.request_deserializer
         render: Any = handler.response_serializer
         trailing, default_s, fail = self._trailing, self._default_deadline_s, self._fail
+        untimed = self._untimed
         clock = time.perf_counter
         count_ok = metrics.CALLS.labels(method, "OK").inc
         observe = metrics.LATENCY.labels(method).observe
@@ -155,9 +158,7 @@ class Pipeline:
                 request = _parse(parse, raw)
                 check(request)
                 if left_s is None:
-                    # gRPC cancels a call at its own deadline; at ours nobody else would.
-                    async with asyncio.timeout(default_s):
-                        response = await behaviour(request, context)
+                    response = await untimed(behaviour, request, context)
                 elif left_s > LEAST_S:
                     response = await behaviour(request, context)
                 else:
@@ -173,6 +174,18 @@ class Pipeline:
             return answer
 
         return grpc.unary_unary_rpc_method_handler(handle)
+
+    async def _untimed(self, behaviour: Any, request: Any, context: Any) -> Any:
+        """gRPC cancels a call at its client's deadline; at ours nobody else would."""
+        watched = self._watch.watch()
+        try:
+            return await behaviour(request, context)
+        except asyncio.CancelledError:
+            if not watched.late or watched.task is None or watched.task.uncancel():
+                raise
+            raise deadlines.DeadlineExceeded from None
+        finally:
+            watched.end()
 
     def _unary_stream(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate

@@ -158,7 +158,7 @@ class Lane(Generic[C]):
             if not self._limits.crowd <= before < self._limits.batch_max:
                 return
             await asyncio.sleep(self._limits.join_s)
-            if len(self._queue) - before < before / 10:
+            if len(self._queue) - before < 1:
                 return
 
     def _gather(self) -> list[Entry[C]]:
