@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from common import deadlines
-from common.errors import Internal, Overloaded, Refusal
+from common.errors import Internal, Refusal
 from common.metrics import REGISTRY
 from order_service.clients import Ask, Outcome, Services, outcome_of
 from order_service.errors import NotPaid
@@ -58,7 +58,7 @@ class SagaLimits:
     lease_s: float = 10.0
     """After this time without a sign of life another replica takes over."""
     running_max: int = 256
-    """Sagas at work on one replica; beyond it new payments are told OVERLOADED."""
+    """Sagas at work on one replica; beyond 3/4 of it new payments are told OVERLOADED."""
     call_s: float = 15.0
     """One step, its quick repeats included."""
     backoff_s: float = 0.5
@@ -108,10 +108,13 @@ class Runner:
 
     # -- what is at work -------------------------------------------------------------------------
 
-    def admit(self) -> None:
-        """Raises Overloaded while there is no room for another saga."""
-        if len(self._at_work) >= self.limits.running_max:
-            raise Overloaded(lane="saga")
+    @property
+    def has_room(self) -> bool:
+        """Whether a new saga may begin here. The last quarter of the room is the sweep's.
+
+        Payments that keep coming must not keep out those that already have something to undo.
+        """
+        return 4 * len(self._at_work) < 3 * self.limits.running_max
 
     def start(self, saga: Saga) -> None:
         """Be at work on a saga whose epoch is ours. Returns at once."""

@@ -55,7 +55,7 @@ class OrderSettings(ServiceSettings):
         default=256,
         ge=1,
         le=10_000,
-        description="Sagas at work on this replica; beyond it payments are told OVERLOADED.",
+        description="Sagas at work on this replica; new payments may take 3/4 of it.",
     )
     saga_attempts_max: int = Field(
         default=60,

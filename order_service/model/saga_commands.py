@@ -15,6 +15,8 @@ class BeginPayment:
 
     command: PayOrder
     saga_id: str
+    has_room: bool = True
+    """Whether the replica can be at work on one more; if not, only a repetition is answered."""
 
     @property
     def order_id(self) -> str:

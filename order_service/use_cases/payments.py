@@ -52,12 +52,12 @@ class Payments:
         A refusal is raised only after everything has been put back: that of the service which
         refused, or NotPaid if one did not answer. Raises OrderNotFound, OrderNotPayable,
         PaymentInProgress, CurrencyMismatch, AmountExceedsDue, PaymentKeyRequired and
-        RequestIdReused before anything is begun, RequestInProgress if the wait is over first.
+        RequestIdReused before anything is begun, Overloaded if no more can be, RequestInProgress
+        if the wait is over first.
         """
         if not is_id(command.order_id):
             raise order_not_found(command.order_id)
-        self._runner.admit()
-        begin = BeginPayment(command, new_id())
+        begin = BeginPayment(command, new_id(), has_room=self._runner.has_room)
         # Detached: a caller that goes away at this moment must not leave a saga that nobody runs.
         left_s = deadlines.remaining()
         begun = await outcome_of(self._detached.begin(self._begin(begin, left_s)))

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.answers import REFUSED, RequestKey
-from common.errors import CurrencyMismatch, RequestIdReused
+from common.errors import CurrencyMismatch, Overloaded, RequestIdReused
 from common.ids import new_id
 from order_service.errors import PaymentOutcomeUnknown, SagaNotFound, SagaNotRetryable
 from order_service.model.orders import CancelOrder, Order, PayOrder
@@ -171,6 +171,8 @@ class SagaMoves:
             if own:
                 saga.time_left_s = self._pay_within_s
             return Underway(order, replayed=not own, saga=saga if own else None)
+        if not begin.has_room:
+            raise Overloaded(lane="saga")
         asked = _asked(order, command)
         moved = order.begin_payment(
             batch.now, coupon_id=asked.coupon_id if asked.uses_coupon else None

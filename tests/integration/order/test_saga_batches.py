@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -192,3 +192,20 @@ async def test_a_saga_closed_is_lost_to_who_closes_it_again(bench: Bench) -> Non
     assert isinstance(closed, Written)
     assert isinstance(lost, SagaLost)
     assert (await bench.order()).state is OrderState.PAID
+
+
+async def test_without_room_only_a_repetition_is_answered(bench: Bench) -> None:
+    begin = bench.begin("p1")
+    full = replace(begin, saga_id=new_id(), has_room=False)
+    (refused,) = await bench.batch(full)
+    assert reason_of(refused) == "OVERLOADED"
+    assert (await bench.order()).state is OrderState.PENDING
+    await bench.batch(begin)
+    (joined,) = await bench.batch(full)
+    assert isinstance(joined, Underway)
+    saga = await bench.read(begin.saga_id)
+    await bench.batch(CloseSaga(saga.closed(State.COMPLETED)))
+    (replayed,) = await bench.batch(full)
+    assert isinstance(replayed, Written)
+    assert replayed.replayed
+    assert replayed.order.state is OrderState.PAID

@@ -474,9 +474,29 @@ async def test_a_journal_that_cannot_be_written_ends_the_run_before_the_call() -
 async def test_room_is_bounded() -> None:
     play = Play.of(saga_of(PAY_ORDER))
     runner = play.runner(SagaLimits(running_max=0))
-    with pytest.raises(Exception, match="more calls"):
-        runner.admit()
+    assert not runner.has_room
     assert await runner.sweep() == 0
+
+
+async def test_new_payments_leave_room_for_what_has_to_be_taken_over() -> None:
+    play = Play.of(saga_of(PAY_ORDER))
+    hanging = asyncio.Event()
+
+    async def hang(method: str, request: Any) -> Any:
+        await hanging.wait()
+
+    play.world.call = hang  # type: ignore[method-assign]
+    runner = play.runner(SagaLimits(running_max=4, hand_over_s=0.0))
+    for number in range(3):
+        assert runner.has_room
+        saga = copy.deepcopy(play.saga)
+        saga.saga_id = f"{number}"
+        play.journal.rows[saga.saga_id] = copy.deepcopy(saga)
+        play.journal.rows[saga.saga_id].state = State.NEEDS_ATTENTION
+        runner.start(saga)
+    assert not runner.has_room
+    assert await runner.sweep() == 1
+    await runner.hand_over()
 
 
 async def test_the_journal_fences_by_epoch() -> None:
