@@ -230,8 +230,13 @@ class Confirmation:
 
     @property
     def refund(self) -> Charge:
-        """The same charge, for the call that gives it back."""
-        return replace(self.charge, idempotency_key=f"cancel:{self.payment.payment_id}")
+        """The same charge, for the call that gives it back.
+
+        Its key is the try's own, since a refusal kept under one key for all would be repeated for
+        ever. All is given back or nothing, so that a second one finds nothing left to give.
+        """
+        key = f"cancel:{self.payment.payment_id}:{self.tries}"
+        return replace(self.charge, idempotency_key=key)
 
     def check_same(self, command: ConfirmPayment) -> None:
         """Raise RequestIdReused unless the command asks for this very payment."""

@@ -24,6 +24,7 @@ from payment_service.gateway import (
     Confirmed,
     Declined,
     Mismatch,
+    NotCancellable,
     NotFound,
     NotSent,
     Rejected,
@@ -318,3 +319,17 @@ def test_a_payments_time_never_goes_back() -> None:
     payment = claimed()
     settle(payment, Confirmed("t1", WON), now=START - timedelta(hours=1))
     assert payment.payment.update_time == START
+
+
+def test_every_refund_that_is_tried_anew_has_a_key_of_its_own() -> None:
+    paid = claimed()
+    settle(paid, Confirmed("transaction-1", WON))
+    paid.ask_cancel("no", "x1", "holder-1", START, LEASE)
+    assert paid.take("holder-1", START, LEASE)
+    first = paid.refund.idempotency_key
+    assert paid.take("holder-1", START, LEASE)
+    assert paid.refund.idempotency_key == first
+    settle(paid, NotCancellable("NOT_CANCELABLE_AMOUNT"), holder="holder-1")
+    assert paid.take("holder-2", START, LEASE)
+    assert paid.refund.idempotency_key != first
+    assert paid.charge == claimed().charge
