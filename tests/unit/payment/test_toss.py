@@ -171,6 +171,22 @@ async def test_every_other_status(status: Any, confirmed: object, found: object)
             assert outcome == expected
 
 
+@pytest.mark.parametrize(
+    ("status", "found"),
+    [
+        ("ABORTED", Declined("ABORTED")),
+        ("EXPIRED", Declined("EXPIRED")),
+        ("READY", NotFound()),
+        ("IN_PROGRESS", NotFound()),
+    ],
+)
+async def test_what_took_no_money_is_only_compared_by_its_key(status: str, found: object) -> None:
+    other = {"status": status, "orderId": "order-2", "currency": "USD", "totalAmount": 1}
+    toss, _ = answering(paid(**other), paid(**other, paymentKey="key-2"))
+    assert await toss.find(CHARGE) == found
+    assert await toss.find(CHARGE) == Mismatch(("paymentKey",))
+
+
 async def test_the_reason_of_an_aborted_payment_is_told() -> None:
     failures = [{"code": "REJECT_CARD_PAYMENT"}, {"code": "<b>no</b>"}, {}, "text"]
     toss, _ = answering(*(paid(status="ABORTED", failure=failure) for failure in failures))
