@@ -53,6 +53,10 @@ test: $(STAMP) ## Run all tests, or some: ARGS='tests/unit -k saga'
 test-concurrency: $(STAMP) ## Run only the races, each with its control
 	@$(BIN)/python -m pytest tests/concurrency $(ARGS)
 
+.PHONY: test-kills
+test-kills: $(STAMP) ## Kill each kind of process in the middle of a demo, start again, audit (12 minutes)
+	@$(BIN)/python -m pytest tests/chaos $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; changes nothing
 	@$(BIN)/ruff check .

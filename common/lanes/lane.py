@@ -151,7 +151,7 @@ class Lane(Generic[C]):
 
         On their way they take turns with the batches for the interpreter. A batch costs about the
         same whether it holds ten commands or a hundred, so a crowd waits a millisecond at a time
-        while it still grows by a tenth. A queue without a crowd never waits.
+        while it still grows. A queue without a crowd never waits.
         """
         for _ in range(self._limits.joins_max):
             before = len(self._queue)

@@ -1,0 +1,1 @@
+"""Kills, and what the books say afterwards. Long: `make test-kills`."""

@@ -1,0 +1,103 @@
+"""kill -9 of any one process of the stack in the middle of the demo, `up`, 40 s: the books balance.
+
+The demo kills a replica of its own as well, and its customers go on over what is left. Whatever the
+killed process was in the middle of must be finished or undone by those that come after it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.plan import PROJECT
+from deploy.local.secret_files import read_json
+from tests.integration.local.test_runner import free_base_port, wait_for
+
+HEALING_S = 40
+DEMO_LIMIT_S = 150
+STOP_LIMIT_S = 60
+TARGETS = (
+    "balance_service",
+    "coupon_service",
+    "order_service",
+    "payment_service",
+    "deploy.local.gateway",
+    "postgres",
+    "valkey",
+    "deploy.local.demo",
+)
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def run(*arguments: str | Path, output: Path) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if "TALLY_" not in name}
+    with output.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=PROJECT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = run(
+        *("deploy.local.demo", "--data-dir", tmp_path / "data", "--users", "40"),
+        *("--base-port", str(free_base_port())),
+        output=tmp_path / "demo.log",
+    )
+    yield process
+    process.terminate()
+    process.wait(STOP_LIMIT_S)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_books_balance_after_a_kill(
+    target: str, demo: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    log = tmp_path / "demo.log"
+    wait_for(lambda: re.search(r"order, pay, cancel: \d", log.read_text()) is not None)
+    if target == "deploy.local.demo":
+        victim = demo.pid
+    else:
+        recorded = read_json(tmp_path / "data" / "processes.json") or {}
+        victim = max(int(pid) for pid in recorded if target in command_of(int(pid)))
+    os.kill(victim, signal.SIGKILL)
+    demo.wait(DEMO_LIMIT_S)
+
+    ready = tmp_path / "ready.json"
+    stack = run(
+        *("deploy.local", "up", "--data-dir", tmp_path / "data", "--ready-file", ready),
+        *("--base-port", str(free_base_port())),
+        output=tmp_path / "up.log",
+    )
+    try:
+        wait_for(lambda: ready.exists() or stack.poll() is not None)
+        assert stack.poll() is None, (tmp_path / "up.log").read_text()
+        time.sleep(HEALING_S)
+        audit = subprocess.run(
+            [sys.executable, "-m", "deploy.audit", "--data-dir", tmp_path / "data"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        stack.terminate()
+        stack.wait(STOP_LIMIT_S)
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    assert "0 not ended" in audit.stdout, audit.stdout
