@@ -189,7 +189,8 @@ def _read_payment(
     status = body.get("status")
     if isinstance(status, str) and status in _TOOK_NOTHING:
         # What the key was opened for does not matter where no money was taken for it.
-        differing = ("paymentKey",) if body.get("paymentKey") != charge.payment_key else ()
+        same = body.get("paymentKey") == charge.payment_key
+        differing: tuple[str, ...] = () if same else ("paymentKey",)
     else:
         differing = _differing(body, charge)
     if differing:
