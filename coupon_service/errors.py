@@ -49,9 +49,9 @@ class CouponSoldOut(Refusal):
     code = Code.RESOURCE_EXHAUSTED
     reason = "COUPON_SOLD_OUT"
 
-    def __init__(self, *, campaign_id: str, user_id: str, quantity: int) -> None:
+    def __init__(self, *, campaign_id: str, user_id: str, quantity: int | None = None) -> None:
         super().__init__(campaign_id=campaign_id, user_id=user_id)
-        gone = f"all {quantity} coupons have been issued"
+        gone = f"all {'' if quantity is None else f'{quantity} '}coupons have been issued"
         self.quota = (QuotaViolation(f"campaign:{campaign_id}", gone),)
 
 

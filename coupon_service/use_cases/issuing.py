@@ -16,7 +16,7 @@ from common.gathered import Gathered
 from common.ids import new_id
 from common.lanes import Held, Lane
 from common.locking import Locks
-from coupon_service.errors import CouponAlreadyIssued
+from coupon_service.errors import CouponAlreadyIssued, CouponSoldOut
 from coupon_service.locking import issue_key
 from coupon_service.model.campaigns import (
     CampaignState,
@@ -27,7 +27,7 @@ from coupon_service.model.campaigns import (
 from coupon_service.model.coupons import Coupon
 from coupon_service.store import campaigns, coupons
 from coupon_service.store.glances import Glance, glance
-from coupon_service.tables import NUMBER_ONCE, USER_ONCE, answers
+from coupon_service.tables import ISSUED_WITHIN_QUANTITY, NUMBER_ONCE, USER_ONCE, answers
 
 _BODY: Final = TypeAdapter(Coupon)
 _FINAL: Final = (CampaignState.SOLD_OUT, CampaignState.ENDED)
@@ -117,6 +117,8 @@ def _translate(constraint: str, command: IssueCoupon) -> Refusal | None:
     """A violated constraint in the words of the contract."""
     if constraint == USER_ONCE:
         return CouponAlreadyIssued(campaign_id=command.campaign_id, user_id=command.user_id)
+    if constraint == ISSUED_WITHIN_QUANTITY:
+        return CouponSoldOut(campaign_id=command.campaign_id, user_id=command.user_id)
     if constraint == NUMBER_ONCE:
         # Only without the row lock: somebody else took this number, another may be left.
         return ConflictRetriesExhausted(campaign_id=command.campaign_id)
