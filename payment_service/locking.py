@@ -43,7 +43,7 @@ STRATEGIES: Final[dict[type[Command], Strategy]] = {
         redis_key=None,
         rows=Rows.CONDITIONAL_UPDATE,
         rounds_max=10,
-        guards=(tables.REQUEST_ONCE, tables.DUE_WHILE_OPEN),
+        guards=(tables.REQUEST_ONCE, tables.CANCEL_REQUEST_ONCE, tables.DUE_WHILE_OPEN),
         why="The wish is stored first, for good; whoever works on the payment, now or after a "
         "crash, carries it out. A payment the gateway does not know cannot be called unpaid, since "
         "a confirm may still be on its way: it is confirmed under its own idempotency key and "

@@ -102,6 +102,8 @@ class CancelPayment:
     request_id: str
     holder: str
     """Who carries this very call out; no part of what was asked for."""
+    wished: bool = False
+    """Whether this very call was the first to store the wish; no part of what was asked for."""
 
     @property
     def key(self) -> RequestKey:

@@ -13,6 +13,7 @@ SCHEMA: Final = "0001"
 
 KEY_ONCE: Final = "payments_key_once"
 REQUEST_ONCE: Final = "payments_request_once"
+CANCEL_REQUEST_ONCE: Final = "payments_cancel_request_once"
 OUTCOME: Final = "payments_outcome"
 DUE_WHILE_OPEN: Final = "payments_due_while_open"
 
@@ -43,6 +44,13 @@ payments = sa.Table(
     sa.UniqueConstraint("payment_key", name=KEY_ONCE),
     sa.UniqueConstraint("user_id", "request_id", name=REQUEST_ONCE),
     sa.Index("payments_newest", "user_id", sa.text("create_time DESC"), sa.text("payment_id DESC")),
+    sa.Index(
+        CANCEL_REQUEST_ONCE,
+        "user_id",
+        "cancel_request_id",
+        unique=True,
+        postgresql_where=sa.text("cancel_request_id IS NOT NULL"),
+    ),
     sa.Index("payments_due", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
 )
 

@@ -54,6 +54,8 @@ CREATE TABLE payments (
 ) WITH (fillfactor = 70);
 
 CREATE INDEX payments_newest ON payments (user_id, create_time DESC, payment_id DESC);
+CREATE UNIQUE INDEX payments_cancel_request_once ON payments (user_id, cancel_request_id)
+    WHERE cancel_request_id IS NOT NULL;
 CREATE INDEX payments_due ON payments (due_time) WHERE due_time IS NOT NULL;
 """
 

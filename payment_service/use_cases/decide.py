@@ -30,7 +30,7 @@ from payment_service.model import (
     cancelled,
     declined,
 )
-from payment_service.tables import KEY_ONCE, REQUEST_ONCE
+from payment_service.tables import CANCEL_REQUEST_ONCE, KEY_ONCE, REQUEST_ONCE
 
 _BODY: Final[TypeAdapter[Payment | None]] = TypeAdapter(Payment | None)
 
@@ -64,6 +64,9 @@ def translate(constraint: str, command: Command) -> Refusal | None:
     if constraint == KEY_ONCE and isinstance(command, ConfirmPayment):
         return PaymentKeyUsed(payment_key=command.payment_key)
     if constraint == REQUEST_ONCE and isinstance(command, ConfirmPayment):
+        return RequestIdReused(request_id=command.request_id)
+    if constraint == CANCEL_REQUEST_ONCE and isinstance(command, CancelPayment):
+        # Its first use is for another confirmation, and may have no answer yet.
         return RequestIdReused(request_id=command.request_id)
     return None
 
@@ -252,7 +255,8 @@ class _Batch:
             # refused.
             self._book.cancel(command.confirm_key)
         if confirmation is None:
-            return self._cancelled(command, None, replayed=before)
+            # Its wish may have met a claim that never left, and is gone with it.
+            return self._cancelled(command, None, replayed=before and not command.wished)
         confirmation.ask_cancel(
             command.reason, command.request_id, command.holder, self.loaded.now, self._lease
         )

@@ -7,6 +7,7 @@ passes stops nothing, and hears the outcome by the same request_id.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -204,6 +205,7 @@ class Payments:
             outcome = await outcome_of(self._calls.begin(self._undo(command)))
             if isinstance(outcome, Posted):
                 return outcome
+            command = _noted(command, outcome.confirmation)
             last = await self._watch(outcome.confirmation, until)
             if last is None:
                 continue
@@ -223,7 +225,7 @@ class Payments:
             if isinstance(outcome, NotSent | Rejected):
                 raise GatewayUnavailable(payment_id=left.payment.payment_id)
             raise _unknown(left)
-        done: Posted | Open = await self.lane.submit(command)
+        done: Posted | Open = await self.lane.submit(_noted(command, asked.confirmation))
         return done
 
     # -- reads ---------------------------------------------------------------------------------
@@ -266,6 +268,11 @@ def _before(page: Page) -> tuple[datetime, str]:
         return BEGINNING + int(micros) * _MICROSECOND, str(payment_id)
     except OverflowError:
         raise InvalidPageToken from None
+
+
+def _noted(command: CancelPayment, seen: Confirmation) -> CancelPayment:
+    """The command, knowing whether the wish stored at the payment is its own."""
+    return replace(command, wished=seen.cancel_request_id == command.request_id)
 
 
 def _unknown(confirmation: Confirmation) -> PaymentOutcomeUnknown:

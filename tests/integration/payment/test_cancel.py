@@ -183,3 +183,19 @@ async def test_the_wish_outlives_a_gateway_that_is_down(
         assert finished.payment.state == pb.Payment.STATE_CANCELLED
         assert not finished.replayed
     assert own_gateway.charges()[key]["payment"]["status"] == "CANCELED"
+
+
+async def test_a_request_id_is_one_cancellations_while_that_is_still_open(
+    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+) -> None:
+    keys = [key_of(), key_of()]
+    async with payment_replicas(2, payment_database, own_gateway, redis_url) as (one, other):
+        for number, key in enumerate(keys):
+            await one.ConfirmPayment(confirm(key, f"c{number}"))
+        own_gateway.kill()
+        with refused("GATEWAY_UNAVAILABLE"):
+            await one.CancelPayment(cancel("c0"))
+        for replica in (one, other):
+            with refused("REQUEST_ID_REUSED"):
+                await replica.CancelPayment(cancel("c1"))
+        assert (await one.ConfirmPayment(confirm(keys[1], "c1"))).replayed
