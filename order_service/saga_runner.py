@@ -67,7 +67,7 @@ class SagaLimits:
     attempts_max: int = 60
     """In a row without success; then a person has to look."""
     unreached_max: int = 3
-    """How often a gateway that provably was not reached is tried before the attempt is undone."""
+    """How often in a row a gateway that provably was not reached is tried before it is undone."""
     hand_over_s: float = 2.0
     """How long sagas get to end their call when the replica stops."""
 
@@ -265,11 +265,17 @@ class Runner:
         """The pivot did not say yes."""
         saga = running.saga
         outcome = outcome_of(answer)
-        enough = running.late or saga.attempts + 1 >= self.limits.unreached_max
-        if outcome is Outcome.REFUSED or (outcome is Outcome.UNREACHED and enough):
+        unreached = outcome is Outcome.UNREACHED
+        saga.unsettled(record, told(answer), unreached=unreached)
+        if outcome is Outcome.REFUSED:
             saga.turn_back(answer, record)
             return True
-        saga.unsettled(record, told(answer))
+        if unreached and (running.late or record.unreached >= self.limits.unreached_max):
+            # The attempt's answer is kept: none that says "ask again" may become one.
+            kept = answer.reason == NotPaid.reason
+            failure = answer if kept else NotPaid(step=record.name, cause=_cause(answer))
+            saga.turn_back(failure, record)
+            return True
         return await self._later(saga, told(answer))
 
     async def _back(self, saga: Saga, plan: Plan) -> bool:

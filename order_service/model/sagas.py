@@ -72,6 +72,8 @@ class StepRecord:
     begin_time: datetime | Now | None = None
     end_time: datetime | Now | None = None
     last_error: str = ""
+    unreached: int = 0
+    """How often in a row its service provably was not reached."""
 
     @property
     def over(self) -> bool:
@@ -289,9 +291,10 @@ class Saga:
         step.state, step.end_time = StepState.COMPENSATED, NOW
         self.attempts = 0
 
-    def unsettled(self, step: StepRecord, error: str) -> None:
-        """Begun, and what became of it could not be learnt."""
+    def unsettled(self, step: StepRecord, error: str, *, unreached: bool = False) -> None:
+        """Begun, and what became of it could not be learnt, or it was not ``unreached``."""
         step.state, step.last_error = StepState.UNKNOWN, error
+        step.unreached = step.unreached + 1 if unreached else 0
 
     def wait(self, error: str) -> None:
         """The current step, or its undoing, did not succeed: it is tried again later."""

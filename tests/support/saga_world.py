@@ -42,6 +42,7 @@ LIMITS = SagaLimits(backoff_s=0.0, backoff_max_s=0.0, attempts_max=8, unreached_
 
 REFUSED = RemoteRefusal(Code.FAILED_PRECONDITION, "NO_THANKS", "refused", {"id": "x"})
 LOST = RemoteRefusal(Code.UNAVAILABLE, "", "connection reset", {})
+IN_PROGRESS = RemoteRefusal(Code.ABORTED, "PAYMENT_IN_PROGRESS", "ask again", {}, retry_after_s=1.0)
 UNREACHED = RemoteRefusal(Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE", "not reached", {})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import DatabaseUnavailable
+from common.errors import Code, DatabaseUnavailable
 from order_service.clients import Outcome, outcome_of
 from order_service.model.sagas import NOW, Saga, State, StepState
 from order_service.saga import CANCEL_ORDER, PAY_ORDER, Pivot, Plan, plan_of
@@ -16,6 +16,7 @@ from order_service.saga_journal import SagaLost
 from order_service.saga_runner import SagaLimits
 from tests.support.saga_world import (
     DISCOUNT,
+    IN_PROGRESS,
     LIMITS,
     LOST,
     REFUSED,
@@ -181,6 +182,34 @@ async def test_a_gateway_that_is_not_reached_is_tried_a_few_times_then_undone() 
 
     world = World({PIVOT: Fault(UNREACHED, times=1)})
     assert_completed(await Play.of(saga_of(PAY_ORDER), world).run(), PAY_ORDER)
+
+
+async def test_an_attempt_that_another_payment_kept_out_is_told_to_try_anew() -> None:
+    world = World({PIVOT: Fault(IN_PROGRESS, times=100)})
+    play = await Play.of(saga_of(PAY_ORDER), world).run()
+    assert_compensated(play, PIVOT)
+    assert world.calls.count(PIVOT) == LIMITS.unreached_max
+    assert play.row.failure is not None
+    told = play.row.failure.refusal()
+    assert (told.code, told.reason) == (Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE")
+    assert told.metadata == {"step": PIVOT, "cause": "PAYMENT_IN_PROGRESS"}
+
+
+async def test_only_tries_in_a_row_that_did_not_reach_the_gateway_count() -> None:
+    play = Play.of(saga_of(PAY_ORDER))
+    answers = [LOST, LOST, LOST, UNREACHED, LOST, UNREACHED]
+    call = play.world.call
+
+    async def answering(method: str, request: Any) -> Any:
+        if request.request_id.endswith(PIVOT) and answers:
+            play.world.calls.append(PIVOT)
+            raise answers.pop(0)
+        return await call(method, request)
+
+    play.world.call = answering  # type: ignore[method-assign]
+    await play.run()
+    assert_completed(play, PAY_ORDER)
+    assert play.world.calls.count(PIVOT) == 7
 
 
 async def test_an_unknown_pivot_stays_undecided_until_a_person_looks() -> None:
