@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
 
@@ -200,7 +200,7 @@ class _Batch:
         if same is not None:
             same.check_same(command)
             if same.open:
-                return Open(same, mine=same.holder == command.holder)
+                return Open(replace(same), mine=same.holder == command.holder)
             # Its answer is gone after 30 days; the payment is known for good.
             return Posted(same.told(), replayed=True)
         other = self.loaded.by_key.get(command.payment_key)
@@ -208,7 +208,7 @@ class _Batch:
             refuse_key(other)
         claim = Confirmation.claim(command, new_id(), self._gateway, self.loaded.now, self._lease)
         self.loaded.add(claim)
-        return Open(claim, mine=True)
+        return Open(replace(claim), mine=True)
 
     # -- settle --------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class _Batch:
             self.loaded.free(confirmation)
             return Settled(None)
         self._answer(confirmation, command)
-        return Settled(confirmation)
+        return Settled(replace(confirmation))
 
     def _answer(self, confirmation: Confirmation, command: Settle) -> None:
         """Store the confirmation's answer with its outcome, once, unless it is cancelled."""
@@ -267,7 +267,8 @@ class _Batch:
             replayed = before if confirmation.cancel_reason is None else not first
             return self._cancelled(command, confirmation.payment, replayed=replayed)
         mine = confirmation.take(command.holder, self.loaded.now, self._lease)
-        return Open(confirmation, mine=mine)
+        # A snapshot: a later command of this batch may change the payment.
+        return Open(replace(confirmation), mine=mine)
 
     def _cancelled(
         self, command: CancelPayment, payment: Payment | None, *, replayed: bool
