@@ -19,6 +19,7 @@ import pytest
 
 from deploy.local.plan import PROJECT
 from deploy.local.secret_files import read_json
+from tests.integration.local.test_demo import command_of
 from tests.integration.local.test_runner import free_base_port, wait_for
 
 HEALING_S = 40
@@ -34,10 +35,6 @@ TARGETS = (
     "valkey",
     "deploy.local.demo",
 )
-
-
-def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 def run(*arguments: str | Path, output: Path) -> subprocess.Popen[bytes]:
