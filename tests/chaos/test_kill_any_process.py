@@ -61,6 +61,15 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait(STOP_LIMIT_S)
 
 
+def victim_of(target: str, demo: subprocess.Popen[bytes], data_dir: Path) -> int:
+    if target == "deploy.local.demo":
+        return demo.pid
+    if target == "postgres":
+        return int((data_dir / "postgres" / "pgdata" / "postmaster.pid").read_text().split()[0])
+    recorded = read_json(data_dir / "processes.json") or {}
+    return max(int(pid) for pid in recorded if target in command_of(int(pid)))
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_books_balance_after_a_kill(
@@ -68,12 +77,7 @@ def test_the_books_balance_after_a_kill(
 ) -> None:
     log = tmp_path / "demo.log"
     wait_for(lambda: re.search(r"order, pay, cancel: \d", log.read_text()) is not None)
-    if target == "deploy.local.demo":
-        victim = demo.pid
-    else:
-        recorded = read_json(tmp_path / "data" / "processes.json") or {}
-        victim = max(int(pid) for pid in recorded if target in command_of(int(pid)))
-    os.kill(victim, signal.SIGKILL)
+    os.kill(victim_of(target, demo, tmp_path / "data"), signal.SIGKILL)
     demo.wait(DEMO_LIMIT_S)
 
     ready = tmp_path / "ready.json"
