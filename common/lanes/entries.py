@@ -61,7 +61,7 @@ class Limits:
     apart_max: int = 4
     """Transactions at once for rows that others hold, beside the lane's own."""
     apart_rounds_max: int = 5
-    """How often a held row is waited for, each time for the session's lock_timeout."""
+    """Rounds beyond ``rounds_max`` for a held row, each a wait of the session's lock_timeout."""
 
 
 @dataclass(slots=True, eq=False)
