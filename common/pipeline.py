@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from common import deadlines, metrics
 from common.errors import Code, DeadlineTooShort, Internal, InvalidField, Overloaded, Refusal
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 REPLICA_KEY: Final = "tally-replica"
+# What gRPC's own retries read; they know nothing of RetryInfo (gRFC A6).
+PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+_NEVER: Final = ((PUSHBACK_KEY, "-1"),)
 
 # A call with less time than this left cannot be answered in time: refuse it before it costs a
 # database round trip.
@@ -235,9 +240,8 @@ class Pipeline:
         status = to_status(refusal)
         code = GRPC_CODES[status.code]
         metrics.CALLS.labels(method, code.name).inc()
-        await context.abort(
-            code, status.message, (*self._trailing, (DETAILS_KEY, status.SerializeToString()))
-        )
+        details = (DETAILS_KEY, status.SerializeToString())
+        await context.abort(code, status.message, (*self._trailing, *_pushback(status), details))
 
     def _refusal(self, method: str, error: BaseException) -> Refusal | None:
         """What the client is told of an exception; None where there is nobody to tell."""
@@ -261,6 +265,19 @@ class Pipeline:
         metrics.UNEXPECTED.labels(method).inc()
         _log.error("unexpected error", method=method, error_id=error_id, exc_info=error)
         return Internal(error_id=error_id)
+
+
+def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
+    """When a client's gRPC may send the call again by itself: as RetryInfo says, or -1 for never.
+
+    The -1 goes with UNAVAILABLE only: gRPC counts it as a failure towards its throttling of
+    retries, which a client that asks for more than there is has not deserved.
+    """
+    for detail in status.details:
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
+    return _NEVER if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE else ()
 
 
 def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:

@@ -80,6 +80,36 @@ async def test_a_refusal_arrives_whole_and_names_the_replica() -> None:
     assert refusal.retry_after_s is None
 
 
+@pytest.mark.parametrize(
+    ("code", "retry_after_s", "pushback"),
+    [
+        (Code.UNAVAILABLE, 1.0, "1000"),
+        (Code.ABORTED, 0.1, "100"),
+        (Code.UNAVAILABLE, None, "-1"),
+        (Code.ABORTED, None, None),
+        (Code.FAILED_PRECONDITION, None, None),
+    ],
+)
+async def test_grpcs_own_retries_are_told_what_retry_info_says(
+    code: Code, retry_after_s: float | None, pushback: str | None
+) -> None:
+    refusal = RemoteRefusal(code, "REASON", "No.", {}, retry_after_s=retry_after_s)
+    async with stub(raising(refusal)) as echo:
+        call = echo.Say(StringValue())
+        assert (await refused(call)).retry_after_s == retry_after_s
+        told = dict(tuple(await call.trailing_metadata()))
+    assert told.get("grpc-retry-pushback-ms") == pushback
+
+
+async def test_a_silent_peer_is_pushed_back_as_its_retry_info_says() -> None:
+    async with stub(raising(RemoteRefusal(Code.UNAVAILABLE, "", "", {}))) as echo:
+        call = echo.Say(StringValue())
+        retry_after_s = (await refused(call)).retry_after_s
+        told = dict(tuple(await call.trailing_metadata()))
+    assert retry_after_s
+    assert told["grpc-retry-pushback-ms"] == str(round(retry_after_s * 1000))
+
+
 async def test_an_unexpected_error_tells_only_an_id_that_the_log_has_too() -> None:
     before = metrics.UNEXPECTED.labels(SAY)._value.get()
     with capture_logs() as logged:
