@@ -100,7 +100,9 @@ class CartServiceStub:
     """Carts, one to a user. Two tabs of a user do not overwrite each other: each change names the
     version it was made from, and is refused if the cart has moved on.
 
-    Changes take no request_id: they set a state, so that repeating one changes nothing.
+    Changes take no request_id: they set a state. They have no idempotency_level, so that no client
+    repeats them by itself: after a lost answer, a repetition with expected_version would be told
+    CART_CHANGED by its own first change, and one without would undo what another tab did meanwhile.
 
     Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
@@ -128,7 +130,9 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
     """Carts, one to a user. Two tabs of a user do not overwrite each other: each change names the
     version it was made from, and is refused if the cart has moved on.
 
-    Changes take no request_id: they set a state, so that repeating one changes nothing.
+    Changes take no request_id: they set a state. They have no idempotency_level, so that no client
+    repeats them by itself: after a lost answer, a repetition with expected_version would be told
+    CART_CHANGED by its own first change, and one without would undo what another tab did meanwhile.
 
     Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
