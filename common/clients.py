@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import grpc
 
-from common import deadlines, retry
+from common import deadlines, retry, service_config
 from common.pipeline import LEAST_S
 from common.settings import split_host_port
 from common.status import from_rpc_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -26,12 +26,9 @@ METADATA_BYTES_MAX: Final = 16 * 1024
 KEEPALIVE_MS: Final = 30_000
 KEEPALIVE_TIMEOUT_MS: Final = 10_000
 
-_SERVICE_CONFIG: Final = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": ""},
-    }
-)
+# No retryPolicy: the callers of services repeat calls themselves (common.retry), where a saga's
+# journal and the metrics can count them.
+_SERVICE_CONFIG: Final = service_config.balanced()
 
 Stub = TypeVar("Stub")
 Request = TypeVar("Request")
@@ -71,15 +68,19 @@ def _version(host: str) -> int | None:
         return None
 
 
-def open_channel(addresses: str) -> grpc.aio.Channel:
+def open_channel(
+    addresses: str, *, config: Mapping[str, Any] = _SERVICE_CONFIG
+) -> grpc.aio.Channel:
     """A channel to all replicas at ``addresses``; to be opened in the running event loop.
 
-    It connects by itself, now and again after failures. Raises ValueError as ``target`` does.
+    It connects by itself, now and again after failures. ``config`` is its service config; none is
+    asked for in DNS. Raises ValueError as ``target`` does.
     """
     channel = grpc.aio.insecure_channel(
         target(addresses),
         options=[
-            ("grpc.service_config", _SERVICE_CONFIG),
+            ("grpc.service_config", json.dumps(config)),
+            ("grpc.service_config_disable_resolution", 1),
             ("grpc.enable_http_proxy", 0),
             ("grpc.max_metadata_size", METADATA_BYTES_MAX),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),

@@ -1,8 +1,9 @@
 """Turns the .proto files into typed Python stubs: `python -m protos.generate [--check] [--lint]`.
 
-Without an option it writes `protos/gen` anew. `--check` generates beside it and tells which files
-differ, `--lint` runs buf's STANDARD rules; both may be given, and neither writes anything. Nothing
-here needs a network: the compiler, the plugins and buf are dependencies of the project.
+Without an option it writes `protos/gen` and `protos/service_config.json` anew. `--check` generates
+beside them and tells which files differ, `--lint` runs buf's STANDARD rules; both may be given, and
+neither writes anything. Nothing here needs a network: the compiler, the plugins and buf are
+dependencies of the project.
 """
 
 import argparse
@@ -15,6 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+from protos import client_config
 
 PROTOS = Path(__file__).resolve().parent
 THIRD_PARTY = PROTOS / "third_party"
@@ -70,17 +75,28 @@ def generate(target: Path) -> None:
             module.unlink()
 
 
+def published_config() -> str:
+    """What the service config for clients has to be. Raises GenerationError."""
+    with tempfile.TemporaryDirectory(prefix="tally-config-") as scratch:
+        described = Path(scratch, "set.binpb")
+        protoc(["--include_imports", f"--descriptor_set_out={described}"])
+        files = FileDescriptorSet.FromString(described.read_bytes())
+    return client_config.text(client_config.services(files))
+
+
 def write() -> None:
-    """Replaces `protos/gen`; a failure leaves the old stubs as they are."""
+    """Replaces `protos/gen` and the service config; a failure leaves the old ones as they are."""
+    config = published_config()
     with tempfile.TemporaryDirectory(dir=PROTOS, prefix=".gen-") as scratch:
         fresh = Path(scratch, "gen")
         generate(fresh)
         shutil.rmtree(GENERATED, ignore_errors=True)
         fresh.rename(GENERATED)
+    client_config.PUBLISHED.write_text(config, encoding="utf-8")
 
 
 def drifted() -> list[str]:
-    """The generated files that are missing, left over or different from what the sources give."""
+    """The stubs that are missing, left over or different from what the sources give."""
     with tempfile.TemporaryDirectory(prefix="tally-stubs-") as scratch:
         fresh = Path(scratch)
         generate(fresh)
@@ -88,6 +104,18 @@ def drifted() -> list[str]:
     return sorted(
         name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)
     )
+
+
+def config_drifted() -> bool:
+    """Whether the published service config is missing or not what the sources give."""
+    published = client_config.PUBLISHED
+    return not published.is_file() or published.read_text(encoding="utf-8") != published_config()
+
+
+def stale() -> list[str]:
+    """Every generated file that is not what the sources give, by its path in the project."""
+    stubs = [f"protos/gen/{name}" for name in drifted()]
+    return stubs + [f"protos/{client_config.PUBLISHED.name}"] * config_drifted()
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -123,17 +151,16 @@ def run(command: list[str], cwd: Path | None = None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Generates, or checks and lints. 0: done, or nothing to complain of; 1: errors or drift."""
     parser = argparse.ArgumentParser(prog="python -m protos.generate", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="tell whether the stubs are current")
+    parser.add_argument(
+        "--check", action="store_true", help="tell whether what is generated is current"
+    )
     parser.add_argument("--lint", action="store_true", help="lint the .proto files")
     options = parser.parse_args(arguments)
     try:
         if options.lint:
             lint()
-        if options.check and (names := drifted()):
-            print(
-                *(f"protos/gen/{name} is not what the .proto files give" for name in names),
-                sep="\n",
-            )
+        if options.check and (names := stale()):
+            print(*(f"{name} is not what the .proto files give" for name in names), sep="\n")
             print("run `make stubs` and commit the result")
             return 1
         if not (options.check or options.lint):
