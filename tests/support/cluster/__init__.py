@@ -1,0 +1,13 @@
+"""Runs a rendered Kubernetes overlay on one machine: what it says, as local processes.
+
+It plays the kubelet (probes, restarts, the end of a pod), the Deployment controller (scaling,
+rolling restarts), Services (endpoints, DNS, a proxy) and Jobs. It does not play what processes of
+one machine cannot have: resource limits, security contexts, network policies, the scheduler.
+"""
+
+from tests.support.cluster.cluster import Cluster
+from tests.support.cluster.deployments import ClusterError
+from tests.support.cluster.manifest import ManifestError, load
+from tests.support.cluster.pods import Pod
+
+__all__ = ["Cluster", "ClusterError", "ManifestError", "Pod", "load"]

@@ -1,0 +1,61 @@
+"""The servers of a manifest that are not Tally's: PostgreSQL and Redis, played by embedded ones.
+
+Of their StatefulSets only what the services notice is taken over: how many connections PostgreSQL
+gives. The databases and roles are made as the local runner makes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from unittest import mock
+
+from deploy.local import postgres
+from deploy.local.plan import services
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.valkey import ValkeyServer
+from tests.support.cluster.manifest import ManifestError, Workload
+
+POSTGRES: Final = "postgres"
+REDIS: Final = frozenset({"redis", "valkey"})
+IMAGES: Final = {POSTGRES, *REDIS}
+
+
+@dataclass(frozen=True)
+class Backing:
+    """What runs instead of the manifest's servers."""
+
+    postgres: PostgresServer
+    databases: dict[str, ServiceUrls]
+    redis_url: str
+
+
+@contextlib.contextmanager
+def running(workloads: Iterable[Workload], directory: Path) -> Iterator[Backing]:
+    """Start the embedded servers that the workloads ask for, on free ports."""
+    by_image = {workload.program: workload for workload in workloads}
+    if POSTGRES not in by_image:
+        raise ManifestError("no workload with the image postgres")
+    with contextlib.ExitStack() as stack:
+        server = PostgresServer(directory / "postgres", durable=False)
+        settings = dict(_settings(by_image[POSTGRES]))
+        with mock.patch.dict(postgres.SETTINGS, settings):
+            stack.enter_context(server)
+        redis_url = ""
+        if REDIS & set(by_image):
+            redis_url = stack.enter_context(ValkeyServer(directory / "valkey")).url
+        yield Backing(server, {name: server.provision(name) for name in services()}, redis_url)
+
+
+def _settings(workload: Workload) -> Iterator[tuple[str, str]]:
+    """PostgreSQL's ``-c name=value`` of the command that bear on its clients."""
+    command = workload.container.command
+    for flag, setting in itertools.pairwise(command):
+        name, _, value = setting.partition("=")
+        if flag == "-c" and name == "max_connections":
+            yield name, value

@@ -1,0 +1,270 @@
+"""What a rendered overlay says, read strictly: what is not understood is an error with its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+
+Object = dict[str, Any]
+
+IGNORED_KINDS: Final = frozenset(
+    {"Namespace", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget"}
+)
+"""Nothing of them can be played by processes; policy tests judge them."""
+KINDS: Final = IGNORED_KINDS | {
+    *("ConfigMap", "Secret", "Service", "Deployment", "StatefulSet", "Job")
+}
+
+
+class ManifestError(Exception):
+    """Something in the manifest does not hold together; its text names the object."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe, with Kubernetes' defaults where the manifest is silent. Times in seconds."""
+
+    kind: Literal["grpc", "tcpSocket", "httpGet"]
+    port: int
+    service: str = ""
+    """grpc: the name asked for."""
+    path: str = "/"
+    """httpGet: the path asked for."""
+    initial_delay_s: float = 0.0
+    period_s: float = 10.0
+    timeout_s: float = 1.0
+    failures_max: int = 3
+    successes: int = 1
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A volume inside a container: where, and what the volume is."""
+
+    path: str
+    volume: Object
+
+
+@dataclass(frozen=True)
+class Container:
+    """The one container of a pod template."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    """``command`` and ``args`` together."""
+    env: tuple[Object, ...]
+    env_from: tuple[Object, ...]
+    ports: Mapping[str, int]
+    mounts: tuple[Mount, ...]
+    probes: Mapping[Literal["startup", "readiness", "liveness"], Probe]
+    pre_stop_s: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Deployment, StatefulSet or Job."""
+
+    kind: str
+    name: str
+    namespace: str
+    labels: Mapping[str, str]
+    """Those of its pods."""
+    replicas: int
+    container: Container
+    grace_s: float
+    min_ready_s: float = 0.0
+    max_surge: int = 1
+    max_unavailable: int = 0
+
+    @property
+    def told(self) -> str:
+        """Its name in messages."""
+        return f"{self.kind} {self.name}"
+
+    @property
+    def program(self) -> str:
+        """What the image holds, by the last part of its name: ``postgres`` of ``postgres:18``."""
+        return self.container.image.rpartition("/")[2].partition("@")[0].partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Service: a name for the ready pods that it selects."""
+
+    name: str
+    namespace: str
+    selector: Mapping[str, str]
+    headless: bool
+    ports: Mapping[int, int]
+    """Port of the pods by port of the Service."""
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        return self.selector.items() <= labels.items()
+
+
+@dataclass
+class Manifest:
+    """A whole overlay."""
+
+    workloads: dict[str, Workload] = field(default_factory=dict)
+    jobs: list[Workload] = field(default_factory=list)
+    services: dict[str, Service] = field(default_factory=dict)
+    config_maps: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    secrets: dict[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def load(path: Path) -> list[Object]:
+    """The objects of a rendered overlay."""
+    return [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
+
+
+def read(objects: Iterable[Object]) -> Manifest:
+    """The manifest of these objects. Raises ManifestError for the first that cannot be played."""
+    manifest = Manifest()
+    services = []
+    for each in objects:
+        kind, name = each["kind"], each["metadata"]["name"]
+        if kind not in KINDS:
+            raise ManifestError(f"{kind} {name}: a kind that the test's cluster does not know")
+        if kind == "ConfigMap":
+            manifest.config_maps[name] = each.get("data") or {}
+        elif kind == "Secret":
+            manifest.secrets[name] = each.get("stringData") or {}
+        elif kind == "Service":
+            services.append(each)
+        elif kind not in IGNORED_KINDS:
+            workload = _workload(each)
+            if kind == "Job":
+                manifest.jobs.append(workload)
+            else:
+                manifest.workloads[name] = workload
+    for each in services:
+        service = _service(each, manifest.workloads.values())
+        manifest.services[service.name] = service
+    return manifest
+
+
+def _workload(each: Object) -> Workload:
+    kind, name, spec = each["kind"], each["metadata"]["name"], each["spec"]
+    told = f"{kind} {name}"
+    labels = spec["template"]["metadata"].get("labels", {})
+    wanted = (spec.get("selector") or {}).get("matchLabels", {})
+    if not wanted.items() <= labels.items():
+        raise ManifestError(f"{told}: its selector does not select its own pods")
+    pod = spec["template"]["spec"]
+    if len(pod["containers"]) != 1 or pod.get("initContainers"):
+        raise ManifestError(f"{told}: only pods of one container can be played")
+    rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
+    surge, unavailable = rolling.get("maxSurge", 1), rolling.get("maxUnavailable", 0)
+    if not (isinstance(surge, int) and isinstance(unavailable, int)):
+        raise ManifestError(f"{told}: maxSurge and maxUnavailable must be numbers of pods")
+    return Workload(
+        kind=kind,
+        name=name,
+        namespace=each["metadata"].get("namespace", "default"),
+        labels=labels,
+        replicas=spec.get("replicas", 1),
+        container=_container(told, pod["containers"][0], pod.get("volumes") or []),
+        grace_s=pod.get("terminationGracePeriodSeconds", 30),
+        min_ready_s=spec.get("minReadySeconds", 0),
+        max_surge=surge,
+        max_unavailable=unavailable,
+    )
+
+
+def _container(told: str, spec: Object, volumes: list[Object]) -> Container:
+    by_name = {volume["name"]: volume for volume in volumes}
+    mounts = []
+    for mount in spec.get("volumeMounts") or []:
+        # A StatefulSet's claims are not among the volumes; only embedded servers have such.
+        volume = by_name.get(mount["name"], {"name": mount["name"], "claim": {}})
+        mounts.append(Mount(mount["mountPath"].rstrip("/"), volume))
+    ports = {port.get("name", ""): port["containerPort"] for port in spec.get("ports") or []}
+    return Container(
+        name=spec["name"],
+        image=spec["image"],
+        command=(*(spec.get("command") or []), *(spec.get("args") or [])),
+        env=tuple(spec.get("env") or []),
+        env_from=tuple(spec.get("envFrom") or []),
+        ports=ports,
+        mounts=tuple(mounts),
+        probes={
+            kind: _probe(f"{told}: {kind}Probe", spec[f"{kind}Probe"], ports)
+            for kind in ("startup", "readiness", "liveness")
+            if f"{kind}Probe" in spec and not _runs_a_program(spec[f"{kind}Probe"])
+        },
+        pre_stop_s=_pre_stop_s(told, spec),
+    )
+
+
+def _runs_a_program(probe: Object) -> bool:
+    # Only the images of servers, which are replaced, bring programs of their own.
+    return "exec" in probe
+
+
+def _pre_stop_s(told: str, spec: Object) -> float:
+    hook = (spec.get("lifecycle") or {}).get("preStop")
+    if hook is None:
+        return 0.0
+    if set(hook) != {"sleep"}:
+        raise ManifestError(f"{told}: a preStop hook that is not `sleep`")
+    return float(hook["sleep"]["seconds"])
+
+
+def _probe(told: str, spec: Object, ports: Mapping[str, int]) -> Probe:
+    kinds = [kind for kind in ("grpc", "tcpSocket", "httpGet") if kind in spec]
+    if len(kinds) != 1:
+        raise ManifestError(f"{told}: neither grpc, tcpSocket nor httpGet")
+    (kind,) = kinds
+    action = spec[kind]
+    port = ports.get(action["port"], action["port"])
+    if port not in ports.values():
+        raise ManifestError(f"{told}: port {port} is none of the container's {dict(ports)}")
+    return Probe(
+        kind=kind,
+        port=port,
+        service=action.get("service", ""),
+        path=action.get("path", "/"),
+        initial_delay_s=spec.get("initialDelaySeconds", 0),
+        period_s=spec.get("periodSeconds", 10),
+        timeout_s=spec.get("timeoutSeconds", 1),
+        failures_max=spec.get("failureThreshold", 3),
+        successes=spec.get("successThreshold", 1),
+    )
+
+
+def _service(each: Object, workloads: Iterable[Workload]) -> Service:
+    name, spec = each["metadata"]["name"], each["spec"]
+    namespace = each["metadata"].get("namespace", "default")
+    selector = spec.get("selector") or {}
+    selected = [
+        workload
+        for workload in workloads
+        if selector
+        and selector.items() <= workload.labels.items()
+        # A Service sees the pods of its own namespace only.
+        and workload.namespace == namespace
+    ]
+    if not selected:
+        raise ManifestError(f"Service {name}: its selector {selector} selects no pod")
+    ports: dict[int, int] = {}
+    for port in spec["ports"]:
+        wanted = port.get("targetPort", port["port"])
+        for workload in selected:
+            known = workload.container.ports
+            target = known.get(wanted, wanted)
+            if target not in known.values():
+                raise ManifestError(f"Service {name}: {workload.told} has no port {wanted}")
+            ports[port["port"]] = target
+    headless = spec.get("clusterIP") == "None"
+    if headless and any(port != target for port, target in ports.items()):
+        # DNS tells addresses only: a headless Service cannot turn one port into another.
+        raise ManifestError(f"Service {name}: headless, and its ports are not those of the pods")
+    return Service(
+        name=name, namespace=namespace, selector=selector, headless=headless, ports=ports
+    )

@@ -1,0 +1,262 @@
+"""A pod, and the kubelet's care for it: probes, restarts, and its end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Final, NoReturn
+
+from deploy.local.plan import PROJECT
+from deploy.local.processes import Child
+from tests.support.cluster.containers import Place, Process
+from tests.support.cluster.manifest import Probe, Workload
+from tests.support.cluster.probes import failure
+
+POLL_S: Final = 0.05
+BACKOFF_FIRST_S: Final = 1.0
+BACKOFF_MAX_S: Final = 30.0
+"""Kubernetes restarts at once, then waits 10 s, doubled up to 300 s; here a tenth of each."""
+KILLED_WAIT_S: Final = 10.0
+
+
+class Pod:
+    """One pod. Make it, ``start`` it, and ``terminate`` it in the end, in one event loop."""
+
+    def __init__(
+        self, workload: Workload, place: Place, process: Process, starting: asyncio.Semaphore
+    ) -> None:
+        """``starting``: so many containers may be on their way to being ready at once."""
+        self.workload = workload
+        self.name = place.name
+        self.address = place.address
+        self.directory = place.directory
+        self.process = process
+        self.ready = False
+        self.ready_since = 0.0
+        """On the monotonic clock."""
+        self.terminating = False
+        self.ends: list[str] = []
+        """How its container ended, each time that nobody had told it to."""
+        self.trouble = ""
+        """The last probe that failed."""
+        self.child: Child | None = None
+        self._starting = starting
+        self._kubelet: asyncio.Task[None] | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether Services name it."""
+        return self.ready and not self.terminating
+
+    def available(self) -> bool:
+        """Whether it has been ready for as long as its Deployment asks for."""
+        long_enough = time.monotonic() - self.ready_since >= self.workload.min_ready_s
+        return self.serving and long_enough
+
+    @property
+    def pid(self) -> int:
+        """Of its container's process."""
+        assert self.child is not None
+        return self.child.pid
+
+    def described(self) -> str:
+        """What there is to tell of a pod that is not as it should be."""
+        told = [f"{self.workload.told}, pod {self.name}: {'' if self.ready else 'not '}ready"]
+        told += [f"its container {end}" for end in self.ends]
+        told += [self.trouble] if self.trouble else []
+        log = self.child.log_tail() if self.child is not None else ""
+        return "; ".join(told) + (f"; its log ends:\n{log}" if log else "")
+
+    def start(self) -> None:
+        """Begin. Whatever happens, ``terminate`` must follow."""
+        self._kubelet = asyncio.create_task(self._care(), name=f"kubelet of {self.name}")
+
+    async def run_once(self, limit_s: float) -> None:
+        """Run the container to its end, as a Job does; how it ended is in ``ends``."""
+        async with self._starting:
+            self._start_container()
+            if not await self._ended_within(limit_s):
+                self.ends.append(f"did not end within {limit_s:.0f} s")
+                return
+        assert self.child is not None
+        self.ends.append(await self._exit(self.child))
+
+    def check(self) -> None:
+        """Raise what went wrong in the kubelet itself, if anything did."""
+        if self._kubelet is not None and self._kubelet.done() and not self._kubelet.cancelled():
+            self._kubelet.result()
+
+    async def kill(self) -> None:
+        """End it without ceremony, as the loss of its node would."""
+        self.terminating = True
+        await self._dismiss_kubelet()
+        if self.child is not None and self.child.exit_code() is None:
+            self.child.send(signal.SIGKILL)
+            assert await self._ended_within(KILLED_WAIT_S)
+
+    async def terminate(self) -> None:
+        """preStop, SIGTERM, and after the grace period SIGKILL. Returns when it is gone."""
+        self.terminating = True
+        await self._dismiss_kubelet()
+        await self._stop_container()
+
+    async def _dismiss_kubelet(self) -> None:
+        if self._kubelet is not None:
+            self._kubelet.cancel()
+            await asyncio.gather(self._kubelet, return_exceptions=True)
+
+    async def _care(self) -> None:
+        """Run the container, and again whenever it ends."""
+        while True:
+            end = await self._run_container()
+            await self._stop_container()
+            self.ends.append(end)
+            if len(self.ends) > 1:
+                backoff_s = BACKOFF_FIRST_S * 2.0 ** (len(self.ends) - 2)
+                await asyncio.sleep(min(backoff_s, BACKOFF_MAX_S))
+
+    async def _run_container(self) -> str:
+        """Start it, probe it, and return why that was over."""
+        slot = _Slot(self._starting)
+        async with slot.held():
+            child = self._start_container()
+            try:
+                return await _first(self._exit(child), self._probing(slot))
+            finally:
+                self.ready = False
+
+    def _start_container(self) -> Child:
+        self.child = Child(
+            self.name,
+            self.process.command,
+            log_file=self.directory / "log",
+            env=self.process.environment,
+            cwd=PROJECT,
+        )
+        return self.child
+
+    async def _exit(self, child: Child) -> str:
+        while (code := child.exit_code()) is None:  # noqa: ASYNC110 - Popen tells no event
+            await asyncio.sleep(POLL_S)
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+    async def _probing(self, slot: _Slot) -> str:
+        """Return when the kubelet gives the container up."""
+        probes = self.workload.container.probes
+        startup, liveness = probes.get("startup"), probes.get("liveness")
+        if startup is not None:
+            told = await self._until_passed("startup", startup)
+            if told:
+                return f"was given up: {told}"
+        if liveness is None:
+            return await self._follow_readiness(slot)
+        return await _first(self._follow_readiness(slot), self._until_failed("liveness", liveness))
+
+    async def _until_passed(self, kind: str, probe: Probe) -> str:
+        """'' once the probe has passed, or why it has failed too often."""
+        await asyncio.sleep(probe.initial_delay_s)
+        failures = 0
+        while told := await self._asked(kind, probe):
+            failures += 1
+            if failures >= probe.failures_max:
+                return told
+            await asyncio.sleep(probe.period_s)
+        return ""
+
+    async def _until_failed(self, kind: str, probe: Probe) -> str:
+        await asyncio.sleep(probe.initial_delay_s)
+        failures = 0
+        while True:
+            told = await self._asked(kind, probe)
+            failures = failures + 1 if told else 0
+            if failures >= probe.failures_max:
+                return f"was given up: {told}"
+            await asyncio.sleep(probe.period_s)
+
+    async def _follow_readiness(self, slot: _Slot) -> NoReturn:
+        probe = self.workload.container.probes.get("readiness")
+        if probe is None:
+            self._become_ready(slot)
+            await asyncio.Event().wait()
+            raise AssertionError
+        await asyncio.sleep(probe.initial_delay_s)
+        failures = successes = 0
+        while True:
+            told = await self._asked("readiness", probe)
+            failures, successes = (failures + 1, 0) if told else (0, successes + 1)
+            if successes >= probe.successes and not self.ready:
+                self._become_ready(slot)
+            if failures >= probe.failures_max:
+                self.ready = False
+            await asyncio.sleep(probe.period_s)
+
+    def _become_ready(self, slot: _Slot) -> None:
+        self.ready, self.ready_since, self.trouble = True, time.monotonic(), ""
+        slot.free()
+
+    async def _asked(self, kind: str, probe: Probe) -> str:
+        """Probe once: '' if it passed, or what failed."""
+        reason = await failure(probe, self.address)
+        if not reason:
+            return ""
+        self.trouble = f"{kind}Probe: {reason}"
+        return self.trouble
+
+    async def _stop_container(self) -> None:
+        if self.child is None or self.child.exit_code() is not None:
+            return
+        container, started = self.workload.container, time.monotonic()
+        await asyncio.sleep(container.pre_stop_s)
+        with suppress(ProcessLookupError):
+            self.child.send(signal.SIGTERM)
+        left_s = self.workload.grace_s - (time.monotonic() - started)
+        if not await self._ended_within(max(left_s, 0.0)):
+            self.ends.append("outlived its grace period")
+            self.child.send(signal.SIGKILL)
+            assert await self._ended_within(KILLED_WAIT_S)
+
+    async def _ended_within(self, limit_s: float) -> bool:
+        assert self.child is not None
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._exit(self.child)
+        except TimeoutError:
+            return False
+        return True
+
+
+class _Slot:
+    """A place among the containers that start; given back once, however that comes about."""
+
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore = semaphore
+        self._has = False
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        await self._semaphore.acquire()
+        self._has = True
+        try:
+            yield
+        finally:
+            self.free()
+
+    def free(self) -> None:
+        if self._has:
+            self._has = False
+            self._semaphore.release()
+
+
+async def _first(*waits: Coroutine[None, None, str]) -> str:
+    """What the first of them returns; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
