@@ -1,0 +1,180 @@
+"""A class for each reason of the contract; the tree is drawn in ``tally_client.errors``."""
+
+from __future__ import annotations
+
+from tally_client.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+
+
+class InvalidField(InvalidArgument, reason="INVALID_FIELD"):
+    """Fields of the request are not valid: ``fields`` names them."""
+
+
+class CurrencyMismatch(InvalidArgument, reason="CURRENCY_MISMATCH"):
+    """Amounts of different currencies cannot be combined."""
+
+
+class RequestIdReused(InvalidArgument, reason="REQUEST_ID_REUSED"):
+    """This request_id was used before with other content."""
+
+
+class InvalidPageToken(InvalidArgument, reason="INVALID_PAGE_TOKEN"):
+    """The page_token is not one this list gave out, or was for other filters."""
+
+
+class AmountExceedsDue(InvalidArgument, reason="AMOUNT_EXCEEDS_DUE"):
+    """More is to be taken from the balance than is due."""
+
+
+class AccountNotFound(NotFound, reason="ACCOUNT_NOT_FOUND"):
+    """The user has no account in this currency."""
+
+
+class CampaignNotFound(NotFound, reason="CAMPAIGN_NOT_FOUND"):
+    """There is no campaign with this id."""
+
+
+class CouponNotFound(NotFound, reason="COUPON_NOT_FOUND"):
+    """The user has no coupon with this id."""
+
+
+class ProductNotFound(NotFound, reason="PRODUCT_NOT_FOUND"):
+    """There is no product with this id."""
+
+
+class OrderNotFound(NotFound, reason="ORDER_NOT_FOUND"):
+    """The user has no order with this id."""
+
+
+class PaymentNotFound(NotFound, reason="PAYMENT_NOT_FOUND"):
+    """The user has no payment with this id."""
+
+
+class SagaNotFound(NotFound, reason="SAGA_NOT_FOUND"):
+    """There is no such saga."""
+
+
+class CouponAlreadyIssued(AlreadyExists, reason="COUPON_ALREADY_ISSUED"):
+    """The user has a coupon of this campaign; ``metadata`` names it."""
+
+
+class PaymentKeyUsed(AlreadyExists, reason="PAYMENT_KEY_USED"):
+    """The payment_key has paid or was declined under another request_id."""
+
+
+class InsufficientFunds(FailedPrecondition, reason="INSUFFICIENT_FUNDS"):
+    """The account holds less than the amount; ``quota`` tells the figures."""
+
+
+class BalanceLimitExceeded(FailedPrecondition, reason="BALANCE_LIMIT_EXCEEDED"):
+    """The balance would exceed 10^18."""
+
+
+class DeductionCancelled(FailedPrecondition, reason="DEDUCTION_CANCELLED"):
+    """This deduction was cancelled and cannot happen any more."""
+
+
+class CampaignNotOpen(FailedPrecondition, reason="CAMPAIGN_NOT_OPEN"):
+    """The campaign has not begun, or has ended."""
+
+
+class CouponNotUsable(FailedPrecondition, reason="COUPON_NOT_USABLE"):
+    """The coupon is used already."""
+
+
+class CouponExpired(FailedPrecondition, reason="COUPON_EXPIRED"):
+    """The coupon's time has passed."""
+
+
+class OrderAmountTooSmall(FailedPrecondition, reason="ORDER_AMOUNT_TOO_SMALL"):
+    """The order is below the campaign's min_order_amount."""
+
+
+class RedemptionCancelled(FailedPrecondition, reason="REDEMPTION_CANCELLED"):
+    """This redemption was cancelled and cannot happen any more."""
+
+
+class OutOfStock(FailedPrecondition, reason="OUT_OF_STOCK"):
+    """Fewer are free than were ordered; ``quota`` names every product short."""
+
+
+class OrderNotPayable(FailedPrecondition, reason="ORDER_NOT_PAYABLE"):
+    """The order is not waiting for a payment, or its time has passed."""
+
+
+class OrderNotCancellable(FailedPrecondition, reason="ORDER_NOT_CANCELLABLE"):
+    """The order has expired."""
+
+
+class PaymentKeyRequired(FailedPrecondition, reason="PAYMENT_KEY_REQUIRED"):
+    """The balance does not pay all that is due, and no payment_key is given."""
+
+
+class PaymentDeclined(FailedPrecondition, reason="PAYMENT_DECLINED"):
+    """The gateway declined; nothing was charged, and the key is used up."""
+
+
+class PaymentCancelled(FailedPrecondition, reason="PAYMENT_CANCELLED"):
+    """This confirmation was cancelled and cannot happen any more."""
+
+
+class SagaNotRetryable(FailedPrecondition, reason="SAGA_NOT_RETRYABLE"):
+    """The saga does not need attention."""
+
+
+class RequestInProgress(Aborted, reason="REQUEST_IN_PROGRESS"):
+    """The first call with this request_id is still running."""
+
+
+class PaymentInProgress(Aborted, reason="PAYMENT_IN_PROGRESS"):
+    """A payment of this order, or with this key, is under way."""
+
+
+class CartChanged(Aborted, reason="CART_CHANGED"):
+    """The cart has changed since the version named; read it and decide anew."""
+
+
+class ConflictRetriesExhausted(Aborted, reason="CONFLICT_RETRIES_EXHAUSTED"):
+    """Other writers kept changing the same rows; nothing was written."""
+
+
+class CouponSoldOut(ResourceExhausted, reason="COUPON_SOLD_OUT"):
+    """Every coupon of the campaign has been issued; none comes back."""
+
+
+class Overloaded(ResourceExhausted, reason="OVERLOADED"):
+    """The replica has more calls than it can serve."""
+
+
+class RateLimited(ResourceExhausted, reason="RATE_LIMITED"):
+    """This caller calls too often."""
+
+
+class GatewayUnavailable(Unavailable, reason="GATEWAY_UNAVAILABLE"):
+    """The payment gateway was not reached: nothing was charged.
+
+    From PayOrder, everything is put back: try anew, under a new request_id.
+    """
+
+
+class PaymentOutcomeUnknown(Unavailable, reason="PAYMENT_OUTCOME_UNKNOWN"):
+    """The gateway was reached, and what it did is not known yet."""
+
+
+class DatabaseUnavailable(Unavailable, reason="DATABASE_UNAVAILABLE"):
+    """The service's database did not answer."""
+
+
+class PeerUnavailable(Unavailable, reason="PEER_UNAVAILABLE"):
+    """A service that this call needs did not answer."""
+
+
+class ReplicaStopping(Unavailable, reason="REPLICA_STOPPING"):
+    """The replica is stopping; another one answers."""
