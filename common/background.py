@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from common.database import tells_unready
+
 _log = structlog.stdlib.get_logger()
 
 
@@ -20,15 +22,26 @@ async def periodically(
 
     Intervals vary by a fifth, so that replicas started together do not sweep in step. At the end a
     run in progress is finished, not cancelled: it may be about to commit.
+
+    A failure is logged when it begins or changes, not at each run; of a database that is away, the
+    replica's readiness tells.
     """
     stopped = asyncio.Event()
 
     async def run() -> None:
+        told = ""
         while not stopped.is_set():
+            failure = ""
             try:
                 await work()
             except Exception as error:  # noqa: BLE001 - the next run may succeed
-                _log.warning("background_work_failed", work=name, error=repr(error)[:200])
+                if not tells_unready(error):
+                    failure = repr(error)[:200]
+            if failure and failure != told:
+                _log.warning("background_work_failed", work=name, error=failure)
+            elif told and not failure:
+                _log.info("background_work_goes_on", work=name)
+            told = failure
             pause = interval_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
             try:
                 await asyncio.wait_for(stopped.wait(), pause)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import exc
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from common import logs
+from common.addresses import engine_url
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable
-from common.settings import ServiceSettings
+from common.settings import ServiceSettings, source_of
 
 _PLANS: Final = {
     # Every statement looks rows up by key, from arrays of unknown length. Planned once, for few
@@ -35,6 +38,11 @@ rows that another transaction has inserted and not committed."""
 STATEMENT_TIMEOUT_MS: Final = 3_000
 IDLE_TIMEOUT_MS: Final = 6_000
 POOL_TIMEOUT_S: Final = 3.0
+READY_TIMEOUT_S: Final = 1.5
+"""Less than the health probe's own limit (common.health): here it is known what did not answer."""
+_DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
+
+_log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,10 @@ class Database:
     """Transactions that wait for a row, and sweeps: apart from the lanes."""
     reads: AsyncEngine
     """Single statements, no transaction around them."""
+    setting: str = "the database"
+    """The variable or file that the address came from, for the operator."""
+    checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    """Set when the server has been found fit once, and its durability looked at."""
 
     def begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A transaction outside any lane, for sweeps and clean-ups."""
@@ -58,7 +70,9 @@ class Database:
             await engine.dispose()
 
 
-def open_pools(url: str, *, application_name: str, pool_size: int) -> Database:
+def open_pools(
+    url: str, *, application_name: str, pool_size: int, setting: str = "the database"
+) -> Database:
     """Engines whose sessions wait for nothing without limit, with ``pool_size`` connections in all.
 
     A third each for lanes, for rows that others hold, and for reads: a crowd of readers cannot
@@ -68,7 +82,7 @@ def open_pools(url: str, *, application_name: str, pool_size: int) -> Database:
 
     def engine(purpose: str, size: int, lock_timeout_ms: int, **options: Any) -> AsyncEngine:
         return create_async_engine(
-            make_url(url).set(drivername="postgresql+asyncpg"),
+            engine_url(url),
             pool_size=size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
@@ -101,6 +115,7 @@ def open_pools(url: str, *, application_name: str, pool_size: int) -> Database:
             # A lane repeats its batch on a connection that went stale; a read has nobody to.
             pool_pre_ping=True,
         ),
+        setting=setting,
     )
 
 
@@ -111,6 +126,7 @@ async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
         settings.database_url.get_secret_value(),
         application_name=f"tally {settings.service} {settings.replica}"[:48],
         pool_size=settings.pool_size,
+        setting=source_of(type(settings), "database_url"),
     )
     try:
         yield database
@@ -153,6 +169,8 @@ class Overtaken(Exception):  # noqa: N818 - somebody else was faster, which is n
 
 
 UNIQUE_VIOLATION: Final = "23505"
+UNDEFINED_TABLE: Final = "42P01"
+INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 _CONTENTION: Final = {"40001", "40P01", LOCK_NOT_AVAILABLE}
 _UNREACHABLE: Final = {
@@ -183,8 +201,9 @@ def classify(error: BaseException) -> Fault:
         return Fault.COMMAND
     if state in _CONTENTION or isinstance(error, Overtaken):
         return Fault.CONTENTION
-    if state[:2] in {"08", "53", "58"} or state in _UNREACHABLE:
-        # 53: out of connections, memory or disk; 58: I/O. The server is not fit, not the command.
+    if state[:2] in {"08", "28", "3D", "53", "58"} or state in _UNREACHABLE:
+        # 28: not let in, with a password that was changed; 3D: no such database; 53: out of
+        # connections, memory or disk; 58: I/O. The server is not fit, not the command.
         return Fault.CONNECTION
     if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or not state):
         # Without a SQLSTATE the server did not speak: asyncpg's InterfaceError.
@@ -223,26 +242,56 @@ async def check_ready(database: Database, *, schema: str) -> None:
 
     Revisions are numbers of four digits. A newer schema is fine: releases expand first and
     contract only when no replica of the older release is left.
+
+    The first time that all is well, it logs a warning for each setting of the server under which
+    a crash could lose what was committed.
     """
+    url = database.reads.url
     try:
-        async with database.reads.connect() as connection:
+        async with asyncio.timeout(READY_TIMEOUT_S), database.reads.connect() as connection:
             found = (
                 await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
             ) or ""
+            warnings = [] if database.checked.is_set() else await durability_warnings(connection)
     except Exception as error:
-        if sqlstate(error) == "42P01":
-            raise NotReady("the database has no schema yet: run the migrate command") from None
-        raise NotReady(f"the database does not answer: {type(error).__name__}") from error
+        if sqlstate(error) == UNDEFINED_TABLE:
+            told = f"database {url.database} has no schema yet: run migrate"
+        else:
+            told = reason_of(error, url)
+        raise NotReady(f"{database.setting}: {told}") from error
     if found < schema:
-        raise NotReady(f"the schema is at {found}, this release needs {schema}: run migrate")
+        told = f"the schema of database {url.database} is at {found or 'nothing'}"
+        raise NotReady(f"{database.setting}: {told}, this release needs {schema}: run migrate")
+    for warning in warnings:
+        _log.warning("database not durable", setting=database.setting, reason=warning)
+    database.checked.set()
+
+
+def reason_of(error: BaseException, url: sa.URL) -> str:
+    """Why the database at ``url`` cannot be used, in one line for the operator."""
+    address = f"{url.host}:{url.port or 5432}"
+    if isinstance(error, exc.TimeoutError):
+        return "all connections for reads are in use"
+    if isinstance(error, TimeoutError):
+        return f"no answer from {address} within {READY_TIMEOUT_S:g} s"
+    if isinstance(error, OSError):
+        return f"no answer from {address}: {error.strerror or error}"
+    cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
+    first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return logs.masked(first_line)
 
 
 async def durability_warnings(connection: AsyncConnection) -> list[str]:
     """Settings of the server under which a committed answer could be lost in a crash."""
     rows = await connection.execute(
-        sa.text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names)"),
-        {"names": ["fsync", "synchronous_commit", "full_page_writes"]},
+        sa.text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names) ORDER BY name"),
+        {"names": list(_DURABILITY)},
     )
     return [
         f"{name} is off: a crash may lose committed answers" for name, on in rows if on == "off"
     ]
+
+
+def tells_unready(error: BaseException) -> bool:
+    """Whether the replica's readiness tells of this already: no database, or none of ours yet."""
+    return classify(error) is Fault.CONNECTION or sqlstate(error) == UNDEFINED_TABLE

@@ -43,6 +43,9 @@ _NEVER: Final = ((PUSHBACK_KEY, "-1"),)
 LEAST_S: Final = 0.002
 # The event loop's clock has a resolution of a millisecond.
 CLOCK_SLACK_S: Final = 0.005
+# Checked here, where a refusal can say so; beyond the transport's own limit (common.server), a few
+# times larger, gRPC ends a call with a status that has no reason.
+MESSAGE_BYTES_MAX: Final = 64 * 1024
 
 _log = structlog.get_logger(__name__)
 
@@ -53,6 +56,14 @@ class Stopping(Refusal):
     code = Code.UNAVAILABLE
     reason = "REPLICA_STOPPING"
     retry_after_s = 0.1
+
+
+class NotYetReady(Refusal):
+    """This replica has just been started and cannot serve yet; call again, another one may."""
+
+    code = Code.UNAVAILABLE
+    reason = "REPLICA_NOT_READY"
+    retry_after_s = 1.0
 
 
 class Gate:
@@ -74,13 +85,16 @@ class Pipeline:
 
     def __init__(self, *, replica: str, calls_max: int, default_deadline_s: float) -> None:
         self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        self._calls = Gate(calls_max)
+        self._calls_max = calls_max
+        # No places before the replica was ready for the first time: see open().
+        self._calls = Gate(0)
         # Streams wait more than they work: they must not use up the places of unary calls.
-        self._streams = Gate(calls_max)
+        self._streams = Gate(0)
         self._default_deadline_s = default_deadline_s
         self._watch = Untimed(default_deadline_s)
         self._trailing = ((REPLICA_KEY, replica),)
         self._stream_tasks: set[asyncio.Task[Any]] = set()
+        self._opened = False
         self._stopping = False
         metrics.IN_FLIGHT.set_function(lambda: self._calls.active + self._streams.active)
 
@@ -111,6 +125,18 @@ class Pipeline:
             else:
                 gate = self._calls if limited else Gate(2**31)
                 self.handlers[method] = self._unary_unary(method, handler, gate)
+
+    def open(self) -> None:
+        """Lets calls in. Until then each is refused with NotYetReady, health excepted.
+
+        A replica on a database without its schema would otherwise answer some methods and break in
+        others. Once opened it stays so: of a database that goes away later, the methods tell.
+        """
+        self._opened = True
+        self._calls.calls_max = self._streams.calls_max = self._calls_max
+
+    def _no_place(self) -> Refusal:
+        return Overloaded() if self._opened else NotYetReady()
 
     def end_streams(self) -> None:
         """Ends every open response stream with UNAVAILABLE, and those that begin after this.
@@ -146,14 +172,14 @@ class Pipeline:
         parse: Any = handler.request_deserializer
         render: Any = handler.response_serializer
         trailing, default_s, fail = self._trailing, self._default_deadline_s, self._fail
-        untimed = self._untimed
+        untimed, no_place = self._untimed, self._no_place
         clock = time.perf_counter
         count_ok = metrics.CALLS.labels(method, "OK").inc
         observe = metrics.LATENCY.labels(method).observe
 
         async def handle(raw: bytes, context: Any) -> bytes:
             if gate.active >= gate.calls_max:
-                await fail(method, context, Overloaded())
+                await fail(method, context, no_place())
             gate.active += 1
             started = clock()
             try:
@@ -204,7 +230,7 @@ class Pipeline:
 
         async def handle(raw: bytes, context: Any) -> None:
             if gate.active >= gate.calls_max:
-                await self._fail(method, context, Overloaded())
+                await self._fail(method, context, self._no_place())
             if self._stopping:
                 await self._fail(method, context, Stopping())
             gate.active += 1
@@ -281,6 +307,9 @@ def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
 
 
 def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:
+    if len(raw) > MESSAGE_BYTES_MAX:
+        told = f"takes {len(raw)} bytes; a message may have {MESSAGE_BYTES_MAX} at most"
+        raise InvalidField("request", told)
     try:
         return parse(raw)
     except DecodeError:

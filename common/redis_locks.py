@@ -73,6 +73,18 @@ def open_redis(url: str) -> Redis:
     )
 
 
+async def reason_against(url: str) -> str:
+    """Why Redis at ``url`` cannot be used now, in one line; empty if it can."""
+    redis = open_redis(url)
+    try:
+        await redis.ping()
+    except (RedisError, OSError, TimeoutError) as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        await redis.aclose()
+    return ""
+
+
 @asynccontextmanager
 async def open_locks(url: str) -> AsyncIterator[Locks]:
     """The first line of defence at ``url``; an empty one means there is none."""

@@ -19,9 +19,19 @@ import structlog
 import uvloop
 
 from common import logs
+from common.addresses import engine_url
+from common.database import INSUFFICIENT_PRIVILEGE, Fault, classify, reason_of, sqlstate
 from common.metrics import MetricsPage
+from common.redis_locks import reason_against
 from common.server import GrpcServer, PortTaken
-from common.settings import ServiceSettings, SettingsError, load, split_host_port
+from common.settings import (
+    ServiceSettings,
+    SettingsError,
+    load,
+    misspelt,
+    source_of,
+    split_host_port,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -79,6 +89,9 @@ def main(
         level=settings.log_level,
         output=settings.log_format,
     )
+    for line in misspelt(settings_type):
+        # Not a refusal: going back to an older release must not need other settings first.
+        _log.warning("unknown setting", reason=line)
     try:
         uvloop.run(_migrate(settings, migrate) if arguments else serve(settings, build))
     except (SettingsError, PortTaken) as error:
@@ -87,10 +100,19 @@ def main(
     except Exception as error:  # noqa: BLE001 - the process ends, and says why in one line
         if not arguments:
             _log.critical("failed", exc_info=True)
-        first_line = (str(error).strip() or "no further text").splitlines()[0]
-        told = logs.masked(f"{type(error).__name__}: {first_line}")
-        sys.stderr.write(f"{settings.service} could not {command}: {told}\n")
+        sys.stderr.write(f"{_told(settings, command, error)}\n")
         raise SystemExit(FAILED) from None
+
+
+def _told(settings: ServiceSettings, command: str, error: Exception) -> str:
+    """What ended the process, in one line. Where a setting is to blame, it is named."""
+    refused = sqlstate(error) == INSUFFICIENT_PRIVILEGE
+    if command == "migrate" and (refused or classify(error) is Fault.CONNECTION):
+        url = engine_url(settings.owner_database_url.get_secret_value())
+        return f"{source_of(type(settings), 'owner_database_url')}: {reason_of(error, url)}"
+    first_line = (str(error).strip() or "no further text").splitlines()[0]
+    told = logs.masked(f"{type(error).__name__}: {first_line}")
+    return f"{settings.service} could not {command}: {told}"
 
 
 async def serve(
@@ -104,6 +126,7 @@ async def serve(
     page: MetricsPage | None = None
     if settings.metrics_port:
         page = _metrics_page(settings)
+    await _tell_of_redis(settings)
     try:
         async with build(settings) as application:
             server = GrpcServer(settings, ready=application.ready)
@@ -118,6 +141,14 @@ async def serve(
     finally:
         if page is not None:
             page.close()
+
+
+async def _tell_of_redis(settings: ServiceSettings) -> None:
+    """Once, at the start: Redis is not needed to serve, so that nothing else would tell of it."""
+    url = settings.redis_url.get_secret_value()
+    if url and (reason := await reason_against(url)):
+        setting = source_of(type(settings), "redis_url")
+        _log.warning("redis away", reason=logs.masked(f"{setting}: {reason}"))
 
 
 def _settle_memory() -> None:
@@ -142,7 +173,8 @@ def _metrics_page(settings: ServiceSettings) -> MetricsPage:
     try:
         return MetricsPage(host, settings.metrics_port)
     except OSError:
-        raise PortTaken(f"{host}:{settings.metrics_port}") from None
+        setting = source_of(type(settings), "metrics_port")
+        raise PortTaken(setting, f"{host}:{settings.metrics_port}") from None
 
 
 def _stop_on_signals() -> asyncio.Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,14 +13,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from common.health import Health, Ready
-from common.pipeline import Pipeline
+from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
+from common.settings import source_of, split_host_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from common.settings import ServiceSettings
 
-MESSAGE_BYTES_MAX: Final = 64 * 1024
+# What gRPC itself takes in: above the pipeline's limit, so that a message that is somewhat too
+# large gets a refusal that says so, and few times above, so that refusing uses little memory.
+RECEIVE_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
 PENDING_MAX: Final = 20_000
 METADATA_BYTES_MAX: Final = 8 * 1024
 # Clients ping every 30 s (common.clients); the server's default would end their connections.
@@ -37,10 +41,10 @@ _log = structlog.get_logger(__name__)
 
 
 class PortTaken(Exception):  # noqa: N818 - a fact, told to the operator
-    """The address cannot be listened on."""
+    """The address cannot be listened on. The text is one line that names the setting and why."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(f"cannot listen on {address}: taken by another process, or not ours")
+    def __init__(self, setting: str, address: str) -> None:
+        super().__init__(f"{setting}: cannot listen on {address}: {_reason_against(address)}")
 
 
 class GrpcServer:
@@ -74,7 +78,7 @@ class GrpcServer:
     async def start(self) -> int:
         """Listens, and returns the port. Raises PortTaken if the address cannot be had.
 
-        Health is NOT_SERVING until the first probe has passed.
+        Health is NOT_SERVING until the first probe has passed, and calls are refused.
         """
         health: Any = _Collected()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, health)
@@ -88,13 +92,13 @@ class GrpcServer:
         except RuntimeError:
             port = 0
         if port == 0:
-            raise PortTaken(self._settings.bind)
+            raise PortTaken(source_of(type(self._settings), "bind"), self._settings.bind)
         await self._server.start()
         # Made once and never cancelled: cancelling it cancels the future that stop() waits for, and
         # calls that still run would be cut off.
         self._ended = asyncio.create_task(self._server.wait_for_termination())
         self._probing = asyncio.create_task(
-            self.health.follow(self._ready, self._settings.readiness_interval_s)
+            self.health.follow(self._open_when_ready, self._settings.readiness_interval_s)
         )
         _log.info("listening", port=port, services=self._mounted)
         return port
@@ -122,6 +126,10 @@ class GrpcServer:
         """Returns when the server has stopped, for whatever reason."""
         assert self._ended is not None
         await asyncio.shield(self._ended)
+
+    async def _open_when_ready(self) -> None:
+        await self._ready()
+        self._pipeline.open()
 
     def _reflection(self) -> dict[str, Any]:
         names = (*self._mounted, _HEALTH, *_REFLECTION)
@@ -165,12 +173,29 @@ class _Collected:
         self.handlers = handlers
 
 
+def _reason_against(address: str) -> str:
+    """Why the address cannot be listened on, by trying: gRPC does not tell."""
+    host, port = split_host_port(address)
+    try:
+        [family, kind, protocol, _, where] = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            # As servers do: connections of a predecessor that linger do not count.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(where)
+            tried.listen()
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return "it was in use until just now"
+
+
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     age_ms = round(settings.max_connection_age_s * 1000)
     return [
         # A second server on the same port would otherwise bind silently and take half the calls.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
         # Beyond its limit of calls not yet picked up gRPC drops some with a bare CANCELLED.
         # Refusing is the pipeline's task, which says OVERLOADED and when to come again.
         ("grpc.server.max_pending_requests", PENDING_MAX),

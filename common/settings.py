@@ -13,10 +13,9 @@ import os
 import re
 import socket
 import sys
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -25,48 +24,25 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-PREFIX = "TALLY_"
-SECRETS_DIR = "TALLY_SECRETS_DIR"
+from common import variables
+from common.addresses import BindAddress, PostgresUrl, RedisUrl, split_host_port
+from common.variables import PREFIX, SECRETS_DIR, SettingsError
 
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
-_POSTGRES = re.compile(r"postgresql://[^\s/?#]+/[^\s/?#]+(\?\S*)?")
-_REDIS = re.compile(r"(rediss?|unix)://\S+")
-
-
-class SettingsError(Exception):
-    """A setting is missing or malformed. Its text is one line, fit to be shown to the operator."""
-
-
-def split_host_port(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[ipv6]:port``. Raises ValueError if it is neither."""
-    match = _HOST_PORT.fullmatch(address)
-    if match is None or int(match[2]) > 65535:
-        raise ValueError("must be host:port with a port from 0 to 65535")
-    return match[1], int(match[2])
-
-
-def _bind(address: str) -> str:
-    split_host_port(address)
-    return address
-
-
-def _postgres_url(url: SecretStr) -> SecretStr:
-    text = url.get_secret_value()
-    if text and _POSTGRES.fullmatch(text) is None:
-        raise ValueError("must be postgresql://user:password@host:port/database")
-    return url
-
-
-def _redis_url(url: SecretStr) -> SecretStr:
-    text = url.get_secret_value()
-    if text and _REDIS.fullmatch(text) is None:
-        raise ValueError("must be redis://, rediss:// or unix:// with an address, or empty")
-    return url
-
-
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
-BindAddress = Annotated[str, AfterValidator(_bind)]
+__all__ = [
+    "PREFIX",
+    "SECRETS_DIR",
+    "BindAddress",
+    "PostgresUrl",
+    "RedisUrl",
+    "ServiceSettings",
+    "SettingsError",
+    "load",
+    "misspelt",
+    "read",
+    "reference",
+    "source_of",
+    "split_host_port",
+]
 
 
 def _replica_name() -> str:
@@ -179,9 +155,9 @@ class ServiceSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The service's own variable or file before the common one; no .env file."""
         del env_settings, dotenv_settings, file_secret_settings
-        directory = _secrets_dir()
+        directory = variables.secrets_dir()
         sources: list[PydanticBaseSettingsSource] = [init_settings]
-        for prefix in _prefixes(cls):
+        for prefix in variables.prefixes(cls.service):
             sources.append(EnvSettingsSource(settings_cls, env_prefix=prefix))
             if directory is not None:
                 sources.append(
@@ -199,15 +175,15 @@ def read(settings_type: type[S], command: Literal["serve", "migrate"] = "serve")
         settings = settings_type()
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = _source_of(settings_type, str(first["loc"][0]))
-        raise SettingsError(f"{where}: {_told(first['msg'])}") from None
+        field, told = _blamed(first)
+        raise SettingsError(f"{source_of(settings_type, field)}: {told}") from None
     needed = (
         settings_type.needed_to_serve if command == "serve" else settings_type.needed_to_migrate
     )
     for field in needed:
         value = getattr(settings, field)
         if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
-            raise SettingsError(f"{_source_of(settings_type, field)}: needed to {command}, not set")
+            raise SettingsError(f"{source_of(settings_type, field)}: needed to {command}, not set")
     return settings
 
 
@@ -225,7 +201,7 @@ def reference(*settings_types: type[ServiceSettings]) -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     rows += [_row(PREFIX, name, field) for name, field in ServiceSettings.model_fields.items()]
     for settings_type in settings_types:
-        prefix = _prefixes(settings_type)[0]
+        prefix = variables.prefixes(settings_type.service)[0]
         for name, field in settings_type.model_fields.items():
             common = ServiceSettings.model_fields.get(name)
             if common is None or common.get_default() != field.get_default():
@@ -265,36 +241,23 @@ def _bounds(field: Any) -> str:
     return f"({', '.join(found)})" if found else ""
 
 
-def _prefixes(settings_type: type[ServiceSettings]) -> tuple[str, ...]:
-    if not settings_type.service:
-        return (PREFIX,)
-    return (f"{PREFIX}{settings_type.service.upper()}_", PREFIX)
-
-
-def _secrets_dir() -> Path | None:
-    name = os.environ.get(SECRETS_DIR, "")
-    if not name:
-        return None
-    directory = Path(name)
-    if not directory.is_dir():
-        raise SettingsError(f"{SECRETS_DIR}: is not a directory")
-    return directory
-
-
-def _source_of(settings_type: type[ServiceSettings], field: str) -> str:
+def source_of(settings_type: type[ServiceSettings], field: str) -> str:
     """The variable or file that a field came from; if it came from none, the one to set."""
-    directory = _secrets_dir()
-    given = {name.upper() for name in os.environ}
-    names = [f"{prefix}{field.upper()}" for prefix in _prefixes(settings_type)]
-    for name in names:
-        if name in given:
-            return name
-        if directory is not None:
-            for candidate in (directory / name, directory / name.lower()):
-                if candidate.is_file():
-                    return str(candidate)
-    return names[0]
+    return variables.source_of(settings_type.service, field)
 
 
-def _told(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("\n", " ")
+def misspelt(settings_type: type[ServiceSettings]) -> list[str]:
+    """What is given and is no setting of the service, one line each."""
+    return variables.misspelt(settings_type.service, settings_type.model_fields)
+
+
+def _blamed(error: Any) -> tuple[str, str]:
+    """The field that pydantic's error is about, and what is wrong with it.
+
+    A rule about several fields has no field of its own: its message begins with the one to blame.
+    """
+    message = error["msg"].removeprefix("Value error, ").replace("\n", " ")
+    if error["loc"]:
+        return str(error["loc"][0]), message
+    field, _, told = message.partition(" ")
+    return field, told

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from common.clients import target
 from common.settings import BindAddress, ServiceSettings
+
+
+def _peer_address(addresses: str) -> str:
+    target(addresses)
+    return addresses
+
+
+PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 
 
 class OrderSettings(ServiceSettings):
@@ -15,17 +24,16 @@ class OrderSettings(ServiceSettings):
     service: ClassVar[str] = "order"
 
     bind: BindAddress = "127.0.0.1:50053"
-    balance_address: str = Field(
+    balance_address: PeerAddress = Field(
         default="127.0.0.1:50051",
-        min_length=1,
         description="Where the balance service is: host:port, several with commas between them, "
         "or dns:///name:port.",
     )
-    coupon_address: str = Field(
-        default="127.0.0.1:50052", min_length=1, description="Where the coupon service is, alike."
+    coupon_address: PeerAddress = Field(
+        default="127.0.0.1:50052", description="Where the coupon service is, alike."
     )
-    payment_address: str = Field(
-        default="127.0.0.1:50054", min_length=1, description="Where the payment service is, alike."
+    payment_address: PeerAddress = Field(
+        default="127.0.0.1:50054", description="Where the payment service is, alike."
     )
     order_expiry_s: float = Field(
         default=900.0,

@@ -9,8 +9,9 @@ from typing import Final
 import sqlalchemy as sa
 from alembic import command, op
 from alembic.config import Config
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+
+from common.addresses import engine_url
 
 _LOCK: Final = 7_418_201
 """Advisory lock of migrations: two release jobs at once run one after the other."""
@@ -21,7 +22,7 @@ async def migrate(owner_url: str, versions: Path) -> None:
 
     Needs the owner role: the role the service runs with has no right to change the schema.
     """
-    engine = create_async_engine(make_url(owner_url).set(drivername="postgresql+asyncpg"))
+    engine = create_async_engine(engine_url(owner_url))
     try:
         async with engine.connect() as connection:
             await connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})

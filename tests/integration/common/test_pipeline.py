@@ -20,7 +20,8 @@ from common.errors import (
     Refusal,
     RemoteRefusal,
 )
-from common.pipeline import Pipeline
+from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
+from common.server import METADATA_BYTES_MAX, RECEIVE_BYTES_MAX
 from common.status import from_rpc_error
 from tests.integration.common.echo import SAY, Echo, EchoStub, add, serving
 
@@ -168,8 +169,39 @@ async def test_a_message_beyond_the_limit_is_refused_before_the_method_runs() ->
         raise AssertionError("must not be reached")
 
     async with stub(Echo(say)) as echo:
-        refusal = await refused(echo.Say(StringValue(value="x" * 70_000)))
-    assert refusal.code is Code.RESOURCE_EXHAUSTED
+        refusal = await refused(echo.Say(StringValue(value="x" * MESSAGE_BYTES_MAX)))
+    assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INVALID_FIELD")
+    [violation] = refusal.fields
+    assert violation.field == "request"
+    assert str(MESSAGE_BYTES_MAX) in violation.description
+
+
+async def test_a_message_of_the_limit_is_taken() -> None:
+    around = StringValue(value="x" * 60_000).ByteSize() - 60_000
+    request = StringValue(value="x" * (MESSAGE_BYTES_MAX - around))
+    assert request.ByteSize() == MESSAGE_BYTES_MAX
+    async with stub(Echo()) as echo:
+        assert await echo.Say(request) == request
+
+
+async def test_a_message_that_the_transport_refuses_ends_the_call_and_not_the_connection() -> None:
+    async with stub(Echo()) as echo:
+        refusal = await refused(echo.Say(StringValue(value="x" * RECEIVE_BYTES_MAX)))
+        assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "")
+        assert (await echo.Say(StringValue(value="next"))).value == "next"
+
+
+async def test_metadata_beyond_the_limit_is_refused_before_the_method_runs() -> None:
+    async def say(request: StringValue, context: Any) -> StringValue:
+        assert not request.value, "must not be reached"
+        return request
+
+    async with stub(Echo(say)) as echo:
+        large = (("tally-test", "x" * (3 * METADATA_BYTES_MAX)),)
+        refusal = await refused(echo.Say(StringValue(value="large"), metadata=large))
+        assert refusal.code is Code.RESOURCE_EXHAUSTED
+        small = (("tally-test", "x" * (METADATA_BYTES_MAX // 2)),)
+        await echo.Say(StringValue(), metadata=small)
 
 
 async def test_a_field_violation_raised_by_hand_arrives() -> None:

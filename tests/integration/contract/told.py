@@ -152,5 +152,5 @@ def not_found(reason: str, names: str = "") -> Expected:
 BAD_TOKEN: Final = Expected(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
 REUSED: Final = Expected(grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
 CURRENCY: Final = Expected(grpc.StatusCode.INVALID_ARGUMENT, "CURRENCY_MISMATCH")
-TOO_LARGE: Final = Expected(grpc.StatusCode.RESOURCE_EXHAUSTED, "")
-"""The transport's own refusal of a message beyond 64 KiB: there is no status of ours in it."""
+TOO_LARGE: Final = invalid("request")
+"""A message beyond 64 KiB."""
