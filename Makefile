@@ -84,7 +84,7 @@ bench: $(STAMP) ## Measure DeductBalance against an empty gRPC method (minutes, 
 
 .PHONY: lock
 lock: $(STAMP) ## Resolve requirements/*.in again and pin the result with hashes
-	@for f in runtime dev; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" requirements/$$f.in -o requirements/$$f.txt || exit 1; done
+	@for f in runtime dev simulator; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" requirements/$$f.in -o requirements/$$f.txt || exit 1; done
 
 .PHONY: clean
 clean: ## Remove .venv, caches and .tally with all its data
