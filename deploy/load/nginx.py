@@ -1,4 +1,4 @@
-"""nginx in front of the replicas: a child on free ports of 127.0.0.1, all of it in one directory."""
+"""nginx in front of the replicas: a child on free ports of 127.0.0.1, within one directory."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ SERVICE_CONFIG: Final = Path(__file__).with_name("service.conf")
 # Where Debian puts it, which is not on every user's path.
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 HTTP2_DIRECTIVE_SINCE: Final = (1, 25, 1)
+MISSING: Final = "nginx is not installed: `apt-get install nginx` on Debian or Ubuntu has it"
 START_LIMIT_S: Final = 30.0
 STOP_LIMIT_S: Final = 5.0
 FREE_PORT_ATTEMPTS: Final = 5
@@ -45,7 +46,7 @@ def round_robin(
     """
     program = find()
     if program is None:
-        raise RunnerError("nginx is not installed: `apt-get install nginx` on Debian or Ubuntu")
+        raise RunnerError(MISSING)
     for attempt in range(1, FREE_PORT_ATTEMPTS + 1):
         ports = {service: free_port() for service in services}
         _write(directory, _listen_form(program), services, ports)
@@ -70,8 +71,8 @@ def round_robin(
 
 def service_config(service: str, listen: str, replicas: Sequence[str]) -> str:
     """Return service.conf, filled in. ``listen``: the directives that open its port."""
-    # A replica that refuses connections is left out for a while. One refusal is not enough: all
-    # calls that met it while it was starting would count.
+    # A replica is left out for a while after several failures, and not after one, as nginx would
+    # have it: a connection that it closed for its age just as a call came counts as one.
     lines = [f"    server {replica} max_fails=3 fail_timeout=5s;" for replica in replicas]
     text = SERVICE_CONFIG.read_text()
     for name, value in {

@@ -1,0 +1,112 @@
+"""One k6 script, run as a child, and what it measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from deploy.local.errors import RunnerError
+from deploy.local.processes import Child
+
+SCRIPTS: Final = Path(__file__).parent
+THRESHOLDS_CROSSED: Final = 99
+STOP_LIMIT_S: Final = 10.0
+WAIT_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a script ended, and its metrics by name, as k6 exports them."""
+
+    exit_code: int
+    metrics: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def ending(self) -> str:
+        """Tell in a word or two how it ended."""
+        if self.exit_code == THRESHOLDS_CROSSED:
+            return f"crossed: {', '.join(self._crossed())}"
+        return "all thresholds hold" if self.exit_code == 0 else f"k6 exited {self.exit_code}"
+
+    def count(self, metric: str) -> int:
+        """Return a counter's value; 0 if nothing was counted."""
+        return int(self.metrics.get(metric, {}).get("count", 0))
+
+    def times(self, metric: str) -> str:
+        """Return a trend's median and 95th percentile."""
+        values = self.metrics.get(metric, {})
+        if "med" not in values:
+            return "no times"
+        return f"median {values['med']:.0f} ms, p95 {values['p(95)']:.0f} ms"
+
+    def _crossed(self) -> list[str]:
+        return sorted(
+            name for name, values in self.metrics.items() if any(_failed(values).values())
+        )
+
+
+def find() -> Path:
+    """Return k6's program, which comes with the development requirements."""
+    beside = Path(sys.executable).with_name("k6")
+    found = beside if beside.is_file() else shutil.which("k6")
+    if not found:
+        raise RunnerError("k6 is not installed: run `make clean setup`")
+    return Path(found)
+
+
+def addresses(services: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the variables by which the scripts are told where the services are."""
+    return {service.upper(): ",".join(places) for service, places in services.items()}
+
+
+def run_script(
+    name: str,
+    variables: Mapping[str, str],
+    directory: Path,
+    *,
+    meanwhile: Callable[[], None],
+    say: Callable[[str], None],
+) -> Outcome:
+    """Run a script to its end, then say what k6 printed.
+
+    ``meanwhile`` is called again and again. Call it in the main thread (see Child); whatever is
+    raised, k6 is stopped. Its logs and its summary are left in ``directory``.
+    """
+    summary = directory / f"{name}.json"
+    summary.unlink(missing_ok=True)
+    child = Child(
+        f"k6 {name}",
+        [
+            *(find(), "run", "--quiet", "--no-color", "--no-usage-report"),
+            # An empty address: no REST API of k6's own on a port.
+            *("--address", "", "--summary-export", summary, SCRIPTS / f"{name}.js"),
+        ],
+        log_file=directory / f"{name}.log",
+        # Of the user's environment nothing: K6_… and a configuration at home would change the load.
+        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), **variables},
+        cwd=directory,
+    )
+    try:
+        while (exit_code := child.wait(WAIT_S)) is None:
+            meanwhile()
+    finally:
+        child.stop(grace_s=STOP_LIMIT_S)
+        say(child.log_text().strip("\n"))
+    return Outcome(exit_code, _metrics(summary))
+
+
+def _metrics(summary: Path) -> dict[str, dict[str, Any]]:
+    if not summary.is_file():
+        return {}
+    return dict(json.loads(summary.read_text())["metrics"])
+
+
+def _failed(values: Mapping[str, Any]) -> dict[str, bool]:
+    """The thresholds of a metric, each with whether it was crossed: so k6 writes it."""
+    return dict(values.get("thresholds", {}))
