@@ -65,6 +65,8 @@ check: $(STAMP) ## Lint code and protos, check types, import rules and generated
 	@PYTHONPATH=$(CURDIR):$(CURDIR)/protos/gen $(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m protos.generate --lint --check
 	@$(BIN)/python -m deploy.reference --check
+	@$(BIN)/python -m deploy.kubernetes render --check
+	@$(BIN)/python -m deploy.kubernetes validate
 
 .PHONY: format
 format: $(STAMP) ## Format the code, and fix what ruff can fix
@@ -78,9 +80,22 @@ stubs: $(STAMP) ## Generate the Python stubs from protos/
 docs: $(STAMP) ## Generate docs/settings.md from the code
 	@$(BIN)/python -m deploy.reference
 
+.PHONY: manifests
+manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.toml, and check it
+	@$(BIN)/python -m deploy.kubernetes render
+	@$(BIN)/python -m deploy.kubernetes validate
+
 .PHONY: bench
 bench: $(STAMP) ## Measure DeductBalance against an empty gRPC method (minutes, on an idle machine)
 	@$(BIN)/python -m benchmarks.ratio $(ARGS)
+
+.PHONY: k6
+k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='--rounds 2000 --vus 20')
+	@$(BIN)/python -m deploy.load $(ARGS)
+
+.PHONY: k6-nginx
+k6-nginx: $(STAMP) ## The same through nginx, which takes replicas in turn
+	@$(BIN)/python -m deploy.load --through-nginx $(ARGS)
 
 .PHONY: lock
 lock: $(STAMP) ## Resolve requirements/*.in again and pin the result with hashes

@@ -1,0 +1,128 @@
+"""The Secrets of a stack: what the services, and in ``local`` their servers, mount as files.
+
+None is ever rendered or committed. In production the platform makes ``<service>-runtime`` and
+``<service>-owner`` with the same keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import yaml
+
+from deploy.local.plan import PORT_OFFSETS, Backends
+from deploy.local.postgres_roles import ROLE_KINDS, ServiceUrls, database_sql, role_sql
+from deploy.local.secret_files import new_password
+
+NAMESPACE: Final = "tally"
+SERVICES: Final = tuple(PORT_OFFSETS)
+POSTGRES: Final = "postgres:5432"
+REDIS: Final = "redis:6379"
+GATEWAY: Final = "http://gateway:50055"
+
+Secret = dict[str, Any]
+"""A Secret object, as it would be in a manifest."""
+
+
+def secret_objects(backends: Backends) -> list[Secret]:
+    """The Secrets that the services and the gateway simulator mount, for these servers.
+
+    ``<service>-runtime`` and ``<service>-owner``; ``gateway`` with the simulator's key; ``audit``,
+    which nobody mounts, with the addresses that ``python -m deploy.audit`` reads.
+    """
+    found = []
+    for service, urls in backends.databases.items():
+        prefix = f"TALLY_{service.upper()}"
+        runtime = {f"{prefix}_DATABASE_URL": urls.runtime, "TALLY_REDIS_URL": backends.redis_url}
+        if service == "payment":
+            runtime["TALLY_PAYMENT_GATEWAY_SECRET_KEY"] = backends.gateway_secret_key
+        found.append(_secret(f"{service}-runtime", service, runtime))
+        found.append(
+            _secret(f"{service}-owner", service, {f"{prefix}_OWNER_DATABASE_URL": urls.owner})
+        )
+    found.append(_secret("gateway", "gateway", {"secret-key": backends.gateway_secret_key}))
+    audit = {
+        f"TALLY_{service.upper()}_AUDIT_DATABASE_URL": urls.audit
+        for service, urls in backends.databases.items()
+    }
+    found.append(_secret("audit", "audit", audit))
+    return found
+
+
+def local_secret_objects() -> list[Secret]:
+    """Every Secret of the overlays with servers of their own, with passwords made just now.
+
+    Those of the services, and ``postgres`` and ``redis`` for the servers: the roles that the
+    services log in as are made from the same passwords when PostgreSQL's volume is new.
+    """
+    passwords = {service: {kind: new_password() for kind in ROLE_KINDS} for service in SERVICES}
+    redis_password = new_password()
+    backends = Backends(
+        databases={service: _urls(service, passwords[service]) for service in SERVICES},
+        redis_url=f"redis://:{redis_password}@{REDIS}/0",
+        gateway_url=GATEWAY,
+        gateway_secret_key=new_password(),
+    )
+    servers = [
+        _secret(
+            "postgres",
+            "postgres",
+            {"superuser-password": new_password(), "roles.sql": _roles_sql(passwords)},
+        ),
+        _secret("redis", "redis", {"valkey.conf": f"requirepass {redis_password}\n"}),
+    ]
+    return [*secret_objects(backends), *servers]
+
+
+def as_yaml(objects: list[Secret]) -> str:
+    """The objects as one stream for ``kubectl apply -f -``."""
+    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, explicit_start=True)
+
+
+def _urls(service: str, passwords: dict[str, str]) -> ServiceUrls:
+    return ServiceUrls(
+        **{
+            kind: f"postgresql://tally_{service}_{kind}:{password}@{POSTGRES}/tally_{service}"
+            for kind, password in passwords.items()
+        }
+    )
+
+
+def _roles_sql(passwords: dict[str, dict[str, str]]) -> str:
+    """The script that PostgreSQL's image runs once, on an empty volume."""
+    script = ""
+    for service, of_roles in passwords.items():
+        for kind, password in of_roles.items():
+            script += role_sql(f"tally_{service}_{kind}", password)
+        script += database_sql(f"tally_{service}", service)
+    return script
+
+
+def _secret(name: str, of: str, data: dict[str, str]) -> Secret:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": NAMESPACE,
+            "labels": {
+                "app.kubernetes.io/name": of,
+                "app.kubernetes.io/component": "secrets",
+                "app.kubernetes.io/part-of": "tally",
+            },
+        },
+        "type": "Opaque",
+        "stringData": data,
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines as such, and not in quotes."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
