@@ -294,4 +294,6 @@ async def durability_warnings(connection: AsyncConnection) -> list[str]:
 
 def tells_unready(error: BaseException) -> bool:
     """Whether the replica's readiness tells of this already: no database, or none of ours yet."""
-    return classify(error) is Fault.CONNECTION or sqlstate(error) == UNDEFINED_TABLE
+    if isinstance(error, DatabaseUnavailable) or sqlstate(error) == UNDEFINED_TABLE:
+        return True
+    return classify(error) is Fault.CONNECTION

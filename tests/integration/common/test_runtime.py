@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import signal
-import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import httpx
@@ -15,57 +12,20 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from tests.integration.common.echo import EchoStub, serving
+from tests.integration.start.process import Service, process
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
     from collections.abc import AsyncIterator
 
 PASSWORD = "hunter2"
 URL = f"postgresql://u:{PASSWORD}@127.0.0.1:1/tally"
 
 
-class Service:
-    """A running service process and the lines of its log so far."""
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.lines: list[str] = []
-
-    async def line(self, event: str) -> dict[str, Any]:
-        """The next log line of this event."""
-        assert self.process.stderr is not None
-        while raw := await self.process.stderr.readline():
-            self.lines.append(raw.decode())
-            if raw.startswith(b"{"):
-                told: dict[str, Any] = json.loads(raw)
-                if told["event"] == event:
-                    return told
-        raise AssertionError(f"no {event!r} in {self.lines}")
-
-    async def end(self) -> tuple[int, str]:
-        """Waits for the end: the exit status, and all that was told."""
-        assert self.process.stderr is not None
-        rest = await self.process.stderr.read()
-        self.lines.append(rest.decode())
-        return await self.process.wait(), "".join(self.lines)
-
-
 @asynccontextmanager
 async def service(*arguments: str, **environment: str) -> AsyncIterator[Service]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.common.echo_process",
-        *arguments,
-        stderr=asyncio.subprocess.PIPE,
-        env={"TALLY_BIND": "127.0.0.1:0", "TALLY_DATABASE_URL": URL, **environment},
-    )
-    try:
-        yield Service(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    given = {"TALLY_DATABASE_URL": URL, **environment}
+    async with process("tests.integration.common.echo_process", *arguments, **given) as started:
+        yield started
 
 
 async def test_a_service_drains_and_ends_well_on_sigterm() -> None:

@@ -1,0 +1,179 @@
+"""A replica whose database is away, shut or not migrated: it says so and waits, serving nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from common.migrations import migrate
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from tests.integration.start.process import Service, process
+from tests.integration.start.services import PASSWORD, SERVICES, Client, client, environment
+from tests.support.databases import ROOT, Databases
+
+every_service = pytest.mark.parametrize("service", SERVICES)
+
+
+class Gateway:
+    """An address of the database that can be away: forwards bytes while it is open."""
+
+    def __init__(self, port: int, to_port: int) -> None:
+        self.port = port
+        self._to_port = to_port
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while some := await reader.read(65_536):
+            writer.write(some)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def empty(
+    databases: Databases, postgres_server: PostgresServer, service: str
+) -> Iterator[ServiceUrls]:
+    """A database of the service in which nothing has been made yet."""
+    with databases.clone(service):
+        pass  # the service's roles exist from here on
+    name = f"test_{service}_empty"
+    yield postgres_server.create_database(name, service=service)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def migrated(databases: Databases, service: str) -> Iterator[ServiceUrls]:
+    with databases.clone(service) as urls:
+        yield urls
+
+
+def behind(url: str, port: int) -> str:
+    """The same database by another port."""
+    return make_url(url).set(port=port).render_as_string(hide_password=False)
+
+
+def with_wrong_password(url: str) -> str:
+    return make_url(url).set(password=PASSWORD).render_as_string(hide_password=False)
+
+
+@asynccontextmanager
+async def started(service: str, url: str) -> AsyncIterator[tuple[Service, Client]]:
+    given = environment(service, url)
+    async with process(f"{service}_service", **given) as running:
+        port = (await running.line("listening"))["port"]
+        async with client(service, port) as asking:
+            yield running, asking
+
+
+async def assert_refuses(asking: Client) -> None:
+    assert await asking.health() == "NOT_SERVING"
+    assert await asking.health("liveness") == "SERVING"
+    assert await asking.reason() == "REPLICA_NOT_READY"
+
+
+async def assert_ends_well(running: Service, url: str) -> str:
+    status, told = await running.stop()
+    assert status == 0
+    for secret in (PASSWORD, make_url(url).password or PASSWORD):
+        assert secret not in told
+    assert "Traceback" not in told
+    assert "background_work_failed" not in told
+    return told
+
+
+@every_service
+async def test_a_replica_waits_for_its_database_and_then_for_its_schema(
+    service: str, empty: ServiceUrls, unused_tcp_port: int
+) -> None:
+    """With Redis, the other services and the gateway away all the time, which matters to none."""
+    setting = f"TALLY_{service.upper()}_DATABASE_URL"
+    gateway = Gateway(unused_tcp_port, make_url(empty.runtime).port or 0)
+    url = behind(empty.runtime, gateway.port)
+    async with started(service, url) as (running, asking):
+        reason = (await running.line("not ready"))["reason"]
+        assert reason == f"{setting}: no answer from 127.0.0.1:{gateway.port}: Connection refused"
+        await assert_refuses(asking)
+
+        await gateway.open()
+        reason = (await running.line("not ready"))["reason"]
+        assert reason.startswith(f"{setting}: database test_{service}_empty has no schema yet")
+        await assert_refuses(asking)
+
+        await migrate(empty.owner, ROOT / f"{service}_service" / "migrations")
+        await running.line("ready")
+        assert await asking.health() == "SERVING"
+        assert await asking.serves()
+        told = await assert_ends_well(running, url)
+        await gateway.close()
+    assert told.count('"not ready"') == 2, "each reason is told once"
+    assert told.count("TALLY_REDIS_URL: ") == 1
+
+
+@every_service
+async def test_a_wrong_password_is_told_with_the_setting_and_the_role(
+    service: str, migrated: ServiceUrls
+) -> None:
+    url = with_wrong_password(migrated.runtime)
+    async with started(service, url) as (running, asking):
+        reason = (await running.line("not ready"))["reason"]
+        role = f"tally_{service}_runtime"
+        said = f'password authentication failed for user "{role}"'
+        assert reason == f"TALLY_{service.upper()}_DATABASE_URL: {said}"
+        await assert_refuses(asking)
+        await assert_ends_well(running, url)
+
+
+@every_service
+async def test_an_older_schema_is_waited_for_and_a_newer_one_is_served(
+    service: str, migrated: ServiceUrls, postgres_server: PostgresServer
+) -> None:
+    database = make_url(migrated.runtime).database or ""
+
+    def revision(number: str) -> None:
+        postgres_server.run_sql(f"UPDATE alembic_version SET version_num = '{number}'", database)
+
+    revision("0000")
+    async with started(service, migrated.runtime) as (running, asking):
+        reason = (await running.line("not ready"))["reason"]
+        setting = f"TALLY_{service.upper()}_DATABASE_URL"
+        assert reason.startswith(f"{setting}: the schema of database {database} is at 0000")
+        assert "run migrate" in reason
+        await assert_refuses(asking)
+        revision("9999")
+        await running.line("ready")
+        assert await asking.serves()
+        await assert_ends_well(running, migrated.runtime)
+
+
+@pytest.mark.parametrize("service", ["balance"])
+async def test_a_server_that_may_lose_what_it_committed_is_told_once(
+    service: str, migrated: ServiceUrls
+) -> None:
+    """The tests' own server: it runs without fsync."""
+    async with started(service, migrated.runtime) as (running, _):
+        reason = (await running.line("database not durable"))["reason"]
+        assert reason.startswith("fsync is off: ")
+        await running.line("ready")
+        told = await assert_ends_well(running, migrated.runtime)
+    assert told.count("fsync is off") == 1
