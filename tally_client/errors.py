@@ -19,7 +19,7 @@
     │   └── CouponSoldOut, Overloaded, RateLimited
     ├── Unavailable               a service said that it cannot do it now
     │   └── GatewayUnavailable, PaymentOutcomeUnknown, DatabaseUnavailable, PeerUnavailable,
-    │       ReplicaStopping
+    │       ReplicaStopping, ReplicaNotReady
     ├── InternalError             a fault of the service, whose log has metadata["error_id"]
     └── OutcomeUnknown            no answer came: the call may have been carried out, or not
         ├── NoAnswer              the connection failed, however often it was tried

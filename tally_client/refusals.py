@@ -178,3 +178,7 @@ class PeerUnavailable(Unavailable, reason="PEER_UNAVAILABLE"):
 
 class ReplicaStopping(Unavailable, reason="REPLICA_STOPPING"):
     """The replica is stopping; another one answers."""
+
+
+class ReplicaNotReady(Unavailable, reason="REPLICA_NOT_READY"):
+    """The replica has just been started and cannot serve yet; another one may."""

@@ -62,4 +62,4 @@ def _kind(told: RemoteRefusal, code: grpc.StatusCode) -> type[errors.TallyError]
         return _SILENCE.get(code, kind)
     # A reason under another code than the contract's: the code is what the promise hangs on.
     named = _BY_REASON.get(told.reason, kind)
-    return named if issubclass(named, kind) else kind
+    return named if named.code is code else kind
