@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE ?= 1
 
 .PHONY: help
 help: ## List the commands; ARGS='...' hands options on to the program behind one
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## Prepare .venv from pinned, hashed packages (the others do it when it is due)
