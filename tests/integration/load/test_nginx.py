@@ -1,0 +1,174 @@
+"""nginx between clients and replicas: turns, what gets through, and how failures are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from deploy.load import nginx
+from deploy.local.errors import RunnerError
+from tally.payment.v1 import payment_pb2, payment_pb2_grpc
+from tests.integration.load.stand_ins import Payments, refuse, serving
+
+needs_nginx = pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
+REQUEST = payment_pb2.ConfirmPaymentRequest(payment_key="key", request_id="request")
+CALL_LIMIT_S = 30.0
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HTTP2_FRAME_HEADER = 9
+HTTP2_HEADERS = 1
+
+
+@asynccontextmanager
+async def through_nginx(replicas: Sequence[str], tmp_path: Path) -> AsyncIterator[Any]:
+    services = {"payment": replicas}
+    with nginx.round_robin(services, tmp_path / "nginx", tmp_path / "nginx.log") as front:
+        async with grpc.aio.insecure_channel(front["payment"][0]) as channel:
+            yield payment_pb2_grpc.PaymentServiceStub(channel)
+
+
+async def confirm(stub: Any, **options: Any) -> str:
+    """Confirm, and return the name of the replica that answered."""
+    call = stub.ConfirmPayment(REQUEST, timeout=CALL_LIMIT_S, **options)
+    await call
+    return str(dict(await call.trailing_metadata())["tally-replica"])
+
+
+async def refusal(stub: Any, request: Any = REQUEST) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.ConfirmPayment(request, timeout=CALL_LIMIT_S)
+    return raised.value
+
+
+@needs_nginx
+async def test_replicas_take_calls_in_turn(tmp_path: Path) -> None:
+    async with (
+        serving(Payments(careless=True), replicas=4) as addresses,
+        through_nginx(addresses, tmp_path) as stub,
+    ):
+        names = Counter([await confirm(stub) for _ in range(12)])
+        names.update(await asyncio.gather(*(confirm(stub) for _ in range(12))))
+    assert names == {f"payment-{number}": 6 for number in range(4)}
+
+
+class Refusing:
+    """Refuses with as much as it is asked to tell."""
+
+    async def confirm_payment(self, request: Any, context: Any) -> Any:
+        self.deadline_s = context.time_remaining()
+        self.metadata = dict(context.invocation_metadata())
+        length = len(request.payment_key)
+        await refuse(context, code_pb2.ABORTED, "PAYMENT_IN_PROGRESS", text="x" * length)
+
+
+@needs_nginx
+@pytest.mark.parametrize("length", [1, 5000])
+async def test_a_refusal_arrives_whole(tmp_path: Path, length: int) -> None:
+    async with (
+        serving(Refusing()) as addresses,
+        through_nginx(addresses, tmp_path) as stub,
+    ):
+        request = payment_pb2.ConfirmPaymentRequest(payment_key="k" * length)
+        error = await refusal(stub, request)
+    assert error.code() == grpc.StatusCode.ABORTED
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has all that is asked of it
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, len(info.metadata["text"])) == ("PAYMENT_IN_PROGRESS", length)
+
+
+@needs_nginx
+async def test_deadline_and_metadata_arrive(tmp_path: Path) -> None:
+    servicer = Refusing()
+    async with (
+        serving(servicer) as addresses,
+        through_nginx(addresses, tmp_path) as stub,
+    ):
+        metadata = (("traceparent", "00-1-2-01"), ("with_underscore.and.dots", "kept"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.ConfirmPayment(REQUEST, timeout=CALL_LIMIT_S, metadata=metadata)
+    assert 0 < servicer.deadline_s <= CALL_LIMIT_S
+    assert dict(metadata).items() <= servicer.metadata.items()
+
+
+@needs_nginx
+async def test_a_replica_that_is_gone_is_passed_over(tmp_path: Path) -> None:
+    async with serving(Payments(careless=True)) as gone:
+        pass
+    async with (
+        serving(Payments(careless=True), replicas=2) as addresses,
+        through_nginx([*gone, *addresses], tmp_path) as stub,
+    ):
+        names = {await confirm(stub) for _ in range(12)}
+    assert names == {"payment-0", "payment-1"}
+
+
+@needs_nginx
+async def test_without_any_replica_the_service_is_unavailable(tmp_path: Path) -> None:
+    async with serving(Payments(careless=True)) as gone:
+        pass
+    async with through_nginx(gone, tmp_path) as stub:
+        error = await refusal(stub)
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert error.details() == "No replica took the call, or the one that did went away."
+
+
+@needs_nginx
+async def test_a_call_that_was_sent_is_not_sent_again(tmp_path: Path) -> None:
+    """Each replica takes the call and drops the connection, as one that is killed does."""
+    reached = 0
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal reached
+        await reader.readexactly(len(HTTP2_PREFACE))
+        while True:
+            frame = await reader.readexactly(HTTP2_FRAME_HEADER)
+            await reader.readexactly(int.from_bytes(frame[:3]))
+            if frame[3] == HTTP2_HEADERS:
+                break
+        reached += 1
+        writer.close()
+        await writer.wait_closed()
+
+    servers = [await asyncio.start_server(drop, "127.0.0.1", 0) for _ in range(3)]
+    addresses = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
+    async with through_nginx(addresses, tmp_path) as stub:
+        error = await refusal(stub)
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert reached == 1
+
+
+@needs_nginx
+async def test_a_request_beyond_all_limits_is_told_so(tmp_path: Path) -> None:
+    async with (
+        serving(Payments(careless=True)) as addresses,
+        through_nginx(addresses, tmp_path) as stub,
+    ):
+        request = payment_pb2.ConfirmPaymentRequest(payment_key="k" * (2 << 20))
+        error = await refusal(stub, request)
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details() == "The request is too large."
+
+
+def test_without_nginx_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nginx, "SYSTEM_PATH", str(tmp_path))
+    with (
+        pytest.raises(RunnerError, match=r"^nginx is not installed: `apt-get install nginx`"),
+        nginx.round_robin({"payment": ["127.0.0.1:1"]}, tmp_path / "nginx", tmp_path / "log"),
+    ):
+        pass
