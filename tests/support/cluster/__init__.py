@@ -5,9 +5,14 @@ rolling restarts), Services (endpoints, DNS, a proxy) and Jobs. It does not play
 one machine cannot have: resource limits, security contexts, network policies, the scheduler.
 """
 
+from deploy.local.plan import PROJECT
+from tests.support.cluster.changes import Changes
 from tests.support.cluster.cluster import Cluster
 from tests.support.cluster.deployments import ClusterError
 from tests.support.cluster.manifest import ManifestError, load
 from tests.support.cluster.pods import Pod
 
-__all__ = ["Cluster", "ClusterError", "ManifestError", "Pod", "load"]
+OVERLAY = PROJECT / "deploy/kubernetes/rendered/multi-replica-test.yaml"
+"""The overlay that is meant to be run by tests."""
+
+__all__ = ["OVERLAY", "Changes", "Cluster", "ClusterError", "ManifestError", "Pod", "load"]

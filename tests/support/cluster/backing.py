@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from unittest import mock
 
 from deploy.local import postgres
-from deploy.local.plan import services
+from deploy.local.plan import Backends, services
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.secret_files import new_password
 from deploy.local.valkey import ValkeyServer
 from tests.support.cluster.manifest import ManifestError, Workload
 
@@ -26,18 +26,21 @@ REDIS: Final = frozenset({"redis", "valkey"})
 IMAGES: Final = {POSTGRES, *REDIS}
 
 
-@dataclass(frozen=True)
-class Backing:
-    """What runs instead of the manifest's servers."""
-
-    postgres: PostgresServer
-    databases: dict[str, ServiceUrls]
-    redis_url: str
+NOWHERE: Final = Backends(
+    {name: ServiceUrls(*["postgresql://nobody@nowhere/none"] * 3) for name in services()},
+    redis_url="redis://nowhere",
+    gateway_url="",
+    gateway_secret_key="none",
+)
+"""Servers that are not there, to look a manifest through with."""
 
 
 @contextlib.contextmanager
-def running(workloads: Iterable[Workload], directory: Path) -> Iterator[Backing]:
-    """Start the embedded servers that the workloads ask for, on free ports."""
+def running(workloads: Iterable[Workload], directory: Path) -> Iterator[Backends]:
+    """Start the embedded servers that the workloads ask for, on free ports.
+
+    Where the gateway is, the manifest says; its key is made here.
+    """
     by_image = {workload.program: workload for workload in workloads}
     if POSTGRES not in by_image:
         raise ManifestError("no workload with the image postgres")
@@ -49,7 +52,8 @@ def running(workloads: Iterable[Workload], directory: Path) -> Iterator[Backing]
         redis_url = ""
         if REDIS & set(by_image):
             redis_url = stack.enter_context(ValkeyServer(directory / "valkey")).url
-        yield Backing(server, {name: server.provision(name) for name in services()}, redis_url)
+        databases = {name: server.provision(name) for name in services()}
+        yield Backends(databases, redis_url, "", new_password())
 
 
 def _settings(workload: Workload) -> Iterator[tuple[str, str]]:

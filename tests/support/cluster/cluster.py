@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from deploy.audit.audit import audit
 from deploy.audit.look import Report
 from deploy.audit.sources import Sources
+from deploy.kubernetes.secrets import secret_objects
+from deploy.local.plan import Backends
 from tests.support.cluster import backing, dns
-from tests.support.cluster.backing import Backing
+from tests.support.cluster.changes import Changes
 from tests.support.cluster.containers import Builder, Place
 from tests.support.cluster.deployments import ClusterError, Deployment
-from tests.support.cluster.manifest import Manifest, ManifestError, Object, Service, Workload, read
+from tests.support.cluster.manifest import Manifest, Object, Service, Workload, read
 from tests.support.cluster.network import DNS_PORT, Addresses, Services
 from tests.support.cluster.pods import POLL_S, Pod
 
@@ -28,16 +29,17 @@ than two cores."""
 READY_LIMIT_S: Final = 150.0
 JOB_LIMIT_S: Final = 90.0
 
-MakeSecrets = Callable[[Backing], Sequence[Object]]
+NONE: Final = Changes()
+MakeSecrets = Callable[[Backends], Sequence[Object]]
 """The Secret objects for these servers."""
 
 
 class Cluster:
     """Made by ``Cluster.start``. To be used in the event loop that it was started in."""
 
-    def __init__(self, manifest: Manifest, directory: Path, servers: Backing) -> None:
+    def __init__(self, manifest: Manifest, directory: Path) -> None:
         self.manifest = manifest
-        self.servers = servers
+        self.backends = backing.NOWHERE
         self.deployments: dict[str, Deployment] = {}
         self.network = Addresses()
         self.services = Services(manifest.services, self.network, self._endpoints)
@@ -51,25 +53,24 @@ class Cluster:
         cls,
         objects: Sequence[Object],
         directory: Path,
+        changes: Changes = NONE,
+        make_secrets: MakeSecrets = secret_objects,
         *,
-        make_secrets: MakeSecrets,
-        replicas: Mapping[str, int] | None = None,
-        settings: Mapping[str, str] | None = None,
         limit_s: float = READY_LIMIT_S,
     ) -> AsyncIterator[Cluster]:
         """Start everything: migration Jobs first, then every Deployment, all of its pods ready.
 
-        ``replicas`` and ``settings`` are said otherwise than in the manifest: numbers of pods by
-        Deployment, and values in its ConfigMaps. Raises ManifestError for what does not hold
-        together, and ClusterError for what does not come up; either names the object.
+        What is not in the manifest, the Secrets, is made by ``make_secrets``. Raises ManifestError
+        for what does not hold together, ClusterError for what does not come up, naming the object.
         """
-        manifest = read(_changed(objects, replicas or {}, settings or {}))
-        servers = [each for each in manifest.workloads.values() if each.program in backing.IMAGES]
+        cluster = cls(read(changes.applied_to(objects)), directory)
         async with contextlib.AsyncExitStack() as stack:
-            running = stack.enter_context(backing.running(servers, directory))
-            manifest.secrets.update(read(make_secrets(running)).secrets)
-            cluster = cls(manifest, directory, running)
             stack.callback(cluster.network.held.close)
+            cluster._use(backing.NOWHERE, make_secrets)
+            # What is wrong in the manifest is told before anything runs.
+            cluster._check_processes()
+            workloads = cluster.manifest.workloads.values()
+            cluster._use(stack.enter_context(backing.running(workloads, directory)), make_secrets)
             await stack.enter_async_context(dns.serving(cluster.network.held, cluster.services))
             await stack.enter_async_context(cluster.services.proxied())
             stack.push_async_callback(cluster._kill_pods)
@@ -113,7 +114,7 @@ class Cluster:
 
     async def audit(self) -> Report:
         """What the audit says of the books."""
-        urls = {name: urls.audit for name, urls in self.servers.databases.items()}
+        urls = {name: urls.audit for name, urls in self.backends.databases.items()}
         return await audit(Sources(urls, self.path_of("gateway", "--data-file")))
 
     def path_of(self, deployment: str, option: str) -> Path:
@@ -121,18 +122,24 @@ class Cluster:
         command = self.deployments[deployment].pods[0].process.command
         return Path(command[command.index(option) + 1])
 
-    async def _come_up(self, limit_s: float) -> None:
-        own = {
-            name: workload
-            for name, workload in self.manifest.workloads.items()
-            if workload.program not in backing.IMAGES
-        }
-        for workload in (*self.manifest.jobs, *own.values()):
-            # What is wrong in the manifest is told before anything runs.
+    def _own(self) -> list[Workload]:
+        """The workloads that are Tally's programs and not its servers."""
+        every = self.manifest.workloads.values()
+        return [workload for workload in every if workload.program not in backing.IMAGES]
+
+    def _use(self, backends: Backends, make_secrets: MakeSecrets) -> None:
+        self.backends = backends
+        self.manifest.secrets.update(read(make_secrets(backends)).secrets)
+
+    def _check_processes(self) -> None:
+        for workload in (*self.manifest.jobs, *self._own()):
             self._builder.process(workload, self._place(workload.name, "127.0.0.1", "check"))
+
+    async def _come_up(self, limit_s: float) -> None:
         await self._run_jobs()
-        for name, workload in own.items():
-            deployment = self.deployments[name] = Deployment(workload, self._make_pod)
+        for workload in self._own():
+            deployment = Deployment(workload, self._make_pod)
+            self.deployments[workload.name] = deployment
             for _ in range(workload.replicas):
                 deployment.grow()
         for deployment in self.deployments.values():
@@ -170,26 +177,3 @@ class Cluster:
 
     async def _kill_pods(self) -> None:
         await asyncio.gather(*(each.kill() for each in self.deployments.values()))
-
-
-def _changed(
-    objects: Sequence[Object], replicas: Mapping[str, int], settings: Mapping[str, str]
-) -> list[Object]:
-    """Copies that say these numbers of pods and these values of settings."""
-    changed = copy.deepcopy(list(objects))
-    workloads = {each["metadata"]["name"]: each for each in changed if each["kind"] == "Deployment"}
-    for name, count in replicas.items():
-        if name not in workloads:
-            raise ManifestError(f"there is no Deployment {name} to have {count} pods")
-        workloads[name]["spec"]["replicas"] = count
-    for name, value in settings.items():
-        holders = [
-            each["data"]
-            for each in changed
-            if each["kind"] == "ConfigMap" and name in (each.get("data") or {})
-        ]
-        if not holders:
-            raise ManifestError(f"no ConfigMap has {name}")
-        for data in holders:
-            data[name] = value
-    return changed

@@ -20,6 +20,7 @@ BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 30.0
 """Kubernetes restarts at once, then waits 10 s, doubled up to 300 s; here a tenth of each."""
 KILLED_WAIT_S: Final = 10.0
+UNREADY_PERIOD_S: Final = 0.5
 
 
 class Pod:
@@ -191,7 +192,9 @@ class Pod:
                 self._become_ready(slot)
             if failures >= probe.failures_max:
                 self.ready = False
-            await asyncio.sleep(probe.period_s)
+            # As the kubelet: more often while it is not ready, to have it ready sooner.
+            period_s = probe.period_s if self.ready else min(probe.period_s, UNREADY_PERIOD_S)
+            await asyncio.sleep(period_s)
 
     def _become_ready(self, slot: _Slot) -> None:
         self.ready, self.ready_since, self.trouble = True, time.monotonic(), ""

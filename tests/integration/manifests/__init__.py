@@ -1,0 +1,1 @@
+"""The manifests, run: what the rendered overlay says, as local processes."""

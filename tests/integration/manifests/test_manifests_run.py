@@ -1,0 +1,84 @@
+"""What the rendered `multi-replica-test` overlay says comes up and does business.
+
+Four replicas of balance and one of each other here; all of them in `make test-replicas`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from common.clients import open_channel
+from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+from tests.support.balances import charge
+from tests.support.cluster import OVERLAY, Changes, Cluster, load
+from tests.support.cluster.probes import failure
+from tests.support.traffic import scenarios
+from tests.support.traffic.client import opened, replica_of
+from tests.support.traffic.shoppers import Shoppers
+
+REPLICAS = {"balance": 4, "coupon": 1, "order": 1, "payment": 1}
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    directory = tmp_path_factory.mktemp("cluster")
+    async with Cluster.start(load(OVERLAY), directory, Changes(replicas=REPLICAS)) as running:
+        yield running
+
+
+async def test_an_order_is_paid_by_coupon_balance_and_gateway(cluster: Cluster) -> None:
+    async with opened(cluster) as client:
+        shoppers = await Shoppers.invited(client)
+        await shoppers.shop("manifest-shopper")
+        await shoppers.check_books()
+        assert not client.record.failed
+    await scenarios.audited(cluster)
+
+
+async def test_replicas_are_named_as_their_pods(cluster: Cluster) -> None:
+    for service, count in REPLICAS.items():
+        pods = cluster.pods(service)
+        assert len(pods) == count
+        async with opened(cluster) as client:
+            await scenarios.all_seen(client, service, {pod.name for pod in pods})
+
+
+async def test_every_probe_passes_and_metrics_are_served(cluster: Cluster) -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for service in REPLICAS:
+            for pod in cluster.pods(service):
+                container = pod.workload.container
+                assert set(container.probes) == {"startup", "readiness", "liveness"}
+                for probe in container.probes.values():
+                    assert await failure(probe, pod.address) == ""
+                page = await client.get(
+                    f"http://{pod.address}:{container.ports['metrics']}/metrics"
+                )
+                assert page.status_code == 200
+                assert "tally_ready 1.0" in page.text
+
+
+async def test_the_service_with_an_address_of_its_own_reaches_the_pods(cluster: Cluster) -> None:
+    channel = open_channel(cluster.target("balance"))
+    try:
+        call = BalanceServiceStub(channel).ChargeBalance(charge("proxied", 5, "c"), timeout=30)
+        assert (await call).balance.available.amount_minor == 5
+        pods = {pod.name for pod in cluster.pods("balance")}
+        assert replica_of(await call.trailing_metadata()) in pods
+    finally:
+        await channel.close()
+
+
+async def test_a_container_that_died_is_started_again(cluster: Cluster) -> None:
+    pod = cluster.pods("coupon")[0]
+    await cluster.kill(pod)
+    assert pod.ends == ["was ended by SIGKILL"]
+    await cluster.settled()
+    async with opened(cluster) as client:
+        await scenarios.all_seen(client, "coupon", {pod.name})

@@ -1,0 +1,53 @@
+"""Two replicas of each service, from the rendered overlay; four, and longer, in tests/replicas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.cluster import OVERLAY, Changes, Cluster, load
+from tests.support.traffic import scenarios
+
+CONNECTION_AGE_S = 5
+CROWD = 3
+CHANGES = Changes(
+    replicas=dict.fromkeys(scenarios.SERVICES, 2),
+    settings={"TALLY_MAX_CONNECTION_AGE_S": str(CONNECTION_AGE_S)},
+    arguments={"gateway": ("--latency-ms", "5-20")},
+    min_ready_s=1,
+)
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    async with Cluster.start(load(OVERLAY), tmp_path_factory.mktemp("pods"), CHANGES) as running:
+        yield running
+
+
+@pytest.mark.parametrize("service", scenarios.SERVICES)
+async def test_calls_are_spread_evenly(cluster: Cluster, service: str) -> None:
+    print(await scenarios.spread(cluster, service, calls=200))
+
+
+async def test_one_request_sent_to_every_replica_has_one_effect(cluster: Cluster) -> None:
+    print(await scenarios.one_request_everywhere(cluster))
+
+
+async def test_of_five_confirmations_of_one_key_one_pays(cluster: Cluster) -> None:
+    print(await scenarios.duplicates(cluster, rounds=50))
+
+
+async def test_a_new_replica_gets_traffic(cluster: Cluster) -> None:
+    print(await scenarios.found(cluster, "balance", connection_age_s=CONNECTION_AGE_S))
+
+
+async def test_no_call_fails_while_every_service_is_restarted(cluster: Cluster) -> None:
+    print(await scenarios.rolled(cluster, scenarios.SERVICES, CROWD))
+
+
+async def test_a_killed_replica_costs_no_request_and_doubles_none(cluster: Cluster) -> None:
+    print(await scenarios.killed(cluster, "order", CROWD, after_s=1.0))

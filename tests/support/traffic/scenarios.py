@@ -1,0 +1,229 @@
+"""What is tried on a cluster of several replicas, for suites of any size.
+
+Each returns its figures, after it has checked what must hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import grpc
+
+from common.clients import open_channel
+from deploy.local.gateway.simulator import GatewaySimulator
+from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+from tally.coupon.v1 import coupon_pb2
+from tally.order.v1 import order_pb2
+from tally.payment.v1 import payment_pb2
+from tests.support.balances import charge
+from tests.support.cluster import Cluster
+from tests.support.payments import confirm
+from tests.support.refusals import outcome
+from tests.support.traffic.client import PUBLISHED, Client, opened, replica_of
+from tests.support.traffic.shoppers import Shoppers, in_groups
+
+SERVICES: Final = ("balance", "coupon", "order", "payment")
+SHARE_OFF_MAX: Final = 0.25
+"""A replica's share of the calls may differ from an even one by this part of it."""
+RESOLUTION_S: Final = 5.0
+"""A channel asks DNS no more often than this (common.clients)."""
+AGE_JITTER: Final = 1.1
+"""gRPC varies the age at which it closes a connection by a tenth."""
+FOUND_MARGIN_S: Final = 10.0
+FAILURE_S_MAX: Final = 5.0
+DUPLICATES: Final = 5
+ROUNDS_AT_ONCE: Final = 20
+TURNED_AWAY: Final = frozenset({"PAYMENT_IN_PROGRESS", "PAYMENT_KEY_USED"})
+SEEN_LIMIT_S: Final = 60.0
+
+
+def reads(client: Client) -> Mapping[str, tuple[Any, Any]]:
+    """A cheap call of each service."""
+    return {
+        "balance": (client.balance.ChargeBalance, charge("reader", 1, "read")),
+        "coupon": (client.coupon.ListCampaigns, coupon_pb2.ListCampaignsRequest()),
+        "order": (client.products.ListProducts, order_pb2.ListProductsRequest()),
+        "payment": (client.payment.ListPayments, payment_pb2.ListPaymentsRequest(user_id="ann")),
+    }
+
+
+async def all_seen(client: Client, service: str, pods: set[str]) -> None:
+    """Call until all of these have answered, and nothing else has."""
+    method, request = reads(client)[service]
+    client.record.replicas.clear()
+    async with asyncio.timeout(SEEN_LIMIT_S):
+        # A replica has its turns from the moment on that its connection is made.
+        while set(client.record.replicas) != pods:
+            await client.insist(method, request)
+
+
+async def spread(cluster: Cluster, service: str, calls: int) -> str:
+    """Calls are spread evenly over the ready pods, each named as its pod is."""
+    pods = {pod.name for pod in cluster.pods(service)}
+    async with opened(cluster) as client:
+        await all_seen(client, service, pods)
+        method, request = reads(client)[service]
+        client.record.replicas.clear()
+        for _ in range(calls):
+            await client.call(method, request)
+        shares = {name: client.record.replicas[name] / calls for name in sorted(pods)}
+    even = 1 / len(pods)
+    off = max(abs(share / even - 1) for share in shares.values())
+    assert off <= SHARE_OFF_MAX, shares
+    told = ", ".join(f"{share:.1%}" for share in shares.values())
+    return f"{service}: {calls} calls over {len(pods)} replicas: {told}"
+
+
+async def found(cluster: Cluster, service: str, *, connection_age_s: float) -> str:
+    """A new replica gets calls of a client that never reopens its channel."""
+    replicas = len(cluster.pods(service))
+    limit_s = connection_age_s * AGE_JITTER + RESOLUTION_S + FOUND_MARGIN_S
+    async with opened(cluster) as client:
+        method, request = reads(client)[service]
+        await client.call(method, request)
+        before = {pod.name for pod in cluster.pods(service)}
+        async with _calling(client, method, request):
+            await cluster.scale(service, replicas + 1)
+            (new,) = {pod.name for pod in cluster.pods(service)} - before
+            since = time.monotonic()
+            while new not in client.record.replicas:
+                assert time.monotonic() - since < limit_s, client.record.replicas
+                await asyncio.sleep(0.02)
+            took_s = time.monotonic() - since
+    await cluster.scale(service, replicas)
+    return f"{service}: first call at a new replica {took_s:.1f} s after it was ready"
+
+
+async def rolled(
+    cluster: Cluster,
+    services: Sequence[str],
+    crowd: int,
+    *,
+    config: Mapping[str, Any] = PUBLISHED,
+    failed_max: int = 0,
+) -> str:
+    """Every pod of these services is replaced under load, all services at the same time."""
+    async with opened(cluster, config) as client:
+        shoppers = await Shoppers.invited(client)
+        before = {pod.name for service in services for pod in cluster.pods(service)}
+        async with shoppers.at_work(crowd):
+            await asyncio.gather(*map(cluster.rollout, services))
+        after = {pod.name for service in services for pod in cluster.pods(service)}
+        assert not before & after
+        assert len(client.record.failed) <= failed_max, client.record.failed[:20]
+        told = client.record.told()
+        await shoppers.check_books()
+    await audited(cluster)
+    kind = "published config" if config is PUBLISHED else "no retries"
+    return f"rolling restart of {', '.join(services)}, {kind}: {told}"
+
+
+async def killed(cluster: Cluster, service: str, crowd: int, *, after_s: float) -> str:
+    """kill -9 of one pod under load: no request fails for long, nothing is lost or doubled."""
+    async with opened(cluster) as client:
+        shoppers = await Shoppers.invited(client)
+        async with shoppers.at_work(crowd):
+            await asyncio.sleep(after_s)
+            await cluster.kill(cluster.pods(service)[0])
+            await cluster.deployments[service].settled(SEEN_LIMIT_S)
+            await asyncio.sleep(after_s)
+        assert client.record.longest_failure_s <= FAILURE_S_MAX, client.record.failed[:20]
+        told = client.record.told()
+        await shoppers.check_books()
+    await audited(cluster)
+    return f"kill -9 of one {service}: {told}"
+
+
+async def one_request_everywhere(cluster: Cluster) -> str:
+    """One request_id sent to every replica at once has one effect and one answer."""
+    addresses = [f"ipv4:{pod.address}:50051" for pod in cluster.pods("balance")]
+    channels = [open_channel(address) for address in addresses]
+    try:
+        request = charge("everywhere", 700, "everywhere")
+        calls = [
+            BalanceServiceStub(channel).ChargeBalance(request, timeout=30, wait_for_ready=True)
+            for channel in channels
+        ]
+        responses = await asyncio.gather(*calls)
+        names = {replica_of(await call.trailing_metadata()) for call in calls}
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
+    assert names == {pod.name for pod in cluster.pods("balance")}
+    assert len({response.entry.SerializeToString() for response in responses}) == 1
+    assert {response.balance.available.amount_minor for response in responses} == {700}
+    assert Counter(each.replayed for each in responses)[False] == 1
+    await audited(cluster)
+    return f"one request_id at {len(names)} replicas: one entry"
+
+
+async def duplicates(cluster: Cluster, rounds: int) -> str:
+    """Of five confirmations of one payment_key, behind round robin, one pays, once."""
+    told: Counter[str] = Counter()
+    keys = [f"duplicate-{time.monotonic_ns()}-{number}" for number in range(rounds)]
+    # Repeated by nothing: a retry within gRPC would hide which answer a rival got.
+    async with opened(cluster, {"loadBalancingConfig": [{"round_robin": {}}]}) as client:
+
+        async def play(key: str) -> None:
+            requests = [confirm(key, f"{key}-{rival}") for rival in range(DUPLICATES)]
+            answers = await asyncio.gather(
+                *(outcome(client.call(client.payment.ConfirmPayment, each)) for each in requests)
+            )
+            refused = [answer for answer in answers if isinstance(answer, str)]
+            assert len(refused) == DUPLICATES - 1, refused
+            assert set(refused) <= TURNED_AWAY, refused
+            told.update(refused)
+
+        await in_groups(play, keys, ROUNDS_AT_ONCE)
+        replicas = len(client.record.replicas)
+    assert replicas == len(cluster.pods("payment"))
+    charges = await asyncio.to_thread(_gateway(cluster).charges)
+    assert {charges[key]["confirmCalls"] for key in keys} == {1}
+    assert {charges[key]["payment"]["status"] for key in keys} == {"DONE"}
+    await audited(cluster)
+    return f"{rounds} rounds of {DUPLICATES} over {replicas} replicas: 1 paid each, {dict(told)}"
+
+
+async def audited(cluster: Cluster) -> None:
+    """The books balance, and nothing is left under way."""
+    report = await cluster.audit()
+    differences = [line.differences for line in report.lines if not line.holds]
+    assert report.holds, differences
+
+
+def _gateway(cluster: Cluster) -> GatewaySimulator:
+    """A client of the cluster's gateway."""
+    simulator = GatewaySimulator(cluster.path_of("gateway", "--data-file"))
+    (pod,) = cluster.pods("gateway")
+    command = pod.process.command
+    port = command[command.index("--port") + 1]
+    simulator.url = f"http://{pod.address}:{port}"
+    simulator.secret_key = cluster.path_of("gateway", "--secret-key-file").read_text().strip()
+    return simulator
+
+
+class _calling:  # noqa: N801 - reads as a statement
+    """One call after the other during the block."""
+
+    def __init__(self, client: Client, method: Any, request: Any) -> None:
+        self._made = (client, method, request)
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._call())
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        (ended,) = await asyncio.gather(self._task, return_exceptions=True)
+        if isinstance(ended, grpc.aio.AioRpcError):
+            raise ended
+
+    async def _call(self) -> None:
+        client, method, request = self._made
+        while True:
+            await client.call(method, request)
+            await asyncio.sleep(0.02)

@@ -1,0 +1,135 @@
+"""Mixed writes: shoppers who charge, deduct, get a coupon, order and pay; and their books after.
+
+Each shopper is a user of its own, so that what must be on record of it is known exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tally.balance.v1 import balance_pb2
+from tally.coupon.v1 import coupon_pb2
+from tally.order.v1 import order_pb2
+from tests.support.balances import charge, deduct, won
+from tests.support.coupons import campaign, issue
+from tests.support.orders import create_order, create_product
+from tests.support.traffic.client import Client
+
+CHARGED: Final = 1_000
+DEDUCTED: Final = 10
+PRICE: Final = 1_500
+DISCOUNT: Final = 1_000
+BY_BALANCE: Final = 100
+PAUSE_S: Final = 0.02
+"""Between two calls of a shopper: the test's machine has other things to do."""
+CHECKED_AT_ONCE: Final = 16
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Shoppers:
+    """Those who came so far, in one campaign, for one product."""
+
+    client: Client
+    campaign_id: str = ""
+    product_id: str = ""
+    done: list[str] = field(default_factory=list)
+    """Who got through everything."""
+    _stopping: bool = False
+
+    @classmethod
+    async def invited(cls, client: Client) -> Shoppers:
+        """A new campaign and a new product, both without end."""
+        name = f"shop{next(_numbers)}"
+        made = await client.insist(
+            client.coupon.CreateCampaign, campaign(f"{name}-campaign", quantity=10**6)
+        )
+        product = await client.insist(
+            client.products.CreateProduct, create_product(f"{name}-product", 10**6, price=PRICE)
+        )
+        return cls(client, made.campaign.campaign_id, product.product.product_id)
+
+    @asynccontextmanager
+    async def at_work(self, crowd: int) -> AsyncIterator[None]:
+        """So many at a time come and go during the block; those who came get through."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(crowd):
+                group.create_task(self._come_and_go())
+            try:
+                yield
+            finally:
+                self._stopping = True
+
+    async def _come_and_go(self) -> None:
+        while not self._stopping:
+            await self.shop(f"shopper{next(_numbers)}")
+
+    async def shop(self, user_id: str) -> None:
+        """All that one shopper does. Every request_id is the user's own."""
+        client, insist = self.client, self._insist
+        await insist(client.balance.ChargeBalance, charge(user_id, CHARGED, f"{user_id}-c"))
+        await insist(client.balance.DeductBalance, deduct(user_id, DEDUCTED, f"{user_id}-d"))
+        issued = await insist(client.coupon.IssueCoupon, issue(self.campaign_id, user_id))
+        created = await insist(
+            client.orders.CreateOrder, create_order(user_id, {self.product_id: 1}, f"{user_id}-o")
+        )
+        paid = await insist(
+            client.orders.PayOrder,
+            order_pb2.PayOrderRequest(
+                order_id=created.order.order_id,
+                user_id=user_id,
+                coupon_id=issued.coupon.coupon_id,
+                balance_amount=won(BY_BALANCE),
+                payment_key=f"{user_id}-key",
+                request_id=f"{user_id}-p",
+            ),
+        )
+        assert paid.order.state == order_pb2.Order.STATE_PAID, paid
+        assert paid.order.paid_by_gateway.amount_minor == PRICE - DISCOUNT - BY_BALANCE
+        self.done.append(user_id)
+
+    async def _insist(self, method: Any, request: Any) -> Any:
+        response = await self.client.insist(method, request)
+        await asyncio.sleep(PAUSE_S)
+        return response
+
+    async def check_books(self) -> None:
+        """Nothing of what was answered is lost or there twice."""
+        assert self.done
+        client = self.client
+        made = await client.call(
+            client.coupon.GetCampaign,
+            coupon_pb2.GetCampaignRequest(campaign_id=self.campaign_id),
+        )
+        assert made.campaign.issued == len(self.done)
+        got = await client.call(
+            client.products.GetProduct, order_pb2.GetProductRequest(product_id=self.product_id)
+        )
+        assert (got.product.sold, got.product.reserved) == (len(self.done), 0)
+        await in_groups(self._check_ledger, self.done)
+
+    async def _check_ledger(self, user_id: str) -> None:
+        request = balance_pb2.ListLedgerEntriesRequest(user_id=user_id, currency_code="KRW")
+        listed = await self.client.call(self.client.balance.ListLedgerEntries, request)
+        amounts = [entry.amount.amount_minor for entry in listed.entries]
+        assert amounts == [-BY_BALANCE, -DEDUCTED, CHARGED], (user_id, amounts)
+        assert [entry.request_id for entry in listed.entries[1:]] == [
+            f"{user_id}-d",
+            f"{user_id}-c",
+        ]
+        left = CHARGED - DEDUCTED - BY_BALANCE
+        assert listed.entries[0].balance_after.amount_minor == left
+
+
+async def in_groups(
+    play: Callable[[str], Awaitable[None]], names: list[str], at_once: int = CHECKED_AT_ONCE
+) -> None:
+    """Play for each name, so many at once."""
+    for first in range(0, len(names), at_once):
+        await asyncio.gather(*map(play, names[first : first + at_once]))
