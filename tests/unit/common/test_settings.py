@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from common.settings import ServiceSettings, SettingsError, load, read, reference, split_host_port
+from common.addresses import engine_url
+from common.settings import (
+    ServiceSettings,
+    SettingsError,
+    load,
+    misspelt,
+    read,
+    reference,
+    split_host_port,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 URL = "postgresql://u:hunter2@127.0.0.1:5432/tally_balance"
@@ -155,3 +165,63 @@ def test_addresses_split(address: str, expected: tuple[str, int]) -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         split_host_port(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
+        ("postgresql://u:p%40q@h:5/d", "postgresql+asyncpg://u:p%40q@h:5/d"),
+        ("postgresql://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
+        ("postgresql://u:p@h/d?ssl=verify-full", "postgresql+asyncpg://u:p@h/d?ssl=verify-full"),
+    ],
+)
+def test_a_database_url_becomes_the_drivers(url: str, expected: str) -> None:
+    assert engine_url(url).render_as_string(hide_password=False) == expected
+
+
+def given(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    for name in names:
+        monkeypatch.setenv(name, "hunter2")
+    return misspelt(BalanceSettings)
+
+
+def test_a_name_that_begins_as_the_services_own_has_to_be_a_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = given(monkeypatch, "TALLY_BALANCE_POOLSIZE", "TALLY_BALANCE_WEATHER")
+    assert told == [
+        "TALLY_BALANCE_POOLSIZE: there is no such setting; did you mean TALLY_BALANCE_POOL_SIZE?",
+        "TALLY_BALANCE_WEATHER: there is no such setting",
+    ]
+
+
+def test_a_name_that_is_nearly_a_common_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = given(monkeypatch, "TALLY_DATABSE_URL", "TALLY_REPLICAS")
+    assert [line.split("did you mean ")[1] for line in told] == [
+        "TALLY_DATABASE_URL?",
+        "TALLY_REPLICA?",
+    ]
+
+
+def test_settings_of_other_services_are_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = ("TALLY_COUPON_POOL_SIZE", "TALLY_PAYMENT_GATEWAY_URL", "TALLY_ORDER_SAGA_LEASE_S")
+    assert given(monkeypatch, *others, "TALLY_SECRETS_DIR_IS_NOT_SET") == []
+
+
+def test_a_misspelt_file_is_told_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tally_balance_pasword").write_text("hunter2")
+    (tmp_path / "..data").mkdir()
+    monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
+    assert given(monkeypatch) == ["TALLY_BALANCE_PASWORD: there is no such setting"]
+
+
+def test_a_directory_of_secrets_that_is_shut_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def shut(_: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setattr("pathlib.Path.iterdir", shut)
+    assert refusal() == "TALLY_SECRETS_DIR: cannot be read: Permission denied"

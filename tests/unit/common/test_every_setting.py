@@ -1,0 +1,117 @@
+"""Every setting of every service, given wrongly in every way that its kind allows."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args, get_origin
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from common.settings import ServiceSettings, SettingsError, read
+from deploy.reference import SETTINGS
+
+SECRET = "hunter2"
+FREE_TEXT = {"gateway_secret_key"}
+"""Settings that may hold anything."""
+
+HOST_PORTS = [SECRET, f"{SECRET}:", ":1", f"{SECRET}:99999", f"{SECRET}:x", f"{SECRET} :1"]
+PEERS = [*HOST_PORTS, "", ",", f"a:1,{SECRET}:2", f"127.0.0.1:1,{SECRET}:2", "127.0.0.1:1,[::1]:1"]
+DATABASES = [
+    *(SECRET, f"mysql://u:{SECRET}@h/d", f"postgresql://u:{SECRET}@h", "postgresql:///d"),
+    *(f"postgresql://u:{SECRET}@h:port/d", f"postgresql://u:{SECRET}@h:99999/d"),
+    *(f"postgresql://u:{SECRET}@h:0/d", f"postgresql://u:{SECRET}@h/d?unknown=1"),
+    *(f"postgresql://u:{SECRET}@h/d?sslmode={SECRET}", f"postgresql://u: {SECRET}@h/d"),
+    f"postgresql://u:{SECRET}@h/d?sslmode=require&ssl=require",
+]
+TEXTS = {
+    "bind": [*HOST_PORTS, ""],
+    "replica": [f"{SECRET} {SECRET}", f"{SECRET}\n", "x" * 65, "", "é"],
+    "redis_url": [
+        *(SECRET, f"http://{SECRET}", f"redis://:{SECRET}@h:port/0", f"redis://:{SECRET}@h:99999"),
+        *("redis:// h", f"redis://:{SECRET}@h/0?unknown=1", f"redis://h/0?socket_timeout={SECRET}"),
+    ],
+    "gateway_url": [SECRET, f"ftp://{SECRET}", f"http://u:{SECRET}@h", "http://", "http://[::1"],
+    "balance_address": PEERS,
+    "coupon_address": PEERS,
+    "payment_address": PEERS,
+    "database_url": DATABASES,
+    "owner_database_url": DATABASES,
+    "audit_database_url": DATABASES,
+}
+
+
+def bad_values(name: str, field: FieldInfo) -> list[str]:
+    """What the field must refuse."""
+    if name in TEXTS:
+        return TEXTS[name]
+    if get_origin(field.annotation) is Literal:
+        return [SECRET, "", get_args(field.annotation)[0].upper() + "S"]
+    if field.annotation is bool:
+        return [SECRET, "", "2"]
+    assert field.annotation in {int, float}, name
+    beyond = ["", SECRET, "nan", "1e400", "-inf", "0x10", "1,5"]
+    for bound in field.metadata:
+        if isinstance(bound, Ge):
+            beyond += [str(bound.ge - 1)]  # type: ignore[operator]
+        elif isinstance(bound, Gt):
+            beyond += [str(bound.gt), "-1"]
+        elif isinstance(bound, Le):
+            beyond += [str(bound.le + 1)]  # type: ignore[operator]
+        else:
+            assert not isinstance(bound, Lt)
+    if field.annotation is int:
+        beyond += ["1.5"]
+    return beyond
+
+
+CASES = [
+    pytest.param(settings, name, field, id=f"{settings.service}-{name}")
+    for settings in SETTINGS
+    for name, field in settings.model_fields.items()
+    if name not in FREE_TEXT
+]
+
+
+@pytest.fixture(autouse=True)
+def well_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("TALLY_"):
+            monkeypatch.delenv(name)
+    for name in ("DATABASE_URL", "OWNER_DATABASE_URL"):
+        monkeypatch.setenv(f"TALLY_{name}", f"postgresql://u:{SECRET}@h:1/d?sslmode=require")
+    monkeypatch.setenv("TALLY_GATEWAY_URL", "http://h")
+    monkeypatch.setenv("TALLY_GATEWAY_SECRET_KEY", SECRET)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_given_rightly_they_are_read(settings: type[ServiceSettings]) -> None:
+    read(settings)
+    read(settings, "migrate")
+
+
+@pytest.mark.parametrize(("settings", "name", "field"), CASES)
+def test_given_wrongly_each_is_named_and_its_value_is_not(
+    settings: type[ServiceSettings], name: str, field: FieldInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for prefix in (f"TALLY_{settings.service.upper()}_", "TALLY_"):
+        variable = prefix + name.upper()
+        for value in bad_values(name, field):
+            with monkeypatch.context() as patch:
+                patch.setenv(variable, value)
+                with pytest.raises(SettingsError) as caught:
+                    read(settings)
+            told = str(caught.value)
+            assert told.startswith(f"{variable}: "), (value, told)
+            assert len(told) > len(variable) + 10
+            assert SECRET not in told
+            assert "\n" not in told
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_what_needs_no_right_form_is_kept_out_of_sight(settings: type[ServiceSettings]) -> None:
+    for name, field in settings.model_fields.items():
+        if name in FREE_TEXT or name.endswith(("database_url", "redis_url")):
+            assert field.annotation is SecretStr, name
