@@ -7,7 +7,7 @@
 import exec from 'k6/execution';
 import { check } from 'k6';
 import { Counter, Trend } from 'k6/metrics';
-import { Replicas, newRun, ok, unexpected, whole, won } from './services.js';
+import { Replicas, minor, newRun, ok, unexpected, whole, won } from './services.js';
 
 const USERS = whole('USERS', 500);
 const VUS = Math.min(whole('VUS', 10), USERS);
@@ -183,8 +183,7 @@ async function pay(user, orderId, couponId) {
   const total = PRICE - (couponId ? DISCOUNT : 0);
   check(answer.message.order, {
     'paid by coupon, balance and gateway, to the last won': (one) =>
-      Number(one.paidByBalance.amountMinor) === BY_BALANCE &&
-      Number(one.paidByGateway.amountMinor) === total - BY_BALANCE,
+      minor(one.paidByBalance) === BY_BALANCE && minor(one.paidByGateway) === total - BY_BALANCE,
   });
 }
 

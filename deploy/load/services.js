@@ -115,6 +115,11 @@ export function won(amount) {
   return { currency_code: 'KRW', amount_minor: `${amount}` };
 }
 
+// An amount told by a service, which leaves it out where there is none.
+export function minor(money) {
+  return money ? Number(money.amountMinor) : 0;
+}
+
 function mayBeRepeated(response) {
   return response.status === grpc.StatusUnavailable || 'retryDelay' in detail(response, 'RetryInfo');
 }
