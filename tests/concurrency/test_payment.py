@@ -33,7 +33,14 @@ from payment_service.tables import answers, payments
 from payment_service.use_cases.decide import Decider, Open
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.databases import Databases
-from tests.support.payments import cancel, confirm, key_of, payment_replicas, until_at_gateway
+from tests.support.payments import (
+    cancel,
+    confirm,
+    held,
+    key_of,
+    payment_replicas,
+    until_at_gateway,
+)
 from tests.support.refusals import outcome, refused
 from tests.support.rendezvous import meet_after
 
@@ -196,9 +203,9 @@ def without_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "lock_places", nothing_is_locked)
 
 
-async def rivals(stubs: list[Any], key: str) -> list[Any]:
+def rivals(stubs: list[Any], key: str) -> list[asyncio.Task[Any]]:
     calls = [stubs[rival].ConfirmPayment(confirm(key, f"rival-{rival}")) for rival in range(2)]
-    return await asyncio.gather(*map(outcome, calls))
+    return [asyncio.ensure_future(outcome(call)) for call in calls]
 
 
 async def test_the_unique_key_alone_is_enough(
@@ -206,8 +213,12 @@ async def test_the_unique_key_alone_is_enough(
 ) -> None:
     without_places(monkeypatch)
     meeting = meet_after(monkeypatch, store, "load")
-    key = key_of("slow_")
-    told = await rivals(bare_replicas, key)
+    key = key_of()
+    with held(key):
+        calls = rivals(bare_replicas, key)
+        # Whoever comes second is told while the first is at the gateway.
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    told = await asyncio.gather(*calls)
     assert meeting.met
     assert [each for each in told if isinstance(each, str)] == ["PAYMENT_IN_PROGRESS"]
     assert gateway.charges()[key]["confirmCalls"] == 1
@@ -224,7 +235,7 @@ async def test_control_without_the_unique_key_both_reach_the_gateway(
     without_places(monkeypatch)
     meeting = meet_after(monkeypatch, store, "load")
     key = key_of()
-    told = await rivals(bare_replicas, key)
+    told = await asyncio.gather(*rivals(bare_replicas, key))
     assert meeting.met
     # Two orders are told that they are paid, by one charge.
     assert [each.payment.state for each in told] == [pb.Payment.STATE_CONFIRMED] * 2
@@ -233,9 +244,10 @@ async def test_control_without_the_unique_key_both_reach_the_gateway(
 
 async def cancel_against_confirm(stubs: list[Any], key: str) -> None:
     """Both have seen that there is nothing yet before either writes."""
-    undone, _ = await asyncio.gather(
-        stubs[1].CancelPayment(cancel()), outcome(stubs[0].ConfirmPayment(confirm(key)))
-    )
+    with held(key):
+        confirming = asyncio.ensure_future(outcome(stubs[0].ConfirmPayment(confirm(key))))
+        undone = await stubs[1].CancelPayment(cancel())
+    await confirming
     assert not undone.HasField("payment")
 
 
@@ -244,7 +256,7 @@ async def test_the_answers_alone_keep_a_cancelled_confirmation_from_lasting(
 ) -> None:
     without_places(monkeypatch)
     meeting = meet_after(monkeypatch, store, "load")
-    key = key_of("slow_")
+    key = key_of()
     await cancel_against_confirm(bare_replicas, key)
     assert meeting.met
     await until_at_gateway(gateway, key, "CANCELED")
@@ -256,7 +268,7 @@ async def test_control_without_places_and_answers_a_cancelled_confirmation_stays
     without_places(monkeypatch)
     monkeypatch.setattr(Confirmation, "ask_cancel", lambda *_, **__: None)
     meeting = meet_after(monkeypatch, store, "load")
-    key = key_of("slow_")
+    key = key_of()
     await cancel_against_confirm(bare_replicas, key)
     assert meeting.met
     assert gateway.charges()[key]["payment"]["status"] == "DONE"

@@ -6,7 +6,7 @@ The guards go from outside: the service has no switch that would turn them off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coupon_service import tables
 from coupon_service.settings import CouponSettings
@@ -148,23 +147,8 @@ def unlock_campaigns(monkeypatch: pytest.MonkeyPatch) -> None:
         *tables.campaigns.c,
         campaigns._now,
     ).join_from(campaigns._wanted, tables.campaigns, campaigns._is_wanted)
-    be_patient(monkeypatch, campaigns, "save_issued")
     monkeypatch.setattr(campaigns, "_LOCK", unlocked)
     monkeypatch.setattr(campaigns, "_LOCK_FREE", unlocked)
-
-
-def be_patient(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> None:
-    """A naive write waits for its rival's commit, however slow the machine, and then overwrites.
-
-    A lane's session would give up after a moment and decide anew with a lock.
-    """
-    original: Callable[..., Awaitable[Any]] = getattr(module, function)
-
-    async def patient(connection: AsyncConnection, *args: Any, **kwargs: Any) -> Any:
-        await connection.execute(sa.text("SET LOCAL lock_timeout = '10s'"))
-        return await original(connection, *args, **kwargs)
-
-    monkeypatch.setattr(module, function, patient)
 
 
 def drop_constraints(crowd: Crowd) -> None:
@@ -188,7 +172,6 @@ def save_unconditionally(monkeypatch: pytest.MonkeyPatch) -> None:
         .where(tables.coupons.c.coupon_id == coupons._used.c.coupon_id)
         .returning(tables.coupons.c.coupon_id)
     )
-    be_patient(monkeypatch, coupons, "save")
     monkeypatch.setattr(coupons, "_SAVE", naive)
 
 

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, Final
 
+import pytest
 from pydantic import SecretStr
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
+from payment_service.gateway import Charge, ConfirmOutcome
 from payment_service.settings import PaymentSettings
+from payment_service.toss import TossGateway
 from payment_service.wiring import build
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tally.type.v1.money_pb2 import Money
+from tests.support.patience import LONG_S
 from tests.support.replicas import channel, replicas
 
 _numbers = itertools.count()
+
+PATIENT_WITH_GATEWAY: Final = {
+    "gateway_timeout_s": 30.0,
+    "gateway_connect_timeout_s": 10.0,
+    "lease_s": 120.0,
+}
+"""For tests that do not ask what happens when a time limit ends."""
+IMPATIENT_WITH_GATEWAY: Final = {
+    "gateway_timeout_s": 3.0,
+    "gateway_connect_timeout_s": 1.0,
+    "lease_s": 120.0,
+}
+"""For calls that the gateway never answers."""
 
 
 def key_of(prefix: str = "") -> str:
@@ -68,13 +85,11 @@ async def payment_replicas(
     redis_url: str,
     **settings: Any,
 ) -> AsyncIterator[list[PaymentServiceStub]]:
-    """``count`` replicas on one database and gateway; a client of each."""
-    settings = {
-        "gateway_timeout_s": 1.0,
-        "resolve_interval_s": 0.1,
-        "lease_s": 2.0,
-        **settings,
-    }
+    """``count`` replicas on one database and gateway; a client of each.
+
+    They wait for the gateway as long as it takes, unless a test is about the end of that.
+    """
+    settings = {**PATIENT_WITH_GATEWAY, "resolve_interval_s": 0.1, **settings}
     async with (
         replicas(
             count,
@@ -92,6 +107,29 @@ async def payment_replicas(
         yield [PaymentServiceStub(opened) for opened in channels]
 
 
+@contextmanager
+def held(payment_key: str) -> Iterator[asyncio.Event]:
+    """Keep the gateway's answers to this key's confirmations back until the event is set.
+
+    What a test does meanwhile happens while the key is at the gateway, however slow the machine.
+    """
+    let_go = asyncio.Event()
+    confirm_at_gateway = TossGateway.confirm
+
+    async def kept_back(gateway: TossGateway, charge: Charge) -> ConfirmOutcome:
+        told = await confirm_at_gateway(gateway, charge)
+        if charge.payment_key == payment_key:
+            await let_go.wait()
+        return told
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TossGateway, "confirm", kept_back)
+        try:
+            yield let_go
+        finally:
+            let_go.set()
+
+
 async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> int:
     got = await payment.GetPayment(pb.GetPaymentRequest(payment_id=payment_id, user_id=user_id))
     return int(got.payment.state)
@@ -99,7 +137,7 @@ async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> in
 
 async def until(seen: Callable[[], Awaitable[bool]]) -> None:
     """Wait until something that happens elsewhere is seen."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LONG_S):
         while not await seen():  # noqa: ASYNC110 - it happens in another process
             await asyncio.sleep(0.02)
 
@@ -125,7 +163,7 @@ async def until_at_gateway(simulator: GatewaySimulator, key: str, status: str) -
 
 async def only_payment(payment: Any, *, user_id: str = "ann") -> pb.Payment:
     """The user's one payment."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LONG_S):
         while True:
             listed = await payment.ListPayments(pb.ListPaymentsRequest(user_id=user_id))
             if listed.payments:

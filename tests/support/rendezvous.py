@@ -7,6 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from tests.support.patience import LONG_S
 
 
 class Rendezvous:
@@ -28,13 +32,20 @@ class Rendezvous:
 
 
 def meet_after(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> Rendezvous:
-    """Two rivals meet when ``module.function`` has returned to each of them."""
+    """Two rivals meet when ``module.function`` has returned to each of them.
+
+    Each then carries on with what it has read, however slow the machine: a lane would give up the
+    wait for its rival's commit after a moment and read anew, and what the guard under test is worth
+    would depend on how long a commit takes.
+    """
     meeting = Rendezvous()
     original: Callable[..., Awaitable[Any]] = getattr(module, function)
 
-    async def and_meet(*args: Any, **kwargs: Any) -> Any:
-        result = await original(*args, **kwargs)
-        await meeting.come()
+    async def and_meet(connection: AsyncConnection, *args: Any, **kwargs: Any) -> Any:
+        result = await original(connection, *args, **kwargs)
+        if not meeting.met:
+            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LONG_S:g}s'"))
+            await meeting.come()
         return result
 
     monkeypatch.setattr(module, function, and_meet)

@@ -14,17 +14,25 @@ from common.clients import open_channel
 from common.runtime import Application
 from common.server import GrpcServer
 from common.settings import ServiceSettings
+from tests.support.patience import LONG_S, patient
 
 S = TypeVar("S", bound=ServiceSettings)
-
-HEALTHY_S = 10.0
 
 
 @asynccontextmanager
 async def replica(
     settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
 ) -> AsyncIterator[str]:
-    """One replica that serves; yields its address."""
+    """One replica that serves; yields its address. It has all the time it needs."""
+    with patient():
+        async with _serving(settings, build) as address:
+            yield address
+
+
+@asynccontextmanager
+async def _serving(
+    settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
+) -> AsyncIterator[str]:
     async with build(settings) as application:
         server = GrpcServer(settings, ready=application.ready)
         for mounted in application.services:
@@ -40,7 +48,7 @@ async def replica(
 async def healthy(address: str) -> None:
     """Wait until the server at ``address`` says that it serves."""
     asked = health_pb2.HealthCheckRequest()
-    async with asyncio.timeout(HEALTHY_S), grpc.aio.insecure_channel(address) as opened:
+    async with asyncio.timeout(LONG_S), grpc.aio.insecure_channel(address) as opened:
         stub: Any = health_pb2_grpc.HealthStub(opened)
         while True:
             told = await stub.Check(asked, wait_for_ready=True)
@@ -57,7 +65,13 @@ async def replicas(
     **settings: Any,
 ) -> AsyncIterator[list[str]]:
     """``count`` replicas of one service on one database; yields their addresses."""
-    settings = {"bind": "127.0.0.1:0", "grace_s": 1.0, "readiness_interval_s": 0.2, **settings}
+    settings = {
+        "bind": "127.0.0.1:0",
+        "default_deadline_s": LONG_S,
+        "grace_s": 1.0,
+        "readiness_interval_s": 0.2,
+        **settings,
+    }
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(

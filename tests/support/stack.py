@@ -45,6 +45,8 @@ from tests.support.balances import charge
 from tests.support.coupons import campaign, issue
 from tests.support.databases import Databases
 from tests.support.orders import Shop
+from tests.support.patience import LONG_S
+from tests.support.payments import PATIENT_WITH_GATEWAY
 from tests.support.replicas import channel, replicas
 
 SERVICES: Final = ("balance", "coupon", "order", "payment")
@@ -185,7 +187,7 @@ class Stack:
         return await self.shop.order(user_id, {product_id: 2})
 
     async def pay(self, request: pb.PayOrderRequest, replica: int = 0) -> Any:
-        return await self.shops[replica].orders.PayOrder(request, timeout=30)
+        return await self.shops[replica].orders.PayOrder(request, timeout=LONG_S)
 
     async def available(self, user_id: str) -> int:
         request = balance_pb2.GetBalanceRequest(user_id=user_id, currency_code="KRW")
@@ -203,14 +205,14 @@ class Stack:
 
     async def until(self, order: pb.Order, *states: int) -> pb.Order:
         """Wait until the order is in one of these states."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(LONG_S):
             while (now := await self.shop.get(order)).state not in states:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return now
 
     async def until_saga(self, order: pb.Order, *states: int) -> pb.Saga:
         """Wait until the order's latest saga is in one of these states."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(LONG_S):
             while (now := await self.saga(order)).state not in states:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return now
@@ -305,15 +307,16 @@ async def running_stack(
     wire: Wire,
     *,
     orders: int = 2,
+    payment: dict[str, Any] = PATIENT_WITH_GATEWAY,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
-    """The whole stack; ``settings`` are the order service's."""
+    """The whole stack; ``payment`` are the payment service's settings, the rest the order's."""
     async with AsyncExitStack() as stack:
         peers: dict[str, list[str]] = {}
         for service, settings_type, build, special in (
             ("balance", BalanceSettings, build_balance, {}),
             ("coupon", CouponSettings, build_coupon, {}),
-            ("payment", PaymentSettings, build_payment, _payment_settings(gateway)),
+            ("payment", PaymentSettings, build_payment, _payment_settings(gateway, payment)),
         ):
             peers[service] = await stack.enter_async_context(
                 replicas(
@@ -355,7 +358,12 @@ async def order_replicas(
     **settings: Any,
 ) -> AsyncIterator[list[str]]:
     """Replicas of the order service, of which only the last looks for due sagas."""
-    settings = {"saga_backoff_max_s": 0.2, **settings}
+    settings = {
+        "saga_backoff_max_s": 0.2,
+        "saga_lease_s": LONG_S,
+        "pay_within_s": LONG_S,
+        **settings,
+    }
     async with AsyncExitStack() as stack:
         addresses: list[str] = []
         for number in range(count):
@@ -376,11 +384,10 @@ async def order_replicas(
         yield addresses
 
 
-def _payment_settings(gateway: GatewaySimulator) -> dict[str, Any]:
+def _payment_settings(gateway: GatewaySimulator, special: dict[str, Any]) -> dict[str, Any]:
     return {
         "gateway_url": gateway.url,
         "gateway_secret_key": SecretStr(gateway.secret_key),
-        "gateway_timeout_s": 1.0,
         "resolve_interval_s": 0.1,
-        "lease_s": 2.0,
+        **special,
     }

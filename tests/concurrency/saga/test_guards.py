@@ -22,6 +22,7 @@ from tally.order.v1 import order_pb2 as pb
 from tests.support.databases import Databases
 from tests.support.order_crowd import unlock_orders
 from tests.support.orders import cancel
+from tests.support.patience import LONG_S
 from tests.support.refusals import outcome
 from tests.support.rendezvous import Rendezvous, meet_after
 from tests.support.stack import SERVICES, Stack, StackDatabases, Wire, fresh, pay, running_stack
@@ -83,7 +84,7 @@ async def test_control_without_guards_an_order_is_paid_twice(
     forget_versions(monkeypatch)
     await drop_index(stack)
     order, meeting, rivals = await two_payments(stack, monkeypatch)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LONG_S):
         while await stack.available(order.user_id) > 0:  # noqa: ASYNC110 - it is elsewhere
             await asyncio.sleep(0.02)
     assert meeting.met
@@ -124,7 +125,7 @@ async def test_control_without_guards_a_cancelled_order_is_paid(
     cancelled = await stack.shops[1].orders.CancelOrder(cancel(order, fresh()))
     assert meeting.met
     assert cancelled.order.state == ORDER.STATE_CANCELLED
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LONG_S):
         while await stack.available(order.user_id) > 10_000:  # noqa: ASYNC110 - it is elsewhere
             await asyncio.sleep(0.02)
     paying.cancel()

@@ -13,6 +13,7 @@ import pytest
 
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import cancel
+from tests.support.patience import LONG_S
 from tests.support.refusals import outcome
 from tests.support.stack import Stack, fresh, pay
 
@@ -98,7 +99,7 @@ async def test_of_pay_cancel_and_expiry_exactly_one_wins(stack: Stack) -> None:
         orders_at = stack.shops[turn(number)].orders
         return [
             outcome(stack.pay(pay(order), turn(number + 1))),
-            outcome(orders_at.CancelOrder(cancel(order, fresh()), timeout=30)),
+            outcome(orders_at.CancelOrder(cancel(order, fresh()), timeout=LONG_S)),
         ]
 
     async def overdue() -> None:
@@ -141,7 +142,7 @@ async def test_a_hundred_cancellations_give_everything_back_once(stack: Stack) -
     await stack.pay(pay(order, balance=4_000, coupon_id=coupon_id, payment_key=key))
     told = await asyncio.gather(
         *(
-            stack.shops[turn(number)].orders.CancelOrder(cancel(order, fresh()), timeout=30)
+            stack.shops[turn(number)].orders.CancelOrder(cancel(order, fresh()), timeout=LONG_S)
             for number in range(100)
         )
     )

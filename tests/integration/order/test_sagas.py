@@ -9,6 +9,7 @@ import pytest
 
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import UNKNOWN_ID, Shop, cancel
+from tests.support.patience import LONG_S, SOON_S
 from tests.support.refusals import refused
 from tests.support.replicas import channel
 from tests.support.stack import Stack, fresh, order_replicas, pay
@@ -127,11 +128,16 @@ async def test_a_replica_that_stops_hands_its_sagas_over(stack: Stack) -> None:
     gate = stack.wire.hold("deduct_balance")
     async with (
         order_replicas(
-            2, stack.databases, stack.peers, stack.redis_url, saga_lease_s=600.0
+            2,
+            stack.databases,
+            stack.peers,
+            stack.redis_url,
+            saga_lease_s=600.0,
+            grace_s=LONG_S,
         ) as addresses,
         channel(addresses[0]) as opened,
     ):
-        paying = asyncio.ensure_future(Shop.at(opened).orders.PayOrder(request, timeout=30))
+        paying = asyncio.ensure_future(Shop.at(opened).orders.PayOrder(request, timeout=LONG_S))
         await stack.wire.arrived("deduct_balance")
         gate_opened = asyncio.get_running_loop().call_later(0.3, gate.set)
         paying.cancel()
@@ -203,7 +209,7 @@ async def test_a_saga_that_needs_attention_goes_on_when_told(stack: Stack, step:
     assert saga.last_error == "UNAVAILABLE"
     assert (await stack.shop.get(order)).state == ORDER.STATE_PAYING
     with refused("REQUEST_IN_PROGRESS"):
-        await stack.shop.orders.PayOrder(request, timeout=0.5)
+        await stack.shop.orders.PayOrder(request, timeout=SOON_S)
     retry = pb.RetrySagaRequest(saga_id=saga.saga_id, request_id=fresh())
     told = await stack.sagas.RetrySaga(retry)
     assert told.saga.state == SAGA.STATE_COMPENSATING
@@ -273,7 +279,7 @@ async def test_a_cancellation_resolved_by_a_person_cancels_the_order(stack: Stac
     order, request = await everything(stack)
     await stack.pay(request)
     stack.wire.faults["restore_coupon"] = ["lost"] * 3
-    await stack.shop.orders.CancelOrder(cancel(order, fresh()), timeout=0.5)
+    await stack.shop.orders.CancelOrder(cancel(order, fresh()), timeout=SOON_S)
     saga = await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
     await stack.sagas.ResolveSaga(
         pb.ResolveSagaRequest(saga_id=saga.saga_id, reason="by hand", request_id=fresh())

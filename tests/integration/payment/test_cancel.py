@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 
 from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tally.payment.v1 import payment_pb2 as pb
+from tests.support.patience import SOON_S
 from tests.support.payments import (
+    IMPATIENT_WITH_GATEWAY,
     cancel,
     confirm,
+    held,
     key_of,
     only_payment,
     payment_replicas,
+    until,
     until_state,
 )
 from tests.support.refusals import outcome, refused
@@ -88,14 +93,33 @@ async def test_a_declined_one_has_nothing_to_give_back(payment: Any, elsewhere: 
         await payment.ConfirmPayment(confirm(key))
 
 
+async def until_wished(server: PostgresServer, urls: ServiceUrls) -> None:
+    """Wait until the cancellation of the only payment is on record."""
+    name = urls.owner.rpartition("/")[2]
+
+    async def seen() -> bool:
+        asked = "SELECT count(cancel_request_id) FROM payments"
+        return (await asyncio.to_thread(server.run_sql, asked, database=name)).strip() == "1"
+
+    await until(seen)
+
+
 @pytest.mark.parametrize("where", [0, 1], ids=["same replica", "other replica"])
 async def test_one_at_the_gateway_is_waited_for_and_given_back(
-    stubs: list[Any], gateway: GatewaySimulator, where: int
+    stubs: list[Any],
+    gateway: GatewaySimulator,
+    payment_database: ServiceUrls,
+    postgres_server: PostgresServer,
+    where: int,
 ) -> None:
-    key = key_of("slow_")
-    first = asyncio.ensure_future(outcome(stubs[0].ConfirmPayment(confirm(key))))
-    await only_payment(stubs[0])
-    response = await stubs[where].CancelPayment(cancel())
+    key = key_of()
+    with held(key):
+        first = asyncio.ensure_future(outcome(stubs[0].ConfirmPayment(confirm(key))))
+        await only_payment(stubs[0])
+        undoing = asyncio.ensure_future(stubs[where].CancelPayment(cancel()))
+        await until_wished(postgres_server, payment_database)
+        assert not undoing.done()
+    response = await undoing
     assert response.payment.state == pb.Payment.STATE_CANCELLED
     assert not response.replayed
     assert await first == "PAYMENT_CANCELLED"
@@ -104,16 +128,19 @@ async def test_one_at_the_gateway_is_waited_for_and_given_back(
 
 @pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
 async def test_an_unknown_one_is_found_out_and_given_back(
-    payment: Any, elsewhere: Any, gateway: GatewaySimulator, prefix: str
+    payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
-    with refused("PAYMENT_OUTCOME_UNKNOWN"):
-        await payment.ConfirmPayment(confirm(key))
-    response = await elsewhere.CancelPayment(cancel())
-    assert response.payment.state == pb.Payment.STATE_CANCELLED
-    assert gateway.charges()[key]["payment"]["status"] == "CANCELED"
-    with refused("PAYMENT_CANCELLED"):
-        await payment.ConfirmPayment(confirm(key))
+    async with payment_replicas(
+        2, payment_database, gateway, redis_url, **IMPATIENT_WITH_GATEWAY
+    ) as (payment, elsewhere):
+        with refused("PAYMENT_OUTCOME_UNKNOWN"):
+            await payment.ConfirmPayment(confirm(key))
+        response = await elsewhere.CancelPayment(cancel())
+        assert response.payment.state == pb.Payment.STATE_CANCELLED
+        assert gateway.charges()[key]["payment"]["status"] == "CANCELED"
+        with refused("PAYMENT_CANCELLED"):
+            await payment.ConfirmPayment(confirm(key))
 
 
 async def test_an_unknown_one_that_was_never_charged_ends_declined(
@@ -171,7 +198,7 @@ async def test_the_wish_outlives_a_gateway_that_is_down(
         await one.ConfirmPayment(confirm(key))
         own_gateway.kill()
         for replica in (one, other):
-            told = await outcome(replica.CancelPayment(cancel(), timeout=2))
+            told = await outcome(replica.CancelPayment(cancel(), timeout=SOON_S))
             assert told in {"GATEWAY_UNAVAILABLE", "PAYMENT_OUTCOME_UNKNOWN"}
         with refused("PAYMENT_CANCELLED"):
             await other.ConfirmPayment(confirm(key))

@@ -7,7 +7,8 @@ from typing import Any
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.payments import confirm, key_of, only_payment, until_state
+from tests.support.patience import SOON_S
+from tests.support.payments import confirm, held, key_of, only_payment, until_state
 from tests.support.refusals import outcome, refused
 
 
@@ -90,17 +91,18 @@ async def test_duplicates_of_one_request_hear_one_answer(
 async def test_another_request_is_turned_away_while_the_key_is_at_the_gateway(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
-    key = key_of("slow_")
-    first = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
-    pending = await only_payment(payment)
-    assert pending.state == pb.Payment.STATE_PENDING
-    for replica in (payment, elsewhere):
-        with refused("PAYMENT_IN_PROGRESS") as told:
-            await replica.ConfirmPayment(confirm(key, "c2"))
-        assert told.refusal is not None
-        assert told.refusal.retry_after_s is not None
-        with refused("REQUEST_ID_REUSED"):
-            await replica.ConfirmPayment(confirm(key, amount_minor=7))
+    key = key_of()
+    with held(key):
+        first = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+        pending = await only_payment(payment)
+        assert pending.state == pb.Payment.STATE_PENDING
+        for replica in (payment, elsewhere):
+            with refused("PAYMENT_IN_PROGRESS") as told:
+                await replica.ConfirmPayment(confirm(key, "c2"))
+            assert told.refusal is not None
+            assert told.refusal.retry_after_s is not None
+            with refused("REQUEST_ID_REUSED"):
+                await replica.ConfirmPayment(confirm(key, amount_minor=7))
     assert (await first).payment.state == pb.Payment.STATE_CONFIRMED
     with refused("PAYMENT_KEY_USED"):
         await elsewhere.ConfirmPayment(confirm(key, "c2"))
@@ -110,11 +112,12 @@ async def test_another_request_is_turned_away_while_the_key_is_at_the_gateway(
 async def test_a_caller_who_hangs_up_stops_nothing(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
-    key = key_of("slow_")
-    impatient = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
-    pending = await only_payment(payment)
-    impatient.cancel()
-    await asyncio.wait({impatient})
+    key = key_of()
+    with held(key):
+        impatient = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+        pending = await only_payment(payment)
+        impatient.cancel()
+        await asyncio.wait({impatient})
     await until_state(payment, pending.payment_id, pb.Payment.STATE_CONFIRMED)
     again = await elsewhere.ConfirmPayment(confirm(key))
     assert again.replayed
@@ -124,13 +127,14 @@ async def test_a_caller_who_hangs_up_stops_nothing(
 async def test_a_duplicate_with_little_time_is_told_that_the_first_still_runs(
     payment: Any, elsewhere: Any
 ) -> None:
-    key = key_of("timeout_after_charge_")
-    first = asyncio.ensure_future(outcome(payment.ConfirmPayment(confirm(key))))
-    await only_payment(payment)
-    calls = [replica.ConfirmPayment(confirm(key), timeout=0.6) for replica in (payment, elsewhere)]
-    for told in await asyncio.gather(*map(outcome, calls)):
-        assert told == "REQUEST_IN_PROGRESS"
-    assert await first == "PAYMENT_OUTCOME_UNKNOWN"
+    key = key_of()
+    with held(key):
+        first = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+        await only_payment(payment)
+        calls = [each.ConfirmPayment(confirm(key), timeout=SOON_S) for each in (payment, elsewhere)]
+        for told in await asyncio.gather(*map(outcome, calls)):
+            assert told == "REQUEST_IN_PROGRESS"
+    assert (await first).payment.state == pb.Payment.STATE_CONFIRMED
 
 
 async def test_payments_are_a_users_own(payment: Any) -> None:

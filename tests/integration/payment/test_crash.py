@@ -12,9 +12,11 @@ from contextlib import asynccontextmanager, suppress
 import grpc
 
 from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tests.support.patience import LONG_S
 from tests.support.payments import (
     confirm,
     key_of,
@@ -28,7 +30,10 @@ from tests.support.replicas import healthy
 
 
 async def test_what_a_killed_replica_had_charged_is_found_by_another(
-    payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator
+    payment_database: ServiceUrls,
+    redis_url: str,
+    gateway: GatewaySimulator,
+    postgres_server: PostgresServer,
 ) -> None:
     key = key_of("timeout_after_charge_")
     async with (
@@ -43,6 +48,11 @@ async def test_what_a_killed_replica_had_charged_is_found_by_another(
         pending = await only_payment(survivor)
         assert pending.state == pb.Payment.STATE_PENDING
         assert await waiting == ""
+        # As if its lease had run out.
+        postgres_server.run_sql(
+            "UPDATE payments SET due_time = now()",
+            database=payment_database.owner.rpartition("/")[2],
+        )
         await until_state(survivor, pending.payment_id, pb.Payment.STATE_CONFIRMED)
         assert (await survivor.ConfirmPayment(confirm(key))).replayed
     assert gateway.charges()[key]["confirmCalls"] == 1
@@ -59,8 +69,8 @@ async def process_of(
         "BIND": "127.0.0.1:0",
         "GATEWAY_URL": simulator.url,
         "GATEWAY_SECRET_KEY": simulator.secret_key,
-        "GATEWAY_TIMEOUT_S": "2",
-        "LEASE_S": "4",
+        "GATEWAY_TIMEOUT_S": "60",
+        "LEASE_S": "600",
         "LOG_FORMAT": "json",
     }
     process = await asyncio.create_subprocess_exec(
@@ -82,7 +92,7 @@ async def process_of(
 async def address_of(process: asyncio.subprocess.Process) -> str:
     """Where the process listens, as it logs it, when it is ready."""
     assert process.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONG_S):
         async for line in process.stderr:
             told = json.loads(line)
             if told["event"] == "listening":

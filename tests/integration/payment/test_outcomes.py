@@ -15,7 +15,9 @@ from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tally.payment.v1 import payment_pb2 as pb
+from tests.support.patience import SOON_S
 from tests.support.payments import (
+    IMPATIENT_WITH_GATEWAY,
     confirm,
     key_of,
     only_payment,
@@ -35,20 +37,23 @@ def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
 
 @pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
 async def test_a_charge_whose_answer_was_lost_is_found(
-    payment: Any, elsewhere: Any, gateway: GatewaySimulator, prefix: str
+    payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
-    with refused("PAYMENT_OUTCOME_UNKNOWN") as told:
-        await payment.ConfirmPayment(confirm(key))
-    assert told.refusal is not None
-    assert told.refusal.retry_after_s is not None
-    # It was not stored as an answer: the same request waits, and is told the outcome.
-    for replica in (elsewhere, payment):
-        again = await replica.ConfirmPayment(confirm(key))
-        assert again.replayed
-        assert again.payment.state == pb.Payment.STATE_CONFIRMED
-    with refused("PAYMENT_KEY_USED"):
-        await elsewhere.ConfirmPayment(confirm(key, "c2"))
+    async with payment_replicas(
+        2, payment_database, gateway, redis_url, **IMPATIENT_WITH_GATEWAY
+    ) as (payment, elsewhere):
+        with refused("PAYMENT_OUTCOME_UNKNOWN") as told:
+            await payment.ConfirmPayment(confirm(key))
+        assert told.refusal is not None
+        assert told.refusal.retry_after_s is not None
+        # It was not stored as an answer: the same request waits, and is told the outcome.
+        for replica in (elsewhere, payment):
+            again = await replica.ConfirmPayment(confirm(key))
+            assert again.replayed
+            assert again.payment.state == pb.Payment.STATE_CONFIRMED
+        with refused("PAYMENT_KEY_USED"):
+            await elsewhere.ConfirmPayment(confirm(key, "c2"))
     record = gateway.charges()[key]
     assert record["confirmCalls"] == 1
     assert record["payment"]["status"] == "DONE"
@@ -87,7 +92,7 @@ async def test_an_unknown_key_is_not_free(
             with refused("PAYMENT_IN_PROGRESS"):
                 await replica.ConfirmPayment(confirm(key, "c2"))
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
-            await one.ConfirmPayment(confirm(key), timeout=1)
+            await one.ConfirmPayment(confirm(key), timeout=SOON_S)
         own_gateway.start()
     async with payment_replicas(1, payment_database, own_gateway, redis_url) as (fresh,):
         await until_state(fresh, unknown.payment_id, pb.Payment.STATE_CONFIRMED)

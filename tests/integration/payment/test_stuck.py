@@ -17,7 +17,15 @@ from deploy.local.postgres_roles import ServiceUrls
 from payment_service.locking import places
 from payment_service.model import ConfirmPayment
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.payments import cancel, confirm, key_of, only_payment, payment_replicas
+from tests.support.patience import LONG_S
+from tests.support.payments import (
+    cancel,
+    confirm,
+    held,
+    key_of,
+    only_payment,
+    payment_replicas,
+)
 
 
 @asynccontextmanager
@@ -89,18 +97,20 @@ async def test_a_key_inserted_and_not_committed_delays_only_its_own_commands(
 async def test_a_replica_that_stops_finishes_what_is_at_the_gateway(
     payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator
 ) -> None:
-    key = key_of("slow_")
-    async with payment_replicas(
-        1, payment_database, gateway, redis_url, grace_s=10, gateway_timeout_s=5, lease_s=60
-    ) as (one,):
-        call = asyncio.ensure_future(one.ConfirmPayment(confirm(key)))
-        await only_payment(one)
-        call.cancel()
-        await asyncio.wait({call})
+    key = key_of()
+    with held(key) as let_go:
+        async with payment_replicas(
+            1, payment_database, gateway, redis_url, grace_s=LONG_S, lease_s=600
+        ) as (one,):
+            call = asyncio.ensure_future(one.ConfirmPayment(confirm(key)))
+            await only_payment(one)
+            call.cancel()
+            await asyncio.wait({call})
+            asyncio.get_running_loop().call_later(0.3, let_go.set)
     async with payment_replicas(1, payment_database, gateway, redis_url, resolve_interval_s=60) as (
         fresh,
     ):
-        # Its lease would last a minute: nobody but the stopping replica can have stored this.
+        # Its lease would last ten minutes: nobody but the stopping replica can have stored this.
         assert (await only_payment(fresh)).state == pb.Payment.STATE_CONFIRMED
         assert (await fresh.ConfirmPayment(confirm(key))).replayed
     assert gateway.charges()[key]["confirmCalls"] == 1

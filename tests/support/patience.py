@@ -1,0 +1,55 @@
+"""Time limits that no slow machine reaches, for tests that are about something else.
+
+A statement that outlives its limit is refused with DATABASE_UNAVAILABLE, and rightly so: on a
+machine that stalls for some seconds a test of races would then fail for a reason that it does not
+ask about. What the limits do is tested where they are the subject, in ``integration/common``.
+
+How long a lane waits for a lock stays as it is: rows that somebody holds are left to transactions
+that wait, and tests of races must meet that too. Those whose rivals have to meet are given time by
+``rendezvous``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pytest
+
+import order_service.clients
+import order_service.use_cases.payments
+import payment_service.use_cases.payments
+from common import database, health
+from common.lanes import batches
+
+LONG_S: Final = 60.0
+"""Longer than any stall, shorter than pytest's limit for one test."""
+MARGIN_S: Final = 10.0
+"""What a service keeps of a deadline for telling its caller that it waited in vain."""
+SOON_S: Final = MARGIN_S + 0.5
+"""As a call's deadline: told after half a second how things stand, with ample time to be told."""
+
+_LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
+    (database, "CONNECT_TIMEOUT_S", LONG_S),
+    (database, "POOL_TIMEOUT_S", LONG_S),
+    (database, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
+    (database, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
+    (batches, "UNREACHABLE_S", LONG_S),
+    (health, "PROBE_TIMEOUT_S", LONG_S),
+    (order_service.clients, "ATTEMPT_S", LONG_S),
+    (order_service.clients, "GATEWAY_ATTEMPT_S", LONG_S),
+    (order_service.use_cases.payments, "JOIN_S", LONG_S),
+    (order_service.use_cases.payments, "MARGIN_S", MARGIN_S),
+    (payment_service.use_cases.payments, "WAIT_S_MAX", LONG_S),
+    (payment_service.use_cases.payments, "_MARGIN_S", MARGIN_S),
+)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """In the block nothing ends but for what a test does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, limit in _LIMITS:
+            patch.setattr(module, name, limit)
+        yield
