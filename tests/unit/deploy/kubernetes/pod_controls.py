@@ -1,0 +1,230 @@
+"""What breaks the rules about pods, one thing wrong at a time."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.unit.deploy.kubernetes.breaking import (
+    LOCAL,
+    MULTI,
+    Control,
+    at,
+    container,
+    pod,
+    variable,
+    without,
+)
+
+_TERM: Final = (
+    "affinity",
+    "podAntiAffinity",
+    "preferredDuringSchedulingIgnoredDuringExecution",
+    0,
+    "podAffinityTerm",
+)
+
+CONTROLS: Final = [
+    Control(
+        "every_service_has_its_server",
+        "server",
+        without("Deployment", "coupon"),
+    ),
+    Control(
+        "every_service_has_its_server",
+        "migration",
+        without("Job", "coupon-migrate-*"),
+    ),
+    Control(
+        "probes_of_servers_are_grpc",
+        "no gRPC readinessProbe",
+        container("order", "readinessProbe", value={"tcpSocket": {"port": 50053}}),
+    ),
+    Control(
+        "probes_of_servers_are_grpc",
+        "livenessProbe asks for ''",
+        container("order", "livenessProbe", "grpc", "service", value=""),
+    ),
+    Control(
+        "probes_of_servers_are_grpc",
+        "asks port 50051",
+        container("order", "livenessProbe", "grpc", "port", value=50051),
+    ),
+    Control(
+        "probes_have_ports_that_exist",
+        "Deployment/order",
+        container("order", "livenessProbe", "grpc", "port", value="grpc"),
+        overlay=MULTI,
+    ),
+    Control(
+        "probes_have_ports_that_exist",
+        "StatefulSet/redis",
+        pod("StatefulSet", "redis", "containers", 0, "startupProbe", gone=True),
+        overlay=LOCAL,
+    ),
+    Control(
+        "probes_have_patience",
+        "readinessProbe",
+        container("order", "readinessProbe", "timeoutSeconds", gone=True),
+    ),
+    Control(
+        "probes_have_patience",
+        "to start",
+        container("order", "startupProbe", "failureThreshold", value=3),
+    ),
+    Control(
+        "ports_are_those_bound",
+        "TALLY_BIND",
+        variable("order", "TALLY_BIND", "127.0.0.1:50053"),
+    ),
+    Control(
+        "ports_are_those_bound",
+        "TALLY_METRICS_PORT",
+        variable("order", "TALLY_METRICS_PORT", "9000"),
+    ),
+    Control(
+        "ports_are_those_bound",
+        "its ports are",
+        container("order", "ports", 0, "containerPort", value=50051),
+    ),
+    Control(
+        "resources_are_asked_for",
+        "no cpu",
+        container("order", "resources", "requests", "cpu", gone=True),
+    ),
+    Control(
+        "resources_are_asked_for",
+        "StatefulSet/postgres: has no limit",
+        pod("StatefulSet", "postgres", "containers", 0, "resources", "limits", gone=True),
+        overlay=LOCAL,
+    ),
+    Control(
+        "test_replicas_are_those_of_the_requirement",
+        "four replicas",
+        at("Deployment", "order", "spec", "replicas", value=2),
+        overlay=MULTI,
+    ),
+    Control(
+        "test_replicas_are_those_of_the_requirement",
+        "half a processor",
+        container("order", "resources", "limits", "memory", value="1Gi"),
+        overlay=MULTI,
+    ),
+    Control(
+        "pods_have_no_privileges",
+        "may gain privileges",
+        container("order", "securityContext", "allowPrivilegeEscalation", gone=True),
+    ),
+    Control(
+        "pods_have_no_privileges",
+        "keeps capabilities",
+        container("order", "securityContext", "capabilities", "add", value=["NET_RAW"]),
+    ),
+    Control(
+        "pods_have_no_privileges",
+        "may write",
+        container("order", "securityContext", "readOnlyRootFilesystem", value=False),
+    ),
+    Control(
+        "pods_have_no_privileges",
+        "may run as root",
+        pod("StatefulSet", "postgres", "securityContext", "runAsNonRoot", gone=True),
+        overlay=LOCAL,
+    ),
+    Control(
+        "pods_have_no_privileges",
+        "seccomp",
+        pod("Job", "order-migrate-*", "securityContext", "seccompProfile", gone=True),
+    ),
+    Control(
+        "pods_have_no_privileges",
+        "hostNetwork",
+        pod("Deployment", "order", "hostNetwork", value=True),
+    ),
+    Control(
+        "user_is_the_image_s",
+        "Deployment/order",
+        pod("Deployment", "order", "securityContext", "runAsUser", value=1000),
+    ),
+    Control(
+        "tmp_is_writable_and_bounded",
+        "Deployment/order",
+        pod("Deployment", "order", "volumes", 0, "emptyDir", value={}),
+    ),
+    Control(
+        "identities_are_their_own",
+        "does not exist",
+        without("ServiceAccount", "order"),
+    ),
+    Control(
+        "identities_are_their_own",
+        "mounts a token",
+        pod("Deployment", "order", "automountServiceAccountToken", value=True),
+    ),
+    Control(
+        "identities_are_their_own",
+        "hands out tokens",
+        at("ServiceAccount", "order", "automountServiceAccountToken", gone=True),
+    ),
+    Control(
+        "identities_are_their_own",
+        "shares its ServiceAccount",
+        pod("Deployment", "order", "serviceAccountName", value="balance"),
+    ),
+    Control(
+        "replicas_are_spread",
+        "topology.kubernetes.io/zone",
+        pod("Deployment", "order", "topologySpreadConstraints", 0, gone=True),
+    ),
+    Control(
+        "replicas_are_spread",
+        "kubernetes.io/hostname",
+        pod(
+            *("Deployment", "order", "topologySpreadConstraints", 1, "labelSelector"),
+            value={"matchLabels": {"app.kubernetes.io/name": "orders"}},
+        ),
+    ),
+    Control(
+        "replicas_are_spread",
+        "anti-affinity",
+        pod("Deployment", "order", "affinity", gone=True),
+    ),
+    Control(
+        "spreading_is_each_service_s_own",
+        "Deployment/order",
+        pod(
+            *("Deployment", "order", *_TERM, "labelSelector"),
+            value={"matchLabels": {"app.kubernetes.io/component": "server"}},
+        ),
+    ),
+    Control(
+        "there_is_time_to_end",
+        "is killed before",
+        pod("Deployment", "order", "terminationGracePeriodSeconds", value=30),
+    ),
+    Control(
+        "there_is_time_to_end",
+        "does not sleep",
+        container("order", "lifecycle", gone=True),
+    ),
+    Control(
+        "there_is_time_to_end",
+        "is killed before",
+        variable("order", "TALLY_GRACE_S", "120"),
+        overlay=LOCAL,
+    ),
+    Control(
+        "labels_are_complete",
+        "Service/order",
+        at("Service", "order", "metadata", "labels", "app.kubernetes.io/part-of", gone=True),
+    ),
+    Control(
+        "labels_are_complete",
+        "its instance",
+        at("Service", "order", "metadata", "labels", "app.kubernetes.io/instance", value="local"),
+    ),
+    Control(
+        "labels_are_complete",
+        "does not select its own",
+        at("Deployment", "order", "spec", "selector", "matchLabels", value={"app": "order"}),
+    ),
+]

@@ -1,0 +1,247 @@
+"""Rules about pods: probes, ports, resources, security, spreading, ending."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from common.server import CLEAN_UP_S
+from tests.unit.deploy.kubernetes.manifests import (
+    LABEL,
+    METRICS_PORT,
+    PORTS,
+    SERVICES,
+    SETTINGS_OF,
+    Overlay,
+    Workload,
+    selects,
+)
+from tests.unit.deploy.kubernetes.rule import rule
+
+MARGIN_S: Final = 5
+PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
+PROBED_SERVICE: Final = {
+    "startupProbe": "liveness",
+    "readinessProbe": "",
+    "livenessProbe": "liveness",
+}
+
+
+@rule
+def every_service_has_its_server(overlay: Overlay) -> Iterator[str]:
+    """Without this, every other rule would hold for an overlay that runs nothing."""
+    for found, of in ((overlay.servers, "server"), (overlay.migrations, "migration")):
+        if sorted(each.service for each in found) != sorted(SERVICES):
+            yield f"{of}: there is not one {of} for each of {SERVICES}"
+    for each in overlay.servers:
+        if (each.kind, each.name) != ("Deployment", each.service):
+            yield f"{each.told}: a server is a Deployment named after its service"
+
+
+@rule
+def probes_of_servers_are_grpc(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers:
+        for name in PROBES:
+            probe = each.containers[0].get(name, {}).get("grpc")
+            if probe is None:
+                yield f"{each.told}: no gRPC {name}"
+            elif probe.get("service", "") != PROBED_SERVICE[name]:
+                yield f"{each.told}: {name} asks for {probe.get('service')!r}"
+            elif probe["port"] != PORTS[each.service]:
+                yield f"{each.told}: {name} asks port {probe['port']}, not the service's"
+
+
+@rule
+def probes_have_ports_that_exist(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.lasting:
+        for container in each.containers:
+            declared = {port["containerPort"] for port in container.get("ports", [])}
+            for name in PROBES:
+                if name not in container:
+                    yield f"{each.told}: no {name}"
+                for how, probe in container.get(name, {}).items():
+                    if how not in ("grpc", "tcpSocket", "httpGet"):
+                        continue
+                    if not isinstance(probe["port"], int) or probe["port"] not in declared:
+                        yield f"{each.told}: {name} asks port {probe['port']}, which is not open"
+
+
+@rule
+def probes_have_patience(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.lasting:
+        for name in PROBES:
+            probe = each.containers[0].get(name, {})
+            if probe and probe.get("timeoutSeconds", 1) <= 1:
+                yield f"{each.told}: {name} waits no longer than a second"
+        start = each.containers[0].get("startupProbe", {})
+        if start.get("failureThreshold", 3) * start.get("periodSeconds", 10) < 30:
+            yield f"{each.told}: gets less than 30 s to start"
+
+
+@rule
+def ports_are_those_bound(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers:
+        environment = overlay.environment(each.containers[0])
+        wanted = {"grpc": PORTS[each.service], "metrics": METRICS_PORT}
+        if each.ports != wanted:
+            yield f"{each.told}: its ports are {each.ports}, not {wanted}"
+        if environment.get("TALLY_BIND") != f"0.0.0.0:{PORTS[each.service]}":
+            yield f"{each.told}: TALLY_BIND is not its grpc port on every address"
+        if environment.get("TALLY_METRICS_PORT") != str(each.ports.get("metrics")):
+            yield f"{each.told}: TALLY_METRICS_PORT is not its metrics port"
+
+
+@rule
+def resources_are_asked_for(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.workloads:
+        for container in each.containers:
+            resources = container.get("resources", {})
+            for name in ("cpu", "memory"):
+                if name not in resources.get("requests", {}):
+                    yield f"{each.told}: asks for no {name}"
+            if "memory" not in resources.get("limits", {}):
+                yield f"{each.told}: has no limit of memory"
+
+
+@rule
+def test_replicas_are_those_of_the_requirement(overlay: Overlay) -> Iterator[str]:
+    """R18: four replicas of each service, with half a processor and 512 MB each."""
+    if overlay.name != "multi-replica-test":
+        return
+    for each in overlay.servers:
+        limits = each.containers[0]["resources"]["limits"]
+        if each.spec.get("replicas") != 4:
+            yield f"{each.told}: does not have four replicas"
+        if limits.get("cpu") != "500m" or limits.get("memory") not in ("512M", "512Mi"):
+            yield f"{each.told}: is not limited to half a processor and 512 MB"
+
+
+@rule
+def pods_have_no_privileges(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.workloads:
+        yield from _of_pod(each)
+        for container in each.containers:
+            own = container.get("securityContext", {})
+            if own.get("allowPrivilegeEscalation") is not False:
+                yield f"{each.told}: may gain privileges"
+            if own.get("capabilities", {}).get("drop") != ["ALL"] or own["capabilities"].get("add"):
+                yield f"{each.told}: keeps capabilities"
+            if own.get("readOnlyRootFilesystem") is not True:
+                yield f"{each.told}: may write to its root file system"
+            if own.get("privileged") or own.get("runAsUser") == 0:
+                yield f"{each.told}: a container is privileged"
+
+
+def _of_pod(each: Workload) -> Iterator[str]:
+    context = each.pod.get("securityContext", {})
+    if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+        yield f"{each.told}: may run as root"
+    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield f"{each.told}: has no seccomp profile"
+    for name in ("hostNetwork", "hostPID", "hostIPC"):
+        if each.pod.get(name):
+            yield f"{each.told}: shares the host's ({name})"
+    if any("hostPath" in volume for volume in each.pod.get("volumes", [])):
+        yield f"{each.told}: mounts a path of the host"
+
+
+@rule
+def user_is_the_image_s(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers + overlay.migrations:
+        context = each.pod.get("securityContext", {})
+        if (context.get("runAsUser"), context.get("runAsGroup")) != (10001, 10001):
+            yield f"{each.told}: does not run as the image's user"
+
+
+@rule
+def tmp_is_writable_and_bounded(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers + overlay.migrations:
+        mounts = {mount["mountPath"]: mount["name"] for mount in each.containers[0]["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in each.pod["volumes"]}
+        tmp = volumes.get(mounts.get("/tmp", ""), {})
+        if "sizeLimit" not in tmp.get("emptyDir", {}):
+            yield f"{each.told}: /tmp is no emptyDir with a limit"
+
+
+@rule
+def identities_are_their_own(overlay: Overlay) -> Iterator[str]:
+    used: dict[str, str] = {}
+    for each in overlay.workloads:
+        name = each.pod.get("serviceAccountName", "default")
+        account = overlay.find("ServiceAccount", name)
+        if name == "default" or account is None:
+            yield f"{each.told}: its ServiceAccount {name} does not exist"
+        elif account.get("automountServiceAccountToken") is not False:
+            yield f"{each.told}: its ServiceAccount hands out tokens"
+        if each.pod.get("automountServiceAccountToken") is not False:
+            yield f"{each.told}: mounts a token"
+        if name in used:
+            yield f"{each.told}: shares its ServiceAccount with {used[name]}"
+        used[name] = each.told
+
+
+@rule
+def replicas_are_spread(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers:
+        spread = each.pod.get("topologySpreadConstraints", [])
+        keys = {one["topologyKey"] for one in spread if selects(one["labelSelector"], each.labels)}
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname"):
+            if key not in keys:
+                yield f"{each.told}: is not spread over {key}"
+        if not any(selects(term["labelSelector"], each.labels) for term in _apart(each)):
+            yield f"{each.told}: has no anti-affinity to itself"
+
+
+def _apart(each: Workload) -> Iterator[dict[str, Any]]:
+    rules = each.pod.get("affinity", {}).get("podAntiAffinity", {})
+    yield from rules.get("requiredDuringSchedulingIgnoredDuringExecution", [])
+    for preferred in rules.get("preferredDuringSchedulingIgnoredDuringExecution", []):
+        yield preferred["podAffinityTerm"]
+
+
+@rule
+def spreading_is_each_service_s_own(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers:
+        for one in [*each.pod.get("topologySpreadConstraints", []), *_apart(each)]:
+            others = [
+                other.told
+                for other in overlay.workloads
+                if other.told != each.told and selects(one["labelSelector"], other.labels)
+            ]
+            if others:
+                yield f"{each.told}: is spread together with {others}"
+
+
+@rule
+def there_is_time_to_end(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers:
+        environment = overlay.environment(each.containers[0])
+        fields = SETTINGS_OF[each.service].model_fields
+        hook = each.containers[0].get("lifecycle", {}).get("preStop", {})
+        sleep_s = hook.get("sleep", {}).get("seconds", 0)
+        if not sleep_s:
+            yield f"{each.told}: does not sleep before it is stopped"
+        drain_s = float(environment.get("TALLY_DRAIN_DELAY_S", fields["drain_delay_s"].default))
+        grace_s = float(environment.get("TALLY_GRACE_S", fields["grace_s"].default))
+        needed_s = sleep_s + drain_s + grace_s + CLEAN_UP_S + MARGIN_S
+        if each.pod.get("terminationGracePeriodSeconds", 30) < needed_s:
+            yield f"{each.told}: is killed before the {needed_s:g} s that ending may take"
+
+
+@rule
+def labels_are_complete(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.objects:
+        labels = each["metadata"].get("labels", {})
+        where = f"{each['kind']}/{each['metadata']['name']}"
+        for name in ("name", "component", "part-of", "instance", "managed-by"):
+            if not labels.get(f"{LABEL}{name}"):
+                yield f"{where}: has no label {LABEL}{name}"
+        if labels.get(f"{LABEL}instance") != overlay.name:
+            yield f"{where}: its instance is not {overlay.name}"
+    for workload in overlay.workloads:
+        for name in ("name", "component", "part-of"):
+            if not workload.labels.get(f"{LABEL}{name}"):
+                yield f"{workload.told}: its pods have no label {LABEL}{name}"
+        selector = workload.spec.get("selector")
+        if selector and not selects(selector, workload.labels):
+            yield f"{workload.told}: does not select its own pods"

@@ -1,0 +1,113 @@
+"""Rules about many replicas: rollouts, disruption, scaling, database connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from tests.unit.deploy.kubernetes.manifests import Object, Overlay, Workload, selects, told
+from tests.unit.deploy.kubernetes.rule import rule
+
+RESERVED_CONNECTIONS: Final = 3
+"""PostgreSQL's superuser_reserved_connections."""
+ALLOWED: Final = "tally.dev/postgres-max-connections"
+SCALED_LEAST: Final = 3
+
+
+@rule
+def rollouts_lose_no_replica(overlay: Overlay) -> Iterator[str]:
+    for each in overlay.servers:
+        rolling = each.spec.get("strategy", {}).get("rollingUpdate", {})
+        if rolling.get("maxUnavailable") != 0 or rolling.get("maxSurge") != 1:
+            yield f"{each.told}: is not rolled out one more at a time"
+        if each.spec.get("minReadySeconds", 0) < 1:
+            yield f"{each.told}: counts a replica as available at once"
+
+
+@rule
+def disruptions_are_bounded(overlay: Overlay) -> Iterator[str]:
+    budgets = overlay.of_kind("PodDisruptionBudget")
+    for budget in budgets:
+        spec = budget["spec"]
+        if spec.get("maxUnavailable") != 1 or "minAvailable" in spec:
+            yield f"{told(budget)}: does not let one pod go at a time"
+        if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            yield f"{told(budget)}: keeps pods that are unhealthy"
+    for each in overlay.servers:
+        matching = [one for one in budgets if selects(one["spec"].get("selector"), each.labels)]
+        if len(matching) != 1:
+            yield f"{each.told}: has {len(matching)} PodDisruptionBudgets, not one"
+    for budget in budgets:
+        selected = [
+            each for each in overlay.workloads if selects(budget["spec"]["selector"], each.labels)
+        ]
+        if len(selected) != 1:
+            yield f"{told(budget)}: is about {len(selected)} workloads, not one"
+
+
+@rule
+def scaling_is_in_one_hand(overlay: Overlay) -> Iterator[str]:
+    scaled = set()
+    for scaler in overlay.of_kind("HorizontalPodAutoscaler"):
+        spec, target = scaler["spec"], scaler["spec"]["scaleTargetRef"]
+        found = overlay.find(target["kind"], target["name"])
+        if found is None:
+            yield f"{told(scaler)}: scales {target['name']}, which does not exist"
+            continue
+        scaled.add(target["name"])
+        yield from _of_scaled(scaler, found)
+        if not SCALED_LEAST <= spec.get("minReplicas", 1) < spec["maxReplicas"]:
+            yield f"{told(scaler)}: its least and most replicas do not fit"
+        if not spec.get("behavior", {}).get("scaleDown"):
+            yield f"{told(scaler)}: scales down as it likes"
+    for each in overlay.servers:
+        if overlay.name == "production" and each.name not in scaled:
+            yield f"{each.told}: is not scaled"
+        if each.name not in scaled and "replicas" not in each.spec:
+            yield f"{each.told}: has neither replicas nor a scaler"
+
+
+def _of_scaled(scaler: Object, found: Object) -> Iterator[str]:
+    if "replicas" in found["spec"]:
+        yield f"{told(scaler)}: {told(found)} sets its own replicas"
+    containers = {one["name"] for one in Workload(found).containers}
+    for metric in scaler["spec"].get("metrics", []):
+        container = metric.get("containerResource", {}).get("container")
+        if container is not None and container not in containers:
+            yield f"{told(scaler)}: looks at container {container}, which does not exist"
+
+
+def connections_max(overlay: Overlay, each: Workload) -> int:
+    """What a service opens at most: in a rollout, as many drain as serve, and some surge."""
+    pool = int(overlay.environment(each.containers[0])["TALLY_POOL_SIZE"])
+    surge = int(each.spec["strategy"]["rollingUpdate"]["maxSurge"])
+    migrating = sum(other.service == each.service for other in overlay.migrations)
+    return (2 * overlay.replicas_max(each) + surge) * pool + migrating
+
+
+@rule
+def pools_fit_the_database(overlay: Overlay) -> Iterator[str]:
+    opened = {each.service: connections_max(overlay, each) for each in overlay.servers}
+    server = overlay.find("StatefulSet", "postgres")
+    if server is not None:
+        arguments = Workload(server).containers[0].get("args", [])
+        allowed = [int(one.split("=")[1]) for one in arguments if "max_connections=" in one]
+        if not allowed or sum(opened.values()) + RESERVED_CONNECTIONS > allowed[0]:
+            yield f"{told(server)}: allows {allowed} connections, and may get {opened}"
+        return
+    for each in overlay.servers:
+        # Each service has a server of its own there, whose operator reads this number.
+        allows = int(each.raw["metadata"].get("annotations", {}).get(ALLOWED, "0"))
+        if opened[each.service] + RESERVED_CONNECTIONS > allows:
+            yield f"{each.told}: asks for {allows} connections, and may open {opened[each.service]}"
+
+
+@rule
+def production_brings_no_servers(overlay: Overlay) -> Iterator[str]:
+    if overlay.name != "production":
+        return
+    for each in overlay.of_kind("StatefulSet", "PersistentVolumeClaim"):
+        yield f"{told(each)}: keeps data in production"
+    for workload in overlay.workloads:
+        if workload not in overlay.servers + overlay.migrations:
+            yield f"{workload.told}: is not part of production"
