@@ -10,7 +10,7 @@ and answers are those of the .proto files. The errors, all TallyError, are drawn
 
 from common.errors import FieldViolation, QuotaViolation
 from common.ids import new_id as new_request_id
-from tally_client.calls import NotConnected, Target
+from tally_client.calls import Listing, NotConnected, Target, Unary, Watch
 from tally_client.client import Tally
 from tally_client.errors import (
     Aborted,
@@ -100,6 +100,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidField",
     "InvalidPageToken",
+    "Listing",
     "NoAnswer",
     "NotConnected",
     "NotFound",
@@ -132,6 +133,8 @@ __all__ = [
     "Tally",
     "TallyError",
     "Target",
+    "Unary",
     "Unavailable",
+    "Watch",
     "new_request_id",
 ]

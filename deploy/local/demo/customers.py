@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from common.errors import Refusal
 from deploy.local.demo.happened import Answer, Happened
 from deploy.local.demo.script import (
     AT_THE_TILL_MINOR,
@@ -34,6 +33,7 @@ from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 from tally.type.v1 import money_pb2
+from tally_client import TallyError
 
 TRIES_MAX: Final = 5
 """How often a customer tries to pay whom the service told that it could not be tried."""
@@ -76,8 +76,7 @@ class Customer:
         )
 
         async def send(_: int) -> Answer:
-            stub = self._shop.balance.stub
-            response = await self._shop.ask(self._shop.balance, stub.ChargeBalance, request)
+            response = await self._shop.ask(self._shop.tally.balance.charge_balance, request)
             return Answer(response.entry.entry_id, response.replayed)
 
         answer = await self._send("charge", send, TIMES if self._part.hasty else 1)
@@ -92,8 +91,7 @@ class Customer:
         )
 
         async def send(_: int) -> Answer:
-            stub = self._shop.coupon.stub
-            response = await self._shop.ask(self._shop.coupon, stub.IssueCoupon, request)
+            response = await self._shop.ask(self._shop.tally.coupon.issue_coupon, request)
             self._turn = response.coupon.issue_number
             return Answer(response.coupon.coupon_id, response.replayed)
 
@@ -146,9 +144,7 @@ class Customer:
         )
 
         async def send(_: int) -> Answer:
-            response = await self._shop.ask(
-                self._shop.order, self._shop.order.stub.CreateOrder, request
-            )
+            response = await self._shop.ask(self._shop.tally.order.create_order, request)
             return Answer(response.order.order_id, response.replayed)
 
         answer = await self._send("order", send, times)
@@ -185,7 +181,7 @@ class Customer:
             mine = order_pb2.PayOrderRequest()
             mine.CopyFrom(request)
             mine.request_id = f"{intent}.{time}" if visit.twins is Twins.OWN_IDS else intent
-            response = await self._shop.ask(self._shop.order, self._shop.order.stub.PayOrder, mine)
+            response = await self._shop.ask(self._shop.tally.order.pay_order, mine)
             return Answer(response.order.order_id, response.replayed)
 
         answer = await self._send(
@@ -209,9 +205,7 @@ class Customer:
         )
 
         async def send(_: int) -> Answer:
-            response = await self._shop.ask(
-                self._shop.order, self._shop.order.stub.CancelOrder, request
-            )
+            response = await self._shop.ask(self._shop.tally.order.cancel_order, request)
             return Answer(response.order.order_id, response.replayed)
 
         answer = await self._send("cancel", send, 1)
@@ -229,9 +223,7 @@ class Customer:
                 payment_key=key,
                 request_id=f"{self._name}:{TILL}.{time}",
             )
-            response = await self._shop.ask(
-                self._shop.payment, self._shop.payment.stub.ConfirmPayment, request
-            )
+            response = await self._shop.ask(self._shop.tally.payment.confirm_payment, request)
             return Answer(response.payment.payment_id, response.replayed)
 
         answer = await self._send("confirm", send, TIMES, own_ids=True)
@@ -251,7 +243,7 @@ class Customer:
         async def one(time: int) -> Answer:
             try:
                 return await send(time)
-            except Refusal as refusal:
+            except TallyError as refusal:
                 return self._happened.refused(what, refusal)
 
         answers = await asyncio.gather(*(one(time) for time in range(times)))

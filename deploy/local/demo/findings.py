@@ -65,15 +65,13 @@ async def _findings(
 ) -> Findings:
     shop = sale.shop
     campaign = await shop.ask(
-        shop.coupon,
-        shop.coupon.stub.GetCampaign,
+        shop.tally.coupon.get_campaign,
         coupon_pb2.GetCampaignRequest(campaign_id=sale.campaign_id),
     )
     products = {}
     for name, product_id in sale.products.items():
         found = await shop.ask(
-            shop.product,
-            shop.product.stub.GetProduct,
+            shop.tally.product.get_product,
             order_pb2.GetProductRequest(product_id=product_id),
         )
         products[name] = found.product
@@ -93,8 +91,7 @@ async def _open_sagas(sale: Sale) -> list[str]:
         Saga.STATE_NEEDS_ATTENTION,
     ):
         listed = await sale.shop.ask(
-            sale.shop.saga,
-            sale.shop.saga.stub.ListSagas,
+            sale.shop.tally.saga.list_sagas,
             order_pb2.ListSagasRequest(state=state),
         )
         names += [f"saga {saga.saga_id} ({Saga.State.Name(state)})" for saga in listed.sagas]
@@ -103,25 +100,25 @@ async def _open_sagas(sale: Sale) -> list[str]:
 
 async def _orders(sale: Sale, user: str) -> Iterable[order_pb2.Order]:
     request = order_pb2.ListOrdersRequest(user_id=user, page_size=ORDERS_MAX)
-    listed = await sale.shop.ask(sale.shop.order, sale.shop.order.stub.ListOrders, request)
+    listed = await sale.shop.ask(sale.shop.tally.order.list_orders, request)
     return listed.orders
 
 
 async def _balance(sale: Sale, user: str) -> Iterable[tuple[str, int]]:
     request = balance_pb2.GetBalanceRequest(user_id=user, currency_code=CURRENCY)
-    found = await sale.shop.ask(sale.shop.balance, sale.shop.balance.stub.GetBalance, request)
+    found = await sale.shop.ask(sale.shop.tally.balance.get_balance, request)
     return [(user, found.balance.available.amount_minor)]
 
 
 async def _coupons(sale: Sale, user: str) -> Iterable[coupon_pb2.Coupon]:
     request = coupon_pb2.ListCouponsRequest(user_id=user)
-    listed = await sale.shop.ask(sale.shop.coupon, sale.shop.coupon.stub.ListCoupons, request)
+    listed = await sale.shop.ask(sale.shop.tally.coupon.list_coupons, request)
     return listed.coupons
 
 
 async def _payments(sale: Sale, user: str) -> Iterable[payment_pb2.Payment]:
     request = payment_pb2.ListPaymentsRequest(user_id=user)
-    listed = await sale.shop.ask(sale.shop.payment, sale.shop.payment.stub.ListPayments, request)
+    listed = await sale.shop.ask(sale.shop.tally.payment.list_payments, request)
     return listed.payments
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from common.errors import Refusal
+from tally_client import TallyError
 
 # What a flash sale says no with. Any other refusal is one that should not have been.
 EXPECTED: Final = frozenset(
@@ -83,7 +83,7 @@ class Happened:
     duplicates: list[Duplicates] = field(default_factory=list)
     surprises: Counter[str] = field(default_factory=Counter)
 
-    def refused(self, doing: str, refusal: Refusal) -> Answer:
+    def refused(self, doing: str, refusal: TallyError) -> Answer:
         reason = refusal.reason or refusal.code.name
         if reason not in EXPECTED:
             self.surprises[f"{doing}: {reason} ({refusal.message})"] += 1

@@ -76,7 +76,7 @@ async def _open(script: Script, shop: Shop) -> Sale:
             stock=script.stock(name),
             request_id=f"demo:product:{number}",
         )
-        created = await shop.ask(shop.product, shop.product.stub.CreateProduct, product)
+        created = await shop.ask(shop.tally.product.create_product, product)
         products[name] = created.product.product_id
     campaign = coupon_pb2.CreateCampaignRequest(
         name="Opening", quantity=script.coupons, request_id="demo:campaign"
@@ -87,7 +87,7 @@ async def _open(script: Script, shop: Shop) -> Sale:
     campaign.start_time.seconds = now_s - CAMPAIGN_S
     campaign.end_time.seconds = now_s + CAMPAIGN_S
     campaign.coupon_lifetime.seconds = CAMPAIGN_S
-    opened = await shop.ask(shop.coupon, shop.coupon.stub.CreateCampaign, campaign)
+    opened = await shop.ask(shop.tally.coupon.create_campaign, campaign)
     return Sale(shop, Happened(), products, opened.campaign.campaign_id)
 
 

@@ -3,32 +3,26 @@ repeated under its own request_id until it has an answer."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-import grpc
+from google.protobuf.message import Message
 
-from common import deadlines, retry
-from common.clients import Peer, open_channel
-from common.errors import Code, Refusal, RemoteRefusal
-from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
-from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
-from tally.order.v1.order_pb2_grpc import OrderServiceStub, ProductServiceStub, SagaServiceStub
-from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tally_client import Tally, TallyError, Unary
 
 ATTEMPT_S: Final = 15.0
-"""Time limit of one attempt; paying with a slow gateway is the longest."""
+"""Time limit of one call; paying with a slow gateway is the longest."""
 PATIENCE_S: Final = 60.0
-"""After this a call is given up, which fails the demo."""
-ATTEMPTS_MAX: Final = 200
+"""After this a customer gives up, which fails the demo."""
+AGAIN_S: Final = 0.2
+"""Until a call is made again whose outcome nobody told."""
 
-Stub = TypeVar("Stub")
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
 
 class Calls:
@@ -37,7 +31,7 @@ class Calls:
     def __init__(self) -> None:
         self.made = 0
         self.repeated: Counter[str] = Counter()
-        """By what the attempt before ended with."""
+        """By what the attempt before ended with; what channels repeat by themselves is not seen."""
         self.open_at_kill = 0
         self.recovered_s = 0.0
         """From the kill to the last answer of a call that was open then."""
@@ -56,6 +50,9 @@ class Calls:
         self._open.add(call)
         return call
 
+    def note_repetition(self, error: TallyError) -> None:
+        self.repeated[error.reason or error.code.name] += 1
+
     def end(self, call: object) -> None:
         self._open.discard(call)
         if call in self._waited_for:
@@ -68,15 +65,8 @@ class Shop:
 
     def __init__(self, services: Mapping[str, Sequence[str]]) -> None:
         """``services``: the addresses of each service's replicas."""
-        channels = {name: open_channel(",".join(at)) for name, at in services.items()}
-        self._channels = channels.values()
-        self.balance = Peer(channels["balance"], BalanceServiceStub)
-        self.coupon = Peer(channels["coupon"], CouponServiceStub)
-        self.payment = Peer(channels["payment"], PaymentServiceStub)
-        self.order = Peer(channels["order"], OrderServiceStub)
-        self.product = Peer(channels["order"], ProductServiceStub)
-        self.saga = Peer(channels["order"], SagaServiceStub)
         self.calls = Calls()
+        self.tally = Tally(**services, on_repeat=self.calls.note_repetition)
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,40 +77,24 @@ class Shop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        async with AsyncExitStack() as exits:
-            for channel in self._channels:
-                exits.push_async_callback(channel.close)
+        await self.tally.close()
 
-    async def ask(
-        self,
-        peer: Peer[Stub],
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-    ) -> Response:
-        """The answer, however many attempts it takes; all of them send the same request_id.
+    async def ask(self, method: Unary[Request, Response], request: Request) -> Response:
+        """The answer, however often it has to be asked for, always under the same request_id.
 
-        Raises RemoteRefusal with what the service said no with.
+        Raises TallyError with what the service said no with.
         """
-        failed_with = ""
-
-        async def attempt() -> Response:
-            nonlocal failed_with
-            if failed_with:
-                self.calls.repeated[failed_with] += 1
-            try:
-                return await peer.call(method, request, limit_s=ATTEMPT_S, repeat=False)
-            except Refusal as refusal:
-                failed_with = refusal.reason or refusal.code.name
-                if refusal.code is Code.DEADLINE_EXCEEDED:
-                    # However it was told: the same request_id hears the outcome later.
-                    raise RemoteRefusal(refusal.code, "", refusal.message, {}) from None
-                raise
-
         call = self.calls.begin()
+        patient_until = time.monotonic() + PATIENCE_S
         try:
-            with deadlines.within(PATIENCE_S):
-                return await retry.repeated(
-                    type(request).__name__, attempt, attempts_max=ATTEMPTS_MAX
-                )
+            while True:
+                try:
+                    return await method(request, timeout_s=ATTEMPT_S)
+                except TallyError as error:
+                    wait_s = error.retry_after_s or AGAIN_S
+                    if not error.may_repeat or time.monotonic() + wait_s > patient_until:
+                        raise
+                    self.calls.note_repetition(error)
+                await asyncio.sleep(wait_s)
         finally:
             self.calls.end(call)
