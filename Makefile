@@ -57,6 +57,10 @@ test-concurrency: $(STAMP) ## Run only the races, each with its control
 test-kills: $(STAMP) ## Kill each kind of process in the middle of a demo, start again, audit (12 minutes)
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)
 
+.PHONY: test-replicas
+test-replicas: $(STAMP) ## Run the manifests' 4 replicas of each service; spread, restart and kill them (10 minutes)
+	@$(BIN)/python -m pytest tests/replicas $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; changes nothing
 	@$(BIN)/ruff check .
