@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from google.protobuf.wrappers_pb2 import StringValue
 
 from common.runtime import Application, main
 from tests.integration.common.echo import Echo, EchoSettings, application
@@ -14,22 +15,37 @@ from tests.integration.common.echo import Echo, EchoSettings, application
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from google.protobuf.wrappers_pb2 import StringValue
-
 log = structlog.get_logger("echo")
 
 
-async def say(request: StringValue, context: Any) -> StringValue:
-    if request.value == "wait":
-        log.info("waiting")
-        await asyncio.sleep(0.2)
-    return request
+class Held:
+    """Calls of ``hold`` wait for ``release``, which comes by a stream: streams count apart."""
+
+    def __init__(self) -> None:
+        self._released = asyncio.Event()
+        self._holding = 0
+
+    async def say(self, request: StringValue, context: Any) -> StringValue:
+        if request.value == "wait":
+            log.info("waiting")
+            await asyncio.sleep(0.2)
+        elif request.value == "hold":
+            self._holding += 1
+            await self._released.wait()
+        return request
+
+    async def count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+        """How many are held; then, if asked to, lets them go."""
+        yield StringValue(value=str(self._holding))
+        if request.value == "release":
+            self._released.set()
 
 
 @asynccontextmanager
 async def build(settings: EchoSettings) -> AsyncIterator[Application]:
     log.info("building", database=settings.database_url.get_secret_value())
-    yield application(Echo(say))
+    held = Held()
+    yield application(Echo(held.say, held.count))
     log.info("closed")
 
 
