@@ -101,6 +101,14 @@ k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='
 k6-nginx: $(STAMP) ## The same through nginx, which takes replicas in turn
 	@$(BIN)/python -m deploy.load --through-nginx $(ARGS)
 
+.PHONY: image
+image: $(STAMP) ## Build the container images with docker, podman or buildah (ARGS='--base IMAGE --tag TAG')
+	@$(BIN)/python -m deploy.docker image $(ARGS)
+
+.PHONY: compose-secrets
+compose-secrets: $(STAMP) ## Make the passwords of deploy/docker/compose.yaml, once, in .tally/compose
+	@$(BIN)/python -m deploy.docker secrets $(ARGS)
+
 .PHONY: lock
 lock: $(STAMP) ## Resolve requirements/*.in again and pin the result with hashes
 	@for f in runtime dev simulator; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" requirements/$$f.in -o requirements/$$f.txt || exit 1; done
