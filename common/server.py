@@ -207,5 +207,5 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", CLIENT_PING_LEAST_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_LEAST_MS),
     ]
