@@ -17,6 +17,9 @@ AUDIT_LIMIT_S: Final = 120.0
 MEMORY_MIB_MAX: Final = 512
 """What a replica of the report had (R18)."""
 NAMED_MAX: Final = 5
+# Of a key: confirm calls, cancel calls, whether it was charged.
+KEPT: Final = (1, 0, 1)
+PUT_BACK: Final = (1, 1, 1)
 
 # Keys of this run, by their beginning, for which that is all that the gateway may have seen.
 CALLS: Final = """
@@ -38,8 +41,13 @@ class Finding:
     holds: bool
 
 
-def charged_once(record: Path, beginning: str, keys: int) -> Finding:
-    """Whether the gateway was called once, and charged once, for each of so many keys."""
+def charged_once(
+    record: Path, beginning: str, keys: int, *, may_be_put_back: bool = False
+) -> Finding:
+    """Whether the gateway was called once, and charged once, for each of so many keys.
+
+    ``may_be_put_back``: others beside them may have been charged once and paid back once.
+    """
     what = f"the gateway was called once for each {beginning.partition('_')[0]}_ key"
     try:
         with closing(sqlite3.connect(f"{record.absolute().as_uri()}?mode=ro", uri=True)) as found:
@@ -49,12 +57,13 @@ def charged_once(record: Path, beginning: str, keys: int) -> Finding:
     wrong = [
         f"{key}: {confirms} confirms, {cancels} cancels{'' if charged else ', not charged'}"
         for key, confirms, cancels, charged in rows
-        if (confirms, cancels, charged) != (1, 0, 1)
+        if (confirms, cancels, charged) not in ([KEPT, PUT_BACK] if may_be_put_back else [KEPT])
     ]
-    figure = f"{len(rows):,} keys of {keys:,}, {sum(row[1] for row in rows):,} calls"
+    kept = sum(tuple(row[1:]) == KEPT for row in rows)
+    figure = f"{kept:,} keys of {keys:,}, {sum(row[1] for row in rows):,} calls"
     if wrong:
         figure += "; " + "; ".join(wrong[:NAMED_MAX])
-    return Finding(what, figure, holds=not wrong and len(rows) == keys)
+    return Finding(what, figure, holds=not wrong and kept == keys)
 
 
 def books_balance(data_dir: Path) -> Finding:

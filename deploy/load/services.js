@@ -81,7 +81,7 @@ export class Replicas {
   }
 
   // As call(), and does what a correct client does: what the service (RetryInfo) or the way to it
-  // (UNAVAILABLE) says may be repeated is sent again, to the next replica, under its request_id.
+  // (UNAVAILABLE without a reason) says may be repeated is sent again, to the next replica, under its request_id.
   // `took` is of all tries and the waiting between.
   async callAgain(method, request, turn) {
     const began = Date.now();
@@ -121,7 +121,8 @@ export function minor(money) {
 }
 
 function mayBeRepeated(response) {
-  return response.status === grpc.StatusUnavailable || 'retryDelay' in detail(response, 'RetryInfo');
+  const undelivered = response.status === grpc.StatusUnavailable && !response.reason;
+  return undelivered || 'retryDelay' in detail(response, 'RetryInfo');
 }
 
 function detail(response, type) {
