@@ -9,9 +9,11 @@ import pytest_asyncio
 
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
 from tests.support.traffic import scenarios
+from tests.support.traffic.client import PLAIN, opened
 
 CONNECTION_AGE_S = 5
 CROWD = 3
+HELD_S = 1.0
 CHANGES = Changes(
     replicas=dict.fromkeys(scenarios.SERVICES, 2),
     settings={"TALLY_MAX_CONNECTION_AGE_S": str(CONNECTION_AGE_S)},
@@ -33,6 +35,11 @@ async def test_calls_are_spread_evenly(cluster: Cluster, service: str) -> None:
     print(await scenarios.spread(cluster, service, calls=200))
 
 
+async def test_control_without_round_robin_one_replica_gets_every_call(cluster: Cluster) -> None:
+    async with opened(cluster, {"loadBalancingConfig": [{"pick_first": {}}]}) as client:
+        assert len(await scenarios.answers(client, "balance", calls=50)) == 1
+
+
 async def test_one_request_sent_to_every_replica_has_one_effect(cluster: Cluster) -> None:
     print(await scenarios.one_request_everywhere(cluster))
 
@@ -50,4 +57,14 @@ async def test_no_call_fails_while_every_service_is_restarted(cluster: Cluster) 
 
 
 async def test_a_killed_replica_costs_no_request_and_doubles_none(cluster: Cluster) -> None:
-    print(await scenarios.killed(cluster, "order", CROWD, after_s=1.0))
+    told, record = await scenarios.killed(cluster, "balance", CROWD, held_s=HELD_S)
+    print(told)
+    assert not record.failed
+
+
+async def test_control_without_retries_a_kill_is_seen_and_still_doubles_nothing(
+    cluster: Cluster,
+) -> None:
+    told, record = await scenarios.killed(cluster, "balance", CROWD, held_s=HELD_S, config=PLAIN)
+    print(told)
+    assert record.failed

@@ -6,9 +6,11 @@ Each returns its figures, after it has checked what must hold.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import grpc
@@ -23,7 +25,7 @@ from tests.support.balances import charge
 from tests.support.cluster import Cluster
 from tests.support.payments import confirm
 from tests.support.refusals import outcome
-from tests.support.traffic.client import PUBLISHED, Client, opened, replica_of
+from tests.support.traffic.client import PUBLISHED, Client, Record, opened, replica_of
 from tests.support.traffic.shoppers import Shoppers, in_groups
 
 SERVICES: Final = ("balance", "coupon", "order", "payment")
@@ -61,16 +63,22 @@ async def all_seen(client: Client, service: str, pods: set[str]) -> None:
             await client.insist(method, request)
 
 
+async def answers(client: Client, service: str, calls: int) -> Counter[str]:
+    """By replica, its answers to that many calls, one after the other."""
+    method, request = reads(client)[service]
+    client.record.replicas.clear()
+    for _ in range(calls):
+        await client.call(method, request)
+    return client.record.replicas.copy()
+
+
 async def spread(cluster: Cluster, service: str, calls: int) -> str:
     """Calls are spread evenly over the ready pods, each named as its pod is."""
     pods = {pod.name for pod in cluster.pods(service)}
     async with opened(cluster) as client:
         await all_seen(client, service, pods)
-        method, request = reads(client)[service]
-        client.record.replicas.clear()
-        for _ in range(calls):
-            await client.call(method, request)
-        shares = {name: client.record.replicas[name] / calls for name in sorted(pods)}
+        answered = await answers(client, service, calls)
+    shares = {name: answered[name] / calls for name in sorted(pods)}
     even = 1 / len(pods)
     off = max(abs(share / even - 1) for share in shares.values())
     assert off <= SHARE_OFF_MAX, shares
@@ -118,24 +126,44 @@ async def rolled(
         told = client.record.told()
         await shoppers.check_books()
     await audited(cluster)
-    kind = "published config" if config is PUBLISHED else "no retries"
-    return f"rolling restart of {', '.join(services)}, {kind}: {told}"
+    return f"rolling restart of {', '.join(services)}, {kind_of(config)}: {told}"
 
 
-async def killed(cluster: Cluster, service: str, crowd: int, *, after_s: float) -> str:
-    """kill -9 of one pod under load: no request fails for long, nothing is lost or doubled."""
-    async with opened(cluster) as client:
+async def killed(
+    cluster: Cluster,
+    service: str,
+    crowd: int,
+    *,
+    held_s: float = 0.0,
+    config: Mapping[str, Any] = PUBLISHED,
+) -> tuple[str, Record]:
+    """kill -9 of one pod under load: no request fails for long, nothing is lost or doubled.
+
+    ``held_s``: so long the pod is held still before, so that calls are certainly on their way to it
+    and unanswered when it dies.
+    """
+    async with opened(cluster, config) as client:
         shoppers = await Shoppers.invited(client)
         async with shoppers.at_work(crowd):
-            await asyncio.sleep(after_s)
-            await cluster.kill(cluster.pods(service)[0])
+            await shoppers.came(crowd)
+            pod = cluster.pods(service)[0]
+            if held_s:
+                cluster.signal(pod, signal.SIGSTOP)
+                await asyncio.sleep(held_s)
+            await cluster.kill(pod)
             await cluster.deployments[service].settled(SEEN_LIMIT_S)
-            await asyncio.sleep(after_s)
-        assert client.record.longest_failure_s <= FAILURE_S_MAX, client.record.failed[:20]
-        told = client.record.told()
+            await shoppers.came(crowd)
+        record = replace(client.record)
+        assert record.longest_failure_s <= FAILURE_S_MAX, record.failed[:20]
         await shoppers.check_books()
     await audited(cluster)
-    return f"kill -9 of one {service}: {told}"
+    how = f", held for {held_s:g} s before" if held_s else ""
+    return f"kill -9 of one {service}{how}, {kind_of(config)}: {record.told()}", record
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a client with this service config is called in the figures."""
+    return "published config" if config is PUBLISHED else "no retries"
 
 
 async def one_request_everywhere(cluster: Cluster) -> str:
@@ -188,7 +216,7 @@ async def duplicates(cluster: Cluster, rounds: int) -> str:
 
 
 async def audited(cluster: Cluster) -> None:
-    """The books balance, and nothing is left under way."""
+    """The books balance."""
     report = await cluster.audit()
     differences = [line.differences for line in report.lines if not line.holds]
     assert report.holds, differences

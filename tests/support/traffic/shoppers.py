@@ -28,6 +28,7 @@ BY_BALANCE: Final = 100
 PAUSE_S: Final = 0.02
 """Between two calls of a shopper: the test's machine has other things to do."""
 CHECKED_AT_ONCE: Final = 16
+CAME_LIMIT_S: Final = 120.0
 
 _numbers = itertools.count()
 
@@ -65,6 +66,13 @@ class Shoppers:
                 yield
             finally:
                 self._stopping = True
+
+    async def came(self, more: int) -> None:
+        """Wait until so many more have got through everything."""
+        enough = len(self.done) + more
+        async with asyncio.timeout(CAME_LIMIT_S):
+            while len(self.done) < enough:  # noqa: ASYNC110 - counted by many tasks
+                await asyncio.sleep(PAUSE_S)
 
     async def _come_and_go(self) -> None:
         while not self._stopping:

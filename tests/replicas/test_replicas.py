@@ -1,0 +1,81 @@
+"""Calls spread, replicas come and go, one dies: no correct client sees a failed call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.replicas.conftest import CONNECTION_AGE_S
+from tests.support.cluster import Cluster
+from tests.support.traffic import scenarios
+from tests.support.traffic.client import PLAIN
+
+CROWD = 8
+HELD_S = 1.0
+
+Tell = Callable[[str], None]
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+
+
+async def test_every_deployment_has_four_pods(cluster: Cluster) -> None:
+    assert [len(cluster.pods(service)) for service in scenarios.SERVICES] == [4] * 4
+
+
+@pytest.mark.parametrize("service", scenarios.SERVICES)
+async def test_calls_are_spread_evenly(cluster: Cluster, tell: Tell, service: str) -> None:
+    tell(await scenarios.spread(cluster, service, calls=1_000))
+
+
+async def test_one_request_sent_to_every_replica_has_one_effect(
+    cluster: Cluster, tell: Tell
+) -> None:
+    tell(await scenarios.one_request_everywhere(cluster))
+
+
+async def test_of_five_confirmations_of_one_key_one_pays(cluster: Cluster, tell: Tell) -> None:
+    tell(await scenarios.duplicates(cluster, rounds=2_000))
+
+
+@pytest.mark.parametrize("service", scenarios.SERVICES)
+async def test_a_new_replica_gets_traffic(cluster: Cluster, tell: Tell, service: str) -> None:
+    tell(await scenarios.found(cluster, service, connection_age_s=CONNECTION_AGE_S))
+
+
+@pytest.mark.parametrize("service", scenarios.SERVICES)
+async def test_no_call_fails_while_a_service_is_restarted(
+    cluster: Cluster, tell: Tell, service: str
+) -> None:
+    tell(await scenarios.rolled(cluster, [service], CROWD))
+
+
+async def test_draining_is_enough_for_a_client_that_repeats_nothing(
+    cluster: Cluster, tell: Tell
+) -> None:
+    tell(await scenarios.rolled(cluster, scenarios.SERVICES, CROWD, config=PLAIN))
+
+
+@pytest.mark.parametrize("service", scenarios.SERVICES)
+async def test_a_killed_replica_costs_no_request_and_doubles_none(
+    cluster: Cluster, tell: Tell, service: str
+) -> None:
+    told, record = await scenarios.killed(cluster, service, CROWD)
+    tell(told)
+    assert not record.failed
+
+
+@pytest.mark.parametrize("service", scenarios.SERVICES)
+async def test_a_killed_replica_that_held_calls_delays_them_for_5_s_at_most(
+    cluster: Cluster, tell: Tell, service: str
+) -> None:
+    told, _ = await scenarios.killed(cluster, service, CROWD, held_s=HELD_S)
+    tell(told)
+
+
+async def test_a_client_that_repeats_nothing_is_told_and_may_repeat(
+    cluster: Cluster, tell: Tell
+) -> None:
+    told, record = await scenarios.killed(cluster, "balance", CROWD, held_s=HELD_S, config=PLAIN)
+    tell(told)
+    assert record.failed
