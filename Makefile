@@ -77,7 +77,7 @@ format: $(STAMP) ## Format the code, and fix what ruff can fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 .PHONY: stubs
-stubs: $(STAMP) ## Generate the Python stubs from protos/
+stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 	@$(BIN)/python -m protos.generate
 
 .PHONY: docs
