@@ -17,7 +17,7 @@ import pytest
 from deploy.load import nginx
 from deploy.load.books import charged_once
 from deploy.local.gateway.ledger import Ledger
-from deploy.local.gateway.wire import Confirm
+from deploy.local.gateway.wire import Cancel, Confirm
 from deploy.local.plan import PROJECT
 from tests.integration.load.stand_ins import Payments, Sale, serving
 from tests.integration.local.test_runner import alive, descendants_of, free_base_port, wait_for
@@ -216,6 +216,16 @@ def test_a_key_that_was_not_charged_is_seen(gateway_record: tuple[Ledger, Path])
     ledger, file = gateway_record
     ledger.confirm(Confirm("decline_a_1", "order", 1000, "KRW"), "decline")
     assert not charged_once(file, "decline_a_", 1).holds
+
+
+def test_a_charge_that_was_paid_back_counts_only_where_it_may(
+    gateway_record: tuple[Ledger, Path],
+) -> None:
+    ledger, file = gateway_record
+    ledger.cancel("once_a_2", Cancel("put back", None), "once_a_2:cancel")
+    assert charged_once(file, "once_a_", 1, may_be_put_back=True).holds
+    assert not charged_once(file, "once_a_", 2, may_be_put_back=True).holds
+    assert not charged_once(file, "once_a_", 1).holds
 
 
 def test_a_missing_record_is_no_good_record(tmp_path: Path) -> None:
