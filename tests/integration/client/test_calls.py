@@ -1,9 +1,8 @@
-"""What the client does around a call: request_ids, deadlines, repetitions, streams."""
+"""What the client does around a call: request_ids, deadlines, repetitions."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -35,7 +34,6 @@ from tests.integration.client.answering import Received, Wire, answering, failin
 
 BALANCE = balance_pb2.DESCRIPTOR.services_by_name["BalanceService"].methods_by_name
 CART = order_pb2.DESCRIPTOR.services_by_name["CartService"].methods_by_name
-ORDER = order_pb2.DESCRIPTOR.services_by_name["OrderService"].methods_by_name
 DEDUCT = BALANCE["DeductBalance"]
 DEDUCTED = balance_pb2.DeductBalanceResponse(replayed=True)
 LIMIT_S = 30.0
@@ -236,106 +234,6 @@ async def test_lists_are_read_page_by_page() -> None:
     assert [sent.page_token for sent in asked] == ["", "second", "third"]
     assert {(sent.user_id, sent.page_size) for sent in asked} == {("ada", 7)}
     assert request.page_token == ""
-
-
-def at(version: int) -> order_pb2.WatchOrderResponse:
-    return order_pb2.WatchOrderResponse(order=order_pb2.Order(version=version))
-
-
-WATCH = order_pb2.WatchOrderRequest(order_id="o1", user_id="ada")
-
-
-async def test_a_stream_that_breaks_is_taken_up_where_it_was() -> None:
-    received = Received()
-    seen: list[int] = []
-    two_seen = asyncio.Event()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        if received.attempts["WatchOrder"] == 1:
-            yield at(1)
-            yield at(2)
-            await asyncio.Event().wait()
-        elif received.attempts["WatchOrder"] == 2:
-            yield at(2)
-            raise RemoteRefusal(
-                Code.UNAVAILABLE, "REPLICA_STOPPING", "Stopping.", {}, retry_after_s=0.01
-            )
-        else:
-            yield at(2)
-            yield at(3)
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Wire.to(address) as wire,
-        Tally(order=wire.address) as tally,
-    ):
-
-        async def watch() -> None:
-            async for response in tally.order.watch_order(WATCH):
-                seen.append(response.order.version)
-                if response.order.version == 2:
-                    two_seen.set()
-
-        watching = asyncio.create_task(watch())
-        await asyncio.wait_for(two_seen.wait(), LIMIT_S)
-        wire.cut()
-        await asyncio.wait_for(watching, LIMIT_S)
-    assert seen == [1, 2, 3]
-    assert received.attempts["WatchOrder"] == 3
-
-
-async def test_a_stream_that_brings_nothing_is_given_up_as_a_call_is() -> None:
-    received = Received()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        raise gone()
-        yield
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
-        with pytest.raises(DatabaseUnavailable):
-            async for _ in tally.order.watch_order(WATCH, timeout_s=LIMIT_S):
-                pass
-    assert received.attempts["WatchOrder"] == 5
-
-
-async def test_whoever_stops_watching_is_not_watched_for() -> None:
-    received = Received()
-    left = asyncio.Event()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        try:
-            yield at(1)
-            await asyncio.Event().wait()
-        finally:
-            left.set()
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
-        watching = tally.order.watch_order(WATCH)
-        assert (await anext(watching)).order.version == 1
-        await watching.aclose()
-        await asyncio.wait_for(left.wait(), LIMIT_S)
-
-
-async def test_a_stream_can_have_a_deadline() -> None:
-    received = Received()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        yield at(1)
-        await asyncio.Event().wait()
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
-        with pytest.raises(DeadlineExceeded):
-            async for _ in tally.order.watch_order(WATCH, timeout_s=0.5):
-                pass
 
 
 async def test_a_client_works_in_its_own_loop_only() -> None:
