@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,12 +180,14 @@ def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 @cache
-def text(overlay: str) -> str:
-    return rendered(overlay).read_text(encoding="utf-8")
+def _as_json(overlay: str) -> str:
+    """Every test reads an overlay of its own, and YAML takes its time."""
+    # The loader is the safe one, in C where that is built.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    objects = yaml.load_all(rendered(overlay).read_text(encoding="utf-8"), loader)
+    return json.dumps([each for each in objects if each])
 
 
 def load(overlay: str) -> Overlay:
     """A copy of one's own: controls break theirs."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    # The loader is the safe one, in C where that is built.
-    return Overlay(overlay, [each for each in yaml.load_all(text(overlay), loader) if each])
+    return Overlay(overlay, json.loads(_as_json(overlay)))
