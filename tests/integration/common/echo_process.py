@@ -32,6 +32,8 @@ class Held:
         elif request.value == "hold":
             self._holding += 1
             await self._released.wait()
+        elif request.value == "loop":
+            return StringValue(value=type(asyncio.get_running_loop()).__module__)
         return request
 
     async def count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:

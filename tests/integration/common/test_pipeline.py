@@ -263,6 +263,45 @@ async def test_the_methods_deadline_is_the_callers() -> None:
     assert 0 < seen[1] <= 7.0
 
 
+async def test_calls_at_the_same_time_have_each_their_own_deadline() -> None:
+    """It stands in the task's context: calls that take turns on one loop do not mix theirs up."""
+    both = asyncio.Barrier(2)
+    seen: dict[str, float] = {}
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        await both.wait()
+        left_s = deadlines.remaining()
+        assert left_s is not None
+        seen[request.value] = left_s
+        await both.wait()
+        return request
+
+    async with stub(Echo(say)) as echo:
+        await asyncio.gather(
+            echo.Say(StringValue(value="short"), timeout=60.0),
+            echo.Say(StringValue(value="long"), timeout=600.0),
+        )
+    assert seen["short"] <= 62.0
+    assert seen["long"] > 500.0
+
+
+async def test_a_call_with_hardly_any_time_left_is_refused_before_the_method_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[str] = []
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        called.append(request.value)
+        return request
+
+    monkeypatch.setattr("common.pipeline.LEAST_S", 1_000.0)
+    async with stub(Echo(say)) as echo:
+        refusal = await refused(echo.Say(StringValue(), timeout=500.0))
+        assert (refusal.code, refusal.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT")
+        await echo.Say(StringValue(value="in time"), timeout=2_000.0)
+    assert called == ["in time"]
+
+
 async def test_without_a_deadline_the_servers_own_ends_the_call() -> None:
     async def say(request: StringValue, context: Any) -> StringValue:
         await asyncio.Event().wait()

@@ -46,6 +46,14 @@ async def test_a_service_drains_and_ends_well_on_sigterm() -> None:
     assert "Traceback" not in log
 
 
+async def test_a_service_runs_on_uvloop() -> None:
+    async with service() as running:
+        port = (await running.line("listening"))["port"]
+        await running.line("ready")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert (await EchoStub(channel).Say(StringValue(value="loop"))).value == "uvloop"
+
+
 async def test_a_second_signal_ends_the_process_at_once() -> None:
     async with service(TALLY_DRAIN_DELAY_S="300") as running:
         await running.line("listening")
