@@ -94,7 +94,7 @@ async def test_a_replica_that_is_not_ready_gets_no_calls_until_it_is() -> None:
 async def test_no_call_fails_while_one_of_two_replicas_drains() -> None:
     async with (
         serving(replica="stays") as (stays, _),
-        serving(replica="goes", drain_delay_s=0.3) as (goes, server),
+        serving(replica="goes", drain_delay_s=3.0) as (goes, server),
         peer_of(stays, goes) as peer,
     ):
         await until_seen(peer, {"stays", "goes"})
@@ -155,11 +155,13 @@ async def test_what_must_not_be_repeated_is_not() -> None:
 
 
 async def test_no_wait_is_begun_that_the_deadline_does_not_allow() -> None:
-    faulty = Faulty(DatabaseUnavailable())  # asks for a second's patience
+    patience = DatabaseUnavailable()
+    patience.retry_after_s = 100.0  # type: ignore[misc]
+    faulty = Faulty(patience)
     async with serving(Echo(faulty)) as (address, _), peer_of(address) as peer:
         await until_answered(address)
-        with deadlines.within(0.9), pytest.raises(RemoteRefusal) as caught:
-            await peer.call(peer.stub.Say, StringValue(value="once"), limit_s=5.0)
+        with deadlines.within(25.0), pytest.raises(RemoteRefusal) as caught:
+            await peer.call(peer.stub.Say, StringValue(value="once"), limit_s=20.0)
     assert caught.value.reason == "DATABASE_UNAVAILABLE"
     assert faulty.calls == 1
 
