@@ -49,7 +49,7 @@ METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(
     for service in file.services_by_name.values()
     for method in service.methods
 )
-DEADLINE_S: Final = 10.0
+DEADLINE_S: Final = 60.0
 USER: Final = "ann"
 OTHER_USER: Final = "bob"
 YEAR: Final = timedelta(days=365)

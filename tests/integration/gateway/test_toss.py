@@ -88,7 +88,7 @@ async def test_error_after_charge_is_unknown_until_asked(toss: TossGateway) -> N
 
 
 async def test_timeout_after_charge_is_unknown_until_asked(simulator: GatewaySimulator) -> None:
-    impatient = TossGateway(options(simulator, timeout_s=1.0))
+    impatient = TossGateway(options(simulator, timeout_s=3.0))
     asked = charge("timeout_after_charge_1")
     assert isinstance(await impatient.confirm(asked), Unknown)
     assert isinstance(await impatient.find(asked), Confirmed)
@@ -144,7 +144,7 @@ async def test_a_call_that_gets_no_connection_was_never_sent() -> None:
     port = server.sockets[0].getsockname()[1]
     made = TossGateway(
         TossOptions(
-            f"http://127.0.0.1:{port}", SecretStr("secret"), timeout_s=0.6, connections_max=1
+            f"http://127.0.0.1:{port}", SecretStr("secret"), timeout_s=3.0, connections_max=1
         )
     )
     first = asyncio.create_task(made.confirm(charge("key-1")))
