@@ -242,7 +242,7 @@ class Runner:
         record = saga.step(step.name)
         at_pivot = isinstance(step, Pivot) and record.state is not StepState.PENDING
         if running.late and not at_pivot and not plan.decided(saga):
-            saga.turn_back(NotPaid(step=step.name, cause="TIME_IS_UP"))
+            _not_paid(saga, NotPaid(step=step.name, cause="TIME_IS_UP"))
             return True
         saga.begin(record)
         await self._journal.write(saga, lease_s=self.limits.lease_s)
@@ -256,9 +256,10 @@ class Runner:
             return await self._later(saga, told(answer))
         if isinstance(step, Pivot):
             return await self._undecided(running, record, answer)
-        unknown = outcome_of(answer) is not Outcome.REFUSED
-        failure = NotPaid(step=step.name, cause=_cause(answer)) if unknown else answer
-        saga.turn_back(failure, record, unknown=unknown)
+        if outcome_of(answer) is Outcome.REFUSED:
+            saga.turn_back(answer, record)
+        else:
+            _not_paid(saga, NotPaid(step=step.name, cause=_cause(answer)), record, unknown=True)
         return True
 
     async def _undecided(self, running: Running, record: StepRecord, answer: Refusal) -> bool:
@@ -274,7 +275,7 @@ class Runner:
             # The attempt's answer is kept: none that says "ask again" may become one.
             kept = answer.reason == NotPaid.reason
             failure = answer if kept else NotPaid(step=record.name, cause=_cause(answer))
-            saga.turn_back(failure, record)
+            _not_paid(saga, failure, record)
             return True
         return await self._later(saga, told(answer))
 
@@ -333,6 +334,14 @@ class Runner:
             return self.limits.call_s
         left_s = running.pivot_by - asyncio.get_running_loop().time()
         return max(0.0, min(self.limits.call_s, left_s))
+
+
+def _not_paid(
+    saga: Saga, failure: Refusal, record: StepRecord | None = None, *, unknown: bool = False
+) -> None:
+    """Turn back for what is nobody's decision: an operator will want to know how often, and why."""
+    _log.warning("saga_not_paid", saga_id=saga.saga_id, order_id=saga.order_id, **failure.metadata)
+    saga.turn_back(failure, record, unknown=unknown)
 
 
 def _cause(refusal: Refusal) -> str:
