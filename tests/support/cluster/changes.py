@@ -19,6 +19,8 @@ class Changes:
     """Values of settings, in the ConfigMaps that have them."""
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Further arguments of the container's command, by Deployment."""
+    environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Further variables of the container, by Deployment."""
     min_ready_s: int | None = None
     """minReadySeconds of every Deployment that has some."""
 
@@ -26,13 +28,16 @@ class Changes:
         """The changed objects. Raises ManifestError for what is not there to be changed."""
         changed = copy.deepcopy(list(objects))
         specs = {each["metadata"]["name"]: each["spec"] for each in _of(changed, "Deployment")}
-        for name in {*self.replicas, *self.arguments} - set(specs):
+        for name in {*self.replicas, *self.arguments, *self.environment} - set(specs):
             raise ManifestError(f"there is no Deployment {name} to be changed")
         for name, count in self.replicas.items():
             specs[name]["replicas"] = count
         for name, arguments in self.arguments.items():
             (container,) = specs[name]["template"]["spec"]["containers"]
             container.setdefault("args", []).extend(arguments)
+        for name, variables in self.environment.items():
+            (container,) = specs[name]["template"]["spec"]["containers"]
+            container["env"] += [{"name": each, "value": variables[each]} for each in variables]
         for spec in specs.values():
             if self.min_ready_s is not None and "minReadySeconds" in spec:
                 spec["minReadySeconds"] = self.min_ready_s
