@@ -23,6 +23,12 @@ async def test_every_deployment_has_four_pods(cluster: Cluster) -> None:
     assert [len(cluster.pods(service)) for service in scenarios.SERVICES] == [4] * 4
 
 
+async def test_a_payment_at_the_gateway_survives_the_replica_that_asked(
+    cluster: Cluster, tell: Tell
+) -> None:
+    tell(await scenarios.killed_while_paying(cluster, 2 * CROWD))
+
+
 @pytest.mark.parametrize("service", scenarios.SERVICES)
 async def test_calls_are_spread_evenly(cluster: Cluster, tell: Tell, service: str) -> None:
     tell(await scenarios.spread(cluster, service, calls=1_000))

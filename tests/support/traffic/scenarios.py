@@ -161,6 +161,35 @@ async def killed(
     return f"kill -9 of one {service}{how}, {kind_of(config)}: {record.told()}", record
 
 
+async def killed_while_paying(cluster: Cluster, crowd: int) -> str:
+    """kill -9 of a payment pod whose confirmations are at the gateway: each is charged once.
+
+    Nobody knows their outcome until the dead pod's lease is over and another finds it out; that
+    may take most of the time that PayOrder has.
+    """
+    gateway = _gateway(cluster)
+    async with opened(cluster) as client:
+        shoppers = await Shoppers.invited(client)
+        shoppers.key_prefix = "slow_"
+        users = [f"patient{number}" for number in range(crowd)]
+        keys = {shoppers.key_of(user_id) for user_id in users}
+        async with asyncio.TaskGroup() as group:
+            for user_id in users:
+                group.create_task(shoppers.shop(user_id))
+            async with asyncio.timeout(SEEN_LIMIT_S):
+                charged: set[str] = set()
+                while not keys <= charged:
+                    charged = set(await asyncio.to_thread(gateway.charges))
+            await cluster.kill(cluster.pods("payment")[0])
+        charges = await asyncio.to_thread(gateway.charges)
+        assert {charges[key]["payment"]["status"] for key in keys} == {"DONE"}
+        told = client.record.told()
+        await shoppers.check_books()
+    await cluster.settled()
+    await audited(cluster)
+    return f"kill -9 of one payment with confirmations at the gateway: {told}"
+
+
 def kind_of(config: Mapping[str, Any]) -> str:
     """What a client with this service config is called in the figures."""
     return "published config" if config is PUBLISHED else "no retries"

@@ -40,6 +40,8 @@ class Shoppers:
     client: Client
     campaign_id: str = ""
     product_id: str = ""
+    key_prefix: str = ""
+    """What their payment keys begin with: the simulated gateway does what it says."""
     done: list[str] = field(default_factory=list)
     """Who got through everything."""
     _stopping: bool = False
@@ -94,7 +96,7 @@ class Shoppers:
                 user_id=user_id,
                 coupon_id=issued.coupon.coupon_id,
                 balance_amount=won(BY_BALANCE),
-                payment_key=f"{user_id}-key",
+                payment_key=self.key_of(user_id),
                 request_id=f"{user_id}-p",
             ),
         )
@@ -106,6 +108,10 @@ class Shoppers:
         response = await self.client.insist(method, request)
         await asyncio.sleep(PAUSE_S)
         return response
+
+    def key_of(self, user_id: str) -> str:
+        """The payment key of a shopper."""
+        return f"{self.key_prefix}{user_id}-key"
 
     async def check_books(self) -> None:
         """Nothing of what was answered is lost or there twice."""
