@@ -65,7 +65,9 @@ class ServiceSettings(BaseSettings):
     needed_to_migrate: ClassVar[tuple[str, ...]] = ("owner_database_url",)
 
     database_url: PostgresUrl = Field(
-        default=SecretStr(""), description="PostgreSQL as the runtime role. Needed to serve."
+        default=SecretStr(""),
+        description="PostgreSQL as the runtime role. Needed to serve. For TLS it may end in "
+        "`?sslmode=require` or another mode of libpq's.",
     )
     owner_database_url: PostgresUrl = Field(
         default=SecretStr(""), description="PostgreSQL as the owner role. Needed by `migrate` only."
