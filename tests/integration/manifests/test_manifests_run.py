@@ -5,16 +5,19 @@ Four replicas of balance and one of each other here; all of them in `make test-r
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 import pytest_asyncio
+from dnslib import RCODE, DNSRecord
 
 from common.clients import open_channel
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tests.support.balances import charge
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
+from tests.support.cluster.network import DNS_PORT
 from tests.support.cluster.probes import failure
 from tests.support.traffic import scenarios
 from tests.support.traffic.client import opened, replica_of
@@ -62,6 +65,23 @@ async def test_every_probe_passes_and_metrics_are_served(cluster: Cluster) -> No
                 )
                 assert page.status_code == 200
                 assert "tally_ready 1.0" in page.text
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+async def test_names_resolve_as_in_a_cluster(cluster: Cluster, tcp: bool) -> None:
+    async def asked(name: str) -> DNSRecord:
+        query = DNSRecord.question(name)
+        packet = await asyncio.to_thread(query.send, cluster.network.first, DNS_PORT, tcp, 30)
+        return DNSRecord.parse(packet)
+
+    pods = {pod.address for pod in cluster.pods("balance")}
+    for suffix in ("", ".tally", ".tally.svc", ".tally.svc.cluster.local"):
+        headless = await asked(f"balance-headless{suffix}")
+        assert {str(record.rdata) for record in headless.rr} == pods
+        (own,) = (await asked(f"balance{suffix}")).rr
+        assert str(own.rdata) not in pods
+    for name in ("nobody", "balance.elsewhere"):
+        assert (await asked(name)).header.rcode == RCODE.NXDOMAIN
 
 
 async def test_the_service_with_an_address_of_its_own_reaches_the_pods(cluster: Cluster) -> None:
