@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from common.addresses import engine_url
 from common.database import sqlstate
 from deploy.audit.sources import SERVICES, CannotLook, Sources
 
@@ -77,7 +77,7 @@ async def snapshots(sources: Sources) -> AsyncIterator[Books]:
 async def _connection(service: str, url: str) -> AsyncIterator[AsyncConnection]:
     options: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_S, "server_settings": _SETTINGS}
     engine = create_async_engine(
-        make_url(url).set(drivername="postgresql+asyncpg"),
+        engine_url(url),
         poolclass=NullPool,
         isolation_level="REPEATABLE READ",
         connect_args=options,
