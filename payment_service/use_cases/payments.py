@@ -86,9 +86,15 @@ class Payments:
         self._running: dict[tuple[RequestKey, bytes], asyncio.Task[Posted | Open]] = {}
 
     async def close(self, grace_s: float) -> None:
-        """Let what is at the gateway end, ``grace_s`` at most, then what is being stored."""
+        """Let what is at the gateway end, ``grace_s`` at most, then what is being stored.
+
+        One grace for the calls and for what they leave to the resolver: whoever stops a replica
+        counts it once.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + grace_s
         await self._calls.close(grace_s)
-        await self.resolver.close(grace_s)
+        await self.resolver.close(max(0.0, until - clock()))
         await self.lane.close()
 
     # -- confirm -------------------------------------------------------------------------------
