@@ -13,9 +13,6 @@ CONNECTION_AGE_S = 5
 CHANGES = Changes(
     settings={"TALLY_MAX_CONNECTION_AGE_S": str(CONNECTION_AGE_S)},
     arguments={"gateway": ("--latency-ms", "5-20")},
-    # A payment that a dead replica was in the middle of is taken over when its lease is over; a
-    # repeated PayOrder waits for that for 5 s at most.
-    environment={"order": {"TALLY_ORDER_SAGA_LEASE_S": "3"}},
 )
 
 _figures = pytest.StashKey[list[str]]()
