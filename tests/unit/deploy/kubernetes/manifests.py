@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from common.settings import ServiceSettings
+from common.variables import prefixes
 from deploy.kubernetes.manifests import rendered
 from deploy.reference import SETTINGS
 
@@ -134,6 +135,14 @@ class Overlay:
         for entry in container.get("env", []):
             found[entry["name"]] = entry.get("value", "field")
         return found
+
+    def setting(self, workload: Workload, field: str) -> str:
+        """What a server reads: its own variable before that of all services, then the default."""
+        environment = self.environment(workload.containers[0])
+        for prefix in prefixes(workload.service):
+            if (given := environment.get(f"{prefix}{field.upper()}")) is not None:
+                return given
+        return str(SETTINGS_OF[workload.service].model_fields[field].default)
 
     def replicas_max(self, workload: Workload) -> int:
         for scaler in self.of_kind("HorizontalPodAutoscaler"):

@@ -212,6 +212,17 @@ CONTROLS: Final = [
         variable("order", "TALLY_GRACE_S", "120"),
         overlay=LOCAL,
     ),
+    # 5 + 3 + 21 + 5 + 21 + 2 and the margin: too long by the second grace alone.
+    Control(
+        "there_is_time_to_end",
+        "Deployment/order: is killed before the 62 s",
+        variable("order", "TALLY_ORDER_GRACE_S", "21"),
+    ),
+    Control(
+        "ports_are_those_bound",
+        "Deployment/order: TALLY_BIND",
+        variable("order", "TALLY_ORDER_BIND", "0.0.0.0:50063"),
+    ),
     Control(
         "labels_are_complete",
         "Service/order",

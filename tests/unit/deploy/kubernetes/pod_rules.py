@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from common.server import CLEAN_UP_S
+from order_service.saga_runner import SagaLimits
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
     METRICS_PORT,
     PORTS,
     SERVICES,
-    SETTINGS_OF,
     Overlay,
     Workload,
     selects,
@@ -81,13 +81,12 @@ def probes_have_patience(overlay: Overlay) -> Iterator[str]:
 @rule
 def ports_are_those_bound(overlay: Overlay) -> Iterator[str]:
     for each in overlay.servers:
-        environment = overlay.environment(each.containers[0])
         wanted = {"grpc": PORTS[each.service], "metrics": METRICS_PORT}
         if each.ports != wanted:
             yield f"{each.told}: its ports are {each.ports}, not {wanted}"
-        if environment.get("TALLY_BIND") != f"0.0.0.0:{PORTS[each.service]}":
+        if overlay.setting(each, "bind") != f"0.0.0.0:{PORTS[each.service]}":
             yield f"{each.told}: TALLY_BIND is not its grpc port on every address"
-        if environment.get("TALLY_METRICS_PORT") != str(each.ports.get("metrics")):
+        if overlay.setting(each, "metrics_port") != str(each.ports.get("metrics")):
             yield f"{each.told}: TALLY_METRICS_PORT is not its metrics port"
 
 
@@ -212,18 +211,21 @@ def spreading_is_each_service_s_own(overlay: Overlay) -> Iterator[str]:
                 yield f"{each.told}: is spread together with {others}"
 
 
+def time_to_end_s(drain_s: float, grace_s: float) -> float:
+    """From SIGTERM to the exit at worst, and some (docs/guides/kubernetes.md has the times)."""
+    # The grace twice: for calls, and again for work that outlives them.
+    return drain_s + grace_s + CLEAN_UP_S + grace_s + SagaLimits().hand_over_s + MARGIN_S
+
+
 @rule
 def there_is_time_to_end(overlay: Overlay) -> Iterator[str]:
     for each in overlay.servers:
-        environment = overlay.environment(each.containers[0])
-        fields = SETTINGS_OF[each.service].model_fields
         hook = each.containers[0].get("lifecycle", {}).get("preStop", {})
         sleep_s = hook.get("sleep", {}).get("seconds", 0)
         if not sleep_s:
             yield f"{each.told}: does not sleep before it is stopped"
-        drain_s = float(environment.get("TALLY_DRAIN_DELAY_S", fields["drain_delay_s"].default))
-        grace_s = float(environment.get("TALLY_GRACE_S", fields["grace_s"].default))
-        needed_s = sleep_s + drain_s + grace_s + CLEAN_UP_S + MARGIN_S
+        drain_s = float(overlay.setting(each, "drain_delay_s"))
+        needed_s = sleep_s + time_to_end_s(drain_s, float(overlay.setting(each, "grace_s")))
         if each.pod.get("terminationGracePeriodSeconds", 30) < needed_s:
             yield f"{each.told}: is killed before the {needed_s:g} s that ending may take"
 

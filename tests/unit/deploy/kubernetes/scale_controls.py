@@ -97,6 +97,11 @@ CONTROLS: Final = [
     Control(
         "pools_fit_the_database",
         "Deployment/order",
+        variable("order", "TALLY_ORDER_POOL_SIZE", "12"),
+    ),
+    Control(
+        "pools_fit_the_database",
+        "Deployment/order",
         at("HorizontalPodAutoscaler", "order", "spec", "maxReplicas", value=12),
     ),
     Control(

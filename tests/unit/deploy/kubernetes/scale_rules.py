@@ -79,7 +79,7 @@ def _of_scaled(scaler: Object, found: Object) -> Iterator[str]:
 
 def connections_max(overlay: Overlay, each: Workload) -> int:
     """What a service opens at most: in a rollout, as many drain as serve, and some surge."""
-    pool = int(overlay.environment(each.containers[0])["TALLY_POOL_SIZE"])
+    pool = int(overlay.setting(each, "pool_size"))
     surge = int(each.spec["strategy"]["rollingUpdate"]["maxSurge"])
     migrating = sum(other.service == each.service for other in overlay.migrations)
     return (2 * overlay.replicas_max(each) + surge) * pool + migrating

@@ -46,6 +46,27 @@ CONTROLS: Final = [
         variable("order", "TALLY_SECRETS_DIR", "/etc/tally/secret"),
     ),
     Control(
+        "variables_are_given_once",
+        "Deployment/order: TALLY_POOL_SIZE",
+        variable("order", "TALLY_POOL_SIZE", "9"),
+    ),
+    Control(
+        "variables_are_given_once",
+        "Deployment/payment: TALLY_GRACE_S",
+        at("ConfigMap", "payment-settings*", "data", "TALLY_GRACE_S", value="9"),
+    ),
+    Control(
+        "secret_files_can_be_read_by_their_group_alone",
+        "Deployment/order: the files of secrets",
+        pod("Deployment", "order", "volumes", 1, "secret", "defaultMode", value=0o400),
+    ),
+    Control(
+        "secret_files_can_be_read_by_their_group_alone",
+        "StatefulSet/postgres: its fsGroup",
+        pod("StatefulSet", "postgres", "securityContext", "fsGroup", value=70),
+        overlay=LOCAL,
+    ),
+    Control(
         "secrets_are_files_of_those_who_need_them",
         "Deployment/order",
         pod("Deployment", "order", "volumes", 1, "secret", "secretName", value="order-owner"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,13 +62,34 @@ def settings_are_accepted(overlay: Overlay) -> Iterator[str]:
             yield f"{each.told}: {SECRETS_DIR} is not {MOUNTED}"
         with TemporaryDirectory() as directory:
             for secret in secrets_at(each, MOUNTED):
-                for key, value in SECRETS.get(secret, {}).items():
-                    Path(directory, key).write_text(value, encoding="utf-8")
+                _lay_out(SECRETS.get(secret, {}), Path(directory))
             with mock.patch.dict(os.environ, environment | {SECRETS_DIR: directory}, clear=True):
                 try:
                     read(SETTINGS_OF[each.service], "migrate" if command == "migrate" else "serve")
                 except SettingsError as error:
                     yield f"{each.told}: {error}"
+
+
+def _lay_out(secret: dict[str, str], directory: Path) -> None:
+    """As the kubelet does: links over a link to a directory, to change all files at once."""
+    (directory / "..2026_01_02").mkdir(exist_ok=True)
+    (directory / "..data").symlink_to("..2026_01_02")
+    for key, value in secret.items():
+        (directory / "..data" / key).write_text(value, encoding="utf-8")
+        (directory / key).symlink_to(Path("..data", key))
+
+
+@rule
+def variables_are_given_once(overlay: Overlay) -> Iterator[str]:
+    """Of two ConfigMaps, or one and the pod's own list, one would win without a word."""
+    for each in overlay.servers + overlay.migrations:
+        given = [entry["name"] for entry in each.containers[0].get("env", [])]
+        for source in each.containers[0].get("envFrom", []):
+            found = overlay.find("ConfigMap", source.get("configMapRef", {}).get("name", ""))
+            given += (found or {}).get("data", {})
+        for name, times in Counter(given).items():
+            if times > 1:
+                yield f"{each.told}: {name} is given {times} times"
 
 
 def secrets_at(each: Workload, path: str) -> list[str]:
@@ -91,6 +113,18 @@ def secrets_are_files_of_those_who_need_them(overlay: Overlay) -> Iterator[str]:
         mounted = [one["secret"]["secretName"] for one in each.pod["volumes"] if "secret" in one]
         if mounted != [f"{each.service}-{kind}"]:
             yield f"{each.told}: mounts {mounted}, not only {each.service}-{kind}"
+
+
+@rule
+def secret_files_can_be_read_by_their_group_alone(overlay: Overlay) -> Iterator[str]:
+    """They belong to root and to the pod's fsGroup, which the container's user has to be in."""
+    for each in overlay.workloads:
+        for volume in each.pod.get("volumes", []):
+            if "secret" in volume and volume["secret"].get("defaultMode") != 0o440:
+                yield f"{each.told}: the files of {volume['name']} are not 0440"
+        context = each.pod.get("securityContext", {})
+        if not context.get("fsGroup") or context["fsGroup"] != context.get("runAsGroup"):
+            yield f"{each.told}: its fsGroup is not its user's group"
 
 
 @rule
