@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from common.settings import split_host_port
 from order_service.clients import Services
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
+    METRICS_PORT,
     NAMESPACE,
     PORTS,
     SERVICES,
@@ -26,14 +27,35 @@ from tests.unit.deploy.kubernetes.rule import rule
 Labels = dict[str, str]
 Edge = tuple[str, str, int]
 """Who, whom, and on which port."""
-Other = tuple[Labels | None, str | None]
-"""The far end: a pod of this namespace by its labels, or an address outside the cluster."""
-
 POSTGRES_PORT, REDIS_PORT, GATEWAY_PORT, DNS_PORT = 5432, 6379, 50055, 53
+LISTENING: Final = {
+    *PORTS.values(),
+    METRICS_PORT,
+    GATEWAY_PORT,
+    POSTGRES_PORT,
+    REDIS_PORT,
+    443,
+    80,
+    22,
+}
 CLIENT: Final = {"tally.dev/client": "true"}
 OURS: Final = {"kubernetes.io/metadata.name": NAMESPACE}
+SYSTEM: Final = {"kubernetes.io/metadata.name": "kube-system"}
 OUTSIDE: Final = {"postgres": "10.20.30.40", "redis": "172.20.30.40", "gateway": "203.0.113.7"}
 """In production: a private address for the servers, a public one for the gateway."""
+FAR: Final = "198.51.100.5"
+"""Of nobody that is known."""
+
+
+class Other(NamedTuple):
+    """The far end: a pod, by its labels and its namespace's, or an address outside the cluster."""
+
+    labels: Labels | None = None
+    address: str | None = None
+    namespace: Labels = OURS
+
+
+RESOLVER: Final = Other({"k8s-app": "kube-dns"}, namespace=SYSTEM)
 
 
 # ---- Services
@@ -132,20 +154,22 @@ def parties(overlay: Overlay) -> dict[str, Labels]:
     return found | {"stranger": {f"{LABEL}name": "stranger"}, "client": CLIENT}
 
 
-def _peer_matches(peer: Object, labels: Labels | None, address: str | None) -> bool:
+def _peer_matches(peer: Object, other: Other) -> bool:
     if "ipBlock" in peer:
-        if address is None:
+        if other.address is None:
             return False
-        block, ip = peer["ipBlock"], ipaddress.ip_address(address)
+        block, ip = peer["ipBlock"], ipaddress.ip_address(other.address)
         inside = ip in ipaddress.ip_network(block["cidr"])
         return inside and not any(
             ip in ipaddress.ip_network(one) for one in block.get("except", [])
         )
-    if labels is None:
+    if other.labels is None:
         return False
-    if "namespaceSelector" in peer and not selects(peer["namespaceSelector"], OURS):
-        return False
-    return selects(peer.get("podSelector", {}), labels)
+    if "namespaceSelector" in peer:
+        inside = selects(peer["namespaceSelector"], other.namespace)
+    else:
+        inside = other.namespace == OURS
+    return inside and selects(peer.get("podSelector", {}), other.labels)
 
 
 def _port_matches(entry: Object, port: int, protocol: str) -> bool:
@@ -177,7 +201,7 @@ def allowed(
         ports, sources = entry.get("ports"), entry.get(peers)
         if ports and not any(_port_matches(one, port, protocol) for one in ports):
             continue
-        if not sources or any(_peer_matches(one, *other) for one in sources):
+        if not sources or any(_peer_matches(one, other) for one in sources):
             return True
     return False
 
@@ -185,19 +209,18 @@ def allowed(
 def reach(overlay: Overlay) -> set[Edge]:
     """The edges that the policies allow, both sides heard, on the ports anybody listens on."""
     everyone = parties(overlay)
-    listening = {POSTGRES_PORT, REDIS_PORT, GATEWAY_PORT, 443, *PORTS.values(), 9464, 22, 80}
     edges = set()
     for who, labels in everyone.items():
-        for port in listening:
+        for port in LISTENING:
             for whom, callee in everyone.items():
                 if who != whom and (
-                    allowed(overlay, "egress", labels, (callee, None), port=port)
-                    and allowed(overlay, "ingress", callee, (labels, None), port=port)
+                    allowed(overlay, "egress", labels, Other(callee), port=port)
+                    and allowed(overlay, "ingress", callee, Other(labels), port=port)
                 ):
                     edges.add((who, whom, port))
             for whom, address in OUTSIDE.items():
                 if whom not in everyone and allowed(
-                    overlay, "egress", labels, (None, address), port=port
+                    overlay, "egress", labels, Other(address=address), port=port
                 ):
                     edges.add((who, whom, port))
     return edges
@@ -240,37 +263,15 @@ def everything_is_denied_by_default(overlay: Overlay) -> Iterator[str]:
 def callers_may_ask_for_names(overlay: Overlay) -> Iterator[str]:
     """DNS, by UDP and TCP, at the cluster's own servers and nobody else's."""
     for each in overlay.servers + overlay.migrations:
-        resolver = ({"k8s-app": "kube-dns"}, None)
         for protocol in ("UDP", "TCP"):
-            if not _reaches_dns(overlay, each.labels, resolver, protocol):
+            if not _may_ask(overlay, each.labels, RESOLVER, protocol):
                 yield f"{each.told}: may not look names up by {protocol}"
-            if allowed(
-                overlay,
-                "egress",
-                each.labels,
-                (None, "198.51.100.5"),
-                port=DNS_PORT,
-                protocol=protocol,
-            ):
+            if _may_ask(overlay, each.labels, Other(address=FAR), protocol):
                 yield f"{each.told}: may send what it likes as questions to anybody"
 
 
-def _reaches_dns(
-    overlay: Overlay, own: Labels, resolver: tuple[Labels | None, None], protocol: str
-) -> bool:
-    system = {"kubernetes.io/metadata.name": "kube-system"}
-    for each in overlay.of_kind("NetworkPolicy"):
-        if not selects(each["spec"]["podSelector"], own):
-            continue
-        for entry in each["spec"].get("egress") or []:
-            if not any(_port_matches(one, DNS_PORT, protocol) for one in entry["ports"]):
-                continue
-            for peer in entry.get("to", []):
-                if selects(peer.get("namespaceSelector"), system) and selects(
-                    peer.get("podSelector", {}), resolver[0] or {}
-                ):
-                    return True
-    return False
+def _may_ask(overlay: Overlay, own: Labels, other: Other, protocol: str) -> bool:
+    return allowed(overlay, "egress", own, other, port=DNS_PORT, protocol=protocol)
 
 
 @rule

@@ -6,6 +6,8 @@ import pytest
 
 from deploy.kubernetes.manifests import OVERLAYS
 from tests.unit.deploy.kubernetes import (
+    border_controls,
+    border_rules,
     network_controls,
     network_rules,
     pod_controls,
@@ -20,8 +22,9 @@ from tests.unit.deploy.kubernetes.manifests import load
 from tests.unit.deploy.kubernetes.rule import RULES
 
 # Importing a module of rules is what registers them.
-assert all((pod_rules, scale_rules, setting_rules, network_rules))
+assert all((border_rules, pod_rules, scale_rules, setting_rules, network_rules))
 CONTROLS = [
+    *border_controls.CONTROLS,
     *pod_controls.CONTROLS,
     *scale_controls.CONTROLS,
     *setting_controls.CONTROLS,
