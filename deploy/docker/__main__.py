@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from deploy.docker import image, secret_files
+from deploy.kubernetes import release
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,7 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("image", help="build tally and tally-simulator")
     building.add_argument("--base", default="", help="base image (default: the Dockerfile's)")
-    building.add_argument("--tag", default="0.1.0")
+    building.add_argument(
+        "--tag", default=release.number(), help="the images' (default: the version)"
+    )
     making = commands.add_parser("secrets", help="make passwords, unless there are some")
     making.add_argument("--directory", type=Path, default=secret_files.DIRECTORY)
     options, rest = parser.parse_known_args(arguments)

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
@@ -17,19 +16,19 @@ from unittest import mock
 import pytest
 import yaml
 
-from common.server import CLEAN_UP_S
 from common.settings import SettingsError, read
 from deploy.docker import secret_files
+from deploy.docker.image import IMAGES
 from deploy.local.plan import PROJECT
 from order_service.clients import Services
 from tests.unit.deploy.docker.dockerfile import last, stages
 from tests.unit.deploy.kubernetes.manifests import PORTS, SERVICES, SETTINGS_OF, Workload, load
+from tests.unit.deploy.kubernetes.pod_rules import time_to_end_s
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS, setting_names
 
 Compose = dict[str, Any]
 
 FILE: Final = PROJECT / "deploy" / "docker" / "compose.yaml"
-MARGIN_S: Final = 5
 RESERVED_CONNECTIONS: Final = 3
 STORES: Final = ("postgres", "redis")
 
@@ -76,6 +75,26 @@ def images(found: Compose) -> list[str]:
                 faults.append(name)
             if user is None or user.value != each["user"]:
                 faults.append(name)
+    return faults
+
+
+def built_once(found: Compose) -> list[str]:
+    """Builds run at the same time, and two of one name collide where that is not there yet."""
+    faults = []
+    for name, each in found["services"].items():
+        ours = each["image"].split(":")[0] in IMAGES.values()
+        builders = [
+            other
+            for other, one in found["services"].items()
+            if one["image"] == each["image"] and "build" in one
+        ]
+        if len(builders) != ours:
+            faults.append(name)
+        # Of what is built here nothing must be fetched under the same name.
+        if ours and name not in builders and each.get("pull_policy") != "never":
+            faults.append(name)
+        if name in builders and each.get("pull_policy") == "never":
+            faults.append(name)
     return faults
 
 
@@ -237,8 +256,8 @@ def time_to_end(found: Compose) -> list[str]:
     for service in SERVICES:
         each = found["services"][service]
         told = each["environment"]
-        needed_s = float(told["TALLY_DRAIN_DELAY_S"]) + float(told["TALLY_GRACE_S"])
-        if int(each["stop_grace_period"].removesuffix("s")) < needed_s + CLEAN_UP_S + MARGIN_S:
+        needed_s = time_to_end_s(float(told["TALLY_DRAIN_DELAY_S"]), float(told["TALLY_GRACE_S"]))
+        if int(each["stop_grace_period"].removesuffix("s")) < needed_s:
             faults.append(service)
     return faults
 
@@ -282,7 +301,8 @@ RULES: Final[dict[Callable[[Compose], list[str]], tuple[str, Callable[[Compose],
     ports: ("order", _set(*_ORDER, "ports", value=["50053:50053"])),
     secrets: ("order", _set(*_ORDER, "environment", "TALLY_REDIS_URL", value="redis://redis")),
     networks: ("['balance', 'coupon']", _set("services", "balance", "networks", value=["coupon"])),
-    time_to_end: ("order", _set(*_ORDER, "stop_grace_period", value="10s")),
+    time_to_end: ("order", _set(*_ORDER, "stop_grace_period", value="40s")),
+    built_once: ("order", _set(*_ORDER, "build", value={"context": "../.."})),
     pools: ("postgres", _set(*_ORDER, "environment", "TALLY_POOL_SIZE", value="200")),
     volumes: ("postgres", _set("services", "postgres", "volumes", value=[])),
 }
@@ -300,17 +320,3 @@ def test_control(rule: Callable[[Compose], list[str]]) -> None:
     found = compose()
     broken(found)
     assert named in rule(found)
-
-
-def test_secrets_are_made_once(tmp_path: Path) -> None:
-    directory = tmp_path / "compose"
-    assert secret_files.write(directory)
-    made = {file: file.read_text() for file in directory.rglob("*") if file.is_file()}
-    wanted = {directory / name / key for name, keys in SECRETS.items() for key in keys}
-    assert made.keys() == wanted
-    # Nobody else of this machine gets in; whoever it is mounted for can read the file.
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(file.stat().st_mode) for file in made} == {0o444}
-    assert not secret_files.write(directory)
-    assert made == {file: file.read_text() for file in made}
-    assert [each.name for each in tmp_path.iterdir()] == ["compose"]
