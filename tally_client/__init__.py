@@ -10,7 +10,7 @@ and answers are those of the .proto files. The errors, all TallyError, are drawn
 
 from common.errors import FieldViolation, QuotaViolation
 from common.ids import new_id as new_request_id
-from tally_client.calls import Listing, NotConnected, Target, Unary, Watch
+from tally_client.calls import ClientClosed, Listing, NotConnected, Target, Unary, Watch
 from tally_client.client import Tally
 from tally_client.errors import (
     Aborted,
@@ -81,6 +81,7 @@ __all__ = [
     "CampaignNotFound",
     "CampaignNotOpen",
     "CartChanged",
+    "ClientClosed",
     "ConflictRetriesExhausted",
     "CouponAlreadyIssued",
     "CouponExpired",

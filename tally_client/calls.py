@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Generic, TypeVar
@@ -15,7 +16,7 @@ from common.clients import open_channel
 from common.ids import new_id
 from common.service_config import may_repeat
 from tally_client import policy
-from tally_client.errors import TallyError
+from tally_client.errors import NoAnswer, TallyError
 from tally_client.translate import error_of
 
 Target = str | Sequence[str]
@@ -31,6 +32,10 @@ class NotConnected(RuntimeError):  # noqa: N818 - a fact about how the client wa
     """The client was given no address of this service."""
 
 
+class ClientClosed(RuntimeError):  # noqa: N818 - a fact about the client's life
+    """The call was made after the client was closed, and was not sent."""
+
+
 class Connection:
     """All replicas of one service, in turns. To be made in the running event loop."""
 
@@ -43,6 +48,7 @@ class Connection:
         """
         self.name = name
         self.on_repeat = on_repeat
+        self.closed = False
         self._loop = asyncio.get_running_loop()
         addresses = target if target is None or isinstance(target, str) else ",".join(target)
         self._channel = (
@@ -50,17 +56,33 @@ class Connection:
         )
 
     def channel(self) -> grpc.aio.Channel:
-        """Raises NotConnected, or RuntimeError in another event loop than the client's."""
+        """Raises NotConnected, ClientClosed, or RuntimeError in a loop that is not the client's."""
+        self._in_its_loop()
         if self._channel is None:
             raise NotConnected(f"this client was given no address of the {self.name} service")
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError("a client works in the event loop that it was made in")
+        if self.closed:
+            raise ClientClosed("this client is closed")
         return self._channel
 
     async def close(self) -> None:
-        """Closes the channel; calls still running on it are cancelled."""
+        """Closes the channel; calls still running on it end with NoAnswer."""
+        self._in_its_loop()
+        self.closed = True
         if self._channel is not None:
             await self._channel.close()
+
+    def _in_its_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("a client works in the event loop that it was made in")
+
+    def closed_under_a_call(self) -> bool:
+        """Whether a call that ended in CancelledError did so because the client was closed.
+
+        Nobody cancelled its task then. To pass the CancelledError on would end that task without
+        an error that anything catches; in a gRPC handler, without a status.
+        """
+        task = asyncio.current_task()
+        return self.closed and (task is None or not task.cancelling())
 
 
 class _Method(Generic[Request, Response]):
@@ -81,15 +103,23 @@ class _Method(Generic[Request, Response]):
         self._connection = connection
         self._safe = may_repeat(descriptor)
         self._named = REQUEST_ID in request.DESCRIPTOR.fields_by_name
+        self._request = request
         self._response = response
         self._callable: Any = None
 
     def _until(self, timeout_s: float | None) -> float | None:
         limit_s = self.timeout_s if timeout_s is None else timeout_s
+        if limit_s is not None and not math.isfinite(limit_s):
+            # gRPC would take it for a time that has passed.
+            raise ValueError(f"timeout_s must be a finite number of seconds, not {limit_s}")
         return None if limit_s is None else asyncio.get_running_loop().time() + limit_s
 
     def _with_request_id(self, request: Request) -> tuple[Request, str]:
         """The request as it is sent, each time alike. The caller's own is left as it is."""
+        if not isinstance(request, self._request):
+            # On the wire it would pass for a request of the right type with other fields.
+            told = f"{self.path} takes {self._request.__name__}, not {type(request).__name__}"
+            raise TypeError(told)
         given: str = getattr(request, REQUEST_ID) if self._named else ""
         if given or not self._named:
             return request, given
@@ -102,11 +132,19 @@ class _Method(Generic[Request, Response]):
     def _error(self, error: grpc.aio.AioRpcError, request_id: str) -> TallyError:
         return error_of(error, method=self.path, request_id=request_id, safe=self._safe)
 
+    def _cut_off(self, request_id: str) -> TallyError:
+        return NoAnswer(
+            "The client was closed before the answer came.",
+            code=grpc.StatusCode.CANCELLED,
+            method=self.path,
+            request_id=request_id,
+            may_repeat=self._safe,
+        )
+
     async def _pause_or_raise(
-        self, error: TallyError, repetitions: int, until: float | None
+        self, error: TallyError, wait_s: float | None, until: float | None
     ) -> None:
         """Returns when the call is to be sent again; raises ``error`` if it is not."""
-        wait_s = policy.wait_s(error, repetitions)
         if wait_s is None:
             raise error
         if until is not None and asyncio.get_running_loop().time() + wait_s >= until:
@@ -115,6 +153,8 @@ class _Method(Generic[Request, Response]):
         if self._connection.on_repeat is not None:
             self._connection.on_repeat(error)
         await asyncio.sleep(wait_s)
+        if self._connection.closed:
+            raise error
 
 
 class Unary(_Method[Request, Response]):
@@ -126,7 +166,8 @@ class Unary(_Method[Request, Response]):
         An empty request_id is filled in, anew for every call of this method; the same one is sent
         however often the call is repeated, and ``error.request_id`` tells it. ``timeout_s`` is for
         all attempts together; left out, it is the method's default (``self.timeout_s``). Raises
-        TallyError.
+        TallyError; and ValueError, TypeError, NotConnected or ClientClosed for a call that cannot
+        be made.
         """
         request, request_id = self._with_request_id(request)
         until = self._until(timeout_s)
@@ -136,7 +177,11 @@ class Unary(_Method[Request, Response]):
                 return await self._send(request, until)
             except grpc.aio.AioRpcError as error:
                 failure = self._error(error, request_id)
-            await self._pause_or_raise(failure, repetitions, until)
+            except asyncio.CancelledError:
+                if not self._connection.closed_under_a_call():
+                    raise
+                raise self._cut_off(request_id) from None
+            await self._pause_or_raise(failure, policy.wait_s(failure, repetitions), until)
             repetitions += 1
 
     async def _send(self, request: Request, until: float | None) -> Response:
@@ -177,33 +222,40 @@ class Watch(_Method[Request, Response]):
         """Each state, until the service says that nothing moves any more.
 
         A stream that breaks is taken up again, with another replica if need be: what was seen
-        before is not given twice. There is no time limit unless ``timeout_s`` is given. Raises
-        TallyError, also when a stream breaks that had brought nothing since it was taken up.
+        before is not given twice, and of the changes that happened meanwhile the last is given.
+        There is no time limit unless ``timeout_s`` is given. Raises as a unary method does, also
+        when a stream breaks that had brought nothing since it was taken up.
         """
+        request, _ = self._with_request_id(request)
         until = self._until(timeout_s)
         seen: Response | None = None
-        repetitions = 0
+        refusals = breaks = 0
         while True:
-            news = False
+            begun = False
             try:
                 async with aclosing(self._states(request, until)) as states:
                     async for state in states:
-                        news = True
+                        begun = True
                         if state != seen:
-                            seen = state
+                            seen, breaks = state, 0
                             yield state
                 return  # noqa: TRY300 - the stream came to its end
             except grpc.aio.AioRpcError as error:
                 failure = self._error(error, "")
+            except asyncio.CancelledError:
+                if not self._connection.closed_under_a_call():
+                    raise
+                raise self._cut_off("") from None
             # A stream that brought nothing has been repeated by the channel already.
-            if news and failure.code is grpc.StatusCode.UNAVAILABLE:
-                repetitions = 0
-                if self._connection.on_repeat is not None:
-                    self._connection.on_repeat(failure)
-                await asyncio.sleep(policy.resume_s(failure))
-                continue
-            await self._pause_or_raise(failure, repetitions, until)
-            repetitions += 1
+            if begun:
+                wait_s, refusals = policy.resume_s(failure, breaks), 0
+                breaks += 1
+            else:
+                wait_s = policy.wait_s(failure, refusals)
+                refusals += 1
+            if until is None and refusals > policy.UNTIMED_REFUSALS_MAX:
+                raise failure
+            await self._pause_or_raise(failure, wait_s, until)
 
     async def _states(
         self, request: Request, until: float | None

@@ -72,7 +72,7 @@ class Tally:
         await self.close()
 
     async def close(self) -> None:
-        """Closes all channels; calls still running on them are cancelled."""
+        """Closes all channels: calls still running end with NoAnswer, later ones, ClientClosed."""
         async with AsyncExitStack() as exits:
             for connection in self._connections:
                 exits.push_async_callback(connection.close)

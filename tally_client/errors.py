@@ -13,7 +13,7 @@
     │       CouponNotUsable, CouponExpired, OrderAmountTooSmall, RedemptionCancelled, OutOfStock,
     │       OrderNotPayable, OrderNotCancellable, PaymentKeyRequired, PaymentDeclined,
     │       PaymentCancelled, SagaNotRetryable
-    ├── Aborted                   another call was in the way; nothing was done
+    ├── Aborted                   another call was in the way; this one did nothing
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         nothing is left of it, or too much is asked for at once
     │   └── CouponSoldOut, Overloaded, RateLimited
@@ -22,7 +22,7 @@
     │       ReplicaStopping, ReplicaNotReady
     ├── InternalError             a fault of the service, whose log has metadata["error_id"]
     └── OutcomeUnknown            no answer came: the call may have been carried out, or not
-        ├── NoAnswer              the connection failed, however often it was tried
+        ├── NoAnswer              nothing was heard, however often it was tried
         └── DeadlineExceeded      the time ran out
             └── DeadlineTooShort
 
@@ -92,10 +92,17 @@ class TallyError(Exception):
 
     def __str__(self) -> str:
         told = self.reason or self.code.name
-        parts = [f"{told}: {self.message}" if self.message else told]
+        if self.message:
+            told = f"{told}: {self.message}"
+        named = [f"{name}={value}" for name, value in self.metadata.items()]
+        if self.method:
+            named.insert(0, self.method.rpartition("/")[2])
         if self.request_id:
-            parts.append(f"(request_id {self.request_id})")
-        return " ".join(parts)
+            named.append(f"request_id={self.request_id}")
+        return f"{told} ({', '.join(named)})" if named else told
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class InvalidArgument(TallyError):
@@ -123,7 +130,10 @@ class FailedPrecondition(TallyError):
 
 
 class Aborted(TallyError):
-    """Another call was in the way; nothing was done."""
+    """Another call was in the way; this one did nothing.
+
+    With REQUEST_IN_PROGRESS that other call has the same request_id, and its outcome is to come.
+    """
 
     code = grpc.StatusCode.ABORTED
 
@@ -155,7 +165,7 @@ class OutcomeUnknown(TallyError):
 
 
 class NoAnswer(OutcomeUnknown):
-    """The connection failed, and so did whatever repetitions are safe."""
+    """The connection failed, and so did whatever repetitions are safe; or the client was closed."""
 
     code = grpc.StatusCode.UNAVAILABLE
 

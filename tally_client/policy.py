@@ -15,7 +15,7 @@ from typing import Any, Final
 import grpc
 
 from common import service_config
-from tally_client.errors import TallyError
+from tally_client.errors import NoAnswer, TallyError
 
 _PUBLISHED: Final[dict[str, Any]] = json.loads(
     resources.files("protos").joinpath("service_config.json").read_text(encoding="utf-8")
@@ -27,9 +27,16 @@ CHANNEL: Final = service_config.without_timeouts(_PUBLISHED)
 TIMEOUTS_S: Final = service_config.timeouts_s(_PUBLISHED)
 """The default time limit of each unary method, by its path."""
 
-_REPEATED: Final = frozenset({grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+REPEATED: Final = frozenset({grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+"""With RetryInfo, these say that nothing was done: any method may be sent again."""
+
+UNTIMED_REFUSALS_MAX: Final = 10
+"""Refusals in a row after which a stream without a time limit is no longer asked for: its caller
+would never hear of them. A quarter of a minute, if OVERLOADED."""
 _WAIT_FIRST_S: Final = 0.05
 _WAIT_MAX_S: Final = 2.0
+# Beyond it the power of two would at some time be no float any more.
+_DOUBLINGS_MAX: Final = 16
 
 
 def wait_s(error: TallyError, repetitions: int) -> float | None:
@@ -39,15 +46,22 @@ def wait_s(error: TallyError, repetitions: int) -> float | None:
     and differs from client to client, so that those who were refused together do not come back
     together.
     """
-    if error.retry_after_s is None or error.code not in _REPEATED:
+    if error.retry_after_s is None or error.code not in REPEATED:
         return None
-    return error.retry_after_s + _jittered(min(_WAIT_MAX_S, _WAIT_FIRST_S * 2.0**repetitions))
+    return error.retry_after_s + _growing_s(repetitions)
 
 
-def resume_s(error: TallyError) -> float:
-    """How long to wait before a stream that broke is taken up again."""
-    return (error.retry_after_s or 0.0) + _jittered(_WAIT_FIRST_S)
+def resume_s(error: TallyError, breaks: int) -> float | None:
+    """How long to wait before a stream that broke is taken up again; None if it is not.
+
+    ``breaks``: how often it broke before without having brought anything new. A proxy in between
+    may tell of a dead replica by a bare INTERNAL (it resets the stream), which is NoAnswer.
+    """
+    if error.code is grpc.StatusCode.UNAVAILABLE or isinstance(error, NoAnswer):
+        return (error.retry_after_s or 0.0) + _growing_s(breaks)
+    return wait_s(error, breaks)
 
 
-def _jittered(wait_s: float) -> float:
+def _growing_s(times: int) -> float:
+    wait_s = min(_WAIT_MAX_S, _WAIT_FIRST_S * 2.0 ** min(times, _DOUBLINGS_MAX))
     return wait_s * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets

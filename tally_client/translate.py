@@ -8,7 +8,7 @@ import grpc
 
 from common.errors import RemoteRefusal
 from common.status import from_rpc_error
-from tally_client import errors, refusals
+from tally_client import errors, policy, refusals
 
 _KINDS: Final = {
     kind.code: kind
@@ -24,11 +24,13 @@ _KINDS: Final = {
         errors.DeadlineExceeded,
     )
 }
-# What gRPC itself says when a connection fails, or a server ends a call without a word.
+# What gRPC itself says when a connection fails, a proxy resets a stream (INTERNAL), or a server
+# ends a call without a word.
 _SILENCE: Final[dict[grpc.StatusCode, type[errors.TallyError]]] = {
     grpc.StatusCode.UNAVAILABLE: errors.NoAnswer,
     grpc.StatusCode.CANCELLED: errors.NoAnswer,
     grpc.StatusCode.UNKNOWN: errors.NoAnswer,
+    grpc.StatusCode.INTERNAL: errors.NoAnswer,
 }
 _BY_REASON: Final = errors.BY_REASON
 assert refusals.InsufficientFunds.reason in _BY_REASON, "the classes of reasons are registered"
@@ -41,7 +43,10 @@ def error_of(
     told = from_rpc_error(error)
     code = grpc.StatusCode[told.code.name]
     kind = _kind(told, code)
-    unanswered = issubclass(kind, errors.OutcomeUnknown)
+    if told.retry_after_s is not None:
+        may_repeat = safe or code in policy.REPEATED
+    else:
+        may_repeat = safe and issubclass(kind, errors.OutcomeUnknown)
     return kind(
         told.message,
         code=code,
@@ -52,7 +57,7 @@ def error_of(
         retry_after_s=told.retry_after_s,
         method=method,
         request_id=request_id,
-        may_repeat=safe and (unanswered or told.retry_after_s is not None),
+        may_repeat=may_repeat,
     )
 
 

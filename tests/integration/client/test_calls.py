@@ -218,6 +218,61 @@ async def test_nobody_there_is_no_answer(repeatable: bool) -> None:
     assert is_id(caught.value.request_id) is repeatable
 
 
+async def test_a_call_under_way_when_the_client_is_closed_ends_as_a_call_that_got_no_answer() -> (
+    None
+):
+    received = Received()
+    arrived = asyncio.Event()
+
+    async def answer(_: Any) -> Any:
+        arrived.set()
+        await asyncio.Event().wait()
+
+    async with answering(received, (DEDUCT, answer)) as address, Tally(balance=address) as tally:
+        calling = asyncio.create_task(tally.balance.deduct_balance(deduct()))
+        await asyncio.wait_for(arrived.wait(), LIMIT_S)
+        await tally.close()
+        # Not a CancelledError, which nobody asked for and "except Exception" would not catch.
+        with pytest.raises(NoAnswer) as caught:
+            await asyncio.wait_for(calling, LIMIT_S)
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    assert caught.value.may_repeat
+    assert is_id(caught.value.request_id)
+
+
+async def test_a_call_that_waits_to_be_repeated_when_the_client_is_closed_ends_as_refused() -> None:
+    received = Received()
+    refused = asyncio.Event()
+    later = RemoteRefusal(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "Later.", {}, retry_after_s=0.5)
+    async with (
+        answering(received, (DEDUCT, failing(1, lambda: later, DEDUCTED))) as address,
+        Tally(balance=address, on_repeat=lambda _: refused.set()) as tally,
+    ):
+        calling = asyncio.create_task(tally.balance.deduct_balance(deduct()))
+        await asyncio.wait_for(refused.wait(), LIMIT_S)
+        await tally.close()
+        with pytest.raises(OverloadedError):
+            await asyncio.wait_for(calling, LIMIT_S)
+    assert received.attempts["DeductBalance"] == 1
+
+
+async def test_whoever_cancels_a_call_is_obeyed_though_the_client_is_closing() -> None:
+    received = Received()
+    arrived = asyncio.Event()
+
+    async def answer(_: Any) -> Any:
+        arrived.set()
+        await asyncio.Event().wait()
+
+    async with answering(received, (DEDUCT, answer)) as address, Tally(balance=address) as tally:
+        calling = asyncio.create_task(tally.balance.deduct_balance(deduct()))
+        await asyncio.wait_for(arrived.wait(), LIMIT_S)
+        calling.cancel()
+        await tally.close()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+
+
 async def test_lists_are_read_page_by_page() -> None:
     received = Received()
     tokens = iter(["second", "third", ""])

@@ -6,11 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 
 from common.errors import Code, RemoteRefusal
 from tally.order.v1 import order_pb2
-from tally_client import DatabaseUnavailable, DeadlineExceeded, Overloaded, Tally, TallyError
+from tally_client import (
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    NoAnswer,
+    Overloaded,
+    ReplicaStopping,
+    Tally,
+    TallyError,
+    policy,
+)
 from tests.integration.client.answering import Received, Wire, answering
 
 ORDER = order_pb2.DESCRIPTOR.services_by_name["OrderService"].methods_by_name
@@ -101,6 +111,79 @@ async def test_whoever_stops_watching_is_not_watched_for() -> None:
         assert (await anext(watching)).order.version == 1
         await watching.aclose()
         await asyncio.wait_for(left.wait(), LIMIT_S)
+
+
+async def test_a_stream_that_is_open_when_the_client_is_closed_ends_as_one_without_an_answer() -> (
+    None
+):
+    received = Received()
+
+    async def states(_: Any) -> AsyncIterator[Any]:
+        yield at(1)
+        await asyncio.Event().wait()
+
+    async with (
+        answering(received, (ORDER["WatchOrder"], states)) as address,
+        Tally(order=address) as tally,
+    ):
+        watching = tally.order.watch_order(WATCH)
+        assert (await anext(watching)).order.version == 1
+        waiting = asyncio.ensure_future(anext(watching))
+        await asyncio.sleep(0)
+        await tally.close()
+        with pytest.raises(NoAnswer) as caught:
+            await asyncio.wait_for(waiting, LIMIT_S)
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    assert received.attempts["WatchOrder"] == 1
+
+
+async def test_a_stream_that_keeps_breaking_without_news_goes_on_and_slows_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received = Received()
+    breaks: list[int] = []
+
+    def at_once(error: TallyError, broken: int) -> float:
+        assert isinstance(error, ReplicaStopping)
+        breaks.append(broken)
+        return 0.0
+
+    monkeypatch.setattr(policy, "resume_s", at_once)
+
+    async def states(_: Any) -> AsyncIterator[Any]:
+        yield at(1 if received.attempts["WatchOrder"] <= 12 else 2)
+        if received.attempts["WatchOrder"] == 15:
+            return
+        raise RemoteRefusal(
+            Code.UNAVAILABLE, "REPLICA_STOPPING", "Stopping.", {}, retry_after_s=0.01
+        )
+
+    async with (
+        answering(received, (ORDER["WatchOrder"], states)) as address,
+        Tally(order=address) as tally,
+    ):
+        seen = [change.order.version async for change in tally.order.watch_order(WATCH)]
+    assert seen == [1, 2]
+    assert breaks == [*range(12), 0, 1], "a new state is what it begins anew with"
+
+
+async def test_a_stream_that_is_only_ever_refused_is_given_up_though_it_has_no_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received = Received()
+    monkeypatch.setattr(policy, "wait_s", lambda _, __: 0.0)
+
+    async def states(_: Any) -> AsyncIterator[Any]:
+        raise RemoteRefusal(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "Busy.", {}, retry_after_s=0.01)
+        yield
+
+    async with (
+        answering(received, (ORDER["WatchOrder"], states)) as address,
+        Tally(order=address) as tally,
+    ):
+        with pytest.raises(Overloaded):
+            await anext(tally.order.watch_order(WATCH))
+    assert received.attempts["WatchOrder"] == policy.UNTIMED_REFUSALS_MAX + 1
 
 
 async def test_a_stream_can_have_a_deadline() -> None:

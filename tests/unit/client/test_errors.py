@@ -108,7 +108,8 @@ def test_everything_that_was_said_is_there() -> None:
     assert (error.message, error.metadata) == ("Come again.", {"a": "b"})
     assert (error.fields, error.quota, error.retry_after_s) == (told.fields, told.quota, 0.5)
     assert (error.method, error.request_id, error.may_repeat) == ("/tally.x.v1.X/Do", "r1", True)
-    assert str(error) == "OVERLOADED: Come again. (request_id r1)"
+    assert str(error) == "OVERLOADED: Come again. (Do, a=b, request_id=r1)"
+    assert repr(error) == f"Overloaded({str(error)!r})"
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), vars(again)) == (type(error), vars(error))
 
@@ -139,6 +140,8 @@ def test_a_reason_that_is_new_or_under_another_code_comes_as_its_codes_kind(
         ("UNAVAILABLE", errors.NoAnswer),
         ("CANCELLED", errors.NoAnswer),
         ("UNKNOWN", errors.NoAnswer),
+        # A proxy that lost its replica resets the stream, and gRPC makes INTERNAL of that.
+        ("INTERNAL", errors.NoAnswer),
         ("DEADLINE_EXCEEDED", errors.DeadlineExceeded),
     ],
 )
@@ -152,11 +155,41 @@ def test_without_an_answer_the_outcome_is_unknown(
     assert error.may_repeat is safe
 
 
-@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "INTERNAL", "RESOURCE_EXHAUSTED"])
+@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED"])
 def test_grpcs_own_refusals_are_no_reason_to_repeat(code: str) -> None:
     error = translated(rpc_error(grpc.StatusCode[code], "message too large"))
     assert (error.code.name, error.reason, error.may_repeat) == (code, "", False)
     assert not isinstance(error, errors.OutcomeUnknown)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "safe", "may_repeat"),
+    [
+        # It says that nothing was done, and is repeated by the client too, whatever the method.
+        ("RESOURCE_EXHAUSTED", "OVERLOADED", False, True),
+        ("ABORTED", "CONFLICT_RETRIES_EXHAUSTED", False, True),
+        # The commit may have gone through.
+        ("UNAVAILABLE", "DATABASE_UNAVAILABLE", False, False),
+        ("UNAVAILABLE", "DATABASE_UNAVAILABLE", True, True),
+    ],
+)
+def test_what_may_be_repeated_is_what_has_no_second_effect(
+    code: str, reason: str, safe: bool, may_repeat: bool
+) -> None:
+    told = common_errors.RemoteRefusal(
+        common_errors.Code(code), reason, "No.", {}, retry_after_s=0.5
+    )
+    error = translated(rpc_error(grpc.StatusCode[code], "No.", told), safe=safe)
+    assert error.may_repeat is may_repeat
+
+
+def test_an_internal_error_names_its_id_in_the_text() -> None:
+    told = common_errors.RemoteRefusal(
+        common_errors.Code.INTERNAL, "INTERNAL", "Broken.", {"error_id": "e1"}
+    )
+    error = translated(rpc_error(grpc.StatusCode.INTERNAL, "Broken.", told))
+    assert type(error) is errors.InternalError
+    assert "error_id=e1" in str(error)
 
 
 def test_the_tree_is_drawn_as_it_is() -> None:

@@ -10,7 +10,16 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from tally.coupon.v1.coupon_pb2 import GetCouponRequest
-from tally_client import NotConnected, Tally, TallyError, policy
+from tally.order.v1.order_pb2 import GetOrderRequest, WatchOrderRequest
+from tally_client import (
+    ClientClosed,
+    DeadlineExceeded,
+    NoAnswer,
+    NotConnected,
+    Tally,
+    TallyError,
+    policy,
+)
 from tally_client.calls import Listing, Unary, Watch
 from tests.unit.test_protos import METHODS, every_method
 
@@ -57,6 +66,34 @@ async def test_an_address_that_is_none_is_refused(target: Any) -> None:
         Tally(balance=target)
 
 
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf")])
+async def test_a_time_limit_that_is_none_is_refused(timeout_s: float) -> None:
+    async with Tally(coupon="127.0.0.1:1", order="127.0.0.1:1") as tally:
+        with pytest.raises(ValueError, match="finite"):
+            await tally.coupon.get_coupon(GetCouponRequest(), timeout_s=timeout_s)
+        with pytest.raises(ValueError, match="finite"):
+            await anext(tally.order.watch_order(WatchOrderRequest(), timeout_s=timeout_s))
+
+
+async def test_a_request_of_another_method_is_refused() -> None:
+    request: Any = GetCouponRequest(coupon_id="c", user_id="ada")
+    async with Tally(order="127.0.0.1:1") as tally:
+        with pytest.raises(TypeError, match="takes GetOrderRequest, not GetCouponRequest"):
+            await tally.order.get_order(request)
+        with pytest.raises(TypeError, match="takes WatchOrderRequest, not GetCouponRequest"):
+            await anext(tally.order.watch_order(request))
+
+
+async def test_a_closed_client_says_so() -> None:
+    async with Tally(order="127.0.0.1:1") as tally:
+        pass
+    with pytest.raises(ClientClosed):
+        await tally.order.get_order(GetOrderRequest())
+    with pytest.raises(ClientClosed):
+        await anext(tally.order.watch_order(WatchOrderRequest()))
+    await tally.close()
+
+
 def test_a_client_is_made_in_a_running_loop() -> None:
     with pytest.raises(RuntimeError, match="loop"):
         Tally()
@@ -73,6 +110,21 @@ def test_a_wait_is_at_least_what_was_asked_for_and_bounded(repetitions: int) -> 
     waits = [policy.wait_s(error, repetitions) for _ in range(50)]
     assert all(wait is not None and 0.5 < wait <= 3.5 for wait in waits)
     assert len(set(waits)) > 1
+
+
+@pytest.mark.parametrize("breaks", [0, 3, 12, 5_000])
+def test_a_stream_that_breaks_again_and_again_is_taken_up_more_and_more_slowly(breaks: int) -> None:
+    broken = NoAnswer("Reset.", code=grpc.StatusCode.INTERNAL)
+    stopping = _refused("UNAVAILABLE", retry_after_s=0.5)
+    for _ in range(50):
+        wait_s = policy.resume_s(broken, breaks)
+        later_s = policy.resume_s(stopping, breaks)
+        assert wait_s is not None
+        assert later_s is not None
+        assert min(1.0, 0.025 * 2.0 ** min(breaks, 10)) <= wait_s <= 3.0
+        assert 0.5 < later_s <= 3.5
+    assert policy.resume_s(_refused("INTERNAL", retry_after_s=None), breaks) is None
+    assert policy.resume_s(DeadlineExceeded(), breaks) is None
 
 
 @pytest.mark.parametrize(
