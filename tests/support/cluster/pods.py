@@ -40,6 +40,8 @@ class Pod:
         """On the monotonic clock."""
         self.terminating = False
         self.ends: list[str] = []
+        self._last_words = ""
+        """What the container said that ended last: the log of its successor may be empty yet."""
         """How its container ended, each time that nobody had told it to."""
         self.trouble = ""
         """The last probe that failed."""
@@ -68,7 +70,7 @@ class Pod:
         told = [f"{self.workload.told}, pod {self.name}: {'' if self.ready else 'not '}ready"]
         told += [f"its container {end}" for end in self.ends]
         told += [self.trouble] if self.trouble else []
-        log = self.child.log_tail() if self.child is not None else ""
+        log = (self.child.log_tail() if self.child is not None else "") or self._last_words
         return "; ".join(told) + (f"; its log ends:\n{log}" if log else "")
 
     def start(self) -> None:
@@ -114,6 +116,7 @@ class Pod:
         while True:
             end = await self._run_container()
             await self._stop_container()
+            self._last_words = self.child.log_tail() if self.child is not None else ""
             self.ends.append(end)
             if len(self.ends) > 1:
                 backoff_s = BACKOFF_FIRST_S * 2.0 ** (len(self.ends) - 2)
