@@ -7,7 +7,7 @@
 import exec from 'k6/execution';
 import { check } from 'k6';
 import { Counter, Trend } from 'k6/metrics';
-import { Replicas, minor, newRun, ok, unexpected, whole, won } from './services.js';
+import { Replicas, minor, newRun, ok, pause, unexpected, whole, won } from './services.js';
 
 const USERS = whole('USERS', 500);
 const VUS = Math.min(whole('VUS', 10), USERS);
@@ -18,6 +18,7 @@ const PRICE = 9000;
 const DISCOUNT = 1000;
 const BY_BALANCE = 5000;
 const PAY_TRIES_MAX = 5;
+const PAY_PAUSE_S = 0.5;
 
 const balance = new Replicas('BALANCE', 'tally/balance/v1/balance.proto');
 const coupon = new Replicas('COUPON', 'tally/coupon/v1/coupon.proto');
@@ -162,10 +163,13 @@ async function placeOrder(sale, user) {
 
 // Pays, and does as it is told when nothing was charged and all was put back: try anew, which is
 // another intent and has another request_id and key. On a machine that is short of time some steps
-// of some payments come too late, and are taken back.
+// of some payments come too late, and are taken back. So each try waits twice as long as the last.
 async function pay(user, orderId, couponId) {
   let answer;
   for (let attempt = 0; attempt < PAY_TRIES_MAX; attempt += 1) {
+    if (attempt > 0) {
+      await pause(PAY_PAUSE_S * 2 ** (attempt - 1));
+    }
     const request = {
       order_id: orderId,
       user_id: user.id,

@@ -81,8 +81,8 @@ export class Replicas {
   }
 
   // As call(), and does what a correct client does: what the service (RetryInfo) or the way to it
-  // (UNAVAILABLE without a reason) says may be repeated is sent again, to the next replica, under its request_id.
-  // `took` is of all tries and the waiting between.
+  // (UNAVAILABLE without a reason) says may be repeated is sent again, to the next replica, under
+  // its request_id. `took` is of all tries and the waiting between.
   async callAgain(method, request, turn) {
     const began = Date.now();
     let response = await this.call(method, request, turn);
@@ -130,7 +130,7 @@ function detail(response, type) {
   return details.find((one) => one['@type'] === `type.googleapis.com/google.rpc.${type}`) || {};
 }
 
-function pause(seconds) {
+export function pause(seconds) {
   return new Promise((resolve) => {
     setTimeout(resolve, seconds * 1000);
   });

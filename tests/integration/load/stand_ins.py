@@ -47,9 +47,14 @@ class Payments:
 
 
 class Sale:
-    """Has coupons and things for everybody, however few there were."""
+    """Has coupons and things for everybody, however few there were.
 
-    def __init__(self) -> None:
+    The first ``put_back`` attempts to pay are refused as one that the order service has put back.
+    """
+
+    def __init__(self, *, put_back: int = 0) -> None:
+        self.attempts: list[order_pb2.PayOrderRequest] = []
+        self._put_back = put_back
         self._campaign = coupon_pb2.Campaign(campaign_id="campaign")
         self._product = order_pb2.Product(product_id="product")
         self._holders = Counter[str]()
@@ -59,6 +64,7 @@ class Sale:
 
     async def create_campaign(self, request: Any, _context: Any) -> Any:
         self._campaign.quantity = request.quantity
+        self._campaign.fixed_discount.CopyFrom(request.fixed_discount)
         return coupon_pb2.CreateCampaignResponse(campaign=self._campaign)
 
     async def get_campaign(self, _request: Any, _context: Any) -> Any:
@@ -74,6 +80,7 @@ class Sale:
 
     async def create_product(self, request: Any, _context: Any) -> Any:
         self._product.stock = request.stock
+        self._product.price.CopyFrom(request.price)
         return order_pb2.CreateProductResponse(product=self._product)
 
     async def get_product(self, _request: Any, _context: Any) -> Any:
@@ -85,8 +92,16 @@ class Sale:
         order = order_pb2.Order(order_id=f"of-{request.user_id}")
         return order_pb2.CreateOrderResponse(order=order)
 
-    async def pay_order(self, request: Any, _context: Any) -> Any:
+    async def pay_order(self, request: Any, context: Any) -> Any:
+        self.attempts.append(request)
+        if len(self.attempts) <= self._put_back:
+            await refuse(context, code_pb2.UNAVAILABLE, "GATEWAY_UNAVAILABLE")
         order = order_pb2.Order(order_id=request.order_id, state=order_pb2.Order.STATE_PAID)
+        order.paid_by_balance.CopyFrom(request.balance_amount)
+        order.paid_by_gateway.CopyFrom(self._product.price)
+        order.paid_by_gateway.amount_minor -= request.balance_amount.amount_minor
+        if request.coupon_id:
+            order.paid_by_gateway.amount_minor -= self._campaign.fixed_discount.amount_minor
         return order_pb2.PayOrderResponse(order=order)
 
 

@@ -139,6 +139,28 @@ async def test_control_too_many_coupons_and_things_fail(tmp_path: Path) -> None:
     assert "crossed: checks, coupons_issued, orders_paid, orders_placed\n" in run.output
 
 
+async def test_an_attempt_that_was_put_back_is_made_anew_as_another_intent(tmp_path: Path) -> None:
+    sale = Sale(put_back=2)
+    async with serving(Payments(careless=False), sale) as addresses:
+        target = ready_file(tmp_path, everywhere(addresses))
+        async with load_test(tmp_path, "--against", target, "--rounds", 0, "--users", 1) as run:
+            assert await run.ended() == 0, run.output
+    assert "1 orders paid, 2 attempts put back and made anew" in run.output
+    assert len({attempt.order_id for attempt in sale.attempts}) == 1
+    assert len({attempt.request_id for attempt in sale.attempts}) == 3
+    assert len({attempt.payment_key for attempt in sale.attempts}) == 3
+
+
+async def test_control_an_order_that_is_always_put_back_fails(tmp_path: Path) -> None:
+    sale = Sale(put_back=1_000)
+    async with serving(Payments(careless=False), sale) as addresses:
+        target = ready_file(tmp_path, everywhere(addresses))
+        async with load_test(tmp_path, "--against", target, "--rounds", 0, "--users", 1) as run:
+            assert await run.ended() == 1
+    assert "crossed: orders_paid, unexpected_answers\n" in run.output
+    assert len(sale.attempts) == 5
+
+
 async def test_control_nobody_there_fails(tmp_path: Path) -> None:
     async with serving(Payments(careless=False)) as addresses:
         gone = everywhere(addresses)

@@ -11,17 +11,24 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
+from common.server import GrpcServer
 from deploy.load import nginx
 from deploy.local.errors import RunnerError
+from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2, payment_pb2_grpc
+from tally_client import NoAnswer, Tally, TallyError
+from tests.integration.client.answering import Received, Wire, answering
+from tests.integration.common import echo
 from tests.integration.load.stand_ins import Payments, refuse, serving
 
 needs_nginx = pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
 REQUEST = payment_pb2.ConfirmPaymentRequest(payment_key="key", request_id="request")
 CALL_LIMIT_S = 30.0
+WATCH_ORDER = order_pb2.DESCRIPTOR.services_by_name["OrderService"].methods_by_name["WatchOrder"]
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP2_FRAME_HEADER = 9
 HTTP2_HEADERS = 1
@@ -148,6 +155,97 @@ async def test_a_call_that_was_sent_is_not_sent_again(tmp_path: Path) -> None:
         await server.wait_closed()
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert reached == 1
+
+
+@asynccontextmanager
+async def conducted(say: Any, count: Any, **changes: Any) -> AsyncIterator[tuple[GrpcServer, str]]:
+    """A server as the services run it, with Echo mounted; drained at the end."""
+    server = GrpcServer(echo.settings(**changes), ready=echo.always_ready)
+    server.mount(echo.add, echo.Echo(say, count), echo.NAME)
+    address = f"127.0.0.1:{await server.start()}"
+    try:
+        yield server, address
+    finally:
+        await server.drain()
+
+
+@asynccontextmanager
+async def echoing_through_nginx(
+    replicas: Sequence[str], tmp_path: Path
+) -> AsyncIterator[echo.EchoStub]:
+    services = {"echo": replicas}
+    with nginx.round_robin(services, tmp_path / "nginx", tmp_path / "nginx.log") as front:
+        async with grpc.aio.insecure_channel(front["echo"][0]) as channel:
+            yield echo.EchoStub(channel)
+
+
+@needs_nginx
+async def test_connections_that_reach_their_age_and_replicas_that_drain_cost_no_call(
+    tmp_path: Path,
+) -> None:
+    """Both end connections by GOAWAY while calls are under way."""
+    clients: set[str] = set()
+    called = asyncio.Event()
+    ending = False
+
+    async def say(request: Any, context: Any) -> Any:
+        clients.add(context.peer())
+        called.set()
+        await asyncio.sleep(0.05)
+        return request
+
+    async def seen(connections: int) -> None:
+        while len(clients) < connections:
+            called.clear()
+            await called.wait()
+
+    quick = {"max_connection_age_s": 1.0, "grace_s": 10.0, "drain_delay_s": 0.0}
+    async with (
+        conducted(say, None, **quick) as (drained, first),
+        conducted(say, None, **quick) as (_, second),
+        echoing_through_nginx([first, second], tmp_path) as stub,
+    ):
+
+        async def call_again_and_again() -> None:
+            while not ending:
+                await stub.Say(StringValue(value="a"), timeout=CALL_LIMIT_S)
+
+        async with asyncio.timeout(2 * CALL_LIMIT_S), asyncio.TaskGroup() as callers:
+            for _ in range(8):
+                callers.create_task(call_again_and_again())
+            # More connections than callers: those of the first age have all been replaced.
+            await seen(5 * 8)
+            await drained.drain()
+            await seen(len(clients) + 8)
+            ending = True
+
+
+@needs_nginx
+async def test_a_stream_whose_replica_dies_is_told_as_one_without_an_answer(tmp_path: Path) -> None:
+    received = Received()
+
+    async def states(_: Any) -> AsyncIterator[Any]:
+        yield order_pb2.WatchOrderResponse(
+            order=order_pb2.Order(version=received.attempts["WatchOrder"])
+        )
+        if received.attempts["WatchOrder"] == 1:
+            await asyncio.Event().wait()
+
+    told: list[TallyError] = []
+    async with (
+        answering(received, (WATCH_ORDER, states)) as replica,
+        Wire.to(replica) as wire,
+    ):
+        services = {"order": [wire.address]}
+        with nginx.round_robin(services, tmp_path / "nginx", tmp_path / "nginx.log") as front:
+            async with Tally(order=front["order"][0], on_repeat=told.append) as tally:
+                request = order_pb2.WatchOrderRequest(order_id="o1", user_id="ada")
+                watching = tally.order.watch_order(request)
+                assert (await anext(watching)).order.version == 1
+                wire.cut()
+                # Taken up again, though nginx resets the stream, which gRPC calls INTERNAL.
+                assert [state.order.version async for state in watching] == [2]
+    assert [type(error) for error in told] == [NoAnswer]
 
 
 @needs_nginx
