@@ -10,6 +10,8 @@ from tests.unit.deploy.kubernetes import (
     border_rules,
     network_controls,
     network_rules,
+    platform_controls,
+    platform_rules,
     pod_controls,
     pod_rules,
     scale_controls,
@@ -22,13 +24,14 @@ from tests.unit.deploy.kubernetes.manifests import load
 from tests.unit.deploy.kubernetes.rule import RULES
 
 # Importing a module of rules is what registers them.
-assert all((border_rules, pod_rules, scale_rules, setting_rules, network_rules))
+assert all((border_rules, pod_rules, scale_rules, setting_rules, network_rules, platform_rules))
 CONTROLS = [
     *border_controls.CONTROLS,
     *pod_controls.CONTROLS,
     *scale_controls.CONTROLS,
     *setting_controls.CONTROLS,
     *network_controls.CONTROLS,
+    *platform_controls.CONTROLS,
 ]
 
 
