@@ -9,6 +9,7 @@ BIN       := $(VENV)/bin
 STAMP     := $(VENV)/.ready
 DATA_DIR  ?= .tally/data
 REPLICAS  ?= 2
+WORKERS   ?= 2
 ARGS      ?=
 
 export PYTHONDONTWRITEBYTECODE ?= 1
@@ -46,8 +47,8 @@ grpcurl: $(STAMP) ## Call a running service, e.g. ARGS='-plaintext localhost:500
 	@$(BIN)/grpcurl $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## Run all tests, or some: ARGS='tests/unit -k saga'
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run all tests, or some, in WORKERS=2 processes: ARGS='tests/unit -k saga'
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-concurrency
 test-concurrency: $(STAMP) ## Run only the races, each with its control

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from deploy.local.valkey import ValkeyServer
 
 PATIENCE_S = 60.0
+# What a stack of four replicas spans: each replica is 100 ports higher.
+STACK_PORTS = 400
 
 
 class Project:
@@ -299,9 +301,16 @@ async def count_kept(url: str) -> int:
 
 
 def free_base_port() -> int:
-    """Return a base whose ports, of two replicas, were all free a moment ago."""
+    """Return a base whose ports, of two replicas, were all free a moment ago.
+
+    It takes seconds until a stack holds all of them: each process that runs tests at the same time
+    chooses among ports of its own.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    each = 20_000 // workers
     while True:
-        base = free_port() % 20_000 + 10_000
+        base = 10_000 + each * worker + free_port() % (each - STACK_PORTS)
         with contextlib.ExitStack() as stack:
             try:
                 for offset in (*range(1, 8), *range(101, 105)):
