@@ -14,7 +14,9 @@ from typing import Any, Final
 import grpc
 
 from common.clients import open_channel
+from common.errors import Code
 from common.service_config import balanced, timeouts_s, without_timeouts
+from common.status import from_rpc_error
 from deploy.local.plan import PROJECT
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
@@ -28,18 +30,7 @@ PLAIN: Final = balanced()
 TIMEOUTS_S: Final = timeouts_s(PUBLISHED)
 AGAIN_S: Final = 0.1
 GIVE_UP_S: Final = 90.0
-MAY_PASS: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.CANCELLED,
-    }
-)
-"""Codes after which the same request is sent again; any other says what the test did wrong."""
+_WITH_RETRY_INFO: Final = frozenset({Code.UNAVAILABLE, Code.ABORTED, Code.RESOURCE_EXHAUSTED})
 
 
 @dataclass
@@ -49,19 +40,22 @@ class Record:
     calls: int = 0
     failed: list[str] = field(default_factory=list)
     """A line for each call that ended with an error, its retries within gRPC included."""
-    longest_failure_s: float = 0.0
-    """From the first error of a request to its success, with the same request_id."""
-    slowest_s: float = 0.0
+    longest_s: dict[str, float] = field(default_factory=dict)
+    """By method, the longest time from a request's first send to its success: what gRPC repeats by
+    itself, and what is sent again under the same request_id, included."""
     replicas: Counter[str] = field(default_factory=Counter)
     """Answers by the replica that gave them."""
 
     def told(self) -> str:
         """The figures in one line."""
-        codes = Counter(line.partition(":")[0] for line in self.failed)
-        return (
-            f"{self.calls:,} calls, {len(self.failed)} failed {dict(codes) if codes else ''}"
-            f" longest failure {self.longest_failure_s:.2f} s, slowest call {self.slowest_s:.2f} s"
-        )
+        failed = f"{len(self.failed)} failed {dict(self.codes) if self.failed else ''}".rstrip()
+        longest = max(self.longest_s, key=lambda name: self.longest_s[name])
+        return f"{self.calls:,} calls, {failed}, longest {longest} {self.longest_s[longest]:.2f} s"
+
+    @property
+    def codes(self) -> Counter[str]:
+        """The calls that failed, by code."""
+        return Counter(line.partition(":")[0] for line in self.failed)
 
 
 class Client:
@@ -77,35 +71,46 @@ class Client:
 
     async def call(self, method: Any, request: Any) -> Any:
         """The response to one call, within the published time limit; recorded."""
-        started = time.monotonic()
         call = method(request, timeout=TIMEOUTS_S[method._method.decode()])
         try:
             response = await call
         finally:
             self.record.calls += 1
-            self.record.slowest_s = max(self.record.slowest_s, time.monotonic() - started)
         self.record.replicas[replica_of(await call.trailing_metadata())] += 1
         return response
 
     async def insist(self, method: Any, request: Any) -> Any:
-        """As ``call``, sent again, unchanged, until it is answered."""
-        first_error: float | None = None
+        """As ``call``, sent again, unchanged, until it is answered; how long that took is recorded.
+
+        Only after what a correct client repeats: any other error is raised.
+        """
+        name = method._method.decode().rpartition("/")[2]
+        started = time.monotonic()
         while True:
             try:
                 response = await self.call(method, request)
             except grpc.aio.AioRpcError as error:
-                now = time.monotonic()
-                first_error = first_error or now
-                name = method._method.decode().rpartition("/")[2]
                 self.record.failed.append(f"{error.code().name}: {name}: {error.details()}")
-                if error.code() not in MAY_PASS or now - first_error > GIVE_UP_S:
+                if not _may_pass(error) or time.monotonic() - started > GIVE_UP_S:
                     raise
                 await asyncio.sleep(AGAIN_S)
                 continue
-            if first_error is not None:
-                lasted_s = time.monotonic() - first_error
-                self.record.longest_failure_s = max(self.record.longest_failure_s, lasted_s)
+            took_s = time.monotonic() - started
+            self.record.longest_s[name] = max(self.record.longest_s.get(name, 0.0), took_s)
             return response
+
+
+def _may_pass(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a correct client sends the same request again.
+
+    So it does when told when to come again, and when no replica said anything. That is
+    UNAVAILABLE: gRPC's own INTERNAL, UNKNOWN or CANCELLED would be a failure that clients with the
+    published config do not repeat.
+    """
+    refusal = from_rpc_error(error)
+    if refusal.retry_after_s is not None:
+        return refusal.code in _WITH_RETRY_INFO
+    return refusal.code is Code.UNAVAILABLE and not refusal.reason
 
 
 def replica_of(trailing: Any) -> str:
