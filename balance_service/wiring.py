@@ -24,7 +24,8 @@ VERSIONS: Final = Path(__file__).parent / "migrations"
 
 async def migrate(settings: BalanceSettings) -> None:
     """Bring the database to this release's schema."""
-    await migrate_database(settings.owner_database_url.get_secret_value(), VERSIONS)
+    url = settings.owner_database_url.get_secret_value()
+    await migrate_database(url, VERSIONS, wait_s=settings.migrate_wait_s)
 
 
 @asynccontextmanager

@@ -72,6 +72,12 @@ class ServiceSettings(BaseSettings):
     owner_database_url: PostgresUrl = Field(
         default=SecretStr(""), description="PostgreSQL as the owner role. Needed by `migrate` only."
     )
+    migrate_wait_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="Time that `migrate` waits for a database that does not answer or is starting.",
+    )
     audit_database_url: PostgresUrl = Field(
         default=SecretStr(""),
         description="PostgreSQL as the read-only role. Used by the audit only.",

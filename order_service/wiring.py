@@ -42,7 +42,8 @@ WATCH_S: Final = 0.25
 
 async def migrate(settings: OrderSettings) -> None:
     """Bring the database to this release's schema."""
-    await migrate_database(settings.owner_database_url.get_secret_value(), VERSIONS)
+    url = settings.owner_database_url.get_secret_value()
+    await migrate_database(url, VERSIONS, wait_s=settings.migrate_wait_s)
 
 
 @asynccontextmanager

@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import ssl
+import time
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
+import structlog
 from alembic import command, op
 from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from common.addresses import engine_url
-from common.database import LOCK_NOT_AVAILABLE, sqlstate
+from common.database import CONNECT_TIMEOUT_S, LOCK_NOT_AVAILABLE, reason_of, sqlstate
 
 _LOCK: Final = 7_418_201
 """Advisory lock of migrations: two release jobs at once run one after the other."""
 LOCK_TIMEOUT_S: Final = 3
 """How long a statement waits for a table. Meanwhile everybody's queries of it queue behind it:
 longer than a replica waits for a row, but within the 5 s that calls may fail for at most."""
+POLL_S: Final = 1.0
+_NOT_YET: Final = {
+    "53300",  # too many connections
+    "57P01",  # going down
+    "57P02",
+    "57P03",  # starting
+}
+
+_log = structlog.stdlib.get_logger()
 
 
 class SchemaInUse(Exception):  # noqa: N818 - somebody else holds it, which is no fault
     """A table is held by other sessions. Nothing was changed; later it may be free."""
 
 
-async def migrate(owner_url: str, versions: Path) -> None:
+async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> None:
     """Upgrade the database at ``owner_url`` with the revisions in the folder ``versions``.
 
     Needs the owner role: the role the service runs with has no right to change the schema.
     All revisions or none: raises SchemaInUse if a table is not let go within LOCK_TIMEOUT_S.
+    A server that is not there yet is waited for, ``wait_s`` at most; then, and at once if it
+    answers and refuses, raises what the driver does.
     """
-    engine = create_async_engine(engine_url(owner_url))
+    engine = create_async_engine(engine_url(owner_url), connect_args={"timeout": CONNECT_TIMEOUT_S})
     try:
+        await _reach(engine, wait_s)
         async with engine.connect() as connection:
             # However long: it holds up nobody who serves.
             await connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
@@ -41,6 +57,43 @@ async def migrate(owner_url: str, versions: Path) -> None:
             await _migrate_impatiently(connection, versions)
     finally:
         await engine.dispose()
+
+
+async def _reach(engine: AsyncEngine, wait_s: float) -> None:
+    """Return when a session has been opened; it stays in the pool."""
+    gives_up = time.monotonic() + wait_s
+    told = ""
+    while True:
+        try:
+            return await _connect(engine)
+        except Exception as error:
+            if not _may_come(error) or time.monotonic() + POLL_S > gives_up:
+                raise
+            reason = reason_of(error, engine.url)
+            if reason != told:
+                _log.info("waiting for the database", reason=reason)
+            told = reason
+        await asyncio.sleep(POLL_S)
+
+
+async def _connect(engine: AsyncEngine) -> None:
+    try:
+        async with engine.connect():
+            return
+    except TimeoutError:
+        # It says nothing by itself; common.database would take it for a probe's.
+        raise OSError(f"nothing within {CONNECT_TIMEOUT_S:g} s") from None
+
+
+def _may_come(error: BaseException) -> bool:
+    """Whether the server is merely away. What it refuses, and a bad certificate, stay so."""
+    state = str(getattr(error, "sqlstate", None) or sqlstate(error))
+    if state:
+        return state[:2] == "08" or state in _NOT_YET
+    # asyncpg's own, of no kind, is for a server that does not speak TLS. A file that is not there
+    # is the certificate's.
+    final = isinstance(error, ssl.SSLError | FileNotFoundError | PermissionError)
+    return isinstance(error, OSError) and not final and type(error) is not ConnectionError
 
 
 async def _migrate_impatiently(connection: AsyncConnection, versions: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -12,42 +11,12 @@ from sqlalchemy.engine import make_url
 from common.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
+from tests.integration.start.gateway import Gateway
 from tests.integration.start.process import Service, process
 from tests.integration.start.services import PASSWORD, SERVICES, Client, client, environment
 from tests.support.databases import ROOT, Databases
 
 every_service = pytest.mark.parametrize("service", SERVICES)
-
-
-class Gateway:
-    """An address of the database that can be away: forwards bytes while it is open."""
-
-    def __init__(self, port: int, to_port: int) -> None:
-        self.port = port
-        self._to_port = to_port
-        self._server: asyncio.Server | None = None
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
-        await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while some := await reader.read(65_536):
-            writer.write(some)
-            await writer.drain()
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,8 +16,9 @@ from common.migrations import migrate
 from common.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
+from tests.integration.start.gateway import Gateway
 from tests.integration.start.process import process
-from tests.integration.start.services import environment
+from tests.integration.start.services import AWAY, PASSWORD, environment
 from tests.support.databases import Databases
 
 REVISION = '''
@@ -60,6 +62,19 @@ def write(versions: Path, revision: str, before: str | None, sql: str) -> None:
     (versions / f"{revision}_of_a_test.py").write_text(text)
 
 
+def migrating(url: str, *, wait_s: int = 0) -> dict[str, str]:
+    """What `migrate` is given."""
+    return {
+        **environment("balance", ""),
+        "TALLY_BALANCE_OWNER_DATABASE_URL": url,
+        "TALLY_MIGRATE_WAIT_S": str(wait_s),
+    }
+
+
+def behind(url: str, port: int) -> str:
+    return make_url(url).set(port=port).render_as_string(hide_password=False)
+
+
 @asynccontextmanager
 async def session(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     connection = await asyncpg.connect(url, timeout=30, command_timeout=60)
@@ -97,12 +112,12 @@ async def test_a_table_in_use_ends_the_migration_and_frees_those_behind_it(
         await held.start()
         await report.fetch("SELECT FROM things")
 
-        migrating = asyncio.create_task(migrate(empty.owner, versions))
-        await waiting(looking, "ALTER TABLE things", migrating)
+        upgrade = asyncio.create_task(migrate(empty.owner, versions))
+        await waiting(looking, "ALTER TABLE things", upgrade)
         # It queues behind the ALTER, which queues behind the report, which goes on all the time.
         assert await query.fetch("SELECT FROM things") == []
         with pytest.raises(SchemaInUse, match=f"held a table for {LOCK_TIMEOUT_S} s.*ALTER TABLE"):
-            await migrating
+            await upgrade
         assert await looking.fetchval("SELECT version_num FROM alembic_version") == "0001"
 
         await held.rollback()
@@ -111,10 +126,9 @@ async def test_a_table_in_use_ends_the_migration_and_frees_those_behind_it(
 
 
 async def test_a_schema_in_use_is_told_in_one_line(migrated: ServiceUrls) -> None:
-    given = environment("balance", "") | {"TALLY_BALANCE_OWNER_DATABASE_URL": migrated.owner}
     async with session(migrated.owner) as other, other.transaction():
         await other.execute("LOCK TABLE alembic_version")
-        async with process("balance_service", "migrate", **given) as running:
+        async with process("balance_service", "migrate", **migrating(migrated.owner)) as running:
             status, told = await running.end()
     assert status == FAILED
     assert "Traceback" not in told
@@ -123,3 +137,52 @@ async def test_a_schema_in_use_is_told_in_one_line(migrated: ServiceUrls) -> Non
         f"balance could not migrate: SchemaInUse: other transactions held a table for "
         f"{LOCK_TIMEOUT_S} s, and nothing was changed; end the old ones"
     )
+
+
+async def test_a_server_that_is_away_is_waited_for(
+    empty: ServiceUrls, unused_tcp_port: int
+) -> None:
+    gateway = Gateway(unused_tcp_port, make_url(empty.owner).port or 0)
+    given = migrating(behind(empty.owner, gateway.port), wait_s=100)
+    async with process("balance_service", "migrate", **given) as running:
+        reason = (await running.line("waiting for the database"))["reason"]
+        assert reason == f"no answer from 127.0.0.1:{gateway.port}: Connection refused"
+        await gateway.open()
+        await running.line("migrated")
+        status, told = await running.end()
+        await gateway.close()
+    assert status == 0
+    assert told.count('"waiting for the database"') == 1, "a reason is told once"
+
+
+async def test_the_wait_for_a_server_ends() -> None:
+    given = migrating(f"postgresql://u:{PASSWORD}@{AWAY}/d", wait_s=2)
+    async with process("balance_service", "migrate", **given) as running:
+        await running.line("waiting for the database")
+        status, told = await running.end()
+    assert status == FAILED
+    expected = f"TALLY_BALANCE_OWNER_DATABASE_URL: no answer from {AWAY}: Connection refused"
+    assert told.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"password": PASSWORD}, 'password authentication failed for user "tally_balance_owner"'),
+        ({"database": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"query": {"sslmode": "require"}}, "rejected SSL upgrade"),
+        ({"query": {"sslmode": "verify-full"}}, "root certificate file"),
+    ],
+    ids=["password", "database", "no-tls", "no-certificate"],
+)
+async def test_what_the_server_refuses_is_told_at_once(
+    migrated: ServiceUrls, wrong: dict[str, Any], reason: str
+) -> None:
+    """Though there would be ten minutes to wait, which no test is given."""
+    url = make_url(migrated.owner).set(**wrong).render_as_string(hide_password=False)
+    async with process("balance_service", "migrate", **migrating(url, wait_s=600)) as running:
+        status, told = await running.end()
+    assert status == FAILED
+    assert "waiting for the database" not in told
+    assert told.splitlines()[-1].startswith("TALLY_BALANCE_OWNER_DATABASE_URL: ")
+    assert reason in told.splitlines()[-1]
