@@ -6,9 +6,10 @@ import re
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, SecretStr
-from redis.asyncio import ConnectionPool
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
+
+from common.redis_library import ConnectionPool
 
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 PORT_MAX: Final = 65535

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import grpc
 
-from common import deadlines, retry, service_config
+from common import deadlines, retry, service_config, tracing
 from common.pipeline import LEAST_S
 from common.settings import split_host_port
 from common.status import from_rpc_error
@@ -100,14 +100,14 @@ def open_channel(
 
 
 class Peer(Generic[Stub]):
-    """Another service: its stub, with deadlines carried on and errors as refusals.
+    """Another service: its stub, with deadlines and traces carried on and errors as refusals.
 
     >>> async with Peer(open_channel(addresses), BalanceServiceStub) as balance:
     ...     await balance.call(balance.stub.DeductBalance, request, limit_s=2.0)
     """
 
     def __init__(self, channel: grpc.aio.Channel, stub_type: Callable[[Any], Stub]) -> None:
-        self.stub = stub_type(channel)
+        self.stub = stub_type(tracing.calling(channel))
         self._channel = channel
 
     async def __aenter__(self) -> Self:

@@ -1,18 +1,18 @@
 """Work that goes on when the call that began it has gone: a caller may stop waiting, not the work.
 
 Each piece runs in a task of its own and in a context of its own, so that it carries neither the
-caller's deadline nor its cancellation.
+caller's deadline nor its cancellation. It stays in the caller's trace.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import structlog
 
+from common import tracing
 from common.errors import Refusal
 
 T = TypeVar("T")
@@ -25,13 +25,14 @@ class Detached:
     def __init__(self, name: str) -> None:
         self._name = name
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._context = tracing.own_context()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run ``work`` to its end. Wait for the task with ``outcome_of``, or not at all."""
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        task = asyncio.get_running_loop().create_task(work, context=self._context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from structlog.typing import EventDict, Processor
 
 _PASSWORD_IN_URL = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
@@ -23,15 +25,24 @@ _LIBRARIES = {"sqlalchemy": logging.WARNING, "grpc": logging.WARNING, "httpx": l
 
 
 def configure(
-    *, service: str, replica: str, level: str, output: Literal["json", "console"]
+    *,
+    service: str,
+    replica: str,
+    level: str,
+    output: Literal["json", "console"],
+    also: Sequence[Processor] = (),
 ) -> None:
-    """Sends everything logged by structlog and by stdlib logging to stderr, from ``level`` on."""
+    """Sends everything logged by structlog and by stdlib logging to stderr, from ``level`` on.
+
+    ``also`` adds to each line.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _naming(service, replica),
+        *also,
     ]
     structlog.configure(
         processors=[

@@ -2,6 +2,8 @@
 
     overload limit → parse → deadline → validation → the method → render → status → metrics
 
+and around all of it a span where calls are traced (``common.tracing``).
+
 Not a chain of interceptors: grpc.aio resolves those anew for each call and gives them no sight of
 an exception's own status. One function per method costs a call a few microseconds.
 
@@ -24,14 +26,16 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
-from common import deadlines, metrics
+from common import deadlines, metrics, tracing
 from common.errors import Code, DeadlineTooShort, Internal, InvalidField, Overloaded, Refusal
 from common.status import DETAILS_KEY, GRPC_CODES, to_status
 from common.untimed import Untimed
 from common.validation import check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+
+    Handle = Callable[[bytes, Any], Coroutine[Any, Any, Any]]
 
 REPLICA_KEY: Final = "tally-replica"
 # What gRPC's own retries read; they know nothing of RetryInfo (gRFC A6).
@@ -114,17 +118,25 @@ class Pipeline:
         *,
         limited: bool,
     ) -> None:
-        """As ``add_registered_method_handlers``; without ``limited``, no overload limit applies."""
+        """As ``add_registered_method_handlers``; without ``limited``, no overload limit applies.
+
+        Such calls are not traced either.
+        """
         for name, handler in handlers.items():
             method = f"/{service_name}/{name}"
             if handler.request_streaming:
                 raise TypeError(f"{method}: request streams are not supported")
+            handle: Handle
             if handler.response_streaming:
                 gate = self._streams if limited else Gate(2**31)
-                self.handlers[method] = self._unary_stream(method, handler, gate)
+                handle = self._unary_stream(method, handler, gate)
+                made = grpc.unary_stream_rpc_method_handler
             else:
                 gate = self._calls if limited else Gate(2**31)
-                self.handlers[method] = self._unary_unary(method, handler, gate)
+                handle = self._unary_unary(method, handler, gate)
+                made = grpc.unary_unary_rpc_method_handler
+            # Health is not traced: nearly all of the spans would be of probes.
+            self.handlers[method] = made(tracing.served(method, handle) if limited else handle)
 
     def open(self) -> None:
         """Lets calls in. Until then each is refused with NotYetReady, health excepted.
@@ -165,7 +177,7 @@ class Pipeline:
 
     def _unary_unary(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> Handle:
         behaviour: Any = handler.unary_unary
         if not inspect.iscoroutinefunction(behaviour):
             raise TypeError(f"{method}: must be written as an async def")
@@ -204,7 +216,7 @@ class Pipeline:
             count_ok()
             return answer
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return handle
 
     async def _untimed(self, behaviour: Any, request: Any, context: Any) -> Any:
         """gRPC cancels a call at its client's deadline; at ours nobody else would."""
@@ -220,7 +232,7 @@ class Pipeline:
 
     def _unary_stream(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> Handle:
         behaviour: Any = handler.unary_stream
         if not inspect.isasyncgenfunction(behaviour):
             raise TypeError(f"{method}: must be written as an async generator")
@@ -256,7 +268,7 @@ class Pipeline:
                 gate.active -= 1
             count_ok()
 
-        return grpc.unary_stream_rpc_method_handler(handle)
+        return handle
 
     async def _fail(self, method: str, context: Any, error: BaseException) -> None:
         """Ends the call with the status of what went wrong. Returns only if none can be sent."""

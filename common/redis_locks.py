@@ -14,14 +14,11 @@ import structlog
 from prometheus_client import Counter, Gauge
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from common.ids import new_id
 from common.locking import Grant, Locks, NoLocks
 from common.metrics import REGISTRY
+from common.redis_library import NoBackoff, Redis, RedisError, Retry
 
 TIMEOUT_S: Final = 0.1
 LEASE_MS: Final = 2_000

@@ -14,10 +14,9 @@ import structlog
 from prometheus_client import Counter
 from purgatory import AsyncCircuitBreakerFactory
 from purgatory.domain.model import OpenedState
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from common.metrics import REGISTRY
+from common.redis_library import Redis, RedisError
 from common.redis_locks import FAILURES_MAX, RETRY_AFTER_S, open_redis
 
 LIFE_MS: Final = 120_000

@@ -11,14 +11,14 @@ import gc
 import os
 import signal
 import sys
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 import uvloop
 
-from common import logs
+from common import logs, tracing
 from common.addresses import engine_url
 from common.database import INSUFFICIENT_PRIVILEGE, Fault, classify, reason_of, sqlstate
 from common.metrics import MetricsPage
@@ -34,7 +34,7 @@ from common.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from common.health import Ready
 
@@ -83,15 +83,22 @@ def main(
         raise SystemExit(USAGE)
     command = "migrate" if arguments else "serve"
     settings = load(settings_type, "migrate" if arguments else "serve")
+    # Not for migrating, which calls nobody.
+    with _usage():
+        traced = not arguments and tracing.wanted()
     logs.configure(
         service=settings.service,
         replica=settings.replica,
         level=settings.log_level,
         output=settings.log_format,
+        also=[tracing.log_ids()] if traced else [],
     )
     for line in misspelt(settings_type):
         # Not a refusal: going back to an older release must not need other settings first.
         _log.warning("unknown setting", reason=line)
+    if traced:
+        with _usage():
+            tracing.begin(settings)
     try:
         uvloop.run(_migrate(settings, migrate) if arguments else serve(settings, build))
     except (SettingsError, PortTaken) as error:
@@ -102,6 +109,19 @@ def main(
             _log.critical("failed", exc_info=True)
         sys.stderr.write(f"{_told(settings, command, error)}\n")
         raise SystemExit(FAILED) from None
+    finally:
+        # After the loop: sagas that are handed over make the last spans.
+        tracing.end()
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """As ``load``: what is wrong with a setting goes to stderr in one line and ends the process."""
+    try:
+        yield
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(USAGE) from None
 
 
 def _told(settings: ServiceSettings, command: str, error: Exception) -> str:

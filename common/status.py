@@ -20,7 +20,7 @@ from google.rpc import (  # type: ignore[import-untyped]  # ships stubs without 
 from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 DOMAIN: Final = "tally"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -98,9 +98,15 @@ def to_status(refusal: Refusal) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteRefusal:
     """The refusal that a peer sent, or one with an empty reason if the peer itself said nothing."""
-    code = _CODES.get(error.code(), Code.UNKNOWN)
-    message = error.details() or ""
-    for key, value in error.trailing_metadata() or ():
+    return from_trailing(error.trailing_metadata() or (), error.code(), error.details() or "")
+
+
+def from_trailing(
+    metadata: Iterable[tuple[str, str | bytes]], number: grpc.StatusCode, message: str = ""
+) -> RemoteRefusal:
+    """As ``from_rpc_error``, of a call's trailing metadata and gRPC's own code and message."""
+    code = _CODES.get(number, Code.UNKNOWN)
+    for key, value in metadata:
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
                 status = status_pb2.Status.FromString(value)

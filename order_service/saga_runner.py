@@ -11,7 +11,6 @@ sweep of any replica takes it up when it is due.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import structlog
 from prometheus_client import Counter, Gauge
 
-from common import deadlines
+from common import deadlines, tracing
 from common.errors import Internal, Refusal
 from common.metrics import REGISTRY
 from order_service.clients import Ask, Outcome, Services, outcome_of
@@ -105,6 +104,7 @@ class Runner:
         self._on_end = on_end
         self._at_work: dict[str, Running] = {}
         self._stopping = False
+        self._context = tracing.own_context()
 
     # -- what is at work -------------------------------------------------------------------------
 
@@ -127,9 +127,9 @@ class Runner:
         running = Running(saga, pivot_by)
         self._at_work[saga.saga_id] = running
         _running.set(len(self._at_work))
-        # In a context of its own: the caller's deadline is not the saga's.
+        # In a context of its own: the caller's deadline is not the saga's. Its trace is.
         running.task = asyncio.get_running_loop().create_task(
-            self._run(running), context=contextvars.Context(), name=f"saga {saga.saga_id}"
+            self._run(running), context=self._context(), name=f"saga {saga.saga_id}"
         )
 
     async def sweep(self) -> int:
@@ -141,7 +141,8 @@ class Runner:
                 break
             sagas = await self._journal.take_over(lease_s=self.limits.lease_s, room=room)
             for saga in sagas:
-                self.start(saga)
+                with tracing.root("tally.order.saga_taken_up"):
+                    self.start(saga)
             taken += len(sagas)
             if len(sagas) < room:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ class Held:
             await self._released.wait()
         elif request.value == "loop":
             return StringValue(value=type(asyncio.get_running_loop()).__module__)
+        elif request.value == "modules":
+            return StringValue(value="on" if "opentelemetry" in sys.modules else "off")
         return request
 
     async def count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from common.server import CLEAN_UP_S
+from common.tracing import FLUSH_S
 from order_service.saga_runner import SagaLimits
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
@@ -214,7 +215,8 @@ def spreading_is_each_service_s_own(overlay: Overlay) -> Iterator[str]:
 def time_to_end_s(drain_s: float, grace_s: float) -> float:
     """From SIGTERM to the exit at worst, and some (docs/guides/kubernetes.md has the times)."""
     # The grace twice: for calls, and again for work that outlives them.
-    return drain_s + grace_s + CLEAN_UP_S + grace_s + SagaLimits().hand_over_s + MARGIN_S
+    handing_on_s = SagaLimits().hand_over_s + FLUSH_S
+    return drain_s + grace_s + CLEAN_UP_S + grace_s + handing_on_s + MARGIN_S
 
 
 @rule
