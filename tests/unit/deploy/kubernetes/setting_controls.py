@@ -179,26 +179,6 @@ CONTROLS: Final = [
         overlay=LOCAL,
     ),
     Control(
-        "migrations_are_one_job_a_release",
-        "named after its service and release",
-        at("Job", "order-migrate-*", "metadata", "name", value="order-migrate"),
-    ),
-    Control(
-        "migrations_are_one_job_a_release",
-        "never cleared",
-        at("Job", "order-migrate-*", "spec", "ttlSecondsAfterFinished", gone=True),
-    ),
-    Control(
-        "migrations_are_one_job_a_release",
-        "without end",
-        at("Job", "order-migrate-*", "spec", "activeDeadlineSeconds", gone=True),
-    ),
-    Control(
-        "migrations_are_one_job_a_release",
-        "in every replica",
-        pod("Deployment", "order", "initContainers", value=[{"name": "migrate"}]),
-    ),
-    Control(
         "replicas_know_their_names",
         "Deployment/order",
         variable("order", "TALLY_REPLICA", "order"),

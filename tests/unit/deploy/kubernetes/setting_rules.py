@@ -243,23 +243,6 @@ def _runs(module: str) -> bool:
 
 
 @rule
-def migrations_are_one_job_a_release(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.migrations:
-        release = re.sub(r"[^a-z0-9]+", "-", each.labels.get(f"{LABEL}version", "?"))
-        if each.kind != "Job" or each.name != f"{each.service}-migrate-{release}":
-            yield f"{each.told}: is no Job named after its service and release"
-        if each.spec.get("ttlSecondsAfterFinished", 0) < 1:
-            yield f"{each.told}: is never cleared away"
-        if not each.spec.get("activeDeadlineSeconds") or "backoffLimit" not in each.spec:
-            yield f"{each.told}: tries without end"
-        if each.pod.get("restartPolicy") not in ("Never", "OnFailure"):
-            yield f"{each.told}: is started again when it has ended"
-    for each in overlay.servers:
-        if each.pod.get("initContainers"):
-            yield f"{each.told}: does something in every replica before it serves"
-
-
-@rule
 def replicas_know_their_names(overlay: Overlay) -> Iterator[str]:
     for each in overlay.servers:
         entries = {one["name"]: one for one in each.containers[0].get("env", [])}

@@ -8,6 +8,8 @@ from deploy.kubernetes.manifests import OVERLAYS
 from tests.unit.deploy.kubernetes import (
     border_controls,
     border_rules,
+    migration_controls,
+    migration_rules,
     network_controls,
     network_rules,
     platform_controls,
@@ -24,7 +26,17 @@ from tests.unit.deploy.kubernetes.manifests import load
 from tests.unit.deploy.kubernetes.rule import RULES
 
 # Importing a module of rules is what registers them.
-assert all((border_rules, pod_rules, scale_rules, setting_rules, network_rules, platform_rules))
+assert all(
+    (
+        border_rules,
+        pod_rules,
+        scale_rules,
+        setting_rules,
+        network_rules,
+        platform_rules,
+        migration_rules,
+    )
+)
 CONTROLS = [
     *border_controls.CONTROLS,
     *pod_controls.CONTROLS,
@@ -32,6 +44,7 @@ CONTROLS = [
     *setting_controls.CONTROLS,
     *network_controls.CONTROLS,
     *platform_controls.CONTROLS,
+    *migration_controls.CONTROLS,
 ]
 
 
