@@ -111,16 +111,6 @@ CONTROLS: Final = [
         at("NetworkPolicy", "default-deny", "spec", "policyTypes", value=["Ingress"]),
     ),
     Control(
-        "callers_may_ask_for_names",
-        "by UDP",
-        at("NetworkPolicy", "callers-to-dns", "spec", "egress", 0, "ports", 0, gone=True),
-    ),
-    Control(
-        "callers_may_ask_for_names",
-        "to anybody",
-        at("NetworkPolicy", "callers-to-dns", "spec", "egress", 0, "to", gone=True),
-    ),
-    Control(
         "metrics_are_for_prometheus",
         "cannot be read",
         without("NetworkPolicy", "servers-from-prometheus"),

@@ -260,21 +260,6 @@ def everything_is_denied_by_default(overlay: Overlay) -> Iterator[str]:
 
 
 @rule
-def callers_may_ask_for_names(overlay: Overlay) -> Iterator[str]:
-    """DNS, by UDP and TCP, at the cluster's own servers and nobody else's."""
-    for each in overlay.servers + overlay.migrations:
-        for protocol in ("UDP", "TCP"):
-            if not _may_ask(overlay, each.labels, RESOLVER, protocol):
-                yield f"{each.told}: may not look names up by {protocol}"
-            if _may_ask(overlay, each.labels, Other(address=FAR), protocol):
-                yield f"{each.told}: may send what it likes as questions to anybody"
-
-
-def _may_ask(overlay: Overlay, own: Labels, other: Other, protocol: str) -> bool:
-    return allowed(overlay, "egress", own, other, port=DNS_PORT, protocol=protocol)
-
-
-@rule
 def metrics_are_for_prometheus(overlay: Overlay) -> Iterator[str]:
     """Scraped from the namespace of monitoring, and open to nobody here."""
     for each in overlay.servers:

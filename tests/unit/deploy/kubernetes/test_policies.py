@@ -8,6 +8,8 @@ from deploy.kubernetes.manifests import OVERLAYS
 from tests.unit.deploy.kubernetes import (
     border_controls,
     border_rules,
+    dns_controls,
+    dns_rules,
     migration_controls,
     migration_rules,
     network_controls,
@@ -26,19 +28,20 @@ from tests.unit.deploy.kubernetes.manifests import load
 from tests.unit.deploy.kubernetes.rule import RULES
 
 # Importing a module of rules is what registers them.
-assert all(
-    (
-        border_rules,
-        pod_rules,
-        scale_rules,
-        setting_rules,
-        network_rules,
-        platform_rules,
-        migration_rules,
-    )
+RULE_MODULES = (
+    border_rules,
+    dns_rules,
+    migration_rules,
+    network_rules,
+    platform_rules,
+    pod_rules,
+    scale_rules,
+    setting_rules,
 )
+assert all(RULE_MODULES)
 CONTROLS = [
     *border_controls.CONTROLS,
+    *dns_controls.CONTROLS,
     *pod_controls.CONTROLS,
     *scale_controls.CONTROLS,
     *setting_controls.CONTROLS,
