@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -25,13 +26,22 @@ if TYPE_CHECKING:
 # large gets a refusal that says so, and few times above, so that refusing uses little memory.
 RECEIVE_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
 PENDING_MAX: Final = 20_000
+# Unary calls and streams have their places apart; as many again may be on their way to a refusal.
+STREAMS_PER_PLACE: Final = 3
+STREAMS_LEAST: Final = 100
 METADATA_BYTES_MAX: Final = 8 * 1024
 # Clients ping every 30 s (common.clients); the server's default would end their connections.
 CLIENT_PING_LEAST_MS: Final = 10_000
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
+# What a connection that has reached its age leaves to its calls: more than any of them may take
+# (30 s, common.service_config). Streams end with it, and are taken up again.
+AGE_GRACE_MS: Final = 40_000
 # What cancelled methods get to roll back, after the grace.
 CLEAN_UP_S: Final = 5.0
+
+# Of a family that this machine does not have.
+_NO_SUCH_ADDRESS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Python ships v1alpha only. The messages of v1 are the same on the wire.
@@ -44,7 +54,8 @@ class PortTaken(Exception):  # noqa: N818 - a fact, told to the operator
     """The address cannot be listened on. The text is one line that names the setting and why."""
 
     def __init__(self, setting: str, address: str) -> None:
-        super().__init__(f"{setting}: cannot listen on {address}: {_reason_against(address)}")
+        reason = _reason_against(address) or "it was in use until just now"
+        super().__init__(f"{setting}: cannot listen on {address}: {reason}")
 
 
 class GrpcServer:
@@ -87,12 +98,15 @@ class GrpcServer:
         if self._settings.reflection:
             handlers |= self._reflection()
         self._server.add_generic_rpc_handlers((_Methods(handlers),))
+        bind = self._settings.bind
         try:
-            port = self._server.add_insecure_port(self._settings.bind)
+            # gRPC is content with one of a name's addresses; behind the others of `localhost`
+            # clients would go on to reach whoever holds the port there.
+            port = 0 if _reason_against(bind) else self._server.add_insecure_port(bind)
         except RuntimeError:
             port = 0
         if port == 0:
-            raise PortTaken(source_of(type(self._settings), "bind"), self._settings.bind)
+            raise PortTaken(source_of(type(self._settings), "bind"), bind)
         await self._server.start()
         # Made once and never cancelled: cancelling it cancels the future that stop() waits for, and
         # calls that still run would be cut off.
@@ -174,24 +188,44 @@ class _Collected:
 
 
 def _reason_against(address: str) -> str:
-    """Why the address cannot be listened on, by trying: gRPC does not tell."""
+    """Why the address cannot be listened on, by trying, for gRPC does not tell; empty if it can.
+
+    Of a name's addresses each that this machine has must be free.
+    """
     host, port = split_host_port(address)
+    reason = ""
+    tried = 0
     try:
-        [family, kind, protocol, _, where] = socket.getaddrinfo(
+        found = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as tried:
-            # As servers do: connections of a predecessor that linger do not count.
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(where)
-            tried.listen()
+        )
     except OSError as error:
-        return error.strerror or type(error).__name__
-    return "it was in use until just now"
+        return _told(error)
+    for family, kind, protocol, _, where in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                # As servers do: connections of a predecessor that linger do not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(where)
+                probe.listen()
+        except OSError as error:
+            reason = reason or _told(error)
+            if error.errno in _NO_SUCH_ADDRESS:
+                continue
+            return _told(error)
+        tried += 1
+    return "" if tried else reason
+
+
+def _told(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     age_ms = round(settings.max_connection_age_s * 1000)
+    places = settings.max_concurrent_calls
     return [
         # A second server on the same port would otherwise bind silently and take half the calls.
         ("grpc.so_reuseport", 0),
@@ -203,7 +237,10 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
         ("grpc.max_connection_age_ms", age_ms),
-        ("grpc.max_connection_age_grace_ms", round(settings.grace_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", AGE_GRACE_MS),
+        # A call whose message is still to come is not yet the pipeline's to count or to refuse:
+        # this bounds them, and what their messages take. Clients keep what is beyond it waiting.
+        ("grpc.max_concurrent_streams", max(STREAMS_LEAST, STREAMS_PER_PLACE * places)),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -74,7 +74,7 @@ class RawClient:
         header = struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + bytes(4)
         self._writer.write(header + payload)
 
-    async def _frame(self) -> tuple[int, int, bytes]:
+    async def frame(self) -> tuple[int, int, bytes]:
         header = await self._reader.readexactly(9)
         length = int.from_bytes(header[:3], "big")
         return header[3], header[4], await self._reader.readexactly(length)
@@ -83,7 +83,7 @@ class RawClient:
         """Waits for the answer; the code of the GOAWAY that came instead, if one did."""
         self.send(PING, b"12345678")
         while True:
-            kind, flags, payload = await self._frame()
+            kind, flags, payload = await self.frame()
             if kind == GOAWAY:
                 return int.from_bytes(payload[4:8], "big")
             if kind == PING and flags & ACK:
