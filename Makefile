@@ -95,7 +95,7 @@ bench: $(STAMP) ## Measure DeductBalance against an empty gRPC method (minutes, 
 	@$(BIN)/python -m benchmarks.ratio $(ARGS)
 
 .PHONY: k6
-k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='--rounds 2000 --vus 20')
+k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='--users 1000 --vus 20')
 	@$(BIN)/python -m deploy.load $(ARGS)
 
 .PHONY: k6-nginx

@@ -32,12 +32,14 @@ app = cyclopts.App(
 @app.default
 def load_test(
     *,
-    rounds: int = 1000,
+    rounds: int = 2000,
     users: int = 500,
     vus: int = 10,
     through_nginx: Annotated[bool, cyclopts.Parameter(negative="")] = False,
     replicas: int = 4,
     data_dir: Path | None = None,
+    put_back_max: float = 0.2,
+    retried_max: float = 0.1,
     base_port: int = 50050,
     gateway_latency_ms: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "100-500",
     against: Path | None = None,
@@ -59,6 +61,10 @@ def load_test(
     data_dir
         Where data and logs are kept; by default a directory that is removed if all goes well.
         With --against: that stack's, so that its books can be looked at.
+    put_back_max
+        Attempts to pay that may be put back in the sale, as a share of its orders.
+    retried_max
+        Calls of the sale that may be sent more than once, as a share of its calls.
     base_port
         The first port less one, as for `python -m deploy.local up`.
     gateway_latency_ms
@@ -67,7 +73,7 @@ def load_test(
         Load a running stack instead of an own one: its ready file, or a JSON file like it,
         {"services": {"balance": ["HOST:PORT", ...], "coupon": ..., "order": ..., "payment": ...}}.
     """
-    size = Size(rounds, users, vus)
+    size = Size(rounds, users, vus, put_back_max, retried_max)
     if through_nginx and nginx.find() is None:
         raise RunnerError(nginx.MISSING)
     latency_ms = latency_range(gateway_latency_ms)

@@ -39,6 +39,8 @@ class Finding:
     what: str
     figure: str
     holds: bool
+    looked: bool = True
+    """False: nobody looked, so that nothing is known; it holds nobody up."""
 
 
 def charged_once(

@@ -4,8 +4,9 @@
 // That the gateway was called once for each key is for its own record to say: `python -m
 // deploy.load` looks there afterwards.
 //
-// Environment: PAYMENT (addresses); ROUNDS, VUS (rounds at a time), RUN and REPLICAS (names, as in
-// tally-replica: calls must then be spread evenly over them), all optional.
+// Environment: PAYMENT (addresses); ROUNDS, VUS (rounds at a time), RUN and REPLICAS, all optional.
+// REPLICAS are names, as in tally-replica, over which calls must then be spread evenly. It is for
+// addresses of a balancer: with the replicas' own, it is this script that takes them in turn.
 
 import exec from 'k6/execution';
 import grpc from 'k6/net/grpc';
@@ -15,6 +16,9 @@ import { Replicas, newRun, ok, unexpected, whole, won } from './services.js';
 
 const DUPLICATES = 5;
 const CALLS_PER_ROUND = DUPLICATES + 1;
+// In so many rounds at least one rival has to come while another one pays. Those that come one
+// after the other are no duplicates at once, and would be refused by any unique key.
+const MET_SHARE_MIN = 0.8;
 const METHOD = 'tally.payment.v1.PaymentService/ConfirmPayment';
 const ROUNDS = whole('ROUNDS', 1000);
 const VUS = Math.min(whole('VUS', 10), ROUNDS);
@@ -24,6 +28,7 @@ const payment = new Replicas('PAYMENT', 'tally/payment/v1/payment.proto');
 
 const roundsPlayed = new Counter('rounds_played');
 const exactlyOneSuccess = new Rate('rounds_with_exactly_one_success');
+const rivalsMet = new Rate('rounds_with_a_rival_in_progress');
 const paid = new Counter('confirmations_paid');
 const inProgress = new Counter('refused_payment_in_progress');
 const keyUsed = new Counter('refused_payment_key_used');
@@ -45,6 +50,7 @@ export const options = {
     // A rate over nothing would hold, so all rounds must have been played to their end.
     rounds_played: [`count==${ROUNDS}`],
     rounds_with_exactly_one_success: ['rate==1'],
+    rounds_with_a_rival_in_progress: [`rate>=${MET_SHARE_MIN}`],
     confirmations_paid: [`count==${ROUNDS}`],
     unexpected_answers: ['count==0'],
     checks: ['rate==1'],
@@ -82,6 +88,7 @@ export default async function (run) {
   answers.forEach(account);
   const winners = numbers.filter((number) => ok(answers[number]));
   exactlyOneSuccess.add(winners.length === 1);
+  rivalsMet.add(answers.some((answer) => answer.reason === 'PAYMENT_IN_PROGRESS'));
   check(answers, {
     'one of five pays': () => winners.length === 1,
     'the others are refused': () => answers.filter(refused).length === DUPLICATES - 1,

@@ -2,17 +2,21 @@
 // once, as impatient people do), orders one of fewer things, and pays for it by coupon, balance
 // and gateway. Coupons and stock run out exactly, and whoever got a thing has paid for it.
 //
-// Environment: BALANCE, COUPON, ORDER (addresses); USERS, VUS (users at a time) and RUN, optional.
+// Environment: BALANCE, COUPON, ORDER (addresses); USERS, VUS (users at a time), RUN, PUT_BACK_MAX
+// (attempts to pay that are put back, as a share of orders) and RETRIED_MAX (calls that are sent
+// more than once, as a share of calls), optional.
 
 import exec from 'k6/execution';
 import { check } from 'k6';
 import { Counter, Trend } from 'k6/metrics';
-import { Replicas, minor, newRun, ok, pause, unexpected, whole, won } from './services.js';
+import { Replicas, minor, newRun, ok, pause, share, unexpected, whole, won } from './services.js';
 
 const USERS = whole('USERS', 500);
 const VUS = Math.min(whole('VUS', 10), USERS);
 const COUPONS = Math.max(1, Math.floor(USERS * 0.3));
 const STOCK = Math.max(1, Math.floor(USERS * 0.6));
+const PUT_BACK_MAX = Math.floor(STOCK * share('PUT_BACK_MAX', 0.2));
+const RETRIED_MAX = share('RETRIED_MAX', 0.1);
 const CHARGE = 10000;
 const PRICE = 9000;
 const DISCOUNT = 1000;
@@ -45,6 +49,9 @@ export const options = {
     coupons_issued: [`count==${COUPONS}`],
     orders_placed: [`count==${STOCK}`],
     orders_paid: [`count==${STOCK}`],
+    // Each is told to come again and does; a system that tells everybody so serves nobody.
+    attempts_put_back: [`count<=${PUT_BACK_MAX}`],
+    calls_retried: [`rate<=${RETRIED_MAX}`],
     unexpected_answers: ['count==0'],
     checks: ['rate==1'],
   },

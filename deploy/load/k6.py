@@ -38,6 +38,10 @@ class Outcome:
         """Return a counter's value; 0 if nothing was counted."""
         return int(self.metrics.get(metric, {}).get("count", 0))
 
+    def share(self, metric: str) -> float:
+        """Return the part of a rate that was true; 0 if nothing was counted."""
+        return float(self.metrics.get(metric, {}).get("value", 0.0))
+
     def times(self, metric: str) -> str:
         """Return a trend's median and 95th percentile."""
         values = self.metrics.get(metric, {})

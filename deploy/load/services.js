@@ -4,7 +4,7 @@
 // balancer): BALANCE, COUPON, ORDER, PAYMENT.
 
 import grpc from 'k6/net/grpc';
-import { Counter } from 'k6/metrics';
+import { Counter, Rate } from 'k6/metrics';
 
 const PROTOS = import.meta.resolve('../../protos').replace('file://', '');
 const CONNECT_TIMEOUT = '30s';
@@ -16,6 +16,7 @@ const TOLD_MAX = 3;
 // Answers that no client of a healthy system should see.
 export const unexpectedAnswers = new Counter('unexpected_answers');
 const retries = new Counter('retried_calls');
+const retried = new Rate('calls_retried');
 let told = 0;
 
 export function required(name) {
@@ -30,6 +31,15 @@ export function whole(name, usual) {
   const value = Number(__ENV[name] || usual);
   if (!Number.isSafeInteger(value) || value < 1) {
     throw new Error(`${name} must be a whole number above 0, not ${__ENV[name]}`);
+  }
+  return value;
+}
+
+// A part of something; more than the whole, where it can be exceeded.
+export function share(name, usual) {
+  const value = Number(__ENV[name] || usual);
+  if (!(value >= 0)) {
+    throw new Error(`${name} must be a number from 0, not ${__ENV[name]}`);
   }
   return value;
 }
@@ -86,11 +96,13 @@ export class Replicas {
   async callAgain(method, request, turn) {
     const began = Date.now();
     let response = await this.call(method, request, turn);
-    for (let tries = 1; tries < TRIES_MAX && mayBeRepeated(response); tries += 1) {
+    let tries = 1;
+    for (; tries < TRIES_MAX && mayBeRepeated(response); tries += 1) {
       retries.add(1);
       await pause(parseFloat(detail(response, 'RetryInfo').retryDelay || '0.2'));
       response = await this.call(method, request, turn + tries);
     }
+    retried.add(tries > 1);
     response.took = Date.now() - began;
     return response;
   }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -26,40 +27,65 @@ from tally.payment.v1 import payment_pb2
 CONTRACTS = (balance_pb2, coupon_pb2, order_pb2, payment_pb2)
 
 
-class Payments:
-    """Confirms a key once, or, if ``careless``, as often as it is asked."""
+RIVALS = 4
+"""Of the one confirmation of a key that pays."""
 
-    def __init__(self, *, careless: bool) -> None:
+
+class Payments:
+    """Confirms a key once, or, if ``careless``, as often as it is asked.
+
+    A payment is in progress until all rivals have come; if ``serial``, it is over at once.
+    """
+
+    def __init__(self, *, careless: bool = False, serial: bool = False) -> None:
         self._careless = careless
+        self._serial = serial
+        self._rivals = Counter[str]()
+        self._met = defaultdict[str, asyncio.Event](asyncio.Event)
         self._paid: dict[str, str] = {}
         self._seen: set[str] = set()
 
     async def confirm_payment(self, request: Any, context: Any) -> Any:
         first = self._paid.setdefault(request.payment_key, request.request_id)
         if first != request.request_id and not self._careless:
-            await refuse(context, code_pb2.ALREADY_EXISTS, "PAYMENT_KEY_USED")
+            await self._turn_away(request.payment_key, context)
         replayed = request.request_id in self._seen
+        if not (replayed or self._careless or self._serial):
+            await self._met[request.payment_key].wait()
         self._seen.add(request.request_id)
         payment = payment_pb2.Payment(
             payment_id=f"of-{request.request_id}", state=payment_pb2.Payment.STATE_CONFIRMED
         )
         return payment_pb2.ConfirmPaymentResponse(payment=payment, replayed=replayed)
 
+    async def _turn_away(self, key: str, context: Any) -> None:
+        if self._serial:
+            await refuse(context, code_pb2.ALREADY_EXISTS, "PAYMENT_KEY_USED")
+        self._rivals[key] += 1
+        if self._rivals[key] == RIVALS:
+            self._met[key].set()
+        await refuse(context, code_pb2.ABORTED, "PAYMENT_IN_PROGRESS")
+
 
 class Sale:
     """Has coupons and things for everybody, however few there were.
 
-    The first ``put_back`` attempts to pay are refused as one that the order service has put back.
+    The first ``put_back`` attempts to pay are refused as one that the order service has put back,
+    and the first ``stopping`` charges as by a replica that is stopping.
     """
 
-    def __init__(self, *, put_back: int = 0) -> None:
+    def __init__(self, *, put_back: int = 0, stopping: int = 0) -> None:
+        self._stopping = stopping
         self.attempts: list[order_pb2.PayOrderRequest] = []
         self._put_back = put_back
         self._campaign = coupon_pb2.Campaign(campaign_id="campaign")
         self._product = order_pb2.Product(product_id="product")
         self._holders = Counter[str]()
 
-    async def charge_balance(self, _request: Any, _context: Any) -> Any:
+    async def charge_balance(self, _request: Any, context: Any) -> Any:
+        if self._stopping:
+            self._stopping -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "stopping")
         return balance_pb2.ChargeBalanceResponse()
 
     async def create_campaign(self, request: Any, _context: Any) -> Any:

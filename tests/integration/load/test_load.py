@@ -75,7 +75,7 @@ async def test_everything_holds_on_a_stack_of_its_own(tmp_path: Path, way: str) 
     size = ["--rounds", 20, "--users", 20, "--vus", 5, "--replicas", 2]
     async with load_test(
         tmp_path,
-        *(*options, *size, "--base-port", free_base_port(), "--gateway-latency-ms", "20-60"),
+        *(*options, *size, "--base-port", free_base_port(), "--gateway-latency-ms", "100-500"),
     ) as run:
         await run.says("k6 confirm_once")
         started = descendants_of(run.process.pid)
@@ -103,14 +103,17 @@ def everywhere(addresses: Sequence[str]) -> dict[str, Sequence[str]]:
 
 
 async def test_a_stack_that_runs_already_is_loaded_and_its_books_left_alone(tmp_path: Path) -> None:
-    async with serving(Payments(careless=False), replicas=4) as addresses:
+    async with serving(Payments(), replicas=4) as addresses:
         target = ready_file(tmp_path, everywhere(addresses))
         async with load_test(
             tmp_path, "--against", target, "--rounds", 5, "--vus", 2, "--users", 0
         ) as run:
             assert await run.ended() == 0, run.output
-    assert "5 paid, 0 refused as in progress, 20 as used" in run.output
-    assert "not looked at, for no --data-dir was given" in run.output
+    assert "5 paid, 20 refused as in progress, 0 as used" in run.output
+    told = (
+        "  skipped the gateway's record and the audit: not looked at, for no --data-dir was given"
+    )
+    assert told in run.output.splitlines()
 
 
 async def test_control_several_payments_of_one_key_fail(tmp_path: Path) -> None:
@@ -122,15 +125,26 @@ async def test_control_several_payments_of_one_key_fail(tmp_path: Path) -> None:
             assert await run.ended() == 1
     assert (
         "FAILED  confirm_once: every threshold: crossed: "
-        "checks, confirmations_paid, rounds_with_exactly_one_success\n"
+        "checks, confirmations_paid, "
+        "rounds_with_a_rival_in_progress, rounds_with_exactly_one_success\n"
     ) in run.output
     # Its logs are kept, and it says where.
     (log,) = (tmp_path / "tmp").glob("*/load/confirm_once.log")
     assert run.output.endswith(f"error: the load test failed; logs are in {log.parent}\n")
 
 
+async def test_control_duplicates_that_come_one_after_the_other_fail(tmp_path: Path) -> None:
+    async with serving(Payments(serial=True), replicas=4) as addresses:
+        target = ready_file(tmp_path, everywhere(addresses))
+        async with load_test(
+            tmp_path, "--against", target, "--rounds", 5, "--vus", 2, "--users", 0
+        ) as run:
+            assert await run.ended() == 1
+    assert "crossed: rounds_with_a_rival_in_progress\n" in run.output
+
+
 async def test_control_too_many_coupons_and_things_fail(tmp_path: Path) -> None:
-    async with serving(Payments(careless=False), Sale()) as addresses:
+    async with serving(Payments(), Sale()) as addresses:
         target = ready_file(tmp_path, everywhere(addresses))
         async with load_test(
             tmp_path, "--against", target, "--rounds", 0, "--users", 20, "--vus", 2
@@ -141,9 +155,11 @@ async def test_control_too_many_coupons_and_things_fail(tmp_path: Path) -> None:
 
 async def test_an_attempt_that_was_put_back_is_made_anew_as_another_intent(tmp_path: Path) -> None:
     sale = Sale(put_back=2)
-    async with serving(Payments(careless=False), sale) as addresses:
+    async with serving(Payments(), sale) as addresses:
         target = ready_file(tmp_path, everywhere(addresses))
-        async with load_test(tmp_path, "--against", target, "--rounds", 0, "--users", 1) as run:
+        async with load_test(
+            *(tmp_path, "--against", target, "--rounds", 0, "--users", 1, "--put-back-max", 2)
+        ) as run:
             assert await run.ended() == 0, run.output
     assert "1 orders paid, 2 attempts put back and made anew" in run.output
     assert len({attempt.order_id for attempt in sale.attempts}) == 1
@@ -151,18 +167,36 @@ async def test_an_attempt_that_was_put_back_is_made_anew_as_another_intent(tmp_p
     assert len({attempt.payment_key for attempt in sale.attempts}) == 3
 
 
+async def test_control_attempts_that_are_put_back_too_often_fail(tmp_path: Path) -> None:
+    async with serving(Payments(), Sale(put_back=2)) as addresses:
+        target = ready_file(tmp_path, everywhere(addresses))
+        async with load_test(
+            *(tmp_path, "--against", target, "--rounds", 0, "--users", 1, "--put-back-max", 1)
+        ) as run:
+            assert await run.ended() == 1
+    assert "crossed: attempts_put_back\n" in run.output
+
+
+async def test_control_calls_that_are_sent_again_too_often_fail(tmp_path: Path) -> None:
+    async with serving(Payments(), Sale(stopping=1)) as addresses:
+        target = ready_file(tmp_path, everywhere(addresses))
+        async with load_test(*(tmp_path, "--against", target, "--rounds", 0, "--users", 1)) as run:
+            assert await run.ended() == 1
+    assert "crossed: calls_retried\n" in run.output
+
+
 async def test_control_an_order_that_is_always_put_back_fails(tmp_path: Path) -> None:
     sale = Sale(put_back=1_000)
-    async with serving(Payments(careless=False), sale) as addresses:
+    async with serving(Payments(), sale) as addresses:
         target = ready_file(tmp_path, everywhere(addresses))
         async with load_test(tmp_path, "--against", target, "--rounds", 0, "--users", 1) as run:
             assert await run.ended() == 1
-    assert "crossed: orders_paid, unexpected_answers\n" in run.output
+    assert "crossed: attempts_put_back, orders_paid, unexpected_answers\n" in run.output
     assert len(sale.attempts) == 5
 
 
 async def test_control_nobody_there_fails(tmp_path: Path) -> None:
-    async with serving(Payments(careless=False)) as addresses:
+    async with serving(Payments()) as addresses:
         gone = everywhere(addresses)
     target = ready_file(tmp_path, gone)
     async with load_test(tmp_path, "--against", target, "--rounds", 1, "--users", 0) as run:
@@ -173,7 +207,7 @@ async def test_control_nobody_there_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 async def test_nothing_outlives_it(tmp_path: Path, number: signal.Signals) -> None:
     options = ["--through-nginx"] if nginx.find() else []
-    async with serving(Payments(careless=False), replicas=2) as addresses:
+    async with serving(Payments(), replicas=2) as addresses:
         target = ready_file(tmp_path, everywhere(addresses))
         async with load_test(
             tmp_path, "--against", target, "--rounds", 1_000_000, "--users", 0, *options
@@ -194,6 +228,7 @@ async def test_nothing_outlives_it(tmp_path: Path, number: signal.Signals) -> No
     ("arguments", "told"),
     [
         (["--rounds", "0", "--users", "0"], "error: rounds and users must be 0 or more"),
+        (["--put-back-max", "-1"], "error: put-back-max and retried-max must be 0 or more"),
         (["--vus", "0"], "error: vus must be from 1 to 1000, not 0"),
         (["--gateway-latency-ms", "fast"], "error: gateway latency must be LOW-HIGH"),
         (["--against", "/nowhere.json"], "error: /nowhere.json: it names no address of balance"),
