@@ -140,25 +140,29 @@ async def test_that_it_is_away_is_told_once_and_that_it_is_back(
     assert [one for one in caplog.records if one.name.startswith("opentelemetry")] == []
 
 
-async def test_a_collector_that_never_answers_holds_up_neither_calls_nor_the_end() -> None:
+async def test_a_collector_that_never_answers_holds_up_neither_calls_nor_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     reached, released = threading.Event(), threading.Event()
 
     class Hanging(Collector):
         def take(self, request: Any, context: Any) -> None:
             reached.set()
-            released.wait()
+            released.wait(90)
 
     with collecting(kept_by=Hanging()) as collector:
-        # An attempt may take longer than this test may.
-        with tracing_to(collector.url, settings(), OTEL_EXPORTER_OTLP_TIMEOUT="600"):
+        # An attempt may take longer than this test may, and there is room for few spans meanwhile.
+        given = {"OTEL_EXPORTER_OTLP_TIMEOUT": "600", "OTEL_BSP_MAX_QUEUE_SIZE": "2"}
+        given["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] = "1"
+        with tracing_to(collector.url, settings(), **given):
             async with serving() as (address, _), grpc.aio.insecure_channel(address) as channel:
                 await EchoStub(channel).Say(StringValue())
                 assert reached.wait(60)
                 for _ in range(20):
                     await EchoStub(channel).Say(StringValue())
             tracing.end()
-        assert not released.is_set()
         released.set()
+    assert [one for one in caplog.records if one.name.startswith("opentelemetry")] == []
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,13 @@ def raising(error: BaseException) -> Echo:
 
 
 async def refused_call(servicer: Echo) -> Seen:
-    """The span of a call that is refused as the servicer has it."""
+    """The span of a call that is refused as the servicer has it, and in no words."""
     with traced() as collector:
         async with echoing(servicer) as echo:
             with pytest.raises(grpc.aio.AioRpcError):
                 await echo.Say(StringValue())
         tracing.end()
+    assert CANARY not in collector.everything()
     [span] = collector.spans
     return span
 
@@ -95,12 +96,26 @@ async def test_a_call_is_a_span_of_the_callers_trace() -> None:
 async def test_without_a_parent_that_can_be_read_a_call_begins_a_trace(parent: str) -> None:
     with traced() as collector:
         async with echoing() as echo:
-            state = ("tracestate", f"{CANARY};;;=,,")
-            await echo.Say(StringValue(), metadata=(("traceparent", parent), state))
+            await echo.Say(StringValue(), metadata=(("traceparent", parent),))
         tracing.end()
     [span] = collector.spans
     assert span.parent == ""
     assert span.trace_id != TRACE
+
+
+@pytest.mark.parametrize("state", [f"{CANARY};;;=,,", "x=" + "y" * 600, "x=1,x=2"])
+async def test_what_a_client_writes_about_its_trace_is_not_logged(
+    state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    parents = [f"00-{TRACE}-{SPAN}-01", "x" * 2_000]
+    with caplog.at_level(logging.DEBUG, "opentelemetry"), traced() as collector:
+        async with echoing() as echo:
+            for parent in parents:
+                told = (("traceparent", parent), ("tracestate", state))
+                await echo.Say(StringValue(), metadata=told)
+        tracing.end()
+    assert len(collector.spans) == len(parents)
+    assert [one.getMessage() for one in caplog.records if one.levelno > logging.DEBUG] == []
 
 
 async def test_what_the_operator_says_of_the_process_counts_more_than_what_we_do() -> None:
@@ -136,7 +151,6 @@ async def test_a_refusal_is_told_by_code_and_reason_and_only_faults_are_errors(c
     span = await refused_call(raising(refusal))
     assert span.attributes["rpc.response.status_code"] == code.name
     assert span.attributes["tally.reason"] == "NO_LUCK"
-    assert CANARY not in str(span)
     faults = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE"}
     assert span.error is (code.name in faults | {"DATA_LOSS"})
     assert ("error.type" in span.attributes) is span.error
