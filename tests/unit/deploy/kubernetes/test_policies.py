@@ -6,6 +6,8 @@ import pytest
 
 from deploy.kubernetes.manifests import OVERLAYS
 from tests.unit.deploy.kubernetes import (
+    address_controls,
+    address_rules,
     border_controls,
     border_rules,
     dns_controls,
@@ -29,6 +31,7 @@ from tests.unit.deploy.kubernetes.rule import RULES
 
 # Importing a module of rules is what registers them.
 RULE_MODULES = (
+    address_rules,
     border_rules,
     dns_rules,
     migration_rules,
@@ -40,6 +43,7 @@ RULE_MODULES = (
 )
 assert all(RULE_MODULES)
 CONTROLS = [
+    *address_controls.CONTROLS,
     *border_controls.CONTROLS,
     *dns_controls.CONTROLS,
     *pod_controls.CONTROLS,
