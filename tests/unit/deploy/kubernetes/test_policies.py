@@ -14,6 +14,8 @@ from tests.unit.deploy.kubernetes import (
     dns_rules,
     migration_controls,
     migration_rules,
+    mount_controls,
+    mount_rules,
     network_controls,
     network_rules,
     platform_controls,
@@ -35,6 +37,7 @@ RULE_MODULES = (
     border_rules,
     dns_rules,
     migration_rules,
+    mount_rules,
     network_rules,
     platform_rules,
     pod_rules,
@@ -52,6 +55,7 @@ CONTROLS = [
     *network_controls.CONTROLS,
     *platform_controls.CONTROLS,
     *migration_controls.CONTROLS,
+    *mount_controls.CONTROLS,
 ]
 
 
