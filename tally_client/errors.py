@@ -13,7 +13,7 @@
     │       CouponNotUsable, CouponExpired, OrderAmountTooSmall, RedemptionCancelled, OutOfStock,
     │       OrderNotPayable, OrderNotCancellable, PaymentKeyRequired, PaymentDeclined,
     │       PaymentCancelled, SagaNotRetryable
-    ├── Aborted                   another call was in the way; this one did nothing
+    ├── Aborted                   another call was in the way, or the same one is under way
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         nothing is left of it, or too much is asked for at once
     │   └── CouponSoldOut, Overloaded, RateLimited
@@ -132,7 +132,8 @@ class FailedPrecondition(TallyError):
 class Aborted(TallyError):
     """Another call was in the way; this one did nothing.
 
-    With REQUEST_IN_PROGRESS that other call has the same request_id, and its outcome is to come.
+    But for REQUEST_IN_PROGRESS: what has this request_id is under way, and its outcome is to come.
+    It was begun by another call, or, if it takes longer than a call may wait, by this one.
     """
 
     code = grpc.StatusCode.ABORTED

@@ -2,7 +2,8 @@
 
 The channel repeats what was UNAVAILABLE, where the contract says that it is safe. Here only that
 is repeated which a channel cannot know of: a refusal that says when to come again (RetryInfo), for
-which nothing was done. Nothing is repeated by both.
+which nothing was done; and a safe call that a stopping server cut off. Nothing is repeated by
+both.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def wait_s(error: TallyError, repetitions: int) -> float | None:
     and differs from client to client, so that those who were refused together do not come back
     together.
     """
+    if _cut_off(error):
+        return _growing_s(repetitions) if repetitions < service_config.ATTEMPTS_MAX - 1 else None
     if error.retry_after_s is None or error.code not in REPEATED:
         return None
     return error.retry_after_s + _growing_s(repetitions)
@@ -60,6 +63,16 @@ def resume_s(error: TallyError, breaks: int) -> float | None:
     if error.code is grpc.StatusCode.UNAVAILABLE or isinstance(error, NoAnswer):
         return (error.retry_after_s or 0.0) + _growing_s(breaks)
     return wait_s(error, breaks)
+
+
+def _cut_off(error: TallyError) -> bool:
+    """Whether a call that is safe to repeat ended as those do that a stopping server never read.
+
+    gRPC's servers in Python and C++ reset such calls, which clients are told as a bare CANCELLED.
+    Channels could repeat that too, but it is also what others use for calls that are not wanted.
+    """
+    cancelled = error.code is grpc.StatusCode.CANCELLED
+    return cancelled and error.may_repeat and isinstance(error, NoAnswer)
 
 
 def _growing_s(times: int) -> float:
