@@ -33,9 +33,18 @@ from common.untimed import Untimed
 from common.validation import check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        AsyncIterator,
+        Callable,
+        Coroutine,
+        Iterable,
+        Mapping,
+    )
 
-    Handle = Callable[[bytes, Any], Coroutine[Any, Any, Any]]
+    Handle = Callable[[Any, Any], Coroutine[Any, Any, Any]]
+    Responses = Callable[[Any, Any], AsyncGenerator[Any, None]]
 
 REPLICA_KEY: Final = "tally-replica"
 # What gRPC's own retries read; they know nothing of RetryInfo (gRFC A6).
@@ -124,14 +133,17 @@ class Pipeline:
         """
         for name, handler in handlers.items():
             method = f"/{service_name}/{name}"
-            if handler.request_streaming:
-                raise TypeError(f"{method}: request streams are not supported")
             handle: Handle
+            made: Callable[[Any], grpc.RpcMethodHandler[Any, Any]]
             if handler.response_streaming:
                 gate = self._streams if limited else Gate(2**31)
-                handle = self._unary_stream(method, handler, gate)
+                handle = self._stream(method, handler, gate)
                 made = grpc.unary_stream_rpc_method_handler
+                if handler.request_streaming:
+                    made = grpc.stream_stream_rpc_method_handler
             else:
+                if handler.request_streaming:
+                    raise TypeError(f"{method}: a stream with one answer is not supported")
                 gate = self._calls if limited else Gate(2**31)
                 handle = self._unary_unary(method, handler, gate)
                 made = grpc.unary_unary_rpc_method_handler
@@ -230,17 +242,12 @@ class Pipeline:
         finally:
             watched.end()
 
-    def _unary_stream(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate
-    ) -> Handle:
-        behaviour: Any = handler.unary_stream
-        if not inspect.isasyncgenfunction(behaviour):
-            raise TypeError(f"{method}: must be written as an async generator")
-        parse: Any = handler.request_deserializer
+    def _stream(self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: Gate) -> Handle:
+        responses = (_of_requests if handler.request_streaming else _of_a_request)(method, handler)
         render: Any = handler.response_serializer
         count_ok = metrics.CALLS.labels(method, "OK").inc
 
-        async def handle(raw: bytes, context: Any) -> None:
+        async def handle(raw: Any, context: Any) -> None:
             if gate.active >= gate.calls_max:
                 await self._fail(method, context, self._no_place())
             if self._stopping:
@@ -253,10 +260,8 @@ class Pipeline:
                 context.set_trailing_metadata(self._trailing)
                 # No default here: a stream may be watched for as long as its client likes.
                 deadlines.start(context.time_remaining())
-                request = _parse(parse, raw)
-                check(request)
-                async with aclosing(behaviour(request, context)) as responses:
-                    async for response in responses:
+                async with aclosing(responses(raw, context)) as answers:
+                    async for response in answers:
                         await context.write(render(response))
             except BaseException as error:
                 if self._stopping and isinstance(error, asyncio.CancelledError):
@@ -316,6 +321,43 @@ def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
         if detail.Unpack(retry):
             return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
     return _NEVER if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE else ()
+
+
+def _of_a_request(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Responses:
+    behaviour: Any = handler.unary_stream
+    _must_generate(method, behaviour)
+    parse: Any = handler.request_deserializer
+
+    def responses(raw: Any, context: Any) -> AsyncGenerator[Any, None]:
+        request = _parse(parse, raw)
+        check(request)
+        answers: AsyncGenerator[Any, None] = behaviour(request, context)
+        return answers
+
+    return responses
+
+
+def _of_requests(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Responses:
+    behaviour: Any = handler.stream_stream
+    _must_generate(method, behaviour)
+    parse: Any = handler.request_deserializer
+
+    async def parsed(raws: AsyncIterable[bytes]) -> AsyncIterator[Any]:
+        async for raw in raws:
+            request = _parse(parse, raw)
+            check(request)
+            yield request
+
+    def responses(raws: Any, context: Any) -> AsyncGenerator[Any, None]:
+        answers: AsyncGenerator[Any, None] = behaviour(parsed(raws), context)
+        return answers
+
+    return responses
+
+
+def _must_generate(method: str, behaviour: Any) -> None:
+    if not inspect.isasyncgenfunction(behaviour):
+        raise TypeError(f"{method}: must be written as an async generator")
 
 
 def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from common import reflection
 from common.health import Health, Ready
 from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
 from common.settings import source_of, split_host_port
@@ -44,8 +44,6 @@ CLEAN_UP_S: Final = 5.0
 _NO_SUCH_ADDRESS: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-# Python ships v1alpha only. The messages of v1 are the same on the wire.
-_REFLECTION: Final = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
 
 _log = structlog.get_logger(__name__)
 
@@ -94,10 +92,11 @@ class GrpcServer:
         health: Any = _Collected()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, health)
         self._pipeline.wrap(_HEALTH, health.handlers, limited=False)
-        handlers = dict(self._pipeline.handlers)
         if self._settings.reflection:
-            handlers |= self._reflection()
-        self._server.add_generic_rpc_handlers((_Methods(handlers),))
+            told = reflection.handler((*self._mounted, _HEALTH))
+            for name in reflection.NAMES:
+                self._pipeline.wrap(name, {reflection.METHOD: told}, limited=False)
+        self._server.add_generic_rpc_handlers((_Methods(self._pipeline.handlers),))
         bind = self._settings.bind
         try:
             # gRPC is content with one of a name's addresses; behind the others of `localhost`
@@ -144,18 +143,6 @@ class GrpcServer:
     async def _open_when_ready(self) -> None:
         await self._ready()
         self._pipeline.open()
-
-    def _reflection(self) -> dict[str, Any]:
-        names = (*self._mounted, _HEALTH, *_REFLECTION)
-        collected = _Collected()
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-            reflection.aio.ReflectionServicer(names), collected
-        )
-        return {
-            f"/{service}/{method}": handler
-            for service in _REFLECTION
-            for method, handler in collected.handlers.items()
-        }
 
 
 class _Methods(grpc.GenericRpcHandler):
