@@ -1,4 +1,4 @@
-"""The script that PostgreSQL's image runs, and the addresses that the services are given."""
+"""What the servers of `local` make of their Secrets, and the addresses the services are given."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
-from deploy.kubernetes.secrets import POSTGRES, local_secret_objects
+from deploy.kubernetes.manifests import objects
+from deploy.kubernetes.secrets import POSTGRES, REDIS, local_secret_objects
 from deploy.local.postgres import PostgresServer
+from deploy.local.processes import Child, free_port
+from deploy.local.valkey import binary
 
 
 async def test_every_role_reaches_its_own_database_and_no_other(tmp_path: Path) -> None:
@@ -32,3 +38,62 @@ async def test_every_role_reaches_its_own_database_and_no_other(tmp_path: Path) 
             for other in databases - {own}:
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await asyncpg.connect(f"{address}/{other}")
+
+
+def redis_as_rendered(directory: Path, secrets: dict[str, dict[str, str]]) -> list[str | Path]:
+    """The command of the pod, with the wheel's program and its mounts in ``directory``."""
+    (rendered,) = (
+        each["spec"]["template"]["spec"]
+        for each in objects("local")
+        if (each["kind"], each["metadata"]["name"]) == ("StatefulSet", "redis")
+    )
+    (container,) = rendered["containers"]
+    volumes = {volume["name"]: volume for volume in rendered["volumes"]}
+    places: dict[str, Path] = {}
+    for mount in container["volumeMounts"]:
+        volume = volumes[mount["name"]]
+        place = places[mount["mountPath"]] = directory / mount["name"]
+        place.mkdir()
+        for key, text in secrets.get(volume.get("secret", {}).get("secretName"), {}).items():
+            (place / key).write_text(text)
+
+    def here(word: str) -> str:
+        for mounted, place in places.items():
+            if word == mounted or word.startswith(f"{mounted}/"):
+                return f"{place}{word.removeprefix(mounted)}"
+        return word
+
+    words: list[str] = container["command"] + container["args"]
+    assert words[0] == "valkey-server"
+    return [binary(), *map(here, words[1:])]
+
+
+def test_redis_as_rendered_takes_the_services_password_and_no_other(tmp_path: Path) -> None:
+    secrets = {each["metadata"]["name"]: each["stringData"] for each in local_secret_objects()}
+    port = free_port()
+    child = Child(
+        "valkey",
+        # A pod has its address for itself; here, others listen on 6379.
+        [*redis_as_rendered(tmp_path, secrets), "--port", str(port), "--bind", "127.0.0.1"],
+        log_file=tmp_path / "valkey.log",
+        env={"LC_ALL": "C"},
+    )
+    try:
+        url = secrets["order-runtime"]["TALLY_REDIS_URL"].replace(REDIS, f"127.0.0.1:{port}")
+        retry = Retry(ConstantBackoff(0.1), 300)
+        with redis.Redis.from_url(
+            url, retry=retry, retry_on_error=[redis.ConnectionError]
+        ) as client:
+            assert client.ping()
+            for name, value in {
+                "save": "",
+                "appendonly": "no",
+                "maxmemory": str(192 * 1024**2),
+                "maxmemory-policy": "noeviction",
+            }.items():
+                assert client.config_get(name) == {name: value}, name
+        stranger = redis.Redis(host="127.0.0.1", port=port)
+        with stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+    finally:
+        child.stop()
