@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.answers import answers_table
 
-SCHEMA: Final = "0001"
+SCHEMA: Final = "balance_0001"
 """The oldest migration this release can serve on."""
 
 AVAILABLE_NOT_NEGATIVE: Final = "accounts_available_not_negative"

@@ -13,8 +13,9 @@ from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA, answers
 from balance_service.use_cases import Balances
 from common.answers import Answers
-from common.database import check_ready, open_database
+from common.database import open_database
 from common.migrations import migrate as migrate_database
+from common.readiness import check_ready
 from common.redis_locks import open_locks
 from common.runtime import Application, Mounted
 from tally.balance.v1 import balance_pb2_grpc

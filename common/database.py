@@ -1,4 +1,4 @@
-"""PostgreSQL: the engine with its time limits, what went wrong, and whether it is fit to serve."""
+"""PostgreSQL: the engines with their time limits, and what went wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
-import structlog
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -40,9 +39,6 @@ IDLE_TIMEOUT_MS: Final = 6_000
 POOL_TIMEOUT_S: Final = 3.0
 READY_TIMEOUT_S: Final = 1.5
 """Less than the health probe's own limit (common.health): here it is known what did not answer."""
-_DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
-
-_log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,40 +229,6 @@ def told_as_refusals() -> Iterator[None]:
         raise
 
 
-class NotReady(Exception):  # noqa: N818 - a state, not a fault
-    """The service cannot serve now; the message says why and what to do."""
-
-
-async def check_ready(database: Database, *, schema: str) -> None:
-    """Raise NotReady unless the database answers and its schema is at least ``schema``.
-
-    Revisions are numbers of four digits. A newer schema is fine: releases expand first and
-    contract only when no replica of the older release is left.
-
-    The first time that all is well, it logs a warning for each setting of the server under which
-    a crash could lose what was committed.
-    """
-    url = database.reads.url
-    try:
-        async with asyncio.timeout(READY_TIMEOUT_S), database.reads.connect() as connection:
-            found = (
-                await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-            ) or ""
-            warnings = [] if database.checked.is_set() else await durability_warnings(connection)
-    except Exception as error:
-        if sqlstate(error) == UNDEFINED_TABLE:
-            told = f"database {url.database} has no schema yet: run migrate"
-        else:
-            told = reason_of(error, url)
-        raise NotReady(f"{database.setting}: {told}") from error
-    if found < schema:
-        told = f"the schema of database {url.database} is at {found or 'nothing'}"
-        raise NotReady(f"{database.setting}: {told}, this release needs {schema}: run migrate")
-    for warning in warnings:
-        _log.warning("database not durable", setting=database.setting, reason=warning)
-    database.checked.set()
-
-
 def reason_of(error: BaseException, url: sa.URL) -> str:
     """Why the database at ``url`` cannot be used, in one line for the operator."""
     address = f"{url.host}:{url.port or 5432}"
@@ -279,17 +241,6 @@ def reason_of(error: BaseException, url: sa.URL) -> str:
     cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
     first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return logs.masked(first_line)
-
-
-async def durability_warnings(connection: AsyncConnection) -> list[str]:
-    """Settings of the server under which a committed answer could be lost in a crash."""
-    rows = await connection.execute(
-        sa.text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names) ORDER BY name"),
-        {"names": list(_DURABILITY)},
-    )
-    return [
-        f"{name} is off: a crash may lose committed answers" for name, on in rows if on == "off"
-    ]
 
 
 def tells_unready(error: BaseException) -> bool:

@@ -21,8 +21,10 @@ import uvloop
 from common import logs, tracing
 from common.addresses import engine_url
 from common.database import INSUFFICIENT_PRIVILEGE, Fault, classify, reason_of, sqlstate
+from common.endpoints import split_host_port
 from common.metrics import MetricsPage
 from common.redis_locks import reason_against
+from common.revisions import ForeignSchema
 from common.server import GrpcServer, PortTaken
 from common.settings import (
     ServiceSettings,
@@ -30,7 +32,6 @@ from common.settings import (
     load,
     misspelt,
     source_of,
-    split_host_port,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _usage() -> Iterator[None]:
 
 def _told(settings: ServiceSettings, command: str, error: Exception) -> str:
     """What ended the process, in one line. Where a setting is to blame, it is named."""
-    refused = sqlstate(error) == INSUFFICIENT_PRIVILEGE
+    refused = sqlstate(error) == INSUFFICIENT_PRIVILEGE or isinstance(error, ForeignSchema)
     if command == "migrate" and (refused or classify(error) is Fault.CONNECTION):
         url = engine_url(settings.owner_database_url.get_secret_value())
         return f"{source_of(type(settings), 'owner_database_url')}: {reason_of(error, url)}"

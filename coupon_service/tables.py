@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.answers import answers_table
 
-SCHEMA: Final = "0001"
+SCHEMA: Final = "coupon_0001"
 """The oldest migration this release can serve on."""
 
 CAMPAIGN_REQUEST_ONCE: Final = "campaigns_request_once"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from common.answers import Answers
-from common.database import check_ready, open_database
+from common.database import open_database
 from common.migrations import migrate as migrate_database
+from common.readiness import check_ready
 from common.redis_locks import open_locks
 from common.runtime import Application, Mounted
 from coupon_service.servicer import CouponServicer

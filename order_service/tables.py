@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.answers import answers_table
 
-SCHEMA: Final = "0002"
+SCHEMA: Final = "order_0002"
 """The oldest migration this release can serve on."""
 
 STOCK_NOT_OVERSOLD: Final = "products_stock_not_oversold"

@@ -10,8 +10,9 @@ from typing import Final
 
 from common.answers import Answers
 from common.background import periodically
-from common.database import check_ready, open_database
+from common.database import open_database
 from common.migrations import migrate as migrate_database
+from common.readiness import check_ready
 from common.redis_marks import open_marks
 from common.runtime import Application, Mounted
 from payment_service.servicer import PaymentServicer

@@ -1,6 +1,6 @@
 """Accounts, their append-only ledger, and the answers.
 
-Revision ID: 0001
+Revision ID: balance_0001
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import answers
 from common.migrations import execute
 
-revision = "0001"
+revision = "balance_0001"
 down_revision = None
 
 TABLES = """

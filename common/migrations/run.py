@@ -13,11 +13,14 @@ import sqlalchemy as sa
 import structlog
 from alembic import command, op
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from common.addresses import engine_url
 from common.database import CONNECT_TIMEOUT_S, LOCK_NOT_AVAILABLE, reason_of, sqlstate
+from common.revisions import require_own
 
 _LOCK: Final = 7_418_201
 """Advisory lock of migrations: two release jobs at once run one after the other."""
@@ -43,7 +46,8 @@ async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> Non
     """Upgrade the database at ``owner_url`` with the revisions in the folder ``versions``.
 
     Needs the owner role: the role the service runs with has no right to change the schema.
-    All revisions or none: raises SchemaInUse if a table is not let go within LOCK_TIMEOUT_S.
+    All revisions or none: raises SchemaInUse if a table is not let go within LOCK_TIMEOUT_S, and
+    ForeignSchema if what is there is not the same service's.
     A server that is not there yet is waited for, ``wait_s`` at most; then, and at once if it
     answers and refuses, raises what the driver does.
     """
@@ -126,6 +130,9 @@ def migrate_connection(connection: sa.Connection, versions: Path) -> None:
     config.set_main_option("version_locations", str(versions))
     config.attributes["connection"] = connection
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    newest = ScriptDirectory.from_config(config).get_current_head() or ""
+    found = MigrationContext.configure(connection).get_current_revision() or ""
+    require_own(found, newest, connection.engine.url.database)
     command.upgrade(config, "head")
 
 

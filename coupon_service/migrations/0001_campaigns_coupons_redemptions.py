@@ -1,6 +1,6 @@
 """Campaigns, their coupons, every redemption there has been, and the answers.
 
-Revision ID: 0001
+Revision ID: coupon_0001
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import answers
 from common.migrations import execute
 
-revision = "0001"
+revision = "coupon_0001"
 down_revision = None
 
 TABLES = """

@@ -1,6 +1,6 @@
 """Products, orders with their lines, carts, and the answers.
 
-Revision ID: 0001
+Revision ID: order_0001
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import answers
 from common.migrations import execute
 
-revision = "0001"
+revision = "order_0001"
 down_revision = None
 
 TABLES = """

@@ -1,14 +1,14 @@
 """Sagas: one row each.
 
-Revision ID: 0002
+Revision ID: order_0002
 """
 
 from __future__ import annotations
 
 from common.migrations import execute
 
-revision = "0002"
-down_revision = "0001"
+revision = "order_0002"
+down_revision = "order_0001"
 
 TABLES = """
 CREATE TABLE sagas (

@@ -1,6 +1,6 @@
 """Payments and the answers.
 
-Revision ID: 0001
+Revision ID: payment_0001
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import answers
 from common.migrations import execute
 
-revision = "0001"
+revision = "payment_0001"
 down_revision = None
 
 # A row is open while something is left to do at the gateway: its outcome is not known, or what was

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy.engine import make_url
 
 from common.status import from_rpc_error
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
+from tests.integration.start.process import process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from google.protobuf.message import Message
+
+    from tests.integration.start.process import Service
 
 PASSWORD = "hunter2"
 AWAY = "127.0.0.1:1"
@@ -102,3 +106,28 @@ class Client:
 async def client(service: str, port: int) -> AsyncIterator[Client]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Client(service, channel)
+
+
+@asynccontextmanager
+async def started(service: str, url: str) -> AsyncIterator[tuple[Service, Client]]:
+    given = environment(service, url)
+    async with process(f"{service}_service", **given) as running:
+        port = (await running.line("listening"))["port"]
+        async with client(service, port) as asking:
+            yield running, asking
+
+
+async def assert_refuses(asking: Client) -> None:
+    assert await asking.health() == "NOT_SERVING"
+    assert await asking.health("liveness") == "SERVING"
+    assert await asking.reason() == "REPLICA_NOT_READY"
+
+
+async def assert_ends_well(running: Service, url: str) -> str:
+    status, told = await running.stop()
+    assert status == 0
+    for secret in (PASSWORD, make_url(url).password or PASSWORD):
+        assert secret not in told
+    assert "Traceback" not in told
+    assert "background_work_failed" not in told
+    return told

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -12,8 +11,13 @@ from common.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.integration.start.gateway import Gateway
-from tests.integration.start.process import Service, process
-from tests.integration.start.services import PASSWORD, SERVICES, Client, client, environment
+from tests.integration.start.services import (
+    PASSWORD,
+    SERVICES,
+    assert_ends_well,
+    assert_refuses,
+    started,
+)
 from tests.support.databases import ROOT, Databases
 
 every_service = pytest.mark.parametrize("service", SERVICES)
@@ -44,31 +48,6 @@ def behind(url: str, port: int) -> str:
 
 def with_wrong_password(url: str) -> str:
     return make_url(url).set(password=PASSWORD).render_as_string(hide_password=False)
-
-
-@asynccontextmanager
-async def started(service: str, url: str) -> AsyncIterator[tuple[Service, Client]]:
-    given = environment(service, url)
-    async with process(f"{service}_service", **given) as running:
-        port = (await running.line("listening"))["port"]
-        async with client(service, port) as asking:
-            yield running, asking
-
-
-async def assert_refuses(asking: Client) -> None:
-    assert await asking.health() == "NOT_SERVING"
-    assert await asking.health("liveness") == "SERVING"
-    assert await asking.reason() == "REPLICA_NOT_READY"
-
-
-async def assert_ends_well(running: Service, url: str) -> str:
-    status, told = await running.stop()
-    assert status == 0
-    for secret in (PASSWORD, make_url(url).password or PASSWORD):
-        assert secret not in told
-    assert "Traceback" not in told
-    assert "background_work_failed" not in told
-    return told
 
 
 @every_service
@@ -120,13 +99,16 @@ async def test_an_older_schema_is_waited_for_and_a_newer_one_is_served(
     database = make_url(migrated.runtime).database or ""
 
     def revision(number: str) -> None:
-        postgres_server.run_sql(f"UPDATE alembic_version SET version_num = '{number}'", database)
+        sql = f"UPDATE alembic_version SET version_num = '{service}_{number}'"
+        postgres_server.run_sql(sql, database)
 
     revision("0000")
     async with started(service, migrated.runtime) as (running, asking):
         reason = (await running.line("not ready"))["reason"]
         setting = f"TALLY_{service.upper()}_DATABASE_URL"
-        assert reason.startswith(f"{setting}: the schema of database {database} is at 0000")
+        assert reason.startswith(
+            f"{setting}: the schema of database {database} is at {service}_0000"
+        )
         assert "run migrate" in reason
         await assert_refuses(asking)
         revision("9999")

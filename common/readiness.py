@@ -1,0 +1,66 @@
+"""Whether the service's database is fit to serve: it answers, and its schema is new enough."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.database import READY_TIMEOUT_S, UNDEFINED_TABLE, Database, reason_of, sqlstate
+from common.revisions import ForeignSchema, require_own
+
+_DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
+
+_log = structlog.stdlib.get_logger()
+
+
+class NotReady(Exception):  # noqa: N818 - a state, not a fault
+    """The service cannot serve now; the message says why and what to do."""
+
+
+async def check_ready(database: Database, *, schema: str) -> None:
+    """Raise NotReady unless the database answers and its schema is at least ``schema``.
+
+    Revisions are the service's name and a number of four digits. A newer schema is fine: releases
+    expand first and contract only when no replica of the older release is left.
+
+    The first time that all is well, it logs a warning for each setting of the server under which
+    a crash could lose what was committed.
+    """
+    url = database.reads.url
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S), database.reads.connect() as connection:
+            found = (
+                await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+            ) or ""
+            warnings = [] if database.checked.is_set() else await durability_warnings(connection)
+    except Exception as error:
+        if sqlstate(error) == UNDEFINED_TABLE:
+            told = f"database {url.database} has no schema yet: run migrate"
+        else:
+            told = reason_of(error, url)
+        raise NotReady(f"{database.setting}: {told}") from error
+    try:
+        require_own(found, schema, url.database)
+    except ForeignSchema as error:
+        raise NotReady(f"{database.setting}: {error}") from error
+    if found < schema:
+        told = f"the schema of database {url.database} is at {found or 'nothing'}"
+        raise NotReady(f"{database.setting}: {told}, this release needs {schema}: run migrate")
+    for warning in warnings:
+        _log.warning("database not durable", setting=database.setting, reason=warning)
+    database.checked.set()
+
+
+async def durability_warnings(connection: AsyncConnection) -> list[str]:
+    """Settings of the server under which a committed answer could be lost in a crash."""
+    rows = await connection.execute(
+        sa.text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names) ORDER BY name"),
+        {"names": list(_DURABILITY)},
+    )
+    return [
+        f"{name} is off: a crash may lose committed answers" for name, on in rows if on == "off"
+    ]
