@@ -15,6 +15,7 @@ from tests.unit.deploy.kubernetes.breaking import (
     without,
 )
 
+_SPREAD: Final = ("Deployment", "order", "topologySpreadConstraints")
 _TERM: Final = (
     "affinity",
     "podAntiAffinity",
@@ -33,43 +34,6 @@ CONTROLS: Final = [
         "every_service_has_its_server",
         "migration",
         without("Job", "coupon-migrate-*"),
-    ),
-    Control(
-        "probes_of_servers_are_grpc",
-        "no gRPC readinessProbe",
-        container("order", "readinessProbe", value={"tcpSocket": {"port": 50053}}),
-    ),
-    Control(
-        "probes_of_servers_are_grpc",
-        "livenessProbe asks for ''",
-        container("order", "livenessProbe", "grpc", "service", value=""),
-    ),
-    Control(
-        "probes_of_servers_are_grpc",
-        "asks port 50051",
-        container("order", "livenessProbe", "grpc", "port", value=50051),
-    ),
-    Control(
-        "probes_have_ports_that_exist",
-        "Deployment/order",
-        container("order", "livenessProbe", "grpc", "port", value="grpc"),
-        overlay=MULTI,
-    ),
-    Control(
-        "probes_have_ports_that_exist",
-        "StatefulSet/redis",
-        pod("StatefulSet", "redis", "containers", 0, "startupProbe", gone=True),
-        overlay=LOCAL,
-    ),
-    Control(
-        "probes_have_patience",
-        "readinessProbe",
-        container("order", "readinessProbe", "timeoutSeconds", gone=True),
-    ),
-    Control(
-        "probes_have_patience",
-        "to start",
-        container("order", "startupProbe", "failureThreshold", value=3),
     ),
     Control(
         "ports_are_those_bound",
@@ -187,6 +151,37 @@ CONTROLS: Final = [
         "replicas_are_spread",
         "anti-affinity",
         pod("Deployment", "order", "affinity", gone=True),
+    ),
+    Control(
+        "replicas_are_spread",
+        "Deployment/order: rather waits than runs in a crowded topology.kubernetes.io/zone",
+        pod(*_SPREAD, 0, "whenUnsatisfiable", value="DoNotSchedule"),
+    ),
+    Control(
+        "replicas_are_spread",
+        "Deployment/order: rather waits than runs in a crowded kubernetes.io/hostname",
+        pod(*_SPREAD, 1, "whenUnsatisfiable", value="DoNotSchedule"),
+        overlay=MULTI,
+    ),
+    Control(
+        "replicas_are_spread",
+        "Deployment/order: is spread around the pods that it replaces",
+        pod(*_SPREAD, 0, "matchLabelKeys", gone=True),
+    ),
+    Control(
+        "replicas_are_spread",
+        "Deployment/order: rather waits than runs beside another replica",
+        pod(
+            *("Deployment", "order", "affinity", "podAntiAffinity"),
+            value={
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "topologyKey": "kubernetes.io/hostname",
+                        "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "order"}},
+                    }
+                ]
+            },
+        ),
     ),
     Control(
         "spreading_is_each_service_s_own",

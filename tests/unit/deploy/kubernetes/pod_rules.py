@@ -1,4 +1,4 @@
-"""Rules about pods: probes, ports, resources, security, spreading, ending."""
+"""Rules about pods: ports, resources, security, spreading, ending."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ from tests.unit.deploy.kubernetes.manifests import (
 from tests.unit.deploy.kubernetes.rule import rule
 
 MARGIN_S: Final = 5
-PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
-PROBED_SERVICE: Final = {
-    "startupProbe": "liveness",
-    "readinessProbe": "",
-    "livenessProbe": "liveness",
-}
 
 
 @rule
@@ -37,46 +31,6 @@ def every_service_has_its_server(overlay: Overlay) -> Iterator[str]:
     for each in overlay.servers:
         if (each.kind, each.name) != ("Deployment", each.service):
             yield f"{each.told}: a server is a Deployment named after its service"
-
-
-@rule
-def probes_of_servers_are_grpc(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.servers:
-        for name in PROBES:
-            probe = each.containers[0].get(name, {}).get("grpc")
-            if probe is None:
-                yield f"{each.told}: no gRPC {name}"
-            elif probe.get("service", "") != PROBED_SERVICE[name]:
-                yield f"{each.told}: {name} asks for {probe.get('service')!r}"
-            elif probe["port"] != PORTS[each.service]:
-                yield f"{each.told}: {name} asks port {probe['port']}, not the service's"
-
-
-@rule
-def probes_have_ports_that_exist(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.lasting:
-        for container in each.containers:
-            declared = {port["containerPort"] for port in container.get("ports", [])}
-            for name in PROBES:
-                if name not in container:
-                    yield f"{each.told}: no {name}"
-                for how, probe in container.get(name, {}).items():
-                    if how not in ("grpc", "tcpSocket", "httpGet"):
-                        continue
-                    if not isinstance(probe["port"], int) or probe["port"] not in declared:
-                        yield f"{each.told}: {name} asks port {probe['port']}, which is not open"
-
-
-@rule
-def probes_have_patience(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.lasting:
-        for name in PROBES:
-            probe = each.containers[0].get(name, {})
-            if probe and probe.get("timeoutSeconds", 1) <= 1:
-                yield f"{each.told}: {name} waits no longer than a second"
-        start = each.containers[0].get("startupProbe", {})
-        if start.get("failureThreshold", 3) * start.get("periodSeconds", 10) < 30:
-            yield f"{each.told}: gets less than 30 s to start"
 
 
 @rule
@@ -182,18 +136,31 @@ def identities_are_their_own(overlay: Overlay) -> Iterator[str]:
 
 @rule
 def replicas_are_spread(overlay: Overlay) -> Iterator[str]:
+    """A wish and no condition: a replica in a crowd serves, one that is pending does not."""
     for each in overlay.servers:
         spread = each.pod.get("topologySpreadConstraints", [])
         keys = {one["topologyKey"] for one in spread if selects(one["labelSelector"], each.labels)}
         for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname"):
             if key not in keys:
                 yield f"{each.told}: is not spread over {key}"
+        for one in spread:
+            if one.get("whenUnsatisfiable") != "ScheduleAnyway":
+                yield f"{each.told}: rather waits than runs in a crowded {one['topologyKey']}"
+            if one.get("matchLabelKeys") != ["pod-template-hash"]:
+                yield f"{each.told}: is spread around the pods that it replaces"
+        if _anti_affinity(each).get("requiredDuringSchedulingIgnoredDuringExecution"):
+            yield f"{each.told}: rather waits than runs beside another replica"
         if not any(selects(term["labelSelector"], each.labels) for term in _apart(each)):
             yield f"{each.told}: has no anti-affinity to itself"
 
 
+def _anti_affinity(each: Workload) -> dict[str, Any]:
+    found: dict[str, Any] = each.pod.get("affinity", {}).get("podAntiAffinity", {})
+    return found
+
+
 def _apart(each: Workload) -> Iterator[dict[str, Any]]:
-    rules = each.pod.get("affinity", {}).get("podAntiAffinity", {})
+    rules = _anti_affinity(each)
     yield from rules.get("requiredDuringSchedulingIgnoredDuringExecution", [])
     for preferred in rules.get("preferredDuringSchedulingIgnoredDuringExecution", []):
         yield preferred["podAffinityTerm"]

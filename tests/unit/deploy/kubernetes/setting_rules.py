@@ -13,6 +13,7 @@ from typing import Final
 from unittest import mock
 
 from common.settings import PREFIX, SECRETS_DIR, ServiceSettings, SettingsError, read
+from common.tracing import ENDPOINTS
 from deploy.kubernetes.secrets import local_secret_objects
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
@@ -40,7 +41,10 @@ _SECRET_NAME: Final = re.compile(r"PASSWORD$|SECRET(?!S_DIR)|TOKEN|_KEY$|DATABAS
 def setting_names(settings_type: type[ServiceSettings]) -> set[str]:
     prefixes = (f"{PREFIX}{settings_type.service.upper()}_", PREFIX)
     fields = settings_type.model_fields
-    return {SECRETS_DIR} | {f"{prefix}{name.upper()}" for prefix in prefixes for name in fields}
+    # With its component, tracing is told where to; of OpenTelemetry's variables no other is known.
+    return {SECRETS_DIR, *ENDPOINTS} | {
+        f"{prefix}{name.upper()}" for prefix in prefixes for name in fields
+    }
 
 
 @rule

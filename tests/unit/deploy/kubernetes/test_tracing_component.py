@@ -1,0 +1,86 @@
+"""The component ``tracing``, taken into an overlay as the guide says: the rules hold as before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+from unittest import mock
+
+import pytest
+import yaml
+
+from common import tracing
+from deploy.kubernetes import manifests, rendering, validation
+from deploy.kubernetes.manifests import OVERLAYS
+from tests.unit.deploy.kubernetes import test_policies
+from tests.unit.deploy.kubernetes.border_rules import ELSEWHERE, MONITORING
+from tests.unit.deploy.kubernetes.manifests import Overlay
+from tests.unit.deploy.kubernetes.network_rules import FAR, Other, allowed, parties
+from tests.unit.deploy.kubernetes.rule import RULES
+
+PORT: Final = 4317
+KUBECTL: Final = rendering.kubectl()
+COLLECTOR: Final = Other({"app": "collector"}, namespace=MONITORING)
+
+assert test_policies.CONTROLS  # what registers the rules
+pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Overlay:
+    """The overlay with one line more in its kustomization."""
+    name: str = request.param
+    directory = tmp_path_factory.mktemp("traced") / "kubernetes"
+    sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
+    shutil.copytree(manifests.DIRECTORY, directory, ignore=sources)
+    file = directory / "overlays" / name / "kustomization.yaml"
+    told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    told["components"] = [*told.get("components", []), "../../components/tracing"]
+    file.write_text(yaml.safe_dump(told), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifests, "DIRECTORY", directory)
+        text = rendering.render(str(KUBECTL), name)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return Overlay(name, [each for each in yaml.load_all(text, loader) if each])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_holds_with_it(name: str, traced: Overlay) -> None:
+    assert list(RULES[name](traced)) == []
+
+
+def test_kubernetes_would_take_it(traced: Overlay) -> None:
+    assert validation.problems(traced.objects) == []
+
+
+def test_each_server_is_told_where_the_collector_is_and_takes_it(traced: Overlay) -> None:
+    assert len(traced.servers) == 4
+    for each in traced.servers:
+        with mock.patch.dict(os.environ, traced.environment(each.containers[0]), clear=True):
+            assert tracing.wanted(), each.told
+    for each in traced.migrations:
+        assert not traced.environment(each.containers[0]).keys() & {*tracing.ENDPOINTS}
+
+
+def test_servers_reach_the_collector_and_nobody_else_does(traced: Overlay) -> None:
+    servers = {each.service for each in traced.servers}
+    for who, labels in parties(traced).items():
+        found = allowed(traced, "egress", labels, COLLECTOR, port=PORT)
+        assert found is (who in servers), who
+
+
+def test_they_reach_nothing_else_by_it(traced: Overlay) -> None:
+    elsewhere = Other({"app": "collector"}, namespace=ELSEWHERE)
+    for each in traced.servers:
+        assert not allowed(traced, "egress", each.labels, COLLECTOR, port=PORT + 1)
+        for other in (elsewhere, Other(address=FAR), Other({"app": "collector"})):
+            assert not allowed(traced, "egress", each.labels, other, port=PORT)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_without_it_nobody_is_traced(overlay: str) -> None:
+    text = Path(manifests.rendered(overlay)).read_text(encoding="utf-8")
+    assert "OTEL_" not in text
+    assert str(PORT) not in text
