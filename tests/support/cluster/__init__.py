@@ -1,8 +1,10 @@
 """Runs a rendered Kubernetes overlay on one machine: what it says, as local processes.
 
 It plays the kubelet (probes, restarts, the end of a pod), the Deployment controller (scaling,
-rolling restarts), Services (endpoints, DNS, a proxy) and Jobs. It does not play what processes of
-one machine cannot have: resource limits, security contexts, network policies, the scheduler.
+rolling restarts), Services (endpoints, DNS, a proxy) and Jobs. Containers run as
+the manifest's user, if root runs the tests, and write to their emptyDir volumes only, if the kernel
+has Landlock (confine.py). It does not play what processes of one machine cannot have: resource
+limits, the rest of security contexts, network policies, the scheduler.
 """
 
 from deploy.local.plan import PROJECT

@@ -2,7 +2,8 @@
 
 What is substituted, and nothing else: ``python`` by this interpreter, the address 0.0.0.0 by the
 pod's, the paths of mounts by directories of the pod's own, ``dns:///NAME:PORT`` by the same name
-asked of the cluster's DNS server, and ``http://NAME:PORT`` by the Service's own address.
+asked of the cluster's DNS server, and ``http://NAME:PORT`` by the Service's own address. TMPDIR is
+what is mounted at /tmp.
 """
 
 from __future__ import annotations
@@ -17,9 +18,32 @@ from pathlib import Path
 from typing import Final
 
 from common.settings import ServiceSettings
-from tests.support.cluster.manifest import Manifest, ManifestError, Mount, Object, Workload
+from deploy.local.plan import PROJECT
+from tests.support.cluster.manifest import (
+    ROOT,
+    Manifest,
+    ManifestError,
+    Mount,
+    Object,
+    User,
+    Workload,
+)
 from tests.support.cluster.network import DNS_PORT, Services
 
+CONFINE: Final = Path(__file__).with_name("confine.py")
+IMAGE_ENVIRONMENT: Final = {
+    "HOME": "/nonexistent",
+    "PATH": os.environ.get("PATH", os.defpath),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONFAULTHANDLER": "1",
+    "PYTHONPATH": f"{PROJECT}:{PROJECT / 'protos/gen'}",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+"""What the Dockerfile's images bring along; nothing of the tests' own environment."""
+TMP: Final = "/tmp"
+DEFAULT_MODE: Final = 0o644
+WRITTEN: Final = "..2026_01_02_03_04_05.678901234"
 PREFIX: Final = "TALLY_"
 SECRETS_DIR: Final = "TALLY_SECRETS_DIR"
 _REFERENCE: Final = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
@@ -34,6 +58,16 @@ class Process:
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    directory: Path
+    """Where it runs: empty, and not to be written to."""
+    writable: tuple[Path, ...]
+    user: User
+
+    @property
+    def confined(self) -> tuple[str | Path, ...]:
+        """The command, kept to what a container may do (see confine.py)."""
+        user = (str(self.user.uid), str(self.user.gid))
+        return (sys.executable, "-I", "-S", CONFINE, *user, *self.writable, "--", *self.command)
 
 
 @dataclass(frozen=True)
@@ -58,7 +92,7 @@ class Builder:
         container = workload.container
         told = f"{workload.told}, container {container.name}"
         paths = {
-            mount.path: self._mounted(f"{told}, mount {mount.path}", mount, place)
+            mount.path: self._mounted(f"{told}, mount {mount.path}", mount, place, workload.user)
             for mount in container.mounts
         }
         given = dict(self._environment(told, workload, place))
@@ -76,7 +110,17 @@ class Builder:
             raise ManifestError(f"{told}: command {command[:2]} is not python -m MODULE")
         if command[2].endswith("_service"):
             _check_names(told, command[2], expanded, Path(expanded.get(SECRETS_DIR, os.devnull)))
-        return Process((sys.executable, *command[1:]), _plain_environment() | expanded)
+        directory = place.directory / "root"
+        directory.mkdir(mode=0o555, exist_ok=True)
+        writable = [paths[each.path] for each in container.mounts if "emptyDir" in each.volume]
+        temporary = {"TMPDIR": str(paths[TMP])} if TMP in paths else {}
+        return Process(
+            (sys.executable, *command[1:]),
+            IMAGE_ENVIRONMENT | temporary | expanded,
+            directory,
+            tuple(writable),
+            workload.user,
+        )
 
     def _environment(
         self, told: str, workload: Workload, place: Place
@@ -115,15 +159,26 @@ class Builder:
             raise ManifestError(f"{told}: there is no ConfigMap {name}")
         return self.manifest.config_maps[name]
 
-    def _mounted(self, told: str, mount: Mount, place: Place) -> Path:
-        """The directory that stands for a mount, with its files."""
+    def _mounted(self, told: str, mount: Mount, place: Place, user: User) -> Path:
+        """The directory that stands for a mount, with its files as the kubelet lays them out.
+
+        Each is a link by way of ``..data``, which the kubelet swaps when they change.
+        """
         directory = place.directory / "volumes" / str(mount.volume["name"])
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if "emptyDir" in mount.volume:
+            _give(directory, user.uid, user.fs_group)
             return directory
+        written = directory / WRITTEN
+        written.mkdir(mode=0o755)
+        (directory / "..data").symlink_to(WRITTEN)
+        source = mount.volume.get("secret") or mount.volume.get("configMap") or {}
         for name, text in self._files(told, mount.volume).items():
-            (directory / name).touch(mode=0o600)
-            (directory / name).write_text(text)
+            (written / name).touch(mode=0o600)
+            (written / name).write_text(text)
+            (written / name).chmod(source.get("defaultMode", DEFAULT_MODE))
+            _give(written / name, ROOT.uid, user.fs_group)
+            (directory / name).symlink_to(f"..data/{name}")
         return directory
 
     def _files(self, told: str, volume: Object) -> Mapping[str, str]:
@@ -172,9 +227,10 @@ def _expanded(value: str, given: Mapping[str, str]) -> str:
     return _REFERENCE.sub(lambda match: given.get(match[1], match[0]), value)
 
 
-def _plain_environment() -> dict[str, str]:
-    """What an image brings along; nothing of the tests' own environment."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "PYTHONDONTWRITEBYTECODE": "1"}
+def _give(path: Path, uid: int, gid: int) -> None:
+    """As the kubelet gives it to a pod; whoever is not root cannot, and runs the pod itself."""
+    if os.geteuid() == 0:
+        os.chown(path, uid, gid)
 
 
 def _check_names(told: str, module: str, environment: Mapping[str, str], secrets_dir: Path) -> None:
@@ -198,5 +254,5 @@ def _check_names(told: str, module: str, environment: Mapping[str, str], secrets
     if not secrets_dir.is_dir():
         raise ManifestError(f"{told}: {SECRETS_DIR} names no mounted directory")
     for file in secrets_dir.iterdir():
-        if file.name.upper() not in known:
+        if not file.name.startswith("..") and file.name.upper() not in known:
             raise ManifestError(f"{told}: the secret {file.name} is no setting of {module}")

@@ -66,6 +66,18 @@ class Container:
 
 
 @dataclass(frozen=True)
+class User:
+    """Whom a pod's container runs as, and the group that its volumes are given to."""
+
+    uid: int
+    gid: int
+    fs_group: int
+
+
+ROOT: Final = User(0, 0, 0)
+
+
+@dataclass(frozen=True)
 class Workload:
     """A Deployment, StatefulSet or Job."""
 
@@ -80,6 +92,7 @@ class Workload:
     min_ready_s: float = 0.0
     max_surge: int = 1
     max_unavailable: int = 0
+    user: User = ROOT
 
     @property
     def told(self) -> str:
@@ -174,7 +187,13 @@ def _workload(each: Object) -> Workload:
         min_ready_s=spec.get("minReadySeconds", 0),
         max_surge=surge,
         max_unavailable=unavailable,
+        user=_user(pod.get("securityContext") or {}),
     )
+
+
+def _user(spec: Object) -> User:
+    gid: int = spec.get("runAsGroup", ROOT.gid)
+    return User(spec.get("runAsUser", ROOT.uid), gid, spec.get("fsGroup", gid))
 
 
 def _container(told: str, spec: Object, volumes: list[Object]) -> Container:
