@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 from dnslib import RCODE, DNSRecord
 
-from common.clients import open_channel
+from common.channels import open_channel
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tests.support.balances import charge
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
@@ -24,6 +25,8 @@ from tests.support.traffic.client import opened, replica_of
 from tests.support.traffic.shoppers import Shoppers
 
 REPLICAS = {"balance": 4, "coupon": 1, "order": 1, "payment": 1}
+
+ALL_AT_ONCE = Changes(replicas=dict.fromkeys(REPLICAS, 1))
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -42,6 +45,17 @@ async def test_an_order_is_paid_by_coupon_balance_and_gateway(cluster: Cluster) 
         await shoppers.check_books()
         assert not client.record.failed
     await scenarios.audited(cluster)
+
+
+async def test_what_is_applied_all_at_once_becomes_ready(tmp_path: Path) -> None:
+    objects = load(OVERLAY)
+    async with Cluster.start(objects, tmp_path, ALL_AT_ONCE, migrations_first=False) as cluster:
+        pods = [pod for service in REPLICAS for pod in cluster.pods(service)]
+        assert [pod.ends for pod in pods] == [[]] * len(pods)
+        async with opened(cluster) as client:
+            shoppers = await Shoppers.invited(client)
+            await shoppers.shop("early-shopper")
+            await shoppers.check_books()
 
 
 async def test_replicas_are_named_as_their_pods(cluster: Cluster) -> None:

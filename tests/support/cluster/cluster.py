@@ -43,6 +43,7 @@ class Cluster:
         self.deployments: dict[str, Deployment] = {}
         self.network = Addresses()
         self.services = Services(manifest.services, self.network, self._endpoints)
+        self.names = dns.Names(self.services)
         self._directory = directory
         self._builder = Builder(manifest, self.services, self.network.first)
         self._starting = asyncio.Semaphore(STARTING_MAX)
@@ -57,9 +58,12 @@ class Cluster:
         make_secrets: MakeSecrets = secret_objects,
         *,
         limit_s: float = READY_LIMIT_S,
+        migrations_first: bool = True,
     ) -> AsyncIterator[Cluster]:
         """Start everything: migration Jobs first, then every Deployment, all of its pods ready.
 
+        Without ``migrations_first`` all is there from the beginning, as ``kubectl apply`` has it,
+        and the Jobs are the slowest: servers have met databases without their schema.
         What is not in the manifest, the Secrets, is made by ``make_secrets``. Raises ManifestError
         for what does not hold together, ClusterError for what does not come up, naming the object.
         """
@@ -71,10 +75,10 @@ class Cluster:
             cluster._check_processes()
             workloads = cluster.manifest.workloads.values()
             cluster._use(stack.enter_context(backing.running(workloads, directory)), make_secrets)
-            await stack.enter_async_context(dns.serving(cluster.network.held, cluster.services))
+            await stack.enter_async_context(dns.serving(cluster.network.held, cluster.names))
             await stack.enter_async_context(cluster.services.proxied())
             stack.push_async_callback(cluster._kill_pods)
-            await cluster._come_up(limit_s)
+            await cluster._come_up(limit_s, migrations_first=migrations_first)
             yield cluster
 
     def target(self, service: str, port: int | None = None) -> str:
@@ -102,6 +106,10 @@ class Cluster:
         while len(pod.ends) == ends:
             pod.check()
             await asyncio.sleep(POLL_S)
+
+    async def lose(self, pod: Pod) -> None:
+        """kill -9, and it does not come back: another takes its place, at another address."""
+        await self.deployments[pod.workload.name].lose(pod)
 
     def signal(self, pod: Pod, number: signal.Signals) -> None:
         """Send a signal to its container's process."""
@@ -135,15 +143,28 @@ class Cluster:
         for workload in (*self.manifest.jobs, *self._own()):
             self._builder.process(workload, self._place(workload.name, "127.0.0.1", "check"))
 
-    async def _come_up(self, limit_s: float) -> None:
-        await self._run_jobs()
+    async def _come_up(self, limit_s: float, *, migrations_first: bool) -> None:
+        if migrations_first:
+            await self._run_jobs()
         for workload in self._own():
             deployment = Deployment(workload, self._make_pod)
             self.deployments[workload.name] = deployment
             for _ in range(workload.replicas):
                 deployment.grow()
+        if not migrations_first:
+            await self._met_no_schema()
+            await self._run_jobs()
         for deployment in self.deployments.values():
             await deployment.settled(limit_s)
+
+    async def _met_no_schema(self) -> None:
+        """Wait until as many servers as start at a time have said that they cannot serve."""
+        async with asyncio.timeout(JOB_LIMIT_S):
+            while True:
+                pods = [pod for each in self.deployments.values() for pod in each.pods]
+                if sum("NOT_SERVING" in pod.trouble for pod in pods) >= STARTING_MAX:
+                    return
+                await asyncio.sleep(POLL_S)
 
     async def _run_jobs(self) -> None:
         """Run every Job to its end, all at the same time."""

@@ -50,6 +50,12 @@ class Deployment:
         self._ending[task] = pod
         task.add_done_callback(self._ended)
 
+    async def lose(self, pod: Pod) -> None:
+        """Kill a pod for good and add another; returns when the first is dead."""
+        self.pods.remove(pod)
+        await pod.kill()
+        self.grow()
+
     async def scale(self, replicas: int, limit_s: float) -> None:
         """Have this many pods, all ready, and none that is still ending."""
         self.workload = replace(self.workload, replicas=replicas)

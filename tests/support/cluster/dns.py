@@ -1,11 +1,13 @@
-"""The cluster's DNS server: the names of Services, over UDP and TCP, with a short time to live."""
+"""The cluster's DNS server: the names of Services, over UDP and TCP, told fresh or from memory."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Final, cast
 
 from dnslib import QTYPE, RCODE, RR, A, DNSError, DNSRecord
@@ -13,38 +15,71 @@ from dnslib import QTYPE, RCODE, RR, A, DNSError, DNSRecord
 from tests.support.cluster.network import Services
 
 TTL_S: Final = 5
-"""What cluster DNS (CoreDNS) gives Services by default."""
+"""What cluster DNS (CoreDNS) gives Services by default; kubeadm sets 30 s (see Names.kept)."""
 LENGTH_BYTES: Final = 2
 
 
-def answer(services: Services, packet: bytes) -> bytes | None:
+class Names:
+    """What is told of a name: how things are, or how they were a while ago."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._kept_s = 0.0
+        self._kept: dict[str, tuple[float, list[str] | None]] = {}
+
+    @contextlib.contextmanager
+    def kept(self, seconds: float) -> Iterator[None]:
+        """In the block an answer, once given, is told again for so long, whatever happens.
+
+        As CoreDNS with ``cache 30`` does, and the caches of nodes.
+        """
+        self._kept_s = seconds
+        try:
+            yield
+        finally:
+            self._kept_s = 0.0
+            self._kept.clear()
+
+    def resolve(self, name: str) -> tuple[list[str] | None, int]:
+        """As ``Services.resolve``, and for how many seconds that holds."""
+        if not self._kept_s:
+            return self._services.resolve(name), TTL_S
+        now = time.monotonic()
+        until, found = self._kept.get(name, (now, None))
+        if until <= now:
+            until, found = now + self._kept_s, self._services.resolve(name)
+            self._kept[name] = until, found
+        return found, math.ceil(until - now)
+
+
+def answer(names: Names, packet: bytes) -> bytes | None:
     """The reply to a query; None to what is not one."""
     try:
         query = DNSRecord.parse(packet)
     except DNSError:
         return None
     reply = query.reply()
-    found = services.resolve(str(query.q.qname))
+    found, ttl_s = names.resolve(str(query.q.qname))
     if found is None:
         reply.header.rcode = RCODE.NXDOMAIN
     elif query.q.qtype == QTYPE.A:
         for address in found:
-            reply.add_answer(RR(query.q.qname, QTYPE.A, rdata=A(address), ttl=TTL_S))
+            reply.add_answer(RR(query.q.qname, QTYPE.A, rdata=A(address), ttl=ttl_s))
     # Any other type, such as AAAA: the name exists and has none.
     return bytes(reply.pack())
 
 
 @contextlib.asynccontextmanager
-async def serving(held: socket.socket, services: Services) -> AsyncIterator[None]:
+async def serving(held: socket.socket, names: Names) -> AsyncIterator[None]:
     """Answer on the bound UDP socket, and on the same address and port over TCP."""
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(services), sock=held)
+    transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(names), sock=held)
 
     async def over_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
             while True:
                 length = int.from_bytes(await reader.readexactly(LENGTH_BYTES))
-                reply = answer(services, await reader.readexactly(length))
+                reply = answer(names, await reader.readexactly(length))
                 if reply is None:
                     return
                 writer.write(len(reply).to_bytes(LENGTH_BYTES) + reply)
@@ -59,8 +94,8 @@ async def serving(held: socket.socket, services: Services) -> AsyncIterator[None
 
 
 class _Udp(asyncio.DatagramProtocol):
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, names: Names) -> None:
+        self._names = names
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -68,6 +103,6 @@ class _Udp(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         assert self._transport is not None
-        reply = answer(self._services, data)
+        reply = answer(self._names, data)
         if reply is not None:
             self._transport.sendto(reply, addr)

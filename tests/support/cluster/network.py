@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Final
 
 from tests.support.cluster.manifest import ManifestError, Service
@@ -19,9 +19,12 @@ from tests.support.cluster.manifest import ManifestError, Service
 DNS_PORT: Final = 5353
 ATTEMPTS: Final = 50
 CHUNK_BYTES: Final = 65536
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted: the whole of a crowd may come at once."""
 
 Endpoints = Callable[[Service], list[str]]
 """The addresses of a Service's ready pods."""
+Wait = Callable[[], Awaitable[object]]
 
 
 class Addresses:
@@ -65,6 +68,20 @@ class Services:
             name: addresses.new() for name, service in services.items() if not service.headless
         }
         self._turns = itertools.count()
+        self._replies_wait: dict[str, Wait] = {}
+
+    @contextlib.contextmanager
+    def replies_wait(self, name: str, wait: Wait) -> Iterator[None]:
+        """In the block each reply of a Service with an address of its own waits on the way.
+
+        For protocols that answer request after request, as HTTP/1.1 does.
+        """
+        assert name in self._cluster_ips
+        self._replies_wait[name] = wait
+        try:
+            yield
+        finally:
+            del self._replies_wait[name]
 
     def port(self, told: str, name: str, port: int) -> Service:
         """The Service that something in the manifest names, with a port of it.
@@ -100,7 +117,7 @@ class Services:
                 service = self._services[name]
                 for port, target in service.ports.items():
                     server = await asyncio.start_server(
-                        self._handler(service, target), address, port
+                        self._handler(service, target), address, port, backlog=BACKLOG
                     )
                     stack.push_async_callback(server.wait_closed)
                     stack.callback(server.close)
@@ -118,10 +135,28 @@ class Services:
                 pod = ready[next(self._turns) % len(ready)]
                 pod_reader, pod_writer = await asyncio.open_connection(pod, port)
                 with contextlib.closing(pod_writer):
+                    asked, told = self._waits(service.name)
                     # Either side's end is the end: none of the protocols half-closes.
-                    await _first(_copy(reader, pod_writer), _copy(pod_reader, writer))
+                    await _first(_copy(reader, pod_writer, asked), _copy(pod_reader, writer, told))
 
         return handle
+
+    def _waits(self, name: str) -> tuple[Wait, Wait]:
+        """What to await before passing on a piece of a request, and of a reply."""
+        replied = False
+
+        async def asked() -> None:
+            nonlocal replied
+            replied = False
+
+        async def told() -> None:
+            nonlocal replied
+            # Once for a reply, in however many pieces it comes.
+            if not replied and (wait := self._replies_wait.get(name)):
+                replied = True
+                await wait()
+
+        return asked, told
 
 
 def _domains(service: Service) -> tuple[str, ...]:
@@ -129,9 +164,10 @@ def _domains(service: Service) -> tuple[str, ...]:
     return namespace, f"{namespace}.svc", f"{namespace}.svc.cluster.local"
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, before: Wait) -> None:
     with contextlib.suppress(OSError):
         while data := await reader.read(CHUNK_BYTES):
+            await before()
             writer.write(data)
             await writer.drain()
 
