@@ -49,9 +49,11 @@ _FAULTS: Final = frozenset(
 
 # Tells of each attempt to export; what a reader needs is told below.
 _EXPORTER_LOG: Final = "opentelemetry.exporter.otlp.proto.grpc.exporter"
-# Tell of each span that finds the queue full, and of what clients write into `tracestate`.
+# Tell of each span that finds the queue full, of what clients write into `tracestate`, and of
+# headers, which hold keys.
 _TOO_LOUD: Final = (
     "opentelemetry.sdk._shared_internal",
+    "opentelemetry.util.re",
     "opentelemetry.trace.span",
     "opentelemetry.trace.propagation.tracecontext",
 )
@@ -191,7 +193,7 @@ def _tell(span: trace.Span, code: grpc.StatusCode, trailing: Any, *, fault: bool
     if not span.is_recording():
         return
     span.set_attribute(_CODE, code.name)
-    refusal = from_trailing(trailing, code)
+    refusal = from_trailing(trailing or (), code)
     if refusal.reason:
         span.set_attribute(_REASON, refusal.reason)
     if "error_id" in refusal.metadata:

@@ -46,6 +46,8 @@ _FILES: Final = tuple(
     for signal in ("TRACES_", "")
     for kind in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
 )
+_HEADERS: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+_HEADER: Final = re.compile(r"\s*[A-Za-z0-9_.-]+\s*=[ -~]*")
 _FORM: Final = "must be http://host:port or https://host:port"
 _VARIABLE: Final = re.compile(r"\bOTEL_[A-Z_]+\b")
 
@@ -71,6 +73,9 @@ def wanted() -> bool:
     for name in _FILES:
         if _given(name) and not _can_be_read(Path(_given(name))):
             raise SettingsError(f"{name}: is not a file that can be read")
+    for name in _HEADERS:
+        if not all(_HEADER.fullmatch(one) for one in _given(name).split(",") if one):
+            raise SettingsError(f"{name}: must be key=value, more of them after commas")
     with _refusing():
         # Some of the variables are read when it is imported.
         import common.spans  # noqa: F401, PLC0415

@@ -184,6 +184,11 @@ async def test_what_is_wrong_ends_the_replica_with_one_line_that_names_the_varia
     assert "hunter2" not in told
 
 
+def test_an_unknown_sampler_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with tracing_to("http://127.0.0.1:1", settings(), OTEL_TRACES_SAMPLER="typo"):
+        assert [one.getMessage() for one in caplog.records] == ["Couldn't recognize sampler typo."]
+
+
 async def test_migrating_is_not_traced() -> None:
     module = "tests.integration.common.echo_process"
     given = {ENDPOINT: "malformed", "TALLY_OWNER_DATABASE_URL": URL}

@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from common import logs, tracing
-from common.clients import Peer, open_channel
+from common.channels import open_channel
+from common.clients import Peer
 from common.detached import Detached, outcome_of
 from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal
 from tests.integration.common.echo import NAME, Echo, EchoStub, serving, settings
@@ -250,6 +251,21 @@ async def test_each_attempt_at_a_call_is_a_span_of_its_own() -> None:
     # To a caller every refusal is an error, to a server only its own faults.
     assert [span.error for span in collector.named(SAY, "CLIENT")] == [True, True]
     assert [span.error for span in collector.named(SAY)] == [True, False]
+
+
+async def test_an_attempt_that_nobody_answers_is_told_by_its_code_and_not_by_addresses() -> None:
+    async with serving() as (address, _):
+        pass
+    with traced() as collector:
+        async with peer_of(address) as peer:
+            with pytest.raises(RemoteRefusal):
+                await peer.call(peer.stub.Say, StringValue(), limit_s=60.0, repeat=False)
+        tracing.end()
+    [span] = collector.spans
+    assert (span.kind, span.error) == ("CLIENT", True)
+    assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
+    assert "tally.reason" not in span.attributes
+    assert address not in collector.everything()
 
 
 async def test_calls_at_the_same_time_do_not_mix_up_their_traces() -> None:

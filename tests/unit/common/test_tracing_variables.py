@@ -39,6 +39,7 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ({ENDPOINT: WELL, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, True),
         ({ENDPOINT: WELL, "OTEL_EXPORTER_OTLP_TIMEOUT": "1.5"}, True),
         ({ENDPOINT: WELL, "OTEL_EXPORTER_OTLP_CERTIFICATE": __file__}, True),
+        ({ENDPOINT: WELL, "OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b==, Auth = Bearer x,"}, True),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_SERVICE_NAME": "x"}, False),
     ],
 )
@@ -85,6 +86,17 @@ WRONG = [
             "OTEL_BSP_EXPORT_TIMEOUT",
         )
         for value in (SECRET, "", "0", "-1", "1.5")
+    ),
+    *(
+        (name, value)
+        for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+        for value in (
+            SECRET,
+            f"key={SECRET},{SECRET}",
+            f"={SECRET}",
+            f"k ey={SECRET}",
+            f"é={SECRET}",
+        )
     ),
     ("OTEL_BSP_MAX_QUEUE_SIZE", "511"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2049"),
