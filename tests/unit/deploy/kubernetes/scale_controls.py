@@ -49,40 +49,6 @@ CONTROLS: Final = [
         at("PodDisruptionBudget", "order", "spec", "unhealthyPodEvictionPolicy", gone=True),
     ),
     Control(
-        "scaling_is_in_one_hand",
-        "sets its own replicas",
-        at("Deployment", "order", "spec", "replicas", value=3),
-    ),
-    Control(
-        "scaling_is_in_one_hand",
-        "least and most",
-        at("HorizontalPodAutoscaler", "order", "spec", "minReplicas", value=2),
-    ),
-    Control(
-        "scaling_is_in_one_hand",
-        "as it likes",
-        at("HorizontalPodAutoscaler", "order", "spec", "behavior", "scaleDown", gone=True),
-    ),
-    Control(
-        "scaling_is_in_one_hand",
-        "does not exist",
-        at("HorizontalPodAutoscaler", "order", "spec", "scaleTargetRef", "name", value="orders"),
-    ),
-    Control(
-        "scaling_is_in_one_hand",
-        "Deployment/order: is not scaled",
-        without("HorizontalPodAutoscaler", "order"),
-    ),
-    Control(
-        "scaling_is_in_one_hand",
-        "container app",
-        at(
-            *("HorizontalPodAutoscaler", "order", "spec", "metrics", 0),
-            *("containerResource", "container"),
-            value="app",
-        ),
-    ),
-    Control(
         "pools_fit_the_database",
         "StatefulSet/postgres",
         at("Deployment", "order", "spec", "replicas", value=16),

@@ -1,17 +1,16 @@
-"""Rules about many replicas: rollouts, disruption, scaling, database connections."""
+"""Rules about many replicas: rollouts, disruption, database connections."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from tests.unit.deploy.kubernetes.manifests import Object, Overlay, Workload, selects, told
+from tests.unit.deploy.kubernetes.manifests import Overlay, Workload, selects, told
 from tests.unit.deploy.kubernetes.rule import rule
 
 RESERVED_CONNECTIONS: Final = 3
 """PostgreSQL's superuser_reserved_connections."""
 ALLOWED: Final = "tally.dev/postgres-max-connections"
-SCALED_LEAST: Final = 3
 
 
 @rule
@@ -43,38 +42,6 @@ def disruptions_are_bounded(overlay: Overlay) -> Iterator[str]:
         ]
         if len(selected) != 1:
             yield f"{told(budget)}: is about {len(selected)} workloads, not one"
-
-
-@rule
-def scaling_is_in_one_hand(overlay: Overlay) -> Iterator[str]:
-    scaled = set()
-    for scaler in overlay.of_kind("HorizontalPodAutoscaler"):
-        spec, target = scaler["spec"], scaler["spec"]["scaleTargetRef"]
-        found = overlay.find(target["kind"], target["name"])
-        if found is None:
-            yield f"{told(scaler)}: scales {target['name']}, which does not exist"
-            continue
-        scaled.add(target["name"])
-        yield from _of_scaled(scaler, found)
-        if not SCALED_LEAST <= spec.get("minReplicas", 1) < spec["maxReplicas"]:
-            yield f"{told(scaler)}: its least and most replicas do not fit"
-        if not spec.get("behavior", {}).get("scaleDown"):
-            yield f"{told(scaler)}: scales down as it likes"
-    for each in overlay.servers:
-        if overlay.name == "production" and each.name not in scaled:
-            yield f"{each.told}: is not scaled"
-        if each.name not in scaled and "replicas" not in each.spec:
-            yield f"{each.told}: has neither replicas nor a scaler"
-
-
-def _of_scaled(scaler: Object, found: Object) -> Iterator[str]:
-    if "replicas" in found["spec"]:
-        yield f"{told(scaler)}: {told(found)} sets its own replicas"
-    containers = {one["name"] for one in Workload(found).containers}
-    for metric in scaler["spec"].get("metrics", []):
-        container = metric.get("containerResource", {}).get("container")
-        if container is not None and container not in containers:
-            yield f"{told(scaler)}: looks at container {container}, which does not exist"
 
 
 def connections_max(overlay: Overlay, each: Workload) -> int:

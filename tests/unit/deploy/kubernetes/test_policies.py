@@ -8,6 +8,8 @@ from deploy.kubernetes.manifests import OVERLAYS
 from tests.unit.deploy.kubernetes import (
     address_controls,
     address_rules,
+    autoscaling_controls,
+    autoscaling_rules,
     border_controls,
     border_rules,
     dns_controls,
@@ -36,6 +38,7 @@ from tests.unit.deploy.kubernetes.rule import RULES
 # Importing a module of rules is what registers them.
 RULE_MODULES = (
     address_rules,
+    autoscaling_rules,
     border_rules,
     dns_rules,
     migration_rules,
@@ -50,6 +53,7 @@ RULE_MODULES = (
 assert all(RULE_MODULES)
 CONTROLS = [
     *address_controls.CONTROLS,
+    *autoscaling_controls.CONTROLS,
     *border_controls.CONTROLS,
     *dns_controls.CONTROLS,
     *pod_controls.CONTROLS,
