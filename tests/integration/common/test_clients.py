@@ -91,26 +91,6 @@ async def test_a_replica_that_is_not_ready_gets_no_calls_until_it_is() -> None:
         await until_seen(peer, {"well"})
 
 
-async def test_no_call_fails_while_one_of_two_replicas_drains() -> None:
-    async with (
-        serving(replica="stays") as (stays, _),
-        serving(replica="goes", drain_delay_s=3.0) as (goes, server),
-        peer_of(stays, goes) as peer,
-    ):
-        await until_seen(peer, {"stays", "goes"})
-        draining = asyncio.create_task(server.drain())
-        calls = 0
-        while not draining.done():
-            answer = await peer.call(
-                peer.stub.Say, StringValue(value=str(calls)), limit_s=5.0, repeat=False
-            )
-            assert answer.value == str(calls)
-            calls += 1
-        await draining
-        assert calls > 0
-        assert await replicas_seen(peer, 10) == {"stays": 10}
-
-
 async def test_a_refusal_arrives_with_its_reason_and_is_not_repeated() -> None:
     faulty = Faulty(Gone(id="7"))
     async with serving(Echo(faulty)) as (address, _), peer_of(address) as peer:
