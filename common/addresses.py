@@ -9,24 +9,15 @@ from pydantic import AfterValidator, SecretStr
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from common.endpoints import PORT_MAX, split_host_port
 from common.redis_library import ConnectionPool
 
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-PORT_MAX: Final = 65535
 
-_HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _POSTGRES: Final = re.compile(r"postgresql://[^\s/?#]+/[^\s/?#]+(\?[^\s#]*)?")
 _REDIS: Final = re.compile(r"(rediss?|unix)://\S+")
 _POSTGRES_FORM: Final = "must be postgresql://user:password@host:port/database"
 _REDIS_FORM: Final = "must be redis://, rediss:// or unix:// with an address, or empty"
-
-
-def split_host_port(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[ipv6]:port``. Raises ValueError if it is neither."""
-    match = _HOST_PORT.fullmatch(address)
-    if match is None or int(match[2]) > PORT_MAX:
-        raise ValueError(f"must be host:port with a port from 0 to {PORT_MAX}")
-    return match[1], int(match[2])
 
 
 def engine_url(text: str) -> URL:

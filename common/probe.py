@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.settings import split_host_port
+from common.endpoints import split_host_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,9 +13,10 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import reflection
+from common.endpoints import split_host_port
 from common.health import Health, Ready
 from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
-from common.settings import source_of, split_host_port
+from common.settings import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

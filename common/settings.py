@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from common import variables
-from common.addresses import BindAddress, PostgresUrl, RedisUrl, split_host_port
+from common.addresses import BindAddress, PostgresUrl, RedisUrl
 from common.variables import PREFIX, SECRETS_DIR, SettingsError
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "read",
     "reference",
     "source_of",
-    "split_host_port",
 ]
 
 

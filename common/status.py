@@ -150,9 +150,9 @@ def _peer_silent(refusal: Refusal) -> Refusal:
     code = Code.UNAVAILABLE
     if refusal.code is Code.DEADLINE_EXCEEDED:
         code = Code.DEADLINE_EXCEEDED
-    return RemoteRefusal(
-        code, PEER_UNAVAILABLE, _PEER_SILENT, {}, retry_after_s=_PEER_RETRY_AFTER_S
-    )
+    # What would only repeat itself is not to be sent again by every client of ours either.
+    retry_after_s = _PEER_RETRY_AFTER_S if refusal.code in _REPEATABLE_WHEN_SILENT else None
+    return RemoteRefusal(code, PEER_UNAVAILABLE, _PEER_SILENT, {}, retry_after_s=retry_after_s)
 
 
 def _bad_request(fields: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:

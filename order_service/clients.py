@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from common.clients import Peer, open_channel
+from common.channels import open_channel
+from common.clients import Peer
 from common.convert import money_to
 from common.errors import Code, Refusal
 from common.status import may_repeat

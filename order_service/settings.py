@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from common.clients import target
+from common.endpoints import target
 from common.settings import BindAddress, ServiceSettings
 
 

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from common.clients import open_channel
+from common.channels import open_channel
 from common.ids import new_id
 from common.service_config import may_repeat
 from tally_client import policy

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from common.clients import open_channel
+from common.channels import open_channel
 from common.errors import Code, DatabaseUnavailable, RemoteRefusal
 from tally.balance.v1 import balance_pb2
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub

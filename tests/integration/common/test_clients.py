@@ -10,8 +10,9 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common import clients, deadlines, metrics
-from common.clients import Peer, open_channel
+from common import deadlines, endpoints, metrics
+from common.channels import open_channel
+from common.clients import Peer
 from common.errors import Code, DatabaseUnavailable, DeadlineTooShort, Refusal, RemoteRefusal
 from tests.integration.common.echo import Echo, EchoStub, serving
 
@@ -213,13 +214,26 @@ async def test_a_call_whose_caller_gives_up_is_cancelled_and_not_repeated() -> N
         ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
         ("balance:50051", "dns:///balance:50051"),
         ("dns:///balance:50051", "dns:///balance:50051"),
+        ("dns:balance:50051", "dns:balance:50051"),
+        ("dns://10.0.0.10:53/balance:50051", "dns://10.0.0.10:53/balance:50051"),
+        ("ipv4:127.0.0.1:1,127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ("ipv6:[::1]:1", "ipv6:[::1]:1"),
+        ("unix:/run/balance.sock", "unix:/run/balance.sock"),
     ],
 )
 def test_addresses_become_a_target(addresses: str, expected: str) -> None:
-    assert clients.target(addresses) == expected
+    assert endpoints.target(addresses) == expected
 
 
-@pytest.mark.parametrize("addresses", ["", "a:1,b:2", "a", "127.0.0.1:1,[::1]:1", "a:99999"])
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        *("", "a:1,b:2", "a", "127.0.0.1:1,[::1]:1", "a:99999"),
+        *("http://balance:50051", "https:balance:50051", "balance://x", "xds:///balance:50051"),
+        *("dns://balance:50051", "dns:///balance", "dns:///", "dns:"),
+        *("ipv4:balance:1", "ipv4:[::1]:1", "ipv6:127.0.0.1:1", "ipv4:", "unix:", "unix://"),
+    ],
+)
 def test_addresses_that_cannot_be_a_target_are_refused(addresses: str) -> None:
     with pytest.raises(ValueError, match="must"):
-        clients.target(addresses)
+        endpoints.target(addresses)

@@ -12,8 +12,9 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common import clients, server
-from common.clients import Peer, open_channel
+from common import channels, server
+from common.channels import open_channel
+from common.clients import Peer
 from tests.integration.common.echo import EchoStub, serving
 from tests.integration.common.names import name_server
 
@@ -121,14 +122,14 @@ async def test_a_client_that_pings_as_ours_do_is_not_told_to_calm_down(
 ) -> None:
     """At a hundredth of the times: the server's least interval, and our clients' own."""
     monkeypatch.setattr(server, "CLIENT_PING_LEAST_MS", server.CLIENT_PING_LEAST_MS // 100)
-    assert await told_after_pings(clients.KEEPALIVE_MS / 1000 / 100) is None
+    assert await told_after_pings(channels.KEEPALIVE_MS / 1000 / 100) is None
 
 
 async def test_control_at_grpcs_own_interval_such_a_client_is_thrown_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "CLIENT_PING_LEAST_MS", 300_000)
-    assert await told_after_pings(clients.KEEPALIVE_MS / 1000 / 100) == ENHANCE_YOUR_CALM
+    assert await told_after_pings(channels.KEEPALIVE_MS / 1000 / 100) == ENHANCE_YOUR_CALM
 
 
 async def test_a_client_that_pings_much_more_often_is_thrown_out() -> None:

@@ -22,7 +22,7 @@ from common.errors import (
 )
 from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
 from common.server import METADATA_BYTES_MAX, RECEIVE_BYTES_MAX
-from common.status import from_rpc_error
+from common.status import from_rpc_error, may_repeat
 from tests.integration.common.echo import SAY, Echo, EchoStub, add, serving
 
 if TYPE_CHECKING:
@@ -151,9 +151,11 @@ async def test_a_peers_silence_is_not_told_in_the_transports_words() -> None:
 
 @pytest.mark.parametrize("code", list(Code))
 async def test_every_bare_code_of_a_peer_ends_in_a_status_with_a_reason(code: Code) -> None:
-    async with stub(raising(RemoteRefusal(code, "", "", {}))) as echo:
+    silent = RemoteRefusal(code, "", "", {})
+    async with stub(raising(silent)) as echo:
         refusal = await refused(echo.Say(StringValue()))
     assert refusal.reason == "PEER_UNAVAILABLE"
+    assert (refusal.retry_after_s is not None) is may_repeat(silent)
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_field() -> None:

@@ -18,7 +18,11 @@ FREE_TEXT = {"gateway_secret_key"}
 """Settings that may hold anything."""
 
 HOST_PORTS = [SECRET, f"{SECRET}:", ":1", f"{SECRET}:99999", f"{SECRET}:x", f"{SECRET} :1"]
-PEERS = [*HOST_PORTS, "", ",", f"a:1,{SECRET}:2", f"127.0.0.1:1,{SECRET}:2", "127.0.0.1:1,[::1]:1"]
+PEERS = [
+    *(*HOST_PORTS, "", ",", f"a:1,{SECRET}:2", f"127.0.0.1:1,{SECRET}:2", "127.0.0.1:1,[::1]:1"),
+    *(f"http://{SECRET}:1", f"dns://{SECRET}:1", f"dns:///{SECRET}", f"{SECRET}://a:1", "unix:"),
+    *(f"ipv4:{SECRET}:1", "ipv6:127.0.0.1:1", f"xds:///{SECRET}:1"),
+]
 DATABASES = [
     *(SECRET, f"mysql://u:{SECRET}@h/d", f"postgresql://u:{SECRET}@h", "postgresql:///d"),
     *(f"postgresql://u:{SECRET}@h:port/d", f"postgresql://u:{SECRET}@h:99999/d"),

@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 
 from common.addresses import engine_url
+from common.endpoints import split_host_port
 from common.settings import (
     ServiceSettings,
     SettingsError,
@@ -16,7 +17,6 @@ from common.settings import (
     misspelt,
     read,
     reference,
-    split_host_port,
 )
 
 if TYPE_CHECKING:
