@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.clients import open_channel
+from common.channels import open_channel
 from common.runtime import Application
 from common.server import GrpcServer
 from common.settings import ServiceSettings
