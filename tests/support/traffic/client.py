@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import grpc
 
-from common.clients import open_channel
+from common.channels import open_channel
 from common.errors import Code
 from common.service_config import balanced, timeouts_s, without_timeouts
 from common.status import from_rpc_error
