@@ -46,6 +46,7 @@ def disruptions_are_bounded(overlay: Overlay) -> Iterator[str]:
 
 def connections_max(overlay: Overlay, each: Workload) -> int:
     """What a service opens at most: in a rollout, as many drain as serve, and some surge."""
+    # All of a replica's, with the one of its readiness probe.
     pool = int(overlay.setting(each, "pool_size"))
     surge = int(each.spec["strategy"]["rollingUpdate"]["maxSurge"])
     migrating = sum(other.service == each.service for other in overlay.migrations)
