@@ -9,11 +9,7 @@ import pytest_asyncio
 
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
 
-CONNECTION_AGE_S = 5
-CHANGES = Changes(
-    settings={"TALLY_MAX_CONNECTION_AGE_S": str(CONNECTION_AGE_S)},
-    arguments={"gateway": ("--latency-ms", "5-20")},
-)
+CHANGES = Changes(arguments={"gateway": ("--latency-ms", "5-20", "--slow-ms", "300")})
 
 _figures = pytest.StashKey[list[str]]()
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
-from tests.support.traffic import scenarios
+from tests.support.traffic import kills, scenarios
 from tests.support.traffic.client import PLAIN, opened
 
 CONNECTION_AGE_S = 5
+AGELESS = "coupon"
+"""The service that does not end its connections for their age."""
 CROWD = 3
 HELD_S = 1.0
 CHANGES = Changes(
     replicas=dict.fromkeys(scenarios.SERVICES, 2),
     settings={"TALLY_MAX_CONNECTION_AGE_S": str(CONNECTION_AGE_S)},
-    arguments={"gateway": ("--latency-ms", "5-20")},
-    min_ready_s=1,
+    environment={AGELESS: {"TALLY_MAX_CONNECTION_AGE_S": "3600"}},
+    arguments={"gateway": ("--latency-ms", "5-20", "--slow-ms", "300")},
+    # Less than the overlay has, but more than a replica takes for draining. Else all old replicas
+    # may be draining before the first has closed its connections, which is when clients look for
+    # new ones: those whose connections do not age would find nobody.
+    min_ready_s=4,
 )
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
@@ -48,8 +55,15 @@ async def test_of_five_confirmations_of_one_key_one_pays(cluster: Cluster) -> No
     print(await scenarios.duplicates(cluster, rounds=50))
 
 
-async def test_a_new_replica_gets_traffic(cluster: Cluster) -> None:
-    print(await scenarios.found(cluster, "balance", connection_age_s=CONNECTION_AGE_S))
+async def test_a_new_replica_gets_traffic_by_the_connection_age_alone(cluster: Cluster) -> None:
+    """With its control, at the same time: one whose connections never age gets none."""
+    limit_s = scenarios.found_limit_s(cluster, "balance")
+    told, control = await asyncio.gather(
+        scenarios.found(cluster, "balance"),
+        scenarios.first_call_at_a_new_replica(cluster, AGELESS, limit_s),
+    )
+    print(told)
+    assert control is None
 
 
 async def test_no_call_fails_while_every_service_is_restarted(cluster: Cluster) -> None:
@@ -57,7 +71,7 @@ async def test_no_call_fails_while_every_service_is_restarted(cluster: Cluster) 
 
 
 async def test_a_killed_replica_costs_no_request_and_doubles_none(cluster: Cluster) -> None:
-    told, record = await scenarios.killed(cluster, "balance", CROWD, held_s=HELD_S)
+    told, record = await kills.killed(cluster, "balance", CROWD, held_s=HELD_S)
     print(told)
     assert not record.failed
 
@@ -65,6 +79,6 @@ async def test_a_killed_replica_costs_no_request_and_doubles_none(cluster: Clust
 async def test_control_without_retries_a_kill_is_seen_and_still_doubles_nothing(
     cluster: Cluster,
 ) -> None:
-    told, record = await scenarios.killed(cluster, "balance", CROWD, held_s=HELD_S, config=PLAIN)
+    told, record = await kills.killed(cluster, "balance", CROWD, held_s=HELD_S, config=PLAIN)
     print(told)
     assert record.failed

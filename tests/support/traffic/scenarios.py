@@ -6,27 +6,24 @@ Each returns its figures, after it has checked what must hold.
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 
-from common.clients import open_channel
+from common.channels import open_channel
 from deploy.local.gateway.simulator import GatewaySimulator
-from payment_service.settings import PaymentSettings
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 from tests.support.balances import charge
-from tests.support.cluster import Cluster, Pod
+from tests.support.cluster import Cluster
 from tests.support.payments import confirm
 from tests.support.refusals import outcome
-from tests.support.traffic.client import PUBLISHED, Client, Record, opened, replica_of
+from tests.support.traffic.client import PUBLISHED, Client, opened, replica_of
 from tests.support.traffic.shoppers import Shoppers, in_groups
 
 SERVICES: Final = ("balance", "coupon", "order", "payment")
@@ -36,10 +33,10 @@ RESOLUTION_S: Final = 5.0
 """A channel asks DNS no more often than this (common.clients)."""
 AGE_JITTER: Final = 1.1
 """gRPC varies the age at which it closes a connection by a tenth."""
-FOUND_MARGIN_S: Final = 10.0
-FAILURE_S_MAX: Final = 5.0
 DUPLICATES: Final = 5
 ROUNDS_AT_ONCE: Final = 20
+MET_SHARE_MIN: Final = 0.8
+"""In so many rounds at least one rival has to come while another is being paid."""
 TURNED_AWAY: Final = frozenset({"PAYMENT_IN_PROGRESS", "PAYMENT_KEY_USED"})
 SEEN_LIMIT_S: Final = 60.0
 
@@ -87,10 +84,24 @@ async def spread(cluster: Cluster, service: str, calls: int) -> str:
     return f"{service}: {calls} calls over {len(pods)} replicas: {told}"
 
 
-async def found(cluster: Cluster, service: str, *, connection_age_s: float) -> str:
-    """A new replica gets calls of a client that never reopens its channel."""
+async def found(cluster: Cluster, service: str) -> str:
+    """A new replica gets calls of a client that never reopens its channel, within the age."""
+    took_s = await first_call_at_a_new_replica(cluster, service, found_limit_s(cluster, service))
+    assert took_s is not None, f"{service}: none within {found_limit_s(cluster, service):g} s"
+    return f"{service}: first call at a new replica {took_s:.1f} s after it was ready"
+
+
+def found_limit_s(cluster: Cluster, service: str) -> float:
+    """The age of the service's connections, and what a channel may be late with asking DNS."""
+    environment = cluster.pods(service)[0].process.environment
+    return float(environment["TALLY_MAX_CONNECTION_AGE_S"]) * AGE_JITTER + RESOLUTION_S
+
+
+async def first_call_at_a_new_replica(
+    cluster: Cluster, service: str, limit_s: float
+) -> float | None:
+    """Seconds from when it was ready to its first call; None if none came within the limit."""
     replicas = len(cluster.pods(service))
-    limit_s = connection_age_s * AGE_JITTER + RESOLUTION_S + FOUND_MARGIN_S
     async with opened(cluster) as client:
         method, request = reads(client)[service]
         await client.call(method, request)
@@ -99,12 +110,16 @@ async def found(cluster: Cluster, service: str, *, connection_age_s: float) -> s
             await cluster.scale(service, replicas + 1)
             (new,) = {pod.name for pod in cluster.pods(service)} - before
             since = time.monotonic()
-            while new not in client.record.replicas:
-                assert time.monotonic() - since < limit_s, client.record.replicas
+            while (  # noqa: ASYNC110 - counted by another task
+                new not in client.record.replicas and time.monotonic() - since < limit_s
+            ):
                 await asyncio.sleep(0.02)
-            took_s = time.monotonic() - since
+            took_s = time.monotonic() - since if new in client.record.replicas else None
+    # Whoever comes anew finds it anyway.
+    async with opened(cluster) as client:
+        await all_seen(client, service, before | {new})
     await cluster.scale(service, replicas)
-    return f"{service}: first call at a new replica {took_s:.1f} s after it was ready"
+    return took_s
 
 
 async def rolled(
@@ -128,105 +143,6 @@ async def rolled(
         await shoppers.check_books()
     await audited(cluster)
     return f"rolling restart of {', '.join(services)}, {kind_of(config)}: {told}"
-
-
-async def killed(
-    cluster: Cluster,
-    service: str,
-    crowd: int,
-    *,
-    held_s: float = 0.0,
-    config: Mapping[str, Any] = PUBLISHED,
-) -> tuple[str, Record]:
-    """kill -9 of one pod under load: no request fails for long, nothing is lost or doubled.
-
-    ``held_s``: so long the pod is held still before, so that calls are certainly on their way to it
-    and unanswered when it dies.
-    """
-    async with opened(cluster, config) as client:
-        shoppers = await Shoppers.invited(client)
-        async with shoppers.at_work(crowd):
-            await shoppers.came(2 * crowd)
-            before, client.record = client.record, Record()
-            assert not before.failed
-            pod = cluster.pods(service)[0]
-            if held_s:
-                cluster.signal(pod, signal.SIGSTOP)
-                await asyncio.sleep(held_s)
-            await cluster.kill(pod)
-            await cluster.deployments[service].settled(SEEN_LIMIT_S)
-            await shoppers.came(crowd)
-        record = replace(client.record)
-        await shoppers.check_books()
-    how = f", held for {held_s:g} s before" if held_s else ""
-    told = f"kill -9 of one {service}{how}, {kind_of(config)}: {record.told()}"
-    told += f" (before: {before.told()})"
-    check_delays(before, record, told, lease_s=_lease_s(pod) if service == "payment" else 0.0)
-    if config is PUBLISHED:
-        check_codes(record, service)
-    await audited(cluster)
-    return told, record
-
-
-def check_delays(before: Record, after: Record, told: str, *, lease_s: float = 0.0) -> None:
-    """No request was kept from its success for more than 5 s.
-
-    Every request is timed from its first send to its success, for gRPC's own repetitions show as
-    nothing but a call that takes longer. What such a call takes anyway, on this machine and with
-    what else it does, is what the longest one took in the same run before.
-
-    ``lease_s``: PayOrder may take this much longer. Where a dead payment replica had a confirmation
-    at the gateway, nobody may ask the gateway about it before that replica's lease is over.
-    """
-    allowed = {name: FAILURE_S_MAX + took_s for name, took_s in before.longest_s.items()}
-    allowed["PayOrder"] += lease_s
-    late = {name: s for name, s in after.longest_s.items() if s > allowed[name]}
-    assert not late, (late, told)
-
-
-def check_codes(record: Record, service: str) -> None:
-    """A client with the published config saw no call fail when a replica of the service died.
-
-    But a repeated PayOrder, which waits for the first one for 5 s: what a dead order replica was
-    paying is usually taken over and paid by then, and otherwise it is told to come again (ABORTED).
-    """
-    may_fail = {"ABORTED"} if service == "order" else set[str]()
-    assert set(record.codes) <= may_fail, record.failed[:20]
-
-
-def _lease_s(payment: Pod) -> float:
-    """How long a payment replica keeps others from what it has at the gateway."""
-    usual = PaymentSettings.model_fields["lease_s"].default
-    return float(payment.process.environment.get("TALLY_PAYMENT_LEASE_S", usual))
-
-
-async def killed_while_paying(cluster: Cluster, crowd: int) -> str:
-    """kill -9 of a payment pod whose confirmations are at the gateway: each is charged once.
-
-    Nobody knows their outcome until the dead pod's lease is over and another finds it out; that
-    may take most of the time that PayOrder has.
-    """
-    gateway = _gateway(cluster)
-    async with opened(cluster) as client:
-        shoppers = await Shoppers.invited(client)
-        shoppers.key_prefix = "slow_"
-        users = [f"patient{number}" for number in range(crowd)]
-        keys = {shoppers.key_of(user_id) for user_id in users}
-        async with asyncio.TaskGroup() as group:
-            for user_id in users:
-                group.create_task(shoppers.shop(user_id))
-            async with asyncio.timeout(SEEN_LIMIT_S):
-                charged: set[str] = set()
-                while not keys <= charged:
-                    charged = set(await asyncio.to_thread(gateway.charges))
-            await cluster.kill(cluster.pods("payment")[0])
-        charges = await asyncio.to_thread(gateway.charges)
-        assert {charges[key]["payment"]["status"] for key in keys} == {"DONE"}
-        told = client.record.told()
-        await shoppers.check_books()
-    await cluster.settled()
-    await audited(cluster)
-    return f"kill -9 of one payment with confirmations at the gateway: {told}"
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
@@ -257,13 +173,18 @@ async def one_request_everywhere(cluster: Cluster) -> str:
 
 
 async def duplicates(cluster: Cluster, rounds: int) -> str:
-    """Of five confirmations of one payment_key, behind round robin, one pays, once."""
+    """Of five confirmations of one payment_key, behind round robin, one pays, once.
+
+    The gateway takes its time for ``slow_`` keys: 100 to 500 ms, as where this case is from.
+    """
     told: Counter[str] = Counter()
-    keys = [f"duplicate-{time.monotonic_ns()}-{number}" for number in range(rounds)]
+    met = 0
+    keys = [f"slow_duplicate-{time.monotonic_ns()}-{number}" for number in range(rounds)]
     # Repeated by nothing: a retry within gRPC would hide which answer a rival got.
     async with opened(cluster, {"loadBalancingConfig": [{"round_robin": {}}]}) as client:
 
         async def play(key: str) -> None:
+            nonlocal met
             requests = [confirm(key, f"{key}-{rival}") for rival in range(DUPLICATES)]
             answers = await asyncio.gather(
                 *(outcome(client.call(client.payment.ConfirmPayment, each)) for each in requests)
@@ -271,16 +192,32 @@ async def duplicates(cluster: Cluster, rounds: int) -> str:
             refused = [answer for answer in answers if isinstance(answer, str)]
             assert len(refused) == DUPLICATES - 1, refused
             assert set(refused) <= TURNED_AWAY, refused
+            (paid,) = (answer.payment for answer in answers if not isinstance(answer, str))
+            assert (paid.state, paid.payment_key) == (payment_pb2.Payment.STATE_CONFIRMED, key)
+            met += "PAYMENT_IN_PROGRESS" in refused
             told.update(refused)
 
         await in_groups(play, keys, ROUNDS_AT_ONCE)
         replicas = len(client.record.replicas)
     assert replicas == len(cluster.pods("payment"))
-    charges = await asyncio.to_thread(_gateway(cluster).charges)
-    assert {charges[key]["confirmCalls"] for key in keys} == {1}
-    assert {charges[key]["payment"]["status"] for key in keys} == {"DONE"}
+    # One after the other, each would find the key used: those would be no duplicates at once.
+    assert met >= MET_SHARE_MIN * rounds, (met, told)
+    charges = await asyncio.to_thread(gateway_of(cluster).charges)
+    check_charged_once(charges, keys)
     await audited(cluster)
-    return f"{rounds} rounds of {DUPLICATES} over {replicas} replicas: 1 paid each, {dict(told)}"
+    return (
+        f"{rounds} rounds of {DUPLICATES} over {replicas} replicas: 1 paid each, {dict(told)},"
+        f" rivals met in {met}"
+    )
+
+
+def check_charged_once(charges: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """In the gateway's own record each key was asked for once, charged, and not paid back."""
+    seen = Counter(
+        (record["confirmCalls"], record["cancelCalls"], record["payment"]["status"])
+        for record in (charges[key] for key in keys)
+    )
+    assert set(seen) == {(1, 0, "DONE")}, seen
 
 
 async def audited(cluster: Cluster) -> None:
@@ -290,7 +227,7 @@ async def audited(cluster: Cluster) -> None:
     assert report.holds, differences
 
 
-def _gateway(cluster: Cluster) -> GatewaySimulator:
+def gateway_of(cluster: Cluster) -> GatewaySimulator:
     """A client of the cluster's gateway."""
     simulator = GatewaySimulator(cluster.path_of("gateway", "--data-file"))
     (pod,) = cluster.pods("gateway")

@@ -40,8 +40,6 @@ class Shoppers:
     client: Client
     campaign_id: str = ""
     product_id: str = ""
-    key_prefix: str = ""
-    """What their payment keys begin with: the simulated gateway does what it says."""
     done: list[str] = field(default_factory=list)
     """Who got through everything."""
     _stopping: bool = False
@@ -111,7 +109,7 @@ class Shoppers:
 
     def key_of(self, user_id: str) -> str:
         """The payment key of a shopper."""
-        return f"{self.key_prefix}{user_id}-key"
+        return f"{user_id}-key"
 
     async def check_books(self) -> None:
         """Nothing of what was answered is lost or there twice."""
