@@ -1,4 +1,4 @@
-"""Connections: their age, by which clients find new replicas, and the pings that keep them."""
+"""Connections: the pings that keep them, and the port that they come by."""
 
 from __future__ import annotations
 
@@ -10,58 +10,14 @@ from typing import Final
 
 import grpc
 import pytest
-from google.protobuf.wrappers_pb2 import StringValue
 
 from common import channels, server
-from common.channels import open_channel
-from common.clients import Peer
-from tests.integration.common.echo import EchoStub, serving
-from tests.integration.common.names import name_server
+from tests.integration.common.echo import serving
 
 PING, GOAWAY, SETTINGS = 0x6, 0x7, 0x4
 ACK: Final = 0x1
 ENHANCE_YOUR_CALM: Final = 0xB
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-async def answered_by(peer: Peer[EchoStub]) -> str:
-    """One call, which must not fail, and the replica that answered it."""
-    call = peer.stub.Say(StringValue(value="anyone"), timeout=30)
-    assert (await call).value == "anyone"
-    return str(dict(await call.trailing_metadata())["tally-replica"])
-
-
-async def test_a_client_meets_a_new_replica_when_its_connections_have_aged() -> None:
-    """By DNS, as in Kubernetes; nothing but the age makes the client ask again."""
-    with name_server("127.0.0.1") as names:
-        async with serving(replica="old", max_connection_age_s=0.5) as (address, _):
-            port = int(address.split(":")[1])
-            target = names.target("echo.test", port)
-            async with Peer(open_channel(target), EchoStub) as peer:
-                assert await answered_by(peer) == "old"
-                names.addresses.append("127.0.0.2")
-                bind = f"127.0.0.2:{port}"
-                async with serving(replica="new", bind=bind, max_connection_age_s=0.5):
-                    seen = {"old"}
-                    while seen != {"old", "new"}:
-                        seen.add(await answered_by(peer))
-                        await asyncio.sleep(0.005)
-                    names.addresses.remove("127.0.0.1")
-                    while seen != {"new"}:
-                        seen = {await answered_by(peer) for _ in range(10)}
-
-
-async def test_control_without_a_connection_age_the_client_keeps_to_what_it_knows() -> None:
-    with name_server("127.0.0.1") as names:
-        async with serving(replica="old", max_connection_age_s=3600) as (address, _):
-            port = int(address.split(":")[1])
-            async with Peer(open_channel(names.target("echo.test", port)), EchoStub) as peer:
-                assert await answered_by(peer) == "old"
-                names.addresses[:] = ["127.0.0.2"]
-                bind = f"127.0.0.2:{port}"
-                async with serving(replica="new", bind=bind):
-                    for _ in range(200):
-                        assert await answered_by(peer) == "old"
 
 
 class RawClient:
