@@ -28,6 +28,8 @@ _PLANS: Final = {
     "random_page_cost": "1.1",
     "jit": "off",
 }
+_SINGLE: Final = {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": True}
+"""For single statements: no transaction around them, and on no connection that is gone."""
 CONNECT_TIMEOUT_S: Final = 3.0
 LOCK_TIMEOUT_MS: Final = 1_000
 """How long a patient transaction waits for one row."""
@@ -43,7 +45,7 @@ READY_TIMEOUT_S: Final = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A service's database, with sessions for three purposes that must not wait for each other."""
+    """A service's database, with sessions for purposes that must not wait for each other."""
 
     lanes: AsyncEngine
     """Transactions of lanes, which hold up everyone behind them: they wait for no lock."""
@@ -51,6 +53,9 @@ class Database:
     """Transactions that wait for a row, and sweeps: apart from the lanes."""
     reads: AsyncEngine
     """Single statements, no transaction around them."""
+    probe: AsyncEngine
+    """One session, to look whether the database is fit: a crowd of readers, who have to wait for
+    each other, does not make it unfit."""
     setting: str = "the database"
     """The variable or file that the address came from, for the operator."""
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
@@ -62,7 +67,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection."""
-        for engine in (self.lanes, self.patient, self.reads):
+        for engine in (self.lanes, self.patient, self.reads, self.probe):
             await engine.dispose()
 
 
@@ -71,10 +76,12 @@ def open_pools(
 ) -> Database:
     """Engines whose sessions wait for nothing without limit, with ``pool_size`` connections in all.
 
-    A third each for lanes, for rows that others hold, and for reads: a crowd of readers cannot
-    keep a write from its connection, nor a held row everyone else's batch.
+    One for the probe, and of the others a third each for lanes, for rows that others hold, and for
+    reads, at least one: a crowd of readers cannot keep a write from its connection, nor a held row
+    everyone else's batch.
     """
-    third = max(pool_size // 3, 1)
+    shared = pool_size - 1
+    third = max(shared // 3, 1)
 
     def engine(purpose: str, size: int, lock_timeout_ms: int, **options: Any) -> AsyncEngine:
         return create_async_engine(
@@ -103,14 +110,9 @@ def open_pools(
     return Database(
         lanes=engine("lanes", third, LANE_LOCK_TIMEOUT_MS),
         patient=engine("patient", third, LOCK_TIMEOUT_MS),
-        reads=engine(
-            "reads",
-            max(pool_size - 2 * third, 1),
-            LOCK_TIMEOUT_MS,
-            isolation_level="AUTOCOMMIT",
-            # A lane repeats its batch on a connection that went stale; a read has nobody to.
-            pool_pre_ping=True,
-        ),
+        # A lane repeats its batch on a connection that went stale; a read has nobody to.
+        reads=engine("reads", max(shared - 2 * third, 1), LOCK_TIMEOUT_MS, **_SINGLE),
+        probe=engine("probe", 1, LOCK_TIMEOUT_MS, **_SINGLE),
         setting=setting,
     )
 
@@ -232,8 +234,6 @@ def told_as_refusals() -> Iterator[None]:
 def reason_of(error: BaseException, url: sa.URL) -> str:
     """Why the database at ``url`` cannot be used, in one line for the operator."""
     address = f"{url.host}:{url.port or 5432}"
-    if isinstance(error, exc.TimeoutError):
-        return "all connections for reads are in use"
     if isinstance(error, TimeoutError):
         return f"no answer from {address} within {READY_TIMEOUT_S:g} s"
     if isinstance(error, OSError):

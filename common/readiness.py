@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.database import READY_TIMEOUT_S, UNDEFINED_TABLE, Database, reason_of, sqlstate
+from common.detached import outcome_of
 from common.revisions import ForeignSchema, require_own
 
 _DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
 
+_leaving: set[asyncio.Task[Any]] = set()
 _log = structlog.stdlib.get_logger()
 
 
@@ -30,19 +32,19 @@ async def check_ready(database: Database, *, schema: str) -> None:
     The first time that all is well, it logs a warning for each setting of the server under which
     a crash could lose what was committed.
     """
-    url = database.reads.url
+    url = database.probe.url
+    looking = asyncio.create_task(_look(database))
     try:
-        async with asyncio.timeout(READY_TIMEOUT_S), database.reads.connect() as connection:
-            found = (
-                await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-            ) or ""
-            warnings = [] if database.checked.is_set() else await durability_warnings(connection)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            found, warnings = await outcome_of(looking)
     except Exception as error:
         if sqlstate(error) == UNDEFINED_TABLE:
             told = f"database {url.database} has no schema yet: run migrate"
         else:
             told = reason_of(error, url)
         raise NotReady(f"{database.setting}: {told}") from error
+    finally:
+        _let_go(looking)
     try:
         require_own(found, schema, url.database)
     except ForeignSchema as error:
@@ -53,6 +55,32 @@ async def check_ready(database: Database, *, schema: str) -> None:
     for warning in warnings:
         _log.warning("database not durable", setting=database.setting, reason=warning)
     database.checked.set()
+
+
+async def _look(database: Database) -> tuple[str, list[str]]:
+    """The schema's revision, and what else is worth a warning."""
+    async with database.probe.connect() as connection:
+        found = await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        warnings = [] if database.checked.is_set() else await durability_warnings(connection)
+    return found or "", warnings
+
+
+def _let_go(looking: asyncio.Task[Any]) -> None:
+    """Cancel it unless it has ended, and do not wait for that.
+
+    The driver spends two seconds on closing a connection over which nothing comes, and what is to
+    be told is known before.
+    """
+    if looking.cancel():
+        _leaving.add(looking)
+        looking.add_done_callback(_left)
+
+
+def _left(looking: asyncio.Task[Any]) -> None:
+    _leaving.discard(looking)
+    if not looking.cancelled():
+        # Asked for, so that asyncio does not tell of it: nobody waits for it any more.
+        looking.exception()
 
 
 async def durability_warnings(connection: AsyncConnection) -> list[str]:

@@ -142,7 +142,12 @@ class ServiceSettings(BaseSettings):
         description="Time between two looks at whether this replica can serve.",
     )
     pool_size: int = Field(
-        default=8, ge=1, le=500, description="Database connections of this replica, at most."
+        default=8,
+        ge=4,
+        le=500,
+        description="Database connections of this replica, at most: one to look whether it is "
+        "ready, and of the others a third each for writes, for rows that others hold, and for "
+        "reads.",
     )
     metrics_port: int = Field(
         default=0,

@@ -68,7 +68,7 @@ async def test_a_second_signal_ends_the_process_at_once() -> None:
     ("environment", "expected"),
     [
         ({"TALLY_ECHO_POOL_SIZE": PASSWORD}, "TALLY_ECHO_POOL_SIZE: "),
-        ({"TALLY_POOL_SIZE": "0"}, "TALLY_POOL_SIZE: "),
+        ({"TALLY_POOL_SIZE": "3"}, "TALLY_POOL_SIZE: "),
         ({"TALLY_DATABASE_URL": f"mysql://u:{PASSWORD}@h/d"}, "TALLY_DATABASE_URL: "),
         ({"TALLY_DATABASE_URL": ""}, "TALLY_DATABASE_URL: needed to serve, not set"),
         ({"TALLY_BIND": "nowhere"}, "TALLY_BIND: "),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.engine import make_url
 
+from common.database import READY_TIMEOUT_S
 from common.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
@@ -115,6 +116,29 @@ async def test_an_older_schema_is_waited_for_and_a_newer_one_is_served(
         await running.line("ready")
         assert await asking.serves()
         await assert_ends_well(running, migrated.runtime)
+
+
+@pytest.mark.parametrize("service", ["balance"])
+async def test_a_database_that_falls_silent_is_found_out_and_awaited(
+    service: str, migrated: ServiceUrls, unused_tcp_port: int
+) -> None:
+    """Its connections stay, and nothing comes over them: only time tells."""
+    gateway = Gateway(unused_tcp_port, make_url(migrated.runtime).port or 0)
+    await gateway.open()
+    url = behind(migrated.runtime, gateway.port)
+    async with started(service, url) as (running, asking):
+        await running.line("ready")
+        gateway.fall_silent()
+        reason = (await running.line("not ready"))["reason"]
+        silent = f"no answer from 127.0.0.1:{gateway.port} within {READY_TIMEOUT_S:g} s"
+        assert reason == f"TALLY_BALANCE_DATABASE_URL: {silent}"
+        assert await asking.health() == "NOT_SERVING"
+        assert await asking.health("liveness") == "SERVING"
+        gateway.speak()
+        await running.line("ready")
+        assert await asking.serves()
+        await assert_ends_well(running, url)
+        await gateway.close()
 
 
 @pytest.mark.parametrize("service", ["balance"])

@@ -1,0 +1,95 @@
+"""The look at the database by which a replica is ready, on a real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from balance_service.tables import SCHEMA
+from common.database import Database, open_pools, reading
+from common.errors import DatabaseUnavailable
+from common.readiness import check_ready
+from deploy.local.postgres_roles import ServiceUrls
+from tests.support.databases import Databases
+
+POOL = 8
+CROWD = 300
+ROUNDS = 5
+
+
+@pytest.fixture
+def urls(databases: Databases) -> Iterator[ServiceUrls]:
+    with databases.clone("balance") as made:
+        yield made
+
+
+@pytest.fixture
+async def database(urls: ServiceUrls) -> AsyncIterator[Database]:
+    opened = open_pools(urls.runtime, application_name="ready", pool_size=POOL)
+    yield opened
+    await opened.close()
+
+
+async def read_on(database: Database, done: asyncio.Event) -> None:
+    """One reader that comes again and again, also when it has waited in vain."""
+    while not done.is_set():
+        try:
+            async with reading(database) as connection:
+                await connection.execute(sa.text("SELECT pg_sleep(0.01)"))
+        except DatabaseUnavailable:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def all_taken(database: Database) -> AsyncIterator[None]:
+    """Readers hold every connection for reads, and a crowd waits behind them."""
+    done = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        pool: sa.QueuePool = database.reads.pool  # type: ignore[assignment]  # by its options
+        holders = [await stack.enter_async_context(reading(database)) for _ in range(pool.size())]
+        crowd = [asyncio.create_task(read_on(database, done)) for _ in range(CROWD)]
+        try:
+            yield
+        finally:
+            done.set()
+            for holder in holders:
+                await holder.close()
+            await asyncio.gather(*crowd)
+
+
+async def test_a_crowd_of_readers_does_not_make_a_replica_unready(database: Database) -> None:
+    async with all_taken(database):
+        for _ in range(ROUNDS):
+            await check_ready(database, schema=SCHEMA)
+
+
+async def connected(connection: AsyncConnection) -> AsyncConnection:
+    await connection.execute(sa.text("SELECT"))
+    return connection
+
+
+@pytest.mark.parametrize("pool_size", [4, POOL, 11])
+async def test_no_more_connections_are_opened_than_the_pools_size(
+    urls: ServiceUrls, pool_size: int
+) -> None:
+    """All of them at once; the probe's is one of them."""
+    database = open_pools(urls.runtime, application_name="count", pool_size=pool_size)
+    looking = await asyncpg.connect(urls.owner, timeout=30)
+    try:
+        async with AsyncExitStack() as stack:
+            for engine in (database.lanes, database.patient, database.reads, database.probe):
+                pool: sa.QueuePool = engine.pool  # type: ignore[assignment]  # by its options
+                assert pool.size() >= 1
+                for _ in range(pool.size()):
+                    await connected(await stack.enter_async_context(engine.connect()))
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'count %'"
+            assert await looking.fetchval(sql) == pool_size
+    finally:
+        await looking.close()
+        await database.close()
