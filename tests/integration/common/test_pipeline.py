@@ -21,7 +21,7 @@ from common.errors import (
     RemoteRefusal,
 )
 from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
-from common.server import METADATA_BYTES_MAX, RECEIVE_BYTES_MAX
+from common.server import RECEIVE_BYTES_MAX
 from common.status import from_rpc_error, may_repeat
 from tests.integration.common.echo import SAY, Echo, EchoStub, add, serving
 
@@ -191,19 +191,6 @@ async def test_a_message_that_the_transport_refuses_ends_the_call_and_not_the_co
         refusal = await refused(echo.Say(StringValue(value="x" * RECEIVE_BYTES_MAX)))
         assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "")
         assert (await echo.Say(StringValue(value="next"))).value == "next"
-
-
-async def test_metadata_beyond_the_limit_is_refused_before_the_method_runs() -> None:
-    async def say(request: StringValue, context: Any) -> StringValue:
-        assert not request.value, "must not be reached"
-        return request
-
-    async with stub(Echo(say)) as echo:
-        large = (("tally-test", "x" * (3 * METADATA_BYTES_MAX)),)
-        refusal = await refused(echo.Say(StringValue(value="large"), metadata=large))
-        assert refusal.code is Code.RESOURCE_EXHAUSTED
-        small = (("tally-test", "x" * (METADATA_BYTES_MAX // 2)),)
-        await echo.Say(StringValue(), metadata=small)
 
 
 async def test_a_field_violation_raised_by_hand_arrives() -> None:
