@@ -33,7 +33,8 @@ SECRETS: Final[dict[str, dict[str, str]]] = {
 }
 CLUSTER_WIDE: Final = ("Namespace", "PriorityClass")
 _CREDENTIAL: Final = re.compile(
-    r"://[^/\s:@]*:[^/\s@]+@|-----BEGIN|\b[0-9a-f]{32,}\b|(?i:password|secret|token)\s*[=:]\s*\S"
+    r"://[^/\s:@]*:[^/\s@]+@|-----BEGIN (?!CERTIFICATE-)|\b[0-9a-f]{32,}\b"
+    r"|(?i:password|secret|token)\s*[=:]\s*\S"
 )
 _SECRET_NAME: Final = re.compile(r"PASSWORD$|SECRET(?!S_DIR)|TOKEN|_KEY$|DATABASE_URL$|REDIS_URL$")
 
@@ -41,8 +42,9 @@ _SECRET_NAME: Final = re.compile(r"PASSWORD$|SECRET(?!S_DIR)|TOKEN|_KEY$|DATABAS
 def setting_names(settings_type: type[ServiceSettings]) -> set[str]:
     prefixes = (f"{PREFIX}{settings_type.service.upper()}_", PREFIX)
     fields = settings_type.model_fields
-    # With its component, tracing is told where to; of OpenTelemetry's variables no other is known.
-    return {SECRETS_DIR, *ENDPOINTS} | {
+    # With their components: where traces go, of OpenTelemetry's variables no other, and whom the
+    # driver of PostgreSQL trusts.
+    return {SECRETS_DIR, "PGSSLROOTCERT", *ENDPOINTS} | {
         f"{prefix}{name.upper()}" for prefix in prefixes for name in fields
     }
 

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Final
 from unittest import mock
 
 import pytest
-import yaml
 
 from common import tracing
-from deploy.kubernetes import manifests, rendering, validation
+from deploy.kubernetes import manifests, validation
 from deploy.kubernetes.manifests import OVERLAYS
 from tests.unit.deploy.kubernetes import test_policies
 from tests.unit.deploy.kubernetes.border_rules import ELSEWHERE, MONITORING
+from tests.unit.deploy.kubernetes.components import needs_kubectl, with_component
 from tests.unit.deploy.kubernetes.manifests import Overlay
 from tests.unit.deploy.kubernetes.network_rules import FAR, Other, allowed, parties
 from tests.unit.deploy.kubernetes.rule import RULES
 
 PORT: Final = 4317
-KUBECTL: Final = rendering.kubectl()
 COLLECTOR: Final = Other({"app": "collector"}, namespace=MONITORING)
 
 assert test_policies.CONTROLS  # what registers the rules
-pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+pytestmark = needs_kubectl
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Overlay:
     """The overlay with one line more in its kustomization."""
-    name: str = request.param
-    directory = tmp_path_factory.mktemp("traced") / "kubernetes"
-    sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
-    shutil.copytree(manifests.DIRECTORY, directory, ignore=sources)
-    file = directory / "overlays" / name / "kustomization.yaml"
-    told = yaml.safe_load(file.read_text(encoding="utf-8"))
-    told["components"] = [*told.get("components", []), "../../components/tracing"]
-    file.write_text(yaml.safe_dump(told), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifests, "DIRECTORY", directory)
-        text = rendering.render(str(KUBECTL), name)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return Overlay(name, [each for each in yaml.load_all(text, loader) if each])
+    return with_component(request.param, "tracing", tmp_path_factory.mktemp("traced"))
 
 
 @pytest.mark.parametrize("name", RULES)
