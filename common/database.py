@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -92,6 +93,9 @@ def open_pools(
             pool_use_lifo=True,
             connect_args={
                 "timeout": CONNECT_TIMEOUT_S,
+                # In a failover the name may still lead to the old primary, a standby by then: what
+                # is read there is old, and such a session would be kept when the name has moved.
+                "target_session_attrs": "read-write",
                 # The client gives up a little after the server should have.
                 "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 1,
                 "server_settings": {
@@ -231,6 +235,10 @@ def told_as_refusals() -> Iterator[None]:
         raise
 
 
+class TakesNoWrites(Exception):  # noqa: N818 - a state, not a fault
+    """A session of a hot standby, or read-only by a setting of the server, database or role."""
+
+
 def reason_of(error: BaseException, url: sa.URL) -> str:
     """Why the database at ``url`` cannot be used, in one line for the operator."""
     address = f"{url.host}:{url.port or 5432}"
@@ -239,6 +247,8 @@ def reason_of(error: BaseException, url: sa.URL) -> str:
     if isinstance(error, OSError):
         return f"no answer from {address}: {error.strerror or error}"
     cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
+    if isinstance(cause, TakesNoWrites | TargetServerAttributeNotMatched):
+        return f"{address} takes no writes: a hot standby, or default_transaction_read_only is on"
     first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return logs.masked(first_line)
 

@@ -1,4 +1,4 @@
-"""Whether the service's database is fit to serve: it answers, and its schema is new enough."""
+"""Whether the service's database is fit: it answers, takes writes, and its schema is new enough."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.database import READY_TIMEOUT_S, UNDEFINED_TABLE, Database, reason_of, sqlstate
+from common.database import (
+    READY_TIMEOUT_S,
+    UNDEFINED_TABLE,
+    Database,
+    TakesNoWrites,
+    reason_of,
+    sqlstate,
+)
 from common.detached import outcome_of
 from common.revisions import ForeignSchema, require_own
 
 _DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
+_LOOK: Final = sa.text(
+    "SELECT (SELECT version_num FROM alembic_version),"
+    " current_setting('transaction_read_only') = 'on'"
+)
 
 _leaving: set[asyncio.Task[Any]] = set()
 _log = structlog.stdlib.get_logger()
@@ -24,7 +35,7 @@ class NotReady(Exception):  # noqa: N818 - a state, not a fault
 
 
 async def check_ready(database: Database, *, schema: str) -> None:
-    """Raise NotReady unless the database answers and its schema is at least ``schema``.
+    """Raise NotReady unless the database answers, takes writes, and is at ``schema`` at least.
 
     Revisions are the service's name and a number of four digits. A newer schema is fine: releases
     expand first and contract only when no replica of the older release is left.
@@ -60,7 +71,9 @@ async def check_ready(database: Database, *, schema: str) -> None:
 async def _look(database: Database) -> tuple[str, list[str]]:
     """The schema's revision, and what else is worth a warning."""
     async with database.probe.connect() as connection:
-        found = await connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        found, read_only = (await connection.execute(_LOOK)).one()
+        if read_only:
+            raise TakesNoWrites
         warnings = [] if database.checked.is_set() else await durability_warnings(connection)
     return found or "", warnings
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -12,9 +14,13 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service.tables import SCHEMA
+from balance_service.wiring import VERSIONS
 from common.database import Database, open_pools, reading
 from common.errors import DatabaseUnavailable
-from common.readiness import check_ready
+from common.migrations import migrate
+from common.readiness import NotReady, check_ready
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_files import PostgresFiles
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import Databases
 
@@ -92,4 +98,50 @@ async def test_no_more_connections_are_opened_than_the_pools_size(
             assert await looking.fetchval(sql) == pool_size
     finally:
         await looking.close()
+        await database.close()
+
+
+async def test_a_session_that_became_read_only_is_noticed(database: Database) -> None:
+    await check_ready(database, schema=SCHEMA)
+    async with database.probe.connect() as connection:
+        await connection.execute(sa.text("SET default_transaction_read_only = on"))
+    with pytest.raises(NotReady, match="takes no writes: a hot standby, or default_transaction"):
+        await check_ready(database, schema=SCHEMA)
+    async with database.probe.connect() as connection:
+        await connection.execute(sa.text("RESET default_transaction_read_only"))
+    await check_ready(database, schema=SCHEMA)
+
+
+@pytest.fixture
+def standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceUrls]:
+    """A migrated database on a server that waits for what a primary writes."""
+    server = PostgresServer(tmp_path / "standby", durable=False)
+    with server:
+        urls = server.provision("balance")
+        asyncio.run(migrate(urls.owner, VERSIONS))
+    pgdata = server.files.pgdata
+    signal = pgdata / "standby.signal"
+    signal.touch(mode=0o600)
+    os.chown(signal, pgdata.stat().st_uid, pgdata.stat().st_gid)
+    status = PostgresFiles.status
+
+    def started(files: PostgresFiles, pid: int) -> str:
+        return status(files, pid).replace("standby", "ready")
+
+    monkeypatch.setattr(PostgresFiles, "status", started)
+    server.port = 0
+    with server:
+        yield server.urls("balance")
+
+
+async def test_a_hot_standby_is_not_served_from(standby: ServiceUrls) -> None:
+    database = open_pools(standby.runtime, application_name="standby", pool_size=POOL)
+    try:
+        with pytest.raises(NotReady, match="takes no writes: a hot standby"):
+            await check_ready(database, schema=SCHEMA)
+        # What is read there may be old.
+        with pytest.raises(DatabaseUnavailable):
+            async with reading(database):
+                pass
+    finally:
         await database.close()

@@ -142,6 +142,24 @@ async def test_a_database_that_falls_silent_is_found_out_and_awaited(
 
 
 @pytest.mark.parametrize("service", ["balance"])
+async def test_a_database_that_takes_no_writes_is_told_and_awaited(
+    service: str, migrated: ServiceUrls, postgres_server: PostgresServer
+) -> None:
+    url = make_url(migrated.runtime)
+    name = "default_transaction_read_only"
+    postgres_server.run_sql(f'ALTER DATABASE "{url.database}" SET {name} = on')
+    async with started(service, migrated.runtime) as (running, asking):
+        reason = (await running.line("not ready"))["reason"]
+        told = f"127.0.0.1:{url.port} takes no writes: a hot standby, or {name} is on"
+        assert reason == f"TALLY_BALANCE_DATABASE_URL: {told}"
+        await assert_refuses(asking)
+        postgres_server.run_sql(f'ALTER DATABASE "{url.database}" RESET {name}')
+        await running.line("ready")
+        assert await asking.serves()
+        await assert_ends_well(running, migrated.runtime)
+
+
+@pytest.mark.parametrize("service", ["balance"])
 async def test_a_server_that_may_lose_what_it_committed_is_told_once(
     service: str, migrated: ServiceUrls
 ) -> None:
