@@ -124,6 +124,11 @@ async def _reason_against(ready: Ready) -> str:
             await ready()
     except TimeoutError:
         return f"the probe took longer than {PROBE_TIMEOUT_S:g} s"
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        # Of something inside, as a driver's future: nobody has asked for the end of probing.
+        return "the probe was cancelled from within"
     except Exception as error:  # noqa: BLE001 - whatever it is, this replica cannot serve
         return str(error) or type(error).__name__
     return ""

@@ -137,9 +137,16 @@ class GrpcServer:
         _log.info("drained")
 
     async def ended(self) -> None:
-        """Returns when the server has stopped, for whatever reason."""
+        """Returns when the server has stopped, for whatever reason.
+
+        Raises what ended the probing, if anything did: health would say for ever what it said last.
+        """
         assert self._ended is not None
-        await asyncio.shield(self._ended)
+        assert self._probing is not None
+        # Neither is cancelled with whoever waits here.
+        await asyncio.wait({self._ended, self._probing}, return_when=asyncio.FIRST_COMPLETED)
+        if not (self._ended.done() or self._probing.cancelled()):
+            self._probing.result()
 
     async def _open_when_ready(self) -> None:
         await self._ready()

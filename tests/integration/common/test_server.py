@@ -40,8 +40,17 @@ class Probe:
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
+        self._begun = asyncio.Semaphore(0)
+
+    async def begun(self, more: int) -> None:
+        """Returns when so many more have begun from now on."""
+        while not self._begun.locked():
+            await self._begun.acquire()
+        for _ in range(more):
+            await self._begun.acquire()
 
     async def __call__(self) -> None:
+        self._begun.release()
         if self.reason:
             raise RuntimeError(self.reason)
 
@@ -254,8 +263,49 @@ async def test_a_passed_probe_after_the_drain_began_changes_nothing() -> None:
         server.health.drain()
         for reason in ("gone", "", "gone", ""):
             probe.reason = reason
-            await asyncio.sleep(0.03)
+            # The first may have begun before the reason changed; when a third begins, what the
+            # second said has been taken in.
+            await probe.begun(3)
             assert not server.health.ready
+
+
+async def test_a_probe_that_is_cancelled_from_within_is_a_refusal_and_no_end() -> None:
+    """As by a driver whose future was cancelled: asked to end was nobody."""
+    lost: asyncio.Future[None] | None = None
+
+    async def ready() -> None:
+        if lost is not None:
+            await lost
+
+    async with (
+        serving(ready=ready) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest())
+        while (await watch.read()).status != SERVING:
+            pass
+        lost = asyncio.get_running_loop().create_future()
+        lost.cancel()
+        assert (await watch.read()).status == NOT_SERVING
+        lost = None
+        assert (await watch.read()).status == SERVING
+
+
+class Unspeakable(Exception):  # noqa: N818 - no fault that there could be
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+async def test_an_end_of_the_probing_ends_the_server() -> None:
+    """Else health would say for ever what it said last."""
+
+    async def ready() -> None:
+        raise Unspeakable
+
+    async with serving(ready=ready) as (_, server):
+        with pytest.raises(ValueError, match="no words"):
+            await server.ended()
+        server._probing = None
 
 
 async def test_a_port_that_is_taken_is_told_in_one_line() -> None:
