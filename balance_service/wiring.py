@@ -13,6 +13,7 @@ from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA, answers
 from balance_service.use_cases import Balances
 from common.answers import Answers
+from common.background import in_background
 from common.database import open_database
 from common.migrations import migrate as migrate_database
 from common.readiness import check_ready
@@ -38,7 +39,7 @@ async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
     ):
         balances = Balances(database, locks)
         try:
-            async with Answers(answers).kept_small(database):
+            async with in_background(database, Answers(answers).kept_small(database)):
                 yield Application(
                     services=[
                         Mounted(

@@ -11,10 +11,10 @@ that two batches cannot wait for each other in a circle.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, Protocol
@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.background import periodically
+from common.background import Work
 from common.database import Database
 from common.errors import RequestIdReused
 from common.sets import arrays, unnest
@@ -220,25 +220,23 @@ class Answers:
         }
         return AnswerBook(self._save, found)
 
-    async def clean_up(self, database: Database) -> int:
+    async def clean_up(self, database: Database, stopping: asyncio.Event) -> int:
         """Delete the answers older than 30 days, some at a time; returns how many.
 
-        Cancellations stay for good: what was undone must not happen however late it arrives.
+        Ends after the batch in which ``stopping`` is set. Cancellations stay for good: what was
+        undone must not happen however late it arrives.
         """
         deleted = 0
         while True:
             async with database.begin() as connection:
                 result = await connection.execute(self._clean_up)
             deleted += result.rowcount
-            if result.rowcount < CLEAN_UP_ROWS:
+            if result.rowcount < CLEAN_UP_ROWS or stopping.is_set():
                 return deleted
 
-    @asynccontextmanager
-    async def kept_small(self, database: Database) -> AsyncIterator[None]:
-        """Clean up from time to time until the block ends."""
-        work = partial(self.clean_up, database)
-        async with periodically("clean_up_answers", CLEAN_UP_INTERVAL_S, work):
-            yield
+    def kept_small(self, database: Database) -> Work:
+        """The clean-up as a work of the background."""
+        return Work("clean_up_answers", CLEAN_UP_INTERVAL_S, partial(self.clean_up, database))
 
 
 def _clean_up(table: sa.Table) -> sa.Executable:

@@ -254,7 +254,5 @@ def reason_of(error: BaseException, url: sa.URL) -> str:
 
 
 def tells_unready(error: BaseException) -> bool:
-    """Whether the replica's readiness tells of this already: no database, or none of ours yet."""
-    if isinstance(error, DatabaseUnavailable) or sqlstate(error) == UNDEFINED_TABLE:
-        return True
-    return classify(error) is Fault.CONNECTION
+    """Whether the replica's readiness tells of this already: there is no database to be had."""
+    return isinstance(error, DatabaseUnavailable) or classify(error) is Fault.CONNECTION

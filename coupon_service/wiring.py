@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from common.answers import Answers
+from common.background import in_background
 from common.database import open_database
 from common.migrations import migrate as migrate_database
 from common.readiness import check_ready
@@ -40,7 +41,7 @@ async def build(settings: CouponSettings) -> AsyncIterator[Application]:
     ):
         campaigns, issuing, using = Campaigns(database), Issuing(database, locks), Using(database)
         try:
-            async with Answers(answers).kept_small(database):
+            async with in_background(database, Answers(answers).kept_small(database)):
                 yield Application(
                     services=[
                         Mounted(

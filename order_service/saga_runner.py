@@ -132,8 +132,11 @@ class Runner:
             self._run(running), context=self._context(), name=f"saga {saga.saga_id}"
         )
 
-    async def sweep(self) -> int:
-        """Take up sagas that are due or whose replica is gone; returns how many."""
+    async def sweep(self, stopping: asyncio.Event | None = None) -> int:
+        """Take up sagas that are due or whose replica is gone; returns how many.
+
+        Ends after the batch in which ``stopping`` is set.
+        """
         taken = 0
         while not self._stopping:
             room = self.limits.running_max - len(self._at_work)
@@ -144,7 +147,7 @@ class Runner:
                 with tracing.root("tally.order.saga_taken_up"):
                     self.start(saga)
             taken += len(sagas)
-            if len(sagas) < room:
+            if len(sagas) < room or (stopping is not None and stopping.is_set()):
                 break
         if taken:
             _takeovers.inc(taken)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from common.answers import Answers
-from common.background import periodically
+from common.background import Work, in_background
 from common.database import open_database
 from common.migrations import migrate as migrate_database
 from common.readiness import check_ready
@@ -88,14 +88,15 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         stack.push_async_callback(runner.hand_over)
         payments = Payments(lane, orders, watches, moves, runner)
         stack.push_async_callback(payments.close, settings.grace_s)
-        for name, interval_s, work in (
-            ("saga_heartbeat", settings.saga_lease_s / 3, runner.beat),
-            ("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
-            ("expire_orders", settings.expiry_interval_s, orders.expire_due),
-            ("watch_orders", WATCH_S, watches.poll),
-        ):
-            await stack.enter_async_context(periodically(name, interval_s, work))
-        await stack.enter_async_context(Answers(answers).kept_small(database))
+        background = in_background(
+            database,
+            Work("saga_heartbeat", settings.saga_lease_s / 3, lambda _: runner.beat()),
+            Work("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
+            Work("expire_orders", settings.expiry_interval_s, orders.expire_due),
+            Work("watch_orders", WATCH_S, lambda _: watches.poll()),
+            Answers(answers).kept_small(database),
+        )
+        await stack.enter_async_context(background)
         yield Application(
             services=[
                 Mounted(

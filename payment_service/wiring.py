@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from common.answers import Answers
-from common.background import periodically
+from common.background import Work, in_background
 from common.database import open_database
 from common.migrations import migrate as migrate_database
 from common.readiness import check_ready
@@ -47,9 +47,10 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             resolve_concurrency=settings.resolve_concurrency,
         )
         try:
-            async with (
+            async with in_background(
+                database,
                 Answers(answers).kept_small(database),
-                periodically("resolve", settings.resolve_interval_s, payments.resolver.sweep),
+                Work("resolve", settings.resolve_interval_s, lambda _: payments.resolver.sweep()),
             ):
                 yield Application(
                     services=[

@@ -87,8 +87,11 @@ class Orders:
         written: Written = await self._lane.submit(command)
         return written
 
-    async def expire_due(self) -> int:
-        """Expire the orders whose time has passed; returns how many this replica did."""
+    async def expire_due(self, stopping: asyncio.Event | None = None) -> int:
+        """Expire the orders whose time has passed; returns how many this replica did.
+
+        Ends after the batch in which ``stopping`` is set.
+        """
         total = 0
         while True:
             async with reading(self._database) as connection:
@@ -98,7 +101,8 @@ class Orders:
             )
             expired = sum(outcome is not None for outcome in outcomes)
             total += expired
-            if len(due) < SWEEP_ROWS or not expired:
+            stopped = stopping is not None and stopping.is_set()
+            if len(due) < SWEEP_ROWS or not expired or stopped:
                 return total
 
     async def get(self, order_id: str, user_id: str) -> Order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -126,7 +127,26 @@ async def test_old_answers_are_cleaned_up_and_cancellations_are_not(database: Da
             ),
             {"days": KEEP_DAYS, "rows": rows},
         )
-    assert await ANSWERS.clean_up(database) == rows
+    assert await ANSWERS.clean_up(database, asyncio.Event()) == rows
     async with database.reads.connect() as connection:
         left = await connection.scalars(sa.text("SELECT request_id FROM answers ORDER BY 1"))
         assert list(left) == ["cancelled", "new"]
+
+
+async def test_a_clean_up_ends_with_its_batch_when_the_service_stops(database: Database) -> None:
+    """The rest is left to other replicas, or to the next start."""
+    async with database.begin() as connection:
+        await connection.execute(
+            sa.text(
+                """
+                INSERT INTO answers (method, scope, request_id, state, digest, body, create_time)
+                SELECT 'Old', 'ann', CAST(n AS text), 'ANSWERED', CAST('' AS bytea), 'x',
+                       now() - make_interval(days => CAST(:days AS int) + 1)
+                FROM generate_series(1, CAST(:rows AS int)) n
+                """
+            ),
+            {"days": KEEP_DAYS, "rows": 3 * CLEAN_UP_ROWS},
+        )
+    stopping = asyncio.Event()
+    stopping.set()
+    assert await ANSWERS.clean_up(database, stopping) == CLEAN_UP_ROWS

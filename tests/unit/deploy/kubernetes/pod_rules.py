@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from common.background import STOP_S
 from common.server import CLEAN_UP_S
 from common.tracing import FLUSH_S
 from order_service.saga_runner import SagaLimits
@@ -183,7 +184,7 @@ def time_to_end_s(drain_s: float, grace_s: float) -> float:
     """From SIGTERM to the exit at worst, and some (docs/guides/kubernetes.md has the times)."""
     # The grace twice: for calls, and again for work that outlives them.
     handing_on_s = SagaLimits().hand_over_s + FLUSH_S
-    return drain_s + grace_s + CLEAN_UP_S + grace_s + handing_on_s + MARGIN_S
+    return drain_s + grace_s + CLEAN_UP_S + STOP_S + grace_s + handing_on_s + MARGIN_S
 
 
 @rule
