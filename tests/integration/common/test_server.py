@@ -59,6 +59,11 @@ def health_stub(channel: grpc.aio.Channel) -> Any:
     return health_pb2_grpc.HealthStub(channel)
 
 
+async def told(health: Any, service: str) -> Any:
+    """The status that ``Check`` answers."""
+    return (await health.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
 async def test_readiness_follows_its_probe_and_liveness_does_not() -> None:
     probe = Probe("the database does not answer")
     async with (
@@ -67,16 +72,20 @@ async def test_readiness_follows_its_probe_and_liveness_does_not() -> None:
     ):
         health = health_stub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
-        assert (await watch.read()).status == NOT_SERVING
-        live = await health.Check(health_pb2.HealthCheckRequest(service="liveness"))
-        assert live.status == SERVING
-        probe.reason = ""
-        assert (await watch.read()).status == SERVING
-        assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
-        probe.reason = "gone again"
-        assert (await watch.read()).status == NOT_SERVING
+        # A status that changed would be told here: nothing is but the first.
+        living = health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+        assert (await living.read()).status == SERVING
+        changed = asyncio.ensure_future(living.read())
+        for reason in ("no answer", "", "gone", "", "gone again"):
+            probe.reason = reason
+            expected = NOT_SERVING if reason else SERVING
+            assert (await watch.read()).status == expected
+            assert await told(health, "") == expected
+            assert await told(health, "liveness") == SERVING
+        assert not changed.done()
+        changed.cancel()
         listed = (await health.List(List())).statuses
-        assert {name: told.status for name, told in listed.items()} == {
+        assert {name: each.status for name, each in listed.items()} == {
             "": NOT_SERVING,
             "liveness": SERVING,
         }
@@ -157,8 +166,14 @@ async def test_health_answers_while_calls_are_refused_for_overload() -> None:
     ):
         running = asyncio.ensure_future(EchoStub(channel).Say(StringValue()))
         await begun.wait()
-        live = health_pb2.HealthCheckRequest(service="liveness")
-        assert (await health_stub(channel).Check(live)).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await EchoStub(channel).Say(StringValue())
+        assert from_rpc_error(caught.value).reason == "OVERLOADED"
+        health = health_stub(channel)
+        for service in ("", "liveness"):
+            assert await told(health, service) == SERVING
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=service))
+            assert (await watch.read()).status == SERVING
         release.set()
         await running
 
