@@ -52,8 +52,8 @@ class Deployment:
 
     async def lose(self, pod: Pod) -> None:
         """Kill a pod for good and add another; returns when the first is dead."""
-        self.pods.remove(pod)
         await pod.kill()
+        self.pods.remove(pod)
         self.grow()
 
     async def scale(self, replicas: int, limit_s: float) -> None:
