@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 # large gets a refusal that says so, and few times above, so that refusing uses little memory.
 RECEIVE_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
 PENDING_MAX: Final = 20_000
-# Unary calls and streams have their places apart; as many again may be on their way to a refusal.
-STREAMS_PER_PLACE: Final = 3
-STREAMS_LEAST: Final = 100
 METADATA_BYTES_MAX: Final = 8 * 1024
 # Clients ping every 30 s (common.clients); the server's default would end their connections.
 CLIENT_PING_LEAST_MS: Final = 10_000
@@ -220,7 +217,6 @@ def _told(error: OSError) -> str:
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     age_ms = round(settings.max_connection_age_s * 1000)
-    places = settings.max_concurrent_calls
     return [
         # A second server on the same port would otherwise bind silently and take half the calls.
         ("grpc.so_reuseport", 0),
@@ -233,9 +229,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", AGE_GRACE_MS),
-        # A call whose message is still to come is not yet the pipeline's to count or to refuse:
-        # this bounds them, and what their messages take. Clients keep what is beyond it waiting.
-        ("grpc.max_concurrent_streams", max(STREAMS_LEAST, STREAMS_PER_PLACE * places)),
+        # No grpc.max_concurrent_streams: in a flood gRPC would reset what is beyond it, which
+        # clients are told as UNAVAILABLE, instead of leaving it to wait or to be refused.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -1,10 +1,10 @@
-"""Where a server listens, and what it lets a connection hold and outlive."""
+"""Where a server listens, and what it lets a connection outlive."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Final
+from typing import Any
 
 import grpc
 import pytest
@@ -14,9 +14,6 @@ from common import server
 from common.server import GrpcServer, PortTaken
 from tally_client import policy
 from tests.integration.common.echo import NAME, Echo, EchoStub, add, always_ready, serving, settings
-from tests.integration.common.test_connections import ACK, SETTINGS, raw_client
-
-MAX_CONCURRENT_STREAMS: Final = 0x3
 
 
 async def test_a_name_is_listened_on_at_all_of_its_addresses_or_not_at_all(
@@ -52,25 +49,6 @@ async def test_an_address_of_a_family_that_is_not_there_does_not_count(
     monkeypatch.setattr(socket, "getaddrinfo", also_elsewhere)
     async with serving() as (address, _), grpc.aio.insecure_channel(address) as channel:
         assert (await EchoStub(channel).Say(StringValue(value="here"))).value == "here"
-
-
-async def streams_at_once(places: int) -> int | None:
-    """What the server's SETTINGS allow a connection."""
-    async with (
-        serving(max_concurrent_calls=places) as (address, _),
-        raw_client(address) as client,
-    ):
-        while True:
-            kind, flags, payload = await client.frame()
-            if kind == SETTINGS and not flags & ACK:
-                pairs = [payload[at : at + 6] for at in range(0, len(payload), 6)]
-                told = {int.from_bytes(p[:2], "big"): int.from_bytes(p[2:], "big") for p in pairs}
-                return told.get(MAX_CONCURRENT_STREAMS)
-
-
-async def test_the_calls_of_a_connection_are_bounded_also_before_their_messages_came() -> None:
-    assert await streams_at_once(200) == 3 * 200
-    assert await streams_at_once(1) == 100
 
 
 async def called_over_an_old_connection(grace_ms: int, monkeypatch: pytest.MonkeyPatch) -> str:
