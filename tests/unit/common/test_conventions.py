@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import re
+from typing import Final
+
+import pytest
 
 from common import pipeline, server, settings, status
 from deploy.local.plan import PROJECT
 from tests.unit.test_docs import missing_tests, prose
 
 PAGE = PROJECT / "docs" / "guides" / "grpc.md"
+LINK: Final = re.compile(r"\[`test_\w+`\]\(\.\./\.\./tests/[^\s)]+\)")
+
+EXPECTED: Final = {
+    "no internals in errors": {"no internals in errors"},
+    "no handler that ends in a cancellation of others": {"a status in every case"},
+    "machine-readable errors": {"rich errors", "rich errors arrive"},
+    "health v1": {"readiness", "starts NOT_SERVING", "liveness apart"},
+    "drain": {"drain", "drain, seen by a client"},
+    "overload": {"overload", "health exempt from it"},
+    "deadlines": {"deadlines carried on", "a deadline where none is set", "failing early"},
+    "client balancing": {"balancing", "balancing by health"},
+    "retries": {"retries", "retries end", "pushback"},
+    "connection rotation": {"connection age"},
+    "keepalive": {"keepalive agreement"},
+    "reflection": {"reflection", "reflection is a setting"},
+    "tracing": {"tracing", "tracing leaves health alone"},
+    "context": {"context"},
+    "ports": {"ports"},
+    "metadata, sizes": {"message limit", "metadata limit", "NUL in text", "no narrow numbers"},
+    "uvloop": {"uvloop"},
+    "asyncpg and cancellation": {"cancellation and PostgreSQL"},
+    "redis-py and cancellation": {"cancellation and Redis"},
+    "fork, loops": {"one loop", "channels in the running loop", "one channel per peer"},
+}
+"""What is expected of a gRPC service in Python, and the rows that tell of it."""
 
 
 def rows() -> list[list[str]]:
@@ -22,12 +50,22 @@ def test_every_convention_has_code_and_a_test_that_exist() -> None:
     for convention, _, where, test in rows():
         for path in re.findall(r"`([^`]+)`", where):
             assert (PROJECT / path).is_file(), convention
-        assert re.fullmatch(r"\[`test_\w+`\]\(\.\./\.\./tests/\S+\)", test), convention
+        assert all(LINK.fullmatch(link) for link in test.split(", ")), convention
     assert missing_tests(PAGE) == []
 
 
+@pytest.mark.parametrize("expected", EXPECTED)
+def test_everything_that_is_expected_has_its_rows(expected: str) -> None:
+    assert EXPECTED[expected] - {convention for convention, *_ in rows()} == set()
+
+
+def test_no_row_stands_there_twice() -> None:
+    told = [convention for convention, *_ in rows()]
+    assert sorted(told) == sorted(set(told))
+
+
 def test_the_figures_are_those_of_the_code() -> None:
-    text = prose(PAGE)
+    text = " ".join(prose(PAGE).split())
     fields = settings.ServiceSettings.model_fields
     for told in (
         f"above {pipeline.MESSAGE_BYTES_MAX // 1024} KiB",
