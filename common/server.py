@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # large gets a refusal that says so, and few times above, so that refusing uses little memory.
 RECEIVE_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
 PENDING_MAX: Final = 20_000
+# Unary calls and streams have their places apart; as many again may be on their way to a refusal.
+STREAMS_PER_PLACE: Final = 3
+STREAMS_LEAST: Final = 100
 METADATA_BYTES_MAX: Final = 8 * 1024
 # Clients ping every 30 s (common.clients); the server's default would end their connections.
 CLIENT_PING_LEAST_MS: Final = 10_000
@@ -229,8 +232,15 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
         ("grpc.max_connection_age_ms", age_ms),
         ("grpc.max_connection_age_grace_ms", AGE_GRACE_MS),
-        # No grpc.max_concurrent_streams: in a flood gRPC would reset what is beyond it, which
-        # clients are told as UNAVAILABLE, instead of leaving it to wait or to be refused.
+        # A call whose message is still to come is not yet the pipeline's to count or to refuse:
+        # this bounds them, and what their messages take. Clients keep what is beyond it waiting.
+        (
+            "grpc.max_concurrent_streams",
+            max(STREAMS_LEAST, STREAMS_PER_PLACE * settings.max_concurrent_calls),
+        ),
+        # It would count calls that have ended and are not freed yet and refuse clients that keep to
+        # the bound, with a bare UNAVAILABLE.
+        ("grpc.http.overload_protection", 0),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -81,3 +81,19 @@ async def test_control_without_time_of_its_own_such_a_call_is_cut_off(
 
 def test_a_connection_outlives_its_age_by_more_than_any_call_may_take() -> None:
     assert max(policy.TIMEOUTS_S.values()) * 1000 < server.AGE_GRACE_MS
+
+
+async def test_a_flood_of_calls_on_one_connection_waits_its_turn_and_none_is_reset() -> None:
+    """More at once, again and again, than the connection may have open."""
+    async with (
+        serving(max_concurrent_calls=50) as (address, _),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = EchoStub(channel)
+        message = StringValue(value="x" * 4096)
+        for _ in range(4):
+            calls = (stub.Say(message, timeout=120) for _ in range(1_500))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            codes = {one.code() for one in answers if isinstance(one, grpc.aio.AioRpcError)}
+            # Refused as too many perhaps, but never by a bare UNAVAILABLE.
+            assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -106,6 +106,7 @@ def largest(message: str) -> RemoteRefusal:
         pytest.param("x" * status.MESSAGE_BYTES_MAX, True, id="ascii-raw"),
         pytest.param("x" * status.MESSAGE_BYTES_MAX, False, id="ascii-base64"),
         pytest.param("가" * (status.MESSAGE_BYTES_MAX // 3), True, id="percent-encoded-raw"),
+        pytest.param("가" * (status.MESSAGE_BYTES_MAX // 3), False, id="percent-encoded-base64"),
     ],
 )
 async def test_the_largest_status_arrives_within_the_metadata_that_clients_take(

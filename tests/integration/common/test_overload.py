@@ -23,9 +23,10 @@ ABOVE = 10_000
 SEVERAL = 8
 LIMIT_S = 180.0
 MESSAGE_BYTES = 16 * 1024
-KEPT_BYTES_MAX = 170 * 2**20
-"""A call that waits to be refused costs its message and about 10 KiB of gRPC's own: 260 MiB for all
-of them at once, and as much again the second time if refused calls were kept."""
+GROWTH_BYTES_MAX = 176 * 2**20
+"""A call that waits to be refused costs its message and about 12 KiB of gRPC's own. The replica
+lets a connection have some calls more than it has places; the others wait at their client. Seen
+are 45 MiB over one connection and 90 over SEVERAL; without that limit 260 over either."""
 
 
 class Replica:
@@ -37,11 +38,9 @@ class Replica:
         self.health: Any = health_pb2_grpc.HealthStub(channel)
         self._status = Path(f"/proc/{running.process.pid}/status")
 
-    def memory(self) -> int:
-        """Bytes resident at most so far."""
-        [line] = [
-            line for line in self._status.read_text().splitlines() if line.startswith("VmHWM")
-        ]
+    def memory(self, kind: str) -> int:
+        """Bytes resident now (``VmRSS``) or at most so far (``VmHWM``)."""
+        [line] = [line for line in self._status.read_text().splitlines() if line.startswith(kind)]
         return int(line.split()[1]) * 1024
 
     async def held(self) -> int:
@@ -123,21 +122,20 @@ async def probe(replica: Replica, until: asyncio.Event) -> int:
 async def test_ten_thousand_calls_above_the_limit_are_refused_and_those_within_it_served(
     replica: Replica, connections: int
 ) -> None:
-    """All at once, and once more, over one connection or several; health is told meanwhile."""
+    """All at once, however many connections share them; health is told meanwhile."""
     async with full(replica):
+        before = replica.memory("VmRSS")
         over = asyncio.Event()
         probing = asyncio.create_task(probe(replica, over))
         refusals = await flood(replica, connections)
-        before = replica.memory()
-        refusals += await flood(replica, connections)
         over.set()
         assert await probing > 1
-        growth = replica.memory() - before
-    assert len(refusals) == 2 * ABOVE
+        growth = replica.memory("VmHWM") - before
+    assert len(refusals) == ABOVE
     kinds = {
         refusal and (refusal.code, refusal.reason, refusal.retry_after_s) for refusal in refusals
     }
     assert kinds == {(Code.RESOURCE_EXHAUSTED, "OVERLOADED", 0.5)}
-    assert growth < KEPT_BYTES_MAX
+    assert growth < GROWTH_BYTES_MAX
     answer = await replica.stub.Say(StringValue(value="afterwards"), timeout=LIMIT_S)
     assert answer.value == "afterwards"
