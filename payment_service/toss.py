@@ -52,6 +52,10 @@ BODY_BYTES_MAX: Final = 64 * 1024
 REASON_CHARACTERS_MAX: Final = 200
 """Toss' limit on a cancel reason."""
 
+_IDLE_S_MAX: Final = 2.0
+"""Servers close connections that idle for 5 s and more. A call sent at that moment is lost, and
+its outcome unknown until the gateway has been asked."""
+
 _NEVER_SENT: Final = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -103,6 +107,7 @@ class TossGateway:
             limits=httpx.Limits(
                 max_connections=options.connections_max,
                 max_keepalive_connections=options.connections_max,
+                keepalive_expiry=_IDLE_S_MAX,
             ),
             follow_redirects=False,
             # A proxy from the environment would be handed the secret key.

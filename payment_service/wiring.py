@@ -46,21 +46,22 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             lease_s=settings.lease_s,
             resolve_concurrency=settings.resolve_concurrency,
         )
-        try:
-            async with in_background(
-                database,
-                Answers(answers).kept_small(database),
-                Work("resolve", settings.resolve_interval_s, lambda _: payments.resolver.sweep()),
-            ):
-                yield Application(
-                    services=[
-                        Mounted(
-                            payment_pb2_grpc.add_PaymentServiceServicer_to_server,
-                            PaymentServicer(payments),
-                            "tally.payment.v1.PaymentService",
-                        )
-                    ],
-                    ready=partial(check_ready, database, schema=SCHEMA),
-                )
-        finally:
-            await payments.close(settings.grace_s)
+        resolver = payments.resolver
+        beat = Work("payment_heartbeat", settings.lease_s / 3, lambda _: resolver.beat())
+        sweep = Work("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
+        # The heart beats until the last payment is done with: the grace is longer than the lease.
+        async with in_background(database, beat):
+            try:
+                async with in_background(database, Answers(answers).kept_small(database), sweep):
+                    yield Application(
+                        services=[
+                            Mounted(
+                                payment_pb2_grpc.add_PaymentServiceServicer_to_server,
+                                PaymentServicer(payments),
+                                "tally.payment.v1.PaymentService",
+                            )
+                        ],
+                        ready=partial(check_ready, database, schema=SCHEMA),
+                    )
+            finally:
+                await payments.close(settings.grace_s)

@@ -1,10 +1,10 @@
-"""A batch's payments: locked, inserted, moved, freed, or taken up."""
+"""A batch's payments: locked, inserted, moved or freed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.sets import arrays, unnest
-from payment_service.model import BEGINNING, Confirmation, State
+from payment_service.model import BEGINNING, Confirmation
 from payment_service.store.rows import NOW, UUID, RequestId, to_confirmation, values_of
 from payment_service.tables import payments
 
@@ -238,42 +238,3 @@ async def free(connection: AsyncConnection, released: Iterable[Confirmation]) ->
 
 def _arrays(name: str, rows: Collection[dict[str, Any]], columns: Iterable[str]) -> dict[str, Any]:
     return dict(arrays(name, **{column: [row[column] for row in rows] for column in columns}))
-
-
-# -- taking up what is due -----------------------------------------------------------------------
-
-_due = (
-    sa.select(payments.c.payment_id)
-    .where(payments.c.due_time <= sa.func.clock_timestamp())
-    .order_by(payments.c.due_time)
-    .limit(sa.bindparam("size"))
-    .with_for_update(key_share=True, skip_locked=True)
-    .cte("due")
-    .prefix_with("MATERIALIZED", dialect="postgresql")
-)
-_pending = payments.c.state == State.PENDING
-# A claim whose lease ran out may have been sent: from here on it is unknown, and nobody frees it.
-_TAKE: Final = (
-    sa.update(payments)
-    .values(
-        state=sa.case((_pending, State.UNKNOWN.value), else_=payments.c.state),
-        update_time=sa.case(
-            (_pending, sa.func.greatest(payments.c.update_time, NOW)),
-            else_=payments.c.update_time,
-        ),
-        holder=sa.bindparam("holder", type_=UUID),
-        due_time=NOW + sa.bindparam("lease", type_=sa.Interval),
-        tries=payments.c.tries + 1,
-        version=payments.c.version + 1,
-    )
-    .where(payments.c.payment_id == _due.c.payment_id)
-    .returning(payments)
-)
-
-
-async def take(
-    connection: AsyncConnection, *, holder: str, lease: timedelta, size: int
-) -> list[Confirmation]:
-    """Take up at most ``size`` payments that are due and that nobody else is just taking."""
-    rows = await connection.execute(_TAKE, {"holder": holder, "lease": lease, "size": size})
-    return [to_confirmation(row) for row in rows]

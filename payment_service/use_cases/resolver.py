@@ -1,5 +1,9 @@
 """What is left to do at the gateway, until each payment has come to its end.
 
+Whoever is at a payment holds it under a lease, which a heartbeat renews for as long as the replica
+lives, however long the gateway takes: what a dead replica had there is found out about soon. To
+lose a lease while alive costs a question more at the gateway, and nothing else.
+
 An unknown outcome is asked for by the payment key. What the gateway does not know is confirmed
 again under the same idempotency key: that way a first confirm that is still on its way can only be
 told the second's answer. What is confirmed and cancelled is given back. Nothing is ever guessed.
@@ -9,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
@@ -68,6 +74,8 @@ class Resolver:
         self._detached = Detached("resolver")
         self._reserved: set[str] = set()
         """Holders with a place that they have not begun in yet."""
+        self._held: dict[str, str] = {}
+        """Who holds each payment that this replica is at, by payment_id."""
 
     def reserve(self, holder: str) -> bool:
         """Keep a place for this holder to begin in; returns whether there was one.
@@ -102,6 +110,25 @@ class Resolver:
             self.begin(confirmation)
         return len(taken)
 
+    async def beat(self) -> int:
+        """Renew the lease of every payment that this replica is at; returns how many it kept."""
+        if not self._held:
+            return 0
+        async with self._database.begin() as connection:
+            return await store.renew(connection, self._held, lease=self._lease)
+
+    @contextmanager
+    def _holding(self, confirmation: Confirmation) -> Iterator[str]:
+        holder, payment_id = confirmation.holder, confirmation.payment.payment_id
+        assert holder is not None
+        self._held[payment_id] = holder
+        try:
+            yield holder
+        finally:
+            # Unless it was lost meanwhile, and taken up again by this very replica.
+            if self._held.get(payment_id) == holder:
+                del self._held[payment_id]
+
     def begin(self, confirmation: Confirmation) -> None:
         """Work on a payment that is held by us, beside everything else."""
         if confirmation.holder is not None:
@@ -114,31 +141,32 @@ class Resolver:
         A payment that comes back open and still held has a place reserved: ``begin`` or
         ``give_up`` comes next.
         """
-        assert confirmation.holder is not None
-        outcome = await self._gateway.confirm(confirmation.charge)
-        _note("confirm", outcome, confirmation)
-        # A confirmed one has something left to do only if its cancellation came meanwhile: too
-        # rare to keep a place for every payment. The sweep gives it back.
-        go_on = isinstance(outcome, Unknown | Mismatch) and self.reserve(confirmation.holder)
-        kept = False
-        try:
-            settled = await self._settle(confirmation, outcome, go_on=go_on)
-            left = settled.confirmation
-            kept = left is not None and left.open and left.holder == confirmation.holder
-        finally:
-            if not kept:
-                self.give_up(confirmation.holder)
+        with self._holding(confirmation) as holder:
+            outcome = await self._gateway.confirm(confirmation.charge)
+            _note("confirm", outcome, confirmation)
+            # A confirmed one has something left to do only if its cancellation came meanwhile: too
+            # rare to keep a place for every payment. The sweep gives it back.
+            go_on = isinstance(outcome, Unknown | Mismatch) and self.reserve(holder)
+            kept = False
+            try:
+                settled = await self._settle(confirmation, outcome, go_on=go_on)
+                left = settled.confirmation
+                kept = left is not None and left.open and left.holder == holder
+            finally:
+                if not kept:
+                    self.give_up(holder)
         return settled
 
     async def work(self, confirmation: Confirmation) -> tuple[Outcome, Settled]:
         """Do what is left for a payment that we hold, as far as the gateway lets us."""
-        while True:
-            outcome = await self._ask(confirmation)
-            settled = await self._settle(confirmation, outcome, go_on=True)
-            left = settled.confirmation
-            if left is None or not left.open or left.holder != confirmation.holder:
-                return outcome, settled
-            confirmation = left
+        with self._holding(confirmation) as holder:
+            while True:
+                outcome = await self._ask(confirmation)
+                settled = await self._settle(confirmation, outcome, go_on=True)
+                left = settled.confirmation
+                if left is None or not left.open or left.holder != holder:
+                    return outcome, settled
+                confirmation = left
 
     async def _ask(self, confirmation: Confirmation) -> Outcome:
         """One step: find out what is not known, or give back what was charged."""

@@ -283,7 +283,7 @@ class Freeing:
     """A claim whose call never left is freed, while another replica takes the payment up."""
 
     def __init__(self, database: ServiceUrls) -> None:
-        self.database = open_pools(database.runtime, application_name="test", pool_size=6)
+        self.database = open_pools(database.runtime, application_name="test", pool_size=12)
         self.decide = Decider(Answers(answers), "toss", timedelta(seconds=-1))
         self.holder = new_id()
 

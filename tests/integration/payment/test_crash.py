@@ -60,7 +60,7 @@ async def test_what_a_killed_replica_had_charged_is_found_by_another(
 
 @asynccontextmanager
 async def process_of(
-    database: ServiceUrls, redis_url: str, simulator: GatewaySimulator
+    database: ServiceUrls, redis_url: str, simulator: GatewaySimulator, *, lease_s: float = 600.0
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A replica in a process of its own."""
     settings = {
@@ -70,7 +70,7 @@ async def process_of(
         "GATEWAY_URL": simulator.url,
         "GATEWAY_SECRET_KEY": simulator.secret_key,
         "GATEWAY_TIMEOUT_S": "60",
-        "LEASE_S": "600",
+        "LEASE_S": str(lease_s),
         "LOG_FORMAT": "json",
     }
     process = await asyncio.create_subprocess_exec(

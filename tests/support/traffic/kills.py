@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import httpx
 
-from payment_service.settings import PaymentSettings
 from tests.support.cluster import Cluster, Pod
 from tests.support.traffic.client import PUBLISHED, Record, opened
 from tests.support.traffic.scenarios import (
@@ -62,25 +61,21 @@ async def killed(
     how += ", for good" if for_good else ""
     told = f"kill -9 of one {service}{how}, {kind_of(config)}: {record.told()}"
     told += f" (before: {before.told()})"
-    check_delays(before, record, told, lease_s=_lease_s(pod) if service == "payment" else 0.0)
+    check_delays(before, record, told)
     if config is PUBLISHED:
         check_codes(record, service)
     await audited(cluster)
     return told, record
 
 
-def check_delays(before: Record, after: Record, told: str, *, lease_s: float = 0.0) -> None:
+def check_delays(before: Record, after: Record, told: str) -> None:
     """No request was kept from its success for more than 5 s.
 
     Every request is timed from its first send to its success, for gRPC's own repetitions show as
     nothing but a call that takes longer. What such a call takes anyway, on this machine and with
     what else it does, is what the longest one took in the same run before.
-
-    ``lease_s``: PayOrder may take this much longer. Where a dead payment replica had a confirmation
-    at the gateway, nobody may ask the gateway about it before that replica's lease is over.
     """
     allowed = {name: FAILURE_S_MAX + took_s for name, took_s in before.longest_s.items()}
-    allowed["PayOrder"] += lease_s
     late = {name: s for name, s in after.longest_s.items() if s > allowed[name]}
     assert not late, (late, told)
 
@@ -95,17 +90,11 @@ def check_codes(record: Record, service: str) -> None:
     assert set(record.codes) <= may_fail, record.failed[:20]
 
 
-def _lease_s(payment: Pod) -> float:
-    """How long a payment replica keeps others from what it has at the gateway."""
-    usual = PaymentSettings.model_fields["lease_s"].default
-    return float(payment.process.environment.get("TALLY_PAYMENT_LEASE_S", usual))
-
-
 async def killed_while_paying(cluster: Cluster, crowd: int) -> str:
     """kill -9 of a payment pod whose confirmations are at the gateway: each is charged once.
 
     The gateway's replies are kept back until the pod is dead. Nobody knows their outcome until its
-    lease is over and another finds it out; that may take most of the time that PayOrder has.
+    lease is over and another finds it out.
     """
     gateway, told = gateway_of(cluster), asyncio.Event()
     async with opened(cluster) as client:
