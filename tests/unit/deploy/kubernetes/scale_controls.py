@@ -22,8 +22,14 @@ CONTROLS: Final = [
     ),
     Control(
         "rollouts_lose_no_replica",
-        "available at once",
-        at("Deployment", "order", "spec", "minReadySeconds", gone=True),
+        "goes on before clients",
+        at("Deployment", "order", "spec", "minReadySeconds", value=3),
+    ),
+    Control(
+        "rollouts_lose_no_replica",
+        "none but old",
+        at("Deployment", "order", "spec", "minReadySeconds", value=5),
+        overlay="production",
     ),
     Control(
         "disruptions_are_bounded",

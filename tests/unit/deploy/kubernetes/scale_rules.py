@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from tests.unit.deploy.kubernetes.autoscaling_rules import SCALED_LEAST
 from tests.unit.deploy.kubernetes.manifests import Overlay, Workload, selects, told
 from tests.unit.deploy.kubernetes.rule import rule
 
+DNS_KEEPS_S: Final = 30
+"""How long cluster DNS may keep an answer: kubeadm's Corefile says so, and NodeLocal DNSCache."""
 RESERVED_CONNECTIONS: Final = 3
 """PostgreSQL's superuser_reserved_connections."""
 ALLOWED: Final = "tally.dev/postgres-max-connections"
@@ -19,8 +22,11 @@ def rollouts_lose_no_replica(overlay: Overlay) -> Iterator[str]:
         rolling = each.spec.get("strategy", {}).get("rollingUpdate", {})
         if rolling.get("maxUnavailable") != 0 or rolling.get("maxSurge") != 1:
             yield f"{each.told}: is not rolled out one more at a time"
-        if each.spec.get("minReadySeconds", 0) < 1:
-            yield f"{each.told}: counts a replica as available at once"
+        least_s = each.spec.get("minReadySeconds", 0)
+        if least_s <= float(overlay.setting(each, "drain_delay_s")):
+            yield f"{each.told}: goes on before clients have looked for the new replica"
+        if overlay.name == "production" and least_s * SCALED_LEAST < DNS_KEEPS_S:
+            yield f"{each.told}: is replaced while DNS still tells of none but old replicas"
 
 
 @rule
