@@ -13,8 +13,11 @@ import structlog
 
 from common.database import Database, tells_unready
 
-STOP_S: Final = 3.0
+FINISH_S: Final = 1.0
 """How long runs in progress get to end. A batch takes a moment unless the database hangs."""
+CUT_OFF_S: Final = 2.0
+"""What those get that are then cut off: the driver closes their connections."""
+STOP_S: Final = FINISH_S + CUT_OFF_S
 
 _log = structlog.stdlib.get_logger()
 
@@ -35,8 +38,8 @@ async def in_background(database: Database, *works: Work) -> AsyncIterator[None]
     """Do each of ``works`` about every so often until the block ends, whatever it raises.
 
     They begin when ``database`` has been found fit once. Intervals vary by a fifth, so that
-    replicas started together do not sweep in step. At the end runs in progress get STOP_S, all of
-    them together, to finish what they may be about to commit; then they are cancelled, as a
+    replicas started together do not sweep in step. At the end runs in progress get FINISH_S, all
+    of them together, to finish what they may be about to commit; then they are cancelled, as a
     replica that is killed leaves them.
 
     A failure is logged when it begins or changes, not at each run; of a database that is away, the
@@ -52,11 +55,11 @@ async def in_background(database: Database, *works: Work) -> AsyncIterator[None]
         stopping.set()
         if not database.checked.is_set():
             _cancel(tasks)
-        _, late = await asyncio.wait(tasks, timeout=STOP_S)
+        _, late = await asyncio.wait(tasks, timeout=FINISH_S)
         for task in late:
             _log.warning("background_work_cut_off", work=task.get_name())
         _cancel(late)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait(tasks, timeout=CUT_OFF_S)
 
 
 def _cancel(tasks: set[asyncio.Task[None]]) -> None:

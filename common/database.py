@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -32,6 +33,8 @@ _PLANS: Final = {
 _SINGLE: Final = {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": True}
 """For single statements: no transaction around them, and on no connection that is gone."""
 CONNECT_TIMEOUT_S: Final = 3.0
+CLOSE_S: Final = 2.0
+"""How long closing may take. A server that answers needs a moment."""
 LOCK_TIMEOUT_MS: Final = 1_000
 """How long a patient transaction waits for one row."""
 LANE_LOCK_TIMEOUT_MS: Final = 50
@@ -42,6 +45,8 @@ IDLE_TIMEOUT_MS: Final = 6_000
 POOL_TIMEOUT_S: Final = 3.0
 READY_TIMEOUT_S: Final = 1.5
 """Less than the health probe's own limit (common.health): here it is known what did not answer."""
+
+_log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +72,16 @@ class Database:
         return self.patient.begin()
 
     async def close(self) -> None:
-        """Close every connection."""
-        for engine in (self.lanes, self.patient, self.reads, self.probe):
-            await engine.dispose()
+        """Close every connection, within CLOSE_S; those of a silent server are dropped."""
+        engines = (self.lanes, self.patient, self.reads, self.probe)
+        closing = {asyncio.create_task(engine.dispose()) for engine in engines}
+        # Without a limit the driver waits for each of them, one after the other.
+        _, late = await asyncio.wait(closing, timeout=CLOSE_S / 2)
+        for task in late:
+            task.cancel()
+        if late:
+            _log.warning("database connections dropped", setting=self.setting)
+            await asyncio.wait(late, timeout=CLOSE_S / 2)
 
 
 def open_pools(

@@ -35,9 +35,9 @@ METADATA_BYTES_MAX: Final = 8 * 1024
 CLIENT_PING_LEAST_MS: Final = 10_000
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
-# What a connection that has reached its age leaves to its calls: more than any of them may take
-# (30 s, common.service_config). Streams end with it, and are taken up again.
-AGE_GRACE_MS: Final = 40_000
+# What a connection that has reached its age leaves to its calls, at least: more than the published
+# time limits (30 s, protos/client_config.py). Streams end with it, and are taken up again.
+AGE_GRACE_S: Final = 40.0
 # What cancelled methods get to roll back, after the grace.
 CLEAN_UP_S: Final = 5.0
 
@@ -220,6 +220,7 @@ def _told(error: OSError) -> str:
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     age_ms = round(settings.max_connection_age_s * 1000)
+    age_grace_s = max(AGE_GRACE_S, settings.default_deadline_s)
     return [
         # A second server on the same port would otherwise bind silently and take half the calls.
         ("grpc.so_reuseport", 0),
@@ -231,7 +232,7 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
         ("grpc.max_connection_age_ms", age_ms),
-        ("grpc.max_connection_age_grace_ms", AGE_GRACE_MS),
+        ("grpc.max_connection_age_grace_ms", round(age_grace_s * 1000)),
         # A call whose message is still to come is not yet the pipeline's to count or to refuse:
         # this bounds them, and what their messages take. Clients keep what is beyond it waiting.
         (

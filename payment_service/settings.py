@@ -63,7 +63,7 @@ class PaymentSettings(ServiceSettings):
     )
     lease_s: float = Field(
         default=3.0,
-        gt=0,
+        ge=1,
         le=600,
         description="After this without a sign of life, another replica takes up what a replica "
         "had at the gateway; a living one gives three in that time.",

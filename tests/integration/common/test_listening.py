@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import pytest
@@ -14,6 +14,9 @@ from common import server
 from common.server import GrpcServer, PortTaken
 from tally_client import policy
 from tests.integration.common.echo import NAME, Echo, EchoStub, add, always_ready, serving, settings
+from tests.integration.common.test_connections import ACK, SETTINGS, raw_client
+
+MAX_CONCURRENT_STREAMS: Final = 0x3
 
 
 async def test_a_name_is_listened_on_at_all_of_its_addresses_or_not_at_all(
@@ -51,16 +54,19 @@ async def test_an_address_of_a_family_that_is_not_there_does_not_count(
         assert (await EchoStub(channel).Say(StringValue(value="here"))).value == "here"
 
 
-async def called_over_an_old_connection(grace_ms: int, monkeypatch: pytest.MonkeyPatch) -> str:
+async def called_over_an_old_connection(
+    monkeypatch: pytest.MonkeyPatch, *, grace_s: float, default_deadline_s: float = 0.1
+) -> str:
     """What ends a call that lasts ten times as long as its connection may."""
-    monkeypatch.setattr(server, "AGE_GRACE_MS", grace_ms)
+    monkeypatch.setattr(server, "AGE_GRACE_S", grace_s)
 
     async def say(request: StringValue, context: Any) -> StringValue:
         await asyncio.sleep(2.0)
         return request
 
+    quick: dict[str, Any] = {"max_connection_age_s": 0.2, "grace_s": 0.1}
     async with (
-        serving(Echo(say), max_connection_age_s=0.2, grace_s=0.1) as (address, _),
+        serving(Echo(say), default_deadline_s=default_deadline_s, **quick) as (address, _),
         grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel,
     ):
         try:
@@ -70,20 +76,47 @@ async def called_over_an_old_connection(grace_ms: int, monkeypatch: pytest.Monke
 
 
 async def test_the_age_of_a_connection_ends_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await called_over_an_old_connection(server.AGE_GRACE_MS, monkeypatch) == "done"
+    grace_s = server.AGE_GRACE_S
+    assert await called_over_an_old_connection(monkeypatch, grace_s=grace_s) == "done"
+
+
+async def test_nor_one_that_the_server_itself_allows_to_be_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = await called_over_an_old_connection(monkeypatch, grace_s=0.1, default_deadline_s=60)
+    assert ended == "done"
 
 
 async def test_control_without_time_of_its_own_such_a_call_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert await called_over_an_old_connection(100, monkeypatch) == "UNAVAILABLE"
+    assert await called_over_an_old_connection(monkeypatch, grace_s=0.1) == "UNAVAILABLE"
 
 
-def test_a_connection_outlives_its_age_by_more_than_any_call_may_take() -> None:
-    assert max(policy.TIMEOUTS_S.values()) * 1000 < server.AGE_GRACE_MS
+def test_a_connection_outlives_its_age_by_more_than_the_published_time_limits() -> None:
+    assert max(policy.TIMEOUTS_S.values()) < server.AGE_GRACE_S
 
 
-async def test_a_flood_of_calls_on_one_connection_waits_its_turn_and_none_is_reset() -> None:
+async def streams_at_once(places: int) -> int | None:
+    """What the server's SETTINGS allow a connection."""
+    async with (
+        serving(max_concurrent_calls=places) as (address, _),
+        raw_client(address) as client,
+    ):
+        while True:
+            kind, flags, payload = await client.frame()
+            if kind == SETTINGS and not flags & ACK:
+                pairs = [payload[at : at + 6] for at in range(0, len(payload), 6)]
+                told = {int.from_bytes(p[:2], "big"): int.from_bytes(p[2:], "big") for p in pairs}
+                return told.get(MAX_CONCURRENT_STREAMS)
+
+
+async def test_the_calls_of_a_connection_are_bounded_also_before_their_messages_came() -> None:
+    assert await streams_at_once(200) == 3 * 200
+    assert await streams_at_once(1) == 100
+
+
+async def test_of_a_flood_of_calls_on_one_connection_none_is_reset() -> None:
     """More at once, again and again, than the connection may have open."""
     async with (
         serving(max_concurrent_calls=50) as (address, _),

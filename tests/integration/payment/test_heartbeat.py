@@ -149,7 +149,7 @@ async def test_a_serving_replica_beats(
     with held(key) as let_go:
         # No sweep: nothing else could set the time anew.
         async with payment_replicas(
-            1, payment_database, gateway, "", lease_s=0.3, resolve_interval_s=60
+            1, payment_database, gateway, "", lease_s=1, resolve_interval_s=60
         ) as (one,):
             calling = asyncio.ensure_future(outcome(one.ConfirmPayment(confirm(key))))
             await only_payment(one)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 from sqlalchemy.engine import make_url
 
-from common.database import READY_TIMEOUT_S
+from common.database import CLOSE_S, READY_TIMEOUT_S, open_pools
 from common.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
@@ -21,6 +23,7 @@ from tests.integration.start.services import (
 )
 from tests.support.databases import ROOT, Databases
 
+IDLE = 10
 every_service = pytest.mark.parametrize("service", SERVICES)
 
 
@@ -139,6 +142,25 @@ async def test_a_database_that_falls_silent_is_found_out_and_awaited(
         assert await asking.serves()
         await assert_ends_well(running, url)
         await gateway.close()
+
+
+@pytest.mark.parametrize("service", ["balance"])
+async def test_a_silent_database_does_not_keep_its_connections_open(
+    service: str, migrated: ServiceUrls, unused_tcp_port: int
+) -> None:
+    gateway = Gateway(unused_tcp_port, make_url(migrated.runtime).port or 0)
+    await gateway.open()
+    database = open_pools(
+        behind(migrated.runtime, gateway.port), application_name="test", pool_size=31
+    )
+    async with AsyncExitStack() as stack:
+        for _ in range(IDLE):
+            await stack.enter_async_context(database.reads.connect())
+    gateway.fall_silent()
+    # The driver by itself gives each of them seconds, one after the other.
+    async with asyncio.timeout(IDLE * CLOSE_S):
+        await database.close()
+    await gateway.close()
 
 
 @pytest.mark.parametrize("service", ["balance"])

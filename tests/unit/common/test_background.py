@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from sqlalchemy.exc import ProgrammingError
@@ -56,7 +57,7 @@ async def test_nothing_is_done_before_the_database_was_found_fit(database: Datab
 async def test_where_it_never_was_the_end_comes_at_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "STOP_S", 300.0)
+    monkeypatch.setattr(background, "FINISH_S", 300.0)
     database.checked.clear()
     runs = Runs()
     async with in_background(database, Work("w", SHORT_S, runs)):
@@ -97,7 +98,7 @@ async def test_a_database_that_is_away_is_left_to_readiness_to_tell(database: Da
 async def test_a_run_in_progress_is_finished(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "STOP_S", 300.0)
+    monkeypatch.setattr(background, "FINISH_S", 300.0)
     begun, release = asyncio.Event(), asyncio.Event()
     finished: list[bool] = []
 
@@ -115,7 +116,7 @@ async def test_a_run_in_progress_is_finished(
 async def test_a_backlog_is_left_where_it_stands(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "STOP_S", 300.0)
+    monkeypatch.setattr(background, "FINISH_S", 300.0)
     begun = asyncio.Event()
 
     async def run(stopping: asyncio.Event) -> None:
@@ -130,7 +131,7 @@ async def test_a_backlog_is_left_where_it_stands(
 async def test_runs_that_hang_are_cut_off_together(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "STOP_S", 0.05)
+    monkeypatch.setattr(background, "FINISH_S", 0.05)
     begun = asyncio.Semaphore(0)
 
     async def hang(stopping: asyncio.Event) -> None:
@@ -145,3 +146,27 @@ async def test_runs_that_hang_are_cut_off_together(
         ("background_work_cut_off", "a"),
         ("background_work_cut_off", "b"),
     ]
+
+
+async def test_not_even_what_does_not_let_itself_be_cut_off_is_waited_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a driver that closes a connection over which nothing comes."""
+    monkeypatch.setattr(background, "FINISH_S", 0.05)
+    monkeypatch.setattr(background, "CUT_OFF_S", 0.05)
+    begun, closed = asyncio.Event(), asyncio.Event()
+    runs = set[asyncio.Task[bool]]()
+
+    async def close(stopping: asyncio.Event) -> None:
+        begun.set()
+        closing = asyncio.create_task(closed.wait())
+        runs.add(closing)
+        while not closing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(closing)
+
+    async with in_background(database, Work("w", SHORT_S, close)):
+        await begun.wait()
+    assert not closed.is_set()
+    closed.set()
+    await asyncio.wait(runs)

@@ -207,10 +207,10 @@ CONTROLS: Final = [
         variable("order", "TALLY_GRACE_S", "120"),
         overlay=LOCAL,
     ),
-    # 5 + 3 + 21 + 5 + 3 + 21 + 2 + 2 and the margin: too long by the second grace alone.
+    # 5 + 3 + 21 + 5 + 3 + 21 + 3 + 2 + 2 and the margin: too long by the second grace alone.
     Control(
         "there_is_time_to_end",
-        "Deployment/order: is killed before the 67 s",
+        "Deployment/order: is killed before the 70 s",
         variable("order", "TALLY_ORDER_GRACE_S", "21"),
     ),
     Control(

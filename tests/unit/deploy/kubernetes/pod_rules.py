@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from common.background import STOP_S
+from common.database import CLOSE_S
 from common.server import CLEAN_UP_S
 from common.tracing import FLUSH_S
 from order_service.saga_runner import SagaLimits
@@ -183,8 +184,9 @@ def spreading_is_each_service_s_own(overlay: Overlay) -> Iterator[str]:
 def time_to_end_s(drain_s: float, grace_s: float) -> float:
     """From SIGTERM to the exit at worst, and some (docs/guides/kubernetes.md has the times)."""
     # The grace twice: for calls, and again for work that outlives them.
-    handing_on_s = SagaLimits().hand_over_s + FLUSH_S
-    return drain_s + grace_s + CLEAN_UP_S + STOP_S + grace_s + handing_on_s + MARGIN_S
+    # Order hands its sagas on, payment ends its heartbeat.
+    last_s = max(SagaLimits().hand_over_s, STOP_S) + CLOSE_S + FLUSH_S
+    return drain_s + grace_s + CLEAN_UP_S + STOP_S + grace_s + last_s + MARGIN_S
 
 
 @rule
