@@ -29,7 +29,8 @@ TIMEOUTS_S: Final = service_config.timeouts_s(_PUBLISHED)
 """The default time limit of each unary method, by its path."""
 
 REPEATED: Final = frozenset({grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED})
-"""With RetryInfo, these say that nothing was done: any method may be sent again."""
+"""With RetryInfo, these say that nothing was done, or that it is under way under this request_id:
+any method may be sent again."""
 
 UNTIMED_REFUSALS_MAX: Final = 10
 """Refusals in a row after which a stream without a time limit is no longer asked for: its caller
