@@ -26,7 +26,9 @@ _LOCK: Final = 7_418_201
 """Advisory lock of migrations: two release jobs at once run one after the other."""
 LOCK_TIMEOUT_S: Final = 3
 """How long a statement waits for a table. Meanwhile everybody's queries of it queue behind it:
-longer than a replica waits for a row, but within the 5 s that calls may fail for at most."""
+longer than a replica waits for a row, but within the 5 s that calls may fail for at most. What a
+revision has locked it keeps to its end, so that one of two tables could hold up calls for longer:
+each locks one."""
 POLL_S: Final = 1.0
 _NOT_YET: Final = {
     "53300",  # too many connections
@@ -39,15 +41,20 @@ _log = structlog.stdlib.get_logger()
 
 
 class SchemaInUse(Exception):  # noqa: N818 - somebody else holds it, which is no fault
-    """A table is held by other sessions. Nothing was changed; later it may be free."""
+    """A table is held by other sessions. Later it may be free.
+
+    The revision that wanted it has changed nothing; those before it stay.
+    """
 
 
 async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> None:
     """Upgrade the database at ``owner_url`` with the revisions in the folder ``versions``.
 
     Needs the owner role: the role the service runs with has no right to change the schema.
-    All revisions or none: raises SchemaInUse if a table is not let go within LOCK_TIMEOUT_S, and
-    ForeignSchema if what is there is not the same service's.
+    Each revision is done as a whole or not at all, and those before one that fails stay: the next
+    call goes on from there. Does nothing to a schema that is newer, as after a rollback.
+    Raises SchemaInUse if a table is not let go within LOCK_TIMEOUT_S, and ForeignSchema if what is
+    there is not the same service's.
     A server that is not there yet is waited for, ``wait_s`` at most; then, and at once if it
     answers and refuses, raises what the driver does.
     """
@@ -117,13 +124,14 @@ async def _migrate_impatiently(connection: AsyncConnection, versions: Path) -> N
 def _told(statement: str) -> str:
     wanted = " ".join(statement.split())[:80]
     return (
-        f"other transactions held a table for {LOCK_TIMEOUT_S} s, and nothing was changed; end the "
-        f"old ones (xact_start in pg_stat_activity) and migrate again; what waited: {wanted}"
+        f"other transactions held a table for {LOCK_TIMEOUT_S} s, and the revision that waited for "
+        "it changed nothing; end the old ones (xact_start in pg_stat_activity) and migrate again; "
+        f"what waited: {wanted}"
     )
 
 
 def migrate_connection(connection: sa.Connection, versions: Path) -> None:
-    """The same on a connection that is open already."""
+    """The same on a connection that is open already, and in no transaction."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.set_main_option("path_separator", "newline")
@@ -132,7 +140,14 @@ def migrate_connection(connection: sa.Connection, versions: Path) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     newest = ScriptDirectory.from_config(config).get_current_head() or ""
     found = MigrationContext.configure(connection).get_current_revision() or ""
+    # Looking has begun a transaction, which would be that of all revisions.
+    connection.rollback()
     require_own(found, newest, connection.engine.url.database)
+    if found > newest:
+        # Alembic does not know that revision. A rollback's Job is to end well: releases expand
+        # first, so that the older one runs on it.
+        _log.info("the schema is newer than this release", found=found, newest=newest)
+        return
     command.upgrade(config, "head")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ProgrammingError
 
 from common.migrations import migrate
 from common.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
@@ -125,6 +126,60 @@ async def test_a_table_in_use_ends_the_migration_and_frees_those_behind_it(
         assert await looking.fetchval("SELECT version_num FROM alembic_version") == "0002"
 
 
+async def test_each_revision_keeps_its_locks_and_its_changes_to_itself(
+    empty: ServiceUrls, versions: Path
+) -> None:
+    """While one waits, what those before it have locked is free, and stays changed."""
+    write(versions, "0002", "0001", "CREATE TABLE others (other integer PRIMARY KEY)")
+    await migrate(empty.owner, versions)
+    write(versions, "0003", "0002", "ALTER TABLE things ADD COLUMN colour text")
+    write(versions, "0004", "0003", "ALTER TABLE others ADD COLUMN colour text")
+    async with (
+        session(empty.owner) as report,
+        session(empty.owner) as looking,
+        asyncio.timeout(100),
+    ):
+        held = report.transaction()
+        await held.start()
+        await report.fetch("SELECT FROM others")
+
+        upgrade = asyncio.create_task(migrate(empty.owner, versions))
+        await waiting(looking, "ALTER TABLE others", upgrade)
+        await looking.execute("SET lock_timeout = 1")
+        assert await looking.fetch("SELECT colour FROM things") == []
+        with pytest.raises(SchemaInUse, match="the revision that waited for it changed nothing"):
+            await upgrade
+        assert await looking.fetchval("SELECT version_num FROM alembic_version") == "0003"
+
+        await held.rollback()
+        await migrate(empty.owner, versions)
+        assert await looking.fetchval("SELECT version_num FROM alembic_version") == "0004"
+
+
+async def test_a_revision_that_fails_leaves_nothing_of_itself(
+    empty: ServiceUrls, versions: Path
+) -> None:
+    broken = "CREATE TABLE half (half integer);\nALTER TABLE nowhere ADD COLUMN colour text"
+    write(versions, "0002", "0001", broken)
+    with pytest.raises(ProgrammingError):
+        await migrate(empty.owner, versions)
+    async with session(empty.owner) as looking:
+        assert await looking.fetchval("SELECT version_num FROM alembic_version") == "0001"
+        assert await looking.fetchval("SELECT to_regclass('half')") is None
+
+
+async def test_an_older_release_leaves_a_newer_schema_as_it_is(migrated: ServiceUrls) -> None:
+    """As the Job does that a rollback makes again, which knows nothing of that revision."""
+    async with session(migrated.owner) as looking:
+        await looking.execute("UPDATE alembic_version SET version_num = 'balance_9999'")
+        async with process("balance_service", "migrate", **migrating(migrated.owner)) as running:
+            status, told = await running.end()
+        found = await looking.fetchval("SELECT version_num FROM alembic_version")
+    assert status == 0, told
+    assert told.count("the schema is newer than this release") == 1
+    assert found == "balance_9999"
+
+
 async def test_a_schema_in_use_is_told_in_one_line(migrated: ServiceUrls) -> None:
     async with session(migrated.owner) as other, other.transaction():
         await other.execute("LOCK TABLE alembic_version")
@@ -135,7 +190,7 @@ async def test_a_schema_in_use_is_told_in_one_line(migrated: ServiceUrls) -> Non
     assert (make_url(migrated.owner).password or "?") not in told
     assert told.splitlines()[-1].startswith(
         f"balance could not migrate: SchemaInUse: other transactions held a table for "
-        f"{LOCK_TIMEOUT_S} s, and nothing was changed; end the old ones"
+        f"{LOCK_TIMEOUT_S} s, and the revision that waited for it changed nothing; end the old ones"
     )
 
 
