@@ -11,8 +11,14 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Final
 
 from common.errors import Code, DeadlineTooShort, Refusal
+
+CUT_OFF_SLACK_S: Final = 0.02
+"""How much a call may have left that its client has given up at its deadline. The client's comes a
+little before the server's: gRPC sends the time left rounded up, to 10 ms where it is some
+seconds, and it counts from when it has arrived."""
 
 
 class DeadlineExceeded(Refusal):
@@ -44,6 +50,12 @@ def remaining() -> float | None:
     if at is None:
         return None
     return max(0.0, at - asyncio.get_running_loop().time())
+
+
+def cut_off() -> bool:
+    """Of a call that was cancelled: whether by its deadline, and not by a client that hung up."""
+    left_s = remaining()
+    return left_s is not None and left_s <= CUT_OFF_SLACK_S
 
 
 def timeout_for(limit_s: float, *, least_s: float = 0.0) -> float:

@@ -151,10 +151,11 @@ class Pipeline:
             self.handlers[method] = made(tracing.served(method, handle) if limited else handle)
 
     def open(self) -> None:
-        """Lets calls in. Until then each is refused with NotYetReady, health excepted.
+        """Lets calls in. Until then each is refused with NotYetReady.
 
-        A replica on a database without its schema would otherwise answer some methods and break in
-        others. Once opened it stays so: of a database that goes away later, the methods tell.
+        Health and reflection are excepted. A replica on a database without its schema would
+        otherwise answer some methods and break in others. Once opened it stays so: of a database
+        that goes away later, the methods tell.
         """
         self._opened = True
         self._calls.calls_max = self._streams.calls_max = self._calls_max
@@ -294,7 +295,8 @@ class Pipeline:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 # The client hung up or its deadline passed, and gRPC cancelled the call's task.
-                metrics.CALLS.labels(method, Code.CANCELLED.name).inc()
+                code = Code.DEADLINE_EXCEEDED if deadlines.cut_off() else Code.CANCELLED
+                metrics.CALLS.labels(method, code.name).inc()
                 return None
             # Something that the method awaited was cancelled, not the call. Passing this on would
             # end the task without a status, and the client would wait for its whole deadline.

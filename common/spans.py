@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from common import deadlines
 from common.status import from_trailing
 
 if TYPE_CHECKING:
@@ -184,8 +185,10 @@ def log_ids(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _code_without_status(error: BaseException) -> grpc.StatusCode:
-    cancelled = isinstance(error, asyncio.CancelledError)
-    return grpc.StatusCode.CANCELLED if cancelled else grpc.StatusCode.UNKNOWN
+    if not isinstance(error, asyncio.CancelledError):
+        return grpc.StatusCode.UNKNOWN
+    cut_off = deadlines.cut_off()
+    return grpc.StatusCode.DEADLINE_EXCEEDED if cut_off else grpc.StatusCode.CANCELLED
 
 
 def _tell(span: trace.Span, code: grpc.StatusCode, trailing: Any, *, fault: bool) -> None:

@@ -24,6 +24,7 @@ from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
 from common.server import RECEIVE_BYTES_MAX
 from common.status import from_rpc_error, may_repeat
 from tests.integration.common.echo import SAY, Echo, EchoStub, add, serving
+from tests.support.patience import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -374,11 +375,12 @@ async def test_a_stream_that_its_client_leaves_is_closed() -> None:
         await closed.wait()
 
 
-async def test_calls_are_counted_by_method_and_code() -> None:
-    def told(code: str) -> float:
-        return float(metrics.CALLS.labels(SAY, code)._value.get())
+def counted(*codes: str) -> list[float]:
+    return [float(metrics.CALLS.labels(SAY, code)._value.get()) for code in codes]
 
-    before = told("OK"), told("RESOURCE_EXHAUSTED")
+
+async def test_calls_are_counted_by_method_and_code() -> None:
+    before = counted("OK", "RESOURCE_EXHAUSTED")
     answers: list[StringValue | Exception] = [SoldOut(), StringValue(), StringValue()]
 
     async def say(request: StringValue, context: Any) -> StringValue:
@@ -391,7 +393,33 @@ async def test_calls_are_counted_by_method_and_code() -> None:
         await echo.Say(StringValue())
         await echo.Say(StringValue())
         await refused(echo.Say(StringValue()))
-    assert (told("OK"), told("RESOURCE_EXHAUSTED")) == (before[0] + 2, before[1] + 1)
+    assert counted("OK", "RESOURCE_EXHAUSTED") == [before[0] + 2, before[1] + 1]
+
+
+@pytest.mark.parametrize("ends", ["DEADLINE_EXCEEDED", "CANCELLED"])
+async def test_a_call_cut_off_by_its_deadline_is_not_counted_as_one_that_its_client_left(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of two clocks on a slow machine the client's may be any time ahead.
+    monkeypatch.setattr(deadlines, "CUT_OFF_SLACK_S", LONG_S)
+    begun = asyncio.Event()
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    other = {"DEADLINE_EXCEEDED": "CANCELLED", "CANCELLED": "DEADLINE_EXCEEDED"}[ends]
+    before = counted(ends, other)
+    async with stub(Echo(say)) as echo:
+        call = echo.Say(StringValue(), timeout=3 * LONG_S if ends == "CANCELLED" else 3.0)
+        waiting = asyncio.ensure_future(call)
+        await begun.wait()
+        if ends == "CANCELLED":
+            call.cancel()
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await waiting
+    assert counted(ends, other) == [before[0] + 1, before[1]]
 
 
 def test_a_method_that_is_not_written_is_noticed_when_mounting() -> None:

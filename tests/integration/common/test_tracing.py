@@ -15,7 +15,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from common import logs, tracing
+from common import deadlines, logs, tracing
 from common.channels import open_channel
 from common.clients import Peer
 from common.detached import Detached, outcome_of
@@ -23,6 +23,7 @@ from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal
 from tests.integration.common.echo import NAME, Echo, EchoStub, serving, settings
 from tests.integration.common.test_server import SERVING, services_told
 from tests.support.collector import Collector, Seen, collecting, tracing_to
+from tests.support.patience import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -68,7 +69,7 @@ async def refused_call(servicer: Echo) -> Seen:
         async with echoing(servicer) as echo:
             with pytest.raises(grpc.aio.AioRpcError):
                 await echo.Say(StringValue())
-        tracing.end()
+        tracing.end(LONG_S)
     assert CANARY not in collector.everything()
     [span] = collector.spans
     return span
@@ -79,7 +80,7 @@ async def test_a_call_is_a_span_of_the_callers_trace() -> None:
         async with echoing() as echo:
             parent = (("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "x=1"))
             await echo.Say(StringValue(value=CANARY), metadata=parent)
-        tracing.end()
+        tracing.end(LONG_S)
     [span] = collector.spans
     assert (span.name, span.kind, span.error) == (SAY, "SERVER", False)
     assert (span.trace_id, span.parent) == (TRACE, SPAN)
@@ -98,7 +99,7 @@ async def test_without_a_parent_that_can_be_read_a_call_begins_a_trace(parent: s
     with traced() as collector:
         async with echoing() as echo:
             await echo.Say(StringValue(), metadata=(("traceparent", parent),))
-        tracing.end()
+        tracing.end(LONG_S)
     [span] = collector.spans
     assert span.parent == ""
     assert span.trace_id != TRACE
@@ -114,7 +115,7 @@ async def test_what_a_client_writes_about_its_trace_is_not_logged(
             for parent in parents:
                 told = (("traceparent", parent), ("tracestate", state))
                 await echo.Say(StringValue(), metadata=told)
-        tracing.end()
+        tracing.end(LONG_S)
     assert len(collector.spans) == len(parents)
     assert [one.getMessage() for one in caplog.records if one.levelno > logging.DEBUG] == []
 
@@ -128,7 +129,7 @@ async def test_what_the_operator_says_of_the_process_counts_more_than_what_we_do
     with traced(**said) as collector:
         async with echoing() as echo:
             await echo.Say(StringValue())
-        tracing.end()
+        tracing.end(LONG_S)
     [span] = collector.spans
     assert span.resource["service.name"] == "shop-echo"
     assert span.resource["service.instance.id"] == "theirs"
@@ -142,7 +143,7 @@ async def test_what_is_not_sampled_is_not_sent() -> None:
             await echo.Say(StringValue())
             sampled = (("traceparent", f"00-{TRACE}-{SPAN}-01"),)
             await echo.Say(StringValue(), metadata=sampled)
-        tracing.end()
+        tracing.end(LONG_S)
     assert [span.trace_id for span in collector.spans] == [TRACE]
 
 
@@ -188,7 +189,7 @@ async def test_no_words_of_an_exception_of_a_request_or_of_a_setting_are_sent() 
         async with serving(Echo(say)) as (address, _), peer_of(address) as peer:
             with pytest.raises(RemoteRefusal):
                 await peer.call(peer.stub.Say, StringValue(value=CANARY), limit_s=60.0)
-        tracing.end()
+        tracing.end(LONG_S)
     assert len(collector.spans) == 4
     sent = collector.everything()
     for word in (CANARY, "ValueError", "KeyError", "Traceback", "RuntimeError", __file__):
@@ -223,7 +224,7 @@ async def test_a_call_to_another_service_is_a_child_and_the_parent_of_what_it_ca
         first = await stack.enter_async_context(echoing(Echo(say), replica="first"))
         assert (await first.Say(StringValue(value="through"))).value == "through"
         await collector.until(lambda seen: len(seen.spans) == 3)
-        await asyncio.to_thread(tracing.end)
+        await asyncio.to_thread(tracing.end, LONG_S)
     [client] = collector.named(SAY, "CLIENT")
     [parent] = [span for span in collector.named(SAY) if not span.parent]
     [child] = [span for span in collector.named(SAY) if span.parent]
@@ -244,7 +245,7 @@ async def test_each_attempt_at_a_call_is_a_span_of_its_own() -> None:
         async with serving(Echo(say)) as (address, _), peer_of(address) as peer:
             with pytest.raises(RemoteRefusal) as caught:
                 await peer.call(peer.stub.Say, StringValue(), limit_s=60.0)
-        tracing.end()
+        tracing.end(LONG_S)
     assert caught.value.reason == "SOLD_OUT"
     told = [span.attributes["tally.reason"] for span in collector.named(SAY, "CLIENT")]
     assert told == ["DATABASE_UNAVAILABLE", "SOLD_OUT"]
@@ -260,7 +261,7 @@ async def test_an_attempt_that_nobody_answers_is_told_by_its_code_and_not_by_add
         async with peer_of(address) as peer:
             with pytest.raises(RemoteRefusal):
                 await peer.call(peer.stub.Say, StringValue(), limit_s=60.0, repeat=False)
-        tracing.end()
+        tracing.end(LONG_S)
     [span] = collector.spans
     assert (span.kind, span.error) == ("CLIENT", True)
     assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
@@ -291,7 +292,7 @@ async def test_calls_at_the_same_time_do_not_mix_up_their_traces() -> None:
             )
         )
         await collector.until(lambda seen: len(seen.spans) == 6)
-        await asyncio.to_thread(tracing.end)
+        await asyncio.to_thread(tracing.end, LONG_S)
     found = sorted(span.trace_id for span in collector.spans)
     assert found == ["1" * 32] * 3 + ["2" * 32] * 3
 
@@ -314,7 +315,7 @@ async def test_a_stream_is_one_span_which_a_drain_ends() -> None:
             await server.drain()
             with pytest.raises(grpc.aio.AioRpcError):
                 await stream.read()
-        tracing.end()
+        tracing.end(LONG_S)
     [span] = collector.spans
     assert span.name == COUNT
     assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
@@ -339,10 +340,47 @@ async def test_a_caller_that_leaves_ends_the_span() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             await collector.until(lambda seen: seen.spans)
-        tracing.end()
+        tracing.end(LONG_S)
     [span] = collector.spans
     assert span.attributes["rpc.response.status_code"] == "CANCELLED"
     assert not span.error
+
+
+async def test_a_call_that_its_clients_deadline_ends_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And so is the call to another service that ends with it."""
+    # Of two clocks on a slow machine the client's may be any time ahead.
+    monkeypatch.setattr(deadlines, "CUT_OFF_SLACK_S", LONG_S)
+
+    async def hang(request: StringValue, context: Any) -> StringValue:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with AsyncExitStack() as stack:
+        collector = stack.enter_context(traced())
+        second, _ = await stack.enter_async_context(serving(Echo(hang)))
+        peer = await stack.enter_async_context(peer_of(second))
+
+        async def say(request: StringValue, context: Any) -> StringValue:
+            answer: StringValue = await peer.stub.Say(request, timeout=3 * LONG_S)
+            return answer
+
+        first = await stack.enter_async_context(echoing(Echo(say)))
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await first.Say(StringValue(), timeout=3.0)
+        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await collector.until(lambda seen: len(seen.spans) == 3)
+        await asyncio.to_thread(tracing.end, LONG_S)
+    [served] = [span for span in collector.named(SAY) if not span.parent]
+    [client] = collector.named(SAY, "CLIENT")
+    for span in (served, client):
+        assert span.attributes["rpc.response.status_code"] == "DEADLINE_EXCEEDED"
+        assert span.error
+    # With minutes left: to this one its client has hung up.
+    [left] = [span for span in collector.named(SAY) if span.parent]
+    assert left.attributes["rpc.response.status_code"] == "CANCELLED"
+    assert not left.error
 
 
 async def test_health_and_reflection_make_no_spans_and_a_watch_works() -> None:
@@ -365,7 +403,7 @@ async def test_health_and_reflection_make_no_spans_and_a_watch_works() -> None:
                 await watch.read()
             assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
             await draining
-        tracing.end()
+        tracing.end(LONG_S)
     assert [span.name for span in collector.spans] == [SAY]
 
 
@@ -392,7 +430,7 @@ async def test_lines_that_a_traced_call_writes_tell_its_trace(
             )
             async with echoing(Echo(say)) as echo:
                 await echo.Say(StringValue())
-            tracing.end()
+            tracing.end(LONG_S)
     finally:
         root.handlers[:] = before[0]
         root.setLevel(before[1])
