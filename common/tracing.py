@@ -41,6 +41,13 @@ _SECONDS: Final = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIME
 _QUEUE, _BATCH = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 _WHOLE: Final = (_QUEUE, _BATCH, "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT")
 _QUEUE_DEFAULT, _BATCH_DEFAULT = 2048, 512
+_SECONDS_MAX: Final = 86_400
+_WHOLE_MAX: Final = 86_400_000
+"""A day in milliseconds, and more spans than fit: a thread cannot wait for whatever is asked."""
+_SAMPLER, _RATIO = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
+_BY_RATIO: Final = ("traceidratio", "parentbased_traceidratio")
+_ATTRIBUTES: Final = "OTEL_RESOURCE_ATTRIBUTES"
+_ATTRIBUTE: Final = re.compile(r"\s*[^\s=]+\s*=.*")
 _FILES: Final = tuple(
     f"OTEL_EXPORTER_OTLP_{signal}{kind}"
     for signal in ("TRACES_", "")
@@ -70,6 +77,8 @@ def wanted() -> bool:
     if told := _reason_against(_given(named)):
         raise SettingsError(f"{named}: {told}")
     _check_numbers()
+    _check_ratio()
+    _check_attributes()
     for name in _FILES:
         if _given(name) and not _can_be_read(Path(_given(name))):
             raise SettingsError(f"{name}: is not a file that can be read")
@@ -172,11 +181,12 @@ def _reason_against(endpoint: str) -> str:
 
 def _check_numbers() -> None:
     for name in _SECONDS:
-        if name in os.environ and not _is_above_0(_given(name), float):
-            raise SettingsError(f"{name}: must be a number of seconds above 0")
+        if name in os.environ and not _is_within(_given(name), float, _SECONDS_MAX):
+            raise SettingsError(f"{name}: must be a number of seconds above 0, a day at most")
     for name in _WHOLE:
-        if name in os.environ and not _is_above_0(_given(name), int):
-            raise SettingsError(f"{name}: must be a whole number above 0")
+        if name in os.environ and not _is_within(_given(name), int, _WHOLE_MAX):
+            told = f"must be a whole number above 0 and at most {_WHOLE_MAX}"
+            raise SettingsError(f"{name}: {told}")
     batch = int(_given(_BATCH) or _BATCH_DEFAULT)
     queue = int(_given(_QUEUE) or _QUEUE_DEFAULT)
     if batch > queue:
@@ -184,9 +194,30 @@ def _check_numbers() -> None:
         raise SettingsError(f"{blamed}: a batch must not be larger than the queue")
 
 
-def _is_above_0(text: str, kind: type[int | float]) -> bool:
+def _check_ratio() -> None:
+    """The SDK would take all calls for one that it cannot read."""
+    if _given(_SAMPLER).lower() not in _BY_RATIO or not _given(_RATIO):
+        return
     try:
-        return 0 < kind(text) < float("inf")
+        fits = 0 <= float(_given(_RATIO)) <= 1
+    except ValueError:
+        fits = False
+    if not fits:
+        raise SettingsError(f"{_RATIO}: must be a part of all calls, from 0 to 1")
+
+
+def _check_attributes() -> None:
+    given = _given(_ATTRIBUTES)
+    for one in given.split(",") if given else ():
+        # What is not printable may be no text at all, and no span would go out with it.
+        if not _ATTRIBUTE.fullmatch(one) or not one.isprintable():
+            raise SettingsError(f"{_ATTRIBUTES}: must be key=value, more of them after commas")
+
+
+def _is_within(text: str, kind: type[int | float], limit: int) -> bool:
+    """Whether it is a number above 0 and no larger than the limit."""
+    try:
+        return 0 < kind(text) <= limit
     except ValueError:
         return False
 

@@ -40,6 +40,23 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ({ENDPOINT: WELL, "OTEL_EXPORTER_OTLP_TIMEOUT": "1.5"}, True),
         ({ENDPOINT: WELL, "OTEL_EXPORTER_OTLP_CERTIFICATE": __file__}, True),
         ({ENDPOINT: WELL, "OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b==, Auth = Bearer x,"}, True),
+        *(
+            (
+                {ENDPOINT: WELL, "OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": ratio},
+                True,
+            )
+            for sampler, ratio in (
+                ("traceidratio", "0"),
+                ("traceidratio", "1"),
+                ("parentbased_traceidratio", "0.25"),
+                ("parentbased_traceidratio", ""),
+                ("always_on", "not looked at"),
+            )
+        ),
+        *(
+            ({ENDPOINT: WELL, "OTEL_RESOURCE_ATTRIBUTES": attributes}, True)
+            for attributes in ("", "a.b=c", "a=, b = c=d%2C,who=Zoë")
+        ),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_SERVICE_NAME": "x"}, False),
     ],
 )
@@ -75,7 +92,7 @@ WRONG = [
     *(
         (name, value)
         for name in ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
-        for value in (SECRET, "", "0", "-1", "nan", "inf")
+        for value in (SECRET, "", "0", "-1", "nan", "inf", "86401")
     ),
     *(
         (name, value)
@@ -85,7 +102,7 @@ WRONG = [
             "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
             "OTEL_BSP_EXPORT_TIMEOUT",
         )
-        for value in (SECRET, "", "0", "-1", "1.5")
+        for value in (SECRET, "", "0", "-1", "1.5", "9" * 20)
     ),
     *(
         (name, value)
@@ -97,6 +114,10 @@ WRONG = [
             f"k ey={SECRET}",
             f"é={SECRET}",
         )
+    ),
+    *(
+        ("OTEL_RESOURCE_ATTRIBUTES", value)
+        for value in (SECRET, f"a=b,{SECRET}", f"={SECRET}", f"a={SECRET},", f"a=\udc80{SECRET}")
     ),
     ("OTEL_BSP_MAX_QUEUE_SIZE", "511"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2049"),
@@ -118,6 +139,19 @@ def test_what_is_wrong_is_named_and_its_value_is_not(
     assert len(told) > len(name) + 10
     assert SECRET not in told
     assert "\n" not in told
+
+
+@pytest.mark.parametrize("ratio", ["25", "2", "-0.5", "nan", SECRET, "25%"])
+@pytest.mark.parametrize("sampler", ["traceidratio", "ParentBased_TraceIdRatio"])
+def test_a_ratio_that_is_none_is_named_and_not_taken_for_all(
+    sampler: str, ratio: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENDPOINT, WELL)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
+    with pytest.raises(SettingsError, match=r"^OTEL_TRACES_SAMPLER_ARG: must be ") as caught:
+        tracing.wanted()
+    assert SECRET not in str(caught.value)
 
 
 def test_off_whoever_asks_gets_back_what_it_came_with() -> None:
