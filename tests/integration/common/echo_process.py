@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 
+from common import tracing
 from common.runtime import Application, main
 from tests.integration.common.echo import Echo, EchoSettings, application
+from tests.support.patience import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,4 +65,6 @@ async def migrate(settings: EchoSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(EchoSettings, build, migrate)
+    # What the limit does is tested where it is the subject.
+    with mock.patch.object(tracing, "end", partial(tracing.end, LONG_S)):
+        main(EchoSettings, build, migrate)

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,9 +19,10 @@ from common import tracing
 from tests.integration.common.echo import NAME, EchoStub, serving, settings
 from tests.integration.start.process import Service, process
 from tests.support.collector import ENDPOINT, Collector, collecting, tracing_to
+from tests.support.patience import LONG_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 SAY = f"{NAME}/Say"
 URL = "postgresql://u:hunter2@127.0.0.1:1/tally"
@@ -29,11 +30,14 @@ LOST, AGAIN = "spans are not delivered", "spans are delivered again"
 OURS = ("balance", "coupon", "order", "payment")
 
 
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        return int(tried.getsockname()[1])
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """A port on which nobody listens in the block but who is told to: it is bound all the time."""
+    with socket.socket() as kept:
+        # So that a server, which sets this too, may listen on it.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield int(kept.getsockname()[1])
 
 
 @asynccontextmanager
@@ -97,14 +101,15 @@ def test_no_service_imports_opentelemetry_by_itself() -> None:
 
 
 async def test_a_collector_that_is_away_costs_no_call_and_one_line() -> None:
-    given = {ENDPOINT: f"http://127.0.0.1:{free_port()}", "OTEL_BSP_SCHEDULE_DELAY": "10"}
     # Each attempt is given up soon, so that there are many within this test.
-    async with service(**given, OTEL_EXPORTER_OTLP_TIMEOUT="0.1") as running:
-        port = (await running.line("listening"))["port"]
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            for _ in range(3):
-                await EchoStub(channel).Say(StringValue(value="wait"), wait_for_ready=True)
-        status, log = await running.stop()
+    given = {"OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_EXPORTER_OTLP_TIMEOUT": "0.1"}
+    with kept_port() as away:
+        async with service(**{ENDPOINT: f"http://127.0.0.1:{away}"}, **given) as running:
+            port = (await running.line("listening"))["port"]
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                for _ in range(3):
+                    await EchoStub(channel).Say(StringValue(value="wait"), wait_for_ready=True)
+            status, log = await running.stop()
     assert status == 0
     assert log.count(LOST) == 1
     assert '"code": "UNAVAILABLE"' in log
@@ -115,10 +120,10 @@ async def test_a_collector_that_is_away_costs_no_call_and_one_line() -> None:
 async def test_that_it_is_away_is_told_once_and_that_it_is_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    port = free_port()
     given = {"OTEL_EXPORTER_OTLP_TIMEOUT": "0.2", "OTEL_BSP_MAX_QUEUE_SIZE": "2"}
     given["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] = "1"
     with (
+        kept_port() as port,
         caplog.at_level(logging.WARNING),
         capture_logs() as logged,
         tracing_to(f"http://127.0.0.1:{port}", settings(), **given),
@@ -135,7 +140,7 @@ async def test_that_it_is_away_is_told_once_and_that_it_is_back(
             with collecting(port) as collector:
                 await until(AGAIN)
                 assert collector.spans
-                tracing.end()
+                tracing.end(LONG_S)
     assert [line["event"] for line in logged if "deliver" in line["event"]] == [LOST, AGAIN]
     assert [one for one in caplog.records if one.name.startswith("opentelemetry")] == []
 
