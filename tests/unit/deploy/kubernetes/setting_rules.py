@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 from unittest import mock
 
+from common import tracing
 from common.settings import PREFIX, SECRETS_DIR, ServiceSettings, SettingsError, read
-from common.tracing import ENDPOINTS
 from deploy.kubernetes.secrets import local_secret_objects
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
@@ -31,6 +31,15 @@ MOUNTED: Final = "/etc/tally/secrets"
 SECRETS: Final[dict[str, dict[str, str]]] = {
     each["metadata"]["name"]: each["stringData"] for each in local_secret_objects()
 }
+TRACING: Final = {
+    *tracing.ENDPOINTS,
+    *("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"),
+    *("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"),
+    *("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"),
+    *("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT"),
+    *("OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
+}
+"""What pods may be told of OpenTelemetry: nothing that holds a secret, as headers do."""
 CLUSTER_WIDE: Final = ("Namespace", "PriorityClass")
 _CREDENTIAL: Final = re.compile(
     r"://[^/\s:@]*:[^/\s@]+@|-----BEGIN (?!CERTIFICATE-)|\b[0-9a-f]{32,}\b"
@@ -42,9 +51,8 @@ _SECRET_NAME: Final = re.compile(r"PASSWORD$|SECRET(?!S_DIR)|TOKEN|_KEY$|DATABAS
 def setting_names(settings_type: type[ServiceSettings]) -> set[str]:
     prefixes = (f"{PREFIX}{settings_type.service.upper()}_", PREFIX)
     fields = settings_type.model_fields
-    # With their components: where traces go, of OpenTelemetry's variables no other, and whom the
-    # driver of PostgreSQL trusts.
-    return {SECRETS_DIR, "PGSSLROOTCERT", *ENDPOINTS} | {
+    # With their components: OpenTelemetry's, and whom the driver of PostgreSQL trusts.
+    return {SECRETS_DIR, "PGSSLROOTCERT", *TRACING} | {
         f"{prefix}{name.upper()}" for prefix in prefixes for name in fields
     }
 
@@ -72,6 +80,8 @@ def settings_are_accepted(overlay: Overlay) -> Iterator[str]:
             with mock.patch.dict(os.environ, environment | {SECRETS_DIR: directory}, clear=True):
                 try:
                     read(SETTINGS_OF[each.service], "migrate" if command == "migrate" else "serve")
+                    # Raises for a variable that is wrong; a migration does not look at them.
+                    _ = command == "serve" and tracing.wanted()
                 except SettingsError as error:
                     yield f"{each.told}: {error}"
 

@@ -8,6 +8,7 @@ from typing import Final
 from unittest import mock
 
 import pytest
+import yaml
 
 from common import tracing
 from deploy.kubernetes import manifests, validation
@@ -63,6 +64,42 @@ def test_they_reach_nothing_else_by_it(traced: Overlay) -> None:
         assert not allowed(traced, "egress", each.labels, COLLECTOR, port=PORT + 1)
         for other in (elsewhere, Other(address=FAR), Other({"app": "collector"})):
             assert not allowed(traced, "egress", each.labels, other, port=PORT)
+
+
+SAMPLED: Final = {
+    "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+    "OTEL_TRACES_SAMPLER_ARG": "0.25",
+    "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=production",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "5",
+    "OTEL_BSP_MAX_QUEUE_SIZE": "4096",
+}
+
+
+def told_more(directory: Path, given: dict[str, str]) -> Overlay:
+    """Production with the component, and these lines more in its endpoint.yaml."""
+    file = manifests.DIRECTORY / "components" / "tracing" / "endpoint.yaml"
+    patch = yaml.safe_load(file.read_text(encoding="utf-8"))
+    [server] = patch["spec"]["template"]["spec"]["containers"]
+    server["env"] += [{"name": name, "value": value} for name, value in given.items()]
+    return with_component("production", "tracing", directory, endpoint_yaml=yaml.safe_dump(patch))
+
+
+def test_a_sampler_and_the_like_are_lines_in_it(tmp_path: Path) -> None:
+    overlay = told_more(tmp_path, SAMPLED)
+    for each in overlay.servers:
+        assert SAMPLED.items() <= overlay.environment(each.containers[0]).items()
+    assert [told for rule in RULES.values() for told in rule(overlay)] == []
+
+
+def test_a_key_is_none_and_neither_is_a_ratio_of_25(tmp_path: Path) -> None:
+    key, ratio = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER_ARG"
+    overlay = told_more(tmp_path, {**SAMPLED, ratio: "25", key: "api-key=x"})
+    found = list(RULES["variables_are_settings"](overlay))
+    assert len(found) == 4
+    assert all(key in told for told in found)
+    found = list(RULES["settings_are_accepted"](overlay))
+    assert len(found) == 4
+    assert all(ratio in told for told in found)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
