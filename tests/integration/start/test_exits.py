@@ -74,7 +74,7 @@ async def test_a_taken_metrics_port_is_told_with_its_setting(taken: int) -> None
         ("order", "TALLY_ORDER_COUPON_ADDRESS", "a:1,b:2"),
         ("payment", "TALLY_PAYMENT_GATEWAY_URL", f"ftp://{PASSWORD}"),
         ("payment", "TALLY_PAYMENT_GATEWAY_SECRET_KEY", ""),
-        ("payment", "TALLY_PAYMENT_LEASE_S", "9"),
+        ("payment", "TALLY_PAYMENT_LEASE_S", "0.5"),
         ("payment", "TALLY_POOL_SIZE", PASSWORD),
     ],
 )
