@@ -110,7 +110,7 @@ class ServiceSettings(BaseSettings):
         ge=1,
         le=100_000,
         description="Calls served at once; more are refused with OVERLOADED. Streams count apart, "
-        "with the same limit; health checks do not count.",
+        "with the same limit; health checks and reflection do not count.",
     )
     default_deadline_s: float = Field(
         default=10.0, gt=0, le=300, description="Time limit of a unary call whose client set none."
