@@ -59,7 +59,7 @@ test-kills: $(STAMP) ## Kill each kind of process in the middle of a demo, start
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)
 
 .PHONY: test-replicas
-test-replicas: $(STAMP) ## Run the manifests' 4 replicas of each service; spread, restart and kill them (15 minutes)
+test-replicas: $(STAMP) ## Run the manifests' 4 replicas of each service; spread, restart and kill them (14 minutes)
 	@$(BIN)/python -m pytest tests/replicas $(ARGS)
 
 .PHONY: check
