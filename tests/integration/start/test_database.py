@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -78,7 +79,10 @@ async def test_a_replica_waits_for_its_database_and_then_for_its_schema(
         assert await asking.serves()
         told = await assert_ends_well(running, url)
         await gateway.close()
-    assert told.count('"not ready"') == 2, "each reason is told once"
+    lines = [json.loads(line) for line in told.splitlines() if '"not ready"' in line]
+    reasons = [line["reason"] for line in lines]
+    # Between two of the migration's revisions it may have looked as well.
+    assert len(reasons) == len(set(reasons)) >= 2, "each reason is told once"
     assert told.count("TALLY_REDIS_URL: ") == 1
 
 
