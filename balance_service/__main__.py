@@ -2,7 +2,7 @@
 
 from balance_service.settings import BalanceSettings
 from balance_service.wiring import build, migrate
-from common.runtime import main
+from common.service import main
 
 if __name__ == "__main__":
     main(BalanceSettings, build, migrate)

@@ -17,8 +17,8 @@ from balance_service.errors import (
     DeductionCancelled,
     InsufficientFunds,
 )
-from common.answers import RequestKey, digest_of
 from common.money import BALANCE_MAX, Money
+from common.request_key import RequestKey, digest_of
 
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

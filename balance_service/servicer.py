@@ -13,9 +13,9 @@ from balance_service.model import (
     Kind,
     RefundDeduction,
 )
-from balance_service.use_cases import Balances
-from common.convert import money_from, time_to
+from balance_service.use_cases import Accounts
 from common.paging import Page
+from common.rpc.convert import money_from, time_to
 from tally.balance.v1 import balance_pb2 as pb
 from tally.balance.v1 import balance_pb2_grpc
 from tally.type.v1.money_pb2 import Money
@@ -28,28 +28,28 @@ _KINDS: Final = {
 
 
 class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
-    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
 
-    def __init__(self, balances: Balances) -> None:
-        self._balances = balances
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
 
     async def ChargeBalance(
         self, request: pb.ChargeBalanceRequest, context: Any
     ) -> pb.ChargeBalanceResponse:
-        posted = await self._balances.write(
+        posted = await self._accounts.write(
             ChargeBalance(request.user_id, money_from(request.amount), request.request_id)
         )
-        assert posted.entry is not None
+        assert posted.value is not None
         return pb.ChargeBalanceResponse(
-            balance=_balance(posted.entry),
-            entry=_entry(posted.entry),
+            balance=_balance(posted.value),
+            entry=_entry(posted.value),
             replayed=posted.replayed,
         )
 
     async def DeductBalance(
         self, request: pb.DeductBalanceRequest, context: Any
     ) -> pb.DeductBalanceResponse:
-        posted = await self._balances.write(
+        posted = await self._accounts.write(
             DeductBalance(
                 request.user_id,
                 money_from(request.amount),
@@ -57,31 +57,33 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
                 request.order_id or None,
             )
         )
-        assert posted.entry is not None
+        assert posted.value is not None
         return pb.DeductBalanceResponse(
-            balance=_balance(posted.entry),
-            entry=_entry(posted.entry),
+            balance=_balance(posted.value),
+            entry=_entry(posted.value),
             replayed=posted.replayed,
         )
 
     async def RefundDeduction(
         self, request: pb.RefundDeductionRequest, context: Any
     ) -> pb.RefundDeductionResponse:
-        posted = await self._balances.write(
+        posted = await self._accounts.write(
             RefundDeduction(request.user_id, request.deduct_request_id, request.request_id)
         )
-        if posted.entry is None:
+        if posted.value is None:
             return pb.RefundDeductionResponse(replayed=posted.replayed)
         return pb.RefundDeductionResponse(
-            balance=_balance(posted.entry),
-            entry=_entry(posted.entry),
+            balance=_balance(posted.value),
+            entry=_entry(posted.value),
             replayed=posted.replayed,
         )
 
     async def GetBalance(
         self, request: pb.GetBalanceRequest, context: Any
     ) -> pb.GetBalanceResponse:
-        account = await self._balances.get(AccountId(request.user_id, request.currency_code))
+        account = await self._accounts.get_account(
+            AccountId(request.user_id, request.currency_code)
+        )
         return pb.GetBalanceResponse(balance=_account(account))
 
     async def ListLedgerEntries(
@@ -89,7 +91,7 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
     ) -> pb.ListLedgerEntriesResponse:
         account_id = AccountId(request.user_id, request.currency_code)
         page = Page.of(request.page_size, request.page_token, filters=account_id, key=[int])
-        entries, next_page_token = await self._balances.list_entries(account_id, page)
+        entries, next_page_token = await self._accounts.list_entries(account_id, page)
         return pb.ListLedgerEntriesResponse(
             entries=[_entry(entry) for entry in entries], next_page_token=next_page_token
         )

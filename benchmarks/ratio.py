@@ -32,7 +32,7 @@ from rich.table import Table
 from balance_service.wiring import VERSIONS
 from benchmarks.empty_server import METHOD as EMPTY
 from benchmarks.load import Rate, closed_loop
-from common.migrations import migrate
+from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import free_port
 from deploy.local.valkey import ValkeyServer

@@ -1,7 +1,7 @@
 """How much time a call has left, known everywhere below its handler without being passed along.
 
 gRPC does not carry a deadline from an incoming call to the calls that it causes. Here the pipeline
-notes it in a ContextVar as a point on the event loop's clock, and ``common.clients`` and the lanes
+notes it in a ContextVar as a point on the event loop's clock, and ``common.rpc.client`` and the lanes
 read it. A deadline on the loop's clock cannot jump when the wall clock is set.
 """
 

@@ -1,4 +1,4 @@
-"""What Tally says no with: one exception tree, typed, carried over gRPC by ``common.status``.
+"""What Tally says no with: one exception tree, typed, carried over gRPC by ``common.rpc.status``.
 
     Refusal
     ├── InvalidFields                INVALID_ARGUMENT     INVALID_FIELD

@@ -24,9 +24,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from common import variables
-from common.addresses import BindAddress, PostgresUrl, RedisUrl
-from common.variables import PREFIX, SECRETS_DIR, SettingsError
+from common import environment
+from common.environment import PREFIX, SECRETS_DIR, SettingsError
+from common.urls import BindAddress, PostgresUrl, RedisUrl
 
 __all__ = [
     "PREFIX",
@@ -167,9 +167,9 @@ class ServiceSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The service's own variable or file before the common one; no .env file."""
         del env_settings, dotenv_settings, file_secret_settings
-        directory = variables.secrets_dir()
+        directory = environment.secrets_dir()
         sources: list[PydanticBaseSettingsSource] = [init_settings]
-        for prefix in variables.prefixes(cls.service):
+        for prefix in environment.prefixes(cls.service):
             sources.append(EnvSettingsSource(settings_cls, env_prefix=prefix))
             if directory is not None:
                 sources.append(
@@ -213,7 +213,7 @@ def reference(*settings_types: type[ServiceSettings]) -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     rows += [_row(PREFIX, name, field) for name, field in ServiceSettings.model_fields.items()]
     for settings_type in settings_types:
-        prefix = variables.prefixes(settings_type.service)[0]
+        prefix = environment.prefixes(settings_type.service)[0]
         for name, field in settings_type.model_fields.items():
             common = ServiceSettings.model_fields.get(name)
             if common is None or common.get_default() != field.get_default():
@@ -255,12 +255,12 @@ def _bounds(field: Any) -> str:
 
 def source_of(settings_type: type[ServiceSettings], field: str) -> str:
     """The variable or file that a field came from; if it came from none, the one to set."""
-    return variables.source_of(settings_type.service, field)
+    return environment.source_of(settings_type.service, field)
 
 
 def misspelt(settings_type: type[ServiceSettings]) -> list[str]:
     """What is given and is no setting of the service, one line each."""
-    return variables.misspelt(settings_type.service, settings_type.model_fields)
+    return environment.misspelt(settings_type.service, settings_type.model_fields)
 
 
 def _blamed(error: Any) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from common import deadlines
-from common.status import from_trailing
+from common.rpc.status import from_trailing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

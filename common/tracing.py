@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from common.variables import SettingsError
+from common.environment import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

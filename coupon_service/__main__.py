@@ -1,6 +1,6 @@
 """``python -m coupon_service`` serves; ``python -m coupon_service migrate`` migrates."""
 
-from common.runtime import main
+from common.service import main
 from coupon_service.settings import CouponSettings
 from coupon_service.wiring import build, migrate
 

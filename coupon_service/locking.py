@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from common.locking import Rows, Strategy
+from common.locking.strategy import RowStrategy, Strategy
 from coupon_service import tables
 from coupon_service.model.campaigns import CreateCampaign, IssueCoupon
 from coupon_service.model.coupons import RedeemCoupon, RestoreCoupon, Use
@@ -18,14 +18,14 @@ CAMPAIGN_KEY: Final = "coupon:issue:{campaign_id}"
 STRATEGIES: Final[dict[type[CreateCampaign | IssueCoupon | Use], Strategy]] = {
     CreateCampaign: Strategy(
         redis_key=None,
-        rows=Rows.INSERT,
+        rows=RowStrategy.INSERT,
         rounds_max=1,
         guards=(tables.CAMPAIGN_REQUEST_ONCE,),
         why="Nobody else can know of a campaign that does not exist yet.",
     ),
     IssueCoupon: Strategy(
         redis_key=CAMPAIGN_KEY,
-        rows=Rows.FOR_UPDATE,
+        rows=RowStrategy.FOR_UPDATE,
         rounds_max=1,
         guards=(tables.ISSUED_WITHIN_QUANTITY, tables.USER_ONCE, tables.NUMBER_ONCE),
         why="Everybody wants the same row at the same moment, and who came first is the point. An "
@@ -34,7 +34,7 @@ STRATEGIES: Final[dict[type[CreateCampaign | IssueCoupon | Use], Strategy]] = {
     ),
     RedeemCoupon: Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=10,
         guards=(tables.LIVE_REDEMPTION_ONCE, tables.REDEEM_REQUEST_ONCE),
         why="A coupon is its user's alone, so rivals are rare: whoever finds it unused at the "
@@ -42,7 +42,7 @@ STRATEGIES: Final[dict[type[CreateCampaign | IssueCoupon | Use], Strategy]] = {
     ),
     RestoreCoupon: Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=10,
         guards=(tables.LIVE_REDEMPTION_ONCE, tables.REDEEM_REQUEST_ONCE),
         why="It frees the coupon only from the redemption it names. One that is still in flight "

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from common.convert import microseconds_from, money_from, money_to, time_from, time_to
 from common.money import Money
 from common.paging import Page
+from common.rpc.convert import microseconds_from, money_from, money_to, time_from, time_to
 from coupon_service.model.campaigns import Campaign, CampaignState, CreateCampaign, IssueCoupon
 from coupon_service.model.coupons import Coupon, CouponState, RedeemCoupon, RestoreCoupon
 from coupon_service.model.terms import Terms

@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.answers import answers_table
+from common.db.idempotency import idempotency_table
 
 SCHEMA: Final = "coupon_0001"
 """The oldest migration this release can serve on."""
@@ -88,4 +88,4 @@ redemptions = sa.Table(
     ),
 )
 
-answers = answers_table(metadata)
+answers = idempotency_table(metadata)

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from common.answers import Answers
-from common.background import in_background
-from common.database import open_database
-from common.migrations import migrate as migrate_database
-from common.readiness import check_ready
-from common.redis_locks import open_locks
-from common.runtime import Application, Mounted
+from common.db.engines import open_database
+from common.db.idempotency import IdempotencyStore
+from common.db.migrations import migrate as migrate_database
+from common.db.readiness import check_ready
+from common.locking.redis_lock import open_locks
+from common.service import Application, Mounted
+from common.tasks import run_periodic_jobs
 from coupon_service.servicer import CouponServicer
 from coupon_service.settings import CouponSettings
 from coupon_service.tables import SCHEMA, answers
@@ -41,7 +41,7 @@ async def build(settings: CouponSettings) -> AsyncIterator[Application]:
     ):
         campaigns, issuing, using = Campaigns(database), Issuing(database, locks), Using(database)
         try:
-            async with in_background(database, Answers(answers).kept_small(database)):
+            async with run_periodic_jobs(database, IdempotencyStore(answers).kept_small(database)):
                 yield Application(
                     services=[
                         Mounted(

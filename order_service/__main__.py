@@ -1,6 +1,6 @@
 """``python -m order_service`` serves; ``python -m order_service migrate`` migrates."""
 
-from common.runtime import main
+from common.service import main
 from order_service.settings import OrderSettings
 from order_service.wiring import build, migrate
 

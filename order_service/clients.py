@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from common.channels import open_channel
-from common.clients import Peer
-from common.convert import money_to
 from common.errors import Code, Refusal
-from common.status import may_repeat
+from common.rpc.channels import open_channel
+from common.rpc.client import ServiceClient
+from common.rpc.convert import money_to
+from common.rpc.status import is_retryable
 from order_service.model.sagas import CancelAsked, Facts, PayAsked, Saga
 from order_service.settings import OrderSettings
 from tally.balance.v1 import balance_pb2
@@ -37,18 +37,18 @@ ATTEMPTS_MAX: Final = 3
 class Services:
     """The peers of the order service."""
 
-    coupon: Peer[CouponServiceStub]
-    balance: Peer[BalanceServiceStub]
-    payment: Peer[PaymentServiceStub]
+    coupon: ServiceClient[CouponServiceStub]
+    balance: ServiceClient[BalanceServiceStub]
+    payment: ServiceClient[PaymentServiceStub]
 
 
 @asynccontextmanager
 async def open_services(settings: OrderSettings) -> AsyncIterator[Services]:
     """A channel to each peer, closed at the end of the block."""
     async with (
-        Peer(open_channel(settings.coupon_address), CouponServiceStub) as coupon,
-        Peer(open_channel(settings.balance_address), BalanceServiceStub) as balance,
-        Peer(open_channel(settings.payment_address), PaymentServiceStub) as payment,
+        ServiceClient(open_channel(settings.coupon_address), CouponServiceStub) as coupon,
+        ServiceClient(open_channel(settings.balance_address), BalanceServiceStub) as balance,
+        ServiceClient(open_channel(settings.payment_address), PaymentServiceStub) as payment,
     ):
         yield Services(coupon, balance, payment)
 
@@ -83,7 +83,7 @@ def outcome_of(refusal: Refusal) -> Outcome:
     """Sort an error. What is not plainly a refusal of the business is unknown."""
     if refusal.reason in _UNREACHED:
         return Outcome.UNREACHED
-    if refusal.reason and refusal.code in _DEFINITE and not may_repeat(refusal):
+    if refusal.reason and refusal.code in _DEFINITE and not is_retryable(refusal):
         return Outcome.REFUSED
     return Outcome.UNKNOWN
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from common.locking import Rows, Strategy
+from common.locking.strategy import RowStrategy, Strategy
 from order_service import saga_tables, tables
 
 USER_KEY: Final = "order:create:user:{user_id}"
@@ -19,7 +19,7 @@ _STOCK: Final = (tables.STOCK_NOT_OVERSOLD, tables.STOCK_NOT_NEGATIVE)
 STRATEGIES: Final[dict[str, Strategy]] = {
     "CreateOrder": Strategy(
         redis_key=USER_KEY,
-        rows=Rows.FOR_UPDATE,
+        rows=RowStrategy.FOR_UPDATE,
         rounds_max=1,
         guards=(*_STOCK, tables.ORDER_REQUEST_ONCE, tables.ITEM_ONCE),
         why="Whether there is enough of every product is decided on their locked rows, taken in "
@@ -28,7 +28,7 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "CancelOrder": Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=1,
         guards=(*_STOCK, tables.ORDER_STATE),
         why="Cancel, pay and expiry of one order meet on its row; the state found there decides "
@@ -36,7 +36,7 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "BeginPayment": Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=1,
         guards=(tables.ORDER_STATE, saga_tables.ONE_LIVE_PER_ORDER, saga_tables.SAGA_REQUEST_ONCE),
         why="PENDING → PAYING while its time lasts, in one transaction with the new saga: of many "
@@ -44,7 +44,7 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "CloseSaga": Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=1,
         guards=(*_STOCK, tables.ORDER_STATE, tables.ORDER_PAID_IN_FULL),
         why="The order moves with the saga's end, and only if the saga's epoch is still the "
@@ -52,21 +52,21 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "RetrySaga": Strategy(
         redis_key=None,
-        rows=Rows.FOR_UPDATE,
+        rows=RowStrategy.FOR_UPDATE,
         rounds_max=1,
         guards=("answers_pkey",),
         why="Two operators at once meet on the saga's row; the second finds it no longer parked.",
     ),
     "ResolveSaga": Strategy(
         redis_key=None,
-        rows=Rows.FOR_UPDATE,
+        rows=RowStrategy.FOR_UPDATE,
         rounds_max=1,
         guards=(*_STOCK, tables.ORDER_STATE, "answers_pkey"),
         why="As RetrySaga, and it moves the order as CloseSaga does.",
     ),
     "WriteSaga": Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=1,
         guards=("sagas_pkey",),
         why="The journal writes WHERE epoch = mine; a takeover raises the epoch, and from then on "
@@ -74,7 +74,7 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "TakeOverSagas": Strategy(
         redis_key=None,
-        rows=Rows.FOR_UPDATE,
+        rows=RowStrategy.FOR_UPDATE,
         rounds_max=1,
         guards=("sagas_pkey",),
         why="Replicas sweep at once; each takes what the others have not locked (SKIP LOCKED), and "
@@ -82,7 +82,7 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "ExpireOrder": Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=1,
         guards=(*_STOCK, tables.ORDER_STATE),
         why="As cancel. Rows that somebody holds are left for the next sweep: whoever holds the "
@@ -90,21 +90,21 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "CreateProduct": Strategy(
         redis_key=None,
-        rows=Rows.INSERT,
+        rows=RowStrategy.INSERT,
         rounds_max=1,
         guards=("products_pkey", "answers_pkey"),
         why="A new row under a new id meets nobody; a duplicate meets the stored answer.",
     ),
     "RestockProduct": Strategy(
         redis_key=None,
-        rows=Rows.FOR_UPDATE,
+        rows=RowStrategy.FOR_UPDATE,
         rounds_max=1,
         guards=_STOCK,
         why="It meets the orders of the same product on its row.",
     ),
     "SetCartItem": Strategy(
         redis_key=None,
-        rows=Rows.VERSION,
+        rows=RowStrategy.VERSION,
         rounds_max=1,
         guards=(tables.CART_ONCE,),
         why="Two tabs of one user seldom meet, and only the user knows which of them is right: "
@@ -112,7 +112,7 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     ),
     "ClearCart": Strategy(
         redis_key=None,
-        rows=Rows.VERSION,
+        rows=RowStrategy.VERSION,
         rounds_max=1,
         guards=(tables.CART_ONCE,),
         why="As SetCartItem.",

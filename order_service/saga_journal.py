@@ -15,9 +15,10 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.database import Database
-from common.lanes import Held, Lane
-from common.locking import NoLocks
+from common.batching.lane import Lane
+from common.batching.outcomes import RowLocked
+from common.db.engines import Database
+from common.locking.locks import NoLocks
 from order_service.model.sagas import Saga
 from order_service.saga import PLANS
 from order_service.store import sagas as rows
@@ -83,10 +84,14 @@ class SagaJournal:
             )
 
     async def _decide(
-        self, connection: AsyncConnection, commands: Sequence[Write | Renew], *, patient: bool
+        self,
+        connection: AsyncConnection,
+        commands: Sequence[Write | Renew],
+        *,
+        wait_for_locks: bool,
     ) -> list[Any]:
         mine = {(command.saga_id, command.epoch) for command in commands}
-        ours, held = await rows.lock(connection, mine, patient=patient)
+        ours, held = await rows.lock(connection, mine, wait_for_locks=wait_for_locks)
         # One element a row: of several writes to one saga the last one counts.
         writes: dict[rows.Mine, Write] = {}
         renewals: dict[rows.Mine, Renew] = {}
@@ -105,4 +110,4 @@ class SagaJournal:
     def _outcome(row: rows.Mine, ours: set[rows.Mine], held: set[rows.Mine]) -> Any:
         if row in ours:
             return None
-        return Held(row[0]) if row in held else SagaLost()
+        return RowLocked(row[0]) if row in held else SagaLost()

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from common.endpoints import target
+from common.addresses import target
 from common.settings import BindAddress, ServiceSettings
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.answers import answers_table
+from common.db.idempotency import idempotency_table
 
 SCHEMA: Final = "order_0002"
 """The oldest migration this release can serve on."""
@@ -97,4 +97,4 @@ cart_items = sa.Table(
     sa.Column("quantity", sa.BigInteger, nullable=False),
 )
 
-answers = answers_table(metadata)
+answers = idempotency_table(metadata)

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from common.answers import Answers
-from common.background import Work, in_background
-from common.database import open_database
-from common.migrations import migrate as migrate_database
-from common.readiness import check_ready
-from common.redis_locks import open_locks
-from common.runtime import Application, Mounted
+from common.db.engines import open_database
+from common.db.idempotency import IdempotencyStore
+from common.db.migrations import migrate as migrate_database
+from common.db.readiness import check_ready
+from common.locking.redis_lock import open_locks
+from common.service import Application, Mounted
+from common.tasks import PeriodicJob, run_periodic_jobs
 from order_service.clients import open_services
 from order_service.model.saga_commands import CloseSaga
 from order_service.saga_journal import SagaJournal
@@ -88,13 +88,13 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         stack.push_async_callback(runner.hand_over)
         payments = Payments(lane, orders, watches, moves, runner)
         stack.push_async_callback(payments.close, settings.grace_s)
-        background = in_background(
+        background = run_periodic_jobs(
             database,
-            Work("saga_heartbeat", settings.saga_lease_s / 3, lambda _: runner.beat()),
-            Work("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
-            Work("expire_orders", settings.expiry_interval_s, orders.expire_due),
-            Work("watch_orders", WATCH_S, lambda _: watches.poll()),
-            Answers(answers).kept_small(database),
+            PeriodicJob("saga_heartbeat", settings.saga_lease_s / 3, lambda _: runner.beat()),
+            PeriodicJob("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
+            PeriodicJob("expire_orders", settings.expiry_interval_s, orders.expire_due),
+            PeriodicJob("watch_orders", WATCH_S, lambda _: watches.poll()),
+            IdempotencyStore(answers).kept_small(database),
         )
         await stack.enter_async_context(background)
         yield Application(

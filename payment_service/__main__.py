@@ -1,6 +1,6 @@
 """``python -m payment_service`` serves; ``python -m payment_service migrate`` migrates."""
 
-from common.runtime import main
+from common.service import main
 from payment_service.settings import PaymentSettings
 from payment_service.wiring import build, migrate
 

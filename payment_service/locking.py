@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from common.locking import Rows, Strategy
+from common.locking.strategy import RowStrategy, Strategy
 from payment_service import tables
 from payment_service.model import CancelPayment, Command, ConfirmPayment, Settle
 
@@ -23,7 +23,7 @@ KEY_MARK: Final = "payment:key:{payment_key}"
 STRATEGIES: Final[dict[type[Command], Strategy]] = {
     ConfirmPayment: Strategy(
         redis_key=KEY_MARK,
-        rows=Rows.INSERT,
+        rows=RowStrategy.INSERT,
         rounds_max=10,
         guards=(tables.KEY_ONCE, tables.REQUEST_ONCE),
         why="The key is claimed by inserting its row before the gateway is called: whoever comes "
@@ -32,7 +32,7 @@ STRATEGIES: Final[dict[type[Command], Strategy]] = {
     ),
     Settle: Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=10,
         guards=(tables.OUTCOME, tables.DUE_WHILE_OPEN),
         why="The outcome is stored where the payment is still as it was decided on. What the "
@@ -41,7 +41,7 @@ STRATEGIES: Final[dict[type[Command], Strategy]] = {
     ),
     CancelPayment: Strategy(
         redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=10,
         guards=(tables.REQUEST_ONCE, tables.CANCEL_REQUEST_ONCE, tables.DUE_WHILE_OPEN),
         why="The wish is stored first, for good; whoever works on the payment, now or after a "

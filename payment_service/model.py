@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from common.answers import RequestKey, digest_of
 from common.errors import RequestIdReused
 from common.money import Money
+from common.request_key import RequestKey, digest_of
 from payment_service.errors import PaymentCancelled, PaymentDeclined
 from payment_service.gateway import (
     Cancelled,

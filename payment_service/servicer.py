@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from common.convert import money_from, money_to, time_to
 from common.ids import new_id
 from common.paging import Page
+from common.rpc.convert import money_from, money_to, time_to
 from payment_service.model import CancelPayment, ConfirmPayment, Payment, State
 from payment_service.use_cases import Payments
 from tally.payment.v1 import payment_pb2 as pb

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from common.answers import Answers
-from common.background import Work, in_background
-from common.database import open_database
-from common.migrations import migrate as migrate_database
-from common.readiness import check_ready
-from common.redis_marks import open_marks
-from common.runtime import Application, Mounted
+from common.db.engines import open_database
+from common.db.idempotency import IdempotencyStore
+from common.db.migrations import migrate as migrate_database
+from common.db.readiness import check_ready
+from common.locking.marks import open_marks
+from common.service import Application, Mounted
+from common.tasks import PeriodicJob, run_periodic_jobs
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
 from payment_service.tables import SCHEMA, answers
@@ -47,12 +47,14 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             resolve_concurrency=settings.resolve_concurrency,
         )
         resolver = payments.resolver
-        beat = Work("payment_heartbeat", settings.lease_s / 3, lambda _: resolver.beat())
-        sweep = Work("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
+        beat = PeriodicJob("payment_heartbeat", settings.lease_s / 3, lambda _: resolver.beat())
+        sweep = PeriodicJob("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
         # The heart beats until the last payment is done with: the grace is longer than the lease.
-        async with in_background(database, beat):
+        async with run_periodic_jobs(database, beat):
             try:
-                async with in_background(database, Answers(answers).kept_small(database), sweep):
+                async with run_periodic_jobs(
+                    database, IdempotencyStore(answers).kept_small(database), sweep
+                ):
                     yield Application(
                         services=[
                             Mounted(

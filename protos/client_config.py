@@ -9,7 +9,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from common import service_config
+from common.rpc import service_config
 
 PUBLISHED: Final = Path(__file__).with_name("service_config.json")
 

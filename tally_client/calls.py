@@ -12,9 +12,9 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from common.channels import open_channel
 from common.ids import new_id
-from common.service_config import may_repeat
+from common.rpc.channels import open_channel
+from common.rpc.service_config import is_idempotent
 from tally_client import policy
 from tally_client.errors import NoAnswer, TallyError
 from tally_client.translate import error_of
@@ -101,7 +101,7 @@ class _Method(Generic[Request, Response]):
         self.timeout_s: Final = policy.TIMEOUTS_S.get(self.path)
         """The default time limit; None for a stream."""
         self._connection = connection
-        self._safe = may_repeat(descriptor)
+        self._safe = is_idempotent(descriptor)
         self._named = REQUEST_ID in request.DESCRIPTOR.fields_by_name
         self._request = request
         self._response = response
@@ -138,7 +138,7 @@ class _Method(Generic[Request, Response]):
             code=grpc.StatusCode.CANCELLED,
             method=self.path,
             request_id=request_id,
-            may_repeat=self._safe,
+            is_idempotent=self._safe,
         )
 
     async def _pause_or_raise(

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import grpc
 
-from common import service_config
+from common.rpc import service_config
 from tally_client.errors import NoAnswer, TallyError
 
 _PUBLISHED: Final[dict[str, Any]] = json.loads(

@@ -7,7 +7,7 @@ from typing import Final
 import grpc
 
 from common.errors import RemoteRefusal
-from common.status import from_rpc_error
+from common.rpc.status import from_rpc_error
 from tally_client import errors, policy, refusals
 
 _KINDS: Final = {

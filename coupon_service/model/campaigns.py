@@ -6,9 +6,9 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from common.answers import RequestKey, digest_of
 from common.errors import InvalidField
 from common.ids import is_id
+from common.request_key import RequestKey, digest_of
 from coupon_service.errors import (
     CampaignNotFound,
     CampaignNotOpen,

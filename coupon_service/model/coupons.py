@@ -6,9 +6,9 @@ import enum
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from common.answers import RequestKey, digest_of
 from common.ids import is_id
 from common.money import Money
+from common.request_key import RequestKey, digest_of
 from coupon_service.errors import (
     CouponExpired,
     CouponNotFound,

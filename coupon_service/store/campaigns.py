@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from coupon_service.model.campaigns import Campaign
 from coupon_service.model.terms import Terms
 from coupon_service.tables import campaigns
@@ -111,10 +111,12 @@ class Loaded:
     """Those that exist but are locked by another transaction."""
 
 
-async def lock(connection: AsyncConnection, wanted: Collection[str], *, patient: bool) -> Loaded:
-    """Lock the wanted campaigns; ``patient`` waits for rows that others hold."""
+async def lock(
+    connection: AsyncConnection, wanted: Collection[str], *, wait_for_locks: bool
+) -> Loaded:
+    """Lock the wanted campaigns; ``wait_for_locks`` waits for rows that others hold."""
     rows = await connection.execute(
-        _LOCK if patient else _LOCK_FREE, arrays("wanted", campaign_id=list(wanted))
+        _LOCK if wait_for_locks else _LOCK_FREE, arrays("wanted", campaign_id=list(wanted))
     )
     loaded = Loaded()
     for row in rows:

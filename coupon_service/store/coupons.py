@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from coupon_service.model.coupons import Coupon
 from coupon_service.model.terms import Terms
 from coupon_service.store.campaigns import to_terms
@@ -146,13 +146,15 @@ class Loaded:
     terms: dict[str, Terms] = field(default_factory=dict)
 
 
-async def load(connection: AsyncConnection, wanted: Collection[str], *, patient: bool) -> Loaded:
-    """Read the wanted coupons, or lock them for a ``patient`` batch, waiting for who holds them."""
+async def load(
+    connection: AsyncConnection, wanted: Collection[str], *, wait_for_locks: bool
+) -> Loaded:
+    """Read the wanted coupons, or lock them for a ``wait_for_locks`` batch, waiting for who holds them."""
     loaded = Loaded()
     if not wanted:
         return loaded
     parameters = arrays("wanted", coupon_id=list(wanted))
-    for row in await connection.execute(_LOCK if patient else _LOAD, parameters):
+    for row in await connection.execute(_LOCK if wait_for_locks else _LOAD, parameters):
         loaded.coupons[row.coupon_id] = to_coupon(row)
         loaded.terms[row.coupon_id] = to_terms(row)
     return loaded

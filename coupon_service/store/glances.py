@@ -9,9 +9,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import Answer
+from common.db.idempotency import Record
+from common.db.unnest import arrays, unnest
 from common.ids import is_id
-from common.sets import arrays, unnest
 from coupon_service.model.campaigns import Campaign, IssueCoupon
 from coupon_service.model.coupons import Coupon
 from coupon_service.store.campaigns import to_campaign
@@ -26,7 +26,7 @@ class Glance:
     campaign: Campaign | None
     coupon: Coupon | None
     """The user's coupon of the campaign."""
-    answer: Answer | None
+    answer: Record | None
 
 
 _PREFIX: Final = "of_campaign_"
@@ -91,5 +91,5 @@ def _to_glance(row: sa.Row[Any]) -> Glance:
     return Glance(
         to_campaign(row, _PREFIX) if known else None,
         to_coupon(row) if row.coupon_id is not None else None,
-        Answer(row.state, row.digest, row.body) if row.digest is not None else None,
+        Record(row.state, row.digest, row.body) if row.digest is not None else None,
     )

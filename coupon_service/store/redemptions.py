@@ -8,8 +8,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.unnest import arrays, unnest
 from common.money import Money
-from common.sets import arrays, unnest
 from coupon_service.model.coupons import Redemption
 from coupon_service.tables import redemptions
 

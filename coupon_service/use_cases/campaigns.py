@@ -9,12 +9,12 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import AnswerBook, Answers
-from common.database import Database, reading
+from common.batching.lane import Lane
+from common.db.engines import Database, reading
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import Refusal, RequestIdReused
 from common.ids import is_id, new_id
-from common.lanes import Lane
-from common.locking import NoLocks
+from common.locking.locks import NoLocks
 from common.paging import Page
 from coupon_service.model.campaigns import Campaign, CreateCampaign, campaign_not_found
 from coupon_service.store import campaigns as store
@@ -37,7 +37,7 @@ class Campaigns:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._answers = Answers(answers)
+        self._answers = IdempotencyStore(answers)
         self.lane: Lane[CreateCampaign] = Lane(
             "create_campaign", database, self._decide, NoLocks(), translate=_translate
         )
@@ -72,7 +72,7 @@ class Campaigns:
         connection: AsyncConnection,
         commands: Sequence[CreateCampaign],
         *,
-        patient: bool,  # noqa: ARG002 - nobody holds a row that does not exist yet
+        wait_for_locks: bool,  # noqa: ARG002 - nobody holds a row that does not exist yet
     ) -> list[Any]:
         """One batch: no rows to lock, so answers, then new campaigns, then their answers."""
         book = await self._answers.open(connection, [command.key for command in commands])
@@ -97,7 +97,7 @@ class Campaigns:
         return outcomes
 
 
-def _replay(book: AnswerBook, command: CreateCampaign) -> Created | None:
+def _replay(book: IdempotencyRecords, command: CreateCampaign) -> Created | None:
     answer = book.get(command.key)
     if answer is None:
         return None

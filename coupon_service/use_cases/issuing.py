@@ -9,13 +9,14 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import AnswerBook, Answers
-from common.database import Database
+from common.batching.lane import Lane
+from common.batching.loader import BatchLoader
+from common.batching.outcomes import RowLocked
+from common.db.engines import Database
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import ConflictRetriesExhausted, Refusal
-from common.gathered import Gathered
 from common.ids import new_id
-from common.lanes import Held, Lane
-from common.locking import Locks
+from common.locking.locks import Locks
 from coupon_service.errors import CouponAlreadyIssued, CouponSoldOut
 from coupon_service.locking import issue_key
 from coupon_service.model.campaigns import (
@@ -45,8 +46,8 @@ class Issuing:
     """The giving out of coupons, seen from one replica."""
 
     def __init__(self, database: Database, locks: Locks) -> None:
-        self._answers = Answers(answers)
-        self._glances: Gathered[IssueCoupon, Glance] = Gathered(database, glance)
+        self._answers = IdempotencyStore(answers)
+        self._glances: BatchLoader[IssueCoupon, Glance] = BatchLoader(database, glance)
         self.lane: Lane[IssueCoupon] = Lane(
             "issue_coupon",
             database,
@@ -74,11 +75,11 @@ class Issuing:
         await self._glances.close()
 
     async def _decide(
-        self, connection: AsyncConnection, commands: Sequence[IssueCoupon], *, patient: bool
+        self, connection: AsyncConnection, commands: Sequence[IssueCoupon], *, wait_for_locks: bool
     ) -> list[Any]:
         """One batch: campaigns locked, then answers, then the model, then everything saved."""
         wanted = {command.campaign_id for command in commands}
-        loaded = await campaigns.lock(connection, wanted, patient=patient)
+        loaded = await campaigns.lock(connection, wanted, wait_for_locks=wait_for_locks)
         book = await self._answers.open(connection, [command.key for command in commands])
         claims = {(command.campaign_id, command.user_id) for command in commands}
         batch = _Batch(loaded, book, await coupons.find_issued(connection, claims))
@@ -131,7 +132,7 @@ class _Batch:
     def __init__(
         self,
         loaded: campaigns.Loaded,
-        book: AnswerBook,
+        book: IdempotencyRecords,
         issued: dict[coupons.Claim, Coupon],
     ) -> None:
         self._loaded = loaded
@@ -139,10 +140,10 @@ class _Batch:
         self._issued = issued
         self.new: list[Coupon] = []
 
-    def outcome(self, command: IssueCoupon) -> Issued | Refusal | Held:
+    def outcome(self, command: IssueCoupon) -> Issued | Refusal | RowLocked:
         """Decide one command, in order of arrival."""
         if command.campaign_id in self._loaded.held:
-            return Held(command.campaign_id)
+            return RowLocked(command.campaign_id)
         try:
             return self._replay(command) or self._issue(command)
         except Refusal as refusal:

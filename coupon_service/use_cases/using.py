@@ -9,14 +9,16 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import AnswerBook, Answers, RequestKey
-from common.database import Database, reading
+from common.batching.lane import Lane
+from common.batching.outcomes import Limits, RowLocked, VersionConflict
+from common.db.engines import Database, reading
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
-from common.lanes import Held, Lane, Limits, Moved
-from common.locking import NoLocks
+from common.locking.locks import NoLocks
 from common.money import Money
 from common.paging import Page
+from common.request_key import RequestKey
 from coupon_service.locking import STRATEGIES
 from coupon_service.model.coupons import (
     Coupon,
@@ -59,7 +61,7 @@ class Using:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._answers = Answers(answers)
+        self._answers = IdempotencyStore(answers)
         self.lane: Lane[Use] = Lane(
             "use_coupon",
             database,
@@ -97,11 +99,11 @@ class Using:
         return cut(page, found, lambda coupon: (coupon.issue_time, coupon.coupon_id))
 
     async def _decide(
-        self, connection: AsyncConnection, commands: Sequence[Use], *, patient: bool
+        self, connection: AsyncConnection, commands: Sequence[Use], *, wait_for_locks: bool
     ) -> list[Any]:
         """One batch: coupons read, then answers, then the model, then what has not moved saved."""
         wanted = {command.coupon_id for command in commands if is_id(command.coupon_id)}
-        loaded = await coupons.load(connection, wanted, patient=patient)
+        loaded = await coupons.load(connection, wanted, wait_for_locks=wait_for_locks)
         book = await self._answers.open(
             connection, [key for command in commands for key in _keys(command)]
         )
@@ -120,7 +122,7 @@ class Using:
         for position, command in enumerate(commands):
             if command.coupon_id in lost:
                 # Somebody changed the coupon, or is about to: wait for it apart, with a lock.
-                outcomes[position] = Held(command.coupon_id)
+                outcomes[position] = RowLocked(command.coupon_id)
                 book.forget(_keys(command))
         await redemptions.restore(connection, batch.undone(saved))
         await redemptions.add(connection, batch.added(saved))
@@ -150,7 +152,7 @@ class _Batch:
     def __init__(
         self,
         loaded: coupons.Loaded,
-        book: AnswerBook,
+        book: IdempotencyRecords,
         found: dict[redemptions.RedemptionId, Redemption],
     ) -> None:
         self.coupons = dict(loaded.coupons)
@@ -178,7 +180,7 @@ class _Batch:
             if redemption.coupon_id in saved and id_ not in self._found
         ]
 
-    def outcome(self, command: Use) -> Told | Refusal | Moved:
+    def outcome(self, command: Use) -> Told | Refusal | VersionConflict:
         """Decide one command, in order of arrival."""
         try:
             told = self._replay(command)
@@ -189,7 +191,7 @@ class _Batch:
                 told = self._restore(command)
         except Refusal as refusal:
             return refusal
-        return told or Moved()
+        return told or VersionConflict()
 
     def _replay(self, command: Use) -> Told | None:
         answer = self._book.get(command.key)

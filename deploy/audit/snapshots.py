@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from common.addresses import engine_url
-from common.database import sqlstate
+from common.db.errors import sqlstate
+from common.urls import engine_url
 from deploy.audit.sources import SERVICES, CannotLook, Sources
 
 CONNECT_TIMEOUT_S: Final = 10.0

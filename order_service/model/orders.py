@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from common.answers import RequestKey, digest_of
 from common.errors import CurrencyMismatch, InvalidField
 from common.money import AMOUNT_MAX, Money
+from common.request_key import RequestKey, digest_of
 from order_service.errors import OrderNotCancellable, OrderNotPayable, PaymentInProgress
 from order_service.model.products import Product, StockMove
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from common.answers import RequestKey, digest_of
 from common.errors import InvalidField
 from common.money import Money
+from common.request_key import RequestKey, digest_of
 
 STOCK_MAX: Final = 10**12
 """The most that may be free of one product after a restock."""

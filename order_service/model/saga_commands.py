@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.answers import RequestKey, digest_of
+from common.request_key import RequestKey, digest_of
 from order_service.model.orders import PayOrder
 from order_service.model.sagas import Saga
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.convert import time_to
+from common.rpc.convert import time_to
 from order_service.model.carts import Cart, ClearCart, SetCartItem
 from order_service.use_cases.carts import Carts
 from tally.order.v1 import order_pb2 as pb

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, Protocol
 
-from common.convert import money_from, time_to
 from common.paging import Page
+from common.rpc.convert import money_from, time_to
 from order_service.model.orders import CancelOrder, CreateOrder, Line, Order, PayOrder, State
 from order_service.use_cases import pages
 from order_service.use_cases.order_lane import Written

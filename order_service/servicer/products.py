@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from common.convert import money_from, money_to, time_to
 from common.paging import Page
+from common.rpc.convert import money_from, money_to, time_to
 from order_service.model.products import CreateProduct, Product, RestockProduct
 from order_service.use_cases import pages
 from order_service.use_cases.products import Products

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.convert import time_to
 from common.paging import Page
+from common.rpc.convert import time_to
 from order_service.model.sagas import Kind, Saga, State, StepRecord, StepState
 from order_service.use_cases.sagas import Sagas
 from tally.order.v1 import order_pb2 as pb

@@ -9,7 +9,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from order_service.model.orders import Order, State
 from order_service.store.orders import to_order, with_items
 from order_service.tables import orders

@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from order_service.model.orders import Item, Order, State
 from order_service.tables import order_items, orders
 
@@ -104,14 +104,14 @@ _ADD_ITEMS: Final = sa.insert(order_items).from_select(
 
 
 async def load(
-    connection: AsyncConnection, order_ids: Collection[str], *, patient: bool
+    connection: AsyncConnection, order_ids: Collection[str], *, wait_for_locks: bool
 ) -> LoadedOrders:
-    """Lock the orders; ``patient`` waits for rows that others hold."""
+    """Lock the orders; ``wait_for_locks`` waits for rows that others hold."""
     loaded = LoadedOrders()
     if not order_ids:
         return loaded
     parameters = arrays("wanted", order_id=sorted(order_ids))
-    rows = (await connection.execute(_LOCK if patient else _LOCK_FREE, parameters)).all()
+    rows = (await connection.execute(_LOCK if wait_for_locks else _LOCK_FREE, parameters)).all()
     for row in rows:
         loaded.now = row.now if loaded.now is None else max(loaded.now, row.now)
     if len(rows) < len(order_ids):

@@ -10,8 +10,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.unnest import arrays, unnest
 from common.money import Money
-from common.sets import arrays, unnest
 from order_service.model.products import Product
 from order_service.tables import products
 
@@ -102,14 +102,14 @@ _CLOCK: Final = sa.select(sa.func.clock_timestamp(type_=_TIME))
 
 
 async def load(
-    connection: AsyncConnection, product_ids: Collection[str], *, patient: bool
+    connection: AsyncConnection, product_ids: Collection[str], *, wait_for_locks: bool
 ) -> LoadedProducts:
-    """Lock the products; ``patient`` waits for rows that others hold."""
+    """Lock the products; ``wait_for_locks`` waits for rows that others hold."""
     loaded = LoadedProducts()
     if not product_ids:
         return loaded
     parameters = arrays("wanted", product_id=sorted(product_ids))
-    for row in await connection.execute(_LOCK if patient else _LOCK_FREE, parameters):
+    for row in await connection.execute(_LOCK if wait_for_locks else _LOCK_FREE, parameters):
         loaded.now = row.now if loaded.now is None else max(loaded.now, row.now)
         loaded.products[row.product_id] = to_product(row)
     if len(loaded.products) < len(product_ids):

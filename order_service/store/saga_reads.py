@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from order_service.model.sagas import Kind, Saga, State
 from order_service.saga_tables import sagas
 from order_service.store.sagas import Request, to_saga
@@ -34,13 +34,13 @@ _KNOWN: Final = sa.select(sagas.c.saga_id).join_from(
 
 
 async def lock_whole(
-    connection: AsyncConnection, saga_ids: Collection[str], *, patient: bool
+    connection: AsyncConnection, saga_ids: Collection[str], *, wait_for_locks: bool
 ) -> tuple[dict[str, Saga], set[str]]:
     """Lock sagas in ascending order, whoever owns them; and the ids that somebody else holds."""
     parameters = arrays("wanted", saga_id=sorted(saga_ids))
-    rows = await connection.execute(_LOCK if patient else _LOCK_FREE, parameters)
+    rows = await connection.execute(_LOCK if wait_for_locks else _LOCK_FREE, parameters)
     found = {row.saga_id: to_saga(row) for row in rows}
-    if patient or len(found) == len(saga_ids):
+    if wait_for_locks or len(found) == len(saga_ids):
         return found, set()
     known = await connection.execute(_KNOWN, parameters)
     return found, set(known.scalars()) - set(found)

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from order_service.model.sagas import (
     MOVING,
     Asked,
@@ -269,7 +269,7 @@ Mine = tuple[str, int]
 
 
 async def lock(
-    connection: AsyncConnection, mine: Collection[Mine], *, patient: bool
+    connection: AsyncConnection, mine: Collection[Mine], *, wait_for_locks: bool
 ) -> tuple[set[Mine], set[Mine]]:
     """Lock sagas in ascending order: those that are ours, and those that somebody else holds.
 
@@ -277,14 +277,14 @@ async def lock(
     """
     rows = sorted(mine)
     found = await connection.execute(
-        _LOCK if patient else _LOCK_FREE,
+        _LOCK if wait_for_locks else _LOCK_FREE,
         arrays("mine", saga_id=[row[0] for row in rows], epoch=[row[1] for row in rows]),
     )
     ours, held = set(), set()
     for row in found:
         if row.held:
             ours.add((row.saga_id, row.epoch))
-        elif row.seen and not patient:
+        elif row.seen and not wait_for_locks:
             held.add((row.saga_id, row.epoch))
     return ours, held
 

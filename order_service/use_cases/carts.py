@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
-from common.database import Database, reading, told_as_refusals
+from common.db.engines import Database, reading
+from common.db.errors import map_database_errors
 from common.errors import InvalidField
 from common.ids import is_id
 from order_service.errors import CartChanged, product_not_found
@@ -67,8 +68,8 @@ async def _writing(database: Database) -> AsyncIterator[tuple[AsyncConnection, A
 
     Raises DatabaseUnavailable or ConflictRetriesExhausted.
     """
-    with told_as_refusals():
-        async with database.patient.connect() as connection, connection.begin() as transaction:
+    with map_database_errors():
+        async with database.waiting.connect() as connection, connection.begin() as transaction:
             yield connection, transaction
 
 

@@ -21,11 +21,14 @@ from typing import Any, Final, Protocol
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import AnswerBook, Answers, Request, RequestKey
-from common.database import Database, Overtaken
+from common.batching.lane import Lane
+from common.batching.outcomes import RowLocked
+from common.db.engines import Database
+from common.db.errors import StaleRead
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
-from common.lanes import Held, Lane
-from common.locking import Locks
+from common.locking.locks import Locks
+from common.request_key import IdempotentCommand, RequestKey
 from order_service.errors import PaymentInProgress, order_not_found
 from order_service.locking import lock_key
 from order_service.model.orders import MOVES, Order
@@ -79,7 +82,7 @@ class Batch:
 
     orders: dict[str, Order]
     products: dict[str, Product]
-    book: AnswerBook
+    book: IdempotencyRecords
     now: datetime
     """The database's clock, read when the rows were ours."""
     changed_products: dict[str, Product] = field(default_factory=dict)
@@ -115,14 +118,14 @@ class Batch:
         self.orders[order.order_id] = order
         return order
 
-    def replay(self, command: Request) -> Written | None:
+    def replay(self, command: IdempotentCommand) -> Written | None:
         """The answer that the command was given before. Raises RequestIdReused."""
         answer = self.book.get(command.key)
         if answer is None:
             return None
         return Written(ORDER_BODY.validate_json(answer.body_for(command)), replayed=True)
 
-    def answer(self, command: Request, order: Order) -> Written:
+    def answer(self, command: IdempotentCommand, order: Order) -> Written:
         """Answer the command with the order, now and whenever it is repeated."""
         self.book.answer(command, ORDER_BODY.dump_json(order).decode())
         return Written(order, replayed=False)
@@ -168,12 +171,12 @@ class Companion(Protocol):
         commands: Sequence[Any],
         orders: Mapping[str, Order],
         *,
-        patient: bool,
+        wait_for_locks: bool,
     ) -> Mapping[int, Hashable]:
         """Lock what the commands concern, in ascending order, after orders and products.
 
         Returns the positions of the commands whose row somebody else holds, with that row; empty
-        if ``patient``. Forget what an earlier batch left behind.
+        if ``wait_for_locks``. Forget what an earlier batch left behind.
         """
 
     async def save(self, connection: AsyncConnection, batch: Batch) -> None:
@@ -185,7 +188,7 @@ class OrderLane:
 
     def __init__(self, database: Database, locks: Locks) -> None:
         self._database = database
-        self._answers = Answers(answers)
+        self._answers = IdempotencyStore(answers)
         self._handlers: dict[type[Any], Handler] = {}
         self._companions: list[Companion] = []
         self._told: list[Callable[[Order], None]] = []
@@ -219,11 +222,11 @@ class OrderLane:
         await self._lane.close()
 
     async def _decide(
-        self, connection: AsyncConnection, commands: Sequence[Any], *, patient: bool
+        self, connection: AsyncConnection, commands: Sequence[Any], *, wait_for_locks: bool
     ) -> list[Any]:
         handlers = [self._handlers[type(command)] for command in commands]
         order_ids = {command.order_id for command in commands if command.order_id is not None}
-        orders = await order_rows.load(connection, order_ids, patient=patient)
+        orders = await order_rows.load(connection, order_ids, wait_for_locks=wait_for_locks)
 
         touched = [
             set()
@@ -231,11 +234,15 @@ class OrderLane:
             else set(handler.products(command, orders.orders.get(command.order_id)))
             for command, handler in zip(commands, handlers, strict=True)
         ]
-        products = await product_rows.load(connection, set().union(*touched), patient=patient)
+        products = await product_rows.load(
+            connection, set().union(*touched), wait_for_locks=wait_for_locks
+        )
         held = _held(commands, touched, orders.held, products.held)
         for companion in self._companions:
             for position, row in (
-                await companion.load(connection, commands, orders.orders, patient=patient)
+                await companion.load(
+                    connection, commands, orders.orders, wait_for_locks=wait_for_locks
+                )
             ).items():
                 held.setdefault(position, row)
 
@@ -272,7 +279,7 @@ class OrderLane:
             ],
         )
         if not (orders_saved and products_saved):
-            raise Overtaken
+            raise StaleRead
         await order_rows.add(connection, batch.new_orders)
         for companion in self._companions:
             await companion.save(connection, batch)
@@ -296,7 +303,7 @@ def _held(
 
 
 def _held_outcome(handler: Handler, command: Any, row: Hashable) -> Any:
-    return Held(row) if handler.when_held is None else handler.when_held(command)
+    return RowLocked(row) if handler.when_held is None else handler.when_held(command)
 
 
 def _outcome(handler: Handler, batch: Batch, command: Any) -> Any:

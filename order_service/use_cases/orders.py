@@ -8,7 +8,7 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Final
 
-from common.database import Database, reading
+from common.db.engines import Database, reading
 from common.ids import is_id, new_id
 from common.paging import Page
 from order_service.errors import OutOfStock, order_not_found, product_not_found

@@ -11,9 +11,9 @@ from contextlib import aclosing
 from typing import Final
 
 from common import deadlines
-from common.detached import Detached, outcome_of
 from common.errors import RequestInProgress
 from common.ids import is_id, new_id
+from common.tasks import DetachedTasks, result_of
 from order_service.errors import order_not_found
 from order_service.model.orders import CancelOrder, Order, PayOrder, State
 from order_service.model.saga_commands import BeginPayment
@@ -40,7 +40,7 @@ class Payments:
         self._watches = watches
         self._moves = moves
         self._runner = runner
-        self._detached = Detached("payments")
+        self._detached = DetachedTasks("payments")
 
     async def close(self, limit_s: float) -> None:
         """Wait for what is being begun."""
@@ -60,7 +60,7 @@ class Payments:
         begin = BeginPayment(command, new_id(), has_room=self._runner.has_room)
         # Detached: a caller that goes away at this moment must not leave a saga that nobody runs.
         left_s = deadlines.remaining()
-        begun = await outcome_of(self._detached.begin(self._begin(begin, left_s)))
+        begun = await result_of(self._detached.begin(self._begin(begin, left_s)))
         first = False
         while isinstance(begun, Underway):
             first = first or begun.saga is not None
@@ -78,7 +78,7 @@ class Payments:
         """
         left_s = deadlines.remaining()
         cancelling = self._detached.begin(self._begin_cancel(command, left_s))
-        written, begun = await outcome_of(cancelling)
+        written, begun = await result_of(cancelling)
         if written.order.state is not State.CANCELLING or not (begun or written.replayed):
             return written  # over, or somebody else's cancellation: told as it stands
         if await self._moved(written.order, None if begun else JOIN_S):

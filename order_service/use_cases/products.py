@@ -10,12 +10,14 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import AnswerBook, Answers
-from common.database import Database, Overtaken, reading
+from common.batching.lane import Lane
+from common.batching.outcomes import RowLocked
+from common.db.engines import Database, reading
+from common.db.errors import StaleRead
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import Refusal
 from common.ids import is_id, new_id
-from common.lanes import Held, Lane
-from common.locking import Locks
+from common.locking.locks import Locks
 from common.paging import Page
 from order_service.errors import product_not_found
 from order_service.locking import lock_key
@@ -42,7 +44,7 @@ class Products:
 
     def __init__(self, database: Database, locks: Locks) -> None:
         self._database = database
-        self._answers = Answers(answers)
+        self._answers = IdempotencyStore(answers)
         self.lane: Lane[Command] = Lane("product", database, self._decide, locks, lock_key=lock_key)
 
     async def write(self, command: Command) -> Stocked:
@@ -77,11 +79,11 @@ class Products:
         return found, page.token(pages.last(found[-1].create_time, found[-1].product_id))
 
     async def _decide(
-        self, connection: AsyncConnection, commands: Sequence[Command], *, patient: bool
+        self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> list[Any]:
         """One batch: rows, then answers, then the model, then everything saved."""
         wanted = {command.product_id for command in commands if isinstance(command, RestockProduct)}
-        loaded = await store.load(connection, wanted, patient=patient)
+        loaded = await store.load(connection, wanted, wait_for_locks=wait_for_locks)
         book = await self._answers.open(connection, [command.key for command in commands])
         now = loaded.now or await store.clock(connection)
         batch = _Batch(loaded, book)
@@ -90,7 +92,7 @@ class Products:
             connection,
             [(before, loaded.products[product_id]) for product_id, before in batch.changed.items()],
         ):
-            raise Overtaken
+            raise StaleRead
         await store.add(connection, batch.new)
         await book.save(connection)
         return outcomes
@@ -99,17 +101,17 @@ class Products:
 class _Batch:
     """The commands of one transaction against the products loaded for them."""
 
-    def __init__(self, loaded: store.LoadedProducts, book: AnswerBook) -> None:
+    def __init__(self, loaded: store.LoadedProducts, book: IdempotencyRecords) -> None:
         self._loaded = loaded
         self._book = book
         self.changed: dict[str, Product] = {}
         """What was restocked, as it was loaded."""
         self.new: list[Product] = []
 
-    def outcome(self, command: Command, now: datetime) -> Stocked | Refusal | Held:
+    def outcome(self, command: Command, now: datetime) -> Stocked | Refusal | RowLocked:
         """Decide one command, in order of arrival."""
         if isinstance(command, RestockProduct) and command.product_id in self._loaded.held:
-            return Held(("product", command.product_id))
+            return RowLocked(("product", command.product_id))
         try:
             answer = self._book.get(command.key)
             if answer is not None:

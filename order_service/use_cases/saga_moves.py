@@ -20,9 +20,10 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import REFUSED, RequestKey
+from common.db.idempotency import REFUSED
 from common.errors import CurrencyMismatch, Overloaded, RequestIdReused
 from common.ids import new_id
+from common.request_key import RequestKey
 from order_service.errors import PaymentOutcomeUnknown, SagaNotFound, SagaNotRetryable
 from order_service.model.orders import CancelOrder, Order, PayOrder
 from order_service.model.orders import State as OrderState
@@ -119,7 +120,7 @@ class SagaMoves:
         commands: Sequence[Any],
         orders: Mapping[str, Order],
         *,
-        patient: bool,
+        wait_for_locks: bool,
     ) -> Mapping[int, Hashable]:
         loaded = _Loaded()
         _loaded.set(loaded)
@@ -127,7 +128,9 @@ class SagaMoves:
         ids = {saga_id for saga_id in wanted.values() if saga_id is not None}
         held: set[str] = set()
         if ids:
-            loaded.owned, held = await whole.lock_whole(connection, ids, patient=patient)
+            loaded.owned, held = await whole.lock_whole(
+                connection, ids, wait_for_locks=wait_for_locks
+            )
         begins = {_request(c.command) for c in commands if isinstance(c, BeginPayment)}
         if begins:
             loaded.asked = await whole.find(connection, begins)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from common.database import Database, reading
+from common.db.engines import Database, reading
 from common.errors import InvalidPageToken
 from common.ids import is_id
 from common.paging import Page

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from itertools import islice
 from typing import Final
 
-from common.database import Database, reading
+from common.db.engines import Database, reading
 from order_service.model.orders import AT_REST, Order
 from order_service.store.order_reads import read_changed
 

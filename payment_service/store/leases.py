@@ -9,7 +9,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from payment_service.model import Confirmation, State
 from payment_service.store.rows import NOW, UUID, to_confirmation
 from payment_service.tables import payments

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.sets import arrays, unnest
+from common.db.unnest import arrays, unnest
 from payment_service.model import BEGINNING, Confirmation
 from payment_service.store.rows import NOW, UUID, RequestId, to_confirmation, values_of
 from payment_service.tables import payments
@@ -24,7 +24,7 @@ _WAIT_PLACES: Final = sa.select(_place.c.place, sa.func.pg_advisory_xact_lock(_p
 
 
 async def lock_places(
-    connection: AsyncConnection, places: Collection[int], *, patient: bool
+    connection: AsyncConnection, places: Collection[int], *, wait_for_locks: bool
 ) -> set[int]:
     """Lock the places until the transaction ends, ascending; returns those that others hold.
 
@@ -33,9 +33,9 @@ async def lock_places(
     if not places:
         return set()
     rows = await connection.execute(
-        _WAIT_PLACES if patient else _TRY_PLACES, arrays("place", place=sorted(places))
+        _WAIT_PLACES if wait_for_locks else _TRY_PLACES, arrays("place", place=sorted(places))
     )
-    return set() if patient else {place for place, locked in rows if not locked}
+    return set() if wait_for_locks else {place for place, locked in rows if not locked}
 
 
 # -- payments ------------------------------------------------------------------------------------
@@ -124,9 +124,9 @@ async def load(
     keys: Collection[str],
     requests: Collection[RequestId],
     ids: Collection[str],
-    patient: bool,
+    wait_for_locks: bool,
 ) -> Loaded:
-    """Lock the payments with these keys, requests or ids; ``patient`` waits for held ones."""
+    """Lock the payments with these keys, requests or ids; ``wait_for_locks`` waits for held ones."""
     parameters = {
         **arrays("key", payment_key=list(keys)),
         **arrays(
@@ -137,13 +137,13 @@ async def load(
         **arrays("id", payment_id=list(ids)),
     }
     loaded = Loaded()
-    for row in await connection.execute(_LOCK if patient else _LOCK_FREE, parameters):
+    for row in await connection.execute(_LOCK if wait_for_locks else _LOCK_FREE, parameters):
         loaded.now = max(loaded.now, row.now)
         if row.found_id is None:
             continue
         if row.payment_id is not None:
             loaded.add(to_confirmation(row))
-        elif not patient:
+        elif not wait_for_locks:
             request = (row.found_user, row.found_request)
             loaded.held |= dict.fromkeys([row.found_id, row.found_key, request], row.found_id)
     return loaded

@@ -10,11 +10,12 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.answers import REFUSED, Answer, AnswerBook, Answers, RequestKey
-from common.database import Overtaken
+from common.batching.outcomes import RowLocked
+from common.db.errors import StaleRead
+from common.db.idempotency import REFUSED, IdempotencyRecords, IdempotencyStore, Record
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
-from common.lanes import Held
+from common.request_key import RequestKey
 from payment_service import store
 from payment_service.errors import PaymentInProgress, PaymentKeyUsed
 from payment_service.locking import places
@@ -74,19 +75,19 @@ def translate(constraint: str, command: Command) -> Refusal | None:
 class Decider:
     """Steps 4 to 7 of the write path for payments."""
 
-    def __init__(self, answers: Answers, gateway: str, lease: timedelta) -> None:
+    def __init__(self, answers: IdempotencyStore, gateway: str, lease: timedelta) -> None:
         """``gateway``: the name stored with new payments. ``lease``: how long a holder has."""
         self._answers = answers
         self._gateway = gateway
         self._lease = lease
 
     async def __call__(
-        self, connection: AsyncConnection, commands: Sequence[Command], *, patient: bool
+        self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> list[Any]:
         """One batch: places and rows, then answers, then the model, then everything saved."""
         wanted = {place for command in commands for place in places(command)}
-        taken = await store.lock_places(connection, wanted, patient=patient)
-        loaded = await _load(connection, commands, patient=patient)
+        taken = await store.lock_places(connection, wanted, wait_for_locks=wait_for_locks)
+        loaded = await _load(connection, commands, wait_for_locks=wait_for_locks)
         book = await self._answers.open(
             connection, [key for command in commands for key in _keys(command)]
         )
@@ -98,14 +99,14 @@ class Decider:
 
 
 async def _load(
-    connection: AsyncConnection, commands: Sequence[Command], *, patient: bool
+    connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
 ) -> store.Loaded:
     return await store.load(
         connection,
         keys={one.payment_key for one in commands if isinstance(one, ConfirmPayment)},
         requests={_request(one) for one in commands if not isinstance(one, Settle)},
         ids={one.payment_id for one in commands if isinstance(one, Settle)},
-        patient=patient,
+        wait_for_locks=wait_for_locks,
     )
 
 
@@ -124,7 +125,7 @@ async def _save(connection: AsyncConnection, payments: list[Confirmation]) -> No
         *await store.add(connection, new),
     ]
     if len(written) != len(freed) + len(moved) + len(new):
-        raise Overtaken
+        raise StaleRead
 
 
 def _request(command: ConfirmPayment | CancelPayment) -> store.RequestId:
@@ -151,7 +152,7 @@ class _Batch:
         self,
         loaded: store.Loaded,
         taken: set[int],
-        book: AnswerBook,
+        book: IdempotencyRecords,
         gateway: str,
         lease: timedelta,
     ) -> None:
@@ -161,11 +162,11 @@ class _Batch:
         self._gateway = gateway
         self._lease = lease
 
-    def outcome(self, command: Command) -> Posted | Open | Settled | Refusal | Held:
+    def outcome(self, command: Command) -> Posted | Open | Settled | Refusal | RowLocked:
         """Decide one command, in order of arrival."""
         held = self._held(command)
         if held is not None:
-            return Held(held)
+            return RowLocked(held)
         try:
             match command:
                 case ConfirmPayment():
@@ -285,7 +286,7 @@ class _Original:
     digest: bytes
 
 
-def _replay(answer: Answer, command: ConfirmPayment | CancelPayment) -> Posted:
+def _replay(answer: Record, command: ConfirmPayment | CancelPayment) -> Posted:
     if answer.cancelled:
         raise cancelled(command.user_id, command.request_id)
     payment = _BODY.validate_json(answer.body_for(command))

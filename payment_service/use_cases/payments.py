@@ -12,15 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from common import deadlines
-from common.answers import Answers, RequestKey
-from common.database import Database, reading
-from common.detached import Detached, ended, outcome_of
+from common.batching.lane import Lane
+from common.batching.outcomes import Limits
+from common.db.engines import Database, reading
+from common.db.idempotency import IdempotencyStore
 from common.errors import DeadlineTooShort, InvalidPageToken, Refusal, RequestInProgress
 from common.ids import is_id
-from common.lanes import Lane, Limits
-from common.locking import NoLocks
+from common.locking.locks import NoLocks
+from common.locking.marks import InProgressMarks
 from common.paging import Page
-from common.redis_marks import Marks
+from common.request_key import RequestKey
+from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service import store
 from payment_service.errors import (
     GatewayUnavailable,
@@ -62,14 +64,14 @@ class Payments:
         self,
         database: Database,
         gateway: Gateway,
-        marks: Marks,
+        marks: InProgressMarks,
         *,
         lease_s: float,
         resolve_concurrency: int,
     ) -> None:
         lease = timedelta(seconds=lease_s)
         self._database = database
-        self._answers = Answers(answers)
+        self._answers = IdempotencyStore(answers)
         self._marks = marks
         self.lane: Lane[Command] = Lane(
             "payment",
@@ -82,7 +84,7 @@ class Payments:
         self.resolver = Resolver(
             database, self.lane, gateway, lease=lease, concurrency=resolve_concurrency
         )
-        self._calls = Detached("payments")
+        self._calls = DetachedTasks("payments")
         self._running: dict[tuple[RequestKey, bytes], asyncio.Task[Posted | Open]] = {}
 
     async def close(self, grace_s: float) -> None:
@@ -111,14 +113,14 @@ class Payments:
         while True:
             running = self._running.get(name)
             if running is not None:
-                if not await ended(running, _left_s(until)):
+                if not await finished_within(running, _left_s(until)):
                     raise RequestInProgress(request_id=command.request_id)
                 continue  # what came of it, the database tells
             _check_time()
             task = self._calls.begin(self._attempt(command))
             self._running[name] = task
             task.add_done_callback(lambda _: self._running.pop(name))
-            outcome = await outcome_of(task)
+            outcome = await result_of(task)
             if isinstance(outcome, Posted):
                 return outcome
             await self._confirmed(outcome.confirmation, until)
@@ -208,7 +210,7 @@ class Payments:
         until = _wait_until()
         while True:
             _check_time()
-            outcome = await outcome_of(self._calls.begin(self._undo(command)))
+            outcome = await result_of(self._calls.begin(self._undo(command)))
             if isinstance(outcome, Posted):
                 return outcome
             command = _noted(command, outcome.confirmation)

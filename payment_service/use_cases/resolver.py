@@ -21,12 +21,12 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 
-from common.database import Database
-from common.detached import Detached
+from common.batching.lane import Lane
+from common.db.engines import Database
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id
-from common.lanes import Lane
 from common.metrics import REGISTRY
+from common.tasks import DetachedTasks
 from payment_service import store
 from payment_service.gateway import (
     Cancelled,
@@ -71,7 +71,7 @@ class Resolver:
         self._gateway = gateway
         self._lease = lease
         self._concurrency = concurrency
-        self._detached = Detached("resolver")
+        self._detached = DetachedTasks("resolver")
         self._reserved: set[str] = set()
         """Holders with a place that they have not begun in yet."""
         self._held: dict[str, str] = {}

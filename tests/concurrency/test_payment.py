@@ -16,8 +16,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from common.answers import Answers
-from common.database import Overtaken, open_pools
+from common.db.engines import open_engines
+from common.db.errors import StaleRead
+from common.db.idempotency import IdempotencyStore
 from common.ids import new_id
 from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
@@ -283,8 +284,8 @@ class Freeing:
     """A claim whose call never left is freed, while another replica takes the payment up."""
 
     def __init__(self, database: ServiceUrls) -> None:
-        self.database = open_pools(database.runtime, application_name="test", pool_size=12)
-        self.decide = Decider(Answers(answers), "toss", timedelta(seconds=-1))
+        self.database = open_engines(database.runtime, application_name="test", pool_size=12)
+        self.decide = Decider(IdempotencyStore(answers), "toss", timedelta(seconds=-1))
         self.holder = new_id()
 
     async def claim(self) -> Confirmation:
@@ -292,7 +293,7 @@ class Freeing:
             "order-1", "ann", Money("KRW", 1), key_of(), "c1", holder=self.holder
         )
         async with self.database.begin() as connection:
-            (claimed,) = await self.decide(connection, [command], patient=False)
+            (claimed,) = await self.decide(connection, [command], wait_for_locks=False)
         assert isinstance(claimed, Open)
         return claimed.confirmation
 
@@ -306,7 +307,7 @@ class Freeing:
             timedelta(0),
         )
         async with self.database.begin() as connection:
-            await self.decide(connection, [command], patient=False)
+            await self.decide(connection, [command], wait_for_locks=False)
 
     async def left(self) -> int:
         async with self.database.reads.connect() as connection:
@@ -372,7 +373,7 @@ async def test_the_conditional_delete_alone_is_enough(
 ) -> None:
     claim = await freeing.claim()
     without_row_locks(monkeypatch)
-    with pytest.raises(Overtaken):
+    with pytest.raises(StaleRead):
         await freeing.free(claim)
     assert len(taken_up) == 1
     await freeing.free(claim)

@@ -101,12 +101,6 @@ def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_SAVE", blind)
 
 
-def forget_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read rows where they should be locked: the second line of a deduction."""
-    monkeypatch.setattr(store, "_LOCK", store._READ)
-    monkeypatch.setattr(store, "_LOCK_FREE", store._READ)
-
-
 def drop_constraints(crowd: Crowd) -> None:
     """Take the last line away."""
     crowd.run(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.migrations import migrate
+from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.database import open_pools
-from common.locking import NoLocks
+from common.db.engines import open_engines
+from common.locking.locks import NoLocks
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from order_service import tables
@@ -83,7 +83,7 @@ async def crowded(
 @asynccontextmanager
 async def sweeper(database: ServiceUrls) -> AsyncIterator[Orders]:
     """The orders of one more replica, without its server, to be swept when the test says so."""
-    pools = open_pools(database.runtime, application_name="sweeper", pool_size=3)
+    pools = open_engines(database.runtime, application_name="sweeper", pool_size=3)
     lane = OrderLane(pools, NoLocks())
     try:
         yield Orders(pools, lane, Watches(pools), expiry=timedelta(minutes=15), begin_cancel=_never)

@@ -20,8 +20,9 @@ import pytest
 import order_service.clients
 import order_service.use_cases.payments
 import payment_service.use_cases.payments
-from common import database, health
-from common.lanes import batches
+from common.batching import batch
+from common.db import engines
+from common.rpc import health
 
 LONG_S: Final = 60.0
 """Longer than any stall, shorter than pytest's limit for one test."""
@@ -31,11 +32,11 @@ SOON_S: Final = MARGIN_S + 0.5
 """As a call's deadline: told after half a second how things stand, with ample time to be told."""
 
 _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
-    (database, "CONNECT_TIMEOUT_S", LONG_S),
-    (database, "POOL_TIMEOUT_S", LONG_S),
-    (database, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
-    (database, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
-    (batches, "UNREACHABLE_S", LONG_S),
+    (engines, "CONNECT_TIMEOUT_S", LONG_S),
+    (engines, "POOL_TIMEOUT_S", LONG_S),
+    (engines, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
+    (engines, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
+    (batch, "UNREACHABLE_S", LONG_S),
     (health, "PROBE_TIMEOUT_S", LONG_S),
     (order_service.clients, "ATTEMPT_S", LONG_S),
     (order_service.clients, "GATEWAY_ATTEMPT_S", LONG_S),
@@ -47,7 +48,7 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
 
 
 @contextmanager
-def patient() -> Iterator[None]:
+def long_limits() -> Iterator[None]:
     """In the block nothing ends but for what a test does."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, limit in _LIMITS:

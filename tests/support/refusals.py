@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from common.errors import Refusal
-from common.status import from_rpc_error
+from common.rpc.status import from_rpc_error
 
 
 @dataclass

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.channels import open_channel
-from common.runtime import Application
-from common.server import GrpcServer
+from common.rpc.channels import open_channel
+from common.rpc.server import GrpcServer
+from common.service import Application
 from common.settings import ServiceSettings
-from tests.support.patience import LONG_S, patient
+from tests.support.patience import LONG_S, long_limits
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -24,7 +24,7 @@ async def replica(
     settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
 ) -> AsyncIterator[str]:
     """One replica that serves; yields its address. It has all the time it needs."""
-    with patient():
+    with long_limits():
         async with _serving(settings, build) as address:
             yield address
 

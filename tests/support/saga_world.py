@@ -115,7 +115,7 @@ _RESPONSES: dict[str, Any] = {
 
 
 class _Peer:
-    """As common.clients.Peer: ``peer.call(peer.stub.Method, request, …)``."""
+    """As common.rpc.client.Peer: ``peer.call(peer.stub.Method, request, …)``."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from common.database import open_pools
+from common.db.engines import open_engines
 
 
 async def differences(url: str, metadata: sa.MetaData) -> list[Any]:
@@ -19,9 +19,9 @@ async def differences(url: str, metadata: sa.MetaData) -> list[Any]:
         found = compare_metadata(context, metadata)
         return [change for change in found if not _is_alembics_own(change)]
 
-    database = open_pools(url, application_name="schema", pool_size=3)
+    database = open_engines(url, application_name="schema", pool_size=3)
     try:
-        async with database.patient.connect() as connection:
+        async with database.waiting.connect() as connection:
             return await connection.run_sync(compare)
     finally:
         await database.close()
@@ -33,7 +33,7 @@ def _is_alembics_own(change: Any) -> bool:
 
 async def missing_constraints(url: str, names: set[str]) -> set[str]:
     """Which of these constraint and unique index names the database does not have."""
-    database = open_pools(url, application_name="schema", pool_size=3)
+    database = open_engines(url, application_name="schema", pool_size=3)
     found = sa.text(
         "SELECT conname FROM pg_constraint UNION "
         "SELECT relname FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid WHERE indisunique"

@@ -21,8 +21,8 @@ from pydantic import SecretStr
 
 from balance_service.settings import BalanceSettings
 from balance_service.wiring import build as build_balance
-from common.clients import Peer
 from common.errors import Code, RemoteRefusal
+from common.rpc.client import ServiceClient
 from coupon_service.settings import CouponSettings
 from coupon_service.wiring import build as build_coupon
 from deploy.local.gateway.simulator import GatewaySimulator
@@ -116,14 +116,14 @@ class Wire:
 
     def cut_in(self, patch: pytest.MonkeyPatch) -> None:
         """Have every call of the order service go through here."""
-        direct = Peer.call
+        direct = ServiceClient.call
 
         async def call(peer: Any, method: Any, request: Any, **options: Any) -> Any:
             return await self.pass_on(
                 lambda: direct(peer, method, request, **options), request.request_id
             )
 
-        patch.setattr(Peer, "call", call)
+        patch.setattr(ServiceClient, "call", call)
 
     async def pass_on(self, call: Callable[[], Any], request_id: str) -> Any:
         step = request_id.partition(":")[2]

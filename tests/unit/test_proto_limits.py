@@ -6,7 +6,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.errors import InvalidFields
-from common.validation import check
+from common.rpc.validation import check
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2

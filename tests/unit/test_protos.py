@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 
 from common.errors import InvalidFields
-from common.validation import check
+from common.rpc.validation import check
 from protos import generate
 from tally.balance.v1 import balance_pb2, balance_pb2_grpc
 from tally.coupon.v1 import coupon_pb2, coupon_pb2_grpc

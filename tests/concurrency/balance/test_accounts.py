@@ -16,10 +16,10 @@ from balance_service import store
 from tests.support.balance_crowd import (
     Crowd,
     drop_constraints,
-    forget_row_locks,
     forget_versions,
 )
 from tests.support.balances import charge, deduct, refund
+from tests.support.guards import forget_row_locks
 from tests.support.refusals import outcome
 from tests.support.rendezvous import meet_after
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common import answers
+from common.db import idempotency
 from coupon_service.store import coupons
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.coupon_crowd import (
@@ -131,7 +131,7 @@ async def test_control_without_answers_a_copy_is_refused(
 ) -> None:
     """With neither the stored answer nor the request_id on the coupon, a copy is a second call."""
     campaign_id = await opened(crowd)
-    monkeypatch.setattr(answers.AnswerBook, "answer", lambda *_: None)
+    monkeypatch.setattr(idempotency.AnswerBook, "answer", lambda *_: None)
     request = issue(campaign_id, "ann", "i1")
     await crowd.stubs[0].IssueCoupon(request)
     crowd.sql("UPDATE coupons SET request_id = 'nobody''s'")
@@ -148,7 +148,7 @@ async def test_one_request_for_two_campaigns_is_one_request(
         response = await crowd.stubs[0].CreateCampaign(campaign(name))
         ids.append(response.campaign.campaign_id)
     if not guarded:
-        monkeypatch.setattr(answers.AnswerBook, "save", nothing)
+        monkeypatch.setattr(idempotency.AnswerBook, "save", nothing)
     meeting = meet_after(monkeypatch, coupons, "find_issued")
     results = await asyncio.gather(
         *(
@@ -168,7 +168,7 @@ async def test_a_hundred_copies_create_one_campaign(
 ) -> None:
     """Either guard alone suffices; without both there are many."""
     if guard != "answers":
-        monkeypatch.setattr(answers.AnswerBook, "answer", lambda *_: None)
+        monkeypatch.setattr(idempotency.AnswerBook, "answer", lambda *_: None)
     if guard != "constraint":
         crowd.sql("ALTER TABLE campaigns DROP CONSTRAINT campaigns_request_once")
     request = campaign("c1")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from common import answers
+from common.db import idempotency
 from coupon_service.store import coupons, redemptions
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.coupon_crowd import (
@@ -120,7 +120,7 @@ async def test_a_restoration_that_finds_nothing_and_a_redemption_in_flight(
     """Both have read that there is nothing, then both write: the cancellation has to be seen."""
     held = await one_coupon(crowd)
     if not guarded:
-        monkeypatch.setattr(answers.AnswerBook, "cancel", lambda *_: None)
+        monkeypatch.setattr(idempotency.AnswerBook, "cancel", lambda *_: None)
     meeting = meet_after(monkeypatch, redemptions, "find")
     redeemed, restored = await asyncio.gather(
         outcome(crowd.stubs[0].RedeemCoupon(redeem(held.coupon_id, "ann", "r1"))),

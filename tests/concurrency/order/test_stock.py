@@ -15,8 +15,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from common.answers import AnswerBook
-from common.database import sqlstate
+from common.db.errors import sqlstate
+from common.db.idempotency import IdempotencyRecords
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.store import products
 from order_service.tables import (
@@ -84,7 +84,7 @@ async def take(engine: AsyncEngine, *steps: list[str], meeting: Rendezvous | Non
         try:
             async with connection.begin():
                 for step in steps:
-                    loaded = await products.load(connection, step, patient=True)
+                    loaded = await products.load(connection, step, wait_for_locks=True)
                     assert set(loaded.products) == set(step)
                     if meeting is not None:
                         await meeting.come()
@@ -178,8 +178,8 @@ def forget_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_: Any) -> None:
         pass
 
-    monkeypatch.setattr(AnswerBook, "get", lambda *_: None)
-    monkeypatch.setattr(AnswerBook, "save", nothing)
+    monkeypatch.setattr(IdempotencyRecords, "get", lambda *_: None)
+    monkeypatch.setattr(IdempotencyRecords, "save", nothing)
 
 
 async def test_control_without_answers_and_constraint_each_duplicate_makes_an_order(

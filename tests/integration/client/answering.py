@@ -14,7 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from common.errors import Refusal
-from common.server import GrpcServer
+from common.rpc.server import GrpcServer
 from tests.integration.common.echo import always_ready, settings
 
 

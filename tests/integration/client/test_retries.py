@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from common.channels import open_channel
 from common.errors import Code, DatabaseUnavailable, RemoteRefusal
+from common.rpc.channels import open_channel
 from tally.balance.v1 import balance_pb2
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.order.v1 import order_pb2

@@ -9,8 +9,8 @@ import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 from pydantic import SecretStr
 
-from common.runtime import Application, Mounted
-from common.server import GrpcServer
+from common.rpc.server import GrpcServer
+from common.service import Application, Mounted
 from common.settings import ServiceSettings
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The echo service as a process of its own, for the tests of ``common.runtime``."""
+"""The echo service as a process of its own, for the tests of ``common.service``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common import tracing
-from common.runtime import Application, main
+from common.service import Application, main
 from tests.integration.common.echo import Echo, EchoSettings, application
 from tests.support.patience import LONG_S
 

@@ -10,9 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from balance_service.tables import answers as table
-from common.answers import CLEAN_UP_ROWS, KEEP_DAYS, Answers, AnswerTaken, RequestKey
-from common.database import Database, open_pools
+from common.db.engines import Database, open_engines
+from common.db.idempotency import CLEAN_UP_ROWS, KEEP_DAYS, IdempotencyStore, RecordConflict
 from common.errors import RequestIdReused
+from common.request_key import RequestKey
 from tests.support.databases import Databases
 
 
@@ -34,12 +35,12 @@ def url(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    opened = open_pools(url, application_name="answers test", pool_size=6)
+    opened = open_engines(url, application_name="answers test", pool_size=6)
     yield opened
     await opened.close()
 
 
-ANSWERS = Answers(table)
+ANSWERS = IdempotencyStore(table)
 
 
 async def test_what_was_answered_is_found_and_other_content_is_refused(database: Database) -> None:
@@ -71,7 +72,7 @@ async def test_whoever_is_second_to_answer_is_told_and_writes_nothing(database: 
         await book.save(connection)
     late.answer(Ask(key("a")), "second")
     late.answer(Ask(key("z")), "with it")
-    with pytest.raises(AnswerTaken):
+    with pytest.raises(RecordConflict):
         async with database.begin() as connection:
             await late.save(connection)
     async with database.begin() as connection:
@@ -92,7 +93,7 @@ async def test_a_cancellation_overrules_the_answer_it_has_seen_and_no_other(
         book.answer(Ask(key("a")), "done")
         await book.save(connection)
     blind.cancel(key("a"))
-    with pytest.raises(AnswerTaken):  # it would lose the undo of what was done meanwhile
+    with pytest.raises(RecordConflict):  # it would lose the undo of what was done meanwhile
         async with database.begin() as connection:
             await blind.save(connection)
     async with database.begin() as connection:

@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 from redis.asyncio import Redis
 
-from common.database import Database, open_pools
-from common.redis_locks import open_redis
+from common.db.engines import Database, open_engines
+from common.locking.redis import open_redis
 from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases
@@ -78,7 +78,7 @@ def database_url(databases: Databases, postgres_server: PostgresServer) -> Itera
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    opened = open_pools(database_url, application_name="cancelled", pool_size=3)
+    opened = open_engines(database_url, application_name="cancelled", pool_size=3)
     async with opened.begin() as connection:
         await connection.execute(sa.text("CREATE TABLE noted (step int)"))
     yield opened

@@ -10,10 +10,10 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common import deadlines, endpoints, metrics
-from common.channels import open_channel
-from common.clients import Peer
+from common import deadlines, metrics
 from common.errors import Code, DatabaseUnavailable, DeadlineTooShort, Refusal, RemoteRefusal
+from common.rpc.channels import open_channel
+from common.rpc.client import ServiceClient
 from tests.integration.common.echo import Echo, EchoStub, serving
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ class Faulty:
 
 
 @asynccontextmanager
-async def peer_of(*addresses: str) -> AsyncIterator[Peer[EchoStub]]:
-    async with Peer(open_channel(",".join(addresses)), EchoStub) as peer:
+async def peer_of(*addresses: str) -> AsyncIterator[ServiceClient[EchoStub]]:
+    async with ServiceClient(open_channel(",".join(addresses)), EchoStub) as peer:
         yield peer
 
 
-async def replicas_seen(peer: Peer[EchoStub], calls: int) -> dict[str, int]:
+async def replicas_seen(peer: ServiceClient[EchoStub], calls: int) -> dict[str, int]:
     seen: dict[str, int] = {}
     for _ in range(calls):
         call = peer.stub.Say(StringValue(), wait_for_ready=True)
@@ -57,7 +57,7 @@ async def replicas_seen(peer: Peer[EchoStub], calls: int) -> dict[str, int]:
     return seen
 
 
-async def until_seen(peer: Peer[EchoStub], names: set[str]) -> None:
+async def until_seen(peer: ServiceClient[EchoStub], names: set[str]) -> None:
     """Calls until each of these replicas, and no other, was seen in twenty calls in a row."""
     while set(await replicas_seen(peer, 20)) != names:  # noqa: ASYNC110 - seen from outside only
         await asyncio.sleep(0.01)
@@ -222,7 +222,7 @@ async def test_a_call_whose_caller_gives_up_is_cancelled_and_not_repeated() -> N
     ],
 )
 def test_addresses_become_a_target(addresses: str, expected: str) -> None:
-    assert endpoints.target(addresses) == expected
+    assert addresses.target(addresses) == expected
 
 
 @pytest.mark.parametrize(
@@ -236,4 +236,4 @@ def test_addresses_become_a_target(addresses: str, expected: str) -> None:
 )
 def test_addresses_that_cannot_be_a_target_are_refused(addresses: str) -> None:
     with pytest.raises(ValueError, match="must"):
-        endpoints.target(addresses)
+        addresses.target(addresses)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common.channels import open_channel
-from common.clients import Peer
+from common.rpc.channels import open_channel
+from common.rpc.client import ServiceClient
 from tests.integration.common.echo import Echo, EchoStub, serving
 from tests.integration.common.names import Names, name_server
 
@@ -44,7 +44,7 @@ class Old:
 class Client:
     """Calls an old replica, whose name may come to mean a new one; repeats nothing."""
 
-    def __init__(self, names: Names, old: Old, peer: Peer[EchoStub]) -> None:
+    def __init__(self, names: Names, old: Old, peer: ServiceClient[EchoStub]) -> None:
         self.names = names
         self.old = old
         self.answered_by: list[str] = []
@@ -90,7 +90,7 @@ async def client(age_s: float) -> AsyncIterator[Client]:
             serving(replica="new", bind=bind, max_connection_age_s=age_s)
         )
         target = names.target("echo.test", port)
-        peer = await stack.enter_async_context(Peer(open_channel(target), EchoStub))
+        peer = await stack.enter_async_context(ServiceClient(open_channel(target), EchoStub))
         calling = Client(names, old, peer)
         tasks = [asyncio.create_task(calling.calls()) for _ in range(CALLERS)]
         try:

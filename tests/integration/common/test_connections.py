@@ -11,7 +11,7 @@ from typing import Final
 import grpc
 import pytest
 
-from common import channels, server
+from common.rpc import channels, server
 from tests.integration.common.echo import serving
 
 PING, GOAWAY, SETTINGS = 0x6, 0x7, 0x4

@@ -11,16 +11,16 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common.errors import Code, RemoteRefusal
-from common.health import Health
-from common.status import from_rpc_error
+from common.rpc.health import Health
+from common.rpc.status import from_rpc_error
 from tests.integration.common.echo import Echo, serving
 from tests.integration.common.test_clients import peer_of, replicas_seen, until_seen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from common.clients import Peer
-    from common.server import GrpcServer
+    from common.rpc.client import ServiceClient
+    from common.rpc.server import GrpcServer
     from tests.integration.common.echo import EchoStub
 
 CALLERS = 16
@@ -53,7 +53,7 @@ class Slow:
 class Callers:
     """Clients that call one after the other until they are told that it is over."""
 
-    def __init__(self, peer: Peer[EchoStub]) -> None:
+    def __init__(self, peer: ServiceClient[EchoStub]) -> None:
         self.answered = 0
         self.failed: list[tuple[Code, str]] = []
         self._peer = peer
@@ -97,7 +97,9 @@ class Callers:
 class Pair:
     """Two replicas, one of which is going to leave, and callers of both."""
 
-    def __init__(self, leaving: GrpcServer, address: str, slow: Slow, peer: Peer[EchoStub]) -> None:
+    def __init__(
+        self, leaving: GrpcServer, address: str, slow: Slow, peer: ServiceClient[EchoStub]
+    ) -> None:
         self.leaving = leaving
         self.address = address
         self.slow = slow

@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.database import Database, open_pools
+from common.batching.loader import BATCH_MAX, TRIES_MAX, BatchLoader
+from common.db.engines import Database, open_engines
 from common.errors import DatabaseUnavailable
-from common.gathered import BATCH_MAX, TRIES_MAX, Gathered
 from tests.support.databases import Databases
 
 _DOUBLE = sa.text("SELECT unnest(CAST(:numbers AS int[])) * 2")
@@ -25,7 +25,7 @@ def database_url(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    opened = open_pools(database_url, application_name="gathered", pool_size=3)
+    opened = open_engines(database_url, application_name="gathered", pool_size=3)
     yield opened
     await opened.close()
 
@@ -51,7 +51,7 @@ class Doubling:
 
 async def test_a_crowd_is_answered_by_one_statement(database: Database) -> None:
     read = Doubling()
-    gathered = Gathered(database, read)
+    gathered = BatchLoader(database, read)
     answers = await asyncio.gather(*(gathered.get(number) for number in range(BATCH_MAX + 1)))
     assert answers == [2 * number for number in range(BATCH_MAX + 1)]
     assert [len(asked) for asked in read.asked] == [BATCH_MAX, 1]
@@ -61,7 +61,7 @@ async def test_a_crowd_is_answered_by_one_statement(database: Database) -> None:
 
 async def test_an_answer_is_never_older_than_its_question(database: Database) -> None:
     read = Doubling()
-    gathered = Gathered(database, read)
+    gathered = BatchLoader(database, read)
     read.go_on.clear()
     first = asyncio.ensure_future(gathered.get(1))
     await read.begun.wait()
@@ -75,7 +75,7 @@ async def test_an_answer_is_never_older_than_its_question(database: Database) ->
 
 async def test_one_who_leaves_takes_nobody_along(database: Database) -> None:
     read = Doubling()
-    gathered = Gathered(database, read)
+    gathered = BatchLoader(database, read)
     read.go_on.clear()
     leaving = asyncio.ensure_future(gathered.get(1))
     staying = asyncio.ensure_future(gathered.get(2))
@@ -93,9 +93,9 @@ async def test_one_who_leaves_takes_nobody_along(database: Database) -> None:
 
 
 async def test_a_lost_connection_is_tried_again_and_then_told(database: Database) -> None:
-    gathered = Gathered(database, Doubling([ConnectionResetError()] * (TRIES_MAX - 1)))
+    gathered = BatchLoader(database, Doubling([ConnectionResetError()] * (TRIES_MAX - 1)))
     assert await gathered.get(1) == 2
-    gathered = Gathered(database, Doubling([ConnectionResetError()] * TRIES_MAX))
+    gathered = BatchLoader(database, Doubling([ConnectionResetError()] * TRIES_MAX))
     told = await asyncio.gather(gathered.get(1), gathered.get(2), return_exceptions=True)
     assert [type(one) for one in told] == [DatabaseUnavailable] * 2
     assert await gathered.get(1) == 2
@@ -103,7 +103,7 @@ async def test_a_lost_connection_is_tried_again_and_then_told(database: Database
 
 async def test_a_defect_reaches_those_who_asked_and_nobody_after(database: Database) -> None:
     read = Doubling([LookupError("a defect")])
-    gathered = Gathered(database, read)
+    gathered = BatchLoader(database, read)
     with pytest.raises(LookupError):
         await gathered.get(1)
     assert await gathered.get(1) == 2

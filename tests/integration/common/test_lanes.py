@@ -12,7 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import deadlines
-from common.database import Database, open_pools
+from common.batching.lane import Lane
+from common.batching.outcomes import Limits, RowLocked, VersionConflict
+from common.db.engines import Database, open_engines
 from common.errors import (
     Code,
     ConflictRetriesExhausted,
@@ -22,8 +24,7 @@ from common.errors import (
     Overloaded,
     Refusal,
 )
-from common.lanes import Held, Lane, Limits, Moved
-from common.locking import Grant, NoLocks
+from common.locking.locks import Grant, NoLocks
 from deploy.local.postgres import PostgresServer
 
 TABLE = "CREATE TABLE numbers (number bigint PRIMARY KEY, CONSTRAINT small CHECK (number < 1000))"
@@ -45,10 +46,10 @@ class Inserts:
     batches: list[list[int]] = field(default_factory=list)
 
     async def __call__(
-        self, connection: AsyncConnection, commands: Sequence[int], *, patient: bool
+        self, connection: AsyncConnection, commands: Sequence[int], *, wait_for_locks: bool
     ) -> Sequence[Any]:
         self.batches.append(list(commands))
-        outcomes = self.before(commands, patient)
+        outcomes = self.before(commands, wait_for_locks)
         if asyncio.iscoroutine(outcomes):
             outcomes = await outcomes
         if outcomes is not None:
@@ -71,7 +72,7 @@ def url(postgres_server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    opened = open_pools(url, application_name="lanes test", pool_size=6)
+    opened = open_engines(url, application_name="lanes test", pool_size=6)
     yield opened
     await opened.close()
 
@@ -156,7 +157,7 @@ async def test_a_lost_connection_is_tried_again(
 
 
 async def test_without_a_database_callers_are_told_so() -> None:
-    database = open_pools(
+    database = open_engines(
         "postgresql://nobody:x@127.0.0.1:1/none", application_name="t", pool_size=3
     )
     lane: Lane[int] = Lane("test", database, Inserts(), NoLocks())
@@ -168,11 +169,11 @@ async def test_without_a_database_callers_are_told_so() -> None:
 async def test_a_held_row_is_waited_for_apart(database: Database) -> None:
     released = asyncio.Event()
 
-    async def hold(numbers: Sequence[int], patient: bool) -> Any:
-        if patient:
+    async def hold(numbers: Sequence[int], wait_for_locks: bool) -> Any:
+        if wait_for_locks:
             await released.wait()
             return [-number for number in numbers]
-        return [Held("row") if number == 1 else -number for number in numbers]
+        return [RowLocked("row") if number == 1 else -number for number in numbers]
 
     lane: Lane[int] = Lane("test", database, Inserts(hold), NoLocks())
     held = asyncio.ensure_future(lane.submit(1))
@@ -185,9 +186,9 @@ async def test_a_held_row_is_waited_for_apart(database: Database) -> None:
 async def test_rows_that_moved_go_round_and_at_last_wait_in_line(database: Database) -> None:
     seen: list[bool] = []
 
-    def moved(numbers: Sequence[int], patient: bool) -> Any:
-        seen.append(patient)
-        return [-number if patient else Moved() for number in numbers]
+    def moved(numbers: Sequence[int], wait_for_locks: bool) -> Any:
+        seen.append(wait_for_locks)
+        return [-number if wait_for_locks else VersionConflict() for number in numbers]
 
     lane: Lane[int] = Lane("test", database, Inserts(moved), NoLocks(), limits=Limits(rounds_max=6))
     assert await lane.submit(1) == -1
@@ -195,7 +196,7 @@ async def test_rows_that_moved_go_round_and_at_last_wait_in_line(database: Datab
 
 
 async def test_a_row_that_is_never_free_is_given_up_on(database: Database) -> None:
-    decide = Inserts(lambda numbers, _patient: [Held("row") for _ in numbers])
+    decide = Inserts(lambda numbers, _patient: [RowLocked("row") for _ in numbers])
     limits = Limits(rounds_max=0, apart_rounds_max=3)
     lane: Lane[int] = Lane("test", database, decide, NoLocks(), limits=limits)
     with pytest.raises(ConflictRetriesExhausted):

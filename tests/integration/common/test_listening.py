@@ -10,8 +10,8 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common import server
-from common.server import GrpcServer, PortTaken
+from common.rpc import server
+from common.rpc.server import GrpcServer, PortTaken
 from tally_client import policy
 from tests.integration.common.echo import NAME, Echo, EchoStub, add, always_ready, serving, settings
 from tests.integration.common.test_connections import ACK, SETTINGS, raw_client

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common import server, status
 from common.errors import Code, FieldViolation, QuotaViolation, RemoteRefusal
-from common.status import from_rpc_error
+from common.rpc import server, status
+from common.rpc.status import from_rpc_error
 from tests.integration.common.echo import Echo, EchoStub, serving
 
 ENTRY_BYTES = 32

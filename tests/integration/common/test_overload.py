@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import Code, RemoteRefusal
-from common.status import from_rpc_error
+from common.rpc.status import from_rpc_error
 from tests.integration.common.echo import EchoStub
 from tests.integration.start.process import Service, process
 

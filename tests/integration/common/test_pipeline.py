@@ -12,17 +12,10 @@ from google.protobuf.wrappers_pb2 import StringValue
 from structlog.testing import capture_logs
 
 from common import deadlines, metrics
-from common.errors import (
-    Code,
-    FieldViolation,
-    InvalidField,
-    QuotaViolation,
-    Refusal,
-    RemoteRefusal,
-)
-from common.pipeline import MESSAGE_BYTES_MAX, Pipeline
-from common.server import RECEIVE_BYTES_MAX
-from common.status import from_rpc_error, may_repeat
+from common.errors import Code, FieldViolation, InvalidField, QuotaViolation, Refusal, RemoteRefusal
+from common.rpc.handlers import MESSAGE_BYTES_MAX, Pipeline
+from common.rpc.server import RECEIVE_BYTES_MAX
+from common.rpc.status import from_rpc_error, is_retryable
 from tests.integration.common.echo import SAY, Echo, EchoStub, add, serving
 from tests.support.patience import LONG_S
 
@@ -156,7 +149,7 @@ async def test_every_bare_code_of_a_peer_ends_in_a_status_with_a_reason(code: Co
     async with stub(raising(silent)) as echo:
         refusal = await refused(echo.Say(StringValue()))
     assert refusal.reason == "PEER_UNAVAILABLE"
-    assert (refusal.retry_after_s is not None) is may_repeat(silent)
+    assert (refusal.retry_after_s is not None) is is_retryable(silent)
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_field() -> None:
@@ -284,7 +277,7 @@ async def test_a_call_with_hardly_any_time_left_is_refused_before_the_method_run
         called.append(request.value)
         return request
 
-    monkeypatch.setattr("common.pipeline.LEAST_S", 1_000.0)
+    monkeypatch.setattr("common.rpc.handlers.LEAST_S", 1_000.0)
     async with stub(Echo(say)) as echo:
         refusal = await refused(echo.Say(StringValue(), timeout=500.0))
         assert (refusal.code, refusal.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT")

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service.tables import SCHEMA
 from balance_service.wiring import VERSIONS
-from common.database import Database, open_pools, reading
+from common.db.engines import Database, open_engines, reading
+from common.db.migrations import migrate
+from common.db.readiness import NotReady, check_ready
 from common.errors import DatabaseUnavailable
-from common.migrations import migrate
-from common.readiness import NotReady, check_ready
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import PostgresFiles
 from deploy.local.postgres_roles import ServiceUrls
@@ -37,7 +37,7 @@ def urls(databases: Databases) -> Iterator[ServiceUrls]:
 
 @pytest.fixture
 async def database(urls: ServiceUrls) -> AsyncIterator[Database]:
-    opened = open_pools(urls.runtime, application_name="ready", pool_size=POOL)
+    opened = open_engines(urls.runtime, application_name="ready", pool_size=POOL)
     yield opened
     await opened.close()
 
@@ -85,11 +85,11 @@ async def test_no_more_connections_are_opened_than_the_pools_size(
     urls: ServiceUrls, pool_size: int
 ) -> None:
     """All of them at once; the probe's is one of them."""
-    database = open_pools(urls.runtime, application_name="count", pool_size=pool_size)
+    database = open_engines(urls.runtime, application_name="count", pool_size=pool_size)
     looking = await asyncpg.connect(urls.owner, timeout=30)
     try:
         async with AsyncExitStack() as stack:
-            for engine in (database.lanes, database.patient, database.reads, database.probe):
+            for engine in (database.lanes, database.waiting, database.reads, database.probe):
                 pool: sa.QueuePool = engine.pool  # type: ignore[assignment]  # by its options
                 assert pool.size() >= 1
                 for _ in range(pool.size()):
@@ -135,7 +135,7 @@ def standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 
 
 async def test_a_hot_standby_is_not_served_from(standby: ServiceUrls) -> None:
-    database = open_pools(standby.runtime, application_name="standby", pool_size=POOL)
+    database = open_engines(standby.runtime, application_name="standby", pool_size=POOL)
     try:
         with pytest.raises(NotReady, match="takes no writes: a hot standby"):
             await check_ready(database, schema=SCHEMA)

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from common import reflection
 from common.errors import Code
-from common.status import from_rpc_error
+from common.rpc import reflection
+from common.rpc.status import from_rpc_error
 from tests.integration.common.echo import serving
 
 GRPCURL = Path(sys.executable).parent / "grpcurl"

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from common.errors import Code
-from common.server import GrpcServer, PortTaken
-from common.status import from_rpc_error
+from common.rpc.server import GrpcServer, PortTaken
+from common.rpc.status import from_rpc_error
 from tally.balance.v1 import balance_pb2_grpc
 from tests.integration.common.echo import (
     NAME,

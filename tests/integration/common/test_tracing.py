@@ -16,10 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from common import deadlines, logs, tracing
-from common.channels import open_channel
-from common.clients import Peer
-from common.detached import Detached, outcome_of
 from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal
+from common.rpc.channels import open_channel
+from common.rpc.client import ServiceClient
+from common.tasks import DetachedTasks, result_of
 from tests.integration.common.echo import NAME, Echo, EchoStub, serving, settings
 from tests.integration.common.test_server import SERVING, services_told
 from tests.support.collector import Collector, Seen, collecting, tracing_to
@@ -201,8 +201,8 @@ async def test_no_words_of_an_exception_of_a_request_or_of_a_setting_are_sent() 
 
 
 @asynccontextmanager
-async def peer_of(*addresses: str) -> AsyncIterator[Peer[EchoStub]]:
-    async with Peer(open_channel(",".join(addresses)), EchoStub) as peer:
+async def peer_of(*addresses: str) -> AsyncIterator[ServiceClient[EchoStub]]:
+    async with ServiceClient(open_channel(",".join(addresses)), EchoStub) as peer:
         yield peer
 
 
@@ -212,14 +212,14 @@ async def test_a_call_to_another_service_is_a_child_and_the_parent_of_what_it_ca
         collector = stack.enter_context(traced())
         second, _ = await stack.enter_async_context(serving(replica="second"))
         peer = await stack.enter_async_context(peer_of(second))
-        work = Detached("work")
+        work = DetachedTasks("work")
 
         async def ask(request: StringValue) -> StringValue:
             answer: StringValue = await peer.call(peer.stub.Say, request, limit_s=60.0)
             return answer
 
         async def say(request: StringValue, context: Any) -> StringValue:
-            return await outcome_of(work.begin(ask(request)))
+            return await result_of(work.begin(ask(request)))
 
         first = await stack.enter_async_context(echoing(Echo(say), replica="first"))
         assert (await first.Say(StringValue(value="through"))).value == "through"

@@ -12,7 +12,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from common.database import sqlstate
+from common.db.errors import sqlstate
 from coupon_service import tables
 from coupon_service.locking import STRATEGIES
 from deploy.local.postgres_roles import ServiceUrls

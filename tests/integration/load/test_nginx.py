@@ -15,7 +15,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from common.server import GrpcServer
+from common.rpc.server import GrpcServer
 from deploy.load import nginx
 from deploy.local.errors import RunnerError
 from tally.order.v1 import order_pb2

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from common.endpoints import target
+from common.addresses import target
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop
 from tests.support.patience import LONG_S

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.database import Database, open_pools
+from common.db.engines import Database, open_engines
 from common.errors import Code, Refusal, RemoteRefusal
 from common.ids import new_id
-from common.locking import NoLocks
+from common.locking.locks import NoLocks
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.model.orders import CancelOrder, Order, PayOrder
 from order_service.model.orders import State as OrderState
@@ -43,7 +43,7 @@ class Bench:
 
     async def batch(self, *commands: Any) -> list[Any]:
         async with self.database.begin() as connection:
-            return await self.lane._decide(connection, commands, patient=True)
+            return await self.lane._decide(connection, commands, wait_for_locks=True)
 
     async def begun(self, request_id: str = "p1") -> Saga:
         (outcome,) = await self.batch(self.begin(request_id))
@@ -79,7 +79,7 @@ async def bench(order_database: ServiceUrls) -> AsyncIterator[Bench]:
     url = order_database.runtime
     async with shop(1, database_url=url, redis_url="") as opened:
         order = await opened.order("ann", {await opened.product(5): 2})
-    database = open_pools(url, application_name="batch test", pool_size=5)
+    database = open_engines(url, application_name="batch test", pool_size=5)
     lane = OrderLane(database, NoLocks())
     moves = SagaMoves(lane, owner="one", lease_s=600.0, pay_within_s=PAY_WITHIN_S)
     orders = Orders(

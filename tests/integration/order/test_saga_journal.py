@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.database import Database, open_pools
+from common.db.engines import Database, open_engines
 from common.ids import new_id
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.model.sagas import PayAsked, Saga, State, StepState, records
@@ -29,7 +29,7 @@ LEASE_S = 60.0
 
 @pytest.fixture
 async def database(order_database: ServiceUrls) -> AsyncIterator[Database]:
-    opened = open_pools(order_database.runtime, application_name="journal test", pool_size=9)
+    opened = open_engines(order_database.runtime, application_name="journal test", pool_size=9)
     try:
         yield opened
     finally:
@@ -287,7 +287,7 @@ async def test_a_held_row_delays_only_its_own_write(database: Database, journals
     for saga in (held, free):
         saga.begin(saga.steps[0])
     async with database.begin() as connection:
-        await saga_reads.lock_whole(connection, [held.saga_id], patient=True)
+        await saga_reads.lock_whole(connection, [held.saga_id], wait_for_locks=True)
         waiting = asyncio.ensure_future(one.write(held, lease_s=LEASE_S))
         for _ in range(5):
             await one.write(free, lease_s=LEASE_S)

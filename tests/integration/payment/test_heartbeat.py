@@ -12,10 +12,10 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
-from common.database import open_pools
+from common.db.engines import open_engines
 from common.ids import new_id
+from common.locking.marks import NoMarks
 from common.money import Money
-from common.redis_marks import NoMarks
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service import store
@@ -59,7 +59,7 @@ class Replica:
     """The use cases over a database of their own, with one payment at the gateway."""
 
     def __init__(self, database: ServiceUrls) -> None:
-        self.database = open_pools(database.runtime, application_name="test", pool_size=12)
+        self.database = open_engines(database.runtime, application_name="test", pool_size=12)
         self.gateway = Slow()
         self.payments = Payments(
             self.database,
@@ -137,7 +137,7 @@ async def test_a_serving_replica_beats(
     payment_database: ServiceUrls, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
-    database = open_pools(payment_database.runtime, application_name="test", pool_size=4)
+    database = open_engines(payment_database.runtime, application_name="test", pool_size=4)
 
     async def due() -> Any:
         async with database.reads.connect() as connection:

@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import make_url
 
-from common.status import from_rpc_error
+from common.rpc.status import from_rpc_error
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2

@@ -10,8 +10,9 @@ from contextlib import AsyncExitStack
 import pytest
 from sqlalchemy.engine import make_url
 
-from common.database import CLOSE_S, READY_TIMEOUT_S, open_pools
-from common.migrations import migrate
+from common.db.engines import CLOSE_S, open_engines
+from common.db.errors import READY_TIMEOUT_S
+from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.integration.start.gateway import Gateway
@@ -154,7 +155,7 @@ async def test_a_silent_database_does_not_keep_its_connections_open(
 ) -> None:
     gateway = Gateway(unused_tcp_port, make_url(migrated.runtime).port or 0)
     await gateway.open()
-    database = open_pools(
+    database = open_engines(
         behind(migrated.runtime, gateway.port), application_name="test", pool_size=31
     )
     async with AsyncExitStack() as stack:

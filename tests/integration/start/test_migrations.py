@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 
-from common.migrations import migrate
-from common.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
+from common.db.migrations import migrate
+from common.db.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.integration.start.gateway import Gateway
@@ -23,7 +23,7 @@ from tests.integration.start.services import AWAY, PASSWORD, environment
 from tests.support.databases import Databases
 
 REVISION = '''
-from common.migrations import execute
+from common.db.migrations import execute
 
 revision = "{revision}"
 down_revision = {before!r}

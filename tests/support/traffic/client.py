@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import grpc
 
-from common.channels import open_channel
 from common.errors import Code
-from common.service_config import balanced, timeouts_s, without_timeouts
-from common.status import from_rpc_error
+from common.rpc.channels import open_channel
+from common.rpc.service_config import balanced, timeouts_s, without_timeouts
+from common.rpc.status import from_rpc_error
 from deploy.local.plan import PROJECT
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
@@ -125,7 +125,7 @@ async def opened(cluster: Cluster, config: Mapping[str, Any] = PUBLISHED) -> Asy
         channels = {}
         for name in ("balance", "coupon", "order", "payment"):
             target = cluster.target(f"{name}-headless")
-            # The C core's own time limits end early: see common.service_config.
+            # The C core's own time limits end early: see common.rpc.service_config.
             told = without_timeouts(config) if "methodConfig" in config else config
             channels[name] = open_channel(target, config=told)
             stack.push_async_callback(channels[name].close)

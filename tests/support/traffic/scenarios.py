@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import grpc
 
-from common.channels import open_channel
+from common.rpc.channels import open_channel
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
@@ -31,7 +31,7 @@ SERVICES: Final = ("balance", "coupon", "order", "payment")
 SHARE_OFF_MAX: Final = 0.25
 """A replica's share of the calls may differ from an even one by this part of it."""
 RESOLUTION_S: Final = 5.0
-"""A channel asks DNS no more often than this (common.clients)."""
+"""A channel asks DNS no more often than this (common.rpc.client)."""
 AGE_JITTER: Final = 1.1
 """gRPC varies the age at which it closes a connection by a tenth."""
 DUPLICATES: Final = 5

@@ -14,7 +14,7 @@ import pytest
 import tally_client
 from common import errors as common_errors
 from common.errors import Refusal
-from common.status import DETAILS_KEY, to_status
+from common.rpc.status import DETAILS_KEY, to_status
 from tally_client import errors, refusals
 from tally_client.errors import BY_REASON, TallyError
 from tally_client.translate import error_of
@@ -33,7 +33,7 @@ EVERYWHERE = {
 MODULES = (
     "common.errors",
     "common.deadlines",
-    "common.pipeline",
+    "common.rpc.handlers",
     "balance_service.errors",
     "coupon_service.errors",
     "order_service.errors",

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
-from common import background
-from common.background import Work, in_background
-from common.database import UNDEFINED_TABLE, Database, open_pools
+from common import tasks
+from common.db.engines import Database, open_engines
+from common.db.errors import UNDEFINED_TABLE
 from common.errors import DatabaseUnavailable
+from common.tasks import PeriodicJob, run_periodic_jobs
 
 SHORT_S = 0.001
 FAILED = "background_work_failed"
@@ -22,7 +23,7 @@ FAILED = "background_work_failed"
 @pytest.fixture
 async def database() -> AsyncIterator[Database]:
     """One that has been found fit; nobody connects to it."""
-    opened = open_pools("postgresql://u:p@127.0.0.1:1/d", application_name="none", pool_size=4)
+    opened = open_engines("postgresql://u:p@127.0.0.1:1/d", application_name="none", pool_size=4)
     opened.checked.set()
     yield opened
     await opened.close()
@@ -46,7 +47,7 @@ class Runs:
 async def test_nothing_is_done_before_the_database_was_found_fit(database: Database) -> None:
     database.checked.clear()
     runs = Runs()
-    async with in_background(database, Work("w", SHORT_S, runs)):
+    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
         for _ in range(10):
             await asyncio.sleep(0)
         assert not runs.count
@@ -57,10 +58,10 @@ async def test_nothing_is_done_before_the_database_was_found_fit(database: Datab
 async def test_where_it_never_was_the_end_comes_at_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "FINISH_S", 300.0)
+    monkeypatch.setattr(tasks, "FINISH_S", 300.0)
     database.checked.clear()
     runs = Runs()
-    async with in_background(database, Work("w", SHORT_S, runs)):
+    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
         await asyncio.sleep(0)
     assert not runs.count
 
@@ -68,7 +69,7 @@ async def test_where_it_never_was_the_end_comes_at_once(
 async def test_a_cancellation_from_within_is_a_failure_and_no_end(database: Database) -> None:
     runs = Runs(asyncio.CancelledError("of something inside"))
     with capture_logs() as logged:
-        async with in_background(database, Work("w", SHORT_S, runs)):
+        async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
             await runs.went_well.wait()
     assert "CancelledError" in next(line["error"] for line in logged if line["event"] == FAILED)
 
@@ -81,7 +82,7 @@ async def test_a_table_that_is_gone_is_told(database: Database) -> None:
     """Readiness looks at the schema's revision only."""
     runs = Runs(ProgrammingError("SELECT", {}, Lacking()))
     with capture_logs() as logged:
-        async with in_background(database, Work("w", SHORT_S, runs)):
+        async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
             await runs.went_well.wait()
     assert [line["work"] for line in logged if line["event"] == FAILED] == ["w"]
 
@@ -89,7 +90,7 @@ async def test_a_table_that_is_gone_is_told(database: Database) -> None:
 async def test_a_database_that_is_away_is_left_to_readiness_to_tell(database: Database) -> None:
     runs = Runs(DatabaseUnavailable())
     with capture_logs() as logged:
-        async with in_background(database, Work("w", SHORT_S, runs)):
+        async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
             await runs.went_well.wait()
     assert runs.count > 1
     assert not logged
@@ -98,7 +99,7 @@ async def test_a_database_that_is_away_is_left_to_readiness_to_tell(database: Da
 async def test_a_run_in_progress_is_finished(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "FINISH_S", 300.0)
+    monkeypatch.setattr(tasks, "FINISH_S", 300.0)
     begun, release = asyncio.Event(), asyncio.Event()
     finished: list[bool] = []
 
@@ -107,7 +108,7 @@ async def test_a_run_in_progress_is_finished(
         await release.wait()
         finished.append(stopping.is_set())
 
-    async with in_background(database, Work("w", SHORT_S, run)):
+    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, run)):
         await begun.wait()
         asyncio.get_running_loop().call_soon(release.set)
     assert finished == [True]
@@ -116,7 +117,7 @@ async def test_a_run_in_progress_is_finished(
 async def test_a_backlog_is_left_where_it_stands(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "FINISH_S", 300.0)
+    monkeypatch.setattr(tasks, "FINISH_S", 300.0)
     begun = asyncio.Event()
 
     async def run(stopping: asyncio.Event) -> None:
@@ -124,14 +125,14 @@ async def test_a_backlog_is_left_where_it_stands(
             begun.set()
             await asyncio.sleep(0)
 
-    async with in_background(database, Work("w", SHORT_S, run)):
+    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, run)):
         await begun.wait()
 
 
 async def test_runs_that_hang_are_cut_off_together(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(background, "FINISH_S", 0.05)
+    monkeypatch.setattr(tasks, "FINISH_S", 0.05)
     begun = asyncio.Semaphore(0)
 
     async def hang(stopping: asyncio.Event) -> None:
@@ -139,7 +140,9 @@ async def test_runs_that_hang_are_cut_off_together(
         await asyncio.Event().wait()
 
     with capture_logs() as logged:
-        async with in_background(database, *(Work(name, SHORT_S, hang) for name in "ab")):
+        async with run_periodic_jobs(
+            database, *(PeriodicJob(name, SHORT_S, hang) for name in "ab")
+        ):
             await begun.acquire()
             await begun.acquire()
     assert sorted((line["event"], line["work"]) for line in logged) == [
@@ -152,8 +155,8 @@ async def test_not_even_what_does_not_let_itself_be_cut_off_is_waited_for(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a driver that closes a connection over which nothing comes."""
-    monkeypatch.setattr(background, "FINISH_S", 0.05)
-    monkeypatch.setattr(background, "CUT_OFF_S", 0.05)
+    monkeypatch.setattr(tasks, "FINISH_S", 0.05)
+    monkeypatch.setattr(tasks, "CUT_OFF_S", 0.05)
     begun, closed = asyncio.Event(), asyncio.Event()
     runs = set[asyncio.Task[bool]]()
 
@@ -165,7 +168,7 @@ async def test_not_even_what_does_not_let_itself_be_cut_off_is_waited_for(
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(closing)
 
-    async with in_background(database, Work("w", SHORT_S, close)):
+    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, close)):
         await begun.wait()
     assert not closed.is_set()
     closed.set()

@@ -7,7 +7,8 @@ from typing import Final
 
 import pytest
 
-from common import pipeline, server, settings, status
+from common import settings
+from common.rpc import server, status
 from deploy.local.plan import PROJECT
 from tests.unit.test_docs import missing_tests, prose
 

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from common import probe
-from common.health import Health
+from common.rpc import probe
+from common.rpc.health import Health
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 import stamina
 from structlog.testing import capture_logs
 
-from common import deadlines, retry
+from common import deadlines
 from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal, RequestIdReused
+from common.rpc import retry
 
 
 class Attempts:
@@ -31,14 +32,14 @@ def soon(refusal: Refusal) -> Refusal:
 
 async def test_what_may_pass_is_tried_again() -> None:
     attempts = Attempts(soon(DatabaseUnavailable()), RemoteRefusal(Code.UNAVAILABLE, "", "", {}))
-    assert await retry.repeated("charge", attempts, wait_first_s=0.001) == 3
+    assert await retry.call_with_retries("charge", attempts, wait_first_s=0.001) == 3
 
 
 @pytest.mark.parametrize("error", [RequestIdReused(), ValueError("a bug"), KeyboardInterrupt()])
 async def test_what_will_not_pass_is_raised_at_once(error: BaseException) -> None:
     attempts = Attempts(error)
     with pytest.raises(type(error)):
-        await retry.repeated("charge", attempts)
+        await retry.call_with_retries("charge", attempts)
     assert attempts.calls == 1
 
 
@@ -46,7 +47,7 @@ async def test_the_last_refusal_is_raised_when_the_attempts_are_used_up() -> Non
     refusals = [soon(DatabaseUnavailable(number=str(number))) for number in range(9)]
     attempts = Attempts(*refusals)
     with pytest.raises(DatabaseUnavailable) as caught:
-        await retry.repeated("charge", attempts, attempts_max=3, wait_first_s=0.001)
+        await retry.call_with_retries("charge", attempts, attempts_max=3, wait_first_s=0.001)
     assert caught.value is refusals[2]
     assert attempts.calls == 3
 
@@ -54,7 +55,7 @@ async def test_the_last_refusal_is_raised_when_the_attempts_are_used_up() -> Non
 async def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
     attempts = Attempts(DatabaseUnavailable())
     with deadlines.within(0.5), pytest.raises(DatabaseUnavailable):
-        await retry.repeated("charge", attempts)
+        await retry.call_with_retries("charge", attempts)
     assert attempts.calls == 1
 
 
@@ -71,5 +72,7 @@ def test_a_peers_wish_is_the_least_wait_and_backoff_grows() -> None:
 async def test_the_library_itself_logs_nothing() -> None:
     assert stamina.instrumentation.get_on_retry_hooks() == ()
     with capture_logs() as logged:
-        await retry.repeated("charge", Attempts(soon(DatabaseUnavailable())), wait_first_s=0.001)
+        await retry.call_with_retries(
+            "charge", Attempts(soon(DatabaseUnavailable())), wait_first_s=0.001
+        )
     assert [line["event"] for line in logged] == ["repeating"]

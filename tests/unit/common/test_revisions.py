@@ -9,8 +9,8 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-import common.migrations
-from common.revisions import ForeignSchema, require_own
+import common.db.migrations
+from common.db.revisions import ForeignSchema, require_own
 
 ROOT = Path(__file__).parents[3]
 

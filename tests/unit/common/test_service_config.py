@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from common import service_config
+from common.rpc import service_config
 from protos import client_config, generate
 from tally.order.v1 import order_pb2
 from tests.unit.test_protos import FILES, METHODS, WITHOUT_REQUEST_ID, every_method
@@ -116,5 +116,5 @@ def test_drift_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Non
 
 def test_a_method_is_known_to_be_repeatable_or_not() -> None:
     methods = order_pb2.DESCRIPTOR.services_by_name["CartService"].methods_by_name
-    assert service_config.may_repeat(methods["GetCart"])
-    assert not service_config.may_repeat(methods["SetCartItem"])
+    assert service_config.is_idempotent(methods["GetCart"])
+    assert not service_config.is_idempotent(methods["SetCartItem"])

@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from common.addresses import engine_url
-from common.endpoints import split_host_port
-from common.settings import (
-    ServiceSettings,
-    SettingsError,
-    load,
-    misspelt,
-    read,
-    reference,
-)
+from common.addresses import split_host_port
+from common.settings import ServiceSettings, SettingsError, load, misspelt, read, reference
+from common.urls import engine_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,6 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import status
 from common.errors import (
     Code,
     DatabaseUnavailable,
@@ -20,6 +19,7 @@ from common.errors import (
     RemoteRefusal,
     RequestIdReused,
 )
+from common.rpc import status
 
 # Short enough not to be cut: at most four bytes a character.
 SHORT = st.text(st.characters(codec="utf-8"), max_size=20)

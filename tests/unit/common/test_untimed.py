@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from common.untimed import Untimed, Watched
+from common.rpc.default_deadline import DeadlineEntry, DefaultDeadline
 
 
-async def call(untimed: Untimed, until: asyncio.Event) -> Watched:
+async def call(untimed: DefaultDeadline, until: asyncio.Event) -> DeadlineEntry:
     watched = untimed.watch()
     try:
         await until.wait()
@@ -22,12 +22,12 @@ async def call(untimed: Untimed, until: asyncio.Event) -> Watched:
 
 
 async def test_a_call_that_outlasts_the_limit_is_cancelled_and_marked_late() -> None:
-    watched = await call(Untimed(0.01), asyncio.Event())
+    watched = await call(DefaultDeadline(0.01), asyncio.Event())
     assert watched.late
 
 
 async def test_calls_in_time_are_left_alone_while_a_slow_one_between_them_is_not() -> None:
-    untimed, done = Untimed(0.05), asyncio.Event()
+    untimed, done = DefaultDeadline(0.05), asyncio.Event()
     done.set()
     first = await call(untimed, done)
     slow = asyncio.ensure_future(call(untimed, asyncio.Event()))
@@ -38,7 +38,7 @@ async def test_calls_in_time_are_left_alone_while_a_slow_one_between_them_is_not
 
 
 async def test_another_cancellation_is_not_taken_for_lateness() -> None:
-    task = asyncio.ensure_future(call(Untimed(10.0), asyncio.Event()))
+    task = asyncio.ensure_future(call(DefaultDeadline(10.0), asyncio.Event()))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -46,7 +46,7 @@ async def test_another_cancellation_is_not_taken_for_lateness() -> None:
 
 
 async def test_a_second_crowd_is_watched_after_the_first_has_gone() -> None:
-    untimed = Untimed(0.01)
+    untimed = DefaultDeadline(0.01)
     for _ in range(2):
         late = await asyncio.gather(*(call(untimed, asyncio.Event()) for _ in range(3)))
         assert all(watched.late for watched in late)

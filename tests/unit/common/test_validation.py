@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common.errors import InvalidFields
-from common.validation import VIOLATIONS_MAX, check
+from common.rpc.validation import VIOLATIONS_MAX, check
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.locking import Rows
+from common.locking.strategy import RowStrategy
 from coupon_service.locking import STRATEGIES, issue_key
 from coupon_service.model.campaigns import IssueCoupon
 from coupon_service.model.coupons import RedeemCoupon, RestoreCoupon
@@ -16,7 +16,7 @@ def test_issues_of_one_campaign_share_a_key_whoever_asks() -> None:
 
 def test_every_operation_has_a_last_guard() -> None:
     assert all(strategy.guards for strategy in STRATEGIES.values())
-    assert STRATEGIES[IssueCoupon].rows is Rows.FOR_UPDATE
+    assert STRATEGIES[IssueCoupon].rows is RowStrategy.FOR_UPDATE
     for command in (RedeemCoupon, RestoreCoupon):
         assert STRATEGIES[command].redis_key is None
-        assert STRATEGIES[command].rows is Rows.CONDITIONAL_UPDATE
+        assert STRATEGIES[command].rows is RowStrategy.CONDITIONAL_UPDATE

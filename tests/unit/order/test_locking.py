@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.locking import Rows
+from common.locking.strategy import RowStrategy
 from order_service.locking import STRATEGIES, lock_key
 from order_service.model.orders import CancelOrder, CreateOrder, ExpireOrder, Line
 from order_service.model.products import RestockProduct
@@ -22,5 +22,5 @@ def test_only_the_creation_of_orders_queues_in_redis() -> None:
 
 def test_every_operation_has_a_last_guard_and_a_reason() -> None:
     assert all(strategy.guards and strategy.why for strategy in STRATEGIES.values())
-    assert STRATEGIES["CreateOrder"].rows is Rows.FOR_UPDATE
-    assert STRATEGIES["SetCartItem"].rows is Rows.VERSION
+    assert STRATEGIES["CreateOrder"].rows is RowStrategy.FOR_UPDATE
+    assert STRATEGIES["SetCartItem"].rows is RowStrategy.VERSION

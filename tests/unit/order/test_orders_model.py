@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
-from common.answers import AnswerBook
+from common.db.idempotency import IdempotencyRecords
 from common.errors import CurrencyMismatch, InvalidField, Refusal
 from common.ids import new_id
 from common.money import Money
@@ -177,7 +177,7 @@ def test_out_of_stock_names_each_product_with_its_figures() -> None:
 
 
 def batch_of(orders: dict[str, Order], products: dict[str, Product]) -> Batch:
-    return Batch(orders, products, AnswerBook(None, {}), NOW)  # type: ignore[arg-type]
+    return Batch(orders, products, IdempotencyRecords(None, {}), NOW)  # type: ignore[arg-type]
 
 
 class Stock(RuleBasedStateMachine):

@@ -128,7 +128,7 @@ def commands(found: Compose) -> list[str]:
             faults.append(service)
         if migrating["command"] != [f"{service}_service", "migrate"]:
             faults.append(f"{service}-migrate")
-        probe = ["CMD", "python", "-m", "common.probe", f"127.0.0.1:{PORTS[service]}"]
+        probe = ["CMD", "python", "-m", "common.rpc.probe", f"127.0.0.1:{PORTS[service]}"]
         if own["healthcheck"]["test"] != probe or importlib.util.find_spec(probe[3]) is None:
             faults.append(service)
     return faults

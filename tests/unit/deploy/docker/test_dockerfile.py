@@ -195,7 +195,7 @@ def test_every_module_that_is_copied_can_be_imported(server: Path) -> None:
         and path.name != "__main__.py"
         and not (base == code and path.is_relative_to(code / "protos"))
     )
-    assert {"common.server", "order_service.wiring", "tally.order.v1.order_pb2"} < set(modules)
+    assert {"common.rpc.server", "order_service.wiring", "tally.order.v1.order_pb2"} < set(modules)
     (server / "imports.py").write_text("".join(f"import {each}\n" for each in modules))
     ended = subprocess.run(
         [sys.executable, "-S", str(server / "imports.py")],

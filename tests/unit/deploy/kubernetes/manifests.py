@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import yaml
 
+from common.environment import prefixes
 from common.settings import ServiceSettings
-from common.variables import prefixes
 from deploy.kubernetes.manifests import rendered
 from deploy.reference import SETTINGS
 

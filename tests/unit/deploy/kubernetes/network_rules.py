@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from common.endpoints import split_host_port
+from common.addresses import split_host_port
 from order_service.clients import Services
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,

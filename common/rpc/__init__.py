@@ -1,0 +1,1 @@
+"""gRPC: server, handlers, statuses, health, channels and clients."""
