@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class RequestKey(NamedTuple):
@@ -32,10 +32,10 @@ class IdempotentCommand(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Result(Generic[T]):
+class Result(Generic[T_co]):
     """The value a write returned, and whether an earlier call with the same request_id wrote it."""
 
-    value: T
+    value: T_co
     replayed: bool = False
 
 

@@ -75,7 +75,7 @@ class Decider(ABC, Generic[C, R, B]):
     def keys(self, command: C) -> Iterable[RequestKey]:
         """The idempotency records that the command reads or writes."""
 
-    def blocked(self, batch: B, command: C) -> RowLocked | R | None:  # noqa: ARG002
+    def blocked(self, batch: B, command: C) -> Outcome[R] | None:  # noqa: ARG002
         """The outcome if another transaction has locked a row that the command needs, else None."""
         return None
 

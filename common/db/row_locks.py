@@ -68,31 +68,34 @@ class RowLocks(Generic[K]):
         table: sa.Table,
         *key: str,
         matches: Callable[[sa.TableValuedAlias], sa.ColumnElement[bool]] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         """``key``: the columns that name a row, and order the locks.
 
         ``matches``: the condition that joins the table to the wanted keys, if not equality.
+        ``columns``: what the rows have, if not all columns.
         """
         self._key = key
-        columns = [table.c[name] for name in key]
-        self._wanted = unnest("wanted", *columns)
+        ordered = [table.c[name] for name in key]
+        self._wanted = unnest("wanted", *ordered)
         condition = (
             matches(self._wanted)
             if matches
             else sa.and_(*(table.c[name] == self._wanted.c[name] for name in key))
         )
-        rows = sa.select(table).join_from(self._wanted, table, condition)
+        selected = list(table.c) if columns is None else [table.c[name] for name in columns]
+        rows = sa.select(*selected).join_from(self._wanted, table, condition)
 
         def lock(*, skip_locked: bool) -> sa.Select[Any]:
             # The clock is read outside the CTE, when the rows are locked: the SELECT list of a
             # locking query is computed before it waits.
-            cte = locked(table, rows, order_by=columns, skip_locked=skip_locked)
+            cte = locked(table, rows, order_by=ordered, skip_locked=skip_locked)
             return sa.select(cte, CLOCK.label("now"))
 
         self._lock = lock(skip_locked=False)
         self._lock_free = lock(skip_locked=True)
-        self._read = sa.select(table, CLOCK.label("now")).join_from(self._wanted, table, condition)
-        self._read_keys = sa.select(*columns).join_from(self._wanted, table, condition)
+        self._read = rows.add_columns(CLOCK.label("now"))
+        self._read_keys = sa.select(*ordered).join_from(self._wanted, table, condition)
 
     async def lock(
         self, connection: AsyncConnection, keys: Collection[K], *, wait_for_locks: bool
