@@ -1,4 +1,4 @@
-"""What the order service refuses, and why.
+"""The refusals of the order service.
 
 ├── ProductNotFound       NOT_FOUND             PRODUCT_NOT_FOUND
 ├── OrderNotFound         NOT_FOUND             ORDER_NOT_FOUND
@@ -12,7 +12,8 @@
 ├── PaymentInProgress     ABORTED               PAYMENT_IN_PROGRESS
 ├── NotPaid               UNAVAILABLE           GATEWAY_UNAVAILABLE
 ├── PaymentOutcomeUnknown UNAVAILABLE           PAYMENT_OUTCOME_UNKNOWN
-└── CartChanged           ABORTED               CART_CHANGED
+├── CartChanged           ABORTED               CART_CHANGED
+└── SagaLost              inside the service only
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class OutOfStock(Refusal):
     reason = "OUT_OF_STOCK"
 
     def __init__(self, short: Iterable[tuple[str, int, int]]) -> None:
-        """``short``: each product that is short, how many of it are free and were asked for."""
+        """``short``: for each such product, its id, its free stock and the quantity asked."""
         short = list(short)
         super().__init__(product_id=short[0][0])
-        # Few words: an order has up to 100 products, and a status has to fit into a trailer.
+        # Short texts: an order has up to 100 products, and a status has to fit into a trailer.
         self.quota = tuple(
             QuotaViolation(f"product:{product_id}", f"{free} free, {asked} asked")
             for product_id, free, asked in short
@@ -102,8 +103,8 @@ class PaymentInProgress(Refusal):
 class NotPaid(Refusal):
     """The payment could not be made: nothing is charged, what was taken is put back; try anew."""
 
-    # Whichever service did not answer, the caller may rely on what this reason promises. Without
-    # RetryInfo: the attempt is kept, and a new one needs a new request_id.
+    # The reason promises that nothing is charged, whichever service did not answer. No RetryInfo:
+    # the refusal is stored, and a new attempt needs a new request_id.
     code = Code.UNAVAILABLE
     reason = "GATEWAY_UNAVAILABLE"
 
@@ -122,11 +123,18 @@ class CartChanged(Refusal):
     reason = "CART_CHANGED"
 
 
+class SagaLost(Refusal):
+    """Another replica has taken the saga over: this one must stop and write nothing more."""
+
+    # Raised inside the service only; no client gets it.
+    code = Code.ABORTED
+
+
 def product_not_found(product_id: str) -> ProductNotFound:
-    """Names the product, unless what was asked for cannot be the id of one."""
+    """Names the product, unless the text cannot be the id of one."""
     return ProductNotFound(**({"product_id": product_id} if is_id(product_id) else {}))
 
 
 def order_not_found(order_id: str) -> OrderNotFound:
-    """Names the order, unless what was asked for cannot be the id of one."""
+    """Names the order, unless the text cannot be the id of one."""
     return OrderNotFound(**({"order_id": order_id} if is_id(order_id) else {}))

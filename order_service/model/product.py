@@ -1,7 +1,7 @@
-"""Products and where their stock is. Pure: no I/O, no clock, nothing asynchronous.
+"""Products and their stock.
 
-What was ever stocked is free, reserved by orders that are not paid yet, or sold:
-``stocked = free + reserved + sold``, always.
+Stock is free, reserved by orders that are not paid yet, or sold. Always
+``stocked = free + reserved + sold``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from common.money import Money
 from common.request_key import RequestKey, digest_of
 
 STOCK_MAX: Final = 10**12
-"""The most that may be free of one product after a restock."""
+"""Largest free stock of one product after a restock."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreateProduct:
-    """Begin to sell a product."""
+    """Create a product with an initial stock."""
 
     name: str
     price: Money
@@ -39,7 +39,7 @@ class CreateProduct:
 
 @dataclass(frozen=True, slots=True)
 class RestockProduct:
-    """Add to what is free of a product."""
+    """Add to a product's free stock."""
 
     product_id: str
     quantity: int
@@ -55,7 +55,7 @@ class RestockProduct:
 
 
 class StockMove(enum.Enum):
-    """What an order does to the stock of its products."""
+    """What an order's transition does to the stock of its products."""
 
     RESERVE = "free → reserved"
     RELEASE = "reserved → free"
@@ -71,7 +71,7 @@ class Product:
     name: str
     price: Money
     stocked: int
-    """How many there ever were."""
+    """All that were ever stocked."""
     reserved: int
     sold: int
     version: int
@@ -80,7 +80,7 @@ class Product:
 
     @classmethod
     def create(cls, command: CreateProduct, product_id: str, now: datetime) -> Product:
-        """A new product, all of its stock free."""
+        """A new product; all of its stock is free."""
         return cls(product_id, command.name, command.price, command.stock, 0, 0, 1, now, now)
 
     @property
@@ -88,13 +88,13 @@ class Product:
         return self.stocked - self.reserved - self.sold
 
     def restock(self, quantity: int, now: datetime) -> Product:
-        """Add to what is free. Raises InvalidField if that would be more than 10^12."""
+        """Add to the free stock. Raises InvalidField if it would exceed 10^12."""
         if self.free + quantity > STOCK_MAX:
             raise InvalidField("quantity", f"the stock would exceed {STOCK_MAX}")
         return self._changed(now, stocked=self.stocked + quantity)
 
     def move(self, what: StockMove, quantity: int, now: datetime) -> Product:
-        """Move some of the stock. The caller has seen to it that there is enough."""
+        """Move some of the stock. The caller has checked that there is enough."""
         if what is StockMove.RESERVE:
             return self._changed(now, reserved=self.reserved + quantity)
         if what is StockMove.RELEASE:
@@ -107,9 +107,9 @@ class Product:
         changed = replace(
             self,
             version=self.version + 1,
-            # The database's clock may be set back; a product's history is not.
+            # The database's clock may be set back; a product's update_time must not go back.
             update_time=max(self.update_time, now),
             **counts,  # type: ignore[arg-type]  # counts are the integer fields
         )
-        assert min(changed.reserved, changed.sold, changed.free) >= 0, "stock out of nothing"
+        assert min(changed.reserved, changed.sold, changed.free) >= 0, "stock is never negative"
         return changed

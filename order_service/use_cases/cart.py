@@ -1,6 +1,6 @@
-"""Carts: each change a short transaction of its own, kept apart from others by the row version.
+"""Carts: each change is a short transaction of its own; the row version detects conflicts.
 
-No lane: two changes of one cart at once come from one person, who has to be shown the conflict.
+No lane: two concurrent changes of one cart come from one person, who has to see the conflict.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from common.db.errors import map_database_errors
 from common.errors import InvalidField
 from common.ids import is_id
 from order_service.errors import CartChanged, product_not_found
-from order_service.model.carts import ITEMS_MAX, Cart, ClearCart, SetCartItem
-from order_service.store import carts as store
-from order_service.store import products as product_rows
+from order_service.model.cart import ITEMS_MAX, Cart, ClearCart, SetCartItem
+from order_service.store import cart as store
+from order_service.store.product import read_product
 
 
 class Carts:
@@ -27,12 +27,12 @@ class Carts:
         self._database = database
 
     async def get(self, user_id: str) -> Cart:
-        """The cart as last committed; empty, at version 0, if it was never touched."""
+        """The cart as last committed; empty and at version 0 if it was never changed."""
         async with reading(self._database) as connection:
             return await store.read_cart(connection, user_id)
 
     async def set_item(self, command: SetCartItem) -> Cart:
-        """Set one line. Setting what is set already changes nothing, not even the version.
+        """Set one line. Setting the value that it has changes nothing, not even the version.
 
         Without an expected version the last writer of a line wins, and other lines stay as they
         are. Raises ProductNotFound, CartChanged, or InvalidField if the cart is full.
@@ -40,7 +40,7 @@ class Carts:
         if not is_id(command.product_id):
             raise product_not_found(command.product_id)
         async with _writing(self._database) as (connection, transaction):
-            if await product_rows.read_product(connection, command.product_id) is None:
+            if await read_product(connection, command.product_id) is None:
                 raise product_not_found(command.product_id)
             await _raise_version(connection, command)
             if await store.set_item(
@@ -53,7 +53,7 @@ class Carts:
         return await self.get(command.user_id)
 
     async def clear(self, command: ClearCart) -> Cart:
-        """Take everything out. Raises CartChanged."""
+        """Remove everything. Raises CartChanged."""
         async with _writing(self._database) as (connection, transaction):
             await _raise_version(connection, command)
             if await store.clear(connection, command.user_id):
@@ -64,7 +64,7 @@ class Carts:
 
 @asynccontextmanager
 async def _writing(database: Database) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
-    """A transaction, committed at the end unless rolled back. No retry: nothing is decided twice.
+    """A transaction, committed at the end unless it is rolled back. It is never retried.
 
     Raises DatabaseUnavailable or ConflictRetriesExhausted.
     """

@@ -9,22 +9,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.paging import Page
 from common.rpc.convert import time_to
-from order_service.model.sagas import Kind, Saga, State, StepRecord, StepState
-from order_service.use_cases.sagas import Sagas
+from order_service.model.saga import Saga, SagaKind, SagaState, StepRecord, StepState
+from order_service.use_cases.saga import Sagas
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
 
 _KINDS: Final = {
-    Kind.PAY_ORDER: pb.Saga.KIND_PAY_ORDER,
-    Kind.CANCEL_ORDER: pb.Saga.KIND_CANCEL_ORDER,
+    SagaKind.PAY_ORDER: pb.Saga.KIND_PAY_ORDER,
+    SagaKind.CANCEL_ORDER: pb.Saga.KIND_CANCEL_ORDER,
 }
 _STATES: Final = {
-    State.RUNNING: pb.Saga.STATE_RUNNING,
-    State.COMPENSATING: pb.Saga.STATE_COMPENSATING,
-    State.COMPLETED: pb.Saga.STATE_COMPLETED,
-    State.COMPENSATED: pb.Saga.STATE_COMPENSATED,
-    State.NEEDS_ATTENTION: pb.Saga.STATE_NEEDS_ATTENTION,
-    State.RESOLVED: pb.Saga.STATE_RESOLVED,
+    SagaState.RUNNING: pb.Saga.STATE_RUNNING,
+    SagaState.COMPENSATING: pb.Saga.STATE_COMPENSATING,
+    SagaState.COMPLETED: pb.Saga.STATE_COMPLETED,
+    SagaState.COMPENSATED: pb.Saga.STATE_COMPENSATED,
+    SagaState.NEEDS_ATTENTION: pb.Saga.STATE_NEEDS_ATTENTION,
+    SagaState.RESOLVED: pb.Saga.STATE_RESOLVED,
 }
 _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
 _STEP_STATES: Final = {
@@ -39,7 +39,7 @@ _STEP_STATES: Final = {
 
 
 class SagaServicer(order_pb2_grpc.SagaServiceServicer):
-    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
 
     def __init__(self, sagas: Sagas) -> None:
         self._sagas = sagas
@@ -52,9 +52,9 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
             filters=(state.value if state else "",),
             key=(str,),
         )
-        sagas, next_page_token = await self._sagas.list(state, page)
+        sagas, next_page_token = await self._sagas.list_sagas(state, page)
         return pb.ListSagasResponse(
-            sagas=[saga_to(saga) for saga in sagas], next_page_token=next_page_token
+            sagas=[_saga(saga) for saga in sagas], next_page_token=next_page_token
         )
 
     async def GetSaga(self, request: pb.GetSagaRequest, context: Any) -> pb.GetSagaResponse:
@@ -62,20 +62,20 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
             saga = await self._sagas.get(request.saga_id)
         else:
             saga = await self._sagas.get_latest(request.order_id)
-        return pb.GetSagaResponse(saga=saga_to(saga))
+        return pb.GetSagaResponse(saga=_saga(saga))
 
     async def RetrySaga(self, request: pb.RetrySagaRequest, context: Any) -> pb.RetrySagaResponse:
-        told = await self._sagas.retry(request.saga_id, request.request_id)
-        return pb.RetrySagaResponse(saga=saga_to(told.saga), replayed=told.replayed)
+        written = await self._sagas.retry(request.saga_id, request.request_id)
+        return pb.RetrySagaResponse(saga=_saga(written.value), replayed=written.replayed)
 
     async def ResolveSaga(
         self, request: pb.ResolveSagaRequest, context: Any
     ) -> pb.ResolveSagaResponse:
-        told = await self._sagas.resolve(request.saga_id, request.reason, request.request_id)
-        return pb.ResolveSagaResponse(saga=saga_to(told.saga), replayed=told.replayed)
+        written = await self._sagas.resolve(request.saga_id, request.reason, request.request_id)
+        return pb.ResolveSagaResponse(saga=_saga(written.value), replayed=written.replayed)
 
 
-def saga_to(saga: Saga) -> pb.Saga:
+def _saga(saga: Saga) -> pb.Saga:
     """The saga as a message."""
     return pb.Saga(
         saga_id=saga.saga_id,
@@ -83,7 +83,7 @@ def saga_to(saga: Saga) -> pb.Saga:
         order_id=saga.order_id,
         user_id=saga.user_id,
         state=_STATES[saga.state],
-        steps=[_step(step, saga.update_time) for step in saga.steps],
+        steps=[_step(step) for step in saga.steps],
         epoch=saga.epoch,
         attempts=saga.attempts,
         next_attempt_time=_time(saga.next_attempt_time),
@@ -94,17 +94,13 @@ def saga_to(saga: Saga) -> pb.Saga:
     )
 
 
-def _step(step: StepRecord, now: datetime | None) -> pb.SagaStep:
-    def time(at: object) -> Timestamp | None:
-        # A time that was only just written down stands for the saga's own.
-        return _time(at if isinstance(at, datetime) else now if at is not None else None)
-
+def _step(step: StepRecord) -> pb.SagaStep:
     return pb.SagaStep(
         name=step.name,
         state=_STEP_STATES[step.state],
         attempts=step.attempts,
-        begin_time=time(step.begin_time),
-        end_time=time(step.end_time),
+        begin_time=_time(step.begin_time),
+        end_time=_time(step.end_time),
         last_error=step.last_error,
     )
 

@@ -1,7 +1,7 @@
-"""Orders and the moves between their states. Pure: no I/O, no clock, nothing asynchronous.
+"""Orders and the transitions between their states.
 
-An order is a value: each move gives a new one, one version later. Which moves there are, and what
-each does to the stock of the order's products, stands in one table, ``MOVES``.
+An order is a value: each transition returns a new order, one version later. ``TRANSITIONS`` lists
+every legal transition, with what it does to the stock of the order's products.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from common.errors import CurrencyMismatch, InvalidField
 from common.money import AMOUNT_MAX, Money
 from common.request_key import RequestKey, digest_of
 from order_service.errors import OrderNotCancellable, OrderNotPayable, PaymentInProgress
-from order_service.model.products import Product, StockMove
+from order_service.model.product import Product, StockMove
 
 
-class State(enum.StrEnum):
-    """Where an order stands."""
+class OrderState(enum.StrEnum):
+    """The state of an order."""
 
     PENDING = "PENDING"
     PAYING = "PAYING"
@@ -30,29 +30,29 @@ class State(enum.StrEnum):
     EXPIRED = "EXPIRED"
 
 
-MOVES: Final[dict[tuple[State, State], StockMove | None]] = {
-    (State.PENDING, State.PAYING): None,
-    (State.PENDING, State.CANCELLED): StockMove.RELEASE,
-    (State.PENDING, State.EXPIRED): StockMove.RELEASE,
-    (State.PAYING, State.PAID): StockMove.SELL,
-    (State.PAYING, State.PENDING): None,
-    (State.PAYING, State.EXPIRED): StockMove.RELEASE,
-    (State.PAID, State.CANCELLING): None,
-    (State.CANCELLING, State.CANCELLED): StockMove.TAKE_BACK,
+TRANSITIONS: Final[dict[tuple[OrderState, OrderState], StockMove | None]] = {
+    (OrderState.PENDING, OrderState.PAYING): None,
+    (OrderState.PENDING, OrderState.CANCELLED): StockMove.RELEASE,
+    (OrderState.PENDING, OrderState.EXPIRED): StockMove.RELEASE,
+    (OrderState.PAYING, OrderState.PAID): StockMove.SELL,
+    (OrderState.PAYING, OrderState.PENDING): None,
+    (OrderState.PAYING, OrderState.EXPIRED): StockMove.RELEASE,
+    (OrderState.PAID, OrderState.CANCELLING): None,
+    (OrderState.CANCELLING, OrderState.CANCELLED): StockMove.TAKE_BACK,
 }
-"""Every legal move, and what becomes of the stock."""
+"""Every legal transition, and what it does to the stock."""
 
-AT_REST: Final = frozenset({State.PAID, State.CANCELLED, State.EXPIRED})
-"""States from which nothing moves by itself."""
+SETTLED: Final = frozenset({OrderState.PAID, OrderState.CANCELLED, OrderState.EXPIRED})
+"""States that an order does not leave by itself."""
 
 
-class IllegalMove(Exception):  # noqa: N818 - a defect of the caller, never told to a client
-    """This order cannot make this move: the caller did not look at its state first."""
+class IllegalTransition(Exception):  # noqa: N818 - a defect of the caller; no client gets it
+    """The order cannot make this transition: the caller did not check its state first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is ordered of one product."""
+    """A product and a quantity of it."""
 
     product_id: str
     quantity: int
@@ -60,14 +60,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class CreateOrder:
-    """Reserve the stock of every line at the prices of this moment."""
+    """Create an order: reserve the stock of every line at its current price."""
 
     user_id: str
     lines: tuple[Line, ...]
     request_id: str
-
-    order_id = None
-    """It has none yet."""
 
     @property
     def key(self) -> RequestKey:
@@ -75,7 +72,7 @@ class CreateOrder:
 
     @property
     def digest(self) -> bytes:
-        # The lines are a set: their order is not content.
+        # The order of the lines is not content.
         content: list[str | int] = []
         for line in sorted(self.lines, key=lambda line: line.product_id):
             content += [line.product_id, line.quantity]
@@ -84,7 +81,7 @@ class CreateOrder:
 
 @dataclass(frozen=True, slots=True)
 class PayOrder:
-    """Pay a pending order."""
+    """Begin to pay a pending order, with a saga."""
 
     order_id: str
     user_id: str
@@ -92,6 +89,10 @@ class PayOrder:
     balance_amount: Money | None
     payment_key: str | None
     request_id: str
+    saga_id: str = ""
+    """The saga that this call begins, if it begins one; not part of the request's content."""
+    has_room: bool = True
+    """Whether this replica can run one more saga. If not, only a repetition is answered."""
 
     @property
     def key(self) -> RequestKey:
@@ -111,12 +112,14 @@ class PayOrder:
 
 @dataclass(frozen=True, slots=True)
 class CancelOrder:
-    """Cancel an order and give everything back, once."""
+    """Cancel an order: a pending one at once, a paid one with a saga that gives everything back."""
 
     order_id: str
     user_id: str
     reason: str
     request_id: str
+    saga_id: str = ""
+    """The saga that this call begins, if it begins one; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:
@@ -129,14 +132,14 @@ class CancelOrder:
 
 @dataclass(frozen=True, slots=True)
 class ExpireOrder:
-    """Give the stock of an order back whose time has passed. Nobody asks for it by name."""
+    """Expire an order whose time has passed, and release its stock. No client calls it."""
 
     order_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One line of an order, at the price of the moment it was ordered."""
+    """One line of an order, at the price when it was ordered."""
 
     product_id: str
     quantity: int
@@ -154,7 +157,7 @@ class Order:
     order_id: str
     user_id: str
     request_id: str
-    """Of the CreateOrder that made it."""
+    """Of the CreateOrder call."""
     currency_code: str
     items: tuple[Item, ...]
     """By ascending product_id."""
@@ -164,7 +167,7 @@ class Order:
     paid_by_gateway_minor: int
     coupon_id: str | None
     payment_id: str | None
-    state: State
+    state: OrderState
     failure_reason: str
     version: int
     create_time: datetime
@@ -181,7 +184,7 @@ class Order:
         now: datetime,
         expiry: timedelta,
     ) -> Order:
-        """A new order of these products, which are the command's lines' in their order.
+        """A new order. ``products`` are those of the command's lines, in the same order.
 
         Raises CurrencyMismatch if the products are not all in one currency, InvalidField naming
         items if a line or the sum exceeds 10^15.
@@ -213,7 +216,7 @@ class Order:
             paid_by_gateway_minor=0,
             coupon_id=None,
             payment_id=None,
-            state=State.PENDING,
+            state=OrderState.PENDING,
             failure_reason="",
             version=1,
             create_time=now,
@@ -223,7 +226,7 @@ class Order:
 
     @property
     def total_minor(self) -> int:
-        """What is to be paid, or was."""
+        """The amount to pay, or paid."""
         return self.subtotal_minor - self.discount_minor
 
     @property
@@ -235,11 +238,12 @@ class Order:
 
         Raises PaymentInProgress if it is PAYING, OrderNotPayable in every other case.
         """
-        if self.state is State.PAYING:
+        if self.state is OrderState.PAYING:
             raise PaymentInProgress(order_id=self.order_id)
-        if self.state is not State.PENDING or now >= self.expire_time:
+        if self.state is not OrderState.PENDING or now >= self.expire_time:
             raise OrderNotPayable(order_id=self.order_id, state=self.state.value)
-        return self._moved(State.PAYING, now, coupon_id=coupon_id, failure_reason="")
+        paying = replace(self, coupon_id=coupon_id, failure_reason="")
+        return _transition(paying, OrderState.PAYING, now)
 
     def complete_payment(
         self,
@@ -251,69 +255,69 @@ class Order:
         coupon_id: str | None = None,
         payment_id: str | None = None,
     ) -> Order:
-        """PAYING → PAID. What was paid must be exactly the subtotal less the discount."""
+        """PAYING → PAID. The sum of the payments must be the subtotal less the discount."""
         assert 0 <= discount_minor <= self.subtotal_minor, "discount beyond the subtotal"
         assert min(paid_by_balance_minor, paid_by_gateway_minor) >= 0, "a payment is not negative"
         paid_minor = paid_by_balance_minor + paid_by_gateway_minor
         assert paid_minor == self.subtotal_minor - discount_minor, "paid is not what was due"
-        return self._moved(
-            State.PAID,
-            now,
+        paid = replace(
+            self,
             discount_minor=discount_minor,
             paid_by_balance_minor=paid_by_balance_minor,
             paid_by_gateway_minor=paid_by_gateway_minor,
             coupon_id=coupon_id,
             payment_id=payment_id,
         )
+        return _transition(paid, OrderState.PAID, now)
 
     def return_to_pending(self, failure_reason: str, now: datetime) -> Order:
-        """PAYING → PENDING: the attempt failed and is undone. → EXPIRED if its time has passed."""
-        if self.state is not State.PAYING:
-            raise IllegalMove(f"{self.state} → back to PENDING")
-        to = State.EXPIRED if now >= self.expire_time else State.PENDING
-        return self._moved(to, now, coupon_id=None, failure_reason=failure_reason)
+        """PAYING → PENDING after compensation, or → EXPIRED if the order's time has passed."""
+        if self.state is not OrderState.PAYING:
+            raise IllegalTransition(f"{self.state} → back to PENDING")
+        to = OrderState.EXPIRED if now >= self.expire_time else OrderState.PENDING
+        return _transition(replace(self, coupon_id=None, failure_reason=failure_reason), to, now)
 
     def cancel(self, reason: str, now: datetime) -> Order:
         """PENDING → CANCELLED.
 
         Raises PaymentInProgress if it is PAYING, OrderNotCancellable if it is EXPIRED.
         """
-        if self.state is State.PAYING:
+        if self.state is OrderState.PAYING:
             raise PaymentInProgress(order_id=self.order_id)
-        if self.state is State.EXPIRED:
+        if self.state is OrderState.EXPIRED:
             raise OrderNotCancellable(order_id=self.order_id, state=self.state.value)
-        if self.state is not State.PENDING:
-            raise IllegalMove(f"{self.state} → CANCELLED at once")
-        return self._moved(State.CANCELLED, now, failure_reason=reason)
+        if self.state is not OrderState.PENDING:
+            raise IllegalTransition(f"{self.state} → CANCELLED at once")
+        return _transition(replace(self, failure_reason=reason), OrderState.CANCELLED, now)
 
     def begin_cancel(self, reason: str, now: datetime) -> Order:
-        """PAID → CANCELLING: from here only forward."""
-        return self._moved(State.CANCELLING, now, failure_reason=reason)
+        """PAID → CANCELLING: from here the cancellation can only go forward."""
+        return _transition(replace(self, failure_reason=reason), OrderState.CANCELLING, now)
 
     def complete_cancel(self, now: datetime) -> Order:
         """CANCELLING → CANCELLED: everything has been given back."""
-        if self.state is not State.CANCELLING:
-            raise IllegalMove(f"{self.state} → CANCELLED after a cancellation")
-        return self._moved(State.CANCELLED, now)
+        if self.state is not OrderState.CANCELLING:
+            raise IllegalTransition(f"{self.state} → CANCELLED after a cancellation")
+        return _transition(self, OrderState.CANCELLED, now)
 
     def is_due(self, now: datetime) -> bool:
-        """Whether it is to expire. A PAYING order never is."""
-        return self.state is State.PENDING and now >= self.expire_time
+        """Whether the order has to expire. A PAYING order never expires."""
+        return self.state is OrderState.PENDING and now >= self.expire_time
 
     def expire(self, now: datetime) -> Order:
-        """PENDING → EXPIRED. Ask ``is_due`` first."""
+        """PENDING → EXPIRED. Check ``is_due`` first."""
         if not self.is_due(now):
-            raise IllegalMove(f"{self.state} until {self.expire_time} → EXPIRED at {now}")
-        return self._moved(State.EXPIRED, now)
+            raise IllegalTransition(f"{self.state} until {self.expire_time} → EXPIRED at {now}")
+        return _transition(self, OrderState.EXPIRED, now)
 
-    def _moved(self, to: State, now: datetime, **changes: Any) -> Order:
-        if (self.state, to) not in MOVES:
-            raise IllegalMove(f"{self.state} → {to}")
-        return replace(
-            self,
-            state=to,
-            version=self.version + 1,
-            # The database's clock may be set back; an order's history is not.
-            update_time=max(self.update_time, now),
-            **changes,
-        )
+
+def _transition(order: Order, state: OrderState, now: datetime) -> Order:
+    if (order.state, state) not in TRANSITIONS:
+        raise IllegalTransition(f"{order.state} → {state}")
+    return replace(
+        order,
+        state=state,
+        version=order.version + 1,
+        # The database's clock may be set back; an order's update_time must not go back.
+        update_time=max(order.update_time, now),
+    )

@@ -4,56 +4,50 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from common.paging import Page
+from common.paging import TIME_KEY, Page
 from common.rpc.convert import money_from, time_to
-from order_service.model.orders import CancelOrder, CreateOrder, Line, Order, PayOrder, State
-from order_service.use_cases import pages
-from order_service.use_cases.order_lane import Written
-from order_service.use_cases.orders import Orders
+from order_service.model.order import (
+    CancelOrder,
+    CreateOrder,
+    Line,
+    Order,
+    OrderState,
+    PayOrder,
+)
+from order_service.use_cases.order import Orders
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
 from tally.type.v1.money_pb2 import Money
 
 _STATES: Final = {
-    State.PENDING: pb.Order.STATE_PENDING,
-    State.PAYING: pb.Order.STATE_PAYING,
-    State.PAID: pb.Order.STATE_PAID,
-    State.CANCELLING: pb.Order.STATE_CANCELLING,
-    State.CANCELLED: pb.Order.STATE_CANCELLED,
-    State.EXPIRED: pb.Order.STATE_EXPIRED,
+    OrderState.PENDING: pb.Order.STATE_PENDING,
+    OrderState.PAYING: pb.Order.STATE_PAYING,
+    OrderState.PAID: pb.Order.STATE_PAID,
+    OrderState.CANCELLING: pb.Order.STATE_CANCELLING,
+    OrderState.CANCELLED: pb.Order.STATE_CANCELLED,
+    OrderState.EXPIRED: pb.Order.STATE_EXPIRED,
 }
 _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
 
 
-class Payments(Protocol):
-    """What moves money: the sagas."""
-
-    async def pay(self, command: PayOrder) -> Written:
-        """Pay the order; answers when it is PAID, or when the attempt has been undone."""
-
-    async def cancel(self, command: CancelOrder) -> Written:
-        """Cancel the order; of a PAID one, answers when it is CANCELLED or the time is over."""
-
-
 class OrderServicer(order_pb2_grpc.OrderServiceServicer):
-    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
 
-    def __init__(self, orders: Orders, payments: Payments) -> None:
+    def __init__(self, orders: Orders) -> None:
         self._orders = orders
-        self._payments = payments
 
     async def CreateOrder(
         self, request: pb.CreateOrderRequest, context: Any
     ) -> pb.CreateOrderResponse:
         lines = tuple(Line(line.product_id, line.quantity) for line in request.items)
         written = await self._orders.create(CreateOrder(request.user_id, lines, request.request_id))
-        return pb.CreateOrderResponse(order=order_to(written.order), replayed=written.replayed)
+        return pb.CreateOrderResponse(order=_order(written.value), replayed=written.replayed)
 
     async def PayOrder(self, request: pb.PayOrderRequest, context: Any) -> pb.PayOrderResponse:
         amount = request.balance_amount if request.HasField("balance_amount") else None
-        written = await self._payments.pay(
+        written = await self._orders.pay(
             PayOrder(
                 order_id=request.order_id,
                 user_id=request.user_id,
@@ -63,19 +57,19 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
                 request_id=request.request_id,
             )
         )
-        return pb.PayOrderResponse(order=order_to(written.order), replayed=written.replayed)
+        return pb.PayOrderResponse(order=_order(written.value), replayed=written.replayed)
 
     async def CancelOrder(
         self, request: pb.CancelOrderRequest, context: Any
     ) -> pb.CancelOrderResponse:
-        written = await self._payments.cancel(
+        written = await self._orders.cancel(
             CancelOrder(request.order_id, request.user_id, request.reason, request.request_id)
         )
-        return pb.CancelOrderResponse(order=order_to(written.order), replayed=written.replayed)
+        return pb.CancelOrderResponse(order=_order(written.value), replayed=written.replayed)
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
         order = await self._orders.get(request.order_id, request.user_id)
-        return pb.GetOrderResponse(order=order_to(order))
+        return pb.GetOrderResponse(order=_order(order))
 
     async def ListOrders(
         self, request: pb.ListOrdersRequest, context: Any
@@ -85,11 +79,11 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
             request.page_size,
             request.page_token,
             filters=("orders", request.user_id, state.value if state else ""),
-            key=pages.KEY,
+            key=TIME_KEY,
         )
-        orders, next_page_token = await self._orders.page_of(request.user_id, state, page)
+        orders, next_page_token = await self._orders.list_orders(request.user_id, state, page)
         return pb.ListOrdersResponse(
-            orders=[order_to(order) for order in orders], next_page_token=next_page_token
+            orders=[_order(order) for order in orders], next_page_token=next_page_token
         )
 
     async def WatchOrder(
@@ -97,10 +91,10 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
     ) -> AsyncGenerator[pb.WatchOrderResponse]:
         async with aclosing(self._orders.watch(request.order_id, request.user_id)) as versions:
             async for order in versions:
-                yield pb.WatchOrderResponse(order=order_to(order))
+                yield pb.WatchOrderResponse(order=_order(order))
 
 
-def order_to(order: Order) -> pb.Order:
+def _order(order: Order) -> pb.Order:
     """The order as a message."""
 
     def money(amount_minor: int) -> Money:

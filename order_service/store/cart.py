@@ -1,4 +1,4 @@
-"""Carts in SQL: one statement raises the version, or finds that the cart has moved on."""
+"""Carts in SQL."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from order_service.model.carts import Cart
-from order_service.model.orders import Line
-from order_service.tables import cart_items, carts
+from order_service.model.cart import Cart
+from order_service.model.order import Line
+from order_service.tables import CART_ONCE, cart_items, carts
 
 _UUID: Final = sa.UUID(as_uuid=False)
 _user = sa.bindparam("user_id", type_=sa.Text)
 _expected = sa.bindparam("expected_version", type_=sa.BigInteger)
 
-# A cart's row is made by its first change, and then only if that was made from version 0. A later
-# change meets the row; one that names another version than the row's changes nothing.
+# The first change inserts the cart's row, if it expects version 0 or none. A later change updates
+# the row; one that expects another version than the row's changes nothing.
 _inserting = insert(carts).from_select(
     ["user_id", "version", "update_time"],
     sa.select(_user, sa.literal(1, sa.BigInteger), sa.func.clock_timestamp()).where(
@@ -28,10 +28,10 @@ _inserting = insert(carts).from_select(
     ),
 )
 _RAISE: Final = _inserting.on_conflict_do_update(
-    constraint="carts_pkey",
+    constraint=CART_ONCE,
     set_={
         "version": carts.c.version + 1,
-        # The database's clock may be set back; a cart's history is not.
+        # The database's clock may be set back; a cart's update_time must not go back.
         "update_time": sa.func.greatest(carts.c.update_time, _inserting.excluded.update_time),
     },
     where=sa.or_(_expected.is_(None), carts.c.version == _expected),
@@ -55,7 +55,7 @@ _CLEAR: Final = sa.delete(cart_items).where(cart_items.c.user_id == _user)
 _COUNT: Final = (
     sa.select(sa.func.count()).select_from(cart_items).where(cart_items.c.user_id == _user)
 )
-# One statement, one snapshot: lines and version belong together.
+# One statement has one snapshot: lines and version belong together.
 _READ: Final = (
     sa.select(carts.c.version, carts.c.update_time, cart_items.c.product_id, cart_items.c.quantity)
     .select_from(carts.outerjoin(cart_items, cart_items.c.user_id == carts.c.user_id))
@@ -67,9 +67,9 @@ _READ: Final = (
 async def raise_version(
     connection: AsyncConnection, user_id: str, expected_version: int | None
 ) -> bool:
-    """Make the cart one version later; False if it is not at the version expected.
+    """Raise the cart's version; False if it is not at the expected version.
 
-    From here to the commit, other changes of this cart wait.
+    Until the commit, other changes of this cart wait.
     """
     raised = await connection.execute(
         _RAISE, {"user_id": user_id, "expected_version": expected_version}
@@ -80,7 +80,7 @@ async def raise_version(
 async def set_item(
     connection: AsyncConnection, user_id: str, product_id: str, quantity: int
 ) -> bool:
-    """Put the line in, or take it out for 0; whether that changed anything."""
+    """Set the line, or remove it if the quantity is 0; whether that changed anything."""
     line = {"user_id": user_id, "product_id": product_id}
     if quantity:
         result = await connection.execute(_SET, {**line, "quantity": quantity})
@@ -90,18 +90,18 @@ async def set_item(
 
 
 async def clear(connection: AsyncConnection, user_id: str) -> bool:
-    """Take all lines out; whether there were any."""
+    """Remove all lines; whether there were any."""
     return (await connection.execute(_CLEAR, {"user_id": user_id})).rowcount > 0
 
 
 async def count_items(connection: AsyncConnection, user_id: str) -> int:
-    """How many products are in the cart."""
+    """The number of products in the cart."""
     count: int = (await connection.execute(_COUNT, {"user_id": user_id})).scalar_one()
     return count
 
 
 async def read_cart(connection: AsyncConnection, user_id: str) -> Cart:
-    """The cart; empty and at version 0 if it was never touched."""
+    """The cart as last committed; empty and at version 0 if it was never changed."""
     rows = (await connection.execute(_READ, {"user_id": user_id})).all()
     if not rows:
         return Cart(user_id, (), 0, None)

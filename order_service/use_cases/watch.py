@@ -1,6 +1,6 @@
-"""Who follows which order. However many do, a replica asks the database once each round.
+"""Clients that follow orders. However many they are, a replica asks the database once per round.
 
-Changes made by this replica are told at once; those of others are found by comparing versions.
+Changes made by this replica are reported at once; those of others are found by comparing versions.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Final
 
 from common.db.engines import Database, reading
-from order_service.model.orders import AT_REST, Order
-from order_service.store.order_reads import read_changed
+from order_service.model.order import SETTLED, Order
+from order_service.store.order import read_changed
 
 POLL_ROWS_MAX: Final = 1_000
 """Orders compared in one statement."""
@@ -23,16 +23,16 @@ class Watches:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, _WatchedOrder] = {}
 
     async def follow(self, order: Order) -> AsyncGenerator[Order]:
-        """This order, then each later version, until nothing moves it by itself any more."""
-        watched = self._watched.setdefault(order.order_id, _Watched(order))
-        watched.offer(order)
+        """This order, then each later version, until the order is settled."""
+        watched = self._watched.setdefault(order.order_id, _WatchedOrder(order))
+        watched.update(order)
         watched.followers += 1
         try:
             yield order
-            while order.state not in AT_REST:
+            while order.state not in SETTLED:
                 order = await watched.after(order.version)
                 yield order
         finally:
@@ -40,10 +40,10 @@ class Watches:
             if not watched.followers:
                 del self._watched[order.order_id]
 
-    def tell(self, order: Order) -> None:
-        """An order has changed, and the change is committed."""
+    def report(self, order: Order) -> None:
+        """Report a committed change of an order."""
         if (watched := self._watched.get(order.order_id)) is not None:
-            watched.offer(order)
+            watched.update(order)
 
     async def poll(self) -> None:
         """Find what other replicas have changed."""
@@ -52,19 +52,19 @@ class Watches:
             async with reading(self._database) as connection:
                 changed = await read_changed(connection, part)
             for order in changed:
-                self.tell(order)
+                self.report(order)
 
 
-class _Watched:
-    """One order's latest known version, and those who wait for the next."""
+class _WatchedOrder:
+    """The latest known version of one order, and those who wait for the next."""
 
     def __init__(self, order: Order) -> None:
         self.latest = order
         self.followers = 0
         self._changed = asyncio.Event()
 
-    def offer(self, order: Order) -> None:
-        """Wake the followers, if this is news: a poll may be slower than a notice."""
+    def update(self, order: Order) -> None:
+        """Wake the followers, unless the version is known: a poll may be slower than a report."""
         if order.version > self.latest.version:
             self.latest = order
             changed, self._changed = self._changed, asyncio.Event()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from common.rpc.convert import time_to
-from order_service.model.carts import Cart, ClearCart, SetCartItem
-from order_service.use_cases.carts import Carts
+from order_service.model.cart import Cart, ClearCart, SetCartItem
+from order_service.use_cases.cart import Carts
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
 
 
 class CartServicer(order_pb2_grpc.CartServiceServicer):
-    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
 
     def __init__(self, carts: Carts) -> None:
         self._carts = carts

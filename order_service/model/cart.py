@@ -1,4 +1,4 @@
-"""Carts, one to a user. Pure: no I/O, no clock, nothing asynchronous."""
+"""Carts, one per user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from order_service.model.orders import Line
+from order_service.model.order import Line
 
 ITEMS_MAX: Final = 100
 """As many products as one order can have."""
@@ -14,7 +14,7 @@ ITEMS_MAX: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class SetCartItem:
-    """Set how many of a product are in the cart; 0 takes it out."""
+    """Set the quantity of a product in the cart; 0 removes the product."""
 
     user_id: str
     product_id: str
@@ -24,7 +24,7 @@ class SetCartItem:
 
 @dataclass(frozen=True, slots=True)
 class ClearCart:
-    """Take everything out of the cart."""
+    """Remove everything from the cart."""
 
     user_id: str
     expected_version: int | None
@@ -32,7 +32,7 @@ class ClearCart:
 
 @dataclass(frozen=True, slots=True)
 class Cart:
-    """A user's cart at one version; version 0 was never touched and has no time."""
+    """A user's cart at one version. Version 0 was never changed and has no time."""
 
     user_id: str
     lines: tuple[Line, ...]

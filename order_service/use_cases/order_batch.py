@@ -1,0 +1,215 @@
+"""One batch of the order lane: orders, their products and their sagas, loaded and saved together.
+
+Everything that changes an order goes through one lane, since an order changes together with the
+stock of its products, and with the saga that pays or cancels it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol, TypeAlias
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.errors import StaleRead
+from common.db.row_locks import read_clock
+from common.ids import is_id
+from order_service.errors import order_not_found, product_not_found
+from order_service.model.order import (
+    TRANSITIONS,
+    CancelOrder,
+    CreateOrder,
+    ExpireOrder,
+    Order,
+    OrderState,
+    PayOrder,
+)
+from order_service.model.product import Product, StockMove
+from order_service.model.saga import Saga, SagaKind
+from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga, WriteSaga
+from order_service.store import order as order_store
+from order_service.store import product as product_store
+from order_service.store import saga as saga_store
+
+OrderCommand: TypeAlias = (
+    CreateOrder | PayOrder | CancelOrder | ExpireOrder | CloseSaga | RetrySaga | ResolveSaga
+)
+
+
+class UsersCommand(Protocol):
+    """A command of a user about an order."""
+
+    @property
+    def order_id(self) -> str: ...
+
+    @property
+    def user_id(self) -> str: ...
+
+
+@dataclass(slots=True)
+class OrderBatch:
+    """The rows of one transaction, as its commands change them. Built anew for each attempt."""
+
+    orders: dict[str, Order]
+    products: dict[str, Product]
+    sagas: dict[str, Saga]
+    """Locked sagas, by saga_id."""
+    blocked_orders: frozenset[str]
+    blocked_products: frozenset[str]
+    blocked_sagas: frozenset[str]
+    now: datetime
+    """The database's clock, read after the rows were locked."""
+    sagas_by_request: dict[saga_store.SagaRequest, Saga] = field(default_factory=dict)
+    """Sagas of the batch's PayOrder and CancelOrder requests, those begun in it included."""
+    payers: dict[str, str] = field(default_factory=dict)
+    """The saga that paid each paid order, by order_id."""
+    new_orders: list[Order] = field(default_factory=list)
+    new_sagas: list[Saga] = field(default_factory=list)
+    ended_sagas: list[WriteSaga] = field(default_factory=list)
+    loaded_orders: dict[str, Order] = field(default_factory=dict)
+    """Changed orders as they were loaded."""
+    loaded_products: dict[str, Product] = field(default_factory=dict)
+    """Changed products as they were loaded."""
+
+    def order_of(self, command: UsersCommand) -> Order:
+        """The user's order. Raises OrderNotFound, also if it is another user's."""
+        order = self.orders.get(command.order_id)
+        if order is None or order.user_id != command.user_id:
+            raise order_not_found(command.order_id)
+        return order
+
+    def product(self, product_id: str) -> Product:
+        """A locked product. Raises ProductNotFound."""
+        product = self.products.get(product_id)
+        if product is None:
+            raise product_not_found(product_id)
+        return product
+
+    def add(self, order: Order) -> Order:
+        """Add a new order and reserve its stock."""
+        self._move_stock(order, StockMove.RESERVE)
+        self.new_orders.append(order)
+        return order
+
+    def move(self, order: Order) -> Order:
+        """Replace an order by its next version, and move the stock as the transition demands."""
+        before = self.orders[order.order_id]
+        assert order.version == before.version + 1, "one transition at a time"
+        stock_move = TRANSITIONS[before.state, order.state]
+        if stock_move is not None:
+            self._move_stock(order, stock_move)
+        self.loaded_orders.setdefault(order.order_id, before)
+        self.orders[order.order_id] = order
+        return order
+
+    def begin_saga(self, saga: Saga) -> Saga:
+        """Add a new saga."""
+        self.new_sagas.append(saga)
+        self.sagas_by_request[saga.kind, saga.user_id, saga.asked.request_id] = saga
+        return saga
+
+    def write_saga(self, saga: Saga) -> Saga:
+        """Write a locked saga, which nobody runs after this."""
+        self.ended_sagas.append(WriteSaga(saga, lease_s=0.0))
+        # Later commands of the batch see its new state.
+        self.sagas[saga.saga_id] = saga
+        return saga
+
+    def _move_stock(self, order: Order, stock_move: StockMove) -> None:
+        for item in order.items:
+            product = self.products[item.product_id]
+            self.loaded_products.setdefault(item.product_id, product)
+            self.products[item.product_id] = product.move(stock_move, item.quantity, self.now)
+
+
+async def load(
+    connection: AsyncConnection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
+) -> OrderBatch:
+    """Lock what the commands concern: orders, then products, then sagas, each ascending."""
+    orders = await order_store.lock(
+        connection,
+        {one.order_id for one in commands if not isinstance(one, CreateOrder)},
+        wait_for_locks=wait_for_locks,
+    )
+    product_ids = {id_ for one in commands for id_ in product_ids_of(one, orders.orders)}
+    products = await product_store.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+    saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
+    sagas = await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+    times = [loaded.now for loaded in (orders, products, sagas) if loaded.now is not None]
+    return OrderBatch(
+        orders.orders,
+        products.products,
+        sagas.sagas,
+        orders.blocked,
+        products.blocked,
+        sagas.blocked,
+        max(times) if times else await read_clock(connection),
+    )
+
+
+async def load_sagas_of_requests(
+    connection: AsyncConnection, batch: OrderBatch, commands: Sequence[OrderCommand]
+) -> None:
+    """Find the sagas that earlier calls with the same request_ids began, and who paid orders."""
+    requests = {
+        (SagaKind.PAY_ORDER, one.user_id, one.request_id)
+        if isinstance(one, PayOrder)
+        else (SagaKind.CANCEL_ORDER, one.user_id, one.request_id)
+        for one in commands
+        if isinstance(one, PayOrder | CancelOrder)
+    }
+    if requests:
+        batch.sagas_by_request = await saga_store.find_by_request(connection, requests)
+    paid = {
+        one.order_id
+        for one in commands
+        if isinstance(one, CancelOrder)
+        and (order := batch.orders.get(one.order_id)) is not None
+        and order.state is OrderState.PAID
+    }
+    if paid:
+        batch.payers = await saga_store.find_payers(connection, paid)
+
+
+async def save(
+    connection: AsyncConnection, batch: OrderBatch, *, owner: str, lease_s: float
+) -> None:
+    """Write what the commands changed. Raises StaleRead if a row was not as loaded.
+
+    ``owner`` and ``lease_s``: the replica that runs the new sagas, and its lease.
+    """
+    orders = [(before, batch.orders[id_]) for id_, before in batch.loaded_orders.items()]
+    products = [(before, batch.products[id_]) for id_, before in batch.loaded_products.items()]
+    saved = await order_store.save(connection, orders)
+    if not (await product_store.save(connection, products) and saved):
+        raise StaleRead
+    await order_store.add(connection, batch.new_orders)
+    # Ended sagas first: an order has one live saga, and its next one may begin in the same batch.
+    await saga_store.write(connection, batch.ended_sagas)
+    await saga_store.add(connection, batch.new_sagas, owner=owner, lease_s=lease_s)
+
+
+def product_ids_of(command: OrderCommand, orders: dict[str, Order]) -> Collection[str]:
+    """The products whose stock the command may move."""
+    if isinstance(command, CreateOrder):
+        return [line.product_id for line in command.lines if is_id(line.product_id)]
+    order = orders.get(command.order_id)
+    if order is None or isinstance(command, PayOrder | RetrySaga):
+        return ()
+    if isinstance(command, CancelOrder) and order.state is not OrderState.PENDING:
+        # A paid order gives its stock back when its cancellation ends.
+        return ()
+    return order.product_ids
+
+
+def saga_id_of(command: OrderCommand) -> str | None:
+    """The saga that the command needs locked."""
+    match command:
+        case CloseSaga(saga):
+            return saga.saga_id
+        case RetrySaga() | ResolveSaga():
+            return command.saga_id
+        case _:
+            return None
