@@ -19,12 +19,12 @@ from common.locking.locks import NoLocks
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from order_service import tables
-from order_service.model.orders import CancelOrder, Order
+from order_service.model.order import CancelOrder, Order
 from order_service.settings import OrderSettings
 from order_service.store import orders, products
 from order_service.use_cases.order_lane import Batch, OrderLane
-from order_service.use_cases.orders import Orders
-from order_service.use_cases.watches import Watches
+from order_service.use_cases.order import Orders
+from order_service.use_cases.watch import Watches
 from order_service.wiring import build
 from tests.support.orders import Shop, sql_of
 from tests.support.refusals import outcome

@@ -18,7 +18,7 @@ from typing import Any, Final
 import pytest
 
 import order_service.clients
-import order_service.use_cases.payments
+import order_service.use_cases.order
 import payment_service.use_cases.payments
 from common.batching import batch
 from common.db import engines
@@ -40,8 +40,8 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (health, "PROBE_TIMEOUT_S", LONG_S),
     (order_service.clients, "ATTEMPT_S", LONG_S),
     (order_service.clients, "GATEWAY_ATTEMPT_S", LONG_S),
-    (order_service.use_cases.payments, "JOIN_S", LONG_S),
-    (order_service.use_cases.payments, "MARGIN_S", MARGIN_S),
+    (order_service.use_cases.order, "JOIN_S", LONG_S),
+    (order_service.use_cases.order, "MARGIN_S", MARGIN_S),
     (payment_service.use_cases.payments, "WAIT_S_MAX", LONG_S),
     (payment_service.use_cases.payments, "_MARGIN_S", MARGIN_S),
 )

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from common.errors import Code, Refusal, RemoteRefusal
 from order_service.clients import Services
-from order_service.model.sagas import (
+from order_service.model.saga import (
     MOVING,
     Asked,
     CancelAsked,
@@ -25,9 +25,9 @@ from order_service.model.sagas import (
     State,
     records,
 )
-from order_service.saga import PLANS, Plan
-from order_service.saga_journal import SagaLost
-from order_service.saga_runner import Runner, SagaLimits
+from order_service.saga.plan import PLANS, Plan
+from order_service.saga.journal import SagaLost
+from order_service.saga.runner import Runner, SagaLimits
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.payment.v1 import payment_pb2

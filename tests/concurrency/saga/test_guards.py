@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from order_service import tables
-from order_service.saga_tables import ONE_LIVE_PER_ORDER
+from order_service.tables import ONE_LIVE_PER_ORDER
 from order_service.store import orders as order_rows
 from tally.order.v1 import order_pb2 as pb
 from tests.support.databases import Databases

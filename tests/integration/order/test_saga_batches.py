@@ -15,16 +15,16 @@ from common.errors import Code, Refusal, RemoteRefusal
 from common.ids import new_id
 from common.locking.locks import NoLocks
 from deploy.local.postgres_roles import ServiceUrls
-from order_service.model.orders import CancelOrder, Order, PayOrder
-from order_service.model.orders import State as OrderState
-from order_service.model.saga_commands import BeginPayment, CloseSaga, ResolveSaga, RetrySaga
-from order_service.model.sagas import CancelAsked, Saga, State
-from order_service.saga_journal import SagaJournal, SagaLost
+from order_service.model.order import CancelOrder, Order, PayOrder
+from order_service.model.order import State as OrderState
+from order_service.model.saga_command import BeginPayment, CloseSaga, ResolveSaga, RetrySaga
+from order_service.model.saga import CancelAsked, Saga, State
+from order_service.saga.journal import SagaJournal, SagaLost
 from order_service.store import saga_reads, sagas
 from order_service.use_cases.order_lane import OrderLane, Written
-from order_service.use_cases.orders import Orders
+from order_service.use_cases.order import Orders
 from order_service.use_cases.saga_moves import SagaMoves, Told, Underway
-from order_service.use_cases.watches import Watches
+from order_service.use_cases.watch import Watches
 from tests.support.orders import shop
 
 PAY_WITHIN_S = 20.0

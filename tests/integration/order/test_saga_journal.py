@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.engines import Database, open_engines
 from common.ids import new_id
 from deploy.local.postgres_roles import ServiceUrls
-from order_service.model.sagas import PayAsked, Saga, State, StepState, records
-from order_service.saga import PAY_ORDER
-from order_service.saga_journal import SagaJournal, SagaLost
-from order_service.saga_tables import ONE_LIVE_PER_ORDER, sagas
+from order_service.model.saga import PayAsked, Saga, State, StepState, records
+from order_service.saga.plan import PAY_ORDER
+from order_service.saga.journal import SagaJournal, SagaLost
+from order_service.tables import ONE_LIVE_PER_ORDER, sagas
 from order_service.store import saga_reads
 from order_service.store import sagas as rows
 

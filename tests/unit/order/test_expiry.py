@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from order_service.use_cases import orders
-from order_service.use_cases.orders import SWEEP_ROWS, Orders
+from order_service.use_cases.order import SWEEP_ROWS, Orders
 
 
 class Endless:

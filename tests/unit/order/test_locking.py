@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from common.locking.strategy import RowStrategy
 from order_service.locking import STRATEGIES, lock_key
-from order_service.model.orders import CancelOrder, CreateOrder, ExpireOrder, Line
-from order_service.model.products import RestockProduct
+from order_service.model.order import CancelOrder, CreateOrder, ExpireOrder, Line
+from order_service.model.product import RestockProduct
 
 
 def test_only_the_creation_of_orders_queues_in_redis() -> None:

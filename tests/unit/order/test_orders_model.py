@@ -22,7 +22,7 @@ from order_service.errors import (
     OutOfStock,
     PaymentInProgress,
 )
-from order_service.model.orders import (
+from order_service.model.order import (
     MOVES,
     CancelOrder,
     CreateOrder,
@@ -31,7 +31,7 @@ from order_service.model.orders import (
     Order,
     State,
 )
-from order_service.model.products import STOCK_MAX, CreateProduct, Product, StockMove
+from order_service.model.product import STOCK_MAX, CreateProduct, Product, StockMove
 from order_service.use_cases.order_lane import Batch
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,10 +10,10 @@ import pytest
 
 from common.errors import Code, DatabaseUnavailable
 from order_service.clients import Outcome, outcome_of
-from order_service.model.sagas import NOW, Saga, State, StepState
-from order_service.saga import CANCEL_ORDER, PAY_ORDER, Pivot, Plan, plan_of
-from order_service.saga_journal import SagaLost
-from order_service.saga_runner import SagaLimits
+from order_service.model.saga import NOW, Saga, State, StepState
+from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, Pivot, Plan, plan_of
+from order_service.saga.journal import SagaLost
+from order_service.saga.runner import SagaLimits
 from tests.support.saga_world import (
     DISCOUNT,
     IN_PROGRESS,

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from common.errors import Refusal
-from order_service.model.sagas import Facts, PayAsked
+from order_service.model.saga import Facts, PayAsked
 from tests.support.saga_world import pay_asked
 
 AMOUNTS = st.integers(0, 10**15)

@@ -8,9 +8,9 @@ from typing import Any
 
 from common.ids import new_id
 from common.money import Money
-from order_service.model.orders import CreateOrder, Line, Order
-from order_service.model.products import CreateProduct, Product
-from order_service.use_cases.watches import Watches
+from order_service.model.order import CreateOrder, Line, Order
+from order_service.model.product import CreateProduct, Product
+from order_service.use_cases.watch import Watches
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
