@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 # Imported for the pool of descriptors: a refusal's details are read by their type's name.
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # noqa: F401
 
+from common.metrics import REGISTRY
 from deploy.local.gateway.simulator import GatewaySimulator
 from tests.support.patience import LONG_S
 from tests.support.stack import SERVICES, Stack, StackDatabases
@@ -32,6 +33,22 @@ GOLDEN: Final = Path(__file__).parents[2] / "golden"
 RELEASES: Final = sorted(path for path in GOLDEN.iterdir() if path.is_dir())
 
 Record = dict[str, Any]
+Labels = tuple[str, frozenset[tuple[str, str]]]
+"""A sample of a metric: its name and its labels."""
+
+
+def labels(sample: str, **values: str) -> Labels:
+    return sample, frozenset(values.items())
+
+
+def exported() -> set[Labels]:
+    """Every sample of this process that has counted something."""
+    return {
+        labels(sample.name, **sample.labels)
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.value
+    }
 
 
 def read(path: Path) -> list[Record]:
@@ -69,8 +86,10 @@ class Caller:
 
     def __init__(self, stack: Stack) -> None:
         shop = stack.shop
-        self._stubs = (stack.balance, stack.coupon, stack.payment, stack.sagas)
-        self._stubs += (shop.products, shop.carts, shop.orders)
+        self._stubs: tuple[Any, ...] = (
+            *(stack.balance, stack.coupon, stack.payment),
+            *(shop.products, shop.carts, shop.orders, stack.sagas),
+        )
 
     async def reply(self, record: Record) -> Record:
         """The response of a recorded request, or its refusal, as the files hold them."""

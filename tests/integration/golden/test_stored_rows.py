@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from google.protobuf.message import Message
 
 from deploy.local.gateway.simulator import GatewaySimulator
@@ -16,19 +14,18 @@ from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 from tests.integration.golden.records import (
-    RELEASES,
     Caller,
     Record,
     charge,
     confirmed_payments,
-    load,
+    exported,
+    labels,
     read,
     recorded_calls,
     response,
     words_dropped,
 )
-from tests.support.databases import Databases
-from tests.support.stack import SERVICES, Stack, StackDatabases, Wire, running_stack
+from tests.support.stack import Stack
 
 SERVICES_OFFERED = [
     service
@@ -42,36 +39,19 @@ DUE = {
     "payment": "UPDATE payments SET due_time = now() WHERE due_time > now()",
 }
 """The rows say that nothing is due before the year 2100."""
-
-
-@pytest.fixture(params=RELEASES, ids=lambda path: path.name)
-def release(request: pytest.FixtureRequest) -> Path:
-    assert isinstance(request.param, Path)
-    return request.param
-
-
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
-    """A gateway of the test's own: the keys in the rows are the same in every test."""
-    with GatewaySimulator(tmp_path / "gateway.db") as running:
-        yield running
-
-
-@pytest.fixture
-def golden_databases(databases: Databases) -> Iterator[StackDatabases]:
-    with ExitStack() as stack:
-        urls = {service: stack.enter_context(databases.clone(service)) for service in SERVICES}
-        yield StackDatabases(urls, databases.server)
-
-
-@pytest.fixture
-async def stack(
-    release: Path, golden_databases: StackDatabases, gateway: GatewaySimulator
-) -> AsyncIterator[Stack]:
-    """All services, on freshly migrated databases with the release's rows."""
-    await load(release, golden_databases)
-    async with running_stack(golden_databases, gateway, "", Wire(), orders=1) as running:
-        yield running
+LABELS = {
+    labels("tally_saga_steps_total", step="redeem_coupon", direction="do", outcome="done"),
+    labels("tally_saga_steps_total", step="deduct_balance", direction="undo", outcome="done"),
+    labels("tally_saga_steps_total", step="confirm_payment", direction="do", outcome="done"),
+    labels("tally_saga_steps_total", step="refund_deduction", direction="do", outcome="done"),
+    labels("tally_sagas_total", kind="PAY_ORDER", state="COMPLETED"),
+    labels("tally_sagas_total", kind="PAY_ORDER", state="COMPENSATED"),
+    labels("tally_sagas_total", kind="CANCEL_ORDER", state="COMPLETED"),
+    labels("tally_gateway_outcomes_total", asked="find", outcome="NotFound"),
+    labels("tally_gateway_outcomes_total", asked="confirm", outcome="Confirmed"),
+    labels("tally_gateway_outcomes_total", asked="cancel", outcome="Cancelled"),
+}
+"""Of metrics that the unfinished work counts; operators have queries for these names."""
 
 
 async def test_each_recorded_call_gets_the_recorded_reply(release: Path, stack: Stack) -> None:
@@ -101,6 +81,7 @@ async def test_unfinished_sagas_and_payments_come_to_their_end(
     everything = {"call": "tally.order.v1.SagaService/ListSagas", "request": {"page_size": 500}}
     listed = await caller.reply(everything)
     assert {saga["state"] for saga in listed["response"]["sagas"]}.isdisjoint(LIVE)
+    assert exported() >= LABELS
 
 
 def ending(reply: Record) -> str:
