@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,7 @@ async def test_unfinished_sagas_and_payments_come_to_their_end(
     listed = await caller.reply(everything)
     assert {saga["state"] for saga in listed["response"]["sagas"]}.isdisjoint(LIVE)
     assert exported() >= LABELS
+    await assert_rewritten_with_every_field(release, stack)
 
 
 def ending(reply: Record) -> str:
@@ -108,6 +110,29 @@ async def assert_ended(stack: Stack, caller: Caller, record: Record) -> None:
         "STATE_RESOLVED": {"STATE_DONE", "STATE_UNKNOWN", "STATE_PENDING"},
     }
     assert {step["state"] for step in saga["steps"]} <= over[saga["state"]], saga
+
+
+async def assert_rewritten_with_every_field(release: Path, stack: Stack) -> None:
+    """A renamed field would be lost without an error."""
+    found = await stack.databases.sql("order", "SELECT row_to_json(sagas) FROM sagas")
+    now = {row["saga_id"]: row for row in map(json.loads, found.splitlines())}
+    before = [
+        line["row"] for line in read(release / "order.rows.jsonl") if line["table"] == "sagas"
+    ]
+    for row in before:
+        assert set(paths(row)) <= set(paths(now[row["saga_id"]])), row["user_id"]
+    assert [row for row in before if row != now[row["saga_id"]]]
+
+
+def paths(value: object, path: str = "") -> Iterator[str]:
+    """The names of every field within a JSON value."""
+    yield path
+    if isinstance(value, dict):
+        for name, field in value.items():
+            yield from paths(field, f"{path}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from paths(item, path)
 
 
 def test_records_replay_each_mutation_and_show_each_state(release: Path) -> None:
