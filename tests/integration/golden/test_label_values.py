@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from common.answers import AnswerTaken
-from common.database import open_pools
+from common.batching.lane import Lane
+from common.db.engines import open_engines
+from common.db.idempotency import RecordConflict
 from common.ids import new_id
-from common.lanes import Lane
-from common.locking import NoLocks
+from common.locking.locks import NoLocks
+from common.locking.marks import open_marks
+from common.locking.redis_lock import open_locks
+from common.locking.strategy import RowStrategy, Strategy
 from common.metrics import REGISTRY
 from common.money import Money
-from common.redis_locks import open_locks
-from common.redis_marks import open_marks
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
@@ -64,7 +65,7 @@ class Sqlstate(Exception):  # noqa: N818 - what the driver raises has this one a
 
 
 FAULTS = {
-    "taken": (AnswerTaken(), DBAPIError("", None, Sqlstate("23505"))),
+    "taken": (RecordConflict(), DBAPIError("", None, Sqlstate("23505"))),
     "held": (DBAPIError("", None, Sqlstate("55P03")),),
     "command": (DBAPIError("", None, Sqlstate("23514")),),
     "contention": (DBAPIError("", None, Sqlstate("40P01")),),
@@ -97,8 +98,9 @@ async def test_faults_of_a_lane(payment_urls: ServiceUrls) -> None:
     async def fail(*_: Any, **__: Any) -> list[Any]:
         raise errors[-1]
 
-    database = open_pools(payment_urls.runtime, application_name="labels", pool_size=2)
-    lane: Lane[int] = Lane("labels", database, fail, NoLocks())
+    database = open_engines(payment_urls.runtime, application_name="labels", pool_size=2)
+    plain = Strategy(None, RowStrategy.INSERT, rounds_max=1, guards=(), why="")
+    lane: Lane[int, None] = Lane("labels", database, fail, NoLocks(), {int: plain})
     for fault, causes in FAULTS.items():
         for error in causes:
             errors.append(error)
