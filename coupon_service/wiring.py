@@ -13,14 +13,12 @@ from common.db.idempotency import IdempotencyStore
 from common.db.migrations import migrate as migrate_database
 from common.db.readiness import check_ready
 from common.locking.redis_lock import open_locks
-from common.service import Application, Mounted
-from common.tasks import run_periodic_jobs
+from common.service import Application, Mounted, run_service_jobs
 from coupon_service.servicer import CouponServicer
 from coupon_service.settings import CouponSettings
 from coupon_service.tables import SCHEMA, answers
-from coupon_service.use_cases.campaigns import Campaigns
-from coupon_service.use_cases.issuing import Issuing
-from coupon_service.use_cases.using import Using
+from coupon_service.use_cases.campaign import Campaigns
+from coupon_service.use_cases.coupon import Issuance, Redemptions
 from tally.coupon.v1 import coupon_pb2_grpc
 
 VERSIONS: Final = Path(__file__).parent / "migrations"
@@ -35,18 +33,21 @@ async def migrate(settings: CouponSettings) -> None:
 @asynccontextmanager
 async def build(settings: CouponSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
+    idempotency = IdempotencyStore(answers)
     async with (
         open_database(settings) as database,
         open_locks(settings.redis_url.get_secret_value()) as locks,
     ):
-        campaigns, issuing, using = Campaigns(database), Issuing(database, locks), Using(database)
+        campaigns = Campaigns(database, locks, idempotency)
+        issuance = Issuance(database, locks, idempotency)
+        redemptions = Redemptions(database, locks, idempotency)
         try:
-            async with run_periodic_jobs(database, IdempotencyStore(answers).kept_small(database)):
+            async with run_service_jobs(database, idempotency):
                 yield Application(
                     services=[
                         Mounted(
                             coupon_pb2_grpc.add_CouponServiceServicer_to_server,
-                            CouponServicer(campaigns, issuing, using),
+                            CouponServicer(campaigns, issuance, redemptions),
                             "tally.coupon.v1.CouponService",
                         )
                     ],
@@ -54,5 +55,5 @@ async def build(settings: CouponSettings) -> AsyncIterator[Application]:
                 )
         finally:
             await campaigns.lane.close()
-            await issuing.close()
-            await using.lane.close()
+            await issuance.close()
+            await redemptions.lane.close()
