@@ -1,15 +1,16 @@
-"""A crowd before two replicas of the coupon service, and ways to take its guards away.
+"""A coupon service of three replicas under concurrent calls, and ways to remove its guards.
 
-The guards go from outside: the service has no switch that would turn them off.
+Guards are removed from outside: the service has no switch for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,36 +18,84 @@ import sqlalchemy as sa
 
 from coupon_service import tables
 from coupon_service.settings import CouponSettings
-from coupon_service.store import campaigns, coupons
+from coupon_service.store import coupon as store
 from coupon_service.wiring import build
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
-from tests.support.coupons import campaign, issue, redeem
+from tests.support.coupons import campaign, issue
 from tests.support.refusals import outcome
 from tests.support.replicas import channel, replicas
 
 REPLICAS = 3
-"""More than two, so that a crowd's calls fit: a server takes about a thousand new ones at once."""
+"""More than two: a server accepts about a thousand new calls at once, and a sale has more."""
 QUANTITY = 100
 USERS = 10 * QUANTITY
 RIVALS = 100
-EXHAUSTED = "CONFLICT_RETRIES_EXHAUSTED"
+CALLS_MAX = 100
+
+
+class Results(NamedTuple):
+    """What concurrent calls returned."""
+
+    responses: list[Any]
+    refusals: Counter[str]
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """The replicas, each with a client of its own, and their database."""
+    """A client for each replica, and the database."""
 
     stubs: list[Any]
     sql: Callable[[str], str]
 
-    def turn(self, number: int) -> Any:
-        return self.stubs[number % len(self.stubs)]
-
     def number(self, query: str) -> int:
         return int(self.sql(query).strip())
+
+    async def call(self, turn: int, method: str, request: Any) -> Any:
+        """The response of one replica, or the reason of its refusal.
+
+        CONFLICT_RETRIES_EXHAUSTED is repeated, as a client does.
+        """
+        stub = self.stubs[turn % len(self.stubs)]
+        for _ in range(CALLS_MAX):
+            result = await outcome(getattr(stub, method)(request))
+            if result != "CONFLICT_RETRIES_EXHAUSTED":
+                return result
+        raise AssertionError("no final outcome")
+
+    async def together(self, method: str, requests: Iterable[Any]) -> Results:
+        """All calls at once, in turns over the replicas."""
+        results = await asyncio.gather(
+            *(self.call(turn, method, request) for turn, request in enumerate(requests))
+        )
+        return Results(
+            [result for result in results if not isinstance(result, str)],
+            Counter(result for result in results if isinstance(result, str)),
+        )
+
+    async def open_campaign(self, quantity: int = QUANTITY) -> str:
+        response = await self.stubs[0].CreateCampaign(campaign(quantity=quantity))
+        campaign_id: str = response.campaign.campaign_id
+        return campaign_id
+
+    async def issue_to(self, *user_ids: str) -> list[pb.Coupon]:
+        """One coupon of a new campaign for each user."""
+        campaign_id = await self.open_campaign(len(user_ids))
+        issued = await self.together("IssueCoupon", [issue(campaign_id, id_) for id_ in user_ids])
+        return sorted(
+            (response.coupon for response in issued.responses),
+            key=lambda coupon: user_ids.index(coupon.user_id),
+        )
+
+    @property
+    def redeemed(self) -> tuple[int, int]:
+        """The number of live redemptions, and of coupons that are redeemed."""
+        return (
+            self.number("SELECT count(*) FROM redemptions WHERE restore_time IS NULL"),
+            self.number("SELECT count(*) FROM coupons WHERE redeem_request_id IS NOT NULL"),
+        )
 
 
 @asynccontextmanager
@@ -72,112 +121,39 @@ async def crowded(
         )
 
 
-async def opened(crowd: Crowd, quantity: int = QUANTITY) -> str:
-    response = await crowd.stubs[0].CreateCampaign(campaign(quantity=quantity))
-    campaign_id: str = response.campaign.campaign_id
-    return campaign_id
+# -- removed guards ------------------------------------------------------------------------------
 
 
-async def told(call: Callable[[], Any]) -> Any:
-    """The final outcome of a call that is repeated while it may be."""
-    for _ in range(100):
-        result = await outcome(call())
-        if result != EXHAUSTED:
-            return result
-    raise AssertionError("no final answer")
-
-
-async def ask_a_hundred_times(crowd: Crowd, campaign_id: str) -> list[Any]:
-    async def one(number: int) -> Any:
-        request = issue(campaign_id, "ann", f"call-{number}")
-        result = await told(lambda: crowd.turn(number).IssueCoupon(request))
-        return result if isinstance(result, str) else Answer(result.coupon)
-
-    return await asyncio.gather(*(one(number) for number in range(RIVALS)))
-
-
-async def a_hundred_orders(crowd: Crowd, held: pb.Coupon) -> list[Any]:
-    async def one(number: int) -> Any:
-        request = redeem(held.coupon_id, "ann", f"r{number}", order_id=f"o{number}")
-        result = await told(lambda: crowd.turn(number).RedeemCoupon(request))
-        return result if isinstance(result, str) else Answer(result.coupon)
-
-    return await asyncio.gather(*(one(number) for number in range(RIVALS)))
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A response, which unlike a message can be counted."""
-
-    coupon: pb.Coupon
-
-
-async def one_coupon(crowd: Crowd) -> pb.Coupon:
-    response = await crowd.stubs[0].IssueCoupon(issue(await opened(crowd), "ann"))
-    got: pb.Coupon = response.coupon
-    return got
-
-
-async def coupons_of(crowd: Crowd, users: int) -> list[pb.Coupon]:
-    campaign_id = await opened(crowd, users)
-    responses = await asyncio.gather(
-        *(
-            crowd.turn(number).IssueCoupon(issue(campaign_id, f"u{number}"))
-            for number in range(users)
-        )
-    )
-    return [response.coupon for response in responses]
-
-
-def live_redemptions(crowd: Crowd) -> int:
-    return crowd.number("SELECT count(*) FROM redemptions WHERE restore_time IS NULL")
-
-
-def redeemed_coupons(crowd: Crowd) -> int:
-    return crowd.number("SELECT count(*) FROM coupons WHERE redeem_request_id IS NOT NULL")
-
-
-# -- guards taken away ---------------------------------------------------------------------------
-
-
-def unlock_campaigns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Campaigns are read, not locked."""
-    unlocked = sa.select(
-        tables.campaigns.c.campaign_id.label("wanted_id"),
-        *tables.campaigns.c,
-        campaigns._now,
-    ).join_from(campaigns._wanted, tables.campaigns, campaigns._is_wanted)
-    monkeypatch.setattr(campaigns, "_LOCK", unlocked)
-    monkeypatch.setattr(campaigns, "_LOCK_FREE", unlocked)
-
-
-def drop_constraints(crowd: Crowd) -> None:
-    """The last guard of issuing."""
+def drop_issue_constraints(crowd: Crowd) -> None:
+    """Remove the last guard of IssueCoupon."""
     crowd.sql(
-        "ALTER TABLE coupons DROP CONSTRAINT coupons_user_once,"
-        " DROP CONSTRAINT coupons_number_once;"
-        "ALTER TABLE campaigns DROP CONSTRAINT campaigns_issued_within_quantity;"
+        f"ALTER TABLE coupons DROP CONSTRAINT {tables.USER_ONCE},"
+        f" DROP CONSTRAINT {tables.NUMBER_ONCE};"
+        f"ALTER TABLE campaigns DROP CONSTRAINT {tables.ISSUED_WITHIN_QUANTITY};"
     )
+
+
+def drop_redeem_constraint(crowd: Crowd) -> None:
+    """Remove the last guard of RedeemCoupon."""
+    crowd.sql(f"DROP INDEX {tables.LIVE_REDEMPTION_ONCE}")
 
 
 def save_unconditionally(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coupon's use is written whatever it has become since it was read."""
-    naive = (
+    """Write a redeemed or restored coupon without its condition: the second guard."""
+    changed = store._changed
+    columns = ("redeem_request_id", "order_id", "redeem_time")
+    unconditional = (
         sa.update(tables.coupons)
-        .values(
-            redeem_request_id=coupons._used.c.redeem_request_id,
-            order_id=coupons._used.c.order_id,
-            redeem_time=coupons._used.c.redeem_time,
-        )
-        .where(tables.coupons.c.coupon_id == coupons._used.c.coupon_id)
+        .values({name: changed.c[name] for name in columns})
+        .where(tables.coupons.c.coupon_id == changed.c.coupon_id)
         .returning(tables.coupons.c.coupon_id)
     )
-    monkeypatch.setattr(coupons, "_SAVE", naive)
+    monkeypatch.setattr(store, "_SAVE", unconditional)
 
 
 def delay_second_save(monkeypatch: pytest.MonkeyPatch, *, until: asyncio.Event) -> None:
-    """The second batch to save waits before it does."""
-    original = coupons.save
+    """Let the second batch that saves coupons wait before it does."""
+    original = store.save_coupons
     saves = 0
 
     async def delayed(*args: Any, **kwargs: Any) -> set[str]:
@@ -187,4 +163,4 @@ def delay_second_save(monkeypatch: pytest.MonkeyPatch, *, until: asyncio.Event) 
             await until.wait()
         return await original(*args, **kwargs)
 
-    monkeypatch.setattr(coupons, "save", delayed)
+    monkeypatch.setattr(store, "save_coupons", delayed)

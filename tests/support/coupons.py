@@ -1,4 +1,4 @@
-"""Requests of CouponService, short enough to read in a test."""
+"""Requests of CouponService, and the calls that most tests begin with."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tally.type.v1.money_pb2 import Money
 
 HOUR = timedelta(hours=1)
 MICROSECOND = timedelta(microseconds=1)
+UNKNOWN_ID = "01890000-0000-7000-8000-000000000000"
 
 
 def won(amount_minor: int, *, currency: str = "KRW") -> Money:
@@ -28,7 +29,7 @@ def campaign(
     lifetime: timedelta = HOUR,
     **fields: Any,
 ) -> pb.CreateCampaignRequest:
-    """An open campaign of ten coupons of 1000 won; times are told from now."""
+    """An open campaign of ten coupons of 1000 won. Times are relative to now."""
     if not {"fixed_discount", "percent_discount"} & fields.keys():
         fields["fixed_discount"] = won(1_000)
     now = datetime.now(UTC)
@@ -80,6 +81,23 @@ def get_campaign(campaign_id: str) -> pb.GetCampaignRequest:
 
 def get_coupon(coupon_id: str, user_id: str) -> pb.GetCouponRequest:
     return pb.GetCouponRequest(coupon_id=coupon_id, user_id=user_id)
+
+
+async def open_campaign(client: Any, request_id: str = "campaign", **fields: Any) -> str:
+    """Create a campaign; returns its id."""
+    response = await client.CreateCampaign(campaign(request_id, **fields))
+    campaign_id: str = response.campaign.campaign_id
+    return campaign_id
+
+
+async def issued(
+    client: Any, user_id: str = "ann", request_id: str = "campaign", **fields: Any
+) -> pb.Coupon:
+    """The first coupon of a new campaign."""
+    campaign_id = await open_campaign(client, request_id, **fields)
+    response = await client.IssueCoupon(issue(campaign_id, user_id, request_id))
+    coupon: pb.Coupon = response.coupon
+    return coupon
 
 
 def _time(time: datetime) -> Timestamp:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import Locked, RowLocks
+from common.request_key import Result
 
 
 def forget_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +20,17 @@ def forget_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
         return await self.read(connection, keys)
 
     monkeypatch.setattr(RowLocks, "lock", read)
+
+
+def forget_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record no response: a repeated request is not recognized by its record."""
+    monkeypatch.setattr(IdempotencyRecords, "answer", lambda _, __, value, ___: Result(value))
+
+
+def forget_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no idempotency record at all."""
+
+    async def save(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(IdempotencyStore, "save", save)
