@@ -289,7 +289,7 @@ class _RedemptionDecider(Decider[Command, Changed, _RedemptionBatch]):
     async def load_after_records(
         self, connection: AsyncConnection, batch: _RedemptionBatch, commands: Sequence[Command]
     ) -> None:
-        """Find the redemptions to restore: one that has a record is found."""
+        """Find the redemptions to restore. One that has a record is always found."""
         named = {
             command.redemption_id for command in commands if isinstance(command, RestoreCoupon)
         }

@@ -57,12 +57,14 @@ async def test_locked_coupon_delays_only_its_own_commands(
 ) -> None:
     locked = (await issued(coupon, "ann", "locked")).coupon_id
     free = (await issued(coupon, "bob", "free")).coupon_id
-    call, request = coupon.RedeemCoupon, redeem(locked, "ann", "r1")
     if command == "restore":
-        await coupon.RedeemCoupon(request)
-        call, request = coupon.RestoreCoupon, restore(locked, "ann", "r1", "s1")
+        await coupon.RedeemCoupon(redeem(locked, "ann", "r1"))
     async with lock(f"SELECT FROM coupons WHERE coupon_id = '{locked}'"):
-        waiting = asyncio.ensure_future(call(request))
+        waiting = asyncio.ensure_future(
+            coupon.RedeemCoupon(redeem(locked, "ann", "r1"))
+            if command == "redeem"
+            else coupon.RestoreCoupon(restore(locked, "ann", "r1", "s1"))
+        )
         for number in range(10):
             await coupon.RedeemCoupon(redeem(free, "bob", f"r{number}"))
             await coupon.RestoreCoupon(restore(free, "bob", f"r{number}", f"s{number}"))
