@@ -18,28 +18,28 @@ from tests.support.coupons import (
 from tests.support.refusals import refused
 
 
-async def current(coupon: Any, held: pb.Coupon) -> pb.Coupon:
-    response = await coupon.GetCoupon(get_coupon(held.coupon_id, held.user_id))
+async def current(coupon: Any, owned: pb.Coupon) -> pb.Coupon:
+    response = await coupon.GetCoupon(get_coupon(owned.coupon_id, owned.user_id))
     found: pb.Coupon = response.coupon
     return found
 
 
 async def test_one_order_redeems_a_coupon_and_copies_are_replayed(coupon: Any) -> None:
-    held = await issued(coupon)
-    first = await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", order_id="o1"))
+    owned = await issued(coupon)
+    first = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
     assert not first.replayed
     assert first.discount == won(1_000)
     assert first.coupon.state == pb.Coupon.STATE_REDEEMED
     assert first.coupon.order_id == "o1"
     assert first.coupon.HasField("redeem_time")
-    assert await current(coupon, held) == first.coupon
-    again = await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", order_id="o1"))
+    assert await current(coupon, owned) == first.coupon
+    again = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
     assert again.replayed
     assert (again.coupon, again.discount) == (first.coupon, first.discount)
     with refused("COUPON_NOT_USABLE"):
-        await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r2", order_id="o2"))
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r2", order_id="o2"))
     with refused("REQUEST_ID_REUSED"):
-        await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", order_id="o2"))
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o2"))
 
 
 async def test_discount_follows_the_terms(coupon: Any) -> None:
@@ -54,18 +54,18 @@ async def test_discount_follows_the_terms(coupon: Any) -> None:
         ({"percent_discount": 50, "min_order_amount": won(5_000)}, 5_000, 2_500),
     ]
     for number, (fields, amount, discount) in enumerate(cases):
-        held = await issued(coupon, request_id=f"c{number}", **fields)
-        request = redeem(held.coupon_id, "ann", f"r{number}", amount=amount)
+        owned = await issued(coupon, request_id=f"c{number}", **fields)
+        request = redeem(owned.coupon_id, "ann", f"r{number}", amount=amount)
         assert (await coupon.RedeemCoupon(request)).discount == won(discount)
 
 
 async def test_order_below_minimum_or_in_other_currency_is_refused(coupon: Any) -> None:
-    held = await issued(coupon, min_order_amount=won(5_000))
+    owned = await issued(coupon, min_order_amount=won(5_000))
     with refused("ORDER_AMOUNT_TOO_SMALL"):
-        await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", amount=4_999))
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", amount=4_999))
     with refused("CURRENCY_MISMATCH"):
-        await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", currency="USD"))
-    assert await current(coupon, held) == held
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", currency="USD"))
+    assert await current(coupon, owned) == owned
     any_currency = await issued(coupon, request_id="percent", percent_discount=10)
     response = await coupon.RedeemCoupon(
         redeem(any_currency.coupon_id, "ann", "r1", currency="USD")
@@ -74,11 +74,11 @@ async def test_order_below_minimum_or_in_other_currency_is_refused(coupon: Any) 
 
 
 async def test_expired_coupon_is_shown_and_refused(coupon: Any) -> None:
-    held = await issued(coupon, lifetime=MICROSECOND)
-    assert held.state == pb.Coupon.STATE_ISSUED
-    assert (await current(coupon, held)).state == pb.Coupon.STATE_EXPIRED
+    owned = await issued(coupon, lifetime=MICROSECOND)
+    assert owned.state == pb.Coupon.STATE_ISSUED
+    assert (await current(coupon, owned)).state == pb.Coupon.STATE_EXPIRED
     with refused("COUPON_EXPIRED"):
-        await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1"))
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1"))
 
 
 async def test_unknown_coupon_is_not_found_and_can_be_cancelled(coupon: Any) -> None:
@@ -102,38 +102,38 @@ async def test_unknown_coupon_is_not_found_and_can_be_cancelled(coupon: Any) -> 
 
 
 async def test_restored_coupon_is_free_for_another_redemption_only(coupon: Any) -> None:
-    held = await issued(coupon)
-    await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", order_id="o1"))
-    first = await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r1", "s1"))
+    owned = await issued(coupon)
+    await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
+    first = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
     assert not first.replayed
-    assert first.coupon == held
+    assert first.coupon == owned
     with refused("REDEMPTION_CANCELLED"):
-        await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1", order_id="o1"))
-    second = await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r2", order_id="o2"))
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
+    second = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r2", order_id="o2"))
     # A repeated restoration of the first must not change the second.
     for request_id in ("s1", "s2", "s2"):
-        again = await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r1", request_id))
+        again = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", request_id))
         assert again.replayed
         assert again.coupon == first.coupon
-    assert await current(coupon, held) == second.coupon
+    assert await current(coupon, owned) == second.coupon
     with refused("REQUEST_ID_REUSED"):
-        await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r2", "s1"))
-    await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r2", "s3"))
-    assert await current(coupon, held) == held
+        await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r2", "s1"))
+    await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r2", "s3"))
+    assert await current(coupon, owned) == owned
 
 
 async def test_restoration_before_its_redemption_prevents_it(coupon: Any) -> None:
-    held = await issued(coupon)
-    first = await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r1", "s1"))
-    assert first.coupon == held
+    owned = await issued(coupon)
+    first = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
+    assert first.coupon == owned
     assert not first.replayed
     with refused("REDEMPTION_CANCELLED"):
-        await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1"))
-    used = await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r2"))
-    again = await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r1", "s1"))
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1"))
+    used = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r2"))
+    again = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
     assert again.replayed
     assert again.coupon == first.coupon
-    other = await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r1", "s2"))
+    other = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s2"))
     assert other.replayed
     assert other.coupon == used.coupon
 
@@ -154,11 +154,11 @@ async def test_restoration_of_another_coupon_is_refused(coupon: Any) -> None:
 async def test_coupon_that_expired_while_redeemed_is_restored_expired(
     coupon: Any, sql: Callable[[str], str]
 ) -> None:
-    held = await issued(coupon)
-    await coupon.RedeemCoupon(redeem(held.coupon_id, "ann", "r1"))
+    owned = await issued(coupon)
+    await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1"))
     sql("UPDATE coupons SET expire_time = issue_time + interval '1 microsecond'")
-    assert (await current(coupon, held)).state == pb.Coupon.STATE_REDEEMED
-    response = await coupon.RestoreCoupon(restore(held.coupon_id, "ann", "r1", "s1"))
+    assert (await current(coupon, owned)).state == pb.Coupon.STATE_REDEEMED
+    response = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
     assert response.coupon.state == pb.Coupon.STATE_EXPIRED
     assert not response.coupon.order_id
     assert not response.coupon.HasField("redeem_time")
