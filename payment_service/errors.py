@@ -49,7 +49,7 @@ class PaymentInProgress(Refusal):
 
 
 class GatewayUnavailable(Refusal):
-    """The payment gateway could not be asked; this call changed nothing there."""
+    """The payment gateway could not be reached; this call changed nothing there."""
 
     code = Code.UNAVAILABLE
     reason = "GATEWAY_UNAVAILABLE"
@@ -57,7 +57,7 @@ class GatewayUnavailable(Refusal):
 
 
 class PaymentOutcomeUnknown(Refusal):
-    """The gateway was reached and its outcome is not known yet; repeat the call to hear it."""
+    """The gateway was reached and its outcome is not known yet; repeat the call."""
 
     code = Code.UNAVAILABLE
     reason = "PAYMENT_OUTCOME_UNKNOWN"

@@ -8,7 +8,7 @@ import httpx
 from pydantic import AfterValidator, Field, SecretStr
 
 from common.settings import BindAddress, ServiceSettings
-from payment_service.toss import TossOptions
+from payment_service.gateway.toss import TossOptions
 
 
 def _http_url(url: str) -> str:
@@ -86,6 +86,6 @@ class PaymentSettings(ServiceSettings):
             connect_timeout_s=self.gateway_connect_timeout_s,
             timeout_s=self.gateway_timeout_s,
             connections_max=self.gateway_connections_max,
-            breaker_threshold=self.gateway_breaker_failures,
-            breaker_ttl_s=self.gateway_breaker_pause_s,
+            breaker_failures=self.gateway_breaker_failures,
+            breaker_pause_s=self.gateway_breaker_pause_s,
         )

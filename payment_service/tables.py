@@ -1,4 +1,4 @@
-"""The payment database: one row per payment_key for good, and the answers."""
+"""The payment database: one row per payment_key for ever, and the idempotency records."""
 
 from __future__ import annotations
 

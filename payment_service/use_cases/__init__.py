@@ -1,11 +1,6 @@
 """What the payment service does.
 
-- ``decide``: the writes, decided batch by batch in one lane;
-- ``resolver``: what is left to do at the gateway for payments without a final state;
-- ``payments``: the calls, from the claim over the gateway to the answer, and the reads.
+- ``payment``: the calls, from the claim over the gateway to the response, and the reads;
+- ``decider``: the writes, decided batch by batch in one lane;
+- ``resolver``: the work at the gateway on payments that are open.
 """
-
-from payment_service.use_cases.decide import Posted
-from payment_service.use_cases.payments import Payments
-
-__all__ = ["Payments", "Posted"]

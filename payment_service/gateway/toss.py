@@ -1,10 +1,10 @@
-"""The Gateway over Toss Payments' HTTP protocol.
+"""Calls to Toss Payments, a payment gateway, over HTTP.
 
-Amounts travel in minor units, which for KRW, a currency without any, is what Toss carries. Toss
-fixes the currency when the customer opens the payment, so its confirm names none; ``currency`` is
-sent for other currencies only, as an extension, and checked in every answer.
+Amounts are sent in minor units: Toss carries KRW, which has no smaller unit. Toss fixes the
+currency when the customer opens the payment, so its confirm has no currency field; ``currency`` is
+sent for other currencies only, as an extension, and checked in every response.
 
-The far side is not trusted: no redirect is followed, no cookie kept, no compressed or large body
+The gateway is not trusted: no redirect is followed, no cookie kept, no compressed or large body
 read, and the whole exchange has one time limit, so that a slow trickle ends too.
 """
 
@@ -18,11 +18,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import HALF_OPENED, OpenedState
 from pydantic import SecretStr
 
-from payment_service.gateway import (
+from common.breaker import CircuitBreaker, CircuitOpen
+from payment_service.gateway.outcomes import (
     Cancelled,
     CancelOutcome,
     Charge,
@@ -36,11 +35,10 @@ from payment_service.gateway import (
     Rejected,
     Unknown,
 )
-from payment_service.toss_answers import (
+from payment_service.gateway.toss_responses import (
     ALREADY_CANCELED,
     ALREADY_PROCESSED,
-    Answer,
-    error_code,
+    Response,
     read_cancel,
     read_confirm,
     read_find,
@@ -54,7 +52,7 @@ REASON_CHARACTERS_MAX: Final = 200
 
 _IDLE_S_MAX: Final = 2.0
 """Servers close connections that idle for 5 s and more. A call sent at that moment is lost, and
-its outcome unknown until the gateway has been asked."""
+its outcome unknown until the payment is looked up."""
 
 _NEVER_SENT: Final = (
     httpx.ConnectError,
@@ -64,7 +62,7 @@ _NEVER_SENT: Final = (
 )
 
 _UNADDRESSABLE: Final = frozenset({".", ".."})
-"""Legal payment keys that a URL path cannot carry: they could be charged but never asked for."""
+"""Valid payment keys that a URL path cannot carry: they could be charged but not looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +74,24 @@ class TossOptions:
     connect_timeout_s: float = 2.0
     timeout_s: float = 10.0
     connections_max: int = 100
-    breaker_threshold: int = 20
-    breaker_ttl_s: float = 5.0
+    breaker_failures: int = 20
+    breaker_pause_s: float = 5.0
 
 
-class _Failed(Exception):  # noqa: N818 - carries an outcome through the breaker, which counts raises
+class _Failed(Exception):  # noqa: N818 - carries an outcome through the circuit breaker
     def __init__(self, outcome: NotSent | Unknown) -> None:
         super().__init__(outcome)
         self.outcome = outcome
 
 
 class TossGateway:
-    """A Gateway that speaks Toss Payments' protocol. Make and close it inside the event loop."""
+    """Toss Payments. No call raises for a failure of the gateway or the network.
+
+    Make and close it inside the event loop.
+    """
 
     name = "toss"
+    """Stored with each payment."""
 
     def __init__(
         self, options: TossOptions, transport: httpx.AsyncBaseTransport | None = None
@@ -110,20 +112,18 @@ class TossGateway:
                 keepalive_expiry=_IDLE_S_MAX,
             ),
             follow_redirects=False,
-            # A proxy from the environment would be handed the secret key.
+            # A proxy from the environment would receive the secret key.
             trust_env=False,
             transport=transport,
         )
         self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        # One circuit per operation: failing confirms must not stand in the way of the finds that
-        # resolve them. A caller that goes away says nothing of the gateway's health.
-        self._breakers = AsyncCircuitBreakerFactory(
-            default_threshold=options.breaker_threshold,
-            default_ttl=options.breaker_ttl_s,
-            exclude=[asyncio.CancelledError],
+        # One circuit per operation: failing confirms must not prevent the finds that resolve them.
+        self._confirms, self._finds, self._cancels = (
+            CircuitBreaker(
+                operation, failures_max=options.breaker_failures, open_s=options.breaker_pause_s
+            )
+            for operation in ("confirm", "find", "cancel")
         )
-        self._trials: set[str] = set()
-        """Circuits that one call is trying: the breaker itself would let everybody through."""
 
     async def confirm(self, charge: Charge) -> ConfirmOutcome:
         """Take the money. Safe to repeat with the same charge."""
@@ -136,43 +136,43 @@ class TossGateway:
         }
         if charge.amount.currency_code != "KRW":
             body["currency"] = charge.amount.currency_code
-        answer = await self._exchange(
-            "confirm", "POST", "/v1/payments/confirm", body, charge.idempotency_key
+        response = await self._exchange(
+            self._confirms, "POST", "/v1/payments/confirm", body, charge.idempotency_key
         )
-        if not isinstance(answer, Answer):
-            return answer
-        if error_code(answer) != ALREADY_PROCESSED:
-            return read_confirm(answer, charge)
+        if not isinstance(response, Response):
+            return response
+        if response.error_code != ALREADY_PROCESSED:
+            return read_confirm(response, charge)
         found = await self.find(charge)
         match found:
-            # This call did arrive, so what the look-up failed to tell stays open.
             case NotFound() | NotSent() | Rejected():
-                return Unknown("already processed, and the look-up could not tell how")
+                # This call did arrive, so a look-up without a result leaves the outcome open.
+                return Unknown("already processed, and the look-up had no result")
             case _:
                 return found
 
     async def find(self, charge: Charge) -> FindOutcome:
-        """Tell what became of the charge's payment key, checked against the charge."""
+        """Look up the state of the charge's payment key, checked against the charge."""
         if charge.payment_key in _UNADDRESSABLE:
             return NotFound()
-        answer = await self._exchange("find", "GET", _path(charge))
-        return read_find(answer, charge) if isinstance(answer, Answer) else answer
+        response = await self._exchange(self._finds, "GET", _path(charge))
+        return read_find(response, charge) if isinstance(response, Response) else response
 
     async def cancel(self, charge: Charge, reason: str) -> CancelOutcome:
         """Give all of the money back. Safe to repeat with the same charge."""
         if charge.payment_key in _UNADDRESSABLE:
             return NotFound()
-        answer = await self._exchange(
-            "cancel",
+        response = await self._exchange(
+            self._cancels,
             "POST",
             f"{_path(charge)}/cancel",
             {"cancelReason": reason[:REASON_CHARACTERS_MAX] or "cancelled"},
             charge.idempotency_key,
         )
-        if not isinstance(answer, Answer):
-            return answer
-        if error_code(answer) != ALREADY_CANCELED:
-            return read_cancel(answer, charge)
+        if not isinstance(response, Response):
+            return response
+        if response.error_code != ALREADY_CANCELED:
+            return read_cancel(response, charge)
         found = await self.find(charge)
         match found:
             case Cancelled() | Mismatch():
@@ -180,7 +180,7 @@ class TossGateway:
             case Declined(code):
                 return NotCancellable(code)
             case _:
-                return Unknown("already cancelled, and the look-up could not tell")
+                return Unknown("already cancelled, and the look-up had no result")
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -188,40 +188,23 @@ class TossGateway:
 
     async def _exchange(
         self,
-        circuit: str,
+        breaker: CircuitBreaker,
         method: str,
         path: str,
         body: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
-    ) -> Answer | NotSent | Unknown:
+    ) -> Response | NotSent | Unknown:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         request = self._client.build_request(method, path, json=body, headers=headers)
-        breaker = await self._breakers.get_breaker(circuit)
-        context = breaker.context
-        if context.state == HALF_OPENED and circuit in self._trials:
-            return NotSent("circuit half-open")
         try:
-            async with breaker:
-                if context.state == HALF_OPENED:
-                    return await self._try(circuit, request)
+            async with breaker.call():
                 return await self._send(request)
-        except OpenedState as opened:
-            # The breaker raises one and the same exception every time: left alone, its traceback
-            # would grow by a frame with each call for as long as the circuit is open.
-            opened.__traceback__ = None
-            return NotSent("circuit open")
+        except CircuitOpen as circuit:
+            return NotSent(str(circuit))
         except _Failed as failed:
             return failed.outcome
 
-    async def _try(self, circuit: str, request: httpx.Request) -> Answer:
-        """Send the one call whose outcome closes the circuit, or opens it again."""
-        self._trials.add(circuit)
-        try:
-            return await self._send(request)
-        finally:
-            self._trials.discard(circuit)
-
-    async def _send(self, request: httpx.Request) -> Answer:
+    async def _send(self, request: httpx.Request) -> Response:
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True)
@@ -235,27 +218,27 @@ class TossGateway:
             raise _Failed(Unknown(type(error).__name__)) from error
 
 
-async def _read(response: httpx.Response) -> Answer:
-    """Read a bounded JSON object, or fail: what cannot be read says nothing of the payment."""
-    status = response.status_code
-    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json" or "content-encoding" in response.headers:
-        raise _Failed(Unknown(f"answered {status}, not in plain JSON"))
-    received = bytearray()
-    async for chunk in response.aiter_raw():
-        received += chunk
-        if len(received) > BODY_BYTES_MAX:
-            raise _Failed(Unknown(f"answered {status} with too large a body"))
+async def _read(received: httpx.Response) -> Response:
+    """Read a JSON object of bounded size. Raises _Failed for anything else, and for a 5xx."""
+    status = received.status_code
+    content_type = received.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json" or "content-encoding" in received.headers:
+        raise _Failed(Unknown(f"{status}, not in plain JSON"))
+    content = bytearray()
+    async for chunk in received.aiter_raw():
+        content += chunk
+        if len(content) > BODY_BYTES_MAX:
+            raise _Failed(Unknown(f"{status} with too large a body"))
     try:
-        body = json.loads(received)
+        body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _Failed(Unknown(f"answered {status} with broken JSON")) from error
+        raise _Failed(Unknown(f"{status} with broken JSON")) from error
     if not isinstance(body, dict):
-        raise _Failed(Unknown(f"answered {status} with JSON of another form"))
-    answer = Answer(status, body)
+        raise _Failed(Unknown(f"{status} with JSON that is not an object"))
+    response = Response(status, body)
     if status >= 500:
-        raise _Failed(Unknown(f"answered {status} {error_code(answer) or ''}".rstrip()))
-    return answer
+        raise _Failed(Unknown(f"{status} {response.error_code or ''}".rstrip()))
+    return response
 
 
 def _path(charge: Charge) -> str:
