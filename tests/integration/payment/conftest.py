@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
+from common.db.engines import Database, open_engines
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
@@ -16,9 +18,16 @@ from tests.support.payments import payment_replicas
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
-    """One gateway for all tests; each uses keys of its own."""
+    """One gateway for all tests; each uses its own keys."""
     data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
     with GatewaySimulator(data_file, slow_ms=400) as running:
+        yield running
+
+
+@pytest.fixture
+def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
+    """A gateway that a test may stop."""
+    with GatewaySimulator(tmp_path / "gateway.db") as running:
         yield running
 
 
@@ -26,6 +35,14 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulat
 def payment_database(databases: Databases) -> Iterator[ServiceUrls]:
     with databases.clone("payment") as urls:
         yield urls
+
+
+@pytest.fixture
+async def sessions(payment_database: ServiceUrls) -> AsyncIterator[Database]:
+    """Connections to the database with the service's own rights."""
+    opened = open_engines(payment_database.runtime, application_name="test", pool_size=12)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture(params=["redis", "no-redis"])
