@@ -36,7 +36,7 @@ STRATEGIES: Final[dict[type[Command], Strategy]] = {
         rounds_max=10,
         guards=(tables.OUTCOME, tables.DUE_WHILE_OPEN),
         why="The outcome is stored if the payment is still as it was when it was decided. What "
-        "the gateway has certainly done counts whoever reports it; only the holder of the lease "
+        "the gateway has certainly done counts without a lease too; only the holder of the lease "
         "frees the key or sets the next try.",
     ),
     CancelPayment: Strategy(

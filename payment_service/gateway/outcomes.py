@@ -24,7 +24,7 @@ class Charge:
     """One confirmation, the same in every attempt at it, by whichever replica.
 
     ``idempotency_key`` (1-300 characters) must be unique over all users and payments: a gateway
-    answers a key that it has seen with the first response, even if the payment is another one. A
+    returns the first response for a key that it has seen, even if the payment is another one. A
     request_id is not enough, since it is unique per user only.
     """
 

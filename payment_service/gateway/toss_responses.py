@@ -163,7 +163,7 @@ def _read_payment(
         case "READY" | "IN_PROGRESS":
             return NotFound()
         case "PARTIAL_CANCELED":
-            # Tally gives back all or nothing: somebody else has changed this payment.
+            # Tally gives back all or nothing: this payment was changed by other means.
             return Mismatch(("balanceAmount",))
         case _:
             return Unknown("a payment in an unknown status")

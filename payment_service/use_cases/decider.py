@@ -218,7 +218,7 @@ def _answer(records: IdempotencyRecords, confirmation: Confirmation) -> None:
     payment = confirmation.payment
     match payment.state:
         case State.CANCELLED:
-            # Also if the money was given back by somebody else.
+            # Also if the money was given back by other means.
             if not records.is_cancelled(confirmation.key):
                 records.cancel(confirmation.key)
         case State.CONFIRMED if records.get(confirmation.key) is None:

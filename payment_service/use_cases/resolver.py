@@ -1,8 +1,8 @@
 """The work at the gateway on payments that are open, until each has a final state.
 
-Whoever works on a payment has a lease of it, which a heartbeat renews while the replica lives,
-however long the gateway takes; the payments of a dead replica are soon acquired by another. A
-replica that loses a lease while it lives costs one more call to the gateway, and nothing else.
+A replica works on a payment under a lease, which a heartbeat renews while the replica lives,
+however long the gateway takes. The payments of a dead replica are soon acquired by another. If a
+live replica loses a lease, that costs one more call to the gateway, and nothing else.
 
 An unknown outcome is looked up by the payment_key. If the gateway does not know the key, the
 confirm is sent again under the same idempotency key: a first confirm that is still in transit then
@@ -13,10 +13,10 @@ outcome is ever guessed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from prometheus_client import Counter
@@ -45,12 +45,14 @@ from payment_service.model import Command, Confirmation, RecordOutcome, State
 from payment_service.store import lease as store
 from payment_service.use_cases.decider import Reply
 
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
 STORE_TRIES_MAX: Final = 6
 _STORE_RETRY: Final = Backoff(0.2, 6.4, jitter=(0.0, 1.0))
 
-OUTCOME_LABELS: Final[dict[type[Outcome], str]] = {
+OUTCOME_LABELS: Final[dict[type[object], str]] = {
     Confirmed: "Confirmed",
     Cancelled: "Cancelled",
     Declined: "Declined",
@@ -168,8 +170,9 @@ class Resolver:
         ``start`` or ``release_slot``.
         """
         with self._holding(confirmation) as holder:
-            outcome = await self._gateway.confirm(confirmation.charge)
-            _count("confirm", outcome, confirmation)
+            outcome = await _counted(
+                "confirm", confirmation, self._gateway.confirm(confirmation.charge)
+            )
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
             keep_lease = isinstance(outcome, Unknown | Mismatch) and self.reserve_slot(holder)
@@ -197,26 +200,20 @@ class Resolver:
 
     async def _step(self, confirmation: Confirmation) -> Outcome:
         """Look up an unknown outcome, or give back what was charged."""
+        charge = confirmation.charge
         if confirmation.payment.state is State.CONFIRMED:
-            return await self._give_back(confirmation)
-        found = await self._gateway.find(confirmation.charge)
-        _count("find", found, confirmation)
+            assert confirmation.cancel_reason is not None
+            cancelling = self._gateway.cancel(confirmation.refund, confirmation.cancel_reason)
+            outcome = await _counted("cancel", confirmation, cancelling)
+            if not isinstance(outcome, NotCancellable):
+                return outcome
+            # Perhaps the money was given back by other means, which is as good.
+            found = await _counted("find", confirmation, self._gateway.find(charge))
+            return found if isinstance(found, Cancelled) else outcome
+        found = await _counted("find", confirmation, self._gateway.find(charge))
         if not isinstance(found, NotFound):
             return found
-        confirmed = await self._gateway.confirm(confirmation.charge)
-        _count("confirm", confirmed, confirmation)
-        return confirmed
-
-    async def _give_back(self, confirmation: Confirmation) -> Outcome:
-        assert confirmation.cancel_reason is not None
-        outcome = await self._gateway.cancel(confirmation.refund, confirmation.cancel_reason)
-        _count("cancel", outcome, confirmation)
-        if not isinstance(outcome, NotCancellable):
-            return outcome
-        # Perhaps somebody else has given it back, which is as good.
-        found = await self._gateway.find(confirmation.charge)
-        _count("find", found, confirmation)
-        return found if isinstance(found, Cancelled) else outcome
+        return await _counted("confirm", confirmation, self._gateway.confirm(charge))
 
     async def _record(
         self, confirmation: Confirmation, outcome: Outcome, *, keep_lease: bool
@@ -248,15 +245,20 @@ class Resolver:
                 return recorded
 
 
-def _count(operation: str, outcome: Outcome, confirmation: Confirmation) -> None:
+async def _counted(
+    operation: str, confirmation: Confirmation, call: Awaitable[OutcomeT]
+) -> OutcomeT:
+    """The outcome of a call, counted; logged if it needs an operator."""
+    outcome = await call
     _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
     if isinstance(outcome, Mismatch | NotCancellable | Rejected) or (
         operation == "cancel" and isinstance(outcome, NotFound)
     ):
-        # None of these resolves itself: an operator has to look.
+        # None of these resolves itself.
         _log.error(
             "gateway_needs_attention",
             asked=operation,
             outcome=repr(outcome),
             payment_id=confirmation.payment.payment_id,
         )
+    return outcome

@@ -78,18 +78,6 @@ async def test_a_decline_is_stored_and_replayed(
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
-async def test_duplicates_of_one_request_get_one_response(
-    stubs: list[Any], gateway: GatewaySimulator
-) -> None:
-    key = key_of("slow_")
-    calls = [stubs[number % 2].ConfirmPayment(confirm(key)) for number in range(8)]
-    responses = await asyncio.gather(*calls)
-    payments = {response.payment.SerializeToString(deterministic=True) for response in responses}
-    assert len(payments) == 1
-    assert sorted(response.replayed for response in responses) == [False] + [True] * 7
-    assert gateway.charges()[key]["confirmCalls"] == 1
-
-
 async def test_another_request_is_refused_while_the_key_is_in_progress(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:

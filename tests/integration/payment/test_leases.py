@@ -145,7 +145,8 @@ async def test_a_serving_replica_renews_its_leases(
 
     async def due_time() -> datetime:
         async with sessions.reads.connect() as connection:
-            return (await connection.execute(sa.select(payments.c.due_time))).scalar_one()
+            due: datetime = (await connection.execute(sa.select(payments.c.due_time))).scalar_one()
+            return due
 
     async def renewed() -> bool:
         return await due_time() > first

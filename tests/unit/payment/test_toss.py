@@ -62,8 +62,8 @@ def refused(status: int, code: object) -> httpx.Response:
     return httpx.Response(status, json={"code": code, "message": "…"})
 
 
-def raw(content: bytes, status: int = 200, **headers: str) -> httpx.Response:
-    return httpx.Response(status, headers=JSON | headers, content=content)
+def raw(content: bytes, headers: dict[str, str] = JSON) -> httpx.Response:
+    return httpx.Response(200, headers=headers, content=content)
 
 
 class Wire(httpx.AsyncByteStream):
@@ -180,8 +180,7 @@ async def test_a_key_that_no_path_can_carry_is_not_charged(payment_key: str) -> 
 
 # -- responses -----------------------------------------------------------------------------------
 
-UNKNOWN = (Unknown, Unknown, Unknown)
-WRONG_MONEY = {
+WRONG_MONEY: dict[str, list[object]] = {
     "paymentKey": ["key-2", None, 1],
     "orderId": ["order-2", None],
     "currency": ["USD", "krw", None],
@@ -189,12 +188,13 @@ WRONG_MONEY = {
     "balanceAmount": [0, 14_999, None, "15000"],
     "lastTransactionKey": ["", None, 7, "a\0b", "x" * 201],
 }
-NOT_CHARGED = {
-    "ABORTED": Declined("ABORTED"),
-    "EXPIRED": Declined("EXPIRED"),
-    "READY": NotFound(),
-    "IN_PROGRESS": NotFound(),
+NOT_CHARGED: dict[str, tuple[object, object]] = {
+    "ABORTED": (Declined("ABORTED"), Declined("ABORTED")),
+    "EXPIRED": (Declined("EXPIRED"), Declined("EXPIRED")),
+    "READY": (Unknown, NotFound()),
+    "IN_PROGRESS": (Unknown, NotFound()),
 }
+OTHER_STATUSES: list[object] = ["WAITING_FOR_DEPOSIT", "SOMETHING_NEW", None, []]
 OF_ANOTHER_ORDER = {"orderId": "order-2", "currency": "USD", "totalAmount": 1}
 FAILURES: list[tuple[object, str]] = [
     ({"code": "REJECT_CARD_PAYMENT"}, "REJECT_CARD_PAYMENT"),
@@ -202,7 +202,7 @@ FAILURES: list[tuple[object, str]] = [
     ({}, "UNREADABLE_CODE"),
     ("text", "ABORTED"),
 ]
-OUTCOME_OPEN = [
+OUTCOME_OPEN: list[tuple[int, object]] = [
     (400, "PROVIDER_ERROR"),
     (409, "IDEMPOTENT_REQUEST_PROCESSING"),
     (400, "SOMETHING_NEW"),
@@ -220,7 +220,7 @@ UNREADABLE = {
     "html 404": httpx.Response(404, html="<h1>not here</h1>"),
     "html 401": httpx.Response(401, html="<h1>log in</h1>"),
     "text": httpx.Response(200, text=json.dumps(PAYMENT)),
-    "empty": httpx.Response(200, headers=JSON),
+    "empty": raw(b""),
     "no content": httpx.Response(204),
     "broken": raw(b'{"status": "DONE"'),
     "not UTF-8": raw(b'{"status": "\xff"}'),
@@ -234,67 +234,57 @@ UNREADABLE = {
         307, headers={"location": "http://elsewhere.test/"}, json=PAYMENT
     ),
     "created": httpx.Response(201, json=PAYMENT),
-    "gzip": raw(gzip.compress(json.dumps(PAYMENT).encode()), **{"content-encoding": "gzip"}),
+    "gzip": raw(gzip.compress(json.dumps(PAYMENT).encode()), JSON | {"content-encoding": "gzip"}),
     "no code": httpx.Response(404, json={}),
 }
 
 Row = tuple[httpx.Response, object, object, object]
+
+
+def row(response: httpx.Response, *expected: object) -> Row:
+    """A response with the outcomes of confirm, find and cancel, or with one for all."""
+    confirm, find, cancel = expected if len(expected) == 3 else expected * 3
+    return response, confirm, find, cancel
+
+
 ROWS: dict[str, Row] = {
-    "paid": (paid(), CONFIRMED, CONFIRMED, Unknown),
-    "given back": (given_back(), CANCELLED, CANCELLED, CANCELLED),
-    "partly given back": (paid(status="PARTIAL_CANCELED"), *[Mismatch(("balanceAmount",))] * 3),
-    "not found": (
-        refused(404, "NOT_FOUND_PAYMENT"),
-        Declined("NOT_FOUND_PAYMENT"),
-        NotFound(),
-        NotFound(),
+    "paid": row(paid(), CONFIRMED, CONFIRMED, Unknown),
+    "given back": row(given_back(), CANCELLED),
+    "partly given back": row(paid(status="PARTIAL_CANCELED"), Mismatch(("balanceAmount",))),
+    "not found": row(
+        refused(404, "NOT_FOUND_PAYMENT"), Declined("NOT_FOUND_PAYMENT"), NotFound(), NotFound()
     ),
-    "not cancellable": (
-        refused(403, "NOT_CANCELABLE_PAYMENT"),
-        Unknown,
-        Unknown,
-        NotCancellable("NOT_CANCELABLE_PAYMENT"),
+    "not cancellable": row(
+        refused(403, "REFUND_REJECTED"), Unknown, Unknown, NotCancellable("REFUND_REJECTED")
     ),
-    "unauthorized": (refused(401, "SOMETHING_NEW"), *[Rejected("SOMETHING_NEW")] * 3),
-    "too many requests": (refused(429, "SOMETHING_NEW"), *[Rejected("SOMETHING_NEW")] * 3),
+    "unauthorized": row(refused(401, "SOMETHING_NEW"), Rejected("SOMETHING_NEW")),
+    "too many requests": row(refused(429, "SOMETHING_NEW"), Rejected("SOMETHING_NEW")),
     **{
-        f"{field} {value!r}"[:40]: (paid(**{field: value}), *[Mismatch((field,))] * 3)
+        f"{field} {value!r}"[:40]: row(paid(**{field: value}), Mismatch((field,)))
         for field, values in WRONG_MONEY.items()
         for value in values
     },
     **{
-        f"{status}, {content}": (
-            paid(status=status, **changes),
-            Unknown if isinstance(found, NotFound) else found,
-            found,
-            Unknown,
-        )
-        for status, found in NOT_CHARGED.items()
+        f"{status}, {content}": row(paid(status=status, **changes), confirm, find, Unknown)
+        for status, (confirm, find) in NOT_CHARGED.items()
         for content, changes in {"same": {}, "another order": OF_ANOTHER_ORDER}.items()
     },
     **{
-        f"{status}, another key": (
-            paid(status=status, paymentKey="key-2"),
-            *[Mismatch(("paymentKey",))] * 3,
+        f"{status}, another key": row(
+            paid(status=status, paymentKey="key-2"), Mismatch(("paymentKey",))
         )
         for status in NOT_CHARGED
     },
     **{
-        f"failure {failure}": (
-            paid(status="ABORTED", failure=failure),
-            Declined(code),
-            Declined(code),
-            Unknown,
+        f"failure {failure}": row(
+            paid(status="ABORTED", failure=failure), Declined(code), Declined(code), Unknown
         )
         for failure, code in FAILURES
     },
-    **{
-        f"status {status}": (paid(status=status), *UNKNOWN)
-        for status in ("WAITING_FOR_DEPOSIT", "SOMETHING_NEW", None, [])
-    },
-    **{f"{status} {code}": (refused(status, code), *UNKNOWN) for status, code in OUTCOME_OPEN},
-    **{code: (refused(403, code), *[Rejected(code)] * 3) for code in sorted(TALLY_FAULTS)},
-    **{name: (response, *UNKNOWN) for name, response in UNREADABLE.items()},
+    **{f"status {status}": row(paid(status=status), Unknown) for status in OTHER_STATUSES},
+    **{f"{status} {code}": row(refused(status, code), Unknown) for status, code in OUTCOME_OPEN},
+    **{code: row(refused(403, code), Rejected(code)) for code in sorted(TALLY_FAULTS)},
+    **{name: row(response, Unknown) for name, response in UNREADABLE.items()},
 }
 
 
