@@ -23,7 +23,7 @@ from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
-from payment_service.gateway import (
+from payment_service.gateway.outcomes import (
     Cancelled,
     Confirmed,
     Declined,
@@ -34,7 +34,7 @@ from payment_service.gateway import (
     Rejected,
     Unknown,
 )
-from payment_service.toss import TossGateway
+from payment_service.gateway.toss import TossGateway
 from tests.support.databases import Databases
 from tests.support.payments import cancel, confirm, payment_replicas
 from tests.support.refusals import outcome
