@@ -28,5 +28,10 @@ def addresses(stack: Stack) -> dict[str, list[str]]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def tally(addresses: dict[str, list[str]]) -> AsyncIterator[Tally]:
     """A client of all services."""
-    async with Tally(**addresses) as opened:
+    async with Tally(
+        balance=addresses["balance"],
+        coupon=addresses["coupon"],
+        order=addresses["order"],
+        payment=addresses["payment"],
+    ) as opened:
         yield opened

@@ -236,6 +236,7 @@ _KINDS: Final = {
 
 def kind_of(field: FieldDescriptor) -> Kind:
     """Raises KeyError for a field that the table does not have."""
+    assert field.containing_type is not None
     kind = _KINDS.get(f"{field.containing_type.name}.{field.name}")
     return kind if kind is not None else _KINDS[field.name]
 
