@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.order.v1 import order_pb2 as order
+from tests.integration.contract.invalid_values import LIMIT
 from tests.integration.contract.statuses import ExpectedStatus, Status
 from tests.integration.contract.valid_requests import USER, Seed, fresh, valid_request
 from tests.support.balances import charge
@@ -160,13 +161,15 @@ async def _seed(services: Services) -> Seed:
         for user_id in (OTHER_USER, USER)
     }
     payments = [
-        (await call(confirm(fresh(), fresh(), user_id=user_id))).payment.payment_id
+        (await call(confirm(fresh(), fresh(), user_id=user_id))).payment
         for user_id in (USER,) * 3 + (OTHER_USER,) * 2
     ]
-    products = [
-        (await call(create_product(fresh(), 1_000, price=5_000))).product.product_id
-        for _ in range(3)
-    ]
+
+    async def product(price: int, stock: int = 10**12, currency: str = "KRW") -> str:
+        request = create_product(fresh(), stock, price=price, currency=currency)
+        return str((await call(request)).product.product_id)
+
+    products = [await product(5_000, stock=1_000) for _ in range(3)]
     orders = [
         (await call(create_order(user_id, {products[0]: 2}, fresh()))).order.order_id
         for user_id in (USER,) * 8 + (OTHER_USER,) * 2
@@ -180,5 +183,8 @@ async def _seed(services: Services) -> Seed:
         pending_orders=orders[3:8],
         paid_orders=orders[:3],
         sagas=[saga.saga_id for saga in (await call(order.ListSagasRequest())).sagas],
-        payments=payments[:3],
+        payments=[payment.payment_id for payment in payments[:3]],
+        payment_keys=[payment.payment_key for payment in payments[:3]],
+        dollar_product=await product(1, currency="USD"),
+        product_of_price={price: await product(price) for price in (LIMIT, LIMIT // 2, 1)},
     )

@@ -52,6 +52,10 @@ def expected(code: str, reason: str, names: str = "") -> ExpectedStatus:
     return ExpectedStatus(grpc.StatusCode[code], reason, names=names)
 
 
+def failed(reason: str) -> ExpectedStatus:
+    return expected("FAILED_PRECONDITION", reason)
+
+
 def not_found(reason: str, names: str = "") -> ExpectedStatus:
     return expected("NOT_FOUND", reason, names)
 
@@ -63,7 +67,7 @@ def invalid(*fields: str) -> ExpectedStatus:
 BAD_TOKEN: Final = expected("INVALID_ARGUMENT", "INVALID_PAGE_TOKEN")
 REUSED: Final = expected("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
 CURRENCY: Final = expected("INVALID_ARGUMENT", "CURRENCY_MISMATCH")
-NOT_RETRYABLE: Final = expected("FAILED_PRECONDITION", "SAGA_NOT_RETRYABLE")
+NOT_RETRYABLE: Final = failed("SAGA_NOT_RETRYABLE")
 WHOLE_REQUEST: Final = invalid("request")
 """Bytes that are not a message, or a message beyond 64 KiB."""
 

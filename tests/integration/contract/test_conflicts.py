@@ -5,7 +5,7 @@ Every mutation's request_id with other content, from the descriptors; the rest b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,19 +14,21 @@ from google.protobuf.duration_pb2 import Duration
 
 from tally.order.v1 import order_pb2 as order
 from tally.type.v1.money_pb2 import Money
+from tests.integration.contract.invalid_values import LIMIT
 from tests.integration.contract.services import Services
 from tests.integration.contract.statuses import (
     CURRENCY,
     REUSED,
     ExpectedStatus,
     expected,
+    failed,
     invalid,
     not_found,
 )
 from tests.integration.contract.valid_requests import USER, Seed, copy_of, fresh
 from tests.support.balances import won
 from tests.support.contract import METHODS
-from tests.support.orders import UNKNOWN_ID, create_order, create_product
+from tests.support.orders import UNKNOWN_ID, create_order
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -40,10 +42,6 @@ OTHER_IDS: dict[str, Callable[[Seed], str]] = {
     "product_id": lambda seed: seed.products[-1],
     "saga_id": lambda seed: seed.sagas[-1],
 }
-LIMIT = 10**15
-EXCEEDS = expected("INVALID_ARGUMENT", "AMOUNT_EXCEEDS_DUE")
-KEY_REQUIRED = expected("FAILED_PRECONDITION", "PAYMENT_KEY_REQUIRED")
-CART_CHANGED = expected("ABORTED", "CART_CHANGED")
 
 
 def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
@@ -108,109 +106,69 @@ async def test_request_id_with_other_content_is_refused(
     assert not any(found.values()), found
 
 
-async def test_amounts_of_a_request_must_have_one_currency(services: Services) -> None:
-    dollars = Money(currency_code="USD", amount_minor=1)
-    made = await services.call(create_product(fresh(), 10, currency="USD"))
-    mixed = services.valid("CreateOrder")
-    mixed.items.add(product_id=made.product.product_id, quantity=1)
-    campaigns = [
-        services.valid("CreateCampaign", **{field: dollars})
-        for field in ("max_discount", "min_order_amount")
-    ]
-    fixed = [copy_of(request) for request in campaigns]
-    for request in fixed:
-        request.fixed_discount.CopyFrom(won(1))
-    redeem = services.valid(
-        "RedeemCoupon", coupon_id=services.seed.coupons[2], order_amount=dollars
-    )
-    pay = services.valid(
-        "PayOrder", order_id=services.seed.pending_orders[-1], balance_amount=dollars
-    )
-    cases = [mixed, *campaigns, *fixed, redeem, pay]
-    async with services.unchanged():
-        found = [await services.differences(request, CURRENCY) for request in cases]
-    assert found == [[] for _ in cases]
+def forbidden_requests(services: Services) -> Iterator[tuple[Any, ExpectedStatus]]:
+    """Valid requests with a value that the seeded data does not allow."""
+    seed, valid = services.seed, services.valid
+    euros, dollars = (Money(currency_code=code, amount_minor=1) for code in ("EUR", "USD"))
+    dearest, half, one = (seed.product_of_price[price] for price in (LIMIT, LIMIT // 2, 1))
 
+    def create(items: dict[str, int]) -> Any:
+        return create_order(USER, items, fresh())
 
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("DeductBalance", {"amount": Money(currency_code="EUR", amount_minor=100)}),
+    def pay(**fields: Any) -> Any:
+        given = {"order_id": seed.pending_orders[-1], "coupon_id": None, "payment_key": None}
+        return valid("PayOrder", **{**given, **fields})
+
+    yield valid("DeductBalance", amount=won(LIMIT)), failed("INSUFFICIENT_FUNDS")
+    for name, fields in (
+        ("DeductBalance", {"amount": euros}),
         ("GetBalance", {"currency_code": "EUR"}),
         ("ListLedgerEntries", {"currency_code": "EUR"}),
-    ],
-)
-async def test_account_has_one_currency(
-    services: Services, name: str, fields: dict[str, Any]
-) -> None:
-    request = services.valid(name, **fields)
-    async with services.unchanged():
-        assert await services.differences(request, not_found("ACCOUNT_NOT_FOUND")) == []
-
-
-async def test_order_above_the_largest_amount_names_its_items(services: Services) -> None:
-    async def product(price: int) -> str:
-        made = await services.call(create_product(fresh(), 10**12, price=price))
-        return str(made.product.product_id)
-
-    dearest, half, one = await product(LIMIT), await product(LIMIT // 2), await product(1)
-    too_much = [{dearest: 2}, {dearest: 10**6}, {dearest: 1, one: 1}, {half: 2, one: 1}, {half: 3}]
-    async with services.unchanged():
-        found = [
-            await services.differences(create_order(USER, items, fresh()), invalid("items"))
-            for items in too_much
-        ]
-    assert found == [[] for _ in too_much]
-    # The control: exactly the largest amount.
-    made = await services.call(create_order(USER, {half: 2}, fresh()))
-    assert made.order.subtotal == won(LIMIT)
+    ):
+        yield valid(name, **fields), not_found("ACCOUNT_NOT_FOUND")
+    issued = expected("ALREADY_EXISTS", "COUPON_ALREADY_ISSUED")
+    yield valid("IssueCoupon", campaign_id=seed.campaigns[0]), issued
+    for field in ("max_discount", "min_order_amount"):
+        for discount in ({}, {"percent_discount": None, "fixed_discount": won(1)}):
+            yield valid("CreateCampaign", **{**discount, field: dollars}), CURRENCY
+    yield valid("RedeemCoupon", coupon_id=seed.coupons[2], order_amount=dollars), CURRENCY
+    yield valid("RestockProduct", quantity=10**12), invalid("quantity")
+    for name in ("SetCartItem", "ClearCart"):
+        yield valid(name, expected_version=2**63 - 1), expected("ABORTED", "CART_CHANGED")
+    yield create({seed.products[1]: 10**6}), failed("OUT_OF_STOCK")
+    unknown = not_found("PRODUCT_NOT_FOUND", names=UNKNOWN_ID)
+    yield create({seed.products[1]: 1, UNKNOWN_ID: 1}), unknown
+    yield create({seed.products[1]: 1, seed.dollar_product: 1}), CURRENCY
+    yield create({dearest: 2}), invalid("items")
+    yield create({dearest: 10**6}), invalid("items")
+    yield create({dearest: 1, one: 1}), invalid("items")
+    yield create({half: 2, one: 1}), invalid("items")
+    yield create({half: 3}), invalid("items")
+    exceeds = expected("INVALID_ARGUMENT", "AMOUNT_EXCEEDS_DUE")
+    yield pay(balance_amount=won(10_001)), exceeds
+    yield pay(balance_amount=won(LIMIT), payment_key=fresh()), exceeds
+    yield pay(balance_amount=won(9_999)), failed("PAYMENT_KEY_REQUIRED")
+    yield pay(balance_amount=won(0)), failed("PAYMENT_KEY_REQUIRED")
+    yield pay(balance_amount=dollars), CURRENCY
+    yield pay(balance_amount=None, order_id=seed.paid_orders[0]), failed("ORDER_NOT_PAYABLE")
+    used = expected("ALREADY_EXISTS", "PAYMENT_KEY_USED")
+    yield valid("ConfirmPayment", payment_key=seed.payment_keys[0]), used
 
 
 async def test_requests_that_the_data_forbids_are_refused(services: Services) -> None:
-    seed, valid = services.seed, services.valid
-
-    def pay(**fields: Any) -> Any:
-        given = {"order_id": seed.pending_orders[-1], "user_id": USER, "request_id": fresh()}
-        return order.PayOrderRequest(**{**given, **fields})
-
-    def create(**quantities: int) -> Any:
-        return create_order(
-            USER, {seed.products[1]: quantities.pop("known"), **quantities}, fresh()
-        )
-
-    cases: list[tuple[Any, ExpectedStatus]] = [
-        (
-            valid("DeductBalance", amount=won(LIMIT)),
-            expected("FAILED_PRECONDITION", "INSUFFICIENT_FUNDS"),
-        ),
-        (valid("RestockProduct", quantity=10**12), invalid("quantity")),
-        (valid("SetCartItem", expected_version=2**63 - 1), CART_CHANGED),
-        (valid("ClearCart", expected_version=2**63 - 1), CART_CHANGED),
-        (create(known=10**6), expected("FAILED_PRECONDITION", "OUT_OF_STOCK")),
-        (create(known=1, **{UNKNOWN_ID: 1}), not_found("PRODUCT_NOT_FOUND", names=UNKNOWN_ID)),
-        (pay(balance_amount=won(10_001)), EXCEEDS),
-        (pay(balance_amount=won(LIMIT), payment_key=fresh()), EXCEEDS),
-        (pay(balance_amount=won(9_999)), KEY_REQUIRED),
-        (pay(balance_amount=won(0)), KEY_REQUIRED),
-        (pay(order_id=seed.paid_orders[0]), expected("FAILED_PRECONDITION", "ORDER_NOT_PAYABLE")),
-        (
-            valid("IssueCoupon", campaign_id=seed.campaigns[0]),
-            expected("ALREADY_EXISTS", "COUPON_ALREADY_ISSUED"),
-        ),
-    ]
+    found = []
     async with services.unchanged():
-        found = [await services.differences(*case) for case in cases]
-    assert found == [[] for _ in cases]
+        for request, status in forbidden_requests(services):
+            if differences := await services.differences(request, status):
+                found.append(f"{type(request).__name__} {request}: {differences}")
+    assert found == []
 
 
-async def test_payment_key_that_has_paid_is_refused(services: Services) -> None:
-    first = services.valid("ConfirmPayment")
-    await services.call(first)
-    again = copy_of(first)
-    again.request_id = fresh()
-    async with services.unchanged():
-        used = expected("ALREADY_EXISTS", "PAYMENT_KEY_USED")
-        assert await services.differences(again, used) == []
+async def test_order_of_the_largest_amount_is_created(services: Services) -> None:
+    """The control of the amounts above that are refused."""
+    half = services.seed.product_of_price[LIMIT // 2]
+    made = await services.call(create_order(USER, {half: 2}, fresh()))
+    assert made.order.subtotal == won(LIMIT)
 
 
 @pytest.mark.parametrize("coupon_id", [UNKNOWN_ID, "nonsense", "a\0b", "x" * 40_000, "é", " "])
@@ -225,8 +183,7 @@ async def test_restoring_an_unknown_coupon_cancels_its_redemption(
     )
     async with services.unchanged():
         assert (await services.call(restore)).replayed
-        cancelled = expected("FAILED_PRECONDITION", "REDEMPTION_CANCELLED")
-        assert await services.differences(redeem, cancelled) == []
+        assert await services.differences(redeem, failed("REDEMPTION_CANCELLED")) == []
 
 
 @pytest.mark.parametrize("coupon_id", [UNKNOWN_ID, "nonsense"])

@@ -28,6 +28,11 @@ class Seed:
     paid_orders: list[str]
     sagas: list[str]
     payments: list[str]
+    payment_keys: list[str]
+    """Keys that have paid."""
+    dollar_product: str
+    product_of_price: dict[int, str]
+    """Products with stock enough for the largest quantity."""
 
 
 def fresh() -> str:
