@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
@@ -18,9 +18,11 @@ from tally_client import Tally, TallyError
 from tests.integration.common.echo import always_ready, settings
 from tests.support.contract import METHODS_BY_NAME, message_class
 
+HANG: Final = object()
+"""An outcome that never comes."""
 Answer = Callable[[Any], Any] | Sequence[Any]
-"""A coroutine function of the request (for a stream an asynchronous generator function), or a list:
-each call gets the next item, an exception to raise or a response, and the last one stays."""
+"""The outcomes of a method's calls, of which the last stays: each a response, an exception or HANG;
+for a stream a list of them. Or a coroutine function, for a stream an asynchronous generator."""
 
 
 @dataclass
@@ -31,11 +33,14 @@ class Received:
     left_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """The time to each call's deadline when it arrived."""
     attempts: Counter[str] = field(default_factory=Counter)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a call arrives."""
 
     def record(self, name: str, request: Any, context: Any) -> None:
         self.attempts[name] += 1
         self.requests[name].append(request)
         self.left_s[name].append(context.time_remaining())
+        self.arrived.set()
 
 
 def refusal(code: str, reason: str, *, retry_after_s: float | None = 0.01) -> Refusal:
@@ -79,16 +84,23 @@ async def fake_tally(
 
 
 def _handler(method: MethodDescriptor, answer: Answer, received: Received) -> Any:
-    behave = answer if callable(answer) else _in_turn(answer)
+    left = [] if callable(answer) else list(answer)
+
+    def next_outcome() -> Any:
+        return left.pop(0) if len(left) > 1 else left[0]
 
     async def unary(request: Any, context: Any) -> Any:
         received.record(method.name, request, context)
-        return await behave(request)
+        return await (answer(request) if callable(answer) else _result(next_outcome()))
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         received.record(method.name, request, context)
-        async for response in behave(request):
-            yield response
+        if callable(answer):
+            async for response in answer(request):
+                yield response
+        else:
+            for outcome in next_outcome():
+                yield await _result(outcome)
 
     coding: Any = {
         "request_deserializer": message_class(method.input_type).FromString,
@@ -99,16 +111,12 @@ def _handler(method: MethodDescriptor, answer: Answer, received: Received) -> An
     return grpc.unary_unary_rpc_method_handler(unary, **coding)
 
 
-def _in_turn(outcomes: Sequence[Any]) -> Callable[[Any], Any]:
-    left = list(outcomes)
-
-    async def behave(_: Any) -> Any:
-        outcome = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    return behave
+async def _result(outcome: Any) -> Any:
+    if outcome is HANG:
+        await asyncio.Event().wait()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 class TcpProxy:

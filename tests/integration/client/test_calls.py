@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
 import pytest
@@ -12,7 +11,7 @@ from common.ids import is_id
 from tally.balance.v1 import balance_pb2
 from tally_client import DeadlineExceeded, InsufficientFunds, NoAnswer, Overloaded, Tally
 from tests.integration.client.messages import DEDUCTED, LIMIT_S, call, deduct, set_item
-from tests.support.fake_server import TcpProxy, fake_tally, refusal
+from tests.support.fake_server import HANG, TcpProxy, fake_tally, refusal
 
 
 async def test_request_id_is_created_and_sent_with_every_attempt() -> None:
@@ -58,19 +57,11 @@ async def test_deadline_is_the_methods_unless_the_caller_sets_one() -> None:
 
 
 async def test_call_after_a_timeout_can_be_made_again() -> None:
-    slow = True
-
-    async def answer(_: Any) -> Any:
-        if slow:
-            await asyncio.Event().wait()
-        return DEDUCTED
-
     request = deduct()
-    async with fake_tally(DeductBalance=answer) as (tally, received):
+    async with fake_tally(DeductBalance=[HANG, DEDUCTED]) as (tally, received):
         with pytest.raises(DeadlineExceeded) as caught:
             await tally.balance.deduct_balance(request, timeout_s=0.5)
         assert caught.value.may_repeat
-        slow = False
         request.request_id = caught.value.request_id
         await tally.balance.deduct_balance(request)
     ids = {sent.request_id for sent in received.requests["DeductBalance"]}
@@ -91,15 +82,9 @@ async def test_no_answer_where_nothing_listens(idempotent: bool) -> None:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_running_call_ends_when_the_client_is_closed(cancelled: bool) -> None:
-    arrived = asyncio.Event()
-
-    async def answer(_: Any) -> Any:
-        arrived.set()
-        await asyncio.Event().wait()
-
-    async with fake_tally(DeductBalance=answer) as (tally, _):
+    async with fake_tally(DeductBalance=[HANG]) as (tally, received):
         calling = asyncio.create_task(tally.balance.deduct_balance(deduct()))
-        await asyncio.wait_for(arrived.wait(), LIMIT_S)
+        await asyncio.wait_for(received.arrived.wait(), LIMIT_S)
         if cancelled:
             calling.cancel()
         await tally.close()

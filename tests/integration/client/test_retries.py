@@ -25,7 +25,7 @@ from tally_client import (
     policy,
 )
 from tests.integration.client.messages import DEDUCTED, ITEM_SET, LIMIT_S, call, deduct, set_item
-from tests.support.fake_server import Received, TcpProxy, fake_server, fake_tally, refusal
+from tests.support.fake_server import HANG, Received, TcpProxy, fake_server, fake_tally, refusal
 
 UNAVAILABLE = refusal("UNAVAILABLE", "DATABASE_UNAVAILABLE")
 BUSY = refusal("RESOURCE_EXHAUSTED", "OVERLOADED")
@@ -81,30 +81,19 @@ async def test_channel_retries_only_unavailable_of_idempotent_methods(
 
 async def test_channel_retries_a_lost_answer_only_of_idempotent_methods() -> None:
     received = Received()
-    arrived = asyncio.Event()
-
-    async def never_once(_: Any) -> Any:
-        if received.attempts["DeductBalance"] > 1:
-            return DEDUCTED
-        return await never(_)
-
-    async def never(_: Any) -> Any:
-        arrived.set()
-        await asyncio.Event().wait()
-
     async with (
-        fake_server(received, DeductBalance=never_once, SetCartItem=never) as address,
+        fake_server(received, DeductBalance=[HANG, DEDUCTED], SetCartItem=[HANG]) as address,
         TcpProxy.to(address) as proxy,
         channel(proxy.address) as opened,
     ):
 
         async def cut_after(calling: Any) -> Any:
-            await asyncio.wait_for(arrived.wait(), LIMIT_S)
-            arrived.clear()
+            await asyncio.wait_for(received.arrived.wait(), LIMIT_S)
             proxy.cut()
             return await calling
 
         assert await cut_after(call_on(opened, "DeductBalance")) == DEDUCTED
+        received.arrived.clear()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await cut_after(call_on(opened, "SetCartItem"))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

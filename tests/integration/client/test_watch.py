@@ -21,7 +21,7 @@ from tally_client import (
     policy,
 )
 from tests.integration.client.messages import LIMIT_S
-from tests.support.fake_server import Received, TcpProxy, fake_server, fake_tally, refusal
+from tests.support.fake_server import HANG, Received, TcpProxy, fake_server, fake_tally, refusal
 
 WATCH = order_pb2.WatchOrderRequest(order_id="o1", user_id="ada")
 STOPPING = refusal("UNAVAILABLE", "REPLICA_STOPPING")
@@ -32,39 +32,13 @@ def at(version: int) -> order_pb2.WatchOrderResponse:
     return order_pb2.WatchOrderResponse(order=order_pb2.Order(version=version))
 
 
-async def one_state_then_silence(_: Any) -> AsyncIterator[Any]:
-    yield at(1)
-    await asyncio.Event().wait()
-
-
-def refusing(error: Exception) -> Any:
-    """A stream that fails before it has sent anything."""
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        raise error
-        yield
-
-    return states
-
-
 async def test_broken_stream_is_resumed_without_known_states() -> None:
     received = Received()
     seen: list[int] = []
     two_seen = asyncio.Event()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        attempt = received.attempts["WatchOrder"]
-        if attempt == 1:
-            yield at(1)
-        yield at(2)
-        if attempt == 1:
-            await asyncio.Event().wait()
-        elif attempt == 2:
-            raise STOPPING
-        yield at(3)
-
+    streams = [[at(1), at(2), HANG], [at(2), STOPPING], [at(2), at(3)]]
     async with (
-        fake_server(received, WatchOrder=states) as address,
+        fake_server(received, WatchOrder=streams) as address,
         TcpProxy.to(address) as proxy,
         Tally(order=proxy.address) as tally,
     ):
@@ -84,8 +58,8 @@ async def test_broken_stream_is_resumed_without_known_states() -> None:
 
 
 async def test_stream_that_sends_nothing_fails_like_a_call() -> None:
-    states = refusing(refusal("UNAVAILABLE", "DATABASE_UNAVAILABLE"))
-    async with fake_tally(WatchOrder=states) as (tally, received):
+    unavailable = refusal("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+    async with fake_tally(WatchOrder=[[unavailable]]) as (tally, received):
         with pytest.raises(DatabaseUnavailable):
             await anext(tally.order.watch_order(WATCH, timeout_s=LIMIT_S))
     assert received.attempts["WatchOrder"] == 5
@@ -109,7 +83,7 @@ async def test_stream_ends_on_the_server_when_its_consumer_stops() -> None:
 
 
 async def test_open_stream_ends_when_the_client_is_closed() -> None:
-    async with fake_tally(WatchOrder=one_state_then_silence) as (tally, received):
+    async with fake_tally(WatchOrder=[[at(1), HANG]]) as (tally, received):
         watching = tally.order.watch_order(WATCH)
         assert (await anext(watching)).order.version == 1
         waiting = asyncio.ensure_future(anext(watching))
@@ -132,16 +106,8 @@ async def test_stream_that_breaks_without_news_is_resumed_more_slowly(
         return 0.0
 
     monkeypatch.setattr(policy, "resume_s", at_once)
-    attempts = 0
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        nonlocal attempts
-        attempts += 1
-        yield at(1 if attempts <= 12 else 2)
-        if attempts < 15:
-            raise STOPPING
-
-    async with fake_tally(WatchOrder=states) as (tally, _):
+    streams = [[at(1), STOPPING]] * 12 + [[at(2), STOPPING]] * 2 + [[at(2)]]
+    async with fake_tally(WatchOrder=streams) as (tally, _):
         seen = [change.order.version async for change in tally.order.watch_order(WATCH)]
     assert seen == [1, 2]
     assert breaks == [*range(12), 0, 1], "a new state resets the count"
@@ -151,14 +117,14 @@ async def test_stream_without_deadline_fails_after_refusals_in_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(policy, "wait_s", lambda _, __: 0.0)
-    async with fake_tally(WatchOrder=refusing(BUSY)) as (tally, received):
+    async with fake_tally(WatchOrder=[[BUSY]]) as (tally, received):
         with pytest.raises(Overloaded):
             await anext(tally.order.watch_order(WATCH))
     assert received.attempts["WatchOrder"] == policy.UNTIMED_REFUSALS_MAX + 1
 
 
 async def test_stream_can_have_a_deadline() -> None:
-    async with fake_tally(WatchOrder=one_state_then_silence) as (tally, _):
+    async with fake_tally(WatchOrder=[[at(1), HANG]]) as (tally, _):
         with pytest.raises(DeadlineExceeded):
             async for _ in tally.order.watch_order(WATCH, timeout_s=0.5):
                 pass
@@ -166,16 +132,8 @@ async def test_stream_can_have_a_deadline() -> None:
 
 async def test_stream_is_opened_again_after_refusals_with_retry_info() -> None:
     reported: list[TallyError] = []
-    attempts = 0
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        nonlocal attempts
-        attempts += 1
-        if attempts < 3:
-            raise BUSY
-        yield at(1)
-
-    async with fake_tally(on_repeat=reported.append, WatchOrder=states) as (tally, _):
+    streams = [[BUSY], [BUSY], [at(1)]]
+    async with fake_tally(on_repeat=reported.append, WatchOrder=streams) as (tally, _):
         seen = [change.order.version async for change in tally.order.watch_order(WATCH)]
     assert seen == [1]
     assert [type(error) for error in reported] == [Overloaded] * 2

@@ -110,6 +110,7 @@ def test_error_has_all_details_and_survives_pickling() -> None:
     assert (type(copy), vars(copy)) == (type(error), vars(error))
 
 
+@pytest.mark.parametrize("reason", ["INVENTED_LATER", "COUPON_SOLD_OUT"])
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -120,7 +121,6 @@ def test_error_has_all_details_and_survives_pickling() -> None:
         ("UNIMPLEMENTED", TallyError),
     ],
 )
-@pytest.mark.parametrize("reason", ["INVENTED_LATER", "COUPON_SOLD_OUT"])
 def test_reason_unknown_or_under_another_code_is_raised_by_code(
     code: str, kind: type[TallyError], reason: str
 ) -> None:
@@ -128,6 +128,7 @@ def test_reason_unknown_or_under_another_code_is_raised_by_code(
     assert (type(error), error.reason) == (kind, reason)
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -137,23 +138,18 @@ def test_reason_unknown_or_under_another_code_is_raised_by_code(
         # A proxy that lost its replica resets the stream, which gRPC reports as INTERNAL.
         ("INTERNAL", errors.NoAnswer),
         ("DEADLINE_EXCEEDED", errors.DeadlineExceeded),
+        # Refusals by gRPC itself, such as a message that is too large.
+        ("UNIMPLEMENTED", TallyError),
+        ("UNAUTHENTICATED", TallyError),
+        ("RESOURCE_EXHAUSTED", errors.ResourceExhausted),
     ],
 )
-@pytest.mark.parametrize("idempotent", [True, False])
-def test_outcome_is_unknown_without_an_answer(
+def test_error_without_a_reason_may_be_repeated_if_the_outcome_is_unknown(
     code: str, kind: type[TallyError], idempotent: bool
 ) -> None:
     error = raised(code, idempotent=idempotent)
-    assert type(error) is kind
-    assert isinstance(error, errors.OutcomeUnknown)
-    assert error.may_repeat is idempotent
-
-
-@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED"])
-def test_refusal_by_grpc_itself_may_not_be_repeated(code: str) -> None:
-    error = raised(code)
-    assert (error.code.name, error.reason, error.may_repeat) == (code, "", False)
-    assert not isinstance(error, errors.OutcomeUnknown)
+    assert (type(error), error.code.name, error.reason) == (kind, code, "")
+    assert error.may_repeat is (idempotent and isinstance(error, errors.OutcomeUnknown))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +163,7 @@ def test_refusal_by_grpc_itself_may_not_be_repeated(code: str) -> None:
         ("UNAVAILABLE", "DATABASE_UNAVAILABLE", True, True),
     ],
 )
-def test_may_repeat_only_without_a_second_effect(
+def test_error_with_retry_info_may_be_repeated_without_a_second_effect(
     code: str, reason: str, idempotent: bool, may_repeat: bool
 ) -> None:
     error = raised(code, refusal(code, reason, retry_after_s=0.5), idempotent=idempotent)
