@@ -1,4 +1,4 @@
-"""The services, method by method. What each does and refuses is said in its .proto file."""
+"""The services and their methods. The .proto files document what each does and its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
-from tally_client.calls import Connection, Listing, Unary, Watch
+from tally_client.calls import Listing, Unary, Watch
+from tally_client.connection import Connection
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -109,7 +110,7 @@ class ProductService(_Service):
 class CartService(_Service):
     """Carts, one to a user.
 
-    Changes take no request_id and are never repeated after a lost answer: read the cart then.
+    Changes take no request_id and are not retried after a lost answer: read the cart instead.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -122,7 +123,7 @@ class CartService(_Service):
 
 
 class OrderService(_Service):
-    """Orders: created, paid, cancelled, watched."""
+    """Orders: create, pay, cancel and watch them."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection, order_pb2.DESCRIPTOR.services_by_name["OrderService"])

@@ -36,7 +36,7 @@ CLIENT_PING_LEAST_MS: Final = 10_000
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000
 # What a connection that has reached its age leaves to its calls, at least: more than the published
-# time limits (30 s, protos/client_config.py). Streams end with it, and are taken up again.
+# time limits (30 s, protos/service_config.py). Streams end with it, and are taken up again.
 AGE_GRACE_S: Final = 40.0
 # What cancelled methods get to roll back, after the grace.
 CLEAN_UP_S: Final = 5.0

@@ -160,6 +160,7 @@ class Stack:
     wire: Wire
     peers: dict[str, list[str]]
     """The addresses of the other services."""
+    order_addresses: list[str]
     redis_url: str
 
     @property
@@ -345,6 +346,7 @@ async def running_stack(
             databases,
             wire,
             peers,
+            addresses,
             redis_url,
         )
 

@@ -21,14 +21,13 @@ from deploy.local.errors import RunnerError
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2, payment_pb2_grpc
 from tally_client import NoAnswer, Tally, TallyError
-from tests.integration.client.answering import Received, Wire, answering
 from tests.integration.common import echo
 from tests.integration.load.stand_ins import Payments, refuse, serving
+from tests.support.fake_server import Received, TcpProxy, fake_server
 
 needs_nginx = pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
 REQUEST = payment_pb2.ConfirmPaymentRequest(payment_key="key", request_id="request")
 CALL_LIMIT_S = 30.0
-WATCH_ORDER = order_pb2.DESCRIPTOR.services_by_name["OrderService"].methods_by_name["WatchOrder"]
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP2_FRAME_HEADER = 9
 HTTP2_HEADERS = 1
@@ -243,8 +242,8 @@ async def test_a_stream_whose_replica_dies_is_told_as_one_without_an_answer(tmp_
 
     told: list[TallyError] = []
     async with (
-        answering(received, (WATCH_ORDER, states)) as replica,
-        Wire.to(replica) as wire,
+        fake_server(received, WatchOrder=states) as replica,
+        TcpProxy.to(replica) as wire,
     ):
         services = {"order": [wire.address]}
         with nginx.round_robin(services, tmp_path / "nginx", tmp_path / "nginx.log") as front:

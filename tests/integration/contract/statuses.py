@@ -1,4 +1,4 @@
-"""What a refused call told its client, checked whole: code, reason, fields, and nothing else."""
+"""The status of a refused call, compared as a whole with the expected one."""
 
 from __future__ import annotations
 
@@ -32,24 +32,49 @@ LEAKS: Final = re.compile(
     """,
     re.VERBOSE,
 )
-"""Words that only the inside of a server knows."""
+"""Words of a server's internals."""
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 BYTES_MAX: Final = 2_000
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a call must be told. ``fields``: every field that its BadRequest names, no other."""
+class ExpectedStatus:
+    """The status that a call must return. ``fields``: all that its BadRequest names, no other."""
 
     code: grpc.StatusCode
     reason: str
     fields: frozenset[str] = frozenset()
     names: str = ""
-    """An id that the metadata must name."""
+    """An id that must be in the metadata."""
+
+
+def expected(code: str, reason: str, names: str = "") -> ExpectedStatus:
+    return ExpectedStatus(grpc.StatusCode[code], reason, names=names)
+
+
+def failed(reason: str) -> ExpectedStatus:
+    return expected("FAILED_PRECONDITION", reason)
+
+
+def not_found(reason: str, names: str = "") -> ExpectedStatus:
+    return expected("NOT_FOUND", reason, names)
+
+
+def invalid(*fields: str) -> ExpectedStatus:
+    return ExpectedStatus(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", frozenset(fields))
+
+
+BAD_TOKEN: Final = expected("INVALID_ARGUMENT", "INVALID_PAGE_TOKEN")
+REUSED: Final = expected("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+CURRENCY: Final = expected("INVALID_ARGUMENT", "CURRENCY_MISMATCH")
+NOT_RETRYABLE: Final = failed("SAGA_NOT_RETRYABLE")
+WHOLE_REQUEST: Final = invalid("request")
+"""Bytes that are not a message, or a message beyond 64 KiB."""
 
 
 @dataclass
-class Told:
-    """What a call was told."""
+class Status:
+    """The status that a call returned."""
 
     code: grpc.StatusCode
     message: str
@@ -61,26 +86,27 @@ class Told:
     trailing: dict[str, Any] = field(default_factory=dict)
     size: int = 0
     texts: list[str] = field(default_factory=list)
+    """Every text in it that a client can read."""
 
     @classmethod
-    def by(cls, error: grpc.aio.AioRpcError) -> Told:
-        told = cls(error.code(), error.details() or "")
-        told.trailing = dict(error.trailing_metadata() or ())
-        raw = told.trailing.pop("grpc-status-details-bin", None)
-        told.texts = [told.message, *map(str, told.trailing.values())]
+    def of(cls, error: grpc.aio.AioRpcError) -> Status:
+        found = cls(error.code(), error.details() or "")
+        found.trailing = dict(error.trailing_metadata() or ())
+        raw = found.trailing.pop("grpc-status-details-bin", None)
+        found.texts = [found.message, *map(str, found.trailing.values())]
         if raw is None:
-            return told
+            return found
         status = status_pb2.Status.FromString(raw)
-        assert (status.code, status.message) == (told.code.value[0], told.message)
-        told.size = len(raw)
+        assert (status.code, status.message) == (found.code.value[0], found.message)
+        found.size = len(raw)
         for packed in status.details:
             (kind,) = [kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR)]
             detail = kind()
             packed.Unpack(detail)
-            told._take(detail)
-        return told
+            found._add(detail)
+        return found
 
-    def _take(self, detail: Any) -> None:
+    def _add(self, detail: Any) -> None:
         self.kinds.append(detail.DESCRIPTOR.name)
         self.texts += _texts(detail)
         if isinstance(detail, error_details_pb2.ErrorInfo):
@@ -90,43 +116,36 @@ class Told:
             self.fields = frozenset(violation.field for violation in detail.field_violations)
             assert all(violation.description for violation in detail.field_violations)
 
-    def differences(self, expected: Expected) -> list[str]:
-        """How this differs from what the contract says; empty if it does not."""
+    def differences(self, expected: ExpectedStatus) -> list[str]:
+        """How the status differs from the expected one; empty if it does not."""
         found = []
         if (self.code, self.reason) != (expected.code, expected.reason):
-            found.append(f"told {self.code.name} {self.reason}: {self.message}")
+            found.append(f"returned {self.code.name} {self.reason}: {self.message}")
         if self.fields != expected.fields:
             found.append(f"named {sorted(self.fields)}, not {sorted(expected.fields)}")
         if expected.names and expected.names not in self.metadata.values():
             found.append(f"did not name {expected.names}: {self.metadata}")
-        if expected.reason:
-            found += self._oddities()
-        return found + self.leaks()
-
-    def _oddities(self) -> list[str]:
-        """What is wrong with any refusal that a service itself makes."""
-        found = []
         if self.domain != "tally" or len(set(self.kinds)) != len(self.kinds):
             found.append(f"details {self.kinds} of {self.domain!r}")
         if "tally-replica" not in self.trailing:
             found.append("no tally-replica")
         if self.code is grpc.StatusCode.INVALID_ARGUMENT and "RetryInfo" in self.kinds:
-            found.append("asks to repeat what cannot succeed")
+            found.append("RetryInfo for a call that cannot succeed")
         if self.size > BYTES_MAX:
             found.append(f"{self.size} bytes of details")
-        return found
+        return found + self.leaks()
 
     def leaks(self) -> list[str]:
-        """What a client must not see: the inside of a server, or control characters sent to it."""
+        """What a client must not see: internals of a server, or control characters it sent."""
         return [
             f"leaks {leak.group()!r} in {text!r}"
             for text in self.texts
             for leak in LEAKS.finditer(text)
-        ] + [f"echoes {text!r}" for text in self.texts if re.search(r"[\x00-\x1f\x7f]", text)]
+        ] + [f"echoes {text!r}" for text in self.texts if CONTROL_CHARACTERS.search(text)]
 
 
 def _texts(message: Message) -> list[str]:
-    """Every string in a message, its own messages' included."""
+    """Every string in a message, those of its messages included."""
     found: list[str] = []
     for descriptor, value in message.ListFields():
         if isinstance(value, str):
@@ -136,21 +155,6 @@ def _texts(message: Message) -> list[str]:
         elif descriptor.message_type.GetOptions().map_entry:
             found += [*value, *value.values()]
         else:
-            for each in value if isinstance(value, list) or hasattr(value, "append") else [value]:
+            for each in value if descriptor.is_repeated else [value]:
                 found += _texts(each)
     return found
-
-
-def invalid(*fields: str) -> Expected:
-    return Expected(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", frozenset(fields))
-
-
-def not_found(reason: str, names: str = "") -> Expected:
-    return Expected(grpc.StatusCode.NOT_FOUND, reason, names=names)
-
-
-BAD_TOKEN: Final = Expected(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN")
-REUSED: Final = Expected(grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
-CURRENCY: Final = Expected(grpc.StatusCode.INVALID_ARGUMENT, "CURRENCY_MISMATCH")
-TOO_LARGE: Final = invalid("request")
-"""A message beyond 64 KiB."""
