@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from balance_service.model import BEGINNING, Account, AccountId, Entry, Kind
 from balance_service.tables import accounts, ledger_entries
 from common.db.row_locks import CLOCK, RowLocks, locked
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 
 Wanted = tuple[str, str | None]
@@ -219,15 +220,5 @@ def _to_account(row: sa.Row[Any]) -> Account:
 
 
 def _to_entry(row: sa.Row[Any]) -> Entry:
-    return Entry(
-        row.entry_id,
-        AccountId(row.user_id, row.currency_code),
-        row.sequence,
-        Kind(row.kind),
-        row.amount_minor,
-        row.balance_after_minor,
-        row.request_id,
-        row.order_id,
-        row.refund_of,
-        row.create_time,
-    )
+    account_id = AccountId(row.user_id, row.currency_code)
+    return from_row(Entry, row, account_id=account_id, kind=Kind(row.kind))

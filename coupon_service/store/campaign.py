@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import at_most, newest_first
 from common.db.row_locks import CLOCK, RowLocks
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.paging import TimePosition
 from coupon_service.model.campaign import Campaign, Terms
@@ -84,26 +85,9 @@ async def read_campaigns(
 
 def to_campaign(row: sa.Row[Any]) -> Campaign:
     """The campaign in a row that has its columns and the clock."""
-    return Campaign(
-        row.campaign_id,
-        row.name,
-        to_terms(row),
-        row.quantity,
-        row.issued,
-        row.start_time,
-        row.end_time,
-        row.coupon_lifetime_us,
-        row.create_time,
-        as_of=row.now,
-    )
+    return from_row(Campaign, row, terms=to_terms(row), as_of=row.now)
 
 
 def to_terms(row: sa.Row[Any]) -> Terms:
     """The campaign's terms in a row that has their columns."""
-    return Terms(
-        row.currency_code,
-        row.fixed_discount_minor,
-        row.percent_discount,
-        row.max_discount_minor,
-        row.min_order_minor,
-    )
+    return from_row(Terms, row)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.idempotency import Record
 from common.db.keyset import at_most, newest_first
 from common.db.row_locks import CLOCK, locked
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.ids import is_id
 from common.paging import TimePosition
@@ -237,7 +238,7 @@ async def find_redemptions(
     if not named:
         return {}
     rows = await connection.execute(_FIND, arrays(_named, named))
-    found = (Redemption(**row._asdict()) for row in rows)
+    found = [from_row(Redemption, row) for row in rows]
     return {redemption.id: redemption for redemption in found}
 
 
@@ -277,16 +278,4 @@ async def read_coupons(
 
 def _to_coupon(row: sa.Row[Any]) -> Coupon:
     """The coupon in a row that has its columns and the clock."""
-    return Coupon(
-        row.coupon_id,
-        row.campaign_id,
-        row.user_id,
-        row.issue_number,
-        row.request_id,
-        row.issue_time,
-        row.expire_time,
-        row.now,
-        row.redeem_request_id,
-        row.order_id,
-        row.redeem_time,
-    )
+    return from_row(Coupon, row, as_of=row.now)

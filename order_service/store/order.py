@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import at_most, newest_first
 from common.db.row_locks import RowLocks
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.paging import TimePosition
 from order_service.model.order import Item, Order, OrderState
@@ -183,22 +184,5 @@ async def _with_items(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) 
 
 
 def _to_order(row: sa.Row[Any], items: Iterable[Item]) -> Order:
-    return Order(
-        order_id=row.order_id,
-        user_id=row.user_id,
-        request_id=row.request_id,
-        currency_code=row.currency_code,
-        items=tuple(sorted(items, key=lambda item: item.product_id)),
-        subtotal_minor=row.subtotal_minor,
-        discount_minor=row.discount_minor,
-        paid_by_balance_minor=row.paid_by_balance_minor,
-        paid_by_gateway_minor=row.paid_by_gateway_minor,
-        coupon_id=row.coupon_id,
-        payment_id=row.payment_id,
-        state=OrderState(row.state),
-        failure_reason=row.failure_reason,
-        version=row.version,
-        create_time=row.create_time,
-        expire_time=row.expire_time,
-        update_time=row.update_time,
-    )
+    sorted_items = tuple(sorted(items, key=lambda item: item.product_id))
+    return from_row(Order, row, items=sorted_items, state=OrderState(row.state))

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import at_most, newest_first
 from common.db.row_locks import RowLocks
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.money import Money
 from common.paging import TimePosition
@@ -119,14 +120,4 @@ def _to_row(product: Product) -> dict[str, object]:
 
 
 def _to_product(row: sa.Row[Any]) -> Product:
-    return Product(
-        row.product_id,
-        row.name,
-        Money(row.currency_code, row.price_minor),
-        row.stocked,
-        row.reserved,
-        row.sold,
-        row.version,
-        row.create_time,
-        row.update_time,
-    )
+    return from_row(Product, row, price=Money(row.currency_code, row.price_minor))

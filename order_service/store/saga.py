@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, RowLocks, locked
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from order_service.model.saga import ACTIVE, Saga, SagaKind, SagaState, StepRecord
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
@@ -368,25 +369,16 @@ async def read_sagas(
 
 def _to_saga(row: sa.Row[Any]) -> Saga:
     kind = SagaKind(row.kind)
-    left = getattr(row, "time_left_s", None)
-    return Saga(
-        saga_id=row.saga_id,
+    left_s = getattr(row, "time_left_s", None)
+    return from_row(
+        Saga,
+        row,
         kind=kind,
-        plan_version=row.plan_version,
-        order_id=row.order_id,
-        user_id=row.user_id,
         asked=_INPUT[kind].validate_python(row.asked),
         steps=_STEPS.validate_python(row.steps),
         state=SagaState(row.state),
         facts=_RESULTS.validate_python(row.facts),
         failure=_FAILURE.validate_python(row.failure),
-        epoch=row.epoch,
-        attempts=row.attempts,
-        time_left_s=None if left is None else float(left),
+        time_left_s=None if left_s is None else float(left_s),
         waits=row.owner is None,
-        next_attempt_time=row.next_attempt_time,
-        last_error=row.last_error,
-        resolution_reason=row.resolution_reason,
-        create_time=row.create_time,
-        update_time=row.update_time,
     )
