@@ -300,7 +300,10 @@ async def test_sigterm_ends_it_cleanly_even_with_a_call_it_will_never_answer(
 ) -> None:
     call = asyncio.create_task(confirm(merchant, "timeout_after_charge_3"))
     await charged(merchant, "timeout_after_charge_3")
-    assert await asyncio.to_thread(simulator.stop) == 0
+    child = simulator.child
+    await asyncio.to_thread(simulator.stop)
+    assert child is not None
+    assert child.exit_code() == 0
     outcome = (await asyncio.gather(call, return_exceptions=True))[0]
     if isinstance(outcome, httpx.Response):
         assert outcome.status_code == 504
