@@ -1,32 +1,21 @@
-"""`python -m deploy.load`: the load test, on a stack of its own or against one that runs."""
+"""`python -m deploy.load`: the load test, on its own stack or on one that runs."""
 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import cyclopts
 
 from deploy.load import nginx
-from deploy.load.run import Size, existing_stack, load, own_stack, working_directory
-from deploy.local.demo.stopping import Stopped, ignore_signals, stop_on_signals
+from deploy.load.run import Size, existing_stack, own_stack, run_load_test, working_directory
+from deploy.local.command_line import make_app, run_app
 from deploy.local.errors import RunnerError
 from deploy.local.plan import Plan, latency_range
+from deploy.local.stop_signals import EXIT_STOPPED, Stopped, raise_on_stop_signals
 
-EXIT_STOPPED: Final = 130
-
-app = cyclopts.App(
-    name="python -m deploy.load",
-    help="Load Tally with k6, and look behind it afterwards.",
-    help_formatter="plain",
-    help_format="plaintext",
-    version_flags=(),
-    print_error=False,
-    exit_on_error=False,
-)
+app = make_app("deploy.load", "Load Tally with k6, and check gateway and books afterwards.")
 
 
 @app.default
@@ -55,14 +44,14 @@ def load_test(
     vus
         How many rounds, or users, at a time.
     through_nginx
-        Put nginx, taking replicas in turn, between k6 and the services.
+        Put nginx, with round robin over the replicas, between k6 and the services.
     replicas
         Replicas of each service.
     data_dir
         Where data and logs are kept; by default a directory that is removed if all goes well.
-        With --against: that stack's, so that its books can be looked at.
+        With --against: that stack's data directory, for the audit.
     put_back_max
-        Attempts to pay that may be put back in the sale, as a share of its orders.
+        Payment attempts that the sale may compensate, as a share of its orders.
     retried_max
         Calls of the sale that may be sent more than once, as a share of its calls.
     base_port
@@ -78,7 +67,7 @@ def load_test(
         raise RunnerError(nginx.MISSING)
     latency_ms = latency_range(gateway_latency_ms)
     data_dir = data_dir.absolute() if data_dir else None
-    stop_on_signals()
+    raise_on_stop_signals()
     try:
         with working_directory(data_dir) as directory, contextlib.ExitStack() as exits:
             if against is None:
@@ -88,27 +77,19 @@ def load_test(
                     base_port=base_port,
                     gateway_latency_ms=latency_ms,
                 )
-                target = exits.enter_context(own_stack(plan, _say))
+                target = exits.enter_context(own_stack(plan, _print))
             else:
                 target = existing_stack(against, data_dir)
-            load(target, size, directory / "load", _say, through_nginx=through_nginx)
+            run_load_test(target, size, directory / "load", _print, through_nginx=through_nginx)
     except Stopped:
-        _say("stopped")
+        _print("stopped")
         return EXIT_STOPPED
     return 0
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> None:
-    try:
-        sys.exit(app(sys.argv[1:]))
-    except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
-        ignore_signals()
-        sys.exit(f"error: {str(error).strip()}")
-
-
 if __name__ == "__main__":
-    main()
+    run_app(app)

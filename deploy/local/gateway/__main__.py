@@ -1,7 +1,7 @@
 """``python -m deploy.local.gateway``: serve until SIGTERM or Ctrl-C.
 
-Prints ``listening on http://HOST:PORT`` once it answers. A bad option, data file or port ends it
-with one line and exit code 2.
+Prints ``listening on http://HOST:PORT`` once it answers. A bad option, data file or port makes it
+print one line and exit with 2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GRACE_S = 5
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling its address on stdout and leaving with exit code 0 on a signal."""
+    """uvicorn, which prints its address and exits with 0 after a stop signal."""
 
     def __init__(self, config: uvicorn.Config, address: str, stopping: asyncio.Event) -> None:
         super().__init__(config)
@@ -86,7 +86,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--latency-ms", type=_range_ms, default=(100, 500), metavar="LOW-HIGH", help="of each call"
     )
     parser.add_argument(
-        "--slow-ms", type=int, default=3000, help="what slow_ keys take on top (default 3000)"
+        "--slow-ms", type=int, default=3000, help="more for slow_ keys (default 3000)"
     )
     return parser.parse_args(arguments)
 
@@ -109,7 +109,7 @@ def _range_ms(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until told to stop; return the exit code."""
+    """Serve until a stop signal; the exit code."""
     options = _options(arguments)
     try:
         ledger = Ledger(options.data_file)

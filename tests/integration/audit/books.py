@@ -1,10 +1,10 @@
-"""A small clean book over all services, as plain rows: what the services would have written.
+"""A small clean set of books over all services, as the rows that the services would have written.
 
 | order | user | what became of it |
 |-------|------|-------------------|
 | A | ann | 5,000 paid: coupon 500, balance 3,000, gateway 1,500 |
-| B | bob | 2,000 paid by coupon 300, balance 1,000, gateway 700; cancelled, all given back |
-| C | ann | an attempt with balance 400 and a declined card, undone; pending |
+| B | bob | 2,000 paid by coupon 300, balance 1,000, gateway 700; cancelled and refunded |
+| C | ann | an attempt with balance 400 and a declined card, compensated; pending |
 | D | bob | being paid by balance 250 |
 | E, F | ann | expired; cancelled before it was paid |
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +23,11 @@ from typing import Any, Final
 from deploy.local.gateway.ledger import Ledger
 
 NOW: Final = "now()"
+LATER: Final = "2100-01-01"
 
 
 def uid(number: int) -> str:
-    """A UUID that is easy to tell in a failing test."""
+    """A UUID that is easy to recognize in a failing test."""
     return f"01900000-0000-7000-8000-{number:012d}"
 
 
@@ -33,6 +35,29 @@ PRODUCT, COUPON_A, COUPON_B, CAMPAIGN = uid(1), uid(2), uid(3), uid(4)
 A, B, C, D, E, F = (uid(number) for number in range(11, 17))
 PAY_A, PAY_B, PAY_C, PAY_D, CANCEL_B = (uid(number) for number in range(21, 26))
 PAID_A, PAID_B, DECLINED_C, DIRECT, UNKNOWN = (uid(number) for number in range(31, 36))
+
+_NEW: Final = {"create_time": NOW, "update_time": NOW}
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "accounts": {"currency_code": "KRW", "update_time": NOW},
+    "ledger_entries": {"currency_code": "KRW", "create_time": NOW},
+    "answers": {"digest": ""},
+    "campaigns": {"currency_code": "KRW"},
+    "coupons": {"campaign_id": CAMPAIGN, "issue_time": NOW, "expire_time": LATER},
+    "redemptions": {"currency_code": "KRW", "redeem_time": NOW},
+    "payments": {"currency_code": "KRW", "gateway": "toss", "tries": 0, "version": 1, **_NEW},
+    "products": {"name": "p", "currency_code": "KRW", "price_minor": 250, "version": 1, **_NEW},
+    "orders": {"currency_code": "KRW", "failure_reason": "", "version": 1, "expire_time": LATER}
+    | _NEW,
+    "sagas": {"plan_version": 1, "asked": {}, "facts": {}, "epoch": 1, "lease_until": NOW}
+    | {"attempts": 0, "last_error": "", "resolution_reason": "", **_NEW},
+}
+"""What the rows of a table have in common."""
+
+
+def insert(table: str, **columns: Any) -> str:
+    row = _DEFAULTS.get(table, {}) | columns
+    values = ", ".join(map(_literal, row.values()))
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({values});\n"
 
 
 def _literal(value: Any) -> str:
@@ -45,26 +70,13 @@ def _literal(value: Any) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def insert(table: str, **row: Any) -> str:
-    return (
-        f"INSERT INTO {table} ({', '.join(row)})"
-        f" VALUES ({', '.join(map(_literal, row.values()))});\n"
-    )
-
-
 def answer(method: str, scope: str, request_id: str, body: Any, state: str = "ANSWERED") -> str:
-    return insert(
-        "answers",
-        method=method,
-        scope=scope,
-        request_id=request_id,
-        state=state,
-        digest="",
-        body=None if state == "CANCELLED" else json.dumps(body),
-    )
+    text = None if state == "CANCELLED" else json.dumps(body)
+    row = {"method": method, "scope": scope, "request_id": request_id, "state": state}
+    return insert("answers", **row, body=text)
 
 
-# -- balance -------------------------------------------------------------------------------------
+# -- balance ---------------------------------------------------------------------------------------
 
 
 def balance() -> str:
@@ -82,88 +94,59 @@ def balance() -> str:
         ("REFUND", 1_000, f"{CANCEL_B}:refund_deduction", B, f"{PAY_B}:deduct_balance"),
         ("DEDUCT", -250, f"{PAY_D}:deduct_balance", D, None),
     ]
-    return _account("ann", 100, ann) + _account("bob", 200, bob) + _placeholder("eve")
+    # Eve's account is about to be opened, and her deduction was cancelled before it arrived.
+    eve = answer("DeductBalance", "eve", "never-came", None, "CANCELLED")
+    eve += answer("RefundDeduction", "eve", "refund-of-nothing", None)
+    return _account("ann", 100, ann) + _account("bob", 200, bob) + _account("eve", 300, []) + eve
 
 
 _METHODS = {"CHARGE": "ChargeBalance", "DEDUCT": "DeductBalance", "REFUND": "RefundDeduction"}
 
 
-def _account(user: str, first_id: int, entries: list[tuple[str, int, str, Any, Any]]) -> str:
+def _account(
+    user: str, first_id: int, entries: Sequence[tuple[str, int, str, str | None, str | None]]
+) -> str:
     script, available = "", 0
     undone = {refund_of for *_, refund_of in entries}
     for sequence, (kind, amount, request_id, order_id, refund_of) in enumerate(entries, 1):
         available += amount
-        told = {
-            "entry_id": uid(first_id + sequence),
-            "sequence": sequence,
-            "amount_minor": amount,
-            "balance_after_minor": available,
-        }
-        script += insert(
-            "ledger_entries",
-            user_id=user,
-            currency_code="KRW",
-            kind=kind,
-            request_id=request_id,
-            order_id=order_id,
-            refund_of=refund_of,
-            create_time=NOW,
-            **told,
-        )
+        entry = entry_of(uid(first_id + sequence), sequence, amount, available)
+        row = {"kind": kind, "request_id": request_id, "order_id": order_id, "refund_of": refund_of}
+        script += insert("ledger_entries", user_id=user, **row, **entry)
         state = "CANCELLED" if request_id in undone else "ANSWERED"
-        script += answer(_METHODS[kind], user, request_id, told, state)
-    return script + insert(
-        "accounts",
-        user_id=user,
-        currency_code="KRW",
-        available_minor=available,
-        version=len(entries),
-        update_time=NOW,
-    )
+        script += answer(_METHODS[kind], user, request_id, entry, state)
+    row = {"available_minor": available, "version": len(entries)}
+    return script + insert("accounts", user_id=user, **row)
 
 
-def _placeholder(user: str) -> str:
-    """An account about to be opened, and a deduction that was cancelled before it came."""
-    return (
-        insert(
-            "accounts",
-            user_id=user,
-            currency_code="KRW",
-            available_minor=0,
-            version=0,
-            update_time=NOW,
-        )
-        + answer("DeductBalance", user, "never-came", None, "CANCELLED")
-        + answer("RefundDeduction", user, "refund-of-nothing", None)
-    )
+def entry_of(entry_id: str, sequence: int, amount: int, balance_after: int) -> dict[str, Any]:
+    """What a ledger entry and its answer have in common."""
+    return {
+        "entry_id": entry_id,
+        "sequence": sequence,
+        "amount_minor": amount,
+        "balance_after_minor": balance_after,
+    }
 
 
-# -- coupon --------------------------------------------------------------------------------------
+# -- coupon ----------------------------------------------------------------------------------------
 
 
 def coupon() -> str:
-    """A campaign with two coupons, one in use and one given back."""
-    uses = {
-        "redeem_request_id": f"{PAY_A}:redeem_coupon",
-        "order_id": A,
-        "redeem_time": NOW,
-    }
+    """A campaign with two coupons, one redeemed and one restored."""
+    campaign = {"campaign_id": CAMPAIGN, "name": "c", "request_id": "campaign-1"}
+    duration = {"start_time": NOW, "end_time": LATER, "create_time": NOW, "coupon_lifetime_us": 1}
+    used = {"redeem_request_id": f"{PAY_A}:redeem_coupon", "order_id": A, "redeem_time": NOW}
     return (
         insert(
             "campaigns",
-            campaign_id=CAMPAIGN,
-            name="c",
-            currency_code="KRW",
+            **campaign,
+            **duration,
             fixed_discount_minor=500,
             quantity=3,
             issued=2,
-            start_time=NOW,
-            end_time="2100-01-01",
-            coupon_lifetime_us=1,
-            request_id="campaign-1",
-            create_time=NOW,
         )
-        + _coupon(COUPON_A, "ann", 1, **uses)
+        + _coupon(COUPON_A, "ann", 1, **used)
         + _coupon(COUPON_B, "bob", 2)
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500)
         + redemption(
@@ -172,18 +155,11 @@ def coupon() -> str:
     )
 
 
-def _coupon(coupon_id: str, user: str, number: int, **use: Any) -> str:
-    told = {"coupon_id": coupon_id, "issue_number": number}
-    return insert(
-        "coupons",
-        campaign_id=CAMPAIGN,
-        user_id=user,
-        request_id="issue-1",
-        issue_time=NOW,
-        expire_time="2100-01-01",
-        **told,
-        **use,
-    ) + answer("IssueCoupon", user, "issue-1", told)
+def _coupon(coupon_id: str, user: str, number: int, **use: str) -> str:
+    coupon = {"coupon_id": coupon_id, "issue_number": number}
+    return insert("coupons", user_id=user, request_id="issue-1", **coupon, **use) + answer(
+        "IssueCoupon", user, "issue-1", coupon
+    )
 
 
 def redemption(
@@ -203,28 +179,32 @@ def redemption(
         request_id=request_id,
         coupon_id=coupon_id,
         order_id=order_id,
-        currency_code="KRW",
         order_amount_minor=order_amount,
         discount_minor=discount,
-        redeem_time=NOW,
         restore_request_id="restore-1" if restored else None,
         restore_time=NOW if restored else None,
     ) + answer("RedeemCoupon", user, request_id, {}, "CANCELLED" if restored else "ANSWERED")
 
 
-# -- payment -------------------------------------------------------------------------------------
+# -- payment ---------------------------------------------------------------------------------------
 
 
 def payment() -> str:
     """Payments of sagas, and two direct ones."""
     return (
-        payment_row(PAID_A, "ann", f"{PAY_A}:confirm_payment", A, amount=1_500, state="CONFIRMED")
-        + payment_row(PAID_B, "bob", f"{PAY_B}:confirm_payment", B, amount=700, state="CANCELLED")
-        + payment_row(
-            DECLINED_C, "ann", f"{PAY_C}:confirm_payment", C, amount=600, state="DECLINED"
+        payment_row(
+            PAID_A, "ann", f"{PAY_A}:confirm_payment", order_id=A, amount=1_500, state="CONFIRMED"
         )
-        + payment_row(DIRECT, "bob", "direct-1", "elsewhere", amount=900, state="CONFIRMED")
-        + payment_row(UNKNOWN, "bob", "direct-2", "elsewhere", amount=60, state="UNKNOWN")
+        + payment_row(
+            PAID_B, "bob", f"{PAY_B}:confirm_payment", order_id=B, amount=700, state="CANCELLED"
+        )
+        + payment_row(
+            DECLINED_C, "ann", f"{PAY_C}:confirm_payment", order_id=C, amount=600, state="DECLINED"
+        )
+        + payment_row(
+            DIRECT, "bob", "direct-1", order_id="elsewhere", amount=900, state="CONFIRMED"
+        )
+        + payment_row(UNKNOWN, "bob", "direct-2", order_id="elsewhere", amount=60, state="UNKNOWN")
     )
 
 
@@ -232,9 +212,8 @@ _ANSWERS = {"CONFIRMED": "ANSWERED", "DECLINED": "REFUSED", "CANCELLED": "CANCEL
 
 
 def payment_row(
-    payment_id: str, user: str, request_id: str, order_id: str, *, amount: int, state: str
+    payment_id: str, user: str, request_id: str, *, order_id: str, amount: int, state: str
 ) -> str:
-    charged = state in {"CONFIRMED", "CANCELLED"}
     script = insert(
         "payments",
         payment_id=payment_id,
@@ -242,61 +221,51 @@ def payment_row(
         user_id=user,
         request_id=request_id,
         order_id=order_id,
-        currency_code="KRW",
         amount_minor=amount,
-        gateway="toss",
         state=state,
-        gateway_transaction_id="t" if charged else None,
+        gateway_transaction_id="t" if state in {"CONFIRMED", "CANCELLED"} else None,
         failure_code="REJECT" if state == "DECLINED" else None,
         cancel_reason="r" if state == "CANCELLED" else None,
         due_time=NOW if state == "UNKNOWN" else None,
-        tries=0,
-        version=1,
-        create_time=NOW,
-        update_time=NOW,
     )
     if state in _ANSWERS:
-        told = {"payment_id": payment_id}
-        script += answer("ConfirmPayment", user, request_id, told, _ANSWERS[state])
+        body = {"payment_id": payment_id}
+        script += answer("ConfirmPayment", user, request_id, body, _ANSWERS[state])
     return script
 
 
 def write_gateway(record: Path) -> None:
     """The gateway's record of the same payments."""
     Ledger(record).close()
-    for payment_id, order_id, amount, refunded in (
-        (PAID_A, A, 1_500, 0),
-        (PAID_B, B, 700, 700),
-        (DIRECT, "elsewhere", 900, 0),
-        (UNKNOWN, "elsewhere", 60, 0),
-    ):
-        charge(record, f"key-{payment_id[-2:]}", order_id, amount, refunded)
-    on_gateway(
-        record,
+    script = (
         f"INSERT INTO payments VALUES ('key-{DECLINED_C[-2:]}', '{C}', 'ABORTED', 'KRW', 600, 600,"
-        " 'declined', 'then', NULL, 'REJECT')",
+        " 'declined', 'then', NULL, 'REJECT');"
+        f"INSERT INTO cancels VALUES ('c', 'key-{PAID_B[-2:]}', 700, 'r', 'then');"
+    )
+    for payment_id, order_id, amount, left in (
+        (PAID_A, A, 1_500, 1_500),
+        (PAID_B, B, 700, 0),
+        (DIRECT, "elsewhere", 900, 900),
+        (UNKNOWN, "elsewhere", 60, 60),
+    ):
+        script += gateway_charge(f"key-{payment_id[-2:]}", order_id, amount, left)
+    on_gateway(record, script)
+
+
+def gateway_charge(key: str, order_id: str, amount: int, left: int) -> str:
+    status = "DONE" if left else "CANCELED"
+    return (
+        f"INSERT INTO payments VALUES ('{key}', '{order_id}', '{status}', 'KRW', {amount}, {left},"
+        f" 't {key}', 'then', 'then', NULL);\n"
     )
 
 
-def charge(record: Path, key: str, order_id: str, amount: int, refunded: int) -> None:
-    status = "CANCELED" if refunded else "DONE"
-    on_gateway(
-        record,
-        f"INSERT INTO payments VALUES ('{key}', '{order_id}', '{status}', 'KRW', {amount},"
-        f" {amount - refunded}, 't {key}', 'then', 'then', NULL)",
-    )
-    if refunded:
-        on_gateway(
-            record, f"INSERT INTO cancels VALUES ('c {key}', '{key}', {refunded}, 'r', 'then')"
-        )
-
-
-def on_gateway(record: Path, statement: str) -> None:
+def on_gateway(record: Path, script: str) -> None:
     with closing(sqlite3.connect(record)) as connection, connection:
-        connection.execute(statement)
+        connection.executescript(script)
 
 
-# -- order ---------------------------------------------------------------------------------------
+# -- order -----------------------------------------------------------------------------------------
 
 
 def order() -> str:
@@ -315,15 +284,9 @@ def order() -> str:
         insert(
             "products",
             product_id=PRODUCT,
-            name="p",
-            currency_code="KRW",
-            price_minor=250,
             stocked=100,
             reserved=4 + 1,
             sold=20,
-            version=1,
-            create_time=NOW,
-            update_time=NOW,
         )
         + order_row(A, "ann", 20, "PAID", (500, 3_000, 1_500), coupon=COUPON_A, payment=PAID_A)
         + order_row(B, "bob", 8, "CANCELLED", (300, 1_000, 700), coupon=COUPON_B, payment=PAID_B)
@@ -355,34 +318,25 @@ def order_row(
     payment: str | None = None,
 ) -> str:
     discount, by_balance, by_gateway = paid
+    request_id = f"create-{order_id}"
+    order = insert(
+        "orders",
+        order_id=order_id,
+        user_id=user,
+        request_id=request_id,
+        subtotal_minor=quantity * 250,
+        discount_minor=discount,
+        paid_by_balance_minor=by_balance,
+        paid_by_gateway_minor=by_gateway,
+        coupon_id=coupon,
+        payment_id=payment,
+        state=state,
+    )
+    line = {"product_id": PRODUCT, "quantity": quantity, "unit_price_minor": 250}
     return (
-        insert(
-            "orders",
-            order_id=order_id,
-            user_id=user,
-            request_id=f"create-{order_id}",
-            currency_code="KRW",
-            subtotal_minor=quantity * 250,
-            discount_minor=discount,
-            paid_by_balance_minor=by_balance,
-            paid_by_gateway_minor=by_gateway,
-            coupon_id=coupon,
-            payment_id=payment,
-            state=state,
-            failure_reason="",
-            version=1,
-            create_time=NOW,
-            expire_time="2100-01-01",
-            update_time=NOW,
-        )
-        + insert(
-            "order_items",
-            order_id=order_id,
-            product_id=PRODUCT,
-            quantity=quantity,
-            unit_price_minor=250,
-        )
-        + answer("CreateOrder", user, f"create-{order_id}", {"order_id": order_id})
+        order
+        + insert("order_items", order_id=order_id, **line)
+        + answer("CreateOrder", user, request_id, {"order_id": order_id})
     )
 
 
@@ -394,22 +348,12 @@ def saga(
         "sagas",
         saga_id=saga_id,
         kind=kind,
-        plan_version=1,
         order_id=order_id,
         user_id=user,
         request_id=f"pay-{saga_id}",
-        asked={},
         state=state,
         steps=[{"name": name, "state": step_state} for name, step_state in pairs],
-        facts={},
         failure={"reason": "r"} if state == "COMPENSATED" else None,
-        epoch=1,
-        lease_until=NOW,
-        attempts=0,
-        last_error="",
-        resolution_reason="",
-        create_time=NOW,
-        update_time=NOW,
     )
 
 

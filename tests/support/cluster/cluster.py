@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.audit.audit import audit
-from deploy.audit.look import Report
+from deploy.audit.report import Report
 from deploy.audit.sources import Sources
 from deploy.kubernetes.secrets import secret_objects
 from deploy.local.plan import Backends

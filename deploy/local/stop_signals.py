@@ -1,4 +1,4 @@
-"""Stop signals: each of them ends the demo once, cleanly, wherever it is."""
+"""Stop signals: the first one ends a local program, in good order, wherever it is."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ from types import FrameType
 from typing import Any, Final, TypeVar
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+EXIT_STOPPED: Final = 130
 
 T = TypeVar("T")
 
 
 class Stopped(BaseException):
-    """The user asked to stop. Not an Exception: nothing on the way may take it for a failure."""
+    """The user stopped the program. Not an Exception: no handler may take it for a failure."""
 
 
-def stop_on_signals() -> None:
-    """From now on a stop signal raises Stopped, in whatever runs outside an event loop."""
+def raise_on_stop_signals() -> None:
+    """From now on, a stop signal raises Stopped in the main thread."""
     for number in STOP_SIGNALS:
-        signal.signal(number, _stop)
+        signal.signal(number, _raise_stopped)
 
 
-def ignore_signals() -> None:
-    """Let nothing cut a clean stop short. Not SIG_IGN: see deploy.local.__main__."""
+def ignore_stop_signals() -> None:
+    """From now on, no signal interrupts an orderly stop: neither a second Ctrl-C nor a SIGTERM.
+
+    The handler does nothing. With SIG_IGN, Python complains on stderr about a signal that arrives
+    just before it is set.
+    """
     for number in STOP_SIGNALS:
-        signal.signal(number, _go_on)
+        signal.signal(number, _do_nothing)
 
 
 def run_stoppable(work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` returns, run in an event loop; Stopped once a stop signal has cancelled it.
+    """The result of ``work``, run in an event loop; raises Stopped after a stop signal.
 
-    An exception raised by a signal's handler inside a loop would end in some callback; the loop's
-    own way is to cancel.
+    The signal cancels the task. An exception from a signal handler would be raised in whatever
+    callback the loop runs at that moment.
     """
     stopped = False
 
@@ -55,9 +60,9 @@ def run_stoppable(work: Coroutine[Any, Any, T]) -> T:
             for number in STOP_SIGNALS:
                 loop.remove_signal_handler(number)
             if stopped:
-                ignore_signals()
+                ignore_stop_signals()
             else:
-                stop_on_signals()
+                raise_on_stop_signals()
 
     try:
         return asyncio.run(body())
@@ -65,10 +70,10 @@ def run_stoppable(work: Coroutine[Any, Any, T]) -> T:
         raise Stopped from None
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    ignore_signals()
+def _raise_stopped(_number: int, _frame: FrameType | None) -> None:
+    ignore_stop_signals()
     raise Stopped
 
 
-def _go_on(_number: int, _frame: FrameType | None) -> None:
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
     pass

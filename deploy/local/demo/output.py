@@ -1,4 +1,4 @@
-"""What the demo shows: live bars on a terminal, plain lines anywhere else."""
+"""What the demo prints: progress bars on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from rich.table import Table
 
 PLAIN_WIDTH: Final = 110
 PLAIN_STEPS: Final = 4
-"""Lines of a phase where nothing can be drawn over."""
+"""Lines that a phase prints if it cannot draw a bar."""
 TITLE_WIDTH: Final = 30
 
 
 class Phase:
-    """One bar: so many things of so many are done."""
+    """The progress of one phase."""
 
-    def __init__(self, screen: Screen, title: str, total: int) -> None:
-        self._screen = screen
+    def __init__(self, output: Output, title: str, total: int) -> None:
+        self._output = output
         self._title = title
         self._total = total
         self._done = 0
-        self._told = 0
-        self._task = screen.progress.add_task(title, total=total) if screen.live else None
+        self._printed = 0
+        self._task = output.progress.add_task(title, total=total) if output.live else None
 
     def step(self) -> None:
         self.reach(self._done + 1)
@@ -42,21 +42,21 @@ class Phase:
     def reach(self, done: int) -> None:
         self._done = done
         if self._task is not None:
-            self._screen.progress.update(self._task, completed=done)
+            self._output.progress.update(self._task, completed=done)
             return
         part = PLAIN_STEPS * done // self._total if self._total else PLAIN_STEPS
-        if part > self._told:
-            self._told = part
-            self._screen.say(f"{self._title}: {done} of {self._total}")
+        if part > self._printed:
+            self._printed = part
+            self._output.print(f"{self._title}: {done} of {self._total}")
 
     async def counted(self, work: Awaitable[None]) -> None:
-        """Do it, then count it."""
+        """Wait for ``work``, then count it."""
         await work
         self.step()
 
 
-class Screen:
-    """Where everything is told. Texts are shown as they are: markup in them means nothing."""
+class Output:
+    """Prints texts as they are, without interpreting markup in them."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -74,7 +74,7 @@ class Screen:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Keep the bars of the phases in the block alive."""
+        """Draw the bars of the phases in the block."""
         if not self.live:
             yield
             return
@@ -85,7 +85,7 @@ class Screen:
     def phase(self, title: str, total: int) -> Iterator[Phase]:
         yield Phase(self, title, total)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self._print(text, None)
 
     def heading(self, text: str) -> None:
@@ -110,5 +110,5 @@ class Screen:
         self._console.print(table)
 
     def _print(self, text: str, style: str | None) -> None:
-        # Never broken into lines of our own: what is long is a path, or to be pasted.
+        # Without line breaks: long texts are paths, or commands to paste.
         self._console.print(text, style=style, markup=False, soft_wrap=True)
