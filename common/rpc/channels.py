@@ -1,38 +1,35 @@
-"""Channels to all replicas of a service, in turns; those whose health says NOT_SERVING get none.
+"""Channels to all replicas of a service: round robin over those whose health is SERVING.
 
-For the services' own calls (``common.rpc.client``) and for clients alike.
+For the services' own calls (``common.rpc.client``) and for clients.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import grpc
 
 from common.addresses import target
 from common.rpc import service_config
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 METADATA_BYTES_MAX: Final = 16 * 1024
-# More often than this and the peer's server would close the connection (common.rpc.server).
 KEEPALIVE_MS: Final = 30_000
+"""The server closes connections that ping more often (``common.rpc.server``)."""
 KEEPALIVE_TIMEOUT_MS: Final = 10_000
 
-# No retryPolicy: the callers of services repeat calls themselves (common.rpc.retry), where a saga's
-# journal and the metrics can count them.
+# No retryPolicy: services repeat calls in ``common.rpc.retry``, where the metrics count them.
 _SERVICE_CONFIG: Final = service_config.balanced()
 
 
 def open_channel(
-    addresses: str, *, config: Mapping[str, Any] = _SERVICE_CONFIG
+    addresses: str, *, config: Mapping[str, object] = _SERVICE_CONFIG
 ) -> grpc.aio.Channel:
-    """A channel to all replicas at ``addresses``; to be opened in the running event loop.
+    """A channel to all replicas at ``addresses``. Open it in the running event loop.
 
-    It connects by itself, now and again after failures. ``config`` is its service config; none is
-    asked for in DNS. Raises ValueError as ``target`` does.
+    It connects at once, and again after failures. ``config`` is its service config; none is looked
+    up in DNS. Raises ValueError as ``target`` does.
     """
     channel = grpc.aio.insecure_channel(
         target(addresses),
@@ -44,12 +41,12 @@ def open_channel(
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             ("grpc.keepalive_permit_without_calls", 1),
-            # A replica that comes back is to be found within a second or two, not two minutes.
+            # A replica that is back gets calls within a second or two, not two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 1_000),
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-            # Channels of one process do not share connections: each has its own turns.
+            # Channels of one process do not share connections: each has its own round robin.
             ("grpc.use_local_subchannel_pool", 1),
         ],
     )

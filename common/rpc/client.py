@@ -1,20 +1,17 @@
-"""Other services, each by one channel (``common.rpc.channels``) for the life of the process."""
+"""The client of another service, on one channel for the life of the process."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
 import grpc
 
 from common import deadlines, tracing
 from common.rpc import retry
-from common.rpc.handlers import LEAST_S
+from common.rpc.handlers import LEAST_TIME_S
 from common.rpc.status import from_rpc_error
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
 Stub = TypeVar("Stub")
 Request = TypeVar("Request")
@@ -22,13 +19,15 @@ Response = TypeVar("Response")
 
 
 class ServiceClient(Generic[Stub]):
-    """Another service: its stub, with deadlines and traces carried on and errors as refusals.
+    """A stub whose calls keep the running call's deadline and trace, and raise refusals.
 
-    >>> async with Peer(open_channel(addresses), BalanceServiceStub) as balance:
+    >>> async with ServiceClient(open_channel(addresses), BalanceServiceStub) as balance:
     ...     await balance.call(balance.stub.DeductBalance, request, limit_s=2.0)
     """
 
-    def __init__(self, channel: grpc.aio.Channel, stub_type: Callable[[Any], Stub]) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, stub_type: Callable[[grpc.aio.Channel], Stub]
+    ) -> None:
         self.stub = stub_type(tracing.calling(channel))
         self._channel = channel
 
@@ -44,7 +43,7 @@ class ServiceClient(Generic[Stub]):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the channel; calls still running on it are cancelled."""
+        """Close the channel. Running calls are cancelled."""
         await self._channel.close()
 
     async def call(
@@ -53,25 +52,22 @@ class ServiceClient(Generic[Stub]):
         request: Request,
         *,
         limit_s: float,
-        repeat: bool = True,
         attempts_max: int = retry.ATTEMPTS_MAX,
     ) -> Response:
-        """The response to one unary call, each attempt within ``limit_s`` and the deadline.
+        """The response to one unary call; each attempt has ``limit_s``, or less to the deadline.
 
-        With ``repeat``, a refusal that may pass is met with further attempts; right for reads and
-        for mutations with a request_id. Raises RemoteRefusal with what the peer said, or with an
-        empty reason if it said nothing; DeadlineTooShort if no time is left to begin.
+        Retryable refusals are retried, up to ``attempts_max`` attempts in all; use 1 for a call
+        that must not be repeated. Raises RemoteRefusal with what the service replied, or with an
+        empty reason if it did not reply, and DeadlineTooShort if no time is left to begin.
         """
 
         async def attempt() -> Response:
-            timeout_s = deadlines.timeout_for(limit_s, least_s=LEAST_S)
+            timeout_s = deadlines.timeout_for(limit_s, least_s=LEAST_TIME_S)
             try:
                 return await method(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
 
-        if not repeat:
-            return await attempt()
         return await retry.call_with_retries(
             type(request).__name__, attempt, attempts_max=attempts_max
         )

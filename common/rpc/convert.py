@@ -1,4 +1,4 @@
-"""Between protobuf's messages and the model's types, where every service needs the same."""
+"""Converts between protobuf messages and the model's types: money and time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NS_PER_S: Final = 1_000_000_000
 
 
 def money_from(message: money_pb2.Money) -> Money:
-    """The model's money; validation has seen the message before."""
+    """The model's money, from a validated message."""
     return Money(message.currency_code, message.amount_minor)
 
 
@@ -28,7 +28,7 @@ def money_to(money: Money) -> money_pb2.Money:
 
 
 def time_to(time: datetime) -> Timestamp:
-    # Not FromDatetime, which takes three times as long: most answers carry several times.
+    # FromDatetime takes three times as long, and most responses have several times.
     since = time - _EPOCH
     return Timestamp(
         seconds=since.days * _S_PER_DAY + since.seconds, nanos=since.microseconds * 1000
@@ -36,19 +36,19 @@ def time_to(time: datetime) -> Timestamp:
 
 
 def time_from(message: Timestamp, field: str) -> datetime:
-    """The time, cut to microseconds; validation has seen to it that it is of a year there is.
+    """The time, cut to microseconds, from a message whose seconds validation has checked.
 
-    Raises InvalidField naming ``field`` if its nanos are not those of one second: what they add up
-    to may be another time than the one that validation has seen.
+    Raises InvalidField for ``field`` if nanos is not less than one second: the sum would be a time
+    that validation has not checked.
     """
-    # Not ToDatetime: it refuses what is finer than a microsecond.
+    # ToDatetime refuses nanoseconds.
     return _EPOCH + timedelta(seconds=message.seconds, microseconds=_nanos(message, field) // 1000)
 
 
 def microseconds_from(message: Duration, field: str) -> int:
-    """A length of at least 0, rounded up: what is more than nothing must not become nothing.
+    """The duration, at least 0, rounded up: a duration above zero must not become zero.
 
-    Raises InvalidField naming ``field`` if its nanos are not those of one second.
+    Raises InvalidField for ``field`` if nanos is not less than one second.
     """
     return message.seconds * _US_PER_S - (-_nanos(message, field) // 1000)
 

@@ -1,58 +1,72 @@
 """The server's own deadline for calls whose clients set none.
 
-All such calls have the same limit, so they fall due in the order in which they came: one queue and
-one timer for all of them. A timer for each would cost every call its making and its cancelling,
-though hardly any ever goes off.
+All such calls have the same limit, so they expire in the order in which they began: one queue and
+one timer serve all of them. A timer per call would cost each call its creation and cancellation,
+though hardly any timer ever fires.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from common.deadlines import DeadlineExceeded
+
+T = TypeVar("T")
 
 
 class DeadlineEntry:
-    """A call under the server's deadline."""
+    """A running call and the time at which it expires. ``task`` is None once the call has ended."""
 
-    __slots__ = ("at", "late", "task")
+    __slots__ = ("at", "expired", "task")
 
     def __init__(self, task: asyncio.Task[object] | None, at: float) -> None:
         self.task = task
         self.at = at
-        self.late = False
-
-    def end(self) -> None:
-        """The call is over, in time or not."""
-        self.task = None
+        self.expired = False
 
 
 class DefaultDeadline:
-    """Cancels the calls that outlast ``limit_s``, and marks them late."""
+    """Ends calls that run longer than ``limit_s``."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._queue: deque[DeadlineEntry] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self) -> DeadlineEntry:
-        """Put the running task under the deadline; ``end`` it when the call is over."""
+    async def run(self, call: Awaitable[T]) -> T:
+        """Await the call in the current task. Raises DeadlineExceeded if it expires."""
+        entry = self._add()
+        try:
+            return await call
+        except asyncio.CancelledError:
+            # Expired and cancelled by its client as well: the client's cancellation counts.
+            if not entry.expired or entry.task is None or entry.task.uncancel():
+                raise
+            raise DeadlineExceeded from None
+        finally:
+            entry.task = None
+
+    def _add(self) -> DeadlineEntry:
         loop = asyncio.get_running_loop()
-        watched = DeadlineEntry(asyncio.current_task(), loop.time() + self._limit_s)
+        entry = DeadlineEntry(asyncio.current_task(), loop.time() + self._limit_s)
         queue = self._queue
         while queue and queue[0].task is None:
             queue.popleft()
-        queue.append(watched)
+        queue.append(entry)
         if self._timer is None:
-            self._timer = loop.call_at(watched.at, self._fire)
-        return watched
+            self._timer = loop.call_at(entry.at, self._expire)
+        return entry
 
-    def _fire(self) -> None:
+    def _expire(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
         queue = self._queue
         while queue and (queue[0].task is None or queue[0].at <= now):
-            watched = queue.popleft()
-            if watched.task is not None:
-                watched.late = True
-                watched.task.cancel()
-        self._timer = loop.call_at(queue[0].at, self._fire) if queue else None
+            entry = queue.popleft()
+            if entry.task is not None:
+                entry.expired = True
+                entry.task.cancel()
+        self._timer = loop.call_at(queue[0].at, self._expire) if queue else None

@@ -1,14 +1,14 @@
-"""What happens around every gRPC method, built once per method when it is mounted.
+"""What runs around every gRPC method of a server. One function per method, built at registration.
 
-    overload limit → parse → deadline → validation → the method → render → status → metrics
+    concurrency limit → parse, validate → deadline → the method → serialize → status → metrics
 
-and around all of it a span where calls are traced (``common.tracing``).
+Where calls are traced, a span is around all of it (``common.tracing``).
 
-Not a chain of interceptors: grpc.aio resolves those anew for each call and gives them no sight of
-an exception's own status. One function per method costs a call a few microseconds.
+This is not a chain of interceptors: grpc.aio resolves those anew for each call, and an interceptor
+cannot choose the status of an exception. One function per method costs a call a few microseconds.
 
-Requests are parsed and responses rendered here and not by gRPC, which would tell a client the text
-of whatever exception a malformed message causes.
+Requests are parsed and responses serialized here, not by gRPC: to a malformed message gRPC would
+reply with the text of the exception.
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ import asyncio
 import inspect
 import time
 import uuid
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+)
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias, cast
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
@@ -32,47 +41,41 @@ from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.status import DETAILS_KEY, GRPC_CODES, to_status
 from common.rpc.validation import check
 
-if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncGenerator,
-        AsyncIterable,
-        AsyncIterator,
-        Callable,
-        Coroutine,
-        Iterable,
-        Mapping,
-    )
-
-    Handle = Callable[[Any, Any], Coroutine[Any, Any, Any]]
-    Responses = Callable[[Any, Any], AsyncGenerator[Any, None]]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
+Parse: TypeAlias = Callable[[bytes], Message]
+Serialize: TypeAlias = Callable[[Message], bytes]
+UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
+StreamMethod: TypeAlias = Callable[
+    [Message | AsyncIterator[Message], Context], AsyncGenerator[Message, None]
+]
 
 REPLICA_KEY: Final = "tally-replica"
-# What gRPC's own retries read; they know nothing of RetryInfo (gRFC A6).
 PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
-_NEVER: Final = ((PUSHBACK_KEY, "-1"),)
-
-# A call with less time than this left cannot be answered in time: refuse it before it costs a
-# database round trip.
-LEAST_S: Final = 0.002
-# The event loop's clock has a resolution of a millisecond.
+"""What gRPC's own retries read (gRFC A6); they ignore RetryInfo."""
+LEAST_TIME_S: Final = 0.002
+"""A call with less time left cannot be answered in time. It is refused before it costs a database
+round trip."""
 CLOCK_SLACK_S: Final = 0.005
-# Checked here, where a refusal can say so; beyond the transport's own limit (common.rpc.server), a few
-# times larger, gRPC ends a call with a status that has no reason.
+"""The event loop's clock has a resolution of a millisecond."""
 MESSAGE_BYTES_MAX: Final = 64 * 1024
+"""Checked here, where the refusal can name the size. Above the transport's limit
+(``common.rpc.server``), which is a few times larger, gRPC's status has no reason."""
+_NO_LIMIT: Final = 2**31
 
-_log = structlog.get_logger(__name__)
+_log = structlog.stdlib.get_logger()
 
 
-class Stopping(Refusal):
-    """This replica is stopping; call again, another one answers."""
+class ReplicaStopping(Refusal):
+    """This replica is stopping; repeat the call, another replica answers it."""
 
     code = Code.UNAVAILABLE
     reason = "REPLICA_STOPPING"
     retry_after_s = 0.1
 
 
-class NotYetReady(Refusal):
-    """This replica has just been started and cannot serve yet; call again, another one may."""
+class ReplicaNotReady(Refusal):
+    """This replica has just started and cannot serve yet; repeat the call, another one may."""
 
     code = Code.UNAVAILABLE
     reason = "REPLICA_NOT_READY"
@@ -80,207 +83,210 @@ class NotYetReady(Refusal):
 
 
 class ConcurrencyLimit:
-    """Counts the calls being served and knows how many there may be."""
+    """How many calls run, and how many may. A call takes a slot while it runs."""
 
-    __slots__ = ("active", "calls_max")
+    __slots__ = ("running", "slots")
 
-    def __init__(self, calls_max: int) -> None:
-        self.active = 0
-        self.calls_max = calls_max
+    def __init__(self, slots: int) -> None:
+        self.running = 0
+        self.slots = slots
 
 
-class Pipeline:
-    """Wraps the handlers of a server's services.
+class HandlerRegistry(grpc.GenericRpcHandler):
+    """The wrapped methods of a server, by full name.
 
-    Looks like a server to the generated ``add_…_to_server`` functions: it takes what they register
-    and keeps the wrapped handlers in ``handlers``, by full method name.
+    Generated ``add_…_to_server`` functions register methods here as they would with a server. The
+    server gets this registry as its only handler: for each method registered with the server
+    itself, grpc.aio would wait on one more future in every call.
     """
 
-    def __init__(self, *, replica: str, calls_max: int, default_deadline_s: float) -> None:
-        self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    def __init__(
+        self,
+        *,
+        replica: str,
+        calls_max: int,
+        default_deadline_s: float,
+        exempt: Collection[str] = (),
+    ) -> None:
+        """``exempt``: full names of services without a concurrency limit and without spans."""
+        self._handlers: dict[str, Handler] = {}
+        self._exempt = exempt
         self._calls_max = calls_max
-        # No places before the replica was ready for the first time: see open().
-        self._calls = ConcurrencyLimit(0)
-        # Streams wait more than they work: they must not use up the places of unary calls.
+        # No slots until ``open``. Streams wait more than they work: they must not take the slots
+        # of unary calls.
+        self._unary = ConcurrencyLimit(0)
         self._streams = ConcurrencyLimit(0)
+        self._unlimited = ConcurrencyLimit(_NO_LIMIT)
         self._default_deadline_s = default_deadline_s
-        self._watch = DefaultDeadline(default_deadline_s)
+        self._default_deadline = DefaultDeadline(default_deadline_s)
         self._trailing = ((REPLICA_KEY, replica),)
-        self._stream_tasks: set[asyncio.Task[Any]] = set()
+        self._stream_tasks: set[asyncio.Task[object]] = set()
         self._opened = False
         self._stopping = False
-        metrics.IN_FLIGHT.set_function(lambda: self._calls.active + self._streams.active)
+        metrics.IN_FLIGHT.set_function(lambda: self._unary.running + self._streams.running)
 
-    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
-        """Ignored: generated code registers the same handlers by name as well."""
+    # -- registration ------------------------------------------------------------------------------
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: generated code registers the same methods by name as well."""
 
     def add_registered_method_handlers(
-        self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+        self, service_name: str, handlers: Mapping[str, Handler]
     ) -> None:
-        """Wraps and keeps each handler of a service."""
-        self.wrap(service_name, handlers, limited=True)
-
-    def wrap(
-        self,
-        service_name: str,
-        handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]],
-        *,
-        limited: bool,
-    ) -> None:
-        """As ``add_registered_method_handlers``; without ``limited``, no overload limit applies.
-
-        Such calls are not traced either.
-        """
+        """Wrap each method of a service. Raises TypeError if one is not implemented."""
+        exempt = service_name in self._exempt
         for name, handler in handlers.items():
             method = f"/{service_name}/{name}"
-            handle: Handle
-            made: Callable[[Any], grpc.RpcMethodHandler[Any, Any]]
             if handler.response_streaming:
-                gate = self._streams if limited else ConcurrencyLimit(2**31)
-                handle = self._stream(method, handler, gate)
-                made = grpc.unary_stream_rpc_method_handler
-                if handler.request_streaming:
-                    made = grpc.stream_stream_rpc_method_handler
+                limit = self._unlimited if exempt else self._streams
+                handle = self._handle_stream(method, handler, limit)
+                register = (
+                    grpc.stream_stream_rpc_method_handler
+                    if handler.request_streaming
+                    else grpc.unary_stream_rpc_method_handler
+                )
+                self._handlers[method] = register(
+                    handle if exempt else tracing.served(method, handle)
+                )
+            elif handler.request_streaming:
+                raise TypeError(f"{method}: a stream of requests with one response: not supported")
             else:
-                if handler.request_streaming:
-                    raise TypeError(f"{method}: a stream with one answer is not supported")
-                gate = self._calls if limited else ConcurrencyLimit(2**31)
-                handle = self._unary_unary(method, handler, gate)
-                made = grpc.unary_unary_rpc_method_handler
-            # Health is not traced: nearly all of the spans would be of probes.
-            self.handlers[method] = made(tracing.served(method, handle) if limited else handle)
+                limit = self._unlimited if exempt else self._unary
+                call = self._handle_unary(method, handler, limit)
+                self._handlers[method] = grpc.unary_unary_rpc_method_handler(
+                    call if exempt else tracing.served(method, call)
+                )
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of a call, by the full name of its method."""
+        return self._handlers.get(handler_call_details.method)
+
+    # -- start and end -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Lets calls in. Until then each is refused with NotYetReady.
+        """Accept calls. Until then each call is refused with ReplicaNotReady.
 
-        Health and reflection are excepted. A replica on a database without its schema would
-        otherwise answer some methods and break in others. Once opened it stays so: of a database
-        that goes away later, the methods tell.
+        Exempt services are served from the start. A replica without its database schema would
+        otherwise answer some methods and fail in others. The registry stays open when the database
+        fails later: the methods report that.
         """
         self._opened = True
-        self._calls.calls_max = self._streams.calls_max = self._calls_max
-
-    def _no_place(self) -> Refusal:
-        return Overloaded() if self._opened else NotYetReady()
+        self._unary.slots = self._streams.slots = self._calls_max
 
     def end_streams(self) -> None:
-        """Ends every open response stream with UNAVAILABLE, and those that begin after this.
+        """End every open response stream with ReplicaStopping, and refuse new ones.
 
-        Without it one open stream holds up ``server.stop`` for its whole grace.
+        Otherwise one open stream would make ``server.stop`` wait for its whole grace.
         """
         self._stopping = True
         for task in self._stream_tasks:
             task.cancel()
 
-    async def ended(self, limit_s: float) -> bool:
-        """Waits until no method runs any more, ``limit_s`` at most; returns whether that is so.
+    async def finished_within(self, limit_s: float) -> bool:
+        """Whether all methods end within ``limit_s`` seconds.
 
-        ``server.stop`` returns when every client has its status, which may be before the last
-        methods have run their clean-up (grpc#37239): what they use must stay open until then.
+        ``server.stop`` returns when every client has its status. The last methods may still run
+        their clean-up then (grpc#37239), and what they use must stay open.
         """
         try:
             async with asyncio.timeout(limit_s):
-                while self._calls.active or self._streams.active:  # noqa: ASYNC110 - see below
-                    # Polled because it happens once in a process's life: a signal would cost
-                    # every call a little.
+                # Polled, since it happens once per process: an event would cost every call a bit.
+                while self._unary.running or self._streams.running:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         except TimeoutError:
             return False
         return True
 
-    def _unary_unary(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: ConcurrencyLimit
-    ) -> Handle:
-        behaviour: Any = handler.unary_unary
-        if not inspect.iscoroutinefunction(behaviour):
-            raise TypeError(f"{method}: must be written as an async def")
-        parse: Any = handler.request_deserializer
-        render: Any = handler.response_serializer
-        trailing, default_s, fail = self._trailing, self._default_deadline_s, self._fail
-        untimed, no_place = self._untimed, self._no_place
-        clock = time.perf_counter
+    # -- calls -------------------------------------------------------------------------------------
+
+    def _handle_unary(
+        self, method: str, handler: Handler, limit: ConcurrencyLimit
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        if not inspect.iscoroutinefunction(handler.unary_unary):
+            raise TypeError(f"{method}: must be an async def")
+        run = cast(UnaryMethod, handler.unary_unary)
+        parse, serialize = _codec(handler)
+        # Everything is looked up once per method, not once per call.
+        trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
+        default_s, run_within_default = self._default_deadline_s, self._default_deadline.run
         count_ok = metrics.CALLS.labels(method, "OK").inc
         observe = metrics.LATENCY.labels(method).observe
+        clock = time.perf_counter
 
-        async def handle(raw: bytes, context: Any) -> bytes:
-            if gate.active >= gate.calls_max:
-                await fail(method, context, no_place())
-            gate.active += 1
+        async def handle(raw: bytes, context: Context) -> bytes:
+            if limit.running >= limit.slots:
+                await abort(method, context, refusal_if_full())
+            limit.running += 1
             started = clock()
             try:
                 context.set_trailing_metadata(trailing)
-                left_s = context.time_remaining()
+                left_s: float | None = context.time_remaining()
                 deadlines.start(default_s if left_s is None else left_s)
-                request = _parse(parse, raw)
-                check(request)
+                request = _request(parse, raw)
                 if left_s is None:
-                    response = await untimed(behaviour, request, context)
-                elif left_s > LEAST_S:
-                    response = await behaviour(request, context)
+                    # gRPC cancels a call at its client's deadline, but not at the server's.
+                    response = await run_within_default(run(request, context))
+                elif left_s > LEAST_TIME_S:
+                    response = await run(request, context)
                 else:
-                    raise DeadlineTooShort  # noqa: TRY301 - the table below tells it
-                answer: bytes = render(response)
+                    raise DeadlineTooShort  # noqa: TRY301 - handled below, as every other error
+                reply = serialize(response)
             except BaseException as error:
-                await fail(method, context, error)
+                await abort(method, context, error)
                 raise
             finally:
-                gate.active -= 1
+                limit.running -= 1
                 observe(clock() - started)
             count_ok()
-            return answer
+            return reply
 
         return handle
 
-    async def _untimed(self, behaviour: Any, request: Any, context: Any) -> Any:
-        """gRPC cancels a call at its client's deadline; at ours nobody else would."""
-        watched = self._watch.watch()
-        try:
-            return await behaviour(request, context)
-        except asyncio.CancelledError:
-            if not watched.late or watched.task is None or watched.task.uncancel():
-                raise
-            raise deadlines.DeadlineExceeded from None
-        finally:
-            watched.end()
-
-    def _stream(
-        self, method: str, handler: grpc.RpcMethodHandler[Any, Any], gate: ConcurrencyLimit
-    ) -> Handle:
-        responses = (_of_requests if handler.request_streaming else _of_a_request)(method, handler)
-        render: Any = handler.response_serializer
+    def _handle_stream(
+        self, method: str, handler: Handler, limit: ConcurrencyLimit
+    ) -> Callable[[bytes | AsyncIterator[bytes], Context], Awaitable[None]]:
+        function = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        if not inspect.isasyncgenfunction(function):
+            raise TypeError(f"{method}: must be an async generator")
+        run = cast(StreamMethod, function)
+        parse, serialize = _codec(handler)
         count_ok = metrics.CALLS.labels(method, "OK").inc
 
-        async def handle(raw: Any, context: Any) -> None:
-            if gate.active >= gate.calls_max:
-                await self._fail(method, context, self._no_place())
+        async def handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
+            if limit.running >= limit.slots:
+                await self._abort(method, context, self._refusal_if_full())
             if self._stopping:
-                await self._fail(method, context, Stopping())
-            gate.active += 1
+                await self._abort(method, context, ReplicaStopping())
+            limit.running += 1
             task = asyncio.current_task()
             assert task is not None
             self._stream_tasks.add(task)
             try:
                 context.set_trailing_metadata(self._trailing)
-                # No default here: a stream may be watched for as long as its client likes.
+                # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
-                async with aclosing(responses(raw, context)) as answers:
-                    async for response in answers:
-                        await context.write(render(response))
+                read = _request(parse, raw) if isinstance(raw, bytes) else _requests(parse, raw)
+                async with aclosing(run(read, context)) as responses:
+                    async for response in responses:
+                        await context.write(serialize(response))
             except BaseException as error:
                 if self._stopping and isinstance(error, asyncio.CancelledError):
-                    error = Stopping()
-                await self._fail(method, context, error)
+                    error = ReplicaStopping()
+                await self._abort(method, context, error)
                 raise
             finally:
                 self._stream_tasks.discard(task)
-                gate.active -= 1
+                limit.running -= 1
             count_ok()
 
         return handle
 
-    async def _fail(self, method: str, context: Any, error: BaseException) -> None:
-        """Ends the call with the status of what went wrong. Returns only if none can be sent."""
-        refusal = self._refusal(method, error)
+    def _refusal_if_full(self) -> Refusal:
+        return Overloaded() if self._opened else ReplicaNotReady()
+
+    async def _abort(self, method: str, context: Context, error: BaseException) -> None:
+        """End the call with the status of the error. Returns only if no status can be sent."""
+        refusal = self._to_refusal(method, error)
         if refusal is None:
             return
         status = to_status(refusal)
@@ -289,8 +295,8 @@ class Pipeline:
         details = (DETAILS_KEY, status.SerializeToString())
         await context.abort(code, status.message, (*self._trailing, *_pushback(status), details))
 
-    def _refusal(self, method: str, error: BaseException) -> Refusal | None:
-        """What the client is told of an exception; None where there is nobody to tell."""
+    def _to_refusal(self, method: str, error: BaseException) -> Refusal | None:
+        """What the client gets for an exception; None if no client waits any more."""
         if isinstance(error, Refusal):
             return error
         if isinstance(error, asyncio.CancelledError):
@@ -300,8 +306,8 @@ class Pipeline:
                 code = Code.DEADLINE_EXCEEDED if deadlines.cut_off() else Code.CANCELLED
                 metrics.CALLS.labels(method, code.name).inc()
                 return None
-            # Something that the method awaited was cancelled, not the call. Passing this on would
-            # end the task without a status, and the client would wait for its whole deadline.
+            # Something that the method awaited was cancelled, not the call. If this error passed,
+            # the task would end without a status and the client would wait until its deadline.
         elif isinstance(error, TimeoutError):
             left_s = deadlines.remaining()
             if left_s is not None and left_s < CLOCK_SLACK_S:
@@ -314,61 +320,41 @@ class Pipeline:
         return Internal(error_id=error_id)
 
 
-def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
-    """When a client's gRPC may send the call again by itself: as RetryInfo says, or -1 for never.
+def _codec(handler: Handler) -> tuple[Parse, Serialize]:
+    """How the method's requests are parsed and its responses serialized."""
+    assert handler.request_deserializer is not None
+    assert handler.response_serializer is not None
+    return handler.request_deserializer, handler.response_serializer
 
-    The -1 goes with UNAVAILABLE only: gRPC counts it as a failure towards its throttling of
-    retries, which a client that asks for more than there is has not deserved.
+
+def _request(parse: Parse, raw: bytes) -> Message:
+    """The parsed, valid request. Raises InvalidFields."""
+    if len(raw) > MESSAGE_BYTES_MAX:
+        size = f"has {len(raw)} bytes; a message may have at most {MESSAGE_BYTES_MAX}"
+        raise InvalidField("request", size)
+    try:
+        request = parse(raw)
+    except DecodeError:
+        raise InvalidField("request", "is not a well-formed message of its type") from None
+    check(request)
+    return request
+
+
+async def _requests(parse: Parse, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async for raw in raws:
+        yield _request(parse, raw)
+
+
+def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata for gRPC's own retries: RetryInfo's delay in ms, or -1 for no retry.
+
+    The -1 is sent with UNAVAILABLE only. gRPC counts it as a failure when it throttles retries,
+    and a request for more than is in stock is no failure.
     """
     for detail in status.details:
         retry = error_details_pb2.RetryInfo()
         if detail.Unpack(retry):
             return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
-    return _NEVER if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE else ()
-
-
-def _of_a_request(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Responses:
-    behaviour: Any = handler.unary_stream
-    _must_generate(method, behaviour)
-    parse: Any = handler.request_deserializer
-
-    def responses(raw: Any, context: Any) -> AsyncGenerator[Any, None]:
-        request = _parse(parse, raw)
-        check(request)
-        answers: AsyncGenerator[Any, None] = behaviour(request, context)
-        return answers
-
-    return responses
-
-
-def _of_requests(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Responses:
-    behaviour: Any = handler.stream_stream
-    _must_generate(method, behaviour)
-    parse: Any = handler.request_deserializer
-
-    async def parsed(raws: AsyncIterable[bytes]) -> AsyncIterator[Any]:
-        async for raw in raws:
-            request = _parse(parse, raw)
-            check(request)
-            yield request
-
-    def responses(raws: Any, context: Any) -> AsyncGenerator[Any, None]:
-        answers: AsyncGenerator[Any, None] = behaviour(parsed(raws), context)
-        return answers
-
-    return responses
-
-
-def _must_generate(method: str, behaviour: Any) -> None:
-    if not inspect.isasyncgenfunction(behaviour):
-        raise TypeError(f"{method}: must be written as an async generator")
-
-
-def _parse(parse: Callable[[bytes], Any], raw: bytes) -> Any:
-    if len(raw) > MESSAGE_BYTES_MAX:
-        told = f"takes {len(raw)} bytes; a message may have {MESSAGE_BYTES_MAX} at most"
-        raise InvalidField("request", told)
-    try:
-        return parse(raw)
-    except DecodeError:
-        raise InvalidField("request", "is not a well-formed message of its type") from None
+    if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE:
+        return ((PUSHBACK_KEY, "-1"),)
+    return ()

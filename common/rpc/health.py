@@ -1,24 +1,22 @@
-"""The gRPC health service: what this replica tells load balancers and probes.
+"""The gRPC health service, for load balancers and probes.
 
-``""`` is readiness: it begins as NOT_SERVING and follows a probe of what the service needs.
-``liveness`` is SERVING for as long as the event loop runs: restarting a replica does not mend its
+``""`` is readiness: NOT_SERVING at first, then the result of a probe of what the service needs.
+``liveness`` is SERVING as long as the event loop runs: to restart a replica does not repair its
 database.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeAlias
 
 import structlog
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import metrics
 from common.errors import Code, Refusal
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 READINESS: Final = ""
 LIVENESS: Final = "liveness"
@@ -28,21 +26,21 @@ SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
-Ready = Callable[[], Awaitable[None]]
-"""Returns when the service can serve, raises with the reason when it cannot."""
+Ready: TypeAlias = Callable[[], Awaitable[None]]
+"""Returns if the service can serve; raises, with the reason, if it cannot."""
 
-_log = structlog.get_logger(__name__)
+_log = structlog.stdlib.get_logger()
 
 
 class HealthServiceUnknown(Refusal):
-    """No health is kept under this name; ask for "" or "liveness"."""
+    """There is no health under this name; ask for "" or "liveness"."""
 
     code = Code.NOT_FOUND
     reason = "HEALTH_SERVICE_UNKNOWN"
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The health service's servicer, with the state that it tells."""
+    """The health servicer and its state."""
 
     def __init__(self) -> None:
         self._statuses = {READINESS: NOT_SERVING, LIVENESS: SERVING}
@@ -56,56 +54,57 @@ class Health(health_pb2_grpc.HealthServicer):
         return self._statuses[READINESS] == SERVING
 
     def drain(self) -> None:
-        """NOT_SERVING from now on, whatever the probe says."""
+        """Report NOT_SERVING from now on, whatever the probe finds."""
         self._draining = True
         self._set(ready=False)
 
     async def follow(self, ready: Ready, interval_s: float) -> None:
-        """Probes for ever and tells the result. A probe that hangs counts as a refusal."""
+        """Probe for ever, and set readiness accordingly. A probe that hangs counts as failed."""
         last = ""
         while True:
-            reason = await _reason_against(ready)
-            if reason != last or self.ready == bool(reason):
-                self._set(ready=not reason)
-                if reason and not self._draining:
-                    _log.warning("not ready", reason=reason)
+            problem = await _probe_problem(ready)
+            if problem != last or self.ready == bool(problem):
+                self._set(ready=not problem)
+                if problem and not self._draining:
+                    _log.warning("not ready", reason=problem)
                 elif self.ready:
                     _log.info("ready")
-                last = reason
+                last = problem
             await asyncio.sleep(interval_s)
 
     async def Check(  # noqa: N802 - the method's name in the protocol
-        self, request: health_pb2.HealthCheckRequest, context: Any
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: object,  # noqa: ARG002
     ) -> health_pb2.HealthCheckResponse:
-        del context
         status = self._statuses.get(request.service)
         if status is None:
             raise HealthServiceUnknown
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def List(  # noqa: N802
-        self, request: object, context: Any
-    ) -> Any:
-        del request, context
-        return health_pb2.HealthListResponse(  # type: ignore[attr-defined]  # newer than its stubs
-            statuses={
-                name: health_pb2.HealthCheckResponse(status=status)
-                for name, status in self._statuses.items()
-            }
+    async def List(self, request: object, context: object) -> Message:  # noqa: ARG002, N802
+        statuses = {
+            name: health_pb2.HealthCheckResponse(status=status)
+            for name, status in self._statuses.items()
+        }
+        response: Message = health_pb2.HealthListResponse(  # type: ignore[attr-defined]
+            statuses=statuses  # the method is newer than its type stubs
         )
+        return response
 
     async def Watch(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: Any
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: object,  # noqa: ARG002
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        del context
-        told = None
+        sent = None
         while True:
-            # The event is taken before the status: a change in between is then not missed.
+            # The event is read before the status, so that no change in between is missed.
             changed = self._changed
             status = self._statuses.get(request.service, _UNKNOWN)
-            if status != told:
+            if status != sent:
                 yield health_pb2.HealthCheckResponse(status=status)
-                told = status
+                sent = status
             await changed.wait()
 
     def _set(self, *, ready: bool) -> None:
@@ -118,7 +117,8 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
 
-async def _reason_against(ready: Ready) -> str:
+async def _probe_problem(ready: Ready) -> str:
+    """Why the service cannot serve, or ''."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             await ready()
@@ -127,7 +127,7 @@ async def _reason_against(ready: Ready) -> str:
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) and task.cancelling():
             raise
-        # Of something inside, as a driver's future: nobody has asked for the end of probing.
+        # Something inside was cancelled, such as a driver's future, not the probing task.
         return "the probe was cancelled from within"
     except Exception as error:  # noqa: BLE001 - whatever it is, this replica cannot serve
         return str(error) or type(error).__name__

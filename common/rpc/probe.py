@@ -1,21 +1,19 @@
-"""``python -m common.rpc.probe HOST:PORT [SERVICE]``: ask a replica's health, for scripts and Compose.
+"""``python -m common.rpc.probe HOST:PORT [SERVICE]``: a replica's health, for scripts and Compose.
 
-SERVICE is ``""`` (readiness) if it is not given, or ``liveness``. Prints the answer. The exit code
-is 0 for SERVING, 1 for any other answer or none within two seconds, 2 for a wrong call.
+SERVICE is ``""`` (readiness), the default, or ``liveness``. Prints the status. The exit code is 0
+for SERVING, 1 for any other status or no reply within two seconds, 2 for wrong arguments.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.addresses import split_host_port
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 LIMIT_S: Final = 2.0
 
@@ -23,13 +21,13 @@ _Status: Final = health_pb2.HealthCheckResponse.ServingStatus
 
 
 def status_of(address: str, service: str = "", limit_s: float = LIMIT_S) -> str:
-    """The health of ``service`` at ``host:port`` as its name in the protocol, as ``SERVING``.
+    """The health of ``service`` at ``host:port``, by its name in the protocol, such as ``SERVING``.
 
-    Raises grpc.RpcError if there is no such answer within ``limit_s``, and ValueError for an
+    Raises grpc.RpcError if there is no status within ``limit_s`` seconds, and ValueError for an
     address of another form.
     """
     split_host_port(address)
-    # Past any proxy of the environment: the question is about this address.
+    # Never through a proxy of the environment: this is about the address itself.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         response = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=limit_s)
@@ -37,7 +35,7 @@ def status_of(address: str, service: str = "", limit_s: float = LIMIT_S) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Ask and tell; the exit code."""
+    """Print the status; return the exit code."""
     if len(arguments) not in (1, 2):
         sys.stderr.write("usage: python -m common.rpc.probe HOST:PORT [SERVICE]\n")
         return 2

@@ -1,20 +1,20 @@
-"""gRPC reflection, as grpcurl and its like need it: v1, and v1alpha for the older of them.
+"""gRPC reflection, as grpcurl needs it: v1, and v1alpha for older tools.
 
-Python's library has v1alpha only. In v1 the messages are the same under another package, and its
-description, which clients may ask for as for any other service's, is made of the older one's.
+Python's library has v1alpha only. The messages of v1 are the same in another package. Their
+description, which clients may ask for like any other, is made from that of v1alpha.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 import grpc
 from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from common.rpc.handlers import Handler
 
 METHOD: Final = "ServerReflectionInfo"
 V1: Final = "grpc.reflection.v1.ServerReflection"
@@ -22,10 +22,10 @@ V1ALPHA: Final = reflection.SERVICE_NAME
 NAMES: Final = (V1, V1ALPHA)
 
 
-def handler(services: Iterable[str]) -> grpc.RpcMethodHandler[Any, Any]:
-    """The one method of both versions; it tells of ``services``, by full name, and of itself."""
+def handler(services: Iterable[str]) -> Handler:
+    """The one method of both versions. It describes ``services``, by full name, and itself."""
     _describe_v1()
-    servicer: Any = reflection.aio.ReflectionServicer((*services, *NAMES))
+    servicer = reflection.aio.ReflectionServicer((*services, *NAMES))
     return grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
@@ -34,10 +34,10 @@ def handler(services: Iterable[str]) -> grpc.RpcMethodHandler[Any, Any]:
 
 
 def _describe_v1() -> None:
-    described = FileDescriptorProto()
-    reflection_pb2.DESCRIPTOR.CopyToProto(described)
-    described.options.Clear()
-    text = text_format.MessageToString(described).replace(".v1alpha", ".v1")
-    described = text_format.Parse(text, FileDescriptorProto())
-    described.name = "grpc/reflection/v1/reflection.proto"
-    descriptor_pool.Default().AddSerializedFile(described.SerializeToString())
+    file = FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.options.Clear()
+    text = text_format.MessageToString(file).replace(".v1alpha", ".v1")
+    file = text_format.Parse(text, FileDescriptorProto())
+    file.name = "grpc/reflection/v1/reflection.proto"
+    descriptor_pool.Default().AddSerializedFile(file.SerializeToString())

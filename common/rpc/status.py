@@ -1,13 +1,14 @@
-"""The one table between refusals and gRPC statuses, in both directions.
+"""Converts refusals to gRPC statuses and back.
 
-A status has one ErrorInfo (domain ``tally``), and each of BadRequest, QuotaFailure and RetryInfo at
-most once. It travels in the trailing metadata, of which clients take 8 KiB by default: a status
-that is too large would reach them as another error, hence the limits here.
+A status has one ErrorInfo (domain ``tally``), and at most one each of BadRequest, QuotaFailure and
+RetryInfo. It is sent in the trailing metadata, of which clients accept 8 KiB by default. A client
+would get another error instead of a status that is too large, hence the limits here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,9 +19,6 @@ from google.rpc import (  # type: ignore[import-untyped]  # ships stubs without 
 )
 
 from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 DOMAIN: Final = "tally"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -33,49 +31,49 @@ METADATA_MAX: Final = 6
 FIELDS_MAX: Final = 10
 QUOTA_MAX: Final = 100
 STATUS_BYTES_MAX: Final = 5_400
-"""What all details together may come to; the list of what ran out gets what the others leave.
+"""Size of the whole status. QuotaFailure gets what the other details leave.
 
-In base64, as most clients get it, and with the other trailers this comes to 7.7 KiB.
+In base64, as most clients get it, and with the other trailers this is 7.7 KiB.
 """
 _DETAIL_BYTES: Final = 80
-"""What a detail costs besides its content: its type's name and some lengths."""
+"""Size of a detail without its content: the name of its type, and lengths."""
 
 _CODES: Final = {grpc.StatusCode[code.name]: code for code in Code}
 _NUMBERS: Final = {code: code_pb2.Code.Value(code.name) for code in Code}
 GRPC_CODES: Final = {number: grpc.StatusCode[code.name] for code, number in _NUMBERS.items()}
-"""gRPC's codes by the number that a google.rpc.Status has."""
+"""gRPC's codes, by their numbers in a google.rpc.Status."""
 
 PEER_UNAVAILABLE: Final = "PEER_UNAVAILABLE"
-_PEER_SILENT: Final = "A service that this call needs did not answer."
+_PEER_MESSAGE: Final = "A service that this call needs did not answer."
 _PEER_RETRY_AFTER_S: Final = 1.0
 
-# A peer that said nothing itself may have died or been cut off at any point: whoever sends
-# something that is safe to repeat may do so. Other bare codes (UNIMPLEMENTED, UNKNOWN,
-# RESOURCE_EXHAUSTED for an oversized message) would only repeat themselves.
-_REPEATABLE_WHEN_SILENT: Final = frozenset(
+# Codes without a reason, from the transport: the peer may have failed at any point, and another
+# attempt may succeed. Other bare codes (UNIMPLEMENTED, UNKNOWN, RESOURCE_EXHAUSTED for a message
+# that is too large) would come again.
+_RETRYABLE_BARE_CODES: Final = frozenset(
     {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED}
 )
 
 
 def is_retryable(refusal: Refusal) -> bool:
-    """Whether the same call, sent again, may end otherwise: it carries RetryInfo or got no answer.
+    """Whether the same call may succeed when repeated: it has RetryInfo, or got no reply.
 
-    It does not say that repeating is safe: after a lost answer the effect may have happened. With
-    the same request_id it is, and every mutation takes one.
+    This does not mean that repeating is safe: after a lost reply, the effect may have happened. A
+    mutation is safe to repeat with the same request_id.
     """
     if refusal.retry_after_s is not None:
         return True
-    return not refusal.reason and refusal.code in _REPEATABLE_WHEN_SILENT
+    return not refusal.reason and refusal.code in _RETRYABLE_BARE_CODES
 
 
 def to_status(refusal: Refusal) -> status_pb2.Status:
     """The google.rpc.Status of a refusal.
 
-    A peer's silence (a RemoteRefusal without reason) is told in our own words: the transport's
-    name addresses.
+    A RemoteRefusal without reason becomes PEER_UNAVAILABLE: the transport's own message may
+    contain addresses.
     """
     if not refusal.reason:
-        refusal = _peer_silent(refusal)
+        refusal = _peer_unavailable(refusal)
     status = status_pb2.Status(
         code=_NUMBERS[refusal.code], message=_cut(refusal.message, MESSAGE_BYTES_MAX)
     )
@@ -100,14 +98,14 @@ def to_status(refusal: Refusal) -> status_pb2.Status:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteRefusal:
-    """The refusal that a peer sent, or one with an empty reason if the peer itself said nothing."""
+    """The refusal that a peer sent; its reason is empty if the transport failed."""
     return from_trailing(error.trailing_metadata() or (), error.code(), error.details() or "")
 
 
 def from_trailing(
     metadata: Iterable[tuple[str, str | bytes]], number: grpc.StatusCode, message: str = ""
 ) -> RemoteRefusal:
-    """As ``from_rpc_error``, of a call's trailing metadata and gRPC's own code and message."""
+    """The same, from a call's trailing metadata and gRPC's own code and message."""
     code = _CODES.get(number, Code.UNKNOWN)
     for key, value in metadata:
         if key == DETAILS_KEY and isinstance(value, bytes):
@@ -120,9 +118,9 @@ def from_trailing(
 
 
 def from_status(status: status_pb2.Status, code: Code) -> RemoteRefusal:
-    """The refusal in a google.rpc.Status; ``code``, gRPC's own, is the one that counts.
+    """The refusal in a google.rpc.Status. Its code is ``code``, which gRPC sent itself.
 
-    Details of types or domains that are not ours are passed over.
+    Details of other types or domains are ignored.
     """
     info = error_details_pb2.ErrorInfo()
     bad_request = error_details_pb2.BadRequest()
@@ -137,51 +135,51 @@ def from_status(status: status_pb2.Status, code: Code) -> RemoteRefusal:
                 detail.Unpack(quota)
         except DecodeError:
             continue
-    ours = info.domain == DOMAIN
+    own = info.domain == DOMAIN
     return RemoteRefusal(
         code,
-        info.reason if ours else "",
+        info.reason if own else "",
         status.message,
-        dict(info.metadata) if ours else {},
+        dict(info.metadata) if own else {},
         fields=tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations),
         quota=tuple(QuotaViolation(v.subject, v.description) for v in quota.violations),
         retry_after_s=retry_after_s,
     )
 
 
-def _peer_silent(refusal: Refusal) -> Refusal:
+def _peer_unavailable(refusal: Refusal) -> Refusal:
     code = Code.UNAVAILABLE
     if refusal.code is Code.DEADLINE_EXCEEDED:
         code = Code.DEADLINE_EXCEEDED
-    # What would only repeat itself is not to be sent again by every client of ours either.
-    retry_after_s = _PEER_RETRY_AFTER_S if refusal.code in _REPEATABLE_WHEN_SILENT else None
-    return RemoteRefusal(code, PEER_UNAVAILABLE, _PEER_SILENT, {}, retry_after_s=retry_after_s)
+    # A call that would fail again must not be repeated by the callers of this service either.
+    retry_after_s = _PEER_RETRY_AFTER_S if refusal.code in _RETRYABLE_BARE_CODES else None
+    return RemoteRefusal(code, PEER_UNAVAILABLE, _PEER_MESSAGE, {}, retry_after_s=retry_after_s)
 
 
 def _escaping(message: str) -> int:
-    """What the message takes from the details by travelling a second time, percent-encoded.
+    """Bytes of details that the message costs: gRPC sends it again, percent-encoded.
 
-    Two bytes more for each that is not printable ASCII; the details are four for three in base64.
+    Each byte that is not printable ASCII takes two more; base64 makes four bytes of three.
     """
     escaped = sum(not 0x20 <= byte <= 0x7E or byte == 0x25 for byte in message.encode())
     return 3 * escaped // 2
 
 
 def _bad_request(fields: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
-    told = error_details_pb2.BadRequest()
+    detail = error_details_pb2.BadRequest()
     for violation in fields[:FIELDS_MAX]:
-        told.field_violations.add(
+        detail.field_violations.add(
             field=_cut(violation.field, NAME_BYTES_MAX),
             description=_cut(violation.description, DESCRIPTION_BYTES_MAX),
         )
-    return told
+    return detail
 
 
 def _quota_failure(
     quota: Sequence[QuotaViolation], bytes_max: int
 ) -> error_details_pb2.QuotaFailure:
-    """What ran out, within ``bytes_max``: names count for more than words, so words go first."""
-    told = error_details_pb2.QuotaFailure(
+    """The QuotaFailure within ``bytes_max``. Descriptions are dropped before subjects."""
+    detail = error_details_pb2.QuotaFailure(
         violations=[
             error_details_pb2.QuotaFailure.Violation(
                 subject=_cut(violation.subject, NAME_BYTES_MAX),
@@ -190,12 +188,12 @@ def _quota_failure(
             for violation in quota[:QUOTA_MAX]
         ]
     )
-    if told.ByteSize() > bytes_max:
-        for violation in told.violations:
+    if detail.ByteSize() > bytes_max:
+        for violation in detail.violations:
             violation.ClearField("description")
-    while told.ByteSize() > bytes_max:
-        told.violations.pop()
-    return told
+    while detail.ByteSize() > bytes_max:
+        detail.violations.pop()
+    return detail
 
 
 def _cut(text: str, bytes_max: int) -> str:
