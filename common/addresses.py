@@ -1,4 +1,4 @@
-"""Where something listens: ``host:port``, and the targets that gRPC makes of such addresses."""
+"""Addresses of servers: ``host:port``, and the gRPC targets of such addresses."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ def split_host_port(address: str) -> tuple[str, int]:
 
 
 def target(addresses: str) -> str:
-    """The gRPC target of ``host:port``, of several numeric ``ip:port`` with commas, or of a URI.
+    """The gRPC target of a ``host:port``, of numeric ``ip:port``s with commas, or of a URI.
 
-    A URI is one of gRPC's own: ``dns:///host:port``, with a name server between the slashes if need
-    be, ``ipv4:``, ``ipv6:`` or ``unix:``. Raises ValueError for what is neither, and for several
-    names: gRPC resolves one name, to as many addresses as it has, or takes several numeric
-    addresses.
+    A URI is one of gRPC's: ``dns:///host:port``, with an optional name server between the slashes,
+    ``ipv4:``, ``ipv6:`` or ``unix:``. Raises ValueError for anything else, and for several names:
+    gRPC takes one name, which may have many addresses, or several numeric addresses.
     """
     scheme, _, rest = addresses.partition(":")
     if scheme in _SCHEMES or "/" in addresses:
@@ -52,15 +51,13 @@ def target(addresses: str) -> str:
 
 
 def _check_uri(scheme: str, rest: str) -> None:
-    """Raises ValueError for a URI that gRPC would take and then look up for ever."""
+    """Raise ValueError for a URI that gRPC would accept and then try to resolve for ever."""
     if scheme == "dns":
         authority, name = "", rest
         if rest.startswith("//"):
             authority, _, name = rest[2:].partition("/")
         if not name and authority:
-            raise ValueError(
-                "must name a host: after two slashes stands a DNS server, after three a host"
-            )
+            raise ValueError("must name a host: a DNS server follows two slashes, a host three")
         split_host_port(name)
     elif scheme in _FAMILIES:
         for address in rest.split(","):

@@ -1,6 +1,6 @@
-"""Where a setting is given: in the environment, or in a file of the secrets directory.
+"""Where settings are given: in environment variables, or in files of the secrets directory.
 
-A setting can be given for one service (``TALLY_BALANCE_POOL_SIZE``) or for all of them at once
+A setting can be given for one service (``TALLY_BALANCE_POOL_SIZE``) or for all services
 (``TALLY_POOL_SIZE``).
 """
 
@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from difflib import get_close_matches
 from pathlib import Path
+from typing import Final
 
-PREFIX = "TALLY_"
-SECRETS_DIR = "TALLY_SECRETS_DIR"
-SECRET_BYTES_MAX = 64 * 1024
-
-# How alike a name must be to a setting's to be taken for a misspelling of it. Lower, and settings
-# of other services would be suspected, which an environment may hold for all of them.
-_ALIKE = 0.85
+PREFIX: Final = "TALLY_"
+SECRETS_DIR: Final = "TALLY_SECRETS_DIR"
+SECRET_BYTES_MAX: Final = 64 * 1024
 
 
 class SettingsError(Exception):
-    """A setting is missing or malformed. Its text is one line, fit to be shown to the operator."""
+    """A setting is missing or malformed. The text is one line for the operator."""
 
 
 def prefixes(service: str) -> tuple[str, ...]:
-    """What a service's variables begin with; the first wins."""
+    """The prefixes of a service's variables; the first wins."""
     return (f"{PREFIX}{service.upper()}_", PREFIX) if service else (PREFIX,)
 
 
 def secrets_dir() -> Path | None:
-    """The secrets directory, if there is one and all of ours in it can be read.
+    """The secrets directory, or None if none is set.
 
-    Raises SettingsError, naming the directory or the file.
+    Raises SettingsError, with the directory's or the file's name, if a secret cannot be read.
     """
     name = os.environ.get(SECRETS_DIR, "")
     if not name:
@@ -45,18 +41,13 @@ def secrets_dir() -> Path | None:
     except OSError as error:
         raise SettingsError(f"{SECRETS_DIR}: cannot be read: {error.strerror}") from None
     for file in files:
-        reason = _reason_against(file)
-        if reason:
-            raise SettingsError(f"{file}: {reason}")
+        if problem := secret_file_problem(file):
+            raise SettingsError(f"{file}: {problem}")
     return directory
 
 
-def _secret_files(directory: Path) -> list[Path]:
-    return [file for file in directory.iterdir() if file.name.upper().startswith(PREFIX)]
-
-
-def _reason_against(file: Path) -> str:
-    """Why a secret cannot be read: told before a library tells it in many lines, or in none."""
+def secret_file_problem(file: Path) -> str:
+    """Why the file's text cannot be read, in one line, or ''."""
     try:
         if not file.is_file():
             return "is not a file"
@@ -71,46 +62,29 @@ def _reason_against(file: Path) -> str:
 
 
 def source_of(service: str, field: str) -> str:
-    """The variable or file that a setting came from; if it came from none, the one to set."""
-    directory = secrets_dir()
-    given = {name.upper() for name in os.environ}
+    """The variable or file that a setting came from; if none, the variable to set."""
     names = [f"{prefix}{field.upper()}" for prefix in prefixes(service)]
+    variables = {name.upper() for name in os.environ}
+    files = {file.name.upper(): file for file in _secret_files(secrets_dir())}
     for name in names:
-        if name in given:
+        if name in variables:
             return name
-        if directory is not None:
-            for file in _secret_files(directory):
-                if file.name.upper() == name:
-                    return str(file)
+        if name in files:
+            return str(files[name])
     return names[0]
 
 
-def misspelt(service: str, fields: Collection[str]) -> list[str]:
-    """What is given and is no setting, one line each: the name, and which may have been meant.
-
-    Names that begin as the service's own are all told. Of others only those that are nearly a
-    setting's: the rest may be another service's.
-    """
-    names = {prefix + field.upper() for prefix in prefixes(service) for field in fields}
-    names.add(SECRETS_DIR)
-    found = []
-    for name in sorted(_given() - names):
-        own = bool(service) and name.startswith(prefixes(service)[0])
-        if not own and _is_of_another_service(name, fields):
-            continue
-        meant = get_close_matches(name, names, n=1, cutoff=_ALIKE)
-        if own or meant:
-            hint = f"; did you mean {meant[0]}?" if meant else ""
-            found.append(f"{name}: there is no such setting{hint}")
-    return found
+def unknown_names(service: str, fields: Collection[str]) -> list[str]:
+    """Variables and files that begin with the service's own prefix and are no setting."""
+    prefix = prefixes(service)[0]
+    given = {name.upper() for name in os.environ}
+    given |= {file.name.upper() for file in _secret_files(secrets_dir())}
+    known = {prefix + field.upper() for field in fields}
+    return sorted(name for name in given - known if name.startswith(prefix))
 
 
-def _given() -> set[str]:
-    directory = secrets_dir()
-    files = [] if directory is None else [file.name for file in _secret_files(directory)]
-    return {name.upper() for name in [*os.environ, *files] if name.upper().startswith(PREFIX)}
-
-
-def _is_of_another_service(name: str, fields: Collection[str]) -> bool:
-    """``TALLY_COUPON_POOL_SIZE``, read by balance."""
-    return any(name.endswith(f"_{field.upper()}") for field in fields)
+def _secret_files(directory: Path | None) -> list[Path]:
+    """The files of the directory that are settings by their names."""
+    if directory is None:
+        return []
+    return [file for file in directory.iterdir() if file.name.upper().startswith(PREFIX)]

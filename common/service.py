@@ -1,6 +1,6 @@
 """Runs a service as a process: ``python -m <service>`` serves, ``… migrate`` migrates.
 
-Serving ends on SIGTERM or SIGINT: NOT_SERVING, then no new calls, then what runs ends, then
+SIGTERM or SIGINT ends serving: NOT_SERVING, then no new calls, then running calls end, then
 connections close, then exit 0. A second signal ends the process at once.
 """
 
@@ -11,10 +11,11 @@ import gc
 import os
 import signal
 import sys
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import structlog
 import uvloop
@@ -34,111 +35,115 @@ from common.db.idempotency import CLEAN_UP_INTERVAL_S, IdempotencyStore
 from common.db.revisions import ForeignSchema
 from common.locking.redis import connection_problem
 from common.metrics import MetricsPage
-from common.rpc.server import GrpcServer, PortTaken
-from common.settings import ServiceSettings, SettingsError, load, misspelt, source_of
+from common.rpc.health import Ready
+from common.rpc.server import AddToServer, GrpcServer, PortTaken
+from common.settings import (
+    Command,
+    ServiceSettings,
+    SettingsError,
+    read,
+    source_of,
+    unknown_names,
+)
 from common.tasks import PeriodicJob, run_periodic_jobs
 from common.urls import engine_url
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
-
-    from common.rpc.health import Ready
 
 S = TypeVar("S", bound=ServiceSettings)
 
 FAILED: Final = 1
 USAGE: Final = 2
 
-_log = structlog.get_logger(__name__)
+_log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
     """One gRPC service of a process: its generated ``add_…_to_server``, servicer and full name."""
 
-    add: Callable[[Any, Any], None]
+    add: AddToServer
     servicer: object
     full_name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What a service's wiring hands over to be served.
-
-    ``ready`` returns while the service can serve and raises with the reason when it cannot.
-    """
+    """What a service's wiring builds: its gRPC services, and its readiness probe."""
 
     services: Sequence[Mounted]
     ready: Ready
 
 
+Build: TypeAlias = Callable[[S], AbstractAsyncContextManager[Application]]
+
+
 def main(
     settings_type: type[S],
-    build: Callable[[S], AbstractAsyncContextManager[Application]],
-    migrate: Callable[[S], Awaitable[None]],
+    build: Build[S],
+    migrate: Callable[[S], Coroutine[None, None, None]],
     argv: Sequence[str] | None = None,
 ) -> None:
-    """The whole of a service's ``__main__``. Ends the process: 0 well, 1 failed, 2 told wrongly.
+    """A service's whole ``__main__``. Exit codes: 0 success, 1 failure, 2 wrong usage or setting.
 
-    ``build`` opens what the service needs and closes it again after the last call has ended; tasks
-    of its own belong inside it.
+    ``build`` opens what the service needs, with its background tasks, and closes it after the last
+    call has ended.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments not in ([], ["migrate"]):
         sys.stderr.write(f"usage: python -m {settings_type.service}_service [migrate]\n")
         raise SystemExit(USAGE)
-    command = "migrate" if arguments else "serve"
-    settings = load(settings_type, "migrate" if arguments else "serve")
-    # Not for migrating, which calls nobody.
-    with _usage():
-        traced = not arguments and tracing.wanted()
-    logs.configure(
-        service=settings.service,
-        replica=settings.replica,
-        level=settings.log_level,
-        output=settings.log_format,
-        also=[tracing.log_ids()] if traced else [],
-    )
-    for line in misspelt(settings_type):
-        # Not a refusal: going back to an older release must not need other settings first.
-        _log.warning("unknown setting", reason=line)
-    if traced:
-        with _usage():
-            tracing.begin(settings)
+    command: Command = "migrate" if arguments else "serve"
     try:
-        uvloop.run(_migrate(settings, migrate) if arguments else serve(settings, build))
-    except (SettingsError, PortTaken) as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(FAILED) from None
-    except Exception as error:  # noqa: BLE001 - the process ends, and says why in one line
-        if not arguments:
-            _log.critical("failed", exc_info=True)
-        sys.stderr.write(f"{_told(settings, command, error)}\n")
-        raise SystemExit(FAILED) from None
-    finally:
-        # After the loop: sagas that are handed over make the last spans.
-        tracing.end()
-
-
-@contextmanager
-def _usage() -> Iterator[None]:
-    """As ``load``: what is wrong with a setting goes to stderr in one line and ends the process."""
-    try:
-        yield
+        settings = read(settings_type, command)
+        logs.configure(
+            service=settings.service,
+            replica=settings.replica,
+            level=settings.log_level,
+            output=settings.log_format,
+            also=[tracing.log_ids],
+        )
+        for name in unknown_names(settings_type):
+            # No refusal: an older release must start with the settings of a newer one.
+            _log.warning("unknown setting", reason=f"{name}: there is no such setting")
+        if command == "migrate":
+            _run(settings, command, migrate(settings))
+        else:
+            tracing.start(service=settings.service, replica=settings.replica)
+            _run(settings, command, serve(settings, build))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(USAGE) from None
+    finally:
+        # After the loop: sagas that are handed over create the last spans.
+        tracing.stop()
 
 
-def _told(settings: ServiceSettings, command: str, error: Exception) -> str:
-    """What ended the process, in one line. Where a setting is to blame, it is named."""
+def _run(settings: ServiceSettings, command: Command, work: Coroutine[None, None, None]) -> None:
+    """Run ``work`` in the process's loop. A failure ends the process with one line."""
+    try:
+        uvloop.run(work)
+    except SettingsError:
+        raise
+    except PortTaken as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(FAILED) from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the process ends
+        if command == "serve":
+            _log.critical("failed", exc_info=True)
+        sys.stderr.write(f"{_failure(settings, command, error)}\n")
+        raise SystemExit(FAILED) from None
+    if command == "migrate":
+        _log.info("migrated")
+
+
+def _failure(settings: ServiceSettings, command: Command, error: Exception) -> str:
+    """What ended the process, in one line. It names the setting, if a setting is the cause."""
     refused = sqlstate(error) == INSUFFICIENT_PRIVILEGE or isinstance(error, ForeignSchema)
     if command == "migrate" and (refused or classify(error) is Fault.CONNECTION):
         url = engine_url(settings.owner_database_url.get_secret_value())
         return f"{source_of(type(settings), 'owner_database_url')}: {describe_failure(error, url)}"
     first_line = (str(error).strip() or "no further text").splitlines()[0]
-    told = logs.masked(f"{type(error).__name__}: {first_line}")
-    return f"{settings.service} could not {command}: {told}"
+    reason = logs.masked(f"{type(error).__name__}: {first_line}")
+    return f"{settings.service} could not {command}: {reason}"
 
 
 def run_service_jobs(
@@ -151,25 +156,18 @@ def run_service_jobs(
     return run_periodic_jobs(clean_up, *jobs, ready=database.checked, is_unavailable=is_unavailable)
 
 
-async def serve(
-    settings: S,
-    build: Callable[[S], AbstractAsyncContextManager[Application]],
-    *,
-    stop: asyncio.Event | None = None,
-) -> None:
-    """Serves until a signal comes, or until ``stop`` is set where one is given."""
+async def serve(settings: S, build: Build[S], *, stop: asyncio.Event | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, or until ``stop`` is set if it is given."""
     stop = stop or _stop_on_signals()
-    page: MetricsPage | None = None
-    if settings.metrics_port:
-        page = _metrics_page(settings)
-    await _tell_of_redis(settings)
+    await _check_redis(settings)
+    page = _metrics_page(settings) if settings.metrics_port else None
     try:
         async with build(settings) as application:
             server = GrpcServer(settings, ready=application.ready)
             for mounted in application.services:
                 server.mount(mounted.add, mounted.servicer, mounted.full_name)
             await server.start()
-            _settle_memory()
+            _reduce_garbage_collection()
             try:
                 await _first(stop.wait(), server.ended())
             finally:
@@ -179,29 +177,33 @@ async def serve(
             page.close()
 
 
-async def _tell_of_redis(settings: ServiceSettings) -> None:
-    """Once, at the start: Redis is not needed to serve, so that nothing else would tell of it."""
+async def _check_redis(settings: ServiceSettings) -> None:
+    """Warn once if Redis is away: readiness does not need it and would not report it.
+
+    Raises SettingsError for an option of the URL that the client rejects.
+    """
     url = settings.redis_url.get_secret_value()
-    if url and (reason := await connection_problem(url)):
-        setting = source_of(type(settings), "redis_url")
-        _log.warning("redis away", reason=logs.masked(f"{setting}: {reason}"))
+    if not url:
+        return
+    setting = source_of(type(settings), "redis_url")
+    try:
+        problem = await connection_problem(url)
+    except (TypeError, ValueError):
+        raise SettingsError(f"{setting}: has an option that the client rejects") from None
+    if problem:
+        _log.warning("redis away", reason=logs.masked(f"{setting}: {problem}"))
 
 
-def _settle_memory() -> None:
-    """Keep the garbage collector from walking the whole program again and again under load.
+def _reduce_garbage_collection() -> None:
+    """Prevent long pauses of the garbage collector under load, in which every caller waits.
 
-    What is loaded by now stays for the process's life: it is taken out of the collector's sight.
-    Calls make few reference cycles, so looking for them every 50,000 allocations instead of every
-    700 costs little memory and saves pauses in which every caller waits.
+    What is loaded by now lives as long as the process: the collector no longer looks at it. Calls
+    create few reference cycles, so one collection per 50,000 allocations instead of 700 costs
+    little memory.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 20)
-
-
-async def _migrate(settings: S, migrate: Callable[[S], Awaitable[None]]) -> None:
-    await migrate(settings)
-    _log.info("migrated")
 
 
 def _metrics_page(settings: ServiceSettings) -> MetricsPage:
@@ -214,20 +216,21 @@ def _metrics_page(settings: ServiceSettings) -> MetricsPage:
 
 
 def _stop_on_signals() -> asyncio.Event:
+    """An event that the first signal sets; the second one ends the process."""
     stop = asyncio.Event()
 
-    def told(number: int) -> None:
+    def on_signal(number: int) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told, number)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     return stop
 
 
-async def _first(*waits: Awaitable[Any]) -> None:
-    """Returns when one of them does; the others are cancelled."""
+async def _first(*waits: Awaitable[object]) -> None:
+    """Return when one of them returns; cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,12 +1,12 @@
-"""Addresses in settings: what they must look like, checked whole before anything connects."""
+"""Types of settings that are URLs or addresses. Their form is checked before anything connects."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
-from redis.asyncio import ConnectionPool
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -15,16 +15,16 @@ from common.addresses import PORT_MAX, split_host_port
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 _POSTGRES: Final = re.compile(r"postgresql://[^\s/?#]+/[^\s/?#]+(\?[^\s#]*)?")
-_REDIS: Final = re.compile(r"(rediss?|unix)://\S+")
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 _POSTGRES_FORM: Final = "must be postgresql://user:password@host:port/database"
 _REDIS_FORM: Final = "must be redis://, rediss:// or unix:// with an address, or empty"
 
 
 def engine_url(text: str) -> URL:
-    """What SQLAlchemy's asyncpg dialect takes for a ``postgresql://`` URL.
+    """The URL for SQLAlchemy's asyncpg dialect, from a ``postgresql://`` URL.
 
-    ``sslmode`` is libpq's word for what asyncpg calls ``ssl``; no other parameter is taken, for
-    the pools set what else there is. Raises ValueError, without the URL's text, if it is none.
+    libpq's ``sslmode`` becomes asyncpg's ``ssl``. No other parameter is accepted: the pools set the
+    rest. Raises ValueError, without the URL's text, for any other form.
     """
     if _POSTGRES.fullmatch(text) is None:
         raise ValueError(_POSTGRES_FORM)
@@ -36,7 +36,7 @@ def engine_url(text: str) -> URL:
         raise ValueError(_POSTGRES_FORM)
     unknown = set(url.query) - {"sslmode", "ssl"}
     if unknown or len(url.query) > 1:
-        raise ValueError("may have sslmode after the question mark, and nothing else")
+        raise ValueError("may have no parameter but sslmode after the question mark")
     mode = url.query.get("sslmode") or url.query.get("ssl")
     if url.query and mode not in SSL_MODES:
         raise ValueError(f"sslmode must be one of {', '.join(SSL_MODES)}")
@@ -58,15 +58,14 @@ def _redis_url(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
     if not text:
         return url
-    if _REDIS.fullmatch(text) is None:
-        raise ValueError(_REDIS_FORM)
     try:
-        # Made and not connected: this is where the client would find an option that it does not
-        # know, but only in the middle of the first call.
-        pool: Any = ConnectionPool.from_url(text)
-        pool.make_connection()
-    except (TypeError, ValueError):
-        raise ValueError(f"{_REDIS_FORM}; its port, or an option, is not one") from None
+        parts = urlsplit(text)
+        place = parts.path if parts.scheme == "unix" else parts.hostname
+        well_formed = parts.scheme in _REDIS_SCHEMES and place and parts.port != 0
+    except ValueError:  # a port that is not a number, or too large
+        well_formed = False
+    if not well_formed or any(character.isspace() for character in text):
+        raise ValueError(_REDIS_FORM)
     return url
 
 

@@ -1,9 +1,9 @@
-"""Whether the service's database is fit: it answers, takes writes, and its schema is new enough."""
+"""Whether the service can use its database: it answers, takes writes, and has a new schema."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 import sqlalchemy as sa
 import structlog
@@ -21,12 +21,15 @@ from common.db.revisions import ForeignSchema, require_own
 from common.tasks import result_of
 
 _DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
-_LOOK: Final = sa.text(
+_STATE: Final = sa.text(
     "SELECT (SELECT version_num FROM alembic_version),"
     " current_setting('transaction_read_only') = 'on'"
 )
 
-_leaving: set[asyncio.Task[Any]] = set()
+State: TypeAlias = tuple[str, list[str]]
+"""The revision of the schema, and warnings about the server."""
+
+_abandoned: set[asyncio.Task[State]] = set()
 _log = structlog.stdlib.get_logger()
 
 
@@ -35,69 +38,67 @@ class NotReady(Exception):  # noqa: N818 - a state, not a fault
 
 
 async def check_ready(database: Database, *, schema: str) -> None:
-    """Raise NotReady unless the database answers, takes writes, and is at ``schema`` at least.
+    """Raise NotReady unless the database answers, takes writes, and has ``schema`` or a newer one.
 
-    Revisions are the service's name and a number of four digits. A newer schema is fine: releases
-    expand first and contract only when no replica of the older release is left.
+    Revisions are the service's name and a number of four digits. A newer schema is usable: releases
+    expand first, and contract only when no replica of the older release is left.
 
-    The first time that all is well, it logs a warning for each setting of the server under which
-    a crash could lose what was committed.
+    The first time that it succeeds, it logs a warning for each server setting with which a crash
+    could lose committed transactions.
     """
     url = database.probe.url
-    looking = asyncio.create_task(_look(database))
+    probe = asyncio.create_task(_read_state(database))
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            found, warnings = await result_of(looking)
-    except Exception as error:
-        if sqlstate(error) == UNDEFINED_TABLE:
-            told = f"database {url.database} has no schema yet: run migrate"
-        else:
-            told = describe_failure(error, url)
-        raise NotReady(f"{database.setting}: {told}") from error
-    finally:
-        _let_go(looking)
-    try:
+            found, warnings = await result_of(probe)
         require_own(found, schema, url.database)
     except ForeignSchema as error:
         raise NotReady(f"{database.setting}: {error}") from error
+    except Exception as error:
+        problem = describe_failure(error, url)
+        if sqlstate(error) == UNDEFINED_TABLE:
+            problem = f"database {url.database} has no schema yet: run migrate"
+        raise NotReady(f"{database.setting}: {problem}") from error
+    finally:
+        _abandon(probe)
     if found < schema:
-        told = f"the schema of database {url.database} is at {found or 'nothing'}"
-        raise NotReady(f"{database.setting}: {told}, this release needs {schema}: run migrate")
+        age = f"the schema of database {url.database} is at {found or 'nothing'}"
+        raise NotReady(f"{database.setting}: {age}, this release needs {schema}: run migrate")
     for warning in warnings:
         _log.warning("database not durable", setting=database.setting, reason=warning)
     database.checked.set()
 
 
-async def _look(database: Database) -> tuple[str, list[str]]:
-    """The schema's revision, and what else is worth a warning."""
+async def _read_state(database: Database) -> State:
+    """Raises ReadOnlyDatabase for a session that takes no writes."""
     async with database.probe.connect() as connection:
-        found, read_only = (await connection.execute(_LOOK)).one()
+        found, read_only = (await connection.execute(_STATE)).one()
         if read_only:
             raise ReadOnlyDatabase
         warnings = [] if database.checked.is_set() else await durability_warnings(connection)
     return found or "", warnings
 
 
-def _let_go(looking: asyncio.Task[Any]) -> None:
-    """Cancel it unless it has ended, and do not wait for that.
+def _abandon(probe: asyncio.Task[State]) -> None:
+    """Cancel the probe, if it still runs, without waiting for its end.
 
-    The driver spends two seconds on closing a connection over which nothing comes, and what is to
-    be told is known before.
+    The driver takes two seconds to close a connection to a silent server, and the result is already
+    known.
     """
-    if looking.cancel():
-        _leaving.add(looking)
-        looking.add_done_callback(_left)
 
+    def on_done(task: asyncio.Task[State]) -> None:
+        _abandoned.discard(task)
+        if not task.cancelled():
+            # Retrieved, so that asyncio does not log that nobody did.
+            task.exception()
 
-def _left(looking: asyncio.Task[Any]) -> None:
-    _leaving.discard(looking)
-    if not looking.cancelled():
-        # Asked for, so that asyncio does not tell of it: nobody waits for it any more.
-        looking.exception()
+    if probe.cancel():
+        _abandoned.add(probe)
+        probe.add_done_callback(on_done)
 
 
 async def durability_warnings(connection: AsyncConnection) -> list[str]:
-    """Settings of the server under which a committed answer could be lost in a crash."""
+    """The server's settings with which a crash could lose committed transactions."""
     rows = await connection.execute(
         sa.text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names) ORDER BY name"),
         {"names": list(_DURABILITY)},

@@ -1,32 +1,32 @@
-"""Revisions of schemas. Each begins with its service's name, so that no service takes another's.
+"""Revisions of schemas. Each begins with its service's name, so that a service knows its own.
 
-All services look for their revision in the table that Alembic keeps in every database: one that
-counted merely from 0001 would find itself at home in any of them.
+Alembic stores the revision in the same table in every database. A plain number would match in any
+of them.
 """
 
 from __future__ import annotations
 
 
-class ForeignSchema(Exception):  # noqa: N818 - a wrong address, told to the operator
-    """The database has a schema of something else; the message says of what, and what to do."""
+class ForeignSchema(Exception):  # noqa: N818 - a wrong address, not a fault
+    """The database has another service's schema. The message says which one, and what to do."""
 
 
 def service_of(revision: str) -> str:
-    """``balance`` of ``balance_0002``; '' if it names none."""
+    """``balance`` for ``balance_0002``; '' for a revision without a service."""
     return revision.rpartition("_")[0]
 
 
 def require_own(found: str, own: str, database: str | None) -> None:
-    """Raise ForeignSchema unless what was ``found`` in ``database`` is of the service of ``own``.
+    """Raise ForeignSchema unless the revision ``found`` in the database is of ``own``'s service.
 
-    Both are revisions; '' was found where nothing has been migrated yet, which is anybody's.
+    An empty ``found`` is a database that has not been migrated, which any service may use.
     """
     service = service_of(own)
     if not found or service_of(found) == service:
         return
     if not service_of(found) and found.isdecimal():
         raise ForeignSchema(
-            f"database {database} has a schema of before the first release (revision {found}): "
+            f"database {database} has a schema from before the first release (revision {found}): "
             "drop it and migrate again; if `make up` made it, remove .tally/data"
         )
     raise ForeignSchema(

@@ -1,1 +1,1 @@
-"""gRPC: server, handlers, statuses, health, channels and clients."""
+"""gRPC: the server and what runs around its methods, statuses, health, channels and clients."""

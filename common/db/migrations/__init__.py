@@ -1,4 +1,4 @@
-"""Alembic, run the same way for every service: one env.py here, the versions in each service."""
+"""Alembic for every service: env.py is here, the revisions are in each service."""
 
 from common.db.migrations.run import execute, migrate, migrate_connection
 

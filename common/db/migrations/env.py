@@ -1,6 +1,6 @@
-"""Alembic's entry point; the connection comes from ``common.db.migrations.run``.
+"""Alembic's entry point. The connection comes from ``common.db.migrations.run``.
 
-Each revision is a transaction of its own: what one has locked is free before the next one waits.
+Each revision is a transaction of its own: its locks are released before the next revision waits.
 """
 
 from alembic import context

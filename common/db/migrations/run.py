@@ -1,4 +1,4 @@
-"""Bring a service's database to its newest schema, once, whoever asks and however often."""
+"""Upgrades a service's database to its newest schema. Safe to run at the same time and again."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from common.db.revisions import require_own
 from common.urls import engine_url
 
 _LOCK: Final = 7_418_201
-"""Advisory lock of migrations: two release jobs at once run one after the other."""
+"""Advisory lock of migrations: two release jobs at the same time run one after the other."""
 LOCK_TIMEOUT_S: Final = 3
-"""How long a statement waits for a table. Meanwhile everybody's queries of it queue behind it:
-longer than a replica waits for a row, but within the 5 s that calls may fail for at most. What a
-revision has locked it keeps to its end, so that one of two tables could hold up calls for longer:
-each locks one."""
+"""How long a statement waits for a table. Meanwhile all queries of that table queue behind it: the
+limit is longer than a replica waits for a row, but less than the 5 s for which calls may fail. A
+revision keeps its locks until its end. With two tables, it could delay calls for longer: each
+revision locks one."""
 POLL_S: Final = 1.0
 _NOT_YET: Final = {
     "53300",  # too many connections
-    "57P01",  # going down
+    "57P01",  # shutting down
     "57P02",
     "57P03",  # starting
 }
@@ -41,50 +41,50 @@ _NOT_YET: Final = {
 _log = structlog.stdlib.get_logger()
 
 
-class SchemaInUse(Exception):  # noqa: N818 - somebody else holds it, which is no fault
-    """A table is held by other sessions. Later it may be free.
+class SchemaInUse(Exception):  # noqa: N818 - a state, not a fault
+    """Other sessions have locked a table; later it may be free.
 
-    The revision that wanted it has changed nothing; those before it stay.
+    The revision that needed it changed nothing; those before it are applied.
     """
 
 
 async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> None:
     """Upgrade the database at ``owner_url`` with the revisions in the folder ``versions``.
 
-    Needs the owner role: the role the service runs with has no right to change the schema.
-    Each revision is done as a whole or not at all, and those before one that fails stay: the next
-    call goes on from there. Does nothing to a schema that is newer, as after a rollback.
-    Raises SchemaInUse if a table is not let go within LOCK_TIMEOUT_S, and ForeignSchema if what is
-    there is not the same service's.
-    A server that is not there yet is waited for, ``wait_s`` at most; then, and at once if it
-    answers and refuses, raises what the driver does.
+    It needs the owner role: the runtime role may not change the schema. Each revision is applied as
+    a whole or not at all. If one fails, those before it stay, and the next call continues there. A
+    newer schema, as after a rollback, is left as it is.
+
+    A server that is not there yet is waited for, for at most ``wait_s`` seconds. Raises SchemaInUse
+    if a table is not released within LOCK_TIMEOUT_S, ForeignSchema if the schema is another
+    service's, and the driver's error if the server rejects the connection or does not come.
     """
     engine = create_async_engine(engine_url(owner_url), connect_args={"timeout": CONNECT_TIMEOUT_S})
     try:
-        await _reach(engine, wait_s)
+        await _wait_for_server(engine, wait_s)
         async with engine.connect() as connection:
-            # However long: it holds up nobody who serves.
+            # Without a time limit: this lock delays no call.
             await connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             await connection.commit()
-            await _migrate_impatiently(connection, versions)
+            await _migrate_with_lock_timeout(connection, versions)
     finally:
         await engine.dispose()
 
 
-async def _reach(engine: AsyncEngine, wait_s: float) -> None:
-    """Return when a session has been opened; it stays in the pool."""
-    gives_up = time.monotonic() + wait_s
-    told = ""
+async def _wait_for_server(engine: AsyncEngine, wait_s: float) -> None:
+    """Return when a session is open; it stays in the pool."""
+    give_up_at = time.monotonic() + wait_s
+    logged = ""
     while True:
         try:
             return await _connect(engine)
         except Exception as error:
-            if not _may_come(error) or time.monotonic() + POLL_S > gives_up:
+            if not _is_temporary(error) or time.monotonic() + POLL_S > give_up_at:
                 raise
             reason = describe_failure(error, engine.url)
-            if reason != told:
+            if reason != logged:
                 _log.info("waiting for the database", reason=reason)
-            told = reason
+            logged = reason
         await asyncio.sleep(POLL_S)
 
 
@@ -93,22 +93,22 @@ async def _connect(engine: AsyncEngine) -> None:
         async with engine.connect():
             return
     except TimeoutError:
-        # It says nothing by itself; common.db.engines would take it for a probe's.
+        # It has no text, and ``describe_failure`` would take it for the readiness probe's.
         raise OSError(f"nothing within {CONNECT_TIMEOUT_S:g} s") from None
 
 
-def _may_come(error: BaseException) -> bool:
-    """Whether the server is merely away. What it refuses, and a bad certificate, stay so."""
+def _is_temporary(error: BaseException) -> bool:
+    """Whether the server is only away. A rejection or a bad certificate stays as it is."""
     state = str(getattr(error, "sqlstate", None) or sqlstate(error))
     if state:
         return state[:2] == "08" or state in _NOT_YET
-    # asyncpg's own, of no kind, is for a server that does not speak TLS. A file that is not there
-    # is the certificate's.
+    # asyncpg raises a plain ConnectionError for a server without TLS. A missing file is the
+    # certificate's.
     final = isinstance(error, ssl.SSLError | FileNotFoundError | PermissionError)
     return isinstance(error, OSError) and not final and type(error) is not ConnectionError
 
 
-async def _migrate_impatiently(connection: AsyncConnection, versions: Path) -> None:
+async def _migrate_with_lock_timeout(connection: AsyncConnection, versions: Path) -> None:
     await connection.execute(
         sa.text("SELECT set_config('lock_timeout', :limit, false)"), {"limit": f"{LOCK_TIMEOUT_S}s"}
     )
@@ -117,22 +117,18 @@ async def _migrate_impatiently(connection: AsyncConnection, versions: Path) -> N
         await connection.run_sync(migrate_connection, versions)
         await connection.commit()
     except DBAPIError as error:
-        if sqlstate(error) == LOCK_NOT_AVAILABLE:
-            raise SchemaInUse(_told(error.statement or "")) from error
-        raise
-
-
-def _told(statement: str) -> str:
-    wanted = " ".join(statement.split())[:80]
-    return (
-        f"other transactions held a table for {LOCK_TIMEOUT_S} s, and the revision that waited for "
-        "it changed nothing; end the old ones (xact_start in pg_stat_activity) and migrate again; "
-        f"what waited: {wanted}"
-    )
+        if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            raise
+        statement = " ".join((error.statement or "").split())[:80]
+        raise SchemaInUse(
+            f"other transactions held a table for {LOCK_TIMEOUT_S} s, and the revision that waited "
+            "for it changed nothing; end the old ones (xact_start in pg_stat_activity) and migrate "
+            f"again; what waited: {statement}"
+        ) from error
 
 
 def migrate_connection(connection: sa.Connection, versions: Path) -> None:
-    """The same on a connection that is open already, and in no transaction."""
+    """Upgrade through an open connection that is in no transaction."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.set_main_option("path_separator", "newline")
@@ -141,19 +137,19 @@ def migrate_connection(connection: sa.Connection, versions: Path) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     newest = ScriptDirectory.from_config(config).get_current_head() or ""
     found = MigrationContext.configure(connection).get_current_revision() or ""
-    # Looking has begun a transaction, which would be that of all revisions.
+    # The query began a transaction, which all revisions would share.
     connection.rollback()
     require_own(found, newest, connection.engine.url.database)
     if found > newest:
-        # Alembic does not know that revision. A rollback's Job is to end well: releases expand
-        # first, so that the older one runs on it.
+        # Alembic does not know that revision. The job of a rollback must succeed: releases expand
+        # first, so that the older release runs on the newer schema.
         _log.info("the schema is newer than this release", found=found, newest=newest)
         return
     command.upgrade(config, "head")
 
 
 def execute(*scripts: str) -> None:
-    """Run SQL scripts inside a migration, statement by statement: a prepared one may hold no more.
+    """Run SQL scripts in a migration, one statement at a time, as asyncpg requires.
 
     A statement ends with a semicolon at the end of a line.
     """
