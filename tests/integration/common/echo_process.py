@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import structlog
@@ -17,14 +18,12 @@ from common.service import Application, main
 from tests.integration.common.echo import Echo, EchoSettings, application
 from tests.support.patience import LONG_S
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-log = structlog.get_logger("echo")
+log = structlog.stdlib.get_logger()
 
 
-class Held:
-    """Calls of ``hold`` wait for ``release``, which comes by a stream: streams count apart."""
+class Commands:
+    """``say`` does what the request names. Held calls are released by a stream: its slots are
+    separate."""
 
     def __init__(self) -> None:
         self._released = asyncio.Event()
@@ -39,12 +38,12 @@ class Held:
             await self._released.wait()
         elif request.value == "loop":
             return StringValue(value=type(asyncio.get_running_loop()).__module__)
-        elif request.value == "modules":
-            return StringValue(value="on" if "opentelemetry" in sys.modules else "off")
+        elif request.value == "tracing":
+            return StringValue(value="on" if "common.spans" in sys.modules else "off")
         return request
 
     async def count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
-        """How many are held; then, if asked to, lets them go."""
+        """Send the number of held calls; then release them if the request says so."""
         yield StringValue(value=str(self._holding))
         if request.value == "release":
             self._released.set()
@@ -53,8 +52,8 @@ class Held:
 @asynccontextmanager
 async def build(settings: EchoSettings) -> AsyncIterator[Application]:
     log.info("building", database=settings.database_url.get_secret_value())
-    held = Held()
-    yield application(Echo(held.say, held.count))
+    commands = Commands()
+    yield application(Echo(commands.say, commands.count))
     log.info("closed")
 
 
@@ -65,6 +64,6 @@ async def migrate(settings: EchoSettings) -> None:
 
 
 if __name__ == "__main__":
-    # What the limit does is tested where it is the subject.
-    with mock.patch.object(tracing, "end", partial(tracing.end, LONG_S)):
+    # The time limit is tested in ``test_exporting``.
+    with mock.patch.object(tracing, "stop", partial(tracing.stop, LONG_S)):
         main(EchoSettings, build, migrate)
