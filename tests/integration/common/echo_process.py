@@ -16,8 +16,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from common import tracing
 from common.service import Application, main
 from tests.integration.common.echo import Echo, EchoSettings, application
-from tests.support.patience import LONG_S
 
+FLUSH_S = 60.0
 log = structlog.stdlib.get_logger()
 
 
@@ -65,5 +65,5 @@ async def migrate(settings: EchoSettings) -> None:
 
 if __name__ == "__main__":
     # The time limit is tested in ``test_exporting``.
-    with mock.patch.object(tracing, "stop", partial(tracing.stop, LONG_S)):
+    with mock.patch.object(tracing, "stop", partial(tracing.stop, FLUSH_S)):
         main(EchoSettings, build, migrate)
