@@ -115,6 +115,18 @@ def test_a_malformed_setting_is_named_without_its_value(
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
+def test_a_missing_setting_is_named(
+    settings: type[ServiceSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for field in settings.needed_to_serve:
+        variable = f"TALLY_{settings.service.upper()}_{field.upper()}"
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "")
+            with pytest.raises(SettingsError, match=f"^{variable}: needed to serve, not set$"):
+                read(settings)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_settings_with_secrets_are_not_shown(settings: type[ServiceSettings]) -> None:
     for name, field in settings.model_fields.items():
         if name in FREE_TEXT or name.endswith(("database_url", "redis_url")):

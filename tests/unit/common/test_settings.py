@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,41 @@ def test_an_unreadable_secrets_directory_is_reported(
     monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
     monkeypatch.setattr("pathlib.Path.iterdir", unreadable)
     assert problem() == "TALLY_SECRETS_DIR: cannot be read: Permission denied"
+
+
+def a_file(directory: Path) -> str:
+    directory.rmdir()
+    directory.write_text("hunter2")
+    return "TALLY_SECRETS_DIR: is not a directory"
+
+
+def binary_text(directory: Path) -> str:
+    file = directory / "tally_redis_url"
+    file.write_bytes(b"hunter2\xff")
+    return f"{file}: is not text in UTF-8"
+
+
+def a_directory(directory: Path) -> str:
+    file = directory / "TALLY_BALANCE_DATABASE_URL"
+    file.mkdir()
+    return f"{file}: is not a file"
+
+
+def a_dangling_link(directory: Path) -> str:
+    file = directory / "TALLY_BALANCE_DATABASE_URL"
+    file.symlink_to(directory / "gone")
+    return f"{file}: is not a file"
+
+
+@pytest.mark.parametrize("spoil", [a_file, binary_text, a_directory, a_dangling_link])
+def test_an_unreadable_secret_is_reported(
+    spoil: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = tmp_path / "secrets"
+    directory.mkdir()
+    monkeypatch.setenv("TALLY_SECRETS_DIR", str(directory))
+    expected = spoil(directory)
+    assert problem() == expected
 
 
 def test_unknown_names_are_those_with_the_services_own_prefix(

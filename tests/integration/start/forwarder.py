@@ -1,19 +1,22 @@
-"""An address of the database that can be away."""
+"""A port in front of the database that can be closed or silent."""
 
 from __future__ import annotations
 
 import asyncio
 
+from sqlalchemy.engine import make_url
 
-class Gateway:
-    """Forwards bytes to the database while it is open, and none while it is silent."""
 
-    def __init__(self, port: int, to_port: int) -> None:
+class Forwarder:
+    """Forwards bytes to the database of ``url`` while it is open, and none while it is silent."""
+
+    def __init__(self, port: int, url: str) -> None:
         self.port = port
-        self._to_port = to_port
+        self.url = make_url(url).set(port=port).render_as_string(hide_password=False)
+        self._to_port = make_url(url).port or 0
         self._server: asyncio.Server | None = None
-        self._speaks = asyncio.Event()
-        self._speaks.set()
+        self._forwards = asyncio.Event()
+        self._forwards.set()
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
@@ -22,13 +25,13 @@ class Gateway:
         if self._server is not None:
             self._server.close()
 
-    def fall_silent(self) -> None:
-        """Keep connections, take new ones, and answer nothing, as a server that hangs."""
-        self._speaks.clear()
+    def silence(self) -> None:
+        """Keep connections, accept new ones, and forward nothing, as a server that hangs."""
+        self._forwards.clear()
 
-    def speak(self) -> None:
-        """What was held back goes on its way."""
-        self._speaks.set()
+    def resume(self) -> None:
+        """Forward again, and what was held back."""
+        self._forwards.set()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
@@ -36,9 +39,9 @@ class Gateway:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while some := await reader.read(65_536):
-                await self._speaks.wait()
-                writer.write(some)
+            while data := await reader.read(65_536):
+                await self._forwards.wait()
+                writer.write(data)
                 await writer.drain()
         except ConnectionError:
             pass
