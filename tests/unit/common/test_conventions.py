@@ -22,7 +22,7 @@ EXPECTED: Final = {
     "health v1": {"readiness", "starts NOT_SERVING", "liveness apart"},
     "drain": {"drain", "drain, seen by a client"},
     "overload": {"overload", "health exempt from it"},
-    "deadlines": {"deadlines carried on", "a deadline where none is set", "failing early"},
+    "deadlines": {"deadlines passed on", "a deadline where none is set", "failing early"},
     "client balancing": {"balancing", "balancing by health"},
     "retries": {"retries", "retries end", "pushback"},
     "connection rotation": {"connection age"},
