@@ -22,6 +22,7 @@ object's name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -90,7 +91,10 @@ class Control:
     on: str | None = None
     says: str | None = None
     overlay: str | None = None
-    """By default the first of production and local that has the object."""
+    """By default the first that has the object: production, else local or the test overlay."""
+
+    def __str__(self) -> str:
+        return f"{self.on or ''}:{self.at or ''}"
 
 
 bad: Final = Control
@@ -114,10 +118,16 @@ class Subjects:
     select: Callable[[Overlay], Sequence[Item]]
     example: str = ""
 
+    def where(self, holds: Callable[[Item], bool], example: str | None = None) -> Subjects:
+        """Those of them for which this holds."""
+        select = self.select
+        return Subjects(
+            lambda overlay: list(filter(holds, select(overlay))), example or self.example
+        )
+
     def only(self, *overlays: str) -> Subjects:
         """The same in these overlays only."""
-        select = self.select
-        return Subjects(lambda all_: select(all_) if all_.name in overlays else [], self.example)
+        return self.where(lambda each: each.overlay.name in overlays)
 
 
 class Check:
@@ -132,6 +142,9 @@ class Check:
         self.controls = controls
         self.name = field if isinstance(field, str) else field.__name__.replace("_", " ")
 
+    def __str__(self) -> str:
+        return self.name
+
     def faults(self, item: Item) -> Iterator[str]:
         must = self.must(item) if callable(self.must) else self.must
         must = must if isinstance(must, Must) else equal(must)
@@ -141,8 +154,8 @@ class Check:
                 yield f"{item.title}: {self.name}: {value!r} is not {must.text}"
 
 
-class _Nothing(Check):
-    """A function of the object must return no fault."""
+class _NoFault(Check):
+    """The function of the object must return no fault."""
 
     def faults(self, item: Item) -> Iterator[str]:
         assert callable(self.field)
@@ -179,9 +192,22 @@ def rule(of: Subjects, *controls: Control) -> Callable[[Callable[[Item], Iterabl
     """Make a function that returns faults a rule; its docstring says why."""
 
     def make(function: Callable[[Item], Iterable[Any]]) -> Rule:
-        return Rule(function.__doc__ or "", of, _Nothing(function, None, *controls))
+        return Rule(function.__doc__ or "", of, _NoFault(function, None, *controls))
 
     return make
+
+
+SERVERS: Final = Subjects(lambda overlay: overlay.servers, "Deployment/order")
+MIGRATIONS: Final = Subjects(lambda overlay: overlay.migrations, "Job/order-migrate-*")
+OWN: Final = Subjects(lambda overlay: overlay.servers + overlay.migrations, "Deployment/order")
+"""Servers and migrations: the pods of Tally's image."""
+WORKLOADS: Final = Subjects(lambda overlay: overlay.workloads, "Deployment/order")
+LASTING: Final = WORKLOADS.where(lambda each: each.kind not in ("Job", "CronJob"))
+OBJECTS: Final = Subjects(lambda overlay: overlay.items, "Service/order")
+OVERLAY: Final = Subjects(
+    lambda overlay: [Item(overlay, {"kind": "Overlay", "metadata": {"name": overlay.name}})]
+)
+"""The overlay as one object, for what its objects say together."""
 
 
 def of_kind(kind: str, example: str = "order") -> Subjects:
@@ -190,20 +216,12 @@ def of_kind(kind: str, example: str = "order") -> Subjects:
 
 def named(title: str) -> Subjects:
     """The one object of this kind and name, where there is one."""
-    return Subjects(lambda overlay: [overlay.the(title)] if overlay.has(title) else [], title)
+    return OBJECTS.where(lambda each: each.title == title, title)
 
 
-SERVERS: Final = Subjects(lambda overlay: overlay.servers, "Deployment/order")
-MIGRATIONS: Final = Subjects(lambda overlay: overlay.migrations, "Job/order-migrate-*")
-OWN: Final = Subjects(lambda overlay: overlay.servers + overlay.migrations, "Deployment/order")
-"""Servers and migrations: the pods of Tally's image."""
-WORKLOADS: Final = Subjects(lambda overlay: overlay.workloads, "Deployment/order")
-LASTING: Final = Subjects(
-    lambda overlay: [each for each in overlay.workloads if each.kind not in ("Job", "CronJob")],
-    "Deployment/order",
-)
-OBJECTS: Final = Subjects(lambda overlay: overlay.items, "Service/order")
-OVERLAY: Final = Subjects(
-    lambda overlay: [Item(overlay, {"kind": "Overlay", "metadata": {"name": overlay.name}})]
-)
-"""The overlay as one object, for what its objects say together."""
+def controls_of(rules: dict[str, Rule]) -> list[tuple[str, Check, Control]]:
+    """Every control with its check and the name of its rule. Each check must have one."""
+    checks = [(name, check) for name, each in rules.items() for check in each.checks]
+    for name, check in checks:
+        assert check.controls, f"{name}: {check.name} has no control"
+    return [(name, check, control) for name, check in checks for control in check.controls]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from tests.unit.deploy.kubernetes.engine import (
     LASTING,
@@ -58,48 +58,37 @@ def mounts(each: Item, container: Object) -> dict[str, Object]:
 
 def files(each: Item, volume: Object) -> set[str] | None:
     """The files of a Secret or ConfigMap volume; None for a volume of another kind."""
-    source: Any
-    if "secret" in volume:
-        source = volume["secret"]
-        keys = set(SECRETS.get(source["secretName"], {}))
-    elif "configMap" in volume:
-        source = volume["configMap"]
-        found = each.overlay.find("ConfigMap", source["name"])
-        keys = set(found.get("data", {}) if found else {})
-    else:
+    source = volume.get("secret") or volume.get("configMap")
+    if source is None:
         return None
-    return {item["path"] for item in source["items"]} if "items" in source else keys
+    if "items" in source:
+        return {item["path"] for item in source["items"]}
+    if "secret" in volume:
+        return set(SECRETS.get(source["secretName"], {}))
+    found = each.overlay.find("ConfigMap", source["name"])
+    return set(found.get("data", {}) if found else {})
 
 
 def named_paths(each: Item, container: Object) -> Iterator[tuple[str, str]]:
-    """The absolute paths in a container's command and variables."""
-    for word in [*container.get("command", []), *container.get("args", [])]:
-        yield from (("its command", path) for path in _PATH.findall(word))
-    for name, value in each.overlay.environment(container).items():
-        yield from ((name, path) for path in _PATH.findall(value))
+    """The absolute paths in a container's command and variables, with their places."""
+    words = [*container.get("command", []), *container.get("args", [])]
+    places = [
+        *(("its command", word) for word in words),
+        *each.overlay.environment(container).items(),
+    ]
+    for place, text in places:
+        yield from ((place, path) for path in _PATH.findall(text))
 
 
 @rule(
     WORKLOADS,
-    bad("/etc/valkey/x.conf", "container.command[1]", REDIS, "/etc/valkey/x.conf, which is not"),
-    bad(
-        *("/etc/redis", "container.volumeMounts[/etc/valkey].mountPath", REDIS),
-        "/etc/valkey/valkey.conf, where nothing is mounted",
-    ),
-    bad(["--dir", "/data"], "container.args", REDIS, "/data, where nothing is mounted"),
-    bad(
-        *("/etc/postgres/superuser/x", "env[POSTGRES_PASSWORD_FILE].value", POSTGRES),
-        "POSTGRES_PASSWORD_FILE names /etc/postgres/superuser/x, which is not",
-    ),
-    bad(
-        *(GONE, "pod.volumes[superuser].secret.items", POSTGRES),
-        "POSTGRES_PASSWORD_FILE names /etc/postgres/superuser/password, which is not",
-    ),
-    bad(
-        *("redis", "pod.volumes[secret-key].secret.secretName", GATEWAY),
-        "its command names /etc/tally-gateway/secret-key, which is not",
-    ),
-    bad([], "container.volumeMounts", says="/etc/tally/secrets, where nothing is mounted"),
+    bad("/etc/valkey/x.conf", "container.command[1]", REDIS),
+    bad("/etc/redis", "container.volumeMounts[/etc/valkey].mountPath", REDIS),
+    bad(["--dir", "/data"], "container.args", REDIS),
+    bad("/etc/postgres/superuser/x", "env[POSTGRES_PASSWORD_FILE].value", POSTGRES),
+    bad(GONE, "pod.volumes[superuser].secret.items", POSTGRES),
+    bad("redis", "pod.volumes[secret-key].secret.secretName", GATEWAY),
+    bad([], "container.volumeMounts"),
 )
 def paths_are_mounted(each: Item) -> Iterator[str]:
     """Each absolute path of a command or variable; in a Secret or ConfigMap, one of its files."""
@@ -167,10 +156,10 @@ postgres_makes_the_roles = Rule(
 
 @rule(
     WORKLOADS,
-    bad("orders", "pod.volumes[secrets].secret.secretName", says="no Secret orders"),
-    bad("x", "pod.volumes[roles].secret.items[0].key", POSTGRES, "no x in Secret postgres"),
-    removed("ConfigMap/order-settings*", f"{ORDER}: there is no ConfigMap order-settings"),
-    removed("PriorityClass/*", f"{ORDER}: there is no PriorityClass"),
+    bad("orders", "pod.volumes[secrets].secret.secretName"),
+    bad("x", "pod.volumes[roles].secret.items[0].key", POSTGRES),
+    removed("ConfigMap/order-settings*", ORDER),
+    removed("PriorityClass/*", ORDER),
 )
 def references_exist(each: Item) -> Iterator[str]:
     """A pod that names a missing object waits for it for ever."""
@@ -199,10 +188,7 @@ def mounts_and_volumes_are_pairs(each: Item) -> list[str]:
     return sorted({*each.values("container.volumeMounts[*].name")} ^ volumes(each).keys())
 
 
-@rule(
-    of_kind("ConfigMap"),
-    bad(GONE, "container.envFrom[1]", ORDER, "ConfigMap/order-settings"),
-)
+@rule(of_kind("ConfigMap"), bad(GONE, "container.envFrom[1]", ORDER, "ConfigMap/order-settings"))
 def config_maps_are_used(config_map: Item) -> list[str]:
     """One that no pod reads is a setting without effect."""
     pods = (each.get("pod") for each in config_map.overlay.workloads)

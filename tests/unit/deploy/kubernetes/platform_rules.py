@@ -17,7 +17,6 @@ from tests.unit.deploy.kubernetes.engine import (
     Check,
     Must,
     Rule,
-    Subjects,
     added,
     at_least,
     bad,
@@ -27,7 +26,6 @@ from tests.unit.deploy.kubernetes.engine import (
 )
 from tests.unit.deploy.kubernetes.manifests import GONE, LABEL, LOCAL, NAMESPACE, Item
 
-CLUSTER_WIDE: Final = ("Namespace", "PriorityClass")
 MIB: Final = 2**20
 UNITS: Final = {"": 1, "Ki": 2**10, "Mi": MIB, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
 JOB, GATEWAY = "Job/order-migrate-*", "Deployment/gateway"
@@ -105,12 +103,7 @@ def commands_are_modules(each: Item) -> list[str]:
 
 namespace_is_tally = Rule(
     "kubectl puts an object without a namespace into that of its user.",
-    Subjects(
-        lambda all_: [
-            each for each in all_.items if each.kind not in ("Namespace", "PriorityClass")
-        ],
-        OBJECTS.example,
-    ),
+    OBJECTS.where(lambda each: each.kind not in ("Namespace", "PriorityClass")),
     Check("metadata.namespace", NAMESPACE, bad(GONE)),
 )
 

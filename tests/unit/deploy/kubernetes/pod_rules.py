@@ -51,20 +51,15 @@ REQUIRED: Final = "pod.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredD
 PREFERRED: Final = "pod.affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution"
 
 
-@rule(
-    OVERLAY,
-    removed("Deployment/coupon", "server of coupon"),
-    removed("Job/coupon-migrate-*", "migration of coupon"),
-)
-def every_service_has_its_server(whole: Item) -> Iterator[str]:
+@rule(OVERLAY, removed("Deployment/coupon", "server"), removed("Job/coupon-migrate-*", "migration"))
+def every_service_has_its_server(whole: Item) -> list[str]:
     """Without this, every other rule would hold for an overlay that runs nothing."""
-    for service in SERVICES:
-        for of, found in (
-            ("server", whole.overlay.servers),
-            ("migration", whole.overlay.migrations),
-        ):
-            if [each.service for each in found].count(service) != 1:
-                yield f"there is not one {of} of {service}"
+    found = {"server": whole.overlay.servers, "migration": whole.overlay.migrations}
+    return [
+        f"there is not one {of} of each service"
+        for of, items in found.items()
+        if sorted(each.service for each in items) != sorted(SERVICES)
+    ]
 
 
 servers_are_deployments_named_after_their_service = Rule(
@@ -170,8 +165,8 @@ pods_mount_no_token = Rule(
 @rule(
     WORKLOADS,
     removed("ServiceAccount/order", "Deployment/order: its ServiceAccount order does not exist"),
-    bad(GONE, "pod.serviceAccountName", says="its ServiceAccount default does not exist"),
-    bad("balance", "pod.serviceAccountName", says="Deployment/order: shares its ServiceAccount"),
+    bad(GONE, "pod.serviceAccountName"),
+    bad("balance", "pod.serviceAccountName"),
 )
 def identities_are_their_own(each: Item) -> Iterator[str]:
     """Logs, policies and clouds distinguish pods by their ServiceAccounts."""

@@ -13,7 +13,6 @@ from tests.unit.deploy.kubernetes.engine import (
     Check,
     Must,
     Rule,
-    Subjects,
     added,
     at_least,
     bad,
@@ -205,10 +204,7 @@ pools_fit_the_database = Rule(
 
 pools_fit_the_database_of_the_platform = Rule(
     "Each service has a PostgreSQL server elsewhere, whose operator reads this number.",
-    Subjects(
-        lambda overlay: [] if overlay.has(POSTGRES) else overlay.servers,
-        ORDER,
-    ),
+    SERVERS.where(lambda each: not each.overlay.has(POSTGRES)),
     Check(
         annotated_connections,
         lambda each: at_least(connections_max(each) + RESERVED_CONNECTIONS),

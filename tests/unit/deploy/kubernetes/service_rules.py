@@ -14,9 +14,9 @@ from tests.unit.deploy.kubernetes.engine import (
     Check,
     Control,
     Rule,
-    Subjects,
     bad,
     equal,
+    named,
     of_kind,
     removed,
     rule,
@@ -48,16 +48,10 @@ def service_of(each: Item) -> str:
     return each.name.removesuffix(HEADLESS)
 
 
-GRPC_SERVICES: Final = Subjects(
-    lambda overlay: [each for each in overlay.of_kind("Service") if service_of(each) in SERVICES],
-    "Service/order",
-)
+GRPC_SERVICES: Final = of_kind("Service").where(lambda each: service_of(each) in SERVICES)
 
 
-PAYMENT: Final = Subjects(
-    lambda overlay: [each for each in overlay.servers if each.service == "payment"],
-    "Deployment/payment",
-)
+PAYMENT: Final = named("Deployment/payment")
 
 
 def gateway(payment: Item) -> SplitResult:

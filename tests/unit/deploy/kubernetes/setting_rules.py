@@ -210,7 +210,7 @@ secrets_do_not_come_as_variables = Rule(
         bad({"secretRef": {"name": "order-runtime"}}, "container.envFrom[0]"),
     ),
     Check(
-        "env[*].valueFrom.secretKeyRef",
+        "container.env[*].valueFrom.secretKeyRef",
         None,
         bad({"secretKeyRef": {"name": "x", "key": "y"}}, "env[0].valueFrom"),
     ),
