@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,6 @@ from common.settings import SettingsError, read
 from deploy.docker import secret_files
 from deploy.docker.image import IMAGES
 from deploy.local.plan import PROJECT
-from order_service.clients import Services
 from tests.unit.deploy.docker.dockerfile import last, stages
 from tests.unit.deploy.kubernetes.engine import (
     OVERLAY,
@@ -39,6 +38,7 @@ from tests.unit.deploy.kubernetes.engine import (
 )
 from tests.unit.deploy.kubernetes.manifests import (
     GONE,
+    LOCAL,
     PORTS,
     SERVICES,
     SETTINGS_OF,
@@ -46,15 +46,13 @@ from tests.unit.deploy.kubernetes.manifests import (
     Overlay,
     load,
 )
+from tests.unit.deploy.kubernetes.network import calls_of_the_code
 from tests.unit.deploy.kubernetes.pod_rules import time_to_end_s
-from tests.unit.deploy.kubernetes.scale_rules import RESERVED_CONNECTIONS
+from tests.unit.deploy.kubernetes.scale_rules import RESERVED_CONNECTIONS, max_connections
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS, setting_names
 
 FILE: Final = PROJECT / "deploy" / "docker" / "compose.yaml"
-STORES: Final = ("postgres", "redis")
 PROBE: Final = "common.probe"
-REPLICAS: Final = 4
-"""So many of each service must fit the database."""
 ORDER, MIGRATION, BALANCE = "service/order", "service/order-migrate", "service/balance"
 REDIS, POSTGRES, GATEWAY = "service/redis", "service/postgres", "service/gateway"
 EVERY: Final = of_kind("service")
@@ -63,22 +61,21 @@ OWN: Final = EVERY.where(lambda each: service_of(each) in SERVICES)
 
 
 @cache
-def _text() -> str:
-    return FILE.read_text(encoding="utf-8")
-
-
-def compose() -> Overlay:
-    """A new copy of the file as objects: service/order, network/order, secret/redis_url …"""
-    content = yaml.safe_load(_text())
+def _as_json() -> str:
+    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     kinds = ("services", "networks", "volumes", "secrets")
-    return Overlay(
-        "compose",
+    return json.dumps(
         [
             {"kind": kind.removesuffix("s"), "metadata": {"name": name}, **(each or {})}
             for kind in kinds
             for name, each in content[kind].items()
-        ],
+        ]
     )
+
+
+def compose() -> Overlay:
+    """A new copy of the file as objects: service/order, network/order, secret/redis_url …"""
+    return Overlay("compose", json.loads(_as_json()))
 
 
 def service_of(each: Item) -> str:
@@ -124,14 +121,14 @@ containers_have_no_privileges = Rule(
 )
 def images_are_those_of_the_manifests(each: Item) -> Iterator[str]:
     """What is tried out on one machine is what a cluster runs, and as the same user."""
-    if each.get("image") not in [one.get("container.image") for one in load("local").workloads]:
+    if each.get("image") not in [one.get("container.image") for one in load(LOCAL).workloads]:
         yield "no manifest runs this image"
     if build := each.get("build"):
         context = (FILE.parent / build["context"]).resolve()
         if context != PROJECT or not (context / build["dockerfile"]).is_file():
             yield "is not built from the project's Dockerfile"
         user = last(stages(), build["target"], "USER")
-        if user is None or user.value != each.get("user"):
+        if user.value != each.get("user"):
             yield "does not run as its image's user"
 
 
@@ -221,30 +218,25 @@ servers_have_time_to_end = Rule(
 )
 
 
-def max_connections(postgres: Item) -> int:
-    found = re.search(r"max_connections=(\d+)", " ".join(postgres.get("command")))
-    return int(found[1]) if found else 0
-
-
-def what_all_services_open(postgres: Item) -> Must:
-    pools = [each.get("environment.TALLY_POOL_SIZE") for each in SERVERS.select(postgres.overlay)]
-    return at_least(REPLICAS * sum(map(int, pools)) + len(pools) + RESERVED_CONNECTIONS)
-
-
-def arguments_of_the_manifest(postgres: Item) -> list[str]:
-    return ["postgres", *load("local").the("StatefulSet/postgres").get("container.args")]
+def arguments_of_the_manifest(_: Item) -> list[str]:
+    return ["postgres", *load(LOCAL).the("StatefulSet/postgres").get("container.args")]
 
 
 postgres_is_that_of_the_manifests = Rule(
-    "With the same options, among them a limit that the pools fit.",
+    "With the same options and limits.",
     named(POSTGRES),
     Check("command", arguments_of_the_manifest, bad(["postgres"])),
-    Check(
-        max_connections,
-        what_all_services_open,
-        bad("200", "environment.TALLY_POOL_SIZE", ORDER, POSTGRES),
-    ),
 )
+
+
+@rule(OVERLAY, bad("200", "environment.TALLY_POOL_SIZE", ORDER, "connections"))
+def pools_of_four_replicas_fit_the_database(whole: Item) -> list[str]:
+    """And a migration of each service beside them."""
+    pools = [int(each.get("environment.TALLY_POOL_SIZE")) for each in SERVERS.select(whole.overlay)]
+    opened = 4 * sum(pools) + len(pools) + RESERVED_CONNECTIONS
+    most = max_connections(load(LOCAL).the("StatefulSet/postgres"))
+    return [] if opened <= most else [f"{opened} connections, and {most} are allowed"]
+
 
 # ---- settings and secrets
 
@@ -275,7 +267,7 @@ def settings_are_accepted(each: Item) -> Iterator[str]:
 @rule(SERVERS, bad("1", "environment.TALLY_GRACE_S"))
 def settings_are_those_of_the_manifests(each: Item) -> list[str]:
     """Except for names, which Compose resolves to every replica without a headless Service."""
-    theirs = load("local").the(f"Deployment/{each.name}").environment
+    theirs = load(LOCAL).the(f"Deployment/{each.name}").environment
     return [
         f"{name} differs"
         for name in sorted(theirs.keys() - {"TALLY_REPLICA", "TALLY_SECRETS_DIR"})
@@ -332,16 +324,6 @@ def what_is_declared_is_made_and_used(whole: Item) -> Iterator[str]:
 # ---- networks
 
 
-def calls_of_the_code() -> set[frozenset[str]]:
-    edges = {frozenset({"order", peer.name}) for peer in fields(Services)}
-    for service, settings_type in SETTINGS_OF.items():
-        edges |= {frozenset({service, store}) for store in STORES}
-        edges |= {frozenset({f"{service}-migrate", "postgres"})}
-        if "gateway_url" in settings_type.model_fields:
-            edges |= {frozenset({service, "gateway"})}
-    return edges
-
-
 @rule(
     OVERLAY,
     bad(["coupon"], "networks", BALANCE, "['balance', 'coupon']"),
@@ -359,10 +341,14 @@ def networks_are_the_calls_of_the_code(whole: Item) -> list[str]:
         for one in group
         for other in group - {one}
     }
-    beside = {frozenset(STORES)}
+    needed = {
+        frozenset({caller.replace(" migration", "-migrate"), callee})
+        for caller, callee, _ in calls_of_the_code(load(LOCAL))
+        if caller != "client"
+    }
+    beside = {frozenset({"postgres", "redis"})}
     for service in SERVICES:
         beside |= {frozenset({f"{service}-migrate", other}) for other in (service, "redis")}
-    needed = calls_of_the_code()
     return [str(sorted(pair)) for pair in (needed - pairs) | (pairs - needed - beside)]
 
 
