@@ -164,7 +164,7 @@ def metrics_are_for_prometheus(each: Item) -> Iterator[str]:
         for policy in each.overlay.of_kind("NetworkPolicy")
         if selects(policy.get("spec.podSelector"), each.labels)
         for entry in policy.values("spec.ingress[*]")
-        if any(port_matches(one, METRICS_PORT) for one in entry["ports"])
+        if any(port_matches(one, METRICS_PORT) for one in entry.get("ports") or [{}])
         for peer in entry.get("from") or [ANY_POD]
     ]
     if not readers:

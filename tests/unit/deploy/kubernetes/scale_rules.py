@@ -171,7 +171,7 @@ def connections_max(each: Item) -> int:
     # The pool is all of a replica's connections, with that of its readiness probe.
     pool, scaler = int(each.setting("pool_size")), scaler_of(each)
     replicas = scaler.get("spec.maxReplicas") if scaler else each.get("spec.replicas", 1)
-    surge = int(each.get("spec.strategy.rollingUpdate.maxSurge"))
+    surge = int(each.get("spec.strategy.rollingUpdate.maxSurge", 1))
     migrating = sum(one.service == each.service for one in each.overlay.migrations)
     return (2 * int(replicas) + surge) * pool + migrating
 
