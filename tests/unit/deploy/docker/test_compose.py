@@ -52,7 +52,7 @@ from tests.unit.deploy.kubernetes.scale_rules import RESERVED_CONNECTIONS, max_c
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS, setting_names
 
 FILE: Final = PROJECT / "deploy" / "docker" / "compose.yaml"
-PROBE: Final = "common.probe"
+PROBE: Final = "common.rpc.probe"
 ORDER, MIGRATION, BALANCE = "service/order", "service/order-migrate", "service/balance"
 REDIS, POSTGRES, GATEWAY = "service/redis", "service/postgres", "service/gateway"
 EVERY: Final = of_kind("service")

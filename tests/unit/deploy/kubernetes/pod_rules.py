@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from common.background import STOP_S
-from common.database import CLOSE_S
-from common.server import CLEAN_UP_S
+from common.db.engines import CLOSE_S
+from common.rpc.server import CLEAN_UP_S
+from common.tasks import STOP_S
 from common.tracing import FLUSH_S
-from order_service.saga_runner import SagaLimits
+from order_service.saga.runner import SagaLimits
 from tests.unit.deploy.kubernetes.engine import (
     OBJECTS,
     OVERLAY,
