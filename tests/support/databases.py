@@ -7,12 +7,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 
 ROOT = Path(__file__).parents[2]
+
+
+def name_of(urls: ServiceUrls) -> str:
+    """The database's name."""
+    return urlsplit(urls.owner).path.removeprefix("/")
 
 
 class Databases:

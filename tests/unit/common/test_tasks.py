@@ -1,105 +1,189 @@
-"""Work beside the calls: when it begins, what it survives and tells, and how it ends."""
+"""Detached tasks and periodic jobs: what they survive, what they log, and how they end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
 
 import pytest
-from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
-from common import tasks
-from common.db.engines import Database, open_engines
-from common.db.errors import UNDEFINED_TABLE
-from common.errors import DatabaseUnavailable
-from common.tasks import PeriodicJob, run_periodic_jobs
+from common import deadlines, tasks
+from common.errors import Overloaded
+from common.tasks import (
+    DetachedTasks,
+    PeriodicJob,
+    finished_within,
+    result_of,
+    run_periodic_jobs,
+)
 
 SHORT_S = 0.001
 FAILED = "background_work_failed"
 
 
-@pytest.fixture
-async def database() -> AsyncIterator[Database]:
-    """One that has been found fit; nobody connects to it."""
-    opened = open_engines("postgresql://u:p@127.0.0.1:1/d", application_name="none", pool_size=4)
-    opened.checked.set()
-    yield opened
-    await opened.close()
+# -- detached tasks ------------------------------------------------------------------------------
 
 
-class Runs:
-    """A work that begins with these outcomes, then goes well; it can be waited for."""
-
-    def __init__(self, *outcomes: BaseException) -> None:
-        self._outcomes = list(outcomes)
-        self.count = 0
-        self.went_well = asyncio.Event()
-
-    async def __call__(self, stopping: asyncio.Event) -> None:
-        self.count += 1
-        if self._outcomes:
-            raise self._outcomes.pop(0)
-        self.went_well.set()
-
-
-async def test_nothing_is_done_before_the_database_was_found_fit(database: Database) -> None:
-    database.checked.clear()
-    runs = Runs()
-    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not runs.count
-        database.checked.set()
-        await runs.went_well.wait()
+async def test_a_task_goes_on_when_its_caller_is_cancelled() -> None:
+    detached = DetachedTasks("test")
+    go = asyncio.Event()
+    task = detached.start(go.wait())
+    caller = asyncio.create_task(result_of(task))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert not task.done()
+    go.set()
+    assert await result_of(task)
+    assert len(detached) == 0
 
 
-async def test_where_it_never_was_the_end_comes_at_once(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "FINISH_S", 300.0)
-    database.checked.clear()
-    runs = Runs()
-    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
-        await asyncio.sleep(0)
-    assert not runs.count
+async def test_a_task_does_not_have_its_callers_deadline() -> None:
+    async def work() -> float | None:
+        return deadlines.remaining()
+
+    with deadlines.within(0.5):
+        assert await result_of(DetachedTasks("test").start(work())) is None
 
 
-async def test_a_cancellation_from_within_is_a_failure_and_no_end(database: Database) -> None:
-    runs = Runs(asyncio.CancelledError("of something inside"))
-    with capture_logs() as logged:
-        async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
-            await runs.went_well.wait()
-    assert "CancelledError" in next(line["error"] for line in logged if line["event"] == FAILED)
+async def test_a_refusal_reaches_those_who_wait_and_is_not_logged() -> None:
+    async def work() -> None:
+        raise Overloaded
 
-
-class Lacking(Exception):  # noqa: N818 - the driver's name for it ends in Error
-    sqlstate = UNDEFINED_TABLE
-
-
-async def test_a_table_that_is_gone_is_told(database: Database) -> None:
-    """Readiness looks at the schema's revision only."""
-    runs = Runs(ProgrammingError("SELECT", {}, Lacking()))
-    with capture_logs() as logged:
-        async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
-            await runs.went_well.wait()
-    assert [line["work"] for line in logged if line["event"] == FAILED] == ["w"]
-
-
-async def test_a_database_that_is_away_is_left_to_readiness_to_tell(database: Database) -> None:
-    runs = Runs(DatabaseUnavailable())
-    with capture_logs() as logged:
-        async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, runs)):
-            await runs.went_well.wait()
-    assert runs.count > 1
+    with capture_logs() as logged, pytest.raises(Overloaded):
+        await result_of(DetachedTasks("test").start(work()))
     assert not logged
 
 
-async def test_a_run_in_progress_is_finished(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_waiting_for_a_while_does_not_end_the_task() -> None:
+    detached = DetachedTasks("test")
+    go = asyncio.Event()
+    task = detached.start(go.wait())
+    assert not await finished_within(task, SHORT_S)
+    assert not await finished_within(task, -1)
+    go.set()
+    assert await finished_within(task, 10)
+    await detached.close(10)
+
+
+async def test_closing_waits_for_tasks_and_for_those_they_start() -> None:
+    detached = DetachedTasks("test")
+    done = []
+
+    async def second() -> None:
+        await asyncio.sleep(0)
+        done.append("second")
+
+    async def first() -> None:
+        await asyncio.sleep(0)
+        detached.start(second())
+        done.append("first")
+
+    detached.start(first())
+    await detached.close(10)
+    assert done == ["first", "second"]
+
+
+async def test_closing_cancels_tasks_that_do_not_end_in_time() -> None:
+    detached = DetachedTasks("test")
+    task = detached.start(asyncio.Event().wait())
+    with capture_logs() as logged:
+        await detached.close(0.01)
+    assert task.cancelled()
+    assert len(detached) == 0
+    assert [line["event"] for line in logged] == ["detached_work_cut_off"]
+
+
+# -- periodic jobs -------------------------------------------------------------------------------
+
+
+class Unavailable(Exception):  # noqa: N818 - a state
+    pass
+
+
+def running(
+    *runs: Callable[[asyncio.Event], Awaitable[object]], ready: bool = True
+) -> AbstractAsyncContextManager[None]:
+    """Jobs called a, b … that run these functions."""
+    is_ready = asyncio.Event()
+    if ready:
+        is_ready.set()
+    jobs = [PeriodicJob(name, SHORT_S, run) for name, run in zip("abc", runs, strict=False)]
+    return run_periodic_jobs(
+        *jobs, ready=is_ready, is_unavailable=lambda error: isinstance(error, Unavailable)
+    )
+
+
+@pytest.fixture
+def finish_s(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets how long jobs in progress get to finish."""
+    return lambda limit_s: monkeypatch.setattr(tasks, "FINISH_S", limit_s)
+
+
+class Run:
+    """A run that first raises ``errors``, one each time, then succeeds."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        self._errors = list(errors)
+        self.count = 0
+        self.succeeded = asyncio.Event()
+
+    async def __call__(self, stopping: asyncio.Event) -> None:
+        self.count += 1
+        if self._errors:
+            raise self._errors.pop(0)
+        self.succeeded.set()
+
+
+async def test_jobs_start_when_the_service_is_ready() -> None:
+    ready, run = asyncio.Event(), Run()
+    job = PeriodicJob("a", SHORT_S, run)
+    async with run_periodic_jobs(job, ready=ready, is_unavailable=lambda _error: False):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not run.count
+        ready.set()
+        await run.succeeded.wait()
+
+
+async def test_before_the_service_is_ready_the_end_waits_for_nothing(
+    finish_s: Callable[[float], None],
 ) -> None:
-    monkeypatch.setattr(tasks, "FINISH_S", 300.0)
+    finish_s(300.0)
+    run = Run()
+    async with running(run, ready=False):
+        await asyncio.sleep(0)
+    assert not run.count
+
+
+@pytest.mark.parametrize(
+    ("errors", "logged_errors"),
+    [
+        ([LookupError("x")], ["LookupError('x')"]),
+        ([LookupError("x"), LookupError("x")], ["LookupError('x')"]),
+        ([LookupError("x"), LookupError("y")], ["LookupError('x')", "LookupError('y')"]),
+        ([asyncio.CancelledError("inside")], ["CancelledError('inside')"]),
+        ([Unavailable()], []),
+    ],
+    ids=["once", "repeated", "changed", "cancelled inside", "unavailable"],
+)
+async def test_a_failure_is_logged_when_it_begins_or_changes(
+    errors: list[BaseException], logged_errors: list[str]
+) -> None:
+    """A failure ends no job; what readiness reports already is not logged."""
+    run = Run(*errors)
+    with capture_logs() as logged:
+        async with running(run):
+            await run.succeeded.wait()
+    assert [line["error"] for line in logged if line["event"] == FAILED] == logged_errors
+    assert run.count > len(errors)
+
+
+async def test_a_run_in_progress_is_finished(finish_s: Callable[[float], None]) -> None:
+    finish_s(300.0)
     begun, release = asyncio.Event(), asyncio.Event()
     finished: list[bool] = []
 
@@ -108,16 +192,16 @@ async def test_a_run_in_progress_is_finished(
         await release.wait()
         finished.append(stopping.is_set())
 
-    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, run)):
+    async with running(run):
         await begun.wait()
         asyncio.get_running_loop().call_soon(release.set)
     assert finished == [True]
 
 
-async def test_a_backlog_is_left_where_it_stands(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_a_job_with_a_backlog_ends_when_the_service_stops(
+    finish_s: Callable[[float], None],
 ) -> None:
-    monkeypatch.setattr(tasks, "FINISH_S", 300.0)
+    finish_s(300.0)
     begun = asyncio.Event()
 
     async def run(stopping: asyncio.Event) -> None:
@@ -125,14 +209,12 @@ async def test_a_backlog_is_left_where_it_stands(
             begun.set()
             await asyncio.sleep(0)
 
-    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, run)):
+    async with running(run):
         await begun.wait()
 
 
-async def test_runs_that_hang_are_cut_off_together(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tasks, "FINISH_S", 0.05)
+async def test_runs_that_hang_are_cancelled_together(finish_s: Callable[[float], None]) -> None:
+    finish_s(0.05)
     begun = asyncio.Semaphore(0)
 
     async def hang(stopping: asyncio.Event) -> None:
@@ -140,9 +222,7 @@ async def test_runs_that_hang_are_cut_off_together(
         await asyncio.Event().wait()
 
     with capture_logs() as logged:
-        async with run_periodic_jobs(
-            database, *(PeriodicJob(name, SHORT_S, hang) for name in "ab")
-        ):
+        async with running(hang, hang):
             await begun.acquire()
             await begun.acquire()
     assert sorted((line["event"], line["work"]) for line in logged) == [
@@ -151,12 +231,12 @@ async def test_runs_that_hang_are_cut_off_together(
     ]
 
 
-async def test_not_even_what_does_not_let_itself_be_cut_off_is_waited_for(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+async def test_a_run_that_ignores_its_cancellation_is_not_waited_for(
+    finish_s: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a driver that closes a connection over which nothing comes."""
-    monkeypatch.setattr(tasks, "FINISH_S", 0.05)
-    monkeypatch.setattr(tasks, "CUT_OFF_S", 0.05)
+    """As a driver that closes a connection to a silent server."""
+    finish_s(0.05)
+    monkeypatch.setattr(tasks, "CANCEL_S", 0.05)
     begun, closed = asyncio.Event(), asyncio.Event()
     runs = set[asyncio.Task[bool]]()
 
@@ -168,7 +248,7 @@ async def test_not_even_what_does_not_let_itself_be_cut_off_is_waited_for(
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(closing)
 
-    async with run_periodic_jobs(database, PeriodicJob("w", SHORT_S, close)):
+    async with running(close):
         await begun.wait()
     assert not closed.is_set()
     closed.set()
