@@ -24,7 +24,7 @@ from common.errors import (
     Refusal,
 )
 from common.locking.locks import Grant, Locks, NoLocks
-from common.locking.strategy import RowStrategy, Strategy
+from common.locking.strategy import RowStrategy, Strategies, Strategy
 from deploy.local.postgres import PostgresServer
 
 INSERT = sa.text("INSERT INTO numbers SELECT unnest(CAST(:numbers AS bigint[]))")
@@ -39,7 +39,7 @@ class Insert:
         return "busy" if self.number == 1 else "free"
 
 
-STRATEGIES = {Insert: Strategy("{key}", RowStrategy.INSERT, 6, ("numbers_pkey",), "")}
+STRATEGIES: Strategies = {Insert: Strategy("{key}", RowStrategy.INSERT, 6, ("numbers_pkey",), "")}
 
 Outcomes = Sequence[Outcome[int]] | None
 Before = Callable[[Sequence[int], bool], Outcomes | Awaitable[Outcomes]]

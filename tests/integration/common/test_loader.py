@@ -55,7 +55,7 @@ async def test_a_value_is_read_after_it_was_asked_for(database: Database) -> Non
     second = asyncio.ensure_future(loader.load(1))
     await asyncio.sleep(0)
     read.go_on.set()
-    assert await asyncio.gather(first, second) == [2, 2]
+    assert list(await asyncio.gather(first, second)) == [2, 2]
     assert read.batches == [[1], [1]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -64,7 +65,7 @@ async def free(database: Database) -> list[Key]:
         return [(user, currency) for user, currency in await connection.execute(FREE)]
 
 
-def keys_of(locked: Locked[Key]) -> set[Key]:
+def keys_of(locked: Locked[Any]) -> set[Key]:
     return {(row.user_id, row.currency_code) for row in locked.rows}
 
 
