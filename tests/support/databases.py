@@ -1,4 +1,4 @@
-"""A database of its own for every test, cloned from one that was migrated once."""
+"""A database for each test, cloned from one that was migrated once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
 
 from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
@@ -48,3 +51,14 @@ class Databases:
             asyncio.run(migrate(urls.owner, versions))
             self._templates[service] = name
         return self._templates[service]
+
+
+def clone_of(service: str) -> Any:
+    """A fixture: a fresh database of the service for each test."""
+
+    @pytest.fixture(name=f"{service}_database")
+    def database(databases: Databases) -> Iterator[ServiceUrls]:
+        with databases.clone(service) as urls:
+            yield urls
+
+    return database

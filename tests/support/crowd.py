@@ -1,0 +1,88 @@
+"""Races: many rivals at once over several replicas of one service, seen from outside too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+
+import grpc
+import pytest
+
+from common.service import Application
+from common.settings import ServiceSettings
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from tests.support.databases import name_of
+from tests.support.refusals import final_outcome, outcome
+from tests.support.replicas import channel, replicas
+
+C = TypeVar("C")
+S = TypeVar("S", bound=ServiceSettings)
+
+RIVALS = 100
+
+without_redis = pytest.mark.parametrize("redis_url", [""], ids=["no-redis"])
+"""For tests of a single guard: Redis would keep the rivals from meeting."""
+
+
+@dataclass(frozen=True)
+class Crowd(Generic[C]):
+    """The replicas of one service, a client of each, and their database."""
+
+    clients: Sequence[C]
+    urls: ServiceUrls
+    server: PostgresServer
+
+    def turn(self, number: int) -> C:
+        """The client of the replica whose turn it is."""
+        return self.clients[number % len(self.clients)]
+
+    def sql(self, text: str) -> str:
+        """Run SQL as superuser; returns its output, unaligned."""
+        return self.server.run_sql(text, database=name_of(self.urls))
+
+    def number(self, query: str) -> int:
+        """The one number that a query returns."""
+        return int(self.sql(query).strip())
+
+    async def race(
+        self, method: str, requests: Iterable[Any], *, until_final: bool = False
+    ) -> list[Any]:
+        """Send all requests at once, in turns over the replicas.
+
+        ``method`` is the name of the clients' method, with dots. Returns responses, or reasons of
+        refusal; with ``until_final`` those after which a client tries again are not returned.
+        """
+        call_of = attrgetter(method)
+
+        async def one(number: int, request: Any) -> Any:
+            call = call_of(self.turn(number))
+            if until_final:
+                return await final_outcome(lambda: call(request))
+            return await outcome(call(request))
+
+        return await asyncio.gather(*(one(*numbered) for numbered in enumerate(requests)))
+
+
+@asynccontextmanager
+async def crowd_of(
+    client: Callable[[grpc.aio.Channel], C],
+    settings_type: type[S],
+    build: Callable[[S], AbstractAsyncContextManager[Application]],
+    urls: ServiceUrls,
+    server: PostgresServer,
+    *,
+    count: int = 2,
+    **settings: Any,
+) -> AsyncIterator[Crowd[C]]:
+    """``count`` replicas of one service on the database; ``client`` makes a client of a channel."""
+    async with AsyncExitStack() as stack:
+        addresses = await stack.enter_async_context(
+            replicas(count, settings_type, build, database_url=urls.runtime, **settings)
+        )
+        channels = [await stack.enter_async_context(channel(address)) for address in addresses]
+        yield Crowd([client(opened) for opened in channels], urls, server)
