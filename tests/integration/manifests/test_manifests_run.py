@@ -44,7 +44,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 async def test_an_order_is_paid_by_coupon_balance_and_gateway(cluster: Cluster) -> None:
     async with opened(cluster) as client:
-        shoppers = await Shoppers.invited(client)
+        shoppers = await Shoppers.create(client)
         await shoppers.shop("manifest-shopper")
         await shoppers.check_books()
         assert not client.record.failed
@@ -57,7 +57,7 @@ async def test_what_is_applied_all_at_once_becomes_ready(tmp_path: Path) -> None
         pods = [pod for service in REPLICAS for pod in cluster.pods(service)]
         assert [pod.ends for pod in pods] == [[]] * len(pods)
         async with opened(cluster) as client:
-            shoppers = await Shoppers.invited(client)
+            shoppers = await Shoppers.create(client)
             # The order service may have looked for its peers when none was ready yet, and looks
             # again some seconds later: whoever pays before is told to try anew.
             numbers = itertools.count()
