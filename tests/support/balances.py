@@ -1,4 +1,4 @@
-"""Requests of BalanceService, what its database must say, and its guards taken away."""
+"""Requests of BalanceService, what its database must say, and its guards removed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check_ledger(crowd: Crowd[Any]) -> None:
     assert wrong == 0
 
 
-# -- guards taken away ---------------------------------------------------------------------------
+# -- removed guards ------------------------------------------------------------------------------
 
 
 def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drop_constraints(crowd: Crowd[Any]) -> None:
-    """Take the last line away."""
+    """Remove the last line of defence."""
     crowd.sql(
         f"""
         ALTER TABLE ledger_entries DROP CONSTRAINT {tables.SEQUENCE_ONCE};

@@ -1,6 +1,6 @@
 """Races for accounts: no charge is lost, nothing is spent twice, nothing is refunded twice.
 
-Every race has its control: the same calls with the guard taken away from outside must do the damage
+Every race has its control: the same calls with the guard removed from outside must do the damage
 that the guard prevents, or the race proves nothing.
 """
 
