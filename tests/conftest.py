@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases, clone_of
@@ -38,6 +39,14 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 def databases(postgres_server: PostgresServer) -> Databases:
     """Migrated databases for single tests."""
     return Databases(postgres_server)
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
+    """One gateway for the whole run; each test uses payment_keys of its own."""
+    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
+    with GatewaySimulator(data_file, slow_ms=400) as running:
+        yield running
 
 
 balance_database = clone_of("balance")

@@ -1,7 +1,7 @@
-"""All four services in the test's own process, on databases of their own, and a real gateway.
+"""All four services in the test's own process, on databases of their own, with a real gateway.
 
-``Wire`` stands between the order service and the others: it loses calls and replies, and keeps
-originals back to deliver them late, by the step that a call's request_id names.
+``Wire`` is between the order service and the others. It loses calls and replies, and delivers calls
+late, by the step that a call's request_id names.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any
 
 import grpc
 import pytest
@@ -26,9 +25,6 @@ from common.rpc.client import ServiceClient
 from coupon_service.settings import CouponSettings
 from coupon_service.wiring import build as build_coupon
 from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres import PostgresServer
-from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
 from order_service.settings import OrderSettings
 from order_service.wiring import build as build_order
 from payment_service.settings import PaymentSettings
@@ -43,43 +39,26 @@ from tally.payment.v1 import payment_pb2
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tests.support.balances import charge
 from tests.support.coupons import campaign, issue
-from tests.support.databases import Databases
+from tests.support.databases import Databases, StackDatabases
 from tests.support.orders import Shop
 from tests.support.patience import LONG_S
 from tests.support.payments import PATIENT_WITH_GATEWAY
 from tests.support.replicas import channel, replicas
 
-SERVICES: Final = ("balance", "coupon", "order", "payment")
 _numbers = itertools.count()
 
 
 def fresh(prefix: str = "x") -> str:
-    """An id or a payment_key that nobody else uses."""
+    """An id or a payment_key that no other test uses."""
     return f"{prefix}{next(_numbers)}"
-
-
-@dataclass(frozen=True)
-class StackDatabases:
-    """A database for each service."""
-
-    urls: dict[str, ServiceUrls]
-    server: PostgresServer
-
-    async def sql(self, service: str, text: str) -> str:
-        """Run SQL in a service's database as its administrator.
-
-        In a thread: it may have to wait for a lock that this very process holds.
-        """
-        name = urlsplit(self.urls[service].owner).path.removeprefix("/")
-        return await asyncio.to_thread(self.server.run_sql, text, database=name)
 
 
 @dataclass
 class Wire:
-    """Faults on the way to the other services, by step or ``<step>:undo``; each happens once.
+    """Faults of calls to the other services, by step or ``<step>:undo``; each happens once.
 
-    ``lost``: never arrives. ``no reply``: arrives, and its reply is lost. ``late``: as lost, and
-    ``deliver_late`` delivers it after all. Any other word is the reason of a made-up refusal.
+    ``lost``: the call never arrives. ``no reply``: it arrives, and its reply is lost. ``late``: it
+    is lost, and ``deliver_late`` delivers it later. Any other text is the reason of a refusal.
     """
 
     faults: dict[str, list[str]] = field(default_factory=dict)
@@ -101,12 +80,12 @@ class Wire:
         await self.reached[step].wait()
 
     async def deliver_late(self) -> list[Any]:
-        """Deliver what was kept back; the refusals or responses."""
+        """Deliver the late calls; their refusals or responses."""
         kept, self._kept = self._kept, []
         return await asyncio.gather(*(call() for call in kept), return_exceptions=True)
 
     def reset(self) -> None:
-        """As new: a test begins."""
+        """Forget everything: a test begins."""
         self.faults.clear()
         self.calls.clear()
         self._kept.clear()
@@ -115,7 +94,7 @@ class Wire:
         self.gates.clear()
 
     def cut_in(self, patch: pytest.MonkeyPatch) -> None:
-        """Have every call of the order service go through here."""
+        """Send every call of the order service through here."""
         direct = ServiceClient.call
 
         async def call(peer: Any, method: Any, request: Any, **options: Any) -> Any:
@@ -177,13 +156,13 @@ class Stack:
         return user_id
 
     async def coupon_of(self, user_id: str, **fields: Any) -> str:
-        """A new coupon of 1000 won, or of another worth."""
+        """A new coupon of 1000 won, or with another discount."""
         made = await self.coupon.CreateCampaign(campaign(fresh("campaign"), **fields))
         issued = await self.coupon.IssueCoupon(issue(made.campaign.campaign_id, user_id))
         return str(issued.coupon.coupon_id)
 
     async def order(self, user_id: str, amount: int = 10_000) -> pb.Order:
-        """A new order of two things that cost ``amount`` together."""
+        """A new order of two items that cost ``amount`` together."""
         product_id = await self.shop.product(5, price=amount // 2)
         return await self.shop.order(user_id, {product_id: 2})
 
@@ -243,34 +222,14 @@ def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequ
     return request
 
 
-# -- fixtures: imported by the conftests of those who use them -------------------------------------
-
-
-@pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
-    """One gateway for all tests; each uses keys of its own."""
-    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
-    with GatewaySimulator(data_file, slow_ms=400) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", params=["redis", "no-redis"])
-def stack_redis_url(request: pytest.FixtureRequest) -> str:
-    """Every test of correctness passes with Redis and without."""
-    if request.param == "no-redis":
-        return ""
-    server: ValkeyServer = request.getfixturevalue("valkey_server")
-    return server.url
+# -- fixtures, for conftests to import -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def stack_databases(databases: Databases, stack_redis_url: str) -> Iterator[StackDatabases]:
+def stack_databases(databases: Databases) -> Iterator[StackDatabases]:
     """A fresh database for each service."""
-    with ExitStack() as stack:
-        yield StackDatabases(
-            {service: stack.enter_context(databases.clone(service)) for service in SERVICES},
-            databases.server,
-        )
+    with databases.clone_all() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -283,19 +242,19 @@ def stack_options() -> dict[str, Any]:
 async def stack(
     stack_databases: StackDatabases,
     gateway: GatewaySimulator,
-    stack_redis_url: str,
+    redis_url: str,
     stack_options: dict[str, Any],
 ) -> AsyncIterator[Stack]:
-    """One stack for a module: tests have users, products and orders of their own.
+    """One stack for a module: each test has users, products and orders of its own.
 
     Two replicas of the order service, one of each other. Only the second looks for due sagas, so
-    that a test knows who takes over.
+    that a test knows which replica takes over.
     """
     wire = Wire()
     with pytest.MonkeyPatch.context() as patch:
         wire.cut_in(patch)
         async with running_stack(
-            stack_databases, gateway, stack_redis_url, wire, **stack_options
+            stack_databases, gateway, redis_url, wire, **stack_options
         ) as running:
             yield running
 
@@ -311,7 +270,7 @@ async def running_stack(
     payment: dict[str, Any] = PATIENT_WITH_GATEWAY,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
-    """The whole stack; ``payment`` are the payment service's settings, the rest the order's."""
+    """The whole stack. ``payment``: that service's settings; the rest: the order service's."""
     async with AsyncExitStack() as stack:
         peers: dict[str, list[str]] = {}
         for service, settings_type, build, special in (
