@@ -17,7 +17,7 @@ from common.settings import ServiceSettings
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import name_of
-from tests.support.refusals import final_outcome, outcome
+from tests.support.refusals import Results, final_outcome, outcome
 from tests.support.replicas import channel, replicas
 
 C = TypeVar("C")
@@ -51,11 +51,11 @@ class Crowd(Generic[C]):
 
     async def race(
         self, method: str, requests: Iterable[Any], *, until_final: bool = False
-    ) -> list[Any]:
+    ) -> Results:
         """Send all requests at once, in turns over the replicas.
 
-        ``method`` is the name of the clients' method, with dots. Returns responses, or reasons of
-        refusal; with ``until_final`` those after which a client tries again are not returned.
+        ``method``: the clients' method, with dots. ``until_final``: a call is made again while
+        conflicts keep it from being decided.
         """
         call_of = attrgetter(method)
 
@@ -65,7 +65,8 @@ class Crowd(Generic[C]):
                 return await final_outcome(lambda: call(request))
             return await outcome(call(request))
 
-        return await asyncio.gather(*(one(*numbered) for numbered in enumerate(requests)))
+        outcomes = await asyncio.gather(*(one(*numbered) for numbered in enumerate(requests)))
+        return Results.of(outcomes)
 
 
 @asynccontextmanager

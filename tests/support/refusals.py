@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 
@@ -56,11 +56,17 @@ async def final_outcome(call: Callable[[], Awaitable[Any]]) -> Any:
     raise AssertionError("no final outcome")
 
 
-def responses(outcomes: Iterable[Any]) -> list[Any]:
-    """The outcomes that are no refusals."""
-    return [each for each in outcomes if not isinstance(each, str)]
+class Results(NamedTuple):
+    """The outcomes of several calls."""
 
+    responses: list[Any]
+    refusals: Counter[str]
+    """The reasons, counted."""
 
-def reasons(outcomes: Iterable[Any]) -> Counter[str]:
-    """The reasons of the refusals among the outcomes, counted."""
-    return Counter(each for each in outcomes if isinstance(each, str))
+    @classmethod
+    def of(cls, outcomes: Iterable[Any]) -> Results:
+        outcomes = list(outcomes)
+        return cls(
+            [each for each in outcomes if not isinstance(each, str)],
+            Counter(each for each in outcomes if isinstance(each, str)),
+        )

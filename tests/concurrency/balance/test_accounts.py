@@ -23,7 +23,7 @@ from tests.support.balances import (
 )
 from tests.support.crowd import RIVALS, Crowd, without_redis
 from tests.support.guards import forget_row_locks
-from tests.support.refusals import outcome, reasons, responses
+from tests.support.refusals import Results, outcome
 from tests.support.rendezvous import meet_after
 
 
@@ -37,13 +37,13 @@ async def left_in(crowd: Crowd[Any]) -> int:
 
 async def meet(
     crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch, method: str, requests: list[Any]
-) -> list[Any]:
-    """Two replicas both read a balance of 100 before either writes; their outcomes."""
+) -> Results:
+    """Two replicas both read a balance of 100 before either writes."""
     await open_account(crowd, 100)
     meeting = meet_after(monkeypatch, store, "load")
-    outcomes = await crowd.race(method, requests)
+    results = await crowd.race(method, requests)
     assert meeting.met
-    return outcomes
+    return results
 
 
 # -- charges (R1) --------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ async def meet(
 async def test_no_charge_is_lost(crowd: Crowd[Any]) -> None:
     await open_account(crowd, 100)
     charges = [charge("ann", 100, f"c{number}") for number in range(RIVALS)]
-    charged = responses(await crowd.race("ChargeBalance", charges))
+    charged, _ = await crowd.race("ChargeBalance", charges)
     assert sorted(each.entry.sequence for each in charged) == list(range(2, RIVALS + 2))
     assert await left_in(crowd) == 100 + RIVALS * 100
     check_ledger(crowd)
@@ -67,8 +67,8 @@ async def test_two_charges_that_read_the_same_balance_both_count(
     if guards == "constraints":
         forget_versions(monkeypatch)
     charges = [charge("ann", 100, request_id) for request_id in ("one", "two")]
-    outcomes = await meet(crowd, monkeypatch, "ChargeBalance", charges)
-    assert not reasons(outcomes)
+    results = await meet(crowd, monkeypatch, "ChargeBalance", charges)
+    assert not results.refusals
     assert await left_in(crowd) == 300
     check_ledger(crowd)
 
@@ -80,8 +80,8 @@ async def test_control_without_versions_and_constraints_a_charge_is_lost(
     forget_versions(monkeypatch)
     drop_constraints(crowd)
     charges = [charge("ann", 100, request_id) for request_id in ("one", "two")]
-    outcomes = await meet(crowd, monkeypatch, "ChargeBalance", charges)
-    assert not reasons(outcomes)
+    results = await meet(crowd, monkeypatch, "ChargeBalance", charges)
+    assert not results.refusals
     assert await left_in(crowd) == 200, "the lost update of R1"
 
 
@@ -91,7 +91,7 @@ async def test_control_without_versions_and_constraints_a_charge_is_lost(
 async def test_a_hundred_deductions_at_once_all_succeed(crowd: Crowd[Any]) -> None:
     await open_account(crowd, 100_000)
     deductions = [deduct("ann", 500, f"d{number}") for number in range(RIVALS)]
-    assert not reasons(await crowd.race("DeductBalance", deductions))
+    assert not (await crowd.race("DeductBalance", deductions)).refusals
     assert await left_in(crowd) == 50_000
     check_ledger(crowd)
 
@@ -99,8 +99,8 @@ async def test_a_hundred_deductions_at_once_all_succeed(crowd: Crowd[Any]) -> No
 async def test_of_too_many_deductions_as_many_succeed_as_are_covered(crowd: Crowd[Any]) -> None:
     await open_account(crowd, 50_000)
     deductions = [deduct("ann", 500, f"d{number}") for number in range(3 * RIVALS)]
-    outcomes = await crowd.race("DeductBalance", deductions)
-    assert reasons(outcomes) == {"INSUFFICIENT_FUNDS": 2 * RIVALS}
+    results = await crowd.race("DeductBalance", deductions)
+    assert results.refusals == {"INSUFFICIENT_FUNDS": 2 * RIVALS}
     assert await left_in(crowd) == 0
     check_ledger(crowd)
 
@@ -115,8 +115,8 @@ async def test_control_without_locks_and_constraints_money_is_spent_twice(
     forget_row_locks(monkeypatch)
     forget_versions(monkeypatch)
     drop_constraints(crowd)
-    outcomes = await meet(crowd, monkeypatch, "DeductBalance", TWO_DEDUCTIONS)
-    assert not reasons(outcomes)
+    results = await meet(crowd, monkeypatch, "DeductBalance", TWO_DEDUCTIONS)
+    assert not results.refusals
     assert await left_in(crowd) == 20, "160 were spent of 100"
 
 
@@ -126,8 +126,8 @@ async def test_the_constraint_alone_keeps_deductions_right(
 ) -> None:
     forget_row_locks(monkeypatch)
     forget_versions(monkeypatch)
-    outcomes = await meet(crowd, monkeypatch, "DeductBalance", TWO_DEDUCTIONS)
-    assert reasons(outcomes) == {"INSUFFICIENT_FUNDS": 1}
+    results = await meet(crowd, monkeypatch, "DeductBalance", TWO_DEDUCTIONS)
+    assert results.refusals == {"INSUFFICIENT_FUNDS": 1}
     assert await left_in(crowd) == 20
     check_ledger(crowd)
 
@@ -137,10 +137,10 @@ async def test_the_constraint_alone_keeps_deductions_right(
 
 async def test_a_hundred_duplicates_have_one_effect(crowd: Crowd[Any]) -> None:
     await open_account(crowd, 100_000)
-    outcomes = await crowd.race("DeductBalance", [deduct("ann", 500, "same")] * RIVALS)
-    assert not reasons(outcomes)
-    assert sum(not each.replayed for each in outcomes) == 1
-    assert len({each.entry.entry_id for each in outcomes}) == 1
+    responses, refusals = await crowd.race("DeductBalance", [deduct("ann", 500, "same")] * RIVALS)
+    assert not refusals
+    assert sum(not each.replayed for each in responses) == 1
+    assert len({each.entry.entry_id for each in responses}) == 1
     assert await left_in(crowd) == 99_500
     check_ledger(crowd)
 
@@ -171,7 +171,7 @@ async def test_a_deduction_and_its_refund_at_once_end_where_they_began(crowd: Cr
         )
 
     for deducted, *refunded in await asyncio.gather(*map(deduct_and_refund_twice, range(RIVALS))):
-        assert not reasons(refunded)
+        assert not Results.of(refunded).refusals
         entries = {each.entry.entry_id for each in refunded}
         assert len(entries) == 1, "both refunds return the same entry, or none"
         assert (deducted == "DEDUCTION_CANCELLED") == (entries == {""})
