@@ -36,6 +36,8 @@ class Crowd(Generic[C]):
     clients: Sequence[C]
     urls: ServiceUrls
     server: PostgresServer
+    repeats_conflicts: bool = False
+    """Whether a call is made again while conflicts keep it from being decided, as clients do."""
 
     def turn(self, number: int) -> C:
         """The client of the replica whose turn it is."""
@@ -49,24 +51,20 @@ class Crowd(Generic[C]):
         """The one number that a query returns."""
         return int(self.sql(query).strip())
 
-    async def race(
-        self, method: str, requests: Iterable[Any], *, until_final: bool = False
-    ) -> Results:
-        """Send all requests at once, in turns over the replicas.
+    async def call(self, turn: int, method: str, request: Any) -> Any:
+        """The response of one replica, or the reason of its refusal.
 
-        ``method``: the clients' method, with dots. ``until_final``: a call is made again while
-        conflicts keep it from being decided.
+        ``method``: the clients' method, with dots.
         """
-        call_of = attrgetter(method)
+        call = attrgetter(method)(self.turn(turn))
+        if self.repeats_conflicts:
+            return await final_outcome(lambda: call(request))
+        return await outcome(call(request))
 
-        async def one(number: int, request: Any) -> Any:
-            call = call_of(self.turn(number))
-            if until_final:
-                return await final_outcome(lambda: call(request))
-            return await outcome(call(request))
-
-        outcomes = await asyncio.gather(*(one(*numbered) for numbered in enumerate(requests)))
-        return Results.of(outcomes)
+    async def race(self, method: str, requests: Iterable[Any]) -> Results:
+        """Make all calls at once, in turns over the replicas."""
+        calls = [self.call(turn, method, request) for turn, request in enumerate(requests)]
+        return Results.of(await asyncio.gather(*calls))
 
 
 @asynccontextmanager
@@ -78,6 +76,7 @@ async def crowd_of(
     server: PostgresServer,
     *,
     count: int = 2,
+    repeats_conflicts: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Crowd[C]]:
     """``count`` replicas of one service on the database; ``client`` makes a client of a channel."""
@@ -86,4 +85,5 @@ async def crowd_of(
             replicas(count, settings_type, build, database_url=urls.runtime, **settings)
         )
         channels = [await stack.enter_async_context(channel(address)) for address in addresses]
-        yield Crowd([client(opened) for opened in channels], urls, server)
+        clients = [client(opened) for opened in channels]
+        yield Crowd(clients, urls, server, repeats_conflicts)
