@@ -1,24 +1,28 @@
-"""An order service of two replicas for each test, with Redis and without."""
+"""Two replicas of the order service for each test, with Redis and without; or the whole stack."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.support.orders import Shop, shop
-from tests.support.stack import (
-    stack,
-    stack_databases,
-    stack_options,
-)
+from tests.support.databases import name_of
+from tests.support.orders import Shop, open_shop
+from tests.support.stack import no_faults, stack, stack_databases, stack_options
 
-__all__ = ["stack", "stack_databases", "stack_options"]
+__all__ = ["no_faults", "stack", "stack_databases", "stack_options"]
 
 
 @pytest.fixture
-async def order(order_database: ServiceUrls, redis_url: str) -> AsyncIterator[Shop]:
-    """A client of two replicas on one database."""
-    async with shop(2, database_url=order_database.runtime, redis_url=redis_url) as opened:
+async def shop(order_database: ServiceUrls, redis_url: str) -> AsyncIterator[Shop]:
+    """A client of both replicas, in turns."""
+    async with open_shop(2, database_url=order_database.runtime, redis_url=redis_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def sql(order_database: ServiceUrls, postgres_server: PostgresServer) -> Callable[[str], str]:
+    """Runs SQL in the test's database as superuser; returns its output, unaligned."""
+    return lambda text: postgres_server.run_sql(text, database=name_of(order_database))
