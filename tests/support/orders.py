@@ -26,13 +26,23 @@ from order_service.use_cases.order_decider import OrderDecider, OrderLane, Order
 from order_service.use_cases.watch import Watches
 from order_service.wiring import build
 from tally.order.v1 import order_pb2 as pb
-from tally.order.v1.order_pb2_grpc import CartServiceStub, OrderServiceStub, ProductServiceStub
+from tally.order.v1.order_pb2_grpc import (
+    CartServiceStub,
+    OrderServiceStub,
+    ProductServiceStub,
+    SagaServiceStub,
+)
 from tally.type.v1.money_pb2 import Money
 from tests.support.crowd import Crowd
 from tests.support.replicas import channel, replicas
 
 UNKNOWN_ID: Final = "018f0000-0000-7000-8000-000000000000"
-_numbers = itertools.count(1)
+_numbers = itertools.count()
+
+
+def fresh(prefix: str = "x") -> str:
+    """An id or a payment_key that no other call has."""
+    return f"{prefix}{next(_numbers)}"
 
 
 @dataclass(frozen=True)
@@ -42,15 +52,17 @@ class Shop:
     products: Any
     carts: Any
     orders: Any
+    sagas: Any
 
     @classmethod
     def at(cls, opened: grpc.aio.Channel) -> Shop:
-        return cls(ProductServiceStub(opened), CartServiceStub(opened), OrderServiceStub(opened))
+        stubs = (ProductServiceStub, CartServiceStub, OrderServiceStub, SagaServiceStub)
+        return cls(*(stub(opened) for stub in stubs))
 
     async def product(self, stock: int, *, price: int = 100, currency: str = "KRW") -> str:
         """A new product's id."""
         response = await self.products.CreateProduct(
-            create_product(f"p{next(_numbers)}", stock, price=price, currency=currency)
+            create_product(fresh("p"), stock, price=price, currency=currency)
         )
         return str(response.product.product_id)
 
@@ -62,7 +74,7 @@ class Shop:
 
     async def order(self, user_id: str, lines: Mapping[str, int], request_id: str = "") -> pb.Order:
         """A new order."""
-        request = create_order(user_id, lines, request_id or f"o{next(_numbers)}")
+        request = create_order(user_id, lines, request_id or fresh("o"))
         response: pb.CreateOrderResponse = await self.orders.CreateOrder(request)
         return response.order
 
@@ -120,6 +132,21 @@ def restock(product_id: str, quantity: int, request_id: str) -> pb.RestockProduc
 def create_order(user_id: str, lines: Mapping[str, int], request_id: str) -> pb.CreateOrderRequest:
     items = [pb.OrderLine(product_id=id_, quantity=quantity) for id_, quantity in lines.items()]
     return pb.CreateOrderRequest(user_id=user_id, items=items, request_id=request_id)
+
+
+def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequest:
+    """Pay the order: ``coupon_id``, ``balance`` (won), ``payment_key``."""
+    balance = fields.pop("balance", None)
+    request = pb.PayOrderRequest(
+        order_id=order.order_id,
+        user_id=order.user_id,
+        request_id=request_id or fresh("pay"),
+        **fields,
+    )
+    if balance is not None:
+        request.balance_amount.currency_code = "KRW"
+        request.balance_amount.amount_minor = balance
+    return request
 
 
 def cancel(

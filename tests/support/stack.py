@@ -7,7 +7,6 @@ back to deliver them late, by the step that is in a call's request_id.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -41,17 +40,10 @@ from tests.support.balances import charge
 from tests.support.coupons import campaign, issue
 from tests.support.databases import Databases, StackDatabases
 from tests.support.gates import Gates
-from tests.support.orders import Shop
+from tests.support.orders import Shop, fresh, pay
 from tests.support.patience import LONG_S
 from tests.support.payments import PATIENT_WITH_GATEWAY
 from tests.support.replicas import channel, replicas
-
-_numbers = itertools.count()
-
-
-def fresh(prefix: str = "x") -> str:
-    """An id or a payment_key that no other call has."""
-    return f"{prefix}{next(_numbers)}"
 
 
 class Wire(Gates):
@@ -208,21 +200,6 @@ class Stack:
         """What the gateway has charged for a key and not paid back, by its own record."""
         payment = (self.gateway.charges().get(payment_key) or {}).get("payment")
         return int(payment["balanceAmount"]) if payment and payment["approvedAt"] else 0
-
-
-def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequest:
-    """Pay the order: ``coupon_id``, ``balance`` (won), ``payment_key``."""
-    balance = fields.pop("balance", None)
-    request = pb.PayOrderRequest(
-        order_id=order.order_id,
-        user_id=order.user_id,
-        request_id=request_id or fresh("pay"),
-        **fields,
-    )
-    if balance is not None:
-        request.balance_amount.currency_code = "KRW"
-        request.balance_amount.amount_minor = balance
-    return request
 
 
 # -- fixtures, imported by conftests -------------------------------------------------------------

@@ -31,7 +31,7 @@ from tests.support.orders import (
     reserved,
     set_item,
 )
-from tests.support.refusals import outcome, reasons, responses
+from tests.support.refusals import Results, outcome
 from tests.support.rendezvous import Rendezvous, meet_after
 
 STOCK = 30
@@ -40,7 +40,7 @@ DEADLOCK = "40P01"
 
 async def order_all(crowd: Crowd[Shop], *lines: dict[str, int]) -> Counter[str]:
     """Each rival orders one of these at once; how often each outcome was."""
-    outcomes = await crowd.race(
+    responses, refusals = await crowd.race(
         "orders.CreateOrder",
         [
             create_order(f"user-{number}", lines[number // 2 % len(lines)], "o1")
@@ -48,7 +48,7 @@ async def order_all(crowd: Crowd[Shop], *lines: dict[str, int]) -> Counter[str]:
         ],
         until_final=True,
     )
-    return reasons(outcomes) + Counter(ORDERED=len(responses(outcomes)))
+    return refusals + Counter(ORDERED=len(responses))
 
 
 # -- several products in opposite orders ---------------------------------------------------------
@@ -152,7 +152,7 @@ async def test_each_guard_alone_keeps_the_stock_right(
 # -- one request many times ----------------------------------------------------------------------
 
 
-async def order_again_and_again(crowd: Crowd[Shop], product_id: str) -> list[Any]:
+async def order_again_and_again(crowd: Crowd[Shop], product_id: str) -> Results:
     request = create_order("ann", {product_id: 1}, "o1")
     return await crowd.race("orders.CreateOrder", [request] * RIVALS, until_final=True)
 
@@ -169,10 +169,10 @@ def forget_records(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_request_sent_a_hundred_times_makes_one_order(crowd: Crowd[Shop]) -> None:
     tea = await crowd.turn(0).product(1_000)
-    outcomes = await order_again_and_again(crowd, tea)
-    assert not reasons(outcomes)
-    assert len({each.order.order_id for each in outcomes}) == 1
-    assert sum(not each.replayed for each in outcomes) == 1
+    responses, refusals = await order_again_and_again(crowd, tea)
+    assert not refusals
+    assert len({each.order.order_id for each in responses}) == 1
+    assert sum(not each.replayed for each in responses) == 1
     assert await crowd.turn(0).stock(tea) == (999, 1, 0)
 
 
@@ -182,8 +182,8 @@ async def test_control_without_records_and_constraint_each_duplicate_makes_an_or
     tea = await crowd.turn(0).product(1_000)
     forget_records(monkeypatch)
     drop_constraint(crowd, ORDER_REQUEST_ONCE)
-    outcomes = await order_again_and_again(crowd, tea)
-    assert len({each.order.order_id for each in outcomes}) == RIVALS
+    responses, _ = await order_again_and_again(crowd, tea)
+    assert len({each.order.order_id for each in responses}) == RIVALS
     assert reserved(crowd, tea) == RIVALS
 
 
@@ -193,8 +193,8 @@ async def test_the_constraint_alone_lets_a_request_make_one_order(
 ) -> None:
     tea = await crowd.turn(0).product(1_000)
     forget_records(monkeypatch)
-    outcomes = await order_again_and_again(crowd, tea)
-    assert reasons(outcomes) == {"REQUEST_ID_REUSED": RIVALS - 1}
+    _, refusals = await order_again_and_again(crowd, tea)
+    assert refusals == {"REQUEST_ID_REUSED": RIVALS - 1}
     assert reserved(crowd, tea) == 1
 
 
@@ -206,11 +206,10 @@ async def test_of_a_hundred_changes_from_one_version_one_is_made(crowd: Crowd[Sh
     for version in range(2):
         quantities = range(200 * version + 1, 200 * version + 1 + RIVALS)
         changes = [set_item("ann", tea, each, expected_version=version) for each in quantities]
-        outcomes = await crowd.race("carts.SetCartItem", changes)
-        assert reasons(outcomes) == {"CART_CHANGED": RIVALS - 1}
-        (changed,) = [each.cart for each in responses(outcomes)]
-        assert changed.version == version + 1
-        assert await crowd.turn(0).cart("ann") == changed
+        (changed,), refusals = await crowd.race("carts.SetCartItem", changes)
+        assert refusals == {"CART_CHANGED": RIVALS - 1}
+        assert changed.cart.version == version + 1
+        assert await crowd.turn(0).cart("ann") == changed.cart
 
 
 async def add_one(shop: Shop, product_id: str, meeting: Rendezvous, *, with_version: bool) -> None:
@@ -245,7 +244,7 @@ async def test_changes_of_different_lines_without_a_version_are_all_kept(
 ) -> None:
     lines = {await crowd.turn(0).product(1): quantity for quantity in range(1, 51)}
     changes = [set_item("ann", product_id, quantity) for product_id, quantity in lines.items()]
-    assert not reasons(await crowd.race("carts.SetCartItem", changes))
+    assert not (await crowd.race("carts.SetCartItem", changes)).refusals
     cart = await crowd.turn(0).cart("ann")
     assert {item.product_id: item.quantity for item in cart.items} == lines
     assert cart.version == 50

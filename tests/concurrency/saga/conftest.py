@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.stack import (
-    stack,
-    stack_databases,
-    stack_options,
-)
+from tests.support.stack import no_faults, stack, stack_databases, stack_options
 
-__all__ = ["stack", "stack_databases", "stack_options"]
+__all__ = ["no_faults", "stack", "stack_databases", "stack_options"]
