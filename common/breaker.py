@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from purgatory import AsyncCircuitBreakerFactory
-from purgatory.domain.model import HALF_OPENED, OpenedState
+from purgatory.domain.model import HALF_OPENED, Context, OpenedState
 
 
 class CircuitOpen(Exception):  # noqa: N818 - a state, not a fault
@@ -18,35 +16,38 @@ class CircuitBreaker:
     """Counts failures in a row of calls to one place.
 
     After ``failures_max`` failures the circuit is open for ``open_s`` seconds. Then one call at a
-    time is a trial: a success closes the circuit, a failure opens it again.
+    time is a trial: a success closes the circuit, a failure opens it again. A cancelled call is
+    neither: it says nothing about the place that was called.
     """
 
     def __init__(self, name: str, *, failures_max: int, open_s: float) -> None:
-        self._name = name
-        # A cancelled caller says nothing about the place that was called.
-        self._factory = AsyncCircuitBreakerFactory(
-            default_threshold=failures_max, default_ttl=open_s, exclude=[asyncio.CancelledError]
-        )
+        self._circuit = Context(name, failures_max, open_s)
         self._in_trial = False
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
         """A block that counts as a failure if it raises. Raises CircuitOpen before entering it."""
-        breaker = await self._factory.get_breaker(self._name)
-        context = breaker.context
-        if context.state == HALF_OPENED and self._in_trial:
+        circuit = self._circuit
+        if circuit.state == HALF_OPENED and self._in_trial:
             # The library alone would let every call through.
             raise CircuitOpen("circuit half-open")
         try:
-            async with breaker:
-                trial = context.state == HALF_OPENED
-                self._in_trial = self._in_trial or trial
-                try:
-                    yield
-                finally:
-                    if trial:
-                        self._in_trial = False
+            circuit.handle_new_request()
         except OpenedState as opened:
             # The library raises one shared exception: its traceback would grow with every call.
             opened.__traceback__ = None
             raise CircuitOpen("circuit open") from None
+        trial = circuit.state == HALF_OPENED
+        self._in_trial = self._in_trial or trial
+        try:
+            yield
+        except Exception as error:
+            circuit.handle_exception(error)
+            raise
+        else:
+            circuit.handle_end_request()
+        finally:
+            if trial:
+                self._in_trial = False
+            # For the library's listeners; there are none.
+            circuit.messages.clear()

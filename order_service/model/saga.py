@@ -184,9 +184,13 @@ class Saga:
         self.state = SagaState.RUNNING if self.failure is None else SagaState.COMPENSATING
         self.attempts = 0
 
+    def copy(self) -> Saga:
+        """The saga as it is now: later changes of its state and steps are not in the copy."""
+        return replace(self, steps=[replace(step) for step in self.steps])
+
     def closed(self, state: SagaState) -> Saga:
         """A copy in its last state. Not in place: its transaction may have to run again."""
-        return replace(self, state=state, steps=[replace(step) for step in self.steps], waits=True)
+        return replace(self.copy(), state=state, waits=True)
 
     def _resume(self) -> None:
         self.waits, self.next_attempt_time = False, None

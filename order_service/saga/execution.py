@@ -135,15 +135,12 @@ class SagaExecution:
         except Exception:
             log.exception("saga_failed")
             await self._wait_after_defect(saga)
-        finally:
-            if not running.end.done():
-                running.end.set_result(None)
 
     async def _wait_after_defect(self, saga: Saga) -> None:
         """A defect of Tally counts as a failed attempt: after many, a person has to look."""
         try:
             await self._later(saga, "INTERNAL")
-        except (SagaLost, Refusal) as error:
+        except Refusal as error:
             # Lost, or not writable: whoever takes the saga over begins from its row.
             _log.warning("saga_left", saga_id=saga.saga_id, error=repr(error))
 

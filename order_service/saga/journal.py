@@ -60,7 +60,8 @@ class SagaJournal:
 
         No other replica touches it for ``lease_s`` seconds; if it ``waits``, it is due after them.
         """
-        await self.lane.submit(WriteSaga(saga, lease_s))
+        # A copy: the saga may change before a batch writes it, if its task is cancelled.
+        await self.lane.submit(WriteSaga(saga.copy(), lease_s))
 
     async def renew(self, saga: Saga, *, lease_s: float) -> None:
         """Extend the lease, or with 0 seconds give the saga up to any replica. Raises SagaLost."""

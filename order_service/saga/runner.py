@@ -65,8 +65,10 @@ class Runner:
         _running.set(len(self._sagas))
         # In a context of its own: the caller's deadline is not the saga's. Its trace is.
         running.task = loop.create_task(
-            self._run(running), context=self._context(), name=f"saga {saga.saga_id}"
+            self._execution.run(running), context=self._context(), name=f"saga {saga.saga_id}"
         )
+        # Not in the task: one that is cancelled before its first step runs none of its code.
+        running.task.add_done_callback(lambda _task: self._stopped(running))
         return running.end
 
     def end_of(self, saga_id: str) -> asyncio.Future[SagaEnd | None] | None:
@@ -126,10 +128,9 @@ class Runner:
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [one.task for one in self._sagas.values() if one.task is not None]
 
-    async def _run(self, running: RunningSaga) -> None:
-        try:
-            await self._execution.run(running)
-        finally:
-            if self._sagas.get(running.saga.saga_id) is running:
-                del self._sagas[running.saga.saga_id]
-                _running.set(len(self._sagas))
+    def _stopped(self, running: RunningSaga) -> None:
+        if not running.end.done():
+            running.end.set_result(None)
+        if self._sagas.get(running.saga.saga_id) is running:
+            del self._sagas[running.saga.saga_id]
+            _running.set(len(self._sagas))

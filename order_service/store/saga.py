@@ -76,6 +76,8 @@ _PAID_BY: Final = (
 _added = unnest(
     "new",
     *sagas.c["saga_id", "kind", "plan_version", "order_id", "user_id", "request_id", "state"],
+    # The batch's time, from which the runner's clock starts: no step begins before its saga.
+    *sagas.c["create_time", "update_time"],
     asked=sa.Text,
     steps=sa.Text,
     facts=sa.Text,
@@ -91,8 +93,6 @@ _row: Final = {
     "attempts": sa.literal(0, sa.Integer),
     "last_error": sa.literal(""),
     "resolution_reason": sa.literal(""),
-    "create_time": CLOCK,
-    "update_time": CLOCK,
 }
 _ADD: Final = sa.insert(sagas).from_select(
     list(_row), sa.select(*_row.values()).order_by(_added.c.saga_id)
@@ -141,6 +141,8 @@ async def add(
             "user_id": saga.user_id,
             "request_id": saga.asked.request_id,
             "state": saga.state,
+            "create_time": saga.create_time,
+            "update_time": saga.update_time,
             "asked": _INPUT[saga.kind].dump_json(saga.asked).decode(),
             "steps": _STEPS.dump_json(saga.steps).decode(),
             "facts": _RESULTS.dump_json(saga.facts).decode(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,16 +38,6 @@ OrderCommand: TypeAlias = (
 )
 
 
-class UsersCommand(Protocol):
-    """A command of a user about an order."""
-
-    @property
-    def order_id(self) -> str: ...
-
-    @property
-    def user_id(self) -> str: ...
-
-
 @dataclass(slots=True)
 class OrderBatch:
     """The rows of one transaction, as its commands change them. Built anew for each attempt."""
@@ -73,7 +63,7 @@ class OrderBatch:
     loaded_products: dict[str, Product] = field(default_factory=dict)
     """Changed products as they were loaded."""
 
-    def order_of(self, command: UsersCommand) -> Order:
+    def order_of(self, command: PayOrder | CancelOrder) -> Order:
         """The user's order. Raises OrderNotFound, also if it is another user's."""
         order = self.orders.get(command.order_id)
         if order is None or order.user_id != command.user_id:
@@ -153,22 +143,18 @@ async def load_sagas_of_requests(
     connection: AsyncConnection, batch: OrderBatch, commands: Sequence[OrderCommand]
 ) -> None:
     """Find the sagas that earlier calls with the same request_ids began, and who paid orders."""
-    requests = {
-        (SagaKind.PAY_ORDER, one.user_id, one.request_id)
-        if isinstance(one, PayOrder)
-        else (SagaKind.CANCEL_ORDER, one.user_id, one.request_id)
-        for one in commands
-        if isinstance(one, PayOrder | CancelOrder)
-    }
+    requests: set[saga_store.SagaRequest] = set()
+    paid: set[str] = set()
+    for one in commands:
+        if isinstance(one, PayOrder):
+            requests.add((SagaKind.PAY_ORDER, one.user_id, one.request_id))
+        elif isinstance(one, CancelOrder) and (order := batch.orders.get(one.order_id)) is not None:
+            if order.state is OrderState.CANCELLING:
+                requests.add((SagaKind.CANCEL_ORDER, one.user_id, one.request_id))
+            elif order.state is OrderState.PAID:
+                paid.add(one.order_id)
     if requests:
         batch.sagas_by_request = await saga_store.find_by_request(connection, requests)
-    paid = {
-        one.order_id
-        for one in commands
-        if isinstance(one, CancelOrder)
-        and (order := batch.orders.get(one.order_id)) is not None
-        and order.state is OrderState.PAID
-    }
     if paid:
         batch.payers = await saga_store.find_payers(connection, paid)
 

@@ -1,15 +1,21 @@
-"""Requests of CouponService, and the calls that most tests begin with."""
+"""Requests of CouponService, the calls that tests begin with, and its guards removed."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from coupon_service import tables
+from coupon_service.store import coupon as store
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.type.v1.money_pb2 import Money
+from tests.support.crowd import Crowd
 
 HOUR = timedelta(hours=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -110,3 +116,67 @@ def _duration(length: timedelta) -> Duration:
     message = Duration()
     message.FromTimedelta(length)
     return message
+
+
+# -- races ---------------------------------------------------------------------------------------
+
+
+async def issue_to(crowd: Crowd[Any], *user_ids: str) -> list[pb.Coupon]:
+    """One coupon of a new campaign for each user."""
+    campaign_id = await open_campaign(crowd.turn(0), quantity=len(user_ids))
+    responses, _ = await crowd.race("IssueCoupon", [issue(campaign_id, id_) for id_ in user_ids])
+    by_user = {response.coupon.user_id: response.coupon for response in responses}
+    return [by_user[id_] for id_ in user_ids]
+
+
+def redemption_counts(crowd: Crowd[Any]) -> tuple[int, int]:
+    """The number of live redemptions, and of coupons that are redeemed."""
+    return (
+        crowd.number("SELECT count(*) FROM redemptions WHERE restore_time IS NULL"),
+        crowd.number("SELECT count(*) FROM coupons WHERE redeem_request_id IS NOT NULL"),
+    )
+
+
+# -- removed guards ------------------------------------------------------------------------------
+
+
+def drop_issue_constraints(crowd: Crowd[Any]) -> None:
+    """Remove the last guard of IssueCoupon."""
+    crowd.sql(
+        f"ALTER TABLE coupons DROP CONSTRAINT {tables.USER_ONCE},"
+        f" DROP CONSTRAINT {tables.NUMBER_ONCE};"
+        f"ALTER TABLE campaigns DROP CONSTRAINT {tables.ISSUED_WITHIN_QUANTITY};"
+    )
+
+
+def drop_redeem_constraint(crowd: Crowd[Any]) -> None:
+    """Remove the last guard of RedeemCoupon."""
+    crowd.sql(f"DROP INDEX {tables.LIVE_REDEMPTION_ONCE}")
+
+
+def save_unconditionally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a redeemed or restored coupon without its condition: the second guard."""
+    changed = store._changed
+    columns = ("redeem_request_id", "order_id", "redeem_time")
+    unconditional = (
+        sa.update(tables.coupons)
+        .values({name: changed.c[name] for name in columns})
+        .where(tables.coupons.c.coupon_id == changed.c.coupon_id)
+        .returning(tables.coupons.c.coupon_id)
+    )
+    monkeypatch.setattr(store, "_SAVE", unconditional)
+
+
+def delay_second_save(monkeypatch: pytest.MonkeyPatch, *, until: asyncio.Event) -> None:
+    """Let the second batch that saves coupons wait before it does."""
+    original = store.save_coupons
+    saves = 0
+
+    async def delayed(*args: Any, **kwargs: Any) -> set[str]:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            await until.wait()
+        return await original(*args, **kwargs)
+
+    monkeypatch.setattr(store, "save_coupons", delayed)

@@ -1,4 +1,4 @@
-"""Guards that a control takes away from outside, the same in every service."""
+"""Guards that a control removes from outside, the same in every service."""
 
 from __future__ import annotations
 

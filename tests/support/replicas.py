@@ -1,4 +1,4 @@
-"""Replicas of a service inside the test's own process: real server, real port, real database."""
+"""Replicas of a service in the test's own process: real server, real port, real database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ S = TypeVar("S", bound=ServiceSettings)
 async def replica(
     settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
 ) -> AsyncIterator[str]:
-    """One replica that serves; yields its address. It has all the time it needs."""
+    """One replica that serves, without short time limits; yields its address."""
     with long_limits():
         async with _serving(settings, build) as address:
             yield address
@@ -46,13 +46,12 @@ async def _serving(
 
 
 async def healthy(address: str) -> None:
-    """Wait until the server at ``address`` says that it serves."""
-    asked = health_pb2.HealthCheckRequest()
+    """Wait until the server at ``address`` is ready."""
     async with asyncio.timeout(LONG_S), grpc.aio.insecure_channel(address) as opened:
         stub: Any = health_pb2_grpc.HealthStub(opened)
         while True:
-            told = await stub.Check(asked, wait_for_ready=True)
-            if told.status == health_pb2.HealthCheckResponse.SERVING:
+            response = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+            if response.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             await asyncio.sleep(0.01)
 

@@ -6,56 +6,61 @@ Every race has its control: without the guard, the same calls must do the damage
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from common.db.idempotency import IdempotencyRecords
 from coupon_service.store import coupon as store
 from tally.coupon.v1 import coupon_pb2 as pb
-from tests.support.coupon_crowd import (
-    RIVALS,
-    Crowd,
-    Results,
+from tests.support.coupons import (
     delay_second_save,
     drop_redeem_constraint,
+    get_coupon,
+    issue_to,
+    redeem,
+    redemption_counts,
+    restore,
     save_unconditionally,
 )
-from tests.support.coupons import get_coupon, redeem, restore
+from tests.support.crowd import RIVALS, Crowd, without_redis
+from tests.support.refusals import Results
 from tests.support.rendezvous import meet_after
 
 # -- one order for a coupon ----------------------------------------------------------------------
 
 
-async def a_hundred_orders(crowd: Crowd, coupon: pb.Coupon) -> Results:
+async def a_hundred_orders(crowd: Crowd[Any], coupon: pb.Coupon) -> Results:
     requests = [
         redeem(coupon.coupon_id, "ann", f"r{number}", order_id=f"o{number}")
         for number in range(RIVALS)
     ]
-    return await crowd.together("RedeemCoupon", requests)
+    return await crowd.race("RedeemCoupon", requests)
 
 
-async def test_one_of_a_hundred_orders_gets_the_coupon(crowd: Crowd) -> None:
-    (coupon,) = await crowd.issue_to("ann")
+async def test_one_of_a_hundred_orders_gets_the_coupon(crowd: Crowd[Any]) -> None:
+    (coupon,) = await issue_to(crowd, "ann")
     (response,), refusals = await a_hundred_orders(crowd, coupon)
     assert refusals == {"COUPON_NOT_USABLE": RIVALS - 1}
-    current = await crowd.stubs[0].GetCoupon(get_coupon(coupon.coupon_id, "ann"))
+    current = await crowd.turn(0).GetCoupon(get_coupon(coupon.coupon_id, "ann"))
     assert current.coupon == response.coupon
-    assert crowd.redeemed == (1, 1)
+    assert redemption_counts(crowd) == (1, 1)
 
 
+@without_redis
 @pytest.mark.parametrize("guard", ["condition", "constraint", "none"])
 async def test_one_order_gets_the_coupon_with_either_guard(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch, guard: str
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch, guard: str
 ) -> None:
-    (coupon,) = await bare_crowd.issue_to("ann")
+    (coupon,) = await issue_to(crowd, "ann")
     if guard != "condition":
         save_unconditionally(monkeypatch)
     if guard != "constraint":
-        drop_redeem_constraint(bare_crowd)
+        drop_redeem_constraint(crowd)
     meeting = meet_after(monkeypatch, store, "load_coupons")
-    responses, refusals = await a_hundred_orders(bare_crowd, coupon)
+    responses, refusals = await a_hundred_orders(crowd, coupon)
     assert meeting.met
-    live, _ = bare_crowd.redeemed
+    live, _ = redemption_counts(crowd)
     if guard == "none":
         assert len(responses) > 1
         assert live > 1
@@ -67,8 +72,8 @@ async def test_one_order_gets_the_coupon_with_either_guard(
 # -- redemption against restoration --------------------------------------------------------------
 
 
-async def test_redeem_and_restore_at_once_leave_the_coupon_free(crowd: Crowd) -> None:
-    coupons = await crowd.issue_to(*(f"u{number}" for number in range(RIVALS)))
+async def test_redeem_and_restore_at_once_leave_the_coupon_free(crowd: Crowd[Any]) -> None:
+    coupons = await issue_to(crowd, *(f"u{number}" for number in range(RIVALS)))
 
     async def pair(number: int, coupon: pb.Coupon) -> tuple[object, object]:
         redeeming = redeem(coupon.coupon_id, coupon.user_id, "r1")
@@ -85,7 +90,7 @@ async def test_redeem_and_restore_at_once_leave_the_coupon_free(crowd: Crowd) ->
     assert {one for both in pairs for one in both if isinstance(one, str)} <= {
         "REDEMPTION_CANCELLED"
     }
-    assert crowd.redeemed == (0, 0)
+    assert redemption_counts(crowd) == (0, 0)
     # Every coupon is free for another order, and not for the one that was cancelled.
     for number, coupon in enumerate(coupons[:10]):
         again = redeem(coupon.coupon_id, coupon.user_id, "r1")
@@ -94,37 +99,39 @@ async def test_redeem_and_restore_at_once_leave_the_coupon_free(crowd: Crowd) ->
         assert not isinstance(await crowd.call(number, "RedeemCoupon", other), str)
 
 
+@without_redis
 @pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "control"])
 async def test_restoration_cancels_a_redemption_in_flight(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch, *, guarded: bool
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch, *, guarded: bool
 ) -> None:
     """Both have read that there is nothing, then both write: the tombstone has to be seen."""
-    (coupon,) = await bare_crowd.issue_to("ann")
+    (coupon,) = await issue_to(crowd, "ann")
     if not guarded:
         monkeypatch.setattr(IdempotencyRecords, "cancel", lambda *_: None)
     meeting = meet_after(monkeypatch, store, "find_redemptions")
     redeeming = redeem(coupon.coupon_id, "ann", "r1")
     redeemed, restored = await asyncio.gather(
-        bare_crowd.call(0, "RedeemCoupon", redeeming),
-        bare_crowd.call(1, "RestoreCoupon", restore(coupon.coupon_id, "ann", "r1", "s1")),
+        crowd.call(0, "RedeemCoupon", redeeming),
+        crowd.call(1, "RestoreCoupon", restore(coupon.coupon_id, "ann", "r1", "s1")),
     )
     assert meeting.met
     assert not restored.replayed
     if guarded:
-        assert bare_crowd.redeemed == (0, 0)
-        assert await bare_crowd.call(0, "RedeemCoupon", redeeming) == "REDEMPTION_CANCELLED"
+        assert redemption_counts(crowd) == (0, 0)
+        assert await crowd.call(0, "RedeemCoupon", redeeming) == "REDEMPTION_CANCELLED"
     else:
         assert redeemed.coupon.state == pb.Coupon.STATE_REDEEMED
-        assert bare_crowd.redeemed == (1, 1)
+        assert redemption_counts(crowd) == (1, 1)
 
 
+@without_redis
 @pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "control"])
 async def test_late_restoration_leaves_the_next_redemption_alone(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch, *, guarded: bool
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch, *, guarded: bool
 ) -> None:
     """Two restore the first redemption; before the second one writes, another order redeems."""
-    (coupon,) = await bare_crowd.issue_to("ann")
-    stubs, coupon_id = bare_crowd.stubs, coupon.coupon_id
+    (coupon,) = await issue_to(crowd, "ann")
+    stubs, coupon_id = crowd.clients, coupon.coupon_id
     await stubs[0].RedeemCoupon(redeem(coupon_id, "ann", "r1", order_id="o1"))
     if not guarded:
         save_unconditionally(monkeypatch)
@@ -142,22 +149,22 @@ async def test_late_restoration_leaves_the_next_redemption_alone(
     await stubs[faster].RedeemCoupon(redeem(coupon_id, "ann", "r2", order_id="o2"))
     redeemed.set()
     results = await asyncio.gather(*restoring)
-    live, shown = bare_crowd.redeemed
+    live, shown = redemption_counts(crowd)
     assert live == 1
     if guarded:
         assert sorted(result.replayed for result in results) == [False, True]
-        assert bare_crowd.sql("SELECT order_id FROM coupons").strip() == "o2"
+        assert crowd.sql("SELECT order_id FROM coupons").strip() == "o2"
     else:
         # The coupon looks free although an order uses it.
         assert shown == 0
 
 
-async def test_hundred_restorations_restore_once(crowd: Crowd) -> None:
-    (coupon,) = await crowd.issue_to("ann")
-    await crowd.stubs[0].RedeemCoupon(redeem(coupon.coupon_id, "ann", "r1"))
+async def test_hundred_restorations_restore_once(crowd: Crowd[Any]) -> None:
+    (coupon,) = await issue_to(crowd, "ann")
+    await crowd.turn(0).RedeemCoupon(redeem(coupon.coupon_id, "ann", "r1"))
     requests = [restore(coupon.coupon_id, "ann", "r1", f"s{number}") for number in range(RIVALS)]
-    responses, refusals = await crowd.together("RestoreCoupon", requests)
+    responses, refusals = await crowd.race("RestoreCoupon", requests)
     assert not refusals
     assert sum(not response.replayed for response in responses) == 1
     assert len({one.coupon.SerializeToString(deterministic=True) for one in responses}) == 1
-    assert crowd.redeemed == (0, 0)
+    assert redemption_counts(crowd) == (0, 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,27 +15,24 @@ import sqlalchemy as sa
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from order_service import tables
-from order_service.tables import ONE_LIVE_PER_ORDER
 from order_service.store import orders as order_rows
+from order_service.tables import ONE_LIVE_PER_ORDER
 from tally.order.v1 import order_pb2 as pb
-from tests.support.databases import Databases
+from tests.support.databases import Databases, StackDatabases
 from tests.support.order_crowd import unlock_orders
 from tests.support.orders import cancel
 from tests.support.patience import LONG_S
 from tests.support.refusals import outcome
 from tests.support.rendezvous import Rendezvous, meet_after
-from tests.support.stack import SERVICES, Stack, StackDatabases, Wire, fresh, pay, running_stack
+from tests.support.stack import Stack, Wire, fresh, pay, running_stack
 
 ORDER = pb.Order
 
 
 @pytest.fixture
 def own_databases(databases: Databases) -> Iterator[StackDatabases]:
-    with ExitStack() as stack:
-        yield StackDatabases(
-            {service: stack.enter_context(databases.clone(service)) for service in SERVICES},
-            databases.server,
-        )
+    with databases.clone_all() as opened:
+        yield opened
 
 
 @pytest.fixture

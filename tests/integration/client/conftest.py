@@ -8,13 +8,13 @@ import pytest
 import pytest_asyncio
 
 from tally_client import Tally
-from tests.support.stack import Stack, gateway, stack, stack_databases, stack_options
+from tests.support.stack import Stack, stack, stack_databases, stack_options
 
-__all__ = ["gateway", "stack", "stack_databases", "stack_options"]
+__all__ = ["stack", "stack_databases", "stack_options"]
 
 
 @pytest.fixture(scope="module")
-def stack_redis_url() -> str:
+def redis_url() -> str:
     """Without Redis: the client sees no difference."""
     return ""
 

@@ -29,8 +29,7 @@ from tally_client import (
 )
 from tests.support.balances import charge, deduct, won
 from tests.support.coupons import campaign, issue
-from tests.support.orders import UNKNOWN_ID
-from tests.support.stack import fresh
+from tests.support.orders import UNKNOWN_ID, fresh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

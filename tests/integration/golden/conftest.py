@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from tests.integration.golden.records import RELEASES, load
-from tests.support.databases import Databases
-from tests.support.stack import SERVICES, Stack, StackDatabases, Wire, running_stack
+from tests.support.databases import Databases, StackDatabases
+from tests.support.stack import Stack, Wire, running_stack
 
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name)
@@ -29,9 +28,8 @@ def gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
 
 @pytest.fixture
 def golden_databases(databases: Databases) -> Iterator[StackDatabases]:
-    with ExitStack() as stack:
-        urls = {service: stack.enter_context(databases.clone(service)) for service in SERVICES}
-        yield StackDatabases(urls, databases.server)
+    with databases.clone_all() as opened:
+        yield opened
 
 
 @pytest.fixture

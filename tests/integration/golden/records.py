@@ -26,8 +26,9 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from common.metrics import REGISTRY
 from deploy.local.gateway.simulator import GatewaySimulator
+from tests.support.databases import SERVICES, StackDatabases
 from tests.support.patience import LONG_S
-from tests.support.stack import SERVICES, Stack, StackDatabases
+from tests.support.stack import Stack
 
 GOLDEN: Final = Path(__file__).parents[2] / "golden"
 RELEASES: Final = sorted(path for path in GOLDEN.iterdir() if path.is_dir())

@@ -36,9 +36,10 @@ from payment_service.gateway.outcomes import (
 )
 from payment_service.gateway.toss import TossGateway
 from tests.support.databases import Databases
+from tests.support.orders import pay
 from tests.support.payments import cancel, confirm, payment_replicas
 from tests.support.refusals import outcome
-from tests.support.stack import Stack, pay
+from tests.support.stack import Stack
 
 PAID = Money("KRW", 15_000)
 LANES = "tally_lane_batch_commands_count"

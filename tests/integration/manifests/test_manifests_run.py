@@ -44,7 +44,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 async def test_an_order_is_paid_by_coupon_balance_and_gateway(cluster: Cluster) -> None:
     async with opened(cluster) as client:
-        shoppers = await Shoppers.invited(client)
+        shoppers = await Shoppers.create(client)
         await shoppers.shop("manifest-shopper")
         await shoppers.check_books()
         assert not client.record.failed
@@ -57,7 +57,7 @@ async def test_an_overlay_applied_all_at_once_becomes_ready(tmp_path: Path) -> N
         pods = [pod for service in REPLICAS for pod in cluster.pods(service)]
         assert [pod.ends for pod in pods] == [[]] * len(pods)
         async with opened(cluster) as client:
-            shoppers = await Shoppers.invited(client)
+            shoppers = await Shoppers.create(client)
             # The order service may have resolved its peers while none was ready, and resolves
             # them again after some seconds; a payment before then fails as unavailable.
             numbers = itertools.count()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
-def stack_redis_url() -> str:
+def redis_url() -> str:
     return ""
 
 

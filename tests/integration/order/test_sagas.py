@@ -26,7 +26,7 @@ def stack_options() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def stack_redis_url() -> str:
+def redis_url() -> str:
     """Sagas know no Redis; those of the services they call are tried with it in test_payments."""
     return ""
 

@@ -39,7 +39,7 @@ def stack_options(collector: Collector) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def stack_redis_url() -> str:
+def redis_url() -> str:
     return ""
 
 
