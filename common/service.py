@@ -37,6 +37,7 @@ from common.locking.redis import connection_problem
 from common.metrics import MetricsPage
 from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
+from common.rpc.status import from_trailing
 from common.settings import (
     Command,
     ServiceSettings,
@@ -107,7 +108,9 @@ def main(
         if command == "migrate":
             _run(settings, command, migrate(settings))
         else:
-            tracing.start(service=settings.service, replica=settings.replica)
+            tracing.start(
+                service=settings.service, replica=settings.replica, read_refusal=from_trailing
+            )
             _run(settings, command, serve(settings, build))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")

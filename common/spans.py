@@ -29,9 +29,12 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from common import deadlines
-from common.rpc.status import from_trailing
+from common.errors import Refusal
 
 Handle = TypeVar("Handle", bound=Callable[..., object])
+Trailing = Iterable[tuple[str, str | bytes]]
+ReadRefusal = Callable[[Trailing, grpc.StatusCode], Refusal]
+"""The refusal in a call's trailing metadata."""
 
 _SYSTEM: Final = "rpc.system.name"
 _METHOD: Final = "rpc.method"
@@ -61,7 +64,7 @@ _w3c = TraceContextTextMapPropagator()
 class Spans:
     """The spans of one process."""
 
-    def __init__(self, *, service: str, replica: str) -> None:
+    def __init__(self, *, service: str, replica: str, read_refusal: ReadRefusal) -> None:
         """Start to export, in a thread. Raises what the SDK raises for its variables."""
         # The operator's attributes come last, so that they replace these.
         given = OTELResourceDetector().detect().attributes
@@ -74,6 +77,7 @@ class Spans:
         self._exporter = _LoggedExporter(OTLPSpanExporter())
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("tally")
+        self._read_refusal = read_refusal
 
     def close(self, limit_s: float) -> None:
         """Export what is left, for at most ``limit_s`` seconds."""
@@ -98,7 +102,7 @@ class Spans:
                 except BaseException as error:
                     code = context.code() or _code_without_status(error)
                     is_error = code.name in _SERVER_FAULTS
-                    _set_end(span, code, context.trailing_metadata(), is_error=is_error)
+                    self._set_end(span, code, context.trailing_metadata(), is_error=is_error)
                     raise
                 span.set_attribute(_CODE, "OK")
                 return reply
@@ -145,6 +149,27 @@ class Spans:
             set_status_on_exception=False,
         )
 
+    def _set_end(
+        self,
+        span: trace.Span,
+        code: grpc.StatusCode,
+        trailing: Trailing | None,
+        *,
+        is_error: bool,
+    ) -> None:
+        """Set how the call ended. There is no description: it would be the message."""
+        if not span.is_recording():
+            return
+        span.set_attribute(_CODE, code.name)
+        refusal = self._read_refusal(trailing or (), code)
+        if refusal.reason:
+            span.set_attribute(_REASON, refusal.reason)
+        if "error_id" in refusal.metadata:
+            span.set_attribute(_ERROR_ID, refusal.metadata["error_id"])
+        if is_error:
+            span.set_attribute(_ERROR, code.name)
+            span.set_status(StatusCode.ERROR)
+
 
 class _TracedChannel:
     """A channel as a generated stub uses it."""
@@ -169,10 +194,14 @@ class _TracedChannel:
                 try:
                     response: object = await send(request, timeout=timeout, metadata=metadata)
                 except grpc.aio.AioRpcError as error:
-                    _set_end(span, error.code(), error.trailing_metadata() or (), is_error=True)
+                    self._spans._set_end(  # noqa: SLF001
+                        span, error.code(), error.trailing_metadata() or (), is_error=True
+                    )
                     raise
                 except BaseException as error:
-                    _set_end(span, _code_without_status(error), (), is_error=True)
+                    self._spans._set_end(  # noqa: SLF001
+                        span, _code_without_status(error), (), is_error=True
+                    )
                     raise
                 span.set_attribute(_CODE, "OK")
                 return response
@@ -185,27 +214,6 @@ def _code_without_status(error: BaseException) -> grpc.StatusCode:
         return grpc.StatusCode.UNKNOWN
     cut_off = deadlines.cut_off()
     return grpc.StatusCode.DEADLINE_EXCEEDED if cut_off else grpc.StatusCode.CANCELLED
-
-
-def _set_end(
-    span: trace.Span,
-    code: grpc.StatusCode,
-    trailing: Iterable[tuple[str, str | bytes]],
-    *,
-    is_error: bool,
-) -> None:
-    """Set how the call ended. There is no description: it would be the message."""
-    if not span.is_recording():
-        return
-    span.set_attribute(_CODE, code.name)
-    refusal = from_trailing(trailing or (), code)
-    if refusal.reason:
-        span.set_attribute(_REASON, refusal.reason)
-    if "error_id" in refusal.metadata:
-        span.set_attribute(_ERROR_ID, refusal.metadata["error_id"])
-    if is_error:
-        span.set_attribute(_ERROR, code.name)
-        span.set_status(StatusCode.ERROR)
 
 
 class _LoggedExporter(SpanExporter):

@@ -23,7 +23,7 @@ from structlog.typing import EventDict
 from common.environment import SettingsError
 
 if TYPE_CHECKING:
-    from common.spans import Spans
+    from common.spans import ReadRefusal, Spans
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """Where spans are sent, over gRPC; the first that is set counts."""
@@ -67,10 +67,11 @@ def wanted() -> bool:
     return True
 
 
-def start(*, service: str, replica: str) -> None:
+def start(*, service: str, replica: str, read_refusal: ReadRefusal) -> None:
     """Create spans from now on, if tracing is wanted. Call it before anything is built.
 
-    Raises SettingsError for a variable that the SDK rejects.
+    ``read_refusal``: the refusal in a call's trailing metadata. Raises SettingsError for a variable
+    that the SDK rejects.
     """
     global _spans  # noqa: PLW0603 - one for the process, as its log and its metrics are
     if not wanted():
@@ -79,7 +80,7 @@ def start(*, service: str, replica: str) -> None:
         # The SDK reads some variables when it is imported, and may raise then.
         from common.spans import Spans  # noqa: PLC0415
 
-        _spans = Spans(service=service, replica=replica)
+        _spans = Spans(service=service, replica=replica, read_refusal=read_refusal)
     except Exception as error:  # noqa: BLE001 - the SDK has no type of its own for this
         # The error's text may contain the value: only the variable's name is taken from it.
         found = _VARIABLE.search(str(error))

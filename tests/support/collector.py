@@ -17,6 +17,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb_grpc
 
 from common import tracing
+from common.rpc.status import from_trailing
 from common.settings import ServiceSettings
 from tests.support.patience import LONG_S
 
@@ -115,7 +116,9 @@ def tracing_to(endpoint: str, settings: ServiceSettings, **variables: str) -> It
         given = {ENDPOINT: endpoint, "OTEL_BSP_SCHEDULE_DELAY": "20", **variables}
         for name, value in given.items():
             patch.setenv(name, value)
-        tracing.start(service=settings.service, replica=settings.replica)
+        tracing.start(
+            service=settings.service, replica=settings.replica, read_refusal=from_trailing
+        )
         try:
             yield
         finally:
