@@ -96,13 +96,13 @@ class Spans:
 
         async def traced(raw: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> object:
             parent = _w3c.extract(dict(context.invocation_metadata() or ()))
-            with self._call(name, SpanKind.SERVER, parent) as span:
+            with self.call(name, SpanKind.SERVER, parent) as span:
                 try:
                     reply = await cast(Callable[..., Any], handle)(raw, context)
                 except BaseException as error:
                     code = context.code() or _code_without_status(error)
                     is_error = code.name in _SERVER_FAULTS
-                    self._set_end(span, code, context.trailing_metadata(), is_error=is_error)
+                    self.set_end(span, code, context.trailing_metadata(), is_error=is_error)
                     raise
                 span.set_attribute(_CODE, "OK")
                 return reply
@@ -137,9 +137,10 @@ class Spans:
             "span_id": trace.format_span_id(context.span_id),
         }
 
-    def _call(
+    def call(
         self, name: str, kind: SpanKind, parent: Context | None = None
     ) -> AbstractContextManager[trace.Span]:
+        """A span around one call."""
         return self._tracer.start_as_current_span(
             name,
             context=parent,
@@ -149,7 +150,7 @@ class Spans:
             set_status_on_exception=False,
         )
 
-    def _set_end(
+    def set_end(
         self,
         span: trace.Span,
         code: grpc.StatusCode,
@@ -187,21 +188,18 @@ class _TracedChannel:
         name = method.removeprefix("/")
 
         async def call(request: object, *, timeout: float) -> object:  # noqa: ASYNC109 - as gRPC's
-            with self._spans._call(name, SpanKind.CLIENT) as span:  # noqa: SLF001
+            with self._spans.call(name, SpanKind.CLIENT) as span:
                 carried: dict[str, str] = {}
                 _w3c.inject(carried)
                 metadata = grpc.aio.Metadata(*carried.items())
                 try:
                     response: object = await send(request, timeout=timeout, metadata=metadata)
                 except grpc.aio.AioRpcError as error:
-                    self._spans._set_end(  # noqa: SLF001
-                        span, error.code(), error.trailing_metadata() or (), is_error=True
-                    )
+                    trailing = error.trailing_metadata()
+                    self._spans.set_end(span, error.code(), trailing, is_error=True)
                     raise
                 except BaseException as error:
-                    self._spans._set_end(  # noqa: SLF001
-                        span, _code_without_status(error), (), is_error=True
-                    )
+                    self._spans.set_end(span, _code_without_status(error), None, is_error=True)
                     raise
                 span.set_attribute(_CODE, "OK")
                 return response

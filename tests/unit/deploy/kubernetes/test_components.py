@@ -127,10 +127,10 @@ def test_a_sampler_is_accepted(tmp_path: Path) -> None:
 
 
 @needs_kubectl
-def test_an_api_key_and_a_wrong_ratio_are_faults(tmp_path: Path) -> None:
-    key, ratio = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER_ARG"
-    found = faults(with_variables(tmp_path, {**SAMPLED, ratio: "25", key: "api-key=x"}))
-    for name, variable in (("variables_are_settings", key), ("settings_are_accepted", ratio)):
+def test_an_api_key_and_a_wrong_queue_size_are_faults(tmp_path: Path) -> None:
+    key, size = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_BSP_MAX_QUEUE_SIZE"
+    found = faults(with_variables(tmp_path, {**SAMPLED, size: "0", key: "api-key=x"}))
+    for name, variable in (("variables_are_settings", key), ("settings_are_accepted", size)):
         assert len(found[name]) == 4
         assert all(variable in fault for fault in found[name])
 
