@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ def recorded_transactions() -> Iterator[list[Transaction]]:
     def commit(connection: sa.Connection) -> None:
         committed.append(open_.pop(id(connection), []))
 
-    listeners = {
+    listeners: dict[str, Callable[..., None]] = {
         "begin": begin,
         "after_cursor_execute": execute,
         "rollback": rollback,

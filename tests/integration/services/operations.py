@@ -36,10 +36,10 @@ from payment_service.model import CancelPayment, ConfirmPayment, RecordOutcome
 from tally.order.v1 import order_pb2 as pb
 from tests.support.balances import charge, deduct, refund
 from tests.support.coupons import campaign, issue, redeem, restore
-from tests.support.orders import cancel, create_product, restock, set_item
+from tests.support.orders import cancel, create_product, fresh, pay, restock, set_item
 from tests.support.payments import cancel as cancel_confirmation
 from tests.support.payments import confirm
-from tests.support.stack import Stack, fresh, pay
+from tests.support.stack import Stack
 from tests.support.statements import Transaction, recorded_transactions
 
 WON: Final = Money("KRW", 100)
@@ -220,10 +220,10 @@ async def pay_slowly(stack: Stack) -> list[Transaction]:
     gate = stack.wire.hold("deduct_balance")
     with recorded_transactions() as transactions:
         paying = asyncio.create_task(stack.pay(pay(order)))
-        await stack.wire.arrived("deduct_balance")
+        await gate.reached()
         while not any("AS renewed" in text for each in transactions for text in each):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        gate.set()
+        gate.open()
         await paying
     return transactions
 

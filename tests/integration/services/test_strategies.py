@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
-import pytest_asyncio
 
 from common.locking.strategy import Strategies
-from deploy.local.gateway.simulator import GatewaySimulator
 from tests.integration.services.operations import (
     LANES,
     OUTSIDE_LANES,
@@ -17,9 +14,10 @@ from tests.integration.services.operations import (
     SERVICES,
     Operation,
 )
-from tests.support.databases import Databases, StackDatabases
-from tests.support.stack import Stack, Wire, running_stack
+from tests.support.stack import Stack, no_faults, stack, stack_databases
 from tests.support.statements import row_strategies
+
+__all__ = ["no_faults", "stack", "stack_databases"]
 
 each_service = pytest.mark.parametrize("service", SERVICES)
 each_operation = pytest.mark.parametrize(
@@ -53,27 +51,15 @@ def test_redis_keys_are_made_of_the_commands_attributes(service: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stack_databases(databases: Databases) -> Iterator[StackDatabases]:
-    with databases.clone_all() as opened:
-        yield opened
+def redis_url() -> str:
+    """Without Redis: the statements are the same."""
+    return ""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stack(stack_databases: StackDatabases, gateway: GatewaySimulator) -> AsyncIterator[Stack]:
-    """All services, with leases so short that they are renewed while a test waits."""
-    wire = Wire()
-    with pytest.MonkeyPatch.context() as patch:
-        wire.cut_in(patch)
-        async with running_stack(
-            stack_databases,
-            gateway,
-            "",
-            wire,
-            saga_attempts_max=3,
-            saga_lease_s=3.0,
-            expiry_interval_s=0.1,
-        ) as running:
-            yield running
+@pytest.fixture(scope="module")
+def stack_options() -> dict[str, Any]:
+    """With leases so short that they are renewed while a test waits."""
+    return {"saga_attempts_max": 3, "saga_lease_s": 3.0, "expiry_interval_s": 0.1}
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -81,7 +67,6 @@ async def stack(stack_databases: StackDatabases, gateway: GatewaySimulator) -> A
 async def test_an_operations_statements_follow_its_row_strategy(
     stack: Stack, strategies: Strategies, operation: Operation
 ) -> None:
-    stack.wire.reset()
     transactions = [
         transaction
         for transaction in await operation.run(stack)
