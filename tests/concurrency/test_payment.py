@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -35,7 +35,7 @@ from payment_service.store import payment as store
 from payment_service.tables import answers, payments
 from payment_service.use_cases.decider import OpenPayment, PaymentDecider
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.databases import Databases
+from tests.support.databases import name_of
 from tests.support.payments import (
     cancel,
     confirm,
@@ -54,41 +54,20 @@ DUPLICATES = 5
 REFUSED = {"PAYMENT_IN_PROGRESS", "PAYMENT_KEY_USED"}
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
-    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
-    with GatewaySimulator(data_file, slow_ms=400) as running:
-        yield running
-
-
-@pytest.fixture
-def database(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("payment") as urls:
-        yield urls
-
-
-@pytest.fixture(params=["redis", "no-redis"])
-def redis_url(request: pytest.FixtureRequest) -> str:
-    if request.param == "no-redis":
-        return ""
-    server: ValkeyServer = request.getfixturevalue("valkey_server")
-    return server.url
-
-
 @pytest.fixture
 async def replicas(
-    database: ServiceUrls, gateway: GatewaySimulator, redis_url: str
+    payment_database: ServiceUrls, gateway: GatewaySimulator, redis_url: str
 ) -> AsyncIterator[list[Any]]:
-    async with payment_replicas(REPLICAS, database, gateway, redis_url) as stubs:
+    async with payment_replicas(REPLICAS, payment_database, gateway, redis_url) as stubs:
         yield stubs
 
 
 @pytest.fixture
 async def bare_replicas(
-    database: ServiceUrls, gateway: GatewaySimulator
+    payment_database: ServiceUrls, gateway: GatewaySimulator
 ) -> AsyncIterator[list[Any]]:
     """Without Redis."""
-    async with payment_replicas(2, database, gateway, "") as stubs:
+    async with payment_replicas(2, payment_database, gateway, "") as stubs:
         yield stubs
 
 
@@ -100,7 +79,7 @@ async def in_groups(play: Callable[[int], Awaitable[None]], rounds: int = ROUNDS
 
 async def sql(server: PostgresServer, urls: ServiceUrls, text: str) -> None:
     # In a thread: a sweep of this process's replicas that is about to commit must be able to.
-    await asyncio.to_thread(server.run_sql, text, database=urls.owner.rpartition("/")[2])
+    await asyncio.to_thread(server.run_sql, text, database=name_of(urls))
 
 
 async def test_of_five_requests_with_one_key_one_pays(
@@ -179,12 +158,12 @@ async def test_of_a_hundred_requests_with_one_key_one_is_sent(
 
 
 async def test_a_wrong_mark_decides_nothing(
-    database: ServiceUrls, gateway: GatewaySimulator, valkey_server: ValkeyServer
+    payment_database: ServiceUrls, gateway: GatewaySimulator, valkey_server: ValkeyServer
 ) -> None:
     from redis.asyncio import Redis
 
     redis = Redis.from_url(valkey_server.url)
-    async with payment_replicas(2, database, gateway, valkey_server.url) as stubs:
+    async with payment_replicas(2, payment_database, gateway, valkey_server.url) as stubs:
         for wrong in ("IN_PROGRESS:nobody", f"DONE:{new_id()}", "nonsense", ""):
             key = key_of()
             await redis.set(KEY_MARK.format(payment_key=key), wrong)
@@ -229,11 +208,13 @@ async def test_the_unique_key_alone_is_sufficient(
 async def test_control_without_the_unique_key_both_are_sent(
     bare_replicas: list[Any],
     gateway: GatewaySimulator,
-    database: ServiceUrls,
+    payment_database: ServiceUrls,
     postgres_server: PostgresServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await sql(postgres_server, database, "ALTER TABLE payments DROP CONSTRAINT payments_key_once")
+    await sql(
+        postgres_server, payment_database, "ALTER TABLE payments DROP CONSTRAINT payments_key_once"
+    )
     without_advisory_locks(monkeypatch)
     meeting = meet_after(monkeypatch, store, "load")
     key = key_of()
@@ -315,9 +296,11 @@ class Freeing:
 
 
 @pytest.fixture
-async def freeing(database: ServiceUrls, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Freeing]:
+async def freeing(
+    payment_database: ServiceUrls, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Freeing]:
     """Another replica acquires the payment between the read and the write of ``free``."""
-    made = Freeing(database)
+    made = Freeing(payment_database)
     load = store.load
 
     async def load_then_acquire(

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb_
 from common import tracing
 from common.rpc.status import from_trailing
 from common.settings import ServiceSettings
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 

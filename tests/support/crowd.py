@@ -36,8 +36,6 @@ class Crowd(Generic[C]):
     clients: Sequence[C]
     urls: ServiceUrls
     server: PostgresServer
-    repeats_conflicts: bool = False
-    """Whether a call is made again while conflicts keep it from being decided, as clients do."""
 
     def turn(self, number: int) -> C:
         """The client of the replica whose turn it is."""
@@ -52,19 +50,27 @@ class Crowd(Generic[C]):
         return int(self.sql(query).strip())
 
     async def call(self, turn: int, method: str, request: Any) -> Any:
-        """The response of one replica, or the reason of its refusal.
+        """The final outcome at one replica: a response, or the reason of a refusal.
 
         ``method``: the clients' method, with dots.
         """
         call = attrgetter(method)(self.turn(turn))
-        if self.repeats_conflicts:
-            return await final_outcome(lambda: call(request))
-        return await outcome(call(request))
+        return await final_outcome(lambda: call(request))
 
-    async def race(self, method: str, requests: Iterable[Any]) -> Results:
-        """Make all calls at once, in turns over the replicas."""
-        calls = [self.call(turn, method, request) for turn, request in enumerate(requests)]
-        return Results.of(await asyncio.gather(*calls))
+    async def race(
+        self, method: str, requests: Iterable[Any], *, until_final: bool = False
+    ) -> Results:
+        """Make all calls at once, in turns over the replicas.
+
+        ``until_final``: each is made again while conflicts keep it from being decided.
+        """
+
+        async def one(turn: int, request: Any) -> Any:
+            if until_final:
+                return await self.call(turn, method, request)
+            return await outcome(attrgetter(method)(self.turn(turn))(request))
+
+        return Results.of(await asyncio.gather(*(one(*each) for each in enumerate(requests))))
 
 
 @asynccontextmanager
@@ -76,7 +82,6 @@ async def crowd_of(
     server: PostgresServer,
     *,
     count: int = 2,
-    repeats_conflicts: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Crowd[C]]:
     """``count`` replicas of one service on the database; ``client`` makes a client of a channel."""
@@ -86,4 +91,4 @@ async def crowd_of(
         )
         channels = [await stack.enter_async_context(channel(address)) for address in addresses]
         clients = [client(opened) for opened in channels]
-        yield Crowd(clients, urls, server, repeats_conflicts)
+        yield Crowd(clients, urls, server)

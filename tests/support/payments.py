@@ -20,18 +20,18 @@ from payment_service.wiring import build
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tally.type.v1.money_pb2 import Money
-from tests.support.patience import LONG_S
 from tests.support.replicas import channel, replicas
+from tests.support.time_limits import LONG_S
 
 _numbers = itertools.count()
 
-PATIENT_WITH_GATEWAY: Final = {
+LONG_GATEWAY_LIMITS: Final = {
     "gateway_timeout_s": 30.0,
     "gateway_connect_timeout_s": 10.0,
     "lease_s": 120.0,
 }
 """For tests in which no time limit may end."""
-IMPATIENT_WITH_GATEWAY: Final = {
+SHORT_GATEWAY_LIMITS: Final = {
     "gateway_timeout_s": 3.0,
     "gateway_connect_timeout_s": 1.0,
     "lease_s": 120.0,
@@ -86,7 +86,7 @@ async def payment_replicas(
     **settings: Any,
 ) -> AsyncIterator[list[PaymentServiceStub]]:
     """``count`` replicas on one database and gateway; a client of each."""
-    settings = {**PATIENT_WITH_GATEWAY, "resolve_interval_s": 0.1, **settings}
+    settings = {**LONG_GATEWAY_LIMITS, "resolve_interval_s": 0.1, **settings}
     async with (
         replicas(
             count,

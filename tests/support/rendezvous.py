@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 
 class Rendezvous:

@@ -14,7 +14,7 @@ from common.rpc.channels import open_channel
 from common.rpc.server import GrpcServer
 from common.service import Application
 from common.settings import ServiceSettings
-from tests.support.patience import LONG_S, long_limits
+from tests.support.time_limits import LONG_S, long_limits
 
 S = TypeVar("S", bound=ServiceSettings)
 

@@ -41,9 +41,9 @@ from tests.support.coupons import campaign, issue
 from tests.support.databases import Databases, StackDatabases
 from tests.support.gates import Gates
 from tests.support.orders import Shop, fresh, pay
-from tests.support.patience import LONG_S
-from tests.support.payments import PATIENT_WITH_GATEWAY
+from tests.support.payments import LONG_GATEWAY_LIMITS
 from tests.support.replicas import channel, replicas
+from tests.support.time_limits import LONG_S
 
 
 class Wire(Gates):
@@ -254,7 +254,7 @@ async def running_stack(
     wire: Wire,
     *,
     orders: int = 2,
-    payment: dict[str, Any] = PATIENT_WITH_GATEWAY,
+    payment: dict[str, Any] = LONG_GATEWAY_LIMITS,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
     """The whole stack; ``payment`` are the payment service's settings, the rest the order's."""

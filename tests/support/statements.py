@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,23 +12,35 @@ from sqlalchemy import event
 
 from common.locking.strategy import RowStrategy
 
+Transaction = list[str]
+"""The statements of a transaction, without those that wrote no row."""
+
 
 @contextmanager
-def recorded_transactions() -> Iterator[list[list[str]]]:
-    """The statements of each transaction that is committed during the block."""
-    committed: list[list[str]] = []
-    open_: dict[int, list[str]] = {}
+def recorded_transactions() -> Iterator[list[Transaction]]:
+    """The transactions that are committed during the block."""
+    committed: list[Transaction] = []
+    open_: dict[int, Transaction] = {}
 
     def begin(connection: sa.Connection) -> None:
         open_[id(connection)] = []
 
-    def execute(connection: sa.Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        open_.setdefault(id(connection), []).append(statement)
+    def execute(connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if cursor.rowcount != 0 and id(connection) in open_:
+            open_[id(connection)].append(statement)
+
+    def rollback(connection: sa.Connection) -> None:
+        open_.pop(id(connection), None)
 
     def commit(connection: sa.Connection) -> None:
-        committed.append(open_.pop(id(connection)))
+        committed.append(open_.pop(id(connection), []))
 
-    listeners = {"begin": begin, "before_cursor_execute": execute, "commit": commit}
+    listeners: dict[str, Callable[..., None]] = {
+        "begin": begin,
+        "after_cursor_execute": execute,
+        "rollback": rollback,
+        "commit": commit,
+    }
     for name, listener in listeners.items():
         event.listen(sa.Engine, name, listener)
     try:
@@ -38,36 +50,28 @@ def recorded_transactions() -> Iterator[list[list[str]]]:
             event.remove(sa.Engine, name, listener)
 
 
-def row_strategies(
-    transactions: list[list[str]], table: str, compared: str = "version"
-) -> list[RowStrategy]:
-    """How each transaction that writes to ``table`` keeps others from changing the same rows.
+def row_strategies(transaction: Transaction, table: str, compared: str) -> set[RowStrategy]:
+    """What the transaction does so that no other changes its rows of ``table`` meanwhile.
 
-    ``compared``: the column that a conditional write compares.
+    ``compared``: the column that a conditional write compares. Empty if it writes no such row.
     """
-    return [
-        _row_strategy(statements, table, compared)
-        for statements in transactions
-        if any(verbs(statement, table) for statement in statements)
-    ]
-
-
-def verbs(statement: str, table: str) -> set[str]:
-    """What a statement does to the rows of a table."""
-    # Not the UPDATE of FOR NO KEY UPDATE.
-    return set(
-        re.findall(rf"(?<!KEY )\b(INSERT|UPDATE|DELETE)(?: INTO| FROM)? {table}\b", statement)
-    )
-
-
-def _row_strategy(statements: list[str], table: str, compared: str) -> RowStrategy:
-    locks = re.compile(rf"\bFOR (NO KEY )?UPDATE OF {table}\b")
-    for number, statement in enumerate(statements):
-        if verbs(statement, table) & {"UPDATE", "DELETE"}:
-            if any(locks.search(before) for before in statements[:number]):
-                return RowStrategy.FOR_UPDATE
-            assert re.search(rf"\b{table}\.{compared} ", statement), statement
-            version = compared == "version"
-            return RowStrategy.VERSION if version else RowStrategy.CONDITIONAL_UPDATE
-    assert not any(map(locks.search, statements)), statements
-    return RowStrategy.INSERT
+    lock = re.compile(rf"\bFOR (NO KEY )?UPDATE OF {table}\b")
+    write = re.compile(rf"\b(UPDATE|DELETE FROM) {table}\b|\bINTO {table}\b.* DO UPDATE", re.DOTALL)
+    for number, statement in enumerate(transaction):
+        if not write.search(statement):
+            continue
+        found = set()
+        conditional = bool(
+            re.search(rf"\b{table}\.{compared} (=|IS NOT DISTINCT FROM) ", statement)
+        )
+        # A conditional write may itself lock its rows in ascending order; that decides nothing.
+        before = transaction[: number if conditional else number + 1]
+        locked = any(map(lock.search, before))
+        if locked:
+            found.add(RowStrategy.FOR_UPDATE)
+        if conditional:
+            version = compared == "version" and not locked
+            found.add(RowStrategy.VERSION if version else RowStrategy.CONDITIONAL_UPDATE)
+        return found
+    inserts = any(re.search(rf"\bINSERT INTO {table}\b", each) for each in transaction)
+    return {RowStrategy.INSERT} if inserts else set()

@@ -29,7 +29,6 @@ async def crowd(
         coupon_database,
         postgres_server,
         count=REPLICAS,
-        repeats_conflicts=True,
         redis_url=redis_url,
         max_concurrent_calls=10_000,
     ) as opened:

@@ -37,6 +37,7 @@ async def sale(crowd: Crowd[Any], campaign_id: str) -> Results:
             for user in range(USERS)
             for call in range(CALLS_PER_USER)
         ],
+        until_final=True,
     )
 
 
@@ -88,7 +89,7 @@ async def test_sale_without_row_lock_needs_the_constraints(
 async def a_hundred_calls_of_one_user(crowd: Crowd[Any]) -> Results:
     campaign_id = await open_campaign(crowd.turn(0), quantity=QUANTITY)
     requests = [issue(campaign_id, "ann", f"call-{number}") for number in range(RIVALS)]
-    return await crowd.race("IssueCoupon", requests)
+    return await crowd.race("IssueCoupon", requests, until_final=True)
 
 
 async def test_hundred_calls_of_one_user_get_one_coupon(crowd: Crowd[Any]) -> None:
@@ -114,7 +115,7 @@ async def test_control_without_guards_one_user_gets_two_coupons(
 
 async def test_hundred_copies_of_one_issue_return_one_coupon(crowd: Crowd[Any]) -> None:
     request = issue(await open_campaign(crowd.turn(0), quantity=QUANTITY), "ann", "i1")
-    responses, refusals = await crowd.race("IssueCoupon", [request] * RIVALS)
+    responses, refusals = await crowd.race("IssueCoupon", [request] * RIVALS, until_final=True)
     assert not refusals
     assert sum(not response.replayed for response in responses) == 1
     assert len({one.coupon.SerializeToString(deterministic=True) for one in responses}) == 1
@@ -144,7 +145,9 @@ async def test_one_request_id_for_two_campaigns_issues_once(
     if not guarded:
         forget_records(monkeypatch)
     meeting = meet_after(monkeypatch, store, "find_issued")
-    _, refusals = await crowd.race("IssueCoupon", [issue(id_, "ann", "i1") for id_ in ids])
+    _, refusals = await crowd.race(
+        "IssueCoupon", [issue(id_, "ann", "i1") for id_ in ids], until_final=True
+    )
     assert meeting.met
     assert refusals == ({"REQUEST_ID_REUSED": 1} if guarded else {})
     assert crowd.number("SELECT count(*) FROM coupons") == (1 if guarded else 2)
@@ -160,7 +163,7 @@ async def test_hundred_copies_create_one_campaign_with_either_guard(
     if guard != "constraint":
         crowd.sql("ALTER TABLE campaigns DROP CONSTRAINT campaigns_request_once")
     request = campaign("c1")
-    responses, refusals = await crowd.race("CreateCampaign", [request] * RIVALS)
+    responses, refusals = await crowd.race("CreateCampaign", [request] * RIVALS, until_final=True)
     created = crowd.number("SELECT count(*) FROM campaigns")
     if guard == "none":
         assert created == RIVALS

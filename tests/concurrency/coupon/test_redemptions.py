@@ -35,7 +35,7 @@ async def a_hundred_orders(crowd: Crowd[Any], coupon: pb.Coupon) -> Results:
         redeem(coupon.coupon_id, "ann", f"r{number}", order_id=f"o{number}")
         for number in range(RIVALS)
     ]
-    return await crowd.race("RedeemCoupon", requests)
+    return await crowd.race("RedeemCoupon", requests, until_final=True)
 
 
 async def test_one_of_a_hundred_orders_gets_the_coupon(crowd: Crowd[Any]) -> None:
@@ -163,7 +163,7 @@ async def test_hundred_restorations_restore_once(crowd: Crowd[Any]) -> None:
     (coupon,) = await issue_to(crowd, "ann")
     await crowd.turn(0).RedeemCoupon(redeem(coupon.coupon_id, "ann", "r1"))
     requests = [restore(coupon.coupon_id, "ann", "r1", f"s{number}") for number in range(RIVALS)]
-    responses, refusals = await crowd.race("RestoreCoupon", requests)
+    responses, refusals = await crowd.race("RestoreCoupon", requests, until_final=True)
     assert not refusals
     assert sum(not response.replayed for response in responses) == 1
     assert len({one.coupon.SerializeToString(deterministic=True) for one in responses}) == 1

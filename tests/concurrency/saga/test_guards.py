@@ -21,10 +21,10 @@ from tally.order.v1 import order_pb2 as pb
 from tests.support.databases import Databases, StackDatabases
 from tests.support.order_crowd import unlock_orders
 from tests.support.orders import cancel
-from tests.support.patience import LONG_S
 from tests.support.refusals import outcome
 from tests.support.rendezvous import Rendezvous, meet_after
 from tests.support.stack import Stack, Wire, fresh, pay, running_stack
+from tests.support.time_limits import LONG_S
 
 ORDER = pb.Order
 

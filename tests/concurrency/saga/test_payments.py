@@ -13,9 +13,9 @@ import pytest
 
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import cancel
-from tests.support.patience import LONG_S
 from tests.support.refusals import outcome
 from tests.support.stack import Stack, fresh, pay
+from tests.support.time_limits import LONG_S
 
 ORDER = pb.Order
 ORDERS = 40

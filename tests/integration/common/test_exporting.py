@@ -18,7 +18,7 @@ from common import tracing
 from tests.integration.common.echo import NAME, EchoStub, connected, settings
 from tests.integration.start.process import Service, process
 from tests.support.collector import ENDPOINT, Collector, collecting, tracing_to
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 SAY = f"{NAME}/Say"
 URL = "postgresql://u:hunter2@127.0.0.1:1/tally"

@@ -27,7 +27,7 @@ from tests.integration.common.echo import (
     raising,
     refusal_of,
 )
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 SECRET = "postgresql://u:hunter2@db/tally"
 

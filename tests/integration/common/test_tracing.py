@@ -36,7 +36,7 @@ from tests.integration.common.echo import (
 )
 from tests.integration.common.test_reflection import services_of
 from tests.support.collector import Collector, Seen, collecting, tracing_to
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 SAY, COUNT = f"{NAME}/Say", f"{NAME}/Count"
 CANARY = "hunter2-canary"

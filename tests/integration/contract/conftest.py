@@ -10,13 +10,13 @@ import pytest_asyncio
 
 from deploy.local.valkey import ValkeyServer
 from tests.integration.contract.services import Services, seeded_services
-from tests.support.stack import Stack, gateway, stack, stack_databases
+from tests.support.stack import Stack, stack, stack_databases
 
-__all__ = ["gateway", "stack", "stack_databases"]
+__all__ = ["stack", "stack_databases"]
 
 
 @pytest.fixture(scope="module")
-def stack_redis_url(valkey_server: ValkeyServer) -> str:
+def redis_url(valkey_server: ValkeyServer) -> str:
     """With Redis: its errors must not reach a client either."""
     return valkey_server.url
 

@@ -27,8 +27,8 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from common.metrics import REGISTRY
 from deploy.local.gateway.simulator import GatewaySimulator
 from tests.support.databases import SERVICES, StackDatabases
-from tests.support.patience import LONG_S
 from tests.support.stack import Stack
+from tests.support.time_limits import LONG_S
 
 GOLDEN: Final = Path(__file__).parents[2] / "golden"
 RELEASES: Final = sorted(path for path in GOLDEN.iterdir() if path.is_dir())

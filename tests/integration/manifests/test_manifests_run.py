@@ -23,7 +23,7 @@ from tests.support.balances import charge
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
 from tests.support.cluster.network import DNS_PORT
 from tests.support.cluster.probes import failure
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 from tests.support.traffic import scenarios
 from tests.support.traffic.client import opened, replica_of
 from tests.support.traffic.shoppers import Shoppers

@@ -21,10 +21,10 @@ from order_service.settings import OrderSettings
 from order_service.use_cases.order_decider import OrderLane
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop, cancel, pay
-from tests.support.patience import LONG_S, SOON_S
 from tests.support.refusals import refused
 from tests.support.replicas import channel, replicas
 from tests.support.sagas import LOST, REFUSED, FakeServices
+from tests.support.time_limits import LONG_S, SOON_S
 
 PAID, PAYING = pb.Order.STATE_PAID, pb.Order.STATE_PAYING
 CANCELLING, CANCELLED = pb.Order.STATE_CANCELLING, pb.Order.STATE_CANCELLED

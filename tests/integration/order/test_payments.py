@@ -13,9 +13,9 @@ from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2 as pb
 from tally.payment.v1 import payment_pb2
 from tests.support.orders import UNKNOWN_ID, cancel
-from tests.support.patience import LONG_S, SOON_S
 from tests.support.refusals import refused
 from tests.support.stack import Stack, fresh, pay
+from tests.support.time_limits import LONG_S, SOON_S
 
 ORDER = pb.Order
 SAGA = pb.Saga

@@ -12,9 +12,9 @@ import pytest
 from common.addresses import target
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop
-from tests.support.patience import LONG_S
 from tests.support.replicas import channel
 from tests.support.stack import Stack, fresh, order_replicas, pay
+from tests.support.time_limits import LONG_S
 
 ORDERS = 6
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,10 +9,10 @@ import pytest
 
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import UNKNOWN_ID, Shop, cancel
-from tests.support.patience import LONG_S, SOON_S
 from tests.support.refusals import refused
 from tests.support.replicas import channel
 from tests.support.stack import Stack, fresh, order_replicas, pay
+from tests.support.time_limits import LONG_S, SOON_S
 
 ORDER, SAGA, STEP = pb.Order, pb.Saga, pb.SagaStep
 STEPS = ["redeem_coupon", "deduct_balance", "confirm_payment"]

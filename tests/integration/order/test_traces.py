@@ -11,8 +11,8 @@ import pytest
 from order_service.settings import OrderSettings
 from tally.order.v1 import order_pb2 as pb
 from tests.support.collector import Collector, Seen, collecting, tracing_to
-from tests.support.patience import LONG_S
 from tests.support.stack import Stack, fresh, pay
+from tests.support.time_limits import LONG_S
 
 ORDER, SAGA = pb.Order, pb.Saga
 PAY = "tally.order.v1.OrderService/PayOrder"

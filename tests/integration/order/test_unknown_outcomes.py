@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tally.order.v1 import order_pb2 as pb
-from tests.support.payments import IMPATIENT_WITH_GATEWAY
+from tests.support.payments import SHORT_GATEWAY_LIMITS
 from tests.support.stack import Stack, fresh, pay
 
 ORDER = pb.Order
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.fixture(scope="module")
 def stack_options() -> dict[str, Any]:
-    return {"payment": IMPATIENT_WITH_GATEWAY}
+    return {"payment": SHORT_GATEWAY_LIMITS}
 
 
 @pytest.fixture(autouse=True)

@@ -10,18 +10,8 @@ import pytest
 from common.db.engines import Database, open_engines
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
-from tests.support.databases import Databases
 from tests.support.payments import payment_replicas
-
-
-@pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
-    """One gateway for all tests; each uses its own keys."""
-    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
-    with GatewaySimulator(data_file, slow_ms=400) as running:
-        yield running
 
 
 @pytest.fixture
@@ -32,26 +22,11 @@ def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
 
 
 @pytest.fixture
-def payment_database(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("payment") as urls:
-        yield urls
-
-
-@pytest.fixture
 async def sessions(payment_database: ServiceUrls) -> AsyncIterator[Database]:
     """Connections to the database with the service's own rights."""
     opened = open_engines(payment_database.runtime, application_name="test", pool_size=12)
     yield opened
     await opened.close()
-
-
-@pytest.fixture(params=["redis", "no-redis"])
-def redis_url(request: pytest.FixtureRequest) -> str:
-    """Every test of correctness passes with Redis and without."""
-    if request.param == "no-redis":
-        return ""
-    server: ValkeyServer = request.getfixturevalue("valkey_server")
-    return server.url
 
 
 @pytest.fixture

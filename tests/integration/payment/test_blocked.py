@@ -18,7 +18,6 @@ from payment_service.locking import advisory_keys
 from payment_service.model import ConfirmPayment
 from payment_service.store import payment as store
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.patience import LONG_S
 from tests.support.payments import (
     cancel,
     confirm,
@@ -27,6 +26,7 @@ from tests.support.payments import (
     only_payment,
     payment_replicas,
 )
+from tests.support.time_limits import LONG_S
 
 
 async def others(payment: Any, count: int = 30) -> None:

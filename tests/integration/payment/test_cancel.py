@@ -13,9 +13,8 @@ from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service.tables import payments
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.patience import SOON_S
 from tests.support.payments import (
-    IMPATIENT_WITH_GATEWAY,
+    SHORT_GATEWAY_LIMITS,
     cancel,
     confirm,
     held_at_gateway,
@@ -26,6 +25,7 @@ from tests.support.payments import (
     until_state,
 )
 from tests.support.refusals import outcome, refused
+from tests.support.time_limits import SOON_S
 
 
 async def test_a_confirmed_payment_is_given_back_once(
@@ -123,7 +123,7 @@ async def test_an_unknown_payment_is_looked_up_and_given_back(
 ) -> None:
     key = key_of(prefix)
     async with payment_replicas(
-        2, payment_database, gateway, redis_url, **IMPATIENT_WITH_GATEWAY
+        2, payment_database, gateway, redis_url, **SHORT_GATEWAY_LIMITS
     ) as (payment, elsewhere):
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
             await payment.ConfirmPayment(confirm(key))

@@ -7,9 +7,9 @@ from typing import Any
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.patience import SOON_S
 from tests.support.payments import confirm, held_at_gateway, key_of, only_payment, until_state
 from tests.support.refusals import outcome, refused
+from tests.support.time_limits import SOON_S
 
 
 async def test_a_key_is_charged_and_the_payment_has_all_fields(

@@ -29,7 +29,6 @@ from payment_service.tables import answers, payments
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
-from tests.support.patience import LONG_S
 from tests.support.payments import (
     confirm,
     held_at_gateway,
@@ -42,6 +41,7 @@ from tests.support.payments import (
 )
 from tests.support.refusals import outcome
 from tests.support.replicas import healthy
+from tests.support.time_limits import LONG_S
 
 LEASE_S = 60.0
 LEASE = timedelta(seconds=LEASE_S)

@@ -13,9 +13,8 @@ from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.patience import SOON_S
 from tests.support.payments import (
-    IMPATIENT_WITH_GATEWAY,
+    SHORT_GATEWAY_LIMITS,
     confirm,
     key_of,
     only_payment,
@@ -24,6 +23,7 @@ from tests.support.payments import (
     until_state,
 )
 from tests.support.refusals import refused
+from tests.support.time_limits import SOON_S
 
 
 async def charge(
@@ -46,7 +46,7 @@ async def test_a_charge_with_a_lost_response_is_found(
 ) -> None:
     key = key_of(prefix)
     async with payment_replicas(
-        2, payment_database, gateway, redis_url, **IMPATIENT_WITH_GATEWAY
+        2, payment_database, gateway, redis_url, **SHORT_GATEWAY_LIMITS
     ) as (payment, elsewhere):
         with refused("PAYMENT_OUTCOME_UNKNOWN") as raised:
             await payment.ConfirmPayment(confirm(key))

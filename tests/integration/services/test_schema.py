@@ -13,6 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import balance_service.locking
 import balance_service.tables
+import coupon_service.locking
+import coupon_service.tables
+import order_service.locking
+import order_service.tables
+import payment_service.locking
+import payment_service.tables
 from common.db.errors import INSUFFICIENT_PRIVILEGE, sqlstate
 from common.locking.strategy import Strategies
 from common.urls import engine_url
@@ -49,6 +55,47 @@ SERVICES = [
             "DELETE FROM accounts",
             "UPDATE ledger_entries SET amount_minor = 1",
             "DELETE FROM ledger_entries",
+        ),
+    ),
+    Service(
+        "coupon",
+        coupon_service.tables.metadata,
+        coupon_service.locking.STRATEGIES,
+        (
+            "CREATE TABLE more (id int)",
+            "ALTER TABLE coupons DROP CONSTRAINT coupons_user_once",
+            "DROP INDEX redemptions_live_once",
+            "UPDATE campaigns SET quantity = 2",
+            "DELETE FROM campaigns",
+            "UPDATE coupons SET user_id = 'bob'",
+            "UPDATE coupons SET issue_number = 2",
+            "DELETE FROM coupons",
+            "UPDATE redemptions SET discount_minor = 0",
+            "DELETE FROM redemptions",
+        ),
+    ),
+    Service(
+        "payment",
+        payment_service.tables.metadata,
+        payment_service.locking.STRATEGIES,
+        (
+            "CREATE TABLE more (id int)",
+            "ALTER TABLE payments DROP CONSTRAINT payments_key_once",
+            "TRUNCATE payments",
+            "DROP TABLE answers",
+        ),
+    ),
+    Service(
+        "order",
+        order_service.tables.metadata,
+        order_service.locking.STRATEGIES,
+        (
+            "CREATE TABLE more (id int)",
+            "ALTER TABLE products DROP CONSTRAINT products_stock_not_oversold",
+            "DROP TABLE carts",
+            "DELETE FROM orders",
+            "UPDATE order_items SET quantity = 1",
+            "DELETE FROM order_items",
         ),
     ),
 ]

@@ -1,12 +1,12 @@
-"""Time limits that no slow machine reaches, for tests that are about something else.
+"""Long time limits, for tests that are about something else.
 
-A statement that outlives its limit is refused with DATABASE_UNAVAILABLE, and rightly so: on a
-machine that stalls for some seconds a test of races would then fail for a reason that it does not
-ask about. What the limits do is tested where they are the subject, in ``integration/common``.
+A statement that exceeds its limit is refused with DATABASE_UNAVAILABLE. On a machine that stalls
+for some seconds a race would therefore fail for a reason that it does not test. The limits
+themselves are tested in ``integration/common``.
 
-How long a lane waits for a lock stays as it is: rows that somebody holds are left to transactions
-that wait, and tests of races must meet that too. Those whose rivals have to meet are given time by
-``rendezvous``.
+How long a lane waits for a lock stays as it is: commands that find a locked row are left to
+transactions that wait, and races must meet that too. ``rendezvous`` gives rivals that have to meet
+the time for it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from common.rpc import health
 LONG_S: Final = 60.0
 """Longer than any stall, shorter than pytest's limit for one test."""
 MARGIN_S: Final = 10.0
-"""What a service keeps of a deadline for telling its caller that it waited in vain."""
+"""What a service keeps of a deadline to reply that the outcome is not known yet."""
 SOON_S: Final = MARGIN_S + 0.5
-"""As a call's deadline: told after half a second how things stand, with ample time to be told."""
+"""As a call's deadline: the service replies after half a second, with time left for the reply."""
 
 _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (engines, "CONNECT_TIMEOUT_S", LONG_S),
@@ -49,7 +49,7 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
 
 @contextmanager
 def long_limits() -> Iterator[None]:
-    """In the block nothing ends but for what a test does."""
+    """No time limit ends anything in the block."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, limit in _LIMITS:
             patch.setattr(module, name, limit)
