@@ -7,14 +7,12 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Final
-
-import cyclopts
+from typing import Final
 
 from deploy.audit.audit import OVERDUE_S, SETTLE_S, Limits, audit
 from deploy.audit.report import as_json, as_text
 from deploy.audit.sources import CannotAudit, Sources, sources_of_stack, urls_in
-from deploy.local.command_line import make_app, run_app
+from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import DEFAULT_DATA_DIR
 
 HOLDS, BREACH, UNREADABLE = 0, 1, 2
@@ -30,7 +28,7 @@ def check(
     gateway_record: Path | None = None,
     settle_s: float = SETTLE_S,
     overdue_s: float = OVERDUE_S,
-    json: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    json: Flag = False,
 ) -> int:
     """Exit 0 only if every invariant holds, 1 if one does not, 2 if the books cannot be read.
 

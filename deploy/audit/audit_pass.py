@@ -15,9 +15,6 @@ KEPT_MAX: Final = 1_000
 class Difference:
     """One thing that differs from what it should be."""
 
-    invariant: str
-    key: str
-    """Check and row: the same in every pass."""
     text: str
     certain: bool
     """Found within one snapshot: another pass would find it again."""
@@ -28,24 +25,25 @@ class AuditPass:
     """Everything that one pass finds."""
 
     differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
+    """By invariant, and by check and row: the same keys in every pass."""
     more: Counter[str] = field(default_factory=Counter)
     """By invariant, the differences that were only counted."""
     in_flight: dict[str, str] = field(default_factory=dict)
     """By key, differences that a running saga or an undecided payment explains."""
     figures: dict[str, list[str]] = field(default_factory=dict)
-    _kept: Counter[str] = field(default_factory=Counter)
+    _kept: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add_difference(
         self, invariants: Iterable[str], check: str, row: str, text: str, *, certain: bool = False
     ) -> None:
         """Record a difference under each invariant that it breaks."""
         for invariant in invariants:
-            key = f"{check}: {row}"
-            if self._kept[f"{invariant} {check}"] >= KEPT_MAX:
+            key = (invariant, f"{check}: {row}")
+            if self._kept[invariant, check] >= KEPT_MAX:
                 self.more[invariant] += 1
-            elif (invariant, key) not in self.differences:
-                self._kept[f"{invariant} {check}"] += 1
-                self.differences[invariant, key] = Difference(invariant, key, text, certain)
+            elif key not in self.differences:
+                self._kept[invariant, check] += 1
+                self.differences[key] = Difference(text, certain)
 
     def add_in_flight(self, check: str, row: str, text: str) -> None:
         """Record a difference that is explained."""

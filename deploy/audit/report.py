@@ -60,7 +60,7 @@ class Report:
                 invariant,
                 promise,
                 "; ".join(found.figures.get(invariant, ())) or "nothing yet",
-                tuple(d.text for d in found.differences.values() if d.invariant == invariant),
+                tuple(one.text for key, one in found.differences.items() if key[0] == invariant),
                 found.more[invariant],
             )
             for invariant, promise in INVARIANTS.items()

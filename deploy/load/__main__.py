@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
-
-import cyclopts
 
 from deploy.load import nginx
 from deploy.load.run import Size, existing_stack, own_stack, run_load_test, working_directory
-from deploy.local.command_line import make_app, run_app
+from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, run_app
 from deploy.local.errors import RunnerError
 from deploy.local.plan import Plan, latency_range
 from deploy.local.stop_signals import EXIT_STOPPED, Stopped, raise_on_stop_signals
@@ -24,13 +21,13 @@ def load_test(
     rounds: int = 2000,
     users: int = 500,
     vus: int = 10,
-    through_nginx: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    through_nginx: Flag = False,
     replicas: int = 4,
     data_dir: Path | None = None,
     put_back_max: float = 0.2,
     retried_max: float = 0.1,
-    base_port: int = 50050,
-    gateway_latency_ms: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "100-500",
+    base_port: BasePort = 50050,
+    gateway_latency_ms: GatewayLatency = "100-500",
     against: Path | None = None,
 ) -> int:
     """Exit 0 only if every threshold, the gateway's record and the audit hold; else 1.
@@ -54,10 +51,6 @@ def load_test(
         Payment attempts that the sale may compensate, as a share of its orders.
     retried_max
         Calls of the sale that may be sent more than once, as a share of its calls.
-    base_port
-        The first port less one, as for `python -m deploy.local up`.
-    gateway_latency_ms
-        How long the gateway simulator takes to answer, as LOW-HIGH.
     against
         Load a running stack instead of an own one: its ready file, or a JSON file like it,
         {"services": {"balance": ["HOST:PORT", ...], "coupon": ..., "order": ..., "payment": ...}}.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import cyclopts
-
-from deploy.local.command_line import make_app, run_app
+from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, run_app
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
 from deploy.local.stack import Stack, describe_death
 from deploy.local.stop_signals import Stopped, ignore_stop_signals, raise_on_stop_signals
@@ -25,9 +23,9 @@ def up(
     replicas: int = 2,
     data_dir: Path = DEFAULT_DATA_DIR,
     ready_file: Path | None = None,
-    base_port: int = 50050,
-    gateway_latency_ms: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "100-500",
-    without_redis: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    base_port: BasePort = 50050,
+    gateway_latency_ms: GatewayLatency = "100-500",
+    without_redis: Flag = False,
 ) -> int:
     """Start PostgreSQL, Valkey, the gateway simulator and all services; stop them on Ctrl-C.
 
@@ -42,11 +40,6 @@ def up(
         Where data and logs are kept; the same directory again continues with the same data.
     ready_file
         Written as JSON once every replica is ready, removed at the end.
-    base_port
-        P: balance listens on P+1, coupon P+2, order P+3, payment P+4, further replicas 100
-        above; gateway P+5, PostgreSQL P+6, Valkey P+7.
-    gateway_latency_ms
-        How long the gateway simulator takes to answer, as LOW-HIGH.
     without_redis
         Run without Redis locks.
     """

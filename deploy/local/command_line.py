@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import cyclopts
 
 from deploy.local.errors import RunnerError
 from deploy.local.stop_signals import ignore_stop_signals
+
+BasePort = Annotated[
+    int,
+    cyclopts.Parameter(
+        help="P: balance listens on P+1, coupon P+2, order P+3, payment P+4, further replicas 100 "
+        "above; gateway P+5, PostgreSQL P+6, Valkey P+7."
+    ),
+]
+GatewayLatency = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True,
+        help="How long the gateway simulator takes to answer, as LOW-HIGH in milliseconds.",
+    ),
+]
+Flag = Annotated[bool, cyclopts.Parameter(negative="")]
 
 
 def make_app(module: str, help_text: str) -> cyclopts.App:

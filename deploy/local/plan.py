@@ -24,7 +24,7 @@ GATEWAY_RECORD: Final = "gateway.sqlite3"
 """In the data directory."""
 PORT_OFFSETS: Final = {"balance": 1, "coupon": 2, "order": 3, "payment": 4}
 SERVICES: Final = tuple(PORT_OFFSETS)
-GATEWAY_OFFSET, POSTGRES_OFFSET, VALKEY_OFFSET = 5, 6, 7
+SERVER_OFFSETS: Final = {"gateway": 5, "postgres": 6, "valkey": 7}
 REPLICA_STEP: Final = 100
 PORT_MAX: Final = 65535
 
@@ -49,7 +49,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= REPLICA_STEP:
             raise RunnerError(f"replicas must be from 1 to {REPLICA_STEP}, not {self.replicas}")
-        highest = self.base_port + VALKEY_OFFSET + REPLICA_STEP * (self.replicas - 1)
+        highest = self.base_port + SERVER_OFFSETS["valkey"] + REPLICA_STEP * (self.replicas - 1)
         if self.base_port < 1024 or highest > PORT_MAX:
             raise RunnerError(
                 f"base port must be at least 1024 and the last port ({highest}) at most {PORT_MAX}"
@@ -58,23 +58,12 @@ class Plan:
         if not 0 <= low <= high <= 60_000:
             raise RunnerError("gateway latency must be LOW-HIGH with 0 <= LOW <= HIGH <= 60000")
 
-    def port(self, service: str, replica: int) -> int:
-        return self.base_port + PORT_OFFSETS[service] + REPLICA_STEP * replica
+    def port(self, name: str, replica: int = 0) -> int:
+        """The port of a service's replica, or of ``gateway``, ``postgres`` or ``valkey``."""
+        return self.base_port + (PORT_OFFSETS | SERVER_OFFSETS)[name] + REPLICA_STEP * replica
 
     def addresses(self, service: str) -> list[str]:
         return [f"{HOST}:{self.port(service, replica)}" for replica in range(self.replicas)]
-
-    @property
-    def gateway_port(self) -> int:
-        return self.base_port + GATEWAY_OFFSET
-
-    @property
-    def postgres_port(self) -> int:
-        return self.base_port + POSTGRES_OFFSET
-
-    @property
-    def valkey_port(self) -> int:
-        return self.base_port + VALKEY_OFFSET
 
 
 def latency_range(text: str) -> tuple[int, int]:

@@ -49,10 +49,10 @@ class Stack(Startable):
         self._logs = plan.data_dir / "logs"
         self._registry = Registry(plan.data_dir)
         self._postgres = PostgresServer(
-            plan.data_dir / "postgres", plan.postgres_port, self._logs / "postgres.log"
+            plan.data_dir / "postgres", plan.port("postgres"), self._logs / "postgres.log"
         )
         self._valkey = ValkeyServer(
-            plan.data_dir / "valkey", plan.valkey_port, self._logs / "valkey.log"
+            plan.data_dir / "valkey", plan.port("valkey"), self._logs / "valkey.log"
         )
         self._gateway: Child | None = None
         self._reported_dead: set[int] = set()
@@ -116,11 +116,11 @@ class Stack(Startable):
             for service in self.plan.services:
                 require_free_port(self.plan.port(service, replica), f"{service}-{replica}")
         if self._needs_postgres():
-            require_free_port(self.plan.postgres_port, "PostgreSQL")
+            require_free_port(self.plan.port("postgres"), "PostgreSQL")
         if self._needs_valkey():
-            require_free_port(self.plan.valkey_port, "Valkey")
+            require_free_port(self.plan.port("valkey"), "Valkey")
         if self._needs_gateway():
-            require_free_port(self.plan.gateway_port, "the gateway simulator")
+            require_free_port(self.plan.port("gateway"), "the gateway simulator")
 
     def _needs_postgres(self) -> bool:
         return not self.plan.services or len(self._external.databases) < len(self.plan.services)
@@ -173,7 +173,7 @@ class Stack(Startable):
             return self._external.gateway_url or "", self._external.gateway_secret_key
         key_file = self.plan.data_dir / "gateway.key"
         secret_key = kept_password(key_file)
-        port = self.plan.gateway_port
+        port = self.plan.port("gateway")
         self._gateway = self._spawn(
             "gateway",
             [

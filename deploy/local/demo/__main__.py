@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 # Before gRPC is imported: its C core writes to stderr about connections to a killed replica.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-import cyclopts
-
-from deploy.local.command_line import make_app, run_app
+from deploy.local.command_line import BasePort, GatewayLatency, make_app, run_app
 from deploy.local.demo.output import Output
 from deploy.local.demo.run import run
 from deploy.local.demo.scenario import USERS_MAX, USERS_MIN
@@ -35,8 +33,8 @@ def demo(
     replicas: int = 2,
     seed: int | None = None,
     data_dir: Path = DEFAULT_DATA_DIR,
-    base_port: int = 50050,
-    gateway_latency_ms: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "100-500",
+    base_port: BasePort = 50050,
+    gateway_latency_ms: GatewayLatency = "100-500",
 ) -> int:
     """Start everything, sell out, kill a replica meanwhile, check, audit, stop everything.
 
@@ -50,10 +48,6 @@ def demo(
         Decides who does what and which replica is killed; random by default.
     data_dir
         Data of an earlier demo is replaced; other data is moved aside.
-    base_port
-        The first port less one, as for `python -m deploy.local up`.
-    gateway_latency_ms
-        How long the gateway simulator takes to answer, as LOW-HIGH.
     """
     if not USERS_MIN <= users <= USERS_MAX:
         raise RunnerError(f"users must be from {USERS_MIN} to {USERS_MAX}, not {users}")

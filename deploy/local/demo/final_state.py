@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
+from deploy.local.demo.client import DemoClient, Request, Response
 from deploy.local.demo.customer import Sale
 from deploy.local.demo.scenario import CURRENCY, ORDER_EXPIRY_S
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
+from tally_client import Unary
 
 SETTLE_LIMIT_S: Final = ORDER_EXPIRY_S + 30.0
 """Enough for the last order to expire, and for the leases of the killed replica to run out."""
@@ -26,8 +28,6 @@ Saga = order_pb2.Saga
 Payment = payment_pb2.Payment
 FINAL: Final = frozenset({Order.STATE_PAID, Order.STATE_CANCELLED, Order.STATE_EXPIRED})
 OPEN_SAGAS: Final = (Saga.STATE_RUNNING, Saga.STATE_COMPENSATING, Saga.STATE_NEEDS_ATTENTION)
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,28 @@ async def wait_for_final_state(
     """Wait until nothing is in flight; ``on_progress`` gets the number of orders that still are."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
     while True:
-        sagas = await _open_sagas(sale)
-        orders = await _for_each(users, lambda user: _orders(sale, user))
+        sagas = await _open_sagas(sale.client)
+        orders = await _orders(sale.client, users)
         moving = [f"order {order.order_id}" for order in orders if order.state not in FINAL]
         on_progress(len(moving))
         if not (sagas or moving) or time.monotonic() > deadline:
             return await _read(sale, users, orders, [*sagas, *moving])
         await asyncio.sleep(POLL_S)
+
+
+async def _open_sagas(client: DemoClient) -> list[str]:
+    requests = [order_pb2.ListSagasRequest(state=state) for state in OPEN_SAGAS]
+    return [
+        f"saga {saga.saga_id} ({Saga.State.Name(saga.state)})"
+        for response in await _call_each(client, client.tally.saga.list_sagas, requests)
+        for saga in response.sagas
+    ]
+
+
+async def _orders(client: DemoClient, users: Sequence[str]) -> list[order_pb2.Order]:
+    requests = [order_pb2.ListOrdersRequest(user_id=user, page_size=ORDERS_MAX) for user in users]
+    responses = await _call_each(client, client.tally.order.list_orders, requests)
+    return [order for response in responses for order in response.orders]
 
 
 async def _read(
@@ -71,57 +86,47 @@ async def _read(
     campaign = await client.call(
         tally.coupon.get_campaign, coupon_pb2.GetCampaignRequest(campaign_id=sale.campaign_id)
     )
-    products = {}
-    for name, product_id in sale.products.items():
-        found = await client.call(
-            tally.product.get_product, order_pb2.GetProductRequest(product_id=product_id)
-        )
-        products[name] = found.product
-    balances = dict(await _for_each(users, lambda user: _balance(sale, user)))
-    coupons = await _for_each(users, lambda user: _coupons(sale, user))
-    payments = await _for_each(users, lambda user: _payments(sale, user))
-    return FinalState(campaign.campaign, products, balances, orders, coupons, payments, unsettled)
+    products = await _call_each(
+        client,
+        tally.product.get_product,
+        [order_pb2.GetProductRequest(product_id=id_) for id_ in sale.products.values()],
+    )
+    balances = await _call_each(
+        client,
+        tally.balance.get_balance,
+        [balance_pb2.GetBalanceRequest(user_id=user, currency_code=CURRENCY) for user in users],
+    )
+    coupons = await _call_each(
+        client,
+        tally.coupon.list_coupons,
+        [coupon_pb2.ListCouponsRequest(user_id=user) for user in users],
+    )
+    payments = await _call_each(
+        client,
+        tally.payment.list_payments,
+        [payment_pb2.ListPaymentsRequest(user_id=user) for user in users],
+    )
+    return FinalState(
+        campaign=campaign.campaign,
+        products={name: one.product for name, one in zip(sale.products, products, strict=True)},
+        balances_minor={
+            one.balance.user_id: one.balance.available.amount_minor for one in balances
+        },
+        orders=orders,
+        coupons=[coupon for response in coupons for coupon in response.coupons],
+        payments=[payment for response in payments for payment in response.payments],
+        unsettled=unsettled,
+    )
 
 
-async def _open_sagas(sale: Sale) -> list[str]:
-    names = []
-    for state in OPEN_SAGAS:
-        request = order_pb2.ListSagasRequest(state=state)
-        listed = await sale.client.call(sale.client.tally.saga.list_sagas, request)
-        names += [f"saga {saga.saga_id} ({Saga.State.Name(state)})" for saga in listed.sagas]
-    return names
-
-
-async def _orders(sale: Sale, user: str) -> Iterable[order_pb2.Order]:
-    request = order_pb2.ListOrdersRequest(user_id=user, page_size=ORDERS_MAX)
-    return (await sale.client.call(sale.client.tally.order.list_orders, request)).orders
-
-
-async def _balance(sale: Sale, user: str) -> Iterable[tuple[str, int]]:
-    request = balance_pb2.GetBalanceRequest(user_id=user, currency_code=CURRENCY)
-    found = await sale.client.call(sale.client.tally.balance.get_balance, request)
-    return [(user, found.balance.available.amount_minor)]
-
-
-async def _coupons(sale: Sale, user: str) -> Iterable[coupon_pb2.Coupon]:
-    request = coupon_pb2.ListCouponsRequest(user_id=user)
-    return (await sale.client.call(sale.client.tally.coupon.list_coupons, request)).coupons
-
-
-async def _payments(sale: Sale, user: str) -> Iterable[payment_pb2.Payment]:
-    request = payment_pb2.ListPaymentsRequest(user_id=user)
-    return (await sale.client.call(sale.client.tally.payment.list_payments, request)).payments
-
-
-async def _for_each(
-    users: Sequence[str], read: Callable[[str], Awaitable[Iterable[Item]]]
-) -> list[Item]:
-    """What ``read`` returns for all users, at most READERS_MAX of them at the same time."""
+async def _call_each(
+    client: DemoClient, method: Unary[Request, Response], requests: Sequence[Request]
+) -> list[Response]:
+    """The responses, in order, of at most READERS_MAX calls at the same time."""
     slots = asyncio.Semaphore(READERS_MAX)
 
-    async def read_one(user: str) -> Iterable[Item]:
+    async def call(request: Request) -> Response:
         async with slots:
-            return await read(user)
+            return await client.call(method, request)
 
-    found = await asyncio.gather(*map(read_one, users))
-    return [item for items in found for item in items]
+    return await asyncio.gather(*map(call, requests))

@@ -23,6 +23,7 @@ PLAIN_WIDTH: Final = 110
 PLAIN_STEPS: Final = 4
 """Lines that a phase prints if it cannot draw a bar."""
 TITLE_WIDTH: Final = 30
+GOOD, WARNING, BAD = "green", "bold yellow", "bold red"
 
 
 class Phase:
@@ -85,20 +86,12 @@ class Output:
     def phase(self, title: str, total: int) -> Iterator[Phase]:
         yield Phase(self, title, total)
 
-    def print(self, text: str) -> None:
-        self._print(text, None)
+    def print(self, text: str, style: str | None = None) -> None:
+        # Without line breaks: long texts are paths, or commands to paste.
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
 
     def heading(self, text: str) -> None:
-        self._print(f"\n{text}", "bold")
-
-    def warn(self, text: str) -> None:
-        self._print(text, "bold yellow")
-
-    def good(self, text: str) -> None:
-        self._print(text, "green")
-
-    def bad(self, text: str) -> None:
-        self._print(text, "bold red")
+        self.print(f"\n{text}", "bold")
 
     def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
         self.heading(title)
@@ -108,7 +101,3 @@ class Output:
         for row in rows:
             table.add_row(*map(escape, row))
         self._console.print(table)
-
-    def _print(self, text: str, style: str | None) -> None:
-        # Without line breaks: long texts are paths, or commands to paste.
-        self._console.print(text, style=style, markup=False, soft_wrap=True)

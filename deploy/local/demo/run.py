@@ -13,7 +13,7 @@ import structlog
 from deploy.local.demo import report
 from deploy.local.demo.checks import Check, run_checks
 from deploy.local.demo.fresh_data_dir import prepare_data_dir
-from deploy.local.demo.output import Output
+from deploy.local.demo.output import BAD, GOOD, WARNING, Output
 from deploy.local.demo.sale import hold_sale
 from deploy.local.demo.scenario import ORDER_EXPIRY_S, make_scenario
 from deploy.local.demo.watchdog import Watchdog
@@ -60,7 +60,7 @@ def run(plan: Plan, *, users: int, seed: int, output: Output) -> int:
 def _demonstrate(stack: Stack, *, users: int, seed: int, output: Output) -> bool:
     plan = stack.plan
     scenario = make_scenario(users, seed)
-    watchdog = Watchdog(stack, output.warn)
+    watchdog = Watchdog(stack, lambda text: output.print(text, WARNING))
     services = {name: plan.addresses(name) for name in plan.services}
     output.heading("The sale")
     with output.drawing():
@@ -74,13 +74,13 @@ def _show(checks: Sequence[Check], output: Output) -> bool:
     output.heading("What must be true")
     for check in checks:
         if check.holds:
-            output.good(f"  ok  {check.what}")
+            output.print(f"  ok  {check.what}", GOOD)
             continue
-        output.bad(f"  NOT TRUE: {check.what}")
+        output.print(f"  NOT TRUE: {check.what}", BAD)
         for wrong in check.wrong[:WRONG_LISTED_MAX]:
-            output.bad(f"      {wrong}")
+            output.print(f"      {wrong}", BAD)
         if len(check.wrong) > WRONG_LISTED_MAX:
-            output.bad(f"      and {len(check.wrong) - WRONG_LISTED_MAX} more")
+            output.print(f"      and {len(check.wrong) - WRONG_LISTED_MAX} more", BAD)
     return all(check.holds for check in checks)
 
 
@@ -105,15 +105,17 @@ def _audit(plan: Plan, watchdog: Watchdog, output: Output) -> bool:
         for line in audit.log_text().rstrip().splitlines():
             output.print(f"  {line}")
     if code is None:
-        output.bad(f"the audit did not end within {AUDIT_LIMIT_S:.0f} s")
+        output.print(f"the audit did not end within {AUDIT_LIMIT_S:.0f} s", BAD)
     return code == 0
 
 
 def _print_summary(plan: Plan, output: Output, *, good: bool, took_s: float) -> None:
     if not good:
-        output.bad(f"\nThe demo failed after {took_s:.0f} s; logs are in {plan.data_dir / 'logs'}.")
+        output.print(
+            f"\nThe demo failed after {took_s:.0f} s; logs are in {plan.data_dir / 'logs'}.", BAD
+        )
         return
-    output.good(f"\nThe books balance. {took_s:.0f} s in all; no process is left running.")
+    output.print(f"\nThe books balance. {took_s:.0f} s in all; no process is left running.", GOOD)
     where = "" if plan.data_dir == DEFAULT_DATA_DIR else f" DATA_DIR={plan.data_dir}"
     output.print(f"To continue with this data: make up{where}  (the next demo replaces it)")
     # `make up` uses the default ports.

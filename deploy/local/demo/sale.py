@@ -11,7 +11,7 @@ from typing import Final
 from deploy.local.demo.client import CallStatistics, DemoClient
 from deploy.local.demo.customer import Customer, Sale, won
 from deploy.local.demo.final_state import FinalState, wait_for_final_state
-from deploy.local.demo.output import Output
+from deploy.local.demo.output import WARNING, Output
 from deploy.local.demo.results import SaleResults
 from deploy.local.demo.scenario import COUPON_MINOR, PRICES_MINOR, Scenario
 from deploy.local.demo.watchdog import Watchdog
@@ -57,10 +57,11 @@ async def hold_sale(
                     client.statistics.note_kill()
                     victim = watchdog.kill_one(scenario.seed)
                     killed = victim.name
-                    output.warn(
+                    output.print(
                         f"kill -9 {victim.name} (pid {victim.pid}), "
                         f"{client.statistics.open_at_kill} calls are under way: "
-                        "their clients repeat them by request_id"
+                        "their clients repeat them by request_id",
+                        WARNING,
                     )
 
             await asyncio.gather(*(one.shop(on_visit) for one in customers))
