@@ -1,10 +1,10 @@
-// A flash sale: every user charges a balance, races for one of fewer coupons (asking twice at
-// once, as impatient people do), orders one of fewer things, and pays for it by coupon, balance
-// and gateway. Coupons and stock run out exactly, and whoever got a thing has paid for it.
+// A flash sale with fewer coupons and items than users. Every user charges a balance, requests a
+// coupon (twice, concurrently), orders an item, and pays for it by coupon, balance and gateway.
+// Coupons and stock run out exactly, and every order is paid.
 //
-// Environment: BALANCE, COUPON, ORDER (addresses); USERS, VUS (users at a time), RUN, PUT_BACK_MAX
-// (attempts to pay that are put back, as a share of orders) and RETRIED_MAX (calls that are sent
-// more than once, as a share of calls), optional.
+// Environment: BALANCE, COUPON, ORDER (addresses); optional: USERS, VUS (users at a time), RUN,
+// PUT_BACK_MAX (compensated payment attempts, as a share of orders), RETRIED_MAX (calls that are
+// sent more than once, as a share of calls).
 
 import exec from 'k6/execution';
 import { check } from 'k6';
@@ -21,7 +21,7 @@ const CHARGE = 10000;
 const PRICE = 9000;
 const DISCOUNT = 1000;
 const BY_BALANCE = 5000;
-const PAY_TRIES_MAX = 5;
+const PAY_ATTEMPTS_MAX = 5;
 const PAY_PAUSE_S = 0.5;
 
 const balance = new Replicas('BALANCE', 'tally/balance/v1/balance.proto');
@@ -43,13 +43,13 @@ export const options = {
   scenarios: {
     flash_sale: { executor: 'shared-iterations', vus: VUS, iterations: USERS, maxDuration: '30m' },
   },
-  // What the business must find afterwards, and no limit on any time.
+  // The state after the sale. No time is limited.
   thresholds: {
     users_served: [`count==${USERS}`],
     coupons_issued: [`count==${COUPONS}`],
     orders_placed: [`count==${STOCK}`],
     orders_paid: [`count==${STOCK}`],
-    // Each is told to come again and does; a system that tells everybody so serves nobody.
+    // Clients try again after each, but a system that compensates most attempts is of no use.
     attempts_put_back: [`count<=${PUT_BACK_MAX}`],
     calls_retried: [`rate<=${RETRIED_MAX}`],
     unexpected_answers: ['count==0'],
@@ -60,7 +60,7 @@ export const options = {
 
 export async function setup() {
   const run = newRun();
-  const campaign = await coupon.callAgain(
+  const campaign = await coupon.callWithRetries(
     'tally.coupon.v1.CouponService/CreateCampaign',
     {
       name: `Flash sale ${run}`,
@@ -73,13 +73,13 @@ export async function setup() {
     },
     0,
   );
-  const product = await order.callAgain(
+  const product = await order.callWithRetries(
     'tally.order.v1.ProductService/CreateProduct',
     { name: 'Print', price: won(PRICE), stock: `${STOCK}`, request_id: `${run}:product` },
     0,
   );
   if (!ok(campaign) || !ok(product)) {
-    throw new Error(`the sale cannot begin: ${JSON.stringify([campaign.error, product.error])}`);
+    throw new Error(`the sale cannot start: ${JSON.stringify([campaign.error, product.error])}`);
   }
   return {
     run,
@@ -101,7 +101,7 @@ export default async function (sale) {
 }
 
 async function charge(user) {
-  const answer = await balance.callAgain(
+  const answer = await balance.callWithRetries(
     'tally.balance.v1.BalanceService/ChargeBalance',
     { user_id: user.id, amount: won(CHARGE), request_id: `${user.id}:charge` },
     user.number,
@@ -111,18 +111,18 @@ async function charge(user) {
   }
 }
 
-// The coupon's id, or nothing if they had gone.
+// Returns the coupon's id, or undefined if none was left.
 async function raceForCoupon(sale, user) {
   const answers = await Promise.all(
-    [0, 1].map((hand) =>
-      coupon.callAgain(
+    [0, 1].map((request) =>
+      coupon.callWithRetries(
         'tally.coupon.v1.CouponService/IssueCoupon',
         {
           campaign_id: sale.campaignId,
           user_id: user.id,
-          request_id: `${user.id}:coupon:${hand}`,
+          request_id: `${user.id}:coupon:${request}`,
         },
-        user.number + hand,
+        user.number + request,
       ),
     ),
   );
@@ -137,16 +137,16 @@ async function raceForCoupon(sale, user) {
   const soldOut = answers.every((answer) => answer.reason === 'COUPON_SOLD_OUT');
   couponsSoldOut.add(soldOut ? 1 : 0);
   check(answers, {
-    'one coupon for a user who asked twice, or none left': () =>
+    'one coupon for a user with two requests, or none left': () =>
       soldOut ||
       (got.length === 1 && answers.some((one) => one.reason === 'COUPON_ALREADY_ISSUED')),
   });
   return got.length > 0 ? got[0].message.coupon.couponId : undefined;
 }
 
-// The order's id, or nothing if the stock had gone.
+// Returns the order's id, or undefined if no stock was left.
 async function placeOrder(sale, user) {
-  const answer = await order.callAgain(
+  const answer = await order.callWithRetries(
     'tally.order.v1.OrderService/CreateOrder',
     {
       user_id: user.id,
@@ -168,12 +168,12 @@ async function placeOrder(sale, user) {
   return undefined;
 }
 
-// Pays, and does as it is told when nothing was charged and all was put back: try anew, which is
-// another intent and has another request_id and key. On a machine that is short of time some steps
-// of some payments come too late, and are taken back. So each try waits twice as long as the last.
+// Pays. After GATEWAY_UNAVAILABLE nothing is charged and all steps are compensated: it makes a new
+// attempt with a new request_id and payment key. On a busy machine some steps exceed their time
+// limit, so each attempt waits twice as long as the one before.
 async function pay(user, orderId, couponId) {
   let answer;
-  for (let attempt = 0; attempt < PAY_TRIES_MAX; attempt += 1) {
+  for (let attempt = 0; attempt < PAY_ATTEMPTS_MAX; attempt += 1) {
     if (attempt > 0) {
       await pause(PAY_PAUSE_S * 2 ** (attempt - 1));
     }
@@ -188,7 +188,7 @@ async function pay(user, orderId, couponId) {
       request.coupon_id = couponId;
     }
     const turn = user.number + attempt + 1;
-    answer = await order.callAgain('tally.order.v1.OrderService/PayOrder', request, turn);
+    answer = await order.callWithRetries('tally.order.v1.OrderService/PayOrder', request, turn);
     payTook.add(answer.took);
     if (answer.reason !== 'GATEWAY_UNAVAILABLE') {
       break;
@@ -207,14 +207,14 @@ async function pay(user, orderId, couponId) {
   });
 }
 
-// What the services say when all have gone home.
+// Checks the state of campaign and product after the sale.
 export async function teardown(sale) {
-  const campaign = await coupon.callAgain(
+  const campaign = await coupon.callWithRetries(
     'tally.coupon.v1.CouponService/GetCampaign',
     { campaign_id: sale.campaignId },
     0,
   );
-  const product = await order.callAgain(
+  const product = await order.callWithRetries(
     'tally.order.v1.ProductService/GetProduct',
     { product_id: sale.productId },
     0,
@@ -222,7 +222,7 @@ export async function teardown(sale) {
   check([campaign, product], {
     'as many coupons are issued as there were': () =>
       ok(campaign) && Number(campaign.message.campaign.issued) === COUPONS,
-    'as many things are sold as there were': () =>
+    'as many items are sold as there were': () =>
       ok(product) &&
       Number(product.message.product.sold) === STOCK &&
       Number(product.message.product.stock) === 0 &&

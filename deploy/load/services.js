@@ -1,7 +1,7 @@
-// The services as the scripts meet them: addresses, connections, answers told by their reason.
+// Clients of the services: addresses, connections, calls with retries.
 //
-// Addresses come from the environment, comma-separated, one for each replica (or one alone, of a
-// balancer): BALANCE, COUPON, ORDER, PAYMENT.
+// Addresses come from the environment: BALANCE, COUPON, ORDER, PAYMENT, each with the addresses of
+// the replicas, comma-separated, or that of a load balancer.
 
 import grpc from 'k6/net/grpc';
 import { Counter, Rate } from 'k6/metrics';
@@ -9,20 +9,20 @@ import { Counter, Rate } from 'k6/metrics';
 const PROTOS = import.meta.resolve('../../protos').replace('file://', '');
 const CONNECT_TIMEOUT = '30s';
 const CALL_TIMEOUT = '30s';
-const TRIES_MAX = 8;
-// Of the unexpected answers each virtual user prints only so many: all of them are counted.
-const TOLD_MAX = 3;
+const ATTEMPTS_MAX = 8;
+// Each virtual user prints at most this many unexpected responses. All are counted.
+const PRINTED_MAX = 3;
 
-// Answers that no client of a healthy system should see.
+// Responses that no client of a healthy system should get.
 export const unexpectedAnswers = new Counter('unexpected_answers');
 const retries = new Counter('retried_calls');
 const retried = new Rate('calls_retried');
-let told = 0;
+let printed = 0;
 
 export function required(name) {
   const value = __ENV[name];
   if (!value) {
-    throw new Error(`${name} is not set; deploy/load/README.md tells what it is for`);
+    throw new Error(`${name} is not set; deploy/load/README.md describes it`);
   }
   return value;
 }
@@ -35,7 +35,7 @@ export function whole(name, usual) {
   return value;
 }
 
-// A part of something; more than the whole, where it can be exceeded.
+// A share, which may be above 1.
 export function share(name, usual) {
   const value = Number(__ENV[name] || usual);
   if (!(value >= 0)) {
@@ -44,14 +44,14 @@ export function share(name, usual) {
   return value;
 }
 
-// A name for this run, whose ids must be new. The runner gives one, so that it finds the keys at
-// the gateway afterwards. For setup() to ask for and hand on: init code runs once for each virtual
-// user, and each would have a name of its own.
+// The name of this run, which all its ids contain. The runner sets it, to find the payment keys in
+// the gateway's record afterwards. Call it in setup(): init code runs once for each virtual user,
+// so each would have a different name.
 export function newRun() {
   return __ENV.RUN || `${Date.now()}`;
 }
 
-// A service's replicas. To be made in init code; every virtual user connects once, when it begins.
+// The replicas of a service. Create it in init code; each virtual user connects once, at its start.
 export class Replicas {
   constructor(variable, proto) {
     this.addresses = required(variable).split(',');
@@ -73,8 +73,8 @@ export class Replicas {
     this.connected = true;
   }
 
-  // Sends one call to the replica whose turn it is. The promise is of what k6 tells of the
-  // response, with its reason (of ErrorInfo; empty if OK), its replica, and what it took in ms.
+  // Sends one call to the replica number `turn`, modulo the number of replicas. Resolves to the
+  // response, with the reason of its ErrorInfo (empty if OK), its replica and its time in ms.
   async call(method, request, turn) {
     this.connect();
     const client = this.clients[turn % this.clients.length];
@@ -90,19 +90,19 @@ export class Replicas {
     };
   }
 
-  // As call(), and does what a correct client does: what the service (RetryInfo) or the way to it
-  // (UNAVAILABLE without a reason) says may be repeated is sent again, to the next replica, under
-  // its request_id. `took` is of all tries and the waiting between.
-  async callAgain(method, request, turn) {
+  // As call(), with retries on the next replica with the same request_id, after a RetryInfo or an
+  // UNAVAILABLE without a reason (the call did not arrive). `took` includes all attempts and the
+  // waits between them.
+  async callWithRetries(method, request, turn) {
     const began = Date.now();
     let response = await this.call(method, request, turn);
-    let tries = 1;
-    for (; tries < TRIES_MAX && mayBeRepeated(response); tries += 1) {
+    let attempts = 1;
+    for (; attempts < ATTEMPTS_MAX && isRetryable(response); attempts += 1) {
       retries.add(1);
       await pause(parseFloat(detail(response, 'RetryInfo').retryDelay || '0.2'));
-      response = await this.call(method, request, turn + tries);
+      response = await this.call(method, request, turn + attempts);
     }
-    retried.add(tries > 1);
+    retried.add(attempts > 1);
     response.took = Date.now() - began;
     return response;
   }
@@ -112,11 +112,11 @@ export function ok(response) {
   return response.status === grpc.StatusOK;
 }
 
-// Counts, and prints, an answer that should not have been given.
+// Counts and prints a response that the service should not have sent.
 export function unexpected(what, response) {
   unexpectedAnswers.add(1);
-  told += 1;
-  if (told > TOLD_MAX) {
+  printed += 1;
+  if (printed > PRINTED_MAX) {
     return;
   }
   const error = response.error || { message: JSON.stringify(response.message) };
@@ -127,12 +127,12 @@ export function won(amount) {
   return { currency_code: 'KRW', amount_minor: `${amount}` };
 }
 
-// An amount told by a service, which leaves it out where there is none.
+// The amount of a Money field, which is absent if the amount is zero.
 export function minor(money) {
   return money ? Number(money.amountMinor) : 0;
 }
 
-function mayBeRepeated(response) {
+function isRetryable(response) {
   const undelivered = response.status === grpc.StatusUnavailable && !response.reason;
   return undelivered || 'retryDelay' in detail(response, 'RetryInfo');
 }
