@@ -22,8 +22,6 @@ from tally_client.translate import to_tally_error
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
-REQUEST_ID: Final = "request_id"
-
 
 class _Method(Generic[Request, Response]):
     """What unary methods and streams have in common."""
@@ -44,7 +42,7 @@ class _Method(Generic[Request, Response]):
         self._connection = connection
         self._idempotent = is_idempotent(descriptor)
         self._streams = descriptor.server_streaming
-        self._takes_request_id = REQUEST_ID in request.DESCRIPTOR.fields_by_name
+        self._takes_request_id = "request_id" in request.DESCRIPTOR.fields_by_name
         self._request = request
         self._response = response
         self._callable: Any = None
@@ -56,7 +54,7 @@ class _Method(Generic[Request, Response]):
             create = channel.unary_stream if self._streams else channel.unary_unary
             self._callable = create(
                 self.path,
-                request_serializer=_serialize,
+                request_serializer=self._request.SerializeToString,
                 response_deserializer=self._response.FromString,
             )
         left_s = None if deadline is None else max(0.0, deadline - _now())
@@ -76,14 +74,13 @@ class _Method(Generic[Request, Response]):
             # Its bytes would parse as a request of the right type with other fields.
             expected, given = self._request.__name__, type(request).__name__
             raise TypeError(f"{self.path} takes {expected}, not {given}")
-        request_id: str = getattr(request, REQUEST_ID) if self._takes_request_id else ""
+        request_id: str = getattr(request, "request_id", "")
         if request_id or not self._takes_request_id:
             return request, request_id
-        request_id = new_id()
-        copy = type(request)()
+        copy: Any = type(request)()
         copy.CopyFrom(request)
-        setattr(copy, REQUEST_ID, request_id)
-        return copy, request_id
+        copy.request_id = new_id()
+        return copy, copy.request_id
 
     @contextmanager
     def _tally_errors(self, request_id: str) -> Iterator[None]:
@@ -227,10 +224,6 @@ class Watch(_Method[Request, Response]):
             finally:
                 # A consumer that stops early must not be sent more.
                 call.cancel()
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
 
 
 def _now() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 from tally_client.connection import Connection, Target
@@ -43,16 +42,11 @@ class Tally:
 
         Raises ValueError if an address is malformed, and RuntimeError without a running event loop.
         """
-        self._connections = tuple(
-            Connection(name, target, on_repeat)
-            for name, target in (
-                ("balance", balance),
-                ("coupon", coupon),
-                ("order", order),
-                ("payment", payment),
-            )
-        )
-        to_balance, to_coupon, to_order, to_payment = self._connections
+        to_balance = Connection("balance", balance, on_repeat)
+        to_coupon = Connection("coupon", coupon, on_repeat)
+        to_order = Connection("order", order, on_repeat)
+        to_payment = Connection("payment", payment, on_repeat)
+        self._connections = (to_balance, to_coupon, to_order, to_payment)
         self.balance = BalanceService(to_balance)
         self.coupon = CouponService(to_coupon)
         self.product = ProductService(to_order)
@@ -64,12 +58,7 @@ class Tally:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ import grpc
 
 from common.errors import RemoteRefusal
 from common.rpc.status import from_rpc_error
-from tally_client import errors, policy, refusals
+from tally_client import errors, policy
 
 _BY_CODE: Final = {
     kind.code: kind
@@ -34,7 +34,6 @@ _NO_ANSWER: Final = frozenset(
         grpc.StatusCode.INTERNAL,
     }
 )
-assert refusals.InsufficientFunds.reason in errors.BY_REASON, "the import registers the classes"
 
 
 def to_tally_error(
