@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 from balance_service.errors import (
     AccountNotFound,
     BalanceLimitExceeded,
-    DeductionCancelled,
     InsufficientFunds,
 )
 from common.money import BALANCE_MAX, Money
@@ -216,7 +215,3 @@ class Account:
 
 def account_not_found(account_id: AccountId) -> AccountNotFound:
     return AccountNotFound(user_id=account_id.user_id, currency_code=account_id.currency_code)
-
-
-def deduction_cancelled(command: DeductBalance) -> DeductionCancelled:
-    return DeductionCancelled(user_id=command.user_id, request_id=command.request_id)

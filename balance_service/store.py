@@ -50,16 +50,12 @@ _ACCOUNTS: Final[RowLocks[Wanted]] = RowLocks(
 )
 
 _opened = unnest("opened", *_account_key)
+_zero = sa.literal(0, sa.BigInteger)
 _OPEN: Final = (
     insert(accounts)
     .from_select(
         ["user_id", "currency_code", "available_minor", "version", "update_time"],
-        sa.select(
-            *_opened.c,
-            sa.literal(0, sa.BigInteger),
-            sa.literal(0, sa.BigInteger),
-            CLOCK,
-        ).order_by(*_opened.c),
+        sa.select(*_opened.c, _zero, _zero, CLOCK).order_by(*_opened.c),
     )
     .on_conflict_do_nothing()
 )

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service import store
+from balance_service.errors import DeductionCancelled
 from balance_service.locking import STRATEGIES, needs_row_lock
 from balance_service.model import (
     Account,
@@ -20,7 +21,6 @@ from balance_service.model import (
     Entry,
     RefundDeduction,
     account_not_found,
-    deduction_cancelled,
 )
 from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
@@ -91,7 +91,6 @@ def _translate(constraint: str, command: Command) -> Refusal | None:
 class _Batch:
     """The accounts and deductions of one transaction, as its commands change them."""
 
-    accounts: dict[AccountId, Account]
     loaded: store.LoadedAccounts
     deductions: dict[store.Deduction, Entry] = field(default_factory=dict)
     refunds: dict[store.Deduction, Entry] = field(default_factory=dict)
@@ -114,7 +113,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
         if missing:
             await store.open_accounts(connection, missing)
             loaded = await store.load(connection, wanted, lock=lock, wait_for_locks=wait_for_locks)
-        return _Batch(loaded.accounts, loaded)
+        return _Batch(loaded)
 
     async def load_after_records(
         self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
@@ -142,7 +141,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
 
     def decide(self, batch: _Batch, records: IdempotencyRecords, command: Command) -> Posted:
         if isinstance(command, DeductBalance) and records.is_cancelled(command.key):
-            raise deduction_cancelled(command)
+            raise DeductionCancelled(user_id=command.user_id, request_id=command.request_id)
         replayed = records.replay(command, _BODY)
         if replayed is not None:
             return replayed
@@ -160,7 +159,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
     async def save(
         self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, VersionConflict]:
-        changed = [account for account in batch.accounts.values() if account.entries]
+        changed = [account for account in batch.loaded.accounts.values() if account.entries]
         saved = await store.save(connection, changed)
         entries = [entry for account in changed if account.id in saved for entry in account.entries]
         await store.add_entries(connection, entries)
@@ -183,11 +182,11 @@ def _wanted(command: Command) -> store.Wanted:
 
 def _charge(batch: _Batch, command: ChargeBalance) -> Entry:
     # A charge that found no row has inserted one.
-    return batch.accounts[command.account_id].charge(command, new_id(), batch.loaded.now)
+    return batch.loaded.accounts[command.account_id].charge(command, new_id(), batch.loaded.now)
 
 
 def _deduct(batch: _Batch, command: DeductBalance) -> Entry:
-    account = batch.accounts.get(command.account_id)
+    account = batch.loaded.accounts.get(command.account_id)
     if account is None or not account.exists:
         raise account_not_found(command.account_id)
     entry = account.deduct(command, new_id(), batch.loaded.now)
@@ -204,7 +203,7 @@ def _refund(
     if refunded is not None or records.is_cancelled(command.deduct_key):
         return refunded, True
     deduction = batch.deductions.get(deduction_id)
-    account = batch.accounts.get(deduction.account_id) if deduction else None
+    account = batch.loaded.accounts.get(deduction.account_id) if deduction else None
     if deduction is not None and account is None:
         # Its account was inserted after the rows were locked: run the batch again and lock it too.
         raise StaleRead
