@@ -10,13 +10,7 @@ from typing import NamedTuple
 from common.ids import is_id
 from common.money import Money
 from common.request_key import RequestKey, digest_of
-from coupon_service.errors import (
-    CouponAlreadyIssued,
-    CouponExpired,
-    CouponNotFound,
-    CouponNotUsable,
-    RedemptionCancelled,
-)
+from coupon_service.errors import CouponExpired, CouponNotFound, CouponNotUsable
 from coupon_service.model.campaign import Campaign, Terms
 
 
@@ -225,12 +219,6 @@ class Coupon:
         return self.unused(self.as_of), restored
 
 
-def already_issued(coupon: Coupon) -> CouponAlreadyIssued:
-    return CouponAlreadyIssued(
-        campaign_id=coupon.campaign_id, user_id=coupon.user_id, coupon_id=coupon.coupon_id
-    )
-
-
 def coupon_not_found(coupon_id: str, user_id: str) -> CouponNotFound:
     # Text that cannot be an id is not repeated: it may be long, or not be valid text.
     known = {"coupon_id": coupon_id} if is_id(coupon_id) else {}
@@ -239,7 +227,3 @@ def coupon_not_found(coupon_id: str, user_id: str) -> CouponNotFound:
 
 def coupon_not_usable(command: RedeemCoupon) -> CouponNotUsable:
     return CouponNotUsable(coupon_id=command.coupon_id, user_id=command.user_id)
-
-
-def redemption_cancelled(command: RedeemCoupon) -> RedemptionCancelled:
-    return RedemptionCancelled(user_id=command.user_id, request_id=command.request_id)

@@ -85,9 +85,4 @@ async def read_campaigns(
 
 def to_campaign(row: sa.Row[Any]) -> Campaign:
     """The campaign in a row that has its columns and the clock."""
-    return from_row(Campaign, row, terms=to_terms(row), as_of=row.now)
-
-
-def to_terms(row: sa.Row[Any]) -> Terms:
-    """The campaign's terms in a row that has their columns."""
-    return from_row(Terms, row)
+    return from_row(Campaign, row, terms=from_row(Terms, row), as_of=row.now)

@@ -18,7 +18,7 @@ from common.ids import is_id
 from common.paging import TimePosition
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
-from coupon_service.store.campaign import to_campaign, to_terms
+from coupon_service.store.campaign import to_campaign
 from coupon_service.tables import answers, campaigns, coupons, redemptions
 
 _now: Final = CLOCK.label("now")
@@ -37,15 +37,14 @@ class IssueSnapshot:
     """The idempotency record of the command."""
 
 
-def _is_claimed(claimed: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
-    return sa.and_(*(coupons.c[name] == claimed.c[name] for name in Claim._fields))
+def _same(
+    table: sa.Table, source: sa.TableValuedAlias, key: tuple[str, ...]
+) -> sa.ColumnElement[bool]:
+    return sa.and_(*(table.c[name] == source.c[name] for name in key))
 
 
 _asked = unnest(
-    "asked",
-    *coupons.c[Claim._fields],
-    asked_request_id=sa.Text,
-    position=sa.BigInteger,
+    "asked", *coupons.c[Claim._fields], asked_request_id=sa.Text, position=sa.BigInteger
 )
 # Campaign and coupon have the ids that were asked for, if they exist. Selected only once, these
 # columns let both be read from one row.
@@ -60,7 +59,7 @@ _SNAPSHOTS: Final = (
     sa.select(*_known)
     .select_from(_asked)
     .outerjoin(campaigns, campaigns.c.campaign_id == _asked.c.campaign_id)
-    .outerjoin(coupons, _is_claimed(_asked))
+    .outerjoin(coupons, _same(coupons, _asked, Claim._fields))
     .outerjoin(
         answers,
         sa.and_(
@@ -73,7 +72,9 @@ _SNAPSHOTS: Final = (
 )
 
 _claimed = unnest("claimed", *coupons.c[Claim._fields])
-_FIND_ISSUED: Final = sa.select(coupons, _now).join_from(_claimed, coupons, _is_claimed(_claimed))
+_FIND_ISSUED: Final = sa.select(coupons, _now).join_from(
+    _claimed, coupons, _same(coupons, _claimed, Claim._fields)
+)
 
 _issued = unnest("issued", *coupons.c)
 _ADD_COUPONS: Final = sa.insert(coupons).from_select(list(_issued.c.keys()), sa.select(_issued))
@@ -113,7 +114,6 @@ async def find_issued(
 
 
 async def add_coupons(connection: AsyncConnection, issued: Sequence[Coupon]) -> None:
-    """Insert new coupons."""
     if issued:
         await connection.execute(_ADD_COUPONS, arrays(_issued, issued))
 
@@ -171,12 +171,10 @@ _SAVE: Final = (
 )
 
 
-def _has_id(named: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
-    return sa.and_(*(redemptions.c[name] == named.c[name] for name in RedemptionId._fields))
-
-
 _named = unnest("named", *redemptions.c[RedemptionId._fields])
-_FIND: Final = sa.select(redemptions).join_from(_named, redemptions, _has_id(_named))
+_FIND: Final = sa.select(redemptions).join_from(
+    _named, redemptions, _same(redemptions, _named, RedemptionId._fields)
+)
 
 _added = unnest("added", *redemptions.c)
 _ADD: Final = sa.insert(redemptions).from_select(
@@ -184,14 +182,14 @@ _ADD: Final = sa.insert(redemptions).from_select(
 )
 
 _restored = unnest(
-    "restored",
-    *redemptions.c[(*RedemptionId._fields, "restore_request_id", "restore_time")],
+    "restored", *redemptions.c[(*RedemptionId._fields, "restore_request_id", "restore_time")]
 )
 # Their coupons' rows are locked already, so the order in which they are written does not matter.
 _RESTORE: Final = (
     sa.update(redemptions)
     .values({name: _restored.c[name] for name in ("restore_request_id", "restore_time")})
-    .where(_has_id(_restored), redemptions.c.restore_time.is_(None))
+    .where(_same(redemptions, _restored, RedemptionId._fields))
+    .where(redemptions.c.restore_time.is_(None))
 )
 
 
@@ -205,7 +203,7 @@ async def load_coupons(
     rows = (await connection.execute(_LOCK if wait_for_locks else _READ, asked)).all()
     return LoadedCoupons(
         {row.coupon_id: _to_coupon(row) for row in rows},
-        {row.coupon_id: to_terms(row) for row in rows},
+        {row.coupon_id: from_row(Terms, row) for row in rows},
     )
 
 
@@ -243,7 +241,6 @@ async def find_redemptions(
 
 
 async def add_redemptions(connection: AsyncConnection, added: Sequence[Redemption]) -> None:
-    """Insert new redemptions."""
     if added:
         await connection.execute(_ADD, arrays(_added, added))
 

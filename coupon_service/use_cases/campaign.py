@@ -92,10 +92,11 @@ class _Decider(Decider[CreateCampaign, Created, _Batch]):
     async def load(
         self,
         connection: AsyncConnection,
-        commands: Sequence[CreateCampaign],  # noqa: ARG002 - a new row depends on no other row
+        commands: Sequence[CreateCampaign],
         *,
-        wait_for_locks: bool,  # noqa: ARG002
+        wait_for_locks: bool,
     ) -> _Batch:
+        # A new row depends on no other row.
         return _Batch(await read_clock(connection))
 
     def keys(self, command: CreateCampaign) -> Sequence[RequestKey]:
@@ -112,10 +113,7 @@ class _Decider(Decider[CreateCampaign, Created, _Batch]):
         return records.answer(command, campaign, _BODY)
 
     async def save(
-        self,
-        connection: AsyncConnection,
-        batch: _Batch,
-        commands: Sequence[CreateCampaign],  # noqa: ARG002 - no write can be lost
+        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[CreateCampaign]
     ) -> dict[int, VersionConflict]:
         await store.add_campaigns(connection, batch.created)
         return {}

@@ -21,7 +21,7 @@ from common.locking.locks import Locks
 from common.money import Money
 from common.paging import Page, TimePosition, time_position
 from common.request_key import RequestKey, Result
-from coupon_service.errors import CouponAlreadyIssued, CouponSoldOut
+from coupon_service.errors import CouponAlreadyIssued, CouponSoldOut, RedemptionCancelled
 from coupon_service.locking import STRATEGIES
 from coupon_service.model.campaign import Campaign, CampaignState, campaign_not_found
 from coupon_service.model.coupon import (
@@ -32,10 +32,8 @@ from coupon_service.model.coupon import (
     Redemption,
     RedemptionId,
     RestoreCoupon,
-    already_issued,
     coupon_not_found,
     coupon_not_usable,
-    redemption_cancelled,
 )
 from coupon_service.store import campaign as campaign_store
 from coupon_service.store import coupon as store
@@ -107,7 +105,9 @@ def _final_outcome(command: IssueCoupon, snapshot: store.IssueSnapshot) -> Issue
 def _replay_or_refuse(command: IssueCoupon, coupon: Coupon) -> Issued:
     """The outcome for a user who has the coupon; the command's record may have been deleted."""
     if coupon.request_id != command.request_id:
-        raise already_issued(coupon)
+        raise CouponAlreadyIssued(
+            campaign_id=coupon.campaign_id, user_id=coupon.user_id, coupon_id=coupon.coupon_id
+        )
     return Result(coupon.unused(coupon.issue_time), replayed=True)
 
 
@@ -173,15 +173,12 @@ class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
         return records.answer(command, coupon, _ISSUED_BODY)
 
     async def save(
-        self,
-        connection: AsyncConnection,
-        batch: _IssueBatch,
-        commands: Sequence[IssueCoupon],  # noqa: ARG002 - the rows are locked, no write is lost
+        self, connection: AsyncConnection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
     ) -> dict[int, RowLocked]:
         changed = {coupon.campaign_id for coupon in batch.new}
         await campaign_store.save_issued(connection, [batch.campaigns[id_] for id_ in changed])
         await store.add_coupons(connection, batch.new)
-        return {}
+        return {}  # the rows are locked: no write is lost
 
 
 # -- redemptions ---------------------------------------------------------------------------------
@@ -259,13 +256,10 @@ class _RedemptionBatch:
     """The coupons and redemptions of one transaction, as its commands change them."""
 
     loaded: store.LoadedCoupons
-    coupons: dict[str, Coupon] = field(init=False)
+    coupons: dict[str, Coupon]
     found: dict[RedemptionId, Redemption] = field(default_factory=dict)
     redemptions: dict[RedemptionId, Redemption] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.coupons = dict(self.loaded.coupons)
 
     def coupon_of(self, command: Command) -> Coupon | None:
         """The command's coupon, if it is the user's."""
@@ -284,7 +278,7 @@ class _RedemptionDecider(Decider[Command, Changed, _RedemptionBatch]):
     ) -> _RedemptionBatch:
         wanted = {command.coupon_id for command in commands if is_id(command.coupon_id)}
         loaded = await store.load_coupons(connection, wanted, wait_for_locks=wait_for_locks)
-        return _RedemptionBatch(loaded)
+        return _RedemptionBatch(loaded, dict(loaded.coupons))
 
     async def load_after_records(
         self, connection: AsyncConnection, batch: _RedemptionBatch, commands: Sequence[Command]
@@ -305,7 +299,7 @@ class _RedemptionDecider(Decider[Command, Changed, _RedemptionBatch]):
         self, batch: _RedemptionBatch, records: IdempotencyRecords, command: Command
     ) -> Changed | VersionConflict:
         if isinstance(command, RedeemCoupon) and records.is_cancelled(command.key):
-            raise redemption_cancelled(command)
+            raise RedemptionCancelled(user_id=command.user_id, request_id=command.request_id)
         replayed = records.replay(command, _CHANGED_BODY)
         if replayed is not None:
             return replayed

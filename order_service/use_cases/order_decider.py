@@ -128,7 +128,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         self,
         connection: AsyncConnection,
         batch: OrderBatch,
-        commands: Sequence[OrderCommand],  # noqa: ARG002 - no row can conflict: all are locked
+        commands: Sequence[OrderCommand],  # no row can conflict: all are locked
     ) -> dict[int, RowLocked | VersionConflict]:
         await order_batch.save(
             connection, batch, owner=self._owner, lease_s=self._times.saga_lease_s

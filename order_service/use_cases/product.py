@@ -119,7 +119,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
         self,
         connection: AsyncConnection,
         batch: _Batch,
-        commands: Sequence[ProductCommand],  # noqa: ARG002 - no row can conflict: all are locked
+        commands: Sequence[ProductCommand],  # no row can conflict: all are locked
     ) -> dict[int, VersionConflict]:
         changed = [(before, batch.products[id_]) for id_, before in batch.loaded.items()]
         if not await store.save(connection, changed):
