@@ -9,10 +9,7 @@ from typing import Final
 
 from tests.unit.deploy.kubernetes.engine import (
     LASTING,
-    SET,
     WORKLOADS,
-    Check,
-    Rule,
     bad,
     named,
     of_kind,
@@ -126,32 +123,22 @@ def servers_of_local_can_write(each: Item) -> list[str]:
     bad("/var/lib/pg", f"container.volumeMounts[{POSTGRES_DATA}].mountPath"),
     bad("tmp", f"container.volumeMounts[{POSTGRES_DATA}].name"),
     bad("/tmp/data", "env[PGDATA].value"),
+    bad("/initdb.d", f"container.volumeMounts[{INITDB}].mountPath"),
+    bad([], "container.env"),
 )
-def postgres_keeps_its_data(each: Item) -> Iterator[str]:
-    """Else the databases vanish with the pod."""
+def postgres_keeps_its_data_and_makes_the_roles(each: Item) -> Iterator[str]:
+    """Else the databases vanish with the pod, or no service can log in."""
     mounted = mounts(each, each.containers[0])
     if "persistentVolumeClaim" not in mounted.get(POSTGRES_DATA, {}):
         yield "keeps its data in the pod"
     directory = each.environment.get("PGDATA", POSTGRES_DATA)
     if not PurePosixPath(directory).is_relative_to(POSTGRES_DATA):
         yield "PGDATA is not in its volume"
-
-
-def scripts_of_a_new_volume(each: Item) -> list[str]:
-    volume = mounts(each, each.containers[0]).get(INITDB, {})
-    return [name for name in files(each, volume) or () if name.endswith(".sql")]
-
-
-postgres_makes_the_roles = Rule(
-    "Else no service can log in.",
-    named(POSTGRES),
-    Check(
-        scripts_of_a_new_volume,
-        SET,
-        bad("/initdb.d", f"container.volumeMounts[{INITDB}].mountPath"),
-    ),
-    Check("env[POSTGRES_PASSWORD_FILE].value", SET, bad([], "container.env")),
-)
+    scripts = files(each, mounted.get(INITDB, {})) or set()
+    if not any(name.endswith(".sql") for name in scripts):
+        yield "has no script for the roles and databases"
+    if not each.environment.get("POSTGRES_PASSWORD_FILE"):
+        yield "has no password"
 
 
 @rule(
@@ -160,6 +147,7 @@ postgres_makes_the_roles = Rule(
     bad("x", "pod.volumes[roles].secret.items[0].key", POSTGRES),
     removed("ConfigMap/order-settings*", ORDER),
     removed("PriorityClass/*", ORDER),
+    bad("pg", "spec.serviceName", POSTGRES),
 )
 def references_exist(each: Item) -> Iterator[str]:
     """A pod that names a missing object waits for it for ever."""
@@ -176,6 +164,7 @@ def references_exist(each: Item) -> Iterator[str]:
         ("ConfigMap", "pod.volumes[*].configMap.name"),
         ("ConfigMap", "container.envFrom[*].configMapRef.name"),
         ("PriorityClass", "pod.priorityClassName"),
+        ("Service", "spec.serviceName"),
     ):
         for name in filter(None, each.values(path)):
             if each.overlay.find(kind, name) is None:
@@ -188,16 +177,16 @@ def mounts_and_volumes_are_pairs(each: Item) -> list[str]:
     return sorted({*each.values("container.volumeMounts[*].name")} ^ volumes(each).keys())
 
 
-@rule(of_kind("ConfigMap"), bad(GONE, "container.envFrom[1]", ORDER, "ConfigMap/order-settings"))
-def config_maps_are_used(config_map: Item) -> list[str]:
-    """One that no pod reads is a setting without effect."""
-    pods = (each.get("pod") for each in config_map.overlay.workloads)
-    used = any(text == config_map.name for pod in pods for _, text in strings(pod))
-    return [] if used else ["is read by no pod"]
-
-
-config_maps_cannot_change = Rule(
-    "They are named by their content, and a rollback needs them as they were.",
+@rule(
     of_kind("ConfigMap", "payment-settings*"),
-    Check("immutable", True, bad(GONE), bad(False, on="ConfigMap/tally-settings*")),
+    bad(GONE, "container.envFrom[1]", "Deployment/payment", "ConfigMap/payment-settings"),
+    bad(GONE, "immutable"),
+    bad(False, "immutable", "ConfigMap/tally-settings*"),
 )
+def config_maps_are_used_and_cannot_change(each: Item) -> Iterator[str]:
+    """One that no pod reads has no effect; a rollback needs the others as they were."""
+    pods = (one.get("pod") for one in each.overlay.workloads)
+    if not any(text == each.name for pod in pods for _, text in strings(pod)):
+        yield "is read by no pod"
+    if each.get("immutable") is not True:
+        yield "can be changed under the pods that read it"

@@ -225,20 +225,18 @@ def selects(selector: Object | None, labels: Labels) -> bool:
     """Whether a label selector matches. An empty one matches everything, None nothing."""
     if selector is None:
         return False
-    for key, value in selector.get("matchLabels", {}).items():
-        if labels.get(key) != value:
-            return False
-    for term in selector.get("matchExpressions", []):
-        key, operator = term["key"], term["operator"]
-        matches = {
-            "In": labels.get(key) in term.get("values", []),
-            "NotIn": labels.get(key) not in term.get("values", []),
-            "Exists": key in labels,
-            "DoesNotExist": key not in labels,
-        }[operator]
-        if not matches:
-            return False
-    return True
+    exact = selector.get("matchLabels", {}).items() <= labels.items()
+    return exact and all(_holds(one, labels) for one in selector.get("matchExpressions", []))
+
+
+def _holds(term: Object, labels: Labels) -> bool:
+    value, values = labels.get(term["key"]), term.get("values", [])
+    return {
+        "In": value in values,
+        "NotIn": value not in values,
+        "Exists": value is not None,
+        "DoesNotExist": value is None,
+    }[term["operator"]]
 
 
 def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -127,6 +127,7 @@ pods_have_no_privileges = Rule(
         {"type": "RuntimeDefault"},
         bad(GONE, on="Job/order-migrate-*"),
     ),
+    Check("pod.automountServiceAccountToken", False, bad(True)),
     Check("pod.hostNetwork", UNSET, bad(True)),
     Check("pod.hostPID", UNSET, bad(True)),
     Check("pod.hostIPC", UNSET, bad(True)),
@@ -153,12 +154,6 @@ service_accounts_mount_no_token = Rule(
     "No pod calls the API server; a stolen token could.",
     of_kind("ServiceAccount"),
     Check("automountServiceAccountToken", False, bad(GONE)),
-)
-
-pods_mount_no_token = Rule(
-    "The pod's own field overrides that of its ServiceAccount.",
-    WORKLOADS,
-    Check("pod.automountServiceAccountToken", False, bad(True)),
 )
 
 

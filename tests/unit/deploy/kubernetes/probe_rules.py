@@ -8,7 +8,6 @@ from typing import Final
 from tests.unit.deploy.kubernetes.engine import (
     LASTING,
     SERVERS,
-    SET,
     UNSET,
     Check,
     Rule,
@@ -23,6 +22,7 @@ from tests.unit.deploy.kubernetes.manifests import GONE, PORTS, Item
 STARTUP, READINESS, LIVENESS = (
     f"container.{each}Probe" for each in ("startup", "readiness", "liveness")
 )
+HOW: Final = ("grpc", "tcpSocket", "httpGet")
 PROBES: Final = (STARTUP, READINESS, LIVENESS)
 POSTGRES, REDIS = "StatefulSet/postgres", "StatefulSet/redis"
 
@@ -62,20 +62,20 @@ probes_of_servers_are_grpc = Rule(
     ),
 )
 
-everything_that_lasts_is_probed = Rule(
-    "A process that hangs keeps its place and its calls.",
+
+@rule(
     LASTING,
-    *(Check(probe, SET, bad(GONE), bad(GONE, on=REDIS)) for probe in PROBES),
+    *(bad(GONE, probe, REDIS) for probe in PROBES),
+    bad("grpc", f"{LIVENESS}.grpc.port"),
+    bad(1, f"{READINESS}.tcpSocket.port", REDIS),
 )
-
-
-@rule(LASTING, bad("grpc", f"{LIVENESS}.grpc.port"), bad(1, f"{READINESS}.tcpSocket.port", REDIS))
-def probes_have_ports_that_exist(each: Item) -> Iterator[str]:
-    """A probe of a closed port always fails, and a gRPC probe takes no name of a port."""
+def everything_that_lasts_is_probed(each: Item) -> Iterator[str]:
+    """On a declared port: a gRPC probe takes no name of a port, and a closed port always fails."""
     for probe in PROBES:
-        for how in ("grpc", "tcpSocket", "httpGet"):
-            port = each.get(f"{probe}.{how}.port")
-            if port is not None and port not in each.ports.values():
+        if not all(each.values(probe)):
+            yield f"has no {probe}"
+        for port in filter(None, (each.get(f"{probe}.{how}.port") for how in HOW)):
+            if port not in each.ports.values():
                 yield f"port {port}, which {probe} calls, is not declared"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from tests.unit.deploy.kubernetes.engine import (
@@ -102,18 +103,19 @@ autoscalers_are_bounded = Rule(
 )
 
 
-@rule(SERVERS, bad(3, "spec.replicas"), bad(GONE, "spec.replicas", overlay=LOCAL))
-def replicas_are_set_in_one_place(each: Item) -> list[str]:
-    """A manifest with a number of its own would undo the autoscaler's at each apply."""
-    in_manifest = each.get("spec.replicas") is not None
-    in_scaler = scaler_of(each) is not None
-    return [] if in_manifest is not in_scaler else [f"{in_manifest=}, {in_scaler=}"]
-
-
-@rule(SERVERS.only(PRODUCTION), removed(SCALER, ORDER))
-def production_is_autoscaled(each: Item) -> list[str]:
-    """A flash sale comes without a warning."""
-    return [] if scaler_of(each) else ["has no autoscaler"]
+@rule(
+    SERVERS,
+    bad(3, "spec.replicas"),
+    bad(GONE, "spec.replicas", overlay=LOCAL),
+    removed(SCALER, ORDER),
+)
+def replicas_are_set_in_one_place(each: Item) -> Iterator[str]:
+    """In production by an autoscaler, which a number in the manifest would undo at each apply."""
+    in_manifest, scaled = each.get("spec.replicas") is not None, scaler_of(each) is not None
+    if in_manifest is scaled:
+        yield "is set by both, or neither, of the manifest and an autoscaler"
+    if each.overlay.name == PRODUCTION and not scaled:
+        yield "is not autoscaled"
 
 
 rollouts_lose_no_replica = Rule(

@@ -51,13 +51,6 @@ def service_of(each: Item) -> str:
 GRPC_SERVICES: Final = of_kind("Service").where(lambda each: service_of(each) in SERVICES)
 
 
-PAYMENT: Final = named("Deployment/payment")
-
-
-def gateway(payment: Item) -> SplitResult:
-    return urlsplit(payment.setting("gateway_url"))
-
-
 def selected(service: Item) -> list[Item]:
     """The workloads behind a Service."""
     selector = {"matchLabels": service.get("spec.selector")}
@@ -127,13 +120,6 @@ services_are_for_the_cluster_alone = Rule(
 )
 
 
-@rule(of_kind("StatefulSet", "postgres"), bad("pg", "spec.serviceName"))
-def stateful_sets_have_their_service(each: Item) -> list[str]:
-    """It gives their pods names."""
-    found = each.overlay.find("Service", each.get("spec.serviceName"))
-    return [] if found else ["its Service does not exist"]
-
-
 # ---- addresses
 
 
@@ -161,17 +147,6 @@ def addresses_are_those_of_every_replica(each: Item) -> Iterator[str]:
 
 
 @rule(
-    PAYMENT.only(LOCAL, MULTI),
-    bad("http://gateway:8080", "env[TALLY_PAYMENT_GATEWAY_URL].value"),
-)
-def the_simulator_is_a_service(each: Item) -> list[str]:
-    """A wrong address shows only when an order is paid."""
-    url = gateway(each)
-    found = serves(each.overlay, url.hostname or "", port_of(url))
-    return [] if found else [f"{url.geturl()} is no Service and port of the overlay"]
-
-
-@rule(
     OVERLAY.only(LOCAL, MULTI),
     bad(5433, "spec.ports[0].port", POSTGRES, "TALLY_ORDER_DATABASE_URL of order-runtime"),
     bad("pg", "metadata.name", POSTGRES, "TALLY_ORDER_OWNER_DATABASE_URL of order-owner"),
@@ -191,21 +166,26 @@ def secrets_name_services(whole: Item) -> Iterator[str]:
                     yield f"{key} of {secret}: {host} is no {url.scheme} server"
 
 
-def gateway_url(url: str, says: str) -> Control:
+def gateway_url(url: str, overlay: str) -> Control:
     path = "data.TALLY_PAYMENT_GATEWAY_URL"
-    return bad(url, path, "ConfigMap/payment-settings*", f"Deployment/payment: {says}")
+    return bad(url, path, "ConfigMap/payment-settings*", "Deployment/payment", overlay)
 
 
 @rule(
-    PAYMENT.only(PRODUCTION),
-    gateway_url("http://api.tosspayments.com:443", "sends the merchant's key over http"),
-    gateway_url("https://gateway", "its gateway is inside the cluster"),
-    gateway_url("https://api.tosspayments.com:8443", "no policy opens port 8443"),
+    named("Deployment/payment"),
+    gateway_url("http://api.tosspayments.com:443", PRODUCTION),
+    gateway_url("https://gateway", PRODUCTION),
+    gateway_url("https://api.tosspayments.com:8443", PRODUCTION),
+    gateway_url("http://gateway:8080", LOCAL),
 )
-def the_real_gateway_is_called_over_tls(each: Item) -> Iterator[str]:
-    """With the merchant's key, on the one port that the policy opens for payment."""
-    url = gateway(each)
+def the_gateway_is_called_over_tls(each: Item) -> Iterator[str]:
+    """With the merchant's key, on the port that the policy opens. `local` calls the simulator."""
+    url = urlsplit(each.setting("gateway_url"))
     host, port = url.hostname or "", port_of(url)
+    if each.overlay.name != PRODUCTION:
+        if not serves(each.overlay, host, port):
+            yield f"{url.geturl()} is no Service and port of the overlay"
+        return
     if url.scheme != "https":
         yield f"sends the merchant's key over {url.scheme}"
     if "." not in host or each.overlay.find("Service", host):

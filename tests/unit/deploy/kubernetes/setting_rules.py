@@ -15,9 +15,7 @@ from common import tracing
 from common.settings import PREFIX, SECRETS_DIR, ServiceSettings, SettingsError, read
 from deploy.kubernetes.secrets import local_secret_objects
 from tests.unit.deploy.kubernetes.engine import (
-    MIGRATIONS,
     OBJECTS,
-    OVERLAY,
     OWN,
     SERVERS,
     WORKLOADS,
@@ -160,16 +158,20 @@ production_lists_no_methods = Rule(
     ),
 )
 
-servers_mount_the_runtime_secret = Rule(
-    "A server must not be able to change its schema.",
-    SERVERS,
-    Check(secrets_of, lambda each: [f"{each.service}-runtime"], bad("order-owner", SECRET_OF)),
-)
 
-migrations_mount_the_owner_secret = Rule(
-    "The role that may change the schema is the migration's alone.",
-    MIGRATIONS,
-    Check(secrets_of, lambda each: [f"{each.service}-owner"], bad("order-runtime", SECRET_OF)),
+def secret_it_needs(each: Item) -> list[str]:
+    return [f"{each.service}-{'owner' if each.component == 'migration' else 'runtime'}"]
+
+
+secrets_are_mounted_by_those_who_need_them = Rule(
+    "Only a migration may have the role that changes the schema.",
+    OWN,
+    Check(
+        secrets_of,
+        secret_it_needs,
+        bad("order-owner", SECRET_OF),
+        bad("order-runtime", SECRET_OF, "Job/order-migrate-*"),
+    ),
 )
 
 
@@ -189,19 +191,25 @@ def secret_files_can_be_read_by_their_group_alone(each: Item) -> Iterator[str]:
         yield "its fsGroup is not its user's group"
 
 
-@rule(OVERLAY, added({"kind": "Secret", "metadata": {"name": "x"}}))
-def no_secret_is_rendered(whole: Item) -> list[str]:
+@rule(
+    OBJECTS,
+    added({"kind": "Secret", "metadata": {"name": "x"}}),
+    bad("postgresql://u:secret@h/d", "data.NOTE", "ConfigMap/order-settings*"),
+)
+def manifests_hold_no_secrets(each: Item) -> Iterator[str]:
     """What is committed is public."""
-    return [each.title for each in whole.overlay.of_kind("Secret")]
+    if each.kind == "Secret":
+        yield "is rendered"
+    for path, text in strings(each.raw):
+        if _CREDENTIAL.search(text):
+            yield f"{path} looks like a credential"
 
 
-@rule(OBJECTS, bad("postgresql://u:secret@h/d", "data.NOTE", "ConfigMap/order-settings*"))
-def manifests_hold_no_credentials(each: Item) -> list[str]:
-    """The same for a password in any field of another object."""
-    return [path for path, text in strings(each.raw) if _CREDENTIAL.search(text)]
+def secret_variables(each: Item) -> list[str]:
+    return [name for name in each.environment if _SECRET_NAME.search(name)]
 
 
-secrets_do_not_come_as_variables = Rule(
+secrets_are_not_variables = Rule(
     "Variables are in crash reports and in every child process; files are not.",
     WORKLOADS,
     Check(
@@ -214,10 +222,5 @@ secrets_do_not_come_as_variables = Rule(
         None,
         bad({"secretKeyRef": {"name": "x", "key": "y"}}, "env[0].valueFrom"),
     ),
+    Check(secret_variables, [], bad("redis://redis:6379/0", "env[TALLY_REDIS_URL].value")),
 )
-
-
-@rule(WORKLOADS, bad("redis://redis:6379/0", "env[TALLY_REDIS_URL].value"))
-def secrets_are_not_variables(each: Item) -> list[str]:
-    """The same for a secret that is written into a manifest."""
-    return [name for name in each.environment if _SECRET_NAME.search(name)]
