@@ -14,7 +14,7 @@ from payment_service.gateway.outcomes import Charge, FindOutcome, Outcome, Unkno
 from payment_service.model import BEGINNING, Confirmation, ConfirmPayment, RecordOutcome
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.resolver import OUTCOME_LABELS, Resolver
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 LEASE = timedelta(seconds=15)
 NONE: Any = None
