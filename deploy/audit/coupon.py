@@ -76,7 +76,7 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
            WHEN a.state IS NULL
            THEN CASE WHEN c.issue_time > now() - {ANSWERS_KEPT}
                 THEN format('coupon %s is issued, and not answered', c.coupon_id) END
-           WHEN c.coupon_id::text <> answer ->> 'coupon_id'
+           WHEN c.coupon_id::text IS DISTINCT FROM answer ->> 'coupon_id'
                 OR c.issue_number::text <> answer ->> 'issue_number'
            THEN format('answered with coupon %s as number %s, issued is %s as number %s',
                        answer ->> 'coupon_id', answer ->> 'issue_number', c.coupon_id,

@@ -171,7 +171,7 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
            WHEN a.state IS NULL
            THEN CASE WHEN o.create_time > now() - {ANSWERS_KEPT}
                 THEN format('order %s exists, and is not answered', o.order_id) END
-           WHEN o.order_id::text <> answer ->> 'order_id'
+           WHEN o.order_id::text IS DISTINCT FROM answer ->> 'order_id'
            THEN format('answered with order %s, created is %s', answer ->> 'order_id', o.order_id)
        END AS difference
   FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer

@@ -78,7 +78,7 @@ def run_script(
     directory: Path,
     *,
     meanwhile: Callable[[], None],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Outcome:
     """Run a script to its end, then print its output.
 
@@ -104,7 +104,7 @@ def run_script(
             meanwhile()
     finally:
         child.stop(grace_s=STOP_LIMIT_S)
-        say(child.log_text().strip("\n"))
+        report(child.log_text().strip("\n"))
     return Outcome(exit_code, _metrics(summary))
 
 

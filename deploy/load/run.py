@@ -19,7 +19,7 @@ from deploy.local.secret_files import read_json
 from deploy.local.stack import Stack, describe_death
 from deploy.local.stop_signals import ignore_stop_signals
 
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 class LoadFailed(RunnerError):  # noqa: N818 - a fact about the services
@@ -69,10 +69,10 @@ class Target:
 
 
 @contextlib.contextmanager
-def own_stack(plan: Plan, say: Say) -> Iterator[Target]:
+def own_stack(plan: Plan, report: Reporter) -> Iterator[Target]:
     """A stack on this machine, with its own servers, during the block."""
     use_own_servers()
-    stack = Stack(plan, say)
+    stack = Stack(plan, report)
     try:
         stack.start()
         yield Target(
@@ -115,7 +115,7 @@ def working_directory(data_dir: Path | None) -> Iterator[Path]:
 
 
 def run_load_test(
-    target: Target, size: Size, directory: Path, say: Say, *, through_nginx: bool
+    target: Target, size: Size, directory: Path, report: Reporter, *, through_nginx: bool
 ) -> None:
     """Run the scripts against the target, run all checks, and print the result.
 
@@ -131,7 +131,7 @@ def run_load_test(
             services = exits.enter_context(
                 nginx.round_robin(services, directory / "nginx", directory / "nginx.log")
             )
-            say(f"nginx       {', '.join(places[0] for places in services.values())}")
+            report(f"nginx       {', '.join(places[0] for places in services.values())}")
         variables = k6.addresses(services) | {
             "RUN": run,
             "ROUNDS": str(size.rounds),
@@ -145,14 +145,14 @@ def run_load_test(
             variables["REPLICAS"] = ",".join(target.names)
         for script, wanted in (("confirm_once", size.rounds), ("flash_sale", size.users)):
             if wanted:
-                say(f"\nk6 {script}: {_describe(script, size)}")
+                report(f"\nk6 {script}: {_describe(script, size)}")
                 outcome = k6.run_script(
-                    script, variables, directory, meanwhile=target.check, say=say
+                    script, variables, directory, meanwhile=target.check, report=report
                 )
                 findings += _script_findings(script, outcome)
                 findings += _gateway_findings(target, script, run, wanted, outcome)
     findings += _stack_findings(target)
-    _print_result(findings, say)
+    _print_result(findings, report)
     if not all(finding.holds for finding in findings):
         raise LoadFailed(f"the load test failed; logs are in {directory}")
 
@@ -212,8 +212,8 @@ def _stack_findings(target: Target) -> Iterator[Finding]:
         yield Finding("the gateway's record and the audit", figure, holds=True, skipped=True)
 
 
-def _print_result(findings: Sequence[Finding], say: Say) -> None:
-    say("\nResult")
+def _print_result(findings: Sequence[Finding], report: Reporter) -> None:
+    report("\nResult")
     for finding in findings:
         mark = "skipped" if finding.skipped else "ok" if finding.holds else "FAILED"
-        say(f"  {mark:<7} {finding.what}: {finding.figure}")
+        report(f"  {mark:<7} {finding.what}: {finding.figure}")

@@ -97,10 +97,10 @@ async def test_everything_holds_on_an_own_stack(tmp_path: Path, way: str) -> Non
 
 
 async def run_against(
-    tmp_path: Path, *stand_ins: object, options: Sequence[object], replicas: int = 1
+    tmp_path: Path, *stand_ins: object, options: Sequence[object]
 ) -> tuple[int, str]:
-    """The exit code and output of a load test on servers of these stand-ins."""
-    async with serving(*stand_ins, replicas=replicas) as addresses:
+    """The exit code and output of a load test on four servers of these stand-ins."""
+    async with serving(*stand_ins, replicas=4) as addresses:
         target = ready_file(tmp_path, addresses)
         async with load_test(tmp_path, "--against", target, *options) as run:
             code = await run.ended()
@@ -119,7 +119,7 @@ ONE_USER = ("--rounds", 0, "--users", 1)
 
 
 async def test_running_stack_is_loaded_without_checks_of_its_books(tmp_path: Path) -> None:
-    code, output = await run_against(tmp_path, Payments(), options=ROUNDS, replicas=4)
+    code, output = await run_against(tmp_path, Payments(), options=ROUNDS)
     assert code == 0, output
     assert "5 paid, 20 refused as in progress, 0 as used" in output
     skipped = (
@@ -131,7 +131,7 @@ async def test_running_stack_is_loaded_without_checks_of_its_books(tmp_path: Pat
 async def test_compensated_attempt_is_made_again_as_another_intent(tmp_path: Path) -> None:
     sale = Sale(put_back=2)
     options = (*ONE_USER, "--put-back-max", 2)
-    code, output = await run_against(tmp_path, Payments(), sale, options=options)
+    code, output = await run_against(tmp_path, sale, options=options)
     assert code == 0, output
     assert "1 orders paid, 2 attempts compensated and made again" in output
     assert len({attempt.order_id for attempt in sale.attempts}) == 1
@@ -140,45 +140,35 @@ async def test_compensated_attempt_is_made_again_as_another_intent(tmp_path: Pat
 
 
 CONFIRMATIONS = "checks, confirmations_paid, rounds_with_a_rival_in_progress"
+CROSSED: dict[str, tuple[list[object], Sequence[object], str]] = {
+    "several payments of one key": (
+        [Payments(careless=True)],
+        ROUNDS,
+        f"{CONFIRMATIONS}, rounds_with_exactly_one_success",
+    ),
+    "duplicates one after another": (
+        [Payments(serial=True)],
+        ROUNDS,
+        "rounds_with_a_rival_in_progress",
+    ),
+    "too many coupons and products": (
+        [Sale()],
+        ("--rounds", 0, "--users", 20, "--vus", 2),
+        "checks, coupons_issued, orders_paid, orders_placed",
+    ),
+    "too many compensated attempts": (
+        [Sale(put_back=2)],
+        (*ONE_USER, "--put-back-max", 1),
+        "attempts_put_back",
+    ),
+    "too many retries": ([Sale(stopping=1)], ONE_USER, "calls_retried"),
+}
 
 
-@pytest.mark.parametrize(
-    ("stand_ins", "options", "crossed"),
-    [
-        pytest.param(
-            [Payments(careless=True)],
-            ROUNDS,
-            f"{CONFIRMATIONS}, rounds_with_exactly_one_success",
-            id="several payments of one key",
-        ),
-        pytest.param(
-            [Payments(serial=True)],
-            ROUNDS,
-            "rounds_with_a_rival_in_progress",
-            id="duplicates one after another",
-        ),
-        pytest.param(
-            [Payments(), Sale()],
-            ("--rounds", 0, "--users", 20, "--vus", 2),
-            "checks, coupons_issued, orders_paid, orders_placed",
-            id="too many coupons and products",
-        ),
-        pytest.param(
-            [Payments(), Sale(put_back=2)],
-            (*ONE_USER, "--put-back-max", 1),
-            "attempts_put_back",
-            id="too many compensated attempts",
-        ),
-        pytest.param(
-            [Payments(), Sale(stopping=1)], ONE_USER, "calls_retried", id="too many retries"
-        ),
-    ],
-)
-async def test_control_crossed_threshold_fails(
-    tmp_path: Path, stand_ins: list[object], options: Sequence[object], crossed: str
-) -> None:
-    replicas = 4 if len(stand_ins) == 1 else 1
-    code, output = await run_against(tmp_path, *stand_ins, options=options, replicas=replicas)
+@pytest.mark.parametrize("case", CROSSED)
+async def test_control_crossed_threshold_fails(tmp_path: Path, case: str) -> None:
+    stand_ins, options, crossed = CROSSED[case]
+    code, output = await run_against(tmp_path, *stand_ins, options=options)
     assert code == 1
     assert f": every threshold: crossed: {crossed}\n" in output
     # The logs are kept, and the last line says where.
@@ -188,7 +178,7 @@ async def test_control_crossed_threshold_fails(
 
 async def test_control_order_that_is_never_paid_fails(tmp_path: Path) -> None:
     sale = Sale(put_back=1_000)
-    code, output = await run_against(tmp_path, Payments(), sale, options=ONE_USER)
+    code, output = await run_against(tmp_path, sale, options=ONE_USER)
     assert code == 1
     assert "crossed: attempts_put_back, orders_paid, unexpected_answers\n" in output
     assert len(sale.attempts) == 5

@@ -129,8 +129,3 @@ def test_other_output_fails() -> None:
         reader.follow(Step(f"echo {second}\n", f"{first}\n"))
     with pytest.raises(AssertionError, match="two ids"):
         reader.follow(Step(f"echo {first}\n", f"{third}\n"))
-
-
-def test_command_ends_after_its_quotes_and_continuations() -> None:
-    page = HEADING + "```console\n$ one 'a\n  b' \\\n    c | d\nout\n$ two\n```\n\n## Next\n"
-    assert tour(page) == [Step("one 'a\n  b' \\\n    c | d\n", "out\n"), Step("two\n", "")]
