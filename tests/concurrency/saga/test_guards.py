@@ -19,10 +19,10 @@ from tally.order.v1 import order_pb2 as pb
 from tests.support.databases import Databases, StackDatabases
 from tests.support.guards import forget_row_locks
 from tests.support.orders import cancel, forget_versions, fresh, pay
-from tests.support.time_limits import LONG_S
 from tests.support.refusals import Results, outcome
 from tests.support.rendezvous import Rendezvous, meet_after
 from tests.support.stack import Stack, Wire, running_stack
+from tests.support.time_limits import LONG_S
 
 ORDER = pb.Order
 
