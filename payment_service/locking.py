@@ -55,11 +55,6 @@ BATCH_MAX: Final = 64
 """Commands of one batch. Each has up to two advisory locks, which live in shared memory."""
 
 
-def mark_of(command: ConfirmPayment) -> str:
-    """The command's in-progress mark in Redis."""
-    return KEY_MARK.format(payment_key=command.payment_key)
-
-
 def advisory_keys(command: Command) -> tuple[int, ...]:
     """The advisory locks that the command needs before it is decided."""
     match command:

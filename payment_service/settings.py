@@ -12,13 +12,12 @@ from payment_service.gateway.toss import TossOptions
 
 
 def _http_url(url: str) -> str:
-    if not url:
-        return url
     try:
         parsed = httpx.URL(url)
+        valid = parsed.scheme in {"http", "https"} and parsed.host and not parsed.userinfo
     except httpx.InvalidURL:
-        raise ValueError("must be http://host:port or https://host") from None
-    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.userinfo:
+        valid = False
+    if url and not valid:
         raise ValueError("must be http://host:port or https://host")
     return url
 

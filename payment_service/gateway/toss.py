@@ -54,12 +54,7 @@ _IDLE_S_MAX: Final = 2.0
 """Servers close connections that idle for 5 s and more. A call sent at that moment is lost, and
 its outcome unknown until the payment is looked up."""
 
-_NEVER_SENT: Final = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.UnsupportedProtocol,
-)
+_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 _UNADDRESSABLE: Final = frozenset({".", ".."})
 """Valid payment keys that a URL path cannot carry: they could be charged but not looked up."""
@@ -183,7 +178,6 @@ class TossGateway:
                 return Unknown("already cancelled, and the look-up had no result")
 
     async def aclose(self) -> None:
-        """Close the connections."""
         await self._client.aclose()
 
     async def _exchange(

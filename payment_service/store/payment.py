@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import at_most, newest_first
 from common.db.row_locks import CLOCK, locked
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.money import Money
 from common.paging import TimePosition
@@ -36,9 +37,9 @@ _OF_WORK: Final = [each.name for each in fields(Confirmation) if each.name in pa
 
 
 def to_confirmation(row: sa.Row[Any]) -> Confirmation:
-    of_payment = {name: getattr(row, name) for name in _OF_PAYMENT} | {"state": State(row.state)}
-    payment = Payment(amount=Money(row.currency_code, row.amount_minor), **of_payment)
-    return Confirmation(payment, **{name: getattr(row, name) for name in _OF_WORK})
+    amount = Money(row.currency_code, row.amount_minor)
+    payment = from_row(Payment, row, amount=amount, state=State(row.state))
+    return from_row(Confirmation, row, payment=payment)
 
 
 def _to_row(confirmation: Confirmation) -> dict[str, object]:

@@ -1,6 +1,1 @@
-"""What the payment service does.
-
-- ``payment``: the calls, from the claim over the gateway to the response, and the reads;
-- ``decider``: the writes, decided batch by batch in one lane;
-- ``resolver``: the work at the gateway on payments that are open.
-"""
+"""What the payment service does: the calls and reads, the decisions, the work at the gateway."""

@@ -40,18 +40,9 @@ _BODY: Final[TypeAdapter[Payment | None]] = TypeAdapter(Payment | None)
 Posted = Result[Payment | None]
 """The response of a call: the payment, or None if there was none to cancel."""
 
-
-@dataclass(frozen=True, slots=True)
-class OpenPayment:
-    """The call cannot be answered yet: there is work left at the gateway."""
-
-    confirmation: Confirmation
-    acquired: bool
-    """Whether this call has the lease and does the work; else another one does."""
-
-
-Reply = Posted | OpenPayment | Confirmation | None
-"""A confirmation: the payment after its outcome was recorded. None: its claim is deleted."""
+Reply = Posted | Confirmation | None
+"""The response of a call; or its payment, if the payment's holder has work left at the gateway.
+For a recorded outcome: the payment after it, or None if the claim is deleted."""
 
 
 def translate(constraint: str, command: Command) -> Refusal | None:
@@ -119,10 +110,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
                 return _replay(records, command) or self._cancel(batch.payments, records, command)
 
     async def save(
-        self,
-        connection: AsyncConnection,
-        batch: _Batch,
-        commands: Sequence[Command],  # noqa: ARG002
+        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, RowLocked]:
         # A row can only have changed if a lock was not taken. The constraint and the conditional
         # update protect against that.
@@ -130,16 +118,14 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             raise StaleRead
         return {}
 
-    # -- confirm -------------------------------------------------------------------------------
-
     def _claim(
         self, payments: store.LoadedPayments, command: ConfirmPayment
-    ) -> Posted | OpenPayment:
+    ) -> Posted | Confirmation:
         same = payments.by_request.get(command.key)
         if same is not None:
             same.check_same(command)
             if same.open:
-                return OpenPayment(replace(same), acquired=same.holder == command.holder)
+                return replace(same)
             # Its record was cleaned up after 30 days; the payment is kept for ever.
             return Result(same.result(), replayed=True)
         other = payments.by_key.get(command.payment_key)
@@ -147,9 +133,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             raise key_taken(other.payment)
         claim = Confirmation.claim(command, new_id(), self._gateway, payments.now, self._lease)
         payments.add(claim)
-        return OpenPayment(replace(claim), acquired=True)
-
-    # -- outcomes ------------------------------------------------------------------------------
+        return replace(claim)
 
     def _record(
         self, payments: store.LoadedPayments, records: IdempotencyRecords, command: RecordOutcome
@@ -171,11 +155,9 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         # A copy: a later command of this batch may change the payment.
         return replace(confirmation)
 
-    # -- cancel --------------------------------------------------------------------------------
-
     def _cancel(
         self, payments: store.LoadedPayments, records: IdempotencyRecords, command: CancelPayment
-    ) -> Posted | OpenPayment:
+    ) -> Posted | Confirmation:
         before = records.is_cancelled(command.confirm_key)
         if not before:
             # In the transaction of the cancellation request, or alone: the confirmation, late or
@@ -194,8 +176,8 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         if not confirmation.open:
             replayed = before if confirmation.cancel_reason is None else not first
             return _answer_cancel(records, command, confirmation.payment, replayed=replayed)
-        acquired = confirmation.acquire(command.holder, payments.now, self._lease)
-        return OpenPayment(replace(confirmation), acquired=acquired)
+        confirmation.acquire(command.holder, payments.now, self._lease)
+        return replace(confirmation)
 
 
 def _replay(records: IdempotencyRecords, command: ConfirmPayment | CancelPayment) -> Posted | None:

@@ -26,7 +26,7 @@ from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
 from payment_service.gateway.outcomes import NotSent, Rejected
 from payment_service.gateway.toss import TossGateway
-from payment_service.locking import BATCH_MAX, STRATEGIES, mark_of
+from payment_service.locking import BATCH_MAX, KEY_MARK, STRATEGIES
 from payment_service.model import (
     CancelPayment,
     Command,
@@ -38,7 +38,7 @@ from payment_service.model import (
     outcome_unknown,
 )
 from payment_service.store import payment as store
-from payment_service.use_cases.decider import OpenPayment, PaymentDecider, Posted, Reply, translate
+from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
 from payment_service.use_cases.resolver import Resolver
 
 WAIT_S_MAX: Final = 5.0
@@ -48,7 +48,6 @@ MARGIN_S: Final = 0.1
 _LEAST_S: Final = 0.02
 _POLL_S: Final = 0.01
 _POLL_S_MAX: Final = 0.2
-_FIRST_RETRY_S: Final = 0.05
 
 
 class Payments:
@@ -82,7 +81,7 @@ class Payments:
             database, self.lane, gateway, lease=lease, concurrency=resolve_concurrency
         )
         self._calls = DetachedTasks("payments")
-        self._running: dict[tuple[RequestKey, bytes], asyncio.Task[Posted | OpenPayment]] = {}
+        self._running: dict[tuple[RequestKey, bytes], asyncio.Task[Posted | Confirmation]] = {}
 
     async def close(self, grace_s: float) -> None:
         """Wait for calls and work at the gateway, ``grace_s`` in all, then for the lane."""
@@ -115,33 +114,31 @@ class Payments:
             outcome = await result_of(task)
             if isinstance(outcome, Result):
                 return outcome
-            last = await self._watch(outcome.confirmation, until)
+            last = await self._watch(outcome, until)
             if last is None:
                 continue
             if last.payment.state is State.UNKNOWN:
                 raise outcome_unknown(last.payment)
             raise RequestInProgress(request_id=last.request_id)
 
-    async def _confirm(self, command: ConfirmPayment) -> Posted | OpenPayment:
+    async def _confirm(self, command: ConfirmPayment) -> Posted | Confirmation:
         """Claim the key and charge it, unless another attempt at this request has the lease."""
-        mark = mark_of(command)
+        mark = KEY_MARK.format(payment_key=command.payment_key)
         if await self._marks.begin(mark, command.holder) is not None:
             finished = await self._read_marked(command)
             if finished is not None:
                 return finished
         claimed = await self._decide(command)
-        if isinstance(claimed, Result) or not claimed.acquired:
+        if isinstance(claimed, Result) or claimed.holder != command.holder:
             return claimed
         try:
-            confirmation = await self.resolver.charge(claimed.confirmation)
+            confirmation = await self.resolver.charge(claimed)
         except Refusal:
             # It may be charged and the database unavailable: this is not GATEWAY_UNAVAILABLE.
-            raise outcome_unknown(claimed.confirmation.payment) from None
+            raise outcome_unknown(claimed.payment) from None
         if confirmation is None:
             await self._marks.clear(mark, command.holder)
             raise GatewayUnavailable(payment_key=command.payment_key)
-        if confirmation.open and confirmation.holder == command.holder:
-            self._calls.start(self._retry(confirmation))
         if confirmation.payment.state is State.UNKNOWN:
             raise outcome_unknown(confirmation.payment)
         await self._marks.done(mark, confirmation.payment.payment_id)
@@ -165,11 +162,6 @@ class Payments:
             raise key_taken(other.payment)
         return None
 
-    async def _retry(self, confirmation: Confirmation) -> None:
-        """The first retry of an unknown outcome, by the replica that made the call."""
-        await asyncio.sleep(_FIRST_RETRY_S)
-        self.resolver.start(confirmation)  # in the slot that is reserved for it
-
     async def _watch(self, seen: Confirmation, until: float) -> Confirmation | None:
         """Wait until the payment is not open; returns it as last seen if time runs out."""
         pause_s = _POLL_S
@@ -183,9 +175,9 @@ class Payments:
             seen = found
         return seen
 
-    async def _decide(self, command: ConfirmPayment | CancelPayment) -> Posted | OpenPayment:
+    async def _decide(self, command: ConfirmPayment | CancelPayment) -> Posted | Confirmation:
         reply = await self.lane.submit(command)
-        assert isinstance(reply, Result | OpenPayment)
+        assert reply is not None
         return reply
 
     # -- cancel --------------------------------------------------------------------------------
@@ -202,26 +194,26 @@ class Payments:
             outcome = await result_of(self._calls.start(self._cancel(command)))
             if isinstance(outcome, Result):
                 return outcome
-            command = _requested(command, outcome.confirmation)
-            last = await self._watch(outcome.confirmation, until)
+            command = _requested(command, outcome)
+            last = await self._watch(outcome, until)
             if last is None:
                 continue
             if last.payment.state is State.PENDING:
                 raise PaymentInProgress(payment_key=last.payment.payment_key)
             raise outcome_unknown(last.payment)
 
-    async def _cancel(self, command: CancelPayment) -> Posted | OpenPayment:
+    async def _cancel(self, command: CancelPayment) -> Posted | Confirmation:
         """Store the cancellation request and carry it out, unless another call has the lease."""
         stored = await self._decide(command)
-        if isinstance(stored, Result) or not stored.acquired:
+        if isinstance(stored, Result) or stored.holder != command.holder:
             return stored
-        outcome, left = await self.resolver.work(stored.confirmation)
+        outcome, left = await self.resolver.work(stored)
         if left is not None and left.open and left.holder is None:
             # Postponed: the sweep tries again, and so does a repetition of the call.
             if isinstance(outcome, NotSent | Rejected):
                 raise GatewayUnavailable(payment_id=left.payment.payment_id)
             raise outcome_unknown(left.payment)
-        return await self._decide(_requested(command, stored.confirmation))
+        return await self._decide(_requested(command, stored))
 
     # -- reads ---------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
+_FIRST_RETRY_S: Final = 0.05
+"""The pause before the first retry, if the replica that made the first call has a free slot."""
 STORE_TRIES_MAX: Final = 6
 _STORE_RETRY: Final = Backoff(0.2, 6.4, jitter=(0.0, 1.0))
 
@@ -92,8 +94,8 @@ class Resolver:
         self._lease = lease
         self._concurrency = concurrency
         self._tasks = DetachedTasks("resolver")
-        self._reserved: set[str] = set()
-        """Holders with a slot that they have not used yet."""
+        self._reserved = 0
+        """Slots for retries of first calls whose outcomes are being recorded."""
         self._held: dict[str, str] = {}
         """The holder of each payment that this replica works on, by payment_id."""
 
@@ -101,31 +103,9 @@ class Resolver:
         """Wait for the work in progress. What does not end is acquired by others later."""
         await self._tasks.close(limit_s)
 
-    # -- slots ---------------------------------------------------------------------------------
-
     @property
     def _slots_free(self) -> int:
-        return self._concurrency - len(self._tasks) - len(self._reserved)
-
-    def reserve_slot(self, holder: str) -> bool:
-        """Reserve a slot for ``start``; returns whether one was free.
-
-        ``start`` uses it, ``release_slot`` frees it.
-        """
-        if self._slots_free <= 0:
-            return False
-        self._reserved.add(holder)
-        return True
-
-    def release_slot(self, holder: str) -> None:
-        """Free a reserved slot, if it was not used."""
-        self._reserved.discard(holder)
-
-    def start(self, confirmation: Confirmation) -> None:
-        """Work in the background on a payment that this replica holds."""
-        if confirmation.holder is not None:
-            self.release_slot(confirmation.holder)
-        self._tasks.start(self.work(confirmation))
+        return self._concurrency - len(self._tasks) - self._reserved
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -139,7 +119,7 @@ class Resolver:
                 connection, holder=new_id(), lease=self._lease, size=size
             )
         for confirmation in acquired:
-            self.start(confirmation)
+            self._tasks.start(self.work(confirmation))
         return len(acquired)
 
     async def renew_leases(self) -> int:
@@ -166,8 +146,7 @@ class Resolver:
     async def charge(self, confirmation: Confirmation) -> Confirmation | None:
         """Make the claim's first call and record its outcome; None if the claim is deleted.
 
-        If the payment is open and still held, a slot is reserved for it: the caller has to call
-        ``start`` or ``release_slot``.
+        An unknown outcome is retried in the background if a slot is free.
         """
         with self._holding(confirmation) as holder:
             outcome = await _counted(
@@ -175,15 +154,21 @@ class Resolver:
             )
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
-            keep_lease = isinstance(outcome, Unknown | Mismatch) and self.reserve_slot(holder)
-            kept = False
+            keep_lease = isinstance(outcome, Unknown | Mismatch) and self._slots_free > 0
+            if keep_lease:
+                self._reserved += 1
             try:
                 left = await self._record(confirmation, outcome, keep_lease=keep_lease)
-                kept = left is not None and left.open and left.holder == holder
             finally:
-                if not kept:
-                    self.release_slot(holder)
+                if keep_lease:
+                    self._reserved -= 1
+        if left is not None and left.open and left.holder == holder:
+            self._tasks.start(self._retry(left))
         return left
+
+    async def _retry(self, confirmation: Confirmation) -> None:
+        await asyncio.sleep(_FIRST_RETRY_S)
+        await self.work(confirmation)
 
     async def work(self, confirmation: Confirmation) -> tuple[Outcome, Confirmation | None]:
         """Work on a payment that this replica holds, as far as the gateway allows.

@@ -33,7 +33,7 @@ from payment_service.model import Command, Confirmation, ConfirmPayment, RecordO
 from payment_service.store import lease
 from payment_service.store import payment as store
 from payment_service.tables import answers, payments
-from payment_service.use_cases.decider import OpenPayment, PaymentDecider
+from payment_service.use_cases.decider import PaymentDecider
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.databases import name_of
 from tests.support.payments import (
@@ -276,8 +276,8 @@ class Freeing:
         command = ConfirmPayment("order-1", "ann", Money("KRW", 1), key_of(), "c1", self.holder)
         async with self.database.begin() as connection:
             (claimed,) = await self.decide(connection, [command], wait_for_locks=False)
-        assert isinstance(claimed, OpenPayment)
-        return claimed.confirmation
+        assert isinstance(claimed, Confirmation)
+        return claimed
 
     async def free(self, claim: Confirmation) -> None:
         command = RecordOutcome(
