@@ -366,11 +366,11 @@ async def test_health_and_reflection_have_no_spans_and_watch_works() -> None:
 async def test_log_lines_of_a_traced_call_have_its_ids(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    log = structlog.get_logger("ours")
+    log = structlog.stdlib.get_logger()
 
     async def say(request: StringValue, context: Any) -> StringValue:
         log.info("inside")
-        logging.getLogger("theirs").warning("inside too")
+        logging.getLogger("library").warning("inside too")
         return request
 
     logs.configure(

@@ -65,7 +65,7 @@ async def test_another_services_database_is_not_migrated(
     await assert_not_migrated(service, others.owner, expected)
 
 
-async def test_a_schema_from_before_the_first_release_is_reported_with_what_to_do(
+async def test_a_schema_without_a_service_is_reported_with_what_to_do(
     migrated: ServiceUrls, postgres_server: PostgresServer
 ) -> None:
     """As `make up` finds it after an older state of the code."""
