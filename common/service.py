@@ -38,14 +38,7 @@ from common.metrics import MetricsPage
 from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
 from common.rpc.status import from_trailing
-from common.settings import (
-    Command,
-    ServiceSettings,
-    SettingsError,
-    read,
-    source_of,
-    unknown_names,
-)
+from common.settings import Command, ServiceSettings, SettingsError, read, source_of, unknown_names
 from common.tasks import PeriodicJob, run_periodic_jobs
 from common.urls import engine_url
 

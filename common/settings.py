@@ -136,10 +136,7 @@ class ServiceSettings(BaseSettings):
         "resolve addresses again and find new replicas.",
     )
     readiness_interval_s: float = Field(
-        default=1.0,
-        gt=0,
-        le=60,
-        description="Time between two readiness probes.",
+        default=1.0, gt=0, le=60, description="Time between two readiness probes."
     )
     pool_size: int = Field(
         default=8,
