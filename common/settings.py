@@ -25,21 +25,8 @@ from pydantic_settings import (
 )
 
 from common import environment
-from common.environment import PREFIX, SECRETS_DIR, SettingsError
+from common.environment import SettingsError
 from common.urls import BindAddress, PostgresUrl, RedisUrl
-
-__all__ = [
-    "PREFIX",
-    "SECRETS_DIR",
-    "BindAddress",
-    "PostgresUrl",
-    "RedisUrl",
-    "ServiceSettings",
-    "SettingsError",
-    "read",
-    "source_of",
-    "unknown_names",
-]
 
 Command: TypeAlias = Literal["serve", "migrate"]
 
