@@ -64,6 +64,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         stack.push_async_callback(runner.hand_over)
         orders = Orders(database, lane, runner, watches, idempotency)
         stack.push_async_callback(orders.close, settings.grace_s)
+        sagas = Sagas(database, lane)
         await stack.enter_async_context(
             run_service_jobs(
                 database,
@@ -79,10 +80,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
                 (add_ProductServiceServicer_to_server, ProductServicer(products)),
                 (add_CartServiceServicer_to_server, CartServicer(Carts(database))),
                 (add_OrderServiceServicer_to_server, OrderServicer(orders)),
-                (
-                    add_SagaServiceServicer_to_server,
-                    SagaServicer(Sagas(database, lane)),
-                ),
+                (add_SagaServiceServicer_to_server, SagaServicer(sagas)),
             ],
             ready=partial(check_ready, database, schema=SCHEMA),
         )

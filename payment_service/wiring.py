@@ -51,9 +51,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             try:
                 async with run_service_jobs(database, idempotency, sweep):
                     yield Application(
-                        services=[
-                            (add_PaymentServiceServicer_to_server, PaymentServicer(payments))
-                        ],
+                        services=[(add_PaymentServiceServicer_to_server, servicer)],
                         ready=partial(check_ready, database, schema=SCHEMA),
                     )
             finally:
