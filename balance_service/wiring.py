@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Final
 
 from balance_service.servicer import BalanceServicer
 from balance_service.settings import BalanceSettings
@@ -14,19 +12,10 @@ from balance_service.tables import SCHEMA, answers
 from balance_service.use_cases import Accounts
 from common.db.engines import open_database
 from common.db.idempotency import IdempotencyStore
-from common.db.migrations import migrate as migrate_database
 from common.db.readiness import check_ready
 from common.locking.redis_lock import open_locks
-from common.service import Application, Mounted, run_service_jobs
-from tally.balance.v1 import balance_pb2_grpc
-
-VERSIONS: Final = Path(__file__).parent / "migrations"
-
-
-async def migrate(settings: BalanceSettings) -> None:
-    """Bring the database to this release's schema."""
-    url = settings.owner_database_url.get_secret_value()
-    await migrate_database(url, VERSIONS, wait_s=settings.migrate_wait_s)
+from common.service import Application, run_service_jobs
+from tally.balance.v1.balance_pb2_grpc import add_BalanceServiceServicer_to_server
 
 
 @asynccontextmanager
@@ -41,13 +30,7 @@ async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
         try:
             async with run_service_jobs(database, idempotency):
                 yield Application(
-                    services=[
-                        Mounted(
-                            balance_pb2_grpc.add_BalanceServiceServicer_to_server,
-                            BalanceServicer(accounts),
-                            "tally.balance.v1.BalanceService",
-                        )
-                    ],
+                    services=[(add_BalanceServiceServicer_to_server, BalanceServicer(accounts))],
                     ready=partial(check_ready, database, schema=SCHEMA),
                 )
         finally:

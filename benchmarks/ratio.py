@@ -29,10 +29,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from balance_service.wiring import VERSIONS
+from balance_service.settings import BalanceSettings
 from benchmarks.empty_server import METHOD as EMPTY
 from benchmarks.load import Rate, closed_loop
 from common.db.migrations import migrate
+from common.service import migrations_of
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import free_port
 from deploy.local.valkey import ValkeyServer
@@ -84,7 +85,7 @@ async def subjects() -> AsyncIterator[list[Subject]]:
         postgres = stack.enter_context(PostgresServer(folder / "postgres"))
         valkey = stack.enter_context(ValkeyServer(folder / "valkey"))
         urls = postgres.provision("balance")
-        await migrate(urls.owner, VERSIONS)
+        await migrate(urls.owner, migrations_of(BalanceSettings))
         empty, balance = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         port = empty.rsplit(":", 1)[1]
         _process(stack, [sys.executable, "-m", "benchmarks.empty_server", port], {})

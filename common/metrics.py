@@ -55,9 +55,7 @@ RETRIES: Final = Counter(
     registry=REGISTRY,
 )
 READY: Final = Gauge(
-    "tally_ready",
-    "1 while this replica's health is SERVING, else 0.",
-    registry=REGISTRY,
+    "tally_ready", "1 while this replica's health is SERVING, else 0.", registry=REGISTRY
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 import structlog
@@ -32,20 +34,15 @@ from common.db.errors import (
     sqlstate,
 )
 from common.db.idempotency import CLEAN_UP_INTERVAL_S, IdempotencyStore
+from common.db.migrations import migrate as migrate_database
 from common.db.revisions import ForeignSchema
+from common.environment import SettingsError
 from common.locking.redis import connection_problem
 from common.metrics import MetricsPage
 from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
 from common.rpc.status import from_trailing
-from common.settings import (
-    Command,
-    ServiceSettings,
-    SettingsError,
-    read,
-    source_of,
-    unknown_names,
-)
+from common.settings import Command, ServiceSettings, read, source_of, unknown_names
 from common.tasks import PeriodicJob, run_periodic_jobs
 from common.urls import engine_url
 
@@ -58,31 +55,18 @@ _log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Mounted:
-    """One gRPC service of a process: its generated ``add_…_to_server``, servicer and full name."""
-
-    add: AddToServer
-    servicer: object
-    full_name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Application:
     """What a service's wiring builds: its gRPC services, and its readiness probe."""
 
-    services: Sequence[Mounted]
+    services: Sequence[tuple[AddToServer, object]]
+    """Each one's generated ``add_…_to_server`` and its servicer."""
     ready: Ready
 
 
 Build: TypeAlias = Callable[[S], AbstractAsyncContextManager[Application]]
 
 
-def main(
-    settings_type: type[S],
-    build: Build[S],
-    migrate: Callable[[S], Coroutine[None, None, None]],
-    argv: Sequence[str] | None = None,
-) -> None:
+def main(settings_type: type[S], build: Build[S], argv: Sequence[str] | None = None) -> None:
     """A service's whole ``__main__``. Exit codes: 0 success, 1 failure, 2 wrong usage or setting.
 
     ``build`` opens what the service needs, with its background tasks, and closes it after the last
@@ -149,6 +133,17 @@ def _failure(settings: ServiceSettings, command: Command, error: Exception) -> s
     return f"{settings.service} could not {command}: {reason}"
 
 
+def migrations_of(settings_type: type[ServiceSettings]) -> Path:
+    """The folder of a service's migrations, which is beside its settings."""
+    return Path(inspect.getfile(settings_type)).with_name("migrations")
+
+
+async def migrate(settings: ServiceSettings) -> None:
+    """Bring the service's database to this release's schema."""
+    url = settings.owner_database_url.get_secret_value()
+    await migrate_database(url, migrations_of(type(settings)), wait_s=settings.migrate_wait_s)
+
+
 def run_service_jobs(
     database: Database, idempotency: IdempotencyStore, *jobs: PeriodicJob
 ) -> AbstractAsyncContextManager[None]:
@@ -167,8 +162,8 @@ async def serve(settings: S, build: Build[S], *, stop: asyncio.Event | None = No
     try:
         async with build(settings) as application:
             server = GrpcServer(settings, ready=application.ready)
-            for mounted in application.services:
-                server.mount(mounted.add, mounted.servicer, mounted.full_name)
+            for add, servicer in application.services:
+                server.mount(add, servicer)
             await server.start()
             _reduce_garbage_collection()
             try:

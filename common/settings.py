@@ -25,21 +25,8 @@ from pydantic_settings import (
 )
 
 from common import environment
-from common.environment import PREFIX, SECRETS_DIR, SettingsError
+from common.environment import SettingsError
 from common.urls import BindAddress, PostgresUrl, RedisUrl
-
-__all__ = [
-    "PREFIX",
-    "SECRETS_DIR",
-    "BindAddress",
-    "PostgresUrl",
-    "RedisUrl",
-    "ServiceSettings",
-    "SettingsError",
-    "read",
-    "source_of",
-    "unknown_names",
-]
 
 Command: TypeAlias = Literal["serve", "migrate"]
 
@@ -136,10 +123,7 @@ class ServiceSettings(BaseSettings):
         "resolve addresses again and find new replicas.",
     )
     readiness_interval_s: float = Field(
-        default=1.0,
-        gt=0,
-        le=60,
-        description="Time between two readiness probes.",
+        default=1.0, gt=0, le=60, description="Time between two readiness probes."
     )
     pool_size: int = Field(
         default=8,

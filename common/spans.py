@@ -151,12 +151,7 @@ class Spans:
         )
 
     def set_end(
-        self,
-        span: trace.Span,
-        code: grpc.StatusCode,
-        trailing: Trailing | None,
-        *,
-        is_error: bool,
+        self, span: trace.Span, code: grpc.StatusCode, trailing: Trailing | None, *, is_error: bool
     ) -> None:
         """Set how the call ended. There is no description: it would be the message."""
         if not span.is_recording():

@@ -2,7 +2,7 @@
 
 from common.service import main
 from coupon_service.settings import CouponSettings
-from coupon_service.wiring import build, migrate
+from coupon_service.wiring import build
 
 if __name__ == "__main__":
-    main(CouponSettings, build, migrate)
+    main(CouponSettings, build)

@@ -2,7 +2,7 @@
 
 from common.service import main
 from order_service.settings import OrderSettings
-from order_service.wiring import build, migrate
+from order_service.wiring import build
 
 if __name__ == "__main__":
-    main(OrderSettings, build, migrate)
+    main(OrderSettings, build)

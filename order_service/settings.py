@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from common.addresses import target
-from common.settings import BindAddress, ServiceSettings
+from common.settings import ServiceSettings
+from common.urls import BindAddress
 
 
 def _peer_address(addresses: str) -> str:

@@ -69,11 +69,7 @@ orders = sa.Table(
     sa.Column("update_time", _time, nullable=False),
     sa.UniqueConstraint("user_id", "request_id", name=ORDER_REQUEST_ONCE),
     sa.Index("orders_newest_of_user", "user_id", "create_time", "order_id"),
-    sa.Index(
-        "orders_due",
-        "expire_time",
-        postgresql_where=sa.text("state = 'PENDING'"),
-    ),
+    sa.Index("orders_due", "expire_time", postgresql_where=sa.text("state = 'PENDING'")),
 )
 
 # No foreign keys: they would look up the order and the product once for every line of a batch, and
@@ -139,9 +135,7 @@ sagas = sa.Table(
     sa.Index("sagas_by_order", "order_id", "saga_id"),
     sa.Index("sagas_by_state", "state", "saga_id"),
     sa.Index(
-        "sagas_due",
-        "lease_until",
-        postgresql_where=sa.text("state IN ('RUNNING', 'COMPENSATING')"),
+        "sagas_due", "lease_until", postgresql_where=sa.text("state IN ('RUNNING', 'COMPENSATING')")
     ),
 )
 

@@ -6,15 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from common.db.engines import Database, open_database
 from common.db.idempotency import IdempotencyStore
-from common.db.migrations import migrate as migrate_database
 from common.db.readiness import check_ready
 from common.locking.redis_lock import open_locks
-from common.service import Application, Mounted, run_service_jobs
+from common.service import Application, run_service_jobs
 from common.tasks import PeriodicJob
 from order_service.clients import open_services
 from order_service.model.order import Order
@@ -35,17 +33,15 @@ from order_service.use_cases.order_decider import OrderDecider, OrderLane, Order
 from order_service.use_cases.product import Products
 from order_service.use_cases.saga import Sagas
 from order_service.use_cases.watch import Watches
-from tally.order.v1 import order_pb2_grpc
+from tally.order.v1.order_pb2_grpc import (
+    add_CartServiceServicer_to_server,
+    add_OrderServiceServicer_to_server,
+    add_ProductServiceServicer_to_server,
+    add_SagaServiceServicer_to_server,
+)
 
-VERSIONS: Final = Path(__file__).parent / "migrations"
 WATCH_S: Final = 0.25
 """How late, about, a follower of an order gets a change that another replica made."""
-
-
-async def migrate(settings: OrderSettings) -> None:
-    """Bring the database to this release's schema."""
-    url = settings.owner_database_url.get_secret_value()
-    await migrate_database(url, VERSIONS, wait_s=settings.migrate_wait_s)
 
 
 @asynccontextmanager
@@ -68,6 +64,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         stack.push_async_callback(runner.hand_over)
         orders = Orders(database, lane, runner, watches, idempotency)
         stack.push_async_callback(orders.close, settings.grace_s)
+        sagas = Sagas(database, lane)
         await stack.enter_async_context(
             run_service_jobs(
                 database,
@@ -80,26 +77,10 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         )
         yield Application(
             services=[
-                Mounted(
-                    order_pb2_grpc.add_ProductServiceServicer_to_server,
-                    ProductServicer(products),
-                    "tally.order.v1.ProductService",
-                ),
-                Mounted(
-                    order_pb2_grpc.add_CartServiceServicer_to_server,
-                    CartServicer(Carts(database)),
-                    "tally.order.v1.CartService",
-                ),
-                Mounted(
-                    order_pb2_grpc.add_OrderServiceServicer_to_server,
-                    OrderServicer(orders),
-                    "tally.order.v1.OrderService",
-                ),
-                Mounted(
-                    order_pb2_grpc.add_SagaServiceServicer_to_server,
-                    SagaServicer(Sagas(database, lane)),
-                    "tally.order.v1.SagaService",
-                ),
+                (add_ProductServiceServicer_to_server, ProductServicer(products)),
+                (add_CartServiceServicer_to_server, CartServicer(Carts(database))),
+                (add_OrderServiceServicer_to_server, OrderServicer(orders)),
+                (add_SagaServiceServicer_to_server, SagaServicer(sagas)),
             ],
             ready=partial(check_ready, database, schema=SCHEMA),
         )

@@ -2,7 +2,7 @@
 
 from common.service import main
 from payment_service.settings import PaymentSettings
-from payment_service.wiring import build, migrate
+from payment_service.wiring import build
 
 if __name__ == "__main__":
-    main(PaymentSettings, build, migrate)
+    main(PaymentSettings, build)

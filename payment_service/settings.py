@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 import httpx
 from pydantic import AfterValidator, Field, SecretStr
 
-from common.settings import BindAddress, ServiceSettings
+from common.settings import ServiceSettings
+from common.urls import BindAddress
 from payment_service.gateway.toss import TossOptions
 
 

@@ -5,31 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Final
 
 from common.db.engines import open_database
 from common.db.errors import is_unavailable
 from common.db.idempotency import IdempotencyStore
-from common.db.migrations import migrate as migrate_database
 from common.db.readiness import check_ready
 from common.locking.marks import open_marks
-from common.service import Application, Mounted, run_service_jobs
+from common.service import Application, run_service_jobs
 from common.tasks import PeriodicJob, run_periodic_jobs
 from payment_service.gateway.toss import TossGateway
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
 from payment_service.tables import SCHEMA, answers
 from payment_service.use_cases.payment import Payments
-from tally.payment.v1 import payment_pb2_grpc
-
-VERSIONS: Final = Path(__file__).parent / "migrations"
-
-
-async def migrate(settings: PaymentSettings) -> None:
-    """Bring the database to this release's schema."""
-    url = settings.owner_database_url.get_secret_value()
-    await migrate_database(url, VERSIONS, wait_s=settings.migrate_wait_s)
+from tally.payment.v1.payment_pb2_grpc import add_PaymentServiceServicer_to_server
 
 
 @asynccontextmanager
@@ -49,6 +38,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             lease_s=settings.lease_s,
             resolve_concurrency=settings.resolve_concurrency,
         )
+        servicer = PaymentServicer(payments)
         resolver = payments.resolver
         heartbeat = PeriodicJob(
             "payment_heartbeat", settings.lease_s / 3, lambda _: resolver.renew_leases()
@@ -61,13 +51,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             try:
                 async with run_service_jobs(database, idempotency, sweep):
                     yield Application(
-                        services=[
-                            Mounted(
-                                payment_pb2_grpc.add_PaymentServiceServicer_to_server,
-                                PaymentServicer(payments),
-                                "tally.payment.v1.PaymentService",
-                            )
-                        ],
+                        services=[(add_PaymentServiceServicer_to_server, servicer)],
                         ready=partial(check_ready, database, schema=SCHEMA),
                     )
             finally:

@@ -198,12 +198,7 @@ class IdempotencyStore:
         if not records.new:
             return
         rows = [
-            {
-                **key._asdict(),
-                "state": record.state,
-                "digest": record.digest,
-                "body": record.body,
-            }
+            {**key._asdict(), "state": record.state, "digest": record.digest, "body": record.body}
             for key, record in sorted(records.new.items())
         ]
         result = await connection.execute(self._save, arrays(self._added, rows))

@@ -109,6 +109,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         exempt: Collection[str] = (),
     ) -> None:
         """``exempt``: full names of services without a concurrency limit and without spans."""
+        self.services: list[str] = []
+        """Full names of the registered services."""
         self._handlers: dict[str, Handler] = {}
         self._exempt = exempt
         self._calls_max = calls_max
@@ -134,6 +136,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self, service_name: str, handlers: Mapping[str, Handler]
     ) -> None:
         """Wrap each method of a service. Raises TypeError if one is not implemented."""
+        self.services.append(service_name)
         exempt = service_name in self._exempt
         for name, handler in handlers.items():
             method = f"/{service_name}/{name}"

@@ -65,7 +65,6 @@ class GrpcServer:
         self.health = Health()
         self._settings = settings
         self._ready = ready
-        self._mounted: list[str] = []
         self._handlers = HandlerRegistry(
             replica=settings.replica,
             calls_max=settings.max_concurrent_calls,
@@ -77,20 +76,20 @@ class GrpcServer:
         self._probing: asyncio.Task[None] | None = None
         self._terminated: asyncio.Task[bool] | None = None
 
-    def mount(self, add: AddToServer, servicer: object, full_name: str) -> None:
+    def mount(self, add: AddToServer, servicer: object) -> None:
         """Serve ``servicer``. Raises TypeError if one of its methods is not implemented."""
         add(servicer, self._handlers)
-        self._mounted.append(full_name)
 
     async def start(self) -> int:
         """Listen, and return the port. Raises PortTaken.
 
         Until the first probe has passed, health is NOT_SERVING and calls are refused.
         """
+        mounted = list(self._handlers.services)
         add_health: AddToServer = health_pb2_grpc.add_HealthServicer_to_server
         add_health(self.health, self._handlers)
         if self._settings.reflection:
-            methods = {reflection.METHOD: reflection.handler((*self._mounted, _HEALTH))}
+            methods = {reflection.METHOD: reflection.handler((*mounted, _HEALTH))}
             for name in reflection.NAMES:
                 self._handlers.add_registered_method_handlers(name, methods)
         self._server.add_generic_rpc_handlers((self._handlers,))
@@ -102,7 +101,7 @@ class GrpcServer:
         self._probing = asyncio.create_task(
             self.health.follow(self._open_when_ready, self._settings.readiness_interval_s)
         )
-        _log.info("listening", port=port, services=self._mounted)
+        _log.info("listening", port=port, services=mounted)
         return port
 
     async def drain(self) -> None:

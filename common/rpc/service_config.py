@@ -15,10 +15,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 
 def balanced() -> dict[str, Any]:
     """Round robin over all replicas, without those whose health is NOT_SERVING; nothing else."""
-    return {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": ""},
-    }
+    return {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 
 
 def is_idempotent(method: MethodDescriptor) -> bool:

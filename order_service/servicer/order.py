@@ -8,14 +8,7 @@ from typing import Any, Final
 
 from common.paging import TIME_KEY, Page
 from common.rpc.convert import money_from, time_to
-from order_service.model.order import (
-    CancelOrder,
-    CreateOrder,
-    Line,
-    Order,
-    OrderState,
-    PayOrder,
-)
+from order_service.model.order import CancelOrder, CreateOrder, Line, Order, OrderState, PayOrder
 from order_service.use_cases.order import Orders
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc

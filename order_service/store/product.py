@@ -35,9 +35,7 @@ _PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id")
 
 _COUNTS: Final = ("stocked", "reserved", "sold", "version")
 _changed = unnest(
-    "changed",
-    *products.c[("product_id", *_COUNTS, "update_time")],
-    loaded_version=sa.BigInteger,
+    "changed", *products.c[("product_id", *_COUNTS, "update_time")], loaded_version=sa.BigInteger
 )
 # The rows are locked, and still the version is compared and counts are added to the row instead of
 # replacing it: if a lock was ever not taken, the second write fails, and if the comparison failed

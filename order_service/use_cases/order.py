@@ -174,10 +174,7 @@ class Orders:
         return await result_of(self._detached.start(begin()))
 
     async def _end_of(
-        self,
-        begun: SagaBegun,
-        end: asyncio.Future[SagaEnd | None] | None,
-        limit_s: float | None,
+        self, begun: SagaBegun, end: asyncio.Future[SagaEnd | None] | None, limit_s: float | None
     ) -> SagaEnd | None:
         """Wait until the order has left the state in which the saga put it.
 

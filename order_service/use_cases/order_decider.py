@@ -76,11 +76,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         self._owner = owner
 
     async def load(
-        self,
-        connection: AsyncConnection,
-        commands: Sequence[OrderCommand],
-        *,
-        wait_for_locks: bool,
+        self, connection: AsyncConnection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
     ) -> OrderBatch:
         return await order_batch.load(connection, commands, wait_for_locks=wait_for_locks)
 

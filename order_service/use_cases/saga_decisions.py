@@ -18,12 +18,7 @@ from pydantic import TypeAdapter
 from common.db.idempotency import REFUSED, IdempotencyRecords, Record
 from common.errors import CurrencyMismatch, Overloaded, RequestIdReused
 from common.request_key import RequestKey, Result
-from order_service.errors import (
-    PaymentOutcomeUnknown,
-    SagaLost,
-    SagaNotFound,
-    SagaNotRetryable,
-)
+from order_service.errors import PaymentOutcomeUnknown, SagaLost, SagaNotFound, SagaNotRetryable
 from order_service.model.order import CancelOrder, Order, PayOrder
 from order_service.model.saga import ACTIVE, LIVE, Saga, SagaKind, SagaState
 from order_service.model.saga_command import CloseSaga, PayAttempt, ResolveSaga, RetrySaga

@@ -62,7 +62,7 @@ async def fake_server(received: Received, **answers: Answer) -> AsyncIterator[st
         def add(methods: Any, mounting: Any, service: str = service) -> None:
             mounting.add_registered_method_handlers(service, methods)
 
-        server.mount(add, handlers, service)
+        server.mount(add, handlers)
     port = await server.start()
     try:
         yield f"127.0.0.1:{port}"

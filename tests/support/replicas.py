@@ -35,8 +35,8 @@ async def _serving(
 ) -> AsyncIterator[str]:
     async with build(settings) as application:
         server = GrpcServer(settings, ready=application.ready)
-        for mounted in application.services:
-            server.mount(mounted.add, mounted.servicer, mounted.full_name)
+        for add, servicer in application.services:
+            server.mount(add, servicer)
         port = await server.start()
         try:
             await healthy(f"127.0.0.1:{port}")

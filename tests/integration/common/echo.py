@@ -19,7 +19,7 @@ from common.rpc.channels import open_channel
 from common.rpc.client import ServiceClient
 from common.rpc.server import GrpcServer
 from common.rpc.status import from_rpc_error
-from common.service import Application, Mounted
+from common.service import Application
 from common.settings import ServiceSettings
 
 NAME = "tally.test.v1.EchoService"
@@ -128,7 +128,7 @@ def settings(**given: Any) -> EchoSettings:
 
 
 def application(servicer: Echo) -> Application:
-    return Application(services=[Mounted(add, servicer, NAME)], ready=always_ready)
+    return Application(services=[(add, servicer)], ready=always_ready)
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ async def serving(
 ) -> AsyncIterator[tuple[str, GrpcServer]]:
     """A running server and its address; drained at the end unless the test did so."""
     server = GrpcServer(settings(**given), ready=ready)
-    server.mount(add, servicer or Echo(), NAME)
+    server.mount(add, servicer or Echo())
     port = await server.start()
     try:
         yield f"127.0.0.1:{port}", server

@@ -13,8 +13,8 @@ from unittest import mock
 import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common import tracing
-from common.service import Application, main
+from common import service, tracing
+from common.service import Application
 from tests.integration.common.echo import Echo, EchoSettings, application
 
 FLUSH_S = 60.0
@@ -65,5 +65,8 @@ async def migrate(settings: EchoSettings) -> None:
 
 if __name__ == "__main__":
     # The time limit is tested in ``test_exporting``.
-    with mock.patch.object(tracing, "stop", partial(tracing.stop, FLUSH_S)):
-        main(EchoSettings, build, migrate)
+    with (
+        mock.patch.object(tracing, "stop", partial(tracing.stop, FLUSH_S)),
+        mock.patch.object(service, "migrate", migrate),
+    ):
+        service.main(EchoSettings, build)

@@ -17,7 +17,6 @@ from common.rpc import channels, server
 from common.rpc.server import GrpcServer, PortTaken
 from tally_client import policy
 from tests.integration.common.echo import (
-    NAME,
     Echo,
     EchoStub,
     add,
@@ -139,7 +138,7 @@ async def test_a_server_listens_on_all_addresses_of_a_name_or_not_at_all(
     with socket.create_server(("127.0.0.4", 0)) as holder:
         bind = f"two.test:{holder.getsockname()[1]}"
         listening = GrpcServer(settings(bind=bind), ready=always_ready)
-        listening.mount(add, Echo(), NAME)
+        listening.mount(add, Echo())
         with pytest.raises(PortTaken) as caught:
             await listening.start()
     assert str(caught.value) == f"TALLY_ECHO_BIND: cannot listen on {bind}: Address already in use"

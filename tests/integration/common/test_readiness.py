@@ -12,12 +12,13 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
+from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA
-from balance_service.wiring import VERSIONS
 from common.db.engines import Database, open_engines, reading
 from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
 from common.errors import DatabaseUnavailable
+from common.service import migrations_of
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import PostgresFiles
 from deploy.local.postgres_roles import ServiceUrls
@@ -113,7 +114,7 @@ def standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     server = PostgresServer(tmp_path / "standby", durable=False)
     with server:
         urls = server.provision("balance")
-        asyncio.run(migrate(urls.owner, VERSIONS))
+        asyncio.run(migrate(urls.owner, migrations_of(BalanceSettings)))
     pgdata = server.files.pgdata
     signal = pgdata / "standby.signal"
     signal.touch(mode=0o600)

@@ -65,7 +65,7 @@ async def test_reflection_lists_the_services_in_both_versions() -> None:
     implemented = dict.fromkeys((*methods, "ListLedgerEntries"), Echo.Say)
     servicer = type("Balances", (balance_pb2_grpc.BalanceServiceServicer,), implemented)()
     add: Any = balance_pb2_grpc.add_BalanceServiceServicer_to_server
-    server.mount(add, servicer, BALANCE)
+    server.mount(add, servicer)
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         for name in reflection.NAMES:

@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.errors import Code
 from common.rpc.server import GrpcServer, PortTaken
 from tests.integration.common.echo import (
-    NAME,
     NOT_SERVING,
     SERVING,
     Echo,
@@ -266,7 +265,7 @@ async def test_a_taken_port_is_reported_in_one_line() -> None:
 @pytest.mark.parametrize("host", ["203.0.113.7", "nowhere.invalid"])
 async def test_an_address_of_another_machine_is_not_reported_as_in_use(host: str) -> None:
     server = GrpcServer(settings(bind=f"{host}:50051"), ready=always_ready)
-    server.mount(add, Echo(), NAME)
+    server.mount(add, Echo())
     with pytest.raises(PortTaken, match=f"cannot listen on {host}:50051: ") as caught:
         await server.start()
     assert "in use" not in str(caught.value)

@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from common import service
 from tests.integration.common.echo import EchoSettings, EchoStub, serving
-from tests.integration.common.echo_process import build, migrate
+from tests.integration.common.echo_process import build
 from tests.integration.start.process import Service, process
 
 PASSWORD = "hunter2"
@@ -121,7 +121,7 @@ def test_wrong_usage_ends_the_process_with_2_and_one_line(
     for name, value in {"TALLY_DATABASE_URL": URL, **environment}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
-        service.main(EchoSettings, build, migrate, arguments)
+        service.main(EchoSettings, build, arguments)
     assert ended.value.code == service.USAGE
     log = capsys.readouterr().err
     assert log.startswith(expected)

@@ -170,7 +170,7 @@ async def echo_server(
 ) -> AsyncIterator[tuple[GrpcServer, str]]:
     """A server as the services run it, with Echo; drained at the end."""
     server = GrpcServer(echo.settings(**changes), ready=echo.always_ready)
-    server.mount(echo.add, echo.Echo(say, count), echo.NAME)
+    server.mount(echo.add, echo.Echo(say, count))
     address = f"127.0.0.1:{await server.start()}"
     try:
         yield server, address

@@ -10,7 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from common.settings import ServiceSettings, SettingsError, read
+from common.environment import SettingsError
+from common.settings import ServiceSettings, read
 from deploy.reference import SETTINGS
 
 SECRET = "hunter2"

@@ -10,7 +10,8 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 
 from common.addresses import split_host_port
-from common.settings import ServiceSettings, SettingsError, read, unknown_names
+from common.environment import SettingsError
+from common.settings import ServiceSettings, read, unknown_names
 from common.urls import engine_url
 
 URL = "postgresql://u:hunter2@127.0.0.1:5432/tally_balance"

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from common import tracing
+from common.environment import SettingsError
 from common.rpc.status import from_trailing
-from common.settings import SettingsError
 
 ENDPOINT, TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 URL = "http://collector:4317"

@@ -15,7 +15,8 @@ from unittest import mock
 import pytest
 import yaml
 
-from common.settings import SettingsError, read
+from common.environment import SettingsError
+from common.settings import read
 from deploy.docker import secret_files
 from deploy.docker.image import IMAGES
 from deploy.local.plan import PROJECT

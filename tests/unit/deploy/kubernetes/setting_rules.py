@@ -12,7 +12,8 @@ from typing import Final
 from unittest import mock
 
 from common import tracing
-from common.settings import PREFIX, SECRETS_DIR, ServiceSettings, SettingsError, read
+from common.environment import PREFIX, SECRETS_DIR, SettingsError
+from common.settings import ServiceSettings, read
 from deploy.kubernetes.secrets import local_secret_objects
 from tests.unit.deploy.kubernetes.engine import (
     OBJECTS,
