@@ -115,8 +115,8 @@ def _account(
         script += insert("ledger_entries", user_id=user, **row, **entry)
         state = "CANCELLED" if request_id in undone else "ANSWERED"
         script += answer(_METHODS[kind], user, request_id, entry, state)
-    row = {"available_minor": available, "version": len(entries)}
-    return script + insert("accounts", user_id=user, **row)
+    account = insert("accounts", user_id=user, available_minor=available, version=len(entries))
+    return script + account
 
 
 def entry_of(entry_id: str, sequence: int, amount: int, balance_after: int) -> dict[str, Any]:

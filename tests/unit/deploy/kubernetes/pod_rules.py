@@ -9,7 +9,7 @@ from common.db.engines import CLOSE_S
 from common.rpc.server import CLEAN_UP_S
 from common.tasks import STOP_S
 from common.tracing import FLUSH_S
-from order_service.saga.runner import SagaLimits
+from order_service.saga.execution import SagaLimits
 from tests.unit.deploy.kubernetes.engine import (
     OBJECTS,
     OVERLAY,
