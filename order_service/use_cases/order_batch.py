@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.errors import StaleRead
 from common.db.row_locks import read_clock
 from common.ids import is_id
-from order_service.errors import order_not_found, product_not_found
+from order_service.errors import OrderNotFound, ProductNotFound
 from order_service.model.order import (
     TRANSITIONS,
     CancelOrder,
@@ -67,14 +67,14 @@ class OrderBatch:
         """The user's order. Raises OrderNotFound, also if it is another user's."""
         order = self.orders.get(command.order_id)
         if order is None or order.user_id != command.user_id:
-            raise order_not_found(command.order_id)
+            raise OrderNotFound(order_id=command.order_id)
         return order
 
     def product(self, product_id: str) -> Product:
         """A locked product. Raises ProductNotFound."""
         product = self.products.get(product_id)
         if product is None:
-            raise product_not_found(product_id)
+            raise ProductNotFound(product_id=product_id)
         return product
 
     def add(self, order: Order) -> Order:
