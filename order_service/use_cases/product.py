@@ -90,7 +90,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
         wanted = {one.product_id for one in commands if isinstance(one, RestockProduct)}
         loaded = await store.lock(connection, wanted, wait_for_locks=wait_for_locks)
         now = loaded.now or await read_clock(connection)
-        return _Batch(loaded.products, loaded.blocked, now)
+        return _Batch(loaded.found, loaded.blocked, now)
 
     def keys(self, command: ProductCommand) -> Sequence[RequestKey]:
         return (command.key,)
