@@ -24,24 +24,29 @@ from common.errors import Code, QuotaViolation, Refusal
 from common.ids import is_id
 
 
-class ProductNotFound(Refusal):
+class _NotFound(Refusal):
+    code = Code.NOT_FOUND
+
+    def __init__(self, **ids: str) -> None:
+        """Names the ids, without text that cannot be one: it may be long or not be valid."""
+        super().__init__(**{name: text for name, text in ids.items() if is_id(text)})
+
+
+class ProductNotFound(_NotFound):
     """There is no product with this id."""
 
-    code = Code.NOT_FOUND
     reason = "PRODUCT_NOT_FOUND"
 
 
-class OrderNotFound(Refusal):
+class OrderNotFound(_NotFound):
     """This user has no order with this id."""
 
-    code = Code.NOT_FOUND
     reason = "ORDER_NOT_FOUND"
 
 
-class SagaNotFound(Refusal):
+class SagaNotFound(_NotFound):
     """There is no such saga."""
 
-    code = Code.NOT_FOUND
     reason = "SAGA_NOT_FOUND"
 
 
@@ -128,13 +133,3 @@ class SagaLost(Refusal):
 
     # Raised inside the service only; no client gets it.
     code = Code.ABORTED
-
-
-def product_not_found(product_id: str) -> ProductNotFound:
-    """Names the product, unless the text cannot be the id of one."""
-    return ProductNotFound(**({"product_id": product_id} if is_id(product_id) else {}))
-
-
-def order_not_found(order_id: str) -> OrderNotFound:
-    """Names the order, unless the text cannot be the id of one."""
-    return OrderNotFound(**({"order_id": order_id} if is_id(order_id) else {}))

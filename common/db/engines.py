@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from common.db.errors import map_database_errors
+from common.ids import is_id
 from common.settings import ServiceSettings, source_of
 from common.urls import engine_url
+
+T = TypeVar("T")
 
 _PLANS: Final = {
     # Every statement looks rows up by key, from arrays of unknown length. It is planned once, for
@@ -139,6 +142,19 @@ async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+async def read_by_id(
+    database: Database, id_: str, read: Callable[[AsyncConnection, str], Awaitable[T | None]]
+) -> T | None:
+    """What one ``read`` finds; None, without asking, for text that cannot be an id.
+
+    Raises DatabaseUnavailable.
+    """
+    if not is_id(id_):
+        return None
+    async with reading(database) as connection:
+        return await read(connection, id_)
 
 
 @asynccontextmanager

@@ -118,7 +118,8 @@ class IdempotencyRecords:
 
     def __init__(self, found: dict[RequestKey, Record]) -> None:
         self._known = found
-        self._new: dict[RequestKey, Record] = {}
+        self.new: dict[RequestKey, Record] = {}
+        """What this batch added."""
 
     def get(self, key: RequestKey) -> Record | None:
         """The request's record, from the database or from earlier in this batch."""
@@ -156,15 +157,10 @@ class IdempotencyRecords:
     def forget(self, keys: Iterable[RequestKey]) -> None:
         """Drop what was added for these requests, whose rows were not saved."""
         for key in keys:
-            self._new.pop(key, None)
+            self.new.pop(key, None)
 
     def _put(self, key: RequestKey, record: Record) -> None:
-        self._known[key] = self._new[key] = record
-
-    @property
-    def new(self) -> dict[RequestKey, Record]:
-        """What this batch added."""
-        return self._new
+        self._known[key] = self.new[key] = record
 
 
 class IdempotencyStore:

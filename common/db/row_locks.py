@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.unnest import arrays, unnest
 
 K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 TIME: Final = sa.DateTime(timezone=True)
 CLOCK: Final = sa.func.clock_timestamp(type_=TIME)
@@ -53,6 +54,17 @@ class Locked(Generic[K]):
     rows: Sequence[sa.Row[Any]]
     blocked: frozenset[K]
     """Keys of rows that exist but are locked by another transaction."""
+    now: datetime | None
+    """The database's clock, read after the rows were locked; None if no row was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[V]):
+    """What a store made of the rows that a batch has locked, by id."""
+
+    found: dict[str, V]
+    blocked: frozenset[str]
+    """Ids of rows that exist but are locked by another transaction."""
     now: datetime | None
     """The database's clock, read after the rows were locked; None if no row was found."""
 

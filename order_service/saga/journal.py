@@ -26,8 +26,8 @@ from order_service.model.order import Order
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
 from order_service.saga.plan import PLANS
-from order_service.store import saga as store
-from order_service.store.saga import TakenOver
+from order_service.store import journal as store
+from order_service.store.journal import TakenOver
 
 _PLANS: Final = [(kind.value, version) for kind, version in PLANS]
 

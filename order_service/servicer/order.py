@@ -14,14 +14,7 @@ from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
 from tally.type.v1.money_pb2 import Money
 
-_STATES: Final = {
-    OrderState.PENDING: pb.Order.STATE_PENDING,
-    OrderState.PAYING: pb.Order.STATE_PAYING,
-    OrderState.PAID: pb.Order.STATE_PAID,
-    OrderState.CANCELLING: pb.Order.STATE_CANCELLING,
-    OrderState.CANCELLED: pb.Order.STATE_CANCELLED,
-    OrderState.EXPIRED: pb.Order.STATE_EXPIRED,
-}
+_STATES: Final = {state: pb.Order.State.Value(f"STATE_{state}") for state in OrderState}
 _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
 
 

@@ -14,28 +14,10 @@ from order_service.use_cases.saga import Sagas
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
 
-_KINDS: Final = {
-    SagaKind.PAY_ORDER: pb.Saga.KIND_PAY_ORDER,
-    SagaKind.CANCEL_ORDER: pb.Saga.KIND_CANCEL_ORDER,
-}
-_STATES: Final = {
-    SagaState.RUNNING: pb.Saga.STATE_RUNNING,
-    SagaState.COMPENSATING: pb.Saga.STATE_COMPENSATING,
-    SagaState.COMPLETED: pb.Saga.STATE_COMPLETED,
-    SagaState.COMPENSATED: pb.Saga.STATE_COMPENSATED,
-    SagaState.NEEDS_ATTENTION: pb.Saga.STATE_NEEDS_ATTENTION,
-    SagaState.RESOLVED: pb.Saga.STATE_RESOLVED,
-}
+_KINDS: Final = {kind: pb.Saga.Kind.Value(f"KIND_{kind}") for kind in SagaKind}
+_STATES: Final = {state: pb.Saga.State.Value(f"STATE_{state}") for state in SagaState}
 _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
-_STEP_STATES: Final = {
-    StepState.PENDING: pb.SagaStep.STATE_PENDING,
-    StepState.BEGUN: pb.SagaStep.STATE_BEGUN,
-    StepState.DONE: pb.SagaStep.STATE_DONE,
-    StepState.REFUSED: pb.SagaStep.STATE_REFUSED,
-    StepState.UNKNOWN: pb.SagaStep.STATE_UNKNOWN,
-    StepState.COMPENSATED: pb.SagaStep.STATE_COMPENSATED,
-    StepState.SKIPPED: pb.SagaStep.STATE_SKIPPED,
-}
+_STEP_STATES: Final = {state: pb.SagaStep.State.Value(f"STATE_{state}") for state in StepState}
 
 
 class SagaServicer(order_pb2_grpc.SagaServiceServicer):

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import at_most, newest_first
-from common.db.row_locks import RowLocks
+from common.db.row_locks import Loaded, RowLocks
 from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.paging import TimePosition
 from order_service.model.order import Item, Order, OrderState
 from order_service.tables import order_items, orders
-
-
-@dataclass(slots=True)
-class LoadedOrders:
-    """The orders that a batch concerns."""
-
-    orders: dict[str, Order] = field(default_factory=dict)
-    blocked: frozenset[str] = frozenset()
-    """Orders that exist but are locked by another transaction."""
-    now: datetime | None = None
-    """The database's clock, read after the rows were locked; None if no row was found."""
-
 
 _ORDERS: Final[RowLocks[str]] = RowLocks(orders, "order_id")
 
@@ -76,11 +62,11 @@ _ADD_ITEMS: Final = sa.insert(order_items).from_select(
 
 async def lock(
     connection: AsyncConnection, order_ids: Collection[str], *, wait_for_locks: bool
-) -> LoadedOrders:
+) -> Loaded[Order]:
     """Lock the orders (``RowLocks``) and read their lines."""
     found = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
     loaded = await _with_items(connection, found.rows)
-    return LoadedOrders({order.order_id: order for order in loaded}, found.blocked, found.now)
+    return Loaded({order.order_id: order for order in loaded}, found.blocked, found.now)
 
 
 async def save(connection: AsyncConnection, changed: Iterable[tuple[Order, Order]]) -> bool:

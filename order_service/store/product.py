@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import at_most, newest_first
-from common.db.row_locks import RowLocks
+from common.db.row_locks import Loaded, RowLocks
 from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.money import Money
 from common.paging import TimePosition
 from order_service.model.product import Product
 from order_service.tables import products
-
-
-@dataclass(slots=True)
-class LoadedProducts:
-    """The products that a batch may change."""
-
-    products: dict[str, Product] = field(default_factory=dict)
-    blocked: frozenset[str] = frozenset()
-    """Products that exist but are locked by another transaction."""
-    now: datetime | None = None
-    """The database's clock, read after the rows were locked; None if no row was found."""
-
 
 _PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id")
 
@@ -58,10 +44,10 @@ _ADD: Final = sa.insert(products).from_select(list(_added.c.keys()), sa.select(_
 
 async def lock(
     connection: AsyncConnection, product_ids: Collection[str], *, wait_for_locks: bool
-) -> LoadedProducts:
+) -> Loaded[Product]:
     """Lock the products (``RowLocks``)."""
     found = await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks)
-    return LoadedProducts(
+    return Loaded(
         {row.product_id: _to_product(row) for row in found.rows}, found.blocked, found.now
     )
 

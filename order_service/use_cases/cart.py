@@ -14,7 +14,7 @@ from common.db.engines import Database, reading
 from common.db.errors import map_database_errors
 from common.errors import InvalidField
 from common.ids import is_id
-from order_service.errors import CartChanged, product_not_found
+from order_service.errors import CartChanged, ProductNotFound
 from order_service.model.cart import ITEMS_MAX, Cart, ClearCart, SetCartItem
 from order_service.store import cart as store
 from order_service.store.product import read_product
@@ -38,10 +38,10 @@ class Carts:
         are. Raises ProductNotFound, CartChanged, or InvalidField if the cart is full.
         """
         if not is_id(command.product_id):
-            raise product_not_found(command.product_id)
+            raise ProductNotFound(product_id=command.product_id)
         async with _writing(self._database) as (connection, transaction):
             if await read_product(connection, command.product_id) is None:
-                raise product_not_found(command.product_id)
+                raise ProductNotFound(product_id=command.product_id)
             await _raise_version(connection, command)
             if await store.set_item(
                 connection, command.user_id, command.product_id, command.quantity

@@ -14,14 +14,14 @@ from dataclasses import replace
 from typing import Final
 
 from common import deadlines
-from common.db.engines import Database, reading
+from common.db.engines import Database, read_by_id, reading
 from common.db.idempotency import IdempotencyStore
 from common.errors import RequestInProgress
 from common.ids import is_id, new_id
 from common.paging import Page, TimePosition, time_position
 from common.request_key import Result
 from common.tasks import DetachedTasks, finished_within, result_of
-from order_service.errors import order_not_found, product_not_found
+from order_service.errors import OrderNotFound, ProductNotFound
 from order_service.model.order import (
     CancelOrder,
     CreateOrder,
@@ -77,7 +77,7 @@ class Orders:
         """
         for line in command.lines:
             if not is_id(line.product_id):
-                raise product_not_found(line.product_id)
+                raise ProductNotFound(product_id=line.product_id)
         return await self._lane.submit(command)
 
     async def pay(self, command: PayOrder) -> Result[Order]:
@@ -90,7 +90,7 @@ class Orders:
         and RequestInProgress if the caller's time is over first.
         """
         if not is_id(command.order_id):
-            raise order_not_found(command.order_id)
+            raise OrderNotFound(order_id=command.order_id)
         command = replace(command, saga_id=new_id(), has_room=self._runner.has_room)
         begun, end = await self._begin(command)
         if isinstance(begun, Result):
@@ -120,7 +120,7 @@ class Orders:
         RequestIdReused and what the lane raises.
         """
         if not is_id(command.order_id):
-            raise order_not_found(command.order_id)
+            raise OrderNotFound(order_id=command.order_id)
         begun, end = await self._begin(replace(command, saga_id=new_id()))
         if isinstance(begun, Result):
             return begun
@@ -206,12 +206,9 @@ class Orders:
 
     async def get(self, order_id: str, user_id: str) -> Order:
         """The order as last committed. Raises OrderNotFound, also if it is another user's."""
-        order = None
-        if is_id(order_id):
-            async with reading(self._database) as connection:
-                order = await store.read_order(connection, order_id)
+        order = await read_by_id(self._database, order_id, store.read_order)
         if order is None or order.user_id != user_id:
-            raise order_not_found(order_id)
+            raise OrderNotFound(order_id=order_id)
         return order
 
     async def list_orders(

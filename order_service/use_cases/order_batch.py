@@ -1,4 +1,4 @@
-"""One batch of the order lane: orders, their products and their sagas, loaded and saved together.
+"""One batch of the order lane: orders, their products and their sagas, changed together.
 
 Everything that changes an order goes through one lane, since an order changes together with the
 stock of its products, and with the saga that pays or cancels it.
@@ -6,17 +6,13 @@ stock of its products, and with the saga that pays or cancels it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from common.db.errors import StaleRead
-from common.db.row_locks import read_clock
 from common.ids import is_id
-from order_service.errors import order_not_found, product_not_found
+from order_service.errors import OrderNotFound, ProductNotFound
 from order_service.model.order import (
     TRANSITIONS,
     CancelOrder,
@@ -27,11 +23,9 @@ from order_service.model.order import (
     PayOrder,
 )
 from order_service.model.product import Product, StockMove
-from order_service.model.saga import Saga, SagaKind
+from order_service.model.saga import Saga
 from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga, WriteSaga
-from order_service.store import order as order_store
-from order_service.store import product as product_store
-from order_service.store import saga as saga_store
+from order_service.store.saga import SagaRequest
 
 OrderCommand: TypeAlias = (
     CreateOrder | PayOrder | CancelOrder | ExpireOrder | CloseSaga | RetrySaga | ResolveSaga
@@ -51,7 +45,7 @@ class OrderBatch:
     blocked_sagas: frozenset[str]
     now: datetime
     """The database's clock, read after the rows were locked."""
-    sagas_by_request: dict[saga_store.SagaRequest, Saga] = field(default_factory=dict)
+    sagas_by_request: dict[SagaRequest, Saga] = field(default_factory=dict)
     """Sagas of the batch's PayOrder and CancelOrder requests, those begun in it included."""
     payers: dict[str, str] = field(default_factory=dict)
     """The saga that paid each paid order, by order_id."""
@@ -67,14 +61,14 @@ class OrderBatch:
         """The user's order. Raises OrderNotFound, also if it is another user's."""
         order = self.orders.get(command.order_id)
         if order is None or order.user_id != command.user_id:
-            raise order_not_found(command.order_id)
+            raise OrderNotFound(order_id=command.order_id)
         return order
 
     def product(self, product_id: str) -> Product:
         """A locked product. Raises ProductNotFound."""
         product = self.products.get(product_id)
         if product is None:
-            raise product_not_found(product_id)
+            raise ProductNotFound(product_id=product_id)
         return product
 
     def add(self, order: Order) -> Order:
@@ -112,69 +106,6 @@ class OrderBatch:
             product = self.products[item.product_id]
             self.loaded_products.setdefault(item.product_id, product)
             self.products[item.product_id] = product.move(stock_move, item.quantity, self.now)
-
-
-async def load(
-    connection: AsyncConnection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
-) -> OrderBatch:
-    """Lock what the commands concern: orders, then products, then sagas, each ascending."""
-    orders = await order_store.lock(
-        connection,
-        {one.order_id for one in commands if not isinstance(one, CreateOrder)},
-        wait_for_locks=wait_for_locks,
-    )
-    product_ids = {id_ for one in commands for id_ in product_ids_of(one, orders.orders)}
-    products = await product_store.lock(connection, product_ids, wait_for_locks=wait_for_locks)
-    saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
-    sagas = await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
-    times = [loaded.now for loaded in (orders, products, sagas) if loaded.now is not None]
-    return OrderBatch(
-        orders.orders,
-        products.products,
-        sagas.sagas,
-        orders.blocked,
-        products.blocked,
-        sagas.blocked,
-        max(times) if times else await read_clock(connection),
-    )
-
-
-async def load_sagas_of_requests(
-    connection: AsyncConnection, batch: OrderBatch, commands: Sequence[OrderCommand]
-) -> None:
-    """Find the sagas that earlier calls with the same request_ids began, and who paid orders."""
-    requests: set[saga_store.SagaRequest] = set()
-    paid: set[str] = set()
-    for one in commands:
-        if isinstance(one, PayOrder):
-            requests.add((SagaKind.PAY_ORDER, one.user_id, one.request_id))
-        elif isinstance(one, CancelOrder) and (order := batch.orders.get(one.order_id)) is not None:
-            if order.state is OrderState.CANCELLING:
-                requests.add((SagaKind.CANCEL_ORDER, one.user_id, one.request_id))
-            elif order.state is OrderState.PAID:
-                paid.add(one.order_id)
-    if requests:
-        batch.sagas_by_request = await saga_store.find_by_request(connection, requests)
-    if paid:
-        batch.payers = await saga_store.find_payers(connection, paid)
-
-
-async def save(
-    connection: AsyncConnection, batch: OrderBatch, *, owner: str, lease_s: float
-) -> None:
-    """Write what the commands changed. Raises StaleRead if a row was not as loaded.
-
-    ``owner`` and ``lease_s``: the replica that runs the new sagas, and its lease.
-    """
-    orders = [(before, batch.orders[id_]) for id_, before in batch.loaded_orders.items()]
-    products = [(before, batch.products[id_]) for id_, before in batch.loaded_products.items()]
-    saved = await order_store.save(connection, orders)
-    if not (await product_store.save(connection, products) and saved):
-        raise StaleRead
-    await order_store.add(connection, batch.new_orders)
-    # Ended sagas first: an order has one live saga, and its next one may begin in the same batch.
-    await saga_store.write(connection, batch.ended_sagas)
-    await saga_store.add(connection, batch.new_sagas, owner=owner, lease_s=lease_s)
 
 
 def product_ids_of(command: OrderCommand, orders: dict[str, Order]) -> Collection[str]:

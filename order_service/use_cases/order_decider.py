@@ -13,7 +13,9 @@ from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked, VersionConflict
 from common.db.engines import Database
+from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.row_locks import read_clock
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
@@ -28,8 +30,13 @@ from order_service.model.order import (
     OrderState,
     PayOrder,
 )
-from order_service.model.saga import Saga
+from order_service.model.saga import Saga, SagaKind
 from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga
+from order_service.store import journal as journal_store
+from order_service.store import order as order_store
+from order_service.store import product as product_store
+from order_service.store import saga as saga_store
+from order_service.store.saga import SagaRequest
 from order_service.tables import (
     ONE_LIVE_PER_ORDER,
     ORDER_REQUEST_ONCE,
@@ -37,8 +44,12 @@ from order_service.tables import (
     STOCK_NOT_NEGATIVE,
     STOCK_NOT_OVERSOLD,
 )
-from order_service.use_cases import order_batch
-from order_service.use_cases.order_batch import OrderBatch, OrderCommand
+from order_service.use_cases.order_batch import (
+    OrderBatch,
+    OrderCommand,
+    product_ids_of,
+    saga_id_of,
+)
 from order_service.use_cases.saga_decisions import (
     ORDER_BODY,
     SagaBegun,
@@ -78,12 +89,45 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
     async def load(
         self, connection: AsyncConnection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
     ) -> OrderBatch:
-        return await order_batch.load(connection, commands, wait_for_locks=wait_for_locks)
+        """Lock orders, then products, then sagas, each ascending."""
+        orders = await order_store.lock(
+            connection,
+            {one.order_id for one in commands if not isinstance(one, CreateOrder)},
+            wait_for_locks=wait_for_locks,
+        )
+        product_ids = {id_ for one in commands for id_ in product_ids_of(one, orders.found)}
+        products = await product_store.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+        saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
+        sagas = await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+        times = [loaded.now for loaded in (orders, products, sagas) if loaded.now is not None]
+        return OrderBatch(
+            orders.found,
+            products.found,
+            sagas.found,
+            orders.blocked,
+            products.blocked,
+            sagas.blocked,
+            max(times) if times else await read_clock(connection),
+        )
 
     async def load_after_records(
         self, connection: AsyncConnection, batch: OrderBatch, commands: Sequence[OrderCommand]
     ) -> None:
-        await order_batch.load_sagas_of_requests(connection, batch, commands)
+        """Find the sagas that earlier calls with these request_ids began, and who paid orders."""
+        requests: set[SagaRequest] = set()
+        paid: set[str] = set()
+        for one in commands:
+            if isinstance(one, PayOrder):
+                requests.add((SagaKind.PAY_ORDER, one.user_id, one.request_id))
+            elif isinstance(one, CancelOrder) and (order := batch.orders.get(one.order_id)):
+                if order.state is OrderState.CANCELLING:
+                    requests.add((SagaKind.CANCEL_ORDER, one.user_id, one.request_id))
+                elif order.state is OrderState.PAID:
+                    paid.add(one.order_id)
+        if requests:
+            batch.sagas_by_request = await saga_store.find_by_request(connection, requests)
+        if paid:
+            batch.payers = await saga_store.find_payers(connection, paid)
 
     def keys(self, command: OrderCommand) -> Sequence[RequestKey]:
         match command:
@@ -126,8 +170,16 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         batch: OrderBatch,
         commands: Sequence[OrderCommand],  # no row can conflict: all are locked
     ) -> dict[int, RowLocked | VersionConflict]:
-        await order_batch.save(
-            connection, batch, owner=self._owner, lease_s=self._times.saga_lease_s
+        orders = [(before, batch.orders[id_]) for id_, before in batch.loaded_orders.items()]
+        products = [(before, batch.products[id_]) for id_, before in batch.loaded_products.items()]
+        saved = await order_store.save(connection, orders)
+        if not (await product_store.save(connection, products) and saved):
+            raise StaleRead
+        await order_store.add(connection, batch.new_orders)
+        # Ended sagas first: an order has one live saga, and its next may begin in the same batch.
+        await journal_store.write(connection, batch.ended_sagas)
+        await saga_store.add(
+            connection, batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
         )
         return {}
 
@@ -177,12 +229,10 @@ def _blocked_row(batch: OrderBatch, command: OrderCommand) -> tuple[str, str] | 
     if not isinstance(command, CreateOrder) and command.order_id in batch.blocked_orders:
         return "order", command.order_id
     if batch.blocked_products:
-        blocked = batch.blocked_products.intersection(
-            order_batch.product_ids_of(command, batch.orders)
-        )
+        blocked = batch.blocked_products.intersection(product_ids_of(command, batch.orders))
         if blocked:
             return "product", min(blocked)
-    saga_id = order_batch.saga_id_of(command)
+    saga_id = saga_id_of(command)
     return ("saga", saga_id) if saga_id is not None and saga_id in batch.blocked_sagas else None
 
 

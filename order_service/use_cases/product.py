@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database, reading
+from common.db.engines import Database, read_by_id, reading
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import read_clock
@@ -21,7 +21,7 @@ from common.ids import is_id, new_id
 from common.locking.locks import Locks
 from common.paging import Page, TimePosition, time_position
 from common.request_key import RequestKey, Result
-from order_service.errors import product_not_found
+from order_service.errors import ProductNotFound
 from order_service.locking import STRATEGIES
 from order_service.model.product import CreateProduct, Product, RestockProduct
 from order_service.store import product as store
@@ -47,17 +47,14 @@ class Products:
         DatabaseUnavailable or Overloaded.
         """
         if isinstance(command, RestockProduct) and not is_id(command.product_id):
-            raise product_not_found(command.product_id)
+            raise ProductNotFound(product_id=command.product_id)
         return await self.lane.submit(command)
 
     async def get(self, product_id: str) -> Product:
         """The product as last committed. Raises ProductNotFound."""
-        product = None
-        if is_id(product_id):
-            async with reading(self._database) as connection:
-                product = await store.read_product(connection, product_id)
+        product = await read_by_id(self._database, product_id, store.read_product)
         if product is None:
-            raise product_not_found(product_id)
+            raise ProductNotFound(product_id=product_id)
         return product
 
     async def list_products(self, page: Page) -> tuple[list[Product], str]:
@@ -93,7 +90,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
         wanted = {one.product_id for one in commands if isinstance(one, RestockProduct)}
         loaded = await store.lock(connection, wanted, wait_for_locks=wait_for_locks)
         now = loaded.now or await read_clock(connection)
-        return _Batch(loaded.products, loaded.blocked, now)
+        return _Batch(loaded.found, loaded.blocked, now)
 
     def keys(self, command: ProductCommand) -> Sequence[RequestKey]:
         return (command.key,)
@@ -131,7 +128,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
 def _restock(batch: _Batch, command: RestockProduct) -> Product:
     before = batch.products.get(command.product_id)
     if before is None:
-        raise product_not_found(command.product_id)
+        raise ProductNotFound(product_id=command.product_id)
     product = before.restock(command.quantity, batch.now)
     batch.loaded.setdefault(product.product_id, before)
     batch.products[product.product_id] = product

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from common.db.engines import Database, reading
+from common.db.engines import Database, read_by_id, reading
 from common.errors import InvalidPageToken
 from common.ids import is_id
 from common.paging import Page
@@ -27,22 +27,16 @@ class Sagas:
 
     async def get(self, saga_id: str) -> Saga:
         """The saga as last journalled. Raises SagaNotFound."""
-        saga = None
-        if is_id(saga_id):
-            async with reading(self._database) as connection:
-                saga = await store.read_saga(connection, saga_id)
+        saga = await read_by_id(self._database, saga_id, store.read_saga)
         if saga is None:
-            raise SagaNotFound(**({"saga_id": saga_id} if is_id(saga_id) else {}))
+            raise SagaNotFound(saga_id=saga_id)
         return saga
 
     async def get_latest(self, order_id: str) -> Saga:
         """The newest saga of an order. Raises SagaNotFound."""
-        saga = None
-        if is_id(order_id):
-            async with reading(self._database) as connection:
-                saga = await store.read_latest(connection, order_id)
+        saga = await read_by_id(self._database, order_id, store.read_latest)
         if saga is None:
-            raise SagaNotFound(**({"order_id": order_id} if is_id(order_id) else {}))
+            raise SagaNotFound(order_id=order_id)
         return saga
 
     async def list_sagas(self, state: SagaState | None, page: Page) -> tuple[list[Saga], str]:

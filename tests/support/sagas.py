@@ -22,7 +22,7 @@ from order_service.saga.execution import SagaEnd, SagaLimits
 from order_service.saga.journal import SagaJournal
 from order_service.saga.plan import PLANS, Plan, plan_of
 from order_service.saga.runner import Runner
-from order_service.store.saga import TakenOver
+from order_service.store.journal import TakenOver
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.payment.v1 import payment_pb2

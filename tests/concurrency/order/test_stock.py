@@ -83,7 +83,7 @@ async def lock_in_steps(
             async with connection.begin():
                 for step in steps:
                     loaded = await product_store.lock(connection, step, wait_for_locks=True)
-                    assert set(loaded.products) == set(step)
+                    assert set(loaded.found) == set(step)
                     if meeting is not None:
                         await meeting.come()
         except sa.exc.DBAPIError as error:

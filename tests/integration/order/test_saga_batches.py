@@ -28,6 +28,7 @@ from order_service.model.saga_command import (
 )
 from order_service.model.saga_input import CancelInput
 from order_service.saga.plan import PLANS
+from order_service.store import journal as journal_store
 from order_service.store import order as order_store
 from order_service.store import saga as saga_store
 from order_service.tables import answers
@@ -75,7 +76,7 @@ class Batches:
         saga = await self.begin()
         saga.park("UNAVAILABLE")
         async with self.database.begin() as connection:
-            await saga_store.write(connection, [WriteSaga(saga, 0.0)])
+            await journal_store.write(connection, [WriteSaga(saga, 0.0)])
         return saga
 
     async def take_over(self) -> Saga:
@@ -83,7 +84,7 @@ class Batches:
         command = TakeOverSagas("two", 600.0, 1, [(kind.value, version) for kind, version in PLANS])
         async with self.database.begin() as connection:
             await connection.execute(sa.text("UPDATE sagas SET lease_until = '-infinity'"))
-            (taken,) = (await saga_store.take_over(connection, command)).sagas
+            (taken,) = (await journal_store.take_over(connection, command)).sagas
         return taken
 
     async def saga(self, saga_id: str) -> Saga:

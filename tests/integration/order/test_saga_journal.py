@@ -22,6 +22,7 @@ from order_service.model.saga import Saga, SagaState, StepRecord, StepState
 from order_service.model.saga_command import WriteSaga
 from order_service.saga.journal import SagaJournal
 from order_service.saga.plan import PAY_ORDER
+from order_service.store import journal as journal_store
 from order_service.store import saga as store
 from order_service.tables import ONE_LIVE_PER_ORDER, sagas
 from tests.support.sagas import pay_input, saga_of
@@ -90,7 +91,7 @@ async def taken_over(journal: SagaJournal, room: int = 1_000) -> list[Saga]:
 
 async def close(database: Database, saga: Saga) -> None:
     async with database.begin() as connection:
-        await store.write(connection, [WriteSaga(saga.closed(SagaState.COMPLETED), 0.0)])
+        await journal_store.write(connection, [WriteSaga(saga.closed(SagaState.COMPLETED), 0.0)])
 
 
 def begin(saga: Saga, step: int) -> StepRecord:
@@ -171,8 +172,8 @@ async def test_control_without_the_epoch_the_stale_write_lands(
             await connection.execute(naive, {"steps": steps, "saga_id": write.saga.saga_id})
         return {write.owned for write in writes}
 
-    monkeypatch.setattr(store, "lock_owned", lock_any)
-    monkeypatch.setattr(store, "write", write_unfenced)
+    monkeypatch.setattr(journal_store, "lock_owned", lock_any)
+    monkeypatch.setattr(journal_store, "write", write_unfenced)
     saga = await added(database, lease_s=0)
     (taken,) = await taken_over(two)
     begin(taken, 1)
