@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, cast
+from unittest.mock import sentinel
 
 from common.errors import Code, Refusal, RemoteRefusal
 from order_service.clients import Services
@@ -35,6 +36,8 @@ PAY_SAGA_ID: Final = "019a0000-0000-7000-8000-000000000000"
 ORDER_ID: Final = "019a0000-0000-7000-8000-00000000000f"
 DISCOUNT: Final = 100
 
+ORDER: Final[Order] = sentinel.order
+"""What every saga ends with."""
 LIMITS: Final = SagaLimits(backoff_s=0.0, backoff_max_s=0.0, attempts_max=8, unreached_max=2)
 
 REFUSED: Final = RemoteRefusal(Code.FAILED_PRECONDITION, "NO_THANKS", "refused", {"id": "x"})
@@ -177,8 +180,8 @@ class MemoryJournal(SagaJournal):
             (SagaKind.PAY_ORDER, SagaState.COMPENSATED): "PENDING",
             (SagaKind.CANCEL_ORDER, SagaState.COMPLETED): "CANCELLED",
         }
-        state = self.orders[saga.order_id] = states[saga.kind, closed.state]
-        return cast("Any", state)
+        self.orders[saga.order_id] = states[saga.kind, closed.state]
+        return ORDER
 
     async def _fail(self, method: str) -> None:
         await asyncio.sleep(0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -85,8 +85,8 @@ async def test_of_five_requests_for_one_order_one_pays(stack: Stack) -> None:
 async def test_of_pay_cancel_and_expiry_exactly_one_wins(stack: Stack) -> None:
     orders = await many_orders(stack)
 
-    def pay_and_cancel(number: int, order: pb.Order) -> Awaitable[list[Any]]:
-        return asyncio.gather(
+    async def pay_and_cancel(number: int, order: pb.Order) -> tuple[Any, Any]:
+        return await asyncio.gather(
             outcome(stack.pay(pay(order), (number + 1) % 2)),
             outcome(stack.cancel(cancel(order, fresh()), number % 2)),
         )

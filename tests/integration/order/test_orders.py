@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import UNKNOWN_ID, Shop, cancel, create_order, create_product
@@ -158,7 +159,7 @@ async def _listed(
     shop: Shop, user_id: str, state: pb.Order.State.ValueType | None = None
 ) -> list[str]:
     found: list[str] = []
-    token = None
+    token: Any = None
     while token != "":
         page = await shop.orders.ListOrders(
             pb.ListOrdersRequest(user_id=user_id, state=state, page_size=2, page_token=token)

@@ -88,17 +88,18 @@ def passes(order: pb.Order, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def paying(shop: Shop, order: pb.Order, request_id: str = "p1") -> asyncio.Future[Any]:
-    return asyncio.ensure_future(
-        shop.orders.PayOrder(pay(order, request_id, payment_key="key"), timeout=LONG_S)
-    )
+def paying(shop: Shop, order: pb.Order, request_id: str = "p1") -> Any:
+    """The call, which has begun."""
+    request = pay(order, request_id, payment_key="key")
+    return asyncio.ensure_future(shop.orders.PayOrder(request, timeout=LONG_S))
 
 
-def cancelling(shop: Shop, order: pb.Order, request_id: str = "x1") -> asyncio.Future[Any]:
+def cancelling(shop: Shop, order: pb.Order, request_id: str = "x1") -> Any:
+    """The call, which has begun."""
     return asyncio.ensure_future(shop.orders.CancelOrder(cancel(order, request_id), timeout=LONG_S))
 
 
-async def saga_in(shop: Shop, state: int) -> pb.Saga:
+async def saga_in(shop: Shop, state: pb.Saga.State.ValueType) -> pb.Saga:
     """The test's last saga, when it is in this state."""
     request = pb.ListSagasRequest(state=state)
     while not (sagas := (await shop.sagas.ListSagas(request)).sagas):  # noqa: ASYNC110

@@ -305,7 +305,7 @@ async def test_control_reading_first_and_writing_then_takes_one_over_twice(
                 await connection.execute(take, {"id": saga_id})
         return len(found)
 
-    assert await asyncio.gather(naive(), naive()) == [1, 1]
+    assert list(await asyncio.gather(naive(), naive())) == [1, 1]
     assert (await read(database, saga)).epoch == 3
 
 

@@ -257,7 +257,7 @@ async def test_sagas_are_listed_newest_first_by_state_and_in_pages(stack: Stack)
     for order in orders:
         await stack.pay(pay(order))
     seen: list[tuple[str, str]] = []
-    token = None
+    token: Any = None
     while token != "":
         page = await stack.sagas.ListSagas(
             pb.ListSagasRequest(state=SAGA.STATE_COMPLETED, page_size=2, page_token=token)

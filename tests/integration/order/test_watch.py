@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from order_service.store.order import read_changed
 from order_service.use_cases import watch
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop, cancel
@@ -68,11 +69,10 @@ async def test_a_hundred_followers_cost_one_statement(
     tea = await shop.product(1_000)
     made = [await shop.order(f"u{number}", {tea: 1}) for number in range(10)]
     read: Counter[int] = Counter()
-    original = watch.read_changed
 
     async def counted(connection: Any, known: Any) -> Any:
         read[len(known)] += 1
-        return await original(connection, known)
+        return await read_changed(connection, known)
 
     monkeypatch.setattr(watch, "read_changed", counted)
     streams = [watched(shop, each) for each in made for _ in range(10)]

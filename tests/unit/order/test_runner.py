@@ -8,11 +8,13 @@ import pytest
 
 from common.errors import DatabaseUnavailable
 from order_service.model.saga import SagaState, StepState
+from order_service.model.saga_input import Failure
+from order_service.saga.execution import SagaEnd, SagaLimits
 from order_service.saga.plan import PAY_ORDER, PLANS, Plan
-from order_service.saga.runner import SagaLimits
 from tests.support.sagas import (
     LOST,
     NOW,
+    ORDER,
     REFUSED,
     SAGA_ID,
     Crashed,
@@ -35,17 +37,12 @@ def run() -> SagaRun:
 @pytest.mark.parametrize("plan", PLANS.values(), ids=lambda plan: plan.kind.value)
 async def test_the_end_of_a_completed_saga_is_its_order(plan: Plan) -> None:
     run = SagaRun(saga_of(plan))
-    end = await run.first()
-    assert end is not None
-    assert (end.order, end.failure) == (run.order, None)
+    assert await run.first() == SagaEnd(ORDER, None)
 
 
 async def test_the_end_of_a_compensated_saga_is_its_failure(run: SagaRun) -> None:
     run.services.errors[STEP] = [REFUSED]
-    end = await run.first()
-    assert end is not None
-    assert end.failure == run.row.failure
-    assert end.failure is not None
+    assert await run.first() == SagaEnd(ORDER, Failure.of(REFUSED))
 
 
 @pytest.mark.parametrize("error", [LOST, Crashed()], ids=["waits", "crashed"])
@@ -125,9 +122,8 @@ async def test_a_saga_taken_over_by_its_own_replica_runs_once(run: SagaRun) -> N
     assert after is not None
     await finish(runner)
     assert await before is None
-    end = await after
-    assert end is not None
-    assert end.order == run.order == "PAID"
+    assert await after == SagaEnd(ORDER, None)
+    assert run.order == "PAID"
     assert run.services.calls.count("confirm_payment") == 1
 
 
