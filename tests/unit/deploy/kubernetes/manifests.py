@@ -127,7 +127,7 @@ class Overlay:
         return [Item(self, each) for each in self.objects]
 
     def of_kind(self, *kinds: str) -> list[Item]:
-        return [each for each in self.items if each.kind in kinds]
+        return [Item(self, each) for each in self.objects if each["kind"] in kinds]
 
     def find(self, kind: str, name: str) -> Item | None:
         return next((each for each in self.of_kind(kind) if each.name == name), None)

@@ -62,11 +62,11 @@ def allowed(
 ) -> bool:
     """Whether the policies let a pod through in one direction, ``ingress`` or ``egress``."""
     peers = "from" if direction == "ingress" else "to"
+    policies = [each["spec"] for each in overlay.objects if each["kind"] == "NetworkPolicy"]
     specs = [
-        each.raw["spec"]
-        for each in overlay.of_kind("NetworkPolicy")
-        if direction.capitalize() in each.raw["spec"]["policyTypes"]
-        and selects(each.raw["spec"]["podSelector"], own)
+        spec
+        for spec in policies
+        if direction.capitalize() in spec["policyTypes"] and selects(spec["podSelector"], own)
     ]
     if not specs:
         return True
