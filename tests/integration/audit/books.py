@@ -41,8 +41,10 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "accounts": {"currency_code": "KRW", "update_time": NOW},
     "ledger_entries": {"currency_code": "KRW", "create_time": NOW},
     "answers": {"digest": ""},
-    "campaigns": {"currency_code": "KRW"},
-    "coupons": {"campaign_id": CAMPAIGN, "issue_time": NOW, "expire_time": LATER},
+    "campaigns": {"currency_code": "KRW", "name": "c", "request_id": "campaign-1"}
+    | {"start_time": NOW, "end_time": LATER, "create_time": NOW, "coupon_lifetime_us": 1},
+    "coupons": {"campaign_id": CAMPAIGN, "issue_time": NOW, "expire_time": LATER}
+    | {"request_id": "issue-1"},
     "redemptions": {"currency_code": "KRW", "redeem_time": NOW},
     "payments": {"currency_code": "KRW", "gateway": "toss", "tries": 0, "version": 1, **_NEW},
     "products": {"name": "p", "currency_code": "KRW", "price_minor": 250, "version": 1, **_NEW},
@@ -54,10 +56,11 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 """What the rows of a table have in common."""
 
 
-def insert(table: str, **columns: Any) -> str:
-    row = _DEFAULTS.get(table, {}) | columns
-    values = ", ".join(map(_literal, row.values()))
-    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({values});\n"
+def insert(table: str, columns: str, *values: Any) -> str:
+    """``columns`` are separated by blanks, and completed by the table's defaults."""
+    row = _DEFAULTS.get(table, {}) | dict(zip(columns.split(), values, strict=True))
+    literals = ", ".join(map(_literal, row.values()))
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({literals});\n"
 
 
 def _literal(value: Any) -> str:
@@ -72,8 +75,8 @@ def _literal(value: Any) -> str:
 
 def answer(method: str, scope: str, request_id: str, body: Any, state: str = "ANSWERED") -> str:
     text = None if state == "CANCELLED" else json.dumps(body)
-    row = {"method": method, "scope": scope, "request_id": request_id, "state": state}
-    return insert("answers", **row, body=text)
+    columns = "method scope request_id state body"
+    return insert("answers", columns, method, scope, request_id, state, text)
 
 
 # -- balance ---------------------------------------------------------------------------------------
@@ -110,23 +113,28 @@ def _account(
     undone = {refund_of for *_, refund_of in entries}
     for sequence, (kind, amount, request_id, order_id, refund_of) in enumerate(entries, 1):
         available += amount
-        entry = entry_of(uid(first_id + sequence), sequence, amount, available)
-        row = {"kind": kind, "request_id": request_id, "order_id": order_id, "refund_of": refund_of}
-        script += insert("ledger_entries", user_id=user, **row, **entry)
+        entry = (uid(first_id + sequence), sequence, amount, available)
+        script += ledger_entry(user, entry, kind, request_id, order_id, refund_of)
         state = "CANCELLED" if request_id in undone else "ANSWERED"
-        script += answer(_METHODS[kind], user, request_id, entry, state)
-    account = insert("accounts", user_id=user, available_minor=available, version=len(entries))
-    return script + account
+        script += answer(_METHODS[kind], user, request_id, entry_body(entry), state)
+    columns = "user_id available_minor version"
+    return script + insert("accounts", columns, user, available, len(entries))
 
 
-def entry_of(entry_id: str, sequence: int, amount: int, balance_after: int) -> dict[str, Any]:
-    """What a ledger entry and its answer have in common."""
-    return {
-        "entry_id": entry_id,
-        "sequence": sequence,
-        "amount_minor": amount,
-        "balance_after_minor": balance_after,
-    }
+Entry = tuple[str, int, int, int]
+"""Its id, sequence, amount, and the balance after it."""
+_ENTRY_COLUMNS: Final = "entry_id sequence amount_minor balance_after_minor"
+
+
+def ledger_entry(user: str, entry: Entry, *request: str | None) -> str:
+    """``request``: kind, request_id, order_id and refund_of."""
+    columns = f"user_id {_ENTRY_COLUMNS} kind request_id order_id refund_of"
+    return insert("ledger_entries", columns, user, *entry, *request)
+
+
+def entry_body(entry: Entry) -> dict[str, Any]:
+    """The body of an entry's answer."""
+    return dict(zip(_ENTRY_COLUMNS.split(), entry, strict=True))
 
 
 # -- coupon ----------------------------------------------------------------------------------------
@@ -134,20 +142,14 @@ def entry_of(entry_id: str, sequence: int, amount: int, balance_after: int) -> d
 
 def coupon() -> str:
     """A campaign with two coupons, one redeemed and one restored."""
-    campaign = {"campaign_id": CAMPAIGN, "name": "c", "request_id": "campaign-1"}
-    duration = {"start_time": NOW, "end_time": LATER, "create_time": NOW, "coupon_lifetime_us": 1}
-    used = {"redeem_request_id": f"{PAY_A}:redeem_coupon", "order_id": A, "redeem_time": NOW}
     return (
         insert(
             "campaigns",
-            **campaign,
-            **duration,
-            fixed_discount_minor=500,
-            quantity=3,
-            issued=2,
+            "campaign_id fixed_discount_minor quantity issued",
+            *(CAMPAIGN, 500, 3, 2),
         )
-        + _coupon(COUPON_A, "ann", 1, **used)
-        + _coupon(COUPON_B, "bob", 2)
+        + _coupon(COUPON_A, "ann", 1, f"{PAY_A}:redeem_coupon", A, NOW)
+        + _coupon(COUPON_B, "bob", 2, None, None, None)
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500)
         + redemption(
             "bob", PAY_B, COUPON_B, order_id=B, order_amount=2_000, discount=300, restored=True
@@ -155,10 +157,11 @@ def coupon() -> str:
     )
 
 
-def _coupon(coupon_id: str, user: str, number: int, **use: str) -> str:
-    coupon = {"coupon_id": coupon_id, "issue_number": number}
-    return insert("coupons", user_id=user, request_id="issue-1", **coupon, **use) + answer(
-        "IssueCoupon", user, "issue-1", coupon
+def _coupon(coupon_id: str, user: str, number: int, *use: str | None) -> str:
+    columns = "coupon_id user_id issue_number redeem_request_id order_id redeem_time"
+    body = {"coupon_id": coupon_id, "issue_number": number}
+    return insert("coupons", columns, coupon_id, user, number, *use) + answer(
+        "IssueCoupon", user, "issue-1", body
     )
 
 
@@ -175,14 +178,10 @@ def redemption(
     request_id = f"{saga_id}:redeem_coupon"
     return insert(
         "redemptions",
-        user_id=user,
-        request_id=request_id,
-        coupon_id=coupon_id,
-        order_id=order_id,
-        order_amount_minor=order_amount,
-        discount_minor=discount,
-        restore_request_id="restore-1" if restored else None,
-        restore_time=NOW if restored else None,
+        "user_id request_id coupon_id order_id order_amount_minor discount_minor"
+        " restore_request_id restore_time",
+        *(user, request_id, coupon_id, order_id, order_amount, discount),
+        *(("restore-1", NOW) if restored else (None, None)),
     ) + answer("RedeemCoupon", user, request_id, {}, "CANCELLED" if restored else "ANSWERED")
 
 
@@ -216,17 +215,13 @@ def payment_row(
 ) -> str:
     script = insert(
         "payments",
-        payment_id=payment_id,
-        payment_key=f"key-{payment_id[-2:]}",
-        user_id=user,
-        request_id=request_id,
-        order_id=order_id,
-        amount_minor=amount,
-        state=state,
-        gateway_transaction_id="t" if state in {"CONFIRMED", "CANCELLED"} else None,
-        failure_code="REJECT" if state == "DECLINED" else None,
-        cancel_reason="r" if state == "CANCELLED" else None,
-        due_time=NOW if state == "UNKNOWN" else None,
+        "payment_id payment_key user_id request_id order_id amount_minor state"
+        " gateway_transaction_id failure_code cancel_reason due_time",
+        *(payment_id, f"key-{payment_id[-2:]}", user, request_id, order_id, amount, state),
+        "t" if state in {"CONFIRMED", "CANCELLED"} else None,
+        "REJECT" if state == "DECLINED" else None,
+        "r" if state == "CANCELLED" else None,
+        NOW if state == "UNKNOWN" else None,
     )
     if state in _ANSWERS:
         body = {"payment_id": payment_id}
@@ -281,13 +276,7 @@ def order() -> str:
     )
     cancelled = "cancel_payment DONE, refund_deduction DONE, restore_coupon DONE, cancel_order DONE"
     return (
-        insert(
-            "products",
-            product_id=PRODUCT,
-            stocked=100,
-            reserved=4 + 1,
-            sold=20,
-        )
+        insert("products", "product_id stocked reserved sold", PRODUCT, 100, 4 + 1, 20)
         + order_row(A, "ann", 20, "PAID", (500, 3_000, 1_500), coupon=COUPON_A, payment=PAID_A)
         + order_row(B, "bob", 8, "CANCELLED", (300, 1_000, 700), coupon=COUPON_B, payment=PAID_B)
         + order_row(C, "ann", 4, "PENDING")
@@ -317,25 +306,17 @@ def order_row(
     coupon: str | None = None,
     payment: str | None = None,
 ) -> str:
-    discount, by_balance, by_gateway = paid
     request_id = f"create-{order_id}"
     order = insert(
         "orders",
-        order_id=order_id,
-        user_id=user,
-        request_id=request_id,
-        subtotal_minor=quantity * 250,
-        discount_minor=discount,
-        paid_by_balance_minor=by_balance,
-        paid_by_gateway_minor=by_gateway,
-        coupon_id=coupon,
-        payment_id=payment,
-        state=state,
+        "order_id user_id request_id subtotal_minor discount_minor paid_by_balance_minor"
+        " paid_by_gateway_minor coupon_id payment_id state",
+        *(order_id, user, request_id, quantity * 250, *paid, coupon, payment, state),
     )
-    line = {"product_id": PRODUCT, "quantity": quantity, "unit_price_minor": 250}
+    line = (order_id, PRODUCT, quantity, 250)
     return (
         order
-        + insert("order_items", order_id=order_id, **line)
+        + insert("order_items", "order_id product_id quantity unit_price_minor", *line)
         + answer("CreateOrder", user, request_id, {"order_id": order_id})
     )
 
@@ -346,14 +327,10 @@ def saga(
     pairs = [step.split() for step in steps.split(", ")]
     return insert(
         "sagas",
-        saga_id=saga_id,
-        kind=kind,
-        order_id=order_id,
-        user_id=user,
-        request_id=f"pay-{saga_id}",
-        state=state,
-        steps=[{"name": name, "state": step_state} for name, step_state in pairs],
-        failure={"reason": "r"} if state == "COMPENSATED" else None,
+        "saga_id kind order_id user_id request_id state steps failure",
+        *(saga_id, kind, order_id, user, f"pay-{saga_id}", state),
+        [{"name": name, "state": step_state} for name, step_state in pairs],
+        {"reason": "r"} if state == "COMPENSATED" else None,
     )
 
 

@@ -28,9 +28,9 @@ from tests.integration.audit.books import (
     E,
     F,
     answer,
-    entry_of,
+    entry_body,
     gateway_charge,
-    insert,
+    ledger_entry,
     order_row,
     payment_row,
     redemption,
@@ -40,15 +40,13 @@ from tests.integration.audit.books import (
 from tests.integration.audit.conftest import Books
 
 NOBODY = uid(99)
-_REFUND = {"kind": "REFUND", "refund_of": f"{PAY_C}:deduct_balance", "request_id": "again"}
-SECOND_REFUND = insert(
-    "ledger_entries", user_id="ann", order_id=C, **_REFUND, **entry_of(NOBODY, 5, 400, 0)
+SECOND_REFUND = ledger_entry(
+    "ann", (NOBODY, 5, 400, 0), "REFUND", "again", C, f"{PAY_C}:deduct_balance"
 )
-_DEDUCTION = {"kind": "DEDUCT", "request_id": f"{NOBODY}:deduct_balance", "order_id": A}
-_ENTRY = entry_of(NOBODY, 5, -5, 6_995)
+_ENTRY = (NOBODY, 5, -5, 6_995)
 DEDUCTION_OF_NO_SAGA = (
-    insert("ledger_entries", user_id="ann", **_DEDUCTION, **_ENTRY)
-    + answer("DeductBalance", "ann", f"{NOBODY}:deduct_balance", _ENTRY)
+    ledger_entry("ann", _ENTRY, "DEDUCT", f"{NOBODY}:deduct_balance", A, None)
+    + answer("DeductBalance", "ann", f"{NOBODY}:deduct_balance", entry_body(_ENTRY))
     + "UPDATE accounts SET available_minor = 6995, version = 5 WHERE user_id = 'ann'"
 )
 
