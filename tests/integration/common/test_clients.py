@@ -6,7 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
@@ -116,17 +115,6 @@ async def test_attempts_are_bounded_and_the_last_refusal_is_raised(attempts: int
             await client.call(client.stub.Say, StringValue(), limit_s=5.0, attempts_max=attempts)
     assert caught.value.metadata == {"number": str(attempts)}
     assert faulty.calls == attempts
-
-
-async def test_no_pause_is_begun_that_ends_after_the_deadline() -> None:
-    faulty = Faulty(DatabaseUnavailable(), retry_after_s=100.0)
-    async with serving(Echo(faulty)) as (address, _), client_of(address) as client:
-        async with grpc.aio.insecure_channel(address) as channel:
-            await channel.channel_ready()
-        with deadlines.within(25.0), pytest.raises(RemoteRefusal) as caught:
-            await client.call(client.stub.Say, StringValue(value="once"), limit_s=20.0)
-    assert caught.value.reason == "DATABASE_UNAVAILABLE"
-    assert faulty.calls == 1
 
 
 async def test_the_called_service_gets_the_shorter_of_limit_and_deadline() -> None:

@@ -13,7 +13,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from structlog.testing import capture_logs
 
 from common import deadlines, metrics
-from common.errors import Code, FieldViolation, InvalidField, QuotaViolation, Refusal, RemoteRefusal
+from common.errors import Code, QuotaViolation, Refusal, RemoteRefusal
 from common.rpc.handlers import MESSAGE_BYTES_MAX, HandlerRegistry
 from common.rpc.server import RECEIVE_BYTES_MAX
 from common.rpc.status import from_rpc_error, is_retryable
@@ -71,11 +71,6 @@ async def test_a_refusal_arrives_whole_with_the_replicas_name() -> None:
     assert refusal.metadata == {"campaign_id": "7"}
     assert refusal.message == "Everything is gone."
     assert (refusal.quota, refusal.retry_after_s) == (SoldOut.quota, None)
-
-
-async def test_a_field_violation_raised_by_a_method_arrives() -> None:
-    refusal, _ = await ending(InvalidField("amount.amount_minor", "must be positive"))
-    assert refusal.fields == (FieldViolation("amount.amount_minor", "must be positive"),)
 
 
 @pytest.mark.parametrize(

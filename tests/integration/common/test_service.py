@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common import service
-from tests.integration.common.echo import EchoSettings, EchoStub, serving
+from tests.integration.common.echo import EchoSettings, EchoStub
 from tests.integration.common.echo_process import build
 from tests.integration.start.process import Service, process
 
@@ -71,23 +71,6 @@ async def test_a_service_runs_on_uvloop_and_serves_metrics(unused_tcp_port: int)
             page = (await client.get(f"http://127.0.0.1:{unused_tcp_port}/metrics")).text
     assert 'tally_grpc_calls_total{code="OK",method="/tally.test.v1.EchoService/Say"} 1.0' in page
     assert "tally_grpc_call_seconds_bucket" in page
-
-
-async def test_a_taken_port_ends_the_process_with_one_line() -> None:
-    async with serving() as (address, _), started(TALLY_BIND=address) as running:
-        status, log = await running.end()
-    assert status == service.FAILED
-    taken = f"TALLY_BIND: cannot listen on {address}: Address already in use"
-    assert log.splitlines()[-1] == taken
-    assert "Traceback" not in log
-    assert PASSWORD not in log
-
-
-async def test_migrate_migrates_and_exits_with_0() -> None:
-    async with started("migrate", TALLY_OWNER_DATABASE_URL=URL) as running:
-        status, log = await running.end()
-    assert status == 0
-    assert '"migrated"' in log
 
 
 async def test_migrate_that_fails_logs_one_line_without_the_password() -> None:

@@ -54,14 +54,13 @@ async def test_a_replica_waits_for_its_database_and_then_for_its_schema(
     assert log.count("TALLY_REDIS_URL: ") == 1
 
 
-@every_service
 async def test_a_wrong_password_is_reported_with_the_setting_and_the_role(
-    service: str, migrated: ServiceUrls
+    migrated: ServiceUrls,
 ) -> None:
-    async with started(service, with_password(migrated.runtime)) as (running, calling):
+    async with started("balance", with_password(migrated.runtime)) as (running, calling):
         reason = (await running.line("not ready"))["reason"]
-        problem = f'password authentication failed for user "tally_{service}_runtime"'
-        assert reason == f"{variable(service)}: {problem}"
+        problem = 'password authentication failed for user "tally_balance_runtime"'
+        assert reason == f"{variable('balance')}: {problem}"
         await calling.assert_refuses()
 
 

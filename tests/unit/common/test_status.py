@@ -67,24 +67,6 @@ def test_each_detail_type_occurs_at_most_once_and_error_info_always(refusal: Rem
     assert types[0] == "type.googleapis.com/google.rpc.ErrorInfo"
 
 
-def test_the_largest_status_fits_into_the_metadata_that_clients_accept() -> None:
-    long = "é" * 10_000
-    refusal = RemoteRefusal(
-        Code.INTERNAL,
-        "REASON",
-        long,
-        {f"key_{number}": long for number in range(100)},
-        fields=(FieldViolation(long, long),) * 100,
-        quota=(QuotaViolation(long, long),) * 100,
-        retry_after_s=1.0,
-    )
-    sent = status.to_status(refusal)
-    assert len(sent.message.encode()) <= status.MESSAGE_BYTES_MAX
-    # Binary metadata is sent as base64, the message percent-encoded.
-    on_the_wire = len(sent.SerializeToString()) * 4 / 3 + 3 * len(sent.message.encode())
-    assert on_the_wire < 8 * 1024
-
-
 def test_all_of_a_hundred_quota_violations_are_named() -> None:
     names = [f"product:01a1fd79-a91a-74f1-878e-{number:012}" for number in range(100)]
     quota = tuple(QuotaViolation(name, "999999 free, 1000000 asked") for name in names)
