@@ -21,6 +21,7 @@ USER: Final = "ann"
 class Seed:
     """The ids of what exists, all of USER: at least two of each, to tell one from another."""
 
+    entries: list[str]
     products: list[str]
     campaigns: list[str]
     coupons: list[str]
