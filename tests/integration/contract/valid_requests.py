@@ -76,6 +76,7 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
         "DeductBalance": {"amount": won(100), "order_id": "order-1"},
         "RefundDeduction": {},
         "GetBalance": {},
+        "GetLedgerEntry": {"entry_id": seed.entries[0]},
         "ListLedgerEntries": {},
         "CreateCampaign": {
             "name": "Spring",
