@@ -1,6 +1,7 @@
 """What the balance service refuses, and why.
 
 ├── AccountNotFound         NOT_FOUND             ACCOUNT_NOT_FOUND
+├── LedgerEntryNotFound     NOT_FOUND             LEDGER_ENTRY_NOT_FOUND
 ├── InsufficientFunds       FAILED_PRECONDITION   INSUFFICIENT_FUNDS
 ├── BalanceLimitExceeded    FAILED_PRECONDITION   BALANCE_LIMIT_EXCEEDED
 └── DeductionCancelled      FAILED_PRECONDITION   DEDUCTION_CANCELLED
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 from common.errors import Code, QuotaViolation, Refusal
+from common.ids import is_id
 
 
 class AccountNotFound(Refusal):
@@ -16,6 +18,18 @@ class AccountNotFound(Refusal):
 
     code = Code.NOT_FOUND
     reason = "ACCOUNT_NOT_FOUND"
+
+
+class LedgerEntryNotFound(Refusal):
+    """The user has no ledger entry with this id."""
+
+    code = Code.NOT_FOUND
+    reason = "LEDGER_ENTRY_NOT_FOUND"
+
+    def __init__(self, *, user_id: str, entry_id: str) -> None:
+        # Text that cannot be an id is not repeated: it may be long, or not be valid text.
+        known = {"entry_id": entry_id} if is_id(entry_id) else {}
+        super().__init__(user_id=user_id, **known)
 
 
 class InsufficientFunds(Refusal):

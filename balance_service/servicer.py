@@ -72,6 +72,12 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
             )
         )
 
+    async def GetLedgerEntry(
+        self, request: pb.GetLedgerEntryRequest, context: Any
+    ) -> pb.GetLedgerEntryResponse:
+        entry = await self._accounts.get_entry(request.entry_id, request.user_id)
+        return pb.GetLedgerEntryResponse(entry=_entry(entry))
+
     async def ListLedgerEntries(
         self, request: pb.ListLedgerEntriesRequest, context: Any
     ) -> pb.ListLedgerEntriesResponse:

@@ -182,6 +182,11 @@ _ONE: Final = sa.select(accounts).where(
     accounts.c.currency_code == sa.bindparam("currency_code"),
     accounts.c.version > 0,
 )
+# No index has entry_id: all entries of the user are read, over an index that begins with user_id.
+_ENTRY: Final = sa.select(ledger_entries).where(
+    ledger_entries.c.user_id == sa.bindparam("user_id"),
+    ledger_entries.c.entry_id == sa.bindparam("entry_id"),
+)
 _NEWEST: Final = (
     sa.select(ledger_entries)
     .where(
@@ -198,6 +203,13 @@ async def read_account(connection: AsyncConnection, account_id: AccountId) -> Ac
     """One account as last committed."""
     row = (await connection.execute(_ONE, account_id._asdict())).one_or_none()
     return None if row is None else _to_account(row)
+
+
+async def read_entry(connection: AsyncConnection, entry_id: str, user_id: str) -> Entry | None:
+    """One entry of the user, in any currency, as last committed."""
+    asked = {"entry_id": entry_id, "user_id": user_id}
+    row = (await connection.execute(_ENTRY, asked)).one_or_none()
+    return None if row is None else _to_entry(row)
 
 
 async def read_entries(

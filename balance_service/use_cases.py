@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service import store
-from balance_service.errors import DeductionCancelled
+from balance_service.errors import DeductionCancelled, LedgerEntryNotFound
 from balance_service.locking import STRATEGIES, needs_row_lock
 from balance_service.model import (
     Account,
@@ -26,7 +27,7 @@ from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database, reading
+from common.db.engines import Database, read_by_id, reading
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import Refusal, RequestIdReused
@@ -66,6 +67,14 @@ class Accounts:
         if account is None:
             raise account_not_found(account_id)
         return account
+
+    async def get_entry(self, entry_id: str, user_id: str) -> Entry:
+        """The user's entry. Raises LedgerEntryNotFound, also if it is another user's."""
+        read = partial(store.read_entry, user_id=user_id)
+        entry = await read_by_id(self._database, entry_id, read)
+        if entry is None:
+            raise LedgerEntryNotFound(user_id=user_id, entry_id=entry_id)
+        return entry
 
     async def list_entries(self, account_id: AccountId, page: Page) -> tuple[list[Entry], str]:
         """A page of the ledger, newest first, and the next page's token ('' at the end)."""

@@ -45,6 +45,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidField",
     "InvalidPageToken",
+    "LedgerEntryNotFound",
     "Listing",
     "NoAnswer",
     "NotConnected",

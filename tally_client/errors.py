@@ -4,8 +4,8 @@
     ├── InvalidArgument           the request is wrong, whatever the state of the service
     │   └── InvalidField, CurrencyMismatch, RequestIdReused, InvalidPageToken, AmountExceedsDue
     ├── NotFound
-    │   └── AccountNotFound, CampaignNotFound, CouponNotFound, ProductNotFound, OrderNotFound,
-    │       PaymentNotFound, SagaNotFound
+    │   └── AccountNotFound, LedgerEntryNotFound, CampaignNotFound, CouponNotFound,
+    │       ProductNotFound, OrderNotFound, PaymentNotFound, SagaNotFound
     ├── AlreadyExists
     │   └── CouponAlreadyIssued, PaymentKeyUsed
     ├── FailedPrecondition        the state does not allow the call; nothing was done

@@ -37,6 +37,10 @@ class AccountNotFound(NotFound, reason="ACCOUNT_NOT_FOUND"):
     """The user has no account in this currency."""
 
 
+class LedgerEntryNotFound(NotFound, reason="LEDGER_ENTRY_NOT_FOUND"):
+    """The user has no ledger entry with this id."""
+
+
 class CampaignNotFound(NotFound, reason="CAMPAIGN_NOT_FOUND"):
     """There is no campaign with this id."""
 

@@ -54,6 +54,9 @@ class BalanceService(_Service):
             balance.RefundDeductionRequest, balance.RefundDeductionResponse
         )
         self.get_balance = self._unary(balance.GetBalanceRequest, balance.GetBalanceResponse)
+        self.get_ledger_entry = self._unary(
+            balance.GetLedgerEntryRequest, balance.GetLedgerEntryResponse
+        )
         self.list_ledger_entries = self._listing(
             balance.ListLedgerEntriesRequest, balance.ListLedgerEntriesResponse
         )

@@ -51,6 +51,10 @@ def balance_of(user_id: str) -> pb.GetBalanceRequest:
     return pb.GetBalanceRequest(user_id=user_id, currency_code="KRW")
 
 
+def entry_of(user_id: str, entry_id: str) -> pb.GetLedgerEntryRequest:
+    return pb.GetLedgerEntryRequest(user_id=user_id, entry_id=entry_id)
+
+
 async def available(balance: Any, user_id: str) -> int:
     """What the user has to spend, in won."""
     return int((await balance.GetBalance(balance_of(user_id))).balance.available.amount_minor)

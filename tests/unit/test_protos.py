@@ -33,6 +33,7 @@ from tests.support.contract import (
 
 FOR_OTHER_SERVICES: Final = {"RefundDeduction", "RedeemCoupon", "RestoreCoupon", "CancelPayment"}
 OWN_IDS: Final = {
+    "BalanceService": {"entry_id"},
     "CouponService": {"campaign_id", "coupon_id"},
     "ProductService": {"product_id"},
     "CartService": {"product_id"},

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 from tally.balance.v1 import balance_pb2 as pb
-from tests.support.balances import available, balance_of, charge, deduct, refund, won
+from tests.support.balances import available, balance_of, charge, deduct, entry_of, refund, won
+from tests.support.orders import UNKNOWN_ID
 from tests.support.refusals import refused
 
 
@@ -103,6 +104,25 @@ async def test_the_limit_of_a_balance_holds_for_charges_not_for_refunds(balance:
     await balance.ChargeBalance(charge("ann", 10**15, "again"))
     response = await balance.RefundDeduction(refund("ann", "d1", "r1"))
     assert response.balance.available == won(10**18 + 10**15)
+
+
+async def test_a_user_gets_own_entries_only(balance: Any) -> None:
+    charged = (await balance.ChargeBalance(charge("ann", 100, "c1"))).entry
+    dollars = (await balance.ChargeBalance(charge("ann", 7, "c2", currency="USD"))).entry
+    deducted = (await balance.DeductBalance(deduct("ann", 60, "d1", order_id="o1"))).entry
+    refunded = (await balance.RefundDeduction(refund("ann", "d1", "r1"))).entry
+    of_bob = (await balance.ChargeBalance(charge("bob", 5, "c1"))).entry
+    for entry in (charged, dollars, deducted, refunded):
+        assert (await balance.GetLedgerEntry(entry_of("ann", entry.entry_id))).entry == entry
+    for entry_id in (of_bob.entry_id, UNKNOWN_ID, charged.entry_id.upper(), "nonsense", "\x00"):
+        with refused("LEDGER_ENTRY_NOT_FOUND") as not_found:
+            await balance.GetLedgerEntry(entry_of("ann", entry_id))
+        assert not_found.refusal is not None
+        known = {"entry_id": entry_id} if entry_id in (of_bob.entry_id, UNKNOWN_ID) else {}
+        assert not_found.refusal.metadata == known | {"user_id": "ann"}
+    # A user without an account has no entries, and no other reason.
+    with refused("LEDGER_ENTRY_NOT_FOUND"):
+        await balance.GetLedgerEntry(entry_of("eve", charged.entry_id))
 
 
 async def test_the_ledger_is_listed_in_pages_newest_first(balance: Any) -> None:

@@ -196,6 +196,7 @@ _KINDS: Final = {
     **dict.fromkeys(("user_id", "request_id", "deduct_request_id"), client_id()),
     **dict.fromkeys(("redeem_request_id", "confirm_request_id"), client_id()),
     "payment_key": client_id(200),
+    "entry_id": own_id("LEDGER_ENTRY_NOT_FOUND"),
     "campaign_id": own_id("CAMPAIGN_NOT_FOUND"),
     "coupon_id": own_id("COUPON_NOT_FOUND"),
     "order_id": own_id("ORDER_NOT_FOUND"),

@@ -144,10 +144,14 @@ async def seeded_services(stack: Stack) -> AsyncIterator[Services]:
 
 async def _seed(services: Services) -> Seed:
     call = services.call
-    for user_id in (USER, OTHER_USER):
-        for currency in ("KRW", "USD"):
-            for _ in range(2):
-                await call(charge(user_id, 1_000_000, fresh(), currency=currency))
+    entries = {
+        user_id: [
+            (await call(charge(user_id, 1_000_000, fresh(), currency=currency))).entry.entry_id
+            for currency in ("KRW", "USD")
+            for _ in range(2)
+        ]
+        for user_id in (OTHER_USER, USER)
+    }
     campaigns = [
         (await call(campaign(fresh(), ends_in=YEAR, lifetime=YEAR))).campaign.campaign_id
         for _ in range(5)
@@ -177,6 +181,7 @@ async def _seed(services: Services) -> Seed:
     for order_id in orders[:3]:
         await call(order.PayOrderRequest(order_id=order_id, user_id=USER, request_id=fresh()))
     return Seed(
+        entries=entries[USER],
         products=products,
         campaigns=campaigns,
         coupons=coupons[USER],

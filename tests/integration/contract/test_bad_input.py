@@ -21,6 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 # The reason that a user without anything is refused for.
 REFUSED_TO_STRANGERS = {
     **dict.fromkeys(("DeductBalance", "GetBalance", "ListLedgerEntries"), "ACCOUNT_NOT_FOUND"),
+    "GetLedgerEntry": "LEDGER_ENTRY_NOT_FOUND",
     **dict.fromkeys(("GetCoupon", "RedeemCoupon"), "COUPON_NOT_FOUND"),
     **dict.fromkeys(("PayOrder", "CancelOrder", "GetOrder", "WatchOrder"), "ORDER_NOT_FOUND"),
     "GetPayment": "PAYMENT_NOT_FOUND",

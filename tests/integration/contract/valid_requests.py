@@ -21,6 +21,7 @@ USER: Final = "ann"
 class Seed:
     """The ids of what exists, all of USER: at least two of each, to tell one from another."""
 
+    entries: list[str]
     products: list[str]
     campaigns: list[str]
     coupons: list[str]
@@ -75,6 +76,7 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
         "DeductBalance": {"amount": won(100), "order_id": "order-1"},
         "RefundDeduction": {},
         "GetBalance": {},
+        "GetLedgerEntry": {"entry_id": seed.entries[0]},
         "ListLedgerEntries": {},
         "CreateCampaign": {
             "name": "Spring",

@@ -64,6 +64,11 @@ class BalanceServiceStub:
                 request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceRequest.SerializeToString,
                 response_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceResponse.FromString,
                 _registered_method=True)
+        self.GetLedgerEntry = channel.unary_unary(
+                '/tally.balance.v1.BalanceService/GetLedgerEntry',
+                request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryRequest.SerializeToString,
+                response_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryResponse.FromString,
+                _registered_method=True)
         self.ListLedgerEntries = channel.unary_unary(
                 '/tally.balance.v1.BalanceService/ListLedgerEntries',
                 request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.ListLedgerEntriesRequest.SerializeToString,
@@ -127,6 +132,15 @@ class BalanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLedgerEntry(self, request, context):
+        """Reads one ledger entry of a user, of whichever currency.
+
+        Errors: NOT_FOUND / LEDGER_ENTRY_NOT_FOUND, also if it belongs to another user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLedgerEntries(self, request, context):
         """Lists the ledger of one account, newest entry first.
 
@@ -159,6 +173,11 @@ def add_BalanceServiceServicer_to_server(servicer, server):
                     servicer.GetBalance,
                     request_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceRequest.FromString,
                     response_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceResponse.SerializeToString,
+            ),
+            'GetLedgerEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLedgerEntry,
+                    request_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryRequest.FromString,
+                    response_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryResponse.SerializeToString,
             ),
             'ListLedgerEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLedgerEntries,
@@ -284,6 +303,33 @@ class BalanceService:
             '/tally.balance.v1.BalanceService/GetBalance',
             tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceRequest.SerializeToString,
             tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedgerEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.balance.v1.BalanceService/GetLedgerEntry',
+            tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryRequest.SerializeToString,
+            tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,11 @@ class BalanceServiceStub:
 
     Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency.
     """
+    GetLedgerEntry: _aio.UnaryUnaryMultiCallable[_balance_pb2.GetLedgerEntryRequest, _balance_pb2.GetLedgerEntryResponse]
+    """Reads one ledger entry of a user, of whichever currency.
+
+    Errors: NOT_FOUND / LEDGER_ENTRY_NOT_FOUND, also if it belongs to another user.
+    """
     ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_balance_pb2.ListLedgerEntriesRequest, _balance_pb2.ListLedgerEntriesResponse]
     """Lists the ledger of one account, newest entry first.
 
@@ -122,6 +127,17 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads the balance of one account.
 
         Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLedgerEntry(
+        self,
+        request: _balance_pb2.GetLedgerEntryRequest,
+        context: _aio.ServicerContext[_balance_pb2.GetLedgerEntryRequest, _abc.Awaitable[_balance_pb2.GetLedgerEntryResponse]],
+    ) -> _abc.Awaitable[_balance_pb2.GetLedgerEntryResponse]:
+        """Reads one ledger entry of a user, of whichever currency.
+
+        Errors: NOT_FOUND / LEDGER_ENTRY_NOT_FOUND, also if it belongs to another user.
         """
 
     @_abc_1.abstractmethod
