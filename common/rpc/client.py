@@ -34,9 +34,6 @@ class ServiceClient(Generic[Stub]):
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
         """Close the channel. Running calls are cancelled."""
         await self._channel.close()
 
