@@ -39,11 +39,6 @@ def start(left_s: float | None) -> None:
     _deadline.set(None if left_s is None else asyncio.get_running_loop().time() + left_s)
 
 
-def deadline() -> float | None:
-    """The running call's deadline on the clock of ``loop.time()``; None if it has no limit."""
-    return _deadline.get()
-
-
 def remaining() -> float | None:
     """Seconds left, never below 0; None if the running call has no limit."""
     at = _deadline.get()

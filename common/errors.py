@@ -80,13 +80,9 @@ class Refusal(Exception):  # noqa: N818 - a refusal is a fact, not a fault
 
     def __init__(self, message: str | None = None, /, **metadata: str) -> None:
         """``metadata``: the ids concerned, sent to the client as ErrorInfo.metadata."""
-        self.message = message or _first_line(type(self).__doc__)
+        self.message = message or (type(self).__doc__ or "").strip().split("\n", 1)[0]
         self.metadata = metadata
         super().__init__(self.message)
-
-
-def _first_line(doc: str | None) -> str:
-    return (doc or "").strip().split("\n", 1)[0]
 
 
 class InvalidFields(Refusal):

@@ -36,13 +36,13 @@ from common.db.errors import (
 from common.db.idempotency import CLEAN_UP_INTERVAL_S, IdempotencyStore
 from common.db.migrations import migrate as migrate_database
 from common.db.revisions import ForeignSchema
-from common.environment import SettingsError
+from common.environment import SettingsError, source_of, unknown_names
 from common.locking.redis import connection_problem
 from common.metrics import MetricsPage
 from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
 from common.rpc.status import from_trailing
-from common.settings import Command, ServiceSettings, read, source_of, unknown_names
+from common.settings import Command, ServiceSettings, read
 from common.tasks import PeriodicJob, run_periodic_jobs
 from common.urls import engine_url
 
@@ -86,7 +86,7 @@ def main(settings_type: type[S], build: Build[S], argv: Sequence[str] | None = N
             output=settings.log_format,
             also=[tracing.log_ids],
         )
-        for name in unknown_names(settings_type):
+        for name in unknown_names(settings_type.service, settings_type.model_fields):
             # No refusal: an older release must start with the settings of a newer one.
             _log.warning("unknown setting", reason=f"{name}: there is no such setting")
         if command == "migrate":
@@ -127,7 +127,9 @@ def _failure(settings: ServiceSettings, command: Command, error: Exception) -> s
     refused = sqlstate(error) == INSUFFICIENT_PRIVILEGE or isinstance(error, ForeignSchema)
     if command == "migrate" and (refused or classify(error) is Fault.CONNECTION):
         url = engine_url(settings.owner_database_url.get_secret_value())
-        return f"{source_of(type(settings), 'owner_database_url')}: {describe_failure(error, url)}"
+        return (
+            f"{source_of(settings.service, 'owner_database_url')}: {describe_failure(error, url)}"
+        )
     first_line = (str(error).strip() or "no further text").splitlines()[0]
     reason = logs.masked(f"{type(error).__name__}: {first_line}")
     return f"{settings.service} could not {command}: {reason}"
@@ -183,7 +185,7 @@ async def _check_redis(settings: ServiceSettings) -> None:
     url = settings.redis_url.get_secret_value()
     if not url:
         return
-    setting = source_of(type(settings), "redis_url")
+    setting = source_of(settings.service, "redis_url")
     try:
         problem = await connection_problem(url)
     except (TypeError, ValueError):
@@ -209,7 +211,7 @@ def _metrics_page(settings: ServiceSettings) -> MetricsPage:
     try:
         return MetricsPage(host, settings.metrics_port)
     except OSError:
-        setting = source_of(type(settings), "metrics_port")
+        setting = source_of(settings.service, "metrics_port")
         raise PortTaken(setting, f"{host}:{settings.metrics_port}") from None
 
 

@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from common import environment
-from common.environment import SettingsError
+from common.environment import SettingsError, source_of
 from common.urls import BindAddress, PostgresUrl, RedisUrl
 
 Command: TypeAlias = Literal["serve", "migrate"]
@@ -48,7 +48,6 @@ class ServiceSettings(BaseSettings):
     """The service's name in its variables: ``balance`` reads ``TALLY_BALANCE_…``."""
 
     needed_to_serve: ClassVar[tuple[str, ...]] = ("database_url",)
-    needed_to_migrate: ClassVar[tuple[str, ...]] = ("owner_database_url",)
 
     database_url: PostgresUrl = Field(
         default=SecretStr(""),
@@ -172,25 +171,14 @@ def read(settings_type: type[S], command: Command = "serve") -> S:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field, problem = _field_and_problem(first)
-        raise SettingsError(f"{source_of(settings_type, field)}: {problem}") from None
-    needed = (
-        settings_type.needed_to_serve if command == "serve" else settings_type.needed_to_migrate
-    )
+        raise SettingsError(f"{source_of(settings_type.service, field)}: {problem}") from None
+    needed = settings_type.needed_to_serve if command == "serve" else ("owner_database_url",)
     for field in needed:
         value = getattr(settings, field)
         if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
-            raise SettingsError(f"{source_of(settings_type, field)}: needed to {command}, not set")
+            source = source_of(settings_type.service, field)
+            raise SettingsError(f"{source}: needed to {command}, not set")
     return settings
-
-
-def source_of(settings_type: type[ServiceSettings], field: str) -> str:
-    """The variable or file that a field came from; if none, the variable to set."""
-    return environment.source_of(settings_type.service, field)
-
-
-def unknown_names(settings_type: type[ServiceSettings]) -> list[str]:
-    """Variables and files that begin with the service's own prefix and are no setting."""
-    return environment.unknown_names(settings_type.service, settings_type.model_fields)
 
 
 def _field_and_problem(error: ErrorDetails) -> tuple[str, str]:

@@ -12,8 +12,9 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from common.db.errors import map_database_errors
+from common.environment import source_of
 from common.ids import is_id
-from common.settings import ServiceSettings, source_of
+from common.settings import ServiceSettings
 from common.urls import engine_url
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
         settings.database_url.get_secret_value(),
         application_name=f"tally {settings.service} {settings.replica}"[:48],
         pool_size=settings.pool_size,
-        setting=source_of(type(settings), "database_url"),
+        setting=source_of(settings.service, "database_url"),
     )
     try:
         yield database

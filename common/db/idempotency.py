@@ -23,7 +23,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
-from common.db.row_locks import locked
+from common.db.row_locks import CLOCK, TIME, locked
+from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
 from common.errors import RequestIdReused
 from common.request_key import IdempotentCommand, RequestKey, Result
@@ -55,12 +56,7 @@ def idempotency_table(metadata: sa.MetaData) -> sa.Table:
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("digest", sa.LargeBinary, nullable=False),
         sa.Column("body", sa.Text),
-        sa.Column(
-            "create_time",
-            sa.DateTime(timezone=True),
-            nullable=False,
-            server_default=sa.func.clock_timestamp(),
-        ),
+        sa.Column("create_time", TIME, nullable=False, server_default=CLOCK),
         sa.CheckConstraint("state IN ('ANSWERED', 'REFUSED', 'CANCELLED')", name="answers_state"),
         sa.CheckConstraint(
             "(body IS NULL) = (state = 'CANCELLED')", name="answers_body_unless_cancelled"
@@ -182,9 +178,7 @@ class IdempotencyStore:
         rows = await connection.execute(self._find, arrays(self._asked, set(keys)))
         return IdempotencyRecords(
             {
-                RequestKey(row.method, row.scope, row.request_id): Record(
-                    row.state, row.digest, row.body
-                )
+                RequestKey(row.method, row.scope, row.request_id): from_row(Record, row)
                 for row in rows
             }
         )

@@ -73,11 +73,8 @@ async def open_marks(url: str) -> AsyncIterator[InProgressMarks]:
     if not url:
         yield NoMarks()
         return
-    redis = open_redis(url)
-    try:
+    async with open_redis(url) as redis:
         yield RedisMarks(redis)
-    finally:
-        await redis.aclose()
 
 
 class RedisMarks:

@@ -40,13 +40,11 @@ def open_redis(url: str) -> Redis:
 
 async def connection_problem(url: str) -> str:
     """Why Redis at ``url`` cannot be used now, in one line; '' if it can."""
-    redis = open_redis(url)
-    try:
-        await redis.ping()
-    except (RedisError, OSError, TimeoutError) as error:
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
-    finally:
-        await redis.aclose()
+    async with open_redis(url) as redis:
+        try:
+            await redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
     return ""
 
 

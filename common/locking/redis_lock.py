@@ -54,11 +54,8 @@ async def open_locks(url: str) -> AsyncIterator[Locks]:
     if not url:
         yield NoLocks()
         return
-    redis = open_redis(url)
-    try:
+    async with open_redis(url) as redis:
         yield RedisLocks(redis)
-    finally:
-        await redis.aclose()
 
 
 class RedisLocks:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from common.deadlines import DeadlineExceeded
@@ -17,15 +18,13 @@ from common.deadlines import DeadlineExceeded
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
 class DeadlineEntry:
     """A running call and the time at which it expires. ``task`` is None once the call has ended."""
 
-    __slots__ = ("at", "expired", "task")
-
-    def __init__(self, task: asyncio.Task[object] | None, at: float) -> None:
-        self.task = task
-        self.at = at
-        self.expired = False
+    task: asyncio.Task[object] | None
+    at: float
+    expired: bool = False
 
 
 class DefaultDeadline:

@@ -27,6 +27,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 
 import grpc
@@ -82,14 +83,12 @@ class ReplicaNotReady(Refusal):
     retry_after_s = 1.0
 
 
+@dataclass(slots=True)
 class ConcurrencyLimit:
     """How many calls run, and how many may. A call takes a slot while it runs."""
 
-    __slots__ = ("running", "slots")
-
-    def __init__(self, slots: int) -> None:
-        self.running = 0
-        self.slots = slots
+    slots: int
+    running: int = 0
 
 
 class HandlerRegistry(grpc.GenericRpcHandler):

@@ -14,10 +14,11 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.addresses import split_host_port
+from common.environment import source_of
 from common.rpc import reflection
 from common.rpc.handlers import MESSAGE_BYTES_MAX, HandlerRegistry
 from common.rpc.health import Health, Ready
-from common.settings import ServiceSettings, source_of
+from common.settings import ServiceSettings
 
 AddToServer: TypeAlias = Callable[[Any, Any], None]
 """A generated ``add_…Servicer_to_server``."""
@@ -144,7 +145,7 @@ class GrpcServer:
             with suppress(RuntimeError):
                 port = self._server.add_insecure_port(bind)
         if port == 0:
-            raise PortTaken(source_of(type(self._settings), "bind"), bind)
+            raise PortTaken(source_of(self._settings.service, "bind"), bind)
         return port
 
     async def _open_when_ready(self) -> None:

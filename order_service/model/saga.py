@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from common.errors import Refusal
 from common.money import Money
@@ -21,6 +21,14 @@ class SagaKind(enum.StrEnum):
 
     PAY_ORDER = "PAY_ORDER"
     CANCEL_ORDER = "CANCEL_ORDER"
+
+
+class SagaRequest(NamedTuple):
+    """The request that began a saga."""
+
+    kind: SagaKind
+    user_id: str
+    request_id: str
 
 
 class SagaState(enum.StrEnum):

@@ -84,7 +84,7 @@ class RunningSaga:
     """The event loop's clock at the same time."""
     end: asyncio.Future[SagaEnd | None] = field(repr=False)
     """Done when the saga stops here; None if it has not ended, but waits or is lost."""
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] = field(init=False)
 
     @property
     def elapsed_s(self) -> float:

@@ -46,14 +46,11 @@ class SagaJournal:
         """
         self._database = database
         self._owner = owner
-        self._close = close
+        self.close = close
+        """Ends a saga and moves its order, in one transaction; the order. Raises SagaLost."""
         self.lane: Lane[JournalCommand, None] = Lane(
             "saga", database, self._decide, NoLocks(), STRATEGIES
         )
-
-    async def close(self, saga: Saga) -> Order:
-        """End the saga and move its order, in one transaction; the order. Raises SagaLost."""
-        return await self._close(saga)
 
     async def write(self, saga: Saga, *, lease_s: float) -> None:
         """Write the saga. Raises SagaLost.

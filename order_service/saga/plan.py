@@ -24,8 +24,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from order_service import clients
-from order_service.clients import Services, StepCall
+from order_service.clients import (
+    Services,
+    StepCall,
+    cancel_payment,
+    confirm_payment,
+    deduct_balance,
+    redeem_coupon,
+    refund_deduction,
+    restore_coupon,
+)
 from order_service.model.order import Order
 from order_service.model.saga import Saga, SagaKind, SagaState, StepRecord, StepState
 from order_service.model.saga_input import CancelInput, PayInput, SagaInput, StepResults
@@ -149,24 +157,9 @@ PAY_ORDER: Final = Plan(
     SagaKind.PAY_ORDER,
     1,
     (
-        Step(
-            "redeem_coupon",
-            do=clients.redeem_coupon,
-            undo=clients.restore_coupon,
-            needed=_with_coupon,
-        ),
-        Step(
-            "deduct_balance",
-            do=clients.deduct_balance,
-            undo=clients.refund_deduction,
-            needed=_with_balance,
-        ),
-        Pivot(
-            "confirm_payment",
-            do=clients.confirm_payment,
-            undo=clients.cancel_payment,
-            needed=_with_gateway,
-        ),
+        Step("redeem_coupon", do=redeem_coupon, undo=restore_coupon, needed=_with_coupon),
+        Step("deduct_balance", do=deduct_balance, undo=refund_deduction, needed=_with_balance),
+        Pivot("confirm_payment", do=confirm_payment, undo=cancel_payment, needed=_with_gateway),
     ),
     close="complete_order",
 )
@@ -176,13 +169,9 @@ CANCEL_ORDER: Final = Plan(
     SagaKind.CANCEL_ORDER,
     1,
     (
-        Reversal(
-            "cancel_payment", "confirm_payment", do=clients.cancel_payment, needed=_with_gateway
-        ),
-        Reversal(
-            "refund_deduction", "deduct_balance", do=clients.refund_deduction, needed=_with_balance
-        ),
-        Reversal("restore_coupon", "redeem_coupon", do=clients.restore_coupon, needed=_with_coupon),
+        Reversal("cancel_payment", "confirm_payment", do=cancel_payment, needed=_with_gateway),
+        Reversal("refund_deduction", "deduct_balance", do=refund_deduction, needed=_with_balance),
+        Reversal("restore_coupon", "redeem_coupon", do=restore_coupon, needed=_with_coupon),
     ),
     close="cancel_order",
 )

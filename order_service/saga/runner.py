@@ -56,7 +56,7 @@ class Runner:
         ``now``: the database's clock.
         """
         before = self._sagas.get(saga.saga_id)
-        if before is not None and before.task is not None:
+        if before is not None:
             # This replica's own lease expired unnoticed; only the new epoch may write.
             before.task.cancel()
         loop = asyncio.get_running_loop()
@@ -107,7 +107,7 @@ class Runner:
             return_exceptions=True,
         )
         for one, reply in zip(running, replies, strict=True):
-            if isinstance(reply, SagaLost) and one.task is not None:
+            if isinstance(reply, SagaLost):
                 one.task.cancel()
 
     async def hand_over(self) -> None:
@@ -117,8 +117,7 @@ class Runner:
             await asyncio.wait(tasks, timeout=self.limits.hand_over_s)
         late = list(self._sagas.values())
         for running in late:
-            if running.task is not None:
-                running.task.cancel()
+            running.task.cancel()
         await asyncio.gather(*self._tasks(), return_exceptions=True)
         await asyncio.gather(
             *(self._journal.renew(running.saga, lease_s=0) for running in late),
@@ -126,7 +125,7 @@ class Runner:
         )
 
     def _tasks(self) -> list[asyncio.Task[None]]:
-        return [one.task for one in self._sagas.values() if one.task is not None]
+        return [running.task for running in self._sagas.values()]
 
     def _stopped(self, running: RunningSaga) -> None:
         if not running.end.done():

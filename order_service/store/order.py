@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -87,16 +88,7 @@ async def add(connection: AsyncConnection, new: Collection[Order]) -> None:
         return
     rows = sorted(new, key=lambda order: order.order_id)
     await connection.execute(_ADD, arrays(_added, rows))
-    items = [
-        {
-            "order_id": order.order_id,
-            "product_id": item.product_id,
-            "quantity": item.quantity,
-            "unit_price_minor": item.unit_price_minor,
-        }
-        for order in rows
-        for item in order.items
-    ]
+    items = [{"order_id": order.order_id, **asdict(item)} for order in rows for item in order.items]
     await connection.execute(_ADD_ITEMS, arrays(_added_items, items))
 
 

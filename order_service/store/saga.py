@@ -13,12 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.row_locks import CLOCK, Loaded, RowLocks
 from common.db.rows import from_row
 from common.db.unnest import arrays, unnest
-from order_service.model.saga import Saga, SagaKind, SagaState, StepRecord
+from order_service.model.saga import Saga, SagaKind, SagaRequest, SagaState, StepRecord
 from order_service.model.saga_input import CancelInput, Failure, PayInput, SagaInput, StepResults
 from order_service.tables import sagas
-
-SagaRequest = tuple[str, str, str]
-"""A saga by the request that began it: (kind, user_id, request_id)."""
 
 _INPUT: Final[dict[SagaKind, TypeAdapter[SagaInput]]] = {
     SagaKind.PAY_ORDER: TypeAdapter(PayInput),
@@ -97,12 +94,8 @@ async def find_by_request(
     connection: AsyncConnection, requests: Collection[SagaRequest]
 ) -> dict[SagaRequest, Saga]:
     """The sagas that these requests began."""
-    wanted = [
-        {"kind": kind, "user_id": user_id, "request_id": request_id}
-        for kind, user_id, request_id in requests
-    ]
-    rows = await connection.execute(_FIND, arrays(_by_request, wanted))
-    return {(row.kind, row.user_id, row.request_id): to_saga(row) for row in rows}
+    rows = await connection.execute(_FIND, arrays(_by_request, requests))
+    return {SagaRequest(row.kind, row.user_id, row.request_id): to_saga(row) for row in rows}
 
 
 async def find_payers(connection: AsyncConnection, order_ids: Collection[str]) -> dict[str, str]:

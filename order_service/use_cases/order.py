@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from common import deadlines
 from common.db.engines import Database, read_by_id, reading
@@ -43,6 +43,9 @@ JOIN_S: Final = 5.0
 """How long a repetition waits for the first call with its request_id."""
 MARGIN_S: Final = 0.1
 """The part of a caller's deadline that is kept for the reply."""
+
+_Begun: TypeAlias = tuple[Result[Order] | SagaBegun, asyncio.Future[SagaEnd | None] | None]
+"""A result, or a saga that has begun and its end if it runs in this replica."""
 
 
 class Orders:
@@ -152,15 +155,11 @@ class Orders:
 
     # -- the wait for a saga ---------------------------------------------------------------------
 
-    async def _begin(
-        self, command: PayOrder | CancelOrder
-    ) -> tuple[Result[Order] | SagaBegun, asyncio.Future[SagaEnd | None] | None]:
-        """Begin the saga and run it here; its result, and its end if it runs in this replica."""
+    async def _begin(self, command: PayOrder | CancelOrder) -> _Begun:
+        """Begin the saga and run it here."""
         left_s = deadlines.remaining()
 
-        async def begin() -> tuple[
-            Result[Order] | SagaBegun, asyncio.Future[SagaEnd | None] | None
-        ]:
+        async def begin() -> _Begun:
             with deadlines.within(left_s):
                 begun = await self._lane.submit(command)
             if isinstance(begun, Result) or begun.saga_id is None:

@@ -23,9 +23,8 @@ from order_service.model.order import (
     PayOrder,
 )
 from order_service.model.product import Product, StockMove
-from order_service.model.saga import Saga
+from order_service.model.saga import Saga, SagaRequest
 from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga, WriteSaga
-from order_service.store.saga import SagaRequest
 
 OrderCommand: TypeAlias = (
     CreateOrder | PayOrder | CancelOrder | ExpireOrder | CloseSaga | RetrySaga | ResolveSaga
@@ -91,7 +90,8 @@ class OrderBatch:
     def begin_saga(self, saga: Saga) -> Saga:
         """Add a new saga."""
         self.new_sagas.append(saga)
-        self.sagas_by_request[saga.kind, saga.user_id, saga.asked.request_id] = saga
+        request = SagaRequest(saga.kind, saga.user_id, saga.asked.request_id)
+        self.sagas_by_request[request] = saga
         return saga
 
     def write_saga(self, saga: Saga) -> Saga:

@@ -30,13 +30,12 @@ from order_service.model.order import (
     OrderState,
     PayOrder,
 )
-from order_service.model.saga import Saga, SagaKind
+from order_service.model.saga import Saga, SagaKind, SagaRequest
 from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga
 from order_service.store import journal as journal_store
 from order_service.store import order as order_store
 from order_service.store import product as product_store
 from order_service.store import saga as saga_store
-from order_service.store.saga import SagaRequest
 from order_service.tables import (
     ONE_LIVE_PER_ORDER,
     ORDER_REQUEST_ONCE,
@@ -118,10 +117,10 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         paid: set[str] = set()
         for one in commands:
             if isinstance(one, PayOrder):
-                requests.add((SagaKind.PAY_ORDER, one.user_id, one.request_id))
+                requests.add(SagaRequest(SagaKind.PAY_ORDER, one.user_id, one.request_id))
             elif isinstance(one, CancelOrder) and (order := batch.orders.get(one.order_id)):
                 if order.state is OrderState.CANCELLING:
-                    requests.add((SagaKind.CANCEL_ORDER, one.user_id, one.request_id))
+                    requests.add(SagaRequest(SagaKind.CANCEL_ORDER, one.user_id, one.request_id))
                 elif order.state is OrderState.PAID:
                     paid.add(one.order_id)
         if requests:

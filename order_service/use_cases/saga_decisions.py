@@ -20,7 +20,7 @@ from common.errors import CurrencyMismatch, Overloaded, RequestIdReused
 from common.request_key import RequestKey, Result
 from order_service.errors import PaymentOutcomeUnknown, SagaLost, SagaNotFound, SagaNotRetryable
 from order_service.model.order import CancelOrder, Order, PayOrder
-from order_service.model.saga import ACTIVE, LIVE, Saga, SagaKind, SagaState
+from order_service.model.saga import ACTIVE, LIVE, Saga, SagaKind, SagaRequest, SagaState
 from order_service.model.saga_command import CloseSaga, PayAttempt, ResolveSaga, RetrySaga
 from order_service.model.saga_input import CancelInput, Failure, PayInput
 from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, plan_of
@@ -54,7 +54,8 @@ def begin_payment(
     record = records.get(command.key)
     if record is not None:
         return stored_response(record, command)
-    begun = batch.sagas_by_request.get((SagaKind.PAY_ORDER, command.user_id, command.request_id))
+    request = SagaRequest(SagaKind.PAY_ORDER, command.user_id, command.request_id)
+    begun = batch.sagas_by_request.get(request)
     if begun is not None:
         if begun.asked.digest != command.digest.hex() or begun.state not in LIVE:
             # Other content, or its record was deleted after 30 days.
@@ -102,7 +103,7 @@ def find_begun(batch: OrderBatch, command: PayOrder | CancelOrder, order: Order)
     earlier attempt at the batch committed it, and the reply to its COMMIT was lost.
     """
     kind = SagaKind.PAY_ORDER if isinstance(command, PayOrder) else SagaKind.CANCEL_ORDER
-    saga = batch.sagas_by_request.get((kind, command.user_id, command.request_id))
+    saga = batch.sagas_by_request.get(SagaRequest(kind, command.user_id, command.request_id))
     if saga is None:
         return SagaBegun(order, None)
     own = saga.saga_id == command.saga_id and saga.epoch == 1 and not saga.waits

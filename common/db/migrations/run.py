@@ -114,7 +114,7 @@ async def _migrate_with_lock_timeout(connection: AsyncConnection, versions: Path
     )
     await connection.commit()
     try:
-        await connection.run_sync(migrate_connection, versions)
+        await connection.run_sync(_migrate_connection, versions)
         await connection.commit()
     except DBAPIError as error:
         if sqlstate(error) != LOCK_NOT_AVAILABLE:
@@ -127,7 +127,7 @@ async def _migrate_with_lock_timeout(connection: AsyncConnection, versions: Path
         ) from error
 
 
-def migrate_connection(connection: sa.Connection, versions: Path) -> None:
+def _migrate_connection(connection: sa.Connection, versions: Path) -> None:
     """Upgrade through an open connection that is in no transaction."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))

@@ -12,7 +12,6 @@ from common.errors import DeadlineTooShort
 
 async def test_without_a_deadline_the_steps_own_limit_counts() -> None:
     assert deadlines.remaining() is None
-    assert deadlines.deadline() is None
     assert deadlines.timeout_for(3.0) == 3.0
 
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 
 from common.addresses import split_host_port
-from common.environment import SettingsError
-from common.settings import ServiceSettings, read, unknown_names
+from common.environment import SettingsError, unknown_names
+from common.settings import ServiceSettings, read
 from common.urls import engine_url
 
 URL = "postgresql://u:hunter2@127.0.0.1:5432/tally_balance"
@@ -136,7 +136,8 @@ def test_unknown_names_are_those_with_the_services_own_prefix(
     monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
     for name in ("BALANCE_POOLSIZE", "BALANCE_POOL_SIZE", "COUPON_WEATHER", "WEATHER"):
         monkeypatch.setenv(f"TALLY_{name}", "1")
-    assert unknown_names(BalanceSettings) == ["TALLY_BALANCE_PASWORD", "TALLY_BALANCE_POOLSIZE"]
+    found = unknown_names("balance", BalanceSettings.model_fields)
+    assert found == ["TALLY_BALANCE_PASWORD", "TALLY_BALANCE_POOLSIZE"]
 
 
 @pytest.mark.parametrize(
