@@ -1,4 +1,4 @@
-"""What the balance service refuses, and why.
+"""The refusals of the balance service.
 
 ├── AccountNotFound         NOT_FOUND             ACCOUNT_NOT_FOUND
 ├── LedgerEntryNotFound     NOT_FOUND             LEDGER_ENTRY_NOT_FOUND
@@ -9,8 +9,7 @@
 
 from __future__ import annotations
 
-from common.errors import Code, QuotaViolation, Refusal
-from common.ids import is_id
+from common.errors import Code, NotFound, QuotaViolation, Refusal
 
 
 class AccountNotFound(Refusal):
@@ -20,16 +19,10 @@ class AccountNotFound(Refusal):
     reason = "ACCOUNT_NOT_FOUND"
 
 
-class LedgerEntryNotFound(Refusal):
+class LedgerEntryNotFound(NotFound):
     """The user has no ledger entry with this id."""
 
-    code = Code.NOT_FOUND
     reason = "LEDGER_ENTRY_NOT_FOUND"
-
-    def __init__(self, *, user_id: str, entry_id: str) -> None:
-        # Text that cannot be an id is not repeated: it may be long, or not be valid text.
-        known = {"entry_id": entry_id} if is_id(entry_id) else {}
-        super().__init__(user_id=user_id, **known)
 
 
 class InsufficientFunds(Refusal):

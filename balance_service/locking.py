@@ -27,7 +27,6 @@ STRATEGIES: Final[dict[type[Command], Strategy]] = {
     DeductBalance: Strategy(
         redis_key=ACCOUNT_KEY,
         rows=RowStrategy.FOR_UPDATE,
-        rounds_max=1,
         guards=(tables.AVAILABLE_NOT_NEGATIVE, tables.SEQUENCE_ONCE, tables.REQUEST_ONCE),
         why="Whether there is enough money is decided on the locked row: a hundred deductions of "
         "one account at once all succeed, where row versions would refuse most of them.",
@@ -35,7 +34,6 @@ STRATEGIES: Final[dict[type[Command], Strategy]] = {
     RefundDeduction: Strategy(
         redis_key=ACCOUNT_KEY,
         rows=RowStrategy.FOR_UPDATE,
-        rounds_max=1,
         guards=(tables.REFUND_ONCE, tables.SEQUENCE_ONCE, tables.REQUEST_ONCE),
         why="It must see a deduction that is in flight, so it waits for the user's rows, and "
         "writes the tombstone under the same locks.",

@@ -105,13 +105,16 @@ Command = ChargeBalance | DeductBalance | RefundDeduction
 
 
 def deduct_key(user_id: str, request_id: str) -> RequestKey:
-    """Under which a deduction is answered, or cancelled by its refund."""
+    """The key of a deduction's record, which its refund replaces by a tombstone."""
     return RequestKey("DeductBalance", user_id, request_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change of one account, for good. ``amount`` is signed; ``sequence`` has no gaps."""
+    """One change of one account, never changed or deleted.
+
+    ``amount_minor`` is signed; ``sequence`` has no gaps.
+    """
 
     entry_id: str
     account_id: AccountId

@@ -1,4 +1,4 @@
-"""The balance database: two tables of its own and the answers."""
+"""The balance database: accounts, ledger entries and the idempotency records (``answers``)."""
 
 from __future__ import annotations
 

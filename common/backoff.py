@@ -14,8 +14,8 @@ _DOUBLINGS_MAX: Final = 32
 class Backoff:
     """Pauses that double from ``first_s`` to ``max_s``, in seconds.
 
-    Each pause is multiplied by a random factor from ``jitter``: contenders that failed together do
-    not come back together.
+    Each pause is multiplied by a random factor from ``jitter``: contenders that failed together
+    retry at different times.
     """
 
     first_s: float

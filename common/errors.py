@@ -5,6 +5,7 @@
     │   └── InvalidField
     ├── CurrencyMismatch             INVALID_ARGUMENT     CURRENCY_MISMATCH
     ├── RequestIdReused              INVALID_ARGUMENT     REQUEST_ID_REUSED
+    ├── NotFound                     NOT_FOUND            (each service's own)
     ├── InvalidPageToken             INVALID_ARGUMENT     INVALID_PAGE_TOKEN
     ├── RequestInProgress            ABORTED              REQUEST_IN_PROGRESS
     ├── ConflictRetriesExhausted     ABORTED              CONFLICT_RETRIES_EXHAUSTED
@@ -25,6 +26,8 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
+
+from common.ids import is_id
 
 
 class Code(enum.StrEnum):
@@ -116,6 +119,17 @@ class RequestIdReused(Refusal):
 
     code = Code.INVALID_ARGUMENT
     reason = "REQUEST_ID_REUSED"
+
+
+class NotFound(Refusal):
+    """There is no such row, or it is another user's. Each kind of row has its own subclass."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, *, user_id: str = "", **ids: str) -> None:
+        """``ids`` are of Tally's own form; text of another form is not repeated to the client."""
+        named = {"user_id": user_id} if user_id else {}
+        super().__init__(**named, **{name: text for name, text in ids.items() if is_id(text)})
 
 
 class InvalidPageToken(Refusal):

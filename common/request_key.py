@@ -1,4 +1,4 @@
-"""Identity and content of a request, as idempotency compares them. Pure: no I/O."""
+"""Identity, content and result of a request, as idempotency compares and repeats them. Pure."""
 
 from __future__ import annotations
 

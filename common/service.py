@@ -197,7 +197,7 @@ async def _check_redis(settings: ServiceSettings) -> None:
 def _reduce_garbage_collection() -> None:
     """Prevent long pauses of the garbage collector under load, in which every caller waits.
 
-    What is loaded by now lives as long as the process: the collector no longer looks at it. Calls
+    What is loaded by now lives as long as the process: the collector no longer scans it. Calls
     create few reference cycles, so one collection per 50,000 allocations instead of 700 costs
     little memory.
     """

@@ -38,7 +38,7 @@ class DetachedTasks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # The type of a task's result is known to whoever started it.
+        # The type of a task's result is known to its caller.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._context = tracing.own_context()
 

@@ -19,31 +19,26 @@ Command = CreateCampaign | IssueCoupon | RedeemCoupon | RestoreCoupon
 
 STRATEGIES: Final[dict[type[Command], Strategy]] = {
     CreateCampaign: Strategy(
-        redis_key=None,
         rows=RowStrategy.INSERT,
-        rounds_max=1,
         guards=(tables.CAMPAIGN_REQUEST_ONCE,),
         why="No other call can know a campaign that does not exist yet.",
     ),
     IssueCoupon: Strategy(
         redis_key=CAMPAIGN_KEY,
         rows=RowStrategy.FOR_UPDATE,
-        rounds_max=1,
         guards=(tables.ISSUED_WITHIN_QUANTITY, tables.USER_ONCE, tables.NUMBER_ONCE),
         why="All users want the same row at the same moment, and the order of arrival decides. A "
         "read without a lock refuses users who have a coupon or come too late; the others queue "
         "for the campaign's row, which counts the numbers.",
     ),
     RedeemCoupon: Strategy(
-        redis_key=None,
         rows=RowStrategy.CONDITIONAL_UPDATE,
-        rounds_max=10,
         guards=(tables.LIVE_REDEMPTION_ONCE, tables.REDEEM_REQUEST_ONCE),
         why="A coupon belongs to one user, so contention is rare. The update applies only while "
-        "the coupon is as it was read; otherwise the command is decided again with a row lock.",
+        "the coupon is as it was read; otherwise the command waits for the row lock and is decided "
+        "again.",
     ),
     RestoreCoupon: Strategy(
-        redis_key=None,
         rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=10,
         guards=(tables.LIVE_REDEMPTION_ONCE, tables.REDEEM_REQUEST_ONCE),

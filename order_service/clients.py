@@ -1,7 +1,7 @@
 """The calls of saga steps to the other services.
 
 Every call can be repeated: its request_id names the saga and the step. A compensation names the
-request that it compensates, whether that ever arrived or not; the service cancels it for good.
+request that it compensates, whether that ever arrived or not; the service cancels it for ever.
 """
 
 from __future__ import annotations

@@ -20,31 +20,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from common.errors import Code, QuotaViolation, Refusal
-from common.ids import is_id
+from common.errors import Code, NotFound, QuotaViolation, Refusal
 
 
-class _NotFound(Refusal):
-    code = Code.NOT_FOUND
-
-    def __init__(self, **ids: str) -> None:
-        """Names the ids, without text that cannot be one: it may be long or not be valid."""
-        super().__init__(**{name: text for name, text in ids.items() if is_id(text)})
-
-
-class ProductNotFound(_NotFound):
+class ProductNotFound(NotFound):
     """There is no product with this id."""
 
     reason = "PRODUCT_NOT_FOUND"
 
 
-class OrderNotFound(_NotFound):
+class OrderNotFound(NotFound):
     """This user has no order with this id."""
 
     reason = "ORDER_NOT_FOUND"
 
 
-class SagaNotFound(_NotFound):
+class SagaNotFound(NotFound):
     """There is no such saga."""
 
     reason = "SAGA_NOT_FOUND"

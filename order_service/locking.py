@@ -1,8 +1,8 @@
 """The locking strategy of every order operation, in one table.
 
 **The lock order is the same everywhere**: orders ascending, then products ascending, then sagas
-ascending, then idempotency records ascending. A new order locks no order row: nobody else knows its
-id yet.
+ascending, then idempotency records ascending. A new order locks no order row: no other command
+knows its id yet.
 """
 
 from __future__ import annotations
@@ -28,93 +28,81 @@ USER_KEY: Final = "order:create:user:{user_id}"
 _STOCK: Final = (tables.STOCK_NOT_OVERSOLD, tables.STOCK_NOT_NEGATIVE)
 
 
-def _strategy(rows: RowStrategy, *guards: str, why: str, redis_key: str | None = None) -> Strategy:
-    # One round: these operations lock their rows, so that no version conflict is decided again.
-    return Strategy(redis_key=redis_key, rows=rows, rounds_max=1, guards=guards, why=why)
-
-
 STRATEGIES: Final[dict[type, Strategy]] = {
-    CreateOrder: _strategy(
-        RowStrategy.FOR_UPDATE,
-        *_STOCK,
-        tables.ORDER_REQUEST_ONCE,
-        tables.ITEM_ONCE,
+    CreateOrder: Strategy(
+        rows=RowStrategy.FOR_UPDATE,
+        guards=(*_STOCK, tables.ORDER_REQUEST_ONCE, tables.ITEM_ONCE),
         redis_key=USER_KEY,
         why="Whether there is enough of every product is decided on the locked rows, locked in "
         "ascending id order, so that A+B cannot deadlock with B+A. The key only keeps a user's "
         "own duplicates from contending for the rows.",
     ),
-    CancelOrder: _strategy(
-        RowStrategy.CONDITIONAL_UPDATE,
-        *_STOCK,
-        tables.ORDER_STATE,
+    CancelOrder: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(*_STOCK, tables.ORDER_STATE),
         why="Cancellation, payment and expiry of one order contend for its row. The state found "
         "there decides who was first, and the write compares state and version again.",
     ),
-    PayOrder: _strategy(
-        RowStrategy.CONDITIONAL_UPDATE,
-        tables.ORDER_STATE,
-        tables.ONE_LIVE_PER_ORDER,
-        tables.SAGA_REQUEST_ONCE,
+    PayOrder: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(tables.ORDER_STATE, tables.ONE_LIVE_PER_ORDER, tables.SAGA_REQUEST_ONCE),
         why="PENDING → PAYING before the order expires, in one transaction with the new saga: of "
         "many attempts one finds the order PENDING.",
     ),
-    CloseSaga: _strategy(
-        RowStrategy.CONDITIONAL_UPDATE,
-        *_STOCK,
-        tables.ORDER_STATE,
-        tables.ORDER_PAID_IN_FULL,
+    CloseSaga: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(*_STOCK, tables.ORDER_STATE, tables.ORDER_PAID_IN_FULL),
         why="The order moves with the saga's end, and only if the saga still has the closer's "
         "epoch: a replica that was paused finds another epoch and moves nothing.",
     ),
-    RetrySaga: _strategy(
-        RowStrategy.FOR_UPDATE,
-        tables.RECORD_ONCE,
+    RetrySaga: Strategy(
+        rows=RowStrategy.FOR_UPDATE,
+        guards=(tables.RECORD_ONCE,),
         why="Two operators contend for the saga's row; the second finds it no longer parked.",
     ),
-    ResolveSaga: _strategy(
-        RowStrategy.FOR_UPDATE,
-        *_STOCK,
-        tables.ORDER_STATE,
-        tables.RECORD_ONCE,
+    ResolveSaga: Strategy(
+        rows=RowStrategy.FOR_UPDATE,
+        guards=(*_STOCK, tables.ORDER_STATE, tables.RECORD_ONCE),
         why="As RetrySaga, and it moves the order as CloseSaga does.",
     ),
-    WriteSaga: _strategy(
-        RowStrategy.CONDITIONAL_UPDATE,
-        tables.SAGA_ONCE,
+    WriteSaga: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(tables.SAGA_ONCE,),
         why="The journal writes WHERE epoch = the owner's. A takeover raises the epoch: from then "
         "on the old owner can write nothing, and so begin nothing.",
     ),
-    RenewLease: _strategy(RowStrategy.CONDITIONAL_UPDATE, tables.SAGA_ONCE, why="As WriteSaga."),
-    TakeOverSagas: _strategy(
-        RowStrategy.FOR_UPDATE,
-        tables.SAGA_ONCE,
+    RenewLease: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE, guards=(tables.SAGA_ONCE,), why="As WriteSaga."
+    ),
+    TakeOverSagas: Strategy(
+        rows=RowStrategy.FOR_UPDATE,
+        guards=(tables.SAGA_ONCE,),
         why="Several replicas sweep at once. Each takes the rows that the others have not locked "
         "(SKIP LOCKED), and raises their epoch.",
     ),
-    ExpireOrder: _strategy(
-        RowStrategy.CONDITIONAL_UPDATE,
-        *_STOCK,
-        tables.ORDER_STATE,
-        why="As CancelOrder. Locked rows are left for the next sweep: whoever has locked the "
-        "order is about to move it.",
+    ExpireOrder: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(*_STOCK, tables.ORDER_STATE),
+        why="As CancelOrder. Locked rows are left for the next sweep: the transaction that has "
+        "locked the order is about to move it.",
     ),
-    CreateProduct: _strategy(
-        RowStrategy.INSERT,
-        tables.PRODUCT_ONCE,
-        tables.RECORD_ONCE,
+    CreateProduct: Strategy(
+        rows=RowStrategy.INSERT,
+        guards=(tables.PRODUCT_ONCE, tables.RECORD_ONCE),
         why="A new row under a new id has no contender; a duplicate finds the stored response.",
     ),
-    RestockProduct: _strategy(
-        RowStrategy.FOR_UPDATE,
-        *_STOCK,
+    RestockProduct: Strategy(
+        rows=RowStrategy.FOR_UPDATE,
+        guards=_STOCK,
         why="It contends with the orders of the same product for its row.",
     ),
-    SetCartItem: _strategy(
-        RowStrategy.VERSION,
-        tables.CART_ONCE,
+    SetCartItem: Strategy(
+        rows=RowStrategy.VERSION,
+        guards=(tables.CART_ONCE,),
         why="Two tabs of one user seldom conflict, and only the user knows which of them is "
         "right: the conflict is returned, not retried.",
     ),
-    ClearCart: _strategy(RowStrategy.VERSION, tables.CART_ONCE, why="As SetCartItem."),
+    ClearCart: Strategy(
+        rows=RowStrategy.VERSION, guards=(tables.CART_ONCE,), why="As SetCartItem."
+    ),
 }

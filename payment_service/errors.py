@@ -1,4 +1,4 @@
-"""What the payment service refuses, and why.
+"""The refusals of the payment service.
 
 ├── PaymentNotFound          NOT_FOUND             PAYMENT_NOT_FOUND
 ├── PaymentKeyUsed           ALREADY_EXISTS        PAYMENT_KEY_USED
@@ -11,13 +11,12 @@
 
 from __future__ import annotations
 
-from common.errors import Code, Refusal
+from common.errors import Code, NotFound, Refusal
 
 
-class PaymentNotFound(Refusal):
+class PaymentNotFound(NotFound):
     """The user has no payment with this id."""
 
-    code = Code.NOT_FOUND
     reason = "PAYMENT_NOT_FOUND"
 
 

@@ -22,27 +22,22 @@ KEY_MARK: Final = "payment:key:{payment_key}"
 
 STRATEGIES: Final[dict[type[Command], Strategy]] = {
     ConfirmPayment: Strategy(
-        redis_key=KEY_MARK,
         rows=RowStrategy.INSERT,
-        rounds_max=10,
+        mark=KEY_MARK,
         guards=(tables.KEY_ONCE, tables.REQUEST_ONCE),
         why="The claim inserts the key's row before the gateway is called: a second request finds "
         "the row. The mark in Redis is not a lock: a request that finds it first reads the row "
         "without a transaction, and the row decides.",
     ),
     RecordOutcome: Strategy(
-        redis_key=None,
         rows=RowStrategy.CONDITIONAL_UPDATE,
-        rounds_max=10,
         guards=(tables.OUTCOME, tables.DUE_WHILE_OPEN),
         why="The outcome is stored if the payment is still as it was when it was decided. What "
         "the gateway has certainly done counts without a lease too; only the holder of the lease "
         "frees the key or sets the next try.",
     ),
     CancelPayment: Strategy(
-        redis_key=None,
         rows=RowStrategy.CONDITIONAL_UPDATE,
-        rounds_max=10,
         guards=(tables.REQUEST_ONCE, tables.CANCEL_REQUEST_ONCE, tables.DUE_WHILE_OPEN),
         why="The cancellation request is stored first, for ever; whichever replica works on the "
         "payment, now or after a crash, carries it out. A payment that the gateway does not know "

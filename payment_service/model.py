@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from common.errors import Refusal, RequestIdReused
 from common.money import Money
@@ -34,16 +34,16 @@ from payment_service.gateway.outcomes import (
     Charge,
     Confirmed,
     Declined,
+    GatewayOutcome,
     NotSent,
-    Outcome,
     Rejected,
 )
 
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class State(enum.StrEnum):
-    """Where a payment stands."""
+class PaymentState(enum.StrEnum):
+    """The state of a payment."""
 
     PENDING = "PENDING"
     CONFIRMED = "CONFIRMED"
@@ -52,8 +52,8 @@ class State(enum.StrEnum):
     CANCELLED = "CANCELLED"
 
 
-UNDECIDED: Final = frozenset({State.PENDING, State.UNKNOWN})
-CANCELLABLE: Final = UNDECIDED | {State.CONFIRMED}
+UNDECIDED: Final = frozenset({PaymentState.PENDING, PaymentState.UNKNOWN})
+CANCELLABLE: Final = UNDECIDED | {PaymentState.CONFIRMED}
 TOMBSTONE_REASON: Final = "cancelled before it was confirmed"
 """Stored as the cancel reason of a claim whose request already had a tombstone."""
 
@@ -67,7 +67,7 @@ class Payment:
     user_id: str
     amount: Money
     payment_key: str
-    state: State
+    state: PaymentState
     gateway: str
     gateway_transaction_id: str | None
     failure_code: str | None
@@ -135,7 +135,7 @@ class RecordOutcome:
 
     payment_id: str
     confirm_key: RequestKey
-    outcome: Outcome
+    outcome: GatewayOutcome
     holder: str
     pause: timedelta
     """Until the next try, if this outcome leaves the payment open."""
@@ -190,7 +190,7 @@ class Confirmation:
             command.user_id,
             command.amount,
             command.payment_key,
-            State.PENDING,
+            PaymentState.PENDING,
             gateway,
             gateway_transaction_id=None,
             failure_code=None,
@@ -225,7 +225,7 @@ class Confirmation:
         """Whether there is work left at the gateway."""
         if self.payment.state in UNDECIDED:
             return not self.released
-        return self.payment.state is State.CONFIRMED and self.cancel_reason is not None
+        return self.payment.state is PaymentState.CONFIRMED and self.cancel_reason is not None
 
     @property
     def charge(self) -> Charge:
@@ -259,9 +259,9 @@ class Confirmation:
     def result(self) -> Payment:
         """The payment of a finished confirmation. Raises PaymentDeclined or PaymentCancelled."""
         assert self.payment.state not in UNDECIDED
-        if self.payment.state is State.DECLINED:
+        if self.payment.state is PaymentState.DECLINED:
             raise declined(self.payment)
-        if self.payment.state is State.CANCELLED or self.cancel_reason is not None:
+        if self.payment.state is PaymentState.CANCELLED or self.cancel_reason is not None:
             raise cancelled(self.key)
         return self.payment
 
@@ -270,16 +270,19 @@ class Confirmation:
         if not self.open:
             return
         held = command.holder == self.holder
-        first_call = held and self.payment.state is State.PENDING
+        first_call = held and self.payment.state is PaymentState.PENDING
         undecided = self.payment.state in UNDECIDED
         match command.outcome:
             case Confirmed(transaction_id) if undecided:
-                self._become(State.CONFIRMED, now, gateway_transaction_id=transaction_id)
+                self.payment = replace(self.payment, gateway_transaction_id=transaction_id)
+                self._become(PaymentState.CONFIRMED, now)
             case Declined(code) if undecided:
-                self._become(State.DECLINED, now, failure_code=code)
+                self.payment = replace(self.payment, failure_code=code)
+                self._become(PaymentState.DECLINED, now)
             case Cancelled(transaction_id):
                 kept = self.payment.gateway_transaction_id or transaction_id
-                self._become(State.CANCELLED, now, gateway_transaction_id=kept)
+                self.payment = replace(self.payment, gateway_transaction_id=kept)
+                self._become(PaymentState.CANCELLED, now)
             case NotSent() | Rejected() if first_call:
                 # The state is PENDING until a second replica acquires the payment: this was the
                 # claim's only call. After that, one call that did nothing proves nothing.
@@ -287,7 +290,7 @@ class Confirmation:
                 self.version += 1
                 return
             case _ if first_call and command.keep_lease:
-                self._become(State.UNKNOWN, now)
+                self._become(PaymentState.UNKNOWN, now)
             case _:
                 if held:
                     self._postpone(command.pause, now)
@@ -299,9 +302,9 @@ class Confirmation:
         assert self.due_time is not None
         if self.holder is not None and self.due_time > now:
             return self.holder == holder
-        if self.payment.state is State.PENDING:
+        if self.payment.state is PaymentState.PENDING:
             # The claim's replica is gone, and may have called the gateway before.
-            self._become(State.UNKNOWN, now)
+            self._become(PaymentState.UNKNOWN, now)
         self.tries += 1
         self._hold(holder, now, lease)
         return True
@@ -320,10 +323,10 @@ class Confirmation:
             self._hold(holder, now, lease)
         self.version += 1
 
-    def _become(self, state: State, now: datetime, **changes: Any) -> None:
-        # The database's clock may be set back; a payment's history is not.
+    def _become(self, state: PaymentState, now: datetime) -> None:
+        # The database's clock may be set back; a payment's update_time must not go back.
         update_time = max(self.payment.update_time, now)
-        self.payment = replace(self.payment, state=state, update_time=update_time, **changes)
+        self.payment = replace(self.payment, state=state, update_time=update_time)
         self.version += 1
 
     def _hold(self, holder: str | None, now: datetime, lease: timedelta) -> None:
@@ -332,8 +335,8 @@ class Confirmation:
         self.version += 1
 
     def _postpone(self, pause: timedelta, now: datetime) -> None:
-        if self.payment.state is State.PENDING:
-            self._become(State.UNKNOWN, now)
+        if self.payment.state is PaymentState.PENDING:
+            self._become(PaymentState.UNKNOWN, now)
         self.holder, self.due_time = None, now + pause
         self.version += 1
 

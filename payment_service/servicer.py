@@ -7,17 +7,17 @@ from typing import Any, Final
 from common.ids import new_id
 from common.paging import TIME_KEY, Page
 from common.rpc.convert import money_from, money_to, time_to
-from payment_service.model import CancelPayment, ConfirmPayment, Payment, State
+from payment_service.model import CancelPayment, ConfirmPayment, Payment, PaymentState
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc
 
 _STATES: Final = {
-    State.PENDING: pb.Payment.STATE_PENDING,
-    State.CONFIRMED: pb.Payment.STATE_CONFIRMED,
-    State.DECLINED: pb.Payment.STATE_DECLINED,
-    State.UNKNOWN: pb.Payment.STATE_UNKNOWN,
-    State.CANCELLED: pb.Payment.STATE_CANCELLED,
+    PaymentState.PENDING: pb.Payment.STATE_PENDING,
+    PaymentState.CONFIRMED: pb.Payment.STATE_CONFIRMED,
+    PaymentState.DECLINED: pb.Payment.STATE_DECLINED,
+    PaymentState.UNKNOWN: pb.Payment.STATE_UNKNOWN,
+    PaymentState.CANCELLED: pb.Payment.STATE_CANCELLED,
 }
 
 

@@ -7,6 +7,6 @@ a row shares the cost of one transaction, and the share grows with the contentio
     submit ─► admit ─► Redis lock ─► BEGIN ─► load, replay, decide, save ─► COMMIT ─► reply
 
 ``lane`` is the queue and what follows from each outcome, ``batch`` carries a batch to its commit,
-``blocked`` keeps commands that wait for a locked row, ``decider`` is the skeleton of the four inner
-steps, and ``loader`` does for single reads what a lane does for writes.
+``lock_wait_queue`` keeps commands that wait for a locked row, ``decider`` is the skeleton of the
+four inner steps, and ``loader`` does for single reads what a lane does for writes.
 """

@@ -25,7 +25,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from common.backoff import Backoff
-from common.batching.outcomes import Decide, Entry, Outcome, RowLocked
+from common.batching.outcomes import Decide, Outcome, QueuedCommand, RowLocked
 from common.db.engines import Database
 from common.db.errors import (
     LOCK_NOT_AVAILABLE,
@@ -74,7 +74,7 @@ class Attempt(Generic[C, R]):
     translate: Callable[[str, C], Refusal | None]
 
     async def run(
-        self, entries: Sequence[Entry[C, R]], *, wait_for_locks: bool
+        self, entries: Sequence[QueuedCommand[C, R]], *, wait_for_locks: bool
     ) -> Sequence[Outcome[R]]:
         """One transaction: decide all commands, commit once. Any exception rolls back."""
         engine = self.database.waiting if wait_for_locks else self.database.lanes
@@ -89,15 +89,15 @@ class Attempt(Generic[C, R]):
 class Done(Generic[C, R]):
     """A part of the batch that needs no further attempt."""
 
-    entries: Sequence[Entry[C, R]]
+    entries: Sequence[QueuedCommand[C, R]]
     outcomes: Sequence[Outcome[R] | Exception]
     """An exception that is no refusal is a defect of Tally."""
     certain: bool = True
-    """False if the server was lost and nobody knows whether it committed."""
+    """False if the server was lost and it is unknown whether it committed."""
 
 
 async def commit(
-    attempt: Attempt[C, R], entries: Sequence[Entry[C, R]], *, wait_for_locks: bool
+    attempt: Attempt[C, R], entries: Sequence[QueuedCommand[C, R]], *, wait_for_locks: bool
 ) -> AsyncIterator[Done[C, R]]:
     """Carry ``entries`` through in as few transactions as possible."""
     _sizes.labels(attempt.lane).observe(len(entries))
@@ -113,7 +113,11 @@ async def commit(
 
 
 async def _carry(
-    attempt: Attempt[C, R], entries: Sequence[Entry[C, R]], *, wait_for_locks: bool, whole: bool
+    attempt: Attempt[C, R],
+    entries: Sequence[QueuedCommand[C, R]],
+    *,
+    wait_for_locks: bool,
+    whole: bool,
 ) -> Done[C, R] | None:
     """Try until decided. None: halve the batch, since one of its commands causes the fault."""
     tries: dict[str, int] = {}
@@ -126,7 +130,7 @@ async def _carry(
             tries[fault] = tries.get(fault, 0) + 1
             _faults.labels(attempt.lane, fault).inc()
             if _worth_another_try(fault, tries, error, begun=begun, whole=whole):
-                # Jitter: two batches that deadlocked must not meet again in step.
+                # Jitter: two batches that deadlocked must not retry in step.
                 await asyncio.sleep(_RETRY.pause_s(tries[fault]))
                 continue
             # A batch that waits for locks is about one row: halving it would find nothing.
@@ -169,7 +173,7 @@ def _worth_another_try(
 
 def _give_up(
     attempt: Attempt[C, R],
-    entries: Sequence[Entry[C, R]],
+    entries: Sequence[QueuedCommand[C, R]],
     error: Exception,
     fault: str,
     *,

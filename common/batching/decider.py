@@ -93,6 +93,6 @@ class Decider(ABC, Generic[C, R, B]):
     ) -> Mapping[int, RowLocked | VersionConflict]:
         """Write what the commands changed.
 
-        Returns, by position, the commands whose rows were changed or locked by somebody else since
+        Returns, by position, the commands whose rows were changed or locked by others since
         they were read; nothing of these may be written. Raises StaleRead if nothing may.
         """

@@ -13,8 +13,8 @@ import structlog
 
 from common import deadlines
 from common.batching.batch import Attempt, commit
-from common.batching.blocked import LockWaitQueue
-from common.batching.outcomes import Decide, Entry, Limits, RowLocked, VersionConflict
+from common.batching.lock_wait_queue import LockWaitQueue
+from common.batching.outcomes import Decide, Limits, QueuedCommand, RowLocked, VersionConflict
 from common.db.engines import Database
 from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
 from common.locking.locks import Locks
@@ -52,8 +52,8 @@ class Lane(Generic[C, R]):
         self._limits = limits or Limits()
         self._attempt = Attempt(name, database, decide, translate)
         self._locks = locks
-        self._queue: deque[Entry[C, R]] = deque()
-        self._busy: deque[Entry[C, R]] = deque()
+        self._queue: deque[QueuedCommand[C, R]] = deque()
+        self._busy: deque[QueuedCommand[C, R]] = deque()
         """Commands whose Redis lock is busy."""
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
             self._decide_blocked, self._fail, self._spawn, self._limits
@@ -76,7 +76,7 @@ class Lane(Generic[C, R]):
         left = deadlines.remaining()
         if left is not None and left < self._limits.least_time_s:
             raise DeadlineTooShort
-        entry: Entry[C, R] = Entry(
+        entry: QueuedCommand[C, R] = QueuedCommand(
             command,
             loop.create_future(),
             None if left is None else loop.time() + left - self._limits.least_time_s,
@@ -93,7 +93,7 @@ class Lane(Generic[C, R]):
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    def _enqueue(self, entry: Entry[C, R]) -> None:
+    def _enqueue(self, entry: QueuedCommand[C, R]) -> None:
         self._queue.append(entry)
         if not self._running:
             self._running = True
@@ -108,7 +108,7 @@ class Lane(Generic[C, R]):
 
     # -- the end of an entry -----------------------------------------------------------------------
 
-    def _reply(self, entry: Entry[C, R], outcome: R | Exception) -> None:
+    def _reply(self, entry: QueuedCommand[C, R], outcome: R | Exception) -> None:
         """Let the entry leave the lane, and reply to its caller if it still waits."""
         self._leave(entry)
         if not entry.waits:
@@ -118,20 +118,20 @@ class Lane(Generic[C, R]):
         else:
             entry.reply.set_result(outcome)
 
-    def _leave(self, entry: Entry[C, R]) -> None:
+    def _leave(self, entry: QueuedCommand[C, R]) -> None:
         if not entry.left:
             entry.left = True
             # An entry counts until here, not until its caller gives up: during an outage the
             # entries of callers long gone would fill the memory.
             self._depth -= 1
 
-    def _fail(self, entries: list[Entry[C, R]], error: BaseException) -> None:
+    def _fail(self, entries: list[QueuedCommand[C, R]], error: BaseException) -> None:
         """Reply with a defect of the lane itself: no caller may wait for ever."""
         _log.error("lane_batch_lost", lane=self.name, error=repr(error)[:200])
         for entry in entries:
             self._reply(entry, error if isinstance(error, Exception) else Internal())
 
-    def _admit(self, entry: Entry[C, R]) -> bool:
+    def _admit(self, entry: QueuedCommand[C, R]) -> bool:
         """Whether the entry's caller still waits and has time; if not, the entry leaves."""
         if not entry.waits:
             self._leave(entry)
@@ -144,7 +144,7 @@ class Lane(Generic[C, R]):
     # -- the main queue ----------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        entries: list[Entry[C, R]] = []
+        entries: list[QueuedCommand[C, R]] = []
         try:
             while self._queue or self._busy:
                 await self._linger()
@@ -175,13 +175,13 @@ class Lane(Generic[C, R]):
             if len(self._queue) <= before:
                 return
 
-    def _next_batch(self) -> list[Entry[C, R]]:
+    def _next_batch(self) -> list[QueuedCommand[C, R]]:
         """All that waits, up to the limit.
 
         Commands of busy keys come first, but in at most half of the batch: many commands of one
         busy key must not keep out all others.
         """
-        batch: list[Entry[C, R]] = []
+        batch: list[QueuedCommand[C, R]] = []
         for queue, size_max in (
             (self._busy, self._limits.batch_max // 2),
             (self._queue, self._limits.batch_max),
@@ -193,7 +193,7 @@ class Lane(Generic[C, R]):
                     batch.append(entry)
         return batch
 
-    async def _batch(self, entries: list[Entry[C, R]]) -> None:
+    async def _batch(self, entries: list[QueuedCommand[C, R]]) -> None:
         grant = None
         if keys := {entry.lock_key for entry in entries if entry.lock_key}:
             grant = await self._locks.acquire(keys)
@@ -208,8 +208,8 @@ class Lane(Generic[C, R]):
             await self._locks.release(grant)
 
     def _set_busy_aside(
-        self, entries: list[Entry[C, R]], busy: frozenset[str]
-    ) -> list[Entry[C, R]]:
+        self, entries: list[QueuedCommand[C, R]], busy: frozenset[str]
+    ) -> list[QueuedCommand[C, R]]:
         """The entries to decide now. Those of a busy key wait for a later batch, for a while."""
         if not busy:
             return entries
@@ -226,7 +226,7 @@ class Lane(Generic[C, R]):
         self._busy.extendleft(reversed(staying))
         return going
 
-    async def _decide(self, entries: list[Entry[C, R]]) -> bool:
+    async def _decide(self, entries: list[QueuedCommand[C, R]]) -> bool:
         """Decide and reply; returns whether the outcome of every commit is known."""
         certain = True
         async for done in commit(self._attempt, entries, wait_for_locks=False):
@@ -242,7 +242,7 @@ class Lane(Generic[C, R]):
             self._retry(conflicts)
         return certain
 
-    def _retry(self, entries: list[Entry[C, R]]) -> None:
+    def _retry(self, entries: list[QueuedCommand[C, R]]) -> None:
         """Queue entries with a version conflict again, after a pause that holds no lock."""
         again = []
         for entry in entries:
@@ -268,7 +268,7 @@ class Lane(Generic[C, R]):
 
     # -- locked rows -------------------------------------------------------------------------------
 
-    async def _decide_blocked(self, row: Hashable, entries: list[Entry[C, R]]) -> None:
+    async def _decide_blocked(self, row: Hashable, entries: list[QueuedCommand[C, R]]) -> None:
         """Decide commands that wait for one row, and reply or let them wait once more."""
         entries = [entry for entry in entries if self._admit(entry)]
         if not entries:

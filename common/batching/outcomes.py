@@ -77,7 +77,7 @@ class Limits:
 
 
 @dataclass(slots=True, eq=False)
-class Entry(Generic[C, R]):
+class QueuedCommand(Generic[C, R]):
     """A command in a lane, and the future that its caller waits for."""
 
     command: C

@@ -55,7 +55,7 @@ class Database:
     reads: AsyncEngine
     """Single statements in autocommit mode."""
     probe: AsyncEngine
-    """One session for the readiness probe, which a crowd of readers therefore cannot delay."""
+    """One session for the readiness probe, which many readers therefore cannot delay."""
     setting: str = "the database"
     """The variable or file that the address came from, for the operator."""
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
@@ -84,7 +84,7 @@ def open_engines(
     """Engines with ``pool_size`` connections in all. No session waits without a limit.
 
     One connection is the probe's. Of the others, lanes, waiting transactions and reads get a third
-    each, at least one: a crowd of readers cannot take a write's connection, nor a locked row that
+    each, at least one: many readers cannot take a write's connection, nor a locked row that
     of everyone else's batch.
     """
     shared = pool_size - 1

@@ -36,7 +36,7 @@ ANSWERED: Final = "ANSWERED"
 REFUSED: Final = "REFUSED"
 CANCELLED: Final = "CANCELLED"
 CLEAN_UP_ROWS: Final = 5_000
-"""Rows deleted in one transaction: few enough to delay nobody."""
+"""Rows deleted in one transaction: few enough not to delay other transactions."""
 CLEAN_UP_INTERVAL_S: Final = 600.0
 _KEY: Final = ("method", "scope", "request_id")
 

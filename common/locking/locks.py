@@ -15,11 +15,11 @@ class Grant:
     acquired: frozenset[str]
     """Keys that this grant owns."""
     busy: frozenset[str]
-    """Keys that somebody else owns. A key in neither set is not guarded: Redis is unavailable."""
+    """Keys that another owner holds. A key in neither set is not guarded: Redis is unavailable."""
 
 
 class Locks(Protocol):
-    """Locks with a lease: whoever dies frees them by doing nothing."""
+    """Locks with a lease: the keys of a dead owner expire."""
 
     async def acquire(self, keys: Collection[str]) -> Grant:
         """Try to take all ``keys`` in one round trip. Never raises, never waits for an owner."""

@@ -18,7 +18,7 @@ from common.metrics import REGISTRY
 
 LIFE_MS: Final = 120_000
 
-# One round trip, and repeatable: whoever finds its own mark is the one that set it.
+# One round trip, and repeatable: an owner that finds its own mark has set it.
 _BEGIN: Final = """
 local found = redis.call('GET', KEYS[1])
 if not found then

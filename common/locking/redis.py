@@ -25,9 +25,10 @@ _log = structlog.stdlib.get_logger()
 def open_redis(url: str) -> Redis:
     """A client that gives up fast and never sends a command twice on its own.
 
-    A script repeated after a lost reply would meet its own first run. A command in flight is ended
-    by the client's own time limit, which also closes the connection, and by nothing else: a
-    cancelled command has handed its reply to the next caller before (redis-py #2624, #2665).
+    A script repeated after a lost reply would find the locks of its own first run. A command in
+    flight is ended by the client's own time limit, which also closes the connection, and by nothing
+    else: a cancelled command has handed its reply to the next caller before (redis-py #2624 and
+    #2665).
     """
     return Redis.from_url(
         url,

@@ -28,7 +28,7 @@ for i, key in ipairs(KEYS) do
 end
 return taken
 """
-# Only the owner frees a key: after an expired lease it may be somebody else's.
+# Only the owner frees a key: after an expired lease another owner may hold it.
 _RELEASE: Final = """
 local freed = 0
 for _, key in ipairs(KEYS) do

@@ -1,10 +1,10 @@
-"""The vocabulary of each service's ``locking.py``: how an operation is kept from meeting itself.
+"""The terms of each service's ``locking.py``: what excludes concurrent executions of an operation.
 
 Three lines of defence, in this order. The last alone must keep the books right:
 
 1. a Redis lock orders the contenders of all replicas; it may be absent, late or wrong;
 2. a row strategy in PostgreSQL decides who is first;
-3. a constraint refuses what should never have come that far.
+3. a constraint refuses what the first two lines have let through by mistake.
 
 The lane reads the Redis key and the number of rounds from the strategy, and refuses a command
 without one (``common.batching.lane``).
@@ -26,26 +26,34 @@ class RowStrategy(enum.Enum):
     INSERT = "nothing to lock: a new row under a unique key"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """How one operation is kept from meeting itself."""
+    """What excludes two concurrent executions of one operation."""
 
-    redis_key: str | None
-    """Template of the first line's key, with the command's attributes in braces; None where
-    contenders need no order."""
     rows: RowStrategy
-    rounds_max: int
-    """How often the operation is decided when other writers change its rows first; then it is
-    refused with CONFLICT_RETRIES_EXHAUSTED."""
     guards: tuple[str, ...]
     """Names of the constraints that hold when the other lines are gone."""
     why: str
+    redis_key: str | None = None
+    """Template of the Redis lock's key, with the command's attributes in braces; None where
+    contenders need no order."""
+    mark: str | None = None
+    """Template of an in-progress mark's key; a mark is a hint, not a lock."""
+    rounds_max: int = 1
+    """How often the operation is decided if the version of its row changes each time; then it is
+    refused with CONFLICT_RETRIES_EXHAUSTED. Operations that lock their rows have one round."""
 
     def key_of(self, command: object) -> str | None:
-        """The command's Redis key."""
-        if self.redis_key is None:
-            return None
-        return self.redis_key.replace("{", "{0.").format(command)
+        """The key of the command's Redis lock."""
+        return _format(self.redis_key, command)
+
+    def mark_of(self, command: object) -> str | None:
+        """The key of the command's mark."""
+        return _format(self.mark, command)
+
+
+def _format(template: str | None, command: object) -> str | None:
+    return None if template is None else template.replace("{", "{0.").format(command)
 
 
 Strategies = Mapping[type, Strategy]

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from common.errors import CurrencyMismatch, InvalidField
-from common.ids import is_id
 from common.money import Money
 from common.request_key import RequestKey, digest_of
 from coupon_service.errors import (
-    CampaignNotFound,
     CampaignNotOpen,
     CouponSoldOut,
     OrderAmountTooSmall,
@@ -176,8 +174,3 @@ class Campaign:
         self.admit(user_id)
         self.issued += 1
         return self.issued
-
-
-def campaign_not_found(campaign_id: str) -> CampaignNotFound:
-    # Text that cannot be an id is not repeated: it may be long, or not be valid text.
-    return CampaignNotFound(**({"campaign_id": campaign_id} if is_id(campaign_id) else {}))

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from common.ids import is_id
 from common.money import Money
 from common.request_key import RequestKey, digest_of
-from coupon_service.errors import CouponExpired, CouponNotFound, CouponNotUsable
+from coupon_service.errors import CouponExpired, CouponNotUsable
 from coupon_service.model.campaign import Campaign, Terms
 
 
@@ -217,12 +216,6 @@ class Coupon:
             redemption, restore_request_id=command.request_id, restore_time=self.as_of
         )
         return self.unused(self.as_of), restored
-
-
-def coupon_not_found(coupon_id: str, user_id: str) -> CouponNotFound:
-    # Text that cannot be an id is not repeated: it may be long, or not be valid text.
-    known = {"coupon_id": coupon_id} if is_id(coupon_id) else {}
-    return CouponNotFound(user_id=user_id, **known)
 
 
 def coupon_not_usable(command: RedeemCoupon) -> CouponNotUsable:

@@ -13,16 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import VersionConflict
-from common.db.engines import Database, reading
+from common.db.engines import Database, read_by_id, reading
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import read_clock
 from common.errors import Refusal, RequestIdReused
-from common.ids import is_id, new_id
+from common.ids import new_id
 from common.locking.locks import Locks
 from common.paging import Page, TimePosition, time_position
 from common.request_key import RequestKey, Result
+from coupon_service.errors import CampaignNotFound
 from coupon_service.locking import STRATEGIES
-from coupon_service.model.campaign import Campaign, CreateCampaign, campaign_not_found
+from coupon_service.model.campaign import Campaign, CreateCampaign
 from coupon_service.store import campaign as store
 from coupon_service.tables import CAMPAIGN_REQUEST_ONCE
 
@@ -54,12 +55,9 @@ class Campaigns:
 
     async def get_campaign(self, campaign_id: str) -> Campaign:
         """The campaign as last committed. Raises CampaignNotFound or DatabaseUnavailable."""
-        campaign = None
-        if is_id(campaign_id):
-            async with reading(self._database) as connection:
-                campaign = await store.read_campaign(connection, campaign_id)
+        campaign = await read_by_id(self._database, campaign_id, store.read_campaign)
         if campaign is None:
-            raise campaign_not_found(campaign_id)
+            raise CampaignNotFound(campaign_id=campaign_id)
         return campaign
 
     async def list_campaigns(self, page: Page) -> tuple[list[Campaign], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -13,7 +14,7 @@ from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database, reading
+from common.db.engines import Database, read_by_id, reading
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import ConflictRetriesExhausted, InvalidField, Refusal, RequestIdReused
 from common.ids import is_id, new_id
@@ -21,9 +22,15 @@ from common.locking.locks import Locks
 from common.money import Money
 from common.paging import Page, TimePosition, time_position
 from common.request_key import RequestKey, Result
-from coupon_service.errors import CouponAlreadyIssued, CouponSoldOut, RedemptionCancelled
+from coupon_service.errors import (
+    CampaignNotFound,
+    CouponAlreadyIssued,
+    CouponNotFound,
+    CouponSoldOut,
+    RedemptionCancelled,
+)
 from coupon_service.locking import STRATEGIES
-from coupon_service.model.campaign import Campaign, CampaignState, campaign_not_found
+from coupon_service.model.campaign import Campaign, CampaignState
 from coupon_service.model.coupon import (
     Claim,
     Coupon,
@@ -32,7 +39,6 @@ from coupon_service.model.coupon import (
     Redemption,
     RedemptionId,
     RestoreCoupon,
-    coupon_not_found,
     coupon_not_usable,
 )
 from coupon_service.store import campaign as campaign_store
@@ -94,7 +100,7 @@ def _final_outcome(command: IssueCoupon, snapshot: store.IssueSnapshot) -> Issue
         body = snapshot.record.body_for(command)
         return Result(_ISSUED_BODY.validate_json(body), replayed=True)
     if snapshot.campaign is None:
-        raise campaign_not_found(command.campaign_id)
+        raise CampaignNotFound(campaign_id=command.campaign_id)
     if snapshot.coupon is not None:
         return _replay_or_refuse(command, snapshot.coupon)
     if snapshot.campaign.state in _FINAL:
@@ -162,7 +168,7 @@ class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
             return replayed
         campaign = batch.campaigns.get(command.campaign_id)
         if campaign is None:
-            raise campaign_not_found(command.campaign_id)
+            raise CampaignNotFound(campaign_id=command.campaign_id)
         # Before the campaign is checked: COUPON_ALREADY_ISSUED goes before COUPON_SOLD_OUT.
         existing = batch.coupons.get(command.claim)
         if existing is not None:
@@ -225,12 +231,10 @@ class Redemptions:
 
     async def get_coupon(self, coupon_id: str, user_id: str) -> Coupon:
         """The user's coupon as last committed. Raises CouponNotFound or DatabaseUnavailable."""
-        coupon = None
-        if is_id(coupon_id):
-            async with reading(self._database) as connection:
-                coupon = await store.read_coupon(connection, coupon_id, user_id)
+        read = partial(store.read_coupon, user_id=user_id)
+        coupon = await read_by_id(self._database, coupon_id, read)
         if coupon is None:
-            raise coupon_not_found(coupon_id, user_id)
+            raise CouponNotFound(user_id=user_id, coupon_id=coupon_id)
         return coupon
 
     async def list_coupons(self, user_id: str, page: Page) -> tuple[list[Coupon], str]:
@@ -335,7 +339,7 @@ class _RedemptionDecider(Decider[Command, Changed, _RedemptionBatch]):
 def _redeem(batch: _RedemptionBatch, command: RedeemCoupon) -> CouponChange:
     coupon = batch.coupon_of(command)
     if coupon is None:
-        raise coupon_not_found(command.coupon_id, command.user_id)
+        raise CouponNotFound(user_id=command.user_id, coupon_id=command.coupon_id)
     if command.redemption_id in batch.redemptions:
         raise RequestIdReused(request_id=command.request_id)
     redeemed, redemption = coupon.redeem(command, batch.loaded.terms[coupon.coupon_id])

@@ -100,11 +100,11 @@ class RenewLease:
 
 @dataclass(frozen=True, slots=True)
 class TakeOverSagas:
-    """Take over at most ``room`` sagas that are due or whose lease has expired."""
+    """Take over at most ``capacity`` sagas that are due or whose lease has expired."""
 
     owner: str
     """The replica's name, for people; the epoch is what counts."""
     lease_s: float
-    room: int
+    capacity: int
     plans: Collection[tuple[str, int]]
     """The plans that this release knows, as (kind, version)."""

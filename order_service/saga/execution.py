@@ -45,7 +45,7 @@ _lost = Counter(
 
 @dataclass(frozen=True, slots=True)
 class SagaLimits:
-    """The runner's limits."""
+    """The limits of the sagas in one replica."""
 
     lease_s: float = 10.0
     """After this time without a heartbeat another replica takes over."""
@@ -129,8 +129,8 @@ class SagaExecution:
             _lost.inc()
             log.warning("saga_lost")
         except Refusal as refusal:
-            # The journal cannot be written. It has every call that was begun: whoever takes the
-            # saga over repeats the last one.
+            # The journal cannot be written. It has every call that was begun: the replica that
+            # takes the saga over repeats the last one.
             log.warning("saga_left", error=describe(refusal))
         except Exception:
             log.exception("saga_failed")
@@ -141,7 +141,7 @@ class SagaExecution:
         try:
             await self._later(saga, "INTERNAL")
         except Refusal as error:
-            # Lost, or not writable: whoever takes the saga over begins from its row.
+            # Lost, or not writable: the replica that takes the saga over begins from its row.
             _log.warning("saga_left", saga_id=saga.saga_id, error=repr(error))
 
     async def _advance(self, running: RunningSaga) -> bool:
@@ -234,7 +234,7 @@ class SagaExecution:
     async def _close(self, running: RunningSaga) -> bool:
         saga = running.saga
         try:
-            order = await self._journal.close(saga)
+            order = await self._journal.end(saga)
         except SagaLost:
             raise
         except Refusal as refusal:

@@ -38,15 +38,15 @@ class SagaJournal:
     """The journal in the order database."""
 
     def __init__(
-        self, database: Database, *, owner: str, close: Callable[[Saga], Awaitable[Order]]
+        self, database: Database, *, owner: str, end: Callable[[Saga], Awaitable[Order]]
     ) -> None:
         """``owner``: this replica's name, for people; the epoch is what counts.
 
-        ``close`` ends a saga and moves its order, which only the order lane can do.
+        ``end`` ends a saga and moves its order. Only the order lane can do that (see wiring).
         """
         self._database = database
         self._owner = owner
-        self.close = close
+        self.end = end
         """Ends a saga and moves its order, in one transaction; the order. Raises SagaLost."""
         self.lane: Lane[JournalCommand, None] = Lane(
             "saga", database, self._decide, NoLocks(), STRATEGIES
@@ -64,12 +64,12 @@ class SagaJournal:
         """Extend the lease, or with 0 seconds give the saga up to any replica. Raises SagaLost."""
         await self.lane.submit(RenewLease(saga.saga_id, saga.epoch, lease_s))
 
-    async def take_over(self, *, lease_s: float, room: int) -> TakenOver:
+    async def take_over(self, *, lease_s: float, capacity: int) -> TakenOver:
         """Take sagas over that are due or whose lease has expired, under a new epoch.
 
         Only sagas of plans that this release knows; the others are left to a newer replica.
         """
-        command = TakeOverSagas(self._owner, lease_s, room, _PLANS)
+        command = TakeOverSagas(self._owner, lease_s, capacity, _PLANS)
         async with self._database.begin() as connection:
             return await store.take_over(connection, command)
 

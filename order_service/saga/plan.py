@@ -1,4 +1,4 @@
-"""The sagas as tables. ``runner`` executes them.
+"""The sagas as tables. ``execution`` executes them.
 
 ``do`` carries a step out and ``undo`` compensates it; a step is skipped unless ``needed``. Up to
 the pivot a failure turns the saga back: every step that has begun is undone, the last first, the

@@ -43,8 +43,8 @@ class Runner:
         self._context = tracing.own_context()
 
     @property
-    def has_room(self) -> bool:
-        """Whether a new saga may begin here. The last quarter of the room is the sweep's.
+    def has_capacity(self) -> bool:
+        """Whether a new saga may begin here. The last quarter of the capacity is the sweep's.
 
         New payments must not keep out sagas that already have something to compensate.
         """
@@ -83,16 +83,16 @@ class Runner:
         """
         total = 0
         while not self._execution.stopping:
-            room = self.limits.running_max - len(self._sagas)
-            if room <= 0:
+            capacity = self.limits.running_max - len(self._sagas)
+            if capacity <= 0:
                 break
-            taken = await self._journal.take_over(lease_s=self.limits.lease_s, room=room)
+            taken = await self._journal.take_over(lease_s=self.limits.lease_s, capacity=capacity)
             for saga in taken.sagas:
                 assert taken.now is not None
                 with tracing.root("tally.order.saga_taken_up"):
                     self.start(saga, taken.now)
             total += len(taken.sagas)
-            if len(taken.sagas) < room or (stopping is not None and stopping.is_set()):
+            if len(taken.sagas) < capacity or (stopping is not None and stopping.is_set()):
                 break
         if total:
             _takeovers.inc(total)

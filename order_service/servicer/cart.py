@@ -18,7 +18,7 @@ class CartServicer(order_pb2_grpc.CartServiceServicer):
         self._carts = carts
 
     async def GetCart(self, request: pb.GetCartRequest, context: Any) -> pb.GetCartResponse:
-        return pb.GetCartResponse(cart=_cart(await self._carts.get(request.user_id)))
+        return pb.GetCartResponse(cart=_cart(await self._carts.get_cart(request.user_id)))
 
     async def SetCartItem(
         self, request: pb.SetCartItemRequest, context: Any

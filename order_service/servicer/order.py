@@ -54,7 +54,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         return pb.CancelOrderResponse(order=_order(written.value), replayed=written.replayed)
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
-        order = await self._orders.get(request.order_id, request.user_id)
+        order = await self._orders.get_order(request.order_id, request.user_id)
         return pb.GetOrderResponse(order=_order(order))
 
     async def ListOrders(

@@ -39,7 +39,7 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
     async def GetProduct(
         self, request: pb.GetProductRequest, context: Any
     ) -> pb.GetProductResponse:
-        product = await self._products.get(request.product_id)
+        product = await self._products.get_product(request.product_id)
         return pb.GetProductResponse(product=_product(product))
 
     async def ListProducts(

@@ -41,9 +41,9 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
 
     async def GetSaga(self, request: pb.GetSagaRequest, context: Any) -> pb.GetSagaResponse:
         if request.WhichOneof("target") == "saga_id":
-            saga = await self._sagas.get(request.saga_id)
+            saga = await self._sagas.get_saga(request.saga_id)
         else:
-            saga = await self._sagas.get_latest(request.order_id)
+            saga = await self._sagas.get_latest_saga(request.order_id)
         return pb.GetSagaResponse(saga=_saga(saga))
 
     async def RetrySaga(self, request: pb.RetrySagaRequest, context: Any) -> pb.RetrySagaResponse:

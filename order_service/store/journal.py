@@ -20,7 +20,7 @@ from order_service.store.saga import SECOND, to_row, to_saga
 from order_service.tables import sagas
 
 Owned = tuple[str, int]
-"""A saga by (saga_id, epoch): the row as long as nobody else has taken it over."""
+"""A saga by (saga_id, epoch): the row as long as no other replica has taken it over."""
 
 _log = structlog.stdlib.get_logger()
 
@@ -127,7 +127,7 @@ _due = locked(
         sagas.c.lease_until < sa.func.now(),
         sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.bindparam("plans", expanding=True)),
     )
-    .limit(sa.bindparam("room")),
+    .limit(sa.bindparam("capacity")),
     order_by=[sagas.c.lease_until],
     skip_locked=True,
     name="due",

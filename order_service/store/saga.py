@@ -85,7 +85,7 @@ _ADD: Final = sa.insert(sagas).from_select(
 async def lock(
     connection: AsyncConnection, saga_ids: Collection[str], *, wait_for_locks: bool
 ) -> Loaded[Saga]:
-    """Lock the sagas (``RowLocks``), whoever owns them."""
+    """Lock the sagas (``RowLocks``), without regard to their owner."""
     found = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
     return Loaded({row.saga_id: to_saga(row) for row in found.rows}, found.blocked, found.now)
 

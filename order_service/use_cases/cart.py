@@ -26,7 +26,7 @@ class Carts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get(self, user_id: str) -> Cart:
+    async def get_cart(self, user_id: str) -> Cart:
         """The cart as last committed; empty and at version 0 if it was never changed."""
         async with reading(self._database) as connection:
             return await store.read_cart(connection, user_id)
@@ -50,7 +50,7 @@ class Carts:
                     raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
                 return await store.read_cart(connection, command.user_id)
             await transaction.rollback()
-        return await self.get(command.user_id)
+        return await self.get_cart(command.user_id)
 
     async def clear(self, command: ClearCart) -> Cart:
         """Remove everything. Raises CartChanged."""
@@ -59,7 +59,7 @@ class Carts:
             if await store.clear(connection, command.user_id):
                 return await store.read_cart(connection, command.user_id)
             await transaction.rollback()
-        return await self.get(command.user_id)
+        return await self.get_cart(command.user_id)
 
 
 @asynccontextmanager

@@ -94,7 +94,7 @@ class Orders:
         """
         if not is_id(command.order_id):
             raise OrderNotFound(order_id=command.order_id)
-        command = replace(command, saga_id=new_id(), has_room=self._runner.has_room)
+        command = replace(command, saga_id=new_id(), has_capacity=self._runner.has_capacity)
         begun, end = await self._begin(command)
         if isinstance(begun, Result):
             return begun
@@ -132,7 +132,11 @@ class Orders:
             ended = await self._end_of(begun, end, None if first else JOIN_S)
         except TimeoutError:
             return Result(begun.order, replayed=not first)
-        order = await self.get(command.order_id, command.user_id) if ended is None else ended.order
+        order = (
+            await self.get_order(command.order_id, command.user_id)
+            if ended is None
+            else ended.order
+        )
         return Result(order, replayed=not first)
 
     async def expire_due(self, stopping: asyncio.Event | None = None) -> int:
@@ -203,7 +207,7 @@ class Orders:
 
     # -- reads -----------------------------------------------------------------------------------
 
-    async def get(self, order_id: str, user_id: str) -> Order:
+    async def get_order(self, order_id: str, user_id: str) -> Order:
         """The order as last committed. Raises OrderNotFound, also if it is another user's."""
         order = await read_by_id(self._database, order_id, store.read_order)
         if order is None or order.user_id != user_id:
@@ -223,7 +227,7 @@ class Orders:
 
     async def watch(self, order_id: str, user_id: str) -> AsyncGenerator[Order]:
         """The order now and after each change, until it is settled. Raises OrderNotFound."""
-        order = await self.get(order_id, user_id)
+        order = await self.get_order(order_id, user_id)
         async with aclosing(self._watches.follow(order)) as versions:
             async for version in versions:
                 yield version

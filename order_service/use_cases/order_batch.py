@@ -95,7 +95,7 @@ class OrderBatch:
         return saga
 
     def write_saga(self, saga: Saga) -> Saga:
-        """Write a locked saga, which nobody runs after this."""
+        """Write a locked saga that no replica runs after this."""
         self.ended_sagas.append(WriteSaga(saga, lease_s=0.0))
         # Later commands of the batch see its new state.
         self.sagas[saga.saga_id] = saga

@@ -141,7 +141,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         row = _blocked_row(batch, command)
         if row is None:
             return None
-        # The next sweep finds the order again: whoever has locked it is about to move it.
+        # The next sweep finds the order again: another transaction is about to move it.
         return Result(None) if isinstance(command, ExpireOrder) else RowLocked(row)
 
     def decide(

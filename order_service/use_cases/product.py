@@ -50,7 +50,7 @@ class Products:
             raise ProductNotFound(product_id=command.product_id)
         return await self.lane.submit(command)
 
-    async def get(self, product_id: str) -> Product:
+    async def get_product(self, product_id: str) -> Product:
         """The product as last committed. Raises ProductNotFound."""
         product = await read_by_id(self._database, product_id, store.read_product)
         if product is None:

@@ -25,14 +25,14 @@ class Sagas:
         self._database = database
         self._lane = lane
 
-    async def get(self, saga_id: str) -> Saga:
+    async def get_saga(self, saga_id: str) -> Saga:
         """The saga as last journalled. Raises SagaNotFound."""
         saga = await read_by_id(self._database, saga_id, store.read_saga)
         if saga is None:
             raise SagaNotFound(saga_id=saga_id)
         return saga
 
-    async def get_latest(self, order_id: str) -> Saga:
+    async def get_latest_saga(self, order_id: str) -> Saga:
         """The newest saga of an order. Raises SagaNotFound."""
         saga = await read_by_id(self._database, order_id, store.read_latest)
         if saga is None:
@@ -50,14 +50,14 @@ class Sagas:
 
     async def retry(self, saga_id: str, request_id: str) -> Result[Saga]:
         """Let a saga that needs attention continue. Raises SagaNotFound, SagaNotRetryable."""
-        saga = await self.get(saga_id)
+        saga = await self.get_saga(saga_id)
         return await self._lane.submit(RetrySaga(saga_id, saga.order_id, request_id))
 
     async def resolve(self, saga_id: str, reason: str, request_id: str) -> Result[Saga]:
         """Close a saga that needs attention, and move its order the way the saga was going.
 
-        If it is unknown whether the gateway charged, the attempt counts as not paid: whoever
-        resolves it has made sure of that. Raises SagaNotFound, SagaNotRetryable.
+        If it is unknown whether the gateway charged, the attempt counts as not paid: the
+        operator has made sure of that. Raises SagaNotFound, SagaNotRetryable.
         """
-        saga = await self.get(saga_id)
+        saga = await self.get_saga(saga_id)
         return await self._lane.submit(ResolveSaga(saga_id, saga.order_id, reason, request_id))

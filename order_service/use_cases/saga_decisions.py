@@ -1,4 +1,4 @@
-"""Decisions where sagas and orders meet: a saga begins and ends with its order's transition.
+"""Decisions about sagas: a saga begins and ends in the transaction of its order's transition.
 
 PayOrder      PENDING → PAYING                       and the saga's row, RUNNING
 CancelOrder   PAID → CANCELLING                      and the saga's row, RUNNING
@@ -62,7 +62,7 @@ def begin_payment(
             raise RequestIdReused(request_id=command.request_id)
         begun.time_left_s = pay_within_s
         return find_begun(batch, command, order)
-    if not command.has_room:
+    if not command.has_capacity:
         raise Overloaded(lane="saga")
     asked = _pay_input(order, command)
     paying = order.begin_payment(
@@ -99,7 +99,7 @@ def begin_cancel(batch: OrderBatch, command: CancelOrder, order: Order) -> SagaB
 def find_begun(batch: OrderBatch, command: PayOrder | CancelOrder, order: Order) -> SagaBegun:
     """The saga that this request began.
 
-    It is this very call's if it has the call's saga_id and nobody has taken it over: then an
+    It is this very call's if it has the call's saga_id and no replica has taken it over: then an
     earlier attempt at the batch committed it, and the reply to its COMMIT was lost.
     """
     kind = SagaKind.PAY_ORDER if isinstance(command, PayOrder) else SagaKind.CANCEL_ORDER

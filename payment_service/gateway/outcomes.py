@@ -84,7 +84,7 @@ class NotSent:
 class Rejected:
     """The gateway rejected this call for Tally's own fault (credentials, rate) and did nothing.
 
-    Never the customer's decline; an operator has to look at ``code``.
+    Never the customer's decline; an operator has to check ``code``.
     """
 
     code: str
@@ -111,4 +111,4 @@ Inconclusive = NotSent | Rejected | Unknown | Mismatch
 ConfirmOutcome = Confirmed | Declined | Cancelled | Inconclusive
 FindOutcome = Confirmed | Declined | Cancelled | NotFound | Inconclusive
 CancelOutcome = Cancelled | NotCancellable | NotFound | Inconclusive
-Outcome = ConfirmOutcome | FindOutcome | CancelOutcome
+GatewayOutcome = ConfirmOutcome | FindOutcome | CancelOutcome

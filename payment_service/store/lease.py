@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
 from common.db.unnest import arrays, unnest
-from payment_service.model import Confirmation, State
+from payment_service.model import Confirmation, PaymentState
 from payment_service.store.payment import to_confirmation
 from payment_service.tables import payments
 
@@ -26,12 +26,13 @@ _due = locked(
     skip_locked=True,
     name="due",
 )
-_pending = payments.c.state == State.PENDING
-# A claim whose lease expired may have been sent: from now on it is UNKNOWN, and nobody frees it.
+_pending = payments.c.state == PaymentState.PENDING
+# A claim whose lease expired may have been sent: from now on it is UNKNOWN, and its key is never
+# freed.
 _ACQUIRE: Final = (
     sa.update(payments)
     .values(
-        state=sa.case((_pending, State.UNKNOWN.value), else_=payments.c.state),
+        state=sa.case((_pending, PaymentState.UNKNOWN.value), else_=payments.c.state),
         update_time=sa.case(
             (_pending, sa.func.greatest(payments.c.update_time, CLOCK)),
             else_=payments.c.update_time,

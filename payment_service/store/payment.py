@@ -24,8 +24,8 @@ from payment_service.model import (
     Confirmation,
     ConfirmPayment,
     Payment,
+    PaymentState,
     RecordOutcome,
-    State,
     confirm_key,
 )
 from payment_service.tables import payments
@@ -38,7 +38,7 @@ _OF_WORK: Final = [each.name for each in fields(Confirmation) if each.name in pa
 
 def to_confirmation(row: sa.Row[Any]) -> Confirmation:
     amount = Money(row.currency_code, row.amount_minor)
-    payment = from_row(Payment, row, amount=amount, state=State(row.state))
+    payment = from_row(Payment, row, amount=amount, state=PaymentState(row.state))
     return from_row(Confirmation, row, payment=payment)
 
 

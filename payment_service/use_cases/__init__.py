@@ -1,1 +1,1 @@
-"""What the payment service does: the calls and reads, the decisions, the work at the gateway."""
+"""The payment service's writes, decided batch by batch, its reads, and the work at the gateway."""

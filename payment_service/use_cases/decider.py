@@ -27,8 +27,8 @@ from payment_service.model import (
     Confirmation,
     ConfirmPayment,
     Payment,
+    PaymentState,
     RecordOutcome,
-    State,
     cancelled,
     declined,
     key_taken,
@@ -199,13 +199,13 @@ def _answer(records: IdempotencyRecords, confirmation: Confirmation) -> None:
     """Record the response of a finished confirmation, once, unless it has a tombstone."""
     payment = confirmation.payment
     match payment.state:
-        case State.CANCELLED:
+        case PaymentState.CANCELLED:
             # Also if the money was given back by other means.
             if not records.is_cancelled(confirmation.key):
                 records.cancel(confirmation.key)
-        case State.CONFIRMED if records.get(confirmation.key) is None:
+        case PaymentState.CONFIRMED if records.get(confirmation.key) is None:
             records.answer(confirmation, payment, _BODY)
-        case State.DECLINED if records.get(confirmation.key) is None:
+        case PaymentState.DECLINED if records.get(confirmation.key) is None:
             records.refuse(confirmation, payment, _BODY)
 
 

@@ -14,10 +14,9 @@ from typing import Final
 from common import deadlines
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits
-from common.db.engines import Database, reading
+from common.db.engines import Database, read_by_id, reading
 from common.db.idempotency import IdempotencyStore
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
-from common.ids import is_id
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
 from common.paging import Page, TimePosition, time_position
@@ -26,14 +25,14 @@ from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
 from payment_service.gateway.outcomes import NotSent, Rejected
 from payment_service.gateway.toss import TossGateway
-from payment_service.locking import BATCH_MAX, KEY_MARK, STRATEGIES
+from payment_service.locking import BATCH_MAX, STRATEGIES
 from payment_service.model import (
     CancelPayment,
     Command,
     Confirmation,
     ConfirmPayment,
     Payment,
-    State,
+    PaymentState,
     key_taken,
     outcome_unknown,
 )
@@ -117,13 +116,14 @@ class Payments:
             last = await self._watch(outcome, until)
             if last is None:
                 continue
-            if last.payment.state is State.UNKNOWN:
+            if last.payment.state is PaymentState.UNKNOWN:
                 raise outcome_unknown(last.payment)
             raise RequestInProgress(request_id=last.request_id)
 
     async def _confirm(self, command: ConfirmPayment) -> Posted | Confirmation:
         """Claim the key and charge it, unless another attempt at this request has the lease."""
-        mark = KEY_MARK.format(payment_key=command.payment_key)
+        mark = STRATEGIES[ConfirmPayment].mark_of(command)
+        assert mark is not None
         if await self._marks.begin(mark, command.holder) is not None:
             finished = await self._read_marked(command)
             if finished is not None:
@@ -139,7 +139,7 @@ class Payments:
         if confirmation is None:
             await self._marks.clear(mark, command.holder)
             raise GatewayUnavailable(payment_key=command.payment_key)
-        if confirmation.payment.state is State.UNKNOWN:
+        if confirmation.payment.state is PaymentState.UNKNOWN:
             raise outcome_unknown(confirmation.payment)
         await self._marks.done(mark, confirmation.payment.payment_id)
         return Result(confirmation.result())
@@ -198,7 +198,7 @@ class Payments:
             last = await self._watch(outcome, until)
             if last is None:
                 continue
-            if last.payment.state is State.PENDING:
+            if last.payment.state is PaymentState.PENDING:
                 raise PaymentInProgress(payment_key=last.payment.payment_key)
             raise outcome_unknown(last.payment)
 
@@ -219,10 +219,7 @@ class Payments:
 
     async def get_payment(self, payment_id: str, user_id: str) -> Payment:
         """The payment as last committed. Raises PaymentNotFound."""
-        if not is_id(payment_id):
-            raise PaymentNotFound(user_id=user_id)
-        async with reading(self._database) as connection:
-            found = await store.read_payment(connection, payment_id)
+        found = await read_by_id(self._database, payment_id, store.read_payment)
         if found is None or found.payment.user_id != user_id:
             raise PaymentNotFound(user_id=user_id, payment_id=payment_id)
         return found.payment

@@ -32,20 +32,20 @@ from payment_service.gateway.outcomes import (
     Cancelled,
     Confirmed,
     Declined,
+    GatewayOutcome,
     Mismatch,
     NotCancellable,
     NotFound,
     NotSent,
-    Outcome,
     Rejected,
     Unknown,
 )
 from payment_service.gateway.toss import TossGateway
-from payment_service.model import Command, Confirmation, RecordOutcome, State
+from payment_service.model import Command, Confirmation, PaymentState, RecordOutcome
 from payment_service.store import lease as store
 from payment_service.use_cases.decider import Reply
 
-OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+OutcomeT = TypeVar("OutcomeT", bound=GatewayOutcome)
 
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
@@ -170,7 +170,7 @@ class Resolver:
         await asyncio.sleep(_FIRST_RETRY_S)
         await self.work(confirmation)
 
-    async def work(self, confirmation: Confirmation) -> tuple[Outcome, Confirmation | None]:
+    async def work(self, confirmation: Confirmation) -> tuple[GatewayOutcome, Confirmation | None]:
         """Work on a payment that this replica holds, as far as the gateway allows.
 
         Returns the last outcome and the payment then; None if the claim is deleted.
@@ -183,10 +183,10 @@ class Resolver:
                     return outcome, left
                 confirmation = left
 
-    async def _step(self, confirmation: Confirmation) -> Outcome:
+    async def _step(self, confirmation: Confirmation) -> GatewayOutcome:
         """Look up an unknown outcome, or give back what was charged."""
         charge = confirmation.charge
-        if confirmation.payment.state is State.CONFIRMED:
+        if confirmation.payment.state is PaymentState.CONFIRMED:
             assert confirmation.cancel_reason is not None
             cancelling = self._gateway.cancel(confirmation.refund, confirmation.cancel_reason)
             outcome = await _counted("cancel", confirmation, cancelling)
@@ -201,7 +201,7 @@ class Resolver:
         return await _counted("confirm", confirmation, self._gateway.confirm(charge))
 
     async def _record(
-        self, confirmation: Confirmation, outcome: Outcome, *, keep_lease: bool
+        self, confirmation: Confirmation, outcome: GatewayOutcome, *, keep_lease: bool
     ) -> Confirmation | None:
         """Record an outcome. Another call would be needed to get it again, so this is retried.
 

@@ -162,15 +162,15 @@ class MemoryJournal(SagaJournal):
     async def renew(self, saga: Saga, *, lease_s: float) -> None:
         self._require_epoch(saga)
 
-    async def take_over(self, *, lease_s: float, room: int) -> TakenOver:
+    async def take_over(self, *, lease_s: float, capacity: int) -> TakenOver:
         known = [row for row in self.rows.values() if (row.kind, row.plan_version) in PLANS]
-        taken = [row for row in known if row.state in ACTIVE][:room]
+        taken = [row for row in known if row.state in ACTIVE][:capacity]
         for row in taken:
             row.epoch += 1
         return TakenOver([row.copy() for row in taken], NOW)
 
-    async def close(self, saga: Saga) -> Order:
-        await self._fail("close")
+    async def end(self, saga: Saga) -> Order:
+        await self._fail("end")
         plan = plan_of(saga)
         assert plan is not None
         closed = plan.closed(saga, NOW)

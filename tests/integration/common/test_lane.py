@@ -39,7 +39,15 @@ class Insert:
         return "busy" if self.number == 1 else "free"
 
 
-STRATEGIES: Strategies = {Insert: Strategy("{key}", RowStrategy.INSERT, 6, ("numbers_pkey",), "")}
+STRATEGIES: Strategies = {
+    Insert: Strategy(
+        rows=RowStrategy.INSERT,
+        guards=("numbers_pkey",),
+        why="",
+        redis_key="{key}",
+        rounds_max=6,
+    )
+}
 
 Outcomes = Sequence[Outcome[int]] | None
 Before = Callable[[Sequence[int], bool], Outcomes | Awaitable[Outcomes]]

@@ -100,7 +100,7 @@ async def test_faults_of_a_lane(payment_urls: ServiceUrls) -> None:
         raise errors[-1]
 
     database = open_engines(payment_urls.runtime, application_name="labels", pool_size=2)
-    plain = Strategy(None, RowStrategy.INSERT, rounds_max=1, guards=(), why="")
+    plain = Strategy(rows=RowStrategy.INSERT, guards=(), why="")
     lane: Lane[int, None] = Lane("labels", database, fail, NoLocks(), {int: plain})
     for fault, causes in FAULTS.items():
         for error in causes:

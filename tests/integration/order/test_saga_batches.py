@@ -232,16 +232,16 @@ async def test_a_retried_saga_is_not_resolved_in_the_same_batch(batches: Batches
     assert (await batches.order()).state is OrderState.PAYING
 
 
-async def test_without_room_only_a_repetition_has_a_result(batches: Batches) -> None:
+async def test_without_capacity_only_a_repetition_has_a_result(batches: Batches) -> None:
     command = batches.pay()
-    without_room = replace(command, saga_id=new_id(), has_room=False)
-    (refused,) = await batches.decide(without_room)
+    without_capacity = replace(command, saga_id=new_id(), has_capacity=False)
+    (refused,) = await batches.decide(without_capacity)
     assert reason_of(refused) == "OVERLOADED"
     assert (await batches.order()).state is OrderState.PENDING
     saga = await batches.begin(command)
-    (begun,) = await batches.decide(without_room)
+    (begun,) = await batches.decide(without_capacity)
     assert (begun.saga_id, begun.saga) == (saga.saga_id, None)
     await batches.decide(CloseSaga(saga))
-    (replayed,) = await batches.decide(without_room)
+    (replayed,) = await batches.decide(without_capacity)
     assert replayed.replayed
     assert replayed.value.state is OrderState.PAID

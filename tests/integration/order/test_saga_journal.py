@@ -50,7 +50,7 @@ async def journals(database: Database) -> AsyncIterator[Journals]:
         raise AssertionError(saga)
 
     def journal(owner: str) -> SagaJournal:
-        opened.append(SagaJournal(database, owner=owner, close=never))
+        opened.append(SagaJournal(database, owner=owner, end=never))
         return opened[-1]
 
     yield journal
@@ -85,8 +85,8 @@ async def read(database: Database, saga: Saga) -> Saga:
     return found
 
 
-async def taken_over(journal: SagaJournal, room: int = 1_000) -> list[Saga]:
-    return list((await journal.take_over(lease_s=LEASE_S, room=room)).sagas)
+async def taken_over(journal: SagaJournal, capacity: int = 1_000) -> list[Saga]:
+    return list((await journal.take_over(lease_s=LEASE_S, capacity=capacity)).sagas)
 
 
 async def close(database: Database, saga: Saga) -> None:
@@ -281,7 +281,7 @@ async def test_of_many_replicas_one_takes_a_saga_over(
 
     async def sweep(journal: SagaJournal) -> list[str]:
         taken: list[str] = []
-        while found := await taken_over(journal, room=7):
+        while found := await taken_over(journal, capacity=7):
             taken += [saga.saga_id for saga in found]
         return taken
 

@@ -23,7 +23,7 @@ from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service.gateway.outcomes import Charge, Confirmed
-from payment_service.model import ConfirmPayment, State
+from payment_service.model import ConfirmPayment, PaymentState
 from payment_service.store import lease
 from payment_service.tables import answers, payments
 from payment_service.use_cases.payment import Payments
@@ -88,7 +88,7 @@ class Replica:
         async with self.database.begin() as connection:
             await connection.execute(sa.update(payments).values(due_time=earlier))
 
-    async def result(self) -> State:
+    async def result(self) -> PaymentState:
         self.gateway.release.set()
         posted = await self.calling
         assert posted.value is not None
@@ -113,7 +113,7 @@ async def test_a_lease_is_renewed_while_the_gateway_is_called(replica: Replica) 
     after = await replica.row()
     assert after.left > LEASE / 2
     assert (after.holder, after.version, after.state) == (before.holder, before.version, "PENDING")
-    assert await replica.result() is State.CONFIRMED
+    assert await replica.result() is PaymentState.CONFIRMED
     assert (await replica.row()).due_time is None
     assert await replica.payments.resolver.renew_leases() == 0
 
@@ -128,7 +128,7 @@ async def test_a_lease_that_another_replica_acquired_is_not_renewed(replica: Rep
     assert row.holder == acquired.holder
     assert row.left < LEASE / 2
     # The first replica's certain outcome counts all the same.
-    assert await replica.result() is State.CONFIRMED
+    assert await replica.result() is PaymentState.CONFIRMED
 
 
 async def test_a_renewal_does_not_wait_for_a_locked_row(replica: Replica) -> None:

@@ -52,7 +52,7 @@ async def test_a_saga_left_before_its_end_has_none(run: SagaRun, error: BaseExce
 
 
 async def test_a_saga_that_cannot_be_closed_has_no_end(run: SagaRun) -> None:
-    run.journal.errors["close"] = [DatabaseUnavailable()]
+    run.journal.errors["end"] = [DatabaseUnavailable()]
     assert await run.first() is None
 
 
@@ -149,20 +149,20 @@ async def test_a_stopping_replica_ends_its_call_and_begins_no_other(run: SagaRun
 
 async def test_without_room_nothing_is_taken_over(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=0))
-    assert not runner.has_room
+    assert not runner.has_capacity
     assert await runner.sweep() == 0
 
 
 async def test_new_sagas_leave_room_for_those_to_take_over(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
     for number in range(3):
-        assert runner.has_room
+        assert runner.has_capacity
         saga = saga_of(PAY_ORDER, saga_id=f"{number}")
         run.journal.add(saga)
         run.journal.rows[saga.saga_id].state = SagaState.NEEDS_ATTENTION
         gate = run.services.hold("redeem_coupon")
         runner.start(saga, NOW)
         await gate.reached()
-    assert not runner.has_room
+    assert not runner.has_capacity
     assert await runner.sweep() == 1
     await runner.hand_over()

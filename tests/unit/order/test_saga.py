@@ -311,7 +311,7 @@ async def test_a_cancellation_only_goes_forward(step: str, error: BaseException)
 
 async def test_closing_that_fails_is_repeated_and_never_undone() -> None:
     run = paying()
-    run.journal.errors["close"] = [DatabaseUnavailable(), DatabaseUnavailable()]
+    run.journal.errors["end"] = [DatabaseUnavailable(), DatabaseUnavailable()]
     assert_completed(await run.run())
 
 
@@ -355,7 +355,7 @@ async def test_a_defect_of_tally_waits_for_a_person_in_the_end(
     run = paying()
     with monkeypatch.context() as patch:
         if where == "close":
-            run.journal.errors["close"] = [KeyError("defect")] * LIMITS.attempts_max
+            run.journal.errors["end"] = [KeyError("defect")] * LIMITS.attempts_max
         else:
             patch.setattr(Plan, where, defect)
         await run.run()

@@ -23,11 +23,11 @@ from payment_service.gateway.outcomes import (
     Cancelled,
     Confirmed,
     Declined,
+    GatewayOutcome,
     Mismatch,
     NotCancellable,
     NotFound,
     NotSent,
-    Outcome,
     Rejected,
     Unknown,
 )
@@ -35,8 +35,8 @@ from payment_service.model import (
     UNDECIDED,
     Confirmation,
     ConfirmPayment,
+    PaymentState,
     RecordOutcome,
-    State,
     confirm_key,
 )
 
@@ -54,7 +54,7 @@ def claimed(**changes: Any) -> Confirmation:
 
 def record(
     confirmation: Confirmation,
-    outcome: Outcome,
+    outcome: GatewayOutcome,
     *,
     holder: str = "holder-0",
     now: datetime = START,
@@ -78,7 +78,7 @@ class Call:
     """A confirm in transit to the gateway, and its outcome."""
 
     holder: str
-    outcome: Outcome | None = None
+    outcome: GatewayOutcome | None = None
 
 
 class PaymentMachine(RuleBasedStateMachine):
@@ -93,10 +93,10 @@ class PaymentMachine(RuleBasedStateMachine):
         self.workers: list[str] = []
         """The holders that acquired the payment, dead or alive."""
         self.cancel_requested = False
-        self.final: State | None = None
+        self.final: PaymentState | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> PaymentState:
         return self.confirmation.payment.state
 
     @property
@@ -119,7 +119,7 @@ class PaymentMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.calls and not self.deleted)
     @rule(outcome=st.sampled_from([NotSent("no connection"), Rejected("UNAUTHORIZED_KEY")]))
-    def a_confirm_never_leaves(self, outcome: Outcome) -> None:
+    def a_confirm_never_leaves(self, outcome: GatewayOutcome) -> None:
         call = self.calls[-1]
         if call.outcome is None:
             call.outcome = outcome
@@ -152,8 +152,8 @@ class PaymentMachine(RuleBasedStateMachine):
     @rule(data=st.data(), loses=st.booleans())
     def a_worker_takes_a_step(self, data: st.DataObject, loses: bool) -> None:
         holder = data.draw(st.sampled_from(self.workers))
-        outcome: Outcome = self.truth.value
-        if self.state is State.CONFIRMED:
+        outcome: GatewayOutcome = self.truth.value
+        if self.state is PaymentState.CONFIRMED:
             assert self.truth in {Truth.CHARGED, Truth.GIVEN_BACK}, "only what was charged"
             self.truth, outcome = Truth.GIVEN_BACK, CANCELLED
         elif self.truth is Truth.NOTHING:
@@ -167,7 +167,7 @@ class PaymentMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.deleted)
     @rule()
     def a_cancellation_is_requested(self) -> None:
-        final = self.state in {State.DECLINED, State.CANCELLED}
+        final = self.state in {PaymentState.DECLINED, PaymentState.CANCELLED}
         self.confirmation.request_cancel("reason", "x1", "canceller", self.now, LEASE)
         self.cancel_requested = self.cancel_requested or not final
         if self.confirmation.open and self.confirmation.acquire("canceller", self.now, LEASE):
@@ -176,13 +176,13 @@ class PaymentMachine(RuleBasedStateMachine):
     @invariant()
     def the_state_is_what_the_gateway_did(self) -> None:
         match self.state:
-            case State.CONFIRMED if self.cancel_requested:
+            case PaymentState.CONFIRMED if self.cancel_requested:
                 assert self.truth in {Truth.CHARGED, Truth.GIVEN_BACK}
-            case State.CONFIRMED:
+            case PaymentState.CONFIRMED:
                 assert self.truth is Truth.CHARGED
-            case State.DECLINED:
+            case PaymentState.DECLINED:
                 assert self.truth is Truth.DECLINED
-            case State.CANCELLED:
+            case PaymentState.CANCELLED:
                 assert self.truth is Truth.GIVEN_BACK
 
     @invariant()
@@ -201,14 +201,14 @@ class PaymentMachine(RuleBasedStateMachine):
     def a_final_state_does_not_change(self) -> None:
         if self.final is not None:
             assert self.state is self.final
-        if self.state in {State.DECLINED, State.CANCELLED}:
+        if self.state in {PaymentState.DECLINED, PaymentState.CANCELLED}:
             self.final = self.state
 
     @invariant()
     def a_cancellation_request_is_never_lost(self) -> None:
-        if self.cancel_requested and not self.deleted and self.state is not State.DECLINED:
+        if self.cancel_requested and not self.deleted and self.state is not PaymentState.DECLINED:
             assert self.confirmation.cancel_reason is not None
-            assert self.confirmation.open or self.state is State.CANCELLED
+            assert self.confirmation.open or self.state is PaymentState.CANCELLED
 
 
 TestPayment = PaymentMachine.TestCase
@@ -216,7 +216,7 @@ TestPayment.settings = settings(max_examples=200, stateful_step_count=40, deadli
 
 
 @pytest.mark.parametrize("outcome", [NotSent("no connection"), Rejected("UNAUTHORIZED_KEY")])
-def test_only_the_claims_own_first_call_frees_the_key(outcome: Outcome) -> None:
+def test_only_the_claims_own_first_call_frees_the_key(outcome: GatewayOutcome) -> None:
     own = claimed()
     record(own, outcome)
     assert own.released
@@ -229,7 +229,7 @@ def test_only_the_claims_own_first_call_frees_the_key(outcome: Outcome) -> None:
     late = START + LEASE
     acquired = claimed()
     assert acquired.acquire("second", late, LEASE)
-    assert acquired.payment.state is State.UNKNOWN
+    assert acquired.payment.state is PaymentState.UNKNOWN
     for holder in ("holder-0", "second"):
         record(acquired, outcome, holder=holder, now=late)
         assert not acquired.released
@@ -238,11 +238,11 @@ def test_only_the_claims_own_first_call_frees_the_key(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", [Unknown("lost"), Mismatch(("totalAmount",)), NotFound()])
 @pytest.mark.parametrize("keep_lease", [False, True])
 def test_an_unknown_outcome_is_postponed_or_keeps_the_lease(
-    outcome: Outcome, keep_lease: bool
+    outcome: GatewayOutcome, keep_lease: bool
 ) -> None:
     payment = claimed()
     record(payment, outcome, keep_lease=keep_lease)
-    assert payment.payment.state is State.UNKNOWN
+    assert payment.payment.state is PaymentState.UNKNOWN
     expected = ("holder-0", START + LEASE) if keep_lease else (None, START + PAUSE)
     assert (payment.holder, payment.due_time) == expected
 
@@ -251,16 +251,16 @@ def test_an_unknown_outcome_is_postponed_or_keeps_the_lease(
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [
-        (CONFIRMED, State.CONFIRMED),
-        (DECLINED, State.DECLINED),
-        (CANCELLED, State.CANCELLED),
+        (CONFIRMED, PaymentState.CONFIRMED),
+        (DECLINED, PaymentState.DECLINED),
+        (CANCELLED, PaymentState.CANCELLED),
     ],
 )
 def test_a_certain_outcome_counts_whoever_reports_it(
-    state: State, outcome: Outcome, expected: State
+    state: PaymentState, outcome: GatewayOutcome, expected: PaymentState
 ) -> None:
     payment = claimed()
-    if state is State.UNKNOWN:
+    if state is PaymentState.UNKNOWN:
         payment.acquire("second", START + LEASE, LEASE)
     record(payment, outcome, holder="a replica without a lease")
     assert payment.payment.state is expected

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 import pytest
 
 from common.money import Money
-from payment_service.gateway.outcomes import Charge, FindOutcome, Outcome, Unknown
+from payment_service.gateway.outcomes import Charge, FindOutcome, GatewayOutcome, Unknown
 from payment_service.model import BEGINNING, Confirmation, ConfirmPayment, RecordOutcome
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.resolver import OUTCOME_LABELS, Resolver
@@ -80,7 +80,7 @@ async def test_first_calls_that_end_together_keep_to_the_slots() -> None:
 
 
 def test_every_outcome_has_its_metric_label() -> None:
-    assert set(OUTCOME_LABELS) == set(get_args(Outcome))
+    assert set(OUTCOME_LABELS) == set(get_args(GatewayOutcome))
     assert set(OUTCOME_LABELS.values()) == {
         *("Confirmed", "Cancelled", "Declined", "NotFound", "NotCancellable"),
         *("NotSent", "Rejected", "Unknown", "Mismatch"),

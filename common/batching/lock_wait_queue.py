@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Generic, TypeVar
 
-from common.batching.outcomes import Entry, Limits
+from common.batching.outcomes import Limits, QueuedCommand
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -23,8 +23,8 @@ class LockWaitQueue(Generic[C, R]):
 
     def __init__(
         self,
-        decide: Callable[[Hashable, list[Entry[C, R]]], Awaitable[None]],
-        fail: Callable[[list[Entry[C, R]], BaseException], None],
+        decide: Callable[[Hashable, list[QueuedCommand[C, R]]], Awaitable[None]],
+        fail: Callable[[list[QueuedCommand[C, R]], BaseException], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
         limits: Limits,
     ) -> None:
@@ -33,10 +33,10 @@ class LockWaitQueue(Generic[C, R]):
         self._fail = fail
         self._spawn = spawn
         self._limits = limits
-        self._queues: dict[Hashable, deque[Entry[C, R]]] = {}
+        self._queues: dict[Hashable, deque[QueuedCommand[C, R]]] = {}
         self._slots = asyncio.Semaphore(limits.blocked_max)
 
-    def wait(self, entry: Entry[C, R], row: Hashable) -> None:
+    def wait(self, entry: QueuedCommand[C, R], row: Hashable) -> None:
         """Queue the entry for the row."""
         queue = self._queues.get(row)
         if queue is None:
@@ -44,8 +44,8 @@ class LockWaitQueue(Generic[C, R]):
             self._spawn(self._run(row, queue))
         queue.append(entry)
 
-    async def _run(self, row: Hashable, queue: deque[Entry[C, R]]) -> None:
-        entries: list[Entry[C, R]] = []
+    async def _run(self, row: Hashable, queue: deque[QueuedCommand[C, R]]) -> None:
+        entries: list[QueuedCommand[C, R]] = []
         try:
             while queue:
                 # A slot is taken for one transaction only, so that a few rows locked for long do
