@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import pytest
@@ -350,7 +351,7 @@ def defect(*_: Any) -> Any:
 
 @pytest.mark.parametrize("where", ["next_step", "close"])
 async def test_a_defect_of_tally_waits_for_a_person_in_the_end(
-    where: str, monkeypatch: pytest.MonkeyPatch
+    where: str, monkeypatch: pytest.MonkeyPatch, logged: list[MutableMapping[str, Any]]
 ) -> None:
     run = paying()
     with monkeypatch.context() as patch:
@@ -362,6 +363,8 @@ async def test_a_defect_of_tally_waits_for_a_person_in_the_end(
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert run.row.attempts == LIMITS.attempts_max
     assert run.row.last_error == "INTERNAL"
+    events = Counter(each["event"] for each in logged)
+    assert (events["saga_failed"], events["saga_needs_attention"]) == (LIMITS.attempts_max, 1)
     await retried(run)
     assert_completed(run)
 
