@@ -176,7 +176,7 @@ async def test_a_request_sent_a_hundred_times_makes_one_order(crowd: Crowd[Shop]
     assert await crowd.turn(0).stock(tea) == (999, 1, 0)
 
 
-async def test_control_without_records_and_constraint_each_duplicate_makes_an_order(
+async def test_control_without_records_and_constraint_each_call_makes_an_order(
     crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tea = await crowd.turn(0).product(1_000)

@@ -205,13 +205,19 @@ async def test_a_payment_whose_saga_a_person_ends_returns_at_its_end(
             await response
 
 
-async def test_a_payment_outlasts_its_callers_deadline(
-    shops: list[Shop], order: pb.Order, services: FakeServices
+@pytest.mark.parametrize("gone", [False, True], ids=["deadline", "gone"])
+async def test_a_payment_outlasts_its_caller(
+    shops: list[Shop], order: pb.Order, services: FakeServices, gone: bool
 ) -> None:
     gate = services.hold(PAY)
     request = pay(order, "p1", payment_key="key")
-    with refused("REQUEST_IN_PROGRESS"):
-        await shops[0].orders.PayOrder(request, timeout=SOON_S)
+    if gone:
+        call = paying(shops[0], order, "p1")
+        await gate.reached()
+        call.cancel()
+    else:
+        with refused("REQUEST_IN_PROGRESS"):
+            await shops[0].orders.PayOrder(request, timeout=SOON_S)
     repeated = [
         asyncio.ensure_future(shop.orders.PayOrder(request, timeout=LONG_S)) for shop in shops
     ]
@@ -301,7 +307,7 @@ def lose_commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[],
 
 
 @pytest.mark.parametrize("command", ["PayOrder", "CloseSaga"])
-async def test_a_payment_returns_its_result_although_a_commits_reply_is_lost(
+async def test_a_payment_returns_its_result_if_a_commits_reply_is_lost(
     shops: list[Shop],
     order: pb.Order,
     services: FakeServices,
@@ -318,7 +324,7 @@ async def test_a_payment_returns_its_result_although_a_commits_reply_is_lost(
 
 
 @pytest.mark.parametrize("command", ["CancelOrder", "CloseSaga"])
-async def test_a_cancellation_returns_its_result_although_a_commits_reply_is_lost(
+async def test_a_cancellation_returns_its_result_if_a_commits_reply_is_lost(
     shops: list[Shop],
     order: pb.Order,
     services: FakeServices,

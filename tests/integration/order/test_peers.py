@@ -25,7 +25,7 @@ def redis_url() -> str:
     return ""
 
 
-async def test_a_replica_keeps_one_channel_to_each_peer_however_many_calls_it_makes(
+async def test_a_replica_keeps_one_channel_to_each_peer_for_all_its_calls(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: Counter[str] = Counter()

@@ -204,16 +204,6 @@ async def test_a_retried_saga_continues(stack: Stack, step: str) -> None:
         await stack.sagas.RetrySaga(retry(other, retrying.request_id))
 
 
-async def test_a_pivot_that_stays_unknown_waits_for_a_person(stack: Stack) -> None:
-    order, request, saga = await parked(stack, "confirm_payment")
-    confirm = saga.steps[2]
-    assert (confirm.state, confirm.attempts) == (STEP.STATE_UNKNOWN, 3)
-    assert not stack.wire.undos
-    await stack.sagas.RetrySaga(retry(saga))
-    await stack.until(order, ORDER.STATE_PAID)
-    await assert_paid_once(stack, order, request)
-
-
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
