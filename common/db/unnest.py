@@ -10,7 +10,8 @@ its text does not depend on their number, so it is prepared once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import getitem
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -37,14 +38,10 @@ def unnest(name: str, /, *columns: sa.Column[Any], **others: ColumnType) -> sa.T
 def arrays(source: sa.TableValuedAlias, rows: Iterable[object]) -> dict[str, list[object]]:
     """The parameters of ``source``: one array per column, in the order of ``rows``.
 
-    Each row is a mapping with the columns' names, or an object with attributes of these names.
+    The rows are mappings with the columns' names, or objects with attributes of these names.
     """
     rows = list(rows)
-    return {
-        f"{source.name}_{column.key}": [_value(row, str(column.key)) for row in rows]
-        for column in source.c
-    }
-
-
-def _value(row: object, name: str) -> object:
-    return row[name] if isinstance(row, Mapping) else getattr(row, name)
+    mappings = bool(rows) and isinstance(rows[0], Mapping)
+    value: Callable[[Any, str], object] = getitem if mappings else getattr
+    names = [str(column.key) for column in source.c]
+    return {f"{source.name}_{name}": [value(row, name) for row in rows] for name in names}
