@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from common.locking.strategy import Strategies
+from common.locking.strategy import RowStrategy, Strategies
 from tests.integration.services.operations import (
     LANES,
     OUTSIDE_LANES,
@@ -44,10 +44,19 @@ def test_redis_keys_are_made_of_the_commands_attributes(service: str) -> None:
     strategies, _ = SERVICES[service]
     examples = REDIS_KEYS[service]
     assert {type(command) for command in examples} == {
-        command for command, strategy in strategies.items() if strategy.redis_key
+        command for command, strategy in strategies.items() if strategy.redis_key or strategy.mark
     }
     for command, key in examples.items():
-        assert strategies[type(command)].key_of(command) == key
+        strategy = strategies[type(command)]
+        assert key in {strategy.key_of(command), strategy.mark_of(command)}
+
+
+def test_only_strategies_without_row_locks_have_more_than_one_round() -> None:
+    """Locked rows have no version conflicts: another number would be decoration."""
+    for strategies, _ in SERVICES.values():
+        for strategy in strategies.values():
+            rows_are_locked = strategy.rows in {RowStrategy.FOR_UPDATE, RowStrategy.INSERT}
+            assert strategy.rounds_max == 1 or not rows_are_locked
 
 
 @pytest.fixture(scope="module")
