@@ -1,4 +1,4 @@
-# Tally: every command of the project. `make` alone lists them.
+# The commands of the project. `make` without a target lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
@@ -15,11 +15,11 @@ ARGS      ?=
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .PHONY: help
-help: ## List the commands; ARGS='...' hands options on to the program behind one
+help: ## List the commands; ARGS='...' passes options to the program that a command runs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## Prepare .venv from pinned, hashed packages (the others do it when it is due)
+setup: $(STAMP) ## Prepare .venv from pinned, hashed packages (other commands do this when needed)
 
 $(STAMP): requirements/dev.txt
 	@echo "Preparing $(VENV) (about half a minute) ..."
@@ -31,7 +31,7 @@ $(STAMP): requirements/dev.txt
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## Hold a flash sale on a fresh stack, audit its books, stop everything
+demo: $(STAMP) ## Run a flash sale on a fresh stack, audit its books, stop everything
 	@$(BIN)/python -m deploy.local.demo $(ARGS)
 
 .PHONY: up
@@ -47,23 +47,23 @@ grpcurl: $(STAMP) ## Call a running service, e.g. ARGS='-plaintext localhost:500
 	@$(BIN)/grpcurl $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## Run all tests, or some, in WORKERS=2 processes: ARGS='tests/unit -k saga'
+test: $(STAMP) ## Run all tests in WORKERS=2 processes, or some: ARGS='tests/unit -k saga'
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-concurrency
-test-concurrency: $(STAMP) ## Run only the races, each with its control
+test-concurrency: $(STAMP) ## Run only the concurrency tests, each with its control
 	@$(BIN)/python -m pytest tests/concurrency $(ARGS)
 
 .PHONY: test-kills
-test-kills: $(STAMP) ## Kill each kind of process in the middle of a demo, start again, audit (12 minutes)
+test-kills: $(STAMP) ## Kill each kind of process during a demo, restart the stack, audit (12 minutes)
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)
 
 .PHONY: test-replicas
-test-replicas: $(STAMP) ## Run the manifests' 4 replicas of each service; spread, restart and kill them (14 minutes)
+test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; check balancing, restarts and kills (14 minutes)
 	@$(BIN)/python -m pytest tests/replicas $(ARGS)
 
 .PHONY: check
-check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; changes nothing
+check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; change nothing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -74,7 +74,7 @@ check: $(STAMP) ## Lint code and protos, check types, import rules and generated
 	@$(BIN)/python -m deploy.kubernetes validate
 
 .PHONY: format
-format: $(STAMP) ## Format the code, and fix what ruff can fix
+format: $(STAMP) ## Format the code and apply the fixes of ruff
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 .PHONY: stubs
@@ -86,7 +86,7 @@ docs: $(STAMP) ## Generate docs/settings.md from the code
 	@$(BIN)/python -m deploy.reference
 
 .PHONY: manifests
-manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.toml, and check it
+manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.toml, and validate the result
 	@$(BIN)/python -m deploy.kubernetes render
 	@$(BIN)/python -m deploy.kubernetes validate
 
@@ -99,7 +99,7 @@ k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='
 	@$(BIN)/python -m deploy.load $(ARGS)
 
 .PHONY: k6-nginx
-k6-nginx: $(STAMP) ## The same through nginx, which takes replicas in turn
+k6-nginx: $(STAMP) ## Run the k6 load through nginx with round robin
 	@$(BIN)/python -m deploy.load --through-nginx $(ARGS)
 
 .PHONY: image
@@ -107,7 +107,7 @@ image: $(STAMP) ## Build the container images with docker, podman or buildah (AR
 	@$(BIN)/python -m deploy.docker image $(ARGS)
 
 .PHONY: compose-secrets
-compose-secrets: $(STAMP) ## Make the passwords of deploy/docker/compose.yaml, once, in .tally/compose
+compose-secrets: $(STAMP) ## Create the passwords for deploy/docker/compose.yaml in .tally/compose, once
 	@$(BIN)/python -m deploy.docker secrets $(ARGS)
 
 .PHONY: lock

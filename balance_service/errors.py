@@ -1,6 +1,7 @@
-"""What the balance service refuses, and why.
+"""The refusals of the balance service.
 
 ├── AccountNotFound         NOT_FOUND             ACCOUNT_NOT_FOUND
+├── LedgerEntryNotFound     NOT_FOUND             LEDGER_ENTRY_NOT_FOUND
 ├── InsufficientFunds       FAILED_PRECONDITION   INSUFFICIENT_FUNDS
 ├── BalanceLimitExceeded    FAILED_PRECONDITION   BALANCE_LIMIT_EXCEEDED
 └── DeductionCancelled      FAILED_PRECONDITION   DEDUCTION_CANCELLED
@@ -8,7 +9,7 @@
 
 from __future__ import annotations
 
-from common.errors import Code, QuotaViolation, Refusal
+from common.errors import Code, NotFound, QuotaViolation, Refusal
 
 
 class AccountNotFound(Refusal):
@@ -16,6 +17,12 @@ class AccountNotFound(Refusal):
 
     code = Code.NOT_FOUND
     reason = "ACCOUNT_NOT_FOUND"
+
+
+class LedgerEntryNotFound(NotFound):
+    """The user has no ledger entry with this id."""
+
+    reason = "LEDGER_ENTRY_NOT_FOUND"
 
 
 class InsufficientFunds(Refusal):

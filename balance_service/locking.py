@@ -1,7 +1,7 @@
-"""How the balance service keeps its operations apart: the whole strategy, in one table.
+"""The locking strategy of every balance operation, in one table.
 
-Charge, deduct and refund of one user share one key: under different keys a charge and a deduct of
-the same account would not even queue behind each other.
+Charge, deduct and refund of one user share one Redis key: under different keys, a charge and a
+deduction of the same account would not wait for each other.
 """
 
 from __future__ import annotations
@@ -10,45 +10,37 @@ from typing import Final
 
 from balance_service import tables
 from balance_service.model import ChargeBalance, Command, DeductBalance, RefundDeduction
-from common.locking import Rows, Strategy
+from common.locking.strategy import RowStrategy, Strategy
 
 ACCOUNT_KEY: Final = "balance:user:{user_id}"
 
 STRATEGIES: Final[dict[type[Command], Strategy]] = {
     ChargeBalance: Strategy(
         redis_key=ACCOUNT_KEY,
-        rows=Rows.VERSION,
+        rows=RowStrategy.VERSION,
         rounds_max=10,
         guards=(tables.AVAILABLE_NOT_NEGATIVE, tables.SEQUENCE_ONCE, tables.REQUEST_ONCE),
-        why="Adding can always be repeated, so nobody needs to wait: the row's version tells who "
-        "was first, and the others add again. The lock is taken anew for each round, never held "
-        "through the pause between two.",
+        why="A charge can always be repeated, so it need not wait: the row's version shows who "
+        "was first, and the others add again. Each round takes the Redis lock anew; no pause "
+        "between two rounds holds it.",
     ),
     DeductBalance: Strategy(
         redis_key=ACCOUNT_KEY,
-        rows=Rows.FOR_UPDATE,
-        rounds_max=1,
+        rows=RowStrategy.FOR_UPDATE,
         guards=(tables.AVAILABLE_NOT_NEGATIVE, tables.SEQUENCE_ONCE, tables.REQUEST_ONCE),
-        why="Whether the money is enough is decided on the locked row; a hundred deductions of "
-        "one account at once all succeed, where versions would send most of them away.",
+        why="Whether there is enough money is decided on the locked row: a hundred deductions of "
+        "one account at once all succeed, where row versions would refuse most of them.",
     ),
     RefundDeduction: Strategy(
         redis_key=ACCOUNT_KEY,
-        rows=Rows.FOR_UPDATE,
-        rounds_max=1,
+        rows=RowStrategy.FOR_UPDATE,
         guards=(tables.REFUND_ONCE, tables.SEQUENCE_ONCE, tables.REQUEST_ONCE),
-        why="It must see the deduction that is in flight, so it waits for the user's rows, and "
-        "plants the cancellation under the same locks.",
+        why="It must see a deduction that is in flight, so it waits for the user's rows, and "
+        "writes the tombstone under the same locks.",
     ),
 }
 
 
-def lock_key(command: Command) -> str | None:
-    """The command's key on the first line of defence."""
-    template = STRATEGIES[type(command)].redis_key
-    return template and template.format(user_id=command.user_id)
-
-
-def waits_for_rows(command: Command) -> bool:
-    """Whether the command needs its rows locked before it is decided."""
-    return STRATEGIES[type(command)].rows is Rows.FOR_UPDATE
+def needs_row_lock(command: Command) -> bool:
+    """Whether the command's rows are locked before it is decided."""
+    return STRATEGIES[type(command)].rows is RowStrategy.FOR_UPDATE

@@ -14,11 +14,10 @@ from typing import Final, NamedTuple
 from balance_service.errors import (
     AccountNotFound,
     BalanceLimitExceeded,
-    DeductionCancelled,
     InsufficientFunds,
 )
-from common.answers import RequestKey, digest_of
 from common.money import BALANCE_MAX, Money
+from common.request_key import RequestKey, digest_of
 
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -106,13 +105,16 @@ Command = ChargeBalance | DeductBalance | RefundDeduction
 
 
 def deduct_key(user_id: str, request_id: str) -> RequestKey:
-    """Under which a deduction is answered, or cancelled by its refund."""
+    """The key of a deduction's record, which its refund replaces by a tombstone."""
     return RequestKey("DeductBalance", user_id, request_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change of one account, for good. ``amount`` is signed; ``sequence`` has no gaps."""
+    """One change of one account, never changed or deleted.
+
+    ``amount_minor`` is signed; ``sequence`` has no gaps.
+    """
 
     entry_id: str
     account_id: AccountId
@@ -216,7 +218,3 @@ class Account:
 
 def account_not_found(account_id: AccountId) -> AccountNotFound:
     return AccountNotFound(user_id=account_id.user_id, currency_code=account_id.currency_code)
-
-
-def deduction_cancelled(command: DeductBalance) -> DeductionCancelled:
-    return DeductionCancelled(user_id=command.user_id, request_id=command.request_id)

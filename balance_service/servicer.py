@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
 from balance_service.model import (
-    Account,
     AccountId,
     ChargeBalance,
     DeductBalance,
@@ -13,12 +13,16 @@ from balance_service.model import (
     Kind,
     RefundDeduction,
 )
-from balance_service.use_cases import Balances
-from common.convert import money_from, time_to
+from balance_service.use_cases import Accounts, Posted
 from common.paging import Page
+from common.rpc.convert import money_from, time_to
 from tally.balance.v1 import balance_pb2 as pb
 from tally.balance.v1 import balance_pb2_grpc
 from tally.type.v1.money_pb2 import Money
+
+Response = TypeVar(
+    "Response", pb.ChargeBalanceResponse, pb.DeductBalanceResponse, pb.RefundDeductionResponse
+)
 
 _KINDS: Final = {
     Kind.CHARGE: pb.LedgerEntry.KIND_CHARGE,
@@ -28,93 +32,83 @@ _KINDS: Final = {
 
 
 class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
-    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
 
-    def __init__(self, balances: Balances) -> None:
-        self._balances = balances
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
 
     async def ChargeBalance(
         self, request: pb.ChargeBalanceRequest, context: Any
     ) -> pb.ChargeBalanceResponse:
-        posted = await self._balances.write(
-            ChargeBalance(request.user_id, money_from(request.amount), request.request_id)
-        )
-        assert posted.entry is not None
-        return pb.ChargeBalanceResponse(
-            balance=_balance(posted.entry),
-            entry=_entry(posted.entry),
-            replayed=posted.replayed,
-        )
+        command = ChargeBalance(request.user_id, money_from(request.amount), request.request_id)
+        return _response(pb.ChargeBalanceResponse, await self._accounts.write(command))
 
     async def DeductBalance(
         self, request: pb.DeductBalanceRequest, context: Any
     ) -> pb.DeductBalanceResponse:
-        posted = await self._balances.write(
-            DeductBalance(
-                request.user_id,
-                money_from(request.amount),
-                request.request_id,
-                request.order_id or None,
-            )
+        command = DeductBalance(
+            request.user_id,
+            money_from(request.amount),
+            request.request_id,
+            request.order_id or None,
         )
-        assert posted.entry is not None
-        return pb.DeductBalanceResponse(
-            balance=_balance(posted.entry),
-            entry=_entry(posted.entry),
-            replayed=posted.replayed,
-        )
+        return _response(pb.DeductBalanceResponse, await self._accounts.write(command))
 
     async def RefundDeduction(
         self, request: pb.RefundDeductionRequest, context: Any
     ) -> pb.RefundDeductionResponse:
-        posted = await self._balances.write(
-            RefundDeduction(request.user_id, request.deduct_request_id, request.request_id)
-        )
-        if posted.entry is None:
-            return pb.RefundDeductionResponse(replayed=posted.replayed)
-        return pb.RefundDeductionResponse(
-            balance=_balance(posted.entry),
-            entry=_entry(posted.entry),
-            replayed=posted.replayed,
-        )
+        command = RefundDeduction(request.user_id, request.deduct_request_id, request.request_id)
+        return _response(pb.RefundDeductionResponse, await self._accounts.write(command))
 
     async def GetBalance(
         self, request: pb.GetBalanceRequest, context: Any
     ) -> pb.GetBalanceResponse:
-        account = await self._balances.get(AccountId(request.user_id, request.currency_code))
-        return pb.GetBalanceResponse(balance=_account(account))
+        account = await self._accounts.get_account(
+            AccountId(request.user_id, request.currency_code)
+        )
+        return pb.GetBalanceResponse(
+            balance=_balance(
+                account.id, account.available_minor, account.version, account.update_time
+            )
+        )
+
+    async def GetLedgerEntry(
+        self, request: pb.GetLedgerEntryRequest, context: Any
+    ) -> pb.GetLedgerEntryResponse:
+        entry = await self._accounts.get_entry(request.entry_id, request.user_id)
+        return pb.GetLedgerEntryResponse(entry=_entry(entry))
 
     async def ListLedgerEntries(
         self, request: pb.ListLedgerEntriesRequest, context: Any
     ) -> pb.ListLedgerEntriesResponse:
         account_id = AccountId(request.user_id, request.currency_code)
         page = Page.of(request.page_size, request.page_token, filters=account_id, key=[int])
-        entries, next_page_token = await self._balances.list_entries(account_id, page)
+        entries, next_page_token = await self._accounts.list_entries(account_id, page)
         return pb.ListLedgerEntriesResponse(
             entries=[_entry(entry) for entry in entries], next_page_token=next_page_token
         )
 
 
-def _balance(entry: Entry) -> pb.Balance:
-    """The balance as this entry left it: its sequence is the version, its time the update's."""
-    return pb.Balance(
-        user_id=entry.account_id.user_id,
-        available=Money(
-            currency_code=entry.account_id.currency_code, amount_minor=entry.balance_after_minor
-        ),
-        version=entry.sequence,
-        update_time=time_to(entry.create_time),
+def _response(of_type: type[Response], posted: Posted) -> Response:
+    """The response to a write; it has its fields if there is an entry."""
+    entry = posted.value
+    if entry is None:
+        return of_type(replayed=posted.replayed)
+    # The entry's sequence is the account's version, and its time that of the update.
+    balance = _balance(
+        entry.account_id, entry.balance_after_minor, entry.sequence, entry.create_time
     )
+    return of_type(balance=balance, entry=_entry(entry), replayed=posted.replayed)
 
 
-def _account(account: Account) -> pb.Balance:
+def _balance(
+    account_id: AccountId, available_minor: int, version: int, update_time: datetime
+) -> pb.Balance:
     return pb.Balance(
-        user_id=account.id.user_id,
-        available=Money(
-            currency_code=account.id.currency_code, amount_minor=account.available_minor
-        ),
-        version=account.version,
-        update_time=time_to(account.update_time),
+        user_id=account_id.user_id,
+        available=Money(currency_code=account_id.currency_code, amount_minor=available_minor),
+        version=version,
+        update_time=time_to(update_time),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from common.settings import BindAddress, ServiceSettings
+from common.settings import ServiceSettings
+from common.urls import BindAddress
 
 
 class BalanceSettings(ServiceSettings):

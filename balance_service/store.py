@@ -13,199 +13,123 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service.model import BEGINNING, Account, AccountId, Entry, Kind
 from balance_service.tables import accounts, ledger_entries
-from common.sets import arrays, unnest
+from common.db.row_locks import CLOCK, RowLocks, locked
+from common.db.rows import from_row
+from common.db.unnest import arrays, unnest
+
+Wanted = tuple[str, str | None]
+"""An account by (user_id, currency_code); without a currency, all accounts of the user."""
 
 
 @dataclass(slots=True)
-class Loaded:
-    """The accounts a batch is about."""
+class LoadedAccounts:
+    """The accounts that a batch concerns."""
 
     accounts: dict[AccountId, Account] = field(default_factory=dict)
-    held: set[AccountId] = field(default_factory=set)
+    blocked: frozenset[AccountId] = frozenset()
     """Accounts that exist but are locked by another transaction."""
     now: datetime = BEGINNING
-    """The database's clock, read when the rows were ours."""
-
-    def of_user(self, user_id: str) -> list[AccountId]:
-        return sorted(id_ for id_ in (*self.accounts, *self.held) if id_.user_id == user_id)
+    """The database's clock, read after the rows were locked."""
 
 
 # -- accounts ------------------------------------------------------------------------------------
 
-# A wanted row without a currency stands for all accounts of its user.
-_wanted = unnest("wanted", user_id=sa.Text, currency_code=sa.Text)
-_is_wanted: Final = sa.and_(
-    accounts.c.user_id == _wanted.c.user_id,
-    sa.or_(_wanted.c.currency_code.is_(None), accounts.c.currency_code == _wanted.c.currency_code),
-)
 _account_key: Final = (accounts.c.user_id, accounts.c.currency_code)
-_state: Final = (accounts.c.available_minor, accounts.c.version, accounts.c.update_time)
-_now: Final = sa.func.clock_timestamp(type_=accounts.c.update_time.type).label("now")
-
-_READ: Final = sa.select(*_account_key, *_state, _now).join_from(_wanted, accounts, _is_wanted)
-_READ_KEYS: Final = sa.select(*_account_key).join_from(_wanted, accounts, _is_wanted)
 
 
-def _locking(*, skip_locked: bool) -> sa.Select[Any]:
-    """The wanted rows, locked in ascending order: a sort comes before its FOR UPDATE.
-
-    FOR NO KEY UPDATE is the row lock that an UPDATE takes. The clock is read outside, when the row
-    is ours: the SELECT list of the locking query is computed before the wait.
-    """
-    locked = (
-        sa.select(*_account_key, *_state)
-        .join_from(_wanted, accounts, _is_wanted)
-        .order_by(*_account_key)
-        .with_for_update(of=accounts, key_share=True, skip_locked=skip_locked)
-        .cte("locked")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
+def _matches(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
+    currency_code = wanted.c.currency_code
+    return sa.and_(
+        accounts.c.user_id == wanted.c.user_id,
+        sa.or_(currency_code.is_(None), accounts.c.currency_code == currency_code),
     )
-    return sa.select(locked, _now)
 
 
-_LOCK: Final = _locking(skip_locked=False)
-_LOCK_FREE: Final = _locking(skip_locked=True)
+_ACCOUNTS: Final[RowLocks[Wanted]] = RowLocks(
+    accounts, "user_id", "currency_code", matches=_matches
+)
 
-_opened = unnest("opened", user_id=sa.Text, currency_code=sa.Text)
+_opened = unnest("opened", *_account_key)
+_zero = sa.literal(0, sa.BigInteger)
 _OPEN: Final = (
     insert(accounts)
     .from_select(
         ["user_id", "currency_code", "available_minor", "version", "update_time"],
-        sa.select(
-            _opened.c.user_id,
-            _opened.c.currency_code,
-            sa.literal(0, sa.BigInteger),
-            sa.literal(0, sa.BigInteger),
-            sa.func.clock_timestamp(),
-        ).order_by(_opened.c.user_id, _opened.c.currency_code),
+        sa.select(*_opened.c, _zero, _zero, CLOCK).order_by(*_opened.c),
     )
     .on_conflict_do_nothing()
 )
 
-_changed = unnest(
-    "changed",
-    user_id=sa.Text,
-    currency_code=sa.Text,
-    loaded_version=sa.BigInteger,
-    available_minor=sa.BigInteger,
-    version=sa.BigInteger,
-    update_time=sa.DateTime(timezone=True),
-)
-# An UPDATE locks in the order of its plan. Rows that may not be ours yet are therefore taken in
-# ascending order first; one that moved, or that somebody holds, is left out.
-_unmoved = (
+_changed = unnest("changed", *accounts.c, loaded_version=sa.BigInteger)
+# An UPDATE locks rows in the order of its plan. Rows that may not be locked yet are therefore
+# locked in ascending order first. A row that changed, or that another transaction has locked, is
+# left out.
+_unchanged = locked(
+    accounts,
     sa.select(_changed)
     .join_from(
-        _changed,
-        accounts,
-        sa.and_(
-            accounts.c.user_id == _changed.c.user_id,
-            accounts.c.currency_code == _changed.c.currency_code,
-        ),
+        _changed, accounts, sa.and_(*(column == _changed.c[column.key] for column in _account_key))
     )
-    .where(accounts.c.version == _changed.c.loaded_version)
-    .order_by(_changed.c.user_id, _changed.c.currency_code)
-    .with_for_update(of=accounts, key_share=True, skip_locked=True)
-    .cte("unmoved")
-    .prefix_with("MATERIALIZED", dialect="postgresql")
+    .where(accounts.c.version == _changed.c.loaded_version),
+    order_by=[_changed.c[column.key] for column in _account_key],
+    skip_locked=True,
+    name="unchanged",
 )
 _SAVE: Final = (
     sa.update(accounts)
-    .values(
-        available_minor=_unmoved.c.available_minor,
-        version=_unmoved.c.version,
-        update_time=_unmoved.c.update_time,
-    )
-    .where(
-        accounts.c.user_id == _unmoved.c.user_id,
-        accounts.c.currency_code == _unmoved.c.currency_code,
-    )
+    .values({name: _unchanged.c[name] for name in ("available_minor", "version", "update_time")})
+    .where(*(column == _unchanged.c[column.key] for column in _account_key))
     .returning(*_account_key)
 )
 
 
 async def load(
-    connection: AsyncConnection,
-    wanted: Collection[tuple[str, str | None]],
-    *,
-    lock: bool,
-    patient: bool,
-) -> Loaded:
-    """Read the wanted accounts, locked or not; ``patient`` waits for rows that others hold."""
-    statement = (_LOCK if patient else _LOCK_FREE) if lock else _READ
-    parameters = arrays(
-        "wanted",
-        user_id=[user_id for user_id, _ in wanted],
-        currency_code=[currency_code for _, currency_code in wanted],
-    )
-    loaded = Loaded()
-    for user_id, currency_code, *state, now in await connection.execute(statement, parameters):
-        account_id = AccountId(user_id, currency_code)
-        loaded.accounts[account_id] = Account(account_id, *state)
-        loaded.now = max(loaded.now, now)
-    if lock and any(pair not in loaded.accounts for pair in wanted):
-        # Not there, or skipped because somebody holds it? One that came into being in between
-        # counts as held too: it is waited for, and found.
-        existing = await connection.execute(_READ_KEYS, parameters)
-        loaded.held = {AccountId(*row) for row in existing} - loaded.accounts.keys()
-    return loaded
+    connection: AsyncConnection, wanted: Collection[Wanted], *, lock: bool, wait_for_locks: bool
+) -> LoadedAccounts:
+    """Read the wanted accounts, locked or not (``RowLocks``)."""
+    if lock:
+        found = await _ACCOUNTS.lock(connection, wanted, wait_for_locks=wait_for_locks)
+    else:
+        found = await _ACCOUNTS.read(connection, wanted)
+    loaded = {AccountId(row.user_id, row.currency_code): _to_account(row) for row in found.rows}
+    blocked = frozenset(AccountId(str(user), str(code)) for user, code in found.blocked)
+    return LoadedAccounts(loaded, blocked, found.now or BEGINNING)
 
 
 async def open_accounts(connection: AsyncConnection, missing: Iterable[AccountId]) -> None:
-    """Create empty rows for accounts about to have their first charge."""
-    ids = sorted(missing)
-    await connection.execute(
-        _OPEN,
-        arrays(
-            "opened",
-            user_id=[id_.user_id for id_ in ids],
-            currency_code=[id_.currency_code for id_ in ids],
-        ),
-    )
+    """Insert empty rows for accounts that are about to have their first charge."""
+    await connection.execute(_OPEN, arrays(_opened, sorted(missing)))
 
 
 async def save(connection: AsyncConnection, changed: Iterable[Account]) -> set[AccountId]:
     """Write the accounts whose version is still the loaded one; returns which those were."""
-    rows = sorted(changed, key=lambda account: account.id)
+    rows = [
+        {
+            **account.id._asdict(),
+            "available_minor": account.available_minor,
+            "version": account.version,
+            "update_time": account.update_time,
+            "loaded_version": account.loaded_version,
+        }
+        for account in changed
+    ]
     if not rows:
         return set()
-    saved = await connection.execute(
-        _SAVE,
-        arrays(
-            "changed",
-            user_id=[row.id.user_id for row in rows],
-            currency_code=[row.id.currency_code for row in rows],
-            loaded_version=[row.loaded_version for row in rows],
-            available_minor=[row.available_minor for row in rows],
-            version=[row.version for row in rows],
-            update_time=[row.update_time for row in rows],
-        ),
-    )
-    return {AccountId(*row) for row in saved}
+    return {AccountId(*row) for row in await connection.execute(_SAVE, arrays(_changed, rows))}
 
 
 # -- ledger --------------------------------------------------------------------------------------
 
-_entry = unnest(
-    "entry",
-    user_id=sa.Text,
-    currency_code=sa.Text,
-    sequence=sa.BigInteger,
-    entry_id=sa.UUID(as_uuid=False),
-    kind=sa.Text,
-    amount_minor=sa.BigInteger,
-    balance_after_minor=sa.BigInteger,
-    request_id=sa.Text,
-    order_id=sa.Text,
-    refund_of=sa.Text,
-    create_time=sa.DateTime(timezone=True),
-)
+_added = unnest("entry", *ledger_entries.c)
 _ADD: Final = sa.insert(ledger_entries).from_select(
-    list(_entry.c.keys()),
-    sa.select(_entry).order_by(_entry.c.user_id, _entry.c.currency_code, _entry.c.sequence),
+    list(_added.c.keys()),
+    sa.select(_added).order_by(_added.c.user_id, _added.c.currency_code, _added.c.sequence),
 )
 
-_named = unnest("named", user_id=sa.Text, request_id=sa.Text)
+Deduction = tuple[str, str]
+"""A deduction by (user_id, request_id)."""
+
+_named = unnest("named", *ledger_entries.c["user_id", "request_id"])
 _FIND_DEDUCTIONS: Final = sa.select(ledger_entries).join_from(
     _named,
     ledger_entries,
@@ -229,37 +153,20 @@ async def add_entries(connection: AsyncConnection, entries: Sequence[Entry]) -> 
     """Append to the ledger."""
     if not entries:
         return
-    await connection.execute(
-        _ADD,
-        arrays(
-            "entry",
-            user_id=[entry.account_id.user_id for entry in entries],
-            currency_code=[entry.account_id.currency_code for entry in entries],
-            sequence=[entry.sequence for entry in entries],
-            entry_id=[entry.entry_id for entry in entries],
-            kind=[entry.kind for entry in entries],
-            amount_minor=[entry.amount_minor for entry in entries],
-            balance_after_minor=[entry.balance_after_minor for entry in entries],
-            request_id=[entry.request_id for entry in entries],
-            order_id=[entry.order_id for entry in entries],
-            refund_of=[entry.refund_of for entry in entries],
-            create_time=[entry.create_time for entry in entries],
-        ),
-    )
-
-
-Deduction = tuple[str, str]
-"""A deduction by (user_id, request_id)."""
+    names = [name for name in _added.c.keys() if name not in AccountId._fields]  # noqa: SIM118
+    rows = [
+        {**entry.account_id._asdict(), **{name: getattr(entry, name) for name in names}}
+        for entry in entries
+    ]
+    await connection.execute(_ADD, arrays(_added, rows))
 
 
 async def find_deductions(
     connection: AsyncConnection, named: Collection[Deduction]
 ) -> tuple[dict[Deduction, Entry], dict[Deduction, Entry]]:
-    """The deductions that happened, and their refunds, by the deduction they are about."""
+    """The deductions that happened, and their refunds, both by deduction."""
     parameters = arrays(
-        "named",
-        user_id=[user_id for user_id, _ in named],
-        request_id=[request_id for _, request_id in named],
+        _named, [{"user_id": user_id, "request_id": request_id} for user_id, request_id in named]
     )
     deducted = await connection.execute(_FIND_DEDUCTIONS, parameters)
     deductions = {(row.user_id, row.request_id): _to_entry(row) for row in deducted}
@@ -270,10 +177,15 @@ async def find_deductions(
 
 # -- reads ---------------------------------------------------------------------------------------
 
-_ONE: Final = sa.select(*_account_key, *_state).where(
+_ONE: Final = sa.select(accounts).where(
     accounts.c.user_id == sa.bindparam("user_id"),
     accounts.c.currency_code == sa.bindparam("currency_code"),
     accounts.c.version > 0,
+)
+# No index has entry_id: all entries of the user are read, over an index that begins with user_id.
+_ENTRY: Final = sa.select(ledger_entries).where(
+    ledger_entries.c.user_id == sa.bindparam("user_id"),
+    ledger_entries.c.entry_id == sa.bindparam("entry_id"),
 )
 _NEWEST: Final = (
     sa.select(ledger_entries)
@@ -288,11 +200,16 @@ _NEWEST: Final = (
 
 
 async def read_account(connection: AsyncConnection, account_id: AccountId) -> Account | None:
-    """One account as it was last committed."""
+    """One account as last committed."""
     row = (await connection.execute(_ONE, account_id._asdict())).one_or_none()
-    if row is None:
-        return None
-    return Account(account_id, row.available_minor, row.version, row.update_time)
+    return None if row is None else _to_account(row)
+
+
+async def read_entry(connection: AsyncConnection, entry_id: str, user_id: str) -> Entry | None:
+    """One entry of the user, in any currency, as last committed."""
+    asked = {"entry_id": entry_id, "user_id": user_id}
+    row = (await connection.execute(_ENTRY, asked)).one_or_none()
+    return None if row is None else _to_entry(row)
 
 
 async def read_entries(
@@ -305,16 +222,11 @@ async def read_entries(
     return [_to_entry(row) for row in rows]
 
 
-def _to_entry(row: sa.Row[tuple[object, ...]]) -> Entry:
-    return Entry(
-        row.entry_id,
-        AccountId(row.user_id, row.currency_code),
-        row.sequence,
-        Kind(row.kind),
-        row.amount_minor,
-        row.balance_after_minor,
-        row.request_id,
-        row.order_id,
-        row.refund_of,
-        row.create_time,
-    )
+def _to_account(row: sa.Row[Any]) -> Account:
+    account_id = AccountId(row.user_id, row.currency_code)
+    return Account(account_id, row.available_minor, row.version, row.update_time)
+
+
+def _to_entry(row: sa.Row[Any]) -> Entry:
+    account_id = AccountId(row.user_id, row.currency_code)
+    return from_row(Entry, row, account_id=account_id, kind=Kind(row.kind))

@@ -1,4 +1,4 @@
-"""The balance database: two tables of its own and the answers."""
+"""The balance database: accounts, ledger entries and the idempotency records (``answers``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.answers import answers_table
+from common.db.idempotency import idempotency_table
 
 SCHEMA: Final = "balance_0001"
 """The oldest migration this release can serve on."""
@@ -55,4 +55,4 @@ ledger_entries = sa.Table(
     ),
 )
 
-answers = answers_table(metadata)
+answers = idempotency_table(metadata)

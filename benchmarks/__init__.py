@@ -1,1 +1,1 @@
-"""What is measured, against what, and the report it writes. Ratios within one run, never times."""
+"""Benchmarks and their reports: ratios within one run, never absolute times."""

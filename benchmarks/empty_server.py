@@ -1,6 +1,6 @@
-"""The yardstick: a bare grpc.aio server on uvloop with one method, bytes in and bytes out.
+"""The baseline: a bare grpc.aio server on uvloop with one method, bytes in and bytes out.
 
-Nothing is parsed, validated, stored or counted: no Python gRPC method can be cheaper than this.
+It parses, validates, stores and counts nothing: no Python gRPC method can be cheaper.
 """
 
 from __future__ import annotations

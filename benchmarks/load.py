@@ -1,4 +1,4 @@
-"""A closed loop of callers: each sends its next call when its last one was answered."""
+"""A closed loop of callers: each sends its next call when its last one has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Unary = Callable[[bytes], Awaitable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What one stretch of load came to."""
+    """The rate and latencies of one period of load."""
 
     calls: int
     seconds: float
@@ -27,20 +27,21 @@ class Rate:
 async def closed_loop(
     method: Unary, payload: Callable[[int], bytes], *, callers: int, seconds: float, first: int = 0
 ) -> Rate:
-    """Call ``method`` with ``payload(n)``, n rising from ``first``; a failed call ends the run."""
-    took: list[float] = []
+    """Call ``method`` with ``payload(n)``, n from ``first`` on; a failed call ends the run."""
+    took_s: list[float] = []
     numbers = iter(range(first, 2**62))
-    begun = time.perf_counter()
-    end = begun + seconds
+    begin = time.perf_counter()
+    end = begin + seconds
 
     async def caller() -> None:
         while (start := time.perf_counter()) < end:
             await method(payload(next(numbers)))
-            took.append(time.perf_counter() - start)
+            took_s.append(time.perf_counter() - start)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):
             group.create_task(caller())
-    elapsed = time.perf_counter() - begun
-    took.sort()
-    return Rate(len(took), elapsed, took[len(took) // 2] * 1000, took[int(len(took) * 0.99)] * 1000)
+    elapsed_s = time.perf_counter() - begin
+    took_s.sort()
+    p50_s, p99_s = took_s[len(took_s) // 2], took_s[int(len(took_s) * 0.99)]
+    return Rate(len(took_s), elapsed_s, p50_s * 1000, p99_s * 1000)

@@ -1,9 +1,9 @@
-"""DeductBalance against an empty method: the price of correctness, as a ratio in one run.
+"""DeductBalance compared with an empty method: the cost of correctness, as a ratio in one run.
 
-One replica with every guarantee on (Redis lock, row lock, ledger, stored answer, fsync) and the
-bare server of ``empty_server`` take turns under the same client with the same number of callers.
-The client, PostgreSQL and Valkey run on the same machine, so on two cores the services compete
-with all of them; the empty method does not.
+One replica with every guarantee (Redis lock, row lock, ledger, idempotency record, fsync) and the
+bare server of ``empty_server`` are measured in turn, with the same client and number of callers.
+The client, PostgreSQL and Valkey run on the same machine: on two cores the service competes with
+all of them, and the empty method only with the client.
 
     python -m benchmarks.ratio [--callers 200] [--seconds 5] [--rounds 5]
 """
@@ -29,10 +29,11 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from balance_service.wiring import VERSIONS
+from balance_service.settings import BalanceSettings
 from benchmarks.empty_server import METHOD as EMPTY
 from benchmarks.load import Rate, closed_loop
-from common.migrations import migrate
+from common.db.migrations import migrate
+from common.service import migrations_of
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import free_port
 from deploy.local.valkey import ValkeyServer
@@ -47,7 +48,7 @@ TARGET = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One line of the report."""
+    """What is measured: one line of the report."""
 
     name: str
     address: str
@@ -78,13 +79,13 @@ def _deduct(accounts: int) -> Callable[[int], bytes]:
 
 @asynccontextmanager
 async def subjects() -> AsyncIterator[list[Subject]]:
-    """Both servers, each a process of its own, with real stores below the real one."""
+    """Both servers, each in its own process; the service with a real PostgreSQL and Valkey."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         postgres = stack.enter_context(PostgresServer(folder / "postgres"))
         valkey = stack.enter_context(ValkeyServer(folder / "valkey"))
         urls = postgres.provision("balance")
-        await migrate(urls.owner, VERSIONS)
+        await migrate(urls.owner, migrations_of(BalanceSettings))
         empty, balance = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         port = empty.rsplit(":", 1)[1]
         _process(stack, [sys.executable, "-m", "benchmarks.empty_server", port], {})
@@ -101,10 +102,10 @@ async def subjects() -> AsyncIterator[list[Subject]]:
         async with grpc.aio.insecure_channel(balance) as channel:
             await asyncio.wait_for(channel.channel_ready(), 30)
             charge: Any = channel.unary_unary(CHARGE)
-            gate = asyncio.Semaphore(200)
+            slots = asyncio.Semaphore(200)
 
             async def open_account(number: int) -> None:
-                async with gate:
+                async with slots:
                     await charge(_charge(number), wait_for_ready=True)
 
             await asyncio.gather(*(open_account(number) for number in range(ACCOUNTS)))
@@ -127,7 +128,7 @@ def _process(stack: ExitStack, command: list[str], environment: dict[str, str]) 
 
 
 async def measure(callers: int, seconds: float, rounds: int) -> dict[str, list[Rate]]:
-    """The subjects in turn, ``rounds`` times, so that a noisy moment hits them alike."""
+    """Measure the subjects in turn, ``rounds`` times, so that noise affects them alike."""
     rates: dict[str, list[Rate]] = {}
     async with subjects() as listed:
         sent = 0
@@ -140,20 +141,20 @@ async def measure(callers: int, seconds: float, rounds: int) -> dict[str, list[R
                         method, subject.payload, callers=callers, seconds=seconds, first=sent
                     )
                 sent += rate.calls + callers
-                if number:  # the first round warms everything up
+                if number:  # the first round is a warm-up
                     rates.setdefault(subject.name, []).append(rate)
     return rates
 
 
 def report(rates: dict[str, list[Rate]]) -> bool:
-    """Print the table; whether every ratio reaches its target."""
+    """Print the table; returns whether every ratio reaches the target."""
     table = Table("method", "calls/s (median)", "p50 ms", "p99 ms", "ratio to empty (min-max)")
-    yardstick = next(iter(rates.values()))
+    baseline = next(iter(rates.values()))
     reached = True
     for name, measured in rates.items():
         ratios = [
             rate.per_second / empty.per_second
-            for rate, empty in zip(measured, yardstick, strict=True)
+            for rate, empty in zip(measured, baseline, strict=True)
         ]
         ratio = statistics.median(ratios)
         reached = reached and ratio >= TARGET
@@ -169,7 +170,7 @@ def report(rates: dict[str, list[Rate]]) -> bool:
 
 
 def main(*, callers: int = 200, seconds: float = 5.0, rounds: int = 5) -> None:
-    """Exit 0 only if DeductBalance reaches half the rate of an empty method on both."""
+    """Exit 0 only if DeductBalance reaches half the rate of the empty method in both cases."""
     rates = uvloop.run(measure(callers, seconds, rounds))
     if not report(rates):
         sys.stderr.write(f"below {TARGET} of an empty method: something is not batched\n")

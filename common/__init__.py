@@ -1,7 +1,11 @@
-"""Infrastructure that every service stands on; it knows no business noun."""
+"""Infrastructure of every service. It knows nothing of balances, coupons, orders or payments.
+
+``rpc`` is the gRPC server and client, ``db`` the database, ``batching`` the lanes through which all
+writes go, ``locking`` the locks and marks in Redis. ``service`` runs a service as a process.
+"""
 
 import os
 
-# gRPC's core writes its own lines to stderr, between ours and in another form; what matters of them
-# reaches us as statuses and exceptions. It reads this when it is first imported, hence here.
+# gRPC's core writes lines of its own format to stderr. What matters in them arrives as statuses and
+# exceptions. gRPC reads the variable when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

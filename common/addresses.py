@@ -1,75 +1,74 @@
-"""Addresses in settings: what they must look like, checked whole before anything connects."""
+"""Addresses of servers: ``host:port``, and the gRPC targets of such addresses."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from typing import Annotated, Any, Final
+from typing import Final
 
-from pydantic import AfterValidator, SecretStr
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+PORT_MAX: Final = 65535
 
-from common.endpoints import PORT_MAX, split_host_port
-from common.redis_library import ConnectionPool
-
-SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-
-_POSTGRES: Final = re.compile(r"postgresql://[^\s/?#]+/[^\s/?#]+(\?[^\s#]*)?")
-_REDIS: Final = re.compile(r"(rediss?|unix)://\S+")
-_POSTGRES_FORM: Final = "must be postgresql://user:password@host:port/database"
-_REDIS_FORM: Final = "must be redis://, rediss:// or unix:// with an address, or empty"
+_HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_FAMILIES: Final = {"ipv4": 4, "ipv6": 6}
+_SCHEMES: Final = ("dns", "unix", *_FAMILIES)
 
 
-def engine_url(text: str) -> URL:
-    """What SQLAlchemy's asyncpg dialect takes for a ``postgresql://`` URL.
+def split_host_port(address: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[ipv6]:port``. Raises ValueError if it is neither."""
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or int(match[2]) > PORT_MAX:
+        raise ValueError(f"must be host:port with a port from 0 to {PORT_MAX}")
+    return match[1], int(match[2])
 
-    ``sslmode`` is libpq's word for what asyncpg calls ``ssl``; no other parameter is taken, for
-    the pools set what else there is. Raises ValueError, without the URL's text, if it is none.
+
+def target(addresses: str) -> str:
+    """The gRPC target of a ``host:port``, of numeric ``ip:port``s with commas, or of a URI.
+
+    A URI is one of gRPC's: ``dns:///host:port``, with an optional name server between the slashes,
+    ``ipv4:``, ``ipv6:`` or ``unix:``. Raises ValueError for anything else, and for several names:
+    gRPC takes one name, which may have many addresses, or several numeric addresses.
     """
-    if _POSTGRES.fullmatch(text) is None:
-        raise ValueError(_POSTGRES_FORM)
+    scheme, _, rest = addresses.partition(":")
+    if scheme in _SCHEMES or "/" in addresses:
+        _check_uri(scheme, rest)
+        return addresses
+    listed = [address.strip() for address in addresses.split(",") if address.strip()]
+    if not listed:
+        raise ValueError("must name at least one host:port")
+    hosts = [split_host_port(address)[0].strip("[]") for address in listed]
+    if len(listed) == 1 and _version(hosts[0]) is None:
+        return f"dns:///{listed[0]}"
+    listed = [
+        address.replace("localhost", "127.0.0.1", 1) if host == "localhost" else address
+        for address, host in zip(listed, hosts, strict=True)
+    ]
+    versions = {4 if host == "localhost" else _version(host) for host in hosts}
+    if versions == {4}:
+        return "ipv4:" + ",".join(listed)
+    if versions == {6}:
+        return "ipv6:" + ",".join(listed)
+    raise ValueError("must be one name, or numeric addresses of one family")
+
+
+def _check_uri(scheme: str, rest: str) -> None:
+    """Raise ValueError for a URI that gRPC would accept and then try to resolve for ever."""
+    if scheme == "dns":
+        authority, name = "", rest
+        if rest.startswith("//"):
+            authority, _, name = rest[2:].partition("/")
+        if not name and authority:
+            raise ValueError("must name a host: a DNS server follows two slashes, a host three")
+        split_host_port(name)
+    elif scheme in _FAMILIES:
+        for address in rest.split(","):
+            if _version(split_host_port(address)[0].strip("[]")) != _FAMILIES[scheme]:
+                raise ValueError(f"must have numeric {scheme} addresses with ports")
+    elif scheme != "unix" or not rest.strip("/"):
+        raise ValueError("must be host:port, or begin with dns:///, ipv4:, ipv6: or unix:")
+
+
+def _version(host: str) -> int | None:
     try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError(_POSTGRES_FORM) from None
-    if not url.host or not url.database or not (url.port is None or 0 < url.port <= PORT_MAX):
-        raise ValueError(_POSTGRES_FORM)
-    unknown = set(url.query) - {"sslmode", "ssl"}
-    if unknown or len(url.query) > 1:
-        raise ValueError("may have sslmode after the question mark, and nothing else")
-    mode = url.query.get("sslmode") or url.query.get("ssl")
-    if url.query and mode not in SSL_MODES:
-        raise ValueError(f"sslmode must be one of {', '.join(SSL_MODES)}")
-    return url.set(drivername="postgresql+asyncpg", query={"ssl": str(mode)} if mode else {})
-
-
-def _bind(address: str) -> str:
-    split_host_port(address)
-    return address
-
-
-def _postgres_url(url: SecretStr) -> SecretStr:
-    if url.get_secret_value():
-        engine_url(url.get_secret_value())
-    return url
-
-
-def _redis_url(url: SecretStr) -> SecretStr:
-    text = url.get_secret_value()
-    if not text:
-        return url
-    if _REDIS.fullmatch(text) is None:
-        raise ValueError(_REDIS_FORM)
-    try:
-        # Made and not connected: this is where the client would find an option that it does not
-        # know, but only in the middle of the first call.
-        pool: Any = ConnectionPool.from_url(text)
-        pool.make_connection()
-    except (TypeError, ValueError):
-        raise ValueError(f"{_REDIS_FORM}; its port, or an option, is not one") from None
-    return url
-
-
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
-BindAddress = Annotated[str, AfterValidator(_bind)]
+        return ipaddress.ip_address(host).version
+    except ValueError:
+        return None

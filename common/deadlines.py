@@ -1,8 +1,8 @@
-"""How much time a call has left, known everywhere below its handler without being passed along.
+"""The deadline of the running call, in a ContextVar: how much time is left.
 
-gRPC does not carry a deadline from an incoming call to the calls that it causes. Here the pipeline
-notes it in a ContextVar as a point on the event loop's clock, and ``common.clients`` and the lanes
-read it. A deadline on the loop's clock cannot jump when the wall clock is set.
+gRPC does not pass the deadline of an incoming call to the calls that it causes. So the handler sets
+it here, and ``common.rpc.client`` and the lanes read it. It is a time on the event loop's clock,
+which does not jump when the wall clock is set.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Final
 from common.errors import Code, DeadlineTooShort, Refusal
 
 CUT_OFF_SLACK_S: Final = 0.02
-"""How much a call may have left that its client has given up at its deadline. The client's comes a
-little before the server's: gRPC sends the time left rounded up, to 10 ms where it is some
-seconds, and it counts from when it has arrived."""
+"""A call that is cancelled with at most this much time left was ended by its client's deadline. The
+client's deadline is a little before the server's: gRPC sends the time left rounded up, to 10 ms if
+it is some seconds, and the server counts from the arrival."""
 
 
 class DeadlineExceeded(Refusal):
-    """The call's time ran out; it may have been carried out, repeat it with the same request_id."""
+    """The deadline passed; the call may have had its effect, repeat it with the same request_id."""
 
     code = Code.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
@@ -32,16 +32,11 @@ _deadline: ContextVar[float | None] = ContextVar("tally_deadline", default=None)
 
 
 def start(left_s: float | None) -> None:
-    """Notes that the running call has ``left_s`` seconds left; None: no limit.
+    """Set the running call's deadline, ``left_s`` seconds from now; None: no limit.
 
-    Not undone: each call runs in a task of its own, and the note ends with the task's context.
+    It is never reset: each call runs in a task of its own, and the deadline ends with its context.
     """
     _deadline.set(None if left_s is None else asyncio.get_running_loop().time() + left_s)
-
-
-def deadline() -> float | None:
-    """The running call's deadline on ``loop.time()``'s clock, or None if it has no limit."""
-    return _deadline.get()
 
 
 def remaining() -> float | None:
@@ -53,15 +48,15 @@ def remaining() -> float | None:
 
 
 def cut_off() -> bool:
-    """Of a call that was cancelled: whether by its deadline, and not by a client that hung up."""
+    """Whether a cancelled call was cancelled by its deadline, not by a client that hung up."""
     left_s = remaining()
     return left_s is not None and left_s <= CUT_OFF_SLACK_S
 
 
 def timeout_for(limit_s: float, *, least_s: float = 0.0) -> float:
-    """The time limit in seconds for one step of the running call: its own limit or what is left.
+    """The time limit of one step of the running call: ``limit_s``, or less if less is left.
 
-    Raises DeadlineTooShort when no more than ``least_s`` is left: to begin would be in vain.
+    In seconds. Raises DeadlineTooShort if at most ``least_s`` is left.
     """
     left_s = remaining()
     if left_s is None:
@@ -73,7 +68,7 @@ def timeout_for(limit_s: float, *, least_s: float = 0.0) -> float:
 
 @contextmanager
 def within(limit_s: float | None) -> Iterator[None]:
-    """Gives the block a deadline of its own, None for none, whatever its caller's was.
+    """Give the block a deadline of its own (None: no limit), instead of its caller's.
 
     For work that is detached from its caller, such as compensation: a caller's short deadline must
     not stop it.

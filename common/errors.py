@@ -1,10 +1,11 @@
-"""What Tally says no with: one exception tree, typed, carried over gRPC by ``common.status``.
+"""Refusals: typed exceptions that ``common.rpc.status`` converts to gRPC statuses and back.
 
     Refusal
     ├── InvalidFields                INVALID_ARGUMENT     INVALID_FIELD
     │   └── InvalidField
     ├── CurrencyMismatch             INVALID_ARGUMENT     CURRENCY_MISMATCH
     ├── RequestIdReused              INVALID_ARGUMENT     REQUEST_ID_REUSED
+    ├── NotFound                     NOT_FOUND            (each service's own)
     ├── InvalidPageToken             INVALID_ARGUMENT     INVALID_PAGE_TOKEN
     ├── RequestInProgress            ABORTED              REQUEST_IN_PROGRESS
     ├── ConflictRetriesExhausted     ABORTED              CONFLICT_RETRIES_EXHAUSTED
@@ -12,11 +13,11 @@
     ├── DatabaseUnavailable          UNAVAILABLE          DATABASE_UNAVAILABLE
     ├── DeadlineTooShort             DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT
     ├── Internal                     INTERNAL             INTERNAL
-    ├── RemoteRefusal                as the peer said
+    ├── RemoteRefusal                what another service replied
     └── (each service's errors.py adds its own)
 
-A subclass's docstring is its message; its ``code`` and ``reason`` are what clients switch on. The
-class is the whole definition: raising it anywhere in a service gives the client the right status.
+The first line of a subclass's docstring is its message; clients switch on its ``code`` and
+``reason``. No further mapping is needed: a refusal raised anywhere in a service reaches the client.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from common.ids import is_id
+
 
 class Code(enum.StrEnum):
-    """The gRPC status codes that a refusal may carry, by their names in the gRPC specification.
+    """The gRPC status codes of refusals, by their names in the gRPC specification.
 
-    Kept apart from ``grpc.StatusCode`` so that models and their tests need no gRPC.
+    Not ``grpc.StatusCode``, so that models and their tests need no gRPC.
     """
 
     CANCELLED = "CANCELLED"
@@ -53,7 +56,7 @@ class Code(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field that is wrong, by its path in the request (``items[0].quantity``)."""
+    """A field that is not valid, by its path in the request (``items[0].quantity``)."""
 
     field: str
     description: str
@@ -61,7 +64,7 @@ class FieldViolation:
 
 @dataclass(frozen=True, slots=True)
 class QuotaViolation:
-    """One thing that ran out: what (``campaign:<id>``, ``product:<id>``) and by how much."""
+    """What ran out (``campaign:<id>``, ``product:<id>``), and by how much."""
 
     subject: str
     description: str
@@ -73,20 +76,16 @@ class Refusal(Exception):  # noqa: N818 - a refusal is a fact, not a fault
     code: ClassVar[Code] = Code.FAILED_PRECONDITION
     reason: ClassVar[str] = ""
     retry_after_s: ClassVar[float | None] = None
-    """Seconds after which the same call may help; None where repeating it is pointless."""
+    """Seconds after which the same call may succeed; None if it would be refused again."""
 
     fields: tuple[FieldViolation, ...] = ()
     quota: tuple[QuotaViolation, ...] = ()
 
     def __init__(self, message: str | None = None, /, **metadata: str) -> None:
-        """``metadata`` names the ids concerned; it reaches the client as ErrorInfo.metadata."""
-        self.message = message or _first_line(type(self).__doc__)
+        """``metadata``: the ids concerned, sent to the client as ErrorInfo.metadata."""
+        self.message = message or (type(self).__doc__ or "").strip().split("\n", 1)[0]
         self.metadata = metadata
         super().__init__(self.message)
-
-
-def _first_line(doc: str | None) -> str:
-    return (doc or "").strip().split("\n", 1)[0]
 
 
 class InvalidFields(Refusal):
@@ -97,8 +96,8 @@ class InvalidFields(Refusal):
 
     def __init__(self, violations: Iterable[FieldViolation]) -> None:
         self.fields = tuple(violations)
-        told = "; ".join(f"{v.field}: {v.description}" for v in self.fields)
-        super().__init__(told, field=self.fields[0].field)
+        message = "; ".join(f"{v.field}: {v.description}" for v in self.fields)
+        super().__init__(message, field=self.fields[0].field)
 
 
 class InvalidField(InvalidFields):
@@ -116,21 +115,32 @@ class CurrencyMismatch(Refusal):
 
 
 class RequestIdReused(Refusal):
-    """This request_id was used before with other content; a new intent needs a new one."""
+    """This request_id was used before with other content; use a new one for a new request."""
 
     code = Code.INVALID_ARGUMENT
     reason = "REQUEST_ID_REUSED"
 
 
+class NotFound(Refusal):
+    """There is no such row, or it is another user's. Each kind of row has its own subclass."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, *, user_id: str = "", **ids: str) -> None:
+        """``ids`` are of Tally's own form; text of another form is not repeated to the client."""
+        named = {"user_id": user_id} if user_id else {}
+        super().__init__(**named, **{name: text for name, text in ids.items() if is_id(text)})
+
+
 class InvalidPageToken(Refusal):
-    """The page_token is not one this list gave out, or it was given out for other filters."""
+    """The page_token was not issued by this list, or was issued for other filters."""
 
     code = Code.INVALID_ARGUMENT
     reason = "INVALID_PAGE_TOKEN"
 
 
 class RequestInProgress(Refusal):
-    """The first call with this request_id is still running; repeat this one to hear its answer."""
+    """The first call with this request_id is still running; repeat the call to get its response."""
 
     code = Code.ABORTED
     reason = "REQUEST_IN_PROGRESS"
@@ -176,9 +186,9 @@ class Internal(Refusal):
 
 
 class RemoteRefusal(Refusal):
-    """What a peer answered, kept whole so that it can be told on or decided upon.
+    """A refusal that another service sent, with everything it contained.
 
-    ``reason`` is empty when the peer itself said nothing (the transport failed).
+    ``reason`` is empty if the service sent none (the transport failed).
     """
 
     def __init__(
@@ -193,7 +203,7 @@ class RemoteRefusal(Refusal):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, **metadata)
-        # Instance attributes shadow the class's on purpose: here each instance is its own kind.
+        # Instance attributes shadow those of the class on purpose.
         self.code = code  # type: ignore[misc]
         self.reason = reason  # type: ignore[misc]
         self.retry_after_s = retry_after_s  # type: ignore[misc]

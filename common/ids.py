@@ -16,7 +16,7 @@ def new_id() -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether ``text`` could be an id made here. Asking for one that could not is NOT_FOUND.
+    """Whether ``text`` has the form of an id made here. An id of another form is NOT_FOUND.
 
     Only the canonical form counts: PostgreSQL would also take braces, capitals and no dashes, and
     then one row would have several names, each with an idempotency of its own.

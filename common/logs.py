@@ -1,7 +1,7 @@
-"""Structured logs on stderr, ours and the libraries' alike.
+"""Structured logs on stderr, in one format for Tally and its libraries.
 
-Each line carries the time (UTC), the service and the replica. Passwords inside URLs are masked
-wherever they appear, exception texts included; tracebacks carry no local variables.
+Each line has the time (UTC), the service and the replica. Passwords in URLs are masked everywhere,
+also in exception texts; tracebacks have no local variables.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import structlog
+from structlog.typing import EventDict, Processor
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+_PASSWORD_IN_URL: Final = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
 
-    from structlog.typing import EventDict, Processor
-
-_PASSWORD_IN_URL = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
-
-# Below these levels the libraries tell what our own lines and metrics tell already.
-_LIBRARIES = {"sqlalchemy": logging.WARNING, "grpc": logging.WARNING, "httpx": logging.WARNING}
+# Below these levels, lines of the libraries repeat what Tally's own lines and metrics report.
+_LIBRARIES: Final = {
+    "sqlalchemy": logging.WARNING,
+    "grpc": logging.WARNING,
+    "httpx": logging.WARNING,
+}
 
 
 def configure(
@@ -32,16 +33,16 @@ def configure(
     output: Literal["json", "console"],
     also: Sequence[Processor] = (),
 ) -> None:
-    """Sends everything logged by structlog and by stdlib logging to stderr, from ``level`` on.
+    """Send all logs of structlog and of the standard library, from ``level`` on, to stderr.
 
-    ``also`` adds to each line.
+    ``also``: further processors that add fields to each line.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _naming(service, replica),
+        _add_names(service, replica),
         *also,
     ]
     structlog.configure(
@@ -79,7 +80,7 @@ def configure(
         logging.getLogger(name).setLevel(max(least, root.level))
 
 
-def mask_passwords(_: Any, __: str, event: EventDict) -> EventDict:
+def mask_passwords(_logger: object, _method: str, event: EventDict) -> EventDict:
     """A structlog processor: ``scheme://user:password@`` becomes ``scheme://user:***@``."""
     for key, value in event.items():
         if isinstance(value, str):
@@ -91,12 +92,12 @@ def mask_passwords(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def masked(text: str) -> str:
-    """The text without the passwords of the URLs in it."""
+    """The text, with the passwords of URLs replaced by ``***``."""
     return _PASSWORD_IN_URL.sub(r"\g<before>***", text)
 
 
-def _naming(service: str, replica: str) -> Processor:
-    def add(_: Any, __: str, event: EventDict) -> EventDict:
+def _add_names(service: str, replica: str) -> Processor:
+    def add(_logger: object, _method: str, event: EventDict) -> EventDict:
         event.setdefault("service", service)
         event.setdefault("replica", replica)
         return event

@@ -1,8 +1,8 @@
 """The metrics that every service has, on one registry.
 
-Names begin with ``tally_``; a service's own metrics are made in its own package with
-``registry=REGISTRY``. Labels are methods, codes and names from the code: never ids or other text
-that a client chooses, which would let it grow the registry without bound.
+Names begin with ``tally_``. A service defines its own metrics in its own package, with
+``registry=REGISTRY``. Labels are methods, codes and names from the code, never ids or other text
+from clients: each new label value would stay in memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
-# Our own registry rather than the library's global one: libraries that count things by themselves
-# register there, and a test can read this one without their noise.
+# Not the library's global registry, where other libraries register metrics of their own.
 REGISTRY: Final = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
@@ -56,28 +55,26 @@ RETRIES: Final = Counter(
     registry=REGISTRY,
 )
 READY: Final = Gauge(
-    "tally_ready",
-    "1 while this replica tells its clients that it serves, else 0.",
-    registry=REGISTRY,
+    "tally_ready", "1 while this replica's health is SERVING, else 0.", registry=REGISTRY
 )
 
 
 class MetricsPage:
-    """The Prometheus page on its own port, served by a thread so that a busy loop answers too."""
+    """The Prometheus page on a port of its own. A thread serves it: a busy loop causes no delay."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Listens at once. Raises OSError when the port cannot be had."""
+        """Listen at once. Raises OSError if the port is not free."""
         self._server: WSGIServer
         self._thread: threading.Thread
         self._server, self._thread = start_http_server(port, host, registry=REGISTRY)
 
     @property
     def port(self) -> int:
-        """The port listened on; useful when 0 was asked for."""
+        """The port it listens on, also if 0 was given."""
         return int(self._server.server_port)
 
     def close(self) -> None:
-        """Stops listening and waits for the thread."""
+        """Stop listening and wait for the thread."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -1,6 +1,7 @@
-"""Lists in pages, by keyset: a page begins after the last row of the one before.
+"""Lists in pages, by keyset: a page begins after the last row of the page before it.
 
-A token says where to go on and for which filters; it holds nothing secret and nothing trusted.
+A token holds the position of a row and the filters of the list; nothing in it is secret, and
+nothing is trusted.
 """
 
 from __future__ import annotations
@@ -8,11 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple, TypeVar
 
 from common.errors import InvalidPageToken
+from common.ids import is_id
+
+T = TypeVar("T")
 
 SIZE_DEFAULT: Final = 50
 SIZE_MAX: Final = 500
@@ -23,7 +28,7 @@ Key = Sequence[str | int]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What one page is asked for: at most ``size`` rows that follow ``after``."""
+    """One page of a list: at most ``size`` rows that follow ``after``."""
 
     size: int
     after: tuple[str | int, ...] | None
@@ -33,19 +38,65 @@ class Page:
     def of(
         cls, page_size: int | None, page_token: str, *, filters: Sequence[str], key: Sequence[type]
     ) -> Page:
-        """Read a request's page fields.
+        """The page that a request's page fields describe.
 
-        ``filters``: what else selects the rows; a token is good for these only. ``key``: the types
-        of the columns the list is sorted by. Raises InvalidPageToken.
+        ``filters``: what else selects the rows; a token is valid for the same filters only.
+        ``key``: the types of the columns that sort the list. Raises InvalidPageToken.
         """
         size = min(page_size or SIZE_DEFAULT, SIZE_MAX)
         after = _decode(page_token, filters, key) if page_token else None
         return cls(size, after, tuple(filters))
 
-    def token(self, last: Key) -> str:
-        """The token of the page that follows the row whose key is ``last``."""
+    def cut(self, found: Sequence[T], key: Callable[[T], Key]) -> tuple[list[T], str]:
+        """The page's rows and the next page's token, '' at the end.
+
+        ``found``: up to one row more than the page holds. ``key``: a row's position in the list.
+        """
+        if len(found) <= self.size:
+            return list(found), ""
+        return list(found[: self.size]), self._token(key(found[self.size - 1]))
+
+    def _token(self, last: Key) -> str:
         text = json.dumps([list(self.filters), list(last)], separators=(",", ":"))
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+# -- lists sorted by creation time and id, newest first -------------------------------------------
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class TimePosition(NamedTuple):
+    """A row's position in a list that is sorted by time and id."""
+
+    time: datetime
+    id: str
+
+    @property
+    def key(self) -> Key:
+        """The position in a page token: microseconds since 1970, and the id."""
+        return (self.time - _EPOCH) // _MICROSECOND, self.id
+
+
+TIME_KEY: Final = (int, str)
+"""The types of ``TimePosition.key``, for ``Page.of``."""
+_NEWEST: Final = TimePosition(
+    datetime.max.replace(tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff"
+)
+
+
+def time_position(page: Page) -> TimePosition:
+    """The position that the page's rows come after. Raises InvalidPageToken for a forged token."""
+    if page.after is None:
+        return _NEWEST
+    microseconds, id_ = page.after
+    if not is_id(str(id_)):
+        raise InvalidPageToken
+    try:
+        return TimePosition(_EPOCH + int(microseconds) * _MICROSECOND, str(id_))
+    except OverflowError:
+        raise InvalidPageToken from None
 
 
 def _decode(token: str, filters: Sequence[str], key: Sequence[type]) -> tuple[str | int, ...]:

@@ -1,1 +1,1 @@
-"""First-come coupons: campaigns, who was first, and which order a coupon is used for."""
+"""Coupons: campaigns, the issue of their coupons, and the redemption of coupons by orders."""

@@ -1,4 +1,4 @@
-"""What the coupon service refuses, and why.
+"""The refusals of the coupon service.
 
 ├── CampaignNotFound        NOT_FOUND             CAMPAIGN_NOT_FOUND
 ├── CouponNotFound          NOT_FOUND             COUPON_NOT_FOUND
@@ -13,20 +13,18 @@
 
 from __future__ import annotations
 
-from common.errors import Code, QuotaViolation, Refusal
+from common.errors import Code, NotFound, QuotaViolation, Refusal
 
 
-class CampaignNotFound(Refusal):
+class CampaignNotFound(NotFound):
     """There is no such campaign."""
 
-    code = Code.NOT_FOUND
     reason = "CAMPAIGN_NOT_FOUND"
 
 
-class CouponNotFound(Refusal):
+class CouponNotFound(NotFound):
     """The user has no such coupon."""
 
-    code = Code.NOT_FOUND
     reason = "COUPON_NOT_FOUND"
 
 

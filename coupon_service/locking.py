@@ -1,57 +1,48 @@
-"""How the coupon service keeps its operations apart: the whole strategy, in one table.
+"""The locking strategy of every coupon operation, in one table.
 
-Rows are locked in one order everywhere: campaigns or coupons by ascending id, a coupon's
-redemptions under its row, answers last.
+Rows are locked in one order everywhere: campaigns or coupons by ascending id, then a coupon's
+redemptions, which its row protects, then idempotency records.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from common.locking import Rows, Strategy
+from common.locking.strategy import RowStrategy, Strategy
 from coupon_service import tables
-from coupon_service.model.campaigns import CreateCampaign, IssueCoupon
-from coupon_service.model.coupons import RedeemCoupon, RestoreCoupon, Use
+from coupon_service.model.campaign import CreateCampaign
+from coupon_service.model.coupon import IssueCoupon, RedeemCoupon, RestoreCoupon
 
 CAMPAIGN_KEY: Final = "coupon:issue:{campaign_id}"
 
-STRATEGIES: Final[dict[type[CreateCampaign | IssueCoupon | Use], Strategy]] = {
+Command = CreateCampaign | IssueCoupon | RedeemCoupon | RestoreCoupon
+
+STRATEGIES: Final[dict[type[Command], Strategy]] = {
     CreateCampaign: Strategy(
-        redis_key=None,
-        rows=Rows.INSERT,
-        rounds_max=1,
+        rows=RowStrategy.INSERT,
         guards=(tables.CAMPAIGN_REQUEST_ONCE,),
-        why="Nobody else can know of a campaign that does not exist yet.",
+        why="No other call can know a campaign that does not exist yet.",
     ),
     IssueCoupon: Strategy(
         redis_key=CAMPAIGN_KEY,
-        rows=Rows.FOR_UPDATE,
-        rounds_max=1,
+        rows=RowStrategy.FOR_UPDATE,
         guards=(tables.ISSUED_WITHIN_QUANTITY, tables.USER_ONCE, tables.NUMBER_ONCE),
-        why="Everybody wants the same row at the same moment, and who came first is the point. An "
-        "unlocked look sends those away who have theirs or come too late; the rest queue for the "
-        "campaign's row, on which the next number is taken.",
+        why="All users want the same row at the same moment, and the order of arrival decides. A "
+        "read without a lock refuses users who have a coupon or come too late; the others queue "
+        "for the campaign's row, which counts the numbers.",
     ),
     RedeemCoupon: Strategy(
-        redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
-        rounds_max=10,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         guards=(tables.LIVE_REDEMPTION_ONCE, tables.REDEEM_REQUEST_ONCE),
-        why="A coupon is its user's alone, so rivals are rare: whoever finds it unused at the "
-        "write has it, and whoever does not looks again, with a lock, and is refused.",
+        why="A coupon belongs to one user, so contention is rare. The update applies only while "
+        "the coupon is as it was read; otherwise the command waits for the row lock and is decided "
+        "again.",
     ),
     RestoreCoupon: Strategy(
-        redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         rounds_max=10,
         guards=(tables.LIVE_REDEMPTION_ONCE, tables.REDEEM_REQUEST_ONCE),
-        why="It frees the coupon only from the redemption it names. One that is still in flight "
-        "meets the cancellation at its own row among the answers: the later of the two goes round.",
+        why="It undoes only the redemption that it names. If that one is in flight, both write the "
+        "same idempotency record, and the later of the two is decided again.",
     ),
 }
-
-
-def issue_key(command: IssueCoupon) -> str | None:
-    """The command's key on the first line of defence."""
-    template = STRATEGIES[IssueCoupon].redis_key
-    return template and template.format(campaign_id=command.campaign_id)

@@ -6,16 +6,19 @@ from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from common.convert import microseconds_from, money_from, money_to, time_from, time_to
 from common.money import Money
-from common.paging import Page
-from coupon_service.model.campaigns import Campaign, CampaignState, CreateCampaign, IssueCoupon
-from coupon_service.model.coupons import Coupon, CouponState, RedeemCoupon, RestoreCoupon
-from coupon_service.model.terms import Terms
-from coupon_service.use_cases.campaigns import Campaigns
-from coupon_service.use_cases.issuing import Issuing
-from coupon_service.use_cases.pages import KEY
-from coupon_service.use_cases.using import Using
+from common.paging import TIME_KEY, Page
+from common.rpc.convert import microseconds_from, money_from, money_to, time_from, time_to
+from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign, Terms
+from coupon_service.model.coupon import (
+    Coupon,
+    CouponState,
+    IssueCoupon,
+    RedeemCoupon,
+    RestoreCoupon,
+)
+from coupon_service.use_cases.campaign import Campaigns
+from coupon_service.use_cases.coupon import Issuance, Redemptions
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.coupon.v1 import coupon_pb2_grpc
 from tally.type.v1 import money_pb2
@@ -35,12 +38,12 @@ _US: Final = 1_000_000
 
 
 class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
-    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
 
-    def __init__(self, campaigns: Campaigns, issuing: Issuing, using: Using) -> None:
+    def __init__(self, campaigns: Campaigns, issuance: Issuance, redemptions: Redemptions) -> None:
         self._campaigns = campaigns
-        self._issuing = issuing
-        self._using = using
+        self._issuance = issuance
+        self._redemptions = redemptions
 
     async def CreateCampaign(
         self, request: pb.CreateCampaignRequest, context: Any
@@ -57,19 +60,19 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
             )
         )
         return pb.CreateCampaignResponse(
-            campaign=_campaign(created.campaign), replayed=created.replayed
+            campaign=_campaign(created.value), replayed=created.replayed
         )
 
     async def GetCampaign(
         self, request: pb.GetCampaignRequest, context: Any
     ) -> pb.GetCampaignResponse:
-        campaign = await self._campaigns.get(request.campaign_id)
+        campaign = await self._campaigns.get_campaign(request.campaign_id)
         return pb.GetCampaignResponse(campaign=_campaign(campaign))
 
     async def ListCampaigns(
         self, request: pb.ListCampaignsRequest, context: Any
     ) -> pb.ListCampaignsResponse:
-        page = Page.of(request.page_size, request.page_token, filters=["campaigns"], key=KEY)
+        page = Page.of(request.page_size, request.page_token, filters=["campaigns"], key=TIME_KEY)
         campaigns, next_page_token = await self._campaigns.list_campaigns(page)
         return pb.ListCampaignsResponse(
             campaigns=[_campaign(campaign) for campaign in campaigns],
@@ -79,21 +82,21 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     async def IssueCoupon(
         self, request: pb.IssueCouponRequest, context: Any
     ) -> pb.IssueCouponResponse:
-        issued = await self._issuing.issue(
+        issued = await self._issuance.issue(
             IssueCoupon(request.campaign_id, request.user_id, request.request_id)
         )
-        return pb.IssueCouponResponse(coupon=_coupon(issued.coupon), replayed=issued.replayed)
+        return pb.IssueCouponResponse(coupon=_coupon(issued.value), replayed=issued.replayed)
 
     async def GetCoupon(self, request: pb.GetCouponRequest, context: Any) -> pb.GetCouponResponse:
-        coupon = await self._using.get(request.coupon_id, request.user_id)
+        coupon = await self._redemptions.get_coupon(request.coupon_id, request.user_id)
         return pb.GetCouponResponse(coupon=_coupon(coupon))
 
     async def ListCoupons(
         self, request: pb.ListCouponsRequest, context: Any
     ) -> pb.ListCouponsResponse:
         filters = ["coupons", request.user_id]
-        page = Page.of(request.page_size, request.page_token, filters=filters, key=KEY)
-        coupons, next_page_token = await self._using.list_coupons(request.user_id, page)
+        page = Page.of(request.page_size, request.page_token, filters=filters, key=TIME_KEY)
+        coupons, next_page_token = await self._redemptions.list_coupons(request.user_id, page)
         return pb.ListCouponsResponse(
             coupons=[_coupon(coupon) for coupon in coupons], next_page_token=next_page_token
         )
@@ -101,7 +104,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     async def RedeemCoupon(
         self, request: pb.RedeemCouponRequest, context: Any
     ) -> pb.RedeemCouponResponse:
-        told = await self._using.use(
+        changed = await self._redemptions.write(
             RedeemCoupon(
                 request.coupon_id,
                 request.user_id,
@@ -110,25 +113,25 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
                 request.request_id,
             )
         )
-        assert told.used.coupon is not None
-        assert told.used.discount is not None
+        assert changed.value.coupon is not None
+        assert changed.value.discount is not None
         return pb.RedeemCouponResponse(
-            coupon=_coupon(told.used.coupon),
-            discount=money_to(told.used.discount),
-            replayed=told.replayed,
+            coupon=_coupon(changed.value.coupon),
+            discount=money_to(changed.value.discount),
+            replayed=changed.replayed,
         )
 
     async def RestoreCoupon(
         self, request: pb.RestoreCouponRequest, context: Any
     ) -> pb.RestoreCouponResponse:
-        told = await self._using.use(
+        changed = await self._redemptions.write(
             RestoreCoupon(
                 request.coupon_id, request.user_id, request.redeem_request_id, request.request_id
             )
         )
-        coupon = told.used.coupon
+        coupon = changed.value.coupon
         return pb.RestoreCouponResponse(
-            coupon=None if coupon is None else _coupon(coupon), replayed=told.replayed
+            coupon=None if coupon is None else _coupon(coupon), replayed=changed.replayed
         )
 
 

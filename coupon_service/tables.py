@@ -1,4 +1,4 @@
-"""The coupon database: three tables of its own and the answers."""
+"""The coupon database: campaigns, coupons, redemptions and idempotency records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.answers import answers_table
+from common.db.idempotency import idempotency_table
 
 SCHEMA: Final = "coupon_0001"
 """The oldest migration this release can serve on."""
@@ -28,7 +28,7 @@ campaigns = sa.Table(
     metadata,
     sa.Column("campaign_id", _id, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
-    # NULL: the campaign names no amount and its percentage is good for any currency.
+    # NULL: the campaign has no amounts, and its percentage applies to any currency.
     sa.Column("currency_code", sa.Text),
     sa.Column("fixed_discount_minor", sa.BigInteger),
     sa.Column("percent_discount", sa.BigInteger),
@@ -46,8 +46,8 @@ campaigns = sa.Table(
     sa.Index("campaigns_newest", "create_time", "campaign_id"),
 )
 
-# No foreign keys: each would look its row up once more for every row of a batch, and these rows are
-# only ever written in the transaction that holds the row they belong to.
+# No foreign keys: each costs one more lookup per row of a batch, and a row is only written in a
+# transaction that has read the row it refers to.
 coupons = sa.Table(
     "coupons",
     metadata,
@@ -58,7 +58,7 @@ coupons = sa.Table(
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("issue_time", _time, nullable=False),
     sa.Column("expire_time", _time, nullable=False),
-    # The three of its live redemption, or NULL.
+    # The live redemption; all three NULL if there is none.
     sa.Column("redeem_request_id", sa.Text),
     sa.Column("order_id", sa.Text),
     sa.Column("redeem_time", _time),
@@ -88,4 +88,4 @@ redemptions = sa.Table(
     ),
 )
 
-answers = answers_table(metadata)
+answers = idempotency_table(metadata)

@@ -5,54 +5,39 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Final
 
-from common.answers import Answers
-from common.background import in_background
-from common.database import open_database
-from common.migrations import migrate as migrate_database
-from common.readiness import check_ready
-from common.redis_locks import open_locks
-from common.runtime import Application, Mounted
+from common.db.engines import open_database
+from common.db.idempotency import IdempotencyStore
+from common.db.readiness import check_ready
+from common.locking.redis_lock import open_locks
+from common.service import Application, run_service_jobs
 from coupon_service.servicer import CouponServicer
 from coupon_service.settings import CouponSettings
 from coupon_service.tables import SCHEMA, answers
-from coupon_service.use_cases.campaigns import Campaigns
-from coupon_service.use_cases.issuing import Issuing
-from coupon_service.use_cases.using import Using
-from tally.coupon.v1 import coupon_pb2_grpc
-
-VERSIONS: Final = Path(__file__).parent / "migrations"
-
-
-async def migrate(settings: CouponSettings) -> None:
-    """Bring the database to this release's schema."""
-    url = settings.owner_database_url.get_secret_value()
-    await migrate_database(url, VERSIONS, wait_s=settings.migrate_wait_s)
+from coupon_service.use_cases.campaign import Campaigns
+from coupon_service.use_cases.coupon import Issuance, Redemptions
+from tally.coupon.v1.coupon_pb2_grpc import add_CouponServiceServicer_to_server
 
 
 @asynccontextmanager
 async def build(settings: CouponSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
+    idempotency = IdempotencyStore(answers)
     async with (
         open_database(settings) as database,
         open_locks(settings.redis_url.get_secret_value()) as locks,
     ):
-        campaigns, issuing, using = Campaigns(database), Issuing(database, locks), Using(database)
+        campaigns = Campaigns(database, locks, idempotency)
+        issuance = Issuance(database, locks, idempotency)
+        redemptions = Redemptions(database, locks, idempotency)
+        servicer = CouponServicer(campaigns, issuance, redemptions)
         try:
-            async with in_background(database, Answers(answers).kept_small(database)):
+            async with run_service_jobs(database, idempotency):
                 yield Application(
-                    services=[
-                        Mounted(
-                            coupon_pb2_grpc.add_CouponServiceServicer_to_server,
-                            CouponServicer(campaigns, issuing, using),
-                            "tally.coupon.v1.CouponService",
-                        )
-                    ],
+                    services=[(add_CouponServiceServicer_to_server, servicer)],
                     ready=partial(check_ready, database, schema=SCHEMA),
                 )
         finally:
             await campaigns.lane.close()
-            await issuing.close()
-            await using.lane.close()
+            await issuance.close()
+            await redemptions.lane.close()

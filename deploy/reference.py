@@ -1,12 +1,16 @@
-"""`python -m deploy.reference [--check]`: docs/settings.md, written from the settings' classes."""
+"""`python -m deploy.reference [--check]`: docs/settings.md, written from the settings classes."""
 
 from __future__ import annotations
 
 import sys
 from typing import Final
 
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
 from balance_service.settings import BalanceSettings
-from common.settings import PREFIX, SECRETS_DIR, reference
+from common.environment import PREFIX, SECRETS_DIR, prefixes
+from common.settings import ServiceSettings
 from coupon_service.settings import CouponSettings
 from deploy.local.plan import PROJECT
 from order_service.settings import OrderSettings
@@ -20,23 +24,68 @@ _INTRODUCTION: Final = f"""\
 
 # Settings
 
-A service reads its settings from the environment once, when it starts. A mistake ends it with one
-line that names the variable and never its value.
+A service reads its settings from the environment once, when it starts. A malformed setting ends it
+with one line that names the variable and never its value.
 
-Every setting can be given for one service (`{PREFIX}BALANCE_POOL_SIZE`) or for all of them at once
+Every setting can be given for one service (`{PREFIX}BALANCE_POOL_SIZE`) or for all services
 (`{PREFIX}POOL_SIZE`); the service's own wins. With `{SECRETS_DIR}` set, a file in that directory
-with the variable's name counts as well, after the variable itself. Names that end in `_S` are in
-seconds.
+with the variable's name is read too; the variable itself wins over the file. Settings whose names
+end in `_S` are in seconds.
 
-The settings that every service has come first, then those of one service, and defaults that differ
+The settings of every service come first, then those of one service, with the defaults that differ
 from the common ones.
 
 """
+_BOUND_SIGNS: Final = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def page() -> str:
     """The whole page, as it has to be."""
     return _INTRODUCTION + reference(*SETTINGS)
+
+
+def reference(*settings_types: type[ServiceSettings]) -> str:
+    """The settings as a Markdown table: those of every service, then each service's own."""
+    common = ServiceSettings.model_fields
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    rows += [_row(PREFIX, name, field, field.description) for name, field in common.items()]
+    for settings_type in settings_types:
+        prefix = prefixes(settings_type.service)[0]
+        for name, field in settings_type.model_fields.items():
+            inherited = common.get(name)
+            if inherited is None or inherited.get_default() != field.get_default():
+                # A service may change a default and leave the meaning as it is.
+                meaning = field.description or (inherited.description if inherited else None)
+                rows.append(_row(prefix, name, field, meaning))
+    return "\n".join(rows) + "\n"
+
+
+def _row(prefix: str, name: str, field: FieldInfo, meaning: str | None) -> str:
+    cells = (f"`{prefix}{name.upper()}`", _default(field), f"{meaning or ''} {_bounds(field)}")
+    return f"| {' | '.join(cell.strip() for cell in cells)} |".replace("\n", " ")
+
+
+def _default(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "documented_default" in extra:
+        return str(extra["documented_default"])
+    if field.is_required():
+        return "(required)"
+    default = field.get_default()
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"`{text}`" if text else "(none)"
+
+
+def _bounds(field: FieldInfo) -> str:
+    found = [
+        f"{sign} {getattr(constraint, name)}"
+        for constraint in field.metadata
+        for name, sign in _BOUND_SIGNS.items()
+        if getattr(constraint, name, None) is not None
+    ]
+    return f"({', '.join(found)})" if found else ""
 
 
 def main(arguments: list[str]) -> int:

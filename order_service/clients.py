@@ -1,7 +1,7 @@
-"""The other services, as the saga's steps call them.
+"""The calls of saga steps to the other services.
 
-Every call can be repeated: its request_id names the saga and the step. One that takes back names
-the request it is about, whether that ever arrived or not; the service cancels it for good.
+Every call can be repeated: its request_id names the saga and the step. A compensation names the
+request that it compensates, whether that ever arrived or not; the service cancels it for ever.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from common.channels import open_channel
-from common.clients import Peer
-from common.convert import money_to
 from common.errors import Code, Refusal
-from common.status import may_repeat
-from order_service.model.sagas import CancelAsked, Facts, PayAsked, Saga
+from common.rpc.channels import open_channel
+from common.rpc.client import ServiceClient
+from common.rpc.convert import money_to
+from common.rpc.status import is_retryable
+from order_service.model.saga import Saga
+from order_service.model.saga_input import CancelInput, PayInput, StepResults
 from order_service.settings import OrderSettings
 from tally.balance.v1 import balance_pb2
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
@@ -27,49 +28,49 @@ from tally.payment.v1 import payment_pb2
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 
 ATTEMPT_S: Final = 2.0
-"""Time limit of one attempt at a call that only meets a database."""
+"""Time limit of one attempt at a call that only uses a database."""
 GATEWAY_ATTEMPT_S: Final = 12.0
-"""Time limit of one attempt at a call that meets the payment gateway, which takes its time."""
+"""Time limit of one attempt at a call that uses the payment gateway."""
 ATTEMPTS_MAX: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The peers of the order service."""
+    """Clients of the services that the order service calls."""
 
-    coupon: Peer[CouponServiceStub]
-    balance: Peer[BalanceServiceStub]
-    payment: Peer[PaymentServiceStub]
+    coupon: ServiceClient[CouponServiceStub]
+    balance: ServiceClient[BalanceServiceStub]
+    payment: ServiceClient[PaymentServiceStub]
 
 
 @asynccontextmanager
 async def open_services(settings: OrderSettings) -> AsyncIterator[Services]:
-    """A channel to each peer, closed at the end of the block."""
+    """A channel to each service, closed at the end of the block."""
     async with (
-        Peer(open_channel(settings.coupon_address), CouponServiceStub) as coupon,
-        Peer(open_channel(settings.balance_address), BalanceServiceStub) as balance,
-        Peer(open_channel(settings.payment_address), PaymentServiceStub) as payment,
+        ServiceClient(open_channel(settings.coupon_address), CouponServiceStub) as coupon,
+        ServiceClient(open_channel(settings.balance_address), BalanceServiceStub) as balance,
+        ServiceClient(open_channel(settings.payment_address), PaymentServiceStub) as payment,
     ):
         yield Services(coupon, balance, payment)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One call that a saga makes, under its own request_id."""
+class StepCall:
+    """One call of a saga, under its own request_id."""
 
     saga: Saga
     request_id: str
-    takes_back: str
-    """The request_id this call takes back; '' if it takes back none."""
+    compensates: str
+    """The request_id that this call compensates; '' if it is no compensation."""
 
 
-class Outcome(enum.Enum):
-    """What an error says about the step's effect."""
+class StepEffect(enum.Enum):
+    """What an error means for the effect of a step."""
 
     REFUSED = "refused"
-    """Definitely not done, and never will be under this request_id."""
+    """Certainly not done, and never under this request_id."""
     UNREACHED = "unreached"
-    """Definitely not done yet."""
+    """Certainly not done yet."""
     UNKNOWN = "unknown"
 
 
@@ -79,130 +80,118 @@ _DEFINITE: Final = frozenset(
 _UNREACHED: Final = frozenset({"GATEWAY_UNAVAILABLE", "PAYMENT_IN_PROGRESS"})
 
 
-def outcome_of(refusal: Refusal) -> Outcome:
-    """Sort an error. What is not plainly a refusal of the business is unknown."""
+def effect_of(refusal: Refusal) -> StepEffect:
+    """The effect of a step that failed. What is not plainly a refusal of the rules is unknown."""
     if refusal.reason in _UNREACHED:
-        return Outcome.UNREACHED
-    if refusal.reason and refusal.code in _DEFINITE and not may_repeat(refusal):
-        return Outcome.REFUSED
-    return Outcome.UNKNOWN
+        return StepEffect.UNREACHED
+    if refusal.reason and refusal.code in _DEFINITE and not is_retryable(refusal):
+        return StepEffect.REFUSED
+    return StepEffect.UNKNOWN
 
 
-class Coupons:
-    """Calls of CouponService."""
-
-    @staticmethod
-    async def redeem(services: Services, ask: Ask) -> Facts:
-        saga, asked = ask.saga, ask.saga.asked
-        assert isinstance(asked, PayAsked)
-        assert asked.coupon_id is not None
-        response = await services.coupon.call(
-            services.coupon.stub.RedeemCoupon,
-            coupon_pb2.RedeemCouponRequest(
-                coupon_id=asked.coupon_id,
-                user_id=saga.user_id,
-                order_id=saga.order_id,
-                order_amount=money_to(saga.money(asked.subtotal_minor)),
-                request_id=ask.request_id,
-            ),
-            limit_s=ATTEMPT_S,
-            attempts_max=ATTEMPTS_MAX,
-        )
-        return replace(saga.facts, discount_minor=response.discount.amount_minor)
-
-    @staticmethod
-    async def restore(services: Services, ask: Ask) -> Facts:
-        assert ask.saga.asked.coupon_id is not None
-        await services.coupon.call(
-            services.coupon.stub.RestoreCoupon,
-            coupon_pb2.RestoreCouponRequest(
-                coupon_id=ask.saga.asked.coupon_id,
-                user_id=ask.saga.user_id,
-                redeem_request_id=ask.takes_back,
-                request_id=ask.request_id,
-            ),
-            limit_s=ATTEMPT_S,
-            attempts_max=ATTEMPTS_MAX,
-        )
-        return ask.saga.facts
+async def redeem_coupon(services: Services, call: StepCall) -> StepResults:
+    saga, asked = call.saga, call.saga.asked
+    assert isinstance(asked, PayInput)
+    assert asked.coupon_id is not None
+    response = await services.coupon.call(
+        services.coupon.stub.RedeemCoupon,
+        coupon_pb2.RedeemCouponRequest(
+            coupon_id=asked.coupon_id,
+            user_id=saga.user_id,
+            order_id=saga.order_id,
+            order_amount=money_to(saga.money(asked.subtotal_minor)),
+            request_id=call.request_id,
+        ),
+        limit_s=ATTEMPT_S,
+        attempts_max=ATTEMPTS_MAX,
+    )
+    return replace(saga.facts, discount_minor=response.discount.amount_minor)
 
 
-class Balances:
-    """Calls of BalanceService."""
-
-    @staticmethod
-    async def deduct(services: Services, ask: Ask) -> Facts:
-        saga = ask.saga
-        await services.balance.call(
-            services.balance.stub.DeductBalance,
-            balance_pb2.DeductBalanceRequest(
-                user_id=saga.user_id,
-                amount=money_to(saga.money(saga.parts.balance_minor)),
-                order_id=saga.order_id,
-                request_id=ask.request_id,
-            ),
-            limit_s=ATTEMPT_S,
-            attempts_max=ATTEMPTS_MAX,
-        )
-        return saga.facts
-
-    @staticmethod
-    async def refund(services: Services, ask: Ask) -> Facts:
-        await services.balance.call(
-            services.balance.stub.RefundDeduction,
-            balance_pb2.RefundDeductionRequest(
-                user_id=ask.saga.user_id,
-                deduct_request_id=ask.takes_back,
-                request_id=ask.request_id,
-            ),
-            limit_s=ATTEMPT_S,
-            attempts_max=ATTEMPTS_MAX,
-        )
-        return ask.saga.facts
+async def restore_coupon(services: Services, call: StepCall) -> StepResults:
+    assert call.saga.asked.coupon_id is not None
+    await services.coupon.call(
+        services.coupon.stub.RestoreCoupon,
+        coupon_pb2.RestoreCouponRequest(
+            coupon_id=call.saga.asked.coupon_id,
+            user_id=call.saga.user_id,
+            redeem_request_id=call.compensates,
+            request_id=call.request_id,
+        ),
+        limit_s=ATTEMPT_S,
+        attempts_max=ATTEMPTS_MAX,
+    )
+    return call.saga.facts
 
 
-class Payments:
-    """Calls of PaymentService."""
-
-    @staticmethod
-    async def confirm(services: Services, ask: Ask) -> Facts:
-        saga, asked = ask.saga, ask.saga.asked
-        assert isinstance(asked, PayAsked)
-        assert asked.payment_key is not None
-        response = await services.payment.call(
-            services.payment.stub.ConfirmPayment,
-            payment_pb2.ConfirmPaymentRequest(
-                order_id=saga.order_id,
-                user_id=saga.user_id,
-                amount=money_to(saga.money(saga.parts.gateway_minor)),
-                payment_key=asked.payment_key,
-                request_id=ask.request_id,
-            ),
-            limit_s=GATEWAY_ATTEMPT_S,
-            # An unknown outcome is asked for again by the journal's clock, which survives us.
-            attempts_max=1,
-        )
-        return replace(saga.facts, payment_id=response.payment.payment_id)
-
-    @staticmethod
-    async def cancel(services: Services, ask: Ask) -> Facts:
-        await services.payment.call(
-            services.payment.stub.CancelPayment,
-            payment_pb2.CancelPaymentRequest(
-                confirm_request_id=ask.takes_back,
-                user_id=ask.saga.user_id,
-                reason=_why(ask.saga),
-                request_id=ask.request_id,
-            ),
-            limit_s=GATEWAY_ATTEMPT_S,
-            attempts_max=1,
-        )
-        return ask.saga.facts
+async def deduct_balance(services: Services, call: StepCall) -> StepResults:
+    saga = call.saga
+    await services.balance.call(
+        services.balance.stub.DeductBalance,
+        balance_pb2.DeductBalanceRequest(
+            user_id=saga.user_id,
+            amount=money_to(saga.money(saga.parts.balance_minor)),
+            order_id=saga.order_id,
+            request_id=call.request_id,
+        ),
+        limit_s=ATTEMPT_S,
+        attempts_max=ATTEMPTS_MAX,
+    )
+    return saga.facts
 
 
-def _why(saga: Saga) -> str:
-    """In words for the gateway; the same at every repetition, as the request_id demands."""
-    if isinstance(saga.asked, CancelAsked):
+async def refund_deduction(services: Services, call: StepCall) -> StepResults:
+    await services.balance.call(
+        services.balance.stub.RefundDeduction,
+        balance_pb2.RefundDeductionRequest(
+            user_id=call.saga.user_id,
+            deduct_request_id=call.compensates,
+            request_id=call.request_id,
+        ),
+        limit_s=ATTEMPT_S,
+        attempts_max=ATTEMPTS_MAX,
+    )
+    return call.saga.facts
+
+
+async def confirm_payment(services: Services, call: StepCall) -> StepResults:
+    saga, asked = call.saga, call.saga.asked
+    assert isinstance(asked, PayInput)
+    assert asked.payment_key is not None
+    response = await services.payment.call(
+        services.payment.stub.ConfirmPayment,
+        payment_pb2.ConfirmPaymentRequest(
+            order_id=saga.order_id,
+            user_id=saga.user_id,
+            amount=money_to(saga.money(saga.parts.gateway_minor)),
+            payment_key=asked.payment_key,
+            request_id=call.request_id,
+        ),
+        limit_s=GATEWAY_ATTEMPT_S,
+        # The journal schedules further attempts, which survive this replica.
+        attempts_max=1,
+    )
+    return replace(saga.facts, payment_id=response.payment.payment_id)
+
+
+async def cancel_payment(services: Services, call: StepCall) -> StepResults:
+    await services.payment.call(
+        services.payment.stub.CancelPayment,
+        payment_pb2.CancelPaymentRequest(
+            confirm_request_id=call.compensates,
+            user_id=call.saga.user_id,
+            reason=_cancel_reason(call.saga),
+            request_id=call.request_id,
+        ),
+        limit_s=GATEWAY_ATTEMPT_S,
+        attempts_max=1,
+    )
+    return call.saga.facts
+
+
+def _cancel_reason(saga: Saga) -> str:
+    """The reason for the gateway; the same in every repetition, as the request_id demands."""
+    if isinstance(saga.asked, CancelInput):
         return saga.asked.reason
     assert saga.failure is not None
     return f"the order was not paid: {saga.failure.reason}"

@@ -1,4 +1,4 @@
-"""What the order service refuses, and why.
+"""The refusals of the order service.
 
 ├── ProductNotFound       NOT_FOUND             PRODUCT_NOT_FOUND
 ├── OrderNotFound         NOT_FOUND             ORDER_NOT_FOUND
@@ -12,35 +12,32 @@
 ├── PaymentInProgress     ABORTED               PAYMENT_IN_PROGRESS
 ├── NotPaid               UNAVAILABLE           GATEWAY_UNAVAILABLE
 ├── PaymentOutcomeUnknown UNAVAILABLE           PAYMENT_OUTCOME_UNKNOWN
-└── CartChanged           ABORTED               CART_CHANGED
+├── CartChanged           ABORTED               CART_CHANGED
+└── SagaLost              inside the service only
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from common.errors import Code, QuotaViolation, Refusal
-from common.ids import is_id
+from common.errors import Code, NotFound, QuotaViolation, Refusal
 
 
-class ProductNotFound(Refusal):
+class ProductNotFound(NotFound):
     """There is no product with this id."""
 
-    code = Code.NOT_FOUND
     reason = "PRODUCT_NOT_FOUND"
 
 
-class OrderNotFound(Refusal):
+class OrderNotFound(NotFound):
     """This user has no order with this id."""
 
-    code = Code.NOT_FOUND
     reason = "ORDER_NOT_FOUND"
 
 
-class SagaNotFound(Refusal):
+class SagaNotFound(NotFound):
     """There is no such saga."""
 
-    code = Code.NOT_FOUND
     reason = "SAGA_NOT_FOUND"
 
 
@@ -50,10 +47,10 @@ class OutOfStock(Refusal):
     reason = "OUT_OF_STOCK"
 
     def __init__(self, short: Iterable[tuple[str, int, int]]) -> None:
-        """``short``: each product that is short, how many of it are free and were asked for."""
+        """``short``: for each such product, its id, its free stock and the quantity asked."""
         short = list(short)
         super().__init__(product_id=short[0][0])
-        # Few words: an order has up to 100 products, and a status has to fit into a trailer.
+        # Short texts: an order has up to 100 products, and a status has to fit into a trailer.
         self.quota = tuple(
             QuotaViolation(f"product:{product_id}", f"{free} free, {asked} asked")
             for product_id, free, asked in short
@@ -102,8 +99,8 @@ class PaymentInProgress(Refusal):
 class NotPaid(Refusal):
     """The payment could not be made: nothing is charged, what was taken is put back; try anew."""
 
-    # Whichever service did not answer, the caller may rely on what this reason promises. Without
-    # RetryInfo: the attempt is kept, and a new one needs a new request_id.
+    # The reason promises that nothing is charged, whichever service did not answer. No RetryInfo:
+    # the refusal is stored, and a new attempt needs a new request_id.
     code = Code.UNAVAILABLE
     reason = "GATEWAY_UNAVAILABLE"
 
@@ -122,11 +119,8 @@ class CartChanged(Refusal):
     reason = "CART_CHANGED"
 
 
-def product_not_found(product_id: str) -> ProductNotFound:
-    """Names the product, unless what was asked for cannot be the id of one."""
-    return ProductNotFound(**({"product_id": product_id} if is_id(product_id) else {}))
+class SagaLost(Refusal):
+    """Another replica has taken the saga over: this one must stop and write nothing more."""
 
-
-def order_not_found(order_id: str) -> OrderNotFound:
-    """Names the order, unless what was asked for cannot be the id of one."""
-    return OrderNotFound(**({"order_id": order_id} if is_id(order_id) else {}))
+    # Raised inside the service only; no client gets it.
+    code = Code.ABORTED

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from common.endpoints import target
-from common.settings import BindAddress, ServiceSettings
+from common.addresses import target
+from common.settings import ServiceSettings
+from common.urls import BindAddress
 
 
 def _peer_address(addresses: str) -> str:
@@ -26,50 +27,51 @@ class OrderSettings(ServiceSettings):
     bind: BindAddress = "127.0.0.1:50053"
     balance_address: PeerAddress = Field(
         default="127.0.0.1:50051",
-        description="Where the balance service is: host:port, several with commas between them, "
+        description="Address of the balance service: host:port, several separated by commas, "
         "or dns:///name:port.",
     )
     coupon_address: PeerAddress = Field(
-        default="127.0.0.1:50052", description="Where the coupon service is, alike."
+        default="127.0.0.1:50052", description="Address of the coupon service, in the same form."
     )
     payment_address: PeerAddress = Field(
-        default="127.0.0.1:50054", description="Where the payment service is, alike."
+        default="127.0.0.1:50054", description="Address of the payment service, in the same form."
     )
     order_expiry_s: float = Field(
         default=900.0,
         gt=0,
         le=86_400,
-        description="Time in which an order has to be paid; then it gives its stock back.",
+        description="Time in which an order has to be paid; then it expires and its stock is free.",
     )
     pay_within_s: float = Field(
         default=20.0,
         gt=0,
         le=600,
-        description="Time an attempt to pay has to reach the payment gateway; then it is undone.",
+        description="Time in which an attempt to pay has to reach the payment gateway; then it is "
+        "compensated.",
     )
     saga_lease_s: float = Field(
         default=10.0,
         gt=0,
         le=600,
-        description="After this without a sign of life, another replica takes a saga over.",
+        description="Time without a heartbeat after which another replica takes a saga over.",
     )
     saga_sweep_interval_s: float = Field(
         default=1.0,
         gt=0,
         le=60,
-        description="Time between two looks for sagas that are due or whose replica is gone.",
+        description="Time between two sweeps for sagas that are due or whose lease has expired.",
     )
     saga_running_max: int = Field(
         default=256,
         ge=1,
         le=10_000,
-        description="Sagas at work on this replica; new payments may take 3/4 of it.",
+        description="Sagas that this replica runs at once; new payments may take 3/4 of them.",
     )
     saga_attempts_max: int = Field(
         default=60,
         ge=1,
         le=10_000,
-        description="Failures in a row of a step that must succeed, after which the saga "
+        description="Failed attempts in a row of a step that must succeed, after which the saga "
         "needs attention.",
     )
     saga_backoff_max_s: float = Field(
@@ -79,5 +81,5 @@ class OrderSettings(ServiceSettings):
         default=1.0,
         gt=0,
         le=60,
-        description="Time between two looks for orders whose time has passed.",
+        description="Time between two sweeps for orders whose time has passed.",
     )

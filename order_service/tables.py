@@ -1,12 +1,13 @@
-"""The order database: products, orders, carts and the answers. The sagas' tables join them here."""
+"""The order database: products, orders, carts, sagas and the idempotency records."""
 
 from __future__ import annotations
 
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 
-from common.answers import answers_table
+from common.db.idempotency import idempotency_table
 
 SCHEMA: Final = "order_0002"
 """The oldest migration this release can serve on."""
@@ -18,6 +19,11 @@ ORDER_PAID_IN_FULL: Final = "orders_paid_in_full"
 ORDER_REQUEST_ONCE: Final = "orders_request_once"
 ITEM_ONCE: Final = "order_items_pkey"
 CART_ONCE: Final = "carts_pkey"
+ONE_LIVE_PER_ORDER: Final = "sagas_one_live_per_order"
+SAGA_REQUEST_ONCE: Final = "sagas_request_once"
+SAGA_ONCE: Final = "sagas_pkey"
+PRODUCT_ONCE: Final = "products_pkey"
+RECORD_ONCE: Final = "answers_pkey"
 
 metadata = sa.MetaData()
 
@@ -63,15 +69,11 @@ orders = sa.Table(
     sa.Column("update_time", _time, nullable=False),
     sa.UniqueConstraint("user_id", "request_id", name=ORDER_REQUEST_ONCE),
     sa.Index("orders_newest_of_user", "user_id", "create_time", "order_id"),
-    sa.Index(
-        "orders_due",
-        "expire_time",
-        postgresql_where=sa.text("state = 'PENDING'"),
-    ),
+    sa.Index("orders_due", "expire_time", postgresql_where=sa.text("state = 'PENDING'")),
 )
 
 # No foreign keys: they would look up the order and the product once for every line of a batch, and
-# a line is only ever written in the transaction that makes its order and has its product locked.
+# a line is only written in the transaction that creates its order and has locked its product.
 order_items = sa.Table(
     "order_items",
     metadata,
@@ -97,4 +99,44 @@ cart_items = sa.Table(
     sa.Column("quantity", sa.BigInteger, nullable=False),
 )
 
-answers = answers_table(metadata)
+# One row is one saga, so that one update ends a step and begins the next.
+sagas = sa.Table(
+    "sagas",
+    metadata,
+    sa.Column("saga_id", _uuid, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("plan_version", sa.Integer, nullable=False),
+    sa.Column("order_id", _uuid, nullable=False),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("asked", JSONB, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("steps", JSONB, nullable=False),
+    sa.Column("facts", JSONB, nullable=False),
+    sa.Column("failure", JSONB),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("owner", sa.Text),
+    # Until then the owner runs the saga, or the saga waits. After it, any replica takes it over.
+    sa.Column("lease_until", _time, nullable=False),
+    sa.Column("pivot_by", _time),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_attempt_time", _time),
+    sa.Column("last_error", sa.Text, nullable=False),
+    sa.Column("resolution_reason", sa.Text, nullable=False),
+    sa.Column("create_time", _time, nullable=False),
+    sa.Column("update_time", _time, nullable=False),
+    sa.UniqueConstraint("kind", "user_id", "request_id", name=SAGA_REQUEST_ONCE),
+    sa.Index(
+        ONE_LIVE_PER_ORDER,
+        "order_id",
+        unique=True,
+        postgresql_where=sa.text("state IN ('RUNNING', 'COMPENSATING', 'NEEDS_ATTENTION')"),
+    ),
+    sa.Index("sagas_by_order", "order_id", "saga_id"),
+    sa.Index("sagas_by_state", "state", "saga_id"),
+    sa.Index(
+        "sagas_due", "lease_until", postgresql_where=sa.text("state IN ('RUNNING', 'COMPENSATING')")
+    ),
+)
+
+answers = idempotency_table(metadata)

@@ -1,8 +1,8 @@
 """``python -m payment_service`` serves; ``python -m payment_service migrate`` migrates."""
 
-from common.runtime import main
+from common.service import main
 from payment_service.settings import PaymentSettings
-from payment_service.wiring import build, migrate
+from payment_service.wiring import build
 
 if __name__ == "__main__":
-    main(PaymentSettings, build, migrate)
+    main(PaymentSettings, build)

@@ -1,4 +1,4 @@
-"""What the payment service refuses, and why.
+"""The refusals of the payment service.
 
 ├── PaymentNotFound          NOT_FOUND             PAYMENT_NOT_FOUND
 ├── PaymentKeyUsed           ALREADY_EXISTS        PAYMENT_KEY_USED
@@ -11,13 +11,12 @@
 
 from __future__ import annotations
 
-from common.errors import Code, Refusal
+from common.errors import Code, NotFound, Refusal
 
 
-class PaymentNotFound(Refusal):
+class PaymentNotFound(NotFound):
     """The user has no payment with this id."""
 
-    code = Code.NOT_FOUND
     reason = "PAYMENT_NOT_FOUND"
 
 
@@ -49,7 +48,7 @@ class PaymentInProgress(Refusal):
 
 
 class GatewayUnavailable(Refusal):
-    """The payment gateway could not be asked; this call changed nothing there."""
+    """The payment gateway could not be reached; this call changed nothing there."""
 
     code = Code.UNAVAILABLE
     reason = "GATEWAY_UNAVAILABLE"
@@ -57,7 +56,7 @@ class GatewayUnavailable(Refusal):
 
 
 class PaymentOutcomeUnknown(Refusal):
-    """The gateway was reached and its outcome is not known yet; repeat the call to hear it."""
+    """The gateway was reached and its outcome is not known yet; repeat the call."""
 
     code = Code.UNAVAILABLE
     reason = "PAYMENT_OUTCOME_UNKNOWN"

@@ -1,12 +1,12 @@
-"""How the payment service keeps its operations apart: the whole strategy, in one table.
+"""The locking strategy of every payment operation, in one table.
 
-Nothing is held while the gateway is asked: a confirmation is two transactions with the call
-between them, and what keeps others away meanwhile is the claim's own row.
+Nothing is locked while the gateway is called. A confirmation is two transactions with the call
+between them; the row of the claim keeps other requests away in the meantime.
 
-A transaction takes, in this order: the places of keys and requests (advisory locks, ascending),
-payment rows (ascending id), new rows (ascending key), answers (ascending). A payment that is not
-there yet cannot be locked as a row, so that a claim and the cancellation of the same request meet
-at its place, and two claims of one key at the key's; the constraints hold without them.
+A transaction locks in this order: advisory locks of keys and requests (ascending), payment rows
+(ascending id), new rows (ascending payment_key), idempotency records (ascending). A payment that
+does not exist yet has no row to lock. So a claim and the cancellation of the same request share an
+advisory lock, and so do two claims of one key; the constraints are sufficient without them.
 """
 
 from __future__ import annotations
@@ -14,67 +14,59 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from common.locking import Rows, Strategy
+from common.locking.strategy import RowStrategy, Strategy
 from payment_service import tables
-from payment_service.model import CancelPayment, Command, ConfirmPayment, Settle
+from payment_service.model import CancelPayment, Command, ConfirmPayment, RecordOutcome
 
 KEY_MARK: Final = "payment:key:{payment_key}"
 
 STRATEGIES: Final[dict[type[Command], Strategy]] = {
     ConfirmPayment: Strategy(
-        redis_key=KEY_MARK,
-        rows=Rows.INSERT,
-        rounds_max=10,
+        rows=RowStrategy.INSERT,
+        mark=KEY_MARK,
         guards=(tables.KEY_ONCE, tables.REQUEST_ONCE),
-        why="The key is claimed by inserting its row before the gateway is called: whoever comes "
-        "second finds the row. The mark in Redis is no lock: it makes a duplicate look first, "
-        "without a transaction, and what it sees in the database decides.",
+        why="The claim inserts the key's row before the gateway is called: a second request finds "
+        "the row. The mark in Redis is not a lock: a request that finds it first reads the row "
+        "without a transaction, and the row decides.",
     ),
-    Settle: Strategy(
-        redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
-        rounds_max=10,
+    RecordOutcome: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         guards=(tables.OUTCOME, tables.DUE_WHILE_OPEN),
-        why="The outcome is stored where the payment is still as it was decided on. What the "
-        "gateway is known to have done counts whoever brings it; only the holder of the lease "
+        why="The outcome is stored if the payment is still as it was when it was decided. What "
+        "the gateway has certainly done counts without a lease too; only the holder of the lease "
         "frees the key or sets the next try.",
     ),
     CancelPayment: Strategy(
-        redis_key=None,
-        rows=Rows.CONDITIONAL_UPDATE,
-        rounds_max=10,
+        rows=RowStrategy.CONDITIONAL_UPDATE,
         guards=(tables.REQUEST_ONCE, tables.CANCEL_REQUEST_ONCE, tables.DUE_WHILE_OPEN),
-        why="The wish is stored first, for good; whoever works on the payment, now or after a "
-        "crash, carries it out. A payment the gateway does not know cannot be called unpaid, since "
-        "a confirm may still be on its way: it is confirmed under its own idempotency key and "
-        "then given back, after which a late one is only told the old answer.",
+        why="The cancellation request is stored first, for ever; whichever replica works on the "
+        "payment, now or after a crash, carries it out. A payment that the gateway does not know "
+        "may still be charged, since a confirm may be in transit: it is confirmed under its own "
+        "idempotency key and then given back, after which a late confirm only gets the first "
+        "response.",
     ),
 }
-ROUNDS_MAX: Final = max(strategy.rounds_max for strategy in STRATEGIES.values())
 BATCH_MAX: Final = 64
-"""Advisory locks live in shared memory, at most two per command; row locks do not."""
+"""Commands of one batch. Each has up to two advisory locks, which live in shared memory."""
 
 
-def mark_of(command: ConfirmPayment) -> str:
-    """The command's in-progress mark in Redis."""
-    return KEY_MARK.format(payment_key=command.payment_key)
-
-
-def places(command: Command) -> tuple[int, ...]:
-    """Where the command must be alone before it is decided, rows or no rows."""
+def advisory_keys(command: Command) -> tuple[int, ...]:
+    """The advisory locks that the command needs before it is decided."""
     match command:
         case ConfirmPayment():
-            return (
-                _place("key", command.payment_key),
-                _place("request", command.user_id, command.request_id),
-            )
+            return _key("key", command.payment_key), _request_key(command)
         case CancelPayment():
-            return (_place("request", command.user_id, command.confirm_request_id),)
-        case Settle():
+            return (_request_key(command),)
+        case RecordOutcome():
             return ()
 
 
-def _place(*parts: str) -> int:
-    # Ids have no spaces. Two that share a place by accident wait for each other, no more.
+def _request_key(command: ConfirmPayment | CancelPayment) -> int:
+    return _key("request", command.confirm_key.scope, command.confirm_key.request_id)
+
+
+def _key(*parts: str) -> int:
+    # Ids have no spaces. Two that have the same key by accident only wait for each other. Replicas
+    # of two releases must have the same keys.
     digest = hashlib.blake2b(" ".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, signed=True)

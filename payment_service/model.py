@@ -2,14 +2,14 @@
 
     claim ─► PENDING ─┬─► CONFIRMED ─► CANCELLED
                       ├─► DECLINED
-                      ├─► UNKNOWN ─► any of these, when the gateway tells
-                      └─► (gone: the call provably never left, the key is free)
+                      ├─► UNKNOWN ─► any of these, when the gateway reports it
+                      └─► (deleted: the call provably never left, the key is free)
 
-A payment is *open* while something is left to do at the gateway: its outcome is not known, or its
-money is to be given back. An open one has a ``due_time``, from which anybody may take it up. While
-it has a ``holder`` that is the end of a lease, else the next try's time. The holder fences: what a
-replica that lost its lease knows for sure (charged, declined, given back) counts all the same, but
-only the holder may free the key or set the next try.
+A payment is *open* while there is work left at the gateway: its outcome is not known, or its money
+has to be given back. An open payment has a ``due_time``, from which any replica may work on it.
+While it has a ``holder``, due_time is the end of the holder's lease, else the time of the next try.
+A replica that lost its lease may still store what it knows for certain (charged, declined, given
+back), but only the holder may free the key or set the next try.
 """
 
 from __future__ import annotations
@@ -17,30 +17,33 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from common.answers import RequestKey, digest_of
-from common.errors import RequestIdReused
+from common.errors import Refusal, RequestIdReused
 from common.money import Money
-from payment_service.errors import PaymentCancelled, PaymentDeclined
-from payment_service.gateway import (
+from common.request_key import RequestKey, digest_of
+from payment_service.errors import (
+    PaymentCancelled,
+    PaymentDeclined,
+    PaymentInProgress,
+    PaymentKeyUsed,
+    PaymentOutcomeUnknown,
+)
+from payment_service.gateway.outcomes import (
     Cancelled,
-    CancelOutcome,
     Charge,
     Confirmed,
-    ConfirmOutcome,
     Declined,
-    FindOutcome,
+    GatewayOutcome,
     NotSent,
     Rejected,
 )
 
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
-Outcome = ConfirmOutcome | FindOutcome | CancelOutcome
 
 
-class State(enum.StrEnum):
-    """Where a payment stands."""
+class PaymentState(enum.StrEnum):
+    """The state of a payment."""
 
     PENDING = "PENDING"
     CONFIRMED = "CONFIRMED"
@@ -49,9 +52,10 @@ class State(enum.StrEnum):
     CANCELLED = "CANCELLED"
 
 
-UNDECIDED: Final = frozenset({State.PENDING, State.UNKNOWN})
-CANCELLABLE: Final = UNDECIDED | {State.CONFIRMED}
-PLANTED: Final = "cancelled before it was confirmed"
+UNDECIDED: Final = frozenset({PaymentState.PENDING, PaymentState.UNKNOWN})
+CANCELLABLE: Final = UNDECIDED | {PaymentState.CONFIRMED}
+TOMBSTONE_REASON: Final = "cancelled before it was confirmed"
+"""Stored as the cancel reason of a claim whose request already had a tombstone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,15 @@ class Payment:
     user_id: str
     amount: Money
     payment_key: str
-    state: State
+    state: PaymentState
     gateway: str
     gateway_transaction_id: str | None
     failure_code: str | None
     create_time: datetime
     update_time: datetime
+
+
+# -- commands ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +88,33 @@ class ConfirmPayment:
     payment_key: str
     request_id: str
     holder: str
-    """Who carries this very call out; no part of what was asked for."""
+    """The id of this call as a lease holder; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:
         return confirm_key(self.user_id, self.request_id)
 
     @property
+    def confirm_key(self) -> RequestKey:
+        return self.key
+
+    @property
     def digest(self) -> bytes:
-        return _content(self.order_id, self.amount, self.payment_key)
+        return _digest(self.order_id, self.amount, self.payment_key)
 
 
 @dataclass(frozen=True, slots=True)
 class CancelPayment:
-    """Undo one confirmation, or keep it from ever happening."""
+    """Undo one confirmation, or prevent it for ever."""
 
     confirm_request_id: str
     user_id: str
     reason: str
     request_id: str
     holder: str
-    """Who carries this very call out; no part of what was asked for."""
-    wished: bool = False
-    """Whether this very call was the first to store the wish; no part of what was asked for."""
+    """The id of this call as a lease holder; not part of the request's content."""
+    requested: bool = False
+    """Whether this call stored the cancellation request; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:
@@ -119,35 +130,32 @@ class CancelPayment:
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
-    """Store what the gateway was heard to say of a payment."""
+class RecordOutcome:
+    """Store the outcome of a call to the gateway."""
 
     payment_id: str
-    user_id: str
-    request_id: str
-    """The confirmation's."""
-    outcome: Outcome
+    confirm_key: RequestKey
+    outcome: GatewayOutcome
     holder: str
     pause: timedelta
-    """Until the next try, if this one did not finish."""
-    go_on: bool = False
-    """Whether the holder itself tries on at once, and so keeps the payment."""
-
-    @property
-    def confirm_key(self) -> RequestKey:
-        return confirm_key(self.user_id, self.request_id)
+    """Until the next try, if this outcome leaves the payment open."""
+    keep_lease: bool = False
+    """Whether the holder itself continues at once."""
 
 
-Command = ConfirmPayment | CancelPayment | Settle
+Command = ConfirmPayment | CancelPayment | RecordOutcome
 
 
 def confirm_key(user_id: str, request_id: str) -> RequestKey:
-    """Under which a confirmation is answered, or cancelled."""
+    """The key of a confirmation's response or tombstone."""
     return RequestKey("ConfirmPayment", user_id, request_id)
 
 
-def _content(order_id: str, amount: Money, payment_key: str) -> bytes:
+def _digest(order_id: str, amount: Money, payment_key: str) -> bytes:
     return digest_of(order_id, amount.currency_code, amount.amount_minor, payment_key)
+
+
+# -- the payment and the work on it ---------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -157,16 +165,16 @@ class Confirmation:
     payment: Payment
     request_id: str
     cancel_reason: str | None = None
-    """Why the money is to be given back; None while nobody asked."""
+    """Why the money has to be given back; None while no cancellation was requested."""
     cancel_request_id: str | None = None
     holder: str | None = None
     due_time: datetime | None = None
     tries: int = 0
-    """How often the payment was taken up after its first call."""
+    """How often a replica acquired the payment after its first call."""
     version: int = 0
     loaded_version: int = field(init=False)
     released: bool = field(init=False, default=False)
-    """The claim is to be removed: the key is free again."""
+    """The claim has to be deleted: the key is free again."""
 
     def __post_init__(self) -> None:
         self.loaded_version = self.version
@@ -175,52 +183,55 @@ class Confirmation:
     def claim(
         cls, command: ConfirmPayment, payment_id: str, gateway: str, now: datetime, lease: timedelta
     ) -> Confirmation:
-        """The key claimed; its caller goes to the gateway next."""
+        """A new claim of the key. Its caller calls the gateway next."""
         payment = Payment(
             payment_id,
             command.order_id,
             command.user_id,
             command.amount,
             command.payment_key,
-            State.PENDING,
+            PaymentState.PENDING,
             gateway,
-            None,
-            None,
-            now,
-            now,
+            gateway_transaction_id=None,
+            failure_code=None,
+            create_time=now,
+            update_time=now,
         )
-        made = cls(
-            payment, command.request_id, holder=command.holder, due_time=now + lease, version=1
-        )
-        made.loaded_version = 0
-        return made
+        claim = cls(payment, command.request_id, holder=command.holder, due_time=now + lease)
+        claim.version = 1
+        return claim
 
     @property
-    def new(self) -> bool:
-        """Whether its row is still to be inserted."""
-        return self.loaded_version == 0
+    def key(self) -> RequestKey:
+        """The key of the ConfirmPayment request."""
+        return confirm_key(self.payment.user_id, self.request_id)
 
     @property
     def digest(self) -> bytes:
-        """What the confirmation asked for."""
-        return _content(self.payment.order_id, self.payment.amount, self.payment.payment_key)
+        """The digest of the ConfirmPayment request."""
+        return _digest(self.payment.order_id, self.payment.amount, self.payment.payment_key)
 
     @property
-    def open(self) -> bool:
-        """Whether something is left to do at the gateway."""
-        if self.payment.state in UNDECIDED:
-            return not self.released
-        return self.payment.state is State.CONFIRMED and self.cancel_reason is not None
+    def new(self) -> bool:
+        """Whether its row is not inserted yet."""
+        return self.loaded_version == 0
 
     @property
     def changed(self) -> bool:
         return self.version != self.loaded_version
 
     @property
-    def charge(self) -> Charge:
-        """What the gateway is asked for, the same in every try by every replica.
+    def open(self) -> bool:
+        """Whether there is work left at the gateway."""
+        if self.payment.state in UNDECIDED:
+            return not self.released
+        return self.payment.state is PaymentState.CONFIRMED and self.cancel_reason is not None
 
-        The idempotency key is the payment's id: unique over all users, unlike a request_id.
+    @property
+    def charge(self) -> Charge:
+        """What the gateway has to charge, the same in every try by every replica.
+
+        The idempotency key has the payment's id: unique over all users, unlike a request_id.
         """
         payment = self.payment
         return Charge(
@@ -234,75 +245,76 @@ class Confirmation:
     def refund(self) -> Charge:
         """The same charge, for the call that gives it back.
 
-        Its key is the try's own, since a refusal kept under one key for all would be repeated for
-        ever. All is given back or nothing, so that a second one finds nothing left to give.
+        Each try has its own idempotency key: under one key the gateway would repeat a refusal for
+        ever. All of the money is given back or none, so a second refund finds nothing to give.
         """
         key = f"cancel:{self.payment.payment_id}:{self.tries}"
         return replace(self.charge, idempotency_key=key)
 
     def check_same(self, command: ConfirmPayment) -> None:
-        """Raise RequestIdReused unless the command asks for this very payment."""
+        """Raise RequestIdReused unless the command has the content of this confirmation."""
         if command.digest != self.digest:
             raise RequestIdReused(request_id=command.request_id)
 
-    def told(self) -> Payment:
-        """The payment of a finished confirmation.
-
-        Raises PaymentDeclined or PaymentCancelled where that is what came of it.
-        """
+    def result(self) -> Payment:
+        """The payment of a finished confirmation. Raises PaymentDeclined or PaymentCancelled."""
         assert self.payment.state not in UNDECIDED
-        if self.payment.state is State.DECLINED:
+        if self.payment.state is PaymentState.DECLINED:
             raise declined(self.payment)
-        if self.payment.state is State.CANCELLED or self.cancel_reason is not None:
-            raise cancelled(self.payment.user_id, self.request_id)
+        if self.payment.state is PaymentState.CANCELLED or self.cancel_reason is not None:
+            raise cancelled(self.key)
         return self.payment
 
-    def settle(self, command: Settle, now: datetime, lease: timedelta) -> None:
-        """Take in what the gateway said. A payment that is done with stays as it is."""
+    def record(self, command: RecordOutcome, now: datetime, lease: timedelta) -> None:
+        """Apply an outcome of the gateway. A payment that is not open does not change."""
         if not self.open:
             return
-        mine = command.holder == self.holder
+        held = command.holder == self.holder
+        first_call = held and self.payment.state is PaymentState.PENDING
         undecided = self.payment.state in UNDECIDED
         match command.outcome:
             case Confirmed(transaction_id) if undecided:
-                self._become(State.CONFIRMED, now, gateway_transaction_id=transaction_id)
+                self.payment = replace(self.payment, gateway_transaction_id=transaction_id)
+                self._become(PaymentState.CONFIRMED, now)
             case Declined(code) if undecided:
-                self._become(State.DECLINED, now, failure_code=code)
+                self.payment = replace(self.payment, failure_code=code)
+                self._become(PaymentState.DECLINED, now)
             case Cancelled(transaction_id):
                 kept = self.payment.gateway_transaction_id or transaction_id
-                self._become(State.CANCELLED, now, gateway_transaction_id=kept)
-            case NotSent() | Rejected() if mine and self.payment.state is State.PENDING:
-                # PENDING and ours: this was the claim's one and only call. Once anybody else has
-                # taken it up the state is UNKNOWN, and one call that did nothing proves nothing.
+                self.payment = replace(self.payment, gateway_transaction_id=kept)
+                self._become(PaymentState.CANCELLED, now)
+            case NotSent() | Rejected() if first_call:
+                # The state is PENDING until a second replica acquires the payment: this was the
+                # claim's only call. After that, one call that did nothing proves nothing.
                 self.released = True
                 self.version += 1
                 return
-            case _ if mine and self.payment.state is State.PENDING and command.go_on:
-                self._become(State.UNKNOWN, now)
+            case _ if first_call and command.keep_lease:
+                self._become(PaymentState.UNKNOWN, now)
             case _:
-                if mine:
-                    self._put_off(command.pause, now)
+                if held:
+                    self._postpone(command.pause, now)
                 return
-        self._hold(command.holder if mine and command.go_on else None, now, lease)
+        self._hold(command.holder if held and command.keep_lease else None, now, lease)
 
-    def take(self, holder: str, now: datetime, lease: timedelta) -> bool:
-        """Take an open payment up, unless somebody is at it; returns whether it is ours now."""
+    def acquire(self, holder: str, now: datetime, lease: timedelta) -> bool:
+        """Give ``holder`` the lease of an open payment; returns whether it has it now."""
         assert self.due_time is not None
         if self.holder is not None and self.due_time > now:
             return self.holder == holder
-        if self.payment.state is State.PENDING:
-            # Its claimer is gone, and may have called the gateway before.
-            self._become(State.UNKNOWN, now)
+        if self.payment.state is PaymentState.PENDING:
+            # The claim's replica is gone, and may have called the gateway before.
+            self._become(PaymentState.UNKNOWN, now)
         self.tries += 1
         self._hold(holder, now, lease)
         return True
 
-    def ask_cancel(
+    def request_cancel(
         self, reason: str, request_id: str | None, holder: str, now: datetime, lease: timedelta
     ) -> None:
-        """Note that the money is to be given back, for good, and by which request.
+        """Note for ever that the money has to be given back, and by which request.
 
-        None stands for a cancellation that had come before the claim.
+        ``request_id`` is None if the request had a tombstone before it was claimed.
         """
         if self.cancel_reason is not None or self.payment.state not in CANCELLABLE:
             return
@@ -311,10 +323,10 @@ class Confirmation:
             self._hold(holder, now, lease)
         self.version += 1
 
-    def _become(self, state: State, now: datetime, **changes: Any) -> None:
-        # The database's clock may be set back; a payment's history is not.
+    def _become(self, state: PaymentState, now: datetime) -> None:
+        # The database's clock may be set back; a payment's update_time must not go back.
         update_time = max(self.payment.update_time, now)
-        self.payment = replace(self.payment, state=state, update_time=update_time, **changes)
+        self.payment = replace(self.payment, state=state, update_time=update_time)
         self.version += 1
 
     def _hold(self, holder: str | None, now: datetime, lease: timedelta) -> None:
@@ -322,16 +334,30 @@ class Confirmation:
         self.due_time = None if not self.open else now + lease if holder else now
         self.version += 1
 
-    def _put_off(self, pause: timedelta, now: datetime) -> None:
-        if self.payment.state is State.PENDING:
-            self._become(State.UNKNOWN, now)
+    def _postpone(self, pause: timedelta, now: datetime) -> None:
+        if self.payment.state is PaymentState.PENDING:
+            self._become(PaymentState.UNKNOWN, now)
         self.holder, self.due_time = None, now + pause
         self.version += 1
+
+
+# -- refusals ------------------------------------------------------------------------------------
 
 
 def declined(payment: Payment) -> PaymentDeclined:
     return PaymentDeclined(payment_id=payment.payment_id, failure_code=payment.failure_code or "")
 
 
-def cancelled(user_id: str, request_id: str) -> PaymentCancelled:
-    return PaymentCancelled(user_id=user_id, request_id=request_id)
+def cancelled(confirm: RequestKey) -> PaymentCancelled:
+    return PaymentCancelled(user_id=confirm.scope, request_id=confirm.request_id)
+
+
+def key_taken(payment: Payment) -> Refusal:
+    """The refusal of another request with the payment's key."""
+    if payment.state in UNDECIDED:
+        return PaymentInProgress(payment_key=payment.payment_key)
+    return PaymentKeyUsed(payment_key=payment.payment_key)
+
+
+def outcome_unknown(payment: Payment) -> PaymentOutcomeUnknown:
+    return PaymentOutcomeUnknown(payment_id=payment.payment_id)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from common.convert import money_from, money_to, time_to
 from common.ids import new_id
-from common.paging import Page
-from payment_service.model import CancelPayment, ConfirmPayment, Payment, State
-from payment_service.use_cases import Payments
+from common.paging import TIME_KEY, Page
+from common.rpc.convert import money_from, money_to, time_to
+from payment_service.model import CancelPayment, ConfirmPayment, Payment, PaymentState
+from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc
 
 _STATES: Final = {
-    State.PENDING: pb.Payment.STATE_PENDING,
-    State.CONFIRMED: pb.Payment.STATE_CONFIRMED,
-    State.DECLINED: pb.Payment.STATE_DECLINED,
-    State.UNKNOWN: pb.Payment.STATE_UNKNOWN,
-    State.CANCELLED: pb.Payment.STATE_CANCELLED,
+    PaymentState.PENDING: pb.Payment.STATE_PENDING,
+    PaymentState.CONFIRMED: pb.Payment.STATE_CONFIRMED,
+    PaymentState.DECLINED: pb.Payment.STATE_DECLINED,
+    PaymentState.UNKNOWN: pb.Payment.STATE_UNKNOWN,
+    PaymentState.CANCELLED: pb.Payment.STATE_CANCELLED,
 }
 
 
 class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
-    """Errors are raised as refusals; the pipeline around every method tells them to the client."""
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
 
     def __init__(self, payments: Payments) -> None:
         self._payments = payments
@@ -40,8 +40,8 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
                 holder=new_id(),
             )
         )
-        assert posted.payment is not None
-        return pb.ConfirmPaymentResponse(payment=_payment(posted.payment), replayed=posted.replayed)
+        assert posted.value is not None
+        return pb.ConfirmPaymentResponse(payment=_payment(posted.value), replayed=posted.replayed)
 
     async def CancelPayment(
         self, request: pb.CancelPaymentRequest, context: Any
@@ -55,13 +55,13 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
                 holder=new_id(),
             )
         )
-        payment = None if posted.payment is None else _payment(posted.payment)
+        payment = None if posted.value is None else _payment(posted.value)
         return pb.CancelPaymentResponse(payment=payment, replayed=posted.replayed)
 
     async def GetPayment(
         self, request: pb.GetPaymentRequest, context: Any
     ) -> pb.GetPaymentResponse:
-        payment = await self._payments.get(request.payment_id, request.user_id)
+        payment = await self._payments.get_payment(request.payment_id, request.user_id)
         return pb.GetPaymentResponse(payment=_payment(payment))
 
     async def ListPayments(
@@ -72,7 +72,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
             request.page_size,
             request.page_token,
             filters=["payments", request.user_id, order_id or ""],
-            key=[int, str],
+            key=TIME_KEY,
         )
         payments, next_page_token = await self._payments.list_payments(
             request.user_id, order_id, page

@@ -7,18 +7,18 @@ from typing import Annotated, ClassVar
 import httpx
 from pydantic import AfterValidator, Field, SecretStr
 
-from common.settings import BindAddress, ServiceSettings
-from payment_service.toss import TossOptions
+from common.settings import ServiceSettings
+from common.urls import BindAddress
+from payment_service.gateway.toss import TossOptions
 
 
 def _http_url(url: str) -> str:
-    if not url:
-        return url
     try:
         parsed = httpx.URL(url)
+        valid = parsed.scheme in {"http", "https"} and parsed.host and not parsed.userinfo
     except httpx.InvalidURL:
-        raise ValueError("must be http://host:port or https://host") from None
-    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.userinfo:
+        valid = False
+    if url and not valid:
         raise ValueError("must be http://host:port or https://host")
     return url
 
@@ -56,36 +56,39 @@ class PaymentSettings(ServiceSettings):
         default=20,
         ge=1,
         le=10_000,
-        description="Failed calls in a row after which the gateway is left alone for a while.",
+        description="Failed calls in a row after which no call is made for a while.",
     )
     gateway_breaker_pause_s: float = Field(
-        default=5.0, gt=0, le=300, description="How long the gateway is then left alone."
+        default=5.0, gt=0, le=300, description="How long no call is made then."
     )
     lease_s: float = Field(
         default=3.0,
         ge=1,
         le=600,
-        description="After this without a sign of life, another replica takes up what a replica "
-        "had at the gateway; a living one gives three in that time.",
+        description="How long a replica keeps a payment at the gateway without a heartbeat; then "
+        "another replica works on it. A live replica sends three heartbeats in that time.",
     )
     resolve_interval_s: float = Field(
         default=0.5,
         gt=0,
         le=60,
-        description="Time between two looks for payments whose outcome is to be found out.",
+        description="Time between two searches for payments with an unknown outcome.",
     )
     resolve_concurrency: int = Field(
-        default=16, ge=1, le=1_000, description="Payments found out about at once, at most."
+        default=16,
+        ge=1,
+        le=1_000,
+        description="Payments whose outcome is looked up at once, at most.",
     )
 
     def toss(self) -> TossOptions:
-        """How the adapter reaches the gateway."""
+        """How to reach the gateway."""
         return TossOptions(
             url=self.gateway_url,
             secret_key=self.gateway_secret_key,
             connect_timeout_s=self.gateway_connect_timeout_s,
             timeout_s=self.gateway_timeout_s,
             connections_max=self.gateway_connections_max,
-            breaker_threshold=self.gateway_breaker_failures,
-            breaker_ttl_s=self.gateway_breaker_pause_s,
+            breaker_failures=self.gateway_breaker_failures,
+            breaker_pause_s=self.gateway_breaker_pause_s,
         )

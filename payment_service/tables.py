@@ -1,4 +1,4 @@
-"""The payment database: one row per payment_key for good, and the answers."""
+"""The payment database: one row per payment_key for ever, and the idempotency records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.answers import answers_table
+from common.db.idempotency import idempotency_table
 
 SCHEMA: Final = "payment_0001"
 """The oldest migration this release can serve on."""
@@ -54,4 +54,4 @@ payments = sa.Table(
     sa.Index("payments_due", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
 )
 
-answers = answers_table(metadata)
+answers = idempotency_table(metadata)

@@ -5,35 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Final
 
-from common.answers import Answers
-from common.background import Work, in_background
-from common.database import open_database
-from common.migrations import migrate as migrate_database
-from common.readiness import check_ready
-from common.redis_marks import open_marks
-from common.runtime import Application, Mounted
+from common.db.engines import open_database
+from common.db.errors import is_unavailable
+from common.db.idempotency import IdempotencyStore
+from common.db.readiness import check_ready
+from common.locking.marks import open_marks
+from common.service import Application, run_service_jobs
+from common.tasks import PeriodicJob, run_periodic_jobs
+from payment_service.gateway.toss import TossGateway
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
 from payment_service.tables import SCHEMA, answers
-from payment_service.toss import TossGateway
-from payment_service.use_cases import Payments
-from tally.payment.v1 import payment_pb2_grpc
-
-VERSIONS: Final = Path(__file__).parent / "migrations"
-
-
-async def migrate(settings: PaymentSettings) -> None:
-    """Bring the database to this release's schema."""
-    url = settings.owner_database_url.get_secret_value()
-    await migrate_database(url, VERSIONS, wait_s=settings.migrate_wait_s)
+from payment_service.use_cases.payment import Payments
+from tally.payment.v1.payment_pb2_grpc import add_PaymentServiceServicer_to_server
 
 
 @asynccontextmanager
 async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
+    idempotency = IdempotencyStore(answers)
     async with (
         open_database(settings) as database,
         open_marks(settings.redis_url.get_secret_value()) as marks,
@@ -43,24 +34,24 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             database,
             gateway,
             marks,
+            idempotency,
             lease_s=settings.lease_s,
             resolve_concurrency=settings.resolve_concurrency,
         )
+        servicer = PaymentServicer(payments)
         resolver = payments.resolver
-        beat = Work("payment_heartbeat", settings.lease_s / 3, lambda _: resolver.beat())
-        sweep = Work("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
-        # The heart beats until the last payment is done with: the grace is longer than the lease.
-        async with in_background(database, beat):
+        heartbeat = PeriodicJob(
+            "payment_heartbeat", settings.lease_s / 3, lambda _: resolver.renew_leases()
+        )
+        sweep = PeriodicJob("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
+        # Leases are renewed until the last payment is finished: the grace is longer than a lease.
+        async with run_periodic_jobs(
+            heartbeat, ready=database.checked, is_unavailable=is_unavailable
+        ):
             try:
-                async with in_background(database, Answers(answers).kept_small(database), sweep):
+                async with run_service_jobs(database, idempotency, sweep):
                     yield Application(
-                        services=[
-                            Mounted(
-                                payment_pb2_grpc.add_PaymentServiceServicer_to_server,
-                                PaymentServicer(payments),
-                                "tally.payment.v1.PaymentService",
-                            )
-                        ],
+                        services=[(add_PaymentServiceServicer_to_server, servicer)],
                         ready=partial(check_ready, database, schema=SCHEMA),
                     )
             finally:

@@ -1,9 +1,11 @@
-"""Turns the .proto files into typed Python stubs: `python -m protos.generate [--check] [--lint]`.
+"""Generate typed Python stubs and the service config from the .proto files.
 
-Without an option it writes `protos/gen` and `protos/service_config.json` anew. `--check` generates
-beside them and tells which files differ, `--lint` runs buf's STANDARD rules; both may be given, and
-neither writes anything. Nothing here needs a network: the compiler, the plugins and buf are
-dependencies of the project.
+    python -m protos.generate [--check] [--lint]
+
+Without an option it rewrites `protos/gen` and `protos/service_config.json`. `--check` generates
+into a temporary directory and prints the files that differ, `--lint` runs buf's STANDARD rules;
+both may be given, and neither writes anything. Nothing here needs a network: the compiler, the
+plugins and buf are dependencies of the project.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from protos import client_config
+from protos import service_config
 
 PROTOS = Path(__file__).resolve().parent
 THIRD_PARTY = PROTOS / "third_party"
@@ -27,22 +29,22 @@ GENERATED = PROTOS / "gen"
 
 
 class GenerationError(Exception):
-    """A program that generation or lint needs reported errors, which it has printed itself."""
+    """A program that generation or lint runs has failed, and has printed its own errors."""
 
 
 def sources() -> list[str]:
-    """Import path of every .proto file that gets stubs, in a fixed order.
+    """The import path of every .proto file that gets stubs, in a fixed order.
 
-    The validation rules are among them: our stubs import them, and no dependency ships a
-    `buf.validate.validate_pb2` (protovalidate carries its own, in another runtime's format).
+    The validation rules are among them: the stubs import them, and no dependency ships a
+    `buf.validate.validate_pb2` (protovalidate has its own, in another runtime's format).
     """
-    ours = ((PROTOS, path) for path in (PROTOS / "tally").rglob("*.proto"))
-    others = ((THIRD_PARTY, path) for path in THIRD_PARTY.rglob("*.proto"))
-    return sorted(path.relative_to(root).as_posix() for root, path in (*ours, *others))
+    tally = ((PROTOS, path) for path in (PROTOS / "tally").rglob("*.proto"))
+    third_party = ((THIRD_PARTY, path) for path in THIRD_PARTY.rglob("*.proto"))
+    return sorted(path.relative_to(root).as_posix() for root, path in (*tally, *third_party))
 
 
 def protoc(arguments: Sequence[str]) -> None:
-    """Runs the bundled protoc with our import roots. Raises GenerationError."""
+    """Run the bundled protoc over all sources. Raises GenerationError."""
     well_known = files("grpc_tools").joinpath("_proto")
     run(
         [
@@ -59,7 +61,7 @@ def protoc(arguments: Sequence[str]) -> None:
 
 
 def generate(target: Path) -> None:
-    """Writes the stubs of every source below `target`. Raises GenerationError."""
+    """Write the stubs of every source below `target`. Raises GenerationError."""
     target.mkdir(parents=True, exist_ok=True)
     protoc(
         [
@@ -70,33 +72,33 @@ def generate(target: Path) -> None:
         ]
     )
     for module in target.rglob("*_pb2_grpc.py*"):
-        # A file without a service still gets a module, which would hold nothing.
+        # A file without a service gets a module too, which is empty.
         if "Stub" not in module.read_text():
             module.unlink()
 
 
 def published_config() -> str:
-    """What the service config for clients has to be. Raises GenerationError."""
+    """The service config that the sources give, as text. Raises GenerationError."""
     with tempfile.TemporaryDirectory(prefix="tally-config-") as scratch:
         described = Path(scratch, "set.binpb")
         protoc(["--include_imports", f"--descriptor_set_out={described}"])
         files = FileDescriptorSet.FromString(described.read_bytes())
-    return client_config.text(client_config.services(files))
+    return service_config.text(service_config.services(files))
 
 
 def write() -> None:
-    """Replaces `protos/gen` and the service config; a failure leaves the old ones as they are."""
+    """Replace `protos/gen` and the service config; after an error the old ones are unchanged."""
     config = published_config()
     with tempfile.TemporaryDirectory(dir=PROTOS, prefix=".gen-") as scratch:
         fresh = Path(scratch, "gen")
         generate(fresh)
         shutil.rmtree(GENERATED, ignore_errors=True)
         fresh.rename(GENERATED)
-    client_config.PUBLISHED.write_text(config, encoding="utf-8")
+    service_config.PUBLISHED.write_text(config, encoding="utf-8")
 
 
 def drifted() -> list[str]:
-    """The stubs that are missing, left over or different from what the sources give."""
+    """The stubs that are missing, superfluous or different from what the sources give."""
     with tempfile.TemporaryDirectory(prefix="tally-stubs-") as scratch:
         fresh = Path(scratch)
         generate(fresh)
@@ -107,15 +109,15 @@ def drifted() -> list[str]:
 
 
 def config_drifted() -> bool:
-    """Whether the published service config is missing or not what the sources give."""
-    published = client_config.PUBLISHED
+    """Whether the published service config is missing or differs from what the sources give."""
+    published = service_config.PUBLISHED
     return not published.is_file() or published.read_text(encoding="utf-8") != published_config()
 
 
 def stale() -> list[str]:
-    """Every generated file that is not what the sources give, by its path in the project."""
+    """The path in the project of every generated file that differs from what the sources give."""
     stubs = [f"protos/gen/{name}" for name in drifted()]
-    return stubs + [f"protos/{client_config.PUBLISHED.name}"] * config_drifted()
+    return stubs + [f"protos/{service_config.PUBLISHED.name}"] * config_drifted()
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -128,19 +130,19 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def lint() -> None:
-    """Runs buf's lint and format rules over the sources. Raises GenerationError."""
+    """Run buf's lint and format rules over the sources. Raises GenerationError."""
     buf = scripts() / "buf"
     run([str(buf), "lint"], cwd=PROTOS)
     run([str(buf), "format", "--diff", "--exit-code", "--path", "tally"], cwd=PROTOS)
 
 
 def scripts() -> Path:
-    """Where the environment of this interpreter keeps its programs, activated or not."""
+    """The directory of programs of this interpreter's environment, activated or not."""
     return Path(sysconfig.get_path("scripts"))
 
 
 def run(command: list[str], cwd: Path | None = None) -> None:
-    """Runs a program that prints its own errors. Raises GenerationError."""
+    """Run a program that prints its own errors. Raises GenerationError if it fails."""
     # protoc looks its plugins up in PATH.
     path = os.pathsep.join([str(scripts()), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path}
@@ -149,10 +151,10 @@ def run(command: list[str], cwd: Path | None = None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Generates, or checks and lints. 0: done, or nothing to complain of; 1: errors or drift."""
+    """Generate, or check and lint. 0: done, or no findings; 1: errors or drift."""
     parser = argparse.ArgumentParser(prog="python -m protos.generate", description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="tell whether what is generated is current"
+        "--check", action="store_true", help="print generated files that are not current"
     )
     parser.add_argument("--lint", action="store_true", help="lint the .proto files")
     options = parser.parse_args(arguments)

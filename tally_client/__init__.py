@@ -1,76 +1,20 @@
-"""Tally's client for Python: typed calls, typed errors, and the repetitions that are safe.
+"""Tally's client for Python: typed calls, typed errors, and retries where they are safe.
 
     async with Tally(order="dns:///order:50053") as tally:
         paid = await tally.order.pay_order(PayOrderRequest(...))
 
-Deadlines, request_ids and what is repeated are described in docs/guides/python-client.md; requests
-and answers are those of the .proto files. The errors, all TallyError, are drawn as a tree in
-``tally_client.errors``.
+Requests and responses are the messages of the .proto files. docs/guides/python-client.md describes
+deadlines, request_ids and retries. All errors are TallyError; ``tally_client.errors`` shows the
+tree of their classes.
 """
 
 from common.errors import FieldViolation, QuotaViolation
 from common.ids import new_id as new_request_id
-from tally_client.calls import ClientClosed, Listing, NotConnected, Target, Unary, Watch
+from tally_client.calls import Listing, Unary, Watch
 from tally_client.client import Tally
-from tally_client.errors import (
-    Aborted,
-    AlreadyExists,
-    DeadlineExceeded,
-    DeadlineTooShort,
-    FailedPrecondition,
-    InternalError,
-    InvalidArgument,
-    NoAnswer,
-    NotFound,
-    OutcomeUnknown,
-    ResourceExhausted,
-    TallyError,
-    Unavailable,
-)
-from tally_client.refusals import (
-    AccountNotFound,
-    AmountExceedsDue,
-    BalanceLimitExceeded,
-    CampaignNotFound,
-    CampaignNotOpen,
-    CartChanged,
-    ConflictRetriesExhausted,
-    CouponAlreadyIssued,
-    CouponExpired,
-    CouponNotFound,
-    CouponNotUsable,
-    CouponSoldOut,
-    CurrencyMismatch,
-    DatabaseUnavailable,
-    DeductionCancelled,
-    GatewayUnavailable,
-    InsufficientFunds,
-    InvalidField,
-    InvalidPageToken,
-    OrderAmountTooSmall,
-    OrderNotCancellable,
-    OrderNotFound,
-    OrderNotPayable,
-    OutOfStock,
-    Overloaded,
-    PaymentCancelled,
-    PaymentDeclined,
-    PaymentInProgress,
-    PaymentKeyRequired,
-    PaymentKeyUsed,
-    PaymentNotFound,
-    PaymentOutcomeUnknown,
-    PeerUnavailable,
-    ProductNotFound,
-    RateLimited,
-    RedemptionCancelled,
-    ReplicaNotReady,
-    ReplicaStopping,
-    RequestIdReused,
-    RequestInProgress,
-    SagaNotFound,
-    SagaNotRetryable,
-)
+from tally_client.connection import ClientClosed, NotConnected, Target
+from tally_client.errors import *
+from tally_client.refusals import *
 
 __all__ = [
     "Aborted",
@@ -101,6 +45,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidField",
     "InvalidPageToken",
+    "LedgerEntryNotFound",
     "Listing",
     "NoAnswer",
     "NotConnected",

@@ -1,88 +1,26 @@
-"""One service's channel, and its methods as things that can be called."""
+"""The methods of a service as callable objects: deadlines, request_ids, retries and resumption."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from common.channels import open_channel
 from common.ids import new_id
-from common.service_config import may_repeat
+from common.rpc.service_config import is_idempotent
 from tally_client import policy
+from tally_client.connection import Connection
 from tally_client.errors import NoAnswer, TallyError
-from tally_client.translate import error_of
-
-Target = str | Sequence[str]
-"""``dns:///name:port``, ``host:port``, or several numeric ``ip:port``."""
+from tally_client.translate import to_tally_error
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
-
-REQUEST_ID: Final = "request_id"
-
-
-class NotConnected(RuntimeError):  # noqa: N818 - a fact about how the client was made
-    """The client was given no address of this service."""
-
-
-class ClientClosed(RuntimeError):  # noqa: N818 - a fact about the client's life
-    """The call was made after the client was closed, and was not sent."""
-
-
-class Connection:
-    """All replicas of one service, in turns. To be made in the running event loop."""
-
-    def __init__(
-        self, name: str, target: Target | None, on_repeat: Callable[[TallyError], None] | None
-    ) -> None:
-        """``on_repeat`` is told what an attempt ended with before the call is sent again.
-
-        Raises ValueError if the target is none.
-        """
-        self.name = name
-        self.on_repeat = on_repeat
-        self.closed = False
-        self._loop = asyncio.get_running_loop()
-        addresses = target if target is None or isinstance(target, str) else ",".join(target)
-        self._channel = (
-            None if addresses is None else open_channel(addresses, config=policy.CHANNEL)
-        )
-
-    def channel(self) -> grpc.aio.Channel:
-        """Raises NotConnected, ClientClosed, or RuntimeError in a loop that is not the client's."""
-        self._in_its_loop()
-        if self._channel is None:
-            raise NotConnected(f"this client was given no address of the {self.name} service")
-        if self.closed:
-            raise ClientClosed("this client is closed")
-        return self._channel
-
-    async def close(self) -> None:
-        """Closes the channel; calls still running on it end with NoAnswer."""
-        self._in_its_loop()
-        self.closed = True
-        if self._channel is not None:
-            await self._channel.close()
-
-    def _in_its_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError("a client works in the event loop that it was made in")
-
-    def closed_under_a_call(self) -> bool:
-        """Whether a call that ended in CancelledError did so because the client was closed.
-
-        Nobody cancelled its task then. To pass the CancelledError on would end that task without
-        an error that anything catches; in a gRPC handler, without a status.
-        """
-        task = asyncio.current_task()
-        return self.closed and (task is None or not task.cancelling())
 
 
 class _Method(Generic[Request, Response]):
@@ -98,57 +36,84 @@ class _Method(Generic[Request, Response]):
         assert descriptor.input_type is request.DESCRIPTOR
         assert descriptor.output_type is response.DESCRIPTOR
         self.path: Final = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
+        """The method's full name."""
         self.timeout_s: Final = policy.TIMEOUTS_S.get(self.path)
-        """The default time limit; None for a stream."""
+        """The default time limit in seconds; None for a stream, which has no limit."""
         self._connection = connection
-        self._safe = may_repeat(descriptor)
-        self._named = REQUEST_ID in request.DESCRIPTOR.fields_by_name
+        self._idempotent = is_idempotent(descriptor)
+        self._streams = descriptor.server_streaming
+        self._takes_request_id = "request_id" in request.DESCRIPTOR.fields_by_name
         self._request = request
         self._response = response
         self._callable: Any = None
 
-    def _until(self, timeout_s: float | None) -> float | None:
+    def _start(self, request: Request, deadline: float | None) -> Any:
+        """Send the request once; returns gRPC's call."""
+        channel = self._connection.channel()
+        if self._callable is None:
+            create = channel.unary_stream if self._streams else channel.unary_unary
+            self._callable = create(
+                self.path,
+                request_serializer=self._request.SerializeToString,
+                response_deserializer=self._response.FromString,
+            )
+        left_s = None if deadline is None else max(0.0, deadline - _now())
+        return self._callable(request, timeout=left_s)
+
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        """The point on the event loop's clock at which ``timeout_s``, or the default, ends."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         if limit_s is not None and not math.isfinite(limit_s):
-            # gRPC would take it for a time that has passed.
+            # gRPC would treat it as a deadline that has passed.
             raise ValueError(f"timeout_s must be a finite number of seconds, not {limit_s}")
-        return None if limit_s is None else asyncio.get_running_loop().time() + limit_s
+        return None if limit_s is None else _now() + limit_s
 
     def _with_request_id(self, request: Request) -> tuple[Request, str]:
-        """The request as it is sent, each time alike. The caller's own is left as it is."""
+        """The request that every attempt sends, and its request_id. Does not change ``request``."""
         if not isinstance(request, self._request):
-            # On the wire it would pass for a request of the right type with other fields.
-            told = f"{self.path} takes {self._request.__name__}, not {type(request).__name__}"
-            raise TypeError(told)
-        given: str = getattr(request, REQUEST_ID) if self._named else ""
-        if given or not self._named:
-            return request, given
-        made = new_id()
-        named = type(request)()
-        named.CopyFrom(request)
-        setattr(named, REQUEST_ID, made)
-        return named, made
+            # Its bytes would parse as a request of the right type with other fields.
+            expected, given = self._request.__name__, type(request).__name__
+            raise TypeError(f"{self.path} takes {expected}, not {given}")
+        request_id: str = getattr(request, "request_id", "")
+        if request_id or not self._takes_request_id:
+            return request, request_id
+        copy: Any = type(request)()
+        copy.CopyFrom(request)
+        copy.request_id = new_id()
+        return copy, copy.request_id
 
-    def _error(self, error: grpc.aio.AioRpcError, request_id: str) -> TallyError:
-        return error_of(error, method=self.path, request_id=request_id, safe=self._safe)
-
-    def _cut_off(self, request_id: str) -> TallyError:
-        return NoAnswer(
-            "The client was closed before the answer came.",
-            code=grpc.StatusCode.CANCELLED,
-            method=self.path,
-            request_id=request_id,
-            may_repeat=self._safe,
-        )
+    @contextmanager
+    def _tally_errors(self, request_id: str) -> Iterator[None]:
+        """Raise gRPC's errors as TallyError, and the closing of the client as NoAnswer."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise to_tally_error(
+                error, method=self.path, request_id=request_id, idempotent=self._idempotent
+            ) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._connection.closed or (task is not None and task.cancelling()):
+                raise
+            # Closing the channel cancelled the call; nobody cancelled the task. A CancelledError
+            # would end the task without an error that `except Exception` catches; in a gRPC
+            # handler, without a status.
+            raise NoAnswer(
+                "The client was closed before the answer came.",
+                code=grpc.StatusCode.CANCELLED,
+                method=self.path,
+                request_id=request_id,
+                may_repeat=self._idempotent,
+            ) from None
 
     async def _pause_or_raise(
-        self, error: TallyError, wait_s: float | None, until: float | None
+        self, error: TallyError, wait_s: float | None, deadline: float | None
     ) -> None:
-        """Returns when the call is to be sent again; raises ``error`` if it is not."""
-        if wait_s is None:
+        """Wait until the call is to be sent again; raises ``error`` if it is not."""
+        if wait_s is None or self._connection.closed:
             raise error
-        if until is not None and asyncio.get_running_loop().time() + wait_s >= until:
-            # The refusal tells more than a timeout would.
+        if deadline is not None and _now() + wait_s >= deadline:
+            # The refusal says more than a DeadlineExceeded would.
             raise error
         if self._connection.on_repeat is not None:
             self._connection.on_repeat(error)
@@ -158,127 +123,108 @@ class _Method(Generic[Request, Response]):
 
 
 class Unary(_Method[Request, Response]):
-    """A method with one answer."""
+    """A method with one response."""
 
     async def __call__(self, request: Request, *, timeout_s: float | None = None) -> Response:
-        """The answer to ``request``.
+        """Call the method, with retries where they are safe, and return its response.
 
-        An empty request_id is filled in, anew for every call of this method; the same one is sent
-        however often the call is repeated, and ``error.request_id`` tells it. ``timeout_s`` is for
-        all attempts together; left out, it is the method's default (``self.timeout_s``). Raises
-        TallyError; and ValueError, TypeError, NotConnected or ClientClosed for a call that cannot
-        be made.
+        An empty request_id is filled in, with a new one for each call; every retry of the call
+        sends the same one, and ``error.request_id`` holds it. ``request`` itself is not changed.
+
+        ``timeout_s``: the time limit in seconds for all attempts together, by default the method's
+        own (``self.timeout_s``).
+
+        Raises TallyError. A call that cannot be sent raises ValueError (``timeout_s`` is not
+        finite), TypeError (a request of another method), NotConnected, ClientClosed, or
+        RuntimeError (another event loop).
         """
         request, request_id = self._with_request_id(request)
-        until = self._until(timeout_s)
-        repetitions = 0
+        deadline = self._deadline(timeout_s)
+        retries = 0
         while True:
             try:
-                return await self._send(request, until)
-            except grpc.aio.AioRpcError as error:
-                failure = self._error(error, request_id)
-            except asyncio.CancelledError:
-                if not self._connection.closed_under_a_call():
-                    raise
-                raise self._cut_off(request_id) from None
-            await self._pause_or_raise(failure, policy.wait_s(failure, repetitions), until)
-            repetitions += 1
-
-    async def _send(self, request: Request, until: float | None) -> Response:
-        channel = self._connection.channel()
-        if self._callable is None:
-            self._callable = channel.unary_unary(
-                self.path,
-                request_serializer=_serialize,
-                response_deserializer=self._response.FromString,
-            )
-        answer: Response = await self._callable(request, timeout=_left_s(until))
-        return answer
+                with self._tally_errors(request_id):
+                    response: Response = await self._start(request, deadline)
+                    return response
+            except TallyError as error:
+                await self._pause_or_raise(error, policy.wait_s(error, retries), deadline)
+            retries += 1
 
 
 class Listing(Unary[Request, Response]):
-    """A method that lists, page by page."""
+    """A method that returns a list page by page."""
 
     async def pages(
         self, request: Request, *, timeout_s: float | None = None
     ) -> AsyncGenerator[Response, None]:
-        """Every page from the one that ``request`` asks for; ``timeout_s`` is for each of them."""
-        asked: Any = type(request)()
-        asked.CopyFrom(request)
+        """Each page, from the one that ``request`` names to the last.
+
+        ``timeout_s`` is the time limit in seconds of each page. Raises as a call does.
+        """
+        next_request: Any = type(request)()
+        next_request.CopyFrom(request)
         while True:
-            page: Any = await self(asked, timeout_s=timeout_s)
+            page: Any = await self(next_request, timeout_s=timeout_s)
             yield page
             if not page.next_page_token:
                 return
-            asked.page_token = page.next_page_token
+            next_request.page_token = page.next_page_token
 
 
 class Watch(_Method[Request, Response]):
-    """A method that answers with a stream: the state now, then each change."""
+    """A method that returns a stream: the current state, then each change."""
 
     async def __call__(
         self, request: Request, *, timeout_s: float | None = None
     ) -> AsyncGenerator[Response, None]:
-        """Each state, until the service says that nothing moves any more.
+        """Each state, until the service ends the stream because no further change will come.
 
-        A stream that breaks is taken up again, with another replica if need be: what was seen
-        before is not given twice, and of the changes that happened meanwhile the last is given.
-        There is no time limit unless ``timeout_s`` is given. Raises as a unary method does, also
-        when a stream breaks that had brought nothing since it was taken up.
+        A stream that breaks is resumed, on another replica if necessary: a state that was returned
+        before is not returned again, and of the changes in between only the last is.
+
+        ``timeout_s``: the time limit in seconds for the whole stream, by default none.
+
+        Raises as a unary method does. A stream that fails before it has sent anything is retried
+        as a unary call is; without a time limit, ten refusals in a row end it.
         """
         request, _ = self._with_request_id(request)
-        until = self._until(timeout_s)
+        deadline = self._deadline(timeout_s)
         seen: Response | None = None
         refusals = breaks = 0
         while True:
             begun = False
             try:
-                async with aclosing(self._states(request, until)) as states:
+                async with aclosing(self._states(request, deadline)) as states:
                     async for state in states:
                         begun = True
                         if state != seen:
                             seen, breaks = state, 0
                             yield state
-                return  # noqa: TRY300 - the stream came to its end
-            except grpc.aio.AioRpcError as error:
-                failure = self._error(error, "")
-            except asyncio.CancelledError:
-                if not self._connection.closed_under_a_call():
+                return  # noqa: TRY300 - the service ended the stream
+            except TallyError as error:
+                if begun:
+                    wait_s, refusals = policy.resume_s(error, breaks), 0
+                    breaks += 1
+                else:
+                    # The channel has retried it already, as it has sent nothing.
+                    wait_s = policy.wait_s(error, refusals)
+                    refusals += 1
+                if deadline is None and refusals > policy.UNTIMED_REFUSALS_MAX:
                     raise
-                raise self._cut_off("") from None
-            # A stream that brought nothing has been repeated by the channel already.
-            if begun:
-                wait_s, refusals = policy.resume_s(failure, breaks), 0
-                breaks += 1
-            else:
-                wait_s = policy.wait_s(failure, refusals)
-                refusals += 1
-            if until is None and refusals > policy.UNTIMED_REFUSALS_MAX:
-                raise failure
-            await self._pause_or_raise(failure, wait_s, until)
+                await self._pause_or_raise(error, wait_s, deadline)
 
     async def _states(
-        self, request: Request, until: float | None
+        self, request: Request, deadline: float | None
     ) -> AsyncGenerator[Response, None]:
-        channel = self._connection.channel()
-        if self._callable is None:
-            self._callable = channel.unary_stream(
-                self.path,
-                request_serializer=_serialize,
-                response_deserializer=self._response.FromString,
-            )
-        call = self._callable(request, timeout=_left_s(until))
-        try:
-            async for state in call:
-                yield state
-        finally:
-            # Whoever stops watching is not to be sent more.
-            call.cancel()
+        with self._tally_errors(""):
+            call = self._start(request, deadline)
+            try:
+                async for state in call:
+                    yield state
+            finally:
+                # A consumer that stops early must not be sent more.
+                call.cancel()
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
-
-
-def _left_s(until: float | None) -> float | None:
-    return None if until is None else max(0.0, until - asyncio.get_running_loop().time())
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
-from tally_client.calls import Connection, Target
+from tally_client.connection import Connection, Target
 from tally_client.errors import TallyError
 from tally_client.services import (
     BalanceService,
@@ -21,10 +20,10 @@ from tally_client.services import (
 
 
 class Tally:
-    """One channel to each service for the life of the client; an asynchronous context manager.
+    """A client with one channel to each service; an asynchronous context manager.
 
-    To be made in the running event loop, and used in no other. Calls may be made from any number
-    of tasks at once. A service that was given no address raises NotConnected when it is called.
+    Create it in the running event loop, and use it in no other. Any number of tasks may make calls
+    at once. A call to a service that was given no address raises NotConnected.
     """
 
     def __init__(
@@ -36,22 +35,18 @@ class Tally:
         payment: Target | None = None,
         on_repeat: Callable[[TallyError], None] | None = None,
     ) -> None:
-        """Each address is ``dns:///name:port``, ``host:port``, or several numeric ``ip:port``.
+        """Each address is ``dns:///name:port``, ``host:port``, or a list of numeric ``ip:port``.
 
-        ``on_repeat`` is told what an attempt ended with each time a call is sent again from here,
-        for logs and metrics; what the channel repeats by itself is not told. Raises ValueError if
-        an address is malformed.
+        ``on_repeat`` is called, for logs and metrics, with an attempt's error each time this
+        package sends a call again; retries that the channel makes are not reported.
+
+        Raises ValueError if an address is malformed, and RuntimeError without a running event loop.
         """
-        self._connections = tuple(
-            Connection(name, target, on_repeat)
-            for name, target in (
-                ("balance", balance),
-                ("coupon", coupon),
-                ("order", order),
-                ("payment", payment),
-            )
-        )
-        to_balance, to_coupon, to_order, to_payment = self._connections
+        to_balance = Connection("balance", balance, on_repeat)
+        to_coupon = Connection("coupon", coupon, on_repeat)
+        to_order = Connection("order", order, on_repeat)
+        to_payment = Connection("payment", payment, on_repeat)
+        self._connections = (to_balance, to_coupon, to_order, to_payment)
         self.balance = BalanceService(to_balance)
         self.coupon = CouponService(to_coupon)
         self.product = ProductService(to_order)
@@ -63,16 +58,11 @@ class Tally:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Closes all channels: calls still running end with NoAnswer, later ones, ClientClosed."""
+        """Close all channels: running calls end with NoAnswer, later ones with ClientClosed."""
         async with AsyncExitStack() as exits:
             for connection in self._connections:
                 exits.push_async_callback(connection.close)

@@ -1,21 +1,20 @@
-"""What is done by itself: by the channel, as published, and by this package on top of it.
+"""Which calls are retried, and when: by the channel, as published, and by this package above it.
 
-The channel repeats what was UNAVAILABLE, where the contract says that it is safe. Here only that
-is repeated which a channel cannot know of: a refusal that says when to come again (RetryInfo), for
-which nothing was done; and a safe call that a stopping server cut off. Nothing is repeated by
-both.
+The channel retries UNAVAILABLE where the method's idempotency_level allows it. This package retries
+only what a channel cannot recognise: a refusal with RetryInfo, before which nothing was done, and
+an idempotent call that a stopping server reset. No failure is retried by both.
 """
 
 from __future__ import annotations
 
 import json
-import random
 from importlib import resources
 from typing import Any, Final
 
 import grpc
 
-from common import service_config
+from common.backoff import Backoff
+from common.rpc import service_config
 from tally_client.errors import NoAnswer, TallyError
 
 _PUBLISHED: Final[dict[str, Any]] = json.loads(
@@ -23,59 +22,54 @@ _PUBLISHED: Final[dict[str, Any]] = json.loads(
 )
 
 CHANNEL: Final = service_config.without_timeouts(_PUBLISHED)
-"""The service config of our channels; time limits are set here, call by call."""
+"""The service config of the client's channels; deadlines are set call by call instead."""
 
 TIMEOUTS_S: Final = service_config.timeouts_s(_PUBLISHED)
-"""The default time limit of each unary method, by its path."""
+"""The default time limit in seconds of each unary method, by its path."""
 
-REPEATED: Final = frozenset({grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED})
-"""With RetryInfo, these say that nothing was done, or that it is under way under this request_id:
-any method may be sent again."""
+RETRYABLE: Final = frozenset({grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+"""With RetryInfo, these codes mean that nothing was done, or that a call with this request_id is in
+progress: any method may be sent again."""
+
+RESET_ATTEMPTS_MAX: Final = 5
+"""Attempts of a call that stopping servers reset; the channel makes as many after UNAVAILABLE."""
 
 UNTIMED_REFUSALS_MAX: Final = 10
-"""Refusals in a row after which a stream without a time limit is no longer asked for: its caller
-would never hear of them. A quarter of a minute, if OVERLOADED."""
-_WAIT_FIRST_S: Final = 0.05
-_WAIT_MAX_S: Final = 2.0
-# Beyond it the power of two would at some time be no float any more.
-_DOUBLINGS_MAX: Final = 16
+"""Consecutive refusals after which opening a stream without a time limit fails: its caller would
+never learn of them. With OVERLOADED, about 15 seconds."""
+
+_BACKOFF: Final = Backoff(first_s=0.05, max_s=2.0, jitter=(0.5, 1.5))
 
 
-def wait_s(error: TallyError, repetitions: int) -> float | None:
-    """How long to wait before the call is sent again; None if it is not.
+def wait_s(error: TallyError, retries: int) -> float | None:
+    """Seconds to wait before the call is sent again after ``retries`` retries; None: it is not.
 
-    At least what the service asked for, and on top of it a wait that grows with ``repetitions``
-    and differs from client to client, so that those who were refused together do not come back
-    together.
+    At least what the service asked for, plus a pause with jitter that grows with ``retries``, so
+    that clients which were refused together do not return together.
     """
-    if _cut_off(error):
-        return _growing_s(repetitions) if repetitions < service_config.ATTEMPTS_MAX - 1 else None
-    if error.retry_after_s is None or error.code not in REPEATED:
+    if _was_reset(error):
+        return _BACKOFF.pause_s(retries + 1) if retries < RESET_ATTEMPTS_MAX - 1 else None
+    if error.retry_after_s is None or error.code not in RETRYABLE:
         return None
-    return error.retry_after_s + _growing_s(repetitions)
+    return error.retry_after_s + _BACKOFF.pause_s(retries + 1)
 
 
 def resume_s(error: TallyError, breaks: int) -> float | None:
-    """How long to wait before a stream that broke is taken up again; None if it is not.
+    """Seconds to wait before a stream that broke is opened again; None: it is not.
 
-    ``breaks``: how often it broke before without having brought anything new. A proxy in between
-    may tell of a dead replica by a bare INTERNAL (it resets the stream), which is NoAnswer.
+    ``breaks``: how often it has broken since it last sent anything new. A proxy may report a dead
+    replica as a bare INTERNAL (it resets the stream), which is NoAnswer.
     """
     if error.code is grpc.StatusCode.UNAVAILABLE or isinstance(error, NoAnswer):
-        return (error.retry_after_s or 0.0) + _growing_s(breaks)
+        return (error.retry_after_s or 0.0) + _BACKOFF.pause_s(breaks + 1)
     return wait_s(error, breaks)
 
 
-def _cut_off(error: TallyError) -> bool:
-    """Whether a call that is safe to repeat ended as those do that a stopping server never read.
+def _was_reset(error: TallyError) -> bool:
+    """Whether an idempotent call ended as a stopping server ends calls that it has not read.
 
-    gRPC's servers in Python and C++ reset such calls, which clients are told as a bare CANCELLED.
-    Channels could repeat that too, but it is also what others use for calls that are not wanted.
+    gRPC's servers in Python and C++ reset them, which the client sees as a bare CANCELLED. The
+    channel could retry that code too, but other servers use it for calls that they do not want.
     """
     cancelled = error.code is grpc.StatusCode.CANCELLED
     return cancelled and error.may_repeat and isinstance(error, NoAnswer)
-
-
-def _growing_s(times: int) -> float:
-    wait_s = min(_WAIT_MAX_S, _WAIT_FIRST_S * 2.0 ** min(times, _DOUBLINGS_MAX))
-    return wait_s * random.uniform(0.5, 1.5)  # noqa: S311 - not for secrets

@@ -26,15 +26,19 @@ class RequestIdReused(InvalidArgument, reason="REQUEST_ID_REUSED"):
 
 
 class InvalidPageToken(InvalidArgument, reason="INVALID_PAGE_TOKEN"):
-    """The page_token is not one this list gave out, or was for other filters."""
+    """The page_token was not returned by this list, or belongs to other filters."""
 
 
 class AmountExceedsDue(InvalidArgument, reason="AMOUNT_EXCEEDS_DUE"):
-    """More is to be taken from the balance than is due."""
+    """balance_amount is more than the order's amount due."""
 
 
 class AccountNotFound(NotFound, reason="ACCOUNT_NOT_FOUND"):
     """The user has no account in this currency."""
+
+
+class LedgerEntryNotFound(NotFound, reason="LEDGER_ENTRY_NOT_FOUND"):
+    """The user has no ledger entry with this id."""
 
 
 class CampaignNotFound(NotFound, reason="CAMPAIGN_NOT_FOUND"):
@@ -62,15 +66,15 @@ class SagaNotFound(NotFound, reason="SAGA_NOT_FOUND"):
 
 
 class CouponAlreadyIssued(AlreadyExists, reason="COUPON_ALREADY_ISSUED"):
-    """The user has a coupon of this campaign; ``metadata`` names it."""
+    """The user already has a coupon of this campaign; ``metadata`` names it."""
 
 
 class PaymentKeyUsed(AlreadyExists, reason="PAYMENT_KEY_USED"):
-    """The payment_key has paid or was declined under another request_id."""
+    """The payment_key was charged or declined under another request_id."""
 
 
 class InsufficientFunds(FailedPrecondition, reason="INSUFFICIENT_FUNDS"):
-    """The account holds less than the amount; ``quota`` tells the figures."""
+    """The account holds less than the amount; ``quota`` has the figures."""
 
 
 class BalanceLimitExceeded(FailedPrecondition, reason="BALANCE_LIMIT_EXCEEDED"):
@@ -82,15 +86,15 @@ class DeductionCancelled(FailedPrecondition, reason="DEDUCTION_CANCELLED"):
 
 
 class CampaignNotOpen(FailedPrecondition, reason="CAMPAIGN_NOT_OPEN"):
-    """The campaign has not begun, or has ended."""
+    """The campaign has not started, or has ended."""
 
 
 class CouponNotUsable(FailedPrecondition, reason="COUPON_NOT_USABLE"):
-    """The coupon is used already."""
+    """The coupon has already been redeemed."""
 
 
 class CouponExpired(FailedPrecondition, reason="COUPON_EXPIRED"):
-    """The coupon's time has passed."""
+    """The coupon's expire_time has passed."""
 
 
 class OrderAmountTooSmall(FailedPrecondition, reason="ORDER_AMOUNT_TOO_SMALL"):
@@ -102,11 +106,11 @@ class RedemptionCancelled(FailedPrecondition, reason="REDEMPTION_CANCELLED"):
 
 
 class OutOfStock(FailedPrecondition, reason="OUT_OF_STOCK"):
-    """Fewer are free than were ordered; ``quota`` names every product short."""
+    """Less stock is free than was ordered; ``quota`` names every product that is short."""
 
 
 class OrderNotPayable(FailedPrecondition, reason="ORDER_NOT_PAYABLE"):
-    """The order is not waiting for a payment, or its time has passed."""
+    """The order is not PENDING, or its expire_time has passed."""
 
 
 class OrderNotCancellable(FailedPrecondition, reason="ORDER_NOT_CANCELLABLE"):
@@ -114,11 +118,11 @@ class OrderNotCancellable(FailedPrecondition, reason="ORDER_NOT_CANCELLABLE"):
 
 
 class PaymentKeyRequired(FailedPrecondition, reason="PAYMENT_KEY_REQUIRED"):
-    """The balance does not pay all that is due, and no payment_key is given."""
+    """The balance does not cover the amount due, and the request has no payment_key."""
 
 
 class PaymentDeclined(FailedPrecondition, reason="PAYMENT_DECLINED"):
-    """The gateway declined; nothing was charged, and the key is used up."""
+    """The gateway declined; nothing was charged, and the payment_key cannot be used again."""
 
 
 class PaymentCancelled(FailedPrecondition, reason="PAYMENT_CANCELLED"):
@@ -134,11 +138,11 @@ class RequestInProgress(Aborted, reason="REQUEST_IN_PROGRESS"):
 
 
 class PaymentInProgress(Aborted, reason="PAYMENT_IN_PROGRESS"):
-    """A payment of this order, or with this key, is under way."""
+    """A payment of this order, or with this payment_key, is in progress."""
 
 
 class CartChanged(Aborted, reason="CART_CHANGED"):
-    """The cart has changed since the version named; read it and decide anew."""
+    """The cart has changed since expected_version: read it and decide again."""
 
 
 class ConflictRetriesExhausted(Aborted, reason="CONFLICT_RETRIES_EXHAUSTED"):
@@ -146,26 +150,26 @@ class ConflictRetriesExhausted(Aborted, reason="CONFLICT_RETRIES_EXHAUSTED"):
 
 
 class CouponSoldOut(ResourceExhausted, reason="COUPON_SOLD_OUT"):
-    """Every coupon of the campaign has been issued; none comes back."""
+    """Every coupon of the campaign has been issued; a retry cannot succeed."""
 
 
 class Overloaded(ResourceExhausted, reason="OVERLOADED"):
-    """The replica has more calls than it can serve."""
+    """The replica has more calls than it can serve; nothing was done."""
 
 
 class RateLimited(ResourceExhausted, reason="RATE_LIMITED"):
-    """This caller calls too often."""
+    """The caller sends too many calls; nothing was done."""
 
 
 class GatewayUnavailable(Unavailable, reason="GATEWAY_UNAVAILABLE"):
-    """The payment gateway was not reached: nothing was charged.
+    """The payment gateway was not reached; nothing was charged.
 
-    From PayOrder, everything is put back: try anew, under a new request_id.
+    After PayOrder everything has been reversed: try again with a new request_id.
     """
 
 
 class PaymentOutcomeUnknown(Unavailable, reason="PAYMENT_OUTCOME_UNKNOWN"):
-    """The gateway was reached, and what it did is not known yet."""
+    """The gateway was reached, and its outcome is not known yet."""
 
 
 class DatabaseUnavailable(Unavailable, reason="DATABASE_UNAVAILABLE"):
@@ -177,8 +181,8 @@ class PeerUnavailable(Unavailable, reason="PEER_UNAVAILABLE"):
 
 
 class ReplicaStopping(Unavailable, reason="REPLICA_STOPPING"):
-    """The replica is stopping; another one answers."""
+    """The replica is stopping; another one may answer."""
 
 
 class ReplicaNotReady(Unavailable, reason="REPLICA_NOT_READY"):
-    """The replica has just been started and cannot serve yet; another one may."""
+    """The replica has just started and cannot serve yet; another one may answer."""

@@ -1,4 +1,4 @@
-"""The services, method by method. What each does and refuses is said in its .proto file."""
+"""The services and their methods. The .proto files document what each does and its errors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TypeVar
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from tally.balance.v1 import balance_pb2
-from tally.coupon.v1 import coupon_pb2
-from tally.order.v1 import order_pb2
-from tally.payment.v1 import payment_pb2
-from tally_client.calls import Connection, Listing, Unary, Watch
+from tally.balance.v1 import balance_pb2 as balance
+from tally.coupon.v1 import coupon_pb2 as coupon
+from tally.order.v1 import order_pb2 as order
+from tally.payment.v1 import payment_pb2 as payment
+from tally_client.calls import Listing, Unary, Watch
+from tally_client.connection import Connection
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -42,21 +43,22 @@ class BalanceService(_Service):
     """Balances of users and their ledger."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, balance_pb2.DESCRIPTOR.services_by_name["BalanceService"])
+        super().__init__(connection, balance.DESCRIPTOR.services_by_name["BalanceService"])
         self.charge_balance = self._unary(
-            balance_pb2.ChargeBalanceRequest, balance_pb2.ChargeBalanceResponse
+            balance.ChargeBalanceRequest, balance.ChargeBalanceResponse
         )
         self.deduct_balance = self._unary(
-            balance_pb2.DeductBalanceRequest, balance_pb2.DeductBalanceResponse
+            balance.DeductBalanceRequest, balance.DeductBalanceResponse
         )
         self.refund_deduction = self._unary(
-            balance_pb2.RefundDeductionRequest, balance_pb2.RefundDeductionResponse
+            balance.RefundDeductionRequest, balance.RefundDeductionResponse
         )
-        self.get_balance = self._unary(
-            balance_pb2.GetBalanceRequest, balance_pb2.GetBalanceResponse
+        self.get_balance = self._unary(balance.GetBalanceRequest, balance.GetBalanceResponse)
+        self.get_ledger_entry = self._unary(
+            balance.GetLedgerEntryRequest, balance.GetLedgerEntryResponse
         )
         self.list_ledger_entries = self._listing(
-            balance_pb2.ListLedgerEntriesRequest, balance_pb2.ListLedgerEntriesResponse
+            balance.ListLedgerEntriesRequest, balance.ListLedgerEntriesResponse
         )
 
 
@@ -64,101 +66,83 @@ class CouponService(_Service):
     """Campaigns of first-come coupons."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, coupon_pb2.DESCRIPTOR.services_by_name["CouponService"])
+        super().__init__(connection, coupon.DESCRIPTOR.services_by_name["CouponService"])
         self.create_campaign = self._unary(
-            coupon_pb2.CreateCampaignRequest, coupon_pb2.CreateCampaignResponse
+            coupon.CreateCampaignRequest, coupon.CreateCampaignResponse
         )
-        self.get_campaign = self._unary(
-            coupon_pb2.GetCampaignRequest, coupon_pb2.GetCampaignResponse
-        )
+        self.get_campaign = self._unary(coupon.GetCampaignRequest, coupon.GetCampaignResponse)
         self.list_campaigns = self._listing(
-            coupon_pb2.ListCampaignsRequest, coupon_pb2.ListCampaignsResponse
+            coupon.ListCampaignsRequest, coupon.ListCampaignsResponse
         )
-        self.issue_coupon = self._unary(
-            coupon_pb2.IssueCouponRequest, coupon_pb2.IssueCouponResponse
-        )
-        self.get_coupon = self._unary(coupon_pb2.GetCouponRequest, coupon_pb2.GetCouponResponse)
-        self.list_coupons = self._listing(
-            coupon_pb2.ListCouponsRequest, coupon_pb2.ListCouponsResponse
-        )
-        self.redeem_coupon = self._unary(
-            coupon_pb2.RedeemCouponRequest, coupon_pb2.RedeemCouponResponse
-        )
-        self.restore_coupon = self._unary(
-            coupon_pb2.RestoreCouponRequest, coupon_pb2.RestoreCouponResponse
-        )
+        self.issue_coupon = self._unary(coupon.IssueCouponRequest, coupon.IssueCouponResponse)
+        self.get_coupon = self._unary(coupon.GetCouponRequest, coupon.GetCouponResponse)
+        self.list_coupons = self._listing(coupon.ListCouponsRequest, coupon.ListCouponsResponse)
+        self.redeem_coupon = self._unary(coupon.RedeemCouponRequest, coupon.RedeemCouponResponse)
+        self.restore_coupon = self._unary(coupon.RestoreCouponRequest, coupon.RestoreCouponResponse)
 
 
 class ProductService(_Service):
     """Products and their stock."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, order_pb2.DESCRIPTOR.services_by_name["ProductService"])
-        self.create_product = self._unary(
-            order_pb2.CreateProductRequest, order_pb2.CreateProductResponse
-        )
+        super().__init__(connection, order.DESCRIPTOR.services_by_name["ProductService"])
+        self.create_product = self._unary(order.CreateProductRequest, order.CreateProductResponse)
         self.restock_product = self._unary(
-            order_pb2.RestockProductRequest, order_pb2.RestockProductResponse
+            order.RestockProductRequest, order.RestockProductResponse
         )
-        self.get_product = self._unary(order_pb2.GetProductRequest, order_pb2.GetProductResponse)
-        self.list_products = self._listing(
-            order_pb2.ListProductsRequest, order_pb2.ListProductsResponse
-        )
+        self.get_product = self._unary(order.GetProductRequest, order.GetProductResponse)
+        self.list_products = self._listing(order.ListProductsRequest, order.ListProductsResponse)
 
 
 class CartService(_Service):
     """Carts, one to a user.
 
-    Changes take no request_id and are never repeated after a lost answer: read the cart then.
+    Changes take no request_id and are not retried after a lost answer: read the cart instead.
     """
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, order_pb2.DESCRIPTOR.services_by_name["CartService"])
-        self.get_cart = self._unary(order_pb2.GetCartRequest, order_pb2.GetCartResponse)
-        self.set_cart_item = self._unary(
-            order_pb2.SetCartItemRequest, order_pb2.SetCartItemResponse
-        )
-        self.clear_cart = self._unary(order_pb2.ClearCartRequest, order_pb2.ClearCartResponse)
+        super().__init__(connection, order.DESCRIPTOR.services_by_name["CartService"])
+        self.get_cart = self._unary(order.GetCartRequest, order.GetCartResponse)
+        self.set_cart_item = self._unary(order.SetCartItemRequest, order.SetCartItemResponse)
+        self.clear_cart = self._unary(order.ClearCartRequest, order.ClearCartResponse)
 
 
 class OrderService(_Service):
-    """Orders: created, paid, cancelled, watched."""
+    """Orders: create, pay, cancel and watch them."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, order_pb2.DESCRIPTOR.services_by_name["OrderService"])
-        self.create_order = self._unary(order_pb2.CreateOrderRequest, order_pb2.CreateOrderResponse)
-        self.pay_order = self._unary(order_pb2.PayOrderRequest, order_pb2.PayOrderResponse)
-        self.cancel_order = self._unary(order_pb2.CancelOrderRequest, order_pb2.CancelOrderResponse)
-        self.get_order = self._unary(order_pb2.GetOrderRequest, order_pb2.GetOrderResponse)
-        self.list_orders = self._listing(order_pb2.ListOrdersRequest, order_pb2.ListOrdersResponse)
-        self.watch_order = self._watch(order_pb2.WatchOrderRequest, order_pb2.WatchOrderResponse)
+        super().__init__(connection, order.DESCRIPTOR.services_by_name["OrderService"])
+        self.create_order = self._unary(order.CreateOrderRequest, order.CreateOrderResponse)
+        self.pay_order = self._unary(order.PayOrderRequest, order.PayOrderResponse)
+        self.cancel_order = self._unary(order.CancelOrderRequest, order.CancelOrderResponse)
+        self.get_order = self._unary(order.GetOrderRequest, order.GetOrderResponse)
+        self.list_orders = self._listing(order.ListOrdersRequest, order.ListOrdersResponse)
+        self.watch_order = self._watch(order.WatchOrderRequest, order.WatchOrderResponse)
 
 
 class SagaService(_Service):
     """Sagas, for operators."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, order_pb2.DESCRIPTOR.services_by_name["SagaService"])
-        self.list_sagas = self._listing(order_pb2.ListSagasRequest, order_pb2.ListSagasResponse)
-        self.get_saga = self._unary(order_pb2.GetSagaRequest, order_pb2.GetSagaResponse)
-        self.retry_saga = self._unary(order_pb2.RetrySagaRequest, order_pb2.RetrySagaResponse)
-        self.resolve_saga = self._unary(order_pb2.ResolveSagaRequest, order_pb2.ResolveSagaResponse)
+        super().__init__(connection, order.DESCRIPTOR.services_by_name["SagaService"])
+        self.list_sagas = self._listing(order.ListSagasRequest, order.ListSagasResponse)
+        self.get_saga = self._unary(order.GetSagaRequest, order.GetSagaResponse)
+        self.retry_saga = self._unary(order.RetrySagaRequest, order.RetrySagaResponse)
+        self.resolve_saga = self._unary(order.ResolveSagaRequest, order.ResolveSagaResponse)
 
 
 class PaymentService(_Service):
     """Payments through the gateway."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, payment_pb2.DESCRIPTOR.services_by_name["PaymentService"])
+        super().__init__(connection, payment.DESCRIPTOR.services_by_name["PaymentService"])
         self.confirm_payment = self._unary(
-            payment_pb2.ConfirmPaymentRequest, payment_pb2.ConfirmPaymentResponse
+            payment.ConfirmPaymentRequest, payment.ConfirmPaymentResponse
         )
         self.cancel_payment = self._unary(
-            payment_pb2.CancelPaymentRequest, payment_pb2.CancelPaymentResponse
+            payment.CancelPaymentRequest, payment.CancelPaymentResponse
         )
-        self.get_payment = self._unary(
-            payment_pb2.GetPaymentRequest, payment_pb2.GetPaymentResponse
-        )
+        self.get_payment = self._unary(payment.GetPaymentRequest, payment.GetPaymentResponse)
         self.list_payments = self._listing(
-            payment_pb2.ListPaymentsRequest, payment_pb2.ListPaymentsResponse
+            payment.ListPaymentsRequest, payment.ListPaymentsResponse
         )

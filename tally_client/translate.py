@@ -1,4 +1,4 @@
-"""From gRPC's error to ours: by the reason, else by the code, else by whether anybody spoke."""
+"""From gRPC's error to a TallyError: by its reason, else by its code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 import grpc
 
 from common.errors import RemoteRefusal
-from common.status import from_rpc_error
-from tally_client import errors, policy, refusals
+from common.rpc.status import from_rpc_error
+from tally_client import errors, policy
 
-_KINDS: Final = {
+_BY_CODE: Final = {
     kind.code: kind
     for kind in (
         errors.InvalidArgument,
@@ -24,47 +24,48 @@ _KINDS: Final = {
         errors.DeadlineExceeded,
     )
 }
-# What gRPC itself says when a connection fails, a proxy resets a stream (INTERNAL), or a server
-# ends a call without a word.
-_SILENCE: Final[dict[grpc.StatusCode, type[errors.TallyError]]] = {
-    grpc.StatusCode.UNAVAILABLE: errors.NoAnswer,
-    grpc.StatusCode.CANCELLED: errors.NoAnswer,
-    grpc.StatusCode.UNKNOWN: errors.NoAnswer,
-    grpc.StatusCode.INTERNAL: errors.NoAnswer,
-}
-_BY_REASON: Final = errors.BY_REASON
-assert refusals.InsufficientFunds.reason in _BY_REASON, "the classes of reasons are registered"
+# gRPC's own codes, without a service's answer: the connection failed, a proxy reset the stream
+# (INTERNAL), or a server ended the call without a status of its own.
+_NO_ANSWER: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+    }
+)
 
 
-def error_of(
-    error: grpc.aio.AioRpcError, *, method: str, request_id: str, safe: bool
+def to_tally_error(
+    error: grpc.aio.AioRpcError, *, method: str, request_id: str, idempotent: bool
 ) -> errors.TallyError:
-    """Our error for gRPC's. ``safe``: a repetition of the call has no effect of its own."""
-    told = from_rpc_error(error)
-    code = grpc.StatusCode[told.code.name]
-    kind = _kind(told, code)
-    if told.retry_after_s is not None:
-        may_repeat = safe or code in policy.REPEATED
+    """The TallyError for gRPC's error. ``idempotent``: sending the call again is safe."""
+    refusal = from_rpc_error(error)
+    code = grpc.StatusCode[refusal.code.name]
+    kind = _kind(refusal, code)
+    if refusal.retry_after_s is not None:
+        may_repeat = idempotent or code in policy.RETRYABLE
     else:
-        may_repeat = safe and issubclass(kind, errors.OutcomeUnknown)
+        may_repeat = idempotent and issubclass(kind, errors.OutcomeUnknown)
     return kind(
-        told.message,
+        refusal.message,
         code=code,
-        reason=told.reason,
-        metadata=told.metadata,
-        fields=told.fields,
-        quota=told.quota,
-        retry_after_s=told.retry_after_s,
+        reason=refusal.reason,
+        metadata=refusal.metadata,
+        fields=refusal.fields,
+        quota=refusal.quota,
+        retry_after_s=refusal.retry_after_s,
         method=method,
         request_id=request_id,
         may_repeat=may_repeat,
     )
 
 
-def _kind(told: RemoteRefusal, code: grpc.StatusCode) -> type[errors.TallyError]:
-    kind = _KINDS.get(code, errors.TallyError)
-    if not told.reason:
-        return _SILENCE.get(code, kind)
-    # A reason under another code than the contract's: the code is what the promise hangs on.
-    named = _BY_REASON.get(told.reason, kind)
-    return named if named.code is code else kind
+def _kind(refusal: RemoteRefusal, code: grpc.StatusCode) -> type[errors.TallyError]:
+    if not refusal.reason and code in _NO_ANSWER:
+        return errors.NoAnswer
+    by_code = _BY_CODE.get(code, errors.TallyError)
+    by_reason = errors.BY_REASON.get(refusal.reason, by_code)
+    # Under another code than the contract's the reason does not count: the code decides what the
+    # caller can rely on.
+    return by_reason if by_reason.code is code else by_code

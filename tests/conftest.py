@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 
+from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
-from tests.support.databases import Databases
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.databases import Databases, clone_of
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +26,30 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeySe
         yield server
 
 
+@pytest.fixture(scope="module", params=["redis", "no-redis"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Every test of correctness passes with Redis and without."""
+    if request.param == "no-redis":
+        return ""
+    server: ValkeyServer = request.getfixturevalue("valkey_server")
+    return server.url
+
+
 @pytest.fixture(scope="session")
 def databases(postgres_server: PostgresServer) -> Databases:
-    """Where a test gets a migrated database of its own from."""
+    """Migrated databases for single tests."""
     return Databases(postgres_server)
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
+    """One gateway for the whole run; each test uses payment_keys of its own."""
+    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
+    with GatewaySimulator(data_file, slow_ms=400) as running:
+        yield running
+
+
+balance_database = clone_of("balance")
+coupon_database = clone_of("coupon")
+order_database = clone_of("order")
+payment_database = clone_of("payment")

@@ -1,1 +1,1 @@
-"""What the coupon service does: the writes, each decided batch by batch in its lane; the reads."""
+"""The coupon service's writes, decided batch by batch, and its reads."""

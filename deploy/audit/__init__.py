@@ -1,15 +1,16 @@
-"""The audit: proves that the books of all services, and the gateway's, say the same.
+"""The audit: checks that the books of all services and of the gateway agree.
 
-It is the one program that looks across services, by read-only roles and in one snapshot of each
-database. `python -m deploy.audit --help`.
+It is the only program that reads the databases of several services. It uses read-only roles and
+one snapshot of each database. `python -m deploy.audit --help`.
 
-sources.py     where the books are
-snapshots.py   one look at all of them, and what keeps it from looking
-checks.py      checks inside one database: SQL that names the rows that differ
-ledger.py coupons.py orders.py payments.py    those checks, by service
-merging.py     two ordered streams side by side
-sagas.py       what each order claims against what each service did for it
-gateway.py     payments against the gateway's own record
-look.py        what was seen in one look, and what is left of it after several
-audit.py       all of it, looked at again while something is unexplained
+sources.py      where the databases and the gateway's record are
+snapshots.py    one read-only snapshot of each of them
+checks.py       a check within one database: SQL that returns the rows that differ
+balance.py coupon.py order.py payment.py    those checks, by service
+merge_join.py   two ordered streams, joined by key
+sagas.py        what each order claims, compared with what each service did for it
+gateway.py      payments, compared with the gateway's record
+audit_pass.py   the differences that one pass finds
+audit.py        all checks, repeated while a difference is unexplained
+report.py       the result, as text and as JSON
 """

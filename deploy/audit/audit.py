@@ -1,4 +1,4 @@
-"""The audit: one look, and further ones while something is unexplained."""
+"""The audit: one pass over all books, and further passes while a difference is unexplained."""
 
 from __future__ import annotations
 
@@ -8,63 +8,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from deploy.audit import coupons, gateway, ledger, orders, payments, sagas
-from deploy.audit.checks import Check, Figure, run
-from deploy.audit.look import Look, Report
-from deploy.audit.snapshots import Books, snapshots, told
+from deploy.audit import balance, coupon, gateway, order, payment, sagas
+from deploy.audit.audit_pass import AuditPass
+from deploy.audit.checks import Check, Figure, run_checks
+from deploy.audit.report import Report
+from deploy.audit.snapshots import database_errors, take_snapshots
 from deploy.audit.sources import Sources
 
 PAUSE_S: Final = 1.0
-"""Between two looks."""
+"""Between two passes."""
 SETTLE_S: Final = 5.0
 OVERDUE_S: Final = 60.0
+
+CHECKS: Final[dict[str, tuple[Sequence[Check], Sequence[Figure]]]] = {
+    "balance": (balance.CHECKS, balance.FIGURES),
+    "coupon": (coupon.CHECKS, coupon.FIGURES),
+    "order": (order.CHECKS, order.FIGURES),
+    "payment": (payment.CHECKS, payment.FIGURES),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How patient the audit is."""
+    """The time limits of an audit."""
 
     settle_s: float = SETTLE_S
-    """As long it looks again at what nothing explains: each service is seen at its own moment."""
+    """How long passes are repeated for a difference that nothing explains."""
     overdue_s: float = OVERDUE_S
-    """What is not over after this time, counted from the start of its database at the earliest,
-    is not on its way any more."""
+    """An order, payment or saga that has not ended after this time counts as a difference. The
+    time begins at the start of its database at the earliest."""
 
 
 async def audit(sources: Sources, limits: Limits | None = None) -> Report:
-    """Look until everything is explained or the time is over. Raises CannotLook."""
+    """Repeat passes until every difference is explained or the time is over. Raises CannotAudit."""
     limits = limits or Limits()
     until = time.monotonic() + limits.settle_s
-    last, looks = await look_once(sources, limits), 1
+    last, passes = await run_pass(sources, limits), 1
     while last.unsettled and (left_s := until - time.monotonic()) > 0:
         await asyncio.sleep(min(PAUSE_S, left_s))
-        last, looks = (await look_once(sources, limits)).since(last), looks + 1
-    return Report.of(last, looks)
+        last, passes = (await run_pass(sources, limits)).keep_repeated(last), passes + 1
+    return Report.of(last, passes)
 
 
-_LOCAL: Final[dict[str, tuple[Sequence[Check], Sequence[Figure]]]] = {
-    "balance": (ledger.CHECKS, ledger.FIGURES),
-    "coupon": (coupons.CHECKS, coupons.FIGURES),
-    "order": (orders.CHECKS, orders.FIGURES),
-    "payment": (payments.CHECKS, payments.FIGURES),
-}
-
-
-async def look_once(sources: Sources, limits: Limits) -> Look:
-    """Every check against one snapshot of each book. Raises CannotLook."""
-    look = Look()
-    async with snapshots(sources) as books:
-        for service, (checks, figures) in _LOCAL.items():
-            with told(service):
-                parameters = {"overdue_s": limits.overdue_s}
-                await run(books[service], look, checks, figures, parameters)
-        await _across(books, look)
-    return look
-
-
-async def _across(books: Books, look: Look) -> None:
-    for part in sagas.PARTS:
-        with told(f"{part.service} or order"):
-            await sagas.compare(books, look, part)
-    with told("payment"):
-        await gateway.compare(books, look)
+async def run_pass(sources: Sources, limits: Limits) -> AuditPass:
+    """Run every check on one snapshot of each book. Raises CannotAudit."""
+    found = AuditPass()
+    async with take_snapshots(sources) as books:
+        for service, (checks, figures) in CHECKS.items():
+            with database_errors(service):
+                await run_checks(books[service], found, checks, figures, overdue_s=limits.overdue_s)
+        for participant in sagas.PARTICIPANTS:
+            with database_errors(f"{participant.service} or order"):
+                await sagas.compare(books, found, participant)
+        with database_errors("payment"):
+            await gateway.compare(books, found)
+    return found

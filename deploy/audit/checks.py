@@ -1,4 +1,4 @@
-"""Checks inside one snapshot: a statement gives a row for each thing that differs."""
+"""Checks within one snapshot: a statement that returns the rows that differ."""
 
 from __future__ import annotations
 
@@ -10,65 +10,70 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deploy.audit.look import KEPT_MAX, Look
+from deploy.audit.audit_pass import KEPT_MAX, AuditPass
 
 ANSWERS_KEPT: Final = "interval '29 days'"
-"""An effect younger than this still has its answer: they are kept for 30 days at least."""
+"""An effect younger than this has a stored answer: answers are kept for at least 30 days."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What must not be. ``sql`` selects ``key`` and ``told`` of every row that differs."""
+    """What must not be. ``sql`` selects ``key`` and ``difference``, NULL where a row is right."""
 
     invariants: str
-    """One or several, with blanks between."""
+    """One or several, separated by blanks."""
     name: str
     sql: str
     certain: bool = True
-    """No later look can show anything else."""
+    """False: another pass may not find it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was counted or summed: one row, or one for each currency, put into the template."""
+    """A count or a sum: one row, or one for each currency, formatted by the template."""
 
     invariant: str
     template: str
     sql: str
 
 
-async def run(
+def answers_figure(template: str) -> Figure:
+    """The number of stored answers."""
+    return Figure("I8", template, "SELECT count(*) AS answers FROM answers")
+
+
+async def run_checks(
     connection: AsyncConnection,
-    look: Look,
+    found: AuditPass,
     checks: Iterable[Check],
     figures: Iterable[Figure],
-    parameters: dict[str, Any] | None = None,
+    *,
+    overdue_s: float,
 ) -> None:
-    """Carry the checks out and take in the figures."""
+    """Add the differences of all checks and all figures to ``found``."""
     for figure in figures:
-        for row in (await connection.execute(sa.text(figure.sql), parameters)).mappings():
-            look.figure(figure.invariant, figure.template.format_map(_whole(row)))
+        for row in (await connection.execute(sa.text(figure.sql))).mappings():
+            found.add_figure(figure.invariant, figure.template.format_map(_whole_numbers(row)))
     for check in checks:
-        await _run(connection, look, check, parameters)
+        await _run(connection, found, check, overdue_s)
 
 
-def _whole(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _whole_numbers(row: Mapping[Any, Any]) -> dict[str, Any]:
     # A sum of bigints is a Decimal, which may be formatted as 1E+5.
     return {key: int(value) if isinstance(value, Decimal) else value for key, value in row.items()}
 
 
 async def _run(
-    connection: AsyncConnection, look: Look, check: Check, parameters: dict[str, Any] | None
+    connection: AsyncConnection, found: AuditPass, check: Check, overdue_s: float
 ) -> None:
-    # Counted in the database, so that a book in ruins is told of in the memory of a clean one.
+    # Counted in the database: the memory needed does not grow with the number of differences.
     statement = sa.text(
-        f"SELECT key, told, count(*) OVER () AS found FROM ({check.sql}) AS differing"  # noqa: S608 - a constant of this package
-        f" ORDER BY key LIMIT {KEPT_MAX}"
+        f"SELECT key, difference, count(*) OVER () AS total FROM ({check.sql}) AS checked"  # noqa: S608 - a constant of this package
+        f" WHERE difference IS NOT NULL ORDER BY key LIMIT {KEPT_MAX}"
     )
-    rows = (await connection.execute(statement, parameters)).all()
+    rows = (await connection.execute(statement, {"overdue_s": overdue_s})).all()
     invariants = check.invariants.split()
     for row in rows:
-        look.differ(invariants, check.name, row.key, row.told, certain=check.certain)
-    if rows:
-        for invariant in invariants:
-            look.more[invariant] += rows[0].found - len(rows)
+        found.add_difference(invariants, check.name, row.key, row.difference, certain=check.certain)
+    for invariant in invariants if rows else ():
+        found.more[invariant] += rows[0].total - len(rows)

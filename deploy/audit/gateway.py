@@ -1,14 +1,16 @@
-"""Payments against the gateway's own record, key by key."""
+"""Payments compared with the gateway's record, by payment key."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from deploy.audit.look import Look
-from deploy.audit.merging import Key, listed, rows, side_by_side
+import sqlalchemy as sa
+
+from deploy.audit.audit_pass import AuditPass
+from deploy.audit.merge_join import Key, merge_join, stream
 from deploy.audit.snapshots import Books
 
 PAYMENTS: Final = """
@@ -28,43 +30,40 @@ SELECT payment_key, order_id, currency, balance_amount,
  ORDER BY payment_key
 """
 
-_BOTH: Final = ("I7", "I3")
 
-
-async def compare(books: Books, look: Look) -> None:
-    """Hold every payment against the gateway's charge, and every charge against its payment."""
+async def compare(books: Books, found: AuditPass) -> None:
+    """Compare every payment with the gateway's charge, and every charge with its payment."""
     captured: Counter[str] = Counter()
     refunded: Counter[str] = Counter()
     charges = payments = 0
-    ours = rows(books["payment"], PAYMENTS, 1)
-    theirs = listed(_records(books.gateway))
-    async for (payment_key,), payment, record in side_by_side(ours, theirs):
+    pairs = merge_join(stream(books["payment"], PAYMENTS, 1), _records(books.gateway))
+    async for (payment_key,), payment, record in pairs:
         payments += payment is not None
         if record is not None and record["captured"]:
             charges += 1
             captured[record["currency"]] += record["captured"]
             refunded[record["currency"]] += record["refunded"]
-        what = judge(payment, record)
-        if what is None:
+        difference = difference_of(payment, record)
+        if difference is None:
             continue
-        of = f"payment {payment.payment_id} " if payment else ""
-        told = f"{of}key {payment_key}: {what}"
+        subject = f"payment {payment.payment_id} " if payment else ""
+        text = f"{subject}key {payment_key}: {difference}"
         if payment is not None and payment.open:
-            look.explained("charge", payment_key, told)
+            found.add_in_flight("charge", payment_key, text)
         else:
-            look.differ(_BOTH, "charge", payment_key, told)
-    look.figure("I7", f"{charges:,} charges at the gateway, {payments:,} payments")
+            found.add_difference(("I7", "I3"), "charge", payment_key, text)
+    found.add_figure("I7", f"{charges:,} charges at the gateway, {payments:,} payments")
     for currency in sorted(captured):
         left = captured[currency] - refunded[currency]
-        look.figure(
+        found.add_figure(
             "I3",
             f"gateway {currency} {captured[currency]:,} captured - {refunded[currency]:,}"
             f" refunded = {left:,}",
         )
 
 
-def judge(payment: Any, record: sqlite3.Row | None) -> str | None:
-    """What is wrong, or under way; None if the two agree."""
+def difference_of(payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> str | None:
+    """How a payment and the gateway's record differ; None if they agree."""
     captured = 0 if record is None else int(record["captured"])
     refunded = 0 if record is None else int(record["refunded"])
     if payment is None:
@@ -81,12 +80,13 @@ def judge(payment: Any, record: sqlite3.Row | None) -> str | None:
     if record is None or not captured:
         return None
     if record["balance_amount"] != captured - refunded:
-        return f"the gateway tells {record['balance_amount']:,} of {captured - refunded:,} left"
+        left = captured - refunded
+        return f"the gateway's balance is {record['balance_amount']:,}, and {left:,} are left"
     pairs = ((payment.currency_code, record["currency"]), (payment.order_id, record["order_id"]))
-    differing = [f"{theirs} and not {own}" for own, theirs in pairs if own != theirs]
+    differing = [f"{gateway} and not {own}" for own, gateway in pairs if own != gateway]
     return f"at the gateway for {', '.join(differing)}" if differing else None
 
 
-def _records(gateway: sqlite3.Connection) -> Iterator[tuple[Key, sqlite3.Row]]:
+async def _records(gateway: sqlite3.Connection) -> AsyncIterator[tuple[Key, sqlite3.Row]]:
     for row in gateway.execute(RECORDS):
         yield (row["payment_key"],), row

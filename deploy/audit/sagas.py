@@ -1,50 +1,50 @@
-"""What each attempt to pay an order claims of the other services, against what they did for it.
+"""What each attempt to pay an order claims of the other services, compared with what they did.
 
-An effect that belongs to a saga carries `<saga_id>:<step>` as its request_id. Both directions are
-followed: what is claimed and not there, and what is there and claimed by nobody.
+The effect of a saga's step has `<saga_id>:<step>` as its request_id. Both directions are checked:
+effects that are claimed and missing, and effects that no saga claims.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from deploy.audit.look import Look
-from deploy.audit.merging import rows, side_by_side
+from deploy.audit.audit_pass import AuditPass
+from deploy.audit.merge_join import merge_join, stream
 from deploy.audit.snapshots import Books
 
 
-class Due(enum.StrEnum):
-    """What an attempt to pay leaves behind, by where it and its order's cancellation stand."""
+class Expected(enum.StrEnum):
+    """What an attempt to pay leaves behind, by its state and that of the order's cancellation."""
 
     DONE = "DONE"
     UNDONE = "UNDONE"
-    """Done, and taken back by the cancellation of the order."""
+    """Done, and undone by the cancellation of the order."""
     NOTHING = "NOTHING"
-    """Nothing that is still in force."""
+    """No effect that is still in force."""
     OPEN = "OPEN"
-    """Under way: anything."""
-    BY_HAND = "BY_HAND"
-    """A person has closed it, having put things right by means that are not seen here."""
+    """Under way: any effect, or none."""
+    RESOLVED = "RESOLVED"
+    """An operator closed it, and corrected the effects by means that the audit cannot see."""
 
 
-# An order that counts as paid and has no attempt that paid it claims under its own id, under which
-# there is nothing.
+# An order that counts as paid without an attempt that paid it claims effects under its own id,
+# where there are none.
 CLAIMS: Final = """
 SELECT s.saga_id::text COLLATE "C" AS saga_id, s.user_id COLLATE "C" AS user_id,
        s.order_id::text AS order_id,
        CASE WHEN s.state IN ('RUNNING', 'COMPENSATING', 'NEEDS_ATTENTION') THEN 'OPEN'
-            WHEN s.state = 'RESOLVED' THEN 'BY_HAND'
+            WHEN s.state = 'RESOLVED' THEN 'RESOLVED'
             WHEN s.state = 'COMPENSATED' THEN 'NOTHING'
             WHEN c.state = 'COMPLETED' THEN 'UNDONE'
-            WHEN c.state = 'RESOLVED' THEN 'BY_HAND'
+            WHEN c.state = 'RESOLVED' THEN 'RESOLVED'
             WHEN c.state IS NOT NULL THEN 'OPEN'
-            ELSE 'DONE' END AS due,
+            ELSE 'DONE' END AS expected,
        o.currency_code, o.subtotal_minor, o.discount_minor, o.paid_by_balance_minor,
        o.paid_by_gateway_minor, o.coupon_id, o.payment_id
   FROM sagas AS s
@@ -64,167 +64,172 @@ SELECT o.order_id::text, o.user_id, o.order_id::text, 'DONE',
  ORDER BY 1, 2
 """
 
-_OF_SAGA: Final = r"~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\:"
-
-
-def _effects(step: str, sql: str) -> str:
-    return sql.replace("@saga_id", 'left(e.request_id, 36) COLLATE "C"').replace(
-        "@of_saga", f"e.request_id {_OF_SAGA}{step}$'"
-    )
-
-
-DEDUCTIONS: Final = _effects(
-    "deduct_balance",
-    """
-SELECT @saga_id AS saga_id, e.user_id COLLATE "C" AS user_id, e.order_id, e.currency_code,
-       -e.amount_minor AS amount_minor, r.entry_id IS NULL AS live
-  FROM ledger_entries AS e
-  LEFT JOIN ledger_entries AS r
-    ON r.user_id = e.user_id AND r.refund_of = e.request_id AND r.refund_of IS NOT NULL
- WHERE e.kind = 'DEDUCT' AND @of_saga
- ORDER BY 1, 2
-""",
-)
-
-REDEMPTIONS: Final = _effects(
-    "redeem_coupon",
-    """
-SELECT @saga_id AS saga_id, e.user_id COLLATE "C" AS user_id, e.order_id, e.currency_code,
-       e.discount_minor AS amount_minor, e.restore_time IS NULL AS live,
-       e.coupon_id::text AS coupon_id, e.order_amount_minor AS subtotal_minor
-  FROM redemptions AS e
- WHERE @of_saga
- ORDER BY 1, 2
-""",
-)
-
-PAYMENTS: Final = _effects(
-    "confirm_payment",
-    """
-SELECT @saga_id AS saga_id, e.user_id COLLATE "C" AS user_id, e.order_id, e.currency_code,
-       e.amount_minor, e.state <> 'CANCELLED' AS live, e.payment_id::text AS payment_id,
-       e.state || CASE WHEN e.state = 'CONFIRMED' AND e.cancel_reason IS NOT NULL
-                       THEN ', to be given back' ELSE '' END AS state
-  FROM payments AS e
- WHERE e.state <> 'DECLINED' AND @of_saga
- ORDER BY 1, 2
-""",
-)
-
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One service's part in paying."""
+class Participant:
+    """One service's part in paying an order."""
 
     service: str
     noun: str
+    """What one effect is called."""
     invariants: Sequence[str]
-    sql: str
-    amount: Callable[[Any], int]
-    """Of a claim, in minor units."""
-    needed: Callable[[Any], bool]
-    """Of a claim: whether there is anything to do."""
+    step: str
+    table: str
+    where: str
+    """Which rows of the table are effects."""
+    columns: str
+    """Of an effect, besides those that each has: at least ``amount_minor`` and ``live``."""
+    claimed_amount: str
+    """The order's column with the amount that is claimed, in minor units."""
     same: Sequence[str]
-    """Columns that a claim and its effect have in common."""
+    """Columns that are equal in a claim and its effect."""
     figure: str
-    direct: str
-    """How many effects belong to no saga, which the service's own checks are about."""
+    joins: str = ""
+    direct_where: str = ""
+    """Which rows count as direct, if not all of ``where``."""
 
-    def differs(self, claim: Any, effect: Any) -> list[str]:
-        """What of the effect is not as the order says."""
-        pairs: list[tuple[str, Any, Any]] = [("amount", self.amount(claim), effect.amount_minor)]
+    @property
+    def _of_saga(self) -> str:
+        return rf"e.request_id ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}\:{self.step}$'"
+
+    @property
+    def effects(self) -> str:
+        """SQL: the effects of sagas, ordered by saga and user."""
+        return (
+            'SELECT left(e.request_id, 36) COLLATE "C" AS saga_id,'  # noqa: S608 - constants
+            f' e.user_id COLLATE "C" AS user_id, e.order_id, e.currency_code, {self.columns}'
+            f" FROM {self.table} AS e {self.joins}"
+            f" WHERE {self.where} AND {self._of_saga} ORDER BY 1, 2"
+        )
+
+    @property
+    def count_direct(self) -> str:
+        """SQL: the number of effects outside any saga, which the service's own checks cover."""
+        where = self.direct_where or self.where
+        return f"SELECT count(*) FROM {self.table} AS e WHERE {where} AND NOT ({self._of_saga})"  # noqa: S608 - constants
+
+    def amount(self, claim: sa.Row[Any]) -> int:
+        """The amount that is claimed, in minor units."""
+        return int(getattr(claim, self.claimed_amount))
+
+    def is_needed(self, claim: sa.Row[Any]) -> bool:
+        """Whether the claim is about this service at all."""
+        if self.service == "coupon":
+            return claim.coupon_id is not None
+        return self.amount(claim) > 0
+
+    def differing(self, claim: sa.Row[Any], effect: sa.Row[Any]) -> list[str]:
+        """What of the effect is not as the order claims."""
+        pairs: list[tuple[str, object, object]] = [
+            ("amount", self.amount(claim), effect.amount_minor)
+        ]
         pairs += [(name, getattr(claim, name), getattr(effect, name)) for name in self.same]
         if self.service == "payment" and effect.state not in {"CONFIRMED", "CANCELLED"}:
             pairs.append(("state", "CONFIRMED or CANCELLED", effect.state))
-        return [f"{name} {theirs} and not {ours}" for name, ours, theirs in pairs if ours != theirs]
+        return [
+            f"{name} {actual} and not {claimed}"
+            for name, claimed, actual in pairs
+            if claimed != actual
+        ]
 
 
-def _direct(table: str, step: str, where: str) -> str:
-    return (
-        f"SELECT count(*) FROM {table} AS e WHERE {where} AND NOT (e.request_id {_OF_SAGA}{step}$')"  # noqa: S608 - constants
-    )
-
-
-PARTS: Final = (
-    Part(
-        "balance",
-        "deduction",
-        ("I3",),
-        DEDUCTIONS,
-        amount=lambda claim: claim.paid_by_balance_minor,
-        needed=lambda claim: claim.paid_by_balance_minor > 0,
+PARTICIPANTS: Final = (
+    Participant(
+        service="balance",
+        noun="deduction",
+        invariants=("I3",),
+        step="deduct_balance",
+        table="ledger_entries",
+        where="e.kind = 'DEDUCT'",
+        columns="-e.amount_minor AS amount_minor, r.entry_id IS NULL AS live",
+        claimed_amount="paid_by_balance_minor",
         same=("order_id", "currency_code"),
         figure="orders paid {sums} by balance ({direct:,} direct deductions)",
-        direct=_direct("ledger_entries", "deduct_balance", "e.kind = 'DEDUCT'"),
+        joins=(
+            "LEFT JOIN ledger_entries AS r ON r.user_id = e.user_id AND r.refund_of = e.request_id"
+            " AND r.refund_of IS NOT NULL"
+        ),
     ),
-    Part(
-        "coupon",
-        "redemption",
-        ("I5",),
-        REDEMPTIONS,
-        amount=lambda claim: claim.discount_minor,
-        needed=lambda claim: claim.coupon_id is not None,
+    Participant(
+        service="coupon",
+        noun="redemption",
+        invariants=("I5",),
+        step="redeem_coupon",
+        table="redemptions",
+        where="true",
+        columns=(
+            "e.discount_minor AS amount_minor, e.restore_time IS NULL AS live,"
+            " e.coupon_id::text AS coupon_id, e.order_amount_minor AS subtotal_minor"
+        ),
+        claimed_amount="discount_minor",
         same=("order_id", "currency_code", "coupon_id", "subtotal_minor"),
         figure="orders saved {sums} ({direct:,} direct redemptions)",
-        direct=_direct("redemptions", "redeem_coupon", "true"),
     ),
-    Part(
-        "payment",
-        "payment",
-        ("I3", "I7"),
-        PAYMENTS,
-        amount=lambda claim: claim.paid_by_gateway_minor,
-        needed=lambda claim: claim.paid_by_gateway_minor > 0,
+    Participant(
+        service="payment",
+        noun="payment",
+        invariants=("I3", "I7"),
+        step="confirm_payment",
+        table="payments",
+        where="e.state <> 'DECLINED'",
+        columns=(
+            "e.amount_minor, e.state <> 'CANCELLED' AS live, e.payment_id::text AS payment_id,"
+            " e.state || CASE WHEN e.state = 'CONFIRMED' AND e.cancel_reason IS NOT NULL"
+            " THEN ', to be refunded' ELSE '' END AS state"
+        ),
+        claimed_amount="paid_by_gateway_minor",
         same=("order_id", "currency_code", "payment_id"),
         figure="orders paid {sums} through the gateway ({direct:,} direct payments)",
-        direct=_direct("payments", "confirm_payment", "e.state NOT IN ('DECLINED', 'CANCELLED')"),
+        direct_where="e.state NOT IN ('DECLINED', 'CANCELLED')",
     ),
 )
 
 
-async def compare(books: Books, look: Look, part: Part) -> None:
-    """Hold every claim against its effect, and every effect against its claim."""
+async def compare(books: Books, found: AuditPass, participant: Participant) -> None:
+    """Compare every claim with its effect, and every effect with its claim."""
     paid: Counter[str] = Counter()
-    claims = rows(books["order"], CLAIMS, 2)
-    effects = rows(books[part.service], part.sql, 2)
-    async for (saga_id, user_id), claim, effect in side_by_side(claims, effects):
-        if claim is not None and claim.due == Due.DONE and part.needed(claim):
-            paid[claim.currency_code] += part.amount(claim)
-        what = judge(part, claim, effect)
-        if what is None:
+    claims = stream(books["order"], CLAIMS, 2)
+    effects = stream(books[participant.service], participant.effects, 2)
+    async for (saga_id, user_id), claim, effect in merge_join(claims, effects):
+        done = claim is not None and claim.expected == Expected.DONE
+        if claim is not None and done and participant.is_needed(claim):
+            paid[claim.currency_code] += participant.amount(claim)
+        difference = difference_of(participant, claim, effect)
+        if difference is None:
             continue
-        of = f"order {claim.order_id}" if claim else f"saga {saga_id} of {user_id}"
-        told = f"{of}: {what}"
-        if claim is not None and claim.due in {Due.OPEN, Due.BY_HAND}:
-            look.explained(part.noun, saga_id, told)
+        subject = f"order {claim.order_id}" if claim else f"saga {saga_id} of {user_id}"
+        text = f"{subject}: {difference}"
+        if claim is not None and claim.expected in {Expected.OPEN, Expected.RESOLVED}:
+            found.add_in_flight(participant.noun, saga_id, text)
         else:
-            look.differ(part.invariants, part.noun, f"{saga_id} {user_id}", told)
-    direct = await books[part.service].scalar(sa.text(part.direct))
+            row = f"{saga_id} {user_id}"
+            found.add_difference(participant.invariants, participant.noun, row, text)
+    direct = await books[participant.service].scalar(sa.text(participant.count_direct))
     sums = " + ".join(f"{currency} {paid[currency]:,}" for currency in sorted(paid)) or "nothing"
-    look.figure(part.invariants[0], part.figure.format(sums=sums, direct=direct))
+    figure = participant.figure.format(sums=sums, direct=direct)
+    found.add_figure(participant.invariants[0], figure)
 
 
-def judge(part: Part, claim: Any, effect: Any) -> str | None:
-    """What is wrong, or under way; None if the two agree."""
+def difference_of(
+    participant: Participant, claim: sa.Row[Any] | None, effect: sa.Row[Any] | None
+) -> str | None:
+    """How a claim and an effect differ, or what is under way; None if they agree."""
+    noun = participant.noun
+    live = f"{effect.currency_code} {effect.amount_minor:,}" if effect and effect.live else ""
+    """The amount of an effect in force."""
     if claim is None:
-        return f"{part.noun} of {_amount(effect)}, and no such saga" if effect.live else None
-    live = effect is not None and effect.live
-    due = Due(claim.due)
-    if due in {Due.OPEN, Due.BY_HAND}:
-        how = "is under way" if due is Due.OPEN else "was closed by a person"
-        return f"{how}, {part.noun} of {_amount(effect)}" if live else None
-    if due is Due.NOTHING or not part.needed(claim):
-        return f"{part.noun} of {_amount(effect)}, and nothing was paid so" if live else None
-    wanted = f"{claim.currency_code} {part.amount(claim):,}"
+        return f"{noun} of {live}, and no such saga" if live else None
+    if claim.expected in {Expected.OPEN, Expected.RESOLVED}:
+        state = "under way" if claim.expected == Expected.OPEN else "closed by an operator"
+        return f"{state}, {noun} of {live}" if live else None
+    if claim.expected == Expected.NOTHING or not participant.is_needed(claim):
+        return f"{noun} of {live}, and this attempt paid nothing" if live else None
+    claimed = f"{claim.currency_code} {participant.amount(claim):,}"
     if effect is None:
-        return f"paid {wanted} so, and there is no {part.noun}"
-    if due is Due.DONE and not live:
-        return f"paid {wanted} so, and the {part.noun} is undone"
-    if due is Due.UNDONE and live:
-        return f"cancelled, and the {part.noun} of {_amount(effect)} is not undone"
-    differing = part.differs(claim, effect)
-    return f"{part.noun} with {', '.join(differing)}" if differing else None
-
-
-def _amount(effect: Any) -> str:
-    return f"{effect.currency_code} {effect.amount_minor:,}"
+        return f"{claimed} recorded, and there is no {noun}"
+    if claim.expected == Expected.DONE and not live:
+        return f"{claimed} recorded, and the {noun} is undone"
+    if claim.expected == Expected.UNDONE and live:
+        return f"cancelled, and the {noun} of {live} is not undone"
+    differing = participant.differing(claim, effect)
+    return f"{noun} with {', '.join(differing)}" if differing else None

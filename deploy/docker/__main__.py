@@ -1,4 +1,4 @@
-"""``python -m deploy.docker image|secrets``: build the images; make the Compose stack's secrets."""
+"""``python -m deploy.docker``: builds the images; makes the secret files of the Compose stack."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from deploy.kubernetes import release
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what was asked; the exit code."""
+    """Run a command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m deploy.docker", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("image", help="build tally and tally-simulator")
     building.add_argument("--base", default="", help="base image (default: the Dockerfile's)")
     building.add_argument(
-        "--tag", default=release.number(), help="the images' (default: the version)"
+        "--tag", default=release.number(), help="tag of the images (default: the version)"
     )
-    making = commands.add_parser("secrets", help="make passwords, unless there are some")
+    making = commands.add_parser("secrets", help="make passwords, unless they exist")
     making.add_argument("--directory", type=Path, default=secret_files.DIRECTORY)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "image":

@@ -1,4 +1,4 @@
-"""Builds the images with whichever of docker, podman and buildah works here."""
+"""Builds the images with the first of docker, podman and buildah that works here."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from deploy.local.plan import PROJECT
 DOCKERFILE: Final = "deploy/docker/Dockerfile"
 IMAGES: Final = {"server": "tally", "simulator": "tally-simulator"}
 ENGINES: Final = {
-    # What each is asked to find out whether it works: docker's client may be there alone.
+    # A command that fails where an engine does not work: the docker client may have no daemon.
     "docker": ("docker", "info"),
     "podman": ("podman", "info"),
     "buildah": ("buildah", "images"),
 }
-ASKED_S: Final = 30
+ANSWER_S: Final = 30
 
 
-class NoEngine(Exception):  # noqa: N818 - a fact, told to the operator
-    """Nothing here builds images."""
+class NoEngine(Exception):  # noqa: N818 - a fact, shown to the operator
+    """No installed program can build images."""
 
     def __init__(self) -> None:
         super().__init__(f"none of {', '.join(ENGINES)} is installed here and works")
 
 
 def engine() -> str:
-    """The first that answers. Raises NoEngine."""
-    for name, question in ENGINES.items():
+    """The first engine that works. Raises NoEngine."""
+    for name, trial in ENGINES.items():
         if shutil.which(name) is None:
             continue
         try:
-            answer = subprocess.run(question, capture_output=True, check=False, timeout=ASKED_S)
+            answer = subprocess.run(trial, capture_output=True, check=False, timeout=ANSWER_S)
         except subprocess.TimeoutExpired:
             continue
         if answer.returncode == 0:
@@ -44,24 +44,15 @@ def engine() -> str:
 def command(
     name: str, target: str, *, base: str, tag: str, revision: str, options: Sequence[str] = ()
 ) -> list[str]:
-    """The build of one target. ``options`` are the engine's own, before the context."""
+    """The command that builds a target. ``options`` are passed to the engine."""
     arguments = {"BASE": base, "VERSION": tag, "REVISION": revision}
     given = [f"--build-arg={key}={value}" for key, value in arguments.items() if value]
-    image = f"--tag={IMAGES[target]}:{tag}"
-    return [
-        name,
-        "build",
-        f"--file={DOCKERFILE}",
-        f"--target={target}",
-        image,
-        *given,
-        *options,
-        ".",
-    ]
+    image = [f"--file={DOCKERFILE}", f"--target={target}", f"--tag={IMAGES[target]}:{tag}"]
+    return [name, "build", *image, *given, *options, "."]
 
 
 def build(*, base: str, tag: str, options: Sequence[str]) -> int:
-    """Build every image; the first exit code that is not 0. Raises NoEngine."""
+    """Build every image; returns the first exit code that is not 0. Raises NoEngine."""
     name, revision = engine(), _revision()
     for target in IMAGES:
         made = command(name, target, base=base, tag=tag, revision=revision, options=options)

@@ -1,4 +1,4 @@
-"""The secrets of the Compose stack, as files: made once, with the passwords of nobody else."""
+"""Makes the secret files of the Compose stack, once and with passwords of its own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DIRECTORY: Final = PROJECT / ".tally" / "compose"
 
 
 def write(directory: Path = DIRECTORY) -> bool:
-    """Write ``directory/<secret>/<key>`` and return True; return False if they are there already.
+    """Write ``directory/<secret>/<key>`` and return True; return False if the directory exists.
 
-    The secrets are those of Kubernetes' ``local`` overlay, and so are the hosts in the addresses.
-    They are never changed: PostgreSQL learns its passwords when its volume is new. All are written
+    The secrets, and the hosts in their addresses, are those of the Kubernetes overlay ``local``.
+    They never change: PostgreSQL reads its passwords only when its volume is new. All are written
     or none.
     """
     if directory.exists():
@@ -32,8 +32,8 @@ def write(directory: Path = DIRECTORY) -> bool:
             for key, value in each["stringData"].items():
                 file = folder / key
                 file.write_text(value, encoding="utf-8")
-                # Mounted as they are, and read by the containers' users. On this machine nobody
-                # gets that far: mkdtemp made the directory for its owner alone.
+                # Mounted with this mode, and read by the containers' users. Other users of this
+                # machine cannot reach the file: mkdtemp made the directory for its owner alone.
                 os.chmod(file, 0o444)  # noqa: PTH101
         made.rename(directory)
     except BaseException:

@@ -1,4 +1,4 @@
-"""`python -m deploy.kubernetes`: renders and checks the manifests, and prints local Secrets."""
+"""`python -m deploy.kubernetes`: renders and checks manifests, and prints Secrets for `local`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_KUBECTL: Final = "kubectl is not installed"
 
 app = cyclopts.App(
     name="python -m deploy.kubernetes",
-    help="Render and check the manifests; make Secrets for a cluster of one's own.",
+    help="Render and check the manifests; print Secrets for the overlay local.",
     help_formatter="plain",
     help_format="plaintext",
     version_flags=(),
@@ -28,13 +28,13 @@ app = cyclopts.App(
 
 @app.command
 def render(*, check: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
-    """Write rendered/<overlay>.yaml of the release in pyproject.toml.
+    """Write rendered/<overlay>.yaml for the release in pyproject.toml.
 
     Parameters
     ----------
     check
-        Write nothing; exit 1 if a rendering is not what the sources say. Without kubectl there is
-        nothing to compare with, and the check says so and passes.
+        Write nothing; exit 1 if a rendering differs from its sources. Without kubectl nothing is
+        compared: the check prints a note and passes.
     """
     program = rendering.kubectl()
     if not check:
@@ -46,12 +46,12 @@ def render(*, check: Annotated[bool, cyclopts.Parameter(negative="")] = False) -
         return GOOD
     found = release.drift()
     if program is None:
-        _say(f"{NO_KUBECTL}: the renderings were not compared with their sources")
+        _print(f"{NO_KUBECTL}: the renderings were not compared with their sources")
     else:
         for overlay in OVERLAYS:
             found += rendering.drift(program, overlay)
     if found:
-        _complain([*found, "the manifests are not up to date: run `make manifests`"])
+        _print_errors([*found, "the manifests are not up to date: run `make manifests`"])
     return BAD if found else GOOD
 
 
@@ -62,30 +62,29 @@ def validate(*, kubernetes: tuple[str, ...] = validation.VERSIONS) -> int:
     Parameters
     ----------
     kubernetes
-        The versions to check against, as 1.37.
+        The versions to check against, such as 1.37.
     """
     objects = [each for overlay in OVERLAYS for each in manifests.objects(overlay)]
     found = validation.problems([*objects, *secrets_of.local_secret_objects()], kubernetes)
-    _complain(found)
+    _print_errors(found)
     return BAD if found else GOOD
 
 
 @app.command
 def secrets() -> int:
-    """Print the Secrets of `local` with passwords made just now.
+    """Print the Secrets of `local` and `multi-replica-test` with new passwords.
 
-    `multi-replica-test` takes the same. Apply them once: PostgreSQL takes its passwords when its
-    volume is new, and never again.
+    Apply them once: PostgreSQL reads its passwords only when its volume is new.
     """
-    _say(secrets_of.as_yaml(secrets_of.local_secret_objects()).rstrip())
+    _print(secrets_of.as_yaml(secrets_of.local_secret_objects()).rstrip())
     return GOOD
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def _complain(lines: list[str]) -> None:
+def _print_errors(lines: list[str]) -> None:
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 

@@ -1,4 +1,4 @@
-"""Where the manifests are: the sources of each overlay, and what kubectl made of them."""
+"""The paths of the manifests: the sources of each overlay, and its committed rendering."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ OVERLAYS: Final = ("local", "multi-replica-test", "production")
 
 
 class ManifestsError(Exception):
-    """The manifests are not as they have to be. Its text is for whoever changed them."""
+    """A manifest is wrong or missing. The text is shown to the person who changed it."""
 
 
 def source(overlay: str) -> Path:
-    """The directory that ``kubectl kustomize`` is given."""
+    """The directory for ``kubectl kustomize``."""
     return DIRECTORY / "overlays" / overlay
 
 
@@ -26,7 +26,7 @@ def rendered(overlay: str) -> Path:
 
 
 def objects(overlay: str) -> list[dict[str, Any]]:
-    """Every object of the committed rendering. Raises ManifestsError if there is none."""
+    """The objects of the committed rendering. Raises ManifestsError if it does not exist."""
     try:
         text = rendered(overlay).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -34,6 +34,6 @@ def objects(overlay: str) -> list[dict[str, Any]]:
     return [each for each in yaml.safe_load_all(text) if each is not None]
 
 
-def told(each: dict[str, Any]) -> str:
-    """An object's name in messages, as kubectl writes it."""
+def title(each: dict[str, Any]) -> str:
+    """The name of an object in messages, as kubectl prints it."""
     return f"{each['kind'].lower()}/{each['metadata']['name']}"

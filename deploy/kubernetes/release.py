@@ -1,7 +1,7 @@
-"""The release that the manifests roll out: pyproject.toml's number, written where it is needed.
+"""The release of the manifests: the version in pyproject.toml, copied to three files.
 
-The images' tag and the version label carry it as it is; the names of the migration Jobs with dashes
-for dots, since a Job's name becomes part of host names.
+The tag of the images and the version label are the version itself. The names of the migration Jobs
+have dashes for dots, since the name of a Job becomes part of host names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PLACES: Final = {
     "job-names.yaml": r"(?m)^(suffix: -).*$",
     "version-labels.yaml": r"(?m)^(  app\.kubernetes\.io/version: ).*$",
 }
-"""What stands before the release, by file."""
+"""The text before the release, by file."""
 
 
 def number() -> str:
@@ -29,20 +29,20 @@ def number() -> str:
 
 
 def texts() -> dict[str, str]:
-    """The files as they have to be. Raises ManifestsError if one has no place for the release."""
+    """The files with the current release. Raises ManifestsError if a file has no line for it."""
     found = {}
     release = number()
     for name, place in PLACES.items():
-        told = release.replace(".", "-") if name == "job-names.yaml" else release
+        value = release.replace(".", "-") if name == "job-names.yaml" else release
         text = (FOLDER / name).read_text(encoding="utf-8")
-        found[name], places = re.subn(place, rf"\g<1>{told}", text)
+        found[name], places = re.subn(place, rf"\g<1>{value}", text)
         if not places:
             raise ManifestsError(f"release/{name}: no line for the release")
     return found
 
 
 def drift() -> list[str]:
-    """The files that name another release than pyproject.toml."""
+    """A message for each file with another release than pyproject.toml."""
     return [
         f"release/{name} is not of release {number()}: run `make manifests`"
         for name, text in texts().items()
@@ -51,6 +51,6 @@ def drift() -> list[str]:
 
 
 def write() -> None:
-    """Make the files name the project's version."""
+    """Write the current release into the files."""
     for name, text in texts().items():
         (FOLDER / name).write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The renderings of the overlays, made by ``kubectl kustomize``, which needs no cluster.
+"""Renders the overlays with ``kubectl kustomize``, which needs no cluster.
 
-They are committed so that a review sees what a change of a base does to each overlay, and so that
-the checks and the tests read what a cluster would be given.
+The renderings are committed: a review shows what a change of a base does to each overlay, and the
+checks and tests read exactly what is applied to a cluster.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from deploy.kubernetes.manifests import ManifestsError, rendered, source
 
 LIMIT_S: Final = 60.0
 LINES_MAX: Final = 40
-"""As many lines of a difference are told."""
+"""The printed lines of a difference."""
 
 
 def kubectl() -> str | None:
-    """The program, or None where it is not installed."""
+    """The path of kubectl, or None if it is not installed."""
     return shutil.which("kubectl")
 
 
 def render(program: str, overlay: str) -> str:
-    """The overlay as it would be applied. Raises ManifestsError with kubectl's own words."""
+    """The rendered overlay. Raises ManifestsError with the error output of kubectl."""
     result = subprocess.run(
         [program, "kustomize", str(source(overlay))],
         capture_output=True,
@@ -38,13 +38,13 @@ def render(program: str, overlay: str) -> str:
 
 
 def write(program: str, overlay: str) -> None:
-    """Make the committed rendering what the sources say."""
+    """Write the rendering of the sources."""
     rendered(overlay).parent.mkdir(exist_ok=True)
     rendered(overlay).write_text(render(program, overlay), encoding="utf-8")
 
 
 def drift(program: str, overlay: str) -> list[str]:
-    """How the committed rendering differs from the sources: lines of a diff, or none."""
+    """The diff from the committed rendering to that of the sources; empty if they are equal."""
     file = rendered(overlay)
     committed = file.read_text(encoding="utf-8") if file.is_file() else ""
     lines = list(

@@ -1,6 +1,6 @@
-"""The Secrets of a stack: what the services, and in ``local`` their servers, mount as files.
+"""Makes the Secrets that the services, and in ``local`` their servers, mount as files.
 
-None is ever rendered or committed. In production the platform makes ``<service>-runtime`` and
+No Secret is rendered or committed. In production the platform makes ``<service>-runtime`` and
 ``<service>-owner`` with the same keys.
 """
 
@@ -21,14 +21,14 @@ REDIS: Final = "redis:6379"
 GATEWAY: Final = "http://gateway:50055"
 
 Secret = dict[str, Any]
-"""A Secret object, as it would be in a manifest."""
+"""A Secret as an object of a manifest."""
 
 
 def secret_objects(backends: Backends) -> list[Secret]:
     """The Secrets that the services and the gateway simulator mount, for these servers.
 
     ``<service>-runtime`` and ``<service>-owner``; ``gateway`` with the simulator's key; ``audit``,
-    which nobody mounts, with the addresses that ``python -m deploy.audit`` reads.
+    which no pod mounts, with the addresses that ``python -m deploy.audit`` reads.
     """
     found = []
     for service, urls in backends.databases.items():
@@ -50,10 +50,10 @@ def secret_objects(backends: Backends) -> list[Secret]:
 
 
 def local_secret_objects() -> list[Secret]:
-    """Every Secret of the overlays with servers of their own, with passwords made just now.
+    """Every Secret of ``local`` and ``multi-replica-test``, with new passwords.
 
-    Those of the services, and ``postgres`` and ``redis`` for the servers: the roles that the
-    services log in as are made from the same passwords when PostgreSQL's volume is new.
+    Those of the services, and ``postgres`` and ``redis`` for the servers. PostgreSQL makes the
+    services' roles from the same passwords when its volume is new.
     """
     passwords = {service: {kind: new_password() for kind in ROLE_KINDS} for service in SERVICES}
     redis_password = new_password()
@@ -75,7 +75,7 @@ def local_secret_objects() -> list[Secret]:
 
 
 def as_yaml(objects: list[Secret]) -> str:
-    """The objects as one stream for ``kubectl apply -f -``."""
+    """The objects as one YAML stream for ``kubectl apply -f -``."""
     return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, explicit_start=True)
 
 
@@ -117,7 +117,7 @@ def _secret(name: str, of: str, data: dict[str, str]) -> Secret:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as such, and not in quotes."""
+    """Writes a text of several lines as a block, and not in quotes."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

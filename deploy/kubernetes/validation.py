@@ -1,7 +1,7 @@
-"""Whether a cluster would take the renderings: strict validation by Kubernetes' own schemas.
+"""Validates the renderings against the schemas of Kubernetes.
 
-Strict: a field that a kind does not have is an error. The API server would drop it in silence, and
-a misspelt probe would be no probe.
+Validation is strict: an unknown field is an error. The API server would drop it without an error,
+and a misspelt probe would be no probe.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 import kubernetes_validate
 from kubernetes_validate.utils import all_versions, major_minor
 
-from deploy.kubernetes.manifests import ManifestsError, told
+from deploy.kubernetes.manifests import ManifestsError, title
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 VERSIONS: Final = ("1.31", "1.37")
-"""The oldest Kubernetes that knows all that is used, and the newest whose schemas are at hand."""
+"""The oldest version with every field in use, and the newest version with installed schemas."""
 
 
 def problems(objects: Iterable[dict[str, Any]], versions: Sequence[str] = VERSIONS) -> list[str]:
-    """A line for each object that a version would refuse. Equal objects are looked at once.
+    """A line for each object that a version would refuse. Equal objects are checked once.
 
-    Raises ManifestsError for a version whose schemas are not at hand.
+    Raises ManifestsError for a version without installed schemas.
     """
     known = [major_minor(version) for version in all_versions()]
     for version in versions:
@@ -40,7 +40,7 @@ def problems(objects: Iterable[dict[str, Any]], versions: Sequence[str] = VERSIO
 
 
 def _problem(each: dict[str, Any], version: str) -> str:
-    where = f"{told(each)}, Kubernetes {version}"
+    where = f"{title(each)}, Kubernetes {version}"
     try:
         kubernetes_validate.validate(each, version, strict=True)
     except kubernetes_validate.ValidationError as error:

@@ -1,32 +1,18 @@
-"""`python -m deploy.load`: the load test, on a stack of its own or against one that runs."""
+"""`python -m deploy.load`: the load test, on its own stack or on one that runs."""
 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from pathlib import Path
-from typing import Annotated, Final
-
-import cyclopts
 
 from deploy.load import nginx
-from deploy.load.run import Size, existing_stack, load, own_stack, working_directory
-from deploy.local.demo.stopping import Stopped, ignore_signals, stop_on_signals
+from deploy.load.run import Size, existing_stack, own_stack, run_load_test, working_directory
+from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, run_app
 from deploy.local.errors import RunnerError
 from deploy.local.plan import Plan, latency_range
+from deploy.local.stop_signals import EXIT_STOPPED, Stopped, raise_on_stop_signals
 
-EXIT_STOPPED: Final = 130
-
-app = cyclopts.App(
-    name="python -m deploy.load",
-    help="Load Tally with k6, and look behind it afterwards.",
-    help_formatter="plain",
-    help_format="plaintext",
-    version_flags=(),
-    print_error=False,
-    exit_on_error=False,
-)
+app = make_app("deploy.load", "Load Tally with k6, and check gateway and books afterwards.")
 
 
 @app.default
@@ -35,13 +21,13 @@ def load_test(
     rounds: int = 2000,
     users: int = 500,
     vus: int = 10,
-    through_nginx: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    through_nginx: Flag = False,
     replicas: int = 4,
     data_dir: Path | None = None,
     put_back_max: float = 0.2,
     retried_max: float = 0.1,
-    base_port: int = 50050,
-    gateway_latency_ms: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)] = "100-500",
+    base_port: BasePort = 50050,
+    gateway_latency_ms: GatewayLatency = "100-500",
     against: Path | None = None,
 ) -> int:
     """Exit 0 only if every threshold, the gateway's record and the audit hold; else 1.
@@ -55,20 +41,16 @@ def load_test(
     vus
         How many rounds, or users, at a time.
     through_nginx
-        Put nginx, taking replicas in turn, between k6 and the services.
+        Put nginx, with round robin over the replicas, between k6 and the services.
     replicas
         Replicas of each service.
     data_dir
         Where data and logs are kept; by default a directory that is removed if all goes well.
-        With --against: that stack's, so that its books can be looked at.
+        With --against: that stack's data directory, for the audit.
     put_back_max
-        Attempts to pay that may be put back in the sale, as a share of its orders.
+        Payment attempts that the sale may compensate, as a share of its orders.
     retried_max
         Calls of the sale that may be sent more than once, as a share of its calls.
-    base_port
-        The first port less one, as for `python -m deploy.local up`.
-    gateway_latency_ms
-        How long the gateway simulator takes to answer, as LOW-HIGH.
     against
         Load a running stack instead of an own one: its ready file, or a JSON file like it,
         {"services": {"balance": ["HOST:PORT", ...], "coupon": ..., "order": ..., "payment": ...}}.
@@ -78,7 +60,7 @@ def load_test(
         raise RunnerError(nginx.MISSING)
     latency_ms = latency_range(gateway_latency_ms)
     data_dir = data_dir.absolute() if data_dir else None
-    stop_on_signals()
+    raise_on_stop_signals()
     try:
         with working_directory(data_dir) as directory, contextlib.ExitStack() as exits:
             if against is None:
@@ -88,27 +70,19 @@ def load_test(
                     base_port=base_port,
                     gateway_latency_ms=latency_ms,
                 )
-                target = exits.enter_context(own_stack(plan, _say))
+                target = exits.enter_context(own_stack(plan, _print))
             else:
                 target = existing_stack(against, data_dir)
-            load(target, size, directory / "load", _say, through_nginx=through_nginx)
+            run_load_test(target, size, directory / "load", _print, through_nginx=through_nginx)
     except Stopped:
-        _say("stopped")
+        _print("stopped")
         return EXIT_STOPPED
     return 0
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> None:
-    try:
-        sys.exit(app(sys.argv[1:]))
-    except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
-        ignore_signals()
-        sys.exit(f"error: {str(error).strip()}")
-
-
 if __name__ == "__main__":
-    main()
+    run_app(app)

@@ -1,12 +1,12 @@
 // R7: five confirmations of one payment key, sent at once over all replicas. One pays, four are
-// refused. Then the one that paid is sent again: it is told the first answer, and pays nothing.
+// refused. Then the one that paid is sent again: it gets the first response, and pays nothing.
 //
-// That the gateway was called once for each key is for its own record to say: `python -m
-// deploy.load` looks there afterwards.
+// `python -m deploy.load` checks afterwards, in the gateway's record, that the gateway was called
+// once for each key.
 //
 // Environment: PAYMENT (addresses); ROUNDS, VUS (rounds at a time), RUN and REPLICAS, all optional.
-// REPLICAS are names, as in tally-replica, over which calls must then be spread evenly. It is for
-// addresses of a balancer: with the replicas' own, it is this script that takes them in turn.
+// REPLICAS are names, as in tally-replica, over which calls must be spread evenly. Set it only with
+// the address of a balancer: with the replicas' addresses, this script itself calls them in turn.
 
 import exec from 'k6/execution';
 import grpc from 'k6/net/grpc';
@@ -16,8 +16,8 @@ import { Replicas, newRun, ok, unexpected, whole, won } from './services.js';
 
 const DUPLICATES = 5;
 const CALLS_PER_ROUND = DUPLICATES + 1;
-// In so many rounds at least one rival has to come while another one pays. Those that come one
-// after the other are no duplicates at once, and would be refused by any unique key.
+// The share of rounds in which at least one duplicate must arrive while another one pays. Calls one
+// after another are not concurrent, and any unique key would refuse them.
 const MET_SHARE_MIN = 0.8;
 const METHOD = 'tally.payment.v1.PaymentService/ConfirmPayment';
 const ROUNDS = whole('ROUNDS', 1000);
@@ -45,9 +45,9 @@ export const options = {
       maxDuration: '30m',
     },
   },
-  // No limit on any time: whether it is right does not depend on the machine.
+  // No limit on any time: correctness does not depend on the machine.
   thresholds: {
-    // A rate over nothing would hold, so all rounds must have been played to their end.
+    // A rate without values would hold, so all rounds must have ended.
     rounds_played: [`count==${ROUNDS}`],
     rounds_with_exactly_one_success: ['rate==1'],
     rounds_with_a_rival_in_progress: [`rate>=${MET_SHARE_MIN}`],
@@ -98,13 +98,13 @@ export default async function (run) {
     const [winner] = winners;
     const late = await payment.call(METHOD, intent(winner), turn + DUPLICATES);
     calls.add(1, { replica: late.replica });
-    const told = check(late, {
-      'a late duplicate is told the first answer': (answer) =>
+    const replayed = check(late, {
+      'a late duplicate gets the first response': (answer) =>
         ok(answer) &&
         answer.message.replayed &&
         answer.message.payment.paymentId === answers[winner].message.payment.paymentId,
     });
-    if (!told) {
+    if (!replayed) {
       unexpected('the late duplicate', late);
     }
   }

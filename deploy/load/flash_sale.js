@@ -1,10 +1,10 @@
-// A flash sale: every user charges a balance, races for one of fewer coupons (asking twice at
-// once, as impatient people do), orders one of fewer things, and pays for it by coupon, balance
-// and gateway. Coupons and stock run out exactly, and whoever got a thing has paid for it.
+// A flash sale: every user charges a balance, races for a coupon with two calls at once, orders a
+// product, and pays for it by coupon, balance and gateway. There are fewer coupons and products than
+// users: both are sold out exactly, and every order is paid.
 //
 // Environment: BALANCE, COUPON, ORDER (addresses); USERS, VUS (users at a time), RUN, PUT_BACK_MAX
-// (attempts to pay that are put back, as a share of orders) and RETRIED_MAX (calls that are sent
-// more than once, as a share of calls), optional.
+// (compensated attempts to pay, as a share of orders) and RETRIED_MAX (calls that are sent more than
+// once, as a share of calls), optional.
 
 import exec from 'k6/execution';
 import { check } from 'k6';
@@ -43,13 +43,13 @@ export const options = {
   scenarios: {
     flash_sale: { executor: 'shared-iterations', vus: VUS, iterations: USERS, maxDuration: '30m' },
   },
-  // What the business must find afterwards, and no limit on any time.
+  // The results of the sale, and no limit on any time.
   thresholds: {
     users_served: [`count==${USERS}`],
     coupons_issued: [`count==${COUPONS}`],
     orders_placed: [`count==${STOCK}`],
     orders_paid: [`count==${STOCK}`],
-    // Each is told to come again and does; a system that tells everybody so serves nobody.
+    // Each compensated attempt is repeated; a system that compensates all of them sells nothing.
     attempts_put_back: [`count<=${PUT_BACK_MAX}`],
     calls_retried: [`rate<=${RETRIED_MAX}`],
     unexpected_answers: ['count==0'],
@@ -111,18 +111,18 @@ async function charge(user) {
   }
 }
 
-// The coupon's id, or nothing if they had gone.
+// The coupon's id; undefined if none was left.
 async function raceForCoupon(sale, user) {
   const answers = await Promise.all(
-    [0, 1].map((hand) =>
+    [0, 1].map((number) =>
       coupon.callAgain(
         'tally.coupon.v1.CouponService/IssueCoupon',
         {
           campaign_id: sale.campaignId,
           user_id: user.id,
-          request_id: `${user.id}:coupon:${hand}`,
+          request_id: `${user.id}:coupon:${number}`,
         },
-        user.number + hand,
+        user.number + number,
       ),
     ),
   );
@@ -137,14 +137,14 @@ async function raceForCoupon(sale, user) {
   const soldOut = answers.every((answer) => answer.reason === 'COUPON_SOLD_OUT');
   couponsSoldOut.add(soldOut ? 1 : 0);
   check(answers, {
-    'one coupon for a user who asked twice, or none left': () =>
+    'one coupon for two calls, or none left': () =>
       soldOut ||
       (got.length === 1 && answers.some((one) => one.reason === 'COUPON_ALREADY_ISSUED')),
   });
   return got.length > 0 ? got[0].message.coupon.couponId : undefined;
 }
 
-// The order's id, or nothing if the stock had gone.
+// The order's id; undefined if the product was out of stock.
 async function placeOrder(sale, user) {
   const answer = await order.callAgain(
     'tally.order.v1.OrderService/CreateOrder',
@@ -168,9 +168,9 @@ async function placeOrder(sale, user) {
   return undefined;
 }
 
-// Pays, and does as it is told when nothing was charged and all was put back: try anew, which is
-// another intent and has another request_id and key. On a machine that is short of time some steps
-// of some payments come too late, and are taken back. So each try waits twice as long as the last.
+// Pays. If nothing was charged and the attempt was compensated, it tries again, which is another
+// intent with another request_id and payment key. On a slow machine some steps exceed their time
+// limit and are compensated, so the pause doubles before each attempt.
 async function pay(user, orderId, couponId) {
   let answer;
   for (let attempt = 0; attempt < PAY_TRIES_MAX; attempt += 1) {
@@ -202,12 +202,12 @@ async function pay(user, orderId, couponId) {
   ordersPaid.add(1);
   const total = PRICE - (couponId ? DISCOUNT : 0);
   check(answer.message.order, {
-    'paid by coupon, balance and gateway, to the last won': (one) =>
+    'paid by coupon, balance and gateway, to the unit': (one) =>
       minor(one.paidByBalance) === BY_BALANCE && minor(one.paidByGateway) === total - BY_BALANCE,
   });
 }
 
-// What the services say when all have gone home.
+// What the services return after the sale.
 export async function teardown(sale) {
   const campaign = await coupon.callAgain(
     'tally.coupon.v1.CouponService/GetCampaign',
@@ -220,9 +220,9 @@ export async function teardown(sale) {
     0,
   );
   check([campaign, product], {
-    'as many coupons are issued as there were': () =>
+    'all coupons are issued': () =>
       ok(campaign) && Number(campaign.message.campaign.issued) === COUPONS,
-    'as many things are sold as there were': () =>
+    'all products are sold': () =>
       ok(product) &&
       Number(product.message.product.sold) === STOCK &&
       Number(product.message.product.stock) === 0 &&

@@ -1,4 +1,4 @@
-"""One k6 script, run as a child, and what it measured."""
+"""Runs one k6 script as a child process and reads what it measured."""
 
 from __future__ import annotations
 
@@ -29,34 +29,37 @@ class Outcome:
 
     @property
     def ending(self) -> str:
-        """Tell in a word or two how it ended."""
+        """How it ended, in a few words."""
         if self.exit_code == THRESHOLDS_CROSSED:
             return f"crossed: {', '.join(self._crossed())}"
         return "all thresholds hold" if self.exit_code == 0 else f"k6 exited {self.exit_code}"
 
     def count(self, metric: str) -> int:
-        """Return a counter's value; 0 if nothing was counted."""
+        """A counter's value; 0 if nothing was counted."""
         return int(self.metrics.get(metric, {}).get("count", 0))
 
     def share(self, metric: str) -> float:
-        """Return the part of a rate that was true; 0 if nothing was counted."""
+        """A rate's value; 0 if nothing was counted."""
         return float(self.metrics.get(metric, {}).get("value", 0.0))
 
     def times(self, metric: str) -> str:
-        """Return a trend's median and 95th percentile."""
+        """A trend's median and 95th percentile."""
         values = self.metrics.get(metric, {})
         if "med" not in values:
             return "no times"
         return f"median {values['med']:.0f} ms, p95 {values['p(95)']:.0f} ms"
 
     def _crossed(self) -> list[str]:
+        # k6 writes for each threshold of a metric whether it was crossed.
         return sorted(
-            name for name, values in self.metrics.items() if any(_failed(values).values())
+            name
+            for name, values in self.metrics.items()
+            if any(values.get("thresholds", {}).values())
         )
 
 
 def find() -> Path:
-    """Return k6's program, which comes with the development requirements."""
+    """k6's program, which is one of the development requirements."""
     beside = Path(sys.executable).with_name("k6")
     found = beside if beside.is_file() else shutil.which("k6")
     if not found:
@@ -65,7 +68,7 @@ def find() -> Path:
 
 
 def addresses(services: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return the variables by which the scripts are told where the services are."""
+    """The scripts' variables for the addresses of the services."""
     return {service.upper(): ",".join(places) for service, places in services.items()}
 
 
@@ -75,12 +78,12 @@ def run_script(
     directory: Path,
     *,
     meanwhile: Callable[[], None],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Outcome:
-    """Run a script to its end, then say what k6 printed.
+    """Run a script to its end, then print its output.
 
-    ``meanwhile`` is called again and again. Call it in the main thread (see Child); whatever is
-    raised, k6 is stopped. Its logs and its summary are left in ``directory``.
+    ``meanwhile`` is called several times a second. Call this in the main thread (see Child). Log
+    and summary are written to ``directory``. If anything is raised, k6 is stopped.
     """
     summary = directory / f"{name}.json"
     summary.unlink(missing_ok=True)
@@ -88,11 +91,11 @@ def run_script(
         f"k6 {name}",
         [
             *(find(), "run", "--quiet", "--no-color", "--no-usage-report"),
-            # An empty address: no REST API of k6's own on a port.
+            # An empty address: k6 opens no port for its REST API.
             *("--address", "", "--summary-export", summary, SCRIPTS / f"{name}.js"),
         ],
         log_file=directory / f"{name}.log",
-        # Of the user's environment nothing: K6_… and a configuration at home would change the load.
+        # Without the user's environment: K6_… and a configuration at home would change the load.
         env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), **variables},
         cwd=directory,
     )
@@ -101,16 +104,9 @@ def run_script(
             meanwhile()
     finally:
         child.stop(grace_s=STOP_LIMIT_S)
-        say(child.log_text().strip("\n"))
+        report(child.log_text().strip("\n"))
     return Outcome(exit_code, _metrics(summary))
 
 
 def _metrics(summary: Path) -> dict[str, dict[str, Any]]:
-    if not summary.is_file():
-        return {}
-    return dict(json.loads(summary.read_text())["metrics"])
-
-
-def _failed(values: Mapping[str, Any]) -> dict[str, bool]:
-    """The thresholds of a metric, each with whether it was crossed: so k6 writes it."""
-    return dict(values.get("thresholds", {}))
+    return dict(json.loads(summary.read_text())["metrics"]) if summary.is_file() else {}

@@ -14,22 +14,28 @@ from typing import Final
 
 from deploy.local.errors import RunnerError
 from deploy.local.postgres_files import server_user
-from deploy.local.processes import HOST, Child, free_port
+from deploy.local.processes import (
+    FREE_PORT_ATTEMPTS,
+    HOST,
+    PORT_IN_USE,
+    Child,
+    free_port,
+    plain_path,
+)
 from deploy.local.readiness import wait_for_port
 
 CONFIG: Final = Path(__file__).with_name("nginx.conf")
 SERVICE_CONFIG: Final = Path(__file__).with_name("service.conf")
-# Where Debian puts it, which is not on every user's path.
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+"""Where Debian installs it, which is not on every user's path."""
 HTTP2_DIRECTIVE_SINCE: Final = (1, 25, 1)
 MISSING: Final = "nginx is not installed: `apt-get install nginx` on Debian or Ubuntu has it"
 START_LIMIT_S: Final = 30.0
 STOP_LIMIT_S: Final = 5.0
-FREE_PORT_ATTEMPTS: Final = 5
 
 
 def find() -> Path | None:
-    """Return nginx's program; None if there is none."""
+    """nginx's program; None if it is not installed."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), SYSTEM_PATH])
     found = shutil.which("nginx", path=path)
     return Path(found) if found else None
@@ -39,7 +45,7 @@ def find() -> Path | None:
 def round_robin(
     services: Mapping[str, Sequence[str]], directory: Path, log_file: Path
 ) -> Iterator[dict[str, list[str]]]:
-    """Give the one address of each service at which its replicas take calls in turn.
+    """The one address of each service at which its replicas get calls in turn.
 
     Enter it in the main thread (see Child). Raises RunnerError if nginx is missing or does not
     start.
@@ -51,28 +57,23 @@ def round_robin(
         ports = {service: free_port() for service in services}
         _write(directory, _listen_form(program), services, ports)
         nginx = _launch(program, directory, log_file)
-        try:
-            for port in ports.values():
-                wait_for_port(nginx, port, limit_s=START_LIMIT_S)
-        except RunnerError:
-            nginx.stop(grace_s=STOP_LIMIT_S)
-            if attempt == FREE_PORT_ATTEMPTS or "Address already in use" not in nginx.log_text():
-                raise
-        except BaseException:
-            nginx.stop(grace_s=STOP_LIMIT_S)
-            raise
-        else:
-            break
-    try:
-        yield {service: [f"{HOST}:{port}"] for service, port in ports.items()}
-    finally:
-        nginx.stop(grace_s=STOP_LIMIT_S)
+        with contextlib.ExitStack() as exits:
+            exits.callback(nginx.stop, grace_s=STOP_LIMIT_S)
+            try:
+                for port in ports.values():
+                    wait_for_port(nginx, port, limit_s=START_LIMIT_S)
+            except RunnerError:
+                if attempt == FREE_PORT_ATTEMPTS or PORT_IN_USE not in nginx.log_text():
+                    raise
+                continue
+            yield {service: [f"{HOST}:{port}"] for service, port in ports.items()}
+            return
 
 
 def service_config(service: str, listen: str, replicas: Sequence[str]) -> str:
-    """Return service.conf, filled in. ``listen``: the directives that open its port."""
-    # A replica is left out for a while after several failures, and not after one, as nginx would
-    # have it: a connection that it closed for its age just as a call came counts as one.
+    """service.conf with its values. ``listen``: the directives that open its port."""
+    # A replica is left out for a while after several failures. nginx's default is one failure, and
+    # a connection that was closed for its age when a call came counts as one.
     lines = [f"    server {replica} max_fails=3 fail_timeout=5s;" for replica in replicas]
     text = SERVICE_CONFIG.read_text()
     for name, value in {
@@ -85,11 +86,11 @@ def service_config(service: str, listen: str, replicas: Sequence[str]) -> str:
 
 
 def _listen_form(program: Path) -> str:
-    """Return how this nginx is told to speak HTTP/2 on a port, ``{}`` being the address."""
-    told = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
-    version = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", told)
+    """The directives with which this nginx speaks HTTP/2 on a port; ``{}`` is the address."""
+    output = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
+    version = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", output)
     if version is None:
-        raise RunnerError(f"{program} does not tell its version: {told.strip()}")
+        raise RunnerError(f"{program} does not print its version: {output.strip()}")
     if tuple(map(int, version.groups())) >= HTTP2_DIRECTIVE_SINCE:
         return "    listen {};\n    http2 on;"
     return "    listen {} http2;"
@@ -121,9 +122,9 @@ def _launch(program: Path, directory: Path, log_file: Path) -> Child:
             *("-e", "stderr", "-g", "daemon off;"),
         ],
         log_file=log_file,
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+        env=plain_path(),
         cwd=directory,
         user=server_user(),
-        # Its worker lives on after a master that was killed; SIGTERM is passed on.
+        # The worker of a killed master does not end; the master passes SIGTERM on.
         death_signal=signal.SIGTERM,
     )

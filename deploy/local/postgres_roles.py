@@ -1,7 +1,7 @@
-"""The databases and roles of the services: names, addresses, and the SQL that makes them.
+"""The databases and roles of the services: names, addresses, and the SQL that creates them.
 
 A service has one database and three roles: owner (migrations), runtime (no DDL), audit (read
-only). Nobody may connect to a database of another service. What runtime and audit may do with
+only). None of them may connect to another service's database. What runtime and audit may do with
 the tables is granted by the service's own migrations.
 """
 
@@ -30,14 +30,14 @@ def url(role: str, password: str, port: int, database: str) -> str:
 
 
 def checked_name(name: str) -> str:
-    """Refuse a name that would need quoting: names and passwords are pasted into scripts."""
+    """Refuse a name that would need quoting: names and passwords are inserted into scripts."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
         raise RunnerError(f"not a name for a database, a role or a service: {name!r}")
     return name
 
 
 def role_sql(role: str, password: str) -> str:
-    """Make the role or put its password and powers right."""
+    """Create the role, or correct its password and rights."""
     checked_name(role)
     return f"""
 SELECT 'CREATE ROLE "{role}"'
@@ -48,9 +48,9 @@ ALTER ROLE "{role}" LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBY
 
 
 def database_sql(database: str, service: str, template: str | None = None) -> str:
-    """Make the database unless it is there, and shut out everyone but its service's roles.
+    """Create the database if it does not exist; only its service's roles may connect to it.
 
-    The rights are set anew for a clone: CREATE DATABASE copies what is in a template, not who
+    The rights are set for a clone too: CREATE DATABASE copies the content of a template, not who
     may connect to it.
     """
     for name in (database, service, template or database):

@@ -1,11 +1,12 @@
-"""Child processes that die with their parent, are stopped in order, and can be found again.
+"""Child processes that die with this process, stop in order, and can be found by the next run.
 
-Three things end a child: `Child.stop`, the death of this process (see launcher.py), and, should
-both have failed, the next run on the same data directory, which reads the registry.
+Three things end a child: `Child.stop`, the death of this process (see launcher.py), and, if both
+failed, the next run on the same data directory, which reads the registry (see data_dir.py).
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import errno
@@ -15,25 +16,55 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Final, Self
 
 from deploy.local.errors import RunnerError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+LAUNCHER: Final = Path(__file__).with_name("launcher.py")
+HOST: Final = "127.0.0.1"
+POLL_S: Final = 0.02
+KILL_WAIT_S: Final = 10.0
+PORT_WAIT_S: Final = 1.0
+FREE_PORT_ATTEMPTS: Final = 5
+PORT_IN_USE: Final = "Address already in use"
+LOG_BYTES_MAX: Final = 16 << 20
+LOG_READ_BYTES_MAX: Final = 64 << 10
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
-HOST = "127.0.0.1"
-POLL_S = 0.02
-KILL_WAIT_S = 10.0
-PORT_WAIT_S = 1.0
-LOG_BYTES_MAX = 16 << 20
+
+class Startable(abc.ABC):
+    """Something that runs while a ``with`` block does. Enter it in the main thread (see Child)."""
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Return when it is ready. Raises RunnerError; ``stop`` must follow in any case."""
+
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """Return when it has stopped. Does nothing if it does not run."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
 
 
 @dataclasses.dataclass(frozen=True)
 class User:
-    """Whom a child runs as."""
+    """The user whom a child runs as."""
 
     uid: int
     gid: int
@@ -43,8 +74,13 @@ def current_user() -> User:
     return User(os.geteuid(), os.getegid())
 
 
+def plain_path() -> dict[str, str]:
+    """An environment with nothing but PATH and the C locale."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+
+
 class Child:
-    """A running program. Start it from a thread that lives as long as the child shall.
+    """A running program. Start it from a thread that lives as long as the child.
 
     Linux sends the death signal when the *thread* that started the child ends.
     """
@@ -64,7 +100,7 @@ class Child:
         self.log_file = log_file
         user = user or current_user()
         launch = [sys.executable, "-I", "-S", LAUNCHER, os.getpid(), int(death_signal)]
-        with open_log(log_file) as log:
+        with _open_log(log_file) as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [str(part) for part in [*launch, user.uid, user.gid, *command]],
@@ -73,7 +109,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env=dict(env),
                 cwd=cwd,
-                # Ctrl-C is for the runner alone: it decides in which order the others go.
+                # Ctrl-C reaches this process only, which stops the children in order.
                 start_new_session=True,
             )
 
@@ -82,11 +118,11 @@ class Child:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """Return None while it runs; negative is the signal that ended it."""
+        """None while it runs; if negative, the signal that ended it."""
         return self._process.poll()
 
     def wait(self, timeout_s: float) -> int | None:
-        """Return the exit code, or None if it still runs after that time."""
+        """The exit code, or None if it still runs after that time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout_s)
         return None
@@ -95,7 +131,7 @@ class Child:
         self._process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, grace_s: float = 10.0) -> None:
-        """Ask it to end, and kill it if it has not after grace_s. Harmless if it has ended."""
+        """Send the signal, and SIGKILL if it still runs after ``grace_s``."""
         if self.exit_code() is not None:
             return
         self.send(number)
@@ -104,10 +140,10 @@ class Child:
             self._process.wait(KILL_WAIT_S)
 
     def log_text(self) -> str:
-        """Return what it has written since it began, at most the last 64 KiB."""
+        """What this child has written, at most the last 64 KiB."""
         with self.log_file.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - 65536))
+            log.seek(max(self._log_start, size - LOG_READ_BYTES_MAX))
             return log.read().decode(errors="replace")
 
     def log_tail(self, lines: int = 15) -> str:
@@ -115,7 +151,7 @@ class Child:
 
 
 def stop_all(children: Sequence[Child], *, grace_s: float) -> None:
-    """Ask all to end at once; kill what is left after grace_s."""
+    """Stop all at the same time; kill those that still run after ``grace_s``."""
     for child in children:
         if child.exit_code() is None:
             child.send(signal.SIGTERM)
@@ -125,8 +161,8 @@ def stop_all(children: Sequence[Child], *, grace_s: float) -> None:
             child.stop(signal.SIGKILL)
 
 
-def open_log(path: Path) -> BinaryIO:
-    """Open a log for appending that only its owner can read; a large one starts anew."""
+def _open_log(path: Path) -> BinaryIO:
+    """Open a log for appending. Only its owner can read it; one that is too large is replaced."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > LOG_BYTES_MAX:
@@ -134,20 +170,23 @@ def open_log(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
+# -- ports -----------------------------------------------------------------------------------------
+
+
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 def require_free_port(port: int, purpose: str) -> None:
-    """Refuse with one clear line when something else holds that port and keeps it."""
+    """Raise RunnerError if another program holds the port for longer than a moment."""
     deadline = time.monotonic() + PORT_WAIT_S
     while not _is_free(port, purpose):
         if time.monotonic() > deadline:
             raise RunnerError(f"port {port} on {HOST}, wanted for {purpose}, is taken")
-        # A client's connection may hold it for a moment: the ports are in that range.
+        # It may be the local port of a short connection: those are in the same range.
         time.sleep(POLL_S)
 
 
@@ -162,3 +201,34 @@ def _is_free(port: int, purpose: str) -> bool:
                 return False
             raise RunnerError(f"port {port}, for {purpose}: {error.strerror}") from error
     return True
+
+
+class LocalServer(Startable):
+    """A server on 127.0.0.1. Port 0 means a free port, known after ``start``."""
+
+    def __init__(self, name: str, port: int, log_file: Path) -> None:
+        self.port = port
+        self.log_file = log_file
+        self.child: Child | None = None
+        self._name = name
+
+    @abc.abstractmethod
+    def _launch(self) -> str | None:
+        """Start it on ``port``. None when it is ready, else the end of its log."""
+
+    def _start_on_port(self) -> None:
+        """Launch it on its port, or on one free port after another if it has none.
+
+        Another process may take a free port before the server listens on it.
+        """
+        any_port = self.port == 0
+        if not any_port:
+            require_free_port(self.port, self._name)
+        for _ in range(FREE_PORT_ATTEMPTS):
+            self.port = free_port() if any_port else self.port
+            failure = self._launch()
+            if failure is None:
+                return
+            if not any_port or PORT_IN_USE not in failure:
+                break
+        raise RunnerError(f"{self._name} did not start; {self.log_file} ends:\n{failure}")

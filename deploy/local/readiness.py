@@ -1,11 +1,12 @@
-"""Waiting until servers answer."""
+"""Waits until servers answer."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,11 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.local.errors import RunnerError
 from deploy.local.processes import HOST, POLL_S, Child
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-CALL_LIMIT_S = 1.0
-CHANNEL_OPTIONS = [
+CALL_LIMIT_S: Final = 1.0
+CHANNEL_OPTIONS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
@@ -26,12 +24,12 @@ CHANNEL_OPTIONS = [
 
 
 def failed_start(child: Child, what: str) -> RunnerError:
-    """Describe a child that did not come up, by the end of its log."""
+    """The error for a child that did not start, with the end of its log."""
     return RunnerError(f"{child.name} {what}; {child.log_file} ends:\n{child.log_tail()}")
 
 
 def wait_for_port(child: Child, port: int, *, limit_s: float) -> None:
-    """Return once something accepts connections there, while the child lives."""
+    """Return when the port accepts connections. Raises RunnerError if the child ends first."""
     deadline = time.monotonic() + limit_s
     while child.exit_code() is None:
         with contextlib.suppress(OSError):
@@ -46,7 +44,7 @@ def wait_for_port(child: Child, port: int, *, limit_s: float) -> None:
 def wait_until_serving(
     children: Mapping[str, Child], *, limit_s: float, on_ready: Callable[[str, Child], None]
 ) -> None:
-    """Return once every server, by its address, says SERVING; all are asked by turns."""
+    """Return when every server, by its address, reports SERVING."""
     deadline = time.monotonic() + limit_s
     with contextlib.ExitStack() as stack:
         stubs = {}
@@ -58,7 +56,7 @@ def wait_until_serving(
                 child = children[address]
                 if child.exit_code() is not None:
                     raise failed_start(child, f"ended at start with {child.exit_code()}")
-                if _serves(stub):
+                if _is_serving(stub):
                     del stubs[address]
                     on_ready(address, child)
             if stubs and time.monotonic() > deadline:
@@ -67,7 +65,7 @@ def wait_until_serving(
             time.sleep(POLL_S)
 
 
-def _serves(stub: health_pb2_grpc.HealthStub) -> bool:
+def _is_serving(stub: health_pb2_grpc.HealthStub) -> bool:
     try:
         answer = stub.Check(  # type: ignore[attr-defined] # set at run time
             health_pb2.HealthCheckRequest(), timeout=CALL_LIMIT_S

@@ -6,90 +6,66 @@ import contextlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import Any, Final
 
-from deploy.local.data_dir import Registry, locked
+from deploy.local.data_dir import Registry, locked, stop_survivors
 from deploy.local.errors import RunnerError
 from deploy.local.plan import (
+    GATEWAY_RECORD,
     PROJECT,
     Backends,
-    Outside,
+    ExternalServers,
     Plan,
     migration_environment,
     plain_environment,
     replica_environment,
 )
 from deploy.local.postgres import PostgresServer
-from deploy.local.processes import HOST, Child, require_free_port, stop_all
+from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.processes import HOST, Child, Startable, require_free_port, stop_all
 from deploy.local.readiness import failed_start, wait_for_port, wait_until_serving
-from deploy.local.secret_files import new_password, write_json
+from deploy.local.secret_files import kept_password, write_json
 from deploy.local.state import write_state
 from deploy.local.valkey import ValkeyServer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-    from types import TracebackType
-
-    from deploy.local.postgres_roles import ServiceUrls
-
-MIGRATION_LIMIT_S = 120.0
-READY_LIMIT_S = 60.0
-# Longer than a service's own grace for its running calls (10 s).
-SERVICE_STOP_LIMIT_S = 15.0
-GATEWAY_STOP_LIMIT_S = 5.0
+MIGRATION_LIMIT_S: Final = 120.0
+READY_LIMIT_S: Final = 60.0
+SERVICE_STOP_LIMIT_S: Final = 15.0
+"""Longer than a service's own grace period for its running calls (10 s)."""
+GATEWAY_STOP_LIMIT_S: Final = 5.0
 
 
-class Stack:
-    """A context manager: entering starts everything or raises RunnerError and leaves nothing.
-
-    Enter it in the main thread (see Child). report is told each thing as it becomes ready.
-    """
+class Stack(Startable):
+    """Starting it starts everything; ``report`` gets a line for each server that is ready."""
 
     def __init__(self, plan: Plan, report: Callable[[str], None]) -> None:
         self.plan = plan
         self.replicas: dict[str, Child] = {}
+        """By address."""
         self._report = report
-        self._outside = Outside.of(os.environ, plan.services)
+        self._external = ExternalServers.of(os.environ, plan.services)
         self._exits = contextlib.ExitStack()
         self._logs = plan.data_dir / "logs"
         self._registry = Registry(plan.data_dir)
         self._postgres = PostgresServer(
-            plan.data_dir / "postgres", plan.postgres_port, self._logs / "postgres.log"
+            plan.data_dir / "postgres", plan.port("postgres"), self._logs / "postgres.log"
         )
         self._valkey = ValkeyServer(
-            plan.data_dir / "valkey", plan.valkey_port, self._logs / "valkey.log"
+            plan.data_dir / "valkey", plan.port("valkey"), self._logs / "valkey.log"
         )
         self._gateway: Child | None = None
         self._reported_dead: set[int] = set()
         self.backends = Backends({}, "", "", "")
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def start(self) -> None:
-        """Return when every replica is ready. Whatever happens, stop() must follow."""
+        """Return when every replica is ready."""
         self._exits.enter_context(locked(self.plan.data_dir))
         self._prepare_ready_file()
-        cleared = self._registry.clear_survivors()
-        if cleared:
-            self._report(f"cleared {cleared} processes that an earlier run had left")
-        if (self.plan.data_dir / "postgres").is_dir():
-            self._postgres.files.clear_survivor()
-        self._exits.callback(self._registry.forget)
+        stopped = stop_survivors(self.plan.data_dir)
+        if stopped:
+            self._report(f"stopped {stopped} processes that an earlier run had left behind")
+        self._exits.callback(self._registry.clear)
         self.require_free_ports()
         databases = self._start_postgres()
         redis_url = self._start_valkey()
@@ -102,11 +78,11 @@ class Stack:
             write_json(self.plan.ready_file, self.description())
 
     def stop(self) -> None:
-        """Stop everything, the callers before the called. Harmless when nothing runs."""
+        """Stop everything, each server after those that call it."""
         self._exits.close()
 
     def description(self) -> dict[str, Any]:
-        """Return where everything is: the content of the ready file."""
+        """The content of the ready file: where everything is."""
         return {
             "services": {name: self.plan.addresses(name) for name in self.plan.services},
             "gateway": self.backends.gateway_url,
@@ -118,27 +94,42 @@ class Stack:
             },
         }
 
-    def newly_dead(self) -> list[str]:
-        """Return a line for each process that has ended since the last call."""
-        lines = []
-        for child in self.children:
-            code = child.exit_code()
-            if code is not None and child.pid not in self._reported_dead:
-                self._reported_dead.add(child.pid)
-                how = (
-                    f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
-                )
-                lines.append(
-                    f"{child.name} (pid {child.pid}) {how} and is not restarted; "
-                    f"the rest goes on. Log: {child.log_file}"
-                )
-        return lines
-
     @property
     def children(self) -> list[Child]:
-        """Return every process started and not stopped, by name: servers first, then replicas."""
+        """Every process that was started and not stopped: servers first, then replicas."""
         servers = [self._postgres.child, self._valkey.child, self._gateway]
         return [child for child in [*servers, *self.replicas.values()] if child is not None]
+
+    def newly_dead(self) -> list[Child]:
+        """The processes that have ended since the last call."""
+        dead = [
+            child
+            for child in self.children
+            if child.exit_code() is not None and child.pid not in self._reported_dead
+        ]
+        self._reported_dead |= {child.pid for child in dead}
+        return dead
+
+    def require_free_ports(self) -> None:
+        """Raise RunnerError if another program holds a port of this stack."""
+        for replica in range(self.plan.replicas):
+            for service in self.plan.services:
+                require_free_port(self.plan.port(service, replica), f"{service}-{replica}")
+        if self._needs_postgres():
+            require_free_port(self.plan.port("postgres"), "PostgreSQL")
+        if self._needs_valkey():
+            require_free_port(self.plan.port("valkey"), "Valkey")
+        if self._needs_gateway():
+            require_free_port(self.plan.port("gateway"), "the gateway simulator")
+
+    def _needs_postgres(self) -> bool:
+        return not self.plan.services or len(self._external.databases) < len(self.plan.services)
+
+    def _needs_valkey(self) -> bool:
+        return self.plan.redis and self._external.redis_url is None
+
+    def _needs_gateway(self) -> bool:
+        return "payment" in self.plan.services and self._external.gateway_url is None
 
     def _postgres_url(self) -> str:
         if self._postgres.child is not None:
@@ -151,39 +142,24 @@ class Stack:
             return
         if file.is_dir() or not file.parent.is_dir():
             raise RunnerError(f"ready file {file}: not a file in a directory that exists")
-        # One that a killed run left would announce servers that are not there.
+        # The file of a killed run would name servers that no longer exist.
         file.unlink(missing_ok=True)
 
-    def require_free_ports(self) -> None:
-        """Refuse with one clear line when something else holds a port of this stack."""
-        plan, outside = self.plan, self._outside
-        for replica in range(plan.replicas):
-            for service in plan.services:
-                require_free_port(plan.port(service, replica), f"{service}-{replica}")
-        if len(outside.databases) < len(plan.services) or not plan.services:
-            require_free_port(plan.postgres_port, "PostgreSQL")
-        if plan.redis and outside.redis_url is None:
-            require_free_port(plan.valkey_port, "Valkey")
-        if self._needs_gateway():
-            require_free_port(plan.gateway_port, "the gateway simulator")
-
     def _start_postgres(self) -> dict[str, ServiceUrls]:
-        databases = dict(self._outside.databases)
-        own = [service for service in self.plan.services if service not in databases]
-        if own or not self.plan.services:
+        databases = dict(self._external.databases)
+        if self._needs_postgres():
             self._exits.callback(self._postgres.stop)
             self._postgres.start()
             self._report(f"PostgreSQL  {HOST}:{self._postgres.port}")
-        for service in own:
-            databases[service] = self._postgres.provision(service)
-        write_state(self.plan.data_dir, databases, self._outside.databases)
+        for service in self.plan.services:
+            if service not in databases:
+                databases[service] = self._postgres.provision(service)
+        write_state(self.plan.data_dir, databases, self._external.databases)
         return databases
 
     def _start_valkey(self) -> str:
-        if not self.plan.redis:
-            return ""
-        if self._outside.redis_url is not None:
-            return self._outside.redis_url
+        if not self._needs_valkey():
+            return (self._external.redis_url or "") if self.plan.redis else ""
         self._exits.callback(self._valkey.stop)
         self._valkey.start()
         assert self._valkey.child is not None
@@ -191,20 +167,18 @@ class Stack:
         self._report(f"Valkey      {HOST}:{self._valkey.port}")
         return self._valkey.url
 
-    def _needs_gateway(self) -> bool:
-        return "payment" in self.plan.services and self._outside.gateway_url is None
-
     def _start_gateway(self) -> tuple[str, str]:
+        """Its URL and secret key."""
         if not self._needs_gateway():
-            return self._outside.gateway_url or "", self._outside.gateway_secret_key
+            return self._external.gateway_url or "", self._external.gateway_secret_key
         key_file = self.plan.data_dir / "gateway.key"
-        secret_key = _kept_secret(key_file)
-        port = self.plan.gateway_port
+        secret_key = kept_password(key_file)
+        port = self.plan.port("gateway")
         self._gateway = self._spawn(
             "gateway",
             [
                 *("deploy.local.gateway", "--host", HOST, "--port", str(port)),
-                *("--data-file", str(self.plan.data_dir / "gateway.sqlite3")),
+                *("--data-file", str(self.plan.data_dir / GATEWAY_RECORD)),
                 *("--latency-ms", "{}-{}".format(*self.plan.gateway_latency_ms)),
                 *("--secret-key-file", str(key_file)),
             ],
@@ -216,7 +190,7 @@ class Stack:
         return f"http://{HOST}:{port}", secret_key
 
     def _migrate(self) -> None:
-        """Bring each database to its newest schema, all at the same time."""
+        """Migrate all databases at the same time."""
         children = []
         for service in self.plan.services:
             child = self._spawn(
@@ -235,7 +209,7 @@ class Stack:
             self._report(f"migrated    {', '.join(self.plan.services)}")
 
     def _start_replicas(self) -> None:
-        # What is started last is stopped first: the order service may still call the others.
+        # Replicas stop in reverse order: the order service may still call the others.
         for service in sorted(self.plan.services, key=lambda name: name == "order"):
             replicas = []
             for replica, address in enumerate(self.plan.addresses(service)):
@@ -253,7 +227,7 @@ class Stack:
             on_ready=lambda address, child: self._report(f"{child.name:<11} {address}"),
         )
 
-    def _spawn(self, name: str, module: Sequence[str], env: dict[str, str]) -> Child:
+    def _spawn(self, name: str, module: list[str], env: dict[str, str]) -> Child:
         child = Child(
             name,
             [sys.executable, "-m", *module],
@@ -265,11 +239,11 @@ class Stack:
         return child
 
 
-def _kept_secret(path: Path) -> str:
-    """Return the secret in the file; the first time, make one."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_text().strip()
-    secret = new_password()
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(f"{secret}\n")
-    return secret
+def describe_death(child: Child) -> str:
+    """One line about a process that ended by itself or was killed."""
+    code = child.exit_code() or 0
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
+    return (
+        f"{child.name} (pid {child.pid}) {how} and is not restarted; "
+        f"the others continue. Log: {child.log_file}"
+    )

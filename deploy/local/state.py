@@ -1,43 +1,40 @@
-"""Where a data directory's databases are, so that an audit finds them, running or stopped."""
+"""The addresses of a data directory's databases, recorded for the audit."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
 
 from deploy.local.data_dir import DirectoryInUse, locked
 from deploy.local.errors import RunnerError
 from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.secret_files import read_json, write_json
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
-
-    from deploy.local.postgres_roles import ServiceUrls
-
-STATE_FILE = "state.json"
+STATE_FILE: Final = "state.json"
 
 
 def write_state(
-    data_dir: Path, databases: Mapping[str, ServiceUrls], outside: Mapping[str, ServiceUrls]
+    data_dir: Path, databases: Mapping[str, ServiceUrls], external: Mapping[str, ServiceUrls]
 ) -> None:
-    """Record the audit's addresses, and which of them are not the directory's own server's."""
+    """Record the audit role's addresses, and which databases are not on the runner's server."""
     write_json(
         data_dir / STATE_FILE,
         {
             "audit_urls": {service: urls.audit for service, urls in databases.items()},
-            "outside": sorted(outside),
+            "outside": sorted(external),
         },
     )
 
 
-@contextlib.asynccontextmanager
-async def audited(data_dir: Path) -> AsyncIterator[dict[str, str]]:
-    """Give the audit role's address of each service's database.
+@contextlib.contextmanager
+def audit_urls(data_dir: Path) -> Iterator[dict[str, str]]:
+    """The audit role's address of each service's database.
 
-    A stopped stack's PostgreSQL is started meanwhile, on a free port, and the directory held.
-    Enter it in the main thread (see Child). Raises RunnerError if there is no stack.
+    If the stack is stopped, the directory is locked and its PostgreSQL runs, on a free port, until
+    the block ends. Enter it in the main thread (see Child). Raises RunnerError.
     """
     state = read_json(data_dir / STATE_FILE)
     if state is None:
@@ -50,7 +47,7 @@ async def audited(data_dir: Path) -> AsyncIterator[dict[str, str]]:
     with contextlib.ExitStack() as exits:
         if own:
             with contextlib.suppress(DirectoryInUse):
-                # Free means that the stack has stopped, however it ended.
+                # The lock is free only if the stack has stopped, in whatever way it ended.
                 exits.enter_context(locked(data_dir))
                 server = exits.enter_context(PostgresServer(data_dir / "postgres"))
                 urls |= {service: server.urls(service).audit for service in own}

@@ -1,49 +1,43 @@
-"""Ready-to-paste grpcurl lines for a running stack."""
+"""grpcurl commands for a running stack, ready to paste."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from deploy.local.plan import PROJECT
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 
 def _won(amount: int) -> dict[str, str]:
-    # As protobuf writes an int64 in JSON.
+    # Protobuf writes an int64 as a string in JSON.
     return {"currency_code": "KRW", "amount_minor": str(amount)}
 
 
 # (service, what it shows, method, request); words in capitals stand for ids in earlier answers.
-CALLS: Sequence[tuple[str, str, str, Mapping[str, Any]]] = (
+CALLS: Final[Sequence[tuple[str, str, str, Mapping[str, Any]]]] = (
     (
         "balance",
         "charge a balance",
-        "tally.balance.v1.BalanceService/ChargeBalance",
+        "BalanceService/ChargeBalance",
         {"user_id": "ada", "amount": _won(1000), "request_id": "charge-1"},
     ),
     (
         "balance",
-        "deduct from it (repeat it: the answer is the first one, and no more is taken)",
-        "tally.balance.v1.BalanceService/DeductBalance",
-        {
-            "user_id": "ada",
-            "amount": _won(300),
-            "request_id": "deduct-1",
-        },
+        "deduct from it (repeat it: the first answer is returned, and no more is deducted)",
+        "BalanceService/DeductBalance",
+        {"user_id": "ada", "amount": _won(300), "request_id": "deduct-1"},
     ),
     (
         "balance",
         "see what is left",
-        "tally.balance.v1.BalanceService/GetBalance",
+        "BalanceService/GetBalance",
         {"user_id": "ada", "currency_code": "KRW"},
     ),
     (
         "coupon",
         "open a campaign of 3 coupons of 200 won",
-        "tally.coupon.v1.CouponService/CreateCampaign",
+        "CouponService/CreateCampaign",
         {
             "name": "Opening",
             "fixed_discount": _won(200),
@@ -57,19 +51,19 @@ CALLS: Sequence[tuple[str, str, str, Mapping[str, Any]]] = (
     (
         "coupon",
         "take a coupon",
-        "tally.coupon.v1.CouponService/IssueCoupon",
+        "CouponService/IssueCoupon",
         {"campaign_id": "CAMPAIGN_ID", "user_id": "ada", "request_id": "issue-1"},
     ),
     (
         "order",
         "put a product on sale",
-        "tally.order.v1.ProductService/CreateProduct",
+        "ProductService/CreateProduct",
         {"name": "Mug", "price": _won(700), "stock": "10", "request_id": "product-1"},
     ),
     (
         "order",
         "order one",
-        "tally.order.v1.OrderService/CreateOrder",
+        "OrderService/CreateOrder",
         {
             "user_id": "ada",
             "items": [{"product_id": "PRODUCT_ID", "quantity": "1"}],
@@ -79,7 +73,7 @@ CALLS: Sequence[tuple[str, str, str, Mapping[str, Any]]] = (
     (
         "order",
         "pay 500 by balance and the rest through the gateway",
-        "tally.order.v1.OrderService/PayOrder",
+        "OrderService/PayOrder",
         {
             "order_id": "ORDER_ID",
             "user_id": "ada",
@@ -90,8 +84,8 @@ CALLS: Sequence[tuple[str, str, str, Mapping[str, Any]]] = (
     ),
     (
         "order",
-        "cancel it: everything comes back",
-        "tally.order.v1.OrderService/CancelOrder",
+        "cancel it: balance, payment and stock are restored",
+        "OrderService/CancelOrder",
         {
             "order_id": "ORDER_ID",
             "user_id": "ada",
@@ -103,14 +97,13 @@ CALLS: Sequence[tuple[str, str, str, Mapping[str, Any]]] = (
 
 
 def grpcurl_lines(services: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the calls of the services there are, each after a line that says what it does."""
+    """The calls of the services at these addresses, each after a comment that describes it."""
     lines = []
     for service, purpose, method, request in CALLS:
         if service in services:
-            body = json.dumps(request)
             lines.append(f"# {purpose}")
             lines.append(
-                f"{PROJECT}/.venv/bin/grpcurl -plaintext -d '{body}' "
-                f"{services[service][0]} {method}"
+                f"{PROJECT}/.venv/bin/grpcurl -plaintext -d '{json.dumps(request)}' "
+                f"{services[service][0]} tally.{service}.v1.{method}"
             )
     return lines

@@ -5,8 +5,8 @@ Revision ID: order_0001
 
 from __future__ import annotations
 
-from common import answers
-from common.migrations import execute
+from common.db import idempotency
+from common.db.migrations import execute
 
 revision = "order_0001"
 down_revision = None
@@ -108,4 +108,4 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO tally_order_audit;
 
 
 def upgrade() -> None:
-    execute(TABLES, answers.DDL, RIGHTS)
+    execute(TABLES, idempotency.DDL, RIGHTS)

@@ -5,7 +5,7 @@ Revision ID: order_0002
 
 from __future__ import annotations
 
-from common.migrations import execute
+from common.db.migrations import execute
 
 revision = "order_0002"
 down_revision = "order_0001"

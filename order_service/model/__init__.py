@@ -1,1 +1,1 @@
-"""What the order service knows: products, carts, orders and their rules. Pure."""
+"""Products, carts, orders and sagas, and their rules. Pure: no I/O, no clock, no asyncio."""

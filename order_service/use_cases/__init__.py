@@ -1,1 +1,1 @@
-"""What the order service does: the writes, decided batch by batch, and the reads."""
+"""The order service's writes, decided batch by batch, and its reads."""

@@ -1,53 +1,74 @@
-"""What is left to do at the gateway, until each payment has come to its end.
+"""The work at the gateway on payments that are open, until each has a final state.
 
-Whoever is at a payment holds it under a lease, which a heartbeat renews for as long as the replica
-lives, however long the gateway takes: what a dead replica had there is found out about soon. To
-lose a lease while alive costs a question more at the gateway, and nothing else.
+A replica works on a payment under a lease, which a heartbeat renews while the replica lives,
+however long the gateway takes. The payments of a dead replica are soon acquired by another. If a
+live replica loses a lease, that costs one more call to the gateway, and nothing else.
 
-An unknown outcome is asked for by the payment key. What the gateway does not know is confirmed
-again under the same idempotency key: that way a first confirm that is still on its way can only be
-told the second's answer. What is confirmed and cancelled is given back. Nothing is ever guessed.
+An unknown outcome is looked up by the payment_key. If the gateway does not know the key, the
+confirm is sent again under the same idempotency key: a first confirm that is still in transit then
+only gets the second one's response. A payment that is confirmed and cancelled is given back. No
+outcome is ever guessed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from prometheus_client import Counter
 
-from common.database import Database
-from common.detached import Detached
-from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
+from common.backoff import Backoff
+from common.batching.lane import Lane
+from common.db.engines import Database
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded
 from common.ids import new_id
-from common.lanes import Lane
 from common.metrics import REGISTRY
-from payment_service import store
-from payment_service.gateway import (
+from common.tasks import DetachedTasks
+from payment_service.gateway.outcomes import (
     Cancelled,
-    Gateway,
+    Confirmed,
+    Declined,
+    GatewayOutcome,
     Mismatch,
     NotCancellable,
     NotFound,
+    NotSent,
     Rejected,
     Unknown,
 )
-from payment_service.model import Command, Confirmation, Outcome, Settle, State
-from payment_service.use_cases.decide import Settled
+from payment_service.gateway.toss import TossGateway
+from payment_service.model import Command, Confirmation, PaymentState, RecordOutcome
+from payment_service.store import lease as store
+from payment_service.use_cases.decider import Reply
 
-BACKOFF_S: Final = 0.25
-BACKOFF_MAX_S: Final = 30.0
+OutcomeT = TypeVar("OutcomeT", bound=GatewayOutcome)
+
+_RETRY: Final = Backoff(0.25, 30.0)
+"""Pauses between two tries at one payment."""
+_FIRST_RETRY_S: Final = 0.05
+"""The pause before the first retry, if the replica that made the first call has a free slot."""
 STORE_TRIES_MAX: Final = 6
-_STORE_PAUSE_S: Final = 0.2
+_STORE_RETRY: Final = Backoff(0.2, 6.4, jitter=(0.0, 1.0))
 
+OUTCOME_LABELS: Final[dict[type[object], str]] = {
+    Confirmed: "Confirmed",
+    Cancelled: "Cancelled",
+    Declined: "Declined",
+    NotFound: "NotFound",
+    NotCancellable: "NotCancellable",
+    NotSent: "NotSent",
+    Rejected: "Rejected",
+    Unknown: "Unknown",
+    Mismatch: "Mismatch",
+}
+"""Values of the metric's label, which dashboards and alerts use."""
 _outcomes = Counter(
     "tally_gateway_outcomes",
-    "What the payment gateway was heard to say, by what it was asked.",
+    "Outcomes of calls to the payment gateway, by operation.",
     ("asked", "outcome"),
     registry=REGISTRY,
 )
@@ -60,58 +81,49 @@ class Resolver:
     def __init__(
         self,
         database: Database,
-        lane: Lane[Command],
-        gateway: Gateway,
+        lane: Lane[Command, Reply],
+        gateway: TossGateway,
         *,
         lease: timedelta,
         concurrency: int,
     ) -> None:
+        """``concurrency``: how many payments are worked on at once, in slots."""
         self._database = database
         self._lane = lane
         self._gateway = gateway
         self._lease = lease
         self._concurrency = concurrency
-        self._detached = Detached("resolver")
-        self._reserved: set[str] = set()
-        """Holders with a place that they have not begun in yet."""
+        self._tasks = DetachedTasks("resolver")
+        self._reserved = 0
+        """Slots for retries of first calls whose outcomes are being recorded."""
         self._held: dict[str, str] = {}
-        """Who holds each payment that this replica is at, by payment_id."""
-
-    def reserve(self, holder: str) -> bool:
-        """Keep a place for this holder to begin in; returns whether there was one.
-
-        It is given up by ``begin`` or ``give_up``.
-        """
-        if self._room <= 0:
-            return False
-        self._reserved.add(holder)
-        return True
-
-    def give_up(self, holder: str) -> None:
-        """Leave a reserved place to others, if it was not begun in."""
-        self._reserved.discard(holder)
-
-    @property
-    def _room(self) -> int:
-        return self._concurrency - len(self._detached) - len(self._reserved)
+        """The holder of each payment that this replica works on, by payment_id."""
 
     async def close(self, limit_s: float) -> None:
-        """Let what is under way end; what does not is taken up by others after its lease."""
-        await self._detached.close(limit_s)
+        """Wait for the work in progress. What does not end is acquired by others later."""
+        await self._tasks.close(limit_s)
+
+    @property
+    def _slots_free(self) -> int:
+        return self._concurrency - len(self._tasks) - self._reserved
+
+    # -- leases --------------------------------------------------------------------------------
 
     async def sweep(self) -> int:
-        """Take up payments that are due, as many as there is room for; returns how many."""
-        room = self._room
-        if room <= 0:
+        """Acquire due payments, as many as slots are free, and start; returns how many."""
+        size = self._slots_free
+        if size <= 0:
             return 0
         async with self._database.begin() as connection:
-            taken = await store.take(connection, holder=new_id(), lease=self._lease, size=room)
-        for confirmation in taken:
-            self.begin(confirmation)
-        return len(taken)
+            acquired = await store.acquire_due(
+                connection, holder=new_id(), lease=self._lease, size=size
+            )
+        for confirmation in acquired:
+            self._tasks.start(self.work(confirmation))
+        return len(acquired)
 
-    async def beat(self) -> int:
-        """Renew the lease of every payment that this replica is at; returns how many it kept."""
+    async def renew_leases(self) -> int:
+        """Renew the lease of every payment that this replica works on; returns how many."""
         if not self._held:
             return 0
         async with self._database.begin() as connection:
@@ -125,116 +137,113 @@ class Resolver:
         try:
             yield holder
         finally:
-            # Unless it was lost meanwhile, and taken up again by this very replica.
+            # Unless the lease was lost and this replica has acquired the payment again.
             if self._held.get(payment_id) == holder:
                 del self._held[payment_id]
 
-    def begin(self, confirmation: Confirmation) -> None:
-        """Work on a payment that is held by us, beside everything else."""
-        if confirmation.holder is not None:
-            self.give_up(confirmation.holder)
-        self._detached.begin(self.work(confirmation))
+    # -- work ----------------------------------------------------------------------------------
 
-    async def charge(self, confirmation: Confirmation) -> Settled:
-        """The claim's first call, and its outcome stored.
+    async def charge(self, confirmation: Confirmation) -> Confirmation | None:
+        """Make the claim's first call and record its outcome; None if the claim is deleted.
 
-        A payment that comes back open and still held has a place reserved: ``begin`` or
-        ``give_up`` comes next.
+        An unknown outcome is retried in the background if a slot is free.
         """
         with self._holding(confirmation) as holder:
-            outcome = await self._gateway.confirm(confirmation.charge)
-            _note("confirm", outcome, confirmation)
-            # A confirmed one has something left to do only if its cancellation came meanwhile: too
-            # rare to keep a place for every payment. The sweep gives it back.
-            go_on = isinstance(outcome, Unknown | Mismatch) and self.reserve(holder)
-            kept = False
+            outcome = await _counted(
+                "confirm", confirmation, self._gateway.confirm(confirmation.charge)
+            )
+            # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
+            # reserve a slot for every payment: the sweep gives it back.
+            keep_lease = isinstance(outcome, Unknown | Mismatch) and self._slots_free > 0
+            if keep_lease:
+                self._reserved += 1
             try:
-                settled = await self._settle(confirmation, outcome, go_on=go_on)
-                left = settled.confirmation
-                kept = left is not None and left.open and left.holder == holder
+                left = await self._record(confirmation, outcome, keep_lease=keep_lease)
             finally:
-                if not kept:
-                    self.give_up(holder)
-        return settled
+                if keep_lease:
+                    self._reserved -= 1
+        if left is not None and left.open and left.holder == holder:
+            self._tasks.start(self._retry(left))
+        return left
 
-    async def work(self, confirmation: Confirmation) -> tuple[Outcome, Settled]:
-        """Do what is left for a payment that we hold, as far as the gateway lets us."""
+    async def _retry(self, confirmation: Confirmation) -> None:
+        await asyncio.sleep(_FIRST_RETRY_S)
+        await self.work(confirmation)
+
+    async def work(self, confirmation: Confirmation) -> tuple[GatewayOutcome, Confirmation | None]:
+        """Work on a payment that this replica holds, as far as the gateway allows.
+
+        Returns the last outcome and the payment then; None if the claim is deleted.
+        """
         with self._holding(confirmation) as holder:
             while True:
-                outcome = await self._ask(confirmation)
-                settled = await self._settle(confirmation, outcome, go_on=True)
-                left = settled.confirmation
+                outcome = await self._step(confirmation)
+                left = await self._record(confirmation, outcome, keep_lease=True)
                 if left is None or not left.open or left.holder != holder:
-                    return outcome, settled
+                    return outcome, left
                 confirmation = left
 
-    async def _ask(self, confirmation: Confirmation) -> Outcome:
-        """One step: find out what is not known, or give back what was charged."""
-        if confirmation.payment.state is State.CONFIRMED:
-            return await self._give_back(confirmation)
-        found = await self._gateway.find(confirmation.charge)
-        _note("find", found, confirmation)
+    async def _step(self, confirmation: Confirmation) -> GatewayOutcome:
+        """Look up an unknown outcome, or give back what was charged."""
+        charge = confirmation.charge
+        if confirmation.payment.state is PaymentState.CONFIRMED:
+            assert confirmation.cancel_reason is not None
+            cancelling = self._gateway.cancel(confirmation.refund, confirmation.cancel_reason)
+            outcome = await _counted("cancel", confirmation, cancelling)
+            if not isinstance(outcome, NotCancellable):
+                return outcome
+            # Perhaps the money was given back by other means, which is as good.
+            found = await _counted("find", confirmation, self._gateway.find(charge))
+            return found if isinstance(found, Cancelled) else outcome
+        found = await _counted("find", confirmation, self._gateway.find(charge))
         if not isinstance(found, NotFound):
             return found
-        confirmed = await self._gateway.confirm(confirmation.charge)
-        _note("confirm", confirmed, confirmation)
-        return confirmed
+        return await _counted("confirm", confirmation, self._gateway.confirm(charge))
 
-    async def _give_back(self, confirmation: Confirmation) -> Outcome:
-        assert confirmation.cancel_reason is not None
-        outcome = await self._gateway.cancel(confirmation.refund, confirmation.cancel_reason)
-        _note("cancel", outcome, confirmation)
-        if not isinstance(outcome, NotCancellable):
-            return outcome
-        # Perhaps because it was given back by other means: that would be as good.
-        found = await self._gateway.find(confirmation.charge)
-        _note("find", found, confirmation)
-        return found if isinstance(found, Cancelled) else outcome
+    async def _record(
+        self, confirmation: Confirmation, outcome: GatewayOutcome, *, keep_lease: bool
+    ) -> Confirmation | None:
+        """Record an outcome. Another call would be needed to get it again, so this is retried.
 
-    async def _settle(
-        self, confirmation: Confirmation, outcome: Outcome, *, go_on: bool
-    ) -> Settled:
-        """Store what was heard. It cannot be heard again for free, so the database gets time.
-
-        Raises the last refusal when that was in vain; the lease then lets anybody ask again.
+        Raises the refusal of the last try. When the lease ends, any replica looks the payment up.
         """
         assert confirmation.holder is not None
-        command = Settle(
+        command = RecordOutcome(
             confirmation.payment.payment_id,
-            confirmation.payment.user_id,
-            confirmation.request_id,
+            confirmation.key,
             outcome,
             confirmation.holder,
-            timedelta(seconds=_pause_s(confirmation.tries)),
-            go_on=go_on,
+            timedelta(seconds=_RETRY.pause_s(confirmation.tries + 1)),
+            keep_lease=keep_lease,
         )
-        last: Refusal = DatabaseUnavailable()
-        for number in range(STORE_TRIES_MAX):
+        attempt = 1
+        while True:
             try:
-                settled: Settled = await self._lane.submit(command)
-            except (ConflictRetriesExhausted, DatabaseUnavailable, Overloaded) as refusal:
-                last = refusal
-                await asyncio.sleep(_STORE_PAUSE_S * 2**number * random.random())  # noqa: S311
+                recorded = await self._lane.submit(command)
+            except (ConflictRetriesExhausted, DatabaseUnavailable, Overloaded):
+                if attempt == STORE_TRIES_MAX:
+                    raise
+                await asyncio.sleep(_STORE_RETRY.pause_s(attempt))
+                attempt += 1
             else:
-                return settled
-        raise last
+                assert recorded is None or isinstance(recorded, Confirmation)
+                return recorded
 
 
-def _pause_s(tries: int) -> float:
-    """Until the next try: doubling up to a limit, with jitter so that replicas spread out."""
-    ceiling = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries, 30))
-    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-
-
-def _note(asked: str, outcome: Outcome, confirmation: Confirmation) -> None:
-    _outcomes.labels(asked, type(outcome).__name__).inc()
+async def _counted(
+    operation: str, confirmation: Confirmation, call: Awaitable[OutcomeT]
+) -> OutcomeT:
+    """The outcome of a call, counted; logged if it needs an operator."""
+    outcome = await call
+    _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
     if isinstance(outcome, Mismatch | NotCancellable | Rejected) or (
-        asked == "cancel" and isinstance(outcome, NotFound)
+        operation == "cancel" and isinstance(outcome, NotFound)
     ):
-        # None of these passes by itself: somebody has to look.
+        # None of these resolves itself.
         _log.error(
             "gateway_needs_attention",
-            asked=asked,
+            asked=operation,
             outcome=repr(outcome),
             payment_id=confirmation.payment.payment_id,
         )
+    return outcome

@@ -1,1 +1,1 @@
-"""Kills, and what the books say afterwards. Long: `make test-kills`."""
+"""Kills of each process, followed by an audit of the books. Long: `make test-kills`."""

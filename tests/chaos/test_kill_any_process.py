@@ -1,7 +1,7 @@
-"""kill -9 of any one process of the stack in the middle of the demo, `up`, 40 s: the books balance.
+"""kill -9 of any process during the demo, then `up`, then 40 s: the books balance.
 
-The demo kills a replica of its own as well, and its customers go on over what is left. Whatever the
-killed process was in the middle of must be finished or undone by those that come after it.
+The demo also kills a replica itself, and its customers continue with the others. Whatever the
+killed process had begun must be completed or compensated by its successors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ import pytest
 from deploy.local.plan import PROJECT
 from deploy.local.secret_files import read_json
 from tests.integration.local.test_demo import command_of
-from tests.integration.local.test_runner import free_base_port, wait_for
+from tests.integration.local.test_runner import (
+    environment_without_tally,
+    free_base_port,
+    wait_for,
+)
 
 HEALING_S = 40
 DEMO_LIMIT_S = 150
@@ -38,12 +42,11 @@ TARGETS = (
 
 
 def run(*arguments: str | Path, output: Path) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if "TALLY_" not in name}
     with output.open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=PROJECT,
-            env=environment,
+            env=environment_without_tally(),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -72,7 +75,7 @@ def victim_of(target: str, demo: subprocess.Popen[bytes], data_dir: Path) -> int
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_books_balance_after_a_kill(
+def test_books_balance_after_a_kill(
     target: str, demo: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     log = tmp_path / "demo.log"

@@ -1,1 +1,1 @@
-"""Replicas come, go and die under load, four of each service. Long: `make test-replicas`."""
+"""Replicas added, replaced and killed under load, four of each service: `make test-replicas`."""

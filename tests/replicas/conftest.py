@@ -21,15 +21,15 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Takes a figure that is shown at the end of the run."""
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a line of figures that is shown at the end of the run."""
     return request.config.stash.setdefault(_figures, []).append
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Show the figures: they are what the suite is read for."""
+    """Show the figures."""
     if figures := config.stash.get(_figures, []):
         terminalreporter.section("figures")
         for figure in figures:

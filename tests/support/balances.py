@@ -1,9 +1,16 @@
-"""Requests of BalanceService, short enough to read in a test."""
+"""Requests of BalanceService, what its database must say, and its guards removed."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from balance_service import store, tables
 from tally.balance.v1 import balance_pb2 as pb
 from tally.type.v1.money_pb2 import Money
+from tests.support.crowd import Crowd
 
 
 def won(amount_minor: int, *, currency: str = "KRW") -> Money:
@@ -37,4 +44,61 @@ def deduct(
 def refund(user_id: str, deduct_request_id: str, request_id: str) -> pb.RefundDeductionRequest:
     return pb.RefundDeductionRequest(
         user_id=user_id, deduct_request_id=deduct_request_id, request_id=request_id
+    )
+
+
+def balance_of(user_id: str) -> pb.GetBalanceRequest:
+    return pb.GetBalanceRequest(user_id=user_id, currency_code="KRW")
+
+
+def entry_of(user_id: str, entry_id: str) -> pb.GetLedgerEntryRequest:
+    return pb.GetLedgerEntryRequest(user_id=user_id, entry_id=entry_id)
+
+
+async def available(balance: Any, user_id: str) -> int:
+    """What the user has to spend, in won."""
+    return int((await balance.GetBalance(balance_of(user_id))).balance.available.amount_minor)
+
+
+def check_ledger(crowd: Crowd[Any]) -> None:
+    """Each balance is the sum of its entries and its last balance_after, without gaps."""
+    wrong = crowd.number(
+        """
+        SELECT count(*) FROM accounts a LEFT JOIN (
+            SELECT user_id, currency_code, sum(amount_minor) AS total, count(*) AS entries,
+                   max(sequence) AS last,
+                   (array_agg(balance_after_minor ORDER BY sequence DESC))[1] AS after
+            FROM ledger_entries GROUP BY user_id, currency_code) e
+        USING (user_id, currency_code)
+        WHERE (a.available_minor, a.available_minor, a.version, a.version) IS DISTINCT FROM
+              (coalesce(e.total, 0), coalesce(e.after, 0), coalesce(e.entries, 0),
+               coalesce(e.last, 0));
+        """
+    )
+    assert wrong == 0
+
+
+# -- removed guards ------------------------------------------------------------------------------
+
+
+def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write accounts without comparing versions: the second line of an optimistic charge."""
+    changed, accounts = store._changed, tables.accounts
+    monkeypatch.setattr(
+        store,
+        "_SAVE",
+        sa.update(accounts)
+        .values({name: changed.c[name] for name in ("available_minor", "version", "update_time")})
+        .where(*(column == changed.c[column.key] for column in store._account_key))
+        .returning(*store._account_key),
+    )
+
+
+def drop_constraints(crowd: Crowd[Any]) -> None:
+    """Remove the last line of defence."""
+    crowd.sql(
+        f"""
+        ALTER TABLE ledger_entries DROP CONSTRAINT {tables.SEQUENCE_ONCE};
+        ALTER TABLE accounts DROP CONSTRAINT {tables.AVAILABLE_NOT_NEGATIVE};
+        """
     )

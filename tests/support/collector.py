@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps what it is sent, as it came over the wire."""
+"""An OpenTelemetry collector that keeps what it receives over the wire."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb_grpc
 
 from common import tracing
+from common.rpc.status import from_trailing
 from common.settings import ServiceSettings
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A span that has arrived."""
+    """A received span."""
 
     name: str
     kind: str
@@ -33,7 +34,7 @@ class Seen:
     trace_id: str
     span_id: str
     parent: str
-    """The parent's span_id; empty for a root."""
+    """The parent's span_id; '' for a root."""
     attributes: dict[str, str]
     error: bool
     resource: dict[str, str]
@@ -41,7 +42,7 @@ class Seen:
 
 @dataclass
 class Collector:
-    """What has arrived so far. Its threads are its own: a test may block the loop meanwhile."""
+    """What was received so far. It has threads of its own: a test may block the loop meanwhile."""
 
     address: str = ""
     requests: list[pb.ExportTraceServiceRequest] = field(default_factory=list)
@@ -53,7 +54,7 @@ class Collector:
         return f"http://{self.address}"
 
     def take(self, request: pb.ExportTraceServiceRequest, context: Any) -> None:
-        """An export."""
+        """Store an export. Called by the collector's threads."""
         with self._lock:
             self.requests.append(request)
             self.metadata.append(dict(context.invocation_metadata()))
@@ -67,13 +68,13 @@ class Collector:
         return [span for span in self.spans if (span.name, span.kind) == (name, kind)]
 
     async def until(self, arrived: Callable[[Collector], Any]) -> None:
-        """Wait until what has arrived is what the test waits for."""
+        """Wait until ``arrived`` is true."""
         async with asyncio.timeout(LONG_S):
             while not arrived(self):  # noqa: ASYNC110 - filled by other threads
                 await asyncio.sleep(0.01)
 
     def everything(self) -> str:
-        """All that was sent, in bytes and in words."""
+        """Everything received, as bytes and as text."""
         with self._lock:
             sent = [f"{request} {request.SerializeToString()!r}" for request in self.requests]
             return " ".join([*sent, str(self.metadata)])
@@ -91,9 +92,9 @@ class _Servicer(pb_grpc.TraceServiceServicer):
 
 
 @contextmanager
-def collecting(port: int = 0, kept_by: Collector | None = None) -> Iterator[Collector]:
-    """A collector that listens."""
-    collector = kept_by or Collector()
+def collecting(port: int = 0, collector: Collector | None = None) -> Iterator[Collector]:
+    """A running collector."""
+    collector = collector or Collector()
     server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
     add: Any = pb_grpc.add_TraceServiceServicer_to_server
     add(_Servicer(collector), server)
@@ -107,7 +108,7 @@ def collecting(port: int = 0, kept_by: Collector | None = None) -> Iterator[Coll
 
 @contextmanager
 def tracing_to(endpoint: str, settings: ServiceSettings, **variables: str) -> Iterator[None]:
-    """In the block this process makes spans; what is built before or after it makes none."""
+    """A block in which this process creates spans, for what is built in the block."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("OTEL_"):
@@ -115,12 +116,13 @@ def tracing_to(endpoint: str, settings: ServiceSettings, **variables: str) -> It
         given = {ENDPOINT: endpoint, "OTEL_BSP_SCHEDULE_DELAY": "20", **variables}
         for name, value in given.items():
             patch.setenv(name, value)
-        assert tracing.wanted()
-        tracing.begin(settings)
+        tracing.start(
+            service=settings.service, replica=settings.replica, read_refusal=from_trailing
+        )
         try:
             yield
         finally:
-            tracing.end()
+            tracing.stop()
 
 
 def _spans_of(request: pb.ExportTraceServiceRequest) -> Iterator[Seen]:

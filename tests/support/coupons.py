@@ -1,18 +1,25 @@
-"""Requests of CouponService, short enough to read in a test."""
+"""Requests of CouponService, the calls that tests begin with, and its guards removed."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from coupon_service import tables
+from coupon_service.store import coupon as store
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.type.v1.money_pb2 import Money
+from tests.support.crowd import Crowd
 
 HOUR = timedelta(hours=1)
 MICROSECOND = timedelta(microseconds=1)
+UNKNOWN_ID = "01890000-0000-7000-8000-000000000000"
 
 
 def won(amount_minor: int, *, currency: str = "KRW") -> Money:
@@ -28,7 +35,7 @@ def campaign(
     lifetime: timedelta = HOUR,
     **fields: Any,
 ) -> pb.CreateCampaignRequest:
-    """An open campaign of ten coupons of 1000 won; times are told from now."""
+    """An open campaign of ten coupons of 1000 won. Times are relative to now."""
     if not {"fixed_discount", "percent_discount"} & fields.keys():
         fields["fixed_discount"] = won(1_000)
     now = datetime.now(UTC)
@@ -82,6 +89,23 @@ def get_coupon(coupon_id: str, user_id: str) -> pb.GetCouponRequest:
     return pb.GetCouponRequest(coupon_id=coupon_id, user_id=user_id)
 
 
+async def open_campaign(client: Any, request_id: str = "campaign", **fields: Any) -> str:
+    """Create a campaign; returns its id."""
+    response = await client.CreateCampaign(campaign(request_id, **fields))
+    campaign_id: str = response.campaign.campaign_id
+    return campaign_id
+
+
+async def issued(
+    client: Any, user_id: str = "ann", request_id: str = "campaign", **fields: Any
+) -> pb.Coupon:
+    """The first coupon of a new campaign."""
+    campaign_id = await open_campaign(client, request_id, **fields)
+    response = await client.IssueCoupon(issue(campaign_id, user_id, request_id))
+    coupon: pb.Coupon = response.coupon
+    return coupon
+
+
 def _time(time: datetime) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(time)
@@ -92,3 +116,67 @@ def _duration(length: timedelta) -> Duration:
     message = Duration()
     message.FromTimedelta(length)
     return message
+
+
+# -- races ---------------------------------------------------------------------------------------
+
+
+async def issue_to(crowd: Crowd[Any], *user_ids: str) -> list[pb.Coupon]:
+    """One coupon of a new campaign for each user."""
+    campaign_id = await open_campaign(crowd.turn(0), quantity=len(user_ids))
+    responses, _ = await crowd.race("IssueCoupon", [issue(campaign_id, id_) for id_ in user_ids])
+    by_user = {response.coupon.user_id: response.coupon for response in responses}
+    return [by_user[id_] for id_ in user_ids]
+
+
+def redemption_counts(crowd: Crowd[Any]) -> tuple[int, int]:
+    """The number of live redemptions, and of coupons that are redeemed."""
+    return (
+        crowd.number("SELECT count(*) FROM redemptions WHERE restore_time IS NULL"),
+        crowd.number("SELECT count(*) FROM coupons WHERE redeem_request_id IS NOT NULL"),
+    )
+
+
+# -- removed guards ------------------------------------------------------------------------------
+
+
+def drop_issue_constraints(crowd: Crowd[Any]) -> None:
+    """Remove the last guard of IssueCoupon."""
+    crowd.sql(
+        f"ALTER TABLE coupons DROP CONSTRAINT {tables.USER_ONCE},"
+        f" DROP CONSTRAINT {tables.NUMBER_ONCE};"
+        f"ALTER TABLE campaigns DROP CONSTRAINT {tables.ISSUED_WITHIN_QUANTITY};"
+    )
+
+
+def drop_redeem_constraint(crowd: Crowd[Any]) -> None:
+    """Remove the last guard of RedeemCoupon."""
+    crowd.sql(f"DROP INDEX {tables.LIVE_REDEMPTION_ONCE}")
+
+
+def save_unconditionally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a redeemed or restored coupon without its condition: the second guard."""
+    changed = store._changed
+    columns = ("redeem_request_id", "order_id", "redeem_time")
+    unconditional = (
+        sa.update(tables.coupons)
+        .values({name: changed.c[name] for name in columns})
+        .where(tables.coupons.c.coupon_id == changed.c.coupon_id)
+        .returning(tables.coupons.c.coupon_id)
+    )
+    monkeypatch.setattr(store, "_SAVE", unconditional)
+
+
+def delay_second_save(monkeypatch: pytest.MonkeyPatch, *, until: asyncio.Event) -> None:
+    """Let the second batch that saves coupons wait before it does."""
+    original = store.save_coupons
+    saves = 0
+
+    async def delayed(*args: Any, **kwargs: Any) -> set[str]:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            await until.wait()
+        return await original(*args, **kwargs)
+
+    monkeypatch.setattr(store, "save_coupons", delayed)

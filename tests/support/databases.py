@@ -1,18 +1,45 @@
-"""A database of its own for every test, cloned from one that was migrated once."""
+"""A database for each test, cloned from one that was migrated once."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-from common.migrations import migrate
+import pytest
+
+from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 
 ROOT = Path(__file__).parents[2]
+SERVICES: Final = ("balance", "coupon", "order", "payment")
+
+
+def name_of(urls: ServiceUrls) -> str:
+    """The database's name."""
+    return urlsplit(urls.owner).path.removeprefix("/")
+
+
+@dataclass(frozen=True)
+class StackDatabases:
+    """A database for each service."""
+
+    urls: Mapping[str, ServiceUrls]
+    server: PostgresServer
+
+    async def sql(self, service: str, text: str) -> str:
+        """Run SQL in a service's database as superuser.
+
+        In a thread: it may wait for a lock that this process has.
+        """
+        name = name_of(self.urls[service])
+        return await asyncio.to_thread(self.server.run_sql, text, database=name)
 
 
 class Databases:
@@ -33,6 +60,13 @@ class Databases:
         finally:
             self.server.drop_database(name)
 
+    @contextmanager
+    def clone_all(self) -> Iterator[StackDatabases]:
+        """A fresh database of each service, dropped afterwards."""
+        with ExitStack() as stack:
+            urls = {service: stack.enter_context(self.clone(service)) for service in SERVICES}
+            yield StackDatabases(urls, self.server)
+
     def _template(self, service: str) -> str:
         if service not in self._templates:
             self.server.provision(service)
@@ -42,3 +76,14 @@ class Databases:
             asyncio.run(migrate(urls.owner, versions))
             self._templates[service] = name
         return self._templates[service]
+
+
+def clone_of(service: str) -> Any:
+    """A fixture: a fresh database of the service for each test."""
+
+    @pytest.fixture(name=f"{service}_database")
+    def database(databases: Databases) -> Iterator[ServiceUrls]:
+        with databases.clone(service) as urls:
+            yield urls
+
+    return database

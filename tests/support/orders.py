@@ -1,26 +1,48 @@
-"""An order service for tests, and its requests, short enough to read in a test."""
+"""An order service for tests, its requests, and ways to remove its guards from outside."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import grpc
+import pytest
+import sqlalchemy as sa
 
-from deploy.local.postgres import PostgresServer
+from common.db.engines import open_engines
+from common.db.idempotency import IdempotencyStore
+from common.locking.locks import NoLocks
 from deploy.local.postgres_roles import ServiceUrls
+from order_service import tables
 from order_service.settings import OrderSettings
+from order_service.store import order as order_store
+from order_service.store import product as product_store
+from order_service.use_cases.order import Orders
+from order_service.use_cases.order_decider import OrderDecider, OrderLane, OrderTimes
+from order_service.use_cases.watch import Watches
 from order_service.wiring import build
 from tally.order.v1 import order_pb2 as pb
-from tally.order.v1.order_pb2_grpc import CartServiceStub, OrderServiceStub, ProductServiceStub
+from tally.order.v1.order_pb2_grpc import (
+    CartServiceStub,
+    OrderServiceStub,
+    ProductServiceStub,
+    SagaServiceStub,
+)
 from tally.type.v1.money_pb2 import Money
+from tests.support.crowd import Crowd
 from tests.support.replicas import channel, replicas
 
 UNKNOWN_ID: Final = "018f0000-0000-7000-8000-000000000000"
-_numbers = itertools.count(1)
+_numbers = itertools.count()
+
+
+def fresh(prefix: str = "x") -> str:
+    """An id or a payment_key that no other call has."""
+    return f"{prefix}{next(_numbers)}"
 
 
 @dataclass(frozen=True)
@@ -30,15 +52,17 @@ class Shop:
     products: Any
     carts: Any
     orders: Any
+    sagas: Any
 
     @classmethod
     def at(cls, opened: grpc.aio.Channel) -> Shop:
-        return cls(ProductServiceStub(opened), CartServiceStub(opened), OrderServiceStub(opened))
+        stubs = (ProductServiceStub, CartServiceStub, OrderServiceStub, SagaServiceStub)
+        return cls(*(stub(opened) for stub in stubs))
 
     async def product(self, stock: int, *, price: int = 100, currency: str = "KRW") -> str:
         """A new product's id."""
         response = await self.products.CreateProduct(
-            create_product(f"p{next(_numbers)}", stock, price=price, currency=currency)
+            create_product(fresh("p"), stock, price=price, currency=currency)
         )
         return str(response.product.product_id)
 
@@ -50,7 +74,7 @@ class Shop:
 
     async def order(self, user_id: str, lines: Mapping[str, int], request_id: str = "") -> pb.Order:
         """A new order."""
-        request = create_order(user_id, lines, request_id or f"o{next(_numbers)}")
+        request = create_order(user_id, lines, request_id or fresh("o"))
         response: pb.CreateOrderResponse = await self.orders.CreateOrder(request)
         return response.order
 
@@ -60,9 +84,13 @@ class Shop:
         response: pb.GetOrderResponse = await self.orders.GetOrder(request)
         return response.order
 
+    async def cart(self, user_id: str) -> pb.Cart:
+        response: pb.GetCartResponse = await self.carts.GetCart(pb.GetCartRequest(user_id=user_id))
+        return response.cart
+
 
 @asynccontextmanager
-async def shop(count: int = 2, **settings: Any) -> AsyncIterator[Shop]:
+async def open_shop(count: int = 2, **settings: Any) -> AsyncIterator[Shop]:
     """A client of ``count`` replicas, in turns."""
     async with (
         replicas(count, OrderSettings, build, **settings) as addresses,
@@ -71,10 +99,23 @@ async def shop(count: int = 2, **settings: Any) -> AsyncIterator[Shop]:
         yield Shop.at(opened)
 
 
-def sql_of(server: PostgresServer, urls: ServiceUrls) -> Callable[[str], str]:
-    """Runs SQL in the test's own database as superuser; returns its unaligned output."""
-    name = urls.owner.rpartition("/")[2]
-    return lambda text: server.run_sql(text, database=name)
+@asynccontextmanager
+async def sweeper(urls: ServiceUrls) -> AsyncIterator[Orders]:
+    """The orders of one more replica without a server, which sweeps when the test calls it."""
+    database = open_engines(urls.runtime, application_name="sweeper", pool_size=3)
+    idempotency, watches = IdempotencyStore(tables.answers), Watches(database)
+    times = OrderTimes(expiry=timedelta(minutes=15), pay_within_s=20.0, saga_lease_s=10.0)
+    decider = OrderDecider(idempotency, times, owner="sweeper")
+    lane = OrderLane(database, NoLocks(), decider, watches.report)
+    no_runner: Any = None  # it begins no saga
+    try:
+        yield Orders(database, lane, no_runner, watches, idempotency)
+    finally:
+        await lane.close()
+        await database.close()
+
+
+# -- requests ------------------------------------------------------------------------------------
 
 
 def create_product(
@@ -91,6 +132,21 @@ def restock(product_id: str, quantity: int, request_id: str) -> pb.RestockProduc
 def create_order(user_id: str, lines: Mapping[str, int], request_id: str) -> pb.CreateOrderRequest:
     items = [pb.OrderLine(product_id=id_, quantity=quantity) for id_, quantity in lines.items()]
     return pb.CreateOrderRequest(user_id=user_id, items=items, request_id=request_id)
+
+
+def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequest:
+    """Pay the order: ``coupon_id``, ``balance`` (won), ``payment_key``."""
+    balance = fields.pop("balance", None)
+    request = pb.PayOrderRequest(
+        order_id=order.order_id,
+        user_id=order.user_id,
+        request_id=request_id or fresh("pay"),
+        **fields,
+    )
+    if balance is not None:
+        request.balance_amount.currency_code = "KRW"
+        request.balance_amount.amount_minor = balance
+    return request
 
 
 def cancel(
@@ -113,3 +169,43 @@ def set_item(
         quantity=quantity,
         expected_version=expected_version,
     )
+
+
+# -- the database --------------------------------------------------------------------------------
+
+
+def ordered(crowd: Crowd[Shop], product_id: str) -> int:
+    """How many of the product are in pending orders."""
+    return crowd.number(
+        "SELECT coalesce(sum(quantity), 0) FROM order_items JOIN orders USING (order_id)"
+        f" WHERE product_id = '{product_id}' AND state = 'PENDING'"
+    )
+
+
+def reserved(crowd: Crowd[Shop], product_id: str) -> int:
+    return crowd.number(f"SELECT reserved FROM products WHERE product_id = '{product_id}'")
+
+
+def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write products and orders whatever has become of them since they were read."""
+    counts, product = product_store._changed, tables.products
+    monkeypatch.setattr(
+        product_store,
+        "_SAVE",
+        sa.update(product)
+        .values({name: product.c[name] + counts.c[name] for name in product_store._COUNTS})
+        .where(product.c.product_id == counts.c.product_id),
+    )
+    changed = order_store._changed
+    monkeypatch.setattr(
+        order_store,
+        "_SAVE",
+        sa.update(tables.orders)
+        .values({name: changed.c[name] for name in order_store._MUTABLE})
+        .where(tables.orders.c.order_id == changed.c.order_id),
+    )
+
+
+def drop_constraint(crowd: Crowd[Shop], name: str) -> None:
+    table = name.partition("_")[0]
+    crowd.sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")

@@ -1,4 +1,4 @@
-"""Requests of PaymentService, and replicas of it against a gateway simulator."""
+"""Requests of PaymentService, and replicas of it with a gateway simulator."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from pydantic import SecretStr
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
-from payment_service.gateway import Charge, ConfirmOutcome
+from payment_service.gateway.outcomes import Charge, ConfirmOutcome
+from payment_service.gateway.toss import TossGateway
 from payment_service.settings import PaymentSettings
-from payment_service.toss import TossGateway
 from payment_service.wiring import build
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tally.type.v1.money_pb2 import Money
-from tests.support.patience import LONG_S
 from tests.support.replicas import channel, replicas
+from tests.support.time_limits import LONG_S
 
 _numbers = itertools.count()
 
-PATIENT_WITH_GATEWAY: Final = {
+LONG_GATEWAY_LIMITS: Final = {
     "gateway_timeout_s": 30.0,
     "gateway_connect_timeout_s": 10.0,
     "lease_s": 120.0,
 }
-"""For tests that do not ask what happens when a time limit ends."""
-IMPATIENT_WITH_GATEWAY: Final = {
+"""For tests in which no time limit may end."""
+SHORT_GATEWAY_LIMITS: Final = {
     "gateway_timeout_s": 3.0,
     "gateway_connect_timeout_s": 1.0,
     "lease_s": 120.0,
 }
-"""For calls that the gateway never answers."""
+"""For calls without a response of the gateway."""
 
 
 def key_of(prefix: str = "") -> str:
-    """A payment_key that no other test uses: they share one gateway."""
+    """A new payment_key: the tests share one gateway."""
     return f"{prefix}key-{next(_numbers)}"
 
 
@@ -85,11 +85,8 @@ async def payment_replicas(
     redis_url: str,
     **settings: Any,
 ) -> AsyncIterator[list[PaymentServiceStub]]:
-    """``count`` replicas on one database and gateway; a client of each.
-
-    They wait for the gateway as long as it takes, unless a test is about the end of that.
-    """
-    settings = {**PATIENT_WITH_GATEWAY, "resolve_interval_s": 0.1, **settings}
+    """``count`` replicas on one database and gateway; a client of each."""
+    settings = {**LONG_GATEWAY_LIMITS, "resolve_interval_s": 0.1, **settings}
     async with (
         replicas(
             count,
@@ -108,57 +105,53 @@ async def payment_replicas(
 
 
 @contextmanager
-def held(payment_key: str) -> Iterator[asyncio.Event]:
-    """Keep the gateway's answers to this key's confirmations back until the event is set.
+def held_at_gateway(payment_key: str) -> Iterator[asyncio.Event]:
+    """Delay the responses to confirms of this key until the event is set, or the block ends.
 
-    What a test does meanwhile happens while the key is at the gateway, however slow the machine.
+    In the block the key is at the gateway, however slow the machine is.
     """
-    let_go = asyncio.Event()
+    release = asyncio.Event()
     confirm_at_gateway = TossGateway.confirm
 
-    async def kept_back(gateway: TossGateway, charge: Charge) -> ConfirmOutcome:
-        told = await confirm_at_gateway(gateway, charge)
+    async def delayed(gateway: TossGateway, charge: Charge) -> ConfirmOutcome:
+        outcome = await confirm_at_gateway(gateway, charge)
         if charge.payment_key == payment_key:
-            await let_go.wait()
-        return told
+            await release.wait()
+        return outcome
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TossGateway, "confirm", kept_back)
+        patch.setattr(TossGateway, "confirm", delayed)
         try:
-            yield let_go
+            yield release
         finally:
-            let_go.set()
+            release.set()
 
 
-async def state_of(payment: Any, payment_id: str, *, user_id: str = "ann") -> int:
-    got = await payment.GetPayment(pb.GetPaymentRequest(payment_id=payment_id, user_id=user_id))
-    return int(got.payment.state)
-
-
-async def until(seen: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until something that happens elsewhere is seen."""
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until the condition is true."""
     async with asyncio.timeout(LONG_S):
-        while not await seen():  # noqa: ASYNC110 - it happens in another process
+        while not await condition():  # noqa: ASYNC110 - it happens in another process
             await asyncio.sleep(0.02)
 
 
 async def until_state(payment: Any, payment_id: str, state: int) -> None:
     """Wait until the payment is in this state."""
 
-    async def seen() -> bool:
-        return await state_of(payment, payment_id) == state
+    async def reached() -> bool:
+        asked = pb.GetPaymentRequest(payment_id=payment_id, user_id="ann")
+        return bool((await payment.GetPayment(asked)).payment.state == state)
 
-    await until(seen)
+    await until(reached)
 
 
 async def until_at_gateway(simulator: GatewaySimulator, key: str, status: str) -> None:
-    """Wait until the gateway has this key on record, in this status."""
+    """Wait until the gateway has a payment of this key in this status."""
 
-    async def seen() -> bool:
+    async def reached() -> bool:
         record = (await asyncio.to_thread(simulator.charges)).get(key)
         return bool(record and record["payment"] and record["payment"]["status"] == status)
 
-    await until(seen)
+    await until(reached)
 
 
 async def only_payment(payment: Any, *, user_id: str = "ann") -> pb.Payment:

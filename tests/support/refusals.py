@@ -1,16 +1,19 @@
-"""What a refused call must say, asserted in one line."""
+"""What refused calls return, asserted in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import grpc
 
 from common.errors import Refusal
-from common.status import from_rpc_error
+from common.rpc.status import from_rpc_error
+
+_TRIES_MAX: Final = 100
 
 
 @dataclass
@@ -18,23 +21,22 @@ class Refused:
     """The refusal that a block ended with."""
 
     refusal: Refusal | None = None
-    seen: list[Refusal] = field(default_factory=list)
 
 
 @contextmanager
 def refused(reason: str, *, field: str | None = None) -> Iterator[Refused]:
     """The block must end in a refusal for ``reason``, naming ``field`` if given."""
-    told = Refused()
+    ended = Refused()
     try:
-        yield told
+        yield ended
     except grpc.aio.AioRpcError as error:
-        told.refusal = from_rpc_error(error)
+        ended.refusal = from_rpc_error(error)
     except Refusal as error:
-        told.refusal = error
-    assert told.refusal is not None, f"expected {reason}, but the call succeeded"
-    assert told.refusal.reason == reason, f"expected {reason}, got {told.refusal!r}"
+        ended.refusal = error
+    assert ended.refusal is not None, f"expected {reason}, but the call succeeded"
+    assert ended.refusal.reason == reason, f"expected {reason}, got {ended.refusal!r}"
     if field is not None:
-        assert field in {violation.field for violation in told.refusal.fields}
+        assert field in {violation.field for violation in ended.refusal.fields}
 
 
 async def outcome(call: Awaitable[Any]) -> Any:
@@ -43,3 +45,28 @@ async def outcome(call: Awaitable[Any]) -> Any:
         return await call
     except grpc.aio.AioRpcError as error:
         return from_rpc_error(error).reason
+
+
+async def final_outcome(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The outcome of a call that is made again while conflicts keep it from being decided."""
+    for _ in range(_TRIES_MAX):
+        result = await outcome(call())
+        if result != "CONFLICT_RETRIES_EXHAUSTED":
+            return result
+    raise AssertionError("no final outcome")
+
+
+class Results(NamedTuple):
+    """The outcomes of several calls."""
+
+    responses: list[Any]
+    refusals: Counter[str]
+    """The reasons, counted."""
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Any]) -> Results:
+        outcomes = list(outcomes)
+        return cls(
+            [each for each in outcomes if not isinstance(each, str)],
+            Counter(each for each in outcomes if isinstance(each, str)),
+        )

@@ -1,4 +1,4 @@
-"""Makes a race happen: the two rivals have both read before either writes."""
+"""Makes a race certain: two rivals have both read before either writes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 
 
 class Rendezvous:
-    """The first two who come wait for each other; whoever comes later passes."""
+    """The first two tasks that come wait for each other; later ones pass."""
 
     def __init__(self) -> None:
         self._came = 0
@@ -32,11 +32,11 @@ class Rendezvous:
 
 
 def meet_after(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> Rendezvous:
-    """Two rivals meet when ``module.function`` has returned to each of them.
+    """Two transactions wait for each other when ``module.function`` has returned to both.
 
-    Each then carries on with what it has read, however slow the machine: a lane would give up the
-    wait for its rival's commit after a moment and read anew, and what the guard under test is worth
-    would depend on how long a commit takes.
+    Each then goes on with what it has read and waits for its rival's commit, however slow the
+    machine. A lane would give up that wait after a moment and read again; the result would depend
+    on how long a commit takes.
     """
     meeting = Rendezvous()
     original: Callable[..., Awaitable[Any]] = getattr(module, function)

@@ -1,4 +1,4 @@
-"""Replicas of a service inside the test's own process: real server, real port, real database."""
+"""Replicas of a service in the test's own process: real server, real port, real database."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.channels import open_channel
-from common.runtime import Application
-from common.server import GrpcServer
+from common.rpc.channels import open_channel
+from common.rpc.server import GrpcServer
+from common.service import Application
 from common.settings import ServiceSettings
-from tests.support.patience import LONG_S, patient
+from tests.support.time_limits import LONG_S, long_limits
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -23,8 +23,8 @@ S = TypeVar("S", bound=ServiceSettings)
 async def replica(
     settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
 ) -> AsyncIterator[str]:
-    """One replica that serves; yields its address. It has all the time it needs."""
-    with patient():
+    """One replica that serves, without short time limits; yields its address."""
+    with long_limits():
         async with _serving(settings, build) as address:
             yield address
 
@@ -35,8 +35,8 @@ async def _serving(
 ) -> AsyncIterator[str]:
     async with build(settings) as application:
         server = GrpcServer(settings, ready=application.ready)
-        for mounted in application.services:
-            server.mount(mounted.add, mounted.servicer, mounted.full_name)
+        for add, servicer in application.services:
+            server.mount(add, servicer)
         port = await server.start()
         try:
             await healthy(f"127.0.0.1:{port}")
@@ -46,13 +46,12 @@ async def _serving(
 
 
 async def healthy(address: str) -> None:
-    """Wait until the server at ``address`` says that it serves."""
-    asked = health_pb2.HealthCheckRequest()
+    """Wait until the server at ``address`` is ready."""
     async with asyncio.timeout(LONG_S), grpc.aio.insecure_channel(address) as opened:
         stub: Any = health_pb2_grpc.HealthStub(opened)
         while True:
-            told = await stub.Check(asked, wait_for_ready=True)
-            if told.status == health_pb2.HealthCheckResponse.SERVING:
+            response = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+            if response.status == health_pb2.HealthCheckResponse.SERVING:
                 return
             await asyncio.sleep(0.01)
 

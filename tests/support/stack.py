@@ -1,18 +1,16 @@
-"""All four services in the test's own process, on databases of their own, and a real gateway.
+"""All four services in the test's own process, on databases of their own, with a real gateway.
 
-``Wire`` stands between the order service and the others: it loses calls and replies, and keeps
-originals back to deliver them late, by the step that a call's request_id names.
+``Wire`` is between the order service and the others. It loses calls and replies, and keeps calls
+back to deliver them late, by the step that is in a call's request_id.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final
-from urllib.parse import urlsplit
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import pytest
@@ -21,14 +19,11 @@ from pydantic import SecretStr
 
 from balance_service.settings import BalanceSettings
 from balance_service.wiring import build as build_balance
-from common.clients import Peer
 from common.errors import Code, RemoteRefusal
+from common.rpc.client import ServiceClient
 from coupon_service.settings import CouponSettings
 from coupon_service.wiring import build as build_coupon
 from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres import PostgresServer
-from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
 from order_service.settings import OrderSettings
 from order_service.wiring import build as build_order
 from payment_service.settings import PaymentSettings
@@ -43,95 +38,58 @@ from tally.payment.v1 import payment_pb2
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tests.support.balances import charge
 from tests.support.coupons import campaign, issue
-from tests.support.databases import Databases
-from tests.support.orders import Shop
-from tests.support.patience import LONG_S
-from tests.support.payments import PATIENT_WITH_GATEWAY
+from tests.support.databases import Databases, StackDatabases
+from tests.support.gates import Gates
+from tests.support.orders import Shop, fresh, pay
+from tests.support.payments import LONG_GATEWAY_LIMITS
 from tests.support.replicas import channel, replicas
-
-SERVICES: Final = ("balance", "coupon", "order", "payment")
-_numbers = itertools.count()
+from tests.support.time_limits import LONG_S
 
 
-def fresh(prefix: str = "x") -> str:
-    """An id or a payment_key that nobody else uses."""
-    return f"{prefix}{next(_numbers)}"
+class Wire(Gates):
+    """The calls of the order service to the others, and faults on the way."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: dict[str, list[str]] = {}
+        """By step or ``<step>:undo``; each happens once. ``lost``: the call never arrives.
+        ``no reply``: its reply is lost. ``late``: as lost, until ``deliver_late``. Any other word
+        is the reason of a refusal."""
+        self.calls: list[str] = []
+        """Every call that was made, by step."""
+        self._kept: list[Callable[[], Any]] = []
 
-@dataclass(frozen=True)
-class StackDatabases:
-    """A database for each service."""
-
-    urls: dict[str, ServiceUrls]
-    server: PostgresServer
-
-    async def sql(self, service: str, text: str) -> str:
-        """Run SQL in a service's database as its administrator.
-
-        In a thread: it may have to wait for a lock that this very process holds.
-        """
-        name = urlsplit(self.urls[service].owner).path.removeprefix("/")
-        return await asyncio.to_thread(self.server.run_sql, text, database=name)
-
-
-@dataclass
-class Wire:
-    """Faults on the way to the other services, by step or ``<step>:undo``; each happens once.
-
-    ``lost``: never arrives. ``no reply``: arrives, and its reply is lost. ``late``: as lost, and
-    ``deliver_late`` delivers it after all. Any other word is the reason of a made-up refusal.
-    """
-
-    faults: dict[str, list[str]] = field(default_factory=dict)
-    calls: list[str] = field(default_factory=list)
-    """Every call that was made, by step."""
-    _kept: list[Callable[[], Any]] = field(default_factory=list)
-    gates: dict[str, asyncio.Event] = field(default_factory=dict)
-    """The next call of each of these steps waits here before it is sent."""
-    reached: dict[str, asyncio.Event] = field(default_factory=dict)
-
-    def hold(self, step: str) -> asyncio.Event:
-        """The next call of the step waits until the returned event is set; see ``arrived``."""
-        self.reached[step] = asyncio.Event()
-        self.gates[step] = asyncio.Event()
-        return self.gates[step]
-
-    async def arrived(self, step: str) -> None:
-        """Wait until the call of a held step is about to be sent."""
-        await self.reached[step].wait()
+    @property
+    def undos(self) -> list[str]:
+        return [call for call in self.calls if call.endswith(":undo")]
 
     async def deliver_late(self) -> list[Any]:
-        """Deliver what was kept back; the refusals or responses."""
+        """Deliver the calls that were kept back; their refusals or responses."""
         kept, self._kept = self._kept, []
         return await asyncio.gather(*(call() for call in kept), return_exceptions=True)
 
     def reset(self) -> None:
-        """As new: a test begins."""
+        """Forget the faults and calls of the test before."""
         self.faults.clear()
         self.calls.clear()
         self._kept.clear()
-        for gate in self.gates.values():
-            gate.set()
-        self.gates.clear()
+        self.open_all()
 
     def cut_in(self, patch: pytest.MonkeyPatch) -> None:
-        """Have every call of the order service go through here."""
-        direct = Peer.call
+        """Let every call of the order service pass through here."""
+        direct = ServiceClient.call
 
-        async def call(peer: Any, method: Any, request: Any, **options: Any) -> Any:
-            return await self.pass_on(
-                lambda: direct(peer, method, request, **options), request.request_id
+        async def call(client: Any, method: Any, request: Any, **options: Any) -> Any:
+            return await self._send(
+                lambda: direct(client, method, request, **options), request.request_id
             )
 
-        patch.setattr(Peer, "call", call)
+        patch.setattr(ServiceClient, "call", call)
 
-    async def pass_on(self, call: Callable[[], Any], request_id: str) -> Any:
+    async def _send(self, call: Callable[[], Any], request_id: str) -> Any:
         step = request_id.partition(":")[2]
         self.calls.append(step)
-        gate = self.gates.pop(step, None)
-        if gate is not None:
-            self.reached[step].set()
-            await gate.wait()
+        await self.pass_through(step)
         faults = self.faults.get(step)
         if not faults:
             return await call()
@@ -160,34 +118,43 @@ class Stack:
     wire: Wire
     peers: dict[str, list[str]]
     """The addresses of the other services."""
+    order_addresses: list[str]
     redis_url: str
 
     @property
     def shop(self) -> Shop:
         return self.shops[0]
 
-    async def user(self, available: int = 0, *, currency: str = "KRW") -> str:
-        """A new user with this much to spend."""
+    async def user(self, available: int = 0) -> str:
+        """A new user with this many won in the account."""
         user_id = fresh("user")
         if available:
-            await self.balance.ChargeBalance(
-                charge(user_id, available, fresh("c"), currency=currency)
-            )
+            await self.balance.ChargeBalance(charge(user_id, available, fresh("c")))
         return user_id
 
     async def coupon_of(self, user_id: str, **fields: Any) -> str:
-        """A new coupon of 1000 won, or of another worth."""
+        """A new coupon of 1,000 won, or another."""
         made = await self.coupon.CreateCampaign(campaign(fresh("campaign"), **fields))
         issued = await self.coupon.IssueCoupon(issue(made.campaign.campaign_id, user_id))
         return str(issued.coupon.coupon_id)
 
     async def order(self, user_id: str, amount: int = 10_000) -> pb.Order:
-        """A new order of two things that cost ``amount`` together."""
+        """A new order of two items that cost ``amount`` together."""
         product_id = await self.shop.product(5, price=amount // 2)
         return await self.shop.order(user_id, {product_id: 2})
 
+    async def order_paid_by_all(self, prefix: str = "key") -> tuple[pb.Order, pb.PayOrderRequest]:
+        """A new order, and its payment by coupon, by 4,000 of 20,000 won, and by gateway."""
+        user_id = await self.user(20_000)
+        order, coupon_id = await self.order(user_id), await self.coupon_of(user_id)
+        key = fresh(prefix)
+        return order, pay(order, coupon_id=coupon_id, balance=4_000, payment_key=key)
+
     async def pay(self, request: pb.PayOrderRequest, replica: int = 0) -> Any:
         return await self.shops[replica].orders.PayOrder(request, timeout=LONG_S)
+
+    async def cancel(self, request: pb.CancelOrderRequest, replica: int = 0) -> Any:
+        return await self.shops[replica].orders.CancelOrder(request, timeout=LONG_S)
 
     async def available(self, user_id: str) -> int:
         request = balance_pb2.GetBalanceRequest(user_id=user_id, currency_code="KRW")
@@ -198,7 +165,7 @@ class Stack:
         return int((await self.coupon.GetCoupon(request)).coupon.state)
 
     async def saga(self, order: pb.Order) -> pb.Saga:
-        """The order's latest saga."""
+        """The order's newest saga."""
         response = await self.sagas.GetSaga(pb.GetSagaRequest(order_id=order.order_id))
         assert isinstance(response.saga, pb.Saga)
         return response.saga
@@ -211,11 +178,19 @@ class Stack:
         return now
 
     async def until_saga(self, order: pb.Order, *states: int) -> pb.Saga:
-        """Wait until the order's latest saga is in one of these states."""
+        """Wait until the order's newest saga is in one of these states."""
         async with asyncio.timeout(LONG_S):
             while (now := await self.saga(order)).state not in states:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return now
+
+    async def expire_lease(self, order: pb.Order) -> None:
+        """As if the saga's replica had been silent for longer than the lease."""
+        await self.databases.sql(
+            "order",
+            "UPDATE sagas SET lease_until = now() - interval '1 second'"
+            f" WHERE order_id = '{order.order_id}'",
+        )
 
     async def payments(self, order: pb.Order) -> list[payment_pb2.Payment]:
         request = payment_pb2.ListPaymentsRequest(user_id=order.user_id, order_id=order.order_id)
@@ -227,49 +202,7 @@ class Stack:
         return int(payment["balanceAmount"]) if payment and payment["approvedAt"] else 0
 
 
-def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequest:
-    """Pay the order: ``coupon_id``, ``balance`` (won), ``payment_key``."""
-    balance = fields.pop("balance", None)
-    request = pb.PayOrderRequest(
-        order_id=order.order_id,
-        user_id=order.user_id,
-        request_id=request_id or fresh("pay"),
-        **fields,
-    )
-    if balance is not None:
-        request.balance_amount.currency_code = "KRW"
-        request.balance_amount.amount_minor = balance
-    return request
-
-
-# -- fixtures: imported by the conftests of those who use them -------------------------------------
-
-
-@pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
-    """One gateway for all tests; each uses keys of its own."""
-    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
-    with GatewaySimulator(data_file, slow_ms=400) as running:
-        yield running
-
-
-@pytest.fixture(scope="module", params=["redis", "no-redis"])
-def stack_redis_url(request: pytest.FixtureRequest) -> str:
-    """Every test of correctness passes with Redis and without."""
-    if request.param == "no-redis":
-        return ""
-    server: ValkeyServer = request.getfixturevalue("valkey_server")
-    return server.url
-
-
-@pytest.fixture(scope="module")
-def stack_databases(databases: Databases, stack_redis_url: str) -> Iterator[StackDatabases]:
-    """A fresh database for each service."""
-    with ExitStack() as stack:
-        yield StackDatabases(
-            {service: stack.enter_context(databases.clone(service)) for service in SERVICES},
-            databases.server,
-        )
+# -- fixtures, imported by conftests -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -278,11 +211,18 @@ def stack_options() -> dict[str, Any]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def stack_databases(databases: Databases, redis_url: str) -> Iterator[StackDatabases]:
+    """Fresh databases for each value of ``redis_url``."""
+    with databases.clone_all() as cloned:
+        yield cloned
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(
     stack_databases: StackDatabases,
     gateway: GatewaySimulator,
-    stack_redis_url: str,
+    redis_url: str,
     stack_options: dict[str, Any],
 ) -> AsyncIterator[Stack]:
     """One stack for a module: tests have users, products and orders of their own.
@@ -294,9 +234,16 @@ async def stack(
     with pytest.MonkeyPatch.context() as patch:
         wire.cut_in(patch)
         async with running_stack(
-            stack_databases, gateway, stack_redis_url, wire, **stack_options
+            stack_databases, gateway, redis_url, wire, **stack_options
         ) as running:
             yield running
+
+
+@pytest.fixture(autouse=True)
+def no_faults(request: pytest.FixtureRequest) -> None:
+    """Each test begins without the faults and calls of the test before."""
+    if "stack" in request.fixturenames:
+        request.getfixturevalue("stack").wire.reset()
 
 
 @asynccontextmanager
@@ -307,27 +254,35 @@ async def running_stack(
     wire: Wire,
     *,
     orders: int = 2,
-    payment: dict[str, Any] = PATIENT_WITH_GATEWAY,
+    payment: dict[str, Any] = LONG_GATEWAY_LIMITS,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
     """The whole stack; ``payment`` are the payment service's settings, the rest the order's."""
+    payment = {
+        "gateway_url": gateway.url,
+        "gateway_secret_key": SecretStr(gateway.secret_key),
+        "resolve_interval_s": 0.1,
+        **payment,
+    }
+    others: dict[str, tuple[type[Any], Any, dict[str, Any]]] = {
+        "balance": (BalanceSettings, build_balance, {}),
+        "coupon": (CouponSettings, build_coupon, {}),
+        "payment": (PaymentSettings, build_payment, payment),
+    }
     async with AsyncExitStack() as stack:
-        peers: dict[str, list[str]] = {}
-        for service, settings_type, build, special in (
-            ("balance", BalanceSettings, build_balance, {}),
-            ("coupon", CouponSettings, build_coupon, {}),
-            ("payment", PaymentSettings, build_payment, _payment_settings(gateway, payment)),
-        ):
-            peers[service] = await stack.enter_async_context(
+        peers = {
+            service: await stack.enter_async_context(
                 replicas(
                     1,
                     settings_type,
-                    build,  # type: ignore[arg-type]
+                    build,
                     database_url=databases.urls[service].runtime,
                     redis_url=redis_url,
                     **special,
                 )
             )
+            for service, (settings_type, build, special) in others.items()
+        }
         addresses = await stack.enter_async_context(
             order_replicas(orders, databases, peers, redis_url, **settings)
         )
@@ -345,6 +300,7 @@ async def running_stack(
             databases,
             wire,
             peers,
+            addresses,
             redis_url,
         )
 
@@ -362,6 +318,7 @@ async def order_replicas(
         "saga_backoff_max_s": 0.2,
         "saga_lease_s": LONG_S,
         "pay_within_s": LONG_S,
+        **{f"{service}_address": ",".join(addresses) for service, addresses in peers.items()},
         **settings,
     }
     async with AsyncExitStack() as stack:
@@ -374,20 +331,8 @@ async def order_replicas(
                     build_order,
                     database_url=databases.urls["order"].runtime,
                     redis_url=redis_url,
-                    balance_address=",".join(peers["balance"]),
-                    coupon_address=",".join(peers["coupon"]),
-                    payment_address=",".join(peers["payment"]),
                     saga_sweep_interval_s=0.1 if number == count - 1 else 60.0,
                     **settings,
                 )
             )
         yield addresses
-
-
-def _payment_settings(gateway: GatewaySimulator, special: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "gateway_url": gateway.url,
-        "gateway_secret_key": SecretStr(gateway.secret_key),
-        "resolve_interval_s": 0.1,
-        **special,
-    }

@@ -1,4 +1,4 @@
-"""What the documents name exists: tests, files, headings, commands, settings."""
+"""The tests, files, commands and settings that the documents name exist."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ PAGES: Final = sorted(
         *(PROJECT / "docs").rglob("*.md"),
     ]
 )
+every_page: Final = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 _FENCED: Final = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _CODE: Final = re.compile(r"`([^`\n]+)`")
-# A path of the project in code font: it has a directory or the ending of a file that we keep.
+# A path of the project in code font has a directory or one of these suffixes.
 _PATH: Final = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|proto|txt|toml))")
 _MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)")
 _SETTING: Final = re.compile(r"\bTALLY_[A-Z0-9_]*[A-Z0-9]\b")
@@ -32,7 +33,7 @@ _ROOMS: Final = {
     for service in PROJECT.glob("*_service")
     for path in (*service.glob("*.py"), *service.glob("*/"))
 } | {f"{path.name}.py" for path in PROJECT.glob("*_service/*/")}
-"""Files that each service has: ``model.py``, which may be a package of that name by now."""
+"""Files of a service, such as ``model.py``; a package of that name may have replaced one."""
 
 
 def prose(page: Path) -> str:
@@ -41,7 +42,7 @@ def prose(page: Path) -> str:
 
 @cache
 def names_in(path: Path) -> frozenset[str]:
-    """What a module defines at its top level."""
+    """The names that a module defines at its top level."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -66,14 +67,14 @@ def missing_tests(page: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_every_linked_file_exists(page: Path) -> None:
     local = [target for _, target in links(page) if not target.startswith("https://")]
     missing = [target for target in local if not (page.parent / target).exists()]
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_every_path_in_code_font_exists(page: Path) -> None:
     unlinked = _LINK.sub("", prose(page))
     named = [text for text in _CODE.findall(unlinked) if _PATH.fullmatch(text)]
@@ -87,7 +88,7 @@ def test_every_path_in_code_font_exists(page: Path) -> None:
     assert missing == []
 
 
-def test_every_guarantee_has_a_test_that_exists() -> None:
+def test_every_guarantee_links_an_existing_test() -> None:
     readme = PROJECT / "README.md"
     table = prose(readme).split("\n## What is guaranteed")[1].split("\n## ")[0]
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
@@ -97,25 +98,29 @@ def test_every_guarantee_has_a_test_that_exists() -> None:
     assert missing_tests(readme) == []
 
 
-def test_a_test_that_does_not_exist_is_noticed(tmp_path: Path) -> None:
+def test_link_to_a_missing_test_is_detected(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_one() -> None: ...\n")
     page = tmp_path / "page.md"
     page.write_text("[`test_one`](test_it.py) [`test_two`](test_it.py)\n")
     assert missing_tests(page) == ["test_it.py::test_two"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_exists(page: Path) -> None:
-    told = subprocess.run(
+@cache
+def make_targets() -> frozenset[str]:
+    text = subprocess.run(
         ["make", "--silent", "help"], cwd=PROJECT, capture_output=True, text=True, check=True
     ).stdout
-    targets = {line.split()[0] for line in told.splitlines()}
+    return frozenset(line.split()[0] for line in text.splitlines())
+
+
+@every_page
+def test_every_command_exists(page: Path) -> None:
     code = [*_CODE.findall(prose(page)), *re.findall(r"^    (.*)$", prose(page), re.MULTILINE)]
     named = {name for text in code for name in _MAKE.findall(text)}
-    assert named <= targets
+    assert named <= make_targets()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_every_setting_exists(page: Path) -> None:
     known = set(_SETTING.findall(reference.page())) | {"TALLY_SECRETS_DIR"}
     for settings in reference.SETTINGS:
@@ -124,11 +129,11 @@ def test_every_setting_exists(page: Path) -> None:
     assert set(_SETTING.findall(prose(page))) <= known
 
 
-def test_the_settings_reference_is_what_the_code_says() -> None:
+def test_settings_reference_matches_the_code() -> None:
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
 
 
-def test_drift_is_noticed(
+def test_drift_of_the_settings_reference_is_detected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "settings.md"

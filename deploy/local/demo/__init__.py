@@ -1,9 +1,13 @@
-"""The demo: a flash sale on a fresh stack, with everything going wrong that can, then the audit.
+"""The demo: a flash sale on a fresh stack, with failures of every kind, and then the audit.
 
-script.py     who buys what, how it is paid, what goes wrong: the table to read first
-customers.py  one customer's way through the sale, through the public gRPC API only
-shop.py       the services as a client meets them: a call is repeated under its own request_id
-trouble.py    the replica that is killed, and the watch over all the others
-findings.py   what the services say afterwards
-checks.py     what must be true then
+scenario.py      who buys what, how it is paid, what fails: the table to read first
+customer.py      what one customer does, through the public gRPC API only
+client.py        the customers' client: a call is repeated under its own request_id
+results.py       what the customers' calls returned
+watchdog.py      kills one replica, and watches all other processes
+sale.py          the sale from start to end
+final_state.py   what the services return afterwards
+checks.py        what must be true then
+report.py        the table of what happened
+output.py        progress bars and lines
 """

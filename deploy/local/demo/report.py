@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from deploy.local.demo.findings import FINAL, Order
-from deploy.local.demo.sale import Course
-from deploy.local.demo.script import CURRENCY, PRINT, Script
+from deploy.local.demo.final_state import FINAL, FinalState, Order
+from deploy.local.demo.sale import SaleOutcome
+from deploy.local.demo.scenario import CURRENCY, PRINT, Scenario
 
 
-def rows(script: Script, course: Course) -> Iterator[tuple[str, str]]:
+def rows(scenario: Scenario, outcome: SaleOutcome) -> Iterator[tuple[str, str]]:
     """What happened, and how often."""
-    happened, found = course.happened, course.found
-    counts = happened.counts
-    charged = happened.charged_minor
+    results, state, calls = outcome.results, outcome.state, outcome.calls
+    counts, charged = results.counts, results.charged_minor
     yield (
         "balances",
         (
             f"{len(charged)} users charged {charged.total():,} {CURRENCY}; "
-            f"{sum(found.balances_minor.values()):,} {CURRENCY} left"
+            f"{sum(state.balances_minor.values()):,} {CURRENCY} left"
         ),
     )
     yield (
@@ -29,55 +28,48 @@ def rows(script: Script, course: Course) -> Iterator[tuple[str, str]]:
     yield (
         "limited print",
         (
-            f"{found.products[PRINT].sold} of {script.stock(PRINT)} sold, "
+            f"{state.products[PRINT].sold} of {scenario.stock(PRINT)} sold, "
             f"{counts['OUT_OF_STOCK']} orders found none left"
         ),
     )
-    yield "orders", f"{len(found.orders)} placed: {_by_state(course)}"
+    yield "orders", f"{len(state.orders)} placed: {_by_state(state)}"
     yield (
         "payments",
         (
             f"{counts['PAID']} made, {counts['PAYMENT_DECLINED']} declined, "
-            f"{counts['GATEWAY_UNAVAILABLE']} put back and tried again, "
+            f"{counts['GATEWAY_UNAVAILABLE']} compensated and tried again, "
             f"{counts['ORDER_NOT_PAYABLE']} too late"
         ),
     )
-    for prefix, outcomes in _cards(happened.cards):
-        yield f"  {prefix}", ", ".join(f"{count} {how}" for how, count in outcomes)
-    groups = happened.duplicates
+    by_prefix: dict[str, list[str]] = defaultdict(list)
+    for (prefix, result), count in sorted(results.cards.items()):
+        by_prefix[prefix].append(f"{count} {result.removeprefix('PAYMENT_').lower()}")
+    for prefix, results_of_prefix in by_prefix.items():
+        yield f"  {prefix}", ", ".join(results_of_prefix)
+    groups = results.duplicates
     yield (
         "duplicates",
         (
-            f"{sum(len(group.answers) for group in groups)} calls in {len(groups)} groups of one "
+            f"{sum(len(group.results) for group in groups)} calls in {len(groups)} groups of one "
             f"intent; {sum(group.collapsed for group in groups)} collapsed"
         ),
     )
-    repeated = ", ".join(f"{count} after {why}" for why, count in sorted(_why(course)))
-    yield "calls", f"{course.calls.made:,} made; repeated: {repeated or 'none'}"
+    repeated = ", ".join(
+        f"{count} after {error}" for error, count in sorted(calls.repeated.items())
+    )
+    yield "calls", f"{calls.made:,} made; repeated: {repeated or 'none'}"
     yield (
         "killed",
         (
-            f"{course.killed}, with {course.calls.open_at_kill} calls under way; the last of them "
-            f"was answered after {course.calls.recovered_s:.1f} s"
+            f"{outcome.killed}, with {calls.open_at_kill} calls under way; the last of them "
+            f"was answered after {calls.recovered_s:.1f} s"
         ),
     )
 
 
-def _by_state(course: Course) -> str:
-    found = Counter(order.state for order in course.found.orders)
-    named = {
-        Order.State.Name(state).removeprefix("STATE_").lower(): found[state]
-        for state in sorted(FINAL | found.keys())
-    }
-    return ", ".join(f"{count} {name}" for name, count in named.items())
-
-
-def _cards(cards: Counter[tuple[str, str]]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    by_prefix: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for (prefix, outcome), count in sorted(cards.items()):
-        by_prefix[prefix].append((outcome.removeprefix("PAYMENT_").lower(), count))
-    yield from by_prefix.items()
-
-
-def _why(course: Course) -> Iterator[tuple[str, int]]:
-    yield from course.calls.repeated.items()
+def _by_state(state: FinalState) -> str:
+    found = Counter(order.state for order in state.orders)
+    return ", ".join(
+        f"{found[value]} {Order.State.Name(value).removeprefix('STATE_').lower()}"
+        for value in sorted(FINAL | found.keys())
+    )

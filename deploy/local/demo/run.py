@@ -1,9 +1,8 @@
-"""The demo from start to end: a stack, the sale, its checks, the audit, and nothing left."""
+"""The demo from start to end: a stack, the sale, its checks, the audit, and an orderly stop."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,90 +11,82 @@ from typing import Final
 import structlog
 
 from deploy.local.demo import report
-from deploy.local.demo.checks import Check, checks
-from deploy.local.demo.fresh import fresh
+from deploy.local.demo.checks import Check, run_checks
+from deploy.local.demo.fresh_data_dir import prepare_data_dir
+from deploy.local.demo.output import BAD, GOOD, WARNING, Output
 from deploy.local.demo.sale import hold_sale
-from deploy.local.demo.screen import Screen
-from deploy.local.demo.script import ORDER_EXPIRY_S, script
-from deploy.local.demo.stopping import ignore_signals, run_stoppable
-from deploy.local.demo.trouble import Watch
-from deploy.local.plan import DEFAULT_DATA_DIR, PROJECT, Plan, plain_environment
+from deploy.local.demo.scenario import ORDER_EXPIRY_S, make_scenario
+from deploy.local.demo.watchdog import Watchdog
+from deploy.local.plan import DEFAULT_DATA_DIR, PROJECT, Plan, plain_environment, use_own_servers
 from deploy.local.processes import POLL_S, Child
 from deploy.local.stack import Stack
+from deploy.local.stop_signals import ignore_stop_signals, run_stoppable
 from deploy.local.tour import grpcurl_lines
 
 AUDIT_LIMIT_S: Final = 60.0
-WRONG_SHOWN: Final = 5
+WRONG_LISTED_MAX: Final = 5
 
 
-def run(plan: Plan, *, users: int, seed: int, screen: Screen) -> int:
-    """Run the demo; return its exit code. Raises RunnerError, and Stopped on a stop signal.
+def run(plan: Plan, *, users: int, seed: int, output: Output) -> int:
+    """Run the demo; its exit code. Raises RunnerError, and Stopped after a stop signal.
 
-    Enter it in the main thread (see Child). Whatever happens, no process is left.
+    Call it in the main thread (see Child). Whatever happens, no process is left.
     """
     began = time.monotonic()
-    _set_environment()
-    stack = Stack(plan, screen.say)
-    fresh(plan.data_dir, screen.say, before=stack.require_free_ports)
-    screen.heading(
+    # Orders expire while the demo runs.
+    use_own_servers(TALLY_ORDER_ORDER_EXPIRY_S=str(ORDER_EXPIRY_S))
+    # Repeated calls are counted, not logged.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    stack = Stack(plan, output.print)
+    prepare_data_dir(plan.data_dir, output.print, before=stack.require_free_ports)
+    output.heading(
         f"Tally: a flash sale for {users} customers on {plan.replicas} replicas of each service "
         f"(seed {seed})"
     )
     try:
         stack.start()
-        good = _demonstrate(stack, users=users, seed=seed, screen=screen)
+        good = _demonstrate(stack, users=users, seed=seed, output=output)
     finally:
-        ignore_signals()
+        ignore_stop_signals()
         try:
-            screen.say("stopping")
+            output.print("stopping")
         finally:
-            # Also when nobody reads any more what is said.
+            # Also if the output is a closed pipe.
             stack.stop()
-    _farewell(plan, screen, good=good, took_s=time.monotonic() - began)
+    _print_summary(plan, output, good=good, took_s=time.monotonic() - began)
     return 0 if good else 1
 
 
-def _set_environment() -> None:
-    """The demo has servers of its own, and orders expire while it looks on."""
-    own = plain_environment()
-    own.pop("TALLY_PAYMENT_GATEWAY_URL", None)
-    own["TALLY_ORDER_ORDER_EXPIRY_S"] = str(ORDER_EXPIRY_S)
-    os.environ.clear()
-    os.environ.update(own)
-    # Repeated calls are what the demo is about: they are counted, not logged.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-
-
-def _demonstrate(stack: Stack, *, users: int, seed: int, screen: Screen) -> bool:
+def _demonstrate(stack: Stack, *, users: int, seed: int, output: Output) -> bool:
     plan = stack.plan
-    sale = script(users, seed)
-    watch = Watch(stack, screen.warn)
+    scenario = make_scenario(users, seed)
+    watchdog = Watchdog(stack, lambda text: output.print(text, WARNING))
     services = {name: plan.addresses(name) for name in plan.services}
-    screen.heading("The sale")
-    with screen.drawing():
-        course = run_stoppable(watch.over(hold_sale(sale, services, watch, screen)))
-    screen.table("What happened", report.rows(sale, course))
-    as_expected = _show(checks(sale, course.happened, course.found), screen)
-    return _audit(plan, watch, screen) and as_expected
+    output.heading("The sale")
+    with output.drawing():
+        outcome = run_stoppable(watchdog.run(hold_sale(scenario, services, watchdog, output)))
+    output.table("What happened", report.rows(scenario, outcome))
+    as_expected = _show(run_checks(scenario, outcome.results, outcome.state), output)
+    return _audit(plan, watchdog, output) and as_expected
 
 
-def _show(done: Sequence[Check], screen: Screen) -> bool:
-    screen.heading("What has to be true")
-    for check in done:
+def _show(checks: Sequence[Check], output: Output) -> bool:
+    output.heading("What must be true")
+    for check in checks:
         if check.holds:
-            screen.good(f"  ok  {check.what}")
+            output.print(f"  ok  {check.what}", GOOD)
             continue
-        screen.bad(f"  NOT TRUE: {check.what}")
-        for wrong in check.wrong[:WRONG_SHOWN]:
-            screen.bad(f"      {wrong}")
-        if len(check.wrong) > WRONG_SHOWN:
-            screen.bad(f"      and {len(check.wrong) - WRONG_SHOWN} more")
-    return all(check.holds for check in done)
+        output.print(f"  NOT TRUE: {check.what}", BAD)
+        for wrong in check.wrong[:WRONG_LISTED_MAX]:
+            output.print(f"      {wrong}", BAD)
+        if len(check.wrong) > WRONG_LISTED_MAX:
+            output.print(f"      and {len(check.wrong) - WRONG_LISTED_MAX} more", BAD)
+    return all(check.holds for check in checks)
 
 
-def _audit(plan: Plan, watch: Watch, screen: Screen) -> bool:
-    """Audit the running stack, as `make audit` does, and show what it says."""
-    screen.heading("The audit")
+def _audit(plan: Plan, watchdog: Watchdog, output: Output) -> bool:
+    """Audit the running stack, as `make audit` does, and print the report."""
+    output.heading("The audit")
     audit = Child(
         "audit",
         [sys.executable, "-m", "deploy.audit", "--data-dir", plan.data_dir],
@@ -106,26 +97,28 @@ def _audit(plan: Plan, watch: Watch, screen: Screen) -> bool:
     deadline = time.monotonic() + AUDIT_LIMIT_S
     try:
         while audit.exit_code() is None and time.monotonic() < deadline:
-            watch.look()
+            watchdog.check()
             time.sleep(POLL_S)
     finally:
         code = audit.exit_code()
         audit.stop()
         for line in audit.log_text().rstrip().splitlines():
-            screen.say(f"  {line}")
+            output.print(f"  {line}")
     if code is None:
-        screen.bad(f"the audit did not end within {AUDIT_LIMIT_S:.0f} s")
+        output.print(f"the audit did not end within {AUDIT_LIMIT_S:.0f} s", BAD)
     return code == 0
 
 
-def _farewell(plan: Plan, screen: Screen, *, good: bool, took_s: float) -> None:
+def _print_summary(plan: Plan, output: Output, *, good: bool, took_s: float) -> None:
     if not good:
-        screen.bad(f"\nThe demo failed after {took_s:.0f} s; logs are in {plan.data_dir / 'logs'}.")
+        output.print(
+            f"\nThe demo failed after {took_s:.0f} s; logs are in {plan.data_dir / 'logs'}.", BAD
+        )
         return
-    screen.good(f"\nThe books balance. {took_s:.0f} s in all; nothing is left running.")
+    output.print(f"\nThe books balance. {took_s:.0f} s in all; no process is left running.", GOOD)
     where = "" if plan.data_dir == DEFAULT_DATA_DIR else f" DATA_DIR={plan.data_dir}"
-    screen.say(f"To go on with this data: make up{where}  (the next demo replaces it)")
-    # `make up` takes the default ports.
+    output.print(f"To continue with this data: make up{where}  (the next demo replaces it)")
+    # `make up` uses the default ports.
     charge = grpcurl_lines({"balance": Plan().addresses("balance")})[1]
-    screen.say(f"Then, for instance:      {charge}")
-    screen.say("README.md has the rest of the tour.")
+    output.print(f"Then, for instance:         {charge}")
+    output.print("README.md has the rest of the tour.")

@@ -1,4 +1,4 @@
-"""The sale from the opening of the shop to the last order's end."""
+"""The sale, from the creation of the products until the last order has ended."""
 
 from __future__ import annotations
 
@@ -6,93 +6,96 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from deploy.local.demo.customers import Customer, Sale, won
-from deploy.local.demo.findings import Findings, settled
-from deploy.local.demo.happened import Happened
-from deploy.local.demo.screen import Screen
-from deploy.local.demo.script import COUPON_MINOR, PRICES_MINOR, Script
-from deploy.local.demo.shop import Calls, Shop
-from deploy.local.demo.trouble import Watch
+from deploy.local.demo.client import CallStatistics, DemoClient
+from deploy.local.demo.customer import Customer, Sale, won
+from deploy.local.demo.final_state import FinalState, wait_for_final_state
+from deploy.local.demo.output import WARNING, Output
+from deploy.local.demo.results import SaleResults
+from deploy.local.demo.scenario import COUPON_MINOR, PRICES_MINOR, Scenario
+from deploy.local.demo.watchdog import Watchdog
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 
-KILL_AFTER = 1 / 3
-"""The part of the visits after which a replica is killed."""
-CAMPAIGN_S = 24 * 60 * 60
+KILL_AFTER: Final = 1 / 3
+"""The share of the visits after which a replica is killed."""
+CAMPAIGN_S: Final = 24 * 60 * 60
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """How the sale went."""
+class SaleOutcome:
+    """What happened in the sale."""
 
-    happened: Happened
-    found: Findings
-    calls: Calls
+    results: SaleResults
+    state: FinalState
+    calls: CallStatistics
     killed: str
 
 
 async def hold_sale(
-    script: Script, services: Mapping[str, Sequence[str]], watch: Watch, screen: Screen
-) -> Course:
-    """Open the shop, let all customers in at once, kill a replica, wait until all is settled."""
-    async with Shop(services) as shop:
-        sale = await _open(script, shop)
-        customers = [Customer(part, sale) for part in script.parts]
-        with screen.phase("charge balances", len(customers)) as phase:
+    scenario: Scenario, services: Mapping[str, Sequence[str]], watchdog: Watchdog, output: Output
+) -> SaleOutcome:
+    """Run all customers at once, kill a replica meanwhile, and wait until every order has ended."""
+    async with DemoClient(services) as client:
+        sale = await _open(scenario, client)
+        customers = [Customer(plan, sale) for plan in scenario.customers]
+        with output.phase("charge balances", len(customers)) as phase:
             await asyncio.gather(*(phase.counted(one.charge()) for one in customers))
-        with screen.phase(f"race for {script.coupons} coupons", len(customers)) as phase:
+        with output.phase(f"race for {scenario.coupons} coupons", len(customers)) as phase:
             await asyncio.gather(*(phase.counted(one.race_for_coupon()) for one in customers))
 
         killed = ""
         visited = 0
-        with screen.phase("order, pay, cancel", script.visits) as phase:
+        with output.phase("order, pay, cancel", scenario.visits) as phase:
 
             def on_visit() -> None:
                 nonlocal killed, visited
                 phase.step()
                 visited += 1
-                if not killed and visited >= script.visits * KILL_AFTER:
-                    shop.calls.note_kill()
-                    victim = watch.kill_one(script.seed)
+                if not killed and visited >= scenario.visits * KILL_AFTER:
+                    client.statistics.note_kill()
+                    victim = watchdog.kill_one(scenario.seed)
                     killed = victim.name
-                    screen.warn(
-                        f"kill -9 {victim.name} (pid {victim.pid}), {shop.calls.open_at_kill} "
-                        "calls are under way: their clients repeat them by request_id"
+                    output.print(
+                        f"kill -9 {victim.name} (pid {victim.pid}), "
+                        f"{client.statistics.open_at_kill} calls are under way: "
+                        "their clients repeat them by request_id",
+                        WARNING,
                     )
 
             await asyncio.gather(*(one.shop(on_visit) for one in customers))
-        found = await _settle(script, sale, screen)
-        return Course(sale.happened, found, shop.calls, killed)
+        users = [plan.name for plan in scenario.customers]
+        orders = len(sale.results.orders)
+        with output.phase("every order ends", orders) as phase:
+            state = await wait_for_final_state(
+                sale, users, lambda moving: phase.reach(orders - moving)
+            )
+        return SaleOutcome(sale.results, state, client.statistics, killed)
 
 
-async def _open(script: Script, shop: Shop) -> Sale:
-    """Put the products on sale and open the campaign."""
+async def _open(scenario: Scenario, client: DemoClient) -> Sale:
+    """Create the products and the campaign."""
     products = {}
     for number, (name, price_minor) in enumerate(PRICES_MINOR.items()):
         product = order_pb2.CreateProductRequest(
             name=name,
             price=won(price_minor),
-            stock=script.stock(name),
+            stock=scenario.stock(name),
             request_id=f"demo:product:{number}",
         )
-        created = await shop.ask(shop.tally.product.create_product, product)
+        created = await client.call(client.tally.product.create_product, product)
         products[name] = created.product.product_id
     campaign = coupon_pb2.CreateCampaignRequest(
-        name="Opening", quantity=script.coupons, request_id="demo:campaign"
+        name="Opening",
+        quantity=scenario.coupons,
+        fixed_discount=won(COUPON_MINOR),
+        request_id="demo:campaign",
     )
-    campaign.fixed_discount.CopyFrom(won(COUPON_MINOR))
     now_s = int(time.time())
-    # From yesterday on: whether it is open is for the database's clock to say.
+    # It began yesterday: the database's clock decides whether it is open.
     campaign.start_time.seconds = now_s - CAMPAIGN_S
     campaign.end_time.seconds = now_s + CAMPAIGN_S
     campaign.coupon_lifetime.seconds = CAMPAIGN_S
-    opened = await shop.ask(shop.tally.coupon.create_campaign, campaign)
-    return Sale(shop, Happened(), products, opened.campaign.campaign_id)
-
-
-async def _settle(script: Script, sale: Sale, screen: Screen) -> Findings:
-    users = [part.name for part in script.parts]
-    orders = len(sale.happened.orders)
-    with screen.phase("every order comes to its end", orders) as phase:
-        return await settled(sale, users, lambda moving: phase.reach(orders - moving))
+    opened = await client.call(client.tally.coupon.create_campaign, campaign)
+    return Sale(client, SaleResults(), products, opened.campaign.campaign_id)

@@ -1,5 +1,5 @@
-"""A payment gateway to run Tally against: Toss Payments' protocol, with a durable record.
+"""A payment gateway simulator: the protocol of Toss Payments, over a durable record.
 
-It is the far side of a network and shares no code with the services. The payment key's prefix
-chooses what happens to a confirm call (see ``rules``); everything else is charged.
+It stands for a system on the other side of a network and shares no code with the services. The
+prefix of the payment key decides what a confirm call does (see ``rules``); other keys are charged.
 """

@@ -1,19 +1,19 @@
 """``python -m deploy.local.gateway``: serve until SIGTERM or Ctrl-C.
 
-Prints ``listening on http://HOST:PORT`` once it answers. A bad option, data file or port ends it
-with one line and exit code 2.
+Prints ``listening on http://HOST:PORT`` once it answers. A bad option, data file or port makes it
+print one line and exit with 2.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import socket
 import sqlite3
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -25,7 +25,7 @@ _GRACE_S = 5
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling its address on stdout and leaving with exit code 0 on a signal."""
+    """uvicorn, which prints its address and exits with 0 after a stop signal."""
 
     def __init__(self, config: uvicorn.Config, address: str, stopping: asyncio.Event) -> None:
         super().__init__(config)
@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         print(f"listening on {self._address}", flush=True)
 
-    @contextmanager
+    @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -54,7 +54,7 @@ async def _serve(options: argparse.Namespace, listener: socket.socket, ledger: L
     low_ms, high_ms = options.latency_ms
     simulator = Simulator(
         ledger=ledger,
-        secret_key=options.secret_key,
+        secret_key=options.secret_key_file,
         latency=Latency(low_ms, high_ms, options.slow_ms),
         stopping=stopping,
     )
@@ -72,22 +72,13 @@ async def _serve(options: argparse.Namespace, listener: socket.socket, ledger: L
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gateway", description="A payment gateway simulator.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 (default): any free port")
-    parser.add_argument("--data-file", type=Path, required=True, help="the record of all charges")
-    parser.add_argument(
-        "--secret-key-file",
-        dest="secret_key",
-        type=_secret_key,
-        required=True,
-        help="holds the merchant's secret key",
-    )
-    parser.add_argument(
-        "--latency-ms", type=_range_ms, default=(100, 500), metavar="LOW-HIGH", help="of each call"
-    )
-    parser.add_argument(
-        "--slow-ms", type=int, default=3000, help="what slow_ keys take on top (default 3000)"
-    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=0, help="0 (default): any free port")
+    add("--data-file", type=Path, required=True, help="the record of all charges")
+    add("--secret-key-file", type=_secret_key, required=True, help="has the merchant's secret key")
+    add("--latency-ms", type=_range_ms, default=(100, 500), metavar="LOW-HIGH", help="of each call")
+    add("--slow-ms", type=int, default=3000, help="more for slow_ keys (default 3000)")
     return parser.parse_args(arguments)
 
 
@@ -109,27 +100,27 @@ def _range_ms(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until told to stop; return the exit code."""
+    """Serve until a stop signal; the exit code."""
     options = _options(arguments)
-    try:
-        ledger = Ledger(options.data_file)
-    except sqlite3.Error as error:
-        print(f"gateway: cannot use {options.data_file}: {error}", file=sys.stderr)
-        return 2
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+    with contextlib.ExitStack() as exits:
+        try:
+            ledger = Ledger(options.data_file)
+            exits.callback(ledger.close)
+            listener = exits.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((options.host, options.port))
-                listener.listen(1024)
-            except OSError as error:
-                address = f"{options.host}:{options.port}"
-                print(f"gateway: cannot listen on {address}: {error.strerror}", file=sys.stderr)
-                return 2
-            asyncio.run(_serve(options, listener, ledger))
-    finally:
-        ledger.close()
+            listener.bind((options.host, options.port))
+            listener.listen(1024)
+        except sqlite3.Error as error:
+            return _fail(f"use {options.data_file}: {error}")
+        except OSError as error:
+            return _fail(f"listen on {options.host}:{options.port}: {error.strerror}")
+        asyncio.run(_serve(options, listener, ledger))
     return 0
+
+
+def _fail(what: str) -> int:
+    print(f"gateway: cannot {what}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

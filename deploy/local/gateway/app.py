@@ -1,4 +1,4 @@
-"""The HTTP side: authentication, latency, idempotency keys in flight, and damaged deliveries."""
+"""The HTTP side: authentication, latency, concurrent calls of a key, and lost responses."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 300
 RECORDS_MAX: Final = 500
 
 HOLD_S_MAX: Final = 600.0
-"""How long an unanswered call is kept open: longer than any client waits, yet not for ever."""
+"""How long a call without a response is kept open: longer than any client waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long a call takes, in milliseconds: drawn anew for each, and extra for ``slow_``."""
+    """How long a call takes, in milliseconds: random within the range, plus more for ``slow_``."""
 
     low_ms: int
     high_ms: int
     slow_ms: int
 
     def half_s(self) -> float:
-        """Draw half of a call's latency, in seconds."""
+        """A random half of a call's latency, in seconds."""
         return random.uniform(self.low_ms, self.high_ms) / 2000  # noqa: S311 - no secret
 
 
 @dataclass(slots=True)
 class Simulator:
-    """The endpoints, over one ledger."""
+    """The endpoints, on one ledger."""
 
     ledger: Ledger
     secret_key: str
@@ -52,7 +52,7 @@ class Simulator:
     in_flight: set[tuple[str, str]] = field(default_factory=set)
 
     def app(self) -> Starlette:
-        """Return the ASGI application."""
+        """The ASGI application."""
         return Starlette(
             routes=[
                 Route("/v1/payments/confirm", self._guarded(self._confirm), methods=["POST"]),
@@ -68,8 +68,8 @@ class Simulator:
         behaviour = behaviour_of(confirm.payment_key)
         with self._in_flight(request.url.path, key) as first:
             if not first:
-                return _response(self.ledger.turn_away("confirm", confirm.payment_key, key))
-            # The record is made in the middle of the call: a kill may come before or after it.
+                return _response(self.ledger.reject_concurrent("confirm", confirm.payment_key, key))
+            # The record is written in the middle of the call: a kill may come before or after it.
             await asyncio.sleep(self.latency.half_s())
             reply = self.ledger.confirm(confirm, key)
             await asyncio.sleep(self.latency.half_s())
@@ -78,7 +78,7 @@ class Simulator:
         if reply.fresh and behaviour is Behaviour.ERROR_AFTER_CHARGE:
             reply = error("FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING")
         if reply.fresh and behaviour is Behaviour.TIMEOUT_AFTER_CHARGE:
-            return await self._never(request)
+            return await self._no_response(request)
         return _response(reply)
 
     async def _cancel(self, request: Request) -> Response:
@@ -87,7 +87,7 @@ class Simulator:
         key = _idempotency_key(request)
         with self._in_flight(request.url.path, key) as first:
             if not first:
-                return _response(self.ledger.turn_away("cancel", payment_key, key))
+                return _response(self.ledger.reject_concurrent("cancel", payment_key, key))
             await asyncio.sleep(self.latency.half_s())
             reply = self.ledger.cancel(payment_key, cancel, key)
             await asyncio.sleep(self.latency.half_s())
@@ -100,12 +100,12 @@ class Simulator:
         return _response(reply)
 
     async def _charges(self, request: Request) -> Response:
-        """Tell of every payment key ever called with, in pages: ``?after=`` the last one's."""
+        """Every payment key that a call has named, in pages: ``?after=`` the last key of a page."""
         records = self.ledger.records(request.query_params.get("after", ""), RECORDS_MAX)
         return JSONResponse({"charges": records, "more": len(records) == RECORDS_MAX})
 
-    async def _never(self, request: Request) -> Response:
-        """Hold the call until its client gives up; the 504 is for a simulator that stops."""
+    async def _no_response(self, request: Request) -> Response:
+        """Hold the call until its client disconnects. If the simulator stops first, it gets 504."""
         gone = asyncio.create_task(_disconnected(request))
         stopping = asyncio.create_task(self.stopping.wait())
         await asyncio.wait(
@@ -117,13 +117,11 @@ class Simulator:
 
     @contextmanager
     def _in_flight(self, path: str, idempotency_key: str | None) -> Iterator[bool]:
-        """Yield whether this is the only call of its idempotency key just now."""
-        if idempotency_key is None:
-            yield True
-            return
-        mark = (path, idempotency_key)
-        if mark in self.in_flight:
-            yield False
+        """Whether no other call of the idempotency key is in progress."""
+        mark = (path, idempotency_key or "")
+        first = mark not in self.in_flight
+        if idempotency_key is None or not first:
+            yield first or idempotency_key is None
             return
         self.in_flight.add(mark)
         try:

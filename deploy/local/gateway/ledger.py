@@ -1,8 +1,8 @@
-"""The gateway's durable truth: payments, cancels, calls and kept answers in one SQLite file.
+"""The gateway's durable record: payments, cancels, calls and stored responses in a SQLite file.
 
-Every decision is one transaction, flushed to disk before anything of it is told, so that neither
-kill -9 nor a lost reply can make the record and the answer differ. One charge per payment key,
-ever, is the primary key of ``payments``.
+Every decision is one transaction, flushed to disk before the response is sent: neither kill -9 nor
+a lost response can make the record and the response differ. The primary key of ``payments`` allows
+one charge per payment key.
 """
 
 from __future__ import annotations
@@ -59,15 +59,14 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 
 _SEOUL: Final = timezone(timedelta(hours=9))
-_CONFIRM_ADDRESS: Final = "POST /v1/payments/confirm"
 _SERVER_ERROR: Final = 500
 
 
 class Ledger:
-    """The record, in one file. For one thread; every call blocks for a flush at most."""
+    """The record, in one file. For one thread; a call blocks while it flushes to disk."""
 
     def __init__(self, data_file: Path) -> None:
-        """Open or create the file; sqlite3.Error when it cannot be used."""
+        """Open or create the file. Raises sqlite3.Error if it cannot be used."""
         self._db = sqlite3.connect(data_file, isolation_level=None)
         try:
             self._db.row_factory = sqlite3.Row
@@ -80,20 +79,19 @@ class Ledger:
             raise
 
     def close(self) -> None:
-        """Close the file."""
         self._db.close()
 
     def confirm(self, request: Confirm, idempotency_key: str | None) -> Reply:
-        """Charge, decline or fail by the key's prefix, and keep the answer."""
+        """Charge, decline or fail by the key's prefix, and store the response."""
         return self._once(
             ("confirm", request.payment_key),
-            _CONFIRM_ADDRESS,
+            "POST /v1/payments/confirm",
             idempotency_key,
             lambda: self._decide_confirm(request),
         )
 
     def cancel(self, payment_key: str, request: Cancel, idempotency_key: str | None) -> Reply:
-        """Give back all that is left, or the amount asked for, and keep the answer."""
+        """Cancel all that is left, or the given amount, and store the response."""
         return self._once(
             ("cancel", payment_key),
             f"POST /v1/payments/{payment_key}/cancel",
@@ -102,19 +100,21 @@ class Ledger:
         )
 
     def find(self, payment_key: str) -> Reply:
-        """Return the payment as it stands."""
+        """The payment as it is now."""
         payment = self._payment(payment_key)
         return error("NOT_FOUND_PAYMENT") if payment is None else Reply(200, payment)
 
-    def turn_away(self, operation: str, payment_key: str, idempotency_key: str | None) -> Reply:
-        """Count a call whose twin is in progress, and refuse it."""
+    def reject_concurrent(
+        self, operation: str, payment_key: str, idempotency_key: str | None
+    ) -> Reply:
+        """Count and refuse a call while another with its idempotency key is in progress."""
         reply = error("IDEMPOTENT_REQUEST_PROCESSING")
         with self._transaction():
             self._count(operation, payment_key, idempotency_key, reply.status)
         return reply
 
     def records(self, after: str, limit: int) -> list[dict[str, Any]]:
-        """Return up to ``limit`` keys above ``after``, each with its payment and call counts."""
+        """Up to ``limit`` keys above ``after``, each with its payment and numbers of calls."""
         keys = self._db.execute(
             "SELECT payment_key, sum(operation = 'confirm') AS confirms,"
             " sum(operation = 'cancel') AS cancels FROM calls WHERE payment_key > ?"
@@ -138,21 +138,18 @@ class Ledger:
         idempotency_key: str | None,
         decide: Callable[[], Reply],
     ) -> Reply:
-        operation, payment_key = call
         with self._transaction():
-            kept = self._kept(address, idempotency_key)
-            reply = kept or decide()
-            self._count(operation, payment_key, idempotency_key, reply.status)
-            if kept is None and idempotency_key is not None and reply.status < _SERVER_ERROR:
-                self._db.execute(
-                    "INSERT INTO answers VALUES (?, ?, ?, ?)",
-                    (address, idempotency_key, reply.status, json.dumps(reply.body)),
-                )
+            stored = self._stored(address, idempotency_key)
+            reply = stored or decide()
+            self._count(*call, idempotency_key, reply.status)
+            if stored is None and idempotency_key is not None and reply.status < _SERVER_ERROR:
+                body = json.dumps(reply.body)
+                self._insert("answers", address, idempotency_key, reply.status, body)
         return reply
 
-    def _kept(self, address: str, idempotency_key: str | None) -> Reply | None:
-        # As Toss does: key and address decide, the body is not compared. Another payment under a
-        # key once used is answered with the first payment, and the client had better notice.
+    def _stored(self, address: str, idempotency_key: str | None) -> Reply | None:
+        # As in the real protocol, key and address decide, and the body is not compared: another
+        # payment under a used key gets the first payment, which the client must notice.
         row = self._db.execute(
             "SELECT http_status, body FROM answers WHERE address = ? AND idempotency_key = ?",
             (address, idempotency_key),
@@ -190,38 +187,22 @@ class Ledger:
         if amount > left:
             return error("NOT_CANCELABLE_AMOUNT")
         transaction_key = uuid.uuid4().hex
-        self._db.execute(
-            "INSERT INTO cancels VALUES (?, ?, ?, ?, ?)",
-            (transaction_key, payment_key, amount, request.reason, _now()),
-        )
+        self._insert("cancels", transaction_key, payment_key, amount, request.reason, _now())
+        status = "CANCELED" if amount == left else "PARTIAL_CANCELED"
         self._db.execute(
             "UPDATE payments SET status = ?, balance_amount = ?, transaction_key = ?"
             " WHERE payment_key = ?",
-            (
-                "CANCELED" if amount == left else "PARTIAL_CANCELED",
-                left - amount,
-                transaction_key,
-                payment_key,
-            ),
+            (status, left - amount, transaction_key, payment_key),
         )
         return Reply(200, self._payment(payment_key) or {}, fresh=True)
 
     def _record(self, request: Confirm, status: str, failure_code: str | None) -> dict[str, Any]:
         now = _now()
-        self._db.execute(
-            "INSERT INTO payments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                request.payment_key,
-                request.order_id,
-                status,
-                request.currency,
-                request.amount,
-                request.amount,
-                uuid.uuid4().hex,
-                now,
-                now if status == "DONE" else None,
-                failure_code,
-            ),
+        self._insert(
+            "payments",
+            *(request.payment_key, request.order_id, status, request.currency),
+            *(request.amount, request.amount, uuid.uuid4().hex),
+            *(now, now if status == "DONE" else None, failure_code),
         )
         return self._payment(request.payment_key) or {}
 
@@ -262,11 +243,11 @@ class Ledger:
     def _count(
         self, operation: str, payment_key: str, idempotency_key: str | None, http_status: int
     ) -> None:
-        self._db.execute(
-            "INSERT INTO calls (operation, payment_key, idempotency_key, http_status, called_at)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (operation, payment_key, idempotency_key, http_status, _now()),
-        )
+        self._insert("calls", None, operation, payment_key, idempotency_key, http_status, _now())
+
+    def _insert(self, table: str, *row: str | int | None) -> None:
+        places = ", ".join("?" * len(row))
+        self._db.execute(f"INSERT INTO {table} VALUES ({places})", row)  # noqa: S608 - a constant
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -1,18 +1,18 @@
-"""What a payment key's prefix makes of its confirm call.
+"""What the prefix of a payment key does to its confirm calls.
 
-| prefix                  | charged | the call is answered                                         |
+| prefix                  | charged | response                                                     |
 |-------------------------|---------|--------------------------------------------------------------|
 | decline_                | no      | 403 REJECT_CARD_PAYMENT; recorded as ABORTED                 |
-| error_                  | no      | the key's first: 500, nothing recorded; its next:            |
+| error_                  | no      | first call of the key: 500, nothing recorded; second:        |
 |                         |         | 403 REJECT_CARD_COMPANY, recorded as ABORTED                 |
 | error_after_charge_     | yes     | 500 to the call that charged; repeated, 200                  |
-| timeout_after_charge_   | yes     | never to the call that charged; repeated, 200                |
-| slow_                   | yes     | 200, after some seconds (3 unless told otherwise)            |
+| timeout_after_charge_   | yes     | none to the call that charged; repeated, 200                 |
+| slow_                   | yes     | 200, after some seconds (default 3)                          |
 | anything else           | yes     | 200                                                          |
 
-An ``error_`` payment is never charged, and still comes to an end: after the 500 a query says
-NOT_FOUND_PAYMENT, and the confirm sent again is declined. A 500 that did nothing is not kept as
-the idempotency key's answer; if it were, a client that asks again would never be done.
+An ``error_`` payment is never charged, and still reaches an end: after the 500 a query returns
+NOT_FOUND_PAYMENT, and a repeated confirm is declined. A 500 without an effect is not stored for its
+idempotency key: otherwise a client that repeats the call would never reach the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import enum
 
 
 class Behaviour(enum.Enum):
-    """What happens to a confirm call."""
+    """The behaviours, by prefix."""
 
     CHARGE = ""
     DECLINE = "decline_"
@@ -31,17 +31,10 @@ class Behaviour(enum.Enum):
     SLOW = "slow_"
 
 
-# Longest first: error_after_charge_ begins with error_.
-_BY_PREFIX = sorted(
-    (behaviour for behaviour in Behaviour if behaviour.value),
-    key=lambda behaviour: len(behaviour.value),
-    reverse=True,
-)
+# Longest first: error_after_charge_ begins with error_, and every key with "".
+_LONGEST_FIRST = sorted(Behaviour, key=lambda behaviour: len(behaviour.value), reverse=True)
 
 
 def behaviour_of(payment_key: str) -> Behaviour:
-    """Return what the key's prefix asks for."""
-    for behaviour in _BY_PREFIX:
-        if payment_key.startswith(behaviour.value):
-            return behaviour
-    return Behaviour.CHARGE
+    """The behaviour for the key's prefix."""
+    return next(one for one in _LONGEST_FIRST if payment_key.startswith(one.value))

@@ -1,4 +1,4 @@
-"""Requests and answers in the form Toss Payments gives them."""
+"""Requests and responses in the format of Toss Payments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ERRORS: Final[dict[str, tuple[int, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer; ``fresh`` when this very call made the record it tells of."""
+    """An HTTP response; ``fresh`` if this very call made the record that it returns."""
 
     status: int
     body: dict[str, Any]
@@ -51,24 +51,24 @@ class Confirm:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The body of a cancel call; no amount: all that is left."""
+    """The body of a cancel call; without an amount, all that is left is cancelled."""
 
     reason: str
     amount: int | None
 
 
 class BadRequestError(Exception):
-    """The body is not what the protocol asks for."""
+    """The body does not have the format of the protocol."""
 
 
 def error(code: str) -> Reply:
-    """Return the error answer of that code."""
+    """The error response with that code."""
     status, message = ERRORS[code]
     return Reply(status, {"code": code, "message": message})
 
 
 def read_confirm(raw: bytes) -> Confirm:
-    """Read a confirm body. Toss' own has no currency; left out, it is KRW."""
+    """Parse a confirm body. The real protocol has no currency; without one it is KRW."""
     body = _object(raw)
     currency = _text(body.get("currency", "KRW"), 3)
     if len(currency) != 3 or not currency.isascii() or not currency.isupper():
@@ -82,7 +82,7 @@ def read_confirm(raw: bytes) -> Confirm:
 
 
 def read_cancel(raw: bytes) -> Cancel:
-    """Read a cancel body."""
+    """Parse a cancel body."""
     body = _object(raw)
     amount = body.get("cancelAmount")
     return Cancel(

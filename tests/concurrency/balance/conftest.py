@@ -1,40 +1,30 @@
-"""A crowd for each test, with Redis and without."""
+"""Two replicas of the balance service for each test, with Redis and without."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from balance_service.settings import BalanceSettings
+from balance_service.wiring import build
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
-from tests.support.balance_crowd import Crowd, crowded
-from tests.support.databases import Databases
+from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+from tests.support.crowd import Crowd, crowd_of
 
 
 @pytest.fixture
-def database(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("balance") as urls:
-        yield urls
-
-
-@pytest.fixture(params=["redis", "no-redis"])
 async def crowd(
-    request: pytest.FixtureRequest, database: ServiceUrls, postgres_server: PostgresServer
-) -> AsyncIterator[Crowd]:
-    redis_url = ""
-    if request.param == "redis":
-        valkey: ValkeyServer = request.getfixturevalue("valkey_server")
-        redis_url = valkey.url
-    async with crowded(database, postgres_server, redis_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def bare_crowd(
-    database: ServiceUrls, postgres_server: PostgresServer
-) -> AsyncIterator[Crowd]:
-    """Without Redis."""
-    async with crowded(database, postgres_server, "") as opened:
+    balance_database: ServiceUrls, postgres_server: PostgresServer, redis_url: str
+) -> AsyncIterator[Crowd[Any]]:
+    async with crowd_of(
+        BalanceServiceStub,
+        BalanceSettings,
+        build,
+        balance_database,
+        postgres_server,
+        redis_url=redis_url,
+    ) as opened:
         yield opened

@@ -1,202 +1,190 @@
-"""Accounts before a crowd: no charge is lost, nothing is spent twice, nothing is refunded twice.
+"""Races for accounts: no charge is lost, nothing is spent twice, nothing is refunded twice.
 
-Every race has its control: the same calls with the guard taken away from outside must do the damage
+Every race has its control: the same calls with the guard removed from outside must do the damage
 that the guard prevents, or the race proves nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import Any
 
 import pytest
 
 from balance_service import store
-from tests.support.balance_crowd import (
-    Crowd,
+from tests.support.balances import (
+    available,
+    charge,
+    check_ledger,
+    deduct,
     drop_constraints,
-    forget_row_locks,
     forget_versions,
+    refund,
 )
-from tests.support.balances import charge, deduct, refund
-from tests.support.refusals import outcome
+from tests.support.crowd import RIVALS, Crowd, without_redis
+from tests.support.guards import forget_row_locks
+from tests.support.refusals import Results, outcome
 from tests.support.rendezvous import meet_after
 
-RIVALS = 100
+
+async def open_account(crowd: Crowd[Any], amount_minor: int) -> None:
+    await crowd.turn(0).ChargeBalance(charge("ann", amount_minor, "first"))
 
 
-async def together(crowd: Crowd, method: str, requests: list[Any]) -> list[Any]:
-    """All at once, in turns over the replicas; responses, or reasons of refusal."""
-    return await asyncio.gather(
-        *(
-            outcome(getattr(crowd.turn(number), method)(request))
-            for number, request in enumerate(requests)
-        )
-    )
+async def left_in(crowd: Crowd[Any]) -> int:
+    return await available(crowd.turn(0), "ann")
+
+
+async def meet(
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch, method: str, requests: list[Any]
+) -> Results:
+    """Two replicas both read a balance of 100 before either writes."""
+    await open_account(crowd, 100)
+    meeting = meet_after(monkeypatch, store, "load")
+    results = await crowd.race(method, requests)
+    assert meeting.met
+    return results
 
 
 # -- charges (R1) --------------------------------------------------------------------------------
 
 
-async def test_no_charge_is_lost(crowd: Crowd) -> None:
-    await crowd.stubs[0].ChargeBalance(charge("ann", 100, "first"))
+async def test_no_charge_is_lost(crowd: Crowd[Any]) -> None:
+    await open_account(crowd, 100)
     charges = [charge("ann", 100, f"c{number}") for number in range(RIVALS)]
-    results = await together(crowd, "ChargeBalance", charges)
-    assert [result for result in results if isinstance(result, str)] == []
-    assert await crowd.available("ann") == 100 + RIVALS * 100
-    assert sorted(result.entry.sequence for result in results) == list(range(2, RIVALS + 2))
-    crowd.assert_books()
+    charged, _ = await crowd.race("ChargeBalance", charges)
+    assert sorted(each.entry.sequence for each in charged) == list(range(2, RIVALS + 2))
+    assert await left_in(crowd) == 100 + RIVALS * 100
+    check_ledger(crowd)
 
 
-async def two_charges_meet(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Two replicas have both read a balance of 100 before either adds 100 to it."""
-    await crowd.stubs[0].ChargeBalance(charge("ann", 100, "first"))
-    meeting = meet_after(monkeypatch, store, "load")
-    results = await together(
-        crowd, "ChargeBalance", [charge("ann", 100, "one"), charge("ann", 100, "two")]
-    )
-    assert meeting.met
-    return results
-
-
-async def test_two_charges_that_have_read_the_same_balance_both_count(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("guards", ["versions and constraints", "constraints"])
+@without_redis
+async def test_two_charges_that_read_the_same_balance_both_count(
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch, guards: str
 ) -> None:
-    results = await two_charges_meet(bare_crowd, monkeypatch)
-    assert [result for result in results if isinstance(result, str)] == []
-    assert await bare_crowd.available("ann") == 300
-    bare_crowd.assert_books()
+    """That an account's sequence is unique is enough."""
+    if guards == "constraints":
+        forget_versions(monkeypatch)
+    charges = [charge("ann", 100, request_id) for request_id in ("one", "two")]
+    results = await meet(crowd, monkeypatch, "ChargeBalance", charges)
+    assert not results.refusals
+    assert await left_in(crowd) == 300
+    check_ledger(crowd)
 
 
+@without_redis
 async def test_control_without_versions_and_constraints_a_charge_is_lost(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_versions(monkeypatch)
-    drop_constraints(bare_crowd)
-    results = await two_charges_meet(bare_crowd, monkeypatch)
-    assert [result for result in results if isinstance(result, str)] == []
-    assert await bare_crowd.available("ann") == 200, "the lost update of R1"
-
-
-async def test_the_constraint_alone_keeps_charges_right(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No Redis, no version: that an account's sequence is unique is enough."""
-    forget_versions(monkeypatch)
-    results = await two_charges_meet(bare_crowd, monkeypatch)
-    assert [result for result in results if isinstance(result, str)] == []
-    assert await bare_crowd.available("ann") == 300
-    bare_crowd.assert_books()
+    drop_constraints(crowd)
+    charges = [charge("ann", 100, request_id) for request_id in ("one", "two")]
+    results = await meet(crowd, monkeypatch, "ChargeBalance", charges)
+    assert not results.refusals
+    assert await left_in(crowd) == 200, "the lost update of R1"
 
 
 # -- deductions (R2) -----------------------------------------------------------------------------
 
 
-async def test_a_hundred_deductions_at_once_all_succeed(crowd: Crowd) -> None:
-    await crowd.stubs[0].ChargeBalance(charge("ann", 100_000, "first"))
+async def test_a_hundred_deductions_at_once_all_succeed(crowd: Crowd[Any]) -> None:
+    await open_account(crowd, 100_000)
     deductions = [deduct("ann", 500, f"d{number}") for number in range(RIVALS)]
-    results = await together(crowd, "DeductBalance", deductions)
-    assert [result for result in results if isinstance(result, str)] == []
-    assert await crowd.available("ann") == 50_000
-    crowd.assert_books()
+    assert not (await crowd.race("DeductBalance", deductions)).refusals
+    assert await left_in(crowd) == 50_000
+    check_ledger(crowd)
 
 
-async def test_what_is_there_is_spent_once(crowd: Crowd) -> None:
-    await crowd.stubs[0].ChargeBalance(charge("ann", 50_000, "first"))
+async def test_of_too_many_deductions_as_many_succeed_as_are_covered(crowd: Crowd[Any]) -> None:
+    await open_account(crowd, 50_000)
     deductions = [deduct("ann", 500, f"d{number}") for number in range(3 * RIVALS)]
-    results = await together(crowd, "DeductBalance", deductions)
-    refusals = Counter(result for result in results if isinstance(result, str))
-    assert refusals == {"INSUFFICIENT_FUNDS": 2 * RIVALS}
-    assert await crowd.available("ann") == 0
-    crowd.assert_books()
+    results = await crowd.race("DeductBalance", deductions)
+    assert results.refusals == {"INSUFFICIENT_FUNDS": 2 * RIVALS}
+    assert await left_in(crowd) == 0
+    check_ledger(crowd)
 
 
-async def two_deductions_meet(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Two replicas have both read a balance of 100 before either takes 80 from it."""
-    await crowd.stubs[0].ChargeBalance(charge("ann", 100, "first"))
-    meeting = meet_after(monkeypatch, store, "load")
-    results = await together(
-        crowd, "DeductBalance", [deduct("ann", 80, "one"), deduct("ann", 80, "two")]
-    )
-    assert meeting.met
-    return results
+TWO_DEDUCTIONS = [deduct("ann", 80, "one"), deduct("ann", 80, "two")]
 
 
+@without_redis
 async def test_control_without_locks_and_constraints_money_is_spent_twice(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_row_locks(monkeypatch)
     forget_versions(monkeypatch)
-    drop_constraints(bare_crowd)
-    results = await two_deductions_meet(bare_crowd, monkeypatch)
-    assert [result for result in results if isinstance(result, str)] == []
-    assert await bare_crowd.available("ann") == 20, "160 were spent of 100"
+    drop_constraints(crowd)
+    results = await meet(crowd, monkeypatch, "DeductBalance", TWO_DEDUCTIONS)
+    assert not results.refusals
+    assert await left_in(crowd) == 20, "160 were spent of 100"
 
 
+@without_redis
 async def test_the_constraint_alone_keeps_deductions_right(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_row_locks(monkeypatch)
     forget_versions(monkeypatch)
-    results = await two_deductions_meet(bare_crowd, monkeypatch)
-    assert sorted(isinstance(result, str) for result in results) == [False, True]
-    assert "INSUFFICIENT_FUNDS" in results
-    assert await bare_crowd.available("ann") == 20
-    bare_crowd.assert_books()
+    results = await meet(crowd, monkeypatch, "DeductBalance", TWO_DEDUCTIONS)
+    assert results.refusals == {"INSUFFICIENT_FUNDS": 1}
+    assert await left_in(crowd) == 20
+    check_ledger(crowd)
 
 
 # -- duplicates and refunds ----------------------------------------------------------------------
 
 
-async def test_a_hundred_duplicates_have_one_effect(crowd: Crowd) -> None:
-    await crowd.stubs[0].ChargeBalance(charge("ann", 100_000, "first"))
-    results = await together(crowd, "DeductBalance", [deduct("ann", 500, "same")] * RIVALS)
-    assert [result for result in results if isinstance(result, str)] == []
-    assert sum(not result.replayed for result in results) == 1
-    assert len({result.entry.entry_id for result in results}) == 1
-    assert await crowd.available("ann") == 99_500
-    crowd.assert_books()
+async def test_a_hundred_duplicates_have_one_effect(crowd: Crowd[Any]) -> None:
+    await open_account(crowd, 100_000)
+    responses, refusals = await crowd.race("DeductBalance", [deduct("ann", 500, "same")] * RIVALS)
+    assert not refusals
+    assert sum(not each.replayed for each in responses) == 1
+    assert len({each.entry.entry_id for each in responses}) == 1
+    assert await left_in(crowd) == 99_500
+    check_ledger(crowd)
 
 
-async def test_control_without_answers_a_duplicate_is_carried_out_again(
-    bare_crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+@without_redis
+async def test_control_without_records_a_duplicate_is_carried_out_again(
+    crowd: Crowd[Any],
 ) -> None:
-    bare_crowd.run("ALTER TABLE ledger_entries DROP CONSTRAINT ledger_entries_request_once;")
-    await bare_crowd.stubs[0].ChargeBalance(charge("ann", 100_000, "first"))
+    crowd.sql("ALTER TABLE ledger_entries DROP CONSTRAINT ledger_entries_request_once;")
+    await open_account(crowd, 100_000)
     for _ in range(2):
-        bare_crowd.run("TRUNCATE answers;")
-        await bare_crowd.stubs[0].DeductBalance(deduct("ann", 500, "same"))
-    assert await bare_crowd.available("ann") == 99_000
+        crowd.sql("TRUNCATE answers;")
+        await crowd.turn(0).DeductBalance(deduct("ann", 500, "same"))
+    assert await left_in(crowd) == 99_000
 
 
-async def test_a_deduction_and_its_refund_at_once_end_where_they_began(crowd: Crowd) -> None:
-    await crowd.stubs[0].ChargeBalance(charge("ann", 1_000_000, "first"))
+async def test_a_deduction_and_its_refund_at_once_end_where_they_began(crowd: Crowd[Any]) -> None:
+    await open_account(crowd, 1_000_000)
 
-    async def pair(number: int) -> tuple[Any, list[Any]]:
-        deduction = deduct("ann", 500, f"d{number}")
-        refunds = [refund("ann", f"d{number}", f"r{number}-{twin}") for twin in range(2)]
-        deducted, *refunded = await asyncio.gather(
-            outcome(crowd.turn(number).DeductBalance(deduction)),
-            *(outcome(crowd.turn(number + 1).RefundDeduction(request)) for request in refunds),
+    async def deduct_and_refund_twice(number: int) -> list[Any]:
+        one, other = crowd.turn(number), crowd.turn(number + 1)
+        return await asyncio.gather(
+            outcome(one.DeductBalance(deduct("ann", 500, f"d{number}"))),
+            *(
+                outcome(other.RefundDeduction(refund("ann", f"d{number}", f"r{number}-{twin}")))
+                for twin in range(2)
+            ),
         )
-        return deducted, refunded
 
-    pairs = await asyncio.gather(*(pair(number) for number in range(RIVALS)))
-    for deducted, refunded in pairs:
-        assert [result for result in refunded if isinstance(result, str)] == []
-        entries = {result.entry.entry_id for result in refunded}
-        assert len(entries) == 1, "both refunds tell of the same entry, or of none"
+    for deducted, *refunded in await asyncio.gather(*map(deduct_and_refund_twice, range(RIVALS))):
+        assert not Results.of(refunded).refusals
+        entries = {each.entry.entry_id for each in refunded}
+        assert len(entries) == 1, "both refunds return the same entry, or none"
         assert (deducted == "DEDUCTION_CANCELLED") == (entries == {""})
-    assert await crowd.available("ann") == 1_000_000
-    crowd.assert_books()
+    assert await left_in(crowd) == 1_000_000
+    check_ledger(crowd)
 
 
-async def test_control_without_the_planted_cancellation_a_late_deduction_lands(
-    bare_crowd: Crowd,
+@without_redis
+async def test_control_without_its_tombstone_a_refunded_deduction_is_carried_out(
+    crowd: Crowd[Any],
 ) -> None:
-    await bare_crowd.stubs[0].ChargeBalance(charge("ann", 1_000, "first"))
-    await bare_crowd.stubs[0].RefundDeduction(refund("ann", "d", "r"))
-    bare_crowd.run("DELETE FROM answers WHERE state = 'CANCELLED';")
-    await bare_crowd.stubs[1].DeductBalance(deduct("ann", 400, "d"))
-    assert await bare_crowd.available("ann") == 600, "taken after it had been undone"
+    await open_account(crowd, 1_000)
+    await crowd.turn(0).RefundDeduction(refund("ann", "d", "r"))
+    crowd.sql("DELETE FROM answers WHERE state = 'CANCELLED';")
+    await crowd.turn(1).DeductBalance(deduct("ann", 400, "d"))
+    assert await left_in(crowd) == 600, "deducted after it had been refunded"

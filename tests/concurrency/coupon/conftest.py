@@ -1,40 +1,35 @@
-"""A crowd for each test, with Redis and without."""
+"""Three replicas of the coupon service for each test, with Redis and without."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from coupon_service.settings import CouponSettings
+from coupon_service.wiring import build
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
-from tests.support.coupon_crowd import Crowd, crowded
-from tests.support.databases import Databases
+from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
+from tests.support.crowd import Crowd, crowd_of
+
+REPLICAS = 3
+"""More than two: a server accepts about a thousand new calls at once, and a sale has more."""
 
 
 @pytest.fixture
-def database(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("coupon") as urls:
-        yield urls
-
-
-@pytest.fixture(params=["redis", "no-redis"])
 async def crowd(
-    request: pytest.FixtureRequest, database: ServiceUrls, postgres_server: PostgresServer
-) -> AsyncIterator[Crowd]:
-    redis_url = ""
-    if request.param == "redis":
-        valkey: ValkeyServer = request.getfixturevalue("valkey_server")
-        redis_url = valkey.url
-    async with crowded(database, postgres_server, redis_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def bare_crowd(
-    database: ServiceUrls, postgres_server: PostgresServer
-) -> AsyncIterator[Crowd]:
-    """Without Redis."""
-    async with crowded(database, postgres_server, "") as opened:
+    coupon_database: ServiceUrls, postgres_server: PostgresServer, redis_url: str
+) -> AsyncIterator[Crowd[Any]]:
+    async with crowd_of(
+        CouponServiceStub,
+        CouponSettings,
+        build,
+        coupon_database,
+        postgres_server,
+        count=REPLICAS,
+        redis_url=redis_url,
+        max_concurrent_calls=10_000,
+    ) as opened:
         yield opened

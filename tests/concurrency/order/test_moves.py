@@ -1,4 +1,4 @@
-"""Cancel against expiry, and against itself: exactly one wins, and the stock comes back once."""
+"""Cancellation against expiry, and against itself: one wins, and the stock comes back once."""
 
 from __future__ import annotations
 
@@ -8,109 +8,111 @@ from typing import Any
 
 import pytest
 
-from deploy.local.postgres_roles import ServiceUrls
-from order_service.store import orders, products
+from order_service.store import order as order_store
+from order_service.store import product as product_store
 from order_service.tables import STOCK_NOT_NEGATIVE
 from tally.order.v1 import order_pb2 as pb
-from tests.support.order_crowd import (
-    RIVALS,
-    Crowd,
-    drop_constraints,
+from tests.support.crowd import RIVALS, Crowd, without_redis
+from tests.support.guards import forget_row_locks
+from tests.support.orders import (
+    Shop,
+    cancel,
+    drop_constraint,
     forget_versions,
+    reserved,
     sweeper,
-    told,
-    unlock_orders,
-    unlock_products,
 )
-from tests.support.orders import cancel
+from tests.support.refusals import final_outcome
 from tests.support.rendezvous import meet_after
 
-OVERDUE = "UPDATE orders SET expire_time = now()"
+ALL_OVERDUE = "UPDATE orders SET expire_time = now()"
 
 
-async def cancelled(crowd: Crowd, number: int, made: pb.Order) -> Any:
-    request = cancel(made, f"x{number}")
-    return await told(lambda: crowd.turn(number).orders.CancelOrder(request))
-
-
-async def test_of_cancel_and_expiry_exactly_one_wins(crowd: Crowd, database: ServiceUrls) -> None:
-    tea, cup = [await crowd.shops[0].product(10 * RIVALS) for _ in range(2)]
+async def test_of_cancel_and_expiry_exactly_one_wins(crowd: Crowd[Shop]) -> None:
+    shop = crowd.turn(0)
+    tea, cup = [await shop.product(10 * RIVALS) for _ in range(2)]
     lines = [{tea: 1, cup: 2}, {cup: 2, tea: 1}]
     made = await asyncio.gather(
         *(crowd.turn(number).order(f"u{number}", lines[number % 2]) for number in range(RIVALS))
     )
-    crowd.sql(OVERDUE)
-    async with sweeper(database) as one, sweeper(database) as two:
-        *results, first, second = await asyncio.gather(
-            *(cancelled(crowd, number, each) for number, each in enumerate(made)),
+    crowd.sql(ALL_OVERDUE)
+    async with sweeper(crowd.urls) as one, sweeper(crowd.urls) as two:
+        cancelled, first, second = await asyncio.gather(
+            crowd.race(
+                "orders.CancelOrder", [cancel(each, "x") for each in made], until_final=True
+            ),
             one.expire_due(),
             two.expire_due(),
         )
-    states = Counter([(await crowd.shops[0].get(each)).state for each in made])
-    assert states.keys() <= {pb.Order.STATE_CANCELLED, pb.Order.STATE_EXPIRED}
-    won = [each for each in results if not isinstance(each, str)]
-    assert states[pb.Order.STATE_CANCELLED] == len(won)
-    assert states[pb.Order.STATE_EXPIRED] == first + second == RIVALS - len(won)
-    assert {each for each in results if isinstance(each, str)} <= {"ORDER_NOT_CANCELLABLE"}
+    assert cancelled.refusals.keys() <= {"ORDER_NOT_CANCELLABLE"}
+    assert len(cancelled.responses) + first + second == RIVALS
+    states = Counter([(await shop.get(each)).state for each in made])
+    assert states[pb.Order.STATE_CANCELLED] == len(cancelled.responses)
+    assert states[pb.Order.STATE_EXPIRED] == first + second
     assert crowd.number("SELECT count(*) FROM orders WHERE version = 2") == RIVALS
     for product_id in (tea, cup):
-        assert await crowd.shops[1].stock(product_id) == (10 * RIVALS, 0, 0)
+        assert await crowd.turn(1).stock(product_id) == (10 * RIVALS, 0, 0)
 
 
 async def cancel_and_expire(
-    crowd: Crowd, database: ServiceUrls, monkeypatch: pytest.MonkeyPatch, store: Any
+    crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch, store: Any
 ) -> tuple[Any, int, str]:
-    """One overdue order, cancelled and swept at once: what each was told, and its product.
+    """Cancel and sweep one overdue order at once: the two outcomes, and its product.
 
-    The two meet when each has loaded its rows from ``store``.
+    The two meet when each has locked or read its rows with ``store``.
     """
-    tea = await crowd.shops[0].product(10)
-    made = await crowd.shops[0].order("ann", {tea: 1})
-    crowd.sql(OVERDUE)
-    meeting = meet_after(monkeypatch, store, "load")
-    async with sweeper(database) as one:
-        result, expired = await asyncio.gather(cancelled(crowd, 0, made), one.expire_due())
+    shop = crowd.turn(0)
+    tea = await shop.product(10)
+    made = await shop.order("ann", {tea: 1})
+    crowd.sql(ALL_OVERDUE)
+    meeting = meet_after(monkeypatch, store, "lock")
+    async with sweeper(crowd.urls) as one:
+        cancelled, expired = await asyncio.gather(
+            final_outcome(lambda: shop.orders.CancelOrder(cancel(made, "x"))), one.expire_due()
+        )
     assert meeting.met
-    return result, expired, tea
+    return cancelled, expired, tea
 
 
 async def test_control_without_guards_both_win_and_the_stock_comes_back_twice(
-    crowd: Crowd, database: ServiceUrls, monkeypatch: pytest.MonkeyPatch
+    crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlock_orders(monkeypatch)
-    unlock_products(monkeypatch)
+    forget_row_locks(monkeypatch)
     forget_versions(monkeypatch)
-    drop_constraints(crowd, "products", STOCK_NOT_NEGATIVE)
-    result, expired, tea = await cancel_and_expire(crowd, database, monkeypatch, products)
-    assert result.order.state == pb.Order.STATE_CANCELLED
+    drop_constraint(crowd, STOCK_NOT_NEGATIVE)
+    cancelled, expired, tea = await cancel_and_expire(crowd, monkeypatch, product_store)
+    assert cancelled.order.state == pb.Order.STATE_CANCELLED
     assert expired == 1
-    assert crowd.reserved(tea) == -1
+    assert reserved(crowd, tea) == -1
 
 
 @pytest.mark.parametrize("guard", ["lock", "version"])
+@without_redis
 async def test_each_guard_alone_lets_one_of_them_win(
-    bare_crowd: Crowd, database: ServiceUrls, monkeypatch: pytest.MonkeyPatch, guard: str
+    crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch, guard: str
 ) -> None:
     if guard == "lock":
         forget_versions(monkeypatch)
     else:
-        unlock_orders(monkeypatch)
-        unlock_products(monkeypatch)
-    drop_constraints(bare_crowd, "products", STOCK_NOT_NEGATIVE)
-    # Of locked rows one of them finds the order held; otherwise both read all there is to read.
-    store = orders if guard == "lock" else products
-    result, expired, tea = await cancel_and_expire(bare_crowd, database, monkeypatch, store)
-    assert (expired == 1) is (result == "ORDER_NOT_CANCELLABLE")
-    assert bare_crowd.reserved(tea) == 0
-    assert bare_crowd.number("SELECT max(version) FROM orders") == 2
+        forget_row_locks(monkeypatch)
+    drop_constraint(crowd, STOCK_NOT_NEGATIVE)
+    # With locks, one of the two finds the order locked; else both read order and product.
+    store = order_store if guard == "lock" else product_store
+    cancelled, expired, tea = await cancel_and_expire(crowd, monkeypatch, store)
+    assert (expired == 1) is (cancelled == "ORDER_NOT_CANCELLABLE")
+    assert reserved(crowd, tea) == 0
+    assert crowd.number("SELECT max(version) FROM orders") == 2
 
 
-async def test_an_order_cancelled_by_a_hundred_requests_gives_its_stock_back_once(
-    crowd: Crowd,
+async def test_a_hundred_cancellations_of_an_order_give_its_stock_back_once(
+    crowd: Crowd[Shop],
 ) -> None:
-    tea = await crowd.shops[0].product(10)
-    made = await crowd.shops[0].order("ann", {tea: 3})
-    results = await asyncio.gather(*(cancelled(crowd, number, made) for number in range(100)))
-    assert {each.order.version for each in results} == {2}
-    assert {each.order.state for each in results} == {pb.Order.STATE_CANCELLED}
-    assert await crowd.shops[1].stock(tea) == (10, 0, 0)
+    shop = crowd.turn(0)
+    tea = await shop.product(10)
+    made = await shop.order("ann", {tea: 3})
+    requests = [cancel(made, f"x{number}") for number in range(RIVALS)]
+    responses, refusals = await crowd.race("orders.CancelOrder", requests, until_final=True)
+    assert not refusals
+    assert {each.order.version for each in responses} == {2}
+    assert {each.order.state for each in responses} == {pb.Order.STATE_CANCELLED}
+    assert await crowd.turn(1).stock(tea) == (10, 0, 0)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.stack import (
-    gateway,
-    stack,
-    stack_databases,
-    stack_options,
-    stack_redis_url,
-)
+from tests.support.stack import no_faults, stack, stack_databases, stack_options
 
-__all__ = ["gateway", "stack", "stack_databases", "stack_options", "stack_redis_url"]
+__all__ = ["no_faults", "stack", "stack_databases", "stack_options"]

@@ -1,92 +1,92 @@
 """Two payments of one order, and a payment and a cancellation: what each guard is worth alone.
 
-The two rivals come at the same moment, over two replicas without Redis: both have read the order
-before either writes. The guards are taken away from outside.
+The two rivals come at once, over two replicas without Redis: both have read the order before either
+writes. The guards are removed from outside.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from deploy.local.gateway.simulator import GatewaySimulator
-from order_service import tables
-from order_service.saga_tables import ONE_LIVE_PER_ORDER
-from order_service.store import orders as order_rows
+from order_service.store import order as order_store
+from order_service.tables import ONE_LIVE_PER_ORDER
 from tally.order.v1 import order_pb2 as pb
-from tests.support.databases import Databases
-from tests.support.order_crowd import unlock_orders
-from tests.support.orders import cancel
-from tests.support.patience import LONG_S
-from tests.support.refusals import outcome
+from tests.support.databases import Databases, StackDatabases
+from tests.support.guards import forget_row_locks
+from tests.support.orders import cancel, forget_versions, fresh, pay
+from tests.support.refusals import Results, outcome
 from tests.support.rendezvous import Rendezvous, meet_after
-from tests.support.stack import SERVICES, Stack, StackDatabases, Wire, fresh, pay, running_stack
+from tests.support.stack import Stack, Wire, running_stack
+from tests.support.time_limits import LONG_S
 
 ORDER = pb.Order
 
 
 @pytest.fixture
 def own_databases(databases: Databases) -> Iterator[StackDatabases]:
-    with ExitStack() as stack:
-        yield StackDatabases(
-            {service: stack.enter_context(databases.clone(service)) for service in SERVICES},
-            databases.server,
-        )
+    with databases.clone_all() as cloned:
+        yield cloned
 
 
 @pytest.fixture
 async def stack(own_databases: StackDatabases, gateway: GatewaySimulator) -> AsyncIterator[Stack]:
-    """A stack for one test, which may leave it damaged."""
+    """A stack for one test, which may damage it."""
     async with running_stack(own_databases, gateway, "", Wire()) as running:
         yield running
 
 
-def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Orders are written whatever has become of them since they were read."""
-    changed = order_rows._changed
-    columns = set(tables.orders.c.keys()) & set(changed.c.keys()) - {"order_id"}
-    monkeypatch.setattr(
-        order_rows,
-        "_SAVE",
-        sa.update(tables.orders)
-        .values({name: changed.c[name] for name in columns})
-        .where(tables.orders.c.order_id == changed.c.order_id),
-    )
+@pytest.fixture
+async def order(stack: Stack) -> pb.Order:
+    """An order of a user who can pay it twice."""
+    return await stack.order(await stack.user(20_000))
 
 
-async def drop_index(stack: Stack) -> None:
-    await stack.databases.sql("order", f"DROP INDEX {ONE_LIVE_PER_ORDER}")
+@pytest.fixture
+def meeting(order: pb.Order, monkeypatch: pytest.MonkeyPatch) -> Rendezvous:
+    """The two rivals meet when both have read the order."""
+    return meet_after(monkeypatch, order_store, "lock")
+
+
+@pytest.fixture
+def keep_only(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Removes all guards but one."""
+
+    async def keep(guard: str) -> None:
+        if guard != "lock":
+            forget_row_locks(monkeypatch)
+        if guard != "version":
+            forget_versions(monkeypatch)
+        if guard != "index":
+            await stack.databases.sql("order", f"DROP INDEX {ONE_LIVE_PER_ORDER}")
+
+    return keep
 
 
 async def sagas(stack: Stack) -> int:
     return int((await stack.databases.sql("order", "SELECT count(*) FROM sagas")).strip())
 
 
-async def two_payments(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> tuple[pb.Order, Rendezvous, list[asyncio.Task[Any]]]:
-    """Two payments of one order whose user could pay it twice, each at a replica of its own."""
-    order = await stack.order(await stack.user(20_000))
-    meeting = meet_after(monkeypatch, order_rows, "load")
-    rivals = [asyncio.ensure_future(outcome(stack.pay(pay(order), at))) for at in range(2)]
-    return order, meeting, rivals
+async def until_available(stack: Stack, order: pb.Order, amount_minor: int) -> None:
+    async with asyncio.timeout(LONG_S):
+        while await stack.available(order.user_id) != amount_minor:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+def pay_twice(stack: Stack, order: pb.Order) -> list[asyncio.Task[Any]]:
+    return [asyncio.create_task(outcome(stack.pay(pay(order), at))) for at in range(2)]
 
 
 async def test_control_without_guards_an_order_is_paid_twice(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, order: pb.Order, meeting: Rendezvous, keep_only: Callable[[str], Any]
 ) -> None:
-    unlock_orders(monkeypatch)
-    forget_versions(monkeypatch)
-    await drop_index(stack)
-    order, meeting, rivals = await two_payments(stack, monkeypatch)
-    async with asyncio.timeout(LONG_S):
-        while await stack.available(order.user_id) > 0:  # noqa: ASYNC110 - it is elsewhere
-            await asyncio.sleep(0.02)
+    await keep_only("none")
+    rivals = pay_twice(stack, order)
+    await until_available(stack, order, 0)
     assert meeting.met
     assert await sagas(stack) == 2
     for rival in rivals:
@@ -95,55 +95,37 @@ async def test_control_without_guards_an_order_is_paid_twice(
 
 @pytest.mark.parametrize("guard", ["lock", "version", "index"])
 async def test_each_guard_alone_lets_an_order_be_paid_once(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch, guard: str
+    stack: Stack, order: pb.Order, meeting: Rendezvous, keep_only: Callable[[str], Any], guard: str
 ) -> None:
-    if guard != "lock":
-        unlock_orders(monkeypatch)
-    if guard != "version":
-        forget_versions(monkeypatch)
-    if guard != "index":
-        await drop_index(stack)
-    order, meeting, rivals = await two_payments(stack, monkeypatch)
-    told = await asyncio.gather(*rivals)
+    await keep_only(guard)
+    results = Results.of(await asyncio.gather(*pay_twice(stack, order)))
     assert meeting.met
-    turned_away = [answer for answer in told if isinstance(answer, str)]
-    assert len(turned_away) == 1
-    assert turned_away[0] in {"PAYMENT_IN_PROGRESS", "ORDER_NOT_PAYABLE"}
+    assert len(results.responses) == 1
+    assert results.refusals.keys() <= {"PAYMENT_IN_PROGRESS", "ORDER_NOT_PAYABLE"}
     assert await sagas(stack) == 1
     assert await stack.available(order.user_id) == 10_000
     assert (await stack.shop.get(order)).state == ORDER.STATE_PAID
 
 
 async def test_control_without_guards_a_cancelled_order_is_paid(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, order: pb.Order, meeting: Rendezvous, keep_only: Callable[[str], Any]
 ) -> None:
-    unlock_orders(monkeypatch)
-    forget_versions(monkeypatch)
-    order = await stack.order(await stack.user(20_000))
-    meeting = meet_after(monkeypatch, order_rows, "load")
+    await keep_only("none")
     paying = asyncio.ensure_future(outcome(stack.pay(pay(order), 0)))
-    cancelled = await stack.shops[1].orders.CancelOrder(cancel(order, fresh()))
+    cancelled = await stack.cancel(cancel(order, fresh()), 1)
     assert meeting.met
     assert cancelled.order.state == ORDER.STATE_CANCELLED
-    async with asyncio.timeout(LONG_S):
-        while await stack.available(order.user_id) > 10_000:  # noqa: ASYNC110 - it is elsewhere
-            await asyncio.sleep(0.02)
+    await until_available(stack, order, 10_000)
     paying.cancel()
 
 
 @pytest.mark.parametrize("guard", ["lock", "version"])
 async def test_each_guard_alone_lets_payment_or_cancellation_win(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch, guard: str
+    stack: Stack, order: pb.Order, meeting: Rendezvous, keep_only: Callable[[str], Any], guard: str
 ) -> None:
-    if guard == "lock":
-        forget_versions(monkeypatch)
-    else:
-        unlock_orders(monkeypatch)
-    order = await stack.order(await stack.user(20_000))
-    meeting = meet_after(monkeypatch, order_rows, "load")
+    await keep_only(guard)
     paid, cancelled = await asyncio.gather(
-        outcome(stack.pay(pay(order), 0)),
-        outcome(stack.shops[1].orders.CancelOrder(cancel(order, fresh()))),
+        outcome(stack.pay(pay(order), 0)), outcome(stack.cancel(cancel(order, fresh()), 1))
     )
     assert meeting.met
     if isinstance(paid, str) or not isinstance(cancelled, str):

@@ -1,10 +1,10 @@
-"""A small clean book over all services, as plain rows: what the services would have written.
+"""A small clean set of books over all services, as the rows that the services would have written.
 
 | order | user | what became of it |
 |-------|------|-------------------|
 | A | ann | 5,000 paid: coupon 500, balance 3,000, gateway 1,500 |
-| B | bob | 2,000 paid by coupon 300, balance 1,000, gateway 700; cancelled, all given back |
-| C | ann | an attempt with balance 400 and a declined card, undone; pending |
+| B | bob | 2,000 paid by coupon 300, balance 1,000, gateway 700; cancelled and refunded |
+| C | ann | an attempt with balance 400 and a declined card, compensated; pending |
 | D | bob | being paid by balance 250 |
 | E, F | ann | expired; cancelled before it was paid |
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +23,11 @@ from typing import Any, Final
 from deploy.local.gateway.ledger import Ledger
 
 NOW: Final = "now()"
+LATER: Final = "2100-01-01"
 
 
 def uid(number: int) -> str:
-    """A UUID that is easy to tell in a failing test."""
+    """A UUID that is easy to recognize in a failing test."""
     return f"01900000-0000-7000-8000-{number:012d}"
 
 
@@ -33,6 +35,32 @@ PRODUCT, COUPON_A, COUPON_B, CAMPAIGN = uid(1), uid(2), uid(3), uid(4)
 A, B, C, D, E, F = (uid(number) for number in range(11, 17))
 PAY_A, PAY_B, PAY_C, PAY_D, CANCEL_B = (uid(number) for number in range(21, 26))
 PAID_A, PAID_B, DECLINED_C, DIRECT, UNKNOWN = (uid(number) for number in range(31, 36))
+
+_NEW: Final = {"create_time": NOW, "update_time": NOW}
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "accounts": {"currency_code": "KRW", "update_time": NOW},
+    "ledger_entries": {"currency_code": "KRW", "create_time": NOW},
+    "answers": {"digest": ""},
+    "campaigns": {"currency_code": "KRW", "name": "c", "request_id": "campaign-1"}
+    | {"start_time": NOW, "end_time": LATER, "create_time": NOW, "coupon_lifetime_us": 1},
+    "coupons": {"campaign_id": CAMPAIGN, "issue_time": NOW, "expire_time": LATER}
+    | {"request_id": "issue-1"},
+    "redemptions": {"currency_code": "KRW", "redeem_time": NOW},
+    "payments": {"currency_code": "KRW", "gateway": "toss", "tries": 0, "version": 1, **_NEW},
+    "products": {"name": "p", "currency_code": "KRW", "price_minor": 250, "version": 1, **_NEW},
+    "orders": {"currency_code": "KRW", "failure_reason": "", "version": 1, "expire_time": LATER}
+    | _NEW,
+    "sagas": {"plan_version": 1, "asked": {}, "facts": {}, "epoch": 1, "lease_until": NOW}
+    | {"attempts": 0, "last_error": "", "resolution_reason": "", **_NEW},
+}
+"""What the rows of a table have in common."""
+
+
+def insert(table: str, columns: str, *values: Any) -> str:
+    """``columns`` are separated by blanks, and completed by the table's defaults."""
+    row = _DEFAULTS.get(table, {}) | dict(zip(columns.split(), values, strict=True))
+    literals = ", ".join(map(_literal, row.values()))
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({literals});\n"
 
 
 def _literal(value: Any) -> str:
@@ -45,26 +73,13 @@ def _literal(value: Any) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def insert(table: str, **row: Any) -> str:
-    return (
-        f"INSERT INTO {table} ({', '.join(row)})"
-        f" VALUES ({', '.join(map(_literal, row.values()))});\n"
-    )
-
-
 def answer(method: str, scope: str, request_id: str, body: Any, state: str = "ANSWERED") -> str:
-    return insert(
-        "answers",
-        method=method,
-        scope=scope,
-        request_id=request_id,
-        state=state,
-        digest="",
-        body=None if state == "CANCELLED" else json.dumps(body),
-    )
+    text = None if state == "CANCELLED" else json.dumps(body)
+    columns = "method scope request_id state body"
+    return insert("answers", columns, method, scope, request_id, state, text)
 
 
-# -- balance -------------------------------------------------------------------------------------
+# -- balance ---------------------------------------------------------------------------------------
 
 
 def balance() -> str:
@@ -82,89 +97,59 @@ def balance() -> str:
         ("REFUND", 1_000, f"{CANCEL_B}:refund_deduction", B, f"{PAY_B}:deduct_balance"),
         ("DEDUCT", -250, f"{PAY_D}:deduct_balance", D, None),
     ]
-    return _account("ann", 100, ann) + _account("bob", 200, bob) + _placeholder("eve")
+    # Eve's account is about to be opened, and her deduction was cancelled before it arrived.
+    eve = answer("DeductBalance", "eve", "never-came", None, "CANCELLED")
+    eve += answer("RefundDeduction", "eve", "refund-of-nothing", None)
+    return _account("ann", 100, ann) + _account("bob", 200, bob) + _account("eve", 300, []) + eve
 
 
 _METHODS = {"CHARGE": "ChargeBalance", "DEDUCT": "DeductBalance", "REFUND": "RefundDeduction"}
 
 
-def _account(user: str, first_id: int, entries: list[tuple[str, int, str, Any, Any]]) -> str:
+def _account(
+    user: str, first_id: int, entries: Sequence[tuple[str, int, str, str | None, str | None]]
+) -> str:
     script, available = "", 0
     undone = {refund_of for *_, refund_of in entries}
     for sequence, (kind, amount, request_id, order_id, refund_of) in enumerate(entries, 1):
         available += amount
-        told = {
-            "entry_id": uid(first_id + sequence),
-            "sequence": sequence,
-            "amount_minor": amount,
-            "balance_after_minor": available,
-        }
-        script += insert(
-            "ledger_entries",
-            user_id=user,
-            currency_code="KRW",
-            kind=kind,
-            request_id=request_id,
-            order_id=order_id,
-            refund_of=refund_of,
-            create_time=NOW,
-            **told,
-        )
+        entry = (uid(first_id + sequence), sequence, amount, available)
+        script += ledger_entry(user, entry, kind, request_id, order_id, refund_of)
         state = "CANCELLED" if request_id in undone else "ANSWERED"
-        script += answer(_METHODS[kind], user, request_id, told, state)
-    return script + insert(
-        "accounts",
-        user_id=user,
-        currency_code="KRW",
-        available_minor=available,
-        version=len(entries),
-        update_time=NOW,
-    )
+        script += answer(_METHODS[kind], user, request_id, entry_body(entry), state)
+    columns = "user_id available_minor version"
+    return script + insert("accounts", columns, user, available, len(entries))
 
 
-def _placeholder(user: str) -> str:
-    """An account about to be opened, and a deduction that was cancelled before it came."""
-    return (
-        insert(
-            "accounts",
-            user_id=user,
-            currency_code="KRW",
-            available_minor=0,
-            version=0,
-            update_time=NOW,
-        )
-        + answer("DeductBalance", user, "never-came", None, "CANCELLED")
-        + answer("RefundDeduction", user, "refund-of-nothing", None)
-    )
+Entry = tuple[str, int, int, int]
+"""Its id, sequence, amount, and the balance after it."""
+_ENTRY_COLUMNS: Final = "entry_id sequence amount_minor balance_after_minor"
 
 
-# -- coupon --------------------------------------------------------------------------------------
+def ledger_entry(user: str, entry: Entry, *request: str | None) -> str:
+    """``request``: kind, request_id, order_id and refund_of."""
+    columns = f"user_id {_ENTRY_COLUMNS} kind request_id order_id refund_of"
+    return insert("ledger_entries", columns, user, *entry, *request)
+
+
+def entry_body(entry: Entry) -> dict[str, Any]:
+    """The body of an entry's answer."""
+    return dict(zip(_ENTRY_COLUMNS.split(), entry, strict=True))
+
+
+# -- coupon ----------------------------------------------------------------------------------------
 
 
 def coupon() -> str:
-    """A campaign with two coupons, one in use and one given back."""
-    uses = {
-        "redeem_request_id": f"{PAY_A}:redeem_coupon",
-        "order_id": A,
-        "redeem_time": NOW,
-    }
+    """A campaign with two coupons, one redeemed and one restored."""
     return (
         insert(
             "campaigns",
-            campaign_id=CAMPAIGN,
-            name="c",
-            currency_code="KRW",
-            fixed_discount_minor=500,
-            quantity=3,
-            issued=2,
-            start_time=NOW,
-            end_time="2100-01-01",
-            coupon_lifetime_us=1,
-            request_id="campaign-1",
-            create_time=NOW,
+            "campaign_id fixed_discount_minor quantity issued",
+            *(CAMPAIGN, 500, 3, 2),
         )
-        + _coupon(COUPON_A, "ann", 1, **uses)
-        + _coupon(COUPON_B, "bob", 2)
+        + _coupon(COUPON_A, "ann", 1, f"{PAY_A}:redeem_coupon", A, NOW)
+        + _coupon(COUPON_B, "bob", 2, None, None, None)
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500)
         + redemption(
             "bob", PAY_B, COUPON_B, order_id=B, order_amount=2_000, discount=300, restored=True
@@ -172,18 +157,12 @@ def coupon() -> str:
     )
 
 
-def _coupon(coupon_id: str, user: str, number: int, **use: Any) -> str:
-    told = {"coupon_id": coupon_id, "issue_number": number}
-    return insert(
-        "coupons",
-        campaign_id=CAMPAIGN,
-        user_id=user,
-        request_id="issue-1",
-        issue_time=NOW,
-        expire_time="2100-01-01",
-        **told,
-        **use,
-    ) + answer("IssueCoupon", user, "issue-1", told)
+def _coupon(coupon_id: str, user: str, number: int, *use: str | None) -> str:
+    columns = "coupon_id user_id issue_number redeem_request_id order_id redeem_time"
+    body = {"coupon_id": coupon_id, "issue_number": number}
+    return insert("coupons", columns, coupon_id, user, number, *use) + answer(
+        "IssueCoupon", user, "issue-1", body
+    )
 
 
 def redemption(
@@ -199,32 +178,32 @@ def redemption(
     request_id = f"{saga_id}:redeem_coupon"
     return insert(
         "redemptions",
-        user_id=user,
-        request_id=request_id,
-        coupon_id=coupon_id,
-        order_id=order_id,
-        currency_code="KRW",
-        order_amount_minor=order_amount,
-        discount_minor=discount,
-        redeem_time=NOW,
-        restore_request_id="restore-1" if restored else None,
-        restore_time=NOW if restored else None,
+        "user_id request_id coupon_id order_id order_amount_minor discount_minor"
+        " restore_request_id restore_time",
+        *(user, request_id, coupon_id, order_id, order_amount, discount),
+        *(("restore-1", NOW) if restored else (None, None)),
     ) + answer("RedeemCoupon", user, request_id, {}, "CANCELLED" if restored else "ANSWERED")
 
 
-# -- payment -------------------------------------------------------------------------------------
+# -- payment ---------------------------------------------------------------------------------------
 
 
 def payment() -> str:
     """Payments of sagas, and two direct ones."""
     return (
-        payment_row(PAID_A, "ann", f"{PAY_A}:confirm_payment", A, amount=1_500, state="CONFIRMED")
-        + payment_row(PAID_B, "bob", f"{PAY_B}:confirm_payment", B, amount=700, state="CANCELLED")
-        + payment_row(
-            DECLINED_C, "ann", f"{PAY_C}:confirm_payment", C, amount=600, state="DECLINED"
+        payment_row(
+            PAID_A, "ann", f"{PAY_A}:confirm_payment", order_id=A, amount=1_500, state="CONFIRMED"
         )
-        + payment_row(DIRECT, "bob", "direct-1", "elsewhere", amount=900, state="CONFIRMED")
-        + payment_row(UNKNOWN, "bob", "direct-2", "elsewhere", amount=60, state="UNKNOWN")
+        + payment_row(
+            PAID_B, "bob", f"{PAY_B}:confirm_payment", order_id=B, amount=700, state="CANCELLED"
+        )
+        + payment_row(
+            DECLINED_C, "ann", f"{PAY_C}:confirm_payment", order_id=C, amount=600, state="DECLINED"
+        )
+        + payment_row(
+            DIRECT, "bob", "direct-1", order_id="elsewhere", amount=900, state="CONFIRMED"
+        )
+        + payment_row(UNKNOWN, "bob", "direct-2", order_id="elsewhere", amount=60, state="UNKNOWN")
     )
 
 
@@ -232,71 +211,56 @@ _ANSWERS = {"CONFIRMED": "ANSWERED", "DECLINED": "REFUSED", "CANCELLED": "CANCEL
 
 
 def payment_row(
-    payment_id: str, user: str, request_id: str, order_id: str, *, amount: int, state: str
+    payment_id: str, user: str, request_id: str, *, order_id: str, amount: int, state: str
 ) -> str:
-    charged = state in {"CONFIRMED", "CANCELLED"}
     script = insert(
         "payments",
-        payment_id=payment_id,
-        payment_key=f"key-{payment_id[-2:]}",
-        user_id=user,
-        request_id=request_id,
-        order_id=order_id,
-        currency_code="KRW",
-        amount_minor=amount,
-        gateway="toss",
-        state=state,
-        gateway_transaction_id="t" if charged else None,
-        failure_code="REJECT" if state == "DECLINED" else None,
-        cancel_reason="r" if state == "CANCELLED" else None,
-        due_time=NOW if state == "UNKNOWN" else None,
-        tries=0,
-        version=1,
-        create_time=NOW,
-        update_time=NOW,
+        "payment_id payment_key user_id request_id order_id amount_minor state"
+        " gateway_transaction_id failure_code cancel_reason due_time",
+        *(payment_id, f"key-{payment_id[-2:]}", user, request_id, order_id, amount, state),
+        "t" if state in {"CONFIRMED", "CANCELLED"} else None,
+        "REJECT" if state == "DECLINED" else None,
+        "r" if state == "CANCELLED" else None,
+        NOW if state == "UNKNOWN" else None,
     )
     if state in _ANSWERS:
-        told = {"payment_id": payment_id}
-        script += answer("ConfirmPayment", user, request_id, told, _ANSWERS[state])
+        body = {"payment_id": payment_id}
+        script += answer("ConfirmPayment", user, request_id, body, _ANSWERS[state])
     return script
 
 
 def write_gateway(record: Path) -> None:
     """The gateway's record of the same payments."""
     Ledger(record).close()
-    for payment_id, order_id, amount, refunded in (
-        (PAID_A, A, 1_500, 0),
-        (PAID_B, B, 700, 700),
-        (DIRECT, "elsewhere", 900, 0),
-        (UNKNOWN, "elsewhere", 60, 0),
-    ):
-        charge(record, f"key-{payment_id[-2:]}", order_id, amount, refunded)
-    on_gateway(
-        record,
+    script = (
         f"INSERT INTO payments VALUES ('key-{DECLINED_C[-2:]}', '{C}', 'ABORTED', 'KRW', 600, 600,"
-        " 'declined', 'then', NULL, 'REJECT')",
+        " 'declined', 'then', NULL, 'REJECT');"
+        f"INSERT INTO cancels VALUES ('c', 'key-{PAID_B[-2:]}', 700, 'r', 'then');"
+    )
+    for payment_id, order_id, amount, left in (
+        (PAID_A, A, 1_500, 1_500),
+        (PAID_B, B, 700, 0),
+        (DIRECT, "elsewhere", 900, 900),
+        (UNKNOWN, "elsewhere", 60, 60),
+    ):
+        script += gateway_charge(f"key-{payment_id[-2:]}", order_id, amount, left)
+    on_gateway(record, script)
+
+
+def gateway_charge(key: str, order_id: str, amount: int, left: int) -> str:
+    status = "DONE" if left else "CANCELED"
+    return (
+        f"INSERT INTO payments VALUES ('{key}', '{order_id}', '{status}', 'KRW', {amount}, {left},"
+        f" 't {key}', 'then', 'then', NULL);\n"
     )
 
 
-def charge(record: Path, key: str, order_id: str, amount: int, refunded: int) -> None:
-    status = "CANCELED" if refunded else "DONE"
-    on_gateway(
-        record,
-        f"INSERT INTO payments VALUES ('{key}', '{order_id}', '{status}', 'KRW', {amount},"
-        f" {amount - refunded}, 't {key}', 'then', 'then', NULL)",
-    )
-    if refunded:
-        on_gateway(
-            record, f"INSERT INTO cancels VALUES ('c {key}', '{key}', {refunded}, 'r', 'then')"
-        )
-
-
-def on_gateway(record: Path, statement: str) -> None:
+def on_gateway(record: Path, script: str) -> None:
     with closing(sqlite3.connect(record)) as connection, connection:
-        connection.execute(statement)
+        connection.executescript(script)
 
 
-# -- order ---------------------------------------------------------------------------------------
+# -- order -----------------------------------------------------------------------------------------
 
 
 def order() -> str:
@@ -312,19 +276,7 @@ def order() -> str:
     )
     cancelled = "cancel_payment DONE, refund_deduction DONE, restore_coupon DONE, cancel_order DONE"
     return (
-        insert(
-            "products",
-            product_id=PRODUCT,
-            name="p",
-            currency_code="KRW",
-            price_minor=250,
-            stocked=100,
-            reserved=4 + 1,
-            sold=20,
-            version=1,
-            create_time=NOW,
-            update_time=NOW,
-        )
+        insert("products", "product_id stocked reserved sold", PRODUCT, 100, 4 + 1, 20)
         + order_row(A, "ann", 20, "PAID", (500, 3_000, 1_500), coupon=COUPON_A, payment=PAID_A)
         + order_row(B, "bob", 8, "CANCELLED", (300, 1_000, 700), coupon=COUPON_B, payment=PAID_B)
         + order_row(C, "ann", 4, "PENDING")
@@ -354,35 +306,18 @@ def order_row(
     coupon: str | None = None,
     payment: str | None = None,
 ) -> str:
-    discount, by_balance, by_gateway = paid
+    request_id = f"create-{order_id}"
+    order = insert(
+        "orders",
+        "order_id user_id request_id subtotal_minor discount_minor paid_by_balance_minor"
+        " paid_by_gateway_minor coupon_id payment_id state",
+        *(order_id, user, request_id, quantity * 250, *paid, coupon, payment, state),
+    )
+    line = (order_id, PRODUCT, quantity, 250)
     return (
-        insert(
-            "orders",
-            order_id=order_id,
-            user_id=user,
-            request_id=f"create-{order_id}",
-            currency_code="KRW",
-            subtotal_minor=quantity * 250,
-            discount_minor=discount,
-            paid_by_balance_minor=by_balance,
-            paid_by_gateway_minor=by_gateway,
-            coupon_id=coupon,
-            payment_id=payment,
-            state=state,
-            failure_reason="",
-            version=1,
-            create_time=NOW,
-            expire_time="2100-01-01",
-            update_time=NOW,
-        )
-        + insert(
-            "order_items",
-            order_id=order_id,
-            product_id=PRODUCT,
-            quantity=quantity,
-            unit_price_minor=250,
-        )
-        + answer("CreateOrder", user, f"create-{order_id}", {"order_id": order_id})
+        order
+        + insert("order_items", "order_id product_id quantity unit_price_minor", *line)
+        + answer("CreateOrder", user, request_id, {"order_id": order_id})
     )
 
 
@@ -392,24 +327,10 @@ def saga(
     pairs = [step.split() for step in steps.split(", ")]
     return insert(
         "sagas",
-        saga_id=saga_id,
-        kind=kind,
-        plan_version=1,
-        order_id=order_id,
-        user_id=user,
-        request_id=f"pay-{saga_id}",
-        asked={},
-        state=state,
-        steps=[{"name": name, "state": step_state} for name, step_state in pairs],
-        facts={},
-        failure={"reason": "r"} if state == "COMPENSATED" else None,
-        epoch=1,
-        lease_until=NOW,
-        attempts=0,
-        last_error="",
-        resolution_reason="",
-        create_time=NOW,
-        update_time=NOW,
+        "saga_id kind order_id user_id request_id state steps failure",
+        *(saga_id, kind, order_id, user, f"pay-{saga_id}", state),
+        [{"name": name, "state": step_state} for name, step_state in pairs],
+        {"reason": "r"} if state == "COMPENSATED" else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A clean book over four databases and a gateway, made once; each test spoils copies of it."""
+"""Clean books in four databases and a gateway record, made once; a test changes copies of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from deploy.audit.sources import SERVICES, Sources
+from deploy.audit.sources import Sources
+from deploy.local.plan import SERVICES
 from deploy.local.postgres import PostgresServer
 from tests.integration.audit.books import BOOKS, on_gateway, write_gateway
 from tests.support.databases import Databases
 
 
 @dataclass
-class Book:
-    """All databases and the gateway's record; what a test changes is a copy of its own."""
+class Books:
+    """The databases and the gateway's record of one test."""
 
     server: PostgresServer
     urls: dict[str, str]
@@ -31,13 +32,12 @@ class Book:
     def sources(self) -> Sources:
         return Sources(self.urls, self.gateway_record)
 
-    def spoil(self, where: str, script: str) -> None:
-        """Change one of the books behind the services' backs."""
+    def change(self, where: str, script: str) -> None:
+        """Change a copy of one service's database, or the gateway's record, by SQL."""
         if where == "gateway":
             on_gateway(self.gateway_record, script)
             return
-        name = make_url(self.urls[where]).database
-        assert name is not None
+        name = _database(self.urls[where])
         if name not in self.copies:
             copy = f"test_audit_{where}_{uuid.uuid4().hex[:12]}"
             urls = self.server.create_database(copy, service=where, template=name)
@@ -46,15 +46,18 @@ class Book:
         self.server.run_sql(script, database=name)
 
 
+def _database(url: str) -> str:
+    return str(make_url(url).database)
+
+
 @pytest.fixture(scope="module")
 def clean_urls(databases: Databases) -> Iterator[dict[str, str]]:
     with ExitStack() as exits:
-        urls = {}
-        for service in SERVICES:
-            urls[service] = exits.enter_context(databases.clone(service)).audit
-            name = make_url(urls[service]).database
-            assert name is not None
-            databases.server.run_sql(BOOKS[service](), database=name)
+        urls = {
+            service: exits.enter_context(databases.clone(service)).audit for service in SERVICES
+        }
+        for service, url in urls.items():
+            databases.server.run_sql(BOOKS[service](), database=_database(url))
         yield urls
 
 
@@ -66,12 +69,12 @@ def clean_gateway(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def book(
+def books(
     databases: Databases, clean_urls: dict[str, str], clean_gateway: Path, tmp_path: Path
-) -> Iterator[Book]:
+) -> Iterator[Books]:
     record = tmp_path / "gateway.sqlite3"
     shutil.copy(clean_gateway, record)
-    book = Book(databases.server, dict(clean_urls), record)
-    yield book
-    for copy in book.copies:
-        book.server.drop_database(copy)
+    books = Books(databases.server, dict(clean_urls), record)
+    yield books
+    for copy in books.copies:
+        books.server.drop_database(copy)

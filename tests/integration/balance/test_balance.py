@@ -6,8 +6,13 @@ import asyncio
 from typing import Any
 
 from tally.balance.v1 import balance_pb2 as pb
-from tests.support.balances import charge, deduct, refund, won
+from tests.support.balances import available, balance_of, charge, deduct, entry_of, refund, won
+from tests.support.orders import UNKNOWN_ID
 from tests.support.refusals import refused
+
+
+def entries_of(user_id: str, **page: Any) -> pb.ListLedgerEntriesRequest:
+    return pb.ListLedgerEntriesRequest(user_id=user_id, currency_code="KRW", **page)
 
 
 async def test_a_charge_opens_the_account(balance: Any) -> None:
@@ -18,33 +23,31 @@ async def test_a_charge_opens_the_account(balance: Any) -> None:
     assert response.entry.kind == pb.LedgerEntry.KIND_CHARGE
     assert response.entry.balance_after == won(100)
     assert not response.replayed
-    got = await balance.GetBalance(pb.GetBalanceRequest(user_id="ann", currency_code="KRW"))
-    assert got.balance == response.balance
+    assert (await balance.GetBalance(balance_of("ann"))).balance == response.balance
 
 
-async def test_the_same_request_is_answered_again_and_has_one_effect(balance: Any) -> None:
+async def test_a_repeated_request_is_replayed_and_has_one_effect(balance: Any) -> None:
     first = await balance.ChargeBalance(charge("ann", 100, "c1"))
     again = await balance.ChargeBalance(charge("ann", 100, "c1"))
     assert again.replayed
     assert (again.balance, again.entry) == (first.balance, first.entry)
     with refused("REQUEST_ID_REUSED"):
         await balance.ChargeBalance(charge("ann", 101, "c1"))
-    # One request_id a method and user: neither of these has been asked before.
+    # A request_id belongs to a method and a user: these are other requests.
     await balance.DeductBalance(deduct("ann", 30, "c1"))
     await balance.ChargeBalance(charge("bob", 5, "c1"))
-    got = await balance.GetBalance(pb.GetBalanceRequest(user_id="ann", currency_code="KRW"))
-    assert got.balance.available == won(70)
+    assert await available(balance, "ann") == 70
 
 
-async def test_a_deduction_takes_what_is_there_and_no_more(balance: Any) -> None:
+async def test_a_deduction_takes_no_more_than_there_is(balance: Any) -> None:
     await balance.ChargeBalance(charge("ann", 100, "c1"))
     response = await balance.DeductBalance(deduct("ann", 60, "d1", order_id="order-1"))
     assert response.entry.amount == won(-60)
     assert response.entry.order_id == "order-1"
-    with refused("INSUFFICIENT_FUNDS") as told:
+    with refused("INSUFFICIENT_FUNDS") as ended:
         await balance.DeductBalance(deduct("ann", 41, "d2"))
-    assert told.refusal is not None
-    assert told.refusal.quota[0].subject == "account:ann:KRW"
+    assert ended.refusal is not None
+    assert ended.refusal.quota[0].subject == "account:ann:KRW"
     # A refusal is not stored: the same id may try again once there is enough.
     await balance.ChargeBalance(charge("ann", 1, "c2"))
     again = await balance.DeductBalance(deduct("ann", 41, "d2"))
@@ -52,9 +55,9 @@ async def test_a_deduction_takes_what_is_there_and_no_more(balance: Any) -> None
     assert again.balance.available == won(0)
 
 
-async def test_an_account_begins_with_its_first_charge(balance: Any) -> None:
+async def test_an_account_does_not_exist_before_its_first_charge(balance: Any) -> None:
     with refused("ACCOUNT_NOT_FOUND"):
-        await balance.GetBalance(pb.GetBalanceRequest(user_id="ann", currency_code="KRW"))
+        await balance.GetBalance(balance_of("ann"))
     with refused("ACCOUNT_NOT_FOUND"):
         await balance.DeductBalance(deduct("ann", 1, "d1"))
     await balance.ChargeBalance(charge("ann", 1, "c1"))
@@ -81,23 +84,20 @@ async def test_a_refund_puts_the_whole_deduction_back_once(balance: Any) -> None
         await balance.RefundDeduction(refund("ann", "d9", "r1"))
 
 
-async def test_a_refund_before_its_deduction_keeps_it_from_happening(balance: Any) -> None:
-    for _ in range(2):
-        nothing = await balance.RefundDeduction(refund("ann", "d1", "r1"))
+async def test_a_deduction_refunded_beforehand_is_refused(balance: Any) -> None:
+    for request_id in ("r1", "r1", "r2"):
+        nothing = await balance.RefundDeduction(refund("ann", "d1", request_id))
         assert not nothing.HasField("entry")
         assert not nothing.HasField("balance")
-    other = await balance.RefundDeduction(refund("ann", "d1", "r2"))
-    assert not other.HasField("entry")
     await balance.ChargeBalance(charge("ann", 100, "c1"))
     with refused("DEDUCTION_CANCELLED"):
         await balance.DeductBalance(deduct("ann", 60, "d1"))
-    got = await balance.GetBalance(pb.GetBalanceRequest(user_id="ann", currency_code="KRW"))
-    assert got.balance.available == won(100)
+    assert await available(balance, "ann") == 100
 
 
-async def test_a_balance_has_a_limit_that_refunds_do_not_know(balance: Any) -> None:
+async def test_the_limit_of_a_balance_holds_for_charges_not_for_refunds(balance: Any) -> None:
     charges = [charge("ann", 10**15, f"c{number}") for number in range(1_000)]
-    await asyncio.gather(*(balance.ChargeBalance(request) for request in charges))
+    await asyncio.gather(*map(balance.ChargeBalance, charges))
     with refused("BALANCE_LIMIT_EXCEEDED"):
         await balance.ChargeBalance(charge("ann", 1, "over"))
     await balance.DeductBalance(deduct("ann", 10**15, "d1"))
@@ -106,34 +106,43 @@ async def test_a_balance_has_a_limit_that_refunds_do_not_know(balance: Any) -> N
     assert response.balance.available == won(10**18 + 10**15)
 
 
+async def test_a_user_gets_own_entries_only(balance: Any) -> None:
+    charged = (await balance.ChargeBalance(charge("ann", 100, "c1"))).entry
+    dollars = (await balance.ChargeBalance(charge("ann", 7, "c2", currency="USD"))).entry
+    deducted = (await balance.DeductBalance(deduct("ann", 60, "d1", order_id="o1"))).entry
+    refunded = (await balance.RefundDeduction(refund("ann", "d1", "r1"))).entry
+    of_bob = (await balance.ChargeBalance(charge("bob", 5, "c1"))).entry
+    for entry in (charged, dollars, deducted, refunded):
+        assert (await balance.GetLedgerEntry(entry_of("ann", entry.entry_id))).entry == entry
+    for entry_id in (of_bob.entry_id, UNKNOWN_ID, charged.entry_id.upper(), "nonsense", "\x00"):
+        with refused("LEDGER_ENTRY_NOT_FOUND") as not_found:
+            await balance.GetLedgerEntry(entry_of("ann", entry_id))
+        assert not_found.refusal is not None
+        known = {"entry_id": entry_id} if entry_id in (of_bob.entry_id, UNKNOWN_ID) else {}
+        assert not_found.refusal.metadata == known | {"user_id": "ann"}
+    # A user without an account has no entries, and no other reason.
+    with refused("LEDGER_ENTRY_NOT_FOUND"):
+        await balance.GetLedgerEntry(entry_of("eve", charged.entry_id))
+
+
 async def test_the_ledger_is_listed_in_pages_newest_first(balance: Any) -> None:
     for number in range(7):
         await balance.ChargeBalance(charge("ann", 1 + number, f"c{number}"))
-    sequences: list[int] = []
+    pages: list[list[int]] = []
     token = ""
-    while True:
-        page = await balance.ListLedgerEntries(
-            pb.ListLedgerEntriesRequest(
-                user_id="ann", currency_code="KRW", page_size=3, page_token=token
-            )
-        )
-        sequences += [entry.sequence for entry in page.entries]
-        assert len(page.entries) <= 3
+    while token or not pages:
+        page = await balance.ListLedgerEntries(entries_of("ann", page_size=3, page_token=token))
+        pages.append([entry.sequence for entry in page.entries])
         token = page.next_page_token
-        if not token:
-            break
-        with refused("INVALID_PAGE_TOKEN"):
-            await balance.ListLedgerEntries(
-                pb.ListLedgerEntriesRequest(user_id="bob", currency_code="KRW", page_token=token)
-            )
-    assert sequences == [7, 6, 5, 4, 3, 2, 1]
+        if token:
+            with refused("INVALID_PAGE_TOKEN"):
+                await balance.ListLedgerEntries(entries_of("bob", page_token=token))
+    assert pages == [[7, 6, 5], [4, 3, 2], [1]]
     with refused("INVALID_PAGE_TOKEN"):
-        await balance.ListLedgerEntries(
-            pb.ListLedgerEntriesRequest(user_id="ann", currency_code="KRW", page_token="nonsense")
-        )
+        await balance.ListLedgerEntries(entries_of("ann", page_token="nonsense"))
 
 
-async def test_currencies_are_accounts_apart(balance: Any) -> None:
+async def test_each_currency_is_an_account_of_its_own(balance: Any) -> None:
     await balance.ChargeBalance(charge("ann", 100, "c1"))
     await balance.ChargeBalance(charge("ann", 7, "c2", currency="USD"))
     response = await balance.DeductBalance(deduct("ann", 7, "d1", currency="USD"))

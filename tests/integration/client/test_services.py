@@ -29,8 +29,7 @@ from tally_client import (
 )
 from tests.support.balances import charge, deduct, won
 from tests.support.coupons import campaign, issue
-from tests.support.orders import UNKNOWN_ID
-from tests.support.stack import fresh
+from tests.support.orders import UNKNOWN_ID, fresh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -53,7 +52,7 @@ async def order(tally: Tally, user_id: str, product_id: str, quantity: int = 1) 
     return made.order
 
 
-async def test_a_change_with_no_request_id_of_its_own_happens_once_a_call(tally: Tally) -> None:
+async def test_each_call_without_a_request_id_is_a_new_change(tally: Tally) -> None:
     user_id = fresh("user")
     first = await tally.balance.charge_balance(charge(user_id, 100, ""))
     second = await tally.balance.charge_balance(charge(user_id, 100, ""))
@@ -64,7 +63,7 @@ async def test_a_change_with_no_request_id_of_its_own_happens_once_a_call(tally:
     assert again.entry == second.entry
 
 
-async def test_refusals_come_as_their_classes_with_their_details(tally: Tally) -> None:
+async def test_refusals_are_raised_as_their_classes_with_details(tally: Tally) -> None:
     user_id = fresh("user")
     with pytest.raises(AccountNotFound) as unknown:
         await tally.balance.get_balance(
@@ -81,7 +80,7 @@ async def test_refusals_come_as_their_classes_with_their_details(tally: Tally) -
     assert reused.value.request_id == "mine"
 
 
-async def test_of_a_sold_out_campaign_the_figures_are_told(tally: Tally) -> None:
+async def test_sold_out_campaign_is_named_and_final(tally: Tally) -> None:
     made = await tally.coupon.create_campaign(campaign("", quantity=1))
     campaign_id = made.campaign.campaign_id
     await tally.coupon.issue_coupon(issue(campaign_id, "ada", ""))
@@ -95,7 +94,7 @@ async def test_of_a_sold_out_campaign_the_figures_are_told(tally: Tally) -> None
         await tally.coupon.get_campaign(coupon_pb2.GetCampaignRequest(campaign_id=UNKNOWN_ID))
 
 
-async def test_an_order_is_paid_by_card_and_watched_to_its_end(tally: Tally) -> None:
+async def test_order_is_paid_by_card_and_watched_to_its_end(tally: Tally) -> None:
     user_id = fresh("user")
     made = await order(tally, user_id, await product(tally))
     watched = order_pb2.WatchOrderRequest(order_id=made.order_id, user_id=user_id)
@@ -114,7 +113,7 @@ async def test_an_order_is_paid_by_card_and_watched_to_its_end(tally: Tally) -> 
     assert [payment.payment_id for payment in payments.payments] == [paid.order.payment_id]
 
 
-async def test_a_declined_card_and_its_saga(tally: Tally) -> None:
+async def test_declined_card_is_replayed_and_compensated(tally: Tally) -> None:
     user_id = fresh("user")
     made = await order(tally, user_id, await product(tally))
     request = order_pb2.PayOrderRequest(
@@ -122,7 +121,7 @@ async def test_a_declined_card_and_its_saga(tally: Tally) -> None:
     )
     with pytest.raises(PaymentDeclined) as declined:
         await tally.order.pay_order(request)
-    # The refusal is kept: the same request_id hears it again.
+    # The refusal is stored: the same request_id returns it again.
     request.request_id = declined.value.request_id
     with pytest.raises(PaymentDeclined):
         await tally.order.pay_order(request)
@@ -130,7 +129,7 @@ async def test_a_declined_card_and_its_saga(tally: Tally) -> None:
     assert saga.saga.state == order_pb2.Saga.STATE_COMPENSATED
 
 
-async def test_stock_carts_and_unknown_orders(tally: Tally) -> None:
+async def test_refusals_of_stock_carts_and_unknown_orders(tally: Tally) -> None:
     user_id = fresh("user")
     product_id = await product(tally, stock=1)
     with pytest.raises(OutOfStock) as short:
@@ -143,13 +142,11 @@ async def test_stock_carts_and_unknown_orders(tally: Tally) -> None:
     with pytest.raises(CartChanged):
         await tally.cart.set_cart_item(request)
     with pytest.raises(OrderNotFound):
-        async for _ in tally.order.watch_order(
-            order_pb2.WatchOrderRequest(order_id=UNKNOWN_ID, user_id=user_id)
-        ):
-            pass
+        watched = order_pb2.WatchOrderRequest(order_id=UNKNOWN_ID, user_id=user_id)
+        await anext(tally.order.watch_order(watched))
 
 
-async def test_a_ledger_is_read_page_by_page(tally: Tally) -> None:
+async def test_ledger_is_read_page_by_page(tally: Tally) -> None:
     user_id = fresh("user")
     for _ in range(5):
         await tally.balance.charge_balance(charge(user_id, 1, ""))
@@ -162,7 +159,7 @@ async def test_a_ledger_is_read_page_by_page(tally: Tally) -> None:
     assert sequences == [5, 4, 3, 2, 1]
 
 
-async def test_the_guides_example_prints_what_the_guide_says(
+async def test_example_of_the_guide_prints_what_the_guide_shows(
     addresses: dict[str, list[str]],
 ) -> None:
     text = GUIDE.read_text(encoding="utf-8")

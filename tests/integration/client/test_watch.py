@@ -1,4 +1,4 @@
-"""Streams: taken up again when they break, ended when nobody watches any more."""
+"""Streams: resumed when they break, and closed when their consumer stops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 import pytest
 
-from common.errors import Code, RemoteRefusal
 from tally.order.v1 import order_pb2
 from tally_client import (
     DatabaseUnavailable,
@@ -21,42 +20,27 @@ from tally_client import (
     TallyError,
     policy,
 )
-from tests.integration.client.answering import Received, Wire, answering
+from tests.integration.client.messages import LIMIT_S
+from tests.support.fake_server import HANG, Received, TcpProxy, fake_server, fake_tally, refusal
 
-ORDER = order_pb2.DESCRIPTOR.services_by_name["OrderService"].methods_by_name
-LIMIT_S = 30.0
+WATCH = order_pb2.WatchOrderRequest(order_id="o1", user_id="ada")
+STOPPING = refusal("UNAVAILABLE", "REPLICA_STOPPING")
+BUSY = refusal("RESOURCE_EXHAUSTED", "OVERLOADED")
 
 
 def at(version: int) -> order_pb2.WatchOrderResponse:
     return order_pb2.WatchOrderResponse(order=order_pb2.Order(version=version))
 
 
-WATCH = order_pb2.WatchOrderRequest(order_id="o1", user_id="ada")
-
-
-async def test_a_stream_that_breaks_is_taken_up_where_it_was() -> None:
+async def test_broken_stream_is_resumed_without_known_states() -> None:
     received = Received()
     seen: list[int] = []
     two_seen = asyncio.Event()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        if received.attempts["WatchOrder"] == 1:
-            yield at(1)
-            yield at(2)
-            await asyncio.Event().wait()
-        elif received.attempts["WatchOrder"] == 2:
-            yield at(2)
-            raise RemoteRefusal(
-                Code.UNAVAILABLE, "REPLICA_STOPPING", "Stopping.", {}, retry_after_s=0.01
-            )
-        else:
-            yield at(2)
-            yield at(3)
-
+    streams = [[at(1), at(2), HANG], [at(2), STOPPING], [at(2), at(3)]]
     async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Wire.to(address) as wire,
-        Tally(order=wire.address) as tally,
+        fake_server(received, WatchOrder=streams) as address,
+        TcpProxy.to(address) as proxy,
+        Tally(order=proxy.address) as tally,
     ):
 
         async def watch() -> None:
@@ -67,33 +51,21 @@ async def test_a_stream_that_breaks_is_taken_up_where_it_was() -> None:
 
         watching = asyncio.create_task(watch())
         await asyncio.wait_for(two_seen.wait(), LIMIT_S)
-        wire.cut()
+        proxy.cut()
         await asyncio.wait_for(watching, LIMIT_S)
     assert seen == [1, 2, 3]
     assert received.attempts["WatchOrder"] == 3
 
 
-async def test_a_stream_that_brings_nothing_is_given_up_as_a_call_is() -> None:
-    received = Received()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        raise RemoteRefusal(
-            Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Gone.", {}, retry_after_s=0.01
-        )
-        yield
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
+async def test_stream_that_sends_nothing_fails_like_a_call() -> None:
+    unavailable = refusal("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+    async with fake_tally(WatchOrder=[[unavailable]]) as (tally, received):
         with pytest.raises(DatabaseUnavailable):
-            async for _ in tally.order.watch_order(WATCH, timeout_s=LIMIT_S):
-                pass
+            await anext(tally.order.watch_order(WATCH, timeout_s=LIMIT_S))
     assert received.attempts["WatchOrder"] == 5
 
 
-async def test_whoever_stops_watching_is_not_watched_for() -> None:
-    received = Received()
+async def test_stream_ends_on_the_server_when_its_consumer_stops() -> None:
     left = asyncio.Event()
 
     async def states(_: Any) -> AsyncIterator[Any]:
@@ -103,29 +75,15 @@ async def test_whoever_stops_watching_is_not_watched_for() -> None:
         finally:
             left.set()
 
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
+    async with fake_tally(WatchOrder=states) as (tally, _):
         watching = tally.order.watch_order(WATCH)
         assert (await anext(watching)).order.version == 1
         await watching.aclose()
         await asyncio.wait_for(left.wait(), LIMIT_S)
 
 
-async def test_a_stream_that_is_open_when_the_client_is_closed_ends_as_one_without_an_answer() -> (
-    None
-):
-    received = Received()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        yield at(1)
-        await asyncio.Event().wait()
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
+async def test_open_stream_ends_when_the_client_is_closed() -> None:
+    async with fake_tally(WatchOrder=[[at(1), HANG]]) as (tally, received):
         watching = tally.order.watch_order(WATCH)
         assert (await anext(watching)).order.version == 1
         waiting = asyncio.ensure_future(anext(watching))
@@ -137,10 +95,9 @@ async def test_a_stream_that_is_open_when_the_client_is_closed_ends_as_one_witho
     assert received.attempts["WatchOrder"] == 1
 
 
-async def test_a_stream_that_keeps_breaking_without_news_goes_on_and_slows_down(
+async def test_stream_that_breaks_without_news_is_resumed_more_slowly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    received = Received()
     breaks: list[int] = []
 
     def at_once(error: TallyError, broken: int) -> float:
@@ -149,74 +106,34 @@ async def test_a_stream_that_keeps_breaking_without_news_goes_on_and_slows_down(
         return 0.0
 
     monkeypatch.setattr(policy, "resume_s", at_once)
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        yield at(1 if received.attempts["WatchOrder"] <= 12 else 2)
-        if received.attempts["WatchOrder"] == 15:
-            return
-        raise RemoteRefusal(
-            Code.UNAVAILABLE, "REPLICA_STOPPING", "Stopping.", {}, retry_after_s=0.01
-        )
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
+    streams = [[at(1), STOPPING]] * 12 + [[at(2), STOPPING]] * 2 + [[at(2)]]
+    async with fake_tally(WatchOrder=streams) as (tally, _):
         seen = [change.order.version async for change in tally.order.watch_order(WATCH)]
     assert seen == [1, 2]
-    assert breaks == [*range(12), 0, 1], "a new state is what it begins anew with"
+    assert breaks == [*range(12), 0, 1], "a new state resets the count"
 
 
-async def test_a_stream_that_is_only_ever_refused_is_given_up_though_it_has_no_deadline(
+async def test_stream_without_deadline_fails_after_refusals_in_a_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    received = Received()
     monkeypatch.setattr(policy, "wait_s", lambda _, __: 0.0)
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        raise RemoteRefusal(Code.RESOURCE_EXHAUSTED, "OVERLOADED", "Busy.", {}, retry_after_s=0.01)
-        yield
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
+    async with fake_tally(WatchOrder=[[BUSY]]) as (tally, received):
         with pytest.raises(Overloaded):
             await anext(tally.order.watch_order(WATCH))
     assert received.attempts["WatchOrder"] == policy.UNTIMED_REFUSALS_MAX + 1
 
 
-async def test_a_stream_can_have_a_deadline() -> None:
-    received = Received()
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        yield at(1)
-        await asyncio.Event().wait()
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address) as tally,
-    ):
+async def test_stream_can_have_a_deadline() -> None:
+    async with fake_tally(WatchOrder=[[at(1), HANG]]) as (tally, _):
         with pytest.raises(DeadlineExceeded):
             async for _ in tally.order.watch_order(WATCH, timeout_s=0.5):
                 pass
 
 
-async def test_a_stream_that_is_refused_for_a_while_is_asked_for_again() -> None:
-    received = Received()
-    told: list[TallyError] = []
-
-    async def states(_: Any) -> AsyncIterator[Any]:
-        if received.attempts["WatchOrder"] < 3:
-            raise RemoteRefusal(
-                Code.RESOURCE_EXHAUSTED, "OVERLOADED", "Busy.", {}, retry_after_s=0.01
-            )
-        yield at(1)
-
-    async with (
-        answering(received, (ORDER["WatchOrder"], states)) as address,
-        Tally(order=address, on_repeat=told.append) as tally,
-    ):
+async def test_stream_is_opened_again_after_refusals_with_retry_info() -> None:
+    reported: list[TallyError] = []
+    streams = [[BUSY], [BUSY], [at(1)]]
+    async with fake_tally(on_repeat=reported.append, WatchOrder=streams) as (tally, _):
         seen = [change.order.version async for change in tally.order.watch_order(WATCH)]
     assert seen == [1]
-    assert [type(error) for error in told] == [Overloaded] * 2
+    assert [type(error) for error in reported] == [Overloaded] * 2

@@ -1,23 +1,31 @@
-"""A tiny gRPC service, built from well-known messages, whose methods do what a test hands them."""
+"""A small gRPC service of well-known messages, whose methods do what a test gives them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.wrappers_pb2 import StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
-from common.runtime import Application, Mounted
-from common.server import GrpcServer
+from common.errors import RemoteRefusal
+from common.rpc.channels import open_channel
+from common.rpc.client import ServiceClient
+from common.rpc.server import GrpcServer
+from common.rpc.status import from_rpc_error
+from common.service import Application
 from common.settings import ServiceSettings
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
 
 NAME = "tally.test.v1.EchoService"
 SAY = f"/{NAME}/Say"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class EchoSettings(ServiceSettings):
@@ -25,7 +33,7 @@ class EchoSettings(ServiceSettings):
 
 
 class Echo:
-    """Answers with what it was told, unless the test gives it something else to do."""
+    """Replies with the request, unless the test gives it something else to do."""
 
     def __init__(self, say: Any = None, count: Any = None) -> None:
         self._say = say
@@ -34,12 +42,46 @@ class Echo:
     async def Say(self, request: StringValue, context: Any) -> StringValue:  # noqa: N802
         if self._say is None:
             return request
-        answer: StringValue = await self._say(request, context)
-        return answer
+        response: StringValue = await self._say(request, context)
+        return response
 
     async def Count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:  # noqa: N802
         async for number in self._count(request, context):
             yield number
+
+
+def raising(error: BaseException) -> Echo:
+    """A servicer whose ``Say`` raises."""
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        raise error
+
+    return Echo(say)
+
+
+class Held:
+    """A ``say`` that waits for ``release``, and a ``count`` that sends one message and waits."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.release = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.echo = Echo(self.say, self.count)
+
+    async def say(self, request: StringValue, context: Any) -> StringValue:
+        self.begun.set()
+        try:
+            await self.release.wait()
+        finally:
+            self.ended.set()
+        return request
+
+    async def count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+        try:
+            yield request
+            await self.release.wait()
+        finally:
+            self.ended.set()
 
 
 def add(servicer: Any, server: Any) -> None:
@@ -69,7 +111,7 @@ class EchoStub:
 
 
 async def always_ready() -> None:
-    """A service that needs nothing is always ready."""
+    """The probe of a service that needs nothing."""
 
 
 def settings(**given: Any) -> EchoSettings:
@@ -85,6 +127,10 @@ def settings(**given: Any) -> EchoSettings:
     )
 
 
+def application(servicer: Echo) -> Application:
+    return Application(services=[(add, servicer)], ready=always_ready)
+
+
 @asynccontextmanager
 async def serving(
     servicer: Echo | None = None,
@@ -94,7 +140,7 @@ async def serving(
 ) -> AsyncIterator[tuple[str, GrpcServer]]:
     """A running server and its address; drained at the end unless the test did so."""
     server = GrpcServer(settings(**given), ready=ready)
-    server.mount(add, servicer or Echo(), NAME)
+    server.mount(add, servicer or Echo())
     port = await server.start()
     try:
         yield f"127.0.0.1:{port}", server
@@ -102,5 +148,62 @@ async def serving(
         await server.drain()
 
 
-def application(servicer: Echo) -> Application:
-    return Application(services=[Mounted(add, servicer, NAME)], ready=always_ready)
+@dataclass(frozen=True)
+class Connection:
+    """A client of one running server."""
+
+    server: GrpcServer
+    address: str
+    channel: grpc.aio.Channel
+
+    @property
+    def echo(self) -> EchoStub:
+        return EchoStub(self.channel)
+
+    async def check(self, service: str = "") -> int:
+        """The health of ``service``, as ``Check`` returns it."""
+        stub: Any = health_pb2_grpc.HealthStub(self.channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int((await stub.Check(request, timeout=60)).status)
+
+    def watch(self, service: str = "") -> Watch:
+        stub: Any = health_pb2_grpc.HealthStub(self.channel)
+        return Watch(stub.Watch(health_pb2.HealthCheckRequest(service=service)))
+
+
+class Watch:
+    """A stream of health."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def next(self) -> int:
+        return int((await self._call.read()).status)
+
+    async def until(self, status: int) -> None:
+        while await self.next() != status:
+            pass
+
+
+@asynccontextmanager
+async def connected(servicer: Echo | None = None, **given: Any) -> AsyncIterator[Connection]:
+    """A running server and a client of it; arguments as of ``serving``."""
+    async with (
+        serving(servicer, **given) as (address, server),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Connection(server, address, channel)
+
+
+@asynccontextmanager
+async def client_of(*addresses: str) -> AsyncIterator[ServiceClient[EchoStub]]:
+    """The client that services use, of all these replicas."""
+    async with ServiceClient(open_channel(",".join(addresses)), EchoStub) as client:
+        yield client
+
+
+async def refusal_of(call: Awaitable[object]) -> RemoteRefusal:
+    """The refusal of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)

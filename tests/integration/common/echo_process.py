@@ -1,30 +1,29 @@
-"""The echo service as a process of its own, for the tests of ``common.runtime``."""
+"""The echo service as a process of its own, for the tests of ``common.service``."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common import tracing
-from common.runtime import Application, main
+from common import service, tracing
+from common.service import Application
 from tests.integration.common.echo import Echo, EchoSettings, application
-from tests.support.patience import LONG_S
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-log = structlog.get_logger("echo")
+FLUSH_S = 60.0
+log = structlog.stdlib.get_logger()
 
 
-class Held:
-    """Calls of ``hold`` wait for ``release``, which comes by a stream: streams count apart."""
+class Commands:
+    """``say`` does what the request names. Held calls are released by a stream: its slots are
+    separate."""
 
     def __init__(self) -> None:
         self._released = asyncio.Event()
@@ -39,12 +38,12 @@ class Held:
             await self._released.wait()
         elif request.value == "loop":
             return StringValue(value=type(asyncio.get_running_loop()).__module__)
-        elif request.value == "modules":
-            return StringValue(value="on" if "opentelemetry" in sys.modules else "off")
+        elif request.value == "tracing":
+            return StringValue(value="on" if "common.spans" in sys.modules else "off")
         return request
 
     async def count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
-        """How many are held; then, if asked to, lets them go."""
+        """Send the number of held calls; then release them if the request says so."""
         yield StringValue(value=str(self._holding))
         if request.value == "release":
             self._released.set()
@@ -53,8 +52,8 @@ class Held:
 @asynccontextmanager
 async def build(settings: EchoSettings) -> AsyncIterator[Application]:
     log.info("building", database=settings.database_url.get_secret_value())
-    held = Held()
-    yield application(Echo(held.say, held.count))
+    commands = Commands()
+    yield application(Echo(commands.say, commands.count))
     log.info("closed")
 
 
@@ -65,6 +64,9 @@ async def migrate(settings: EchoSettings) -> None:
 
 
 if __name__ == "__main__":
-    # What the limit does is tested where it is the subject.
-    with mock.patch.object(tracing, "end", partial(tracing.end, LONG_S)):
-        main(EchoSettings, build, migrate)
+    # The time limit is tested in ``test_exporting``.
+    with (
+        mock.patch.object(tracing, "stop", partial(tracing.stop, FLUSH_S)),
+        mock.patch.object(service, "migrate", migrate),
+    ):
+        service.main(EchoSettings, build)

@@ -1,4 +1,4 @@
-"""A name server of the test's own, so that a name can gain an address while clients use it."""
+"""A DNS server of the test, so that a name can get a new address while clients use it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Names(BaseResolver):  # type: ignore[misc]
         return reply
 
 
-class _Silent:
+class _NoLog:
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
@@ -37,7 +37,7 @@ class _Silent:
 @contextmanager
 def name_server(*addresses: str) -> Iterator[Names]:
     names = Names(*addresses)
-    server = DNSServer(names, address="127.0.0.1", port=0, logger=_Silent())
+    server = DNSServer(names, address="127.0.0.1", port=0, logger=_NoLog())
     names.port = server.server.server_address[1]
     server.start_thread()
     try:

@@ -1,20 +1,18 @@
-"""Calls that are cancelled anywhere leave nothing behind for the next: no reply, no transaction."""
+"""A call cancelled at any point leaves no reply and no open transaction to the next call."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from redis.asyncio import Redis
 
-from common.database import Database, open_pools
-from common.redis_locks import open_redis
-from deploy.local.postgres import PostgresServer
+from common.db.engines import Database
+from common.locking.redis import open_redis
 from deploy.local.valkey import ValkeyServer
-from tests.support.databases import Databases
 
 STEPS = 60
 """Turns of the event loop after which a command is cancelled: before it is sent, while its reply
@@ -22,7 +20,7 @@ is awaited, while the reply is read, and after its end."""
 
 
 async def cancelled_after(steps: int, work: Awaitable[Any]) -> bool:
-    """Runs ``work`` and cancels it after so many turns; whether it was cancelled."""
+    """Whether ``work`` was cancelled, which happens after so many turns of the event loop."""
     task = asyncio.ensure_future(work)
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -38,7 +36,7 @@ async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
-async def test_a_cancelled_command_hands_its_reply_to_nobody(redis: Redis) -> None:
+async def test_the_reply_to_a_cancelled_command_reaches_no_other_caller(redis: Redis) -> None:
     """redis-py #2624, #2665."""
     cancelled = 0
     for steps in range(STEPS):
@@ -48,7 +46,7 @@ async def test_a_cancelled_command_hands_its_reply_to_nobody(redis: Redis) -> No
     assert cancelled
 
 
-async def test_a_cancelled_script_hands_its_reply_to_nobody(redis: Redis) -> None:
+async def test_the_reply_to_a_cancelled_script_reaches_no_other_caller(redis: Redis) -> None:
     script: Any = redis.register_script("return ARGV[1]")
     await script(args=["known"])
     for steps in range(STEPS):
@@ -56,10 +54,8 @@ async def test_a_cancelled_script_hands_its_reply_to_nobody(redis: Redis) -> Non
         assert await script(args=[str(steps)]) == str(steps)
 
 
-async def test_control_on_a_connection_that_is_kept_the_next_caller_gets_the_reply(
-    redis: Redis,
-) -> None:
-    """What the client has to do, and does: close the connection that a cancelled command was on."""
+async def test_control_on_a_kept_connection_the_next_caller_gets_the_reply(redis: Redis) -> None:
+    """So the client has to close the connection of a cancelled command, and does."""
     pool: Any = redis.connection_pool
     connection = pool.make_connection()
     await connection.connect()
@@ -70,65 +66,54 @@ async def test_control_on_a_connection_that_is_kept_the_next_caller_gets_the_rep
     await connection.disconnect()
 
 
-@pytest.fixture
-def database_url(databases: Databases, postgres_server: PostgresServer) -> Iterator[str]:
-    with databases.clone("balance") as urls:
-        yield urls.owner
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    opened = open_pools(database_url, application_name="cancelled", pool_size=3)
-    async with opened.begin() as connection:
-        await connection.execute(sa.text("CREATE TABLE noted (step int)"))
-    yield opened
-    await opened.close()
-
-
-async def noted(database: Database) -> int:
+async def stored(database: Database) -> int:
     async with database.reads.connect() as connection:
-        return int((await connection.execute(sa.text("SELECT count(*) FROM noted"))).scalar_one())
+        return int((await connection.execute(sa.text("SELECT count(*) FROM numbers"))).scalar_one())
 
 
-async def transaction(database: Database, begun: Callable[[], None]) -> None:
-    async with database.begin() as connection:
-        await connection.execute(sa.text("INSERT INTO noted VALUES (1)"))
-        begun()
-        await connection.execute(sa.text("SELECT pg_sleep(60)"))
+def insert(number: int) -> sa.TextClause:
+    return sa.text(f"INSERT INTO numbers VALUES ({number})")
 
 
-async def test_a_deadline_in_a_transaction_undoes_it_and_frees_its_connection(
+async def test_a_cancelled_transaction_rolls_back_and_frees_its_connection(
     database: Database,
 ) -> None:
-    """On the only connection of its pool: whoever comes next would wait for it in vain."""
+    """On the only connection of its pool, which the next transaction would wait for in vain."""
+
+    async def transaction(begun: asyncio.Event) -> None:
+        async with database.begin() as connection:
+            await connection.execute(insert(1))
+            begun.set()
+            await connection.execute(sa.text("SELECT pg_sleep(60)"))
+
     for _ in range(3):
         begun = asyncio.Event()
-        task = asyncio.ensure_future(transaction(database, begun.set))
+        task = asyncio.ensure_future(transaction(begun))
         await begun.wait()
         task.cancel()
         await asyncio.wait({task})
         assert task.cancelled()
-        assert await noted(database) == 0
+        assert await stored(database) == 0
     async with database.begin() as connection:
         idle = sa.text(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
             " AND state LIKE 'idle in transaction%'"
         )
         assert (await connection.execute(idle)).scalar_one() == 0
-        await connection.execute(sa.text("INSERT INTO noted VALUES (2)"))
-    assert await noted(database) == 1
+        await connection.execute(insert(1))
+    assert await stored(database) == 1
 
 
 async def test_a_transaction_cancelled_anywhere_is_whole_or_nothing(database: Database) -> None:
-    async def two_rows() -> None:
+    async def two_rows(number: int) -> None:
         async with database.begin() as connection:
-            await connection.execute(sa.text("INSERT INTO noted VALUES (1)"))
-            await connection.execute(sa.text("INSERT INTO noted VALUES (2)"))
+            await connection.execute(insert(number))
+            await connection.execute(insert(number + 1))
 
     cancelled = 0
     for steps in range(STEPS):
-        before = await noted(database)
-        cancelled += await cancelled_after(steps, two_rows())
-        assert await noted(database) - before in {0, 2}
+        before = await stored(database)
+        cancelled += await cancelled_after(steps, two_rows(2 * steps))
+        assert await stored(database) - before in {0, 2}
     assert cancelled
-    await two_rows()
+    await two_rows(2 * STEPS)

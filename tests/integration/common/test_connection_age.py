@@ -1,21 +1,18 @@
-"""The age of connections, by which clients find new replicas, and which costs them no call."""
+"""The maximum age of connections: clients find new replicas by it, and lose no call."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common.channels import open_channel
-from common.clients import Peer
-from tests.integration.common.echo import Echo, EchoStub, serving
+from common.rpc.client import ServiceClient
+from tests.integration.common.echo import Echo, EchoStub, client_of, serving
 from tests.integration.common.names import Names, name_server
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 CALLERS = 8
 LIMIT_S = 90.0
@@ -23,7 +20,7 @@ AGE_S = 0.5
 
 
 class Old:
-    """A replica's servicer that keeps the connections its calls came by, in order."""
+    """The old replica's servicer. It records the connections of its calls, in order."""
 
     def __init__(self) -> None:
         self.connections: list[str] = []
@@ -42,18 +39,18 @@ class Old:
 
 
 class Client:
-    """Calls an old replica, whose name may come to mean a new one; repeats nothing."""
+    """Calls a name without retries. The name leads to the old replica, later to the new one."""
 
-    def __init__(self, names: Names, old: Old, peer: Peer[EchoStub]) -> None:
+    def __init__(self, names: Names, old: Old, client: ServiceClient[EchoStub]) -> None:
         self.names = names
         self.old = old
         self.answered_by: list[str] = []
         self.failed: list[grpc.StatusCode] = []
-        self._peer = peer
+        self._client = client
 
     async def call(self, value: str) -> str:
-        """The replica that answered, or nothing."""
-        call = self._peer.stub.Say(StringValue(value=value), timeout=LIMIT_S)
+        """The name of the replica that answered, or ''."""
+        call = self._client.stub.Say(StringValue(value=value), timeout=LIMIT_S)
         try:
             assert (await call).value == value
         except grpc.aio.AioRpcError as error:
@@ -66,7 +63,7 @@ class Client:
             self.answered_by.append(await self.call("anyone"))
 
     def begun(self) -> bool:
-        """Whether calls were answered and others are held."""
+        """Whether some calls were answered and others are held."""
         return bool(self.old.held_by and self.answered_by)
 
     async def until(self, met: Callable[[], bool]) -> None:
@@ -77,7 +74,7 @@ class Client:
 
 @asynccontextmanager
 async def client(age_s: float) -> AsyncIterator[Client]:
-    """A client of a name with one replica, while another waits at the same port elsewhere."""
+    """A client of a name with one replica. Another listens on the same port of another address."""
     old = Old()
     async with AsyncExitStack() as stack:
         names = stack.enter_context(name_server("127.0.0.1"))
@@ -89,9 +86,8 @@ async def client(age_s: float) -> AsyncIterator[Client]:
         await stack.enter_async_context(
             serving(replica="new", bind=bind, max_connection_age_s=age_s)
         )
-        target = names.target("echo.test", port)
-        peer = await stack.enter_async_context(Peer(open_channel(target), EchoStub))
-        calling = Client(names, old, peer)
+        channel = await stack.enter_async_context(client_of(names.target("echo.test", port)))
+        calling = Client(names, old, channel)
         tasks = [asyncio.create_task(calling.calls()) for _ in range(CALLERS)]
         try:
             yield calling
@@ -101,12 +97,9 @@ async def client(age_s: float) -> AsyncIterator[Client]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_client_meets_a_new_replica_when_its_connections_have_aged() -> None:
-    """By DNS, as in Kubernetes, and by nothing but the age.
-
-    The other client, whose connections hardly age, is the control: in all that time it keeps to
-    what it knows.
-    """
+async def test_a_client_finds_a_new_replica_when_its_connections_have_aged() -> None:
+    """By DNS, as in Kubernetes. The control is a client whose connections do not age: in the same
+    time it stays with the old replica."""
     async with client(AGE_S) as aged, client(3_600) as kept:
         both = (aged, kept)
         held = [asyncio.create_task(each.call("hold")) for each in both for _ in range(CALLERS)]
@@ -117,7 +110,7 @@ async def test_a_client_meets_a_new_replica_when_its_connections_have_aged() -> 
         for each in both:
             each.names.addresses.remove("127.0.0.1")
         await aged.until(lambda: set(aged.answered_by[-10 * CALLERS :]) == {"new"})
-        # Their connection has aged long since, others came and went after it.
+        # The connection of the held calls has aged, and others were opened and closed after it.
         assert aged.old.connections[-1] != aged.old.held_by
         for each in both:
             each.old.release.set()

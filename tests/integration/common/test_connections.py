@@ -1,27 +1,40 @@
-"""Connections: the pings that keep them, and the port that they come by."""
+"""Connections: where a server listens, pings, maximum age, and calls per connection."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 
-from common import channels, server
-from tests.integration.common.echo import serving
+from common.rpc import channels, server
+from common.rpc.server import GrpcServer, PortTaken
+from tally_client import policy
+from tests.integration.common.echo import (
+    Echo,
+    EchoStub,
+    add,
+    always_ready,
+    connected,
+    serving,
+    settings,
+)
 
 PING, GOAWAY, SETTINGS = 0x6, 0x7, 0x4
 ACK: Final = 0x1
 ENHANCE_YOUR_CALM: Final = 0xB
+MAX_CONCURRENT_STREAMS: Final = 0x3
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 class RawClient:
-    """HTTP/2 by hand: pings when it is told to, which no library would do as badly."""
+    """HTTP/2 without a library: no library would ping this often."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -37,7 +50,7 @@ class RawClient:
         return header[3], header[4], await self._reader.readexactly(length)
 
     async def ping(self) -> int | None:
-        """Waits for the answer; the code of the GOAWAY that came instead, if one did."""
+        """Wait for the reply. Returns the code of a GOAWAY that came instead."""
         self.send(PING, b"12345678")
         while True:
             kind, flags, payload = await self.frame()
@@ -63,37 +76,49 @@ async def raw_client(address: str) -> AsyncIterator[RawClient]:
         await writer.wait_closed()
 
 
-async def told_after_pings(every_s: float, count: int = 8) -> int | None:
-    """What a server says to a client without calls that pings this often."""
+# -- pings -----------------------------------------------------------------------------------------
+
+CLIENTS_INTERVAL_S: Final = channels.KEEPALIVE_MS / 1000
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "least_ms", "expected"),
+    [
+        pytest.param(CLIENTS_INTERVAL_S, server.CLIENT_PING_LEAST_MS, None, id="as-own-clients"),
+        pytest.param(CLIENTS_INTERVAL_S, 300_000 * 100, ENHANCE_YOUR_CALM, id="control-default"),
+        pytest.param(0.0, server.CLIENT_PING_LEAST_MS, ENHANCE_YOUR_CALM, id="too-often"),
+    ],
+)
+async def test_a_client_may_ping_as_often_as_tallys_own_clients_do(
+    interval_s: float, least_ms: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a hundredth of the times. The control is gRPC's own least interval."""
+    monkeypatch.setattr(server, "CLIENT_PING_LEAST_MS", least_ms // 100)
+    code = None
     async with serving() as (address, _), raw_client(address) as client:
-        for _ in range(count):
+        for _ in range(8):
             if (code := await client.ping()) is not None:
-                return code
-            await asyncio.sleep(every_s)
-    return None
+                break
+            await asyncio.sleep(interval_s / 100)
+    assert code == expected
 
 
-async def test_a_client_that_pings_as_ours_do_is_not_told_to_calm_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """At a hundredth of the times: the server's least interval, and our clients' own."""
-    monkeypatch.setattr(server, "CLIENT_PING_LEAST_MS", server.CLIENT_PING_LEAST_MS // 100)
-    assert await told_after_pings(channels.KEEPALIVE_MS / 1000 / 100) is None
+# -- addresses -------------------------------------------------------------------------------------
 
 
-async def test_control_at_grpcs_own_interval_such_a_client_is_thrown_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(server, "CLIENT_PING_LEAST_MS", 300_000)
-    assert await told_after_pings(channels.KEEPALIVE_MS / 1000 / 100) == ENHANCE_YOUR_CALM
+def resolve_also(monkeypatch: pytest.MonkeyPatch, **hosts: list[str]) -> None:
+    """Give names ``<host>.test`` these addresses; those of ``any`` come first for every name."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, **options: Any) -> Any:
+        own = hosts.get(host.partition(".")[0], [*hosts.get("any", ()), host])
+        return [found for each in own for found in resolve(each, port, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
-async def test_a_client_that_pings_much_more_often_is_thrown_out() -> None:
-    assert await told_after_pings(0.0) == ENHANCE_YOUR_CALM
-
-
-async def test_a_second_server_on_the_port_does_not_bind_in_silence() -> None:
-    """The option by itself, against gRPC's default, which lets both bind and share the calls."""
+async def test_a_second_server_on_the_port_does_not_bind_silently() -> None:
+    """The option alone, and gRPC's default as a control: both bind and share the calls."""
     async with serving() as (address, _):
         default = grpc.aio.server()
         with pytest.raises(RuntimeError):
@@ -103,3 +128,93 @@ async def test_a_second_server_on_the_port_does_not_bind_in_silence() -> None:
     port = first.add_insecure_port("127.0.0.1:0")
     assert second.add_insecure_port(f"127.0.0.1:{port}") == port
     await asyncio.gather(first.stop(None), second.stop(None))
+
+
+async def test_a_server_listens_on_all_addresses_of_a_name_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clients of one address would reach the process that holds the port on the other."""
+    resolve_also(monkeypatch, two=["127.0.0.3", "127.0.0.4"])
+    with socket.create_server(("127.0.0.4", 0)) as holder:
+        bind = f"two.test:{holder.getsockname()[1]}"
+        listening = GrpcServer(settings(bind=bind), ready=always_ready)
+        listening.mount(add, Echo())
+        with pytest.raises(PortTaken) as caught:
+            await listening.start()
+    assert str(caught.value) == f"TALLY_ECHO_BIND: cannot listen on {bind}: Address already in use"
+
+
+async def test_an_address_that_this_machine_does_not_have_is_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`localhost` has ::1 in many containers without IPv6."""
+    resolve_also(monkeypatch, any=["203.0.113.7"])
+    async with connected() as client:
+        assert (await client.echo.Say(StringValue(value="here"))).value == "here"
+
+
+# -- age -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "default_deadline_s", "expected"),
+    [
+        pytest.param(server.AGE_GRACE_S, 0.1, "done", id="grace"),
+        pytest.param(0.1, 60.0, "done", id="longer-default-deadline"),
+        pytest.param(0.1, 0.1, "UNAVAILABLE", id="control-without-either"),
+    ],
+)
+async def test_a_call_outlives_the_maximum_age_of_its_connection(
+    grace_s: float, default_deadline_s: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ten times. The control has no grace that would allow it."""
+    monkeypatch.setattr(server, "AGE_GRACE_S", grace_s)
+
+    async def say(request: StringValue, context: Any) -> StringValue:
+        await asyncio.sleep(2.0)
+        return request
+
+    quick: dict[str, Any] = {"max_connection_age_s": 0.2, "grace_s": 0.1}
+    async with (
+        serving(Echo(say), default_deadline_s=default_deadline_s, **quick) as (address, _),
+        grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel,
+    ):
+        call = EchoStub(channel).Say(StringValue(value="done"), timeout=60)
+        try:
+            end = str((await call).value)
+        except grpc.aio.AioRpcError as error:
+            end = error.code().name
+    assert end == expected
+
+
+def test_the_grace_is_longer_than_the_published_time_limits() -> None:
+    assert max(policy.TIMEOUTS_S.values()) < server.AGE_GRACE_S
+
+
+# -- calls of one connection -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("slots", "expected"), [(200, 3 * 200), (1, 100)])
+async def test_the_calls_of_a_connection_are_limited_before_their_messages(
+    slots: int, expected: int
+) -> None:
+    """By the server's SETTINGS."""
+    async with serving(max_concurrent_calls=slots) as (address, _), raw_client(address) as client:
+        kind, flags, payload = await client.frame()
+        while kind != SETTINGS or flags & ACK:
+            kind, flags, payload = await client.frame()
+    pairs = [payload[at : at + 6] for at in range(0, len(payload), 6)]
+    found = {int.from_bytes(p[:2], "big"): int.from_bytes(p[2:], "big") for p in pairs}
+    assert found.get(MAX_CONCURRENT_STREAMS) == expected
+
+
+async def test_no_call_of_a_flood_on_one_connection_is_reset() -> None:
+    """More at once, four times, than the connection may have open."""
+    async with connected(max_concurrent_calls=50) as client:
+        message = StringValue(value="x" * 4096)
+        for _ in range(4):
+            calls = (client.echo.Say(message, timeout=120) for _ in range(1_500))
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            codes = {end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)}
+            # OVERLOADED is allowed, a bare UNAVAILABLE is not.
+            assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}

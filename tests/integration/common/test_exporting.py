@@ -1,14 +1,13 @@
-"""The way of spans to a collector: beside the calls, bounded at the end, quiet when it is gone."""
+"""The export of spans: it delays no call, ends in time, and logs a lost collector once."""
 
 from __future__ import annotations
 
 import logging
 import socket
-import subprocess
-import sys
 import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import pytest
@@ -16,99 +15,77 @@ from google.protobuf.wrappers_pb2 import StringValue
 from structlog.testing import capture_logs
 
 from common import tracing
-from tests.integration.common.echo import NAME, EchoStub, serving, settings
+from tests.integration.common.echo import NAME, EchoStub, connected, settings
 from tests.integration.start.process import Service, process
 from tests.support.collector import ENDPOINT, Collector, collecting, tracing_to
-from tests.support.patience import LONG_S
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+from tests.support.time_limits import LONG_S
 
 SAY = f"{NAME}/Say"
 URL = "postgresql://u:hunter2@127.0.0.1:1/tally"
 LOST, AGAIN = "spans are not delivered", "spans are delivered again"
-OURS = ("balance", "coupon", "order", "payment")
+SMALL_QUEUE = {"OTEL_BSP_MAX_QUEUE_SIZE": "2", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1"}
 
 
 @contextmanager
-def kept_port() -> Iterator[int]:
-    """A port on which nobody listens in the block but who is told to: it is bound all the time."""
-    with socket.socket() as kept:
-        # So that a server, which sets this too, may listen on it.
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", 0))
-        yield int(kept.getsockname()[1])
+def reserved_port() -> Iterator[int]:
+    """A port on which nobody listens, and which nobody else gets: it is bound."""
+    with socket.socket() as reserved:
+        # A server, which sets this option too, may listen on it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield int(reserved.getsockname()[1])
 
 
 @asynccontextmanager
 async def service(**environment: str) -> AsyncIterator[Service]:
-    """The echo service as a process that is told no more about tracing than this."""
     given = {ENDPOINT: "", "TALLY_DATABASE_URL": URL, "TALLY_REPLICA": "echo-1", **environment}
     async with process("tests.integration.common.echo_process", **given) as started:
         yield started
 
 
-async def say(running: Service, *words: str) -> list[str]:
-    """What the service answers once it is ready."""
+async def replies(running: Service, *words: str) -> list[str]:
+    """The service's replies, once it is ready."""
     port = (await running.line("listening"))["port"]
     await running.line("ready")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         return [(await EchoStub(channel).Say(StringValue(value=word))).value for word in words]
 
 
-async def test_a_service_sends_its_spans_and_those_of_its_last_calls() -> None:
-    """The exporter's turn comes in a minute; the end comes first."""
+def library_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.name.startswith("opentelemetry")]
+
+
+async def test_a_service_exports_its_last_spans_when_it_ends() -> None:
+    """The exporter's next turn is in a minute."""
     with collecting() as collector:
         given = {ENDPOINT: collector.url, "OTEL_BSP_SCHEDULE_DELAY": "60000"}
         async with service(**given) as running:
-            assert await say(running, "wait", "modules") == ["wait", "on"]
+            assert await replies(running, "wait", "tracing") == ["wait", "on"]
             assert collector.spans == []
             status, log = await running.stop()
     assert status == 0, log
-    assert [span.name for span in collector.spans] == [SAY, SAY]
-    [waited, _] = collector.spans
+    [waited, other] = collector.spans
+    assert (waited.name, other.name) == (SAY, SAY)
     assert waited.resource["service.name"] == "tally-echo"
     assert waited.resource["service.instance.id"] == "echo-1"
     assert f'"trace_id": "{waited.trace_id}"' in log
     assert LOST not in log
 
 
-async def test_off_nothing_of_it_is_there() -> None:
+async def test_without_an_endpoint_the_exporter_is_not_imported() -> None:
     async with service() as running:
-        assert await say(running, "modules") == ["off"]
+        assert await replies(running, "tracing") == ["off"]
         status, log = await running.stop()
     assert status == 0
     assert "trace_id" not in log
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"OTEL_SDK_DISABLED": "true"},
-        {"OTEL_TRACES_EXPORTER": "none"},
-    ],
-)
-async def test_turned_off_it_is_off(given: dict[str, str]) -> None:
-    async with service(**{ENDPOINT: "http://127.0.0.1:1", **given}) as running:
-        assert await say(running, "modules") == ["off"]
-
-
-def test_no_service_imports_opentelemetry_by_itself() -> None:
-    imports = ", ".join(f"{name}_service.wiring" for name in OURS)
-    program = f"import sys, {imports}; print([n for n in sys.modules if 'opentelem' in n])"
-    told = subprocess.check_output([sys.executable, "-c", program], text=True)
-    assert told == "[]\n"
-
-
-async def test_a_collector_that_is_away_costs_no_call_and_one_line() -> None:
-    # Each attempt is given up soon, so that there are many within this test.
+async def test_a_lost_collector_costs_no_call_and_one_line() -> None:
+    # Each attempt is short, so that there are many within this test.
     given = {"OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_EXPORTER_OTLP_TIMEOUT": "0.1"}
-    with kept_port() as away:
-        async with service(**{ENDPOINT: f"http://127.0.0.1:{away}"}, **given) as running:
-            port = (await running.line("listening"))["port"]
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                for _ in range(3):
-                    await EchoStub(channel).Say(StringValue(value="wait"), wait_for_ready=True)
+    with reserved_port() as port:
+        async with service(**{ENDPOINT: f"http://127.0.0.1:{port}"}, **given) as running:
+            assert await replies(running, *3 * ["wait"]) == 3 * ["wait"]
             status, log = await running.stop()
     assert status == 0
     assert log.count(LOST) == 1
@@ -117,35 +94,34 @@ async def test_a_collector_that_is_away_costs_no_call_and_one_line() -> None:
     assert "opentelemetry" not in log
 
 
-async def test_that_it_is_away_is_told_once_and_that_it_is_back(
+async def test_a_collector_that_comes_back_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    given = {"OTEL_EXPORTER_OTLP_TIMEOUT": "0.2", "OTEL_BSP_MAX_QUEUE_SIZE": "2"}
-    given["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] = "1"
+    given = {"OTEL_EXPORTER_OTLP_TIMEOUT": "0.2", **SMALL_QUEUE}
     with (
-        kept_port() as port,
+        reserved_port() as port,
         caplog.at_level(logging.WARNING),
         capture_logs() as logged,
         tracing_to(f"http://127.0.0.1:{port}", settings(), **given),
     ):
-        async with serving() as (address, _), grpc.aio.insecure_channel(address) as channel:
+        async with connected() as client:
 
-            async def until(event: str, arrived: Collector | None = None) -> None:
+            async def until(event: str) -> None:
                 while not any(line["event"] == event for line in logged):
-                    await EchoStub(channel).Say(StringValue())
+                    await client.echo.Say(StringValue())
 
             await until(LOST)
             for _ in range(50):
-                await EchoStub(channel).Say(StringValue())
+                await client.echo.Say(StringValue())
             with collecting(port) as collector:
                 await until(AGAIN)
                 assert collector.spans
-                tracing.end(LONG_S)
+                tracing.stop(LONG_S)
     assert [line["event"] for line in logged if "deliver" in line["event"]] == [LOST, AGAIN]
-    assert [one for one in caplog.records if one.name.startswith("opentelemetry")] == []
+    assert library_lines(caplog) == []
 
 
-async def test_a_collector_that_never_answers_holds_up_neither_calls_nor_the_end(
+async def test_a_collector_that_hangs_delays_neither_calls_nor_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     reached, released = threading.Event(), threading.Event()
@@ -155,46 +131,39 @@ async def test_a_collector_that_never_answers_holds_up_neither_calls_nor_the_end
             reached.set()
             released.wait(90)
 
-    with collecting(kept_by=Hanging()) as collector:
-        # An attempt may take longer than this test may, and there is room for few spans meanwhile.
-        given = {"OTEL_EXPORTER_OTLP_TIMEOUT": "600", "OTEL_BSP_MAX_QUEUE_SIZE": "2"}
-        given["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] = "1"
+    with collecting(collector=Hanging()) as collector:
+        # An attempt may take longer than this test, and the queue has room for few spans.
+        given = {"OTEL_EXPORTER_OTLP_TIMEOUT": "600", **SMALL_QUEUE}
         with tracing_to(collector.url, settings(), **given):
-            async with serving() as (address, _), grpc.aio.insecure_channel(address) as channel:
-                await EchoStub(channel).Say(StringValue())
+            async with connected() as client:
+                await client.echo.Say(StringValue())
                 assert reached.wait(60)
                 for _ in range(20):
-                    await EchoStub(channel).Say(StringValue())
-            tracing.end()
+                    await client.echo.Say(StringValue())
+            tracing.stop()
         released.set()
-    assert [one for one in caplog.records if one.name.startswith("opentelemetry")] == []
+    assert library_lines(caplog) == []
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ({ENDPOINT: "collector:4317"}, f"{ENDPOINT}: must be http"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc"),
         ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "hunter2"}, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT: "),
     ],
 )
-async def test_what_is_wrong_ends_the_replica_with_one_line_that_names_the_variable(
+async def test_a_rejected_variable_ends_the_replica_with_one_line(
     given: dict[str, str], expected: str
 ) -> None:
     async with service(**{ENDPOINT: "http://127.0.0.1:1", **given}) as running:
-        status, told = await running.end()
+        status, log = await running.end()
     assert status == 2
-    assert told.startswith(expected)
-    assert told.count("\n") == 1
-    assert "hunter2" not in told
+    assert log.startswith(expected)
+    assert log.count("\n") == 1
+    assert "hunter2" not in log
 
 
-def test_an_unknown_sampler_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    with tracing_to("http://127.0.0.1:1", settings(), OTEL_TRACES_SAMPLER="typo"):
-        assert [one.getMessage() for one in caplog.records] == ["Couldn't recognize sampler typo."]
-
-
-async def test_migrating_is_not_traced() -> None:
+async def test_migrate_is_not_traced() -> None:
     module = "tests.integration.common.echo_process"
     given = {ENDPOINT: "malformed", "TALLY_OWNER_DATABASE_URL": URL}
     async with process(module, "migrate", **given) as running:

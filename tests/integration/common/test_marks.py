@@ -8,12 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from common.ids import new_id
-from common.redis_marks import LIFE_MS, Marks, open_marks
+from common.locking.marks import LIFE_MS, InProgressMarks, open_marks
 from deploy.local.valkey import ValkeyServer
 
 
 @pytest.fixture
-async def marks(valkey_server: ValkeyServer) -> AsyncIterator[Marks]:
+async def marks(valkey_server: ValkeyServer) -> AsyncIterator[InProgressMarks]:
     async with open_marks(valkey_server.url) as opened:
         yield opened
 
@@ -25,7 +25,9 @@ async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
-async def test_the_first_marks_and_the_others_find_it(marks: Marks, redis: Redis) -> None:
+async def test_the_first_caller_marks_and_others_find_the_mark(
+    marks: InProgressMarks, redis: Redis
+) -> None:
     key = new_id()
     assert await marks.begin(key, "one") is None
     assert await marks.begin(key, "one") is None  # a repetition after a lost reply
@@ -37,7 +39,9 @@ async def test_the_first_marks_and_the_others_find_it(marks: Marks, redis: Redis
     assert 0 < await redis.pttl(key) <= LIFE_MS
 
 
-async def test_only_its_owner_takes_a_mark_away(marks: Marks) -> None:
+async def test_only_its_owner_clears_a_mark_in_progress(
+    marks: InProgressMarks,
+) -> None:
     key = new_id()
     await marks.begin(key, "one")
     await marks.clear(key, "two")
@@ -49,16 +53,16 @@ async def test_only_its_owner_takes_a_mark_away(marks: Marks) -> None:
     assert await marks.begin(key, "one") == "DONE:result"
 
 
-@pytest.mark.parametrize("url", ["", "redis://127.0.0.1:1/0"], ids=["none", "away"])
-async def test_without_redis_nobody_is_sent_to_look(url: str) -> None:
+@pytest.mark.parametrize("url", ["", "redis://127.0.0.1:1/0"], ids=["none", "unavailable"])
+async def test_without_redis_no_caller_finds_a_mark(url: str) -> None:
     async with open_marks(url) as marks:
-        for _ in range(6):  # beyond the breaker's threshold
+        for _ in range(6):  # beyond the breaker's limit
             assert await marks.begin("key", "one") is None
             await marks.done("key", "result")
             await marks.clear("key", "one")
 
 
-async def test_a_key_of_another_kind_is_no_mark(marks: Marks, redis: Redis) -> None:
+async def test_a_key_of_another_type_is_no_mark(marks: InProgressMarks, redis: Redis) -> None:
     key = new_id()
     await redis.lpush(key, "1")
     assert await marks.begin(key, "one") is None

@@ -1,4 +1,4 @@
-"""Ten thousand calls more than a replica takes: refused in good order, at little cost to it."""
+"""Ten thousand calls above a replica's limit: each is refused, at little cost."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import Code, RemoteRefusal
-from common.status import from_rpc_error
-from tests.integration.common.echo import EchoStub
+from common.rpc.status import from_rpc_error
+from tests.integration.common.echo import SERVING, EchoStub
 from tests.integration.start.process import Service, process
 
-PLACES = 50
+SLOTS = 50
 ABOVE = 10_000
 SEVERAL = 8
 LIMIT_S = 180.0
 MESSAGE_BYTES = 16 * 1024
 GROWTH_BYTES_MAX = 176 * 2**20
-"""A call that waits to be refused costs its message and about 12 KiB of gRPC's own. The replica
-lets a connection have some calls more than it has places; the others wait at their client. Seen
-are 45 MiB over one connection and 90 over SEVERAL; without that limit 260 over either."""
+"""A call that waits to be refused costs its message and about 12 KiB of gRPC's own. A connection
+may have a few calls more than the replica has slots; the others wait at their client. Measured:
+45 MiB over one connection and 90 over SEVERAL; without that limit 260 over either."""
 
 
 class Replica:
-    """The echo service as a process, and a connection to it that others' calls do not queue on."""
+    """The echo service as a process, and a connection to it of its own."""
 
     def __init__(self, running: Service, address: str, channel: grpc.aio.Channel) -> None:
         self.address = address
@@ -39,7 +39,7 @@ class Replica:
         self._status = Path(f"/proc/{running.process.pid}/status")
 
     def memory(self, kind: str) -> int:
-        """Bytes resident now (``VmRSS``) or at most so far (``VmHWM``)."""
+        """Bytes resident now (``VmRSS``), or the maximum so far (``VmHWM``)."""
         [line] = [line for line in self._status.read_text().splitlines() if line.startswith(kind)]
         return int(line.split()[1]) * 1024
 
@@ -54,7 +54,7 @@ class Replica:
 
 @asynccontextmanager
 async def connection(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """One of its own: channels of a process share theirs otherwise."""
+    """A connection of its own: channels of one process would share it."""
     own = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options=own) as channel:
         yield channel
@@ -64,7 +64,7 @@ async def connection(address: str) -> AsyncIterator[grpc.aio.Channel]:
 async def replica() -> AsyncIterator[Replica]:
     environment = {
         "TALLY_DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d",
-        "TALLY_MAX_CONCURRENT_CALLS": str(PLACES),
+        "TALLY_MAX_CONCURRENT_CALLS": str(SLOTS),
     }
     async with process("tests.integration.common.echo_process", **environment) as running:
         address = f"127.0.0.1:{(await running.line('listening'))['port']}"
@@ -75,16 +75,16 @@ async def replica() -> AsyncIterator[Replica]:
 
 @asynccontextmanager
 async def full(replica: Replica) -> AsyncIterator[None]:
-    """While it lasts, every place is taken; all of those calls are answered at its end."""
+    """A block with every slot taken. Those calls are all answered at its end."""
     taken = [
         asyncio.ensure_future(replica.stub.Say(StringValue(value="hold"), timeout=LIMIT_S))
-        for _ in range(PLACES)
+        for _ in range(SLOTS)
     ]
-    while await replica.held() < PLACES:  # noqa: ASYNC110 - seen from outside only
+    while await replica.held() < SLOTS:  # noqa: ASYNC110 - seen from outside only
         await asyncio.sleep(0.01)
     yield
     await replica.release()
-    assert [answer.value for answer in await asyncio.gather(*taken)] == ["hold"] * PLACES
+    assert [answer.value for answer in await asyncio.gather(*taken)] == ["hold"] * SLOTS
 
 
 async def refusal_of(stub: EchoStub, message: StringValue) -> RemoteRefusal | None:
@@ -96,7 +96,7 @@ async def refusal_of(stub: EchoStub, message: StringValue) -> RemoteRefusal | No
 
 
 async def flood(replica: Replica, connections: int) -> list[RemoteRefusal | None]:
-    """How ABOVE calls end that are all made at once, over so many connections."""
+    """The ends of ABOVE calls, all sent at once over this many connections."""
     message = StringValue(value="x" * MESSAGE_BYTES)
     async with AsyncExitStack() as stack:
         opened = [connection(replica.address) for _ in range(connections)]
@@ -106,23 +106,22 @@ async def flood(replica: Replica, connections: int) -> list[RemoteRefusal | None
 
 
 async def probe(replica: Replica, until: asyncio.Event) -> int:
-    """Asks for the replica's health again and again; how often it was told."""
-    told = 0
+    """Check the replica's health again and again; return how often."""
+    checks = 0
     while not until.is_set():
         for name in ("", "liveness"):
-            asked = health_pb2.HealthCheckRequest(service=name)
-            answer = await replica.health.Check(asked, timeout=LIMIT_S)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        told += 1
-    return told
+            request = health_pb2.HealthCheckRequest(service=name)
+            assert (await replica.health.Check(request, timeout=LIMIT_S)).status == SERVING
+        checks += 1
+    return checks
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("connections", [1, SEVERAL])
-async def test_ten_thousand_calls_above_the_limit_are_refused_and_those_within_it_served(
+async def test_calls_above_the_limit_are_refused_and_those_within_it_served(
     replica: Replica, connections: int
 ) -> None:
-    """All at once, however many connections share them; health is told meanwhile."""
+    """Ten thousand at once, over one connection or several. Health is served meanwhile."""
     async with full(replica):
         before = replica.memory("VmRSS")
         over = asyncio.Event()

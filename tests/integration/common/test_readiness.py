@@ -1,4 +1,4 @@
-"""The look at the database by which a replica is ready, on a real one."""
+"""The readiness probe, on a real database."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA
-from balance_service.wiring import VERSIONS
-from common.database import Database, open_pools, reading
+from common.db.engines import Database, open_engines, reading
+from common.db.migrations import migrate
+from common.db.readiness import NotReady, check_ready
 from common.errors import DatabaseUnavailable
-from common.migrations import migrate
-from common.readiness import NotReady, check_ready
+from common.service import migrations_of
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import PostgresFiles
 from deploy.local.postgres_roles import ServiceUrls
@@ -37,13 +37,13 @@ def urls(databases: Databases) -> Iterator[ServiceUrls]:
 
 @pytest.fixture
 async def database(urls: ServiceUrls) -> AsyncIterator[Database]:
-    opened = open_pools(urls.runtime, application_name="ready", pool_size=POOL)
+    opened = open_engines(urls.runtime, application_name="ready", pool_size=POOL)
     yield opened
     await opened.close()
 
 
 async def read_on(database: Database, done: asyncio.Event) -> None:
-    """One reader that comes again and again, also when it has waited in vain."""
+    """A reader that reads again and again, also after it got no connection."""
     while not done.is_set():
         try:
             async with reading(database) as connection:
@@ -53,8 +53,8 @@ async def read_on(database: Database, done: asyncio.Event) -> None:
 
 
 @asynccontextmanager
-async def all_taken(database: Database) -> AsyncIterator[None]:
-    """Readers hold every connection for reads, and a crowd waits behind them."""
+async def all_connections_taken(database: Database) -> AsyncIterator[None]:
+    """A block in which readers hold every connection for reads, and CROWD others wait."""
     done = asyncio.Event()
     async with AsyncExitStack() as stack:
         pool: sa.QueuePool = database.reads.pool  # type: ignore[assignment]  # by its options
@@ -69,39 +69,35 @@ async def all_taken(database: Database) -> AsyncIterator[None]:
             await asyncio.gather(*crowd)
 
 
-async def test_a_crowd_of_readers_does_not_make_a_replica_unready(database: Database) -> None:
-    async with all_taken(database):
+async def test_waiting_readers_do_not_make_a_replica_unready(database: Database) -> None:
+    async with all_connections_taken(database):
         for _ in range(ROUNDS):
             await check_ready(database, schema=SCHEMA)
 
 
-async def connected(connection: AsyncConnection) -> AsyncConnection:
-    await connection.execute(sa.text("SELECT"))
-    return connection
-
-
 @pytest.mark.parametrize("pool_size", [4, POOL, 11])
-async def test_no_more_connections_are_opened_than_the_pools_size(
+async def test_no_more_connections_are_opened_than_the_pool_size(
     urls: ServiceUrls, pool_size: int
 ) -> None:
-    """All of them at once; the probe's is one of them."""
-    database = open_pools(urls.runtime, application_name="count", pool_size=pool_size)
-    looking = await asyncpg.connect(urls.owner, timeout=30)
+    """All of them at once, the probe's included."""
+    database = open_engines(urls.runtime, application_name="count", pool_size=pool_size)
+    observer = await asyncpg.connect(urls.owner, timeout=30)
     try:
         async with AsyncExitStack() as stack:
-            for engine in (database.lanes, database.patient, database.reads, database.probe):
+            for engine in (database.lanes, database.waiting, database.reads, database.probe):
                 pool: sa.QueuePool = engine.pool  # type: ignore[assignment]  # by its options
                 assert pool.size() >= 1
                 for _ in range(pool.size()):
-                    await connected(await stack.enter_async_context(engine.connect()))
+                    connection = await stack.enter_async_context(engine.connect())
+                    await connection.execute(sa.text("SELECT"))
             sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'count %'"
-            assert await looking.fetchval(sql) == pool_size
+            assert await observer.fetchval(sql) == pool_size
     finally:
-        await looking.close()
+        await observer.close()
         await database.close()
 
 
-async def test_a_session_that_became_read_only_is_noticed(database: Database) -> None:
+async def test_a_session_that_becomes_read_only_is_not_ready(database: Database) -> None:
     await check_ready(database, schema=SCHEMA)
     async with database.probe.connect() as connection:
         await connection.execute(sa.text("SET default_transaction_read_only = on"))
@@ -114,11 +110,11 @@ async def test_a_session_that_became_read_only_is_noticed(database: Database) ->
 
 @pytest.fixture
 def standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceUrls]:
-    """A migrated database on a server that waits for what a primary writes."""
+    """A migrated database on a server in standby mode."""
     server = PostgresServer(tmp_path / "standby", durable=False)
     with server:
         urls = server.provision("balance")
-        asyncio.run(migrate(urls.owner, VERSIONS))
+        asyncio.run(migrate(urls.owner, migrations_of(BalanceSettings)))
     pgdata = server.files.pgdata
     signal = pgdata / "standby.signal"
     signal.touch(mode=0o600)
@@ -135,7 +131,7 @@ def standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 
 
 async def test_a_hot_standby_is_not_served_from(standby: ServiceUrls) -> None:
-    database = open_pools(standby.runtime, application_name="standby", pool_size=POOL)
+    database = open_engines(standby.runtime, application_name="standby", pool_size=POOL)
     try:
         with pytest.raises(NotReady, match="takes no writes: a hot standby"):
             await check_ready(database, schema=SCHEMA)

@@ -1,36 +1,47 @@
-"""What a collector gets to see of calls: their course and their end, and none of their words."""
+"""The spans that a collector receives: what a call did and how it ended, without any text."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import grpc
 import pytest
 import structlog
 from google.protobuf.wrappers_pb2 import StringValue
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from common import deadlines, logs, tracing
-from common.channels import open_channel
-from common.clients import Peer
-from common.detached import Detached, outcome_of
 from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal
-from tests.integration.common.echo import NAME, Echo, EchoStub, serving, settings
-from tests.integration.common.test_server import SERVING, services_told
+from common.rpc import reflection
+from common.rpc.client import ServiceClient
+from common.tasks import DetachedTasks, result_of
+from tests.integration.common.echo import (
+    NAME,
+    NOT_SERVING,
+    SERVING,
+    Echo,
+    EchoStub,
+    Held,
+    client_of,
+    connected,
+    raising,
+    refusal_of,
+    serving,
+    settings,
+)
+from tests.integration.common.test_reflection import services_of
 from tests.support.collector import Collector, Seen, collecting, tracing_to
-from tests.support.patience import LONG_S
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+from tests.support.time_limits import LONG_S
 
 SAY, COUNT = f"{NAME}/Say", f"{NAME}/Count"
 CANARY = "hunter2-canary"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+PARENT = ("traceparent", f"00-{TRACE}-{SPAN}-01")
 
 
 class SoldOut(Refusal):
@@ -47,40 +58,47 @@ def traced(**variables: str) -> Iterator[Collector]:
 
 
 @asynccontextmanager
-async def echoing(servicer: Echo | None = None, **given: Any) -> AsyncIterator[EchoStub]:
-    """A client of a server, which traces if it is asked for within ``traced``."""
-    async with (
-        serving(servicer, **given) as (address, _),
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        yield EchoStub(channel)
+async def traced_client(
+    servicer: Echo | None = None, /, **variables: str
+) -> AsyncIterator[tuple[EchoStub, Collector]]:
+    """A client of a traced server. At the end every span has been received."""
+    with traced(**variables) as collector:
+        async with connected(servicer) as client:
+            yield client.echo, collector
+        tracing.stop(LONG_S)
 
 
-def raising(error: BaseException) -> Echo:
-    async def say(request: StringValue, context: Any) -> StringValue:
-        raise error
-
-    return Echo(say)
-
-
-async def refused_call(servicer: Echo) -> Seen:
-    """The span of a call that is refused as the servicer has it, and in no words."""
+@asynccontextmanager
+async def two_services(
+    far: Echo | None = None,
+) -> AsyncIterator[tuple[Collector, ServiceClient[EchoStub], Echo]]:
+    """A traced service ``far``, a client of it, and a servicer that calls it by that client."""
     with traced() as collector:
-        async with echoing(servicer) as echo:
-            with pytest.raises(grpc.aio.AioRpcError):
-                await echo.Say(StringValue())
-        tracing.end(LONG_S)
+        async with serving(far) as (address, _), client_of(address) as client:
+
+            async def say(request: StringValue, context: Any) -> StringValue:
+                response: StringValue = await client.call(client.stub.Say, request, limit_s=60.0)
+                return response
+
+            yield collector, client, Echo(say)
+            await asyncio.to_thread(tracing.stop, LONG_S)
+
+
+async def span_of_refused_call(servicer: Echo) -> Seen:
+    async with traced_client(servicer) as (echo, collector):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await echo.Say(StringValue())
     assert CANARY not in collector.everything()
     [span] = collector.spans
     return span
 
 
-async def test_a_call_is_a_span_of_the_callers_trace() -> None:
-    with traced() as collector:
-        async with echoing() as echo:
-            parent = (("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", "x=1"))
-            await echo.Say(StringValue(value=CANARY), metadata=parent)
-        tracing.end(LONG_S)
+# -- one call --------------------------------------------------------------------------------------
+
+
+async def test_a_call_is_a_span_in_the_callers_trace() -> None:
+    async with traced_client() as (echo, collector):
+        await echo.Say(StringValue(value=CANARY), metadata=(PARENT, ("tracestate", "x=1")))
     [span] = collector.spans
     assert (span.name, span.kind, span.error) == (SAY, "SERVER", False)
     assert (span.trace_id, span.parent) == (TRACE, SPAN)
@@ -95,41 +113,34 @@ async def test_a_call_is_a_span_of_the_callers_trace() -> None:
 
 
 @pytest.mark.parametrize("parent", ["", "nonsense", f"00-{'0' * 32}-{SPAN}-01", "x" * 2_000])
-async def test_without_a_parent_that_can_be_read_a_call_begins_a_trace(parent: str) -> None:
-    with traced() as collector:
-        async with echoing() as echo:
-            await echo.Say(StringValue(), metadata=(("traceparent", parent),))
-        tracing.end(LONG_S)
+async def test_a_call_with_a_malformed_parent_begins_a_trace(parent: str) -> None:
+    async with traced_client() as (echo, collector):
+        await echo.Say(StringValue(), metadata=(("traceparent", parent),))
     [span] = collector.spans
     assert span.parent == ""
     assert span.trace_id != TRACE
 
 
 @pytest.mark.parametrize("state", [f"{CANARY};;;=,,", "x=" + "y" * 600, "x=1,x=2"])
-async def test_what_a_client_writes_about_its_trace_is_not_logged(
+async def test_malformed_trace_state_of_a_client_is_not_logged(
     state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parents = [f"00-{TRACE}-{SPAN}-01", "x" * 2_000]
-    with caplog.at_level(logging.DEBUG, "opentelemetry"), traced() as collector:
-        async with echoing() as echo:
-            for parent in parents:
-                told = (("traceparent", parent), ("tracestate", state))
-                await echo.Say(StringValue(), metadata=told)
-        tracing.end(LONG_S)
-    assert len(collector.spans) == len(parents)
+    with caplog.at_level(logging.DEBUG, "opentelemetry"):
+        async with traced_client() as (echo, collector):
+            for parent in (PARENT, ("traceparent", "x" * 2_000)):
+                await echo.Say(StringValue(), metadata=(parent, ("tracestate", state)))
+    assert len(collector.spans) == 2
     assert [one.getMessage() for one in caplog.records if one.levelno > logging.DEBUG] == []
 
 
-async def test_what_the_operator_says_of_the_process_counts_more_than_what_we_do() -> None:
-    said = {
+async def test_the_operators_attributes_replace_tallys_own() -> None:
+    given = {
         "OTEL_SERVICE_NAME": "shop-echo",
         "OTEL_RESOURCE_ATTRIBUTES": "service.version=1.2,service.instance.id=theirs",
         "OTEL_EXPORTER_OTLP_HEADERS": "api-key=open-sesame",
     }
-    with traced(**said) as collector:
-        async with echoing() as echo:
-            await echo.Say(StringValue())
-        tracing.end(LONG_S)
+    async with traced_client(**given) as (echo, collector):
+        await echo.Say(StringValue())
     [span] = collector.spans
     assert span.resource["service.name"] == "shop-echo"
     assert span.resource["service.instance.id"] == "theirs"
@@ -137,20 +148,21 @@ async def test_what_the_operator_says_of_the_process_counts_more_than_what_we_do
     assert collector.metadata[0]["api-key"] == "open-sesame"
 
 
-async def test_what_is_not_sampled_is_not_sent() -> None:
-    with traced(OTEL_TRACES_SAMPLER="parentbased_always_off") as collector:
-        async with echoing() as echo:
-            await echo.Say(StringValue())
-            sampled = (("traceparent", f"00-{TRACE}-{SPAN}-01"),)
-            await echo.Say(StringValue(), metadata=sampled)
-        tracing.end(LONG_S)
+async def test_a_call_that_is_not_sampled_is_not_exported() -> None:
+    async with traced_client(OTEL_TRACES_SAMPLER="parentbased_always_off") as (echo, collector):
+        await echo.Say(StringValue())
+        await echo.Say(StringValue(), metadata=(PARENT,))
     assert [span.trace_id for span in collector.spans] == [TRACE]
 
 
+# -- ends ------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("code", [code for code in Code if code is not Code.CANCELLED])
-async def test_a_refusal_is_told_by_code_and_reason_and_only_faults_are_errors(code: Code) -> None:
+async def test_a_refusals_code_and_reason_are_attributes(code: Code) -> None:
+    """Only a server's faults are errors."""
     refusal = RemoteRefusal(code, "NO_LUCK", CANARY, {"user_id": CANARY})
-    span = await refused_call(raising(refusal))
+    span = await span_of_refused_call(raising(refusal))
     assert span.attributes["rpc.response.status_code"] == code.name
     assert span.attributes["tally.reason"] == "NO_LUCK"
     faults = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE"}
@@ -158,15 +170,15 @@ async def test_a_refusal_is_told_by_code_and_reason_and_only_faults_are_errors(c
     assert ("error.type" in span.attributes) is span.error
 
 
-async def test_what_no_code_expected_is_told_by_the_id_that_the_log_has_too() -> None:
+async def test_an_unexpected_error_has_the_id_that_is_in_the_log() -> None:
     with capture_logs() as logged:
-        span = await refused_call(raising(ValueError(CANARY)))
+        span = await span_of_refused_call(raising(ValueError(CANARY)))
     assert (span.attributes["tally.reason"], span.error) == ("INTERNAL", True)
     [line] = [line for line in logged if line["event"] == "unexpected error"]
     assert span.attributes["tally.error_id"] == line["error_id"]
 
 
-async def test_no_words_of_an_exception_of_a_request_or_of_a_setting_are_sent() -> None:
+async def test_no_text_of_an_exception_a_request_or_a_setting_is_sent() -> None:
     inner = RuntimeError(f"postgresql://u:{CANARY}@db/tally")
 
     async def say(request: StringValue, context: Any) -> StringValue:
@@ -179,59 +191,106 @@ async def test_no_words_of_an_exception_of_a_request_or_of_a_setting_are_sent() 
         yield request
         raise KeyError(CANARY)
 
-    with traced() as collector, capture_logs() as logged:
-        async with echoing(Echo(say, count)) as echo:
-            with pytest.raises(grpc.aio.AioRpcError):
-                await echo.Say(StringValue(value=CANARY), metadata=(("tally-test", CANARY),))
-            with pytest.raises(grpc.aio.AioRpcError):
-                async for _ in echo.Count(StringValue(value=CANARY)):
-                    pass
-        async with serving(Echo(say)) as (address, _), peer_of(address) as peer:
+    request = StringValue(value=CANARY)
+    with capture_logs() as logged:
+        async with two_services(Echo(say)) as (collector, far, _):
             with pytest.raises(RemoteRefusal):
-                await peer.call(peer.stub.Say, StringValue(value=CANARY), limit_s=60.0)
-        tracing.end(LONG_S)
+                await far.call(far.stub.Say, request, limit_s=60.0)
+            async with connected(Echo(say, count)) as client:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await client.echo.Say(request, metadata=(("tally-test", CANARY),))
+                with pytest.raises(grpc.aio.AioRpcError):
+                    async for _ in client.echo.Count(request):
+                        pass
     assert len(collector.spans) == 4
     sent = collector.everything()
-    for word in (CANARY, "ValueError", "KeyError", "Traceback", "RuntimeError", __file__):
-        assert word not in sent
-    told = [line for line in logged if line["event"] == "unexpected error"]
-    assert CANARY in str(told), "the canary was nowhere to be found in the first place"
-    for line in told:
+    for text in (CANARY, "ValueError", "KeyError", "Traceback", "RuntimeError", __file__):
+        assert text not in sent
+    lines = [line for line in logged if line["event"] == "unexpected error"]
+    assert CANARY in str(lines), "the canary must have been somewhere"
+    for line in lines:
         assert line["error_id"] in sent
 
 
-@asynccontextmanager
-async def peer_of(*addresses: str) -> AsyncIterator[Peer[EchoStub]]:
-    async with Peer(open_channel(",".join(addresses)), EchoStub) as peer:
-        yield peer
+async def test_a_stream_is_one_span_and_a_drain_ends_it() -> None:
+    with traced() as collector:
+        async with connected(Held().echo, grace_s=300.0) as client:
+            stream = client.echo.Count(StringValue(value=CANARY))
+            await stream.read()
+            assert collector.spans == []
+            await client.server.drain()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stream.read()
+        tracing.stop(LONG_S)
+    [span] = collector.spans
+    assert span.name == COUNT
+    assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
+    assert span.attributes["tally.reason"] == "REPLICA_STOPPING"
+    assert CANARY not in collector.everything()
 
 
-async def test_a_call_to_another_service_is_a_child_and_the_parent_of_what_it_causes() -> None:
-    """Through work that is detached from its call, as payments are."""
-    async with AsyncExitStack() as stack:
-        collector = stack.enter_context(traced())
-        second, _ = await stack.enter_async_context(serving(replica="second"))
-        peer = await stack.enter_async_context(peer_of(second))
-        work = Detached("work")
+async def test_a_client_that_cancels_ends_the_span_without_error() -> None:
+    held = Held()
+    async with traced_client(held.echo) as (echo, collector):
+        call = echo.Say(StringValue())
+        waiting = asyncio.ensure_future(call)
+        await held.begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await collector.until(lambda seen: seen.spans)
+    [span] = collector.spans
+    assert span.attributes["rpc.response.status_code"] == "CANCELLED"
+    assert not span.error
 
-        async def ask(request: StringValue) -> StringValue:
-            answer: StringValue = await peer.call(peer.stub.Say, request, limit_s=60.0)
-            return answer
+
+async def test_a_call_that_its_clients_deadline_ends_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So is the call to another service that ends with it."""
+    # On a slow machine the client's clock may be any time ahead.
+    monkeypatch.setattr(deadlines, "CUT_OFF_SLACK_S", LONG_S)
+    async with two_services(Held().echo) as (collector, far, _):
 
         async def say(request: StringValue, context: Any) -> StringValue:
-            return await outcome_of(work.begin(ask(request)))
+            response: StringValue = await far.stub.Say(request, timeout=3 * LONG_S)
+            return response
 
-        first = await stack.enter_async_context(echoing(Echo(say), replica="first"))
-        assert (await first.Say(StringValue(value="through"))).value == "through"
-        await collector.until(lambda seen: len(seen.spans) == 3)
-        await asyncio.to_thread(tracing.end, LONG_S)
-    [client] = collector.named(SAY, "CLIENT")
+        async with connected(Echo(say)) as client:
+            refusal = await refusal_of(client.echo.Say(StringValue(), timeout=2.0))
+            assert refusal.code is Code.DEADLINE_EXCEEDED
+            await collector.until(lambda seen: len(seen.spans) == 3)
+    [served] = [span for span in collector.named(SAY) if not span.parent]
+    [sent] = collector.named(SAY, "CLIENT")
+    for span in (served, sent):
+        assert span.attributes["rpc.response.status_code"] == "DEADLINE_EXCEEDED"
+        assert span.error
+    # The far service's own deadline is minutes away: its client has hung up.
+    [left] = [span for span in collector.named(SAY) if span.parent]
+    assert left.attributes["rpc.response.status_code"] == "CANCELLED"
+    assert not left.error
+
+
+# -- calls to another service ----------------------------------------------------------------------
+
+
+async def test_a_call_to_another_service_is_in_the_same_trace() -> None:
+    """Also from work that is detached from its call, as payments are."""
+    async with two_services() as (collector, _, near):
+        work = DetachedTasks("work")
+
+        async def say(request: StringValue, context: Any) -> StringValue:
+            return await result_of(work.start(near.Say(request, context)))
+
+        async with connected(Echo(say)) as client:
+            assert (await client.echo.Say(StringValue(value="through"))).value == "through"
+            await collector.until(lambda seen: len(seen.spans) == 3)
+    [sent] = collector.named(SAY, "CLIENT")
     [parent] = [span for span in collector.named(SAY) if not span.parent]
     [child] = [span for span in collector.named(SAY) if span.parent]
-    assert client.parent == parent.span_id
-    assert child.parent == client.span_id
+    assert (sent.parent, child.parent) == (parent.span_id, sent.span_id)
     assert {span.trace_id for span in collector.spans} == {parent.trace_id}
-    assert client.attributes["rpc.response.status_code"] == "OK"
+    assert sent.attributes["rpc.response.status_code"] == "OK"
 
 
 async def test_each_attempt_at_a_call_is_a_span_of_its_own() -> None:
@@ -241,27 +300,24 @@ async def test_each_attempt_at_a_call_is_a_span_of_its_own() -> None:
     async def say(request: StringValue, context: Any) -> StringValue:
         raise refusals.pop(0)
 
-    with traced() as collector:
-        async with serving(Echo(say)) as (address, _), peer_of(address) as peer:
-            with pytest.raises(RemoteRefusal) as caught:
-                await peer.call(peer.stub.Say, StringValue(), limit_s=60.0)
-        tracing.end(LONG_S)
-    assert caught.value.reason == "SOLD_OUT"
-    told = [span.attributes["tally.reason"] for span in collector.named(SAY, "CLIENT")]
-    assert told == ["DATABASE_UNAVAILABLE", "SOLD_OUT"]
-    # To a caller every refusal is an error, to a server only its own faults.
+    async with two_services(Echo(say)) as (collector, far, _):
+        with pytest.raises(RemoteRefusal, match="Everything is gone"):
+            await far.call(far.stub.Say, StringValue(), limit_s=60.0)
+    reasons = [span.attributes["tally.reason"] for span in collector.named(SAY, "CLIENT")]
+    assert reasons == ["DATABASE_UNAVAILABLE", "SOLD_OUT"]
+    # For a caller every refusal is an error, for a server only its own faults.
     assert [span.error for span in collector.named(SAY, "CLIENT")] == [True, True]
     assert [span.error for span in collector.named(SAY)] == [True, False]
 
 
-async def test_an_attempt_that_nobody_answers_is_told_by_its_code_and_not_by_addresses() -> None:
+async def test_an_attempt_without_a_reply_has_a_code_and_no_address() -> None:
     async with serving() as (address, _):
         pass
     with traced() as collector:
-        async with peer_of(address) as peer:
+        async with client_of(address) as far:
             with pytest.raises(RemoteRefusal):
-                await peer.call(peer.stub.Say, StringValue(), limit_s=60.0, repeat=False)
-        tracing.end(LONG_S)
+                await far.call(far.stub.Say, StringValue(), limit_s=60.0, attempts_max=1)
+        tracing.stop(LONG_S)
     [span] = collector.spans
     assert (span.kind, span.error) == ("CLIENT", True)
     assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
@@ -269,168 +325,60 @@ async def test_an_attempt_that_nobody_answers_is_told_by_its_code_and_not_by_add
     assert address not in collector.everything()
 
 
-async def test_calls_at_the_same_time_do_not_mix_up_their_traces() -> None:
+async def test_calls_at_the_same_time_each_have_their_own_trace() -> None:
     both = asyncio.Barrier(2)
-
-    async with AsyncExitStack() as stack:
-        collector = stack.enter_context(traced())
-        second, _ = await stack.enter_async_context(serving())
-        peer = await stack.enter_async_context(peer_of(second))
+    traces = ["1" * 32, "2" * 32]
+    async with two_services() as (collector, _, near):
 
         async def say(request: StringValue, context: Any) -> StringValue:
             await both.wait()
-            answer: StringValue = await peer.call(peer.stub.Say, request, limit_s=60.0)
+            response = await near.Say(request, context)
             await both.wait()
-            return answer
+            return response
 
-        first = await stack.enter_async_context(echoing(Echo(say)))
-        traces = ["1" * 32, "2" * 32]
-        await asyncio.gather(
-            *(
-                first.Say(StringValue(), metadata=(("traceparent", f"00-{each}-{SPAN}-01"),))
-                for each in traces
-            )
-        )
-        await collector.until(lambda seen: len(seen.spans) == 6)
-        await asyncio.to_thread(tracing.end, LONG_S)
-    found = sorted(span.trace_id for span in collector.spans)
-    assert found == ["1" * 32] * 3 + ["2" * 32] * 3
+        async with connected(Echo(say)) as client:
+            parents = [("traceparent", f"00-{each}-{SPAN}-01") for each in traces]
+            calls = (client.echo.Say(StringValue(), metadata=(parent,)) for parent in parents)
+            await asyncio.gather(*calls)
+            await collector.until(lambda seen: len(seen.spans) == 6)
+    assert sorted(span.trace_id for span in collector.spans) == sorted(3 * traces)
 
 
-async def test_a_stream_is_one_span_which_a_drain_ends() -> None:
-    async def count(request: StringValue, context: Any) -> AsyncIterator[StringValue]:
-        yield request
-        yield request
-        await asyncio.Event().wait()
+# -- beside the calls ------------------------------------------------------------------------------
 
+
+async def test_health_and_reflection_have_no_spans_and_watch_works() -> None:
     with traced() as collector:
-        async with (
-            serving(Echo(count=count), grace_s=300.0) as (address, server),
-            grpc.aio.insecure_channel(address) as channel,
-        ):
-            stream = EchoStub(channel).Count(StringValue(value=CANARY))
-            await stream.read()
-            await stream.read()
-            assert collector.spans == []
-            await server.drain()
-            with pytest.raises(grpc.aio.AioRpcError):
-                await stream.read()
-        tracing.end(LONG_S)
-    [span] = collector.spans
-    assert span.name == COUNT
-    assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
-    assert span.attributes["tally.reason"] == "REPLICA_STOPPING"
-    assert CANARY not in collector.everything()
-
-
-async def test_a_caller_that_leaves_ends_the_span() -> None:
-    begun = asyncio.Event()
-
-    async def say(request: StringValue, context: Any) -> StringValue:
-        begun.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    with traced() as collector:
-        async with echoing(Echo(say)) as echo:
-            call = echo.Say(StringValue())
-            waiting = asyncio.ensure_future(call)
-            await begun.wait()
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-            await collector.until(lambda seen: seen.spans)
-        tracing.end(LONG_S)
-    [span] = collector.spans
-    assert span.attributes["rpc.response.status_code"] == "CANCELLED"
-    assert not span.error
-
-
-async def test_a_call_that_its_clients_deadline_ends_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And so is the call to another service that ends with it."""
-    # Of two clocks on a slow machine the client's may be any time ahead.
-    monkeypatch.setattr(deadlines, "CUT_OFF_SLACK_S", LONG_S)
-
-    async def hang(request: StringValue, context: Any) -> StringValue:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    async with AsyncExitStack() as stack:
-        collector = stack.enter_context(traced())
-        second, _ = await stack.enter_async_context(serving(Echo(hang)))
-        peer = await stack.enter_async_context(peer_of(second))
-
-        async def say(request: StringValue, context: Any) -> StringValue:
-            answer: StringValue = await peer.stub.Say(request, timeout=3 * LONG_S)
-            return answer
-
-        first = await stack.enter_async_context(echoing(Echo(say)))
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            await first.Say(StringValue(), timeout=3.0)
-        assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await collector.until(lambda seen: len(seen.spans) == 3)
-        await asyncio.to_thread(tracing.end, LONG_S)
-    [served] = [span for span in collector.named(SAY) if not span.parent]
-    [client] = collector.named(SAY, "CLIENT")
-    for span in (served, client):
-        assert span.attributes["rpc.response.status_code"] == "DEADLINE_EXCEEDED"
-        assert span.error
-    # With minutes left: to this one its client has hung up.
-    [left] = [span for span in collector.named(SAY) if span.parent]
-    assert left.attributes["rpc.response.status_code"] == "CANCELLED"
-    assert not left.error
-
-
-async def test_health_and_reflection_make_no_spans_and_a_watch_works() -> None:
-    with traced() as collector:
-        async with (
-            serving(reflection=True) as (address, server),
-            grpc.aio.insecure_channel(address) as channel,
-        ):
-            health: Any = health_pb2_grpc.HealthStub(channel)
-            watch = health.Watch(health_pb2.HealthCheckRequest())
-            while (await watch.read()).status != SERVING:
-                pass
-            assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
-            method = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-            assert NAME in await services_told(channel, method)
-            await EchoStub(channel).Say(StringValue())
-            draining = asyncio.create_task(server.drain())
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            with pytest.raises(grpc.aio.AioRpcError) as ended:
-                await watch.read()
-            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with connected(reflection=True) as client:
+            watch = client.watch()
+            await watch.until(SERVING)
+            assert await client.check() == SERVING
+            assert NAME in await services_of(client.channel, reflection.V1)
+            await client.echo.Say(StringValue())
+            draining = asyncio.create_task(client.server.drain())
+            assert await watch.next() == NOT_SERVING
+            assert (await refusal_of(watch.next())).code is Code.UNAVAILABLE
             await draining
-        tracing.end(LONG_S)
+        tracing.stop(LONG_S)
     assert [span.name for span in collector.spans] == [SAY]
 
 
-async def test_lines_that_a_traced_call_writes_tell_its_trace(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+async def test_log_lines_of_a_traced_call_have_its_ids(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    work = structlog.get_logger("ours")
+    log = structlog.stdlib.get_logger()
 
     async def say(request: StringValue, context: Any) -> StringValue:
-        work.info("inside")
-        logging.getLogger("theirs").warning("inside too")
+        log.info("inside")
+        logging.getLogger("library").warning("inside too")
         return request
 
+    logs.configure(
+        service="echo", replica="one", level="info", output="json", also=[tracing.log_ids]
+    )
     try:
-        with traced() as collector:
-            logs.configure(
-                service="echo",
-                replica="one",
-                level="info",
-                output="json",
-                also=[tracing.log_ids()],
-            )
-            async with echoing(Echo(say)) as echo:
-                await echo.Say(StringValue())
-            tracing.end(LONG_S)
+        async with traced_client(Echo(say)) as (echo, collector):
+            await echo.Say(StringValue())
     finally:
         root.handlers[:] = before[0]
         root.setLevel(before[1])
@@ -439,8 +387,7 @@ async def test_lines_that_a_traced_call_writes_tell_its_trace(
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     inside = [line for line in lines if line["event"].startswith("inside")]
     assert len(inside) == 2
-    assert {(line["trace_id"], line["span_id"]) for line in inside} == {
-        (span.trace_id, span.span_id)
-    }
+    ids = {(line["trace_id"], line["span_id"]) for line in inside}
+    assert ids == {(span.trace_id, span.span_id)}
     [outside] = [line for line in lines if line["event"] == "listening"]
     assert "trace_id" not in outside

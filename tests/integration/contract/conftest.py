@@ -1,40 +1,33 @@
-"""One world for each module: tests break their requests and must leave it as it was."""
+"""Seeded services for each module: tests send them invalid requests, which change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
-from tests.integration.contract.world import World, opened_world
-from tests.support.databases import Databases
+from tests.integration.contract.services import Services, seeded_services
+from tests.support.stack import Stack, stack, stack_databases
+
+__all__ = ["stack", "stack_databases"]
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
-    """A gateway that nobody else charges anything at."""
-    with GatewaySimulator(tmp_path_factory.mktemp("gateway") / "gateway.db") as running:
-        yield running
+def redis_url(valkey_server: ValkeyServer) -> str:
+    """With Redis: its errors must not reach a client either."""
+    return valkey_server.url
 
 
 @pytest.fixture(scope="module")
-def urls(databases: Databases) -> Iterator[dict[str, ServiceUrls]]:
-    """A database of each service."""
-    with ExitStack() as stack:
-        yield {
-            service: stack.enter_context(databases.clone(service))
-            for service in ("balance", "coupon", "order", "payment")
-        }
+def stack_options() -> dict[str, Any]:
+    """One replica of the order service."""
+    return {"orders": 1}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(
-    urls: dict[str, ServiceUrls], gateway: GatewaySimulator, valkey_server: ValkeyServer
-) -> AsyncIterator[World]:
-    async with opened_world(urls, gateway, valkey_server.url) as opened:
+async def services(stack: Stack) -> AsyncIterator[Services]:
+    async with seeded_services(stack) as opened:
         yield opened

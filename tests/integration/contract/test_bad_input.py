@@ -1,7 +1,6 @@
-"""Every field of every method, broken in every way there is: told so by its name, nothing done.
+"""Every field of every method with every invalid value: the status names it, and nothing is done.
 
-Walked from the descriptors: a method or a field that is new fails here until it is said how to
-send it and how to break it.
+From the descriptors: a new method or field fails here until it has a valid request and a kind.
 """
 
 from __future__ import annotations
@@ -11,132 +10,104 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from tally.type.v1.money_pb2 import Money
-from tests.integration.contract.breaks import breaks_of
-from tests.integration.contract.requests import VALID, name_of, valid
-from tests.integration.contract.told import Expected, Told, invalid, not_found
-from tests.integration.contract.world import METHODS, World, every_field, method_named
+from tests.integration.contract.invalid_values import invalid_requests
+from tests.integration.contract.services import Services
+from tests.integration.contract.statuses import NOT_RETRYABLE, Status, invalid, not_found
+from tests.integration.contract.valid_requests import fields_by_method
+from tests.support.contract import METHODS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-NOT_RETRYABLE = Expected(grpc.StatusCode.FAILED_PRECONDITION, "SAGA_NOT_RETRYABLE")
-STRANGERS: dict[str, str | None] = {
-    "ChargeBalance": None,
-    "DeductBalance": "ACCOUNT_NOT_FOUND",
-    "RefundDeduction": None,
-    "GetBalance": "ACCOUNT_NOT_FOUND",
-    "ListLedgerEntries": "ACCOUNT_NOT_FOUND",
-    "IssueCoupon": None,
-    "GetCoupon": "COUPON_NOT_FOUND",
-    "ListCoupons": None,
-    "RedeemCoupon": "COUPON_NOT_FOUND",
-    "RestoreCoupon": None,
-    "GetCart": None,
-    "SetCartItem": None,
-    "ClearCart": None,
-    "CreateOrder": None,
-    "PayOrder": "ORDER_NOT_FOUND",
-    "CancelOrder": "ORDER_NOT_FOUND",
-    "GetOrder": "ORDER_NOT_FOUND",
-    "ListOrders": None,
-    "WatchOrder": "ORDER_NOT_FOUND",
-    "ConfirmPayment": None,
-    "CancelPayment": None,
+# The reason that a user without anything is refused for.
+REFUSED_TO_STRANGERS = {
+    **dict.fromkeys(("DeductBalance", "GetBalance", "ListLedgerEntries"), "ACCOUNT_NOT_FOUND"),
+    "GetLedgerEntry": "LEDGER_ENTRY_NOT_FOUND",
+    **dict.fromkeys(("GetCoupon", "RedeemCoupon"), "COUPON_NOT_FOUND"),
+    **dict.fromkeys(("PayOrder", "CancelOrder", "GetOrder", "WatchOrder"), "ORDER_NOT_FOUND"),
     "GetPayment": "PAYMENT_NOT_FOUND",
-    "ListPayments": None,
 }
-"""What a user is told who has nothing; None: what everybody is, for anybody may call."""
+OPEN_TO_STRANGERS = {
+    *("ChargeBalance", "RefundDeduction", "IssueCoupon", "ListCoupons", "RestoreCoupon"),
+    *("GetCart", "SetCartItem", "ClearCart", "CreateOrder", "ListOrders"),
+    *("ConfirmPayment", "CancelPayment", "ListPayments"),
+}
+CHOICES = [("CreateCampaign", "discount"), ("GetSaga", "target")]
 
 
-async def told(world: World, method: MethodDescriptor, request: object) -> Told | None:
-    """What the call was told; None if it succeeded."""
-    try:
-        await world.call(method, request)  # type: ignore[arg-type]
-    except grpc.aio.AioRpcError as error:
-        return Told.by(error)
-    return None
-
-
-def wrong(answer: Told | None, expected: Expected) -> list[str]:
-    return ["was carried out"] if answer is None else answer.differences(expected)
-
-
-async def test_the_walk_knows_every_method() -> None:
-    assert set(VALID) == {name_of(method) for method in METHODS}
-    assert set(STRANGERS) == {
+async def test_tables_have_every_method(services: Services) -> None:
+    assert set(fields_by_method(services.seed)) == {method.name for method in METHODS}
+    assert REFUSED_TO_STRANGERS.keys() | OPEN_TO_STRANGERS == {
         method.name for method in METHODS if "user_id" in method.input_type.fields_by_name
     }
+    assert [
+        (method.name, choice.name)
+        for method in METHODS
+        for choice in method.input_type.oneofs
+        if not choice.name.startswith("_")  # the compiler's own, of an optional field
+    ] == CHOICES
     assert {field.name for field in Money.DESCRIPTOR.fields} == {"currency_code", "amount_minor"}
 
 
 @pytest.mark.parametrize(
     ("method", "field"),
-    [pytest.param(*each, id=f"{name_of(each[0])}.{each[1]}") for each in every_field()],
+    [
+        pytest.param(method, field.name, id=f"{method.name}.{field.name}")
+        for method in METHODS
+        for field in method.input_type.fields
+    ],
 )
 async def test_a_broken_field_is_named_and_nothing_is_done(
-    world: World, method: MethodDescriptor, field: str
+    services: Services, method: MethodDescriptor, field: str
 ) -> None:
-    ways = list(breaks_of(method.input_type.fields_by_name[field]))
-    assert ways
+    descriptor = method.input_type.fields_by_name[field]
+    cases = list(invalid_requests(services.valid(method.name), descriptor))
+    assert cases
     found = []
-    async with world.untouched():
-        for way in ways:
-            request = valid(method, world)
-            way.apply(request)
-            answer = await told(world, method, request)
-            found += [f"{way.label}: {each}" for each in wrong(answer, way.expected)]
+    async with services.unchanged():
+        for case in cases:
+            differences = await services.differences(case.request, case.expected)
+            found += [f"{case.label}: {each}" for each in differences]
     assert found == []
 
 
-@pytest.mark.parametrize("method", METHODS, ids=name_of)
-async def test_a_choice_that_is_not_made_is_named(world: World, method: MethodDescriptor) -> None:
-    choices = [
-        choice
-        for choice in method.input_type.oneofs
-        if not choice.name.startswith("_")  # not the compiler's own, of an optional field
-    ]
-    assert bool(choices) == (method.name in {"CreateCampaign", "GetSaga"})
-    async with world.untouched():
-        for choice in choices:
-            request = valid(method, world)
-            request.ClearField(choice.name)
-            assert wrong(await told(world, method, request), invalid(choice.name)) == []
+@pytest.mark.parametrize(("name", "choice"), CHOICES)
+async def test_missing_choice_is_named(services: Services, name: str, choice: str) -> None:
+    request = services.valid(name)
+    request.ClearField(choice)
+    async with services.unchanged():
+        assert await services.differences(request, invalid(choice)) == []
 
 
-@pytest.mark.parametrize("method", METHODS, ids=name_of)
-async def test_a_user_who_has_nothing_is_told_so(world: World, method: MethodDescriptor) -> None:
-    reason = STRANGERS.get(method.name)
-    if reason is None:
-        return
-    request = valid(method, world)
-    request.user_id = "nobody"
-    async with world.untouched():
-        assert wrong(await told(world, method, request), not_found(reason)) == []
+@pytest.mark.parametrize(("name", "reason"), REFUSED_TO_STRANGERS.items())
+async def test_user_without_anything_is_refused(services: Services, name: str, reason: str) -> None:
+    request = services.valid(name, user_id="nobody")
+    async with services.unchanged():
+        assert await services.differences(request, not_found(reason)) == []
 
 
-async def test_the_end_of_a_campaign_comes_after_its_start(world: World) -> None:
-    method = method_named("CreateCampaign")
-    request = valid(method, world)
+async def test_campaign_must_end_after_its_start(services: Services) -> None:
+    request = services.valid("CreateCampaign")
     found = []
-    async with world.untouched():
+    async with services.unchanged():
         for seconds, nanos in ((0, 0), (0, -1), (-1, 0), (-(10**8), 0)):
             request.end_time.CopyFrom(request.start_time)
             request.start_time.nanos = 1
             request.end_time.nanos = 1 + nanos
             request.end_time.seconds += seconds
-            found += wrong(await told(world, method, request), invalid("end_time"))
+            found += await services.differences(request, invalid("end_time"))
     assert found == []
 
 
-async def test_the_requests_that_were_broken_are_valid_when_they_are_not(world: World) -> None:
-    """The control of this module: only what was broken was refused."""
+async def test_valid_requests_succeed(services: Services) -> None:
+    """The control of this module: only the invalid values were refused."""
     found = {}
     for method in METHODS:
-        answer = await told(world, method, valid(method, world))
+        request = services.valid(method.name)
         if method.name in {"RetrySaga", "ResolveSaga"}:
-            # Valid, but there is nothing to put right.
-            assert wrong(answer, NOT_RETRYABLE) == []
-        elif answer is not None:
-            found[method.name] = answer
+            # Valid, but no saga needs attention.
+            assert await services.differences(request, NOT_RETRYABLE) == []
+        elif status := await services.status(method, request.SerializeToString()):
+            found[method.name] = status
     assert found == {}
 
 
@@ -155,14 +126,16 @@ async def test_the_requests_that_were_broken_are_valid_when_they_are_not(world: 
         "a\0b",
     ],
 )
-async def test_what_a_client_must_not_see_is_noticed(text: str) -> None:
-    """The control of every look for leaks."""
-    assert Told(grpc.StatusCode.INTERNAL, text, texts=[text]).leaks()
+async def test_leak_is_detected(text: str) -> None:
+    """The control of every check for leaks."""
+    assert Status(grpc.StatusCode.INTERNAL, text, texts=[text]).leaks()
 
 
-async def test_a_write_is_noticed(world: World) -> None:
-    """The control of every look at the books: one call of each service that writes."""
-    for name in ("ChargeBalance", "CreateCampaign", "CreateProduct", "CancelPayment"):
-        with pytest.raises(AssertionError, match="written to"):
-            async with world.untouched():
-                await world.call(method_named(name), valid(method_named(name), world))
+@pytest.mark.parametrize(
+    "name", ["ChargeBalance", "CreateCampaign", "CreateProduct", "CancelPayment"]
+)
+async def test_a_write_is_noticed(services: Services, name: str) -> None:
+    """The control of ``unchanged``: a call of each service that writes."""
+    with pytest.raises(AssertionError, match="written to"):
+        async with services.unchanged():
+            await services.call(services.valid(name))

@@ -1,70 +1,56 @@
-"""Requests that are well-formed and yet cannot be: each told why, and nothing done.
+"""Well-formed requests that the data does not allow: refused with the reason, and nothing is done.
 
-Every mutation's request_id with other content, walked from the descriptors; and by example what
-only the data can tell to be wrong.
+Every mutation's request_id with other content, from the descriptors; the rest by example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
 
-from tally.coupon.v1 import coupon_pb2 as coupon
 from tally.order.v1 import order_pb2 as order
-from tally.payment.v1 import payment_pb2 as payment
 from tally.type.v1.money_pb2 import Money
-from tests.integration.contract.requests import name_of, valid, won
-from tests.integration.contract.told import (
+from tests.integration.contract.invalid_values import LIMIT
+from tests.integration.contract.services import Services
+from tests.integration.contract.statuses import (
     CURRENCY,
     REUSED,
-    Expected,
-    Told,
+    ExpectedStatus,
+    expected,
+    failed,
     invalid,
     not_found,
 )
-from tests.integration.contract.world import METHODS, USER, Things, World, fresh, method_named
-from tests.support.orders import UNKNOWN_ID, create_product
+from tests.integration.contract.valid_requests import USER, Seed, copy_of, fresh
+from tests.support.balances import won
+from tests.support.contract import METHODS
+from tests.support.orders import UNKNOWN_ID, create_order
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MUTATIONS = [method for method in METHODS if "request_id" in method.input_type.fields_by_name]
-# What is used up by being carried out is given to one method each, counted from the end.
-OTHER_IDS: dict[str, Callable[[Things], str]] = {
-    "campaign_id": lambda things: things.campaigns[0],
-    "coupon_id": lambda things: things.coupons[-1],
-    "product_id": lambda things: things.products[-1],
-    "saga_id": lambda things: things.sagas[-1],
+# No saga in these services needs attention, so these two cannot be carried out first.
+OF_NO_SAGA = {"RetrySaga", "ResolveSaga"}
+# What a request uses up is given to one method each, counted from the end.
+OTHER_IDS: dict[str, Callable[[Seed], str]] = {
+    "campaign_id": lambda seed: seed.campaigns[0],
+    "coupon_id": lambda seed: seed.coupons[-1],
+    "product_id": lambda seed: seed.products[-1],
+    "saga_id": lambda seed: seed.sagas[-1],
 }
-LIMIT = 10**15
-PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def told(world: World, name: str | MethodDescriptor, request: Any) -> Told | None:
-    method = method_named(name) if isinstance(name, str) else name
-    try:
-        await world.call(method, request)
-    except grpc.aio.AioRpcError as error:
-        return Told.by(error)
-    return None
-
-
-async def wrong(world: World, name: Any, request: Any, expected: Expected) -> list[str]:
-    answer = await told(world, name, request)
-    return ["was carried out"] if answer is None else answer.differences(expected)
-
-
-def change(message: Any, field: FieldDescriptor, method: MethodDescriptor, things: Things) -> None:
-    """Give the field another value that is as valid as the one it has."""
-    name, value = field.name, getattr(message, field.name)
-    if name in OTHER_IDS and method.name != "PayOrder":
-        setattr(message, name, OTHER_IDS[name](things))
-    elif name == "order_id" and method.name in {"PayOrder", "CancelOrder"}:
-        message.order_id = things.pending_orders[-1]
+def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
+    """Give a field of the method's request another valid value."""
+    value = getattr(message, field.name)
+    if field.name in OTHER_IDS and name != "PayOrder":
+        setattr(message, field.name, OTHER_IDS[field.name](seed))
+    elif field.name == "order_id" and name in {"PayOrder", "CancelOrder"}:
+        message.order_id = seed.pending_orders[-1]
     elif isinstance(value, Money):
         value.amount_minor += 1
     elif field.is_repeated:
@@ -72,39 +58,37 @@ def change(message: Any, field: FieldDescriptor, method: MethodDescriptor, thing
     elif field.message_type is not None:
         value.seconds += 1
     elif field.type == FieldDescriptor.TYPE_STRING:
-        setattr(message, name, f"{value}-other")
+        setattr(message, field.name, f"{value}-other")
     else:
-        setattr(message, name, value + 1)
+        setattr(message, field.name, value + 1)
 
 
-def variants(request: Any, method: MethodDescriptor, things: Things) -> dict[str, Any]:
-    """The request with each of its fields another one; of optional ones, also without."""
+def variants(request: Any, name: str, seed: Seed) -> dict[str, Any]:
+    """The request with each field changed, and without each optional field."""
     found = {}
-    for field in method.input_type.fields:
+    for field in request.DESCRIPTOR.fields:
         if field.name in {"user_id", "request_id"}:
-            continue  # other scopes: another user's, and another intent's
+            continue  # another user's request, or another intent
         choice = field.containing_oneof
         if choice is not None and len(choice.fields) > 1 and not request.HasField(field.name):
             continue  # the choice that was not made
-        found[field.name] = type(request).FromString(request.SerializeToString())
-        change(found[field.name], field, method, things)
+        found[field.name] = copy_of(request)
+        change(found[field.name], field, name, seed)
         if field.name in {"max_discount", "min_order_amount", "balance_amount"} or (
             field.has_presence and field.message_type is None and choice and len(choice.fields) == 1
         ):
-            without = type(request).FromString(request.SerializeToString())
-            without.ClearField(field.name)
-            found[f"no {field.name}"] = without
+            found[f"no {field.name}"] = copy_of(request)
+            found[f"no {field.name}"].ClearField(field.name)
     return found
 
 
-@pytest.mark.parametrize("method", MUTATIONS, ids=name_of)
-async def test_a_request_id_with_other_content_is_refused(
-    world: World, method: MethodDescriptor
+@pytest.mark.parametrize("method", MUTATIONS, ids=lambda method: method.name)
+async def test_request_id_with_other_content_is_refused(
+    services: Services, method: MethodDescriptor
 ) -> None:
-    request = valid(method, world)
-    if method.name in {"RetrySaga", "ResolveSaga"}:
-        # As if it had been carried out before: no saga of this world needs attention.
-        await world.databases["order"].execute(
+    request = services.valid(method.name)
+    if method.name in OF_NO_SAGA:
+        await services.databases["order"].execute(
             "INSERT INTO answers (method, scope, request_id, state, digest, body)"
             " VALUES ($1, '', $2, 'ANSWERED', $3, '{}')",
             method.name,
@@ -112,187 +96,119 @@ async def test_a_request_id_with_other_content_is_refused(
             bytes(16),
         )
     else:
-        assert not (await world.call(method, request)).replayed
-    others = variants(request, method, world.things)
+        assert not (await services.call(request)).replayed
+    others = variants(request, method.name, services.seed)
     assert others
-    found = {}
-    async with world.untouched():
-        for field, other in others.items():
-            if differs := await wrong(world, method, other, REUSED):
-                found[field] = differs
-        if method.name not in {"RetrySaga", "ResolveSaga"}:
-            assert (await world.call(method, request)).replayed
-    assert found == {}
+    async with services.unchanged():
+        found = {name: await services.differences(other, REUSED) for name, other in others.items()}
+        if method.name not in OF_NO_SAGA:
+            assert (await services.call(request)).replayed
+    assert not any(found.values()), found
 
 
-async def test_amounts_of_one_request_are_in_one_currency(world: World) -> None:
-    dollars = Money(currency_code="USD", amount_minor=1)
-    things = world.things
-    made = await world.call(
-        method_named("CreateProduct"), create_product(fresh(), 10, currency="USD")
-    )
-    mixed = valid(method_named("CreateOrder"), world)
-    mixed.items.add(product_id=made.product.product_id, quantity=1)
-    cases: list[tuple[str, Any]] = [("CreateOrder", mixed)]
+def forbidden_requests(services: Services) -> Iterator[tuple[Any, ExpectedStatus]]:
+    """Valid requests with a value that the seeded data does not allow."""
+    seed, valid = services.seed, services.valid
+    euros, dollars = (Money(currency_code=code, amount_minor=1) for code in ("EUR", "USD"))
+    dearest, half, one = (seed.product_of_price[price] for price in (LIMIT, LIMIT // 2, 1))
+
+    def create(items: dict[str, int]) -> Any:
+        return create_order(USER, items, fresh())
+
+    def pay(**fields: Any) -> Any:
+        given = {"order_id": seed.pending_orders[-1], "coupon_id": None, "payment_key": None}
+        return valid("PayOrder", **{**given, **fields})
+
+    yield valid("DeductBalance", amount=won(LIMIT)), failed("INSUFFICIENT_FUNDS")
+    for name, fields in (
+        ("DeductBalance", {"amount": euros}),
+        ("GetBalance", {"currency_code": "EUR"}),
+        ("ListLedgerEntries", {"currency_code": "EUR"}),
+    ):
+        yield valid(name, **fields), not_found("ACCOUNT_NOT_FOUND")
+    issued = expected("ALREADY_EXISTS", "COUPON_ALREADY_ISSUED")
+    yield valid("IssueCoupon", campaign_id=seed.campaigns[0]), issued
     for field in ("max_discount", "min_order_amount"):
-        for discount in ({"percent_discount": 1}, {"fixed_discount": won(1)}):
-            campaign = valid(method_named("CreateCampaign"), world)
-            campaign.MergeFrom(coupon.CreateCampaignRequest(**discount))
-            getattr(campaign, field).CopyFrom(dollars)
-            cases.append(("CreateCampaign", campaign))
-    redeem = valid(method_named("RedeemCoupon"), world)
-    redeem.coupon_id = things.coupons[2]
-    redeem.order_amount.currency_code = "USD"
-    pay = valid(method_named("PayOrder"), world)
-    pay.order_id = things.pending_orders[-1]
-    pay.balance_amount.CopyFrom(dollars)
-    cases += [("RedeemCoupon", redeem), ("PayOrder", pay)]
-    async with world.untouched():
-        found = [
-            f"{name}: {await wrong(world, name, request, CURRENCY)}" for name, request in cases
-        ]
-    assert found == [f"{name}: []" for name, _ in cases]
+        for discount in ({}, {"percent_discount": None, "fixed_discount": won(1)}):
+            yield valid("CreateCampaign", **{**discount, field: dollars}), CURRENCY
+    yield valid("RedeemCoupon", coupon_id=seed.coupons[2], order_amount=dollars), CURRENCY
+    yield valid("RestockProduct", quantity=10**12), invalid("quantity")
+    for name in ("SetCartItem", "ClearCart"):
+        yield valid(name, expected_version=2**63 - 1), expected("ABORTED", "CART_CHANGED")
+    yield create({seed.products[1]: 10**6}), failed("OUT_OF_STOCK")
+    unknown = not_found("PRODUCT_NOT_FOUND", names=UNKNOWN_ID)
+    yield create({seed.products[1]: 1, UNKNOWN_ID: 1}), unknown
+    yield create({seed.products[1]: 1, seed.dollar_product: 1}), CURRENCY
+    yield create({dearest: 2}), invalid("items")
+    yield create({dearest: 10**6}), invalid("items")
+    yield create({dearest: 1, one: 1}), invalid("items")
+    yield create({half: 2, one: 1}), invalid("items")
+    yield create({half: 3}), invalid("items")
+    exceeds = expected("INVALID_ARGUMENT", "AMOUNT_EXCEEDS_DUE")
+    yield pay(balance_amount=won(10_001)), exceeds
+    yield pay(balance_amount=won(LIMIT), payment_key=fresh()), exceeds
+    yield pay(balance_amount=won(9_999)), failed("PAYMENT_KEY_REQUIRED")
+    yield pay(balance_amount=won(0)), failed("PAYMENT_KEY_REQUIRED")
+    yield pay(balance_amount=dollars), CURRENCY
+    yield pay(balance_amount=None, order_id=seed.paid_orders[0]), failed("ORDER_NOT_PAYABLE")
+    used = expected("ALREADY_EXISTS", "PAYMENT_KEY_USED")
+    yield valid("ConfirmPayment", payment_key=seed.payment_keys[0]), used
 
 
-async def test_an_account_is_of_one_currency(world: World) -> None:
-    async with world.untouched():
-        for name in ("DeductBalance", "GetBalance", "ListLedgerEntries"):
-            request = valid(method_named(name), world)
-            if name == "DeductBalance":
-                request.amount.currency_code = "EUR"
-            else:
-                request.currency_code = "EUR"
-            assert await wrong(world, name, request, not_found("ACCOUNT_NOT_FOUND")) == []
-
-
-async def test_an_order_beyond_the_largest_amount_names_its_items(world: World) -> None:
-    async def product(price: int) -> str:
-        request = create_product(fresh(), 10**12, price=price)
-        made = await world.call(method_named("CreateProduct"), request)
-        return str(made.product.product_id)
-
-    dearest, half, one = await product(LIMIT), await product(LIMIT // 2), await product(1)
-    too_much = [{dearest: 2}, {dearest: 10**6}, {dearest: 1, one: 1}, {half: 2, one: 1}, {half: 3}]
+async def test_requests_that_the_data_forbids_are_refused(services: Services) -> None:
     found = []
-    async with world.untouched():
-        for items in too_much:
-            request = order.CreateOrderRequest(user_id=USER, request_id=fresh())
-            for product_id, quantity in items.items():
-                request.items.add(product_id=product_id, quantity=quantity)
-            found += await wrong(world, "CreateOrder", request, invalid("items"))
+    async with services.unchanged():
+        for request, status in forbidden_requests(services):
+            if differences := await services.differences(request, status):
+                found.append(f"{type(request).__name__} {request}: {differences}")
     assert found == []
-    # The control: just as much as may be.
-    request = order.CreateOrderRequest(user_id=USER, request_id=fresh())
-    request.items.add(product_id=half, quantity=2)
-    assert (await world.call(method_named("CreateOrder"), request)).order.subtotal == won(LIMIT)
 
 
-async def test_what_the_data_forbids_is_told_and_not_done(world: World) -> None:
-    things = world.things
-
-    def changed(name: str, **fields: Any) -> tuple[str, Any]:
-        request = valid(method_named(name), world)
-        for field, value in fields.items():
-            if isinstance(value, Money):
-                getattr(request, field).CopyFrom(value)
-            else:
-                setattr(request, field, value)
-        return name, request
-
-    def pay(**fields: Any) -> tuple[str, Any]:
-        given = {"order_id": things.pending_orders[-1], "user_id": USER, "request_id": fresh()}
-        return "PayOrder", order.PayOrderRequest(**{**given, **fields})
-
-    def refusal(code: grpc.StatusCode, reason: str) -> Expected:
-        return Expected(code, reason)
-
-    short = order.CreateOrderRequest(user_id=USER, request_id=fresh())
-    short.items.add(product_id=things.products[1], quantity=10**6)
-    unknown = order.CreateOrderRequest(user_id=USER, request_id=fresh())
-    unknown.items.add(product_id=things.products[1], quantity=1)
-    unknown.items.add(product_id=UNKNOWN_ID, quantity=1)
-    exceeds = refusal(grpc.StatusCode.INVALID_ARGUMENT, "AMOUNT_EXCEEDS_DUE")
-    changed_cart = refusal(grpc.StatusCode.ABORTED, "CART_CHANGED")
-    issued = refusal(grpc.StatusCode.ALREADY_EXISTS, "COUPON_ALREADY_ISSUED")
-    cases: list[tuple[tuple[str, Any], Expected]] = [
-        (
-            changed("DeductBalance", amount=won(LIMIT)),
-            refusal(PRECONDITION, "INSUFFICIENT_FUNDS"),
-        ),
-        (changed("RestockProduct", quantity=10**12), invalid("quantity")),
-        (changed("SetCartItem", expected_version=2**63 - 1), changed_cart),
-        (changed("ClearCart", expected_version=2**63 - 1), changed_cart),
-        (("CreateOrder", short), refusal(PRECONDITION, "OUT_OF_STOCK")),
-        (("CreateOrder", unknown), not_found("PRODUCT_NOT_FOUND", names=UNKNOWN_ID)),
-        (pay(balance_amount=won(10_001)), exceeds),
-        (pay(balance_amount=won(LIMIT), payment_key=fresh()), exceeds),
-        (pay(balance_amount=won(9_999)), refusal(PRECONDITION, "PAYMENT_KEY_REQUIRED")),
-        (pay(balance_amount=won(0)), refusal(PRECONDITION, "PAYMENT_KEY_REQUIRED")),
-        (pay(order_id=things.paid_orders[0]), refusal(PRECONDITION, "ORDER_NOT_PAYABLE")),
-        (changed("IssueCoupon", campaign_id=things.campaigns[0]), issued),
-    ]
-    found = {}
-    async with world.untouched():
-        for number, ((name, request), expected) in enumerate(cases):
-            if differs := await wrong(world, name, request, expected):
-                found[f"{number} {name}"] = differs
-    assert found == {}
-
-
-async def test_a_payment_key_that_has_paid_is_used_up(world: World) -> None:
-    first = valid(method_named("ConfirmPayment"), world)
-    await world.call(method_named("ConfirmPayment"), first)
-    again = payment.ConfirmPaymentRequest.FromString(first.SerializeToString())
-    again.request_id = fresh()
-    used = Expected(grpc.StatusCode.ALREADY_EXISTS, "PAYMENT_KEY_USED")
-    async with world.untouched():
-        assert await wrong(world, "ConfirmPayment", again, used) == []
+async def test_order_of_the_largest_amount_is_created(services: Services) -> None:
+    """The control of the amounts above that are refused."""
+    half = services.seed.product_of_price[LIMIT // 2]
+    made = await services.call(create_order(USER, {half: 2}, fresh()))
+    assert made.order.subtotal == won(LIMIT)
 
 
 @pytest.mark.parametrize("coupon_id", [UNKNOWN_ID, "nonsense", "a\0b", "x" * 40_000, "é", " "])
-async def test_restoring_a_coupon_that_is_not_there_cancels_its_redemption(
-    world: World, coupon_id: str
+async def test_restoring_an_unknown_coupon_cancels_its_redemption(
+    services: Services, coupon_id: str
 ) -> None:
-    """No error, whatever the coupon is called: a redemption that was refused can be undone too."""
-    restore = valid(method_named("RestoreCoupon"), world)
-    restore.coupon_id = coupon_id
-    response = await world.call(method_named("RestoreCoupon"), restore)
-    assert not response.HasField("coupon")
-    redeem = valid(method_named("RedeemCoupon"), world)
-    redeem.coupon_id = world.things.coupons[2]
-    redeem.request_id = restore.redeem_request_id
-    cancelled = Expected(PRECONDITION, "REDEMPTION_CANCELLED")
-    async with world.untouched():
-        assert (await world.call(method_named("RestoreCoupon"), restore)).replayed
-        assert await wrong(world, "RedeemCoupon", redeem, cancelled) == []
+    """It is not an error, whatever the id: a redemption that was refused can be undone too."""
+    restore = services.valid("RestoreCoupon", coupon_id=coupon_id)
+    assert not (await services.call(restore)).HasField("coupon")
+    redeem = services.valid(
+        "RedeemCoupon", coupon_id=services.seed.coupons[2], request_id=restore.redeem_request_id
+    )
+    async with services.unchanged():
+        assert (await services.call(restore)).replayed
+        assert await services.differences(redeem, failed("REDEMPTION_CANCELLED")) == []
 
 
 @pytest.mark.parametrize("coupon_id", [UNKNOWN_ID, "nonsense"])
-async def test_paying_with_a_coupon_that_is_not_there_takes_nothing(
-    world: World, coupon_id: str
+async def test_paying_with_an_unknown_coupon_takes_nothing(
+    services: Services, coupon_id: str
 ) -> None:
-    """The attempt is kept, as any that was begun; money, stock and the gateway are as before."""
-    pay = valid(method_named("PayOrder"), world)
-    pay.order_id = world.things.pending_orders[-2]
-    pay.coupon_id = coupon_id
-    before, charged = await world.books(), world.gateway.charges()
-    assert await wrong(world, "PayOrder", pay, not_found("COUPON_NOT_FOUND")) == []
-    after = await world.books()
+    """The attempt is stored, as any that began; money, stock and the gateway are unchanged."""
+    pay = services.valid("PayOrder", order_id=services.seed.pending_orders[-2], coupon_id=coupon_id)
+    before, charged = await services.tables(), services.gateway.charges()
+    assert await services.differences(pay, not_found("COUPON_NOT_FOUND")) == []
+    after = await services.tables()
     for service, table in (
         *(("balance", "accounts"), ("balance", "ledger_entries"), ("order", "products")),
         *(("coupon", "coupons"), ("coupon", "redemptions"), ("payment", "payments")),
     ):
         assert after[service][table] == before[service][table], table
-    assert world.gateway.charges() == charged
+    assert services.gateway.charges() == charged
     get = order.GetOrderRequest(order_id=pay.order_id, user_id=USER)
-    now = (await world.call(method_named("GetOrder"), get)).order
+    now = (await services.call(get)).order
     assert (now.state, now.failure_reason) == (order.Order.STATE_PENDING, "COUPON_NOT_FOUND")
 
 
-async def test_times_as_fine_as_they_come_are_kept_to_the_microsecond(world: World) -> None:
-    request = valid(method_named("CreateCampaign"), world)
+async def test_times_are_kept_to_the_microsecond(services: Services) -> None:
+    request = services.valid("CreateCampaign", coupon_lifetime=Duration(nanos=1))
     request.start_time.nanos, request.end_time.nanos = 1, 999_999_999
-    request.coupon_lifetime.CopyFrom(Duration(nanos=1))
-    made = (await world.call(method_named("CreateCampaign"), request)).campaign
+    made = (await services.call(request)).campaign
     assert (made.start_time.nanos, made.end_time.nanos) == (0, 999_999_000)
     assert made.coupon_lifetime == Duration(nanos=1_000)

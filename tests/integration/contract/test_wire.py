@@ -1,4 +1,4 @@
-"""Bytes that are no request: refused as such, whoever sends them, and the server goes on."""
+"""Bytes that are not a request: refused by every method, and the server goes on."""
 
 from __future__ import annotations
 
@@ -11,33 +11,16 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError
 
-from tests.integration.contract.breaks import is_required
-from tests.integration.contract.requests import name_of, valid
-from tests.integration.contract.told import TOO_LARGE, Told, invalid
-from tests.integration.contract.world import (
-    DEADLINE_S,
-    METHODS,
-    World,
-    fresh,
-    message_class,
-    method_named,
-)
+from tests.integration.contract.invalid_values import is_required
+from tests.integration.contract.services import DEADLINE_S, Services
+from tests.integration.contract.statuses import WHOLE_REQUEST, Status, invalid
+from tests.integration.contract.valid_requests import fresh
+from tests.support.contract import METHODS, METHODS_BY_NAME, every_method, is_read, message_class
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-every_method = pytest.mark.parametrize("method", METHODS, ids=name_of)
-
-MALFORMED = invalid("request")
 NOTHING_REQUIRED = {"ListCampaigns", "ListProducts", "ListSagas"}
 LENGTH_DELIMITED, GROUP_BEGIN, GROUP_END, FIXED_32 = 2, 3, 4, 5
-
-
-async def told(world: World, method: MethodDescriptor, raw: bytes) -> Told | None:
-    try:
-        await world.call(method, raw)
-    except grpc.aio.AioRpcError as error:
-        return Told.by(error)
-    return None
 
 
 def varint(number: int) -> bytes:
@@ -54,7 +37,7 @@ def tagged(number: int, wire_type: int, content: bytes = b"") -> bytes:
 
 
 def malformed(method: MethodDescriptor, whole: bytes) -> Iterator[bytes]:
-    """Bytes that do not parse, beginning with a valid request's own, cut short."""
+    """Bytes that do not parse; the first are a valid request's own, cut short."""
     parse = message_class(method.input_type).FromString
     cut = 0
     for length in range(len(whole) - 1, 0, -1):
@@ -79,97 +62,95 @@ def malformed(method: MethodDescriptor, whole: bytes) -> Iterator[bytes]:
 
 
 @every_method
-async def test_bytes_that_are_no_message_are_refused(
-    world: World, method: MethodDescriptor
+async def test_bytes_that_are_not_a_message_are_refused(
+    services: Services, method: MethodDescriptor
 ) -> None:
     found = []
-    async with world.untouched():
-        for raw in malformed(method, valid(method, world).SerializeToString()):
+    async with services.unchanged():
+        for raw in malformed(method, services.valid(method.name).SerializeToString()):
             with pytest.raises(DecodeError):
                 message_class(method.input_type).FromString(raw)
-            answer = await told(world, method, raw)
-            differs = ["was carried out"] if answer is None else answer.differences(MALFORMED)
-            found += [f"{raw[:40]!r}: {each}" for each in differs]
+            differences = await services.raw_differences(method, raw, WHOLE_REQUEST)
+            found += [f"{raw[:40]!r}: {each}" for each in differences]
     assert found == []
 
 
 @every_method
-async def test_a_request_without_what_is_required_is_told_all_of_it(
-    world: World, method: MethodDescriptor
+async def test_missing_required_fields_are_all_named(
+    services: Services, method: MethodDescriptor
 ) -> None:
-    """The same for an empty one as for one whose fields are all of a wrong wire type."""
-    needed = {field.name for field in method.input_type.fields if is_required(field)}
-    needed |= {each.name for each in method.input_type.oneofs if not each.name.startswith("_")}
-    assert (not needed) == (method.name in NOTHING_REQUIRED)
+    """In an empty request, and in one whose fields all have a wrong wire type."""
+    required = {field.name for field in method.input_type.fields if is_required(field)}
+    required |= {each.name for each in method.input_type.oneofs if not each.name.startswith("_")}
+    assert (not required) == (method.name in NOTHING_REQUIRED)
     mistyped = b"".join(
         tagged(field.number, FIXED_32, b"\x01\x02\x03\x04") for field in method.input_type.fields
     )
-    async with world.untouched():
+    async with services.unchanged():
         for raw in (b"", mistyped):
-            answer = await told(world, method, raw)
-            if needed:
-                assert answer is not None
-                assert answer.differences(invalid(*needed)) == []
+            if required:
+                assert await services.raw_differences(method, raw, invalid(*required)) == []
             else:
-                assert answer is None
+                await services.call_raw(method, raw)
 
 
 @every_method
-async def test_noise_is_refused_or_means_nothing(world: World, method: MethodDescriptor) -> None:
+async def test_random_bytes_are_refused_or_mean_nothing(
+    services: Services, method: MethodDescriptor
+) -> None:
     noise = random.Random(f"noise for {method.name}")
-    async with world.untouched():
+    async with services.unchanged():
         for _ in range(10):
-            answer = await told(world, method, noise.randbytes(noise.randrange(1, 200)))
-            if answer is None:
+            status = await services.status(method, noise.randbytes(noise.randrange(1, 200)))
+            if status is None:
                 assert method.name in NOTHING_REQUIRED
             else:
-                assert answer.reason in {"INVALID_FIELD", "INVALID_PAGE_TOKEN"}
-                assert answer.leaks() == []
+                assert status.reason in {"INVALID_FIELD", "INVALID_PAGE_TOKEN"}
+                assert status.leaks() == []
 
 
 @every_method
-async def test_a_request_beyond_the_limit_of_a_message_is_refused_unread(
-    world: World, method: MethodDescriptor
+async def test_request_above_the_message_limit_is_refused(
+    services: Services, method: MethodDescriptor
 ) -> None:
-    """Valid but for its size, and the replica answers the next one."""
-    whole = valid(method, world).SerializeToString()
-    async with world.untouched():
-        answer = await told(world, method, whole + tagged(1999, LENGTH_DELIMITED, b"x" * 65_536))
-        assert answer is not None
-        assert answer.differences(TOO_LARGE) == []
-        await world.call(method_named("GetBalance"), valid(method_named("GetBalance"), world))
-        await world.call(method_named("GetCart"), valid(method_named("GetCart"), world))
+    """Valid but for its size; the replica answers the next request."""
+    large = services.valid(method.name).SerializeToString()
+    large += tagged(1999, LENGTH_DELIMITED, b"x" * 65_536)
+    async with services.unchanged():
+        assert await services.raw_differences(method, large, WHOLE_REQUEST) == []
+        await services.call(services.valid("GetBalance"))
+        await services.call(services.valid("GetCart"))
 
 
-@every_method
-async def test_unknown_fields_of_a_read_are_ignored(world: World, method: MethodDescriptor) -> None:
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if is_read(method)], ids=lambda method: method.name
+)
+async def test_unknown_fields_of_a_read_are_ignored(
+    services: Services, method: MethodDescriptor
+) -> None:
     """A client may be newer than the server."""
-    if not method.name.startswith(("Get", "List", "Watch")):
-        return
-    request = valid(method, world)
-    async with world.untouched():
-        answer = await world.call(
-            method, request.SerializeToString() + tagged(1999, LENGTH_DELIMITED, b"new")
-        )
-        assert answer == await world.call(method, request)
+    request = services.valid(method.name)
+    newer = request.SerializeToString() + tagged(1999, LENGTH_DELIMITED, b"new")
+    async with services.unchanged():
+        assert await services.call_raw(method, newer) == await services.call(request)
 
 
-async def test_unknown_fields_of_a_mutation_are_no_content(world: World) -> None:
-    method = method_named("ChargeBalance")
-    raw = valid(method, world).SerializeToString()
-    first = await world.call(method, raw + tagged(1999, LENGTH_DELIMITED, b"new"))
-    again = await world.call(method, raw)
+async def test_unknown_fields_of_a_mutation_are_not_content(services: Services) -> None:
+    request = services.valid("ChargeBalance")
+    newer = request.SerializeToString() + tagged(1999, LENGTH_DELIMITED, b"new")
+    first = await services.call_raw(METHODS_BY_NAME["ChargeBalance"], newer)
+    again = await services.call(request)
     assert again.replayed
     assert again.entry == first.entry
 
 
 @pytest.mark.parametrize("service", ["balance", "coupon", "order", "payment"])
-async def test_a_method_that_does_not_exist(world: World, service: str) -> None:
-    name = f"/tally.{service}.v1.{service.title()}Service/{fresh()}"
-    async with world.untouched():
+async def test_unknown_method_is_unimplemented(services: Services, service: str) -> None:
+    path = f"/tally.{service}.v1.{service.title()}Service/{fresh()}"
+    opened: Any = services.channels[service]
+    async with services.unchanged():
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            opened: Any = world.channels[service]
-            await opened.unary_unary(name)(b"", timeout=DEADLINE_S)
-        answer = Told.by(error.value)
-        assert answer.code is grpc.StatusCode.UNIMPLEMENTED
-        assert answer.leaks() == []
+            await opened.unary_unary(path)(b"", timeout=DEADLINE_S)
+    status = Status.of(error.value)
+    assert status.code is grpc.StatusCode.UNIMPLEMENTED
+    assert status.leaks() == []

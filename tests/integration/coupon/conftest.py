@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -11,32 +10,15 @@ from coupon_service.settings import CouponSettings
 from coupon_service.wiring import build
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
-from tests.support.databases import Databases
+from tests.support.databases import name_of
 from tests.support.replicas import channel, replicas
-
-
-@pytest.fixture
-def coupon_database(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("coupon") as urls:
-        yield urls
 
 
 @pytest.fixture
 def sql(coupon_database: ServiceUrls, postgres_server: PostgresServer) -> Callable[[str], str]:
     """Runs SQL in the test's database as its administrator."""
-    name = urlsplit(coupon_database.owner).path.removeprefix("/")
-    return lambda text: postgres_server.run_sql(text, database=name)
-
-
-@pytest.fixture(params=["redis", "no-redis"])
-def redis_url(request: pytest.FixtureRequest) -> str:
-    """Every test of correctness passes with Redis and without."""
-    if request.param == "no-redis":
-        return ""
-    server: ValkeyServer = request.getfixturevalue("valkey_server")
-    return server.url
+    return lambda text: postgres_server.run_sql(text, database=name_of(coupon_database))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The simulator over its real protocol, as a real process."""
+"""The gateway simulator as a process, over its HTTP protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from deploy.local.gateway.simulator import GatewaySimulator
 
-RIVALS = 20
+CALLERS = 20
 
 
 async def confirm(
@@ -52,7 +52,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, body["code"]
 
 
-async def test_a_charge_is_answered_recorded_and_found(
+async def test_charge_is_returned_recorded_and_found(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
     answer = await confirm(merchant, "plain-1")
@@ -74,7 +74,7 @@ async def test_a_charge_is_answered_recorded_and_found(
     }
 
 
-async def test_another_currency_is_carried(merchant: httpx.AsyncClient) -> None:
+async def test_other_currency_is_accepted(merchant: httpx.AsyncClient) -> None:
     answer = await confirm(merchant, "dollars", currency="USD", amount=10**15)
     assert (answer.json()["currency"], answer.json()["totalAmount"]) == ("USD", 10**15)
 
@@ -94,7 +94,7 @@ async def test_decline_is_final_and_not_charged(
     assert simulator.charges()["decline_1"]["confirmCalls"] == 3
 
 
-async def test_error_is_never_charged_and_ends_when_asked_again(
+async def test_error_is_never_charged_and_declined_when_repeated(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
     assert (await confirm(merchant, "error_1")).status_code == 500
@@ -117,12 +117,12 @@ async def test_error_after_charge_has_charged(
     assert simulator.charges()["error_after_charge_1"]["payment"] == found.json()
 
 
-async def test_timeout_after_charge_never_answers_but_a_query_tells(
+async def test_timeout_after_charge_does_not_answer_and_is_found(
     merchant: httpx.AsyncClient,
 ) -> None:
     call = asyncio.create_task(confirm(merchant, "timeout_after_charge_1"))
     await charged(merchant, "timeout_after_charge_1")
-    # Other calls fit into the time of this one, so its reply would have come by now.
+    # Five calls have ended since, so its response would have arrived by now.
     for number in range(5):
         assert (await confirm(merchant, f"plain-{number}")).status_code == 200
     assert not call.done()
@@ -131,7 +131,7 @@ async def test_timeout_after_charge_never_answers_but_a_query_tells(
     assert replayed.json()["status"] == "DONE"
 
 
-async def test_slow_outlasts_an_ordinary_call_and_charges(merchant: httpx.AsyncClient) -> None:
+async def test_slow_call_takes_longer_and_charges(merchant: httpx.AsyncClient) -> None:
     finished: list[str] = []
 
     async def run(payment_key: str) -> None:
@@ -142,7 +142,7 @@ async def test_slow_outlasts_an_ordinary_call_and_charges(merchant: httpx.AsyncC
     assert finished == ["plain", "slow_1"]
 
 
-async def test_an_idempotency_key_gets_its_first_answer_whatever_the_body(
+async def test_idempotency_key_gets_its_first_response_for_any_body(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
     first = await confirm(merchant, "one", "shared")
@@ -150,14 +150,14 @@ async def test_an_idempotency_key_gets_its_first_answer_whatever_the_body(
 
     assert other.json() == first.json()
     assert simulator.charges()["two"]["payment"] is None
-    # The key's scope is the address: cancelling under it is another matter.
+    # A key is scoped by address: a cancel with the same key is another request.
     assert (await cancel(merchant, "one", "shared")).json()["status"] == "CANCELED"
 
 
-async def test_rivals_of_one_idempotency_key_charge_once(
+async def test_concurrent_calls_with_one_idempotency_key_charge_once(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
-    answers = await asyncio.gather(*(confirm(merchant, "hot", "one-key") for _ in range(RIVALS)))
+    answers = await asyncio.gather(*(confirm(merchant, "hot", "one-key") for _ in range(CALLERS)))
 
     kinds = Counter(answer.status_code for answer in answers)
     assert kinds[200] >= 1
@@ -165,20 +165,20 @@ async def test_rivals_of_one_idempotency_key_charge_once(
     assert len({a.json()["lastTransactionKey"] for a in answers if a.status_code == 200}) == 1
     busy = [answer for answer in answers if answer.status_code == 409]
     assert {refusal(answer)[1] for answer in busy} <= {"IDEMPOTENT_REQUEST_PROCESSING"}
-    assert simulator.charges()["hot"]["confirmCalls"] == RIVALS
+    assert simulator.charges()["hot"]["confirmCalls"] == CALLERS
 
 
-async def test_rivals_of_one_payment_key_charge_once(
+async def test_concurrent_calls_with_one_payment_key_charge_once(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
-    answers = await asyncio.gather(*(confirm(merchant, "hot", f"key-{n}") for n in range(RIVALS)))
+    answers = await asyncio.gather(*(confirm(merchant, "hot", f"key-{n}") for n in range(CALLERS)))
 
     kinds = Counter(answer.status_code for answer in answers)
-    assert kinds == {200: 1, 400: RIVALS - 1}
-    assert simulator.charges()["hot"]["confirmCalls"] == RIVALS
+    assert kinds == {200: 1, 400: CALLERS - 1}
+    assert simulator.charges()["hot"]["confirmCalls"] == CALLERS
 
 
-async def test_cancel_gives_back_once(
+async def test_cancel_refunds_once(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
     await confirm(merchant, "back")
@@ -195,7 +195,7 @@ async def test_cancel_gives_back_once(
     assert simulator.charges()["back"]["cancelCalls"] == 3
 
 
-async def test_cancel_in_parts_never_gives_back_more_than_was_taken(
+async def test_partial_cancels_never_refund_more_than_the_charge(
     merchant: httpx.AsyncClient,
 ) -> None:
     await confirm(merchant, "parts")
@@ -230,7 +230,7 @@ async def test_only_charges_can_be_cancelled(merchant: httpx.AsyncClient) -> Non
         {"currency": "won"},
     ],
 )
-async def test_a_bad_body_is_refused_and_leaves_nothing(
+async def test_invalid_field_is_refused_and_records_nothing(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient, change: dict[str, Any]
 ) -> None:
     answer = await confirm(merchant, "bad-body", **change)
@@ -239,18 +239,18 @@ async def test_a_bad_body_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 50_000, b" " * 70_000])
-async def test_garbage_is_refused(merchant: httpx.AsyncClient, content: bytes) -> None:
+async def test_malformed_body_is_refused(merchant: httpx.AsyncClient, content: bytes) -> None:
     answer = await merchant.post("/v1/payments/confirm", content=content)
     assert refusal(answer) == (400, "INVALID_REQUEST")
 
 
-async def test_an_overlong_idempotency_key_is_refused(merchant: httpx.AsyncClient) -> None:
+async def test_too_long_idempotency_key_is_refused(merchant: httpx.AsyncClient) -> None:
     answer = await confirm(merchant, "plain", "k" * 301)
     assert refusal(answer) == (400, "INVALID_IDEMPOTENCY_KEY")
 
 
 @pytest.mark.parametrize("path", ["/v1/payments/any", "/_simulator/charges"])
-async def test_without_the_secret_key_nothing_is_told(
+async def test_without_the_secret_key_every_call_is_refused(
     simulator: GatewaySimulator, path: str
 ) -> None:
     async with httpx.AsyncClient(base_url=simulator.url, trust_env=False) as stranger:
@@ -258,7 +258,7 @@ async def test_without_the_secret_key_nothing_is_told(
         assert refusal(await stranger.get(path, auth=("", ""))) == (401, "UNAUTHORIZED_KEY")
 
 
-async def test_what_was_answered_survives_kill_9(
+async def test_returned_results_survive_kill_9(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
     for number in range(20):
@@ -295,12 +295,15 @@ async def test_kill_9_between_charge_and_reply_leaves_one_charge(tmp_path: Path)
         record.close()
 
 
-async def test_sigterm_ends_it_cleanly_even_with_a_call_it_will_never_answer(
+async def test_sigterm_ends_it_cleanly_with_an_unanswered_call(
     simulator: GatewaySimulator, merchant: httpx.AsyncClient
 ) -> None:
     call = asyncio.create_task(confirm(merchant, "timeout_after_charge_3"))
     await charged(merchant, "timeout_after_charge_3")
-    assert await asyncio.to_thread(simulator.stop) == 0
+    child = simulator.child
+    await asyncio.to_thread(simulator.stop)
+    assert child is not None
+    assert child.exit_code() == 0
     outcome = (await asyncio.gather(call, return_exceptions=True))[0]
     if isinstance(outcome, httpx.Response):
         assert outcome.status_code == 504
@@ -313,7 +316,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_port_in_use_is_one_clear_line(simulator: GatewaySimulator, tmp_path: Path) -> None:
+def test_port_in_use_is_reported_in_one_line(simulator: GatewaySimulator, tmp_path: Path) -> None:
     key = tmp_path / "secret"
     key.write_text("test_sk_any")
     port = simulator.url.rpartition(":")[2]
@@ -324,7 +327,7 @@ def test_a_port_in_use_is_one_clear_line(simulator: GatewaySimulator, tmp_path: 
     assert ended.stderr == f"gateway: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_a_broken_data_file_is_one_clear_line(tmp_path: Path) -> None:
+def test_damaged_data_file_is_reported_in_one_line(tmp_path: Path) -> None:
     key = tmp_path / "secret"
     key.write_text("test_sk_any")
     broken = tmp_path / "broken.db"

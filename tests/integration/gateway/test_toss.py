@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
-from payment_service.gateway import (
+from payment_service.gateway.outcomes import (
     Cancelled,
     Charge,
     Confirmed,
@@ -25,7 +25,7 @@ from payment_service.gateway import (
     Rejected,
     Unknown,
 )
-from payment_service.toss import TossGateway, TossOptions
+from payment_service.gateway.toss import TossGateway, TossOptions
 
 
 def charge(payment_key: str, **changes: Any) -> Charge:

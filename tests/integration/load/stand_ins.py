@@ -1,4 +1,4 @@
-"""Servers that answer the load scripts as Tally would, or as it never should."""
+"""Servers that answer the load scripts as Tally does, or with an error that must be found."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from tally.payment.v1 import payment_pb2
 
 CONTRACTS = (balance_pb2, coupon_pb2, order_pb2, payment_pb2)
 
-
 RIVALS = 4
-"""Of the one confirmation of a key that pays."""
+"""Confirmations of a key besides the one that pays."""
 
 
 class Payments:
-    """Confirms a key once, or, if ``careless``, as often as it is asked.
+    """Confirms a key once, or, if ``careless``, at every call.
 
-    A payment is in progress until all rivals have come; if ``serial``, it is over at once.
+    A payment is in progress until all rivals have called; if ``serial``, it ends at once.
     """
 
     def __init__(self, *, careless: bool = False, serial: bool = False) -> None:
@@ -48,7 +47,7 @@ class Payments:
     async def confirm_payment(self, request: Any, context: Any) -> Any:
         first = self._paid.setdefault(request.payment_key, request.request_id)
         if first != request.request_id and not self._careless:
-            await self._turn_away(request.payment_key, context)
+            await self._refuse_rival(request.payment_key, context)
         replayed = request.request_id in self._seen
         if not (replayed or self._careless or self._serial):
             await self._met[request.payment_key].wait()
@@ -58,7 +57,7 @@ class Payments:
         )
         return payment_pb2.ConfirmPaymentResponse(payment=payment, replayed=replayed)
 
-    async def _turn_away(self, key: str, context: Any) -> None:
+    async def _refuse_rival(self, key: str, context: Any) -> None:
         if self._serial:
             await refuse(context, code_pb2.ALREADY_EXISTS, "PAYMENT_KEY_USED")
         self._rivals[key] += 1
@@ -68,10 +67,10 @@ class Payments:
 
 
 class Sale:
-    """Has coupons and things for everybody, however few there were.
+    """Has coupons and products for everybody, whatever the quantity.
 
-    The first ``put_back`` attempts to pay are refused as one that the order service has put back,
-    and the first ``stopping`` charges as by a replica that is stopping.
+    The first ``put_back`` attempts to pay are refused as an attempt that was compensated, and the
+    first ``stopping`` charges as by a replica that is stopping.
     """
 
     def __init__(self, *, put_back: int = 0, stopping: int = 0) -> None:
@@ -132,7 +131,7 @@ class Sale:
 
 
 async def refuse(context: Any, code: int, reason: str, **metadata: str) -> None:
-    """End the call as Tally does: a status whose ErrorInfo tells the reason."""
+    """Refuse the call as Tally does: the ErrorInfo of the status has the reason."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain="tally", metadata=metadata)
     detail = any_pb2.Any()
     detail.Pack(info)
@@ -141,7 +140,7 @@ async def refuse(context: Any, code: int, reason: str, **metadata: str) -> None:
 
 
 class Named(grpc.aio.ServerInterceptor):
-    """Puts a name into the trailing metadata of every call that succeeds."""
+    """Adds a replica's name to the trailing metadata of every call that succeeds."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -160,7 +159,7 @@ class Named(grpc.aio.ServerInterceptor):
 
 @asynccontextmanager
 async def serving(*stand_ins: object, replicas: int = 1) -> AsyncIterator[list[str]]:
-    """Servers named payment-0, payment-1 … of what these answer; yields their addresses."""
+    """The addresses of servers named payment-0, payment-1 … that run these stand-ins."""
     addresses = []
     async with AsyncExitStack() as exits:
         for number in range(replicas):
@@ -176,7 +175,7 @@ async def serving(*stand_ins: object, replicas: int = 1) -> AsyncIterator[list[s
 
 
 def _handlers(stand_ins: tuple[object, ...]) -> list[grpc.GenericRpcHandler]:
-    """A handler for every method of the contracts that one of the stand-ins has a function for."""
+    """A handler for every method of the contracts that a stand-in implements."""
     handlers = []
     for contract in CONTRACTS:
         for service in contract.DESCRIPTOR.services_by_name.values():

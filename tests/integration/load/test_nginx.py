@@ -1,4 +1,4 @@
-"""nginx between clients and replicas: turns, what gets through, and how failures are told."""
+"""nginx between clients and replicas: round robin, what it forwards, and how failures arrive."""
 
 from __future__ import annotations
 
@@ -15,35 +15,42 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import code_pb2, error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from common.server import GrpcServer
+from common.rpc.server import GrpcServer
 from deploy.load import nginx
 from deploy.local.errors import RunnerError
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2, payment_pb2_grpc
 from tally_client import NoAnswer, Tally, TallyError
-from tests.integration.client.answering import Received, Wire, answering
 from tests.integration.common import echo
 from tests.integration.load.stand_ins import Payments, refuse, serving
+from tests.support.fake_server import Received, TcpProxy, fake_server
 
 needs_nginx = pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
 REQUEST = payment_pb2.ConfirmPaymentRequest(payment_key="key", request_id="request")
 CALL_LIMIT_S = 30.0
-WATCH_ORDER = order_pb2.DESCRIPTOR.services_by_name["OrderService"].methods_by_name["WatchOrder"]
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP2_FRAME_HEADER = 9
 HTTP2_HEADERS = 1
 
 
 @asynccontextmanager
-async def through_nginx(replicas: Sequence[str], tmp_path: Path) -> AsyncIterator[Any]:
-    services = {"payment": replicas}
+async def nginx_channel(
+    service: str, replicas: Sequence[str], tmp_path: Path
+) -> AsyncIterator[grpc.aio.Channel]:
+    services = {service: replicas}
     with nginx.round_robin(services, tmp_path / "nginx", tmp_path / "nginx.log") as front:
-        async with grpc.aio.insecure_channel(front["payment"][0]) as channel:
-            yield payment_pb2_grpc.PaymentServiceStub(channel)
+        async with grpc.aio.insecure_channel(front[service][0]) as channel:
+            yield channel
+
+
+@asynccontextmanager
+async def through_nginx(replicas: Sequence[str], tmp_path: Path) -> AsyncIterator[Any]:
+    async with nginx_channel("payment", replicas, tmp_path) as channel:
+        yield payment_pb2_grpc.PaymentServiceStub(channel)
 
 
 async def confirm(stub: Any, **options: Any) -> str:
-    """Confirm, and return the name of the replica that answered."""
+    """Confirm; the name of the replica that answered."""
     call = stub.ConfirmPayment(REQUEST, timeout=CALL_LIMIT_S, **options)
     await call
     return str(dict(await call.trailing_metadata())["tally-replica"])
@@ -56,7 +63,7 @@ async def refusal(stub: Any, request: Any = REQUEST) -> grpc.aio.AioRpcError:
 
 
 @needs_nginx
-async def test_replicas_take_calls_in_turn(tmp_path: Path) -> None:
+async def test_replicas_get_calls_in_turn(tmp_path: Path) -> None:
     async with (
         serving(Payments(careless=True), replicas=4) as addresses,
         through_nginx(addresses, tmp_path) as stub,
@@ -67,7 +74,7 @@ async def test_replicas_take_calls_in_turn(tmp_path: Path) -> None:
 
 
 class Refusing:
-    """Refuses with as much as it is asked to tell."""
+    """Refuses with a text as long as the payment key."""
 
     async def confirm_payment(self, request: Any, context: Any) -> Any:
         self.deadline_s = context.time_remaining()
@@ -78,7 +85,7 @@ class Refusing:
 
 @needs_nginx
 @pytest.mark.parametrize("length", [1, 5000])
-async def test_a_refusal_arrives_whole(tmp_path: Path, length: int) -> None:
+async def test_refusal_arrives_complete(tmp_path: Path, length: int) -> None:
     async with (
         serving(Refusing()) as addresses,
         through_nginx(addresses, tmp_path) as stub,
@@ -86,7 +93,7 @@ async def test_a_refusal_arrives_whole(tmp_path: Path, length: int) -> None:
         request = payment_pb2.ConfirmPaymentRequest(payment_key="k" * length)
         error = await refusal(stub, request)
     assert error.code() == grpc.StatusCode.ABORTED
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has all that is asked of it
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has all attributes that are read
     assert status is not None
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
@@ -108,7 +115,7 @@ async def test_deadline_and_metadata_arrive(tmp_path: Path) -> None:
 
 
 @needs_nginx
-async def test_a_replica_that_is_gone_is_passed_over(tmp_path: Path) -> None:
+async def test_stopped_replica_is_skipped(tmp_path: Path) -> None:
     async with serving(Payments(careless=True)) as gone:
         pass
     async with (
@@ -120,7 +127,7 @@ async def test_a_replica_that_is_gone_is_passed_over(tmp_path: Path) -> None:
 
 
 @needs_nginx
-async def test_without_any_replica_the_service_is_unavailable(tmp_path: Path) -> None:
+async def test_without_a_replica_the_service_is_unavailable(tmp_path: Path) -> None:
     async with serving(Payments(careless=True)) as gone:
         pass
     async with through_nginx(gone, tmp_path) as stub:
@@ -130,8 +137,8 @@ async def test_without_any_replica_the_service_is_unavailable(tmp_path: Path) ->
 
 
 @needs_nginx
-async def test_a_call_that_was_sent_is_not_sent_again(tmp_path: Path) -> None:
-    """Each replica takes the call and drops the connection, as one that is killed does."""
+async def test_call_that_was_sent_is_not_sent_again(tmp_path: Path) -> None:
+    """Each replica accepts the call and closes the connection, as a killed one does."""
     reached = 0
 
     async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -158,10 +165,12 @@ async def test_a_call_that_was_sent_is_not_sent_again(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def conducted(say: Any, count: Any, **changes: Any) -> AsyncIterator[tuple[GrpcServer, str]]:
-    """A server as the services run it, with Echo mounted; drained at the end."""
+async def echo_server(
+    say: Any, count: Any, **changes: Any
+) -> AsyncIterator[tuple[GrpcServer, str]]:
+    """A server as the services run it, with Echo; drained at the end."""
     server = GrpcServer(echo.settings(**changes), ready=echo.always_ready)
-    server.mount(echo.add, echo.Echo(say, count), echo.NAME)
+    server.mount(echo.add, echo.Echo(say, count))
     address = f"127.0.0.1:{await server.start()}"
     try:
         yield server, address
@@ -169,24 +178,14 @@ async def conducted(say: Any, count: Any, **changes: Any) -> AsyncIterator[tuple
         await server.drain()
 
 
-@asynccontextmanager
-async def echoing_through_nginx(
-    replicas: Sequence[str], tmp_path: Path
-) -> AsyncIterator[echo.EchoStub]:
-    services = {"echo": replicas}
-    with nginx.round_robin(services, tmp_path / "nginx", tmp_path / "nginx.log") as front:
-        async with grpc.aio.insecure_channel(front["echo"][0]) as channel:
-            yield echo.EchoStub(channel)
-
-
 @needs_nginx
-async def test_a_connections_age_costs_no_call_and_a_drain_only_some_that_were_never_read(
+async def test_connection_age_fails_no_call_and_drain_only_unread_ones(
     tmp_path: Path,
 ) -> None:
-    """Both end connections by GOAWAY while calls are under way, and nginx follows no health.
+    """Both end connections by GOAWAY while calls are under way, and nginx does not check health.
 
-    So it goes on sending calls to a server that stops, which resets those that it has not read.
-    Their clients repeat them: the next one is served.
+    It continues to send calls to a server that stops, which resets those that it has not read.
+    Their clients repeat them, and another server answers.
     """
     clients: set[str] = set()
     called = asyncio.Event()
@@ -205,10 +204,11 @@ async def test_a_connections_age_costs_no_call_and_a_drain_only_some_that_were_n
 
     quick = {"max_connection_age_s": 1.0, "grace_s": 10.0, "drain_delay_s": 0.0}
     async with (
-        conducted(say, None, **quick) as (drained, first),
-        conducted(say, None, **quick) as (_, second),
-        echoing_through_nginx([first, second], tmp_path) as stub,
+        echo_server(say, None, **quick) as (drained, first),
+        echo_server(say, None, **quick) as (_, second),
+        nginx_channel("echo", [first, second], tmp_path) as channel,
     ):
+        stub = echo.EchoStub(channel)
         cut_off: list[grpc.StatusCode] = []
 
         async def call_again_and_again() -> None:
@@ -221,7 +221,7 @@ async def test_a_connections_age_costs_no_call_and_a_drain_only_some_that_were_n
         async with asyncio.timeout(2 * CALL_LIMIT_S), asyncio.TaskGroup() as callers:
             for _ in range(8):
                 callers.create_task(call_again_and_again())
-            # More connections than callers: those of the first age have all been replaced.
+            # More connections than callers: all of the first ones have been replaced.
             await seen(5 * 8)
             assert not cut_off
             await drained.drain()
@@ -231,7 +231,7 @@ async def test_a_connections_age_costs_no_call_and_a_drain_only_some_that_were_n
 
 
 @needs_nginx
-async def test_a_stream_whose_replica_dies_is_told_as_one_without_an_answer(tmp_path: Path) -> None:
+async def test_stream_of_a_dead_replica_ends_without_an_answer(tmp_path: Path) -> None:
     received = Received()
 
     async def states(_: Any) -> AsyncIterator[Any]:
@@ -241,25 +241,25 @@ async def test_a_stream_whose_replica_dies_is_told_as_one_without_an_answer(tmp_
         if received.attempts["WatchOrder"] == 1:
             await asyncio.Event().wait()
 
-    told: list[TallyError] = []
+    errors: list[TallyError] = []
     async with (
-        answering(received, (WATCH_ORDER, states)) as replica,
-        Wire.to(replica) as wire,
+        fake_server(received, WatchOrder=states) as replica,
+        TcpProxy.to(replica) as wire,
     ):
         services = {"order": [wire.address]}
         with nginx.round_robin(services, tmp_path / "nginx", tmp_path / "nginx.log") as front:
-            async with Tally(order=front["order"][0], on_repeat=told.append) as tally:
+            async with Tally(order=front["order"][0], on_repeat=errors.append) as tally:
                 request = order_pb2.WatchOrderRequest(order_id="o1", user_id="ada")
                 watching = tally.order.watch_order(request)
                 assert (await anext(watching)).order.version == 1
                 wire.cut()
-                # Taken up again, though nginx resets the stream, which gRPC calls INTERNAL.
+                # The watch resumes, though nginx resets the stream, which gRPC reports as INTERNAL.
                 assert [state.order.version async for state in watching] == [2]
-    assert [type(error) for error in told] == [NoAnswer]
+    assert [type(error) for error in errors] == [NoAnswer]
 
 
 @needs_nginx
-async def test_a_request_beyond_all_limits_is_told_so(tmp_path: Path) -> None:
+async def test_request_above_the_size_limit_is_refused(tmp_path: Path) -> None:
     async with (
         serving(Payments(careless=True)) as addresses,
         through_nginx(addresses, tmp_path) as stub,
@@ -270,7 +270,7 @@ async def test_a_request_beyond_all_limits_is_told_so(tmp_path: Path) -> None:
     assert error.details() == "The request is too large."
 
 
-def test_without_nginx_it_is_said_what_to_install(
+def test_missing_nginx_is_reported_with_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

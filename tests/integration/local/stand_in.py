@@ -1,6 +1,6 @@
-"""Stands in for a service in tests of the runner: migrates, serves health, and ends on SIGTERM.
+"""A stand-in for a service in tests of the runner: migrates, serves health, ends on SIGTERM.
 
-A file `fail` beside its package makes it end at start, a file `linger` makes it never ready.
+With a file `fail` in its package it ends at start, with a file `linger` it is never ready.
 """
 
 import os

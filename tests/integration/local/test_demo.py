@@ -1,4 +1,4 @@
-"""The demo as a newcomer meets it: a process of its own."""
+"""The demo as a process of its own, and the data directory it prepares."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 import pytest
 
 from deploy.local.data_dir import locked
-from deploy.local.demo.fresh import MARKER, fresh
+from deploy.local.demo.fresh_data_dir import MARKER, prepare_data_dir
 from deploy.local.errors import RunnerError
 from deploy.local.plan import PROJECT
 from deploy.local.secret_files import read_json
@@ -22,16 +23,14 @@ from tests.integration.local.test_runner import (
     PATIENCE_S,
     alive,
     descendants_of,
+    environment_without_tally,
     free_base_port,
     wait_for,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-KILLS_A_BALANCE_REPLICA = "2"
-# Most of it is waiting: for leases to run out and for a forgotten order to expire.
-DEMO_LIMIT_S = 90.0
+KILLS_A_BALANCE_REPLICA: Final = "2"
+DEMO_LIMIT_S: Final = 90.0
+"""Most of it is waiting: for leases to run out and for an unpaid order to expire."""
 
 
 class Demo:
@@ -48,7 +47,7 @@ class Demo:
                     *("--base-port", str(free_base_port()), "--gateway-latency-ms", "5-20"),
                 ],
                 cwd=PROJECT,
-                env={name: value for name, value in os.environ.items() if "TALLY_" not in name},
+                env=environment_without_tally(),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -74,7 +73,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     running.process.wait(PATIENCE_S)
 
 
-def test_the_books_balance_after_a_kill_and_nothing_is_left(demo: Demo) -> None:
+def test_books_balance_after_a_kill_and_no_process_is_left(demo: Demo) -> None:
     demo.wait_for_line("The sale")
     descendants = descendants_of(demo.process.pid)
     assert demo.process.wait(DEMO_LIMIT_S) == 0, demo.output
@@ -85,7 +84,7 @@ def test_the_books_balance_after_a_kill_and_nothing_is_left(demo: Demo) -> None:
     demo.assert_nothing_left(descendants)
 
 
-def test_a_death_that_is_not_its_own_doing_ends_it(demo: Demo) -> None:
+def test_death_of_a_needed_process_ends_the_demo(demo: Demo) -> None:
     demo.wait_for_line("charge balances")
     descendants = descendants_of(demo.process.pid)
     recorded = read_json(demo.data_dir / "processes.json") or {}
@@ -98,38 +97,38 @@ def test_a_death_that_is_not_its_own_doing_ends_it(demo: Demo) -> None:
 
 def test_data_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    fresh(data_dir, pytest.fail)
+    prepare_data_dir(data_dir, pytest.fail)
     with locked(data_dir):
         (data_dir / "old").touch()
-    fresh(data_dir, pytest.fail)
+    prepare_data_dir(data_dir, pytest.fail)
     assert [file.name for file in tmp_path.rglob("*")] == ["data", MARKER]
 
 
 def test_data_of_a_user_is_moved_aside(tmp_path: Path) -> None:
-    data_dir, told = tmp_path / "data", list[str]()
+    data_dir, reported = tmp_path / "data", list[str]()
     with locked(data_dir):
         (data_dir / "mine").write_text("precious")
-    fresh(data_dir, told.append)
+    prepare_data_dir(data_dir, reported.append)
     (aside,) = tmp_path.glob("data-before-demo-*")
     assert (aside / "mine").read_text() == "precious"
-    assert told == [f"your data in {data_dir} was moved to {aside}"]
+    assert reported == [f"your data in {data_dir} was moved to {aside}"]
     assert [file.name for file in data_dir.iterdir()] == [MARKER]
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_directory_without_a_stack_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("precious")
     with pytest.raises(RunnerError, match="something else"):
-        fresh(tmp_path, pytest.fail)
+        prepare_data_dir(tmp_path, pytest.fail)
     assert [file.name for file in tmp_path.iterdir()] == ["letter"]
 
 
-def test_a_running_stack_is_left_alone(tmp_path: Path) -> None:
+def test_running_stack_is_left_unchanged(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(RunnerError, match="in use by another runner"):
-        fresh(tmp_path, pytest.fail)
+        prepare_data_dir(tmp_path, pytest.fail)
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 
 
-def test_nothing_is_moved_when_the_demo_cannot_start(tmp_path: Path) -> None:
+def test_nothing_is_moved_if_a_port_is_taken(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with locked(data_dir):
         (data_dir / "mine").touch()

@@ -1,4 +1,4 @@
-"""What the servers of `local` make of their Secrets, and the addresses the services are given."""
+"""The servers of the `local` overlay with their Secrets, and the addresses in the Secrets."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deploy.local.processes import Child, free_port
 from deploy.local.valkey import binary
 
 
-async def test_every_role_reaches_its_own_database_and_no_other(tmp_path: Path) -> None:
-    """On a server of its own: the script sets the passwords of roles that others log in as."""
+async def test_role_reaches_its_own_database_and_no_other(tmp_path: Path) -> None:
+    """On its own server: the script sets the passwords of roles that other tests use."""
     found = {each["metadata"]["name"]: each["stringData"] for each in local_secret_objects()}
     with PostgresServer(tmp_path / "postgres", durable=False) as server:
         server.run_sql(found["postgres"]["roles.sql"])
@@ -41,7 +41,7 @@ async def test_every_role_reaches_its_own_database_and_no_other(tmp_path: Path) 
 
 
 def redis_as_rendered(directory: Path, secrets: dict[str, dict[str, str]]) -> list[str | Path]:
-    """The command of the pod, with the wheel's program and its mounts in ``directory``."""
+    """The pod's command, with the installed program and with its mounts in ``directory``."""
     (rendered,) = (
         each["spec"]["template"]["spec"]
         for each in objects("local")
@@ -68,12 +68,12 @@ def redis_as_rendered(directory: Path, secrets: dict[str, dict[str, str]]) -> li
     return [binary(), *map(here, words[1:])]
 
 
-def test_redis_as_rendered_takes_the_services_password_and_no_other(tmp_path: Path) -> None:
+def test_redis_as_rendered_requires_the_services_password(tmp_path: Path) -> None:
     secrets = {each["metadata"]["name"]: each["stringData"] for each in local_secret_objects()}
     port = free_port()
     child = Child(
         "valkey",
-        # A pod has its address for itself; here, others listen on 6379.
+        # A pod has its own address; on this machine, others may listen on 6379.
         [*redis_as_rendered(tmp_path, secrets), "--port", str(port), "--bind", "127.0.0.1"],
         log_file=tmp_path / "valkey.log",
         env={"LC_ALL": "C"},

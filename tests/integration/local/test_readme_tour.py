@@ -1,21 +1,19 @@
-"""The tour of the README, typed as a reader would and compared with what it shows."""
+"""The tour of the README: its commands are run, and their output is compared with the README."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 from deploy.local.plan import PROJECT, Plan
 from deploy.local.stack import Stack
 from tests.integration.local.test_runner import free_base_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HEADING: Final = "## A tour with grpcurl\n"
 BASE_PORT: Final = 50050
@@ -28,7 +26,7 @@ _TIME: Final = re.compile(r'(?<=_time": ")\d{4}-\d\d-\d\dT[\d:.]+Z')
 
 @dataclass(frozen=True)
 class Step:
-    """A command, several lines if need be, and what it is said to print."""
+    """A command, of one or more lines, and the output that the README shows."""
 
     command: str
     output: str
@@ -48,7 +46,7 @@ def tour(text: str) -> list[Step]:
 
 
 def command_lines(lines: list[str]) -> int:
-    """How many lines the command takes: until no quote is open and no backslash at the end."""
+    """The number of its lines: it ends when no quote is open and no backslash is at the end."""
     quoted = False
     for number, line in enumerate(lines, 1):
         quoted ^= line.count("'") % 2 == 1
@@ -59,12 +57,12 @@ def command_lines(lines: list[str]) -> int:
 
 @dataclass
 class Reader:
-    """Types the commands into a shell of this project, for a stack on other ports."""
+    """Runs the commands in a shell, for a stack on other ports."""
 
     base_port: int
     aliases: str = ""
     ids: dict[str, str] = field(default_factory=dict)
-    """Of each id in the README, the one that this stack has given instead."""
+    """For each id in the README, the id that this stack returned."""
 
     def follow(self, step: Step) -> None:
         """Run the command and compare. Ids and times may differ, but ids only consistently."""
@@ -72,11 +70,11 @@ class Reader:
             self.aliases += step.command
             assert step.output == ""
             return
-        told = self.run(step.command)
-        assert normal(told) == normal(step.output), step.command
-        for ours, its in zip(_ID.findall(step.output), _ID.findall(told), strict=True):
-            assert self.ids.setdefault(ours, its) == its, f"another id than before: {ours}"
-        assert len(set(self.ids.values())) == len(self.ids), "two ids have become one"
+        output = self.run(step.command)
+        assert normal(output) == normal(step.output), step.command
+        for shown, actual in zip(_ID.findall(step.output), _ID.findall(output), strict=True):
+            assert self.ids.setdefault(shown, actual) == actual, f"another id than before: {shown}"
+        assert len(set(self.ids.values())) == len(self.ids), "two ids are the same"
 
     def run(self, command: str) -> str:
         command = _ADDRESS.sub(self.address, command)
@@ -102,7 +100,7 @@ def normal(output: str) -> str:
 
 @pytest.fixture
 def base_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The ports of a stack as `make up` starts it, but for a gateway and a limit that are fast."""
+    """The ports of a stack as `make up` starts it, with a fast gateway and a short time limit."""
     monkeypatch.setenv("TALLY_PAYMENT_GATEWAY_TIMEOUT_S", "1")
     plan = Plan(data_dir=tmp_path / "data", base_port=free_base_port(), gateway_latency_ms=(5, 20))
     with Stack(plan, print):
@@ -110,7 +108,7 @@ def base_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 @pytest.mark.timeout(240)
-def test_the_tour_prints_what_the_readme_shows(base_port: int) -> None:
+def test_tour_prints_what_the_readme_shows(base_port: int) -> None:
     steps = tour((PROJECT / "README.md").read_text(encoding="utf-8"))
     assert len(steps) >= 20
     reader = Reader(base_port)
@@ -119,9 +117,11 @@ def test_the_tour_prints_what_the_readme_shows(base_port: int) -> None:
     assert len(reader.ids) >= 5
 
 
-def test_another_output_is_noticed() -> None:
-    first, its, second, third = (f"01a1fd8e-09ed-7408-a568-93dc6875052{digit}" for digit in "abcd")
-    reader = Reader(BASE_PORT, ids={first: its, second: second})
+def test_other_output_fails() -> None:
+    first, actual, second, third = (
+        f"01a1fd8e-09ed-7408-a568-93dc6875052{digit}" for digit in "abcd"
+    )
+    reader = Reader(BASE_PORT, ids={first: actual, second: second})
     reader.follow(Step(f"echo {first}\n", f"{first}\n"))
     with pytest.raises(AssertionError, match="echo other"):
         reader.follow(Step("echo other\n", "one\n"))
@@ -129,8 +129,3 @@ def test_another_output_is_noticed() -> None:
         reader.follow(Step(f"echo {second}\n", f"{first}\n"))
     with pytest.raises(AssertionError, match="two ids"):
         reader.follow(Step(f"echo {first}\n", f"{third}\n"))
-
-
-def test_a_command_ends_where_its_quotes_and_continuations_end() -> None:
-    page = HEADING + "```console\n$ one 'a\n  b' \\\n    c | d\nout\n$ two\n```\n\n## Next\n"
-    assert tour(page) == [Step("one 'a\n  b' \\\n    c | d\n", "out\n"), Step("two\n", "")]

@@ -1,4 +1,4 @@
-"""The runner as its users meet it: a process of its own, with stand-ins for the services."""
+"""The runner as a process of its own, with stand-ins for the services."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 import pytest
@@ -22,16 +23,12 @@ from deploy.local import plan
 from deploy.local.data_dir import Registry
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import Child, free_port, stop_all
-from deploy.local.state import audited
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from deploy.local.valkey import ValkeyServer
+from deploy.local.state import audit_urls
+from deploy.local.valkey import ValkeyServer
 
 PATIENCE_S = 60.0
-# What a stack of four replicas spans: each replica is 100 ports higher.
 STACK_PORTS = 400
+"""The ports of four replicas: each replica is 100 ports higher."""
 
 
 class Project:
@@ -60,8 +57,7 @@ class Project:
                 *("--gateway-latency-ms", "5-20", *arguments),
             ],
             cwd=self.home,
-            env={name: value for name, value in os.environ.items() if "TALLY_" not in name}
-            | environment,
+            env=environment_without_tally() | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -103,7 +99,7 @@ def make_project(tmp_path: Path) -> Iterator[Callable[..., Project]]:
             runner.communicate(timeout=PATIENCE_S)
 
 
-async def test_a_stack_from_start_to_stop(make_project: Callable[..., Project]) -> None:
+async def test_stack_from_start_to_stop(make_project: Callable[..., Project]) -> None:
     project = make_project("balance", "payment")
     runner, ready = project.up_and_ready("--replicas", "2")
     base = project.base_port
@@ -118,10 +114,10 @@ async def test_a_stack_from_start_to_stop(make_project: Callable[..., Project]) 
     assert re.fullmatch(rf"redis://\S+@127.0.0.1:{base + 7}/0", ready["redis"])
     descendants = descendants_of(runner.pid)
     assert {pid for pids in ready["pids"].values() for pid in pids} < descendants
-    told = project.data_dir.joinpath("logs/balance-0.log").read_text()
-    assert "TALLY_BALANCE_DATABASE_URL" in told
-    assert "OWNER" not in told
-    assert "PAYMENT" not in told
+    variables = project.data_dir.joinpath("logs/balance-0.log").read_text()
+    assert "TALLY_BALANCE_DATABASE_URL" in variables
+    assert "OWNER" not in variables
+    assert "PAYMENT" not in variables
 
     second = project.up()
     _, complaint = second.communicate(timeout=PATIENCE_S)
@@ -131,19 +127,19 @@ async def test_a_stack_from_start_to_stop(make_project: Callable[..., Project]) 
     )
 
     postgres = PostgresServer(project.data_dir / "postgres", base + 6)
-    postgres.load()
+    postgres.files.load_passwords()
     connection = await asyncpg.connect(postgres.urls("balance").owner)
     await connection.execute("CREATE TABLE kept AS SELECT 7 AS id")
     await connection.execute("GRANT SELECT ON kept TO tally_balance_audit")
     await connection.close()
-    async with audited(project.data_dir) as urls:
+    with audit_urls(project.data_dir) as urls:
         assert await count_kept(urls["balance"]) == 1
 
     os.kill(ready["pids"]["balance"][1], signal.SIGKILL)
     assert runner.stdout is not None
     line = next(line for line in runner.stdout if "SIGKILL" in line)
     assert f"balance-1 (pid {ready['pids']['balance'][1]})" in line
-    assert "the rest goes on" in line
+    assert "the others continue" in line
     assert all(alive(pid) for pid in (ready["pids"]["balance"][0], *ready["pids"]["payment"]))
 
     runner.send_signal(signal.SIGINT)
@@ -152,12 +148,12 @@ async def test_a_stack_from_start_to_stop(make_project: Callable[..., Project]) 
     assert (runner.returncode, complaint) == (0, "")
     project.assert_nothing_left(descendants)
 
-    async with audited(project.data_dir) as urls:
+    with audit_urls(project.data_dir) as urls:
         assert await count_kept(urls["balance"]) == 1
     project.assert_nothing_left(set())
 
 
-def test_a_killed_runner_leaves_nothing_and_can_be_started_again(
+def test_killed_runner_leaves_nothing_and_can_be_started_again(
     make_project: Callable[..., Project],
 ) -> None:
     project = make_project("balance")
@@ -179,7 +175,7 @@ def test_a_killed_runner_leaves_nothing_and_can_be_started_again(
     project.assert_nothing_left(descendants)
 
 
-def test_a_replica_that_fails_at_start_is_shown_and_nothing_is_left(
+def test_replica_that_fails_at_start_is_reported_and_nothing_is_left(
     make_project: Callable[..., Project],
 ) -> None:
     project = make_project("balance", "coupon")
@@ -192,7 +188,7 @@ def test_a_replica_that_fails_at_start_is_shown_and_nothing_is_left(
     project.assert_nothing_left(set())
 
 
-def test_it_can_be_stopped_before_it_is_ready(make_project: Callable[..., Project]) -> None:
+def test_runner_can_be_stopped_before_it_is_ready(make_project: Callable[..., Project]) -> None:
     project = make_project("balance")
     (project.home / "balance_service" / "linger").touch()
     runner = project.up()
@@ -230,7 +226,7 @@ def test_servers_named_in_the_environment_are_used(
     assert descendants_of(runner.pid) == {pid for pids in ready["pids"].values() for pid in pids}
 
 
-def test_taken_ports_are_told_in_one_line(make_project: Callable[..., Project]) -> None:
+def test_taken_port_is_reported_in_one_line(make_project: Callable[..., Project]) -> None:
     project = make_project("balance")
     with socket.create_server(("127.0.0.1", project.base_port + 101)):
         runner = project.up()
@@ -255,7 +251,7 @@ def test_taken_ports_are_told_in_one_line(make_project: Callable[..., Project]) 
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_done_is_told_in_one_line(
+def test_wrong_option_is_reported_in_one_line(
     make_project: Callable[..., Project], arguments: tuple[str, ...]
 ) -> None:
     runner = make_project("balance").up(*arguments)
@@ -264,7 +260,7 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert re.fullmatch(r"error: [^\n]+\n", complaint)
 
 
-def test_survivors_are_cleared_and_strangers_are_not(tmp_path: Path) -> None:
+def test_survivors_are_killed_and_other_processes_are_not(tmp_path: Path) -> None:
     survivor, stranger = (
         Child(name, ["/bin/sleep", "60"], log_file=tmp_path / name, env={})
         for name in ("survivor", "stranger")
@@ -276,14 +272,14 @@ def test_survivors_are_cleared_and_strangers_are_not(tmp_path: Path) -> None:
     recorded = json.loads(record.read_text())
     recorded[str(stranger.pid)] = "another boot:1"
     record.write_text(json.dumps(recorded))
-    assert Registry(tmp_path).clear_survivors() == 1
+    assert Registry(tmp_path).kill_survivors() == 1
     assert survivor.exit_code() == -signal.SIGKILL
     assert stranger.exit_code() is None
     assert not record.exists()
     stranger.stop()
 
 
-def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     log_file = tmp_path / "log"
     script = "trap '' TERM; echo deaf; while :; do sleep 1; done"
     child = Child("deaf", ["/bin/sh", "-c", script], log_file=log_file, env={"PATH": os.defpath})
@@ -300,11 +296,15 @@ async def count_kept(url: str) -> int:
         await connection.close()
 
 
-def free_base_port() -> int:
-    """Return a base whose ports, of two replicas, were all free a moment ago.
+def environment_without_tally() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if "TALLY_" not in name}
 
-    It takes seconds until a stack holds all of them: each process that runs tests at the same time
-    chooses among ports of its own.
+
+def free_base_port() -> int:
+    """A base whose ports, of two replicas, were all free a moment ago.
+
+    A stack opens all of them within seconds, not at once: each process that runs tests at the same
+    time has a range of its own.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

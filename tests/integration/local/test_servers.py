@@ -1,3 +1,5 @@
+"""The local PostgreSQL and Valkey servers: roles, durability, and what a crash leaves behind."""
+
 from __future__ import annotations
 
 import json
@@ -7,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -18,12 +19,10 @@ from redis.retry import Retry
 from deploy.local.errors import RunnerError
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import free_port
-
-if TYPE_CHECKING:
-    from deploy.local.valkey import ValkeyServer
+from deploy.local.valkey import ValkeyServer
 
 
-async def test_each_role_may_do_its_part_and_sees_no_other_services_database(
+async def test_roles_have_their_rights_and_reach_no_other_database(
     postgres_server: PostgresServer,
 ) -> None:
     mine, other = (postgres_server.provision(service) for service in ("mine", "other"))
@@ -47,7 +46,7 @@ async def test_each_role_may_do_its_part_and_sees_no_other_services_database(
     assert postgres_server.provision("other") == other
 
 
-async def test_a_clone_has_the_templates_tables_and_its_own_door(
+async def test_clone_has_the_templates_tables_and_admits_its_roles_only(
     postgres_server: PostgresServer,
 ) -> None:
     urls = postgres_server.provision("cloned")
@@ -67,9 +66,7 @@ async def test_a_clone_has_the_templates_tables_and_its_own_door(
     owner.terminate()
 
 
-def test_a_server_is_durable_unless_told_otherwise(
-    tmp_path: Path, postgres_server: PostgresServer
-) -> None:
+def test_server_is_durable_by_default(tmp_path: Path, postgres_server: PostgresServer) -> None:
     ask = "SELECT current_setting('fsync'), current_setting('synchronous_commit')"
     assert postgres_server.run_sql(ask).strip() == "off|off"
     with PostgresServer(tmp_path) as server:
@@ -78,7 +75,7 @@ def test_a_server_is_durable_unless_told_otherwise(
         assert server.run_sql("SHOW unix_socket_directories").strip() == ""
 
 
-def test_valkey_answers_with_the_password_only(valkey_server: ValkeyServer) -> None:
+def test_valkey_requires_the_password(valkey_server: ValkeyServer) -> None:
     with redis.Redis.from_url(valkey_server.url) as client:
         assert client.ping()
     with (
@@ -99,7 +96,7 @@ time.sleep(60)
 """
 
 
-def test_a_server_dies_with_its_owner_and_its_data_lives_on(tmp_path: Path) -> None:
+def test_server_dies_with_its_owner_and_its_data_remains(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER_OF_A_SERVER, tmp_path],
         stdout=subprocess.PIPE,
@@ -113,7 +110,7 @@ def test_a_server_dies_with_its_owner_and_its_data_lives_on(tmp_path: Path) -> N
         assert server.run_sql("SELECT count(*) FROM kept").strip() == "1"
 
 
-def test_a_server_that_outlived_its_owner_is_cleared(tmp_path: Path) -> None:
+def test_server_that_survived_its_owner_is_stopped(tmp_path: Path) -> None:
     left_over = PostgresServer(tmp_path, durable=False)
     left_over.start()
     with PostgresServer(tmp_path, durable=False) as server:
@@ -122,12 +119,12 @@ def test_a_server_that_outlived_its_owner_is_cleared(tmp_path: Path) -> None:
         assert server.run_sql("SELECT 1").strip() == "1"
 
 
-def test_a_pid_file_of_a_dead_server_is_no_obstacle(tmp_path: Path) -> None:
+def test_pid_file_with_the_pid_of_another_program_is_ignored(tmp_path: Path) -> None:
     first = PostgresServer(tmp_path, durable=False)
     first.start()
     assert first.child is not None
     first.child.stop(signal.SIGKILL)
-    # The pid now belongs to some other program of the same user.
+    # The pid now belongs to another program of the same user.
     with subprocess.Popen(["sleep", "60"], user=first.files.pgdata.stat().st_uid) as stranger:
         pid_file = first.files.pgdata / "postmaster.pid"
         pid_file.write_text(
@@ -139,13 +136,15 @@ def test_a_pid_file_of_a_dead_server_is_no_obstacle(tmp_path: Path) -> None:
         stranger.kill()
 
 
-def test_a_taken_port_is_told_in_one_line(tmp_path: Path, postgres_server: PostgresServer) -> None:
+def test_taken_port_is_reported_in_one_line(
+    tmp_path: Path, postgres_server: PostgresServer
+) -> None:
     server = PostgresServer(tmp_path, postgres_server.port, durable=False)
     with pytest.raises(RunnerError, match=rf"^port {postgres_server.port} .* is taken$"):
         server.start()
 
 
-def test_initdb_cut_short_is_done_again(tmp_path: Path) -> None:
+def test_interrupted_initdb_is_repeated(tmp_path: Path) -> None:
     unfinished = tmp_path / "pgdata.unfinished"
     unfinished.mkdir()
     (unfinished / "PG_VERSION").write_text("18\n")
@@ -154,7 +153,7 @@ def test_initdb_cut_short_is_done_again(tmp_path: Path) -> None:
     assert not unfinished.exists()
 
 
-def test_a_directory_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+def test_unusable_directory_is_reported_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     empty, older, locked_out = tmp_path / "empty", tmp_path / "older", tmp_path / "locked_out"

@@ -1,1 +1,1 @@
-"""The manifests, run: what the rendered overlay says, as local processes."""
+"""The rendered overlay, run as local processes."""

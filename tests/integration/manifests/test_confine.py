@@ -1,4 +1,4 @@
-"""Containers of the test's cluster write to their volumes only, as on a read-only root."""
+"""A container of the test cluster writes to its volumes only, as with a read-only root."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_landlock = pytest.mark.skipif(
 
 
 def confined(tmp_path: Path, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the code as a container whose one volume is ``tmp_path / "volume"``."""
+    """Run code as a container with the one volume ``tmp_path / "volume"``."""
     directory, volume = tmp_path / "root", tmp_path / "volume"
     directory.mkdir(mode=0o555, exist_ok=True)
     volume.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def confined(tmp_path: Path, code: str, *arguments: object) -> subprocess.Comple
     )
 
 
-def test_what_is_mounted_to_be_written_to_can_be(tmp_path: Path) -> None:
+def test_a_writable_volume_is_writable(tmp_path: Path) -> None:
     done = confined(tmp_path, WRITE, tmp_path / "volume/file")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "volume/file").exists()
@@ -50,7 +50,7 @@ def test_what_is_mounted_to_be_written_to_can_be(tmp_path: Path) -> None:
 
 @needs_landlock
 @pytest.mark.parametrize("place", [Path(), PROJECT, Path("/tmp"), Path("/dev/shm")])
-def test_nothing_else_can(tmp_path: Path, place: Path) -> None:
+def test_no_other_directory_is_writable(tmp_path: Path, place: Path) -> None:
     file = place / "tally-test-of-a-write"
     done = confined(tmp_path, WRITE, file)
     assert "PermissionError" in done.stderr
@@ -58,6 +58,6 @@ def test_nothing_else_can(tmp_path: Path, place: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_root_runs_it_as_the_user_of_the_manifest(tmp_path: Path) -> None:
+def test_root_runs_a_container_as_the_manifest_s_user(tmp_path: Path) -> None:
     done = confined(tmp_path, WHO)
     assert done.stdout.strip() == f"{POD.uid} {POD.gid} []", done.stderr

@@ -1,6 +1,6 @@
-"""What the rendered `multi-replica-test` overlay says comes up and does business.
+"""The rendered overlay `multi-replica-test` starts and serves orders.
 
-Four replicas of balance and one of each other here; all of them in `make test-replicas`.
+With four replicas of balance and one of each other service; `make test-replicas` runs all of them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pytest
 import pytest_asyncio
 from dnslib import RCODE, DNSRecord
 
-from common.channels import open_channel
-from common.status import from_rpc_error
+from common.rpc.channels import open_channel
+from common.rpc.status import from_rpc_error
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tests.support.balances import charge
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
 from tests.support.cluster.network import DNS_PORT
 from tests.support.cluster.probes import failure
-from tests.support.patience import LONG_S
+from tests.support.time_limits import LONG_S
 from tests.support.traffic import scenarios
 from tests.support.traffic.client import opened, replica_of
 from tests.support.traffic.shoppers import Shoppers
@@ -44,22 +44,22 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 async def test_an_order_is_paid_by_coupon_balance_and_gateway(cluster: Cluster) -> None:
     async with opened(cluster) as client:
-        shoppers = await Shoppers.invited(client)
+        shoppers = await Shoppers.create(client)
         await shoppers.shop("manifest-shopper")
         await shoppers.check_books()
         assert not client.record.failed
     await scenarios.audited(cluster)
 
 
-async def test_what_is_applied_all_at_once_becomes_ready(tmp_path: Path) -> None:
+async def test_an_overlay_applied_all_at_once_becomes_ready(tmp_path: Path) -> None:
     objects = load(OVERLAY)
     async with Cluster.start(objects, tmp_path, ALL_AT_ONCE, migrations_first=False) as cluster:
         pods = [pod for service in REPLICAS for pod in cluster.pods(service)]
         assert [pod.ends for pod in pods] == [[]] * len(pods)
         async with opened(cluster) as client:
-            shoppers = await Shoppers.invited(client)
-            # The order service may have looked for its peers when none was ready yet, and looks
-            # again some seconds later: whoever pays before is told to try anew.
+            shoppers = await Shoppers.create(client)
+            # The order service may have resolved its peers while none was ready, and resolves
+            # them again after some seconds; a payment before then fails as unavailable.
             numbers = itertools.count()
             async with asyncio.timeout(LONG_S):
                 while not shoppers.done:
@@ -71,7 +71,7 @@ async def test_what_is_applied_all_at_once_becomes_ready(tmp_path: Path) -> None
         await scenarios.audited(cluster)
 
 
-async def test_replicas_are_named_as_their_pods(cluster: Cluster) -> None:
+async def test_replicas_have_the_names_of_their_pods(cluster: Cluster) -> None:
     for service, count in REPLICAS.items():
         pods = cluster.pods(service)
         assert len(pods) == count
@@ -96,22 +96,22 @@ async def test_every_probe_passes_and_metrics_are_served(cluster: Cluster) -> No
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 async def test_names_resolve_as_in_a_cluster(cluster: Cluster, tcp: bool) -> None:
-    async def asked(name: str) -> DNSRecord:
+    async def lookup(name: str) -> DNSRecord:
         query = DNSRecord.question(name)
         packet = await asyncio.to_thread(query.send, cluster.network.first, DNS_PORT, tcp, 30)
         return DNSRecord.parse(packet)
 
     pods = {pod.address for pod in cluster.pods("balance")}
     for suffix in ("", ".tally", ".tally.svc", ".tally.svc.cluster.local"):
-        headless = await asked(f"balance-headless{suffix}")
+        headless = await lookup(f"balance-headless{suffix}")
         assert {str(record.rdata) for record in headless.rr} == pods
-        (own,) = (await asked(f"balance{suffix}")).rr
+        (own,) = (await lookup(f"balance{suffix}")).rr
         assert str(own.rdata) not in pods
     for name in ("nobody", "balance.elsewhere"):
-        assert (await asked(name)).header.rcode == RCODE.NXDOMAIN
+        assert (await lookup(name)).header.rcode == RCODE.NXDOMAIN
 
 
-async def test_the_service_with_an_address_of_its_own_reaches_the_pods(cluster: Cluster) -> None:
+async def test_a_service_with_a_cluster_ip_reaches_the_pods(cluster: Cluster) -> None:
     channel = open_channel(cluster.target("balance"))
     try:
         call = BalanceServiceStub(channel).ChargeBalance(charge("proxied", 5, "c"), timeout=30)
@@ -122,7 +122,7 @@ async def test_the_service_with_an_address_of_its_own_reaches_the_pods(cluster: 
         await channel.close()
 
 
-async def test_a_container_that_died_is_started_again(cluster: Cluster) -> None:
+async def test_a_killed_container_is_started_again(cluster: Cluster) -> None:
     pod = cluster.pods("coupon")[0]
     await cluster.kill(pod)
     assert pod.ends == ["was ended by SIGKILL"]

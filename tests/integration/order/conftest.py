@@ -1,43 +1,28 @@
-"""An order service of two replicas for each test, with Redis and without."""
+"""Two replicas of the order service for each test, with Redis and without; or the whole stack."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
-from tests.support.databases import Databases
-from tests.support.orders import Shop, shop
-from tests.support.stack import (
-    gateway,
-    stack,
-    stack_databases,
-    stack_options,
-    stack_redis_url,
-)
+from tests.support.databases import name_of
+from tests.support.orders import Shop, open_shop
+from tests.support.stack import no_faults, stack, stack_databases, stack_options
 
-__all__ = ["gateway", "stack", "stack_databases", "stack_options", "stack_redis_url"]
+__all__ = ["no_faults", "stack", "stack_databases", "stack_options"]
 
 
 @pytest.fixture
-def order_database(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("order") as urls:
-        yield urls
-
-
-@pytest.fixture(params=["redis", "no-redis"])
-def redis_url(request: pytest.FixtureRequest) -> str:
-    """Every test of correctness passes with Redis and without."""
-    if request.param == "no-redis":
-        return ""
-    server: ValkeyServer = request.getfixturevalue("valkey_server")
-    return server.url
-
-
-@pytest.fixture
-async def order(order_database: ServiceUrls, redis_url: str) -> AsyncIterator[Shop]:
-    """A client of two replicas on one database."""
-    async with shop(2, database_url=order_database.runtime, redis_url=redis_url) as opened:
+async def shop(order_database: ServiceUrls, redis_url: str) -> AsyncIterator[Shop]:
+    """A client of both replicas, in turns."""
+    async with open_shop(2, database_url=order_database.runtime, redis_url=redis_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def sql(order_database: ServiceUrls, postgres_server: PostgresServer) -> Callable[[str], str]:
+    """Runs SQL in the test's database as superuser; returns its output, unaligned."""
+    return lambda text: postgres_server.run_sql(text, database=name_of(order_database))

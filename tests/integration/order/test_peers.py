@@ -1,4 +1,4 @@
-"""The order service's channels to the others: one to each, made once, in the running loop."""
+"""The order service's channels to other services: one to each, opened once, in the running loop."""
 
 from __future__ import annotations
 
@@ -9,56 +9,51 @@ from typing import Any
 import grpc
 import pytest
 
-from common.endpoints import target
+from common.addresses import target
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop
-from tests.support.patience import LONG_S
 from tests.support.replicas import channel
-from tests.support.stack import Stack, fresh, order_replicas, pay
+from tests.support.stack import Stack, order_replicas
+from tests.support.time_limits import LONG_S
 
-ORDERS = 6
+PAYMENTS = 6
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
-def stack_redis_url() -> str:
+def redis_url() -> str:
     return ""
 
 
-async def test_a_replica_keeps_one_channel_to_each_peer_however_many_calls_it_makes(
+async def test_a_replica_keeps_one_channel_to_each_peer_for_all_its_calls(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: Counter[str] = Counter()
     loops: set[asyncio.AbstractEventLoop] = set()
-    really = grpc.aio.insecure_channel
+    open_channel = grpc.aio.insecure_channel
 
-    def counted(to: str, *args: Any, **options: Any) -> grpc.aio.Channel:
+    def count(to: str, *args: Any, **options: Any) -> grpc.aio.Channel:
         opened[to] += 1
         loops.add(asyncio.get_running_loop())
-        return really(to, *args, **options)
+        return open_channel(to, *args, **options)
 
-    def called(peer: str) -> int:
-        return opened[target(",".join(stack.peers[peer]))]
-
-    monkeypatch.setattr(grpc.aio, "insecure_channel", counted)
-    stack.wire.reset()
+    monkeypatch.setattr(grpc.aio, "insecure_channel", count)
     async with (
         order_replicas(1, stack.databases, stack.peers, stack.redis_url) as [address],
         channel(address) as client,
     ):
-        assert {peer: called(peer) for peer in stack.peers} == dict.fromkeys(stack.peers, 1)
-        shop, everything = Shop.at(client), opened.copy()
+        for addresses in stack.peers.values():
+            assert opened[target(",".join(addresses))] == 1
+        shop, before = Shop.at(client), opened.copy()
 
-        async def paid() -> int:
-            ann = await stack.user(20_000)
-            order, coupon_id = await stack.order(ann), await stack.coupon_of(ann)
-            request = pay(order, coupon_id=coupon_id, balance=4_000, payment_key=fresh("key"))
-            answer = await shop.orders.PayOrder(request, timeout=LONG_S)
-            return int(answer.order.state)
+        async def pay_by_all() -> int:
+            _, request = await stack.order_paid_by_all()
+            response = await shop.orders.PayOrder(request, timeout=LONG_S)
+            return int(response.order.state)
 
-        states = await asyncio.gather(*(paid() for _ in range(ORDERS)))
+        states = await asyncio.gather(*(pay_by_all() for _ in range(PAYMENTS)))
         assert set(states) == {pb.Order.STATE_PAID}
-        assert len(stack.wire.calls) >= 3 * ORDERS
-        assert opened == everything
+        assert len(stack.wire.calls) >= 3 * PAYMENTS
+        assert opened == before
     assert loops == {asyncio.get_running_loop()}
     assert set(stack.peers) == {"balance", "coupon", "payment"}

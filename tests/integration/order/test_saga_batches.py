@@ -1,4 +1,4 @@
-"""Several commands about one saga and its order in one batch of the order lane."""
+"""Several commands about one order and its sagas in one batch of the order lane."""
 
 from __future__ import annotations
 
@@ -10,90 +10,113 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.database import Database, open_pools
+from common.db.engines import Database, open_engines
+from common.db.idempotency import IdempotencyStore
 from common.errors import Code, Refusal, RemoteRefusal
 from common.ids import new_id
-from common.locking import NoLocks
+from common.request_key import Result
 from deploy.local.postgres_roles import ServiceUrls
-from order_service.model.orders import CancelOrder, Order, PayOrder
-from order_service.model.orders import State as OrderState
-from order_service.model.saga_commands import BeginPayment, CloseSaga, ResolveSaga, RetrySaga
-from order_service.model.sagas import CancelAsked, Saga, State
-from order_service.saga_journal import SagaJournal, SagaLost
-from order_service.store import saga_reads, sagas
-from order_service.use_cases.order_lane import OrderLane, Written
-from order_service.use_cases.orders import Orders
-from order_service.use_cases.saga_moves import SagaMoves, Told, Underway
-from order_service.use_cases.watches import Watches
-from tests.support.orders import shop
+from order_service.errors import SagaLost
+from order_service.model.order import CancelOrder, Order, OrderState, PayOrder
+from order_service.model.saga import Saga, SagaState
+from order_service.model.saga_command import (
+    CloseSaga,
+    ResolveSaga,
+    RetrySaga,
+    TakeOverSagas,
+    WriteSaga,
+)
+from order_service.model.saga_input import CancelInput
+from order_service.saga.plan import PLANS
+from order_service.store import journal as journal_store
+from order_service.store import order as order_store
+from order_service.store import saga as saga_store
+from order_service.tables import answers
+from order_service.use_cases.order_decider import OrderDecider, OrderTimes
+from order_service.use_cases.saga_decisions import SagaBegun
+from tests.support.orders import open_shop
 
-PAY_WITHIN_S = 20.0
+TIMES = OrderTimes(expiry=timedelta(minutes=15), pay_within_s=20.0, saga_lease_s=600.0)
 DECLINED = RemoteRefusal(Code.FAILED_PRECONDITION, "PAYMENT_DECLINED", "no", {})
 
 
 @dataclass
-class Bench:
-    """The lane itself, so that a test says what is in a batch."""
+class Batches:
+    """The lane's decider, so that a test says what is in a batch."""
 
     database: Database
-    lane: OrderLane
-    moves: SagaMoves
-    orders: Orders
     order_id: str
 
-    async def batch(self, *commands: Any) -> list[Any]:
+    def __post_init__(self) -> None:
+        self._decide = OrderDecider(IdempotencyStore(answers), TIMES, owner="one")
+
+    async def decide(self, *commands: Any) -> list[Any]:
+        """The outcomes of the commands in one batch."""
         async with self.database.begin() as connection:
-            return await self.lane._decide(connection, commands, patient=True)
+            return await self._decide(connection, commands, wait_for_locks=True)
 
-    async def begun(self, request_id: str = "p1") -> Saga:
-        (outcome,) = await self.batch(self.begin(request_id))
-        assert isinstance(outcome, Underway)
-        assert outcome.saga is not None
-        return outcome.saga
+    def pay(self, request_id: str = "p1") -> PayOrder:
+        return PayOrder(self.order_id, "ann", None, None, None, request_id, saga_id=new_id())
 
-    def begin(self, request_id: str) -> BeginPayment:
-        return BeginPayment(PayOrder(self.order_id, "ann", None, None, None, request_id), new_id())
+    def cancel(self, request_id: str = "x1") -> CancelOrder:
+        return CancelOrder(self.order_id, "ann", "changed my mind", request_id, saga_id=new_id())
 
-    def cancel(self, request_id: str) -> CancelOrder:
-        return CancelOrder(self.order_id, "ann", "changed my mind", request_id)
+    async def begin(self, command: PayOrder | CancelOrder | None = None) -> Saga:
+        (begun,) = await self.decide(command or self.pay())
+        return begun_saga(begun)
 
-    async def parked(self) -> Saga:
-        saga = await self.begun()
-        saga.park("UNAVAILABLE")
-        async with self.database.begin() as connection:
-            await sagas.write(connection, [sagas.Write.of(saga, 0.0)])
+    async def paid(self) -> Saga:
+        """The order is paid, with this saga."""
+        saga = await self.begin()
+        (closed,) = await self.decide(CloseSaga(saga))
+        assert closed.value.state is OrderState.PAID
         return saga
 
-    async def read(self, saga_id: str) -> Saga:
+    async def park(self) -> Saga:
+        saga = await self.begin()
+        saga.park("UNAVAILABLE")
+        async with self.database.begin() as connection:
+            await journal_store.write(connection, [WriteSaga(saga, 0.0)])
+        return saga
+
+    async def take_over(self) -> Saga:
+        """The one live saga is taken over by another replica."""
+        command = TakeOverSagas("two", 600.0, 1, [(kind.value, version) for kind, version in PLANS])
+        async with self.database.begin() as connection:
+            await connection.execute(sa.text("UPDATE sagas SET lease_until = '-infinity'"))
+            (taken,) = (await journal_store.take_over(connection, command)).sagas
+        return taken
+
+    async def saga(self, saga_id: str) -> Saga:
         async with self.database.reads.connect() as connection:
-            saga = await saga_reads.read(connection, saga_id)
+            saga = await saga_store.read_saga(connection, saga_id)
         assert saga is not None
         return saga
 
     async def order(self) -> Order:
-        return await self.orders.get(self.order_id, "ann")
+        async with self.database.reads.connect() as connection:
+            order = await order_store.read_order(connection, self.order_id)
+        assert order is not None
+        return order
 
 
 @pytest.fixture
-async def bench(order_database: ServiceUrls) -> AsyncIterator[Bench]:
+async def batches(order_database: ServiceUrls) -> AsyncIterator[Batches]:
     url = order_database.runtime
-    async with shop(1, database_url=url, redis_url="") as opened:
-        order = await opened.order("ann", {await opened.product(5): 2})
-    database = open_pools(url, application_name="batch test", pool_size=5)
-    lane = OrderLane(database, NoLocks())
-    moves = SagaMoves(lane, owner="one", lease_s=600.0, pay_within_s=PAY_WITHIN_S)
-    orders = Orders(
-        database,
-        lane,
-        Watches(database),
-        expiry=timedelta(minutes=15),
-        begin_cancel=moves.begin_cancel,
-    )
+    async with open_shop(1, database_url=url, redis_url="") as shop:
+        order = await shop.order("ann", {await shop.product(5): 2})
+    database = open_engines(url, application_name="batch test", pool_size=5)
     try:
-        yield Bench(database, lane, moves, orders, order.order_id)
+        yield Batches(database, order.order_id)
     finally:
-        await lane.close()
         await database.close()
+
+
+def begun_saga(outcome: Any) -> Saga:
+    """The saga that this very command has begun."""
+    assert isinstance(outcome, SagaBegun)
+    assert outcome.saga is not None
+    return outcome.saga
 
 
 def reason_of(outcome: Any) -> str:
@@ -101,111 +124,124 @@ def reason_of(outcome: Any) -> str:
     return outcome.reason
 
 
-async def test_an_order_paid_and_cancelled_in_one_batch(bench: Bench) -> None:
-    saga = await bench.begun()
-    command = bench.cancel("x1")
-    closed, cancelled = await bench.batch(CloseSaga(saga.closed(State.COMPLETED)), command)
-    assert isinstance(closed, Written)
-    assert isinstance(cancelled, Written)
-    assert cancelled.order.state is OrderState.CANCELLING
-    begun = bench.moves.begun_by(command)
-    assert begun is not None
-    asked = (await bench.read(begun.saga_id)).asked
-    assert isinstance(asked, CancelAsked)
+async def test_an_order_is_paid_and_its_cancellation_begun_in_one_batch(batches: Batches) -> None:
+    saga = await batches.begin()
+    closed, cancelling = await batches.decide(CloseSaga(saga), batches.cancel())
+    assert closed.value.state is OrderState.PAID
+    assert cancelling.order.state is OrderState.CANCELLING
+    asked = (await batches.saga(begun_saga(cancelling).saga_id)).asked
+    assert isinstance(asked, CancelInput)
     assert asked.pay_saga_id == saga.saga_id
 
 
-async def test_an_attempt_that_ends_and_the_next_in_one_batch(bench: Bench) -> None:
-    saga = await bench.begun("p1")
+async def test_an_attempt_ends_and_the_next_begins_in_one_batch(batches: Batches) -> None:
+    saga = await batches.begin(batches.pay("p1"))
     saga.turn_back(DECLINED)
-    closed, begun = await bench.batch(CloseSaga(saga.closed(State.COMPENSATED)), bench.begin("p2"))
-    assert isinstance(closed, Written)
-    assert isinstance(begun, Underway)
-    assert begun.saga is not None
-    assert (await bench.read(saga.saga_id)).state is State.COMPENSATED
-    assert (await bench.read(begun.saga.saga_id)).state is State.RUNNING
-    assert (await bench.order()).state is OrderState.PAYING
+    closed, begun = await batches.decide(CloseSaga(saga), batches.pay("p2"))
+    assert closed.value.state is OrderState.PENDING
+    assert (await batches.saga(saga.saga_id)).state is SagaState.COMPENSATED
+    assert (await batches.saga(begun_saga(begun).saga_id)).state is SagaState.RUNNING
+    assert (await batches.order()).state is OrderState.PAYING
 
 
-async def test_a_begin_decided_again_is_its_own_attempt_within_its_time(bench: Bench) -> None:
-    begin = bench.begin("p1")
-    await bench.batch(begin)
-    # As after a commit whose answer was lost.
-    (again,) = await bench.batch(begin)
-    assert isinstance(again, Underway)
-    assert again.saga is not None
-    assert not again.replayed
-    assert (again.saga.epoch, again.saga.time_left_s) == (1, PAY_WITHIN_S)
+async def test_a_duplicate_in_the_same_batch_finds_the_saga_begun(batches: Batches) -> None:
+    first, second = await batches.decide(batches.pay("p1"), batches.pay("p1"))
+    assert (second.saga_id, second.saga) == (begun_saga(first).saga_id, None)
+    assert second.order == first.order
 
 
-async def test_a_begin_decided_again_leaves_a_taken_over_attempt_to_its_replica(
-    bench: Bench,
+# -- a batch that is decided again, since the reply to its COMMIT was lost -----------------------
+
+
+@pytest.mark.parametrize("method", ["pay", "cancel"])
+async def test_a_saga_begun_by_the_lost_commit_is_the_calls_own(
+    batches: Batches, method: str
 ) -> None:
-    begin = bench.begin("p1")
-    await bench.batch(begin)
-    async with bench.database.begin() as connection:
-        await connection.execute(sa.text("UPDATE sagas SET lease_until = now() - interval '1 s'"))
-    journal = SagaJournal(bench.database, owner="two", close=bench.lane.submit)
-    (taken,) = await journal.take_over(lease_s=600.0, room=1)
-    assert (taken.saga_id, taken.epoch) == (begin.saga_id, 2)
-    (again,) = await bench.batch(begin)
-    assert isinstance(again, Underway)
-    assert again.replayed
-    assert again.saga is None
+    if method == "cancel":
+        await batches.paid()
+    command = getattr(batches, method)()
+    first = await batches.begin(command)
+    again = await batches.begin(command)
+    assert (again.saga_id, again.epoch) == (first.saga_id, 1)
+    assert again.time_left_s == (TIMES.pay_within_s if method == "pay" else None)
 
 
-@pytest.mark.parametrize("second", ["resolve", "retry"])
-async def test_a_saga_resolved_is_over_for_the_rest_of_the_batch(bench: Bench, second: str) -> None:
-    saga = await bench.parked()
-    resolve = ResolveSaga(saga.saga_id, bench.order_id, "paid back", "o1")
-    other = (
-        ResolveSaga(saga.saga_id, bench.order_id, "again", "o2")
-        if second == "resolve"
-        else RetrySaga(saga.saga_id, bench.order_id, "o2")
-    )
-    told, refused, again = await bench.batch(resolve, other, resolve)
-    assert isinstance(told, Told)
-    assert told.saga.state is State.RESOLVED
-    assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
-    assert isinstance(again, Told)
-    assert again.replayed
-    assert (await bench.read(saga.saga_id)).state is State.RESOLVED
-    assert (await bench.order()).state is OrderState.PENDING
+@pytest.mark.parametrize("method", ["pay", "cancel"])
+async def test_a_saga_taken_over_since_the_lost_commit_is_not_run_here(
+    batches: Batches, method: str
+) -> None:
+    if method == "cancel":
+        await batches.paid()
+    command = getattr(batches, method)()
+    await batches.decide(command)
+    taken = await batches.take_over()
+    assert (taken.saga_id, taken.epoch) == (command.saga_id, 2)
+    (again,) = await batches.decide(command)
+    assert (again.saga_id, again.saga) == (command.saga_id, None)
 
 
-async def test_a_saga_set_going_is_not_resolved_in_the_same_batch(bench: Bench) -> None:
-    saga = await bench.parked()
-    told, refused = await bench.batch(
-        RetrySaga(saga.saga_id, bench.order_id, "o1"),
-        ResolveSaga(saga.saga_id, bench.order_id, "paid back", "o2"),
-    )
-    assert isinstance(told, Told)
-    assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
-    assert (await bench.read(saga.saga_id)).state is State.RUNNING
-    assert (await bench.order()).state is OrderState.PAYING
+async def test_another_cancellation_of_a_cancelling_order_begins_no_saga(batches: Batches) -> None:
+    await batches.paid()
+    await batches.begin(batches.cancel("x1"))
+    other = batches.cancel("x2")
+    (first,) = await batches.decide(other)
+    assert isinstance(first, Result)
+    assert (first.value.state, first.replayed) == (OrderState.CANCELLING, False)
+    # Its repetition waits for the order, and knows no saga that could end here.
+    (again,) = await batches.decide(other)
+    assert isinstance(again, SagaBegun)
+    assert (again.order, again.saga_id, again.saga) == (first.value, None, None)
 
 
-async def test_a_saga_closed_is_lost_to_who_closes_it_again(bench: Bench) -> None:
-    saga = await bench.begun()
-    close = CloseSaga(saga.closed(State.COMPLETED))
-    closed, lost = await bench.batch(close, close)
-    assert isinstance(closed, Written)
+# -- the end of a saga ---------------------------------------------------------------------------
+
+
+async def test_a_closed_saga_is_lost_to_who_closes_it_again(batches: Batches) -> None:
+    close = CloseSaga(await batches.begin())
+    closed, lost = await batches.decide(close, close)
+    assert isinstance(closed, Result)
     assert isinstance(lost, SagaLost)
-    assert (await bench.order()).state is OrderState.PAID
+    assert (await batches.order()).state is OrderState.PAID
 
 
-async def test_without_room_only_a_repetition_is_answered(bench: Bench) -> None:
-    begin = bench.begin("p1")
-    full = replace(begin, saga_id=new_id(), has_room=False)
-    (refused,) = await bench.batch(full)
+@pytest.mark.parametrize("second", [ResolveSaga, RetrySaga])
+async def test_a_resolved_saga_has_ended_for_the_rest_of_the_batch(
+    batches: Batches, second: type[Any]
+) -> None:
+    saga = await batches.park()
+    resolve = ResolveSaga(saga.saga_id, batches.order_id, "paid back", "o1")
+    text = ("again",) if second is ResolveSaga else ()
+    other = second(saga.saga_id, batches.order_id, *text, "o2")
+    resolved, refused, again = await batches.decide(resolve, other, resolve)
+    assert (resolved.value.state, resolved.replayed) == (SagaState.RESOLVED, False)
+    assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
+    assert again == replace(resolved, replayed=True)
+    assert (await batches.saga(saga.saga_id)).state is SagaState.RESOLVED
+    assert (await batches.order()).state is OrderState.PENDING
+
+
+async def test_a_retried_saga_is_not_resolved_in_the_same_batch(batches: Batches) -> None:
+    saga = await batches.park()
+    retried, refused = await batches.decide(
+        RetrySaga(saga.saga_id, batches.order_id, "o1"),
+        ResolveSaga(saga.saga_id, batches.order_id, "paid back", "o2"),
+    )
+    assert isinstance(retried, Result)
+    assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
+    assert (await batches.saga(saga.saga_id)).state is SagaState.RUNNING
+    assert (await batches.order()).state is OrderState.PAYING
+
+
+async def test_without_capacity_only_a_repetition_has_a_result(batches: Batches) -> None:
+    command = batches.pay()
+    without_capacity = replace(command, saga_id=new_id(), has_capacity=False)
+    (refused,) = await batches.decide(without_capacity)
     assert reason_of(refused) == "OVERLOADED"
-    assert (await bench.order()).state is OrderState.PENDING
-    await bench.batch(begin)
-    (joined,) = await bench.batch(full)
-    assert isinstance(joined, Underway)
-    saga = await bench.read(begin.saga_id)
-    await bench.batch(CloseSaga(saga.closed(State.COMPLETED)))
-    (replayed,) = await bench.batch(full)
-    assert isinstance(replayed, Written)
+    assert (await batches.order()).state is OrderState.PENDING
+    saga = await batches.begin(command)
+    (begun,) = await batches.decide(without_capacity)
+    assert (begun.saga_id, begun.saga) == (saga.saga_id, None)
+    await batches.decide(CloseSaga(saga))
+    (replayed,) = await batches.decide(without_capacity)
     assert replayed.replayed
-    assert replayed.order.state is OrderState.PAID
+    assert replayed.value.state is OrderState.PAID

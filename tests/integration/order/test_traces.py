@@ -1,4 +1,4 @@
-"""Paying an order is one trace over four services, and a saga that is taken over one of its own."""
+"""A payment is one trace over four services; a saga that is taken over has a trace of its own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from order_service.settings import OrderSettings
 from tally.order.v1 import order_pb2 as pb
 from tests.support.collector import Collector, Seen, collecting, tracing_to
-from tests.support.patience import LONG_S
-from tests.support.stack import Stack, fresh, pay
+from tests.support.stack import Stack
+from tests.support.time_limits import LONG_S
 
 ORDER, SAGA = pb.Order, pb.Saga
 PAY = "tally.order.v1.OrderService/PayOrder"
@@ -33,26 +33,14 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def stack_options(collector: Collector) -> dict[str, Any]:
-    """Asks for the collector: what traces has to be there before the services are built."""
-    # No heartbeat comes between a test and the lease that it lets run out.
+    """Needs the collector: tracing has to be set up before the services are built."""
+    # No heartbeat comes between a test and the lease that it lets expire.
     return {"saga_lease_s": 600.0}
 
 
 @pytest.fixture(scope="module")
-def stack_redis_url() -> str:
+def redis_url() -> str:
     return ""
-
-
-@pytest.fixture(autouse=True)
-def _quiet_wire(stack: Stack) -> None:
-    stack.wire.reset()
-
-
-async def everything(stack: Stack) -> tuple[pb.Order, pb.PayOrderRequest]:
-    """An order, and a payment of it by coupon, balance and gateway."""
-    ann = await stack.user(20_000)
-    order, coupon_id = await stack.order(ann), await stack.coupon_of(ann)
-    return order, pay(order, coupon_id=coupon_id, balance=4_000, payment_key=fresh("key"))
 
 
 def paying(stack: Stack, request: pb.PayOrderRequest, trace: str) -> Any:
@@ -65,7 +53,7 @@ def of_trace(collector: Collector, trace: str) -> list[Seen]:
 
 
 async def test_paying_is_one_trace_over_four_services(stack: Stack, collector: Collector) -> None:
-    order, request = await everything(stack)
+    order, request = await stack.order_paid_by_all()
     trace = "a" * 32
     assert (await paying(stack, request, trace)).order.state == ORDER.STATE_PAID
     await collector.until(lambda seen: len(of_trace(seen, trace)) == 7)
@@ -78,27 +66,23 @@ async def test_paying_is_one_trace_over_four_services(stack: Stack, collector: C
         assert (client.parent, server.parent) == (root.span_id, client.span_id)
         assert server.attributes["rpc.response.status_code"] == "OK"
     sent = collector.everything()
-    for told in (order.order_id, order.user_id, request.coupon_id, request.payment_key):
-        assert told not in sent
+    for id_ in (order.order_id, order.user_id, request.coupon_id, request.payment_key):
+        assert id_ not in sent
 
 
 async def test_a_saga_that_is_taken_over_is_one_trace_of_its_own(
     stack: Stack, collector: Collector
 ) -> None:
-    order, request = await everything(stack)
+    order, request = await stack.order_paid_by_all()
     trace = "b" * 32
     gate = stack.wire.hold("redeem_coupon")
     waiting = asyncio.ensure_future(paying(stack, request, trace))
-    await stack.wire.arrived("redeem_coupon")
-    await stack.databases.sql(
-        "order",
-        f"UPDATE sagas SET lease_until = now() - interval '1 second' "
-        f"WHERE order_id = '{order.order_id}'",
-    )
+    await gate.reached()
+    await stack.expire_lease(order)
     await stack.until_saga(order, SAGA.STATE_COMPLETED)
-    gate.set()
+    gate.open()
     assert (await waiting).order.state == ORDER.STATE_PAID
-    # The caller's own replica asked for what it had begun, and then had lost the saga.
+    # The caller's own replica made the call that it had begun, and then found the saga lost.
     await collector.until(lambda seen: [span for span in of_trace(seen, trace) if span.name == PAY])
     await collector.until(lambda seen: seen.named("tally.order.saga_taken_up", "INTERNAL"))
     [root] = collector.named("tally.order.saga_taken_up", "INTERNAL")

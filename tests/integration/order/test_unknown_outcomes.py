@@ -1,4 +1,4 @@
-"""A payment whose outcome the gateway does not tell: the saga asks on, and guesses nothing."""
+"""Payments whose outcome the gateway does not return: called again, and never guessed."""
 
 from __future__ import annotations
 
@@ -7,29 +7,22 @@ from typing import Any
 import pytest
 
 from tally.order.v1 import order_pb2 as pb
-from tests.support.payments import IMPATIENT_WITH_GATEWAY
-from tests.support.stack import Stack, fresh, pay
+from tests.support.payments import SHORT_GATEWAY_LIMITS
+from tests.support.stack import Stack
 
-ORDER = pb.Order
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
 def stack_options() -> dict[str, Any]:
-    return {"payment": IMPATIENT_WITH_GATEWAY}
-
-
-@pytest.fixture(autouse=True)
-def _quiet_wire(stack: Stack) -> None:
-    stack.wire.reset()
+    return {"payment": SHORT_GATEWAY_LIMITS}
 
 
 @pytest.mark.parametrize("prefix", ["error_after_charge_", "timeout_after_charge_", "slow_"])
 async def test_an_unknown_outcome_is_found_out_and_not_guessed(stack: Stack, prefix: str) -> None:
-    ann = await stack.user(20_000)
-    order, coupon_id, key = await stack.order(ann), await stack.coupon_of(ann), fresh(prefix)
-    response = await stack.pay(pay(order, balance=4_000, coupon_id=coupon_id, payment_key=key))
-    assert response.order.state == ORDER.STATE_PAID
-    assert stack.charged(key) == 5_000
-    assert await stack.available(ann) == 16_000
-    assert not [call for call in stack.wire.calls if call.endswith(":undo")]
+    order, request = await stack.order_paid_by_all(prefix)
+    response = await stack.pay(request)
+    assert response.order.state == pb.Order.STATE_PAID
+    assert stack.charged(request.payment_key) == 5_000
+    assert await stack.available(order.user_id) == 16_000
+    assert not stack.wire.undos

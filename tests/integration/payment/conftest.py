@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
+from common.db.engines import Database, open_engines
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
-from tests.support.databases import Databases
 from tests.support.payments import payment_replicas
 
 
-@pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewaySimulator]:
-    """One gateway for all tests; each uses keys of its own."""
-    data_file = tmp_path_factory.mktemp("gateway") / "gateway.db"
-    with GatewaySimulator(data_file, slow_ms=400) as running:
+@pytest.fixture
+def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
+    """A gateway that a test may stop."""
+    with GatewaySimulator(tmp_path / "gateway.db") as running:
         yield running
 
 
 @pytest.fixture
-def payment_database(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("payment") as urls:
-        yield urls
-
-
-@pytest.fixture(params=["redis", "no-redis"])
-def redis_url(request: pytest.FixtureRequest) -> str:
-    """Every test of correctness passes with Redis and without."""
-    if request.param == "no-redis":
-        return ""
-    server: ValkeyServer = request.getfixturevalue("valkey_server")
-    return server.url
+async def sessions(payment_database: ServiceUrls) -> AsyncIterator[Database]:
+    """Connections to the database with the service's own rights."""
+    opened = open_engines(payment_database.runtime, application_name="test", pool_size=12)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture

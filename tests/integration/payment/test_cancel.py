@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from common.db.engines import Database
 from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
+from payment_service.tables import payments
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.patience import SOON_S
 from tests.support.payments import (
-    IMPATIENT_WITH_GATEWAY,
+    SHORT_GATEWAY_LIMITS,
     cancel,
     confirm,
-    held,
+    held_at_gateway,
     key_of,
     only_payment,
     payment_replicas,
@@ -26,16 +25,10 @@ from tests.support.payments import (
     until_state,
 )
 from tests.support.refusals import outcome, refused
+from tests.support.time_limits import SOON_S
 
 
-@pytest.fixture
-def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
-    """A gateway that a test may stop."""
-    with GatewaySimulator(tmp_path / "gateway.db") as running:
-        yield running
-
-
-async def test_what_was_paid_is_given_back_once(
+async def test_a_confirmed_payment_is_given_back_once(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
@@ -64,7 +57,7 @@ async def test_what_was_paid_is_given_back_once(
     assert record["cancelCalls"] == 1
 
 
-async def test_a_cancellation_before_its_confirmation_keeps_it_from_happening(
+async def test_a_cancellation_before_the_confirmation_prevents_it(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
@@ -78,11 +71,11 @@ async def test_a_cancellation_before_its_confirmation_keeps_it_from_happening(
     with refused("PAYMENT_CANCELLED"):
         await elsewhere.ConfirmPayment(confirm(key))
     assert key not in gateway.charges()
-    # The key itself is as free as ever.
+    # The key itself stays free.
     await payment.ConfirmPayment(confirm(key, "c2"))
 
 
-async def test_a_declined_one_has_nothing_to_give_back(payment: Any, elsewhere: Any) -> None:
+async def test_cancelling_a_declined_payment_refunds_nothing(payment: Any, elsewhere: Any) -> None:
     key = key_of("decline_")
     with refused("PAYMENT_DECLINED"):
         await payment.ConfirmPayment(confirm(key))
@@ -93,33 +86,31 @@ async def test_a_declined_one_has_nothing_to_give_back(payment: Any, elsewhere: 
         await payment.ConfirmPayment(confirm(key))
 
 
-async def until_wished(server: PostgresServer, urls: ServiceUrls) -> None:
-    """Wait until the cancellation of the only payment is on record."""
-    name = urls.owner.rpartition("/")[2]
+async def until_requested(sessions: Database) -> None:
+    """Wait until the cancellation request of the only payment is stored."""
 
-    async def seen() -> bool:
-        asked = "SELECT count(cancel_request_id) FROM payments"
-        return (await asyncio.to_thread(server.run_sql, asked, database=name)).strip() == "1"
+    async def stored() -> bool:
+        async with sessions.reads.connect() as connection:
+            return bool(await connection.scalar(sa.select(payments.c.cancel_request_id)))
 
-    await until(seen)
+    await until(stored)
 
 
 @pytest.mark.parametrize("where", [0, 1], ids=["same replica", "other replica"])
-async def test_one_at_the_gateway_is_waited_for_and_given_back(
+async def test_a_payment_at_the_gateway_is_awaited_and_given_back(
     stubs: list[Any],
     gateway: GatewaySimulator,
-    payment_database: ServiceUrls,
-    postgres_server: PostgresServer,
+    sessions: Database,
     where: int,
 ) -> None:
     key = key_of()
-    with held(key):
+    with held_at_gateway(key):
         first = asyncio.ensure_future(outcome(stubs[0].ConfirmPayment(confirm(key))))
         await only_payment(stubs[0])
-        undoing = asyncio.ensure_future(stubs[where].CancelPayment(cancel()))
-        await until_wished(postgres_server, payment_database)
-        assert not undoing.done()
-    response = await undoing
+        cancelling = asyncio.ensure_future(stubs[where].CancelPayment(cancel()))
+        await until_requested(sessions)
+        assert not cancelling.done()
+    response = await cancelling
     assert response.payment.state == pb.Payment.STATE_CANCELLED
     assert not response.replayed
     assert await first == "PAYMENT_CANCELLED"
@@ -127,12 +118,12 @@ async def test_one_at_the_gateway_is_waited_for_and_given_back(
 
 
 @pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
-async def test_an_unknown_one_is_found_out_and_given_back(
+async def test_an_unknown_payment_is_looked_up_and_given_back(
     payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
     async with payment_replicas(
-        2, payment_database, gateway, redis_url, **IMPATIENT_WITH_GATEWAY
+        2, payment_database, gateway, redis_url, **SHORT_GATEWAY_LIMITS
     ) as (payment, elsewhere):
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
             await payment.ConfirmPayment(confirm(key))
@@ -143,7 +134,7 @@ async def test_an_unknown_one_is_found_out_and_given_back(
             await payment.ConfirmPayment(confirm(key))
 
 
-async def test_an_unknown_one_that_was_never_charged_ends_declined(
+async def test_an_unknown_payment_that_was_not_charged_ends_declined(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of("error_")
@@ -154,7 +145,7 @@ async def test_an_unknown_one_that_was_never_charged_ends_declined(
     assert gateway.charges()[key]["payment"]["status"] == "ABORTED"
 
 
-async def test_many_cancellations_give_back_once(
+async def test_concurrent_cancellations_give_back_once(
     stubs: list[Any], gateway: GatewaySimulator
 ) -> None:
     key = key_of()
@@ -168,7 +159,7 @@ async def test_many_cancellations_give_back_once(
     assert gateway.charges()[key]["cancelCalls"] == 1
 
 
-async def test_a_cancellation_and_its_confirmation_at_once_leave_nothing_charged(
+async def test_a_concurrent_confirmation_and_cancellation_charge_nothing(
     stubs: list[Any], gateway: GatewaySimulator
 ) -> None:
     keys = [key_of() for _ in range(40)]
@@ -178,10 +169,10 @@ async def test_a_cancellation_and_its_confirmation_at_once_leave_nothing_charged
             outcome(stubs[number % 2].ConfirmPayment(confirm(key, f"c{number}"))),
             outcome(stubs[(number + 1) % 2].CancelPayment(cancel(f"c{number}", f"x{number}"))),
         ]
-    told = await asyncio.gather(*calls)
+    results = await asyncio.gather(*calls)
     charges = gateway.charges()
     for number, key in enumerate(keys):
-        response = told[2 * number + 1]
+        response = results[2 * number + 1]
         charged = key in charges
         assert response.HasField("payment") == charged
         if charged:
@@ -190,7 +181,7 @@ async def test_a_cancellation_and_its_confirmation_at_once_leave_nothing_charged
             await stubs[0].ConfirmPayment(confirm(key, f"c{number}"))
 
 
-async def test_the_wish_outlives_a_gateway_that_is_down(
+async def test_a_cancellation_request_survives_an_outage_of_the_gateway(
     payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
 ) -> None:
     key = key_of()
@@ -198,8 +189,8 @@ async def test_the_wish_outlives_a_gateway_that_is_down(
         await one.ConfirmPayment(confirm(key))
         own_gateway.kill()
         for replica in (one, other):
-            told = await outcome(replica.CancelPayment(cancel(), timeout=SOON_S))
-            assert told in {"GATEWAY_UNAVAILABLE", "PAYMENT_OUTCOME_UNKNOWN"}
+            reason = await outcome(replica.CancelPayment(cancel(), timeout=SOON_S))
+            assert reason in {"GATEWAY_UNAVAILABLE", "PAYMENT_OUTCOME_UNKNOWN"}
         with refused("PAYMENT_CANCELLED"):
             await other.ConfirmPayment(confirm(key))
         paid = await only_payment(one)
@@ -212,7 +203,7 @@ async def test_the_wish_outlives_a_gateway_that_is_down(
     assert own_gateway.charges()[key]["payment"]["status"] == "CANCELED"
 
 
-async def test_a_request_id_is_one_cancellations_while_that_is_still_open(
+async def test_a_request_id_of_an_open_cancellation_cannot_be_reused(
     payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
 ) -> None:
     keys = [key_of(), key_of()]

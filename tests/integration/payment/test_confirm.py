@@ -1,4 +1,4 @@
-"""ConfirmPayment as a client sees it: charge, decline, replay, refuse, read."""
+"""ConfirmPayment as a client sees it: charged, declined, replayed, refused, read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.patience import SOON_S
-from tests.support.payments import confirm, held, key_of, only_payment, until_state
+from tests.support.payments import confirm, held_at_gateway, key_of, only_payment, until_state
 from tests.support.refusals import outcome, refused
+from tests.support.time_limits import SOON_S
 
 
-async def test_a_key_is_charged_and_the_payment_tells_all(
+async def test_a_key_is_charged_and_the_payment_has_all_fields(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
@@ -31,7 +31,7 @@ async def test_a_key_is_charged_and_the_payment_tells_all(
     assert (await elsewhere.GetPayment(asked)).payment == paid
 
 
-async def test_the_same_request_is_answered_again_by_any_replica(
+async def test_a_request_is_replayed_by_any_replica(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
@@ -54,20 +54,22 @@ async def test_the_same_request_is_answered_again_by_any_replica(
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
-async def test_a_request_id_is_one_per_user(payment: Any) -> None:
+async def test_a_request_id_is_unique_per_user(payment: Any) -> None:
     await payment.ConfirmPayment(confirm(key_of()))
     response = await payment.ConfirmPayment(confirm(key_of(), user_id="bob"))
     assert not response.replayed
 
 
-async def test_a_decline_is_kept(payment: Any, elsewhere: Any, gateway: GatewaySimulator) -> None:
+async def test_a_decline_is_stored_and_replayed(
+    payment: Any, elsewhere: Any, gateway: GatewaySimulator
+) -> None:
     key = key_of("decline_")
     for replica in (payment, elsewhere, payment):
-        with refused("PAYMENT_DECLINED") as told:
+        with refused("PAYMENT_DECLINED") as raised:
             await replica.ConfirmPayment(confirm(key))
-        assert told.refusal is not None
-        assert told.refusal.metadata["failure_code"] == "REJECT_CARD_PAYMENT"
-        assert told.refusal.retry_after_s is None
+        assert raised.refusal is not None
+        assert raised.refusal.metadata["failure_code"] == "REJECT_CARD_PAYMENT"
+        assert raised.refusal.retry_after_s is None
         with refused("PAYMENT_KEY_USED"):
             await replica.ConfirmPayment(confirm(key, "c2"))
     kept = await only_payment(payment)
@@ -76,31 +78,19 @@ async def test_a_decline_is_kept(payment: Any, elsewhere: Any, gateway: GatewayS
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
-async def test_duplicates_of_one_request_hear_one_answer(
-    stubs: list[Any], gateway: GatewaySimulator
-) -> None:
-    key = key_of("slow_")
-    calls = [stubs[number % 2].ConfirmPayment(confirm(key)) for number in range(8)]
-    responses = await asyncio.gather(*calls)
-    told = {response.payment.SerializeToString(deterministic=True) for response in responses}
-    assert len(told) == 1
-    assert sorted(response.replayed for response in responses) == [False] + [True] * 7
-    assert gateway.charges()[key]["confirmCalls"] == 1
-
-
-async def test_another_request_is_turned_away_while_the_key_is_at_the_gateway(
+async def test_another_request_is_refused_while_the_key_is_in_progress(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
-    with held(key):
+    with held_at_gateway(key):
         first = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
         pending = await only_payment(payment)
         assert pending.state == pb.Payment.STATE_PENDING
         for replica in (payment, elsewhere):
-            with refused("PAYMENT_IN_PROGRESS") as told:
+            with refused("PAYMENT_IN_PROGRESS") as raised:
                 await replica.ConfirmPayment(confirm(key, "c2"))
-            assert told.refusal is not None
-            assert told.refusal.retry_after_s is not None
+            assert raised.refusal is not None
+            assert raised.refusal.retry_after_s is not None
             with refused("REQUEST_ID_REUSED"):
                 await replica.ConfirmPayment(confirm(key, amount_minor=7))
     assert (await first).payment.state == pb.Payment.STATE_CONFIRMED
@@ -109,35 +99,34 @@ async def test_another_request_is_turned_away_while_the_key_is_at_the_gateway(
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
-async def test_a_caller_who_hangs_up_stops_nothing(
+async def test_a_caller_that_goes_away_stops_nothing(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
-    with held(key):
-        impatient = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+    with held_at_gateway(key):
+        call = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
         pending = await only_payment(payment)
-        impatient.cancel()
-        await asyncio.wait({impatient})
+        call.cancel()
+        await asyncio.wait({call})
     await until_state(payment, pending.payment_id, pb.Payment.STATE_CONFIRMED)
     again = await elsewhere.ConfirmPayment(confirm(key))
     assert again.replayed
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
-async def test_a_duplicate_with_little_time_is_told_that_the_first_still_runs(
+async def test_a_duplicate_with_little_time_gets_request_in_progress(
     payment: Any, elsewhere: Any
 ) -> None:
     key = key_of()
-    with held(key):
+    with held_at_gateway(key):
         first = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
         await only_payment(payment)
         calls = [each.ConfirmPayment(confirm(key), timeout=SOON_S) for each in (payment, elsewhere)]
-        for told in await asyncio.gather(*map(outcome, calls)):
-            assert told == "REQUEST_IN_PROGRESS"
+        assert await asyncio.gather(*map(outcome, calls)) == ["REQUEST_IN_PROGRESS"] * 2
     assert (await first).payment.state == pb.Payment.STATE_CONFIRMED
 
 
-async def test_payments_are_a_users_own(payment: Any) -> None:
+async def test_a_user_gets_own_payments_only(payment: Any) -> None:
     paid = (await payment.ConfirmPayment(confirm(key_of()))).payment
     for payment_id, user_id in (
         (paid.payment_id, "bob"),
@@ -150,10 +139,10 @@ async def test_payments_are_a_users_own(payment: Any) -> None:
 
 
 async def test_payments_are_listed_in_pages_newest_first(payment: Any) -> None:
-    made = []
+    confirmed = []
     for number in range(7):
         request = confirm(key_of(), f"c{number}", order_id=f"order-{number % 2}")
-        made.append((await payment.ConfirmPayment(request)).payment)
+        confirmed.append((await payment.ConfirmPayment(request)).payment)
     found: list[pb.Payment] = []
     token = ""
     while True:
@@ -170,8 +159,8 @@ async def test_payments_are_listed_in_pages_newest_first(payment: Any) -> None:
             await payment.ListPayments(
                 pb.ListPaymentsRequest(user_id="ann", order_id="order-1", page_token=token)
             )
-    assert found == made[::-1]
+    assert found == confirmed[::-1]
     of_order = await payment.ListPayments(pb.ListPaymentsRequest(user_id="ann", order_id="order-1"))
-    assert list(of_order.payments) == made[5::-2]
+    assert list(of_order.payments) == confirmed[5::-2]
     with refused("INVALID_PAGE_TOKEN"):
         await payment.ListPayments(pb.ListPaymentsRequest(user_id="ann", page_token="nonsense"))

@@ -1,10 +1,8 @@
-"""What is not known is found out: timeouts, errors, crashes, a gateway that is down."""
+"""Unknown outcomes are resolved: timeouts, errors, crashes, an unreachable gateway."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,9 +13,8 @@ from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.patience import SOON_S
 from tests.support.payments import (
-    IMPATIENT_WITH_GATEWAY,
+    SHORT_GATEWAY_LIMITS,
     confirm,
     key_of,
     only_payment,
@@ -26,28 +23,36 @@ from tests.support.payments import (
     until_state,
 )
 from tests.support.refusals import refused
+from tests.support.time_limits import SOON_S
 
 
-@pytest.fixture
-def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
-    """A gateway that a test may stop."""
-    with GatewaySimulator(tmp_path / "gateway.db") as running:
-        yield running
+async def charge(
+    gateway: GatewaySimulator, key: str, amount_minor: int, *, idempotency_key: str = ""
+) -> None:
+    """Confirm at the gateway, past the payment service."""
+    async with httpx.AsyncClient(
+        base_url=gateway.url, auth=(gateway.secret_key, ""), trust_env=False
+    ) as merchant:
+        await merchant.post(
+            "/v1/payments/confirm",
+            json={"paymentKey": key, "orderId": "order-1", "amount": amount_minor},
+            headers={"Idempotency-Key": idempotency_key} if idempotency_key else {},
+        )
 
 
 @pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
-async def test_a_charge_whose_answer_was_lost_is_found(
+async def test_a_charge_with_a_lost_response_is_found(
     payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
     async with payment_replicas(
-        2, payment_database, gateway, redis_url, **IMPATIENT_WITH_GATEWAY
+        2, payment_database, gateway, redis_url, **SHORT_GATEWAY_LIMITS
     ) as (payment, elsewhere):
-        with refused("PAYMENT_OUTCOME_UNKNOWN") as told:
+        with refused("PAYMENT_OUTCOME_UNKNOWN") as raised:
             await payment.ConfirmPayment(confirm(key))
-        assert told.refusal is not None
-        assert told.refusal.retry_after_s is not None
-        # It was not stored as an answer: the same request waits, and is told the outcome.
+        assert raised.refusal is not None
+        assert raised.refusal.retry_after_s is not None
+        # It was not stored as the response: the same request waits for the outcome.
         for replica in (elsewhere, payment):
             again = await replica.ConfirmPayment(confirm(key))
             assert again.replayed
@@ -59,7 +64,7 @@ async def test_a_charge_whose_answer_was_lost_is_found(
     assert record["payment"]["status"] == "DONE"
 
 
-async def test_an_error_that_charged_nothing_is_sent_again(
+async def test_a_confirm_that_charged_nothing_is_sent_again(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of("error_")
@@ -77,7 +82,7 @@ async def test_an_unknown_key_is_not_free(
     payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
 ) -> None:
     key = key_of("timeout_after_charge_")
-    # Nobody finds out here: the gateway is gone before the first try, and the sweep is far off.
+    # The outcome stays unknown: the gateway stops before the first retry, and no sweep runs.
     async with payment_replicas(
         2, payment_database, own_gateway, redis_url, resolve_interval_s=60, resolve_concurrency=1
     ) as (one, other):
@@ -101,7 +106,7 @@ async def test_an_unknown_key_is_not_free(
     assert own_gateway.charges()[key]["payment"]["status"] == "DONE"
 
 
-async def test_a_gateway_that_was_never_reached_frees_the_key(
+async def test_a_call_that_was_not_sent_frees_the_key(
     payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
 ) -> None:
     async with payment_replicas(
@@ -110,10 +115,10 @@ async def test_a_gateway_that_was_never_reached_frees_the_key(
         key = key_of()
         own_gateway.kill()
         for replica in (one, other):
-            with refused("GATEWAY_UNAVAILABLE") as told:
+            with refused("GATEWAY_UNAVAILABLE") as raised:
                 await replica.ConfirmPayment(confirm(key))
-            assert told.refusal is not None
-            assert told.refusal.retry_after_s is not None
+            assert raised.refusal is not None
+            assert raised.refusal.retry_after_s is not None
         listed = await one.ListPayments(pb.ListPaymentsRequest(user_id="ann"))
         assert not listed.payments
         own_gateway.start()
@@ -123,7 +128,7 @@ async def test_a_gateway_that_was_never_reached_frees_the_key(
             await one.ConfirmPayment(confirm(key))
 
 
-async def test_an_open_circuit_frees_the_key_too(
+async def test_an_open_circuit_frees_the_key(
     payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
 ) -> None:
     async with payment_replicas(
@@ -142,15 +147,13 @@ async def test_an_open_circuit_frees_the_key_too(
     assert key not in own_gateway.charges()
 
 
-def abandoned(
-    server: PostgresServer, urls: ServiceUrls, payment_key: str, *, state: str = "PENDING"
-) -> str:
-    """A claim whose replica died; its lease has run out."""
+def abandoned(server: PostgresServer, urls: ServiceUrls, payment_key: str) -> str:
+    """A claim of a dead replica, with an expired lease."""
     payment_id = new_id()
     server.run_sql(
         f"""
         INSERT INTO payments VALUES ('{payment_id}', '{payment_key}', 'ann', 'c1', 'order-1',
-          'KRW', 15000, 'toss', '{state}', NULL, NULL, NULL, NULL, '{new_id()}',
+          'KRW', 15000, 'toss', 'PENDING', NULL, NULL, NULL, NULL, '{new_id()}',
           now() - interval '1 s', 0, 1, now(), now());
         """,
         database=urls.owner.rpartition("/")[2],
@@ -169,14 +172,7 @@ async def test_the_claim_of_a_dead_replica_is_finished_by_another(
     key = key_of()
     payment_id = abandoned(postgres_server, payment_database, key)
     if charged:
-        async with httpx.AsyncClient(
-            base_url=gateway.url, auth=(gateway.secret_key, ""), trust_env=False
-        ) as merchant:
-            await merchant.post(
-                "/v1/payments/confirm",
-                json={"paymentKey": key, "orderId": "order-1", "amount": 15_000},
-                headers={"Idempotency-Key": f"confirm:{payment_id}"},
-            )
+        await charge(gateway, key, 15_000, idempotency_key=f"confirm:{payment_id}")
     async with payment_replicas(2, payment_database, gateway, redis_url) as (one, other):
         await until_state(one, payment_id, pb.Payment.STATE_CONFIRMED)
         for replica in (one, other):
@@ -188,7 +184,7 @@ async def test_the_claim_of_a_dead_replica_is_finished_by_another(
     assert record["payment"]["status"] == "DONE"
 
 
-async def test_a_taken_up_claim_is_never_freed(
+async def test_a_claim_that_another_replica_acquired_is_not_freed(
     payment_database: ServiceUrls,
     redis_url: str,
     own_gateway: GatewaySimulator,
@@ -197,7 +193,7 @@ async def test_a_taken_up_claim_is_never_freed(
     key = key_of()
     payment_id = abandoned(postgres_server, payment_database, key)
     own_gateway.kill()
-    # Not reached now; but the dead replica may have reached it.
+    # It cannot be reached now, but the dead replica may have reached it.
     async with payment_replicas(1, payment_database, own_gateway, redis_url) as (one,):
         await until_state(one, payment_id, pb.Payment.STATE_UNKNOWN)
         with refused("PAYMENT_IN_PROGRESS"):
@@ -206,16 +202,11 @@ async def test_a_taken_up_claim_is_never_freed(
         await until_state(one, payment_id, pb.Payment.STATE_CONFIRMED)
 
 
-async def test_other_money_under_the_key_stays_unknown(
+async def test_another_amount_under_the_key_stays_unknown(
     payment: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
-    async with httpx.AsyncClient(
-        base_url=gateway.url, auth=(gateway.secret_key, ""), trust_env=False
-    ) as merchant:
-        await merchant.post(
-            "/v1/payments/confirm", json={"paymentKey": key, "orderId": "order-1", "amount": 1}
-        )
+    await charge(gateway, key, 1)
     with refused("PAYMENT_OUTCOME_UNKNOWN"):
         await payment.ConfirmPayment(confirm(key))
     unknown = await only_payment(payment)
@@ -223,7 +214,7 @@ async def test_other_money_under_the_key_stays_unknown(
     assert not unknown.gateway_transaction_id
 
 
-async def test_a_wrong_secret_key_charges_nothing_and_uses_up_nothing(
+async def test_a_wrong_secret_key_charges_nothing_and_frees_the_key(
     payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
 ) -> None:
     key = key_of()

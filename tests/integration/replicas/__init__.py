@@ -1,1 +1,1 @@
-"""Replicas come, go and die under load: the short form of tests/replicas."""
+"""Replicas added, replaced and killed under load: the short form of tests/replicas."""

@@ -13,18 +13,18 @@ from tests.support.traffic import kills, scenarios
 from tests.support.traffic.client import PLAIN, opened
 
 CONNECTION_AGE_S = 5
-AGELESS = "coupon"
-"""The service that does not end its connections for their age."""
-CROWD = 3
-HELD_S = 1.0
+WITHOUT_AGE = "coupon"
+"""The service that never closes a connection for its age."""
+SHOPPERS = 3
+STOPPED_S = 1.0
 CHANGES = Changes(
     replicas=dict.fromkeys(scenarios.SERVICES, 2),
     settings={"TALLY_MAX_CONNECTION_AGE_S": str(CONNECTION_AGE_S)},
-    environment={AGELESS: {"TALLY_MAX_CONNECTION_AGE_S": "3600"}},
+    environment={WITHOUT_AGE: {"TALLY_MAX_CONNECTION_AGE_S": "3600"}},
     arguments={"gateway": ("--latency-ms", "5-20", "--slow-ms", "300")},
-    # Less than the overlay has, but more than a replica takes for draining. Else all old replicas
-    # may be draining before the first has closed its connections, which is when clients look for
-    # new ones: those whose connections do not age would find nobody.
+    # Less than in the overlay, but more than a replica takes to drain. Otherwise all old replicas
+    # may be draining before the first closes its connections, which is when clients look for new
+    # ones: those whose connections have no maximum age would find none.
     min_ready_s=4,
 )
 
@@ -44,7 +44,7 @@ async def test_calls_are_spread_evenly(cluster: Cluster, service: str) -> None:
 
 async def test_control_without_round_robin_one_replica_gets_every_call(cluster: Cluster) -> None:
     async with opened(cluster, {"loadBalancingConfig": [{"pick_first": {}}]}) as client:
-        assert len(await scenarios.answers(client, "balance", calls=50)) == 1
+        assert len(await scenarios.count_by_replica(client, "balance", calls=50)) == 1
 
 
 async def test_one_request_sent_to_every_replica_has_one_effect(cluster: Cluster) -> None:
@@ -56,29 +56,31 @@ async def test_of_five_confirmations_of_one_key_one_pays(cluster: Cluster) -> No
 
 
 async def test_a_new_replica_gets_traffic_by_the_connection_age_alone(cluster: Cluster) -> None:
-    """With its control, at the same time: one whose connections never age gets none."""
+    """Its control at the same time: one whose connections have no maximum age gets none."""
     limit_s = scenarios.found_limit_s(cluster, "balance")
-    told, control = await asyncio.gather(
+    figures, control = await asyncio.gather(
         scenarios.found(cluster, "balance"),
-        scenarios.first_call_at_a_new_replica(cluster, AGELESS, limit_s),
+        scenarios.first_call_at_a_new_replica(cluster, WITHOUT_AGE, limit_s),
     )
-    print(told)
+    print(figures)
     assert control is None
 
 
 async def test_no_call_fails_while_every_service_is_restarted(cluster: Cluster) -> None:
-    print(await scenarios.rolled(cluster, scenarios.SERVICES, CROWD))
+    print(await scenarios.rolled(cluster, scenarios.SERVICES, SHOPPERS))
 
 
 async def test_a_killed_replica_costs_no_request_and_doubles_none(cluster: Cluster) -> None:
-    told, record = await kills.killed(cluster, "balance", CROWD, held_s=HELD_S)
-    print(told)
+    figures, record = await kills.killed(cluster, "balance", SHOPPERS, stopped_s=STOPPED_S)
+    print(figures)
     assert not record.failed
 
 
 async def test_control_without_retries_a_kill_is_seen_and_still_doubles_nothing(
     cluster: Cluster,
 ) -> None:
-    told, record = await kills.killed(cluster, "balance", CROWD, held_s=HELD_S, config=PLAIN)
-    print(told)
+    figures, record = await kills.killed(
+        cluster, "balance", SHOPPERS, stopped_s=STOPPED_S, config=PLAIN
+    )
+    print(figures)
     assert record.failed

@@ -1,4 +1,4 @@
-"""A service as a process: its log as it grows, its status at the end, and what it answers."""
+"""A service as a process: its log lines as they come, and its exit code."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import asyncio
 import json
 import os
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
+from typing import Any
 
 
 class Service:
-    """A running service process and the lines of its log so far."""
+    """A running service process, and its log so far."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -27,27 +25,27 @@ class Service:
         while raw := await self.process.stderr.readline():
             self.lines.append(raw.decode())
             if raw.startswith(b"{"):
-                told: dict[str, Any] = json.loads(raw)
-                if told["event"] == event:
-                    return told
+                line: dict[str, Any] = json.loads(raw)
+                if line["event"] == event:
+                    return line
         raise AssertionError(f"no {event!r} in {self.lines}")
 
     async def end(self) -> tuple[int, str]:
-        """Waits for the end: the exit status, and all that was told."""
+        """Wait for the end; return the exit code and the whole log."""
         assert self.process.stderr is not None
         rest = await self.process.stderr.read()
         self.lines.append(rest.decode())
         return await self.process.wait(), "".join(self.lines)
 
     async def stop(self) -> tuple[int, str]:
-        """As ``end``, after SIGTERM."""
+        """The same, after SIGTERM."""
         self.process.terminate()
         return await self.end()
 
 
 @asynccontextmanager
 async def process(module: str, *arguments: str, **environment: str) -> AsyncIterator[Service]:
-    """``python -m module …`` with these variables and none of the surrounding TALLY_ ones."""
+    """``python -m module …`` with these variables, and no other TALLY_ variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TALLY_")}
     started = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, *arguments),

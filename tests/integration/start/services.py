@@ -1,63 +1,74 @@
-"""The four services as an operator starts them, and one question that each answers when it can."""
+"""The four services as an operator starts them, and one call that each of them can answer."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
+import pytest
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import make_url
 
-from common.status import from_rpc_error
+from common.rpc.status import from_rpc_error
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
-from tests.integration.start.process import process
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from google.protobuf.message import Message
-
-    from tests.integration.start.process import Service
+from tests.integration.start.process import Service, process
 
 PASSWORD = "hunter2"
 AWAY = "127.0.0.1:1"
 """Nothing listens there."""
+USAGE, FAILED = 2, 1
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A call that needs the service's tables, and the reason it ends with on empty ones."""
+class Call:
+    """A call that needs the service's tables, and its reason on empty ones."""
 
     method: str
     request: Message
     reason: str = ""
 
 
-QUESTIONS = {
-    "balance": Asked(
+CALLS = {
+    "balance": Call(
         "/tally.balance.v1.BalanceService/GetBalance",
         balance_pb2.GetBalanceRequest(user_id="nobody", currency_code="KRW"),
         "ACCOUNT_NOT_FOUND",
     ),
-    "coupon": Asked(
+    "coupon": Call(
         "/tally.coupon.v1.CouponService/ListCampaigns", coupon_pb2.ListCampaignsRequest()
     ),
-    "order": Asked("/tally.order.v1.ProductService/ListProducts", order_pb2.ListProductsRequest()),
-    "payment": Asked(
+    "order": Call("/tally.order.v1.ProductService/ListProducts", order_pb2.ListProductsRequest()),
+    "payment": Call(
         "/tally.payment.v1.PaymentService/ListPayments",
         payment_pb2.ListPaymentsRequest(user_id="nobody"),
     ),
 }
-SERVICES = tuple(QUESTIONS)
+SERVICES = tuple(CALLS)
+every_service = pytest.mark.parametrize("service", SERVICES)
+
+
+def variable(service: str, name: str = "DATABASE_URL") -> str:
+    return f"TALLY_{service.upper()}_{name}"
+
+
+def database_of(url: str) -> str:
+    return make_url(url).database or ""
+
+
+def with_password(url: str) -> str:
+    """The URL with a wrong password."""
+    return make_url(url).set(password=PASSWORD).render_as_string(hide_password=False)
 
 
 def environment(service: str, database_url: str) -> dict[str, str]:
-    """What the service needs; whatever else it could reach is away."""
+    """What the service needs. Whatever else it uses is away."""
     away = {
         "order": {f"TALLY_ORDER_{peer}_ADDRESS": AWAY for peer in ("BALANCE", "COUPON", "PAYMENT")},
         "payment": {
@@ -66,7 +77,7 @@ def environment(service: str, database_url: str) -> dict[str, str]:
         },
     }
     return {
-        f"TALLY_{service.upper()}_DATABASE_URL": database_url,
+        variable(service): database_url,
         "TALLY_REDIS_URL": f"redis://:{PASSWORD}@{AWAY}/0",
         "TALLY_READINESS_INTERVAL_S": "0.1",
         **away.get(service, {}),
@@ -74,32 +85,36 @@ def environment(service: str, database_url: str) -> dict[str, str]:
 
 
 class Client:
-    """What a client and a probe see of one replica."""
+    """A client of one replica, which also checks its health."""
 
     def __init__(self, service: str, channel: grpc.aio.Channel) -> None:
-        self._asked = QUESTIONS[service]
+        self._call = CALLS[service]
         self._channel = channel
         self._health: Any = health_pb2_grpc.HealthStub(channel)
 
     async def health(self, service: str = "") -> str:
         request = health_pb2.HealthCheckRequest(service=service)
-        told = (await self._health.Check(request, timeout=30)).status
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(told)
+        status = (await self._health.Check(request, timeout=30)).status
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(status)
 
     async def reason(self) -> str:
-        """How the question ends: a refusal's reason, or nothing."""
-        ask: Any = self._channel.unary_unary(
-            self._asked.method, request_serializer=lambda request: request.SerializeToString()
+        """The reason of the service's call, or '' if it succeeds."""
+        method: Any = self._channel.unary_unary(
+            self._call.method, request_serializer=lambda request: request.SerializeToString()
         )
         try:
-            await ask(self._asked.request, timeout=30)
+            await method(self._call.request, timeout=30)
         except grpc.aio.AioRpcError as error:
             return from_rpc_error(error).reason or f"{error.code()}: {error.details()}"
         return ""
 
-    async def serves(self) -> bool:
-        """Whether the question ends as it does on empty tables."""
-        return await self.reason() == self._asked.reason
+    async def assert_serves(self) -> None:
+        assert await self.reason() == self._call.reason
+
+    async def assert_refuses(self) -> None:
+        assert await self.health() == "NOT_SERVING"
+        assert await self.health("liveness") == "SERVING"
+        assert await self.reason() == "REPLICA_NOT_READY"
 
 
 @asynccontextmanager
@@ -109,25 +124,31 @@ async def client(service: str, port: int) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def started(service: str, url: str) -> AsyncIterator[tuple[Service, Client]]:
-    given = environment(service, url)
+async def started(service: str, url: str, **settings: str) -> AsyncIterator[tuple[Service, Client]]:
+    """A replica, and a client of it. At its end it has exited with 0 and logged no secret."""
+    given = environment(service, url) | settings
     async with process(f"{service}_service", **given) as running:
         port = (await running.line("listening"))["port"]
-        async with client(service, port) as asking:
-            yield running, asking
+        async with client(service, port) as calling:
+            yield running, calling
+        status, log = await running.stop()
+        assert status == 0
+        for secret in (PASSWORD, make_url(url).password or PASSWORD):
+            assert secret not in log
+        assert "Traceback" not in log
+        assert "background_work_failed" not in log
 
 
-async def assert_refuses(asking: Client) -> None:
-    assert await asking.health() == "NOT_SERVING"
-    assert await asking.health("liveness") == "SERVING"
-    assert await asking.reason() == "REPLICA_NOT_READY"
-
-
-async def assert_ends_well(running: Service, url: str) -> str:
-    status, told = await running.stop()
-    assert status == 0
-    for secret in (PASSWORD, make_url(url).password or PASSWORD):
-        assert secret not in told
-    assert "Traceback" not in told
-    assert "background_work_failed" not in told
-    return told
+async def last_line(
+    service: str, status: int, given: dict[str, str], *arguments: str, url: str = ""
+) -> str:
+    """The last line of a process that ends by itself with ``status``, without any secret."""
+    whole = environment(service, url) | given
+    async with process(f"{service}_service", *arguments, **whole) as running:
+        ended, log = await running.end()
+    assert ended == status, log
+    for text in (PASSWORD, "Traceback", '"critical"', '"listening"'):
+        assert text not in log
+    for value in given.values():
+        assert "@" not in value or (make_url(value).password or "?") not in log
+    return log.splitlines()[-1]

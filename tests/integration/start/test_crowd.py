@@ -1,43 +1,32 @@
-"""A replica with more callers than places and more readers than connections stays in service."""
+"""A replica with more callers than slots and more readers than connections stays ready."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
-import pytest
-from sqlalchemy.engine import make_url
 
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.integration.start.process import process
-from tests.integration.start.services import Client, client, environment
-from tests.support.databases import Databases
+from tests.integration.start.services import Client, database_of, started
 
-PLACES = 30
-CALLERS = 2 * PLACES
+SLOTS = 30
+CALLERS = 2 * SLOTS
 PROBES = 20
 REFUSED_S = 0.5
-"""The pause that a refusal asks for."""
+"""The delay that a refusal asks for."""
 PROBED = """
 SELECT query_start FROM pg_stat_activity
 WHERE datname = $1 AND application_name LIKE '%probe' AND query_start IS NOT NULL
 """
 
 
-@pytest.fixture
-def migrated(databases: Databases) -> Iterator[ServiceUrls]:
-    """A database of the balance service."""
-    with databases.clone("balance") as urls:
-        yield urls
-
-
 @asynccontextmanager
 async def held(urls: ServiceUrls) -> AsyncIterator[None]:
-    """Whoever reads an account waits for it, and has its connection meanwhile."""
+    """A block in which each reader of an account waits for it, and keeps its connection."""
     holder = await asyncpg.connect(urls.owner, timeout=30)
     try:
         async with holder.transaction():
@@ -48,13 +37,13 @@ async def held(urls: ServiceUrls) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def crowd(asking: Client, told: Counter[str]) -> AsyncIterator[None]:
-    """Callers who come again and again, and how each call ended."""
+async def callers(client: Client, reasons: Counter[str]) -> AsyncIterator[None]:
+    """A block in which CALLERS call again and again. ``reasons`` counts how the calls end."""
     done = asyncio.Event()
 
     async def call() -> None:
         while not done.is_set():
-            told[await asking.reason()] += 1
+            reasons[await client.reason()] += 1
             await asyncio.sleep(REFUSED_S)
 
     calling = [asyncio.create_task(call()) for _ in range(CALLERS)]
@@ -65,27 +54,22 @@ async def crowd(asking: Client, told: Counter[str]) -> AsyncIterator[None]:
         await asyncio.gather(*calling)
 
 
-async def test_a_replica_is_ready_while_readers_crowd_and_calls_are_refused(
+async def test_a_replica_is_ready_while_readers_wait_and_calls_are_refused(
     migrated: ServiceUrls, postgres_server: PostgresServer
 ) -> None:
-    given = environment("balance", migrated.runtime)
-    given["TALLY_MAX_CONCURRENT_CALLS"] = str(PLACES)
-    looking = await asyncpg.connect(postgres_server.admin_url, timeout=30)
-    told: Counter[str] = Counter()
+    observer = await asyncpg.connect(postgres_server.admin_url, timeout=30)
+    reasons: Counter[str] = Counter()
     states: Counter[str] = Counter()
     probed: set[object] = set()
-    async with process("balance_service", **given) as running:
-        port = (await running.line("listening"))["port"]
+    limit = {"TALLY_MAX_CONCURRENT_CALLS": str(SLOTS)}
+    async with started("balance", migrated.runtime, **limit) as (running, client):
         await running.line("ready")
-        async with client("balance", port) as asking, held(migrated), crowd(asking, told):
-            while len(probed) < PROBES or not told["OVERLOADED"]:
-                states[await asking.health()] += 1
-                assert await asking.health("liveness") == "SERVING"
-                probed.add(await looking.fetchval(PROBED, make_url(migrated.runtime).database))
+        async with held(migrated), callers(client, reasons):
+            while len(probed) < PROBES or not reasons["OVERLOADED"]:
+                states[await client.health()] += 1
+                assert await client.health("liveness") == "SERVING"
+                probed.add(await observer.fetchval(PROBED, database_of(migrated.runtime)))
                 await asyncio.sleep(0.05)
-        status, _ = await running.stop()
-    await looking.close()
-    assert status == 0
-    # A machine that stalls may make a probe or two late. Where probes queue behind the readers, all
-    # of them are.
+    await observer.close()
+    # A slow machine may make a few probes late. If probes waited behind the readers, all would be.
     assert states["SERVING"] > states.total() / 2, states

@@ -1,7 +1,7 @@
-"""The servers of a manifest that are not Tally's: PostgreSQL and Redis, played by embedded ones.
+"""PostgreSQL and Redis of a manifest, replaced by embedded servers.
 
-Of their StatefulSets only what the services notice is taken over: how many connections PostgreSQL
-gives. The databases and roles are made as the local runner makes them.
+Of their StatefulSets only max_connections is used, the one option that services notice. The local
+runner's code makes the databases and roles.
 """
 
 from __future__ import annotations
@@ -24,22 +24,20 @@ from tests.support.cluster.manifest import ManifestError, Workload
 POSTGRES: Final = "postgres"
 REDIS: Final = frozenset({"redis", "valkey"})
 IMAGES: Final = {POSTGRES, *REDIS}
-
-
 NOWHERE: Final = Backends(
     {name: ServiceUrls(*["postgresql://nobody@nowhere/none"] * 3) for name in services()},
     redis_url="redis://nowhere",
     gateway_url="",
     gateway_secret_key="none",
 )
-"""Servers that are not there, to look a manifest through with."""
+"""Servers that do not exist, to check a manifest before any server starts."""
 
 
 @contextlib.contextmanager
 def running(workloads: Iterable[Workload], directory: Path) -> Iterator[Backends]:
-    """Start the embedded servers that the workloads ask for, on free ports.
+    """Start the embedded servers for the workloads, on free ports, and make the gateway's key.
 
-    Where the gateway is, the manifest says; its key is made here.
+    The manifest has the address of the gateway.
     """
     by_image = {workload.program: workload for workload in workloads}
     if POSTGRES not in by_image:
@@ -57,7 +55,7 @@ def running(workloads: Iterable[Workload], directory: Path) -> Iterator[Backends
 
 
 def _settings(workload: Workload) -> Iterator[tuple[str, str]]:
-    """PostgreSQL's ``-c name=value`` of the command that bear on its clients."""
+    """The options ``-c name=value`` of PostgreSQL that affect its clients."""
     command = workload.container.command
     for flag, setting in itertools.pairwise(command):
         name, _, value = setting.partition("=")

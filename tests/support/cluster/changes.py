@@ -1,4 +1,4 @@
-"""What a test says otherwise than the manifest: its size, its times, its gateway's latency."""
+"""The changes of a test to the manifest: its size, its times, the latency of its gateway."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from tests.support.cluster.manifest import ManifestError, Object
 
 @dataclass(frozen=True)
 class Changes:
-    """Applied to copies of the objects. What they name must be there."""
+    """Changes of copies of the objects. Each object and setting must exist."""
 
     replicas: Mapping[str, int] = field(default_factory=dict)
-    """Pods by Deployment."""
+    """The number of pods, by Deployment."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Values of settings, in the ConfigMaps that have them."""
+    """Values of settings, in every ConfigMap that has them."""
     arguments: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Further arguments of the container's command, by Deployment."""
+    """More arguments of the container's command, by Deployment."""
     environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Further variables of the container, by Deployment."""
+    """More variables of the container, by Deployment."""
     min_ready_s: int | None = None
-    """minReadySeconds of every Deployment that has some."""
+    """minReadySeconds of every Deployment that sets it."""
 
     def applied_to(self, objects: Sequence[Object]) -> list[Object]:
-        """The changed objects. Raises ManifestError for what is not there to be changed."""
+        """The changed objects. Raises ManifestError for a missing object or setting."""
         changed = copy.deepcopy(list(objects))
         specs = {each["metadata"]["name"]: each["spec"] for each in _of(changed, "Deployment")}
         for name in {*self.replicas, *self.arguments, *self.environment} - set(specs):
-            raise ManifestError(f"there is no Deployment {name} to be changed")
+            raise ManifestError(f"there is no Deployment {name} to change")
         for name, count in self.replicas.items():
             specs[name]["replicas"] = count
         for name, arguments in self.arguments.items():

@@ -1,4 +1,4 @@
-"""A cluster of local processes that does what a rendered overlay says."""
+"""A cluster of local processes for a rendered overlay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.audit.audit import audit
-from deploy.audit.look import Report
+from deploy.audit.report import Report
 from deploy.audit.sources import Sources
 from deploy.kubernetes.secrets import secret_objects
 from deploy.local.plan import Backends
@@ -24,18 +24,17 @@ from tests.support.cluster.network import DNS_PORT, Addresses, Services
 from tests.support.cluster.pods import POLL_S, Pod
 
 STARTING_MAX: Final = 3
-"""Containers that start at the same time: their probes' limits are meant for a machine of more
-than two cores."""
+"""Containers that start at the same time. The probes' limits allow for no more on two cores."""
 READY_LIMIT_S: Final = 150.0
 JOB_LIMIT_S: Final = 90.0
 
 NONE: Final = Changes()
 MakeSecrets = Callable[[Backends], Sequence[Object]]
-"""The Secret objects for these servers."""
+"""Makes the Secret objects for these servers."""
 
 
 class Cluster:
-    """Made by ``Cluster.start``. To be used in the event loop that it was started in."""
+    """A running overlay. Use it in the event loop of ``Cluster.start``."""
 
     def __init__(self, manifest: Manifest, directory: Path) -> None:
         self.manifest = manifest
@@ -60,18 +59,18 @@ class Cluster:
         limit_s: float = READY_LIMIT_S,
         migrations_first: bool = True,
     ) -> AsyncIterator[Cluster]:
-        """Start everything: migration Jobs first, then every Deployment, all of its pods ready.
+        """Start the migration Jobs, then every Deployment, until all pods are ready.
 
-        Without ``migrations_first`` all is there from the beginning, as ``kubectl apply`` has it,
-        and the Jobs are the slowest: servers have met databases without their schema.
-        What is not in the manifest, the Secrets, is made by ``make_secrets``. Raises ManifestError
-        for what does not hold together, ClusterError for what does not come up, naming the object.
+        Without ``migrations_first`` everything starts at once, as with ``kubectl apply``, and the
+        Jobs last: servers then find databases without a schema. ``make_secrets`` makes the Secrets,
+        which are not in the manifest. Raises ManifestError for an inconsistent manifest and
+        ClusterError for an object that does not become ready; both name the object.
         """
         cluster = cls(read(changes.applied_to(objects)), directory)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(cluster.network.held.close)
             cluster._use(backing.NOWHERE, make_secrets)
-            # What is wrong in the manifest is told before anything runs.
+            # Errors of the manifest are raised before anything runs.
             cluster._check_processes()
             workloads = cluster.manifest.workloads.values()
             cluster._use(stack.enter_context(backing.running(workloads, directory)), make_secrets)
@@ -82,25 +81,25 @@ class Cluster:
             yield cluster
 
     def target(self, service: str, port: int | None = None) -> str:
-        """The gRPC target of a Service, to be resolved by the cluster's DNS."""
+        """The gRPC target of a Service, resolved by the cluster's DNS."""
         port = port or next(iter(self.manifest.services[service].ports))
         return f"dns://{self.network.first}:{DNS_PORT}/{service}:{port}"
 
     def pods(self, deployment: str) -> list[Pod]:
-        """Its pods, without those that are ending."""
+        """The pods of a Deployment, without those that are terminating."""
         return list(self.deployments[deployment].pods)
 
     async def scale(self, deployment: str, replicas: int) -> None:
-        """Have this many pods; returns when they are ready and those to go are gone."""
+        """Set the number of pods; returns when all are ready and the others have ended."""
         await self.deployments[deployment].scale(replicas, READY_LIMIT_S)
 
     async def rollout(self, deployment: str) -> None:
-        """Replace every pod by the Deployment's strategy; returns when the old ones are gone."""
+        """Replace every pod by the Deployment's strategy; returns when the old ones have ended."""
         limit_s = READY_LIMIT_S * max(1, len(self.pods(deployment)))
         await self.deployments[deployment].rollout(limit_s)
 
     async def kill(self, pod: Pod) -> None:
-        """kill -9 of its container; returns when it is dead. The kubelet starts it again."""
+        """Kill the container with SIGKILL; returns when it is dead. The kubelet restarts it."""
         ends = len(pod.ends)
         self.signal(pod, signal.SIGKILL)
         while len(pod.ends) == ends:
@@ -108,30 +107,30 @@ class Cluster:
             await asyncio.sleep(POLL_S)
 
     async def lose(self, pod: Pod) -> None:
-        """kill -9, and it does not come back: another takes its place, at another address."""
+        """Kill a pod for good; another pod, at another address, replaces it."""
         await self.deployments[pod.workload.name].lose(pod)
 
     def signal(self, pod: Pod, number: signal.Signals) -> None:
-        """Send a signal to its container's process."""
+        """Send a signal to the process of the container."""
         os.kill(pod.pid, number)
 
     async def settled(self) -> None:
-        """Wait until every pod of every Deployment is ready and none is ending."""
+        """Wait until every pod of every Deployment is ready and none is terminating."""
         for deployment in self.deployments.values():
             await deployment.settled(READY_LIMIT_S)
 
     async def audit(self) -> Report:
-        """What the audit says of the books."""
+        """Run the audit of the databases and the gateway."""
         urls = {name: urls.audit for name, urls in self.backends.databases.items()}
         return await audit(Sources(urls, self.path_of("gateway", "--data-file")))
 
     def path_of(self, deployment: str, option: str) -> Path:
-        """Where the file is that an option of a Deployment's first pod names."""
+        """The file that an option in the command of a Deployment's first pod names."""
         command = self.deployments[deployment].pods[0].process.command
         return Path(command[command.index(option) + 1])
 
     def _own(self) -> list[Workload]:
-        """The workloads that are Tally's programs and not its servers."""
+        """The workloads other than PostgreSQL and Redis."""
         every = self.manifest.workloads.values()
         return [workload for workload in every if workload.program not in backing.IMAGES]
 
@@ -152,22 +151,22 @@ class Cluster:
             for _ in range(workload.replicas):
                 deployment.grow()
         if not migrations_first:
-            await self._met_no_schema()
+            await self._servers_without_schema()
             await self._run_jobs()
         for deployment in self.deployments.values():
             await deployment.settled(limit_s)
 
-    async def _met_no_schema(self) -> None:
-        """Wait until as many servers as start at a time have said that they cannot serve."""
+    async def _servers_without_schema(self) -> None:
+        """Wait until as many servers as start at a time report NOT_SERVING."""
         async with asyncio.timeout(JOB_LIMIT_S):
             while True:
                 pods = [pod for each in self.deployments.values() for pod in each.pods]
-                if sum("NOT_SERVING" in pod.trouble for pod in pods) >= STARTING_MAX:
+                if sum("NOT_SERVING" in pod.failed_probe for pod in pods) >= STARTING_MAX:
                     return
                 await asyncio.sleep(POLL_S)
 
     async def _run_jobs(self) -> None:
-        """Run every Job to its end, all at the same time."""
+        """Run all Jobs at the same time to their ends."""
         pods = [self._make_pod(job, job.name) for job in self.manifest.jobs]
         try:
             await asyncio.gather(*(pod.run_once(JOB_LIMIT_S) for pod in pods))
@@ -175,7 +174,7 @@ class Cluster:
             await asyncio.gather(*(pod.kill() for pod in pods))
         for pod in pods:
             if pod.ends != ["ended with 0"]:
-                raise ClusterError(pod.described())
+                raise ClusterError(pod.describe())
 
     def _make_pod(self, workload: Workload, name: str) -> Pod:
         place = self._place(name, self.network.new(), "pods")

@@ -1,14 +1,14 @@
-"""Becomes another program that has little more of this machine than a container has of its own.
+"""Replaces itself by another program, with the restrictions of a container.
 
-Run as a script of the standard library alone, before that program:
+It uses the standard library alone:
 
     python -I -S confine.py UID GID WRITABLE... -- PROGRAM [ARGUMENT ...]
 
-It can write below the WRITABLE directories only, as with a read-only root filesystem and volumes
-(by Landlock; where the kernel has none, nothing keeps it from what its user may write), and gains
-no privileges. Where it is started by root it runs as UID and GID; of root's powers one is left, to
-read what its user might not: a checkout may lie where only root may enter. So the modes of files
-that it reads are not put to the test. Started by anybody else it stays who it is.
+The program can write below the WRITABLE directories only, as with a read-only root file system and
+volumes. This needs Landlock: without it in the kernel, the program can write what its user can. It
+gains no privileges. If root starts it, it runs as UID and GID and keeps one capability, that of
+reading every file, since a checkout may be in a directory that only root can enter. The modes of
+the files it reads are therefore not tested. Any other user's program runs as that user.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
 WRITE_FILE = 1 << 1
 TRUNCATE = 1 << 14
-# Removing and making of anything; what is older than the first version is all of it.
+# The rights to remove and make entries, all in the first version of Landlock.
 CHANGE_DIRECTORY = sum(1 << bit for bit in range(4, 13))
 TRUNCATE_SINCE = 3
 
@@ -45,15 +45,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def landlock_version() -> int:
-    """What this kernel has of Landlock; 0 or less: nothing."""
+    """The version of Landlock in this kernel; 0 or less if it has none."""
     version = _libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     return int(version)
 
 
-def _checked(told: int) -> int:
-    if told < 0:
+def _checked(result: int) -> int:
+    if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return told
+    return result
 
 
 def _prctl(option: int, value: int, detail: int = 0) -> None:
@@ -76,10 +76,10 @@ def _write_only_below(directories: Sequence[str], version: int) -> None:
 
 
 def _become(uid: int, gid: int) -> None:
-    kept = _power_to_read()
+    kept = _capability_to_read()
     _prctl(PR_SET_KEEPCAPS, 1)
-    # Without it access(2), which some packages ask, ignores what capabilities are left. Not every
-    # root may set it.
+    # Without it access(2), which some packages call, ignores the kept capability. Root of a
+    # container may not be allowed to set it.
     with suppress(OSError):
         _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
@@ -92,8 +92,8 @@ def _become(uid: int, gid: int) -> None:
         _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept)
 
 
-def _power_to_read() -> int | None:
-    """The least of the capabilities that let one read anything; None if this root has none."""
+def _capability_to_read() -> int | None:
+    """The weakest capability that reads every file; None if this root has none."""
     status = Path("/proc/self/status").read_text()
     permitted = int(status.partition("CapPrm:")[2].split()[0], 16)
     return next(
@@ -112,7 +112,7 @@ def main() -> None:
         _write_only_below(directories, version)
     if os.geteuid() == 0:
         _become(uid, gid)
-    # A change of user clears what the launcher had set.
+    # A change of user clears the signal that the launcher had set.
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("confine: the parent died before its child began")

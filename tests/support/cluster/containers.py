@@ -1,9 +1,8 @@
-"""From a container of the manifest to a process: its command, environment and mounted files.
+"""Turns a container of the manifest into a process: its command, environment and mounted files.
 
-What is substituted, and nothing else: ``python`` by this interpreter, the address 0.0.0.0 by the
-pod's, the paths of mounts by directories of the pod's own, ``dns:///NAME:PORT`` by the same name
-asked of the cluster's DNS server, and ``http://NAME:PORT`` by the Service's own address. TMPDIR is
-what is mounted at /tmp.
+The only substitutions: this interpreter for ``python``, the pod's address for 0.0.0.0, a directory
+of the pod for each mount path, the cluster's DNS server for that of ``dns:///NAME:PORT``, and the
+cluster IP for the name in ``http://NAME:PORT``. TMPDIR is the directory mounted at /tmp.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ IMAGE_ENVIRONMENT: Final = {
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
 }
-"""What the Dockerfile's images bring along; nothing of the tests' own environment."""
+"""The environment of the images; nothing of the tests' own environment."""
 TMP: Final = "/tmp"
 DEFAULT_MODE: Final = 0o644
 WRITTEN: Final = "..2026_01_02_03_04_05.678901234"
@@ -54,25 +53,25 @@ _ANYWHERE: Final = re.compile(r"\b0\.0\.0\.0\b")
 
 @dataclass(frozen=True)
 class Process:
-    """What is to be run for a container."""
+    """The process of a container."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     directory: Path
-    """Where it runs: empty, and not to be written to."""
+    """The working directory: empty and not writable."""
     writable: tuple[Path, ...]
     user: User
 
     @property
     def confined(self) -> tuple[str | Path, ...]:
-        """The command, kept to what a container may do (see confine.py)."""
+        """The command with the restrictions of a container (see confine.py)."""
         user = (str(self.user.uid), str(self.user.gid))
         return (sys.executable, "-I", "-S", CONFINE, *user, *self.writable, "--", *self.command)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a pod runs."""
+    """The name, address and directory of a pod."""
 
     name: str
     address: str
@@ -81,35 +80,35 @@ class Place:
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes processes of the manifest's containers. Raises ManifestError."""
+    """Makes the processes of the manifest's containers. Raises ManifestError."""
 
     manifest: Manifest
     services: Services
     dns_host: str
 
     def process(self, workload: Workload, place: Place) -> Process:
-        """The process of the workload's container in the pod at ``place``, its files written."""
+        """The process of the workload's container at ``place``. Writes its mounted files."""
         container = workload.container
-        told = f"{workload.told}, container {container.name}"
+        title = f"{workload.title}, container {container.name}"
         paths = {
-            mount.path: self._mounted(f"{told}, mount {mount.path}", mount, place, workload.user)
+            mount.path: self._mounted(f"{title}, mount {mount.path}", mount, place, workload.user)
             for mount in container.mounts
         }
-        given = dict(self._environment(told, workload, place))
+        given = dict(self._environment(title, workload, place))
         expanded = {
-            name: self._substituted(f"{told}: {name}", _expanded(value, given), paths, place)
+            name: self._substituted(f"{title}: {name}", _expanded(value, given), paths, place)
             for name, value in given.items()
         }
         if not container.command:
-            raise ManifestError(f"{told}: no command")
+            raise ManifestError(f"{title}: no command")
         command = [
-            self._substituted(f"{told}: command", _expanded(part, given), paths, place)
+            self._substituted(f"{title}: command", _expanded(part, given), paths, place)
             for part in container.command
         ]
         if command[:2] != ["python", "-m"]:
-            raise ManifestError(f"{told}: command {command[:2]} is not python -m MODULE")
+            raise ManifestError(f"{title}: command {command[:2]} is not python -m MODULE")
         if command[2].endswith("_service"):
-            _check_names(told, command[2], expanded, Path(expanded.get(SECRETS_DIR, os.devnull)))
+            _check_names(title, command[2], expanded, Path(expanded.get(SECRETS_DIR, os.devnull)))
         directory = place.directory / "root"
         directory.mkdir(mode=0o555, exist_ok=True)
         writable = [paths[each.path] for each in container.mounts if "emptyDir" in each.volume]
@@ -123,26 +122,26 @@ class Builder:
         )
 
     def _environment(
-        self, told: str, workload: Workload, place: Place
+        self, where: str, workload: Workload, place: Place
     ) -> Iterator[tuple[str, str]]:
-        """In Kubernetes' order: what comes later wins."""
+        """The variables in Kubernetes' order: a later one replaces an earlier one."""
         for source in workload.container.env_from:
             if set(source) - {"configMapRef"}:
-                raise ManifestError(f"{told}: envFrom {sorted(source)} is not a ConfigMap")
-            yield from self._config_map(told, source["configMapRef"]["name"]).items()
+                raise ManifestError(f"{where}: envFrom {sorted(source)} is not a ConfigMap")
+            yield from self._config_map(where, source["configMapRef"]["name"]).items()
         for variable in workload.container.env:
             name = variable["name"]
-            yield name, self._value(f"{told}, env {name}", variable, workload, place)
+            yield name, self._value(f"{where}, env {name}", variable, workload, place)
 
-    def _value(self, told: str, variable: Object, workload: Workload, place: Place) -> str:
+    def _value(self, where: str, variable: Object, workload: Workload, place: Place) -> str:
         source = variable.get("valueFrom")
         if source is None:
             return str(variable.get("value", ""))
         if "configMapKeyRef" in source:
             wanted = source["configMapKeyRef"]
-            data = self._config_map(told, wanted["name"])
+            data = self._config_map(where, wanted["name"])
             if wanted["key"] not in data:
-                raise ManifestError(f"{told}: ConfigMap {wanted['name']} has no {wanted['key']}")
+                raise ManifestError(f"{where}: ConfigMap {wanted['name']} has no {wanted['key']}")
             return data[wanted["key"]]
         fields = {
             "metadata.name": place.name,
@@ -151,18 +150,18 @@ class Builder:
         }
         path = (source.get("fieldRef") or {}).get("fieldPath")
         if path not in fields:
-            raise ManifestError(f"{told}: a source that is not known: {source}")
+            raise ManifestError(f"{where}: a source that is not known: {source}")
         return fields[path]
 
-    def _config_map(self, told: str, name: str) -> Mapping[str, str]:
+    def _config_map(self, where: str, name: str) -> Mapping[str, str]:
         if name not in self.manifest.config_maps:
-            raise ManifestError(f"{told}: there is no ConfigMap {name}")
+            raise ManifestError(f"{where}: there is no ConfigMap {name}")
         return self.manifest.config_maps[name]
 
-    def _mounted(self, told: str, mount: Mount, place: Place, user: User) -> Path:
-        """The directory that stands for a mount, with its files as the kubelet lays them out.
+    def _mounted(self, where: str, mount: Mount, place: Place, user: User) -> Path:
+        """The directory of a mount, with its files as the kubelet writes them.
 
-        Each is a link by way of ``..data``, which the kubelet swaps when they change.
+        Each is a link through ``..data``, which the kubelet replaces when they change.
         """
         directory = place.directory / "volumes" / str(mount.volume["name"])
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,7 +172,7 @@ class Builder:
         written.mkdir(mode=0o755)
         (directory / "..data").symlink_to(WRITTEN)
         source = mount.volume.get("secret") or mount.volume.get("configMap") or {}
-        for name, text in self._files(told, mount.volume).items():
+        for name, text in self._files(where, mount.volume).items():
             (written / name).touch(mode=0o600)
             (written / name).write_text(text)
             (written / name).chmod(source.get("defaultMode", DEFAULT_MODE))
@@ -181,7 +180,7 @@ class Builder:
             (directory / name).symlink_to(f"..data/{name}")
         return directory
 
-    def _files(self, told: str, volume: Object) -> Mapping[str, str]:
+    def _files(self, where: str, volume: Object) -> Mapping[str, str]:
         if "secret" in volume:
             source, kind, known = volume["secret"], "Secret", self.manifest.secrets
             name = source["secretName"]
@@ -189,30 +188,30 @@ class Builder:
             source, kind, known = volume["configMap"], "ConfigMap", self.manifest.config_maps
             name = source["name"]
         else:
-            raise ManifestError(f"{told}: a volume that is not known: {sorted(volume)}")
+            raise ManifestError(f"{where}: a volume that is not known: {sorted(volume)}")
         if name not in known:
-            raise ManifestError(f"{told}: there is no {kind} {name}")
+            raise ManifestError(f"{where}: there is no {kind} {name}")
         items = source.get("items")
         if items is None:
             return known[name]
         missing = [item["key"] for item in items if item["key"] not in known[name]]
         if missing:
-            raise ManifestError(f"{told}: {kind} {name} has no {missing[0]}")
+            raise ManifestError(f"{where}: {kind} {name} has no {missing[0]}")
         return {item["path"]: known[name][item["key"]] for item in items}
 
-    def _substituted(self, told: str, value: str, paths: Mapping[str, Path], place: Place) -> str:
+    def _substituted(self, where: str, value: str, paths: Mapping[str, Path], place: Place) -> str:
         for path, directory in paths.items():
             if value == path or value.startswith(f"{path}/"):
                 return f"{directory}{value.removeprefix(path)}"
         value = _ANYWHERE.sub(place.address, value)
         for name, port in _DNS.findall(value):
-            self.services.port(told, name, int(port))
+            self.services.port(where, name, int(port))
         value = _DNS.sub(rf"dns://{self.dns_host}:{DNS_PORT}/\1:\2", value)
 
         def address(match: re.Match[str]) -> str:
-            service = self.services.port(told, match[1], int(match[2]))
+            service = self.services.port(where, match[1], int(match[2]))
             if service.headless:
-                raise ManifestError(f"{told}: {match[0]} names a headless Service")
+                raise ManifestError(f"{where}: {match[0]} names a headless Service")
             return f"http://{self.services.cluster_ip(service.name)}:{match[2]}"
 
         return value if _is_address(value) else _HTTP.sub(address, value)
@@ -223,23 +222,25 @@ def _is_address(url: str) -> bool:
 
 
 def _expanded(value: str, given: Mapping[str, str]) -> str:
-    """As Kubernetes: ``$(NAME)`` of a known variable, any other text stays as it is."""
+    """Expand ``$(NAME)`` of a known variable, and leave any other text, as Kubernetes does."""
     return _REFERENCE.sub(lambda match: given.get(match[1], match[0]), value)
 
 
 def _give(path: Path, uid: int, gid: int) -> None:
-    """As the kubelet gives it to a pod; whoever is not root cannot, and runs the pod itself."""
+    """Set the owner, as the kubelet does. Only root can, and only root runs pods as other users."""
     if os.geteuid() == 0:
         os.chown(path, uid, gid)
 
 
-def _check_names(told: str, module: str, environment: Mapping[str, str], secrets_dir: Path) -> None:
-    """Refuse settings that the service does not have: it would not miss what is misspelt."""
+def _check_names(
+    where: str, module: str, environment: Mapping[str, str], secrets_dir: Path
+) -> None:
+    """Refuse unknown settings: the service itself ignores a misspelt one."""
     try:
         importlib.import_module(f"{module}.__main__")
         settings = importlib.import_module(f"{module}.settings")
     except ModuleNotFoundError:
-        raise ManifestError(f"{told}: command: there is no module {module}") from None
+        raise ManifestError(f"{where}: command: there is no module {module}") from None
     (settings_type,) = (
         each
         for each in vars(settings).values()
@@ -250,9 +251,9 @@ def _check_names(told: str, module: str, environment: Mapping[str, str], secrets
         known |= {f"{PREFIX}{part}{field}".upper() for part in ("", f"{settings_type.service}_")}
     for name in environment:
         if name.startswith(PREFIX) and name not in known:
-            raise ManifestError(f"{told}: {name} is no setting of {module}")
+            raise ManifestError(f"{where}: {name} is no setting of {module}")
     if not secrets_dir.is_dir():
-        raise ManifestError(f"{told}: {SECRETS_DIR} names no mounted directory")
+        raise ManifestError(f"{where}: {SECRETS_DIR} names no mounted directory")
     for file in secrets_dir.iterdir():
         if not file.name.startswith("..") and file.name.upper() not in known:
-            raise ManifestError(f"{told}: the secret {file.name} is no setting of {module}")
+            raise ManifestError(f"{where}: the secret {file.name} is no setting of {module}")

@@ -1,4 +1,4 @@
-"""A Deployment: as many pods as it says, and rolling restarts by its own rules."""
+"""A Deployment: its pods, scaling and rolling restarts."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ NAME_BYTES: Final = 3
 
 
 class ClusterError(Exception):
-    """The cluster did not come to the state that it should; the text says which pod and why."""
+    """The cluster did not reach the wanted state. The text names the pod and the reason."""
 
 
 class Deployment:
-    """One Deployment, and the pods that it has or had."""
+    """One Deployment with its pods."""
 
     def __init__(self, workload: Workload, make_pod: Callable[[Workload, str], Pod]) -> None:
         self.workload = workload
         self.pods: list[Pod] = []
-        """Those that are to stay."""
+        """Without those that are terminating."""
         self._make_pod = make_pod
-        self._ending: dict[asyncio.Task[None], Pod] = {}
+        self._terminating: dict[asyncio.Task[None], Pod] = {}
         self._generation = secrets.token_hex(NAME_BYTES)
 
     def all_pods(self) -> list[Pod]:
-        """Those that are ending included."""
-        return [*self.pods, *self._ending.values()]
+        """With those that are terminating."""
+        return [*self.pods, *self._terminating.values()]
 
     def grow(self) -> None:
-        """Add a pod, and do not wait for it."""
+        """Add a pod without waiting for it."""
         name = f"{self.workload.name}-{self._generation}-{secrets.token_hex(NAME_BYTES)}"
         pod = self._make_pod(self.workload, name)
         self.pods.append(pod)
         pod.start()
 
     def shrink(self, pod: Pod) -> None:
-        """Begin to end a pod, and do not wait for it."""
+        """Terminate a pod without waiting for it."""
         self.pods.remove(pod)
-        # Before the task runs: from now on no Service names it.
+        # Before the task runs: no Service has it as an endpoint from now on.
         pod.terminating = True
-        task = asyncio.create_task(pod.terminate(), name=f"end of {pod.name}")
-        self._ending[task] = pod
+        task = asyncio.create_task(pod.terminate(), name=f"termination of {pod.name}")
+        self._terminating[task] = pod
         task.add_done_callback(self._ended)
 
     async def lose(self, pod: Pod) -> None:
@@ -57,7 +57,7 @@ class Deployment:
         self.grow()
 
     async def scale(self, replicas: int, limit_s: float) -> None:
-        """Have this many pods, all ready, and none that is still ending."""
+        """Set the number of pods, and wait until all are ready and none is terminating."""
         self.workload = replace(self.workload, replicas=replicas)
         while len(self.pods) < replicas:
             self.grow()
@@ -66,26 +66,26 @@ class Deployment:
         await self.settled(limit_s)
 
     async def settled(self, limit_s: float) -> None:
-        """Wait until every pod is ready and none is ending. Raises ClusterError.
+        """Wait until every pod is ready and none is terminating.
 
-        At once if a container ends, too: none has a reason to.
+        Raises ClusterError after the limit, or at once if a container ends: none should.
         """
         ends = {pod: len(pod.ends) for pod in self.pods}
         deadline = time.monotonic() + limit_s
-        while self._ending or not all(pod.ready for pod in self.pods):
+        while self._terminating or not all(pod.ready for pod in self.pods):
             for pod in self.all_pods():
                 pod.check()
                 if len(pod.ends) > ends.get(pod, len(pod.ends)):
-                    raise ClusterError(pod.described())
+                    raise ClusterError(pod.describe())
             if time.monotonic() > deadline:
                 self._give_up(limit_s)
             await asyncio.sleep(POLL_S)
 
     async def rollout(self, limit_s: float) -> None:
-        """Replace every pod, never fewer available and never more than the strategy allows.
+        """Replace every pod within maxSurge and maxUnavailable of the strategy.
 
-        As Kubernetes, it does not wait for one that is ending before it starts the next; it
-        returns when all have ended.
+        As in Kubernetes, the next pod starts while the previous one terminates. Returns when all
+        old pods have ended.
         """
         workload = self.workload
         self._generation = secrets.token_hex(NAME_BYTES)
@@ -105,21 +105,21 @@ class Deployment:
         await self.settled(max(deadline - time.monotonic(), 0.0))
 
     async def kill(self) -> None:
-        """End every pod as the loss of its node would."""
+        """Kill every pod."""
         pods = self.all_pods()
-        for task in self._ending:
+        for task in self._terminating:
             task.cancel()
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*self._terminating, return_exceptions=True)
         await asyncio.gather(*(pod.kill() for pod in pods))
         self.pods.clear()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        pod = self._ending.pop(task)
+        pod = self._terminating.pop(task)
         if not task.cancelled() and task.exception() is not None:
-            pod.trouble = f"its end failed: {task.exception()!r}"
+            pod.failed_probe = f"its termination failed: {task.exception()!r}"
             self.pods.append(pod)
 
     def _give_up(self, limit_s: float) -> None:
         late = [pod for pod in self.all_pods() if not pod.serving]
-        told = "\n".join(pod.described() for pod in late[:1]) or self.workload.told
-        raise ClusterError(f"not settled after {limit_s:.0f} s: {told}")
+        described = late[0].describe() if late else self.workload.title
+        raise ClusterError(f"not settled after {limit_s:.0f} s: {described}")

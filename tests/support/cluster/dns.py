@@ -1,4 +1,4 @@
-"""The cluster's DNS server: the names of Services, over UDP and TCP, told fresh or from memory."""
+"""The cluster's DNS server: the names of Services, over UDP and TCP, with or without a cache."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dnslib import QTYPE, RCODE, RR, A, DNSError, DNSRecord
 from tests.support.cluster.network import Services
 
 TTL_S: Final = 5
-"""What cluster DNS (CoreDNS) gives Services by default; kubeadm sets 30 s (see Names.kept)."""
+"""The default of CoreDNS for Services; kubeadm sets 30 s (see Names.kept)."""
 LENGTH_BYTES: Final = 2
 
 
 class Names:
-    """What is told of a name: how things are, or how they were a while ago."""
+    """Resolves names to the present endpoints, or to those of a cached answer."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -29,10 +29,7 @@ class Names:
 
     @contextlib.contextmanager
     def kept(self, seconds: float) -> Iterator[None]:
-        """In the block an answer, once given, is told again for so long, whatever happens.
-
-        As CoreDNS with ``cache 30`` does, and the caches of nodes.
-        """
+        """In the block, cache each answer for this time, as CoreDNS with ``cache 30`` does."""
         self._kept_s = seconds
         try:
             yield
@@ -41,7 +38,7 @@ class Names:
             self._kept.clear()
 
     def resolve(self, name: str) -> tuple[list[str] | None, int]:
-        """As ``Services.resolve``, and for how many seconds that holds."""
+        """The answer of ``Services.resolve``, and its TTL in seconds."""
         if not self._kept_s:
             return self._services.resolve(name), TTL_S
         now = time.monotonic()
@@ -53,7 +50,7 @@ class Names:
 
 
 def answer(names: Names, packet: bytes) -> bytes | None:
-    """The reply to a query; None to what is not one."""
+    """The reply to a query; None for any other packet."""
     try:
         query = DNSRecord.parse(packet)
     except DNSError:
@@ -65,13 +62,13 @@ def answer(names: Names, packet: bytes) -> bytes | None:
     elif query.q.qtype == QTYPE.A:
         for address in found:
             reply.add_answer(RR(query.q.qname, QTYPE.A, rdata=A(address), ttl=ttl_s))
-    # Any other type, such as AAAA: the name exists and has none.
+    # Any other type, such as AAAA: the name exists and has no record.
     return bytes(reply.pack())
 
 
 @contextlib.asynccontextmanager
 async def serving(held: socket.socket, names: Names) -> AsyncIterator[None]:
-    """Answer on the bound UDP socket, and on the same address and port over TCP."""
+    """Answer queries on the bound UDP socket, and over TCP on the same address and port."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(names), sock=held)
 

@@ -1,4 +1,4 @@
-"""What a rendered overlay says, read strictly: what is not understood is an error with its name."""
+"""Parses a rendered overlay strictly: anything unknown is an error that names the object."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Object = dict[str, Any]
 IGNORED_KINDS: Final = frozenset(
     {"Namespace", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget"}
 )
-"""Nothing of them can be played by processes; policy tests judge them."""
+"""Kinds that processes cannot simulate; the tests of the policies check them."""
 KINDS: Final = IGNORED_KINDS | {
     *("ConfigMap", "Secret", "Service", "Deployment", "StatefulSet", "Job")
 }
 
 
 class ManifestError(Exception):
-    """Something in the manifest does not hold together; its text names the object."""
+    """The manifest is inconsistent. The text names the object."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One probe, with Kubernetes' defaults where the manifest is silent. Times in seconds."""
+    """One probe, with Kubernetes' defaults. Times in seconds."""
 
     kind: Literal["grpc", "tcpSocket", "httpGet"]
     port: int
     service: str = ""
-    """grpc: the name asked for."""
+    """grpc: the name of the service in the health request."""
     path: str = "/"
-    """httpGet: the path asked for."""
+    """httpGet: the path of the request."""
     initial_delay_s: float = 0.0
     period_s: float = 10.0
     timeout_s: float = 1.0
@@ -43,7 +43,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Mount:
-    """A volume inside a container: where, and what the volume is."""
+    """A volume in a container."""
 
     path: str
     volume: Object
@@ -67,7 +67,7 @@ class Container:
 
 @dataclass(frozen=True)
 class User:
-    """Whom a pod's container runs as, and the group that its volumes are given to."""
+    """The user and group of a pod's container, and the group of its volumes."""
 
     uid: int
     gid: int
@@ -85,7 +85,7 @@ class Workload:
     name: str
     namespace: str
     labels: Mapping[str, str]
-    """Those of its pods."""
+    """The labels of its pods."""
     replicas: int
     container: Container
     grace_s: float
@@ -95,13 +95,13 @@ class Workload:
     user: User = ROOT
 
     @property
-    def told(self) -> str:
-        """Its name in messages."""
+    def title(self) -> str:
+        """The name in messages."""
         return f"{self.kind} {self.name}"
 
     @property
     def program(self) -> str:
-        """What the image holds, by the last part of its name: ``postgres`` of ``postgres:18``."""
+        """The last part of the image's name without its tag: ``postgres`` of ``postgres:18``."""
         return self.container.image.rpartition("/")[2].partition("@")[0].partition(":")[0]
 
 
@@ -114,7 +114,7 @@ class Service:
     selector: Mapping[str, str]
     headless: bool
     ports: Mapping[int, int]
-    """Port of the pods by port of the Service."""
+    """The port of the pods, by port of the Service."""
 
     def selects(self, labels: Mapping[str, str]) -> bool:
         return self.selector.items() <= labels.items()
@@ -137,13 +137,13 @@ def load(path: Path) -> list[Object]:
 
 
 def read(objects: Iterable[Object]) -> Manifest:
-    """The manifest of these objects. Raises ManifestError for the first that cannot be played."""
+    """The manifest of these objects. Raises ManifestError for an object it cannot simulate."""
     manifest = Manifest()
     services = []
     for each in objects:
         kind, name = each["kind"], each["metadata"]["name"]
         if kind not in KINDS:
-            raise ManifestError(f"{kind} {name}: a kind that the test's cluster does not know")
+            raise ManifestError(f"{kind} {name}: a kind that the test cluster does not know")
         if kind == "ConfigMap":
             manifest.config_maps[name] = each.get("data") or {}
         elif kind == "Secret":
@@ -164,25 +164,25 @@ def read(objects: Iterable[Object]) -> Manifest:
 
 def _workload(each: Object) -> Workload:
     kind, name, spec = each["kind"], each["metadata"]["name"], each["spec"]
-    told = f"{kind} {name}"
+    title = f"{kind} {name}"
     labels = spec["template"]["metadata"].get("labels", {})
     wanted = (spec.get("selector") or {}).get("matchLabels", {})
     if not wanted.items() <= labels.items():
-        raise ManifestError(f"{told}: its selector does not select its own pods")
+        raise ManifestError(f"{title}: its selector does not select its own pods")
     pod = spec["template"]["spec"]
     if len(pod["containers"]) != 1 or pod.get("initContainers"):
-        raise ManifestError(f"{told}: only pods of one container can be played")
+        raise ManifestError(f"{title}: only pods of one container are supported")
     rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
     surge, unavailable = rolling.get("maxSurge", 1), rolling.get("maxUnavailable", 0)
     if not (isinstance(surge, int) and isinstance(unavailable, int)):
-        raise ManifestError(f"{told}: maxSurge and maxUnavailable must be numbers of pods")
+        raise ManifestError(f"{title}: maxSurge and maxUnavailable must be numbers of pods")
     return Workload(
         kind=kind,
         name=name,
         namespace=each["metadata"].get("namespace", "default"),
         labels=labels,
         replicas=spec.get("replicas", 1),
-        container=_container(told, pod["containers"][0], pod.get("volumes") or []),
+        container=_container(title, pod["containers"][0], pod.get("volumes") or []),
         grace_s=pod.get("terminationGracePeriodSeconds", 30),
         min_ready_s=spec.get("minReadySeconds", 0),
         max_surge=surge,
@@ -196,11 +196,11 @@ def _user(spec: Object) -> User:
     return User(spec.get("runAsUser", ROOT.uid), gid, spec.get("fsGroup", gid))
 
 
-def _container(told: str, spec: Object, volumes: list[Object]) -> Container:
+def _container(title: str, spec: Object, volumes: list[Object]) -> Container:
     by_name = {volume["name"]: volume for volume in volumes}
     mounts = []
     for mount in spec.get("volumeMounts") or []:
-        # A StatefulSet's claims are not among the volumes; only embedded servers have such.
+        # The claims of a StatefulSet are not in its volumes; only the embedded servers have some.
         volume = by_name.get(mount["name"], {"name": mount["name"], "claim": {}})
         mounts.append(Mount(mount["mountPath"].rstrip("/"), volume))
     ports = {port.get("name", ""): port["containerPort"] for port in spec.get("ports") or []}
@@ -213,37 +213,37 @@ def _container(told: str, spec: Object, volumes: list[Object]) -> Container:
         ports=ports,
         mounts=tuple(mounts),
         probes={
-            kind: _probe(f"{told}: {kind}Probe", spec[f"{kind}Probe"], ports)
+            kind: _probe(f"{title}: {kind}Probe", spec[f"{kind}Probe"], ports)
             for kind in ("startup", "readiness", "liveness")
             if f"{kind}Probe" in spec and not _runs_a_program(spec[f"{kind}Probe"])
         },
-        pre_stop_s=_pre_stop_s(told, spec),
+        pre_stop_s=_pre_stop_s(title, spec),
     )
 
 
 def _runs_a_program(probe: Object) -> bool:
-    # Only the images of servers, which are replaced, bring programs of their own.
+    # Only PostgreSQL and Redis, which are replaced, have such probes.
     return "exec" in probe
 
 
-def _pre_stop_s(told: str, spec: Object) -> float:
+def _pre_stop_s(title: str, spec: Object) -> float:
     hook = (spec.get("lifecycle") or {}).get("preStop")
     if hook is None:
         return 0.0
     if set(hook) != {"sleep"}:
-        raise ManifestError(f"{told}: a preStop hook that is not `sleep`")
+        raise ManifestError(f"{title}: a preStop hook that is not `sleep`")
     return float(hook["sleep"]["seconds"])
 
 
-def _probe(told: str, spec: Object, ports: Mapping[str, int]) -> Probe:
+def _probe(where: str, spec: Object, ports: Mapping[str, int]) -> Probe:
     kinds = [kind for kind in ("grpc", "tcpSocket", "httpGet") if kind in spec]
     if len(kinds) != 1:
-        raise ManifestError(f"{told}: neither grpc, tcpSocket nor httpGet")
+        raise ManifestError(f"{where}: neither grpc, tcpSocket nor httpGet")
     (kind,) = kinds
     action = spec[kind]
     port = ports.get(action["port"], action["port"])
     if port not in ports.values():
-        raise ManifestError(f"{told}: port {port} is none of the container's {dict(ports)}")
+        raise ManifestError(f"{where}: port {port} is none of the container's {dict(ports)}")
     return Probe(
         kind=kind,
         port=port,
@@ -266,7 +266,7 @@ def _service(each: Object, workloads: Iterable[Workload]) -> Service:
         for workload in workloads
         if selector
         and selector.items() <= workload.labels.items()
-        # A Service sees the pods of its own namespace only.
+        # A Service selects pods of its own namespace only.
         and workload.namespace == namespace
     ]
     if not selected:
@@ -278,11 +278,11 @@ def _service(each: Object, workloads: Iterable[Workload]) -> Service:
             known = workload.container.ports
             target = known.get(wanted, wanted)
             if target not in known.values():
-                raise ManifestError(f"Service {name}: {workload.told} has no port {wanted}")
+                raise ManifestError(f"Service {name}: {workload.title} has no port {wanted}")
             ports[port["port"]] = target
     headless = spec.get("clusterIP") == "None"
     if headless and any(port != target for port, target in ports.items()):
-        # DNS tells addresses only: a headless Service cannot turn one port into another.
+        # DNS has addresses only: a headless Service cannot map a port to another.
         raise ManifestError(f"Service {name}: headless, and its ports are not those of the pods")
     return Service(
         name=name, namespace=namespace, selector=selector, headless=headless, ports=ports

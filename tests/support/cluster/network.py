@@ -1,7 +1,7 @@
 """The cluster's network on the loopback interface: addresses, and Services with their endpoints.
 
-Each cluster has a /24 of 127.0.0.0/8 to itself. Port 5353 of its first address is the DNS server's,
-and holding it is what makes the network this cluster's.
+Each cluster reserves a /24 of 127.0.0.0/8 by binding port 5353 of its first address, the port of
+its DNS server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DNS_PORT: Final = 5353
 ATTEMPTS: Final = 50
 CHUNK_BYTES: Final = 65536
 BACKLOG: Final = 1024
-"""Connections that wait to be accepted: the whole of a crowd may come at once."""
+"""Connections that wait to be accepted: all clients of a test may connect at once."""
 
 Endpoints = Callable[[Service], list[str]]
 """The addresses of a Service's ready pods."""
@@ -28,7 +28,7 @@ Wait = Callable[[], Awaitable[object]]
 
 
 class Addresses:
-    """A /24 of loopback addresses that no other cluster of this machine has."""
+    """A /24 of loopback addresses, reserved on this machine."""
 
     def __init__(self) -> None:
         self.held = self._claim()
@@ -36,9 +36,9 @@ class Addresses:
         self._numbers = itertools.count(2)
 
     def new(self) -> str:
-        """An address that nothing has used yet."""
+        """An unused address."""
         number = next(self._numbers)
-        assert number < 255, "a test's cluster has no more than 253 pods and Services in its life"
+        assert number < 255, "a test cluster has at most 253 pods and Services in its life"
         return f"{self.first.rpartition('.')[0]}.{number}"
 
     @staticmethod
@@ -53,11 +53,11 @@ class Addresses:
                 continue
             held.setblocking(False)
             return held
-        raise RuntimeError("no free network among the loopback addresses")
+        raise RuntimeError("no free /24 among the loopback addresses")
 
 
 class Services:
-    """The Services by name: what they resolve to, and a proxy for those with an address."""
+    """The Services by name: their addresses, and a proxy for each with a cluster IP."""
 
     def __init__(
         self, services: Mapping[str, Service], addresses: Addresses, endpoints: Endpoints
@@ -72,9 +72,9 @@ class Services:
 
     @contextlib.contextmanager
     def replies_wait(self, name: str, wait: Wait) -> Iterator[None]:
-        """In the block each reply of a Service with an address of its own waits on the way.
+        """In the block, delay each reply of a Service with a cluster IP.
 
-        For protocols that answer request after request, as HTTP/1.1 does.
+        For protocols with one reply after each request, such as HTTP/1.1.
         """
         assert name in self._cluster_ips
         self._replies_wait[name] = wait
@@ -83,26 +83,26 @@ class Services:
         finally:
             del self._replies_wait[name]
 
-    def port(self, told: str, name: str, port: int) -> Service:
-        """The Service that something in the manifest names, with a port of it.
+    def port(self, where: str, name: str, port: int) -> Service:
+        """The Service of this name that has the port.
 
-        Raises ManifestError that begins with ``told`` if there is none.
+        Raises ManifestError, beginning with ``where``, if there is none.
         """
         short, _, domain = name.partition(".")
         service = self._services.get(short)
         if service is None or domain not in {"", *_domains(service)}:
-            raise ManifestError(f"{told} names {name}:{port}, and there is no Service {name}")
+            raise ManifestError(f"{where} names {name}:{port}, and there is no Service {name}")
         if port not in service.ports:
             known = ", ".join(map(str, service.ports))
-            raise ManifestError(f"{told} names {name}:{port}; Service {short} has {known}")
+            raise ManifestError(f"{where} names {name}:{port}; Service {short} has {known}")
         return service
 
     def cluster_ip(self, name: str) -> str:
-        """The address of a Service that is not headless."""
+        """The cluster IP of a Service that is not headless."""
         return self._cluster_ips[name]
 
     def resolve(self, name: str) -> list[str] | None:
-        """What cluster DNS answers: addresses, maybe none; None if there is no such name."""
+        """The addresses of a name, possibly none; None if the name does not exist."""
         short, _, domain = name.rstrip(".").partition(".")
         service = self._services.get(short)
         if service is None or domain not in {"", *_domains(service)}:
@@ -111,7 +111,7 @@ class Services:
 
     @contextlib.asynccontextmanager
     async def proxied(self) -> AsyncIterator[None]:
-        """Have connections to the Services' own addresses reach their ready pods, by turns."""
+        """Forward connections to cluster IPs to the ready pods, round-robin."""
         async with contextlib.AsyncExitStack() as stack:
             for name, address in self._cluster_ips.items():
                 service = self._services[name]
@@ -135,28 +135,30 @@ class Services:
                 pod = ready[next(self._turns) % len(ready)]
                 pod_reader, pod_writer = await asyncio.open_connection(pod, port)
                 with contextlib.closing(pod_writer):
-                    asked, told = self._waits(service.name)
-                    # Either side's end is the end: none of the protocols half-closes.
-                    await _first(_copy(reader, pod_writer, asked), _copy(pod_reader, writer, told))
+                    request, reply = self._waits(service.name)
+                    # The end of one side ends both: none of the protocols half-closes.
+                    await _first(
+                        _copy(reader, pod_writer, request), _copy(pod_reader, writer, reply)
+                    )
 
         return handle
 
     def _waits(self, name: str) -> tuple[Wait, Wait]:
-        """What to await before passing on a piece of a request, and of a reply."""
+        """What to await before forwarding a part of a request, and of a reply."""
         replied = False
 
-        async def asked() -> None:
+        async def request() -> None:
             nonlocal replied
             replied = False
 
-        async def told() -> None:
+        async def reply() -> None:
             nonlocal replied
-            # Once for a reply, in however many pieces it comes.
+            # Once for a reply, in however many parts it comes.
             if not replied and (wait := self._replies_wait.get(name)):
                 replied = True
                 await wait()
 
-        return asked, told
+        return request, reply
 
 
 def _domains(service: Service) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A pod, and the kubelet's care for it: probes, restarts, and its end in good order."""
+"""A pod, and what the kubelet does for it: probes, restarts, termination."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ UNREADY_PERIOD_S: Final = 0.5
 
 
 class Pod:
-    """One pod. Make it, ``start`` it, and ``terminate`` it in the end, in one event loop."""
+    """One pod. Call ``start``, and ``terminate`` or ``kill`` in the same event loop."""
 
     def __init__(
         self, workload: Workload, place: Place, process: Process, starting: asyncio.Semaphore
     ) -> None:
-        """``starting``: so many containers may be on their way to being ready at once."""
+        """``starting`` limits the containers that start at the same time."""
         self.workload = workload
         self.name = place.name
         self.address = place.address
@@ -39,47 +39,46 @@ class Pod:
         """On the monotonic clock."""
         self.terminating = False
         self.ends: list[str] = []
-        self._last_words = ""
-        """What the container said that ended last: the log of its successor may be empty yet."""
-        """How its container ended, each time that nobody had told it to."""
-        self.trouble = ""
-        """The last probe that failed."""
+        """How its container ended, each time that it was not terminated."""
+        self.failed_probe = ""
+        self._last_log = ""
+        """The log of the previous container: that of the present one may still be empty."""
         self.child: Child | None = None
         self._starting = starting
         self._kubelet: asyncio.Task[None] | None = None
 
     @property
     def serving(self) -> bool:
-        """Whether Services name it."""
+        """Whether it is an endpoint of its Services."""
         return self.ready and not self.terminating
 
     def available(self) -> bool:
-        """Whether it has been ready for as long as its Deployment asks for."""
+        """Whether it has been ready for minReadySeconds."""
         long_enough = time.monotonic() - self.ready_since >= self.workload.min_ready_s
         return self.serving and long_enough
 
     @property
     def pid(self) -> int:
-        """Of its container's process."""
+        """The process ID of its container."""
         assert self.child is not None
         return self.child.pid
 
-    def described(self) -> str:
-        """What there is to tell of a pod that is not as it should be."""
-        told = [f"{self.workload.told}, pod {self.name}: {'' if self.ready else 'not '}ready"]
-        told += [f"its container {end}" for end in self.ends]
-        told += [self.trouble] if self.trouble else []
-        log = (self.child.log_tail() if self.child is not None else "") or self._last_words
-        return "; ".join(told) + (f"; its log ends:\n{log}" if log else "")
+    def describe(self) -> str:
+        """The state of the pod in a message, with the end of its log."""
+        state = [f"{self.workload.title}, pod {self.name}: {'' if self.ready else 'not '}ready"]
+        state += [f"its container {end}" for end in self.ends]
+        state += [self.failed_probe] if self.failed_probe else []
+        log = (self.child.log_tail() if self.child is not None else "") or self._last_log
+        return "; ".join(state) + (f"; its log ends:\n{log}" if log else "")
 
     def start(self) -> None:
-        """Begin. Whatever happens, ``terminate`` must follow."""
-        self._kubelet = asyncio.create_task(self._care(), name=f"kubelet of {self.name}")
+        """Start the container and the kubelet."""
+        self._kubelet = asyncio.create_task(self._run(), name=f"kubelet of {self.name}")
 
     async def run_once(self, limit_s: float) -> None:
-        """Run the container to its end, as a Job does; how it ended is in ``ends``.
+        """Run the container to its end, as a Job does, and add it to ``ends``.
 
-        It waits for no place among those that start: they may be waiting for what it does.
+        ``starting`` does not limit it: the containers that start may be waiting for the Job.
         """
         self._start_container()
         if not await self._ended_within(limit_s):
@@ -89,42 +88,42 @@ class Pod:
         self.ends.append(await self._exit(self.child))
 
     def check(self) -> None:
-        """Raise what went wrong in the kubelet itself, if anything did."""
+        """Raise an error of the simulated kubelet itself."""
         if self._kubelet is not None and self._kubelet.done() and not self._kubelet.cancelled():
             self._kubelet.result()
 
     async def kill(self) -> None:
-        """End it without ceremony, as the loss of its node would."""
+        """Kill it, as the loss of its node would."""
         self.terminating = True
-        await self._dismiss_kubelet()
+        await self._stop_kubelet()
         if self.child is not None and self.child.exit_code() is None:
             self.child.send(signal.SIGKILL)
             assert await self._ended_within(KILLED_WAIT_S)
 
     async def terminate(self) -> None:
-        """preStop, SIGTERM, and after the grace period SIGKILL. Returns when it is gone."""
+        """preStop, SIGTERM, and after the grace period SIGKILL. Returns when it has ended."""
         self.terminating = True
-        await self._dismiss_kubelet()
+        await self._stop_kubelet()
         await self._stop_container()
 
-    async def _dismiss_kubelet(self) -> None:
+    async def _stop_kubelet(self) -> None:
         if self._kubelet is not None:
             self._kubelet.cancel()
             await asyncio.gather(self._kubelet, return_exceptions=True)
 
-    async def _care(self) -> None:
-        """Run the container, and again whenever it ends."""
+    async def _run(self) -> None:
+        """Run the container, and restart it whenever it ends."""
         while True:
             end = await self._run_container()
             await self._stop_container()
-            self._last_words = self.child.log_tail() if self.child is not None else ""
+            self._last_log = self.child.log_tail() if self.child is not None else ""
             self.ends.append(end)
             if len(self.ends) > 1:
                 backoff_s = BACKOFF_FIRST_S * 2.0 ** (len(self.ends) - 2)
                 await asyncio.sleep(min(backoff_s, BACKOFF_MAX_S))
 
     async def _run_container(self) -> str:
-        """Start it, probe it, and return why that was over."""
+        """Start and probe the container; returns how it ended."""
         slot = _Slot(self._starting)
         async with slot.held():
             child = self._start_container()
@@ -144,30 +143,30 @@ class Pod:
         return self.child
 
     async def _exit(self, child: Child) -> str:
-        while (code := child.exit_code()) is None:  # noqa: ASYNC110 - Popen tells no event
+        while (code := child.exit_code()) is None:  # noqa: ASYNC110 - Popen has no event
             await asyncio.sleep(POLL_S)
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
     async def _probing(self, slot: _Slot) -> str:
-        """Return when the kubelet gives the container up."""
+        """Probe until the container must be restarted; returns why."""
         probes = self.workload.container.probes
         startup, liveness = probes.get("startup"), probes.get("liveness")
         if startup is not None:
-            told = await self._until_passed("startup", startup)
-            if told:
-                return f"was given up: {told}"
+            failed = await self._until_passed("startup", startup)
+            if failed:
+                return f"was given up: {failed}"
         if liveness is None:
             return await self._follow_readiness(slot)
         return await _first(self._follow_readiness(slot), self._until_failed("liveness", liveness))
 
     async def _until_passed(self, kind: str, probe: Probe) -> str:
-        """'' once the probe has passed, or why it has failed too often."""
+        """Returns '' once the probe passes, or why it has failed too often."""
         await asyncio.sleep(probe.initial_delay_s)
         failures = 0
-        while told := await self._asked(kind, probe):
+        while failed := await self._probe(kind, probe):
             failures += 1
             if failures >= probe.failures_max:
-                return told
+                return failed
             await asyncio.sleep(probe.period_s)
         return ""
 
@@ -175,10 +174,10 @@ class Pod:
         await asyncio.sleep(probe.initial_delay_s)
         failures = 0
         while True:
-            told = await self._asked(kind, probe)
-            failures = failures + 1 if told else 0
+            failed = await self._probe(kind, probe)
+            failures = failures + 1 if failed else 0
             if failures >= probe.failures_max:
-                return f"was given up: {told}"
+                return f"was given up: {failed}"
             await asyncio.sleep(probe.period_s)
 
     async def _follow_readiness(self, slot: _Slot) -> NoReturn:
@@ -190,27 +189,27 @@ class Pod:
         await asyncio.sleep(probe.initial_delay_s)
         failures = successes = 0
         while True:
-            told = await self._asked("readiness", probe)
-            failures, successes = (failures + 1, 0) if told else (0, successes + 1)
+            failed = await self._probe("readiness", probe)
+            failures, successes = (failures + 1, 0) if failed else (0, successes + 1)
             if successes >= probe.successes and not self.ready:
                 self._become_ready(slot)
             if failures >= probe.failures_max:
                 self.ready = False
-            # As the kubelet: more often while it is not ready, to have it ready sooner.
+            # As the kubelet, more often while it is not ready.
             period_s = probe.period_s if self.ready else min(probe.period_s, UNREADY_PERIOD_S)
             await asyncio.sleep(period_s)
 
     def _become_ready(self, slot: _Slot) -> None:
-        self.ready, self.ready_since, self.trouble = True, time.monotonic(), ""
-        slot.free()
+        self.ready, self.ready_since, self.failed_probe = True, time.monotonic(), ""
+        slot.release()
 
-    async def _asked(self, kind: str, probe: Probe) -> str:
-        """Probe once: '' if it passed, or what failed."""
+    async def _probe(self, kind: str, probe: Probe) -> str:
+        """Probe once; returns '' if it passed, or what failed."""
         reason = await failure(probe, self.address)
         if not reason:
             return ""
-        self.trouble = f"{kind}Probe: {reason}"
-        return self.trouble
+        self.failed_probe = f"{kind}Probe: {reason}"
+        return self.failed_probe
 
     async def _stop_container(self) -> None:
         if self.child is None or self.child.exit_code() is not None:
@@ -236,29 +235,29 @@ class Pod:
 
 
 class _Slot:
-    """A place among the containers that start; given back once, however that comes about."""
+    """A slot of a container that starts; released once, when it is ready or has ended."""
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
         self._semaphore = semaphore
-        self._has = False
+        self._is_held = False
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
         await self._semaphore.acquire()
-        self._has = True
+        self._is_held = True
         try:
             yield
         finally:
-            self.free()
+            self.release()
 
-    def free(self) -> None:
-        if self._has:
-            self._has = False
+    def release(self) -> None:
+        if self._is_held:
+            self._is_held = False
             self._semaphore.release()
 
 
 async def _first(*waits: Coroutine[None, None, str]) -> str:
-    """What the first of them returns; the others are cancelled."""
+    """The result of the first that returns; the others are cancelled."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

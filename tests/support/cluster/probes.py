@@ -1,4 +1,4 @@
-"""Probes as the kubelet makes them: one connection each, from outside the pod."""
+"""Probes as the kubelet makes them: with a new connection each time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
 async def failure(probe: Probe, address: str) -> str:
-    """Why the probe of the pod at ``address`` failed; '' if it passed."""
+    """Probe the pod at ``address``; returns '' if the probe passed, or why it failed."""
     try:
         async with asyncio.timeout(probe.timeout_s):
-            return await _ASK[probe.kind](probe, address)
+            return await _PROBES[probe.kind](probe, address)
     except TimeoutError:
         return f"no answer on port {probe.port} within {probe.timeout_s:g} s"
 
@@ -28,10 +28,10 @@ async def _grpc(probe: Probe, address: str) -> str:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=probe.service)
         try:
-            told = await stub.Check(request)  # type: ignore[attr-defined] # set at run time
+            response = await stub.Check(request)  # type: ignore[attr-defined] # set at run time
         except grpc.aio.AioRpcError as error:
             return f"port {probe.port}, service {probe.service!r}: {error.code().name}"
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(told.status)
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
     return "" if status == "SERVING" else f"service {probe.service!r} says {status}"
 
 
@@ -47,11 +47,11 @@ async def _tcp(probe: Probe, address: str) -> str:
 async def _http(probe: Probe, address: str) -> str:
     async with httpx.AsyncClient(trust_env=False) as client:
         try:
-            told = await client.get(f"http://{address}:{probe.port}{probe.path}")
+            response = await client.get(f"http://{address}:{probe.port}{probe.path}")
         except httpx.HTTPError as error:
             return f"port {probe.port}: {type(error).__name__}"
-    passed = 200 <= told.status_code < 400
-    return "" if passed else f"port {probe.port}, {probe.path}: status {told.status_code}"
+    passed = 200 <= response.status_code < 400
+    return "" if passed else f"port {probe.port}, {probe.path}: status {response.status_code}"
 
 
-_ASK = {"grpc": _grpc, "tcpSocket": _tcp, "httpGet": _http}
+_PROBES = {"grpc": _grpc, "tcpSocket": _tcp, "httpGet": _http}

@@ -1,7 +1,7 @@
-"""What is at the address of a pod that is gone: nothing that answers.
+"""Makes the addresses of lost pods silent, as in a real network.
 
-On the loopback interface a connection to it is refused at once; in a real network the packets to
-it mostly vanish, and whoever connects waits for as long as it likes.
+On the loopback interface a connection to such an address is refused at once. In a real network the
+packets are mostly dropped, and the client waits until its own timeout.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from tests.support.cluster.pods import POLL_S, Pod
 
 @contextlib.asynccontextmanager
 async def of_the_gone(cluster: Cluster) -> AsyncIterator[None]:
-    """In the block, who connects to a pod that is gone for good hears nothing.
+    """In the block, a connection to a pod that has ended for good gets no answer.
 
-    The connection is made, for that is done by the kernel, and nobody ever reads from it: gRPC
-    waits for the other side's first frame in vain.
+    The kernel accepts the connection and no process reads from it, so that gRPC waits in vain for
+    the first frame of the server.
     """
-    with contextlib.ExitStack() as graves:
-        digging = asyncio.create_task(_dig(cluster, graves))
+    with contextlib.ExitStack() as sockets:
+        watching = asyncio.create_task(_listen(cluster, sockets))
         try:
             yield
         finally:
-            digging.cancel()
+            watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await digging
+                await watching
 
 
-async def _dig(cluster: Cluster, graves: contextlib.ExitStack) -> None:
+async def _listen(cluster: Cluster, sockets: contextlib.ExitStack) -> None:
     known: set[Pod] = set()
     while True:
-        here = {pod for each in cluster.deployments.values() for pod in each.all_pods()}
-        for pod in known - here:
+        present = {pod for each in cluster.deployments.values() for pod in each.all_pods()}
+        for pod in known - present:
             for port in pod.workload.container.ports.values():
-                graves.enter_context(socket.create_server((pod.address, port)))
-        known = here
+                sockets.enter_context(socket.create_server((pod.address, port)))
+        known = present
         await asyncio.sleep(POLL_S)

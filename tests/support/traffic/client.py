@@ -1,4 +1,4 @@
-"""A client that keeps its channels for ever, and a record of every call that it made."""
+"""A client that never reopens its channels, and a record of every call that it made."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import grpc
 
-from common.channels import open_channel
 from common.errors import Code
-from common.service_config import balanced, timeouts_s, without_timeouts
-from common.status import from_rpc_error
+from common.rpc.channels import open_channel
+from common.rpc.service_config import balanced, timeouts_s, without_timeouts
+from common.rpc.status import from_rpc_error
 from deploy.local.plan import PROJECT
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
@@ -26,7 +26,7 @@ from tests.support.cluster import Cluster
 
 PUBLISHED: Final = json.loads((PROJECT / "protos" / "service_config.json").read_text())
 PLAIN: Final = balanced()
-"""Turns over the replicas that serve, and nothing repeated."""
+"""Round robin over the replicas that serve, without retries."""
 TIMEOUTS_S: Final = timeouts_s(PUBLISHED)
 AGAIN_S: Final = 0.1
 GIVE_UP_S: Final = 90.0
@@ -35,18 +35,18 @@ _WITH_RETRY_INFO: Final = frozenset({Code.UNAVAILABLE, Code.ABORTED, Code.RESOUR
 
 @dataclass
 class Record:
-    """What became of the calls."""
+    """The outcomes of calls."""
 
     calls: int = 0
     failed: list[str] = field(default_factory=list)
     """A line for each call that ended with an error, its retries within gRPC included."""
     longest_s: dict[str, float] = field(default_factory=dict)
-    """By method, the longest time from a request's first send to its success: what gRPC repeats by
-    itself, and what is sent again under the same request_id, included."""
+    """By method, the longest time from a request's first send to its success, with gRPC's own
+    retries and those under the same request_id."""
     replicas: Counter[str] = field(default_factory=Counter)
-    """Answers by the replica that gave them."""
+    """Responses by the replica that sent them."""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The figures in one line."""
         failed = f"{len(self.failed)} failed {dict(self.codes) if self.failed else ''}".rstrip()
         longest = max(self.longest_s, key=lambda name: self.longest_s[name])
@@ -80,9 +80,9 @@ class Client:
         return response
 
     async def insist(self, method: Any, request: Any) -> Any:
-        """As ``call``, sent again, unchanged, until it is answered; how long that took is recorded.
+        """As ``call``, sent again unchanged until it succeeds; the time until then is recorded.
 
-        Only after what a correct client repeats: any other error is raised.
+        Errors after which a correct client does not send the request again are raised.
         """
         name = method._method.decode().rpartition("/")[2]
         started = time.monotonic()
@@ -91,7 +91,7 @@ class Client:
                 response = await self.call(method, request)
             except grpc.aio.AioRpcError as error:
                 self.record.failed.append(f"{error.code().name}: {name}: {error.details()}")
-                if not _may_pass(error) or time.monotonic() - started > GIVE_UP_S:
+                if not _is_retryable(error) or time.monotonic() - started > GIVE_UP_S:
                     raise
                 await asyncio.sleep(AGAIN_S)
                 continue
@@ -100,12 +100,12 @@ class Client:
             return response
 
 
-def _may_pass(error: grpc.aio.AioRpcError) -> bool:
+def _is_retryable(error: grpc.aio.AioRpcError) -> bool:
     """Whether a correct client sends the same request again.
 
-    So it does when told when to come again, and when no replica said anything. That is
-    UNAVAILABLE: gRPC's own INTERNAL, UNKNOWN or CANCELLED would be a failure that clients with the
-    published config do not repeat.
+    It does after a RetryInfo, and after UNAVAILABLE without a reason, where no replica replied.
+    gRPC's own INTERNAL, UNKNOWN or CANCELLED would be a failure: clients with the published config
+    do not retry them.
     """
     refusal = from_rpc_error(error)
     if refusal.retry_after_s is not None:
@@ -125,8 +125,8 @@ async def opened(cluster: Cluster, config: Mapping[str, Any] = PUBLISHED) -> Asy
         channels = {}
         for name in ("balance", "coupon", "order", "payment"):
             target = cluster.target(f"{name}-headless")
-            # The C core's own time limits end early: see common.service_config.
-            told = without_timeouts(config) if "methodConfig" in config else config
-            channels[name] = open_channel(target, config=told)
+            # The C core's own time limits end early: see common.rpc.service_config.
+            own = without_timeouts(config) if "methodConfig" in config else config
+            channels[name] = open_channel(target, config=own)
             stack.push_async_callback(channels[name].close)
         yield Client(channels)

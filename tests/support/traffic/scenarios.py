@@ -1,6 +1,6 @@
-"""What is tried on a cluster of several replicas, for suites of any size.
+"""Scenarios on a cluster of several replicas, for suites of any size.
 
-Each returns its figures, after it has checked what must hold.
+Each checks what must hold and returns its figures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import grpc
 
-from common.channels import open_channel
+from common.rpc.channels import open_channel
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
@@ -31,13 +31,13 @@ SERVICES: Final = ("balance", "coupon", "order", "payment")
 SHARE_OFF_MAX: Final = 0.25
 """A replica's share of the calls may differ from an even one by this part of it."""
 RESOLUTION_S: Final = 5.0
-"""A channel asks DNS no more often than this (common.clients)."""
+"""A channel asks DNS no more often than this (common.rpc.client)."""
 AGE_JITTER: Final = 1.1
 """gRPC varies the age at which it closes a connection by a tenth."""
 DUPLICATES: Final = 5
 ROUNDS_AT_ONCE: Final = 20
 MET_SHARE_MIN: Final = 0.8
-"""In so many rounds at least one rival has to come while another is being paid."""
+"""The share of rounds in which a rival has to arrive while another is being paid."""
 UNKNOWN_SHARE_MAX: Final = 0.01
 TURNED_AWAY: Final = frozenset({"PAYMENT_IN_PROGRESS", "PAYMENT_KEY_USED"})
 SEEN_LIMIT_S: Final = 60.0
@@ -54,17 +54,17 @@ def reads(client: Client) -> Mapping[str, tuple[Any, Any]]:
 
 
 async def all_seen(client: Client, service: str, pods: set[str]) -> None:
-    """Call until all of these have answered, and nothing else has."""
+    """Call until the pods that replied are exactly these."""
     method, request = reads(client)[service]
     client.record.replicas.clear()
     async with asyncio.timeout(SEEN_LIMIT_S):
-        # A replica has its turns from the moment on that its connection is made.
+        # A replica gets calls as soon as its connection is open.
         while set(client.record.replicas) != pods:
             await client.insist(method, request)
 
 
-async def answers(client: Client, service: str, calls: int) -> Counter[str]:
-    """By replica, its answers to that many calls, one after the other."""
+async def count_by_replica(client: Client, service: str, calls: int) -> Counter[str]:
+    """How many of the calls, made one after the other, each replica replied to."""
     method, request = reads(client)[service]
     client.record.replicas.clear()
     for _ in range(calls):
@@ -77,13 +77,13 @@ async def spread(cluster: Cluster, service: str, calls: int) -> str:
     pods = {pod.name for pod in cluster.pods(service)}
     async with opened(cluster) as client:
         await all_seen(client, service, pods)
-        answered = await answers(client, service, calls)
+        answered = await count_by_replica(client, service, calls)
     shares = {name: answered[name] / calls for name in sorted(pods)}
     even = 1 / len(pods)
     off = max(abs(share / even - 1) for share in shares.values())
     assert off <= SHARE_OFF_MAX, shares
-    told = ", ".join(f"{share:.1%}" for share in shares.values())
-    return f"{service}: {calls} calls over {len(pods)} replicas: {told}"
+    listed = ", ".join(f"{share:.1%}" for share in shares.values())
+    return f"{service}: {calls} calls over {len(pods)} replicas: {listed}"
 
 
 async def found(cluster: Cluster, service: str) -> str:
@@ -117,7 +117,7 @@ async def first_call_at_a_new_replica(
             ):
                 await asyncio.sleep(0.02)
             took_s = time.monotonic() - since if new in client.record.replicas else None
-    # Whoever comes anew finds it anyway.
+    # A client with new channels finds it at once.
     async with opened(cluster) as client:
         await all_seen(client, service, before | {new})
     await cluster.scale(service, replicas)
@@ -127,33 +127,33 @@ async def first_call_at_a_new_replica(
 async def rolled(
     cluster: Cluster,
     services: Sequence[str],
-    crowd: int,
+    count: int,
     *,
     config: Mapping[str, Any] = PUBLISHED,
     failed_max: int = 0,
 ) -> str:
     """Every pod of these services is replaced under load, all services at the same time."""
     async with opened(cluster, config) as client:
-        shoppers = await Shoppers.invited(client)
+        shoppers = await Shoppers.create(client)
         before = {pod.name for service in services for pod in cluster.pods(service)}
-        async with shoppers.at_work(crowd):
+        async with shoppers.running(count):
             await asyncio.gather(*map(cluster.rollout, services))
         after = {pod.name for service in services for pod in cluster.pods(service)}
         assert not before & after
         assert len(client.record.failed) <= failed_max, client.record.failed[:20]
-        told = client.record.told()
+        figures = client.record.summary()
         await shoppers.check_books()
     await audited(cluster)
-    return f"rolling restart of {', '.join(services)}, {kind_of(config)}: {told}"
+    return f"rolling restart of {', '.join(services)}, {kind_of(config)}: {figures}"
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """What a client with this service config is called in the figures."""
+    """The name of a client with this service config in the figures."""
     return "published config" if config is PUBLISHED else "no retries"
 
 
 async def one_request_everywhere(cluster: Cluster) -> str:
-    """One request_id sent to every replica at once has one effect and one answer."""
+    """One request_id sent to every replica at once has one effect and one response."""
     addresses = [f"ipv4:{pod.address}:50051" for pod in cluster.pods("balance")]
     channels = [open_channel(address) for address in addresses]
     try:
@@ -177,54 +177,54 @@ async def one_request_everywhere(cluster: Cluster) -> str:
 async def duplicates(cluster: Cluster, rounds: int) -> str:
     """Of five confirmations of one payment_key, behind round robin, one pays, once.
 
-    The gateway takes its time for ``slow_`` keys: 100 to 500 ms, as where this case is from.
+    The gateway takes 100 to 500 ms for ``slow_`` keys.
     """
-    told: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
     met = unknown = 0
     keys = [f"slow_duplicate-{time.monotonic_ns()}-{number}" for number in range(rounds)]
-    # Repeated by nothing: a retry within gRPC would hide which answer a rival got.
+    # Without retries: one within gRPC would hide which response a rival got.
     async with opened(cluster, {"loadBalancingConfig": [{"round_robin": {}}]}) as client:
 
-        async def answer(request: Any) -> Any:
-            # A gateway that closes an idle connection just as a call is sent over it leaves open
-            # what became of that call. Who asks again, under the same request_id, is told.
+        async def confirmed(request: Any) -> Any:
+            # If the gateway closes an idle connection just as a call is sent over it, the outcome
+            # is unknown. A repetition under the same request_id returns it.
             nonlocal unknown
             while True:
-                told = await outcome(client.call(client.payment.ConfirmPayment, request))
-                if told != "PAYMENT_OUTCOME_UNKNOWN":
-                    return told
+                result = await outcome(client.call(client.payment.ConfirmPayment, request))
+                if result != "PAYMENT_OUTCOME_UNKNOWN":
+                    return result
                 unknown += 1
                 await asyncio.sleep(AGAIN_S)
 
         async def play(key: str) -> None:
             nonlocal met
             requests = [confirm(key, f"{key}-{rival}") for rival in range(DUPLICATES)]
-            answers = await asyncio.gather(*map(answer, requests))
-            refused = [answer for answer in answers if isinstance(answer, str)]
+            results = await asyncio.gather(*map(confirmed, requests))
+            refused = [result for result in results if isinstance(result, str)]
             assert len(refused) == DUPLICATES - 1, refused
             assert set(refused) <= TURNED_AWAY, refused
-            (paid,) = (answer.payment for answer in answers if not isinstance(answer, str))
+            (paid,) = (result.payment for result in results if not isinstance(result, str))
             assert (paid.state, paid.payment_key) == (payment_pb2.Payment.STATE_CONFIRMED, key)
             met += "PAYMENT_IN_PROGRESS" in refused
-            told.update(refused)
+            refusals.update(refused)
 
         await in_groups(play, keys, ROUNDS_AT_ONCE)
         replicas = len(client.record.replicas)
     assert replicas == len(cluster.pods("payment"))
     assert unknown <= math.ceil(UNKNOWN_SHARE_MAX * rounds), unknown
-    # One after the other, each would find the key used: those would be no duplicates at once.
-    assert met >= MET_SHARE_MIN * rounds, (met, told)
+    # Confirmations one after the other would only find the key used.
+    assert met >= MET_SHARE_MIN * rounds, (met, refusals)
     charges = await asyncio.to_thread(gateway_of(cluster).charges)
     check_charged_once(charges, keys)
     await audited(cluster)
     return (
-        f"{rounds} rounds of {DUPLICATES} over {replicas} replicas: 1 paid each, {dict(told)},"
+        f"{rounds} rounds of {DUPLICATES} over {replicas} replicas: 1 paid each, {dict(refusals)},"
         f" rivals met in {met}, unknown at first {unknown}"
     )
 
 
 def check_charged_once(charges: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """In the gateway's own record each key was asked for once, charged, and not paid back."""
+    """In the gateway's own record each key was confirmed once, charged, and not paid back."""
     seen = Counter(
         (record["confirmCalls"], record["cancelCalls"], record["payment"]["status"])
         for record in (charges[key] for key in keys)
@@ -233,7 +233,7 @@ def check_charged_once(charges: Mapping[str, Any], keys: Iterable[str]) -> None:
 
 
 async def audited(cluster: Cluster) -> None:
-    """The books balance."""
+    """The audit of the cluster finds no difference."""
     report = await cluster.audit()
     differences = [line.differences for line in report.lines if not line.holds]
     assert report.holds, differences

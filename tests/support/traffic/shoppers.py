@@ -1,6 +1,6 @@
-"""Mixed writes: shoppers who charge, deduct, get a coupon, order and pay; and their books after.
+"""Mixed writes: shoppers charge, deduct, get a coupon, order and pay; then their rows are checked.
 
-Each shopper is a user of its own, so that what must be on record of it is known exactly.
+Each shopper is a new user, so that its rows are known exactly.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ PRICE: Final = 1_500
 DISCOUNT: Final = 1_000
 BY_BALANCE: Final = 100
 PAUSE_S: Final = 0.02
-"""Between two calls of a shopper: the test's machine has other things to do."""
+"""Between two calls of a shopper, to leave the machine time for the services."""
 CHECKED_AT_ONCE: Final = 16
-CAME_LIMIT_S: Final = 120.0
+FINISHED_LIMIT_S: Final = 120.0
 
 _numbers = itertools.count()
 
 
 @dataclass
 class Shoppers:
-    """Those who came so far, in one campaign, for one product."""
+    """Shoppers of one campaign and one product."""
 
     client: Client
     campaign_id: str = ""
     product_id: str = ""
     done: list[str] = field(default_factory=list)
-    """Who got through everything."""
+    """The users that have finished."""
     _stopping: bool = False
 
     @classmethod
-    async def invited(cls, client: Client) -> Shoppers:
-        """A new campaign and a new product, both without end."""
+    async def create(cls, client: Client) -> Shoppers:
+        """With a new campaign and a new product, of which there is always enough."""
         name = f"shop{next(_numbers)}"
         made = await client.insist(
             client.coupon.CreateCampaign, campaign(f"{name}-campaign", quantity=10**6)
@@ -57,29 +57,29 @@ class Shoppers:
         return cls(client, made.campaign.campaign_id, product.product.product_id)
 
     @asynccontextmanager
-    async def at_work(self, crowd: int) -> AsyncIterator[None]:
-        """So many at a time come and go during the block; those who came get through."""
+    async def running(self, count: int) -> AsyncIterator[None]:
+        """``count`` shoppers at a time during the block; those that have begun finish."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(crowd):
-                group.create_task(self._come_and_go())
+            for _ in range(count):
+                group.create_task(self._shop_on())
             try:
                 yield
             finally:
                 self._stopping = True
 
-    async def came(self, more: int) -> None:
-        """Wait until so many more have got through everything."""
+    async def finished(self, more: int) -> None:
+        """Wait until ``more`` further shoppers have finished."""
         enough = len(self.done) + more
-        async with asyncio.timeout(CAME_LIMIT_S):
+        async with asyncio.timeout(FINISHED_LIMIT_S):
             while len(self.done) < enough:  # noqa: ASYNC110 - counted by many tasks
                 await asyncio.sleep(PAUSE_S)
 
-    async def _come_and_go(self) -> None:
+    async def _shop_on(self) -> None:
         while not self._stopping:
             await self.shop(f"shopper{next(_numbers)}")
 
     async def shop(self, user_id: str) -> None:
-        """All that one shopper does. Every request_id is the user's own."""
+        """Everything that one shopper does. Its request_ids contain its user_id."""
         client, insist = self.client, self._insist
         await insist(client.balance.ChargeBalance, charge(user_id, CHARGED, f"{user_id}-c"))
         await insist(client.balance.DeductBalance, deduct(user_id, DEDUCTED, f"{user_id}-d"))
@@ -112,7 +112,7 @@ class Shoppers:
         return f"{user_id}-key"
 
     async def check_books(self) -> None:
-        """Nothing of what was answered is lost or there twice."""
+        """No effect of a successful call is missing or there twice."""
         assert self.done
         client = self.client
         made = await client.call(
@@ -142,6 +142,6 @@ class Shoppers:
 async def in_groups(
     play: Callable[[str], Awaitable[None]], names: list[str], at_once: int = CHECKED_AT_ONCE
 ) -> None:
-    """Play for each name, so many at once."""
+    """Call ``play`` for each name, ``at_once`` at a time."""
     for first in range(0, len(names), at_once):
         await asyncio.gather(*map(play, names[first : first + at_once]))

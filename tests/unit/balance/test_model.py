@@ -1,4 +1,4 @@
-"""The rules of money: whatever happens to an account, its ledger explains its balance."""
+"""The rules of accounts: after any commands, the ledger adds up to the balance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def won(amount_minor: int) -> Money:
 
 
 class AccountMachine(RuleBasedStateMachine):
-    """Charges, deductions and refunds in any order, at any time the clock may tell."""
+    """Charges, deductions and refunds in any order, at any time of the clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class AccountMachine(RuleBasedStateMachine):
         self.expected += entry.amount_minor
 
     @invariant()
-    def the_ledger_explains_the_balance(self) -> None:
+    def the_ledger_adds_up_to_the_balance(self) -> None:
         entries = self.account.entries
         assert self.account.available_minor == self.expected >= 0
         assert self.account.available_minor == sum(entry.amount_minor for entry in entries)

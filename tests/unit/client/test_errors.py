@@ -1,4 +1,4 @@
-"""Every reason of the contract has its class, under the kind that its code says."""
+"""The client's errors: a class for each reason of the contract, below the class of its code."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import pickle
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import pytest
 
 import tally_client
-from common import errors as common_errors
-from common.errors import Refusal
-from common.status import DETAILS_KEY, to_status
+from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
+from common.rpc.status import DETAILS_KEY, to_status
 from tally_client import errors, refusals
 from tally_client.errors import BY_REASON, TallyError
-from tally_client.translate import error_of
-from tests.unit.test_protos import REASONS
+from tally_client.translate import to_tally_error
+from tests.support.contract import REASONS
 
-# Said of all services at once, and by the machinery around them.
-EVERYWHERE = {
+# Reasons that every service may return, and that the contract does not list method by method.
+OF_EVERY_SERVICE = {
     "OVERLOADED",
     "INTERNAL",
     "DEADLINE_EXCEEDED",
@@ -33,13 +32,14 @@ EVERYWHERE = {
 MODULES = (
     "common.errors",
     "common.deadlines",
-    "common.pipeline",
+    "common.rpc.handlers",
     "balance_service.errors",
     "coupon_service.errors",
     "order_service.errors",
     "payment_service.errors",
 )
-
+# No service limits the rate of callers, and PEER_UNAVAILABLE has no class of its own in them.
+NOT_RAISED = {"RATE_LIMITED", "PEER_UNAVAILABLE"}
 
 E = TypeVar("E", bound=Exception)
 
@@ -50,70 +50,67 @@ def subclasses(kind: type[E]) -> Iterator[type[E]]:
         yield from subclasses(below)
 
 
-def told_by_services() -> list[type[Refusal]]:
-    """Every class of refusal that a service defines, of which clients are told."""
+def refusals_of_services() -> list[type[Refusal]]:
+    """Every class of refusal that a service may return."""
     for module in MODULES:
         import_module(module)
     return [
         kind
         for kind in subclasses(Refusal)
-        if kind.__module__ in MODULES and kind is not common_errors.RemoteRefusal and kind.reason
+        if kind.__module__ in MODULES and kind is not RemoteRefusal and kind.reason
     ]
 
 
-def rpc_error(
-    code: grpc.StatusCode, message: str = "", refusal: Refusal | None = None
-) -> grpc.aio.AioRpcError:
+def refusal(code: str, reason: str, **details: Any) -> RemoteRefusal:
+    return RemoteRefusal(Code(code), reason, "No.", details.pop("metadata", {}), **details)
+
+
+def raised(
+    code: str, sent: Refusal | None = None, *, message: str = "No.", idempotent: bool = True
+) -> TallyError:
+    """The client's error after gRPC's code, with the status of a refusal if a service sent one."""
     trailing = grpc.aio.Metadata()
-    if refusal is not None:
-        trailing.add(DETAILS_KEY, to_status(refusal).SerializeToString())
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=message)
+    if sent is not None:
+        trailing.add(DETAILS_KEY, to_status(sent).SerializeToString())
+    error = grpc.aio.AioRpcError(grpc.StatusCode[code], grpc.aio.Metadata(), trailing, message)
+    return to_tally_error(error, method="/tally.x.v1.X/Do", request_id="r1", idempotent=idempotent)
 
 
-def translated(error: grpc.aio.AioRpcError, *, safe: bool = True) -> TallyError:
-    return error_of(error, method="/tally.x.v1.X/Do", request_id="r1", safe=safe)
+def test_every_reason_of_the_contract_has_a_class() -> None:
+    assert BY_REASON.keys() == REASONS | OF_EVERY_SERVICE
+    assert {kind.reason for kind in refusals_of_services()} == BY_REASON.keys() - NOT_RAISED
 
 
-def test_every_reason_of_the_contract_has_its_class() -> None:
-    assert BY_REASON.keys() == REASONS | EVERYWHERE
-
-
-@pytest.mark.parametrize("refusal", told_by_services(), ids=lambda kind: kind.__qualname__)
-def test_what_a_service_says_comes_as_its_class(refusal: type[Refusal]) -> None:
-    told = common_errors.RemoteRefusal(refusal.code, refusal.reason, "No.", {"user_id": "ada"})
-    error = translated(rpc_error(grpc.StatusCode[refusal.code.name], "No.", told))
-    assert type(error) is BY_REASON[refusal.reason]
-    assert (error.code.name, error.reason) == (refusal.code.name, refusal.reason)
+@pytest.mark.parametrize("kind", refusals_of_services(), ids=lambda kind: kind.__qualname__)
+def test_refusal_of_a_service_is_raised_as_its_class(kind: type[Refusal]) -> None:
+    code = kind.code.name
+    error = raised(code, refusal(code, kind.reason, metadata={"user_id": "ada"}))
+    assert type(error) is BY_REASON[kind.reason]
+    assert (error.code.name, error.reason) == (code, kind.reason)
     assert error.metadata == {"user_id": "ada"}
 
 
-def test_what_services_say_is_all_of_it() -> None:
-    told = {kind.reason for kind in told_by_services()}
-    # Nothing limits the rate of callers yet; a silent peer is told of without a class of its own.
-    assert told == BY_REASON.keys() - {"RATE_LIMITED", "PEER_UNAVAILABLE"}
-
-
-def test_everything_that_was_said_is_there() -> None:
-    told = common_errors.RemoteRefusal(
-        common_errors.Code.RESOURCE_EXHAUSTED,
+def test_error_has_all_details_and_survives_pickling() -> None:
+    sent = refusal(
+        "RESOURCE_EXHAUSTED",
         "OVERLOADED",
-        "Come again.",
-        {"a": "b"},
-        fields=(tally_client.FieldViolation("amount", "is odd"),),
-        quota=(tally_client.QuotaViolation("calls", "all taken"),),
+        metadata={"a": "b"},
+        fields=(FieldViolation("amount", "is odd"),),
+        quota=(QuotaViolation("calls", "all taken"),),
         retry_after_s=0.5,
     )
-    error = translated(rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED, "Come again.", told))
+    error = raised("RESOURCE_EXHAUSTED", sent)
     assert type(error) is tally_client.Overloaded
-    assert (error.message, error.metadata) == ("Come again.", {"a": "b"})
-    assert (error.fields, error.quota, error.retry_after_s) == (told.fields, told.quota, 0.5)
+    assert (error.message, error.metadata) == ("No.", {"a": "b"})
+    assert (error.fields, error.quota, error.retry_after_s) == (sent.fields, sent.quota, 0.5)
     assert (error.method, error.request_id, error.may_repeat) == ("/tally.x.v1.X/Do", "r1", True)
-    assert str(error) == "OVERLOADED: Come again. (Do, a=b, request_id=r1)"
+    assert str(error) == "OVERLOADED: No. (Do, a=b, request_id=r1)"
     assert repr(error) == f"Overloaded({str(error)!r})"
-    again = pickle.loads(pickle.dumps(error))
-    assert (type(again), vars(again)) == (type(error), vars(error))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), vars(copy)) == (type(error), vars(error))
 
 
+@pytest.mark.parametrize("reason", ["INVENTED_LATER", "COUPON_SOLD_OUT"])
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -124,91 +121,74 @@ def test_everything_that_was_said_is_there() -> None:
         ("UNIMPLEMENTED", TallyError),
     ],
 )
-@pytest.mark.parametrize("reason", ["INVENTED_LATER", "COUPON_SOLD_OUT"])
-def test_a_reason_that_is_new_or_under_another_code_comes_as_its_codes_kind(
+def test_reason_unknown_or_under_another_code_is_raised_by_code(
     code: str, kind: type[TallyError], reason: str
 ) -> None:
-    told = common_errors.RemoteRefusal(common_errors.Code(code), reason, "No.", {})
-    error = translated(rpc_error(grpc.StatusCode[code], "No.", told))
-    assert type(error) is kind
-    assert error.reason == reason
+    error = raised(code, refusal(code, reason))
+    assert (type(error), error.reason) == (kind, reason)
 
 
+@pytest.mark.parametrize("idempotent", [True, False])
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
         ("UNAVAILABLE", errors.NoAnswer),
         ("CANCELLED", errors.NoAnswer),
         ("UNKNOWN", errors.NoAnswer),
-        # A proxy that lost its replica resets the stream, and gRPC makes INTERNAL of that.
+        # A proxy that lost its replica resets the stream, which gRPC reports as INTERNAL.
         ("INTERNAL", errors.NoAnswer),
         ("DEADLINE_EXCEEDED", errors.DeadlineExceeded),
+        # Refusals by gRPC itself, such as a message that is too large.
+        ("UNIMPLEMENTED", TallyError),
+        ("UNAUTHENTICATED", TallyError),
+        ("RESOURCE_EXHAUSTED", errors.ResourceExhausted),
     ],
 )
-@pytest.mark.parametrize("safe", [True, False])
-def test_without_an_answer_the_outcome_is_unknown(
-    code: str, kind: type[TallyError], safe: bool
+def test_error_without_a_reason_may_be_repeated_if_the_outcome_is_unknown(
+    code: str, kind: type[TallyError], idempotent: bool
 ) -> None:
-    error = translated(rpc_error(grpc.StatusCode[code], "connection reset"), safe=safe)
-    assert type(error) is kind
-    assert isinstance(error, errors.OutcomeUnknown)
-    assert error.may_repeat is safe
-
-
-@pytest.mark.parametrize("code", ["UNIMPLEMENTED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED"])
-def test_grpcs_own_refusals_are_no_reason_to_repeat(code: str) -> None:
-    error = translated(rpc_error(grpc.StatusCode[code], "message too large"))
-    assert (error.code.name, error.reason, error.may_repeat) == (code, "", False)
-    assert not isinstance(error, errors.OutcomeUnknown)
+    error = raised(code, idempotent=idempotent)
+    assert (type(error), error.code.name, error.reason) == (kind, code, "")
+    assert error.may_repeat is (idempotent and isinstance(error, errors.OutcomeUnknown))
 
 
 @pytest.mark.parametrize(
-    ("code", "reason", "safe", "may_repeat"),
+    ("code", "reason", "idempotent", "may_repeat"),
     [
-        # It says that nothing was done, and is repeated by the client too, whatever the method.
+        # Nothing was done, whatever the method; the client itself retries these.
         ("RESOURCE_EXHAUSTED", "OVERLOADED", False, True),
         ("ABORTED", "CONFLICT_RETRIES_EXHAUSTED", False, True),
-        # The commit may have gone through.
+        # The commit may have succeeded.
         ("UNAVAILABLE", "DATABASE_UNAVAILABLE", False, False),
         ("UNAVAILABLE", "DATABASE_UNAVAILABLE", True, True),
     ],
 )
-def test_what_may_be_repeated_is_what_has_no_second_effect(
-    code: str, reason: str, safe: bool, may_repeat: bool
+def test_error_with_retry_info_may_be_repeated_without_a_second_effect(
+    code: str, reason: str, idempotent: bool, may_repeat: bool
 ) -> None:
-    told = common_errors.RemoteRefusal(
-        common_errors.Code(code), reason, "No.", {}, retry_after_s=0.5
-    )
-    error = translated(rpc_error(grpc.StatusCode[code], "No.", told), safe=safe)
+    error = raised(code, refusal(code, reason, retry_after_s=0.5), idempotent=idempotent)
     assert error.may_repeat is may_repeat
 
 
-def test_an_internal_error_names_its_id_in_the_text() -> None:
-    told = common_errors.RemoteRefusal(
-        common_errors.Code.INTERNAL, "INTERNAL", "Broken.", {"error_id": "e1"}
-    )
-    error = translated(rpc_error(grpc.StatusCode.INTERNAL, "Broken.", told))
+def test_internal_error_shows_its_id() -> None:
+    error = raised("INTERNAL", refusal("INTERNAL", "INTERNAL", metadata={"error_id": "e1"}))
     assert type(error) is errors.InternalError
     assert "error_id=e1" in str(error)
 
 
-def test_the_tree_is_drawn_as_it_is() -> None:
+def test_every_class_is_documented_exported_and_in_the_tree() -> None:
     assert errors.__doc__
-    drawn = set(re.findall(r"\b[A-Z][a-z]+[A-Za-z]+\b", errors.__doc__.split("The classes")[0]))
-    ours = {kind.__name__ for kind in subclasses(TallyError)} | {"TallyError"}
-    assert ours <= drawn
-
-
-def test_every_class_is_exported_with_a_docstring() -> None:
+    tree = set(re.findall(r"\b[A-Z]\w+", errors.__doc__.split("The classes of")[0]))
     kinds: list[type[TallyError]] = [TallyError, *subclasses(TallyError)]
     for kind in kinds:
         assert getattr(tally_client, kind.__name__) is kind
         assert kind.__name__ in tally_client.__all__
+        assert kind.__name__ in tree
         assert kind.__doc__
         assert kind.__module__ in {errors.__name__, refusals.__name__}
 
 
-def test_an_error_can_be_made_in_a_callers_own_tests() -> None:
+def test_error_can_be_created_without_arguments() -> None:
     error = tally_client.OutOfStock()
     assert (error.reason, error.code) == ("OUT_OF_STOCK", grpc.StatusCode.FAILED_PRECONDITION)
     assert str(error) == "OUT_OF_STOCK"

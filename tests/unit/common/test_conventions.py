@@ -1,4 +1,4 @@
-"""The guide's table of gRPC conventions: each row has code that is there and a test that exists."""
+"""The guide's table of gRPC conventions: the code and the tests that it names exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Final
 
 import pytest
 
-from common import pipeline, server, settings, status
+from common import settings
+from common.rpc import handlers, server, status
 from deploy.local.plan import PROJECT
 from tests.unit.test_docs import missing_tests, prose
 
@@ -21,7 +22,7 @@ EXPECTED: Final = {
     "health v1": {"readiness", "starts NOT_SERVING", "liveness apart"},
     "drain": {"drain", "drain, seen by a client"},
     "overload": {"overload", "health exempt from it"},
-    "deadlines": {"deadlines carried on", "a deadline where none is set", "failing early"},
+    "deadlines": {"deadlines passed on", "a deadline where none is set", "failing early"},
     "client balancing": {"balancing", "balancing by health"},
     "retries": {"retries", "retries end", "pushback"},
     "connection rotation": {"connection age"},
@@ -36,11 +37,11 @@ EXPECTED: Final = {
     "redis-py and cancellation": {"cancellation and Redis"},
     "fork, loops": {"one loop", "channels in the running loop", "one channel per peer"},
 }
-"""What is expected of a gRPC service in Python, and the rows that tell of it."""
+"""What is expected of a gRPC service in Python, and the rows about it."""
 
 
 def rows() -> list[list[str]]:
-    table = prose(PAGE).split("\n## What is kept to")[1]
+    table = prose(PAGE).split("\n## Conventions")[1]
     lines = [line.strip("| ") for line in table.splitlines() if line.startswith("| ")]
     return [line.split(" | ") for line in lines[1:]]
 
@@ -55,20 +56,20 @@ def test_every_convention_has_code_and_a_test_that_exist() -> None:
 
 
 @pytest.mark.parametrize("expected", EXPECTED)
-def test_everything_that_is_expected_has_its_rows(expected: str) -> None:
+def test_every_expectation_has_its_rows(expected: str) -> None:
     assert EXPECTED[expected] - {convention for convention, *_ in rows()} == set()
 
 
-def test_no_row_stands_there_twice() -> None:
-    told = [convention for convention, *_ in rows()]
-    assert sorted(told) == sorted(set(told))
+def test_no_row_is_there_twice() -> None:
+    conventions = [convention for convention, *_ in rows()]
+    assert sorted(conventions) == sorted(set(conventions))
 
 
-def test_the_figures_are_those_of_the_code() -> None:
+def test_the_guides_figures_are_those_of_the_code() -> None:
     text = " ".join(prose(PAGE).split())
     fields = settings.ServiceSettings.model_fields
-    for told in (
-        f"above {pipeline.MESSAGE_BYTES_MAX // 1024} KiB",
+    for figure in (
+        f"above {handlers.MESSAGE_BYTES_MAX // 1024} KiB",
         f"message above {server.RECEIVE_BYTES_MAX // 1024} KiB",
         f"takes {server.METADATA_BYTES_MAX // 1024} KiB",
         f"above {2 * server.METADATA_BYTES_MAX // 1024} KiB",
@@ -77,4 +78,4 @@ def test_the_figures_are_those_of_the_code() -> None:
         f"`TALLY_MAX_CONNECTION_AGE_S` ({fields['max_connection_age_s'].default:g} s)",
         f"every {server.CLIENT_PING_LEAST_MS // 1000} s",
     ):
-        assert told in text, told
+        assert figure in text, figure

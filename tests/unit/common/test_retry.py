@@ -1,17 +1,20 @@
-"""What is tried again, how often, and after how long."""
+"""Which calls are retried, how often, and after how long a pause."""
 
 from __future__ import annotations
 
 import pytest
-import stamina
 from structlog.testing import capture_logs
 
-from common import deadlines, retry
+from common import deadlines
+from common.backoff import Backoff
 from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal, RequestIdReused
+from common.rpc.retry import BACKOFF, call_with_retries
+
+SHORT = Backoff(0.001, 0.001)
 
 
-class Attempts:
-    """Raises what it is given, one a call, then answers with the number of calls."""
+class Call:
+    """Raises the given errors, one per call, and then returns the number of calls."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)
@@ -29,47 +32,40 @@ def soon(refusal: Refusal) -> Refusal:
     return refusal
 
 
-async def test_what_may_pass_is_tried_again() -> None:
-    attempts = Attempts(soon(DatabaseUnavailable()), RemoteRefusal(Code.UNAVAILABLE, "", "", {}))
-    assert await retry.repeated("charge", attempts, wait_first_s=0.001) == 3
+async def test_a_retryable_refusal_is_retried_and_logged() -> None:
+    call = Call(soon(DatabaseUnavailable()), RemoteRefusal(Code.UNAVAILABLE, "", "", {}))
+    with capture_logs() as logged:
+        assert await call_with_retries("charge", call, backoff=SHORT) == 3
+    assert [line["event"] for line in logged] == ["repeating"] * 2
 
 
 @pytest.mark.parametrize("error", [RequestIdReused(), ValueError("a bug"), KeyboardInterrupt()])
-async def test_what_will_not_pass_is_raised_at_once(error: BaseException) -> None:
-    attempts = Attempts(error)
+async def test_any_other_error_is_raised_at_once(error: BaseException) -> None:
+    call = Call(error)
     with pytest.raises(type(error)):
-        await retry.repeated("charge", attempts)
-    assert attempts.calls == 1
+        await call_with_retries("charge", call)
+    assert call.calls == 1
 
 
-async def test_the_last_refusal_is_raised_when_the_attempts_are_used_up() -> None:
-    refusals = [soon(DatabaseUnavailable(number=str(number))) for number in range(9)]
-    attempts = Attempts(*refusals)
+async def test_the_last_refusal_is_raised_after_the_last_attempt() -> None:
+    refusals = [soon(DatabaseUnavailable()) for _ in range(9)]
+    call = Call(*refusals)
     with pytest.raises(DatabaseUnavailable) as caught:
-        await retry.repeated("charge", attempts, attempts_max=3, wait_first_s=0.001)
+        await call_with_retries("charge", call, attempts_max=3, backoff=SHORT)
     assert caught.value is refusals[2]
-    assert attempts.calls == 3
+    assert call.calls == 3
 
 
-async def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
-    attempts = Attempts(DatabaseUnavailable())
+async def test_no_pause_is_begun_that_ends_after_the_deadline() -> None:
+    call = Call(DatabaseUnavailable())
     with deadlines.within(0.5), pytest.raises(DatabaseUnavailable):
-        await retry.repeated("charge", attempts)
-    assert attempts.calls == 1
+        await call_with_retries("charge", call)
+    assert call.calls == 1
 
 
-def test_a_peers_wish_is_the_least_wait_and_backoff_grows() -> None:
-    for tries in range(1, 10):
-        assert 3.0 < retry._wait_s(tries, 0.05, 3.0) <= 3.0 + 1.5 * retry.WAIT_MAX_S
-    firsts = [retry._wait_s(1, 0.05, None) for _ in range(100)]
-    thirds = [retry._wait_s(3, 0.05, None) for _ in range(100)]
-    assert max(firsts) < min(thirds)
-    assert len(set(firsts)) > 1
-    assert retry._wait_s(50, 0.05, None) <= 1.5 * retry.WAIT_MAX_S
-
-
-async def test_the_library_itself_logs_nothing() -> None:
-    assert stamina.instrumentation.get_on_retry_hooks() == ()
-    with capture_logs() as logged:
-        await retry.repeated("charge", Attempts(soon(DatabaseUnavailable())), wait_first_s=0.001)
-    assert [line["event"] for line in logged] == ["repeating"]
+async def test_a_pause_is_the_refusals_own_delay_and_the_backoff() -> None:
+    refusal = DatabaseUnavailable()
+    longest = (refusal.retry_after_s or 0) + BACKOFF.first_s * BACKOFF.jitter[1]
+    with deadlines.within(longest + 0.5), capture_logs() as logged:
+        assert await call_with_retries("charge", Call(refusal)) == 2
+    assert refusal.retry_after_s < logged[0]["wait_s"] <= longest

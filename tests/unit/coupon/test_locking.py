@@ -1,22 +1,60 @@
-"""The strategy table says what the contract fixes."""
+"""The keys and the last guards of the strategy table."""
 
 from __future__ import annotations
 
-from common.locking import Rows
-from coupon_service.locking import STRATEGIES, issue_key
-from coupon_service.model.campaigns import IssueCoupon
-from coupon_service.model.coupons import RedeemCoupon, RestoreCoupon
+import pytest
+
+from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
+from common.money import Money
+from coupon_service.errors import CouponAlreadyIssued, CouponNotUsable, CouponSoldOut
+from coupon_service.locking import STRATEGIES
+from coupon_service.model.coupon import IssueCoupon, RedeemCoupon, RestoreCoupon
+from coupon_service.tables import (
+    ISSUED_WITHIN_QUANTITY,
+    LIVE_REDEMPTION_ONCE,
+    NUMBER_ONCE,
+    REDEEM_REQUEST_ONCE,
+    USER_ONCE,
+)
+from coupon_service.use_cases.coupon import _translate_issue, _translate_redemption
+
+ISSUE = IssueCoupon("c1", "ann", "i1")
+REDEEM = RedeemCoupon("k1", "ann", "o1", Money("KRW", 1), "r1")
+RESTORE = RestoreCoupon("k1", "ann", "r1", "s1")
 
 
-def test_issues_of_one_campaign_share_a_key_whoever_asks() -> None:
-    keys = {issue_key(IssueCoupon("c1", user, "i1")) for user in ("ann", "bob")}
-    assert keys == {"coupon:issue:c1"}
-    assert issue_key(IssueCoupon("c2", "ann", "i1")) == "coupon:issue:c2"
+def test_issues_of_one_campaign_share_a_key() -> None:
+    strategy = STRATEGIES[IssueCoupon]
+    assert strategy.key_of(ISSUE) == strategy.key_of(IssueCoupon("c1", "bob", "i2"))
+    assert strategy.key_of(ISSUE) == "coupon:issue:c1"
+    assert strategy.key_of(IssueCoupon("c2", "ann", "i1")) == "coupon:issue:c2"
 
 
-def test_every_operation_has_a_last_guard() -> None:
-    assert all(strategy.guards for strategy in STRATEGIES.values())
-    assert STRATEGIES[IssueCoupon].rows is Rows.FOR_UPDATE
-    for command in (RedeemCoupon, RestoreCoupon):
-        assert STRATEGIES[command].redis_key is None
-        assert STRATEGIES[command].rows is Rows.CONDITIONAL_UPDATE
+@pytest.mark.parametrize(
+    ("constraint", "refusal"),
+    [
+        (ISSUED_WITHIN_QUANTITY, CouponSoldOut),
+        (USER_ONCE, CouponAlreadyIssued),
+        (NUMBER_ONCE, ConflictRetriesExhausted),
+    ],
+)
+def test_guards_of_issue_become_refusals(constraint: str, refusal: type[Refusal]) -> None:
+    assert constraint in STRATEGIES[IssueCoupon].guards
+    translated = _translate_issue(constraint, ISSUE)
+    assert type(translated) is refusal
+    assert translated.metadata["campaign_id"] == "c1"
+
+
+@pytest.mark.parametrize(
+    ("constraint", "refusal"),
+    [(LIVE_REDEMPTION_ONCE, CouponNotUsable), (REDEEM_REQUEST_ONCE, RequestIdReused)],
+)
+def test_guards_of_redeem_become_refusals(constraint: str, refusal: type[Refusal]) -> None:
+    assert constraint in STRATEGIES[RedeemCoupon].guards
+    assert type(_translate_redemption(constraint, REDEEM)) is refusal
+
+
+def test_other_constraints_stay_defects() -> None:
+    assert _translate_issue("another", ISSUE) is None
+    assert _translate_redemption("another", REDEEM) is None
+    assert _translate_redemption(LIVE_REDEMPTION_ONCE, RESTORE) is None

@@ -1,4 +1,4 @@
-"""The demo's own checks: each holds on a sale that went well, and catches its kind of damage."""
+"""The demo's checks: each holds for a correct sale, and fails for its kind of damage."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.local.demo.checks import checks
-from deploy.local.demo.customers import TILL, won
-from deploy.local.demo.findings import Findings, Order, Payment
-from deploy.local.demo.happened import Answer, Duplicates, Happened
-from deploy.local.demo.script import (
-    AT_THE_TILL_MINOR,
+from deploy.local.demo.checks import run_checks
+from deploy.local.demo.customer import DIRECT, won
+from deploy.local.demo.final_state import FinalState, Order, Payment
+from deploy.local.demo.results import CallResult, Duplicates, SaleResults
+from deploy.local.demo.scenario import (
     CHARGE_MINOR,
-    DEALT_PER_USER,
     DECLINED,
+    DIRECT_MINOR,
     PRICES_MINOR,
     PRINT,
     USERS_MIN,
     VISITS,
+    VISITS_PER_USER,
     WITH_COUPON,
     WITHOUT_COUPON,
-    Script,
+    Scenario,
     cart,
-    script,
+    make_scenario,
 )
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 
 BUYER = "user-0000"
-SCRIPT = script(USERS_MIN, seed=1)
-Damage = Callable[[Happened, Findings], object]
+SCENARIO = make_scenario(USERS_MIN, seed=1)
+Damage = Callable[[SaleResults, FinalState], object]
 
 
-def a_good_sale() -> tuple[Happened, Findings]:
-    """One paid order of a print with a coupon, one payment at the till, coupons for four."""
-    holders = [part.name for part in SCRIPT.parts[: SCRIPT.coupons]]
-    happened = Happened()
-    happened.charged_minor.update({part.name: CHARGE_MINOR for part in SCRIPT.parts})
-    happened.coupons = {user: f"coupon-{user}" for user in holders}
-    happened.orders = {"order": BUYER}
-    happened.till_keys = {BUYER: "key"}
-    happened.sent_at_once("pay", [Answer("order"), Answer("order", replayed=True)], own_ids=False)
+def correct_sale() -> tuple[SaleResults, FinalState]:
+    """One paid order of a print with a coupon, one direct payment, coupons for four users."""
+    holders = [plan.name for plan in SCENARIO.customers[: SCENARIO.coupons]]
+    results = SaleResults()
+    results.charged_minor.update({plan.name: CHARGE_MINOR for plan in SCENARIO.customers})
+    results.coupons = {user: f"coupon-{user}" for user in holders}
+    results.orders = {"order": BUYER}
+    results.direct_keys = {BUYER: "key"}
+    pair = [CallResult("order"), CallResult("order", replayed=True)]
+    results.duplicates.append(Duplicates("pay", False, pair))
     order = order_pb2.Order(
         order_id="order",
         user_id=BUYER,
@@ -54,7 +55,8 @@ def a_good_sale() -> tuple[Happened, Findings]:
         state=Order.STATE_PAID,
     )
     products = {
-        name: order_pb2.Product(product_id=name, stock=SCRIPT.stock(name)) for name in PRICES_MINOR
+        name: order_pb2.Product(product_id=name, stock=SCENARIO.stock(name))
+        for name in PRICES_MINOR
     }
     products[PRINT].stock -= 1
     products[PRINT].sold += 1
@@ -76,161 +78,163 @@ def a_good_sale() -> tuple[Happened, Findings]:
             amount=won(amount_minor),
             state=Payment.STATE_CONFIRMED,
         )
-        for order_id, amount_minor in (("order", 18_000), (f"{TILL}:{BUYER}", AT_THE_TILL_MINOR))
+        for order_id, amount_minor in (("order", 18_000), (f"{DIRECT}:{BUYER}", DIRECT_MINOR))
     ]
-    balances = {part.name: CHARGE_MINOR for part in SCRIPT.parts} | {BUYER: CHARGE_MINOR - 10_000}
-    campaign = coupon_pb2.Campaign(issued=SCRIPT.coupons)
-    return happened, Findings(campaign, products, balances, [order], coupons, payments, [])
+    balances = {plan.name: CHARGE_MINOR for plan in SCENARIO.customers} | {
+        BUYER: CHARGE_MINOR - 10_000
+    }
+    campaign = coupon_pb2.Campaign(issued=SCENARIO.coupons)
+    return results, FinalState(campaign, products, balances, [order], coupons, payments, [])
 
 
-def broken(happened: Happened, found: Findings) -> list[str]:
-    return [check.what for check in checks(SCRIPT, happened, found) if not check.holds]
+def broken(results: SaleResults, state: FinalState) -> list[str]:
+    return [check.what for check in run_checks(SCENARIO, results, state) if not check.holds]
 
 
-def test_a_good_sale_passes_every_check() -> None:
-    assert broken(*a_good_sale()) == []
+def test_correct_sale_passes_every_check() -> None:
+    assert broken(*correct_sale()) == []
 
 
-def issue_one_more(_: Happened, found: Findings) -> None:
-    found.campaign.issued += 1
+def add(amount: int, product: order_pb2.Product, state: str) -> None:
+    """Move so many items from the stock to another count."""
+    product.stock -= amount
+    setattr(product, state, getattr(product, state) + amount)
 
 
-def give_one_number_twice(_: Happened, found: Findings) -> None:
-    found.coupons[1].issue_number = 1
+def give_a_coupon_to_another_user(results: SaleResults, _: FinalState) -> None:
+    results.coupons[SCENARIO.customers[-1].name] = results.coupons.pop(BUYER)
 
 
-def tell_somebody_else(happened: Happened, _: Findings) -> None:
-    happened.coupons[SCRIPT.parts[-1].name] = happened.coupons.pop(BUYER)
+def charge_the_card_twice(_: SaleResults, state: FinalState) -> None:
+    assert isinstance(state.payments, list)
+    state.payments.append(state.payments[0])
 
 
-def use_up_a_coupon_for_nothing(_: Happened, found: Findings) -> None:
-    found.coupons[1].state = coupon_pb2.Coupon.STATE_REDEEMED
+def add_two_effects_of_one_intent(results: SaleResults, _: FinalState) -> None:
+    results.duplicates.append(Duplicates("order", False, [CallResult("one"), CallResult("two")]))
 
 
-def lose_a_print(_: Happened, found: Findings) -> None:
-    found.products[PRINT].stock -= 1
+REDEEMED = coupon_pb2.Coupon.STATE_REDEEMED
+DAMAGES: dict[str, tuple[str, Damage]] = {
+    "one coupon too many": (
+        "coupons issued",
+        lambda _, state: setattr(state.campaign, "issued", state.campaign.issued + 1),
+    ),
+    "one issue number twice": (
+        "coupons issued",
+        lambda _, state: setattr(state.coupons[1], "issue_number", 1),
+    ),
+    "a coupon of another user": ("coupons issued", give_a_coupon_to_another_user),
+    "a coupon used without an order": (
+        "a coupon is used",
+        lambda _, state: setattr(state.coupons[1], "state", REDEEMED),
+    ),
+    "a lost print": (
+        "no product oversold",
+        lambda _, state: setattr(state.products[PRINT], "stock", SCENARIO.stock(PRINT) - 2),
+    ),
+    "a print sold without payment": (
+        "no product oversold",
+        lambda _, state: add(1, state.products[PRINT], "sold"),
+    ),
+    "a reservation that stays": (
+        "no product oversold",
+        lambda _, state: add(1, state.products[PRINT], "reserved"),
+    ),
+    "a lost order": ("the orders are", lambda results, _: results.orders.update(lost=BUYER)),
+    "a balance deducted too little": (
+        "every balance",
+        lambda _, state: setattr(state.orders[0].paid_by_balance, "amount_minor", 20_000),
+    ),
+    "a card charged twice": ("gateway payments", charge_the_card_twice),
+    "a payment without a due amount": (
+        "gateway payments",
+        lambda _, state: setattr(state.orders[0].paid_by_gateway, "amount_minor", 0),
+    ),
+    "a declined card that paid": (
+        "no card that was declined",
+        lambda results, _: results.cards.update({(DECLINED, "PAID"): 1}),
+    ),
+    "two effects of one intent": ("one outcome", add_two_effects_of_one_intent),
+    "an unexpected error": (
+        "every call got an answer",
+        lambda results, _: results.unexpected.update({"pay: INTERNAL": 1}),
+    ),
+}
 
 
-def sell_what_nobody_paid(_: Happened, found: Findings) -> None:
-    found.products[PRINT].stock -= 1
-    found.products[PRINT].sold += 1
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_fails_its_check(damage: str) -> None:
+    check, change = DAMAGES[damage]
+    results, state = correct_sale()
+    change(results, state)
+    (what,) = broken(results, state)
+    assert check in what
 
 
-def keep_a_reservation(_: Happened, found: Findings) -> None:
-    found.products[PRINT].stock -= 1
-    found.products[PRINT].reserved += 1
-
-
-def lose_an_order(happened: Happened, _: Findings) -> None:
-    happened.orders["lost"] = BUYER
-
-
-def pay_twice_by_balance(_: Happened, found: Findings) -> None:
-    found.orders[0].paid_by_balance.amount_minor *= 2
-
-
-def charge_the_card_twice(_: Happened, found: Findings) -> None:
-    assert isinstance(found.payments, list)
-    found.payments.append(found.payments[0])
-
-
-def charge_for_a_cancelled_order(_: Happened, found: Findings) -> None:
-    found.orders[0].paid_by_gateway.amount_minor = 0
-
-
-def pay_by_a_declined_card(happened: Happened, _: Findings) -> None:
-    happened.cards[DECLINED, "PAID"] += 1
-
-
-def do_both_twins(happened: Happened, _: Findings) -> None:
-    happened.sent_at_once("order", [Answer("one"), Answer("other")], own_ids=False)
-
-
-def meet_an_unknown_error(happened: Happened, _: Findings) -> None:
-    happened.surprises["pay: INTERNAL"] += 1
-
-
-@pytest.mark.parametrize(
-    ("damage", "names"),
-    [
-        (issue_one_more, "coupons issued"),
-        (give_one_number_twice, "coupons issued"),
-        (tell_somebody_else, "coupons issued"),
-        (use_up_a_coupon_for_nothing, "a coupon is used"),
-        (lose_a_print, "no product oversold"),
-        (sell_what_nobody_paid, "no product oversold"),
-        (keep_a_reservation, "no product oversold"),
-        (lose_an_order, "the orders are"),
-        (pay_twice_by_balance, "every balance"),
-        (charge_the_card_twice, "gateway payments"),
-        (charge_for_a_cancelled_order, "gateway payments"),
-        (pay_by_a_declined_card, "no card that was declined"),
-        (do_both_twins, "one outcome"),
-        (meet_an_unknown_error, "every call got an answer"),
-    ],
-)
-def test_damage_is_caught_by_its_check(damage: Damage, names: str) -> None:
-    happened, found = a_good_sale()
-    damage(happened, found)
-    (what,) = broken(happened, found)
-    assert names in what
-
-
-def test_what_is_left_in_flight_is_named() -> None:
-    happened, found = a_good_sale()
-    assert broken(happened, replace(found, unsettled=["saga 7"])) == ["nothing is left in flight"]
+def test_unsettled_saga_fails_the_check() -> None:
+    results, state = correct_sale()
+    assert broken(results, replace(state, unsettled=["saga 7"])) == ["nothing is left in flight"]
 
 
 @pytest.mark.parametrize(
-    ("own_ids", "answers", "right"),
+    ("own_ids", "results", "right"),
     [
-        (False, [Answer("a"), Answer("a", replayed=True)], True),
-        # The first answer was lost with its replica: everybody hears a replay.
-        (False, [Answer("a", replayed=True), Answer("a", replayed=True)], True),
-        (False, [Answer("a"), Answer("a")], False),
-        (False, [Answer("a"), Answer("b")], False),
-        (False, [Answer("a"), Answer(reason="OUT_OF_STOCK")], False),
-        (False, [Answer(reason="OUT_OF_STOCK"), Answer(reason="OUT_OF_STOCK")], True),
-        (True, [Answer("a"), Answer(reason="PAYMENT_KEY_USED")], True),
-        (True, [Answer("a", replayed=True), Answer(reason="PAYMENT_KEY_USED")], True),
-        (True, [Answer("a"), Answer("a")], False),
-        (True, [Answer(reason="PAYMENT_KEY_USED"), Answer(reason="PAYMENT_KEY_USED")], False),
-        (True, [Answer(reason="GATEWAY_UNAVAILABLE"), Answer(reason="PAYMENT_KEY_USED")], True),
+        (False, [CallResult("a"), CallResult("a", replayed=True)], True),
+        # The first result was lost with its replica: the others are replays.
+        (False, [CallResult("a", replayed=True), CallResult("a", replayed=True)], True),
+        (False, [CallResult("a"), CallResult("a")], False),
+        (False, [CallResult("a"), CallResult("b")], False),
+        (False, [CallResult("a"), CallResult(reason="OUT_OF_STOCK")], False),
+        (False, [CallResult(reason="OUT_OF_STOCK"), CallResult(reason="OUT_OF_STOCK")], True),
+        (True, [CallResult("a"), CallResult(reason="PAYMENT_KEY_USED")], True),
+        (True, [CallResult("a", replayed=True), CallResult(reason="PAYMENT_KEY_USED")], True),
+        (True, [CallResult("a"), CallResult("a")], False),
+        (
+            True,
+            [CallResult(reason="PAYMENT_KEY_USED"), CallResult(reason="PAYMENT_KEY_USED")],
+            False,
+        ),
+        (
+            True,
+            [CallResult(reason="GATEWAY_UNAVAILABLE"), CallResult(reason="PAYMENT_KEY_USED")],
+            True,
+        ),
     ],
 )
-def test_duplicates_have_one_outcome(own_ids: bool, answers: list[Answer], right: bool) -> None:
-    assert Duplicates("pay", own_ids, answers).right is right
+def test_duplicates_have_one_outcome(own_ids: bool, results: list[CallResult], right: bool) -> None:
+    assert Duplicates("pay", own_ids, results).right is right
 
 
 @pytest.mark.parametrize("users", [USERS_MIN, 12, 120])
 def test_every_kind_of_visit_is_made(users: int) -> None:
-    made = script(users, seed=1)
-    assert {visit for part in made.parts for visit in part.visits} == set(VISITS)
-    assert any(part.hasty for part in made.parts)
-    assert any(part.at_the_till for part in made.parts)
+    made = make_scenario(users, seed=1)
+    assert {visit for plan in made.customers for visit in plan.visits} == set(VISITS)
+    assert any(plan.sends_duplicates for plan in made.customers)
+    assert any(plan.pays_directly for plan in made.customers)
     assert made.coupons < users
-    assert made.visits == sum(1 + len(part.visits) for part in made.parts)
+    assert made.visits == sum(1 + len(plan.visits) for plan in made.customers)
 
 
-def test_the_same_seed_gives_the_same_script() -> None:
-    assert script(50, seed=3) == script(50, seed=3)
-    assert script(50, seed=3) != script(50, seed=4)
+def test_same_seed_gives_the_same_scenario() -> None:
+    assert make_scenario(50, seed=3) == make_scenario(50, seed=3)
+    assert make_scenario(50, seed=3) != make_scenario(50, seed=4)
 
 
-def test_orders_name_their_products_in_opposite_orders() -> None:
+def test_orders_list_products_in_opposite_orders() -> None:
     visit = VISITS[0]
     assert list(cart(visit, 0)) == list(reversed(list(cart(visit, 1))))
     assert len(cart(visit, 0)) == 2
 
 
-def test_a_script_has_more_customers_than_prints() -> None:
-    assert Script(0, SCRIPT.parts).stock(PRINT) < len(SCRIPT.parts)
+def test_there_are_more_customers_than_prints() -> None:
+    assert Scenario(0, SCENARIO.customers).stock(PRINT) < len(SCENARIO.customers)
 
 
-def test_a_charge_covers_the_dearest_orders() -> None:
-    dearest = max(
+def test_charge_covers_the_most_expensive_orders() -> None:
+    most_expensive = max(
         sum(PRICES_MINOR[name] * quantity for name, quantity in cart(visit, number).items())
         for visit in (*WITH_COUPON, *WITHOUT_COUPON, *VISITS)
         for number in range(2)
     )
-    assert dearest * (1 + DEALT_PER_USER) <= CHARGE_MINOR
+    assert most_expensive * (1 + VISITS_PER_USER) <= CHARGE_MINOR

@@ -1,4 +1,4 @@
-"""Who pays what, for every order, discount and wish."""
+"""What each source pays, for every order, discount and request."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from common.errors import Refusal
-from order_service.model.sagas import Facts, PayAsked
-from tests.support.saga_world import pay_asked
+from order_service.model.saga_input import Parts, PayInput, StepResults
+from tests.support.sagas import pay_input
 
 AMOUNTS = st.integers(0, 10**15)
 ORDER_ID = "order"
 
-attempts = st.builds(
-    pay_asked,
+requests = st.builds(
+    pay_input,
     subtotal_minor=AMOUNTS,
     coupon_id=st.none() | st.just("coupon-1"),
     balance_minor=st.none() | AMOUNTS,
@@ -23,15 +23,15 @@ attempts = st.builds(
 )
 
 
-def refusal_of(asked: PayAsked, discount_minor: int) -> str | None:
+def parts_of(asked: PayInput, discount_minor: int = 0) -> Parts | str:
+    """The parts, or the reason of the refusal."""
     try:
-        asked.parts(ORDER_ID, Facts(discount_minor=discount_minor))
+        return asked.parts(ORDER_ID, StepResults(discount_minor=discount_minor))
     except Refusal as refusal:
         return refusal.reason
-    return None
 
 
-def checked(asked: PayAsked) -> str | None:
+def early_refusal(asked: PayInput) -> str | None:
     try:
         asked.check(ORDER_ID)
     except Refusal as refusal:
@@ -39,15 +39,17 @@ def checked(asked: PayAsked) -> str | None:
     return None
 
 
-@given(attempts, st.data())
-def test_the_parts_are_what_is_due_and_nobody_pays_less_than_nothing(
-    asked: PayAsked, data: st.DataObject
+@given(requests, st.data())
+def test_the_parts_add_up_to_what_is_due_and_none_is_negative(
+    asked: PayInput, data: st.DataObject
 ) -> None:
-    discount = data.draw(st.integers(0, asked.subtotal_minor))
-    assume(refusal_of(asked, discount) is None)
-    parts = asked.parts(ORDER_ID, Facts(discount_minor=discount))
-    assert parts.discount_minor + parts.balance_minor + parts.gateway_minor == asked.subtotal_minor
-    assert min(parts.discount_minor, parts.balance_minor, parts.gateway_minor) >= 0
+    discount_minor = data.draw(st.integers(0, asked.subtotal_minor))
+    parts = parts_of(asked, discount_minor)
+    assume(isinstance(parts, Parts))
+    assert isinstance(parts, Parts)
+    amounts = (parts.discount_minor, parts.balance_minor, parts.gateway_minor)
+    assert sum(amounts) == asked.subtotal_minor
+    assert min(amounts) >= 0
     if parts.gateway_minor:
         assert asked.payment_key is not None
     if asked.balance_minor is not None:
@@ -56,22 +58,22 @@ def test_the_parts_are_what_is_due_and_nobody_pays_less_than_nothing(
         assert parts.balance_minor == 0
 
 
-@given(attempts, st.data())
-def test_what_is_refused_at_once_would_be_refused_whatever_the_discount(
-    asked: PayAsked, data: st.DataObject
+@given(requests, st.data())
+def test_an_early_refusal_is_right_whatever_the_discount(
+    asked: PayInput, data: st.DataObject
 ) -> None:
-    discount = data.draw(st.integers(0, asked.subtotal_minor)) if asked.uses_coupon else 0
-    at_once = checked(asked)
-    if at_once is not None:
-        assert refusal_of(asked, discount) == at_once
+    discount_minor = data.draw(st.integers(0, asked.subtotal_minor)) if asked.uses_coupon else 0
+    early = early_refusal(asked)
+    if early is not None:
+        assert parts_of(asked, discount_minor) == early
     elif not asked.uses_coupon:
-        assert refusal_of(asked, 0) is None
+        assert isinstance(parts_of(asked), Parts)
 
 
-@given(attempts)
-def test_a_key_is_ignored_when_nothing_is_left(asked: PayAsked) -> None:
+@given(requests)
+def test_a_payment_key_is_ignored_if_nothing_is_left_to_pay(asked: PayInput) -> None:
     paid = replace(asked, balance_minor=asked.subtotal_minor, coupon_id=None)
-    with_key = replace(paid, payment_key="key-1").parts(ORDER_ID, Facts())
-    without = replace(paid, payment_key=None).parts(ORDER_ID, Facts())
-    assert with_key == without
-    assert with_key.gateway_minor == 0
+    parts = parts_of(replace(paid, payment_key="key-1"))
+    assert parts == parts_of(replace(paid, payment_key=None))
+    assert isinstance(parts, Parts)
+    assert parts.gateway_minor == 0

@@ -1,74 +1,63 @@
-"""Followers of orders in one replica: woken by news, never told the past, forgotten in the end."""
+"""Followers of orders in one replica: each later version once, and forgotten at the end."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from common.ids import new_id
-from common.money import Money
-from order_service.model.orders import CreateOrder, Line, Order
-from order_service.model.products import CreateProduct, Product
-from order_service.use_cases.watches import Watches
+import pytest
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+from order_service.use_cases.watch import Watches
+from tests.unit.order.test_order import NOW, order
 
-
-def new_order() -> Order:
-    tea = Product.create(CreateProduct("Tea", Money("KRW", 1), 9, "c1"), new_id(), NOW)
-    command = CreateOrder("ann", (Line(tea.product_id, 1),), "o1")
-    return Order.create(command, new_id(), [tea], now=NOW, expiry=timedelta(1))
+FIRST = order()
+SECOND = FIRST.begin_payment(NOW)
+THIRD = SECOND.return_to_pending("NO_MONEY", NOW)
+LAST = THIRD.cancel("why", NOW)
 
 
+@pytest.fixture
 def watches() -> Watches:
-    database: Any = None  # what a replica tells itself needs no database
-    return Watches(database)
+    unused: Any = None  # a replica's own changes need no database
+    return Watches(unused)
 
 
-async def test_a_follower_is_told_news_in_order_and_nothing_twice() -> None:
-    watched, first = watches(), new_order()
-    second = first.begin_payment(NOW)
-    third = second.return_to_pending("NO_MONEY", NOW)
-    last = third.cancel("why", NOW)
-    followed = watched.follow(first)
-    assert await anext(followed) == first
+async def test_a_follower_gets_each_later_version_once_and_in_order(watches: Watches) -> None:
+    followed = watches.follow(FIRST)
+    assert await anext(followed) == FIRST
     waiting = asyncio.ensure_future(anext(followed))
     await asyncio.sleep(0)
     assert not waiting.done()
-    watched.tell(second)
-    assert await waiting == second
-    # A poll may come back with what was true before the last notice.
-    watched.tell(third)
-    watched.tell(second)
-    assert await anext(followed) == third
-    watched.tell(last)
-    assert [order async for order in followed] == [last]
+    watches.report(SECOND)
+    assert await waiting == SECOND
+    # A poll may return what was true before the last report.
+    watches.report(THIRD)
+    watches.report(SECOND)
+    assert await anext(followed) == THIRD
+    watches.report(LAST)
+    assert [version async for version in followed] == [LAST]
 
 
-async def test_whoever_comes_later_is_told_the_latest() -> None:
-    watched, first = watches(), new_order()
-    second = first.begin_payment(NOW)
-    early = watched.follow(first)
+async def test_a_later_follower_gets_the_latest_version(watches: Watches) -> None:
+    early = watches.follow(FIRST)
     await anext(early)
-    watched.tell(second)
-    late = watched.follow(first)
-    assert [await anext(late), await anext(late)] == [first, second]
-    later = watched.follow(second.return_to_pending("NO_MONEY", NOW))
-    assert (await anext(later)).version == 3
-    assert (await anext(early)).version == 3
+    watches.report(SECOND)
+    late = watches.follow(FIRST)
+    assert [await anext(late), await anext(late)] == [FIRST, SECOND]
+    later = watches.follow(THIRD)
+    assert await anext(later) == THIRD
+    assert await anext(early) == THIRD
 
 
-async def test_an_order_that_nobody_follows_any_more_is_forgotten() -> None:
-    watched, first = watches(), new_order()
-    one, two = watched.follow(first), watched.follow(first)
+async def test_an_order_without_followers_is_forgotten(watches: Watches) -> None:
+    one, two = watches.follow(FIRST), watches.follow(FIRST)
     await anext(one)
     await anext(two)
     await one.aclose()
-    assert first.order_id in watched._watched
+    assert FIRST.order_id in watches._watched
     waiting = asyncio.ensure_future(anext(two))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert not watched._watched
-    await watched.poll()
+    assert not watches._watched
+    await watches.poll()

@@ -1,7 +1,7 @@
-"""The payment's states against a gateway that has a truth of its own.
+"""The payment's states against a gateway with a state of its own.
 
-Replicas claim, call, lose answers, die, take over and cancel in any order; late calls and late
-answers arrive whenever they like. What Tally says must never contradict what the gateway did.
+Replicas claim, call, lose responses, die, acquire leases and cancel in any order; late calls and
+late responses arrive at any time. The payment must never contradict what the gateway did.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from common.errors import RequestIdReused
 from common.money import Money
 from payment_service.errors import PaymentCancelled, PaymentDeclined
-from payment_service.gateway import (
+from payment_service.gateway.outcomes import (
     Cancelled,
     Confirmed,
     Declined,
+    GatewayOutcome,
     Mismatch,
     NotCancellable,
     NotFound,
@@ -34,9 +35,9 @@ from payment_service.model import (
     UNDECIDED,
     Confirmation,
     ConfirmPayment,
-    Outcome,
-    Settle,
-    State,
+    PaymentState,
+    RecordOutcome,
+    confirm_key,
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -44,292 +45,280 @@ LEASE = timedelta(seconds=10)
 PAUSE = timedelta(seconds=1)
 WON = Money("KRW", 100)
 COMMAND = ConfirmPayment("order-1", "ann", WON, "key", "c1", holder="holder-0")
+CONFIRMED, CANCELLED, DECLINED = Confirmed("t1", WON), Cancelled("t2", WON), Declined("NO")
 
 
 def claimed(**changes: Any) -> Confirmation:
     return Confirmation.claim(replace(COMMAND, **changes), "id", "toss", START, LEASE)
 
 
-def settle(
+def record(
     confirmation: Confirmation,
-    outcome: Outcome,
+    outcome: GatewayOutcome,
     *,
     holder: str = "holder-0",
     now: datetime = START,
-    go_on: bool = False,
+    keep_lease: bool = False,
 ) -> None:
-    command = Settle("id", "ann", "c1", outcome, holder, PAUSE, go_on=go_on)
-    confirmation.settle(command, now, LEASE)
+    command = RecordOutcome("id", confirm_key("ann", "c1"), outcome, holder, PAUSE, keep_lease)
+    confirmation.record(command, now, LEASE)
 
 
 class Truth(enum.Enum):
-    """What the gateway did."""
+    """What the gateway did, with the outcome that a look-up has."""
 
-    NOTHING = "nothing"
-    CHARGED = "charged"
-    DECLINED = "declined"
-    GIVEN_BACK = "given back"
+    NOTHING = NotFound()
+    CHARGED = CONFIRMED
+    DECLINED = DECLINED
+    GIVEN_BACK = CANCELLED
 
 
 @dataclass
 class Call:
-    """A confirm on its way to the gateway, and back."""
+    """A confirm in transit to the gateway, and its outcome."""
 
     holder: str
-    heard: Outcome | None = None
+    outcome: GatewayOutcome | None = None
 
 
-class Gateway:
-    """Idempotent by key: the first confirm that arrives decides."""
-
-    def __init__(self) -> None:
-        self.truth = Truth.NOTHING
-
-    def confirm(self, *, declines: bool) -> Outcome:
-        if self.truth is Truth.NOTHING:
-            self.truth = Truth.DECLINED if declines else Truth.CHARGED
-        # A repetition is told the first answer, even if it was given back since.
-        return Declined("NO") if self.truth is Truth.DECLINED else Confirmed("t1", WON)
-
-    def find(self) -> Outcome:
-        told: dict[Truth, Outcome] = {
-            Truth.NOTHING: NotFound(),
-            Truth.CHARGED: Confirmed("t1", WON),
-            Truth.DECLINED: Declined("NO"),
-            Truth.GIVEN_BACK: Cancelled("t2", WON),
-        }
-        return told[self.truth]
-
-    def cancel(self) -> Outcome:
-        assert self.truth in {Truth.CHARGED, Truth.GIVEN_BACK}, "only what is known to be charged"
-        self.truth = Truth.GIVEN_BACK
-        return Cancelled("t2", WON)
-
-
-class Lives(RuleBasedStateMachine):
-    """One payment, many replicas."""
+class PaymentMachine(RuleBasedStateMachine):
+    """One payment, many replicas, and a gateway that is idempotent by key."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gateway = Gateway()
+        self.truth = Truth.NOTHING
         self.now = START
-        self.payment = claimed()
+        self.confirmation = claimed()
         self.calls = [Call("holder-0")]
         self.workers: list[str] = []
-        """Those who took the payment up, dead or alive."""
-        self.wish = False
-        self.final: State | None = None
+        """The holders that acquired the payment, dead or alive."""
+        self.cancel_requested = False
+        self.final: PaymentState | None = None
 
     @property
-    def gone(self) -> bool:
-        return self.payment.released
+    def state(self) -> PaymentState:
+        return self.confirmation.payment.state
+
+    @property
+    def deleted(self) -> bool:
+        return self.confirmation.released
 
     @rule(seconds=st.sampled_from([1, 12]))
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
-    @precondition(lambda self: any(call.heard is None for call in self.calls))
+    @precondition(lambda self: any(call.outcome is None for call in self.calls))
     @rule(declines=st.booleans(), loses=st.booleans())
     def a_confirm_arrives(self, declines: bool, loses: bool) -> None:
-        call = next(call for call in self.calls if call.heard is None)
-        answer = self.gateway.confirm(declines=declines)
-        call.heard = Unknown("lost") if loses else answer
+        call = next(call for call in self.calls if call.outcome is None)
+        if self.truth is Truth.NOTHING:
+            self.truth = Truth.DECLINED if declines else Truth.CHARGED
+        # A repetition gets the first response, even if the money was given back since.
+        response = DECLINED if self.truth is Truth.DECLINED else CONFIRMED
+        call.outcome = Unknown("lost") if loses else response
 
-    @precondition(lambda self: self.calls and not self.gone)
-    @rule(why=st.sampled_from([NotSent("no connection"), Rejected("UNAUTHORIZED_KEY")]))
-    def a_confirm_never_leaves(self, why: Outcome) -> None:
+    @precondition(lambda self: self.calls and not self.deleted)
+    @rule(outcome=st.sampled_from([NotSent("no connection"), Rejected("UNAUTHORIZED_KEY")]))
+    def a_confirm_never_leaves(self, outcome: GatewayOutcome) -> None:
         call = self.calls[-1]
-        if call.heard is None:
-            call.heard = why
+        if call.outcome is None:
+            call.outcome = outcome
 
-    @precondition(lambda self: any(call.heard for call in self.calls))
-    @rule(data=st.data(), go_on=st.booleans())
-    def an_answer_is_stored(self, data: st.DataObject, go_on: bool) -> None:
-        call = data.draw(st.sampled_from([call for call in self.calls if call.heard]))
+    @precondition(lambda self: any(call.outcome for call in self.calls))
+    @rule(data=st.data(), keep_lease=st.booleans())
+    def an_outcome_is_recorded(self, data: st.DataObject, keep_lease: bool) -> None:
+        call = data.draw(st.sampled_from([call for call in self.calls if call.outcome]))
         self.calls.remove(call)
-        assert call.heard is not None
-        if not self.gone:
-            settle(self.payment, call.heard, holder=call.holder, now=self.now, go_on=go_on)
+        assert call.outcome is not None
+        if not self.deleted:
+            record(
+                self.confirmation,
+                call.outcome,
+                holder=call.holder,
+                now=self.now,
+                keep_lease=keep_lease,
+            )
 
-    @precondition(lambda self: not self.gone and self.payment.open)
+    @precondition(lambda self: not self.deleted and self.confirmation.open)
     @rule()
-    def somebody_takes_it_up(self) -> None:
-        holder = f"holder-{len(self.workers) + 1}"
-        assert self.payment.due_time is not None
-        if self.payment.due_time <= self.now:
-            assert self.payment.take(holder, self.now, LEASE)
+    def a_replica_acquires_it(self) -> None:
+        assert self.confirmation.due_time is not None
+        if self.confirmation.due_time <= self.now:
+            holder = f"holder-{len(self.workers) + 1}"
+            assert self.confirmation.acquire(holder, self.now, LEASE)
             self.workers.append(holder)
 
-    @precondition(lambda self: self.workers and not self.gone and self.payment.open)
+    @precondition(lambda self: self.workers and not self.deleted and self.confirmation.open)
     @rule(data=st.data(), loses=st.booleans())
-    def a_worker_does_a_step(self, data: st.DataObject, loses: bool) -> None:
+    def a_worker_takes_a_step(self, data: st.DataObject, loses: bool) -> None:
         holder = data.draw(st.sampled_from(self.workers))
-        if self.payment.payment.state is State.CONFIRMED:
-            outcome = self.gateway.cancel()
-        else:
-            outcome = self.gateway.find()
-            if isinstance(outcome, NotFound):
-                if data.draw(st.booleans(), label="the confirm leaves"):
-                    self.calls.append(Call(holder))
-                    return
-                outcome = NotSent("no connection")
-        heard = Unknown("lost") if loses else outcome
-        settle(self.payment, heard, holder=holder, now=self.now)
+        outcome: GatewayOutcome = self.truth.value
+        if self.state is PaymentState.CONFIRMED:
+            assert self.truth in {Truth.CHARGED, Truth.GIVEN_BACK}, "only what was charged"
+            self.truth, outcome = Truth.GIVEN_BACK, CANCELLED
+        elif self.truth is Truth.NOTHING:
+            if data.draw(st.booleans(), label="the confirm leaves"):
+                self.calls.append(Call(holder))
+                return
+            outcome = NotSent("no connection")
+        outcome = Unknown("lost") if loses else outcome
+        record(self.confirmation, outcome, holder=holder, now=self.now)
 
-    @precondition(lambda self: not self.gone)
+    @precondition(lambda self: not self.deleted)
     @rule()
-    def a_cancellation_comes(self) -> None:
-        decided = self.payment.payment.state in {State.DECLINED, State.CANCELLED}
-        self.payment.ask_cancel("why", "x1", "canceller", self.now, LEASE)
-        self.wish = self.wish or not decided
-        if self.payment.open and self.payment.take("canceller", self.now, LEASE):
+    def a_cancellation_is_requested(self) -> None:
+        final = self.state in {PaymentState.DECLINED, PaymentState.CANCELLED}
+        self.confirmation.request_cancel("reason", "x1", "canceller", self.now, LEASE)
+        self.cancel_requested = self.cancel_requested or not final
+        if self.confirmation.open and self.confirmation.acquire("canceller", self.now, LEASE):
             self.workers.append("canceller")
 
     @invariant()
-    def tally_says_what_the_gateway_did(self) -> None:
-        told = {
-            State.CONFIRMED: {Truth.CHARGED, Truth.GIVEN_BACK},
-            State.DECLINED: {Truth.DECLINED},
-            State.CANCELLED: {Truth.GIVEN_BACK},
-        }
-        state = self.payment.payment.state
-        if state in told:
-            assert self.gateway.truth in told[state]
-        if state is State.CONFIRMED and not self.wish:
-            assert self.gateway.truth is Truth.CHARGED
+    def the_state_is_what_the_gateway_did(self) -> None:
+        match self.state:
+            case PaymentState.CONFIRMED if self.cancel_requested:
+                assert self.truth in {Truth.CHARGED, Truth.GIVEN_BACK}
+            case PaymentState.CONFIRMED:
+                assert self.truth is Truth.CHARGED
+            case PaymentState.DECLINED:
+                assert self.truth is Truth.DECLINED
+            case PaymentState.CANCELLED:
+                assert self.truth is Truth.GIVEN_BACK
 
     @invariant()
     def a_freed_key_was_never_sent(self) -> None:
-        if self.gone:
-            assert self.gateway.truth is Truth.NOTHING
-            assert not [call for call in self.calls if call.heard is None]
+        if self.deleted:
+            assert self.truth is Truth.NOTHING
+            assert not [call for call in self.calls if call.outcome is None]
 
     @invariant()
-    def what_is_open_is_taken_up_some_time(self) -> None:
-        if self.gone:
-            return
-        assert (self.payment.due_time is not None) == self.payment.open
-        assert self.payment.holder is None or self.payment.open
+    def an_open_payment_is_due_at_some_time(self) -> None:
+        if not self.deleted:
+            assert (self.confirmation.due_time is not None) == self.confirmation.open
+            assert self.confirmation.holder is None or self.confirmation.open
 
     @invariant()
-    def what_is_final_stays(self) -> None:
-        state = self.payment.payment.state
+    def a_final_state_does_not_change(self) -> None:
         if self.final is not None:
-            assert state is self.final
-        if state in {State.DECLINED, State.CANCELLED}:
-            self.final = state
+            assert self.state is self.final
+        if self.state in {PaymentState.DECLINED, PaymentState.CANCELLED}:
+            self.final = self.state
 
     @invariant()
-    def a_wish_is_never_forgotten(self) -> None:
-        if self.wish and not self.gone and self.payment.payment.state is not State.DECLINED:
-            assert self.payment.cancel_reason is not None
-            assert self.payment.open or self.payment.payment.state is State.CANCELLED
+    def a_cancellation_request_is_never_lost(self) -> None:
+        if self.cancel_requested and not self.deleted and self.state is not PaymentState.DECLINED:
+            assert self.confirmation.cancel_reason is not None
+            assert self.confirmation.open or self.state is PaymentState.CANCELLED
 
 
-TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestPayment = PaymentMachine.TestCase
+TestPayment.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize("outcome", [NotSent("no connection"), Rejected("UNAUTHORIZED_KEY")])
-def test_only_the_claims_own_first_call_frees_the_key(outcome: Outcome) -> None:
-    mine = claimed()
-    settle(mine, outcome)
-    assert mine.released
+def test_only_the_claims_own_first_call_frees_the_key(outcome: GatewayOutcome) -> None:
+    own = claimed()
+    record(own, outcome)
+    assert own.released
 
-    others = claimed()
-    settle(others, outcome, holder="somebody else")
-    assert not others.released
-    assert not others.changed or others.new
+    other = claimed()
+    record(other, outcome, holder="another")
+    assert not other.released
+    assert not other.changed or other.new
 
     late = START + LEASE
-    taken = claimed()
-    assert taken.take("taker", late, LEASE)
-    assert taken.payment.state is State.UNKNOWN
-    for holder in ("holder-0", "taker"):
-        settle(taken, outcome, holder=holder, now=late)
-        assert not taken.released
+    acquired = claimed()
+    assert acquired.acquire("second", late, LEASE)
+    assert acquired.payment.state is PaymentState.UNKNOWN
+    for holder in ("holder-0", "second"):
+        record(acquired, outcome, holder=holder, now=late)
+        assert not acquired.released
 
 
 @pytest.mark.parametrize("outcome", [Unknown("lost"), Mismatch(("totalAmount",)), NotFound()])
-def test_what_is_not_known_is_put_off_or_tried_again_at_once(outcome: Outcome) -> None:
-    put_off = claimed()
-    settle(put_off, outcome)
-    assert put_off.payment.state is State.UNKNOWN
-    assert (put_off.holder, put_off.due_time) == (None, START + PAUSE)
-
-    tried_on = claimed()
-    settle(tried_on, outcome, go_on=True)
-    assert tried_on.payment.state is State.UNKNOWN
-    assert (tried_on.holder, tried_on.due_time) == ("holder-0", START + LEASE)
+@pytest.mark.parametrize("keep_lease", [False, True])
+def test_an_unknown_outcome_is_postponed_or_keeps_the_lease(
+    outcome: GatewayOutcome, keep_lease: bool
+) -> None:
+    payment = claimed()
+    record(payment, outcome, keep_lease=keep_lease)
+    assert payment.payment.state is PaymentState.UNKNOWN
+    expected = ("holder-0", START + LEASE) if keep_lease else (None, START + PAUSE)
+    assert (payment.holder, payment.due_time) == expected
 
 
 @pytest.mark.parametrize("state", sorted(UNDECIDED))
-def test_certain_news_counts_whoever_brings_it(state: State) -> None:
-    for outcome, expected in (
-        (Confirmed("t1", WON), State.CONFIRMED),
-        (Declined("NO"), State.DECLINED),
-        (Cancelled("t1", WON), State.CANCELLED),
-    ):
-        payment = claimed()
-        if state is State.UNKNOWN:
-            payment.take("taker", START + LEASE, LEASE)
-        settle(payment, outcome, holder="a replica that was long asleep")
-        assert payment.payment.state is expected
-        assert not payment.open
-
-
-def test_a_lease_keeps_others_away_until_it_ends() -> None:
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (CONFIRMED, PaymentState.CONFIRMED),
+        (DECLINED, PaymentState.DECLINED),
+        (CANCELLED, PaymentState.CANCELLED),
+    ],
+)
+def test_a_certain_outcome_counts_whoever_reports_it(
+    state: PaymentState, outcome: GatewayOutcome, expected: PaymentState
+) -> None:
     payment = claimed()
-    assert not payment.take("taker", START + LEASE / 2, LEASE)
-    assert payment.take("holder-0", START + LEASE / 2, LEASE)
-    assert payment.take("taker", START + LEASE, LEASE)
+    if state is PaymentState.UNKNOWN:
+        payment.acquire("second", START + LEASE, LEASE)
+    record(payment, outcome, holder="a replica without a lease")
+    assert payment.payment.state is expected
+    assert not payment.open
+
+
+def test_a_lease_excludes_others_until_it_ends() -> None:
+    payment = claimed()
+    assert not payment.acquire("second", START + LEASE / 2, LEASE)
+    assert payment.acquire("holder-0", START + LEASE / 2, LEASE)
+    assert payment.acquire("second", START + LEASE, LEASE)
     assert payment.tries == 1
 
 
-def test_what_is_told_of_a_finished_one() -> None:
-    confirmed, refused, undone, wished = (claimed() for _ in range(4))
-    settle(confirmed, Confirmed("t1", WON))
-    assert confirmed.told().gateway_transaction_id == "t1"
-    settle(refused, Declined("NO"))
-    with pytest.raises(PaymentDeclined) as told:
-        refused.told()
-    assert told.value.metadata == {"payment_id": "id", "failure_code": "NO"}
-    settle(undone, Cancelled("t1", WON))
-    wished.ask_cancel("why", "x1", "canceller", START, LEASE)
-    settle(wished, Confirmed("t1", WON))
-    for cancelled in (undone, wished):
+def test_the_result_of_a_finished_confirmation() -> None:
+    confirmed, refused, undone, cancelling = (claimed() for _ in range(4))
+    record(confirmed, CONFIRMED)
+    assert confirmed.result().gateway_transaction_id == "t1"
+    record(refused, DECLINED)
+    with pytest.raises(PaymentDeclined) as raised:
+        refused.result()
+    assert raised.value.metadata == {"payment_id": "id", "failure_code": "NO"}
+    record(undone, CANCELLED)
+    cancelling.request_cancel("reason", "x1", "canceller", START, LEASE)
+    record(cancelling, CONFIRMED)
+    for cancelled in (undone, cancelling):
         with pytest.raises(PaymentCancelled):
-            cancelled.told()
-    assert wished.open
-    assert wished.refund.idempotency_key != wished.charge.idempotency_key
+            cancelled.result()
+    assert cancelling.open
+    assert cancelling.refund.idempotency_key != cancelling.charge.idempotency_key
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"order_id": "order-2"}, {"payment_key": "other"}, {"amount": Money("USD", 100)}],
 )
-def test_other_content_under_the_same_request_is_noticed(changes: dict[str, Any]) -> None:
+def test_other_content_under_the_same_request_is_refused(changes: dict[str, Any]) -> None:
     payment = claimed()
     payment.check_same(replace(COMMAND, holder="another call"))
     with pytest.raises(RequestIdReused):
         payment.check_same(replace(COMMAND, **changes))
 
 
-def test_a_payments_time_never_goes_back() -> None:
+def test_a_payments_update_time_never_goes_back() -> None:
     payment = claimed()
-    settle(payment, Confirmed("t1", WON), now=START - timedelta(hours=1))
+    record(payment, CONFIRMED, now=START - timedelta(hours=1))
     assert payment.payment.update_time == START
 
 
-def test_every_refund_that_is_tried_anew_has_a_key_of_its_own() -> None:
+def test_each_try_of_a_refund_has_its_own_idempotency_key() -> None:
     paid = claimed()
-    settle(paid, Confirmed("transaction-1", WON))
-    paid.ask_cancel("no", "x1", "holder-1", START, LEASE)
-    assert paid.take("holder-1", START, LEASE)
+    record(paid, CONFIRMED)
+    paid.request_cancel("no", "x1", "holder-1", START, LEASE)
+    assert paid.acquire("holder-1", START, LEASE)
     first = paid.refund.idempotency_key
-    assert paid.take("holder-1", START, LEASE)
+    assert paid.acquire("holder-1", START, LEASE)
     assert paid.refund.idempotency_key == first
-    settle(paid, NotCancellable("NOT_CANCELABLE_AMOUNT"), holder="holder-1")
-    assert paid.take("holder-2", START, LEASE)
+    record(paid, NotCancellable("NOT_CANCELABLE_AMOUNT"), holder="holder-1")
+    assert paid.acquire("holder-2", START, LEASE)
     assert paid.refund.idempotency_key != first
     assert paid.charge == claimed().charge

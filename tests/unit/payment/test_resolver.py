@@ -1,28 +1,33 @@
-"""The resolver's places: as many payments as it may have, and not one more."""
+"""The resolver's slots, its metric, and what a stopping replica waits for."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, cast, get_args
+
+import pytest
 
 from common.money import Money
-from payment_service.gateway import Charge, FindOutcome, Unknown
-from payment_service.model import BEGINNING, Confirmation, ConfirmPayment, Settle
-from payment_service.use_cases.decide import Settled
-from payment_service.use_cases.resolver import Resolver
+from payment_service.gateway.outcomes import Charge, FindOutcome, GatewayOutcome, Unknown
+from payment_service.model import BEGINNING, Confirmation, ConfirmPayment, RecordOutcome
+from payment_service.use_cases.payment import Payments
+from payment_service.use_cases.resolver import OUTCOME_LABELS, Resolver
+from tests.support.time_limits import LONG_S
 
 LEASE = timedelta(seconds=15)
 NONE: Any = None
 
 
-class Silent:
-    """A gateway that never tells; a look-up lasts until it is let go."""
+class SilentGateway:
+    """A gateway whose outcomes are unknown; a look-up lasts until ``release``."""
+
+    name = "toss"
 
     def __init__(self) -> None:
         self.finding = 0
-        self.go = asyncio.Event()
+        self.release = asyncio.Event()
 
     async def confirm(self, charge: Charge) -> Unknown:
         await asyncio.sleep(0)
@@ -30,12 +35,12 @@ class Silent:
 
     async def find(self, charge: Charge) -> FindOutcome:
         self.finding += 1
-        await self.go.wait()
+        await self.release.wait()
         return Unknown("silent")
 
 
-class Store:
-    """Settles as the decider does, each time after others had their turn."""
+class FakeLane:
+    """Records outcomes as the decider does, each time after others had their turn."""
 
     def __init__(self) -> None:
         self.payments: dict[str, Confirmation] = {}
@@ -48,29 +53,64 @@ class Store:
         self.payments[f"p{number}"] = made
         return replace(made)
 
-    async def submit(self, command: Settle) -> Settled:
+    async def submit(self, command: RecordOutcome) -> Confirmation:
         await asyncio.sleep(0)
         payment = self.payments[command.payment_id]
-        payment.settle(command, BEGINNING, LEASE)
-        return Settled(replace(payment))
+        payment.record(command, BEGINNING, LEASE)
+        return replace(payment)
 
 
-async def test_first_calls_that_end_at_once_keep_to_the_limit() -> None:
-    gateway, store = Silent(), Store()
-    resolver = Resolver(NONE, cast(Any, store), cast(Any, gateway), lease=LEASE, concurrency=3)
-    claims = [store.claim(number) for number in range(10)]
-    settled = await asyncio.gather(*(resolver.charge(claim) for claim in claims))
-    kept = [one.confirmation for one in settled if one.confirmation and one.confirmation.holder]
+async def test_first_calls_that_end_together_keep_to_the_slots() -> None:
+    gateway, lane = SilentGateway(), FakeLane()
+    resolver = Resolver(NONE, cast(Any, lane), cast(Any, gateway), lease=LEASE, concurrency=3)
+    claims = [lane.claim(number) for number in range(10)]
+    left = await asyncio.gather(*(resolver.charge(claim) for claim in claims))
+    kept = [confirmation for confirmation in left if confirmation and confirmation.holder]
     assert len(kept) == 3
-    # The others are due for the sweep, which finds no room: the places are taken already.
-    assert sum(payment.holder is None for payment in store.payments.values()) == 7
+    # The others are due for the sweep, which finds no free slot.
+    assert sum(payment.holder is None for payment in lane.payments.values()) == 7
     assert await resolver.sweep() == 0
 
-    for confirmation in kept:
-        resolver.begin(confirmation)
-    await asyncio.sleep(0)
+    async with asyncio.timeout(LONG_S):
+        while gateway.finding < 3:  # noqa: ASYNC110 - the retries begin after a pause
+            await asyncio.sleep(0.01)
     assert gateway.finding == 3
-    gateway.go.set()
+    gateway.release.set()
     await resolver.close(10)
-    # Every place is free again.
-    assert [resolver.reserve(f"later-{number}") for number in range(4)] == [True] * 3 + [False]
+
+
+def test_every_outcome_has_its_metric_label() -> None:
+    assert set(OUTCOME_LABELS) == set(get_args(GatewayOutcome))
+    assert set(OUTCOME_LABELS.values()) == {
+        *("Confirmed", "Cancelled", "Declined", "NotFound", "NotCancellable"),
+        *("NotSent", "Rejected", "Unknown", "Mismatch"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "call_runs", "least_s", "most_s"),
+    [
+        (0.2, True, 0, 0.1),
+        # Nothing is waited for: only the time of a few statements is missing.
+        (600, False, 300, 600),
+    ],
+)
+async def test_the_resolver_gets_what_the_calls_leave_of_the_grace(
+    grace_s: float,
+    call_runs: bool,
+    least_s: float,
+    most_s: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway: Any = SilentGateway()
+    payments = Payments(NONE, gateway, NONE, NONE, lease_s=15, resolve_concurrency=1)
+    limits: list[float] = []
+
+    async def close(limit_s: float) -> None:
+        limits.append(limit_s)
+
+    monkeypatch.setattr(payments.resolver, "close", close)
+    calls = [payments._calls.start(asyncio.Event().wait())] if call_runs else []
+    await payments.close(grace_s)
+    assert all(call.cancelled() for call in calls)
+    assert least_s <= limits[0] <= most_s

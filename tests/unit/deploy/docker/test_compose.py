@@ -1,322 +1,380 @@
-"""The Compose file: names that exist, the manifests' policies, and a control for each rule."""
+"""The Compose file: names that exist, the manifests' policies, and controls for every rule."""
 
 from __future__ import annotations
 
-import copy
 import importlib.util
+import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from unittest import mock
 
 import pytest
 import yaml
 
-from common.settings import SettingsError, read
+from common.environment import SettingsError
+from common.settings import read
 from deploy.docker import secret_files
 from deploy.docker.image import IMAGES
 from deploy.local.plan import PROJECT
-from order_service.clients import Services
 from tests.unit.deploy.docker.dockerfile import last, stages
-from tests.unit.deploy.kubernetes.manifests import PORTS, SERVICES, SETTINGS_OF, Workload, load
+from tests.unit.deploy.kubernetes.engine import (
+    OVERLAY,
+    SET,
+    UNSET,
+    Check,
+    Control,
+    Must,
+    Rule,
+    at_least,
+    bad,
+    controls_of,
+    matches,
+    named,
+    of_kind,
+    rule,
+)
+from tests.unit.deploy.kubernetes.manifests import (
+    GONE,
+    LOCAL,
+    PORTS,
+    SERVICES,
+    SETTINGS_OF,
+    Item,
+    Overlay,
+    load,
+)
+from tests.unit.deploy.kubernetes.network import calls_of_the_code
 from tests.unit.deploy.kubernetes.pod_rules import time_to_end_s
+from tests.unit.deploy.kubernetes.scale_rules import RESERVED_CONNECTIONS, max_connections
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS, setting_names
 
-Compose = dict[str, Any]
-
 FILE: Final = PROJECT / "deploy" / "docker" / "compose.yaml"
-RESERVED_CONNECTIONS: Final = 3
-STORES: Final = ("postgres", "redis")
+PROBE: Final = "common.rpc.probe"
+ORDER, MIGRATION, BALANCE = "service/order", "service/order-migrate", "service/balance"
+REDIS, POSTGRES, GATEWAY = "service/redis", "service/postgres", "service/gateway"
+EVERY: Final = of_kind("service")
+SERVERS: Final = EVERY.where(lambda each: each.name in SERVICES)
+OWN: Final = EVERY.where(lambda each: service_of(each) in SERVICES)
 
 
 @cache
-def _text() -> str:
-    return FILE.read_text(encoding="utf-8")
+def _as_json() -> str:
+    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    kinds = ("services", "networks", "volumes", "secrets")
+    return json.dumps(
+        [
+            {"kind": kind.removesuffix("s"), "metadata": {"name": name}, **(each or {})}
+            for kind in kinds
+            for name, each in content[kind].items()
+        ]
+    )
 
 
-def compose() -> Compose:
-    """A copy of one's own."""
-    loaded: Compose = copy.deepcopy(yaml.safe_load(_text()))
-    return loaded
+def compose() -> Overlay:
+    """A new copy of the file as objects: service/order, network/order, secret/redis_url …"""
+    return Overlay("compose", json.loads(_as_json()))
 
 
-def target_of(entry: Any) -> tuple[str, str]:
-    """A service's secret: its name, and the file's in the container."""
-    return (entry, entry) if isinstance(entry, str) else (entry["source"], entry["target"])
+def service_of(each: Item) -> str:
+    return each.name.removesuffix("-migrate")
 
 
-def hardened(found: Compose) -> list[str]:
+def is_migration(each: Item) -> bool:
+    return each.name.endswith("-migrate")
+
+
+def secrets_of(each: Item) -> list[tuple[str, str]]:
+    """The names of a service's secrets, and those of their files in the container."""
+    entries = each.get("secrets", [])
     return [
-        name
-        for name, each in found["services"].items()
-        if each.get("read_only") is not True
-        or each.get("cap_drop") != ["ALL"]
-        or each.get("security_opt") != ["no-new-privileges:true"]
-        or not re.fullmatch(r"[1-9]\d*:[1-9]\d*", each.get("user", ""))
-        or "mem_limit" not in each
-        or "stop_grace_period" not in each
-        or {"privileged", "cap_add", "network_mode", "pid"} & each.keys()
+        (one, one) if isinstance(one, str) else (one["source"], one["target"]) for one in entries
     ]
 
 
-def images(found: Compose) -> list[str]:
-    """Those of the manifests; ours are built from targets that exist."""
-    known = {each.containers[0]["image"] for each in load("local").workloads}
-    faults = [name for name, each in found["services"].items() if each["image"] not in known]
-    for name, each in found["services"].items():
-        if "build" in each:
-            context = (FILE.parent / each["build"]["context"]).resolve()
-            user = last(stages(), each["build"]["target"], "USER")
-            if context != PROJECT or not (context / each["build"]["dockerfile"]).is_file():
-                faults.append(name)
-            if user is None or user.value != each["user"]:
-                faults.append(name)
-    return faults
+# ---- containers
+
+containers_have_no_privileges = Rule(
+    "Whoever takes over a process gains nothing else, as in the manifests.",
+    EVERY,
+    Check("read_only", True, bad(False, on=REDIS)),
+    Check("cap_drop", ["ALL"], bad(GONE)),
+    Check("cap_add", UNSET, bad(["NET_RAW"])),
+    Check("security_opt", ["no-new-privileges:true"], bad(GONE)),
+    Check("user", matches(r"[1-9]\d*:[1-9]\d*"), bad("0:0")),
+    Check("privileged", UNSET, bad(True)),
+    Check("network_mode", UNSET, bad("host")),
+    Check("pid", UNSET, bad("host")),
+    Check("mem_limit", SET, bad(GONE)),
+    Check("stop_grace_period", SET, bad(GONE)),
+)
 
 
-def built_once(found: Compose) -> list[str]:
-    """Builds run at the same time, and two of one name collide where that is not there yet."""
-    faults = []
-    for name, each in found["services"].items():
-        ours = each["image"].split(":")[0] in IMAGES.values()
-        builders = [
-            other
-            for other, one in found["services"].items()
-            if one["image"] == each["image"] and "build" in one
-        ]
-        if len(builders) != ours:
-            faults.append(name)
-        # Of what is built here nothing must be fetched under the same name.
-        if ours and name not in builders and each.get("pull_policy") != "never":
-            faults.append(name)
-        if name in builders and each.get("pull_policy") == "never":
-            faults.append(name)
-    return faults
+@rule(
+    EVERY,
+    bad("redis:latest", "image", REDIS),
+    bad("..", "build.context", BALANCE),
+    bad("Dockerfile", "build.dockerfile", BALANCE),
+    bad("1:1", "user", GATEWAY),
+)
+def images_are_those_of_the_manifests(each: Item) -> Iterator[str]:
+    """What is tried out on one machine is what a cluster runs, and as the same user."""
+    if each.get("image") not in [one.get("container.image") for one in load(LOCAL).workloads]:
+        yield "no manifest runs this image"
+    if build := each.get("build"):
+        context = (FILE.parent / build["context"]).resolve()
+        if context != PROJECT or not (context / build["dockerfile"]).is_file():
+            yield "is not built from the project's Dockerfile"
+        user = last(stages(), build["target"], "USER")
+        if user.value != each.get("user"):
+            yield "does not run as its image's user"
 
 
-def started_after(found: Compose) -> list[str]:
-    faults = []
-    for name, each in found["services"].items():
-        for before, how in each.get("depends_on", {}).items():
-            other = found["services"].get(before)
-            fits = other is not None and (
-                how["condition"] == "service_started"
-                or (how["condition"] == "service_healthy" and "healthcheck" in other)
-                or (
-                    how["condition"] == "service_completed_successfully"
-                    and other.get("restart") == "no"
-                )
-            )
-            if not fits:
-                faults.append(name)
-    for service in SERVICES:
-        after = found["services"][service].get("depends_on", {})
-        if f"{service}-migrate" not in after:
-            faults.append(service)
-    return faults
+@rule(
+    EVERY,
+    bad({"context": "../.."}, "build"),
+    bad(GONE, "build", GATEWAY),
+    bad("missing", "pull_policy"),
+    bad("never", "pull_policy", BALANCE),
+)
+def images_are_built_once(each: Item) -> Iterator[str]:
+    """Two builds of one name at a time collide, and no image of that name may be pulled."""
+    image, builds = each.get("image"), each.get("build") is not None
+    ours = image.split(":")[0] in IMAGES.values()
+    alike = [one for one in EVERY.select(each.overlay) if one.get("image") == image]
+    if sum(one.get("build") is not None for one in alike) != ours:
+        yield f"{image} is not built once"
+    if ours and builds is (each.get("pull_policy") == "never"):
+        yield "its pull_policy does not fit"
 
 
-def commands(found: Compose) -> list[str]:
-    faults = []
-    for service in SERVICES:
-        own, migrating = found["services"][service], found["services"][f"{service}-migrate"]
-        if own["command"] != [f"{service}_service"]:
-            faults.append(service)
-        if migrating["command"] != [f"{service}_service", "migrate"]:
-            faults.append(f"{service}-migrate")
-        probe = ["CMD", "python", "-m", "common.probe", f"127.0.0.1:{PORTS[service]}"]
-        if own["healthcheck"]["test"] != probe or importlib.util.find_spec(probe[3]) is None:
-            faults.append(service)
-    return faults
+@rule(
+    EVERY,
+    bad({"orders": {"condition": "service_started"}}, "depends_on"),
+    bad("service_healthy", "depends_on.order-migrate.condition"),
+    bad("service_completed_successfully", "depends_on.redis.condition"),
+    bad(GONE, "depends_on.order-migrate"),
+)
+def services_start_after_their_migration(each: Item) -> Iterator[str]:
+    """And after nothing that does not exist, or never meets the condition."""
+    after = each.get("depends_on", {})
+    if each.name in SERVICES and f"{each.name}-migrate" not in after:
+        yield "does not wait for its migration"
+    for name, how in after.items():
+        other = each.overlay.find("service", name) or Item(each.overlay, {})
+        met = {
+            "service_started": bool(other.raw),
+            "service_healthy": other.get("healthcheck") is not None,
+            "service_completed_successfully": other.get("restart") == "no",
+        }
+        if not met[how["condition"]]:
+            yield f"waits in vain for {name}"
 
 
-def settings(found: Compose) -> list[str]:
-    """Every variable is a setting, and the service accepts them with its secrets."""
-    faults = []
-    for service, settings_type in SETTINGS_OF.items():
-        for name, command in ((service, "serve"), (f"{service}-migrate", "migrate")):
-            each = found["services"][name]
-            given = dict(each["environment"])
-            if not given.keys() <= setting_names(settings_type):
-                faults.append(name)
-            for source, variable in map(target_of, each["secrets"]):
-                file = Path(found["secrets"][source]["file"])
-                given[variable] = SECRETS[file.parent.name][file.name]
-            del given["TALLY_SECRETS_DIR"]
-            with mock.patch.dict(os.environ, given, clear=True):
-                try:
-                    read(settings_type, "migrate" if command == "migrate" else "serve")
-                except SettingsError:
-                    faults.append(name)
-    return faults
-
-
-def same_as_in_kubernetes(found: Compose) -> list[str]:
-    overlay, faults = load("local"), []
-    for each in overlay.servers:
-        theirs = overlay.environment(each.containers[0])
-        mine = found["services"][each.service]["environment"]
-        names = theirs.keys() - {"TALLY_REPLICA", "TALLY_SECRETS_DIR"}
-        for name in sorted(names):
-            wanted = theirs[name].replace("-headless:", ":")
-            if mine.get(name) != wanted:
-                faults.append(each.service)
-    server = Workload(overlay.the("StatefulSet", "postgres")).containers[0]
-    if found["services"]["postgres"]["command"] != ["postgres", *server["args"]]:
-        faults.append("postgres")
-    return faults
-
-
-def ports(found: Compose) -> list[str]:
-    """Published on this machine only, and on the port that is bound."""
-    faults = []
-    for name, each in found["services"].items():
-        for port in each.get("ports", []):
-            told = re.fullmatch(r"127\.0\.0\.1:\$\{[A-Z]+_PORTS:-(\d+)\}:(\d+)", port)
-            if told is None or not told[1] == told[2] == str(PORTS.get(name)):
-                faults.append(name)
-        if name in SERVICES and (
-            len(each.get("ports", [])) != 1
-            or each["environment"]["TALLY_BIND"] != f"0.0.0.0:{PORTS[name]}"
-        ):
-            faults.append(name)
-    return faults
-
-
-def secrets(found: Compose) -> list[str]:
-    """Files that are made, each for those who need it; nothing of them in the environment."""
-    faults = []
-    for name, each in found["secrets"].items():
-        file = (FILE.parent / each["file"]).resolve()
-        known = file.name in SECRETS.get(file.parent.name, {})
-        if file.parents[1] != secret_files.DIRECTORY or not known:
-            faults.append(name)
-    for name, each in found["services"].items():
-        of = name.removesuffix("-migrate")
-        for source, target in map(target_of, each.get("secrets", [])):
-            owner = "OWNER" in target
-            if source not in found["secrets"] or (owner is not name.endswith("-migrate")):
-                faults.append(name)
-            if target.endswith("DATABASE_URL") and f"TALLY_{of.upper()}_" not in target:
-                faults.append(name)
-        told = " ".join(each.get("environment", {}))
-        if re.search(r"PASSWORD\b|_KEY\b|(?<!GATEWAY)_URL\b", told):
-            faults.append(name)
-    used = {
-        target_of(entry)[0]
-        for each in found["services"].values()
-        for entry in each.get("secrets", [])
+@rule(
+    OWN,
+    bad(["orders_service"], "command"),
+    bad(["order_service"], "command", MIGRATION),
+    bad("127.0.0.1:50051", "healthcheck.test[4]"),
+    bad("0.0.0.0:50051", "environment.TALLY_BIND"),
+    bad(["50053:50053"], "ports"),
+)
+def services_run_and_are_probed(each: Item) -> list[str]:
+    """The image has no default program. Ports are published on this machine only."""
+    service, port = service_of(each), PORTS[service_of(each)]
+    wanted: dict[str, object] = {
+        "command": [f"{service}_service"],
+        "healthcheck.test": ["CMD", "python", "-m", PROBE, f"127.0.0.1:{port}"],
+        "environment.TALLY_BIND": f"0.0.0.0:{port}",
+        "ports": [f"127.0.0.1:${{{service.upper()}_PORTS:-{port}}}:{port}"],
     }
-    return faults + sorted(found["secrets"].keys() ^ used)
+    if is_migration(each):
+        wanted = {"command": [f"{service}_service", "migrate"]}
+    return [path for path, value in wanted.items() if each.get(path) != value]
 
 
-def edges_of_the_code() -> set[frozenset[str]]:
-    edges = {frozenset({"order", peer.name}) for peer in fields(Services)}
-    for service, settings_type in SETTINGS_OF.items():
-        edges |= {frozenset({service, store}) for store in STORES}
-        edges |= {frozenset({f"{service}-migrate", "postgres"})}
-        if "gateway_url" in settings_type.model_fields:
-            edges |= {frozenset({service, "gateway"})}
-    return edges
+nothing_else_is_published = Rule(
+    "A port of this machine is open to its other users.",
+    EVERY.where(lambda each: each.name not in SERVICES),
+    Check("ports", UNSET, bad(["127.0.0.1:6379:6379"], on=REDIS)),
+)
 
 
-def networks(found: Compose) -> list[str]:
-    """Who shares a network is who calls whom; a service's stores and migration share one too."""
-    members: dict[str, set[str]] = {name: set() for name in found["networks"]}
-    for name, each in found["services"].items():
-        for network in each["networks"]:
-            members.setdefault(network, set()).add(name)
+def stop_grace_period_s(each: Item) -> int:
+    return int(each.get("stop_grace_period").removesuffix("s"))
+
+
+def as_long_as_ending_takes(each: Item) -> Must:
+    times_s = [float(each.get(f"environment.TALLY_{name}_S")) for name in ("DRAIN_DELAY", "GRACE")]
+    return at_least(time_to_end_s(*times_s))
+
+
+servers_have_time_to_end = Rule(
+    "A replica that is killed while it drains fails the calls that it has accepted.",
+    SERVERS,
+    Check(stop_grace_period_s, as_long_as_ending_takes, bad("40s", "stop_grace_period")),
+)
+
+
+def arguments_of_the_manifest(_: Item) -> list[str]:
+    return ["postgres", *load(LOCAL).the("StatefulSet/postgres").get("container.args")]
+
+
+postgres_is_that_of_the_manifests = Rule(
+    "With the same options and limits.",
+    named(POSTGRES),
+    Check("command", arguments_of_the_manifest, bad(["postgres"])),
+)
+
+
+@rule(OVERLAY, bad("200", "environment.TALLY_POOL_SIZE", ORDER, "connections"))
+def pools_of_four_replicas_fit_the_database(whole: Item) -> list[str]:
+    """And a migration of each service beside them."""
+    pools = [int(each.get("environment.TALLY_POOL_SIZE")) for each in SERVERS.select(whole.overlay)]
+    opened = 4 * sum(pools) + len(pools) + RESERVED_CONNECTIONS
+    most = max_connections(load(LOCAL).the("StatefulSet/postgres"))
+    return [] if opened <= most else [f"{opened} connections, and {most} are allowed"]
+
+
+# ---- settings and secrets
+
+
+@rule(
+    OWN,
+    bad("8", "environment.TALLY_POOL_SIZES"),
+    bad("eight", "environment.TALLY_POOL_SIZE"),
+    bad([], "secrets", MIGRATION),
+)
+def settings_are_accepted(each: Item) -> Iterator[str]:
+    """Each variable is a setting, and the service accepts all of them with its secrets."""
+    settings_type = SETTINGS_OF[service_of(each)]
+    given = dict(each.get("environment"))
+    for name in given.keys() - setting_names(settings_type):
+        yield f"{name} is no setting"
+    for source, variable in secrets_of(each):
+        file = Path(each.overlay.the(f"secret/{source}").get("file"))
+        given[variable] = SECRETS[file.parent.name][file.name]
+    del given["TALLY_SECRETS_DIR"]
+    with mock.patch.dict(os.environ, given, clear=True):
+        try:
+            read(settings_type, "migrate" if is_migration(each) else "serve")
+        except SettingsError as error:
+            yield str(error)
+
+
+@rule(SERVERS, bad("1", "environment.TALLY_GRACE_S"))
+def settings_are_those_of_the_manifests(each: Item) -> list[str]:
+    """Except for names, which Compose resolves to every replica without a headless Service."""
+    theirs = load(LOCAL).the(f"Deployment/{each.name}").environment
+    return [
+        f"{name} differs"
+        for name in sorted(theirs.keys() - {"TALLY_REPLICA", "TALLY_SECRETS_DIR"})
+        if each.get(f"environment.{name}") != theirs[name].replace("-headless:", ":")
+    ]
+
+
+@rule(
+    EVERY,
+    bad([{"source": "x", "target": "x"}], "secrets"),
+    bad("TALLY_ORDER_OWNER_DATABASE_URL", "secrets[0].target"),
+    bad("TALLY_ORDER_DATABASE_URL", "secrets[0].target", MIGRATION),
+    bad("TALLY_COUPON_DATABASE_URL", "secrets[0].target"),
+    bad("redis://redis", "environment.TALLY_REDIS_URL"),
+)
+def secrets_are_files_of_those_who_need_them(each: Item) -> Iterator[str]:
+    """The owner's database URL is the migration's alone, and no secret is a variable."""
+    for source, target in secrets_of(each):
+        if not each.overlay.has(f"secret/{source}"):
+            yield f"there is no secret {source}"
+        if ("OWNER" in target) is not is_migration(each):
+            yield f"must not have {target}"
+        if target.endswith("DATABASE_URL") and f"TALLY_{service_of(each).upper()}_" not in target:
+            yield f"{target} belongs to another service"
+    for name in each.get("environment", {}):
+        if re.search(r"PASSWORD$|_KEY$|(?<!GATEWAY)_URL$", name):
+            yield f"{name} is a secret and a variable"
+
+
+@rule(
+    OVERLAY,
+    bad("../../.tally/compose/redis/redis.conf", "file", "secret/redis_conf", "redis.conf"),
+    bad("../compose/redis/valkey.conf", "file", "secret/redis_conf", "compose/redis/valkey.conf"),
+    bad([], "volumes", POSTGRES, "volume/postgres"),
+    bad([], "secrets", REDIS, "secret/redis_conf"),
+    bad(["x"], "networks", REDIS, "network/x"),
+)
+def what_is_declared_is_made_and_used(whole: Item) -> Iterator[str]:
+    """`make compose-secrets` makes the files; Compose refuses a name that is not declared."""
+    made = {secret_files.DIRECTORY / name / key for name, data in SECRETS.items() for key in data}
+    secrets = whole.overlay.of_kind("secret")
+    yield from map(str, {(FILE.parent / each.get("file")).resolve() for each in secrets} - made)
+    services = EVERY.select(whole.overlay)
+    used = {
+        "secret": {source for each in services for source, _ in secrets_of(each)},
+        "volume": {one.split(":")[0] for each in services for one in each.get("volumes", [])},
+        "network": {one for each in services for one in each.get("networks")},
+    }
+    for kind, names in used.items():
+        declared = {each.name for each in whole.overlay.of_kind(kind)}
+        yield from (f"{kind}/{name}" for name in names ^ declared)
+
+
+# ---- networks
+
+
+@rule(
+    OVERLAY,
+    bad(["coupon"], "networks", BALANCE, "['balance', 'coupon']"),
+    bad(["order-data"], "networks", ORDER, "['coupon', 'order']"),
+)
+def networks_are_the_calls_of_the_code(whole: Item) -> list[str]:
+    """Services of one network reach each other. A service's stores and migration share one too."""
+    members: dict[str, set[str]] = {}
+    for each in EVERY.select(whole.overlay):
+        for network in each.get("networks"):
+            members.setdefault(network, set()).add(each.name)
     pairs = {
         frozenset({one, other})
         for group in members.values()
         for one in group
-        for other in group
-        if one != other
+        for other in group - {one}
     }
-    beside = {frozenset(STORES)}
-    for service in SERVICES:
-        beside |= {frozenset({service, f"{service}-migrate"})}
-        beside |= {frozenset({f"{service}-migrate", "redis"})}
-    needed = edges_of_the_code()
-    faults = [str(sorted(pair)) for pair in (needed - pairs) | (pairs - needed - beside)]
-    faults += sorted(members.keys() ^ found["networks"].keys())
-    for name, options in found["networks"].items():
-        # Only a network that carries a published port has a way out.
-        if bool((options or {}).get("internal")) is (name in SERVICES):
-            faults.append(name)
-    return faults
-
-
-def time_to_end(found: Compose) -> list[str]:
-    faults = []
-    for service in SERVICES:
-        each = found["services"][service]
-        told = each["environment"]
-        needed_s = time_to_end_s(float(told["TALLY_DRAIN_DELAY_S"]), float(told["TALLY_GRACE_S"]))
-        if int(each["stop_grace_period"].removesuffix("s")) < needed_s:
-            faults.append(service)
-    return faults
-
-
-def pools(found: Compose) -> list[str]:
-    services = found["services"]
-    opened = sum(int(services[each]["environment"]["TALLY_POOL_SIZE"]) for each in SERVICES)
-    allowed = re.search(r"max_connections=(\d+)", " ".join(services["postgres"]["command"]))
-    # Four replicas of each fit, and its migrations.
-    fits = allowed and 4 * opened + len(SERVICES) + RESERVED_CONNECTIONS <= int(allowed[1])
-    return [] if fits else ["postgres"]
-
-
-def volumes(found: Compose) -> list[str]:
-    used = {
-        volume.split(":")[0]
-        for each in found["services"].values()
-        for volume in each.get("volumes", [])
+    needed = {
+        frozenset({caller.replace(" migration", "-migrate"), callee})
+        for caller, callee, _ in calls_of_the_code(load(LOCAL))
+        if caller != "client"
     }
-    return sorted(used ^ found["volumes"].keys())
+    beside = {frozenset({"postgres", "redis"})}
+    for service in SERVICES:
+        beside |= {frozenset({f"{service}-migrate", other}) for other in (service, "redis")}
+    return [str(sorted(pair)) for pair in (needed - pairs) | (pairs - needed - beside)]
 
 
-def _set(*path: str, value: Any) -> Callable[[Compose], None]:
-    def broken(found: Compose) -> None:
-        place = found
-        for step in path[:-1]:
-            place = place[step]
-        place[path[-1]] = value
-
-    return broken
+@rule(of_kind("network"), bad(True, "internal"), bad(GONE, "internal", "network/order-data"))
+def only_networks_of_published_ports_have_a_way_out(each: Item) -> list[str]:
+    """An internal network carries no published port, and no call into the internet."""
+    internal = bool(each.get("internal"))
+    return [] if internal is not (each.name in SERVICES) else [f"{internal=}"]
 
 
-_ORDER: Final = ("services", "order")
-RULES: Final[dict[Callable[[Compose], list[str]], tuple[str, Callable[[Compose], None]]]] = {
-    hardened: ("redis", _set("services", "redis", "read_only", value=False)),
-    images: ("redis", _set("services", "redis", "image", value="redis:latest")),
-    started_after: ("order", _set(*_ORDER, "depends_on", value={"orders": {"condition": "x"}})),
-    commands: ("order", _set(*_ORDER, "command", value=["orders_service"])),
-    settings: ("order", _set(*_ORDER, "environment", "TALLY_POOL_SIZE", value="eight")),
-    same_as_in_kubernetes: ("order", _set(*_ORDER, "environment", "TALLY_GRACE_S", value="1")),
-    ports: ("order", _set(*_ORDER, "ports", value=["50053:50053"])),
-    secrets: ("order", _set(*_ORDER, "environment", "TALLY_REDIS_URL", value="redis://redis")),
-    networks: ("['balance', 'coupon']", _set("services", "balance", "networks", value=["coupon"])),
-    time_to_end: ("order", _set(*_ORDER, "stop_grace_period", value="40s")),
-    built_once: ("order", _set(*_ORDER, "build", value={"context": "../.."})),
-    pools: ("postgres", _set(*_ORDER, "environment", "TALLY_POOL_SIZE", value="200")),
-    volumes: ("postgres", _set("services", "postgres", "volumes", value=[])),
-}
-"""Each rule, what it must name when it is broken, and what breaks it."""
+# ---- the tests
+
+RULES: Final = {name: found for name, found in vars().items() if isinstance(found, Rule)}
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_rule(rule: Callable[[Compose], list[str]]) -> None:
-    assert rule(compose()) == []
+@pytest.mark.parametrize("name", RULES)
+def test_rule(name: str) -> None:
+    assert RULES[name].faults(compose()) == []
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_control(rule: Callable[[Compose], list[str]]) -> None:
-    named, broken = RULES[rule]
-    found = compose()
-    broken(found)
-    assert named in rule(found)
+@pytest.mark.parametrize(("name", "check", "control"), controls_of(RULES), ids=str)
+def test_control(name: str, check: Check, control: Control) -> None:
+    says, faults = RULES[name].broken_by(control, check, [compose()])
+    assert any(says in fault for fault in faults), faults
+
+
+def test_the_probe_exists() -> None:
+    assert importlib.util.find_spec(PROBE) is not None

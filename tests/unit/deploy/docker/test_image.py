@@ -1,7 +1,8 @@
-"""Which engine builds, and what it is told."""
+"""The engine that builds the images, and its arguments."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,46 +10,45 @@ import pytest
 from deploy.docker import image
 from deploy.docker.__main__ import main
 
-
-def program(directory: Path, name: str, code: int) -> None:
-    path = directory / name
-    path.write_text(f'#!/bin/sh\necho "$0 $*" >> "{directory}/calls"\nexit {code}\n')
-    path.chmod(0o755)
+Program = Callable[[str, str], None]
 
 
-def test_an_engine_that_does_not_answer_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program(tmp_path, "docker", 1)
-    program(tmp_path, "buildah", 0)
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Makes a program the only one of its name; it runs a line of shell and records its calls."""
     monkeypatch.setenv("PATH", str(tmp_path))
+
+    def make(name: str, line: str) -> None:
+        path = tmp_path / name
+        path.write_text(f'#!/bin/sh\necho "$0 $*" >> "{tmp_path}/calls"\n{line}\n')
+        path.chmod(0o755)
+
+    return make
+
+
+def test_an_engine_that_does_not_answer_is_skipped(program: Program) -> None:
+    program("docker", "exit 1")
+    program("buildah", "exit 0")
     assert image.engine() == "buildah"
 
 
-def test_no_engine_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+@pytest.mark.usefixtures("program")
+def test_no_engine_is_an_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["image"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_both_images_are_built_with_the_options_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program(tmp_path, "podman", 0)
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_both_images_are_built_with_the_options(program: Program, tmp_path: Path) -> None:
+    program("podman", "exit 0")
     assert main(["image", "--base", "some:base", "--tag", "7", "--network", "host"]) == 0
     builds = [line for line in (tmp_path / "calls").read_text().splitlines() if " build " in line]
-    assert len(builds) == 2
     for build, (target, name) in zip(builds, image.IMAGES.items(), strict=True):
         assert f"--target={target} --tag={name}:7" in build
         assert "--build-arg=BASE=some:base" in build
         assert build.endswith("--network host .")
 
 
-def test_a_build_that_fails_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path, "podman", 0)
-    (tmp_path / "podman").write_text('#!/bin/sh\n[ "$1" = info ]\n')
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_the_first_build_that_fails_is_the_last(program: Program, tmp_path: Path) -> None:
+    program("podman", '[ "$1" = info ]')
     assert image.build(base="", tag="7", options=[]) != 0
+    assert (tmp_path / "calls").read_text().count(" build ") == 1

@@ -1,4 +1,4 @@
-"""The files of the Compose stack's secrets: who may read them, and that they stay as they are."""
+"""The secret files of the Compose stack: their modes, and that they are made once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
     made = {file: file.read_text() for file in directory.rglob("*") if file.is_file()}
     wanted = {directory / name / key for name, keys in SECRETS.items() for key in keys}
     assert made.keys() == wanted
-    # Nobody else of this machine gets in; whoever it is mounted for can read the file.
+    # The directory is closed to other users; the user of a container can read a mounted file.
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in made} == {0o444}
     assert not secret_files.write(directory)

@@ -1,4 +1,4 @@
-"""The rendered overlays as objects, with the few questions that rules ask of them."""
+"""Rendered overlays as objects: how a rule selects objects and reads their fields."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, Final
 
 import yaml
 
+from common.environment import prefixes
 from common.settings import ServiceSettings
-from common.variables import prefixes
 from deploy.kubernetes.manifests import rendered
 from deploy.reference import SETTINGS
 
 Object = dict[str, Any]
+Labels = dict[str, str]
 
+LOCAL, MULTI, PRODUCTION = "local", "multi-replica-test", "production"
 NAMESPACE: Final = "tally"
 SETTINGS_OF: Final[dict[str, type[ServiceSettings]]] = {each.service: each for each in SETTINGS}
 SERVICES: Final = tuple(SETTINGS_OF)
@@ -25,12 +28,22 @@ PORTS: Final = {"balance": 50051, "coupon": 50052, "order": 50053, "payment": 50
 METRICS_PORT: Final = 9464
 WITH_PODS: Final = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
 LABEL: Final = "app.kubernetes.io/"
+GONE: Final = object()
+"""The value that removes a field or an object."""
+_SHORT: Final = {
+    "pod": "spec.template.spec",
+    "container": "spec.template.spec.containers[0]",
+    "env": "spec.template.spec.containers[0].env",
+}
+_STEP: Final = re.compile(r"\[([^\]]*)\]|([^.\[\]]+)")
+_MERGE_KEYS: Final = ("name", "mountPath", "topologyKey")
 
 
 @dataclass(frozen=True)
-class Workload:
-    """An object that makes pods."""
+class Item:
+    """One object of an overlay."""
 
+    overlay: Overlay
     raw: Object
 
     @property
@@ -42,27 +55,35 @@ class Workload:
         return str(self.raw["metadata"]["name"])
 
     @property
-    def told(self) -> str:
+    def title(self) -> str:
         return f"{self.kind}/{self.name}"
 
-    @property
-    def spec(self) -> Object:
-        spec: Object = self.raw["spec"]
-        return spec
+    def values(self, path: str) -> list[Any]:
+        """Every value at a path; None for an absent field.
+
+        ``[key]`` is a key that contains dots, or the item of a list with this index or merge key;
+        ``[*]`` is every item. ``pod`` is the pod's spec, ``container`` each of its containers;
+        ``setting`` is what a server reads.
+        """
+        if path.startswith("setting."):
+            return [self.setting(path.removeprefix("setting."))]
+        if path.startswith("container."):
+            rest = path.removeprefix("container")
+            inits = self.values(f"pod.initContainers[*]{rest}")
+            return inits + self.values(f"pod.containers[*]{rest}")
+        return list(_follow(self.raw, _steps(path)))
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """The one value at a path, or the default for an absent field."""
+        found = next(_follow(self.raw, _steps(path)), None)
+        return default if found is None else found
+
+    # ---- of objects that have a pod template
 
     @property
-    def template(self) -> Object:
-        template: Object = self.spec["template"]
-        return template
-
-    @property
-    def pod(self) -> Object:
-        pod: Object = self.template["spec"]
-        return pod
-
-    @property
-    def labels(self) -> dict[str, str]:
-        labels: dict[str, str] = self.template["metadata"]["labels"]
+    def labels(self) -> Labels:
+        """The labels of its pods."""
+        labels: Labels = self.get("spec.template.metadata.labels", {})
         return labels
 
     @property
@@ -75,109 +96,151 @@ class Workload:
 
     @property
     def containers(self) -> list[Object]:
-        return [*self.pod.get("initContainers", []), *self.pod["containers"]]
+        return [*self.get("pod.initContainers", []), *self.get("pod.containers", [])]
 
     @property
     def ports(self) -> dict[str, int]:
-        return {
-            port["name"]: port["containerPort"]
-            for container in self.containers
-            for port in container.get("ports", [])
-        }
+        return {each["name"]: each["containerPort"] for each in self.values("container.ports[*]")}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of the first container."""
+        return self.overlay.environment(self.containers[0])
+
+    def setting(self, field: str) -> str:
+        """The value a server reads: its own variable, then the shared one, then the default."""
+        for prefix in prefixes(self.service):
+            if (given := self.environment.get(f"{prefix}{field.upper()}")) is not None:
+                return given
+        return str(SETTINGS_OF[self.service].model_fields[field].default)
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """One overlay as rendered."""
+    """The objects of one overlay."""
 
     name: str
     objects: list[Object]
 
-    def of_kind(self, *kinds: str) -> list[Object]:
-        return [each for each in self.objects if each["kind"] in kinds]
+    @property
+    def items(self) -> list[Item]:
+        return [Item(self, each) for each in self.objects]
 
-    def find(self, kind: str, name: str) -> Object | None:
-        found = (each for each in self.of_kind(kind) if each["metadata"]["name"] == name)
-        return next(found, None)
+    def of_kind(self, *kinds: str) -> list[Item]:
+        return [Item(self, each) for each in self.objects if each["kind"] in kinds]
 
-    def the(self, kind: str, name: str) -> Object:
-        """The object; a name that ends in ``*`` is the beginning of one."""
-        for each in self.of_kind(kind):
-            if re.fullmatch(re.escape(name).replace(r"\*", ".*"), each["metadata"]["name"]):
-                return each
-        raise LookupError(f"{self.name} has no {kind}/{name}")
+    def find(self, kind: str, name: str) -> Item | None:
+        return next((each for each in self.of_kind(kind) if each.name == name), None)
+
+    def the(self, title: str) -> Item:
+        """The object ``Kind/name``; a ``*`` stands for the rest of a name."""
+        return next(each for each in self.items if fnmatchcase(each.title, title))
+
+    def has(self, title: str) -> bool:
+        return any(fnmatchcase(each.title, title) for each in self.items)
 
     @property
-    def workloads(self) -> list[Workload]:
-        return [Workload(each) for each in self.of_kind(*WITH_PODS)]
+    def workloads(self) -> list[Item]:
+        return self.of_kind(*WITH_PODS)
 
     @property
-    def servers(self) -> list[Workload]:
+    def servers(self) -> list[Item]:
         """The Deployments of the four services."""
         return [each for each in self.workloads if each.component == "server"]
 
     @property
-    def migrations(self) -> list[Workload]:
+    def migrations(self) -> list[Item]:
         return [each for each in self.workloads if each.component == "migration"]
 
-    @property
-    def lasting(self) -> list[Workload]:
-        """Everything that runs for ever."""
-        return [each for each in self.workloads if each.kind not in ("Job", "CronJob")]
-
     def environment(self, container: Object) -> dict[str, str]:
-        """The variables of a container as it gets them; what a fieldRef gives is ``field``."""
+        """The variables of a container; the value of a fieldRef is ``field``."""
         found: dict[str, str] = {}
         for source in container.get("envFrom", []):
-            reference = source.get("configMapRef", {}).get("name", "")
-            held = self.find("ConfigMap", reference)
-            found |= (held or {}).get("data", {})
+            config_map = self.find("ConfigMap", source.get("configMapRef", {}).get("name", ""))
+            found |= config_map.get("data", {}) if config_map else {}
         for entry in container.get("env", []):
             found[entry["name"]] = entry.get("value", "field")
         return found
 
-    def setting(self, workload: Workload, field: str) -> str:
-        """What a server reads: its own variable before that of all services, then the default."""
-        environment = self.environment(workload.containers[0])
-        for prefix in prefixes(workload.service):
-            if (given := environment.get(f"{prefix}{field.upper()}")) is not None:
-                return given
-        return str(SETTINGS_OF[workload.service].model_fields[field].default)
-
-    def replicas_max(self, workload: Workload) -> int:
-        for scaler in self.of_kind("HorizontalPodAutoscaler"):
-            target = scaler["spec"]["scaleTargetRef"]
-            if (target["kind"], target["name"]) == (workload.kind, workload.name):
-                return int(scaler["spec"]["maxReplicas"])
-        return int(workload.spec.get("replicas", 1))
+    def change(self, title: str, path: str, value: Any) -> None:
+        """Set the value at a path of an object; with an empty path, remove or add the object."""
+        if path:
+            _put(self.the(title).raw, _steps(path), value)
+        elif value is GONE:
+            self.objects.remove(self.the(title).raw)
+        else:
+            self.objects.append(value)
 
 
-def told(each: Object) -> str:
-    return f"{each['kind']}/{each['metadata']['name']}"
+def _steps(path: str) -> list[str]:
+    full = re.sub(r"^\w+", lambda head: _SHORT.get(head[0], head[0]), path)
+    return [key or word for key, word in _STEP.findall(full)]
 
 
-def selects(selector: Object | None, labels: dict[str, str]) -> bool:
-    """Whether a label selector matches; an empty one matches everything, None nothing."""
+def _follow(value: Any, steps: list[str]) -> Iterator[Any]:
+    if not steps:
+        yield value
+        return
+    step, *rest = steps
+    if step == "*":
+        for each in value or []:
+            yield from _follow(each, rest)
+    elif isinstance(value, list):
+        index = _index(value, step)
+        yield from _follow(None if index is None else value[index], rest)
+    else:
+        yield from _follow(value.get(step) if isinstance(value, dict) else None, rest)
+
+
+def _index(values: list[Any], step: str) -> int | None:
+    """The position of a list's item with this index or merge key."""
+    if step.isdigit():
+        return int(step) if int(step) < len(values) else None
+    keys = (
+        [each.get(key) for key in _MERGE_KEYS] if isinstance(each, dict) else [] for each in values
+    )
+    return next((index for index, found in enumerate(keys) if step in found), None)
+
+
+def _put(place: Any, steps: list[str], value: Any) -> None:
+    """Set or remove the value at a path; what is missing on the way is added."""
+    step, *rest = steps
+    key: Any = step
+    if isinstance(place, list):
+        key = _index(place, step)
+        if key is None:
+            place.append({"name": step})
+            key = len(place) - 1
+    if rest:
+        if isinstance(place, dict):
+            place.setdefault(key, {})
+        _put(place[key], rest, value)
+    elif value is GONE:
+        del place[key]
+    else:
+        place[key] = value
+
+
+def selects(selector: Object | None, labels: Labels) -> bool:
+    """Whether a label selector matches. An empty one matches everything, None nothing."""
     if selector is None:
         return False
-    for key, value in selector.get("matchLabels", {}).items():
-        if labels.get(key) != value:
-            return False
-    for term in selector.get("matchExpressions", []):
-        key, operator = term["key"], term["operator"]
-        held = {
-            "In": labels.get(key) in term.get("values", []),
-            "NotIn": labels.get(key) not in term.get("values", []),
-            "Exists": key in labels,
-            "DoesNotExist": key not in labels,
-        }[operator]
-        if not held:
-            return False
-    return True
+    exact = selector.get("matchLabels", {}).items() <= labels.items()
+    return exact and all(_holds(one, labels) for one in selector.get("matchExpressions", []))
+
+
+def _holds(term: Object, labels: Labels) -> bool:
+    value, values = labels.get(term["key"]), term.get("values", [])
+    return {
+        "In": value in values,
+        "NotIn": value not in values,
+        "Exists": value is not None,
+        "DoesNotExist": value is None,
+    }[term["operator"]]
 
 
 def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in an object, with the path to it."""
+    """Every string in an object, with its path."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from strings(inner, f"{path}.{key}")
@@ -188,15 +251,19 @@ def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, value
 
 
+def parse(name: str, text: str) -> Overlay:
+    """The overlay of this YAML."""
+    # The safe loader, in C where that is built.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return Overlay(name, [each for each in yaml.load_all(text, loader) if each])
+
+
 @cache
 def _as_json(overlay: str) -> str:
-    """Every test reads an overlay of its own, and YAML takes its time."""
-    # The loader is the safe one, in C where that is built.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    objects = yaml.load_all(rendered(overlay).read_text(encoding="utf-8"), loader)
-    return json.dumps([each for each in objects if each])
+    text = rendered(overlay).read_text(encoding="utf-8")
+    return json.dumps(parse(overlay, text).objects)
 
 
 def load(overlay: str) -> Overlay:
-    """A copy of one's own: controls break theirs."""
+    """A new copy of a rendered overlay, for a control changes its own."""
     return Overlay(overlay, json.loads(_as_json(overlay)))

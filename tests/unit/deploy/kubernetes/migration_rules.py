@@ -1,61 +1,100 @@
-"""Rules about migrations: one Job a release, tried again until its time is over."""
+"""Rules about migrations: one Job per release, repeated until its time is over."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from tests.unit.deploy.kubernetes.manifests import LABEL, Overlay
-from tests.unit.deploy.kubernetes.rule import rule
+from tests.unit.deploy.kubernetes.engine import (
+    MIGRATIONS,
+    SERVERS,
+    SET,
+    UNSET,
+    Check,
+    Must,
+    Rule,
+    at_least,
+    bad,
+    between,
+    more_than,
+    one_of,
+)
+from tests.unit.deploy.kubernetes.manifests import GONE, LABEL, Item
 
 BACKOFF_FIRST_S: Final = 10
 BACKOFF_MAX_S: Final = 360
-"""Kubernetes' own: a Job waits twice as long after each failure, from the first to the most."""
+"""Kubernetes' own: a Job waits twice as long after each failure, from the first to the longest."""
 UNTRIED_MAX_S: Final = 90
-"""So long, at most, may a server be there that nobody looks for."""
+"""How long a database may be reachable before an attempt notices it."""
 
 
-@rule
-def migrations_are_one_job_a_release(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.migrations:
-        release = re.sub(r"[^a-z0-9]+", "-", each.labels.get(f"{LABEL}version", "?"))
-        if each.kind != "Job" or each.name != f"{each.service}-migrate-{release}":
-            yield f"{each.told}: is no Job named after its service and release"
-        if each.spec.get("ttlSecondsAfterFinished", 0) < 1:
-            yield f"{each.told}: is never cleared away"
-        if not each.spec.get("activeDeadlineSeconds") or "backoffLimit" not in each.spec:
-            yield f"{each.told}: tries without end"
-        if each.pod.get("restartPolicy") not in ("Never", "OnFailure"):
-            yield f"{each.told}: is started again when it has ended"
-    for each in overlay.servers:
-        if each.pod.get("initContainers"):
-            yield f"{each.told}: does something in every replica before it serves"
+def release(each: Item) -> str:
+    """The release of its label as part of a name."""
+    return re.sub(r"[^a-z0-9]+", "-", each.labels.get(f"{LABEL}version", "?"))
 
 
-def tries(retries: int, each_s: float) -> list[float]:
-    """When a Job's attempts begin that take so long each and fail, in seconds from its start."""
+def attempts(retries: int, each_s: float) -> list[float]:
+    """When the attempts of a Job begin that take so long and fail, in seconds from its start."""
     begun = [0.0]
     for failures in range(retries):
         begun.append(begun[-1] + each_s + min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MAX_S))
     return begun
 
 
-@rule
-def migrations_are_tried_until_their_time_is_over(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.migrations:
-        limit_s, retries = each.spec["activeDeadlineSeconds"], each.spec["backoffLimit"]
-        wait_s = float(overlay.setting(each, "migrate_wait_s"))
-        begun = [one for one in tries(retries, wait_s) if one < limit_s]
-        untried_s = max(
-            after - (before + wait_s) for before, after in pairwise([*begun, float(limit_s)])
-        )
-        if untried_s > UNTRIED_MAX_S:
-            yield f"{each.told}: does not look for its server for {untried_s:g} s"
-        if tries(retries, 0)[-1] >= limit_s:
-            yield f"{each.told}: has no time for its last try"
-    for each in overlay.servers:
-        of_job = [one.spec["activeDeadlineSeconds"] for one in overlay.migrations]
-        if each.spec.get("progressDeadlineSeconds", 600) <= max(of_job, default=0):
-            yield f"{each.told}: gives its rollout up while the migration may still succeed"
+def longest_pause_s(each: Item) -> float:
+    """The longest time in which no attempt waits for the database."""
+    limit_s, retries = each.get("spec.activeDeadlineSeconds"), each.get("spec.backoffLimit")
+    wait_s = float(each.setting("migrate_wait_s"))
+    begun = [one for one in attempts(retries, wait_s) if one < limit_s]
+    return max(after - (before + wait_s) for before, after in pairwise([*begun, float(limit_s)]))
+
+
+def after_the_last_attempt(each: Item) -> Must:
+    """The deadline is after the last attempt begins, if each fails at once."""
+    return more_than(attempts(each.get("spec.backoffLimit"), 0)[-1])
+
+
+def longer_than_migrations(each: Item) -> Must:
+    deadlines = [one.get("spec.activeDeadlineSeconds") for one in each.overlay.migrations]
+    return more_than(max(deadlines, default=0), default=600)
+
+
+migrations_are_one_job_a_release = Rule(
+    "A Job cannot be changed, so each release has its own, which ends and is removed.",
+    MIGRATIONS,
+    Check("kind", "Job", bad("Deployment", says="Deployment/order-migrate")),
+    Check(
+        "metadata.name",
+        lambda each: f"{each.service}-migrate-{release(each)}",
+        bad("order-migrate", says="Job/order-migrate"),
+    ),
+    Check("spec.ttlSecondsAfterFinished", at_least(1), bad(GONE)),
+    Check("spec.activeDeadlineSeconds", SET, bad(GONE)),
+    Check("spec.backoffLimit", at_least(0), bad(GONE)),
+    Check("pod.restartPolicy", one_of("Never", "OnFailure"), bad("Always")),
+)
+
+servers_do_not_migrate = Rule(
+    "Each replica would do so before it serves, under a role that may change the schema.",
+    SERVERS,
+    Check("pod.initContainers", UNSET, bad([{"name": "migrate"}])),
+)
+
+migrations_are_tried_until_their_time_is_over = Rule(
+    "On a new cluster the database may come minutes after the Job.",
+    MIGRATIONS,
+    Check(
+        longest_pause_s,
+        between(0, UNTRIED_MAX_S),
+        bad(1, "spec.backoffLimit", says="470.0 is not"),
+        bad(GONE, "container.env", says="320.0 is not"),
+    ),
+    Check("spec.activeDeadlineSeconds", after_the_last_attempt, bad(600)),
+)
+
+rollouts_outlast_migrations = Rule(
+    "New replicas wait for their schema; their rollout must not be given up meanwhile.",
+    SERVERS,
+    Check("spec.progressDeadlineSeconds", longer_than_migrations, bad(GONE)),
+)

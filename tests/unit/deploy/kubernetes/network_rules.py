@@ -1,277 +1,236 @@
-"""Rules about who reaches whom: Services, and policies whose edges are the calls the code makes."""
+"""Rules about network policies: their edges are the calls that the code makes, and no others."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, Final
 
-from common.endpoints import split_host_port
-from order_service.clients import Services
+from tests.unit.deploy.kubernetes.engine import (
+    OVERLAY,
+    SERVERS,
+    Control,
+    added,
+    bad,
+    of_kind,
+    removed,
+    rule,
+)
 from tests.unit.deploy.kubernetes.manifests import (
-    LABEL,
+    GONE,
+    LOCAL,
     METRICS_PORT,
     NAMESPACE,
     PORTS,
-    SERVICES,
-    SETTINGS_OF,
+    Item,
     Object,
-    Overlay,
     selects,
-    told,
 )
-from tests.unit.deploy.kubernetes.rule import rule
+from tests.unit.deploy.kubernetes.network import (
+    CLIENT,
+    DNS_PORT,
+    LISTENING,
+    RESOLVER,
+    TALLY,
+    UNKNOWN,
+    allowed,
+    calls_allowed,
+    calls_of_the_code,
+    outsiders,
+    parties,
+    pods,
+    port_matches,
+)
 
-Labels = dict[str, str]
-Edge = tuple[str, str, int]
-"""Who, whom, and on which port."""
-POSTGRES_PORT, REDIS_PORT, GATEWAY_PORT, DNS_PORT = 5432, 6379, 50055, 53
-LISTENING: Final = {
-    *PORTS.values(),
-    METRICS_PORT,
-    GATEWAY_PORT,
-    POSTGRES_PORT,
-    REDIS_PORT,
-    443,
-    80,
-    22,
-}
-CLIENT: Final = {"tally.dev/client": "true"}
-OURS: Final = {"kubernetes.io/metadata.name": NAMESPACE}
-SYSTEM: Final = {"kubernetes.io/metadata.name": "kube-system"}
-OUTSIDE: Final = {"postgres": "10.20.30.40", "redis": "172.20.30.40", "gateway": "203.0.113.7"}
-"""In production: a private address for the servers, a public one for the gateway."""
-FAR: Final = "198.51.100.5"
-"""Of nobody that is known."""
-
-
-class Other(NamedTuple):
-    """The far end: a pod, by its labels and its namespace's, or an address outside the cluster."""
-
-    labels: Labels | None = None
-    address: str | None = None
-    namespace: Labels = OURS
+ANY_POD: Final[Object] = {"podSelector": {}}
+ANY_NAMESPACE: Final[Object] = {"namespaceSelector": {}}
+ANYWHERE: Final[Object] = {"ipBlock": {"cidr": "0.0.0.0/0"}}
+PRIVATE: Final[Object] = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+DENY: Final = "NetworkPolicy/default-deny"
+FROM_PROMETHEUS: Final = "NetworkPolicy/servers-from-prometheus"
+FROM_CLIENTS: Final = "NetworkPolicy/balance-from-clients"
+TO_DNS, CLIENTS_TO_DNS = "NetworkPolicy/callers-to-dns", "NetworkPolicy/clients-to-dns"
+POLICIES: Final = of_kind("NetworkPolicy", "callers-to-dns")
 
 
-RESOLVER: Final = Other({"k8s-app": "kube-dns"}, namespace=SYSTEM)
+def wide(says: str, overlay: str | None = None, **entries: Any) -> Control:
+    """Add a policy for every pod, with these entries of ``ingress`` or ``egress``."""
+    types = [each.capitalize() for each in entries]
+    spec = {"podSelector": {}, "policyTypes": types, **entries}
+    metadata = {"name": "wide", "namespace": NAMESPACE}
+    return added({"kind": "NetworkPolicy", "metadata": metadata, "spec": spec}, says, overlay)
 
 
-# ---- Services
+def way_out(says: str, **port: Any) -> Control:
+    """Add a way out for every pod to any address, on one port or on all."""
+    return wide(says, egress=[{"to": [ANYWHERE], **({"ports": [port]} if port else {})}])
 
 
-@rule
-def services_select_something(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.of_kind("Service"):
-        matching = [
-            workload
-            for workload in overlay.workloads
-            if selects({"matchLabels": each["spec"]["selector"]}, workload.labels)
-        ]
-        if len(matching) != 1:
-            yield f"{told(each)}: selects {len(matching)} workloads, not one"
-        for workload in matching:
-            for port in each["spec"]["ports"]:
-                if port.get("targetPort") not in workload.ports:
-                    yield f"{told(each)}: {workload.told} has no port {port.get('targetPort')!r}"
-                elif workload.ports[port["targetPort"]] != port["port"]:
-                    yield f"{told(each)}: its port is not that of {workload.told}"
+@rule(
+    OVERLAY,
+    removed("NetworkPolicy/order-to-coupon", "order may not call coupon on 50052"),
+    removed("NetworkPolicy/payment-from-order", "order may not call payment on 50054"),
+    removed("NetworkPolicy/payment-to-gateway", "payment may not call gateway on 443"),
+    wide("coupon may call private on 22", egress=[{"to": [PRIVATE]}]),
+    wide("stranger may call postgres on 5432", LOCAL, egress=[{"to": [ANY_POD]}], ingress=[{}]),
+    removed(DENY, "gateway may call balance migration on 22", LOCAL),
+)
+def policies_allow_the_calls_of_the_code_and_no_others(whole: Item) -> Iterator[str]:
+    """Callers are not authenticated: the network decides who moves money."""
+    needed, found = calls_of_the_code(whole.overlay), calls_allowed(whole.overlay)
+    yield from (f"{who} may not call {whom} on {port}" for who, whom, port in needed - found)
+    yield from (f"{who} may call {whom} on {port}" for who, whom, port in found - needed)
 
 
-@rule
-def servers_have_both_services(overlay: Overlay) -> Iterator[str]:
-    for service in SERVICES:
-        for name, headless in ((service, False), (f"{service}-headless", True)):
-            found = overlay.find("Service", name)
-            if found is None:
-                yield f"Service/{name}: does not exist"
-                continue
-            yield from _of_service(found, service, headless=headless)
-    for each in overlay.of_kind("StatefulSet"):
-        if overlay.find("Service", each["spec"]["serviceName"]) is None:
-            yield f"{told(each)}: its Service does not exist"
-
-
-def _of_service(found: Object, service: str, *, headless: bool) -> Iterator[str]:
-    spec, port = found["spec"], found["spec"]["ports"][0]
-    if (spec.get("clusterIP") == "None") is not headless:
-        yield f"{told(found)}: is {'not ' if headless else ''}headless"
-    if spec.get("publishNotReadyAddresses"):
-        yield f"{told(found)}: publishes replicas that are not ready"
-    if (port["name"], port.get("appProtocol")) != ("grpc", "kubernetes.io/h2c"):
-        yield f"{told(found)}: does not say that it speaks gRPC"
-    if port["port"] != PORTS[service]:
-        yield f"{told(found)}: is not on port {PORTS[service]}"
-    if spec["selector"].get(f"{LABEL}component") != "server":
-        yield f"{told(found)}: may send calls to pods that serve none"
-
-
-@rule
-def addresses_are_services(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.servers:
-        for name, value in overlay.environment(each.containers[0]).items():
-            if name.endswith("_ADDRESS"):
-                host, port = split_host_port(value.removeprefix("dns:///"))
-                service = name.removeprefix("TALLY_ORDER_").removesuffix("_ADDRESS").lower()
-                if value != f"dns:///{service}-headless:{PORTS[service]}":
-                    yield f"{each.told}: {name} is not every ready replica of {service}"
-            elif name.endswith("GATEWAY_URL") and overlay.name != "production":
-                host, port = urlsplit(value).hostname or "", urlsplit(value).port or 80
-            else:
-                continue
-            found = overlay.find("Service", host)
-            if found is None or port not in [one["port"] for one in found["spec"]["ports"]]:
-                yield f"{each.told}: {name} names no Service and port of the overlay"
-
-
-# ---- Network policies
-
-
-def calls(overlay: Overlay) -> set[Edge]:
-    """The edges that the code needs."""
-    edges = {("order", peer.name, PORTS[peer.name]) for peer in fields(Services)}
-    gateway_port = 443 if overlay.name == "production" else GATEWAY_PORT
-    for service, settings in SETTINGS_OF.items():
-        if "database_url" in settings.model_fields:
-            edges |= {(service, "postgres", POSTGRES_PORT)}
-        if "owner_database_url" in settings.model_fields:
-            edges |= {(f"{service} migration", "postgres", POSTGRES_PORT)}
-        if "redis_url" in settings.model_fields:
-            edges |= {(service, "redis", REDIS_PORT)}
-        if "gateway_url" in settings.model_fields:
-            edges |= {(service, "gateway", gateway_port)}
-    return edges | {("client", service, PORTS[service]) for service in SERVICES}
-
-
-def parties(overlay: Overlay) -> dict[str, Labels]:
-    """Everyone who might call or be called, with the labels of their pods."""
-    found = {
-        f"{each.service} migration" if each in overlay.migrations else each.service: each.labels
-        for each in overlay.workloads
-    }
-    # Somebody else's pod of the namespace, and one that is let in by its label.
-    return found | {"stranger": {f"{LABEL}name": "stranger"}, "client": CLIENT}
-
-
-def _peer_matches(peer: Object, other: Other) -> bool:
-    if "ipBlock" in peer:
-        if other.address is None:
-            return False
-        block, ip = peer["ipBlock"], ipaddress.ip_address(other.address)
-        inside = ip in ipaddress.ip_network(block["cidr"])
-        return inside and not any(
-            ip in ipaddress.ip_network(one) for one in block.get("except", [])
-        )
-    if other.labels is None:
-        return False
-    if "namespaceSelector" in peer:
-        inside = selects(peer["namespaceSelector"], other.namespace)
-    else:
-        inside = other.namespace == OURS
-    return inside and selects(peer.get("podSelector", {}), other.labels)
-
-
-def _port_matches(entry: Object, port: int, protocol: str) -> bool:
-    if entry.get("protocol", "TCP") != protocol:
-        return False
-    first: Any = entry.get("port")
-    return first is None or bool(first <= port <= entry.get("endPort", first))
-
-
-def allowed(
-    overlay: Overlay,
-    direction: str,
-    own: Labels,
-    other: Other,
-    *,
-    port: int,
-    protocol: str = "TCP",
-) -> bool:
-    """Whether the policies let a pod through in one direction, as a cluster would decide it."""
-    peers, kind = ("from", "Ingress") if direction == "ingress" else ("to", "Egress")
-    about = [
-        each["spec"]
-        for each in overlay.of_kind("NetworkPolicy")
-        if kind in each["spec"]["policyTypes"] and selects(each["spec"]["podSelector"], own)
+@rule(OVERLAY, bad(["Ingress"], "spec.policyTypes", DENY, "no policy denies"))
+def everything_is_denied_by_default(whole: Item) -> list[str]:
+    """A pod that no policy selects may call and be called by anything."""
+    specs = [each.raw["spec"] for each in whole.overlay.of_kind("NetworkPolicy")]
+    denies = [
+        spec
+        for spec in specs
+        if spec["podSelector"] == {}
+        and sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
+        and not spec.get("ingress")
+        and not spec.get("egress")
     ]
-    if not about:
-        return True
-    for entry in (entry for spec in about for entry in spec.get(direction) or []):
-        ports, sources = entry.get("ports"), entry.get(peers)
-        if ports and not any(_port_matches(one, port, protocol) for one in ports):
+    return [] if denies else ["no policy denies both directions for every pod"]
+
+
+@rule(
+    OVERLAY,
+    bad(
+        *(ANY_NAMESPACE, "spec.ingress[0].from[1]", FROM_CLIENTS),
+        "stranger elsewhere may call balance on 50051",
+    ),
+    bad(
+        *({}, "spec.ingress[0].from[0].namespaceSelector", FROM_CLIENTS),
+        "client elsewhere may call balance on 50051",
+    ),
+    bad(
+        *(GONE, "spec.ingress[0].from[1]", FROM_CLIENTS),
+        "a namespace of clients may not call balance on 50051",
+    ),
+    bad(
+        *(ANYWHERE, "spec.ingress[0].from[0]", FROM_PROMETHEUS),
+        "an unknown address may call order on 9464",
+    ),
+    wide("kube-system may call postgres on 5432", LOCAL, ingress=[{"from": [ANY_NAMESPACE]}]),
+)
+def only_clients_and_monitoring_get_in(whole: Item) -> Iterator[str]:
+    """A label on a pod elsewhere lets nobody in: its owner chooses it."""
+    overlay = whole.overlay
+    servers = {each.service for each in overlay.servers}
+    for outsider, other in outsiders(overlay).items():
+        for callee, labels in pods(overlay).items():
+            for port in LISTENING:
+                needed = callee in servers and (outsider, port) in (
+                    ("a namespace of clients", PORTS[callee]),
+                    ("monitoring", METRICS_PORT),
+                )
+                found = allowed(overlay, "ingress", labels, other, port=port)
+                if found is not needed:
+                    may = "may" if found else "may not"
+                    yield f"{outsider} {may} call {callee} on {port}"
+
+
+@rule(
+    OVERLAY,
+    wide("order may call stranger elsewhere on 443", egress=[{"to": [ANY_NAMESPACE]}]),
+    bad(GONE, "spec.egress[0].to[0].podSelector", TO_DNS, "coupon may call kube-system on 53"),
+    removed(DENY, "stranger may call balance elsewhere on 50051"),
+)
+def nobody_gets_out_into_other_namespaces(whole: Item) -> Iterator[str]:
+    """Except for DNS. Another namespace has other owners."""
+    others = outsiders(whole.overlay) | {"the resolver": RESOLVER}
+    for caller, labels in parties(whole.overlay).items():
+        for callee, other in others.items():
+            for port in (*LISTENING, DNS_PORT):
+                if other.address or (callee, port) == ("the resolver", DNS_PORT):
+                    continue
+                if allowed(whole.overlay, "egress", labels, other, port=port):
+                    yield f"{caller} may call {callee} on {port}"
+
+
+@rule(
+    SERVERS,
+    removed(FROM_PROMETHEUS, "Deployment/order: its metrics cannot be read"),
+    bad(ANY_POD, "spec.ingress[0].from[0]", FROM_PROMETHEUS, "order: its metrics can be read by"),
+)
+def metrics_are_for_prometheus(each: Item) -> Iterator[str]:
+    """Scraped from the namespace of monitoring, and closed to every pod of this one."""
+    readers = [
+        peer
+        for policy in each.overlay.of_kind("NetworkPolicy")
+        if selects(policy.get("spec.podSelector"), each.labels)
+        for entry in policy.values("spec.ingress[*]")
+        if any(port_matches(one, METRICS_PORT) for one in entry.get("ports") or [{}])
+        for peer in entry.get("from") or [ANY_POD]
+    ]
+    if not readers:
+        yield "its metrics cannot be read"
+    if any("namespaceSelector" not in peer for peer in readers):
+        yield "its metrics can be read by any pod of this namespace"
+
+
+@rule(
+    OVERLAY,
+    bad(GONE, "spec.egress[0].ports[0]", TO_DNS, "Deployment/order may not look up names by UDP"),
+    bad(GONE, "spec.egress[0].to", TO_DNS, "Deployment/order may send anything to any address"),
+    removed(CLIENTS_TO_DNS, "a client may not look up names by TCP"),
+    bad([], "spec.egress", CLIENTS_TO_DNS, "a client may not look up names by UDP"),
+)
+def callers_may_look_up_names(whole: Item) -> Iterator[str]:
+    """At the cluster's DNS servers and nowhere else, where a lookup could carry anything."""
+    overlay, port = whole.overlay, DNS_PORT
+    callers = {each.title: each.labels for each in overlay.servers + overlay.migrations}
+    for caller, own in {**callers, "a client": CLIENT}.items():
+        for protocol in ("UDP", "TCP"):
+            if not allowed(overlay, "egress", own, RESOLVER, port=port, protocol=protocol):
+                yield f"{caller} may not look up names by {protocol}"
+            if allowed(overlay, "egress", own, UNKNOWN, port=port, protocol=protocol):
+                yield f"{caller} may send anything to any address by {protocol}"
+
+
+def is_dns(port: Object) -> bool:
+    return port.get("port") == DNS_PORT and port.get("endPort", DNS_PORT) == DNS_PORT
+
+
+@rule(
+    POLICIES,
+    way_out("UDP on 4444", protocol="UDP", port=4444),
+    way_out("UDP on 50", protocol="UDP", port=50, endPort=60),
+    way_out("SCTP on every port", protocol="SCTP"),
+    way_out("every protocol on every port"),
+)
+def only_lookups_are_datagrams(policy: Item) -> list[str]:
+    """Everything else that leaves is TCP."""
+    return [
+        f"lets out {port['protocol']} on {port.get('port', 'every port')}"
+        for entry in policy.values("spec.egress[*]")
+        for port in entry.get("ports") or [{"protocol": "every protocol"}]
+        if port.get("protocol", "TCP") != "TCP" and not is_dns(port)
+    ]
+
+
+@rule(
+    POLICIES,
+    way_out("all of 0.0.0.0/0", protocol="TCP", port=DNS_PORT),
+    bad(GONE, "spec.egress[0].to", says="all of 0.0.0.0/0"),
+    bad({}, "spec.egress[0].to[0].podSelector", says="every pod of a namespace"),
+    bad(GONE, "spec.egress[0].to[0].namespaceSelector", says="pods of this or any namespace"),
+)
+def dns_servers_are_single_servers(policy: Item) -> Iterator[str]:
+    """Port 53 is open to the cluster's DNS servers, not to whatever listens there."""
+    for entry in policy.values("spec.egress[*]"):
+        if not any(map(is_dns, entry.get("ports") or [])):
             continue
-        if not sources or any(_peer_matches(one, other) for one in sources):
-            return True
-    return False
-
-
-def reach(overlay: Overlay) -> set[Edge]:
-    """The edges that the policies allow, both sides heard, on the ports anybody listens on."""
-    everyone = parties(overlay)
-    edges = set()
-    for who, labels in everyone.items():
-        for port in LISTENING:
-            for whom, callee in everyone.items():
-                if who != whom and (
-                    allowed(overlay, "egress", labels, Other(callee), port=port)
-                    and allowed(overlay, "ingress", callee, Other(labels), port=port)
-                ):
-                    edges.add((who, whom, port))
-            for whom, address in OUTSIDE.items():
-                if whom not in everyone and allowed(
-                    overlay, "egress", labels, Other(address=address), port=port
-                ):
-                    edges.add((who, whom, port))
-    return edges
-
-
-def _merged(edges: set[Edge], overlay: Overlay) -> set[Edge]:
-    """In production a private address may be either server's: told apart by the port alone."""
-    if overlay.name != "production":
-        return edges
-    return {
-        (who, "private" if whom in ("postgres", "redis") else whom, port)
-        for who, whom, port in edges
-    }
-
-
-@rule
-def policies_allow_the_calls_of_the_code_and_no_others(overlay: Overlay) -> Iterator[str]:
-    needed, found = _merged(calls(overlay), overlay), _merged(reach(overlay), overlay)
-    for who, whom, port in sorted(needed - found):
-        yield f"NetworkPolicy: {who} may not call {whom} on {port}, and has to"
-    for who, whom, port in sorted(found - needed):
-        yield f"NetworkPolicy: {who} may call {whom} on {port}, and never does"
-
-
-@rule
-def everything_is_denied_by_default(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.of_kind("NetworkPolicy"):
-        spec = each["spec"]
-        if (
-            spec["podSelector"] == {}
-            and sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
-            and not spec.get("ingress")
-            and not spec.get("egress")
-        ):
-            return
-    yield "NetworkPolicy: nothing denies what nobody allows"
-
-
-@rule
-def metrics_are_for_prometheus(overlay: Overlay) -> Iterator[str]:
-    """Scraped from the namespace of monitoring, and open to nobody here."""
-    for each in overlay.servers:
-        sources = [
-            peer
-            for policy in overlay.of_kind("NetworkPolicy")
-            if selects(policy["spec"]["podSelector"], each.labels)
-            for entry in policy["spec"].get("ingress") or []
-            if any(_port_matches(one, 9464, "TCP") for one in entry["ports"])
-            for peer in entry.get("from") or [{"podSelector": {}}]
-        ]
-        if not sources:
-            yield f"{each.told}: its metrics cannot be read"
-        if any("namespaceSelector" not in peer for peer in sources):
-            yield f"{each.told}: its metrics can be read by anybody here"
+        for peer in entry.get("to") or [ANYWHERE]:
+            block = peer.get("ipBlock", {}).get("cidr")
+            if block is not None:
+                if ipaddress.ip_network(block).num_addresses > 1:
+                    yield f"takes all of {block} for DNS servers"
+            elif not peer.get("podSelector"):
+                yield "takes every pod of a namespace for a DNS server"
+            elif peer.get("namespaceSelector", {}).get("matchLabels") in (None, TALLY):
+                yield "takes pods of this or any namespace for DNS servers"

@@ -1,221 +1,282 @@
-"""Rules about pods: ports, resources, security, spreading, ending."""
+"""Rules about pods: ports, resources, privileges, identities, spreading, ending, labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-from common.background import STOP_S
-from common.database import CLOSE_S
-from common.server import CLEAN_UP_S
+from common.db.engines import CLOSE_S
+from common.rpc.server import CLEAN_UP_S
+from common.tasks import STOP_S
 from common.tracing import FLUSH_S
-from order_service.saga_runner import SagaLimits
+from order_service.saga.execution import SagaLimits
+from tests.unit.deploy.kubernetes.engine import (
+    OBJECTS,
+    OVERLAY,
+    OWN,
+    SERVERS,
+    SET,
+    UNSET,
+    WORKLOADS,
+    Check,
+    Must,
+    Rule,
+    at_least,
+    bad,
+    differs,
+    includes,
+    of_kind,
+    one_of,
+    removed,
+    rule,
+)
 from tests.unit.deploy.kubernetes.manifests import (
+    GONE,
     LABEL,
+    LOCAL,
     METRICS_PORT,
+    MULTI,
     PORTS,
     SERVICES,
-    Overlay,
-    Workload,
+    Item,
     selects,
 )
-from tests.unit.deploy.kubernetes.rule import rule
 
 MARGIN_S: Final = 5
+POSTGRES: Final = "StatefulSet/postgres"
+SECURITY: Final = "container.securityContext"
+ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
+SPREAD: Final = "pod.topologySpreadConstraints"
+REQUIRED: Final = "pod.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED: Final = "pod.affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution"
 
 
-@rule
-def every_service_has_its_server(overlay: Overlay) -> Iterator[str]:
+@rule(OVERLAY, removed("Deployment/coupon", "server"), removed("Job/coupon-migrate-*", "migration"))
+def every_service_has_its_server(whole: Item) -> list[str]:
     """Without this, every other rule would hold for an overlay that runs nothing."""
-    for found, of in ((overlay.servers, "server"), (overlay.migrations, "migration")):
-        if sorted(each.service for each in found) != sorted(SERVICES):
-            yield f"{of}: there is not one {of} for each of {SERVICES}"
-    for each in overlay.servers:
-        if (each.kind, each.name) != ("Deployment", each.service):
-            yield f"{each.told}: a server is a Deployment named after its service"
+    found = {"server": whole.overlay.servers, "migration": whole.overlay.migrations}
+    return [
+        f"there is not one {of} of each service"
+        for of, items in found.items()
+        if sorted(each.service for each in items) != sorted(SERVICES)
+    ]
 
 
-@rule
-def ports_are_those_bound(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.servers:
-        wanted = {"grpc": PORTS[each.service], "metrics": METRICS_PORT}
-        if each.ports != wanted:
-            yield f"{each.told}: its ports are {each.ports}, not {wanted}"
-        if overlay.setting(each, "bind") != f"0.0.0.0:{PORTS[each.service]}":
-            yield f"{each.told}: TALLY_BIND is not its grpc port on every address"
-        if overlay.setting(each, "metrics_port") != str(each.ports.get("metrics")):
-            yield f"{each.told}: TALLY_METRICS_PORT is not its metrics port"
+servers_are_deployments_named_after_their_service = Rule(
+    "Services, policies and autoscalers find them by that name.",
+    SERVERS,
+    Check("kind", "Deployment", bad("DaemonSet", says="DaemonSet/order")),
+    Check("metadata.name", lambda each: each.service, bad("orders", says="Deployment/orders")),
+)
 
 
-@rule
-def resources_are_asked_for(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.workloads:
-        for container in each.containers:
-            resources = container.get("resources", {})
-            for name in ("cpu", "memory"):
-                if name not in resources.get("requests", {}):
-                    yield f"{each.told}: asks for no {name}"
-            if "memory" not in resources.get("limits", {}):
-                yield f"{each.told}: has no limit of memory"
+def declared_ports(each: Item) -> dict[str, int]:
+    return each.ports
 
 
-@rule
-def test_replicas_are_those_of_the_requirement(overlay: Overlay) -> Iterator[str]:
-    """R18: four replicas of each service, with half a processor and 512 MB each."""
-    if overlay.name != "multi-replica-test":
-        return
-    for each in overlay.servers:
-        limits = each.containers[0]["resources"]["limits"]
-        if each.spec.get("replicas") != 4:
-            yield f"{each.told}: does not have four replicas"
-        if limits.get("cpu") != "500m" or limits.get("memory") not in ("512M", "512Mi"):
-            yield f"{each.told}: is not limited to half a processor and 512 MB"
+ports_are_those_bound = Rule(
+    "A port that no process binds refuses every call.",
+    SERVERS,
+    Check(
+        declared_ports,
+        lambda each: {"grpc": PORTS[each.service], "metrics": METRICS_PORT},
+        bad(50051, "container.ports[grpc].containerPort"),
+    ),
+    Check(
+        "setting.bind",
+        lambda each: f"0.0.0.0:{PORTS[each.service]}",
+        bad("127.0.0.1:50053", "env[TALLY_BIND].value"),
+        bad("0.0.0.0:50063", "env[TALLY_ORDER_BIND].value"),
+    ),
+    Check(
+        "setting.metrics_port",
+        lambda each: str(each.ports.get("metrics")),
+        bad("9000", "env[TALLY_METRICS_PORT].value"),
+    ),
+)
+
+resources_are_requested = Rule(
+    "Pods are placed by their requests; a leak of memory must end one pod and no node.",
+    WORKLOADS,
+    Check("container.resources.requests.cpu", SET, bad(GONE)),
+    Check("container.resources.requests.memory", SET, bad(GONE)),
+    Check("container.resources.limits.memory", SET, bad(GONE), bad(GONE, on=POSTGRES)),
+)
+
+test_replicas_are_those_of_the_requirement = Rule(
+    "R18: four replicas of each service, with half a processor and 512 MB each.",
+    SERVERS.only(MULTI),
+    Check("spec.replicas", 4, bad(2)),
+    Check("container.resources.limits.cpu", "500m", bad("1")),
+    Check("container.resources.limits.memory", one_of("512M", "512Mi"), bad("1Gi")),
+)
+
+pods_have_no_privileges = Rule(
+    "The restricted Pod Security Standard: whoever takes over a process gains nothing else.",
+    WORKLOADS,
+    Check(f"{SECURITY}.allowPrivilegeEscalation", False, bad(GONE)),
+    Check(f"{SECURITY}.capabilities.drop", ["ALL"], bad(GONE)),
+    Check(f"{SECURITY}.capabilities.add", UNSET, bad(["NET_RAW"])),
+    Check(f"{SECURITY}.readOnlyRootFilesystem", True, bad(False)),
+    Check(f"{SECURITY}.privileged", UNSET, bad(True)),
+    Check(f"{SECURITY}.runAsUser", differs(0), bad(0)),
+    Check("pod.securityContext.runAsNonRoot", True, bad(GONE, on=POSTGRES)),
+    Check("pod.securityContext.runAsUser", SET, bad(0)),
+    Check(
+        "pod.securityContext.seccompProfile",
+        {"type": "RuntimeDefault"},
+        bad(GONE, on="Job/order-migrate-*"),
+    ),
+    Check("pod.automountServiceAccountToken", False, bad(True)),
+    Check("pod.hostNetwork", UNSET, bad(True)),
+    Check("pod.hostPID", UNSET, bad(True)),
+    Check("pod.hostIPC", UNSET, bad(True)),
+    Check("pod.volumes[*].hostPath", UNSET, bad({"path": "/"}, "pod.volumes[tmp].hostPath")),
+)
+
+user_is_the_image_s = Rule(
+    "The image's files and volumes belong to this user.",
+    OWN,
+    Check("pod.securityContext.runAsUser", 10001, bad(1000)),
+    Check("pod.securityContext.runAsGroup", 10001, bad(1000)),
+)
 
 
-@rule
-def pods_have_no_privileges(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.workloads:
-        yield from _of_pod(each)
-        for container in each.containers:
-            own = container.get("securityContext", {})
-            if own.get("allowPrivilegeEscalation") is not False:
-                yield f"{each.told}: may gain privileges"
-            if own.get("capabilities", {}).get("drop") != ["ALL"] or own["capabilities"].get("add"):
-                yield f"{each.told}: keeps capabilities"
-            if own.get("readOnlyRootFilesystem") is not True:
-                yield f"{each.told}: may write to its root file system"
-            if own.get("privileged") or own.get("runAsUser") == 0:
-                yield f"{each.told}: a container is privileged"
+@rule(OWN, bad({}, "pod.volumes[tmp].emptyDir"), bad(GONE, "container.volumeMounts[/tmp]"))
+def tmp_is_writable_and_bounded(each: Item) -> Iterator[str]:
+    """The root file system is read-only, and a full disk of a node ends all of its pods."""
+    volume = each.get("container.volumeMounts[/tmp].name")
+    if not each.get(f"pod.volumes[{volume}].emptyDir.sizeLimit"):
+        yield "/tmp is no emptyDir with a limit"
 
 
-def _of_pod(each: Workload) -> Iterator[str]:
-    context = each.pod.get("securityContext", {})
-    if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
-        yield f"{each.told}: may run as root"
-    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
-        yield f"{each.told}: has no seccomp profile"
-    for name in ("hostNetwork", "hostPID", "hostIPC"):
-        if each.pod.get(name):
-            yield f"{each.told}: shares the host's ({name})"
-    if any("hostPath" in volume for volume in each.pod.get("volumes", [])):
-        yield f"{each.told}: mounts a path of the host"
+service_accounts_mount_no_token = Rule(
+    "No pod calls the API server; a stolen token could.",
+    of_kind("ServiceAccount"),
+    Check("automountServiceAccountToken", False, bad(GONE)),
+)
 
 
-@rule
-def user_is_the_image_s(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.servers + overlay.migrations:
-        context = each.pod.get("securityContext", {})
-        if (context.get("runAsUser"), context.get("runAsGroup")) != (10001, 10001):
-            yield f"{each.told}: does not run as the image's user"
+@rule(
+    WORKLOADS,
+    removed("ServiceAccount/order", "Deployment/order: its ServiceAccount order does not exist"),
+    bad(GONE, "pod.serviceAccountName"),
+    bad("balance", "pod.serviceAccountName"),
+)
+def identities_are_their_own(each: Item) -> Iterator[str]:
+    """Logs, policies and clouds distinguish pods by their ServiceAccounts."""
+    account = each.get("pod.serviceAccountName", "default")
+    if each.overlay.find("ServiceAccount", account) is None:
+        yield f"its ServiceAccount {account} does not exist"
+    if [one.get("pod.serviceAccountName") for one in each.overlay.workloads].count(account) > 1:
+        yield "shares its ServiceAccount"
 
 
-@rule
-def tmp_is_writable_and_bounded(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.servers + overlay.migrations:
-        mounts = {mount["mountPath"]: mount["name"] for mount in each.containers[0]["volumeMounts"]}
-        volumes = {volume["name"]: volume for volume in each.pod["volumes"]}
-        tmp = volumes.get(mounts.get("/tmp", ""), {})
-        if "sizeLimit" not in tmp.get("emptyDir", {}):
-            yield f"{each.told}: /tmp is no emptyDir with a limit"
+def spread_over(each: Item) -> list[str]:
+    """The topologies over which the replicas are spread among themselves."""
+    found = each.get(SPREAD, [])
+    return [one["topologyKey"] for one in found if selects(one["labelSelector"], each.labels)]
 
 
-@rule
-def identities_are_their_own(overlay: Overlay) -> Iterator[str]:
-    used: dict[str, str] = {}
-    for each in overlay.workloads:
-        name = each.pod.get("serviceAccountName", "default")
-        account = overlay.find("ServiceAccount", name)
-        if name == "default" or account is None:
-            yield f"{each.told}: its ServiceAccount {name} does not exist"
-        elif account.get("automountServiceAccountToken") is not False:
-            yield f"{each.told}: its ServiceAccount hands out tokens"
-        if each.pod.get("automountServiceAccountToken") is not False:
-            yield f"{each.told}: mounts a token"
-        if name in used:
-            yield f"{each.told}: shares its ServiceAccount with {used[name]}"
-        used[name] = each.told
+def prefers_a_host_of_its_own(each: Item) -> bool:
+    selectors = each.values(f"{PREFERRED}[*].podAffinityTerm.labelSelector")
+    return any(selects(one, each.labels) for one in selectors)
 
 
-@rule
-def replicas_are_spread(overlay: Overlay) -> Iterator[str]:
-    """A wish and no condition: a replica in a crowd serves, one that is pending does not."""
-    for each in overlay.servers:
-        spread = each.pod.get("topologySpreadConstraints", [])
-        keys = {one["topologyKey"] for one in spread if selects(one["labelSelector"], each.labels)}
-        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname"):
-            if key not in keys:
-                yield f"{each.told}: is not spread over {key}"
-        for one in spread:
-            if one.get("whenUnsatisfiable") != "ScheduleAnyway":
-                yield f"{each.told}: rather waits than runs in a crowded {one['topologyKey']}"
-            if one.get("matchLabelKeys") != ["pod-template-hash"]:
-                yield f"{each.told}: is spread around the pods that it replaces"
-        if _anti_affinity(each).get("requiredDuringSchedulingIgnoredDuringExecution"):
-            yield f"{each.told}: rather waits than runs beside another replica"
-        if not any(selects(term["labelSelector"], each.labels) for term in _apart(each)):
-            yield f"{each.told}: has no anti-affinity to itself"
+replicas_are_spread = Rule(
+    "As a preference: a replica beside another one serves, a replica that is pending does not.",
+    SERVERS,
+    Check(
+        spread_over,
+        includes(ZONE, HOST),
+        bad(GONE, f"{SPREAD}[{ZONE}]"),
+        bad({"matchLabels": {f"{LABEL}name": "orders"}}, f"{SPREAD}[{HOST}].labelSelector"),
+    ),
+    Check(
+        f"{SPREAD}[*].whenUnsatisfiable",
+        "ScheduleAnyway",
+        bad("DoNotSchedule", f"{SPREAD}[{ZONE}].whenUnsatisfiable"),
+        bad("DoNotSchedule", f"{SPREAD}[{HOST}].whenUnsatisfiable"),
+    ),
+    # Without it, new pods are spread around the old ones that they replace.
+    Check(
+        f"{SPREAD}[*].matchLabelKeys",
+        ["pod-template-hash"],
+        bad(GONE, f"{SPREAD}[{ZONE}].matchLabelKeys"),
+    ),
+    Check(REQUIRED, UNSET, bad([{"topologyKey": HOST}])),
+    Check(prefers_a_host_of_its_own, True, bad(GONE, "pod.affinity")),
+)
 
 
-def _anti_affinity(each: Workload) -> dict[str, Any]:
-    found: dict[str, Any] = each.pod.get("affinity", {}).get("podAntiAffinity", {})
-    return found
-
-
-def _apart(each: Workload) -> Iterator[dict[str, Any]]:
-    rules = _anti_affinity(each)
-    yield from rules.get("requiredDuringSchedulingIgnoredDuringExecution", [])
-    for preferred in rules.get("preferredDuringSchedulingIgnoredDuringExecution", []):
-        yield preferred["podAffinityTerm"]
-
-
-@rule
-def spreading_is_each_service_s_own(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.servers:
-        for one in [*each.pod.get("topologySpreadConstraints", []), *_apart(each)]:
-            others = [
-                other.told
-                for other in overlay.workloads
-                if other.told != each.told and selects(one["labelSelector"], other.labels)
-            ]
-            if others:
-                yield f"{each.told}: is spread together with {others}"
+@rule(
+    SERVERS,
+    bad(
+        {"matchLabels": {f"{LABEL}component": "server"}},
+        f"{PREFERRED}[0].podAffinityTerm.labelSelector",
+    ),
+    bad({}, f"{SPREAD}[{ZONE}].labelSelector"),
+)
+def spreading_is_each_service_s_own(each: Item) -> list[str]:
+    """Counted together, the replicas of one service could all be in one zone."""
+    terms = each.values(f"{SPREAD}[*]") + each.values(f"{PREFERRED}[*].podAffinityTerm")
+    return [
+        f"is spread together with {other.title}"
+        for other in each.overlay.workloads
+        if other.title != each.title
+        and any(selects(term["labelSelector"], other.labels) for term in terms)
+    ]
 
 
 def time_to_end_s(drain_s: float, grace_s: float) -> float:
-    """From SIGTERM to the exit at worst, and some (docs/guides/kubernetes.md has the times)."""
+    """From SIGTERM to the exit in the worst case, with a margin (docs/guides/kubernetes.md)."""
     # The grace twice: for calls, and again for work that outlives them.
-    # Order hands its sagas on, payment ends its heartbeat.
+    # Order hands over its sagas, payment stops its heartbeat.
     last_s = max(SagaLimits().hand_over_s, STOP_S) + CLOSE_S + FLUSH_S
     return drain_s + grace_s + CLEAN_UP_S + STOP_S + grace_s + last_s + MARGIN_S
 
 
-@rule
-def there_is_time_to_end(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.servers:
-        hook = each.containers[0].get("lifecycle", {}).get("preStop", {})
-        sleep_s = hook.get("sleep", {}).get("seconds", 0)
-        if not sleep_s:
-            yield f"{each.told}: does not sleep before it is stopped"
-        drain_s = float(overlay.setting(each, "drain_delay_s"))
-        needed_s = sleep_s + time_to_end_s(drain_s, float(overlay.setting(each, "grace_s")))
-        if each.pod.get("terminationGracePeriodSeconds", 30) < needed_s:
-            yield f"{each.told}: is killed before the {needed_s:g} s that ending may take"
+def as_long_as_ending_takes(each: Item) -> Must:
+    sleep_s = each.get("container.lifecycle.preStop.sleep.seconds", 0)
+    drain_s, grace_s = float(each.setting("drain_delay_s")), float(each.setting("grace_s"))
+    return at_least(sleep_s + time_to_end_s(drain_s, grace_s), default=30)
 
 
-@rule
-def labels_are_complete(overlay: Overlay) -> Iterator[str]:
-    for each in overlay.objects:
-        labels = each["metadata"].get("labels", {})
-        where = f"{each['kind']}/{each['metadata']['name']}"
-        for name in ("name", "component", "part-of", "instance", "managed-by"):
-            if not labels.get(f"{LABEL}{name}"):
-                yield f"{where}: has no label {LABEL}{name}"
-        if labels.get(f"{LABEL}instance") != overlay.name:
-            yield f"{where}: its instance is not {overlay.name}"
-    for workload in overlay.workloads:
-        for name in ("name", "component", "part-of"):
-            if not workload.labels.get(f"{LABEL}{name}"):
-                yield f"{workload.told}: its pods have no label {LABEL}{name}"
-        selector = workload.spec.get("selector")
-        if selector and not selects(selector, workload.labels):
-            yield f"{workload.told}: does not select its own pods"
+there_is_time_to_end = Rule(
+    "A replica that is killed while it drains fails the calls that it has accepted.",
+    SERVERS,
+    Check("container.lifecycle.preStop.sleep.seconds", SET, bad(GONE, "container.lifecycle")),
+    Check(
+        "pod.terminationGracePeriodSeconds",
+        as_long_as_ending_takes,
+        bad(30),
+        bad("120", "env[TALLY_GRACE_S].value", overlay=LOCAL),
+        # 5 + 3 + 21 + 5 + 3 + 21 + 3 + 2 + 2 and the margin: too long by the second grace.
+        bad("21", "env[TALLY_ORDER_GRACE_S].value", says="60 is not at least 70"),
+    ),
+)
+
+labels_are_complete = Rule(
+    "The recommended labels: kubectl, dashboards and policies select by them.",
+    OBJECTS,
+    *(
+        Check(f"metadata.labels[{LABEL}{name}]", SET, bad(GONE))
+        for name in ("name", "component", "part-of", "managed-by")
+    ),
+    Check(f"metadata.labels[{LABEL}instance]", lambda each: each.overlay.name, bad("x"), bad(GONE)),
+)
+
+
+def selects_itself(each: Item) -> bool:
+    return each.kind == "Job" or selects(each.get("spec.selector"), each.labels)
+
+
+labels_of_pods_are_complete = Rule(
+    "The same for pods, which their workload must select.",
+    WORKLOADS,
+    *(
+        Check(f"spec.template.metadata.labels[{LABEL}{name}]", SET, bad(GONE))
+        for name in ("name", "component", "part-of")
+    ),
+    Check(selects_itself, True, bad({"app": "order"}, "spec.selector.matchLabels")),
+)

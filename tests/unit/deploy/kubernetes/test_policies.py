@@ -1,93 +1,29 @@
-"""Every rule holds for every overlay; and every rule can fail, which its controls show."""
+"""Every rule holds for every overlay, and every check of a rule can fail, as its controls show."""
 
 from __future__ import annotations
 
 import pytest
 
 from deploy.kubernetes.manifests import OVERLAYS
-from tests.unit.deploy.kubernetes import (
-    address_controls,
-    address_rules,
-    autoscaling_controls,
-    autoscaling_rules,
-    border_controls,
-    border_rules,
-    dns_controls,
-    dns_rules,
-    migration_controls,
-    migration_rules,
-    mount_controls,
-    mount_rules,
-    network_controls,
-    network_rules,
-    platform_controls,
-    platform_rules,
-    pod_controls,
-    pod_rules,
-    probe_controls,
-    probe_rules,
-    scale_controls,
-    scale_rules,
-    setting_controls,
-    setting_rules,
-)
-from tests.unit.deploy.kubernetes.breaking import Control
-from tests.unit.deploy.kubernetes.manifests import load
-from tests.unit.deploy.kubernetes.rule import RULES
-
-# Importing a module of rules is what registers them.
-RULE_MODULES = (
-    address_rules,
-    autoscaling_rules,
-    border_rules,
-    dns_rules,
-    migration_rules,
-    mount_rules,
-    network_rules,
-    platform_rules,
-    pod_rules,
-    probe_rules,
-    scale_rules,
-    setting_rules,
-)
-assert all(RULE_MODULES)
-CONTROLS = [
-    *address_controls.CONTROLS,
-    *autoscaling_controls.CONTROLS,
-    *border_controls.CONTROLS,
-    *dns_controls.CONTROLS,
-    *pod_controls.CONTROLS,
-    *probe_controls.CONTROLS,
-    *scale_controls.CONTROLS,
-    *setting_controls.CONTROLS,
-    *network_controls.CONTROLS,
-    *platform_controls.CONTROLS,
-    *migration_controls.CONTROLS,
-    *mount_controls.CONTROLS,
-]
+from tests.unit.deploy.kubernetes.engine import Check, Control, controls_of
+from tests.unit.deploy.kubernetes.manifests import LOCAL, MULTI, PRODUCTION, Overlay, load
+from tests.unit.deploy.kubernetes.rules import RULES
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("name", RULES)
 def test_rule(name: str, overlay: str) -> None:
-    assert list(RULES[name](load(overlay))) == []
+    assert RULES[name].faults(load(overlay)) == []
 
 
-@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.told)
-def test_control(control: Control) -> None:
-    """The rule holds until one thing is broken, and then names the object."""
-    overlay = load(control.overlay)
-    assert list(RULES[control.rule](overlay)) == []
-    control.broken(overlay)
-    faults = list(RULES[control.rule](overlay))
-    assert any(control.named in fault for fault in faults), faults
+@pytest.mark.parametrize(("name", "check", "control"), controls_of(RULES), ids=str)
+def test_control(name: str, check: Check, control: Control) -> None:
+    """One change, before which the rule holds, makes the check report the object."""
+    names = (control.overlay,) if control.overlay else (PRODUCTION, LOCAL, MULTI)
+    says, faults = RULES[name].broken_by(control, check, map(load, names))
+    assert any(says in fault for fault in faults), faults
 
 
-def test_every_rule_has_a_control() -> None:
-    assert {control.rule for control in CONTROLS} == RULES.keys()
-
-
-def test_an_empty_overlay_is_refused() -> None:
-    overlay = load("production")
-    overlay.objects.clear()
-    assert list(RULES["every_service_has_its_server"](overlay))
+def test_an_overlay_without_objects_breaks_a_rule() -> None:
+    """Most rules hold for it; this one must not."""
+    assert RULES["every_service_has_its_server"].faults(Overlay(PRODUCTION, []))

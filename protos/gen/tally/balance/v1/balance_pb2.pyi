@@ -32,7 +32,7 @@ class Balance(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose account it is."""
+    """The user who owns the account."""
     version: _builtins.int
     """Counts the changes of the account: 1 after its first charge, one more with each change."""
     @_builtins.property
@@ -61,7 +61,7 @@ Global___Balance: _TypeAlias = Balance  # noqa: Y015
 
 @_typing.final
 class LedgerEntry(_message.Message):
-    """One change of one account. Entries are only ever added; every balance can be rebuilt from them."""
+    """One change of one account. Entries are added and never changed; they add up to the balance."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -72,25 +72,25 @@ class LedgerEntry(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LedgerEntry._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: LedgerEntry._Kind.ValueType  # 0
-        """Never sent: no entry is without a kind."""
+        """Not used."""
         KIND_CHARGE: LedgerEntry._Kind.ValueType  # 1
         """Money was added (ChargeBalance)."""
         KIND_DEDUCT: LedgerEntry._Kind.ValueType  # 2
         """Money was taken (DeductBalance)."""
         KIND_REFUND: LedgerEntry._Kind.ValueType  # 3
-        """A deduction was put back (RefundDeduction)."""
+        """A deduction was refunded (RefundDeduction)."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What kind of change an entry records."""
 
     KIND_UNSPECIFIED: LedgerEntry.Kind.ValueType  # 0
-    """Never sent: no entry is without a kind."""
+    """Not used."""
     KIND_CHARGE: LedgerEntry.Kind.ValueType  # 1
     """Money was added (ChargeBalance)."""
     KIND_DEDUCT: LedgerEntry.Kind.ValueType  # 2
     """Money was taken (DeductBalance)."""
     KIND_REFUND: LedgerEntry.Kind.ValueType  # 3
-    """A deduction was put back (RefundDeduction)."""
+    """A deduction was refunded (RefundDeduction)."""
 
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
@@ -114,8 +114,8 @@ class LedgerEntry(_message.Message):
     request_id: _builtins.str
     """The request_id of the call that made this change."""
     order_id: _builtins.str
-    """The order the deduction paid for; empty if none was named. A refund carries the order of the
-    deduction it puts back.
+    """The order that the deduction paid for; empty if it named none. A refund has the order of its
+    deduction.
     """
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
@@ -127,7 +127,7 @@ class LedgerEntry(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the change was made, by the database's clock; never before the entry ahead of it."""
+        """When the change was made, by the database's clock; never before the previous entry."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ Global___LedgerEntry: _TypeAlias = LedgerEntry  # noqa: Y015
 
 @_typing.final
 class ChargeBalanceRequest(_message.Message):
-    """Asks to add money to an account."""
+    """The request of ChargeBalance."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -162,8 +162,9 @@ class ChargeBalanceRequest(_message.Message):
     user_id: _builtins.str
     """The user to charge: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
@@ -220,7 +221,7 @@ Global___ChargeBalanceResponse: _TypeAlias = ChargeBalanceResponse  # noqa: Y015
 
 @_typing.final
 class DeductBalanceRequest(_message.Message):
-    """Asks to take money from an account."""
+    """The request of DeductBalance."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -231,8 +232,9 @@ class DeductBalanceRequest(_message.Message):
     user_id: _builtins.str
     """The user to deduct from: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     order_id: _builtins.str
     """The order this pays for, kept with the ledger entry (optional): 1-64 characters of
@@ -296,7 +298,7 @@ Global___DeductBalanceResponse: _TypeAlias = DeductBalanceResponse  # noqa: Y015
 
 @_typing.final
 class RefundDeductionRequest(_message.Message):
-    """Asks to undo one deduction, named by the request_id it carried."""
+    """The request of RefundDeduction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -304,14 +306,15 @@ class RefundDeductionRequest(_message.Message):
     DEDUCT_REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose deduction it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user of the deduction: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     deduct_request_id: _builtins.str
-    """The request_id of the deduction to undo: 1-64 characters of A-Z a-z 0-9 . _ : @ -. It need
-    not have arrived yet: it is cancelled either way.
+    """The request_id of the deduction to refund: 1-64 characters of A-Z a-z 0-9 . _ : @ -. It is
+    cancelled even if the deduction has not arrived yet.
     """
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     def __init__(
         self,
@@ -339,7 +342,7 @@ class RefundDeductionResponse(_message.Message):
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
     """Whether this is the response of an earlier call: one with the same request_id, or the one
-    that put the deduction back.
+    that refunded the deduction.
     """
     @_builtins.property
     def balance(self) -> Global___Balance:
@@ -366,14 +369,14 @@ Global___RefundDeductionResponse: _TypeAlias = RefundDeductionResponse  # noqa: 
 
 @_typing.final
 class GetBalanceRequest(_message.Message):
-    """Asks for the balance of one account."""
+    """The request of GetBalance."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose account it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the account: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     currency_code: _builtins.str
     """The currency of the account, an ISO-4217 code: three capital letters."""
     def __init__(
@@ -392,7 +395,7 @@ Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
 
 @_typing.final
 class GetBalanceResponse(_message.Message):
-    """The balance asked for."""
+    """The response of GetBalance."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -415,8 +418,58 @@ class GetBalanceResponse(_message.Message):
 Global___GetBalanceResponse: _TypeAlias = GetBalanceResponse  # noqa: Y015
 
 @_typing.final
+class GetLedgerEntryRequest(_message.Message):
+    """The request of GetLedgerEntry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user whose account changed: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    entry_id: _builtins.str
+    """The entry: an id that a change of the account or ListLedgerEntries returned."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLedgerEntryRequest: _TypeAlias = GetLedgerEntryRequest  # noqa: Y015
+
+@_typing.final
+class GetLedgerEntryResponse(_message.Message):
+    """The response of GetLedgerEntry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entry(self) -> Global___LedgerEntry:
+        """The entry, which never changes."""
+
+    def __init__(
+        self,
+        *,
+        entry: Global___LedgerEntry | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLedgerEntryResponse: _TypeAlias = GetLedgerEntryResponse  # noqa: Y015
+
+@_typing.final
 class ListLedgerEntriesRequest(_message.Message):
-    """Asks for a page of one account's ledger."""
+    """The request of ListLedgerEntries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -425,14 +478,14 @@ class ListLedgerEntriesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose account it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the account: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     currency_code: _builtins.str
     """The currency of the account, an ISO-4217 code: three capital letters."""
     page_size: _builtins.int
-    """How many entries to answer at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many entries to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the page before, given with the same filters; empty begins
-    at the newest entry. At most 1024 characters.
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the newest entry. At most 1024 characters.
     """
     def __init__(
         self,

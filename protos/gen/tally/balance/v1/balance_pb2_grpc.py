@@ -28,13 +28,13 @@ if _version_not_supported:
 class BalanceServiceStub:
     """Balances of users: charged, deducted and refunded, each change with its ledger entry.
 
-    An account is one user in one currency. It begins with its first charge and is never deleted.
-    Changes of one account are decided one after another; its times never go back.
+    An account belongs to one user and has one currency. Its first charge opens it, and it is never
+    deleted. Changes of an account happen one after another; its times never decrease.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -64,6 +64,11 @@ class BalanceServiceStub:
                 request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceRequest.SerializeToString,
                 response_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceResponse.FromString,
                 _registered_method=True)
+        self.GetLedgerEntry = channel.unary_unary(
+                '/tally.balance.v1.BalanceService/GetLedgerEntry',
+                request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryRequest.SerializeToString,
+                response_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryResponse.FromString,
+                _registered_method=True)
         self.ListLedgerEntries = channel.unary_unary(
                 '/tally.balance.v1.BalanceService/ListLedgerEntries',
                 request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.ListLedgerEntriesRequest.SerializeToString,
@@ -74,13 +79,13 @@ class BalanceServiceStub:
 class BalanceServiceServicer:
     """Balances of users: charged, deducted and refunded, each change with its ledger entry.
 
-    An account is one user in one currency. It begins with its first charge and is never deleted.
-    Changes of one account are decided one after another; its times never go back.
+    An account belongs to one user and has one currency. Its first charge opens it, and it is never
+    deleted. Changes of an account happen one after another; its times never decrease.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -98,21 +103,21 @@ class BalanceServiceServicer:
 
         Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency;
         FAILED_PRECONDITION / INSUFFICIENT_FUNDS (with QuotaFailure) if the balance is smaller than
-        the amount; FAILED_PRECONDITION / DEDUCTION_CANCELLED if RefundDeduction named this
-        request_id before.
+        the amount; FAILED_PRECONDITION / DEDUCTION_CANCELLED if RefundDeduction has cancelled this
+        request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefundDeduction(self, request, context):
-        """For other services only: undoes one deduction, and cancels its request_id for good.
+        """For other services only: refunds one deduction, and cancels its request_id permanently.
 
-        The whole deduction is put back exactly once, whatever request_id this call carries; a second
-        call answers the first one's entry with `replayed` set. Before or after the deduction, its
-        request_id is cancelled: the deduction, late or repeated, is refused with
-        DEDUCTION_CANCELLED. Nothing deducted is no error. A refund is never refused for the limit
-        of a balance.
+        The whole deduction is refunded exactly once, whatever the request_id of this call; a second
+        call returns the first one's entry with `replayed` set. The deduction's request_id is
+        cancelled whether the deduction has arrived or not: if it arrives later or again, it is
+        refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limit
+        of a balance does not apply to a refund.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,11 +132,20 @@ class BalanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLedgerEntry(self, request, context):
+        """Reads one ledger entry of a user, of whichever currency.
+
+        Errors: NOT_FOUND / LEDGER_ENTRY_NOT_FOUND, also if it belongs to another user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLedgerEntries(self, request, context):
         """Lists the ledger of one account, newest entry first.
 
         Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency;
-        INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +174,11 @@ def add_BalanceServiceServicer_to_server(servicer, server):
                     request_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceRequest.FromString,
                     response_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceResponse.SerializeToString,
             ),
+            'GetLedgerEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLedgerEntry,
+                    request_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryRequest.FromString,
+                    response_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryResponse.SerializeToString,
+            ),
             'ListLedgerEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLedgerEntries,
                     request_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.ListLedgerEntriesRequest.FromString,
@@ -176,13 +195,13 @@ def add_BalanceServiceServicer_to_server(servicer, server):
 class BalanceService:
     """Balances of users: charged, deducted and refunded, each change with its ledger entry.
 
-    An account is one user in one currency. It begins with its first charge and is never deleted.
-    Changes of one account are decided one after another; its times never go back.
+    An account belongs to one user and has one currency. Its first charge opens it, and it is never
+    deleted. Changes of an account happen one after another; its times never decrease.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -284,6 +303,33 @@ class BalanceService:
             '/tally.balance.v1.BalanceService/GetBalance',
             tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceRequest.SerializeToString,
             tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedgerEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.balance.v1.BalanceService/GetLedgerEntry',
+            tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryRequest.SerializeToString,
+            tally_dot_balance_dot_v1_dot_balance__pb2.GetLedgerEntryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,13 +15,13 @@ GRPC_VERSION: str
 class BalanceServiceStub:
     """Balances of users: charged, deducted and refunded, each change with its ledger entry.
 
-    An account is one user in one currency. It begins with its first charge and is never deleted.
-    Changes of one account are decided one after another; its times never go back.
+    An account belongs to one user and has one currency. Its first charge opens it, and it is never
+    deleted. Changes of an account happen one after another; its times never decrease.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -36,40 +36,45 @@ class BalanceServiceStub:
 
     Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency;
     FAILED_PRECONDITION / INSUFFICIENT_FUNDS (with QuotaFailure) if the balance is smaller than
-    the amount; FAILED_PRECONDITION / DEDUCTION_CANCELLED if RefundDeduction named this
-    request_id before.
+    the amount; FAILED_PRECONDITION / DEDUCTION_CANCELLED if RefundDeduction has cancelled this
+    request_id.
     """
     RefundDeduction: _aio.UnaryUnaryMultiCallable[_balance_pb2.RefundDeductionRequest, _balance_pb2.RefundDeductionResponse]
-    """For other services only: undoes one deduction, and cancels its request_id for good.
+    """For other services only: refunds one deduction, and cancels its request_id permanently.
 
-    The whole deduction is put back exactly once, whatever request_id this call carries; a second
-    call answers the first one's entry with `replayed` set. Before or after the deduction, its
-    request_id is cancelled: the deduction, late or repeated, is refused with
-    DEDUCTION_CANCELLED. Nothing deducted is no error. A refund is never refused for the limit
-    of a balance.
+    The whole deduction is refunded exactly once, whatever the request_id of this call; a second
+    call returns the first one's entry with `replayed` set. The deduction's request_id is
+    cancelled whether the deduction has arrived or not: if it arrives later or again, it is
+    refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limit
+    of a balance does not apply to a refund.
     """
     GetBalance: _aio.UnaryUnaryMultiCallable[_balance_pb2.GetBalanceRequest, _balance_pb2.GetBalanceResponse]
     """Reads the balance of one account.
 
     Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency.
     """
+    GetLedgerEntry: _aio.UnaryUnaryMultiCallable[_balance_pb2.GetLedgerEntryRequest, _balance_pb2.GetLedgerEntryResponse]
+    """Reads one ledger entry of a user, of whichever currency.
+
+    Errors: NOT_FOUND / LEDGER_ENTRY_NOT_FOUND, also if it belongs to another user.
+    """
     ListLedgerEntries: _aio.UnaryUnaryMultiCallable[_balance_pb2.ListLedgerEntriesRequest, _balance_pb2.ListLedgerEntriesResponse]
     """Lists the ledger of one account, newest entry first.
 
     Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency;
-    INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+    INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
     """
 
 class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Balances of users: charged, deducted and refunded, each change with its ledger entry.
 
-    An account is one user in one currency. It begins with its first charge and is never deleted.
-    Changes of one account are decided one after another; its times never go back.
+    An account belongs to one user and has one currency. Its first charge opens it, and it is never
+    deleted. Changes of an account happen one after another; its times never decrease.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -94,8 +99,8 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency;
         FAILED_PRECONDITION / INSUFFICIENT_FUNDS (with QuotaFailure) if the balance is smaller than
-        the amount; FAILED_PRECONDITION / DEDUCTION_CANCELLED if RefundDeduction named this
-        request_id before.
+        the amount; FAILED_PRECONDITION / DEDUCTION_CANCELLED if RefundDeduction has cancelled this
+        request_id.
         """
 
     @_abc_1.abstractmethod
@@ -104,13 +109,13 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _balance_pb2.RefundDeductionRequest,
         context: _aio.ServicerContext[_balance_pb2.RefundDeductionRequest, _abc.Awaitable[_balance_pb2.RefundDeductionResponse]],
     ) -> _abc.Awaitable[_balance_pb2.RefundDeductionResponse]:
-        """For other services only: undoes one deduction, and cancels its request_id for good.
+        """For other services only: refunds one deduction, and cancels its request_id permanently.
 
-        The whole deduction is put back exactly once, whatever request_id this call carries; a second
-        call answers the first one's entry with `replayed` set. Before or after the deduction, its
-        request_id is cancelled: the deduction, late or repeated, is refused with
-        DEDUCTION_CANCELLED. Nothing deducted is no error. A refund is never refused for the limit
-        of a balance.
+        The whole deduction is refunded exactly once, whatever the request_id of this call; a second
+        call returns the first one's entry with `replayed` set. The deduction's request_id is
+        cancelled whether the deduction has arrived or not: if it arrives later or again, it is
+        refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limit
+        of a balance does not apply to a refund.
         """
 
     @_abc_1.abstractmethod
@@ -125,6 +130,17 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetLedgerEntry(
+        self,
+        request: _balance_pb2.GetLedgerEntryRequest,
+        context: _aio.ServicerContext[_balance_pb2.GetLedgerEntryRequest, _abc.Awaitable[_balance_pb2.GetLedgerEntryResponse]],
+    ) -> _abc.Awaitable[_balance_pb2.GetLedgerEntryResponse]:
+        """Reads one ledger entry of a user, of whichever currency.
+
+        Errors: NOT_FOUND / LEDGER_ENTRY_NOT_FOUND, also if it belongs to another user.
+        """
+
+    @_abc_1.abstractmethod
     def ListLedgerEntries(
         self,
         request: _balance_pb2.ListLedgerEntriesRequest,
@@ -133,7 +149,7 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the ledger of one account, newest entry first.
 
         Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency;
-        INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
 
 def add_BalanceServiceServicer_to_server(servicer: BalanceServiceServicer, server: _aio.Server) -> None: ...

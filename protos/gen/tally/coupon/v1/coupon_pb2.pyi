@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Campaign(_message.Message):
-    """A campaign: how many coupons of what worth can be issued, and when."""
+    """A campaign: how many coupons can be issued, of which value, and when."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -35,9 +35,9 @@ class Campaign(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Campaign._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Campaign._State.ValueType  # 0
-        """Never sent: no campaign is without a state."""
+        """Not used."""
         STATE_SCHEDULED: Campaign._State.ValueType  # 1
-        """Its start_time is still ahead."""
+        """Its start_time has not been reached."""
         STATE_OPEN: Campaign._State.ValueType  # 2
         """Coupons can be issued."""
         STATE_SOLD_OUT: Campaign._State.ValueType  # 3
@@ -46,12 +46,12 @@ class Campaign(_message.Message):
         """Its end_time has passed, sold out or not."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where a campaign stands."""
+        """The state of a campaign."""
 
     STATE_UNSPECIFIED: Campaign.State.ValueType  # 0
-    """Never sent: no campaign is without a state."""
+    """Not used."""
     STATE_SCHEDULED: Campaign.State.ValueType  # 1
-    """Its start_time is still ahead."""
+    """Its start_time has not been reached."""
     STATE_OPEN: Campaign.State.ValueType  # 2
     """Coupons can be issued."""
     STATE_SOLD_OUT: Campaign.State.ValueType  # 3
@@ -75,15 +75,15 @@ class Campaign(_message.Message):
     campaign_id: _builtins.str
     """Id of the campaign, a UUIDv7."""
     name: _builtins.str
-    """What people call it, 1-200 characters."""
+    """A name for people, 1-200 characters."""
     percent_discount: _builtins.int
     """A share of the order's amount in percent, 1 to 100, rounded down to the minor unit."""
     quantity: _builtins.int
     """How many coupons can be issued, 1 to 10^12."""
     issued: _builtins.int
-    """How many have been issued, 0 to quantity. Never goes back."""
+    """How many have been issued, 0 to quantity. Never decreases."""
     state: Global___Campaign.State.ValueType
-    """Where the campaign stands, by the database's clock."""
+    """The state of the campaign, by the database's clock."""
     @_builtins.property
     def fixed_discount(self) -> _money_pb2.Money:
         """A fixed amount."""
@@ -98,11 +98,11 @@ class Campaign(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Coupons are issued from here on."""
+        """Coupons are issued from this time on."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """No coupon is issued from here on; after start_time."""
+        """No coupon is issued from this time on; after start_time."""
 
     @_builtins.property
     def coupon_lifetime(self) -> _duration_pb2.Duration:
@@ -152,7 +152,7 @@ class Coupon(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Coupon._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Coupon._State.ValueType  # 0
-        """Never sent: no coupon is without a state."""
+        """Not used."""
         STATE_ISSUED: Coupon._State.ValueType  # 1
         """It can be redeemed."""
         STATE_REDEEMED: Coupon._State.ValueType  # 2
@@ -161,10 +161,10 @@ class Coupon(_message.Message):
         """Its expire_time passed before it was used."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where a coupon stands."""
+        """The state of a coupon."""
 
     STATE_UNSPECIFIED: Coupon.State.ValueType  # 0
-    """Never sent: no coupon is without a state."""
+    """Not used."""
     STATE_ISSUED: Coupon.State.ValueType  # 1
     """It can be redeemed."""
     STATE_REDEEMED: Coupon.State.ValueType  # 2
@@ -184,18 +184,18 @@ class Coupon(_message.Message):
     coupon_id: _builtins.str
     """Id of the coupon, a UUIDv7."""
     campaign_id: _builtins.str
-    """The campaign it is of."""
+    """The campaign that it belongs to."""
     user_id: _builtins.str
     """The user it was issued to."""
     issue_number: _builtins.int
-    """Place in the order of arrival: 1 to the campaign's quantity, without gaps."""
+    """The position in the order of arrival: 1 to the campaign's quantity, without gaps."""
     state: Global___Coupon.State.ValueType
-    """Where the coupon stands, by the database's clock."""
+    """The state of the coupon, by the database's clock."""
     order_id: _builtins.str
     """The order that uses it; empty unless redeemed."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From here on it cannot be redeemed any more."""
+        """From this time on it cannot be redeemed."""
 
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
@@ -228,7 +228,7 @@ Global___Coupon: _TypeAlias = Coupon  # noqa: Y015
 
 @_typing.final
 class CreateCampaignRequest(_message.Message):
-    """Asks to create a campaign."""
+    """The request of CreateCampaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -243,14 +243,14 @@ class CreateCampaignRequest(_message.Message):
     COUPON_LIFETIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What people call it: 1-200 characters, not blank, without control characters."""
+    """A name for people: 1-200 characters, not blank, without control characters."""
     percent_discount: _builtins.int
     """A share of the order's amount in percent, 1 to 100."""
     quantity: _builtins.int
     """How many coupons can be issued, 1 to 10^12."""
     request_id: _builtins.str
-    """Names this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
     """
     @_builtins.property
     def fixed_discount(self) -> _money_pb2.Money:
@@ -266,11 +266,11 @@ class CreateCampaignRequest(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Coupons are issued from here on: a time of the years 1970 to 9999, which may have passed."""
+        """Coupons are issued from this time on: in the years 1970 to 9999; it may have passed."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """No coupon is issued from here on: after start_time, in the years 1970 to 9999."""
+        """No coupon is issued from this time on: after start_time, in the years 1970 to 9999."""
 
     @_builtins.property
     def coupon_lifetime(self) -> _duration_pb2.Duration:
@@ -330,13 +330,13 @@ Global___CreateCampaignResponse: _TypeAlias = CreateCampaignResponse  # noqa: Y0
 
 @_typing.final
 class GetCampaignRequest(_message.Message):
-    """Asks for one campaign."""
+    """The request of GetCampaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
-    """The campaign: an id that CreateCampaign gave."""
+    """The campaign: an id that CreateCampaign returned."""
     def __init__(
         self,
         *,
@@ -352,7 +352,7 @@ Global___GetCampaignRequest: _TypeAlias = GetCampaignRequest  # noqa: Y015
 
 @_typing.final
 class GetCampaignResponse(_message.Message):
-    """The campaign asked for."""
+    """The response of GetCampaign."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -376,17 +376,17 @@ Global___GetCampaignResponse: _TypeAlias = GetCampaignResponse  # noqa: Y015
 
 @_typing.final
 class ListCampaignsRequest(_message.Message):
-    """Asks for a page of the campaigns."""
+    """The request of ListCampaigns."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many to answer at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the page before, given with the same filters; empty begins
-    at the first. At most 1024 characters.
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the first. At most 1024 characters.
     """
     def __init__(
         self,
@@ -434,7 +434,7 @@ Global___ListCampaignsResponse: _TypeAlias = ListCampaignsResponse  # noqa: Y015
 
 @_typing.final
 class IssueCouponRequest(_message.Message):
-    """Asks for a coupon of a campaign."""
+    """The request of IssueCoupon."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -442,12 +442,13 @@ class IssueCouponRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
-    """The campaign: an id that CreateCampaign gave."""
+    """The campaign: an id that CreateCampaign returned."""
     user_id: _builtins.str
-    """The user who is to get it: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who gets the coupon: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     def __init__(
         self,
@@ -494,14 +495,14 @@ Global___IssueCouponResponse: _TypeAlias = IssueCouponResponse  # noqa: Y015
 
 @_typing.final
 class GetCouponRequest(_message.Message):
-    """Asks for one coupon of a user."""
+    """The request of GetCoupon."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COUPON_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
-    """The coupon: an id that IssueCoupon gave."""
+    """The coupon: an id that IssueCoupon returned."""
     user_id: _builtins.str
     """The user it belongs to: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     def __init__(
@@ -520,7 +521,7 @@ Global___GetCouponRequest: _TypeAlias = GetCouponRequest  # noqa: Y015
 
 @_typing.final
 class GetCouponResponse(_message.Message):
-    """The coupon asked for."""
+    """The response of GetCoupon."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -544,7 +545,7 @@ Global___GetCouponResponse: _TypeAlias = GetCouponResponse  # noqa: Y015
 
 @_typing.final
 class ListCouponsRequest(_message.Message):
-    """Asks for a page of the coupons of a user."""
+    """The request of ListCoupons."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -554,10 +555,10 @@ class ListCouponsRequest(_message.Message):
     user_id: _builtins.str
     """The user they belong to: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     page_size: _builtins.int
-    """How many to answer at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the page before, given with the same filters; empty begins
-    at the first. At most 1024 characters.
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the first. At most 1024 characters.
     """
     def __init__(
         self,
@@ -606,7 +607,7 @@ Global___ListCouponsResponse: _TypeAlias = ListCouponsResponse  # noqa: Y015
 
 @_typing.final
 class RedeemCouponRequest(_message.Message):
-    """Asks to use a coupon for an order."""
+    """The request of RedeemCoupon."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -616,7 +617,7 @@ class RedeemCouponRequest(_message.Message):
     ORDER_AMOUNT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
-    """The coupon: an id that IssueCoupon gave."""
+    """The coupon: an id that IssueCoupon returned."""
     user_id: _builtins.str
     """The user it belongs to: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     order_id: _builtins.str
@@ -624,8 +625,9 @@ class RedeemCouponRequest(_message.Message):
     is not checked.
     """
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     @_builtins.property
     def order_amount(self) -> _money_pb2.Money:
@@ -684,7 +686,7 @@ Global___RedeemCouponResponse: _TypeAlias = RedeemCouponResponse  # noqa: Y015
 
 @_typing.final
 class RestoreCouponRequest(_message.Message):
-    """Asks to undo one redemption, named by the request_id it carried."""
+    """The request of RestoreCoupon."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -693,16 +695,17 @@ class RestoreCouponRequest(_message.Message):
     REDEEM_REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     coupon_id: _builtins.str
-    """The coupon of the redemption: an id that IssueCoupon gave."""
+    """The coupon of the redemption: an id that IssueCoupon returned."""
     user_id: _builtins.str
     """The user it belongs to: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     redeem_request_id: _builtins.str
-    """The request_id of the redemption to undo: 1-64 characters of A-Z a-z 0-9 . _ : @ -. It need
-    not have arrived yet: it is cancelled either way.
+    """The request_id of the redemption to undo: 1-64 characters of A-Z a-z 0-9 . _ : @ -. It is
+    cancelled even if the redemption has not arrived yet.
     """
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     def __init__(
         self,

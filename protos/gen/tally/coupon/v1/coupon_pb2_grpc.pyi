@@ -15,10 +15,10 @@ GRPC_VERSION: str
 class CouponServiceStub:
     """Campaigns of first-come coupons: exactly `quantity` are issued, at most one to a user.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -36,15 +36,15 @@ class CouponServiceStub:
     ListCampaigns: _aio.UnaryUnaryMultiCallable[_coupon_pb2.ListCampaignsRequest, _coupon_pb2.ListCampaignsResponse]
     """Lists all campaigns, newest first.
 
-    Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+    Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
     """
     IssueCoupon: _aio.UnaryUnaryMultiCallable[_coupon_pb2.IssueCouponRequest, _coupon_pb2.IssueCouponResponse]
     """Issues one coupon of a campaign to a user, first come first served.
 
     Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside
     start_time and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED if the user has one of this
-    campaign, told also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with
-    QuotaFailure and without RetryInfo: it is final).
+    campaign, also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure
+    and without RetryInfo: it is final).
     """
     GetCoupon: _aio.UnaryUnaryMultiCallable[_coupon_pb2.GetCouponRequest, _coupon_pb2.GetCouponResponse]
     """Reads one coupon of a user.
@@ -54,33 +54,34 @@ class CouponServiceStub:
     ListCoupons: _aio.UnaryUnaryMultiCallable[_coupon_pb2.ListCouponsRequest, _coupon_pb2.ListCouponsResponse]
     """Lists the coupons of a user, newest first.
 
-    Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+    Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
     """
     RedeemCoupon: _aio.UnaryUnaryMultiCallable[_coupon_pb2.RedeemCouponRequest, _coupon_pb2.RedeemCouponResponse]
-    """For other services only: uses a coupon for one order and tells the discount.
+    """For other services only: uses a coupon for one order and returns the discount.
 
     Errors: NOT_FOUND / COUPON_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION
     / COUPON_NOT_USABLE if it is redeemed already, COUPON_EXPIRED after its expire_time,
     ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, REDEMPTION_CANCELLED if
-    RestoreCoupon named this request_id before; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
-    is in another currency than the campaign.
+    RestoreCoupon has cancelled this request_id; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
+    has another currency than the campaign.
     """
     RestoreCoupon: _aio.UnaryUnaryMultiCallable[_coupon_pb2.RestoreCouponRequest, _coupon_pb2.RestoreCouponResponse]
-    """For other services only: undoes one redemption, and cancels its request_id for good.
+    """For other services only: undoes one redemption, and cancels its request_id permanently.
 
-    Before or after the redemption, its request_id is cancelled: the redemption, late or repeated,
-    is refused with REDEMPTION_CANCELLED, while another redemption of the coupon is free. The
-    coupon is given back once, whatever request_id this call carries. Nothing redeemed, or no
-    such coupon, is no error: a redemption that was refused can be undone too.
+    The redemption's request_id is cancelled whether the redemption has arrived or not: if it
+    arrives later or again, it is refused with REDEMPTION_CANCELLED; the coupon can be redeemed
+    with another request_id. The coupon is given back once, whatever the request_id of this call.
+    If nothing was redeemed, or there is no such coupon, the call still succeeds: a redemption that
+    was refused can be undone too.
     """
 
 class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
     """Campaigns of first-come coupons: exactly `quantity` are issued, at most one to a user.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -114,7 +115,7 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_coupon_pb2.ListCampaignsResponse]:
         """Lists all campaigns, newest first.
 
-        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
 
     @_abc_1.abstractmethod
@@ -127,8 +128,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside
         start_time and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED if the user has one of this
-        campaign, told also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with
-        QuotaFailure and without RetryInfo: it is final).
+        campaign, also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure
+        and without RetryInfo: it is final).
         """
 
     @_abc_1.abstractmethod
@@ -150,7 +151,7 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_coupon_pb2.ListCouponsResponse]:
         """Lists the coupons of a user, newest first.
 
-        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
 
     @_abc_1.abstractmethod
@@ -159,13 +160,13 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_pb2.RedeemCouponRequest,
         context: _aio.ServicerContext[_coupon_pb2.RedeemCouponRequest, _abc.Awaitable[_coupon_pb2.RedeemCouponResponse]],
     ) -> _abc.Awaitable[_coupon_pb2.RedeemCouponResponse]:
-        """For other services only: uses a coupon for one order and tells the discount.
+        """For other services only: uses a coupon for one order and returns the discount.
 
         Errors: NOT_FOUND / COUPON_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION
         / COUPON_NOT_USABLE if it is redeemed already, COUPON_EXPIRED after its expire_time,
         ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, REDEMPTION_CANCELLED if
-        RestoreCoupon named this request_id before; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
-        is in another currency than the campaign.
+        RestoreCoupon has cancelled this request_id; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
+        has another currency than the campaign.
         """
 
     @_abc_1.abstractmethod
@@ -174,12 +175,13 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _coupon_pb2.RestoreCouponRequest,
         context: _aio.ServicerContext[_coupon_pb2.RestoreCouponRequest, _abc.Awaitable[_coupon_pb2.RestoreCouponResponse]],
     ) -> _abc.Awaitable[_coupon_pb2.RestoreCouponResponse]:
-        """For other services only: undoes one redemption, and cancels its request_id for good.
+        """For other services only: undoes one redemption, and cancels its request_id permanently.
 
-        Before or after the redemption, its request_id is cancelled: the redemption, late or repeated,
-        is refused with REDEMPTION_CANCELLED, while another redemption of the coupon is free. The
-        coupon is given back once, whatever request_id this call carries. Nothing redeemed, or no
-        such coupon, is no error: a redemption that was refused can be undone too.
+        The redemption's request_id is cancelled whether the redemption has arrived or not: if it
+        arrives later or again, it is refused with REDEMPTION_CANCELLED; the coupon can be redeemed
+        with another request_id. The coupon is given back once, whatever the request_id of this call.
+        If nothing was redeemed, or there is no such coupon, the call still succeeds: a redemption that
+        was refused can be undone too.
         """
 
 def add_CouponServiceServicer_to_server(servicer: CouponServiceServicer, server: _aio.Server) -> None: ...

@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Product(_message.Message):
-    """A product and where its stock is. What was ever stocked is stock + reserved + sold."""
+    """A product and its stock. The sum of all that was stocked is stock + reserved + sold."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -39,18 +39,18 @@ class Product(_message.Message):
     product_id: _builtins.str
     """Id of the product, a UUIDv7."""
     name: _builtins.str
-    """What people call it, 1-200 characters."""
+    """A name for people, 1-200 characters."""
     stock: _builtins.int
-    """How many are free to order: neither reserved nor sold."""
+    """How many can be ordered: neither reserved nor sold."""
     reserved: _builtins.int
-    """How many are held by orders that are not paid yet."""
+    """How many are reserved by orders that are not paid yet."""
     sold: _builtins.int
     """How many are sold by paid orders."""
     version: _builtins.int
     """Counts the changes of the product: 1 when created, one more with each change."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
-        """What one costs, 0 to 10^15 minor units."""
+        """The price of one unit, 0 to 10^15 minor units."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -83,7 +83,7 @@ Global___Product: _TypeAlias = Product  # noqa: Y015
 
 @_typing.final
 class CreateProductRequest(_message.Message):
-    """Asks to create a product."""
+    """The request of CreateProduct."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -92,16 +92,16 @@ class CreateProductRequest(_message.Message):
     STOCK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What people call it: 1-200 characters, not blank, without control characters."""
+    """A name for people: 1-200 characters, not blank, without control characters."""
     stock: _builtins.int
     """How many there are, 0 to 10^12."""
     request_id: _builtins.str
-    """Names this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
     """
     @_builtins.property
     def price(self) -> _money_pb2.Money:
-        """What one costs, 0 to 10^15 minor units."""
+        """The price of one unit, 0 to 10^15 minor units."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ Global___CreateProductResponse: _TypeAlias = CreateProductResponse  # noqa: Y015
 
 @_typing.final
 class RestockProductRequest(_message.Message):
-    """Asks to add to the stock of a product."""
+    """The request of RestockProduct."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -157,12 +157,12 @@ class RestockProductRequest(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
-    """The product: an id that CreateProduct gave."""
+    """The product: an id that CreateProduct returned."""
     quantity: _builtins.int
     """How many to add, 1 to 10^12."""
     request_id: _builtins.str
-    """Names this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
     """
     def __init__(
         self,
@@ -209,13 +209,13 @@ Global___RestockProductResponse: _TypeAlias = RestockProductResponse  # noqa: Y0
 
 @_typing.final
 class GetProductRequest(_message.Message):
-    """Asks for one product."""
+    """The request of GetProduct."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
-    """The product: an id that CreateProduct gave."""
+    """The product: an id that CreateProduct returned."""
     def __init__(
         self,
         *,
@@ -231,7 +231,7 @@ Global___GetProductRequest: _TypeAlias = GetProductRequest  # noqa: Y015
 
 @_typing.final
 class GetProductResponse(_message.Message):
-    """The product asked for."""
+    """The response of GetProduct."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -255,17 +255,17 @@ Global___GetProductResponse: _TypeAlias = GetProductResponse  # noqa: Y015
 
 @_typing.final
 class ListProductsRequest(_message.Message):
-    """Asks for a page of the products."""
+    """The request of ListProducts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many to answer at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the page before, given with the same filters; empty begins
-    at the first. At most 1024 characters.
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the first. At most 1024 characters.
     """
     def __init__(
         self,
@@ -322,16 +322,16 @@ class Cart(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose cart it is."""
+    """The user who owns the cart."""
     version: _builtins.int
-    """Counts the changes of the cart: 0 if never touched, one more with each change."""
+    """Counts the changes of the cart: 0 if never changed, one more with each change."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CartItem]:
         """What is in it, one line per product, at most 100."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it last changed, by the database's clock; unset if never touched."""
+        """When it last changed, by the database's clock; unset if never changed."""
 
     def __init__(
         self,
@@ -377,13 +377,13 @@ Global___CartItem: _TypeAlias = CartItem  # noqa: Y015
 
 @_typing.final
 class GetCartRequest(_message.Message):
-    """Asks for a user's cart."""
+    """The request of GetCart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose cart it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the cart: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     def __init__(
         self,
         *,
@@ -399,7 +399,7 @@ Global___GetCartRequest: _TypeAlias = GetCartRequest  # noqa: Y015
 
 @_typing.final
 class GetCartResponse(_message.Message):
-    """The cart asked for."""
+    """The response of GetCart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -423,7 +423,7 @@ Global___GetCartResponse: _TypeAlias = GetCartResponse  # noqa: Y015
 
 @_typing.final
 class SetCartItemRequest(_message.Message):
-    """Asks to set one line of a cart."""
+    """The request of SetCartItem."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -432,13 +432,13 @@ class SetCartItemRequest(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose cart it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the cart: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     product_id: _builtins.str
-    """The product: an id that CreateProduct gave."""
+    """The product: an id that CreateProduct returned."""
     quantity: _builtins.int
-    """How many of it are to be in the cart, 1 to 10^6; 0 takes it out."""
+    """The quantity in the cart, 1 to 10^6; 0 removes the product."""
     expected_version: _builtins.int
-    """The version the change was made from, 0 or more (optional: any version)."""
+    """The cart's version that the change was made from, 0 or more (optional: any version)."""
     def __init__(
         self,
         *,
@@ -483,16 +483,16 @@ Global___SetCartItemResponse: _TypeAlias = SetCartItemResponse  # noqa: Y015
 
 @_typing.final
 class ClearCartRequest(_message.Message):
-    """Asks to empty a cart."""
+    """The request of ClearCart."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose cart it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the cart: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     expected_version: _builtins.int
-    """The version the change was made from, 0 or more (optional: any version)."""
+    """The cart's version that the change was made from, 0 or more (optional: any version)."""
     def __init__(
         self,
         *,
@@ -535,14 +535,14 @@ Global___ClearCartResponse: _TypeAlias = ClearCartResponse  # noqa: Y015
 
 @_typing.final
 class OrderLine(_message.Message):
-    """What is to be ordered of one product."""
+    """A product to order, and how many."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
-    """The product: an id that CreateProduct gave."""
+    """The product: an id that CreateProduct returned."""
     quantity: _builtins.int
     """How many, 1 to 10^6."""
     def __init__(
@@ -561,7 +561,7 @@ Global___OrderLine: _TypeAlias = OrderLine  # noqa: Y015
 
 @_typing.final
 class OrderItem(_message.Message):
-    """One line of an order, with the price of the moment it was ordered."""
+    """One line of an order, with the price at the time of the order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -575,7 +575,7 @@ class OrderItem(_message.Message):
     """How many of it, 1 to 10^6."""
     @_builtins.property
     def unit_price(self) -> _money_pb2.Money:
-        """What one cost when the order was created."""
+        """The price of one unit when the order was created."""
 
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
@@ -610,40 +610,40 @@ class Order(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Order._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Order._State.ValueType  # 0
-        """Never sent: no order is without a state."""
+        """Not used."""
         STATE_PENDING: Order._State.ValueType  # 1
         """The stock is reserved; it waits for its payment until expire_time."""
         STATE_PAYING: Order._State.ValueType  # 2
-        """A payment is being made. It does not expire meanwhile."""
+        """A payment is in progress. The order does not expire meanwhile."""
         STATE_PAID: Order._State.ValueType  # 3
         """It is paid and its stock is sold."""
         STATE_CANCELLING: Order._State.ValueType  # 4
-        """It was paid; money, coupon and stock are being given back."""
+        """It was paid; money, coupon and stock are being returned."""
         STATE_CANCELLED: Order._State.ValueType  # 5
-        """It is cancelled and everything has been given back. Final."""
+        """It is cancelled and everything has been returned. Final."""
         STATE_EXPIRED: Order._State.ValueType  # 6
-        """It was not paid in time and its stock is free again. Final."""
+        """It was not paid in time and its stock is released. Final."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where an order stands. PENDING goes to PAYING and then PAID, or to CANCELLED or EXPIRED;
-        PAYING goes back to PENDING if the attempt is refused or fails, or to EXPIRED if the time has
-        passed meanwhile; PAID goes to CANCELLING and then CANCELLED.
+        """The states of an order. PENDING changes to PAYING and then PAID, or to CANCELLED or EXPIRED;
+        PAYING changes back to PENDING if the attempt is refused or fails, or to EXPIRED if the time
+        has passed meanwhile; PAID changes to CANCELLING and then CANCELLED.
         """
 
     STATE_UNSPECIFIED: Order.State.ValueType  # 0
-    """Never sent: no order is without a state."""
+    """Not used."""
     STATE_PENDING: Order.State.ValueType  # 1
     """The stock is reserved; it waits for its payment until expire_time."""
     STATE_PAYING: Order.State.ValueType  # 2
-    """A payment is being made. It does not expire meanwhile."""
+    """A payment is in progress. The order does not expire meanwhile."""
     STATE_PAID: Order.State.ValueType  # 3
     """It is paid and its stock is sold."""
     STATE_CANCELLING: Order.State.ValueType  # 4
-    """It was paid; money, coupon and stock are being given back."""
+    """It was paid; money, coupon and stock are being returned."""
     STATE_CANCELLED: Order.State.ValueType  # 5
-    """It is cancelled and everything has been given back. Final."""
+    """It is cancelled and everything has been returned. Final."""
     STATE_EXPIRED: Order.State.ValueType  # 6
-    """It was not paid in time and its stock is free again. Final."""
+    """It was not paid in time and its stock is released. Final."""
 
     ORDER_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
@@ -664,16 +664,16 @@ class Order(_message.Message):
     order_id: _builtins.str
     """Id of the order, a UUIDv7."""
     user_id: _builtins.str
-    """The user whose order it is."""
+    """The user who owns the order."""
     coupon_id: _builtins.str
     """The coupon used; empty without one, and again after a refused attempt."""
     payment_id: _builtins.str
     """The payment through the gateway; empty without one."""
     state: Global___Order.State.ValueType
-    """Where the order stands."""
+    """The state of the order."""
     failure_reason: _builtins.str
     """Why the last attempt to pay failed (the reason of its refusal, such as INSUFFICIENT_FUNDS) or
-    why the order was cancelled (the words given); empty otherwise.
+    why the order was cancelled (the reason given); empty otherwise.
     """
     version: _builtins.int
     """Counts the changes of the order: 1 when created, one more with each change."""
@@ -687,11 +687,11 @@ class Order(_message.Message):
 
     @_builtins.property
     def discount(self) -> _money_pb2.Money:
-        """What the coupon takes off; 0 without one."""
+        """The coupon's discount; 0 without one."""
 
     @_builtins.property
     def total(self) -> _money_pb2.Money:
-        """What is to be paid, or was: subtotal less discount."""
+        """The amount due, or paid: subtotal minus discount."""
 
     @_builtins.property
     def paid_by_balance(self) -> _money_pb2.Money:
@@ -707,7 +707,7 @@ class Order(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Until when its payment can begin; then it expires."""
+        """Until this time its payment can begin; then it expires."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
@@ -743,7 +743,7 @@ Global___Order: _TypeAlias = Order  # noqa: Y015
 
 @_typing.final
 class CreateOrderRequest(_message.Message):
-    """Asks to create an order."""
+    """The request of CreateOrder."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -753,8 +753,9 @@ class CreateOrderRequest(_message.Message):
     user_id: _builtins.str
     """The user who orders: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLine]:
@@ -805,7 +806,7 @@ Global___CreateOrderResponse: _TypeAlias = CreateOrderResponse  # noqa: Y015
 
 @_typing.final
 class PayOrderRequest(_message.Message):
-    """Asks to pay an order."""
+    """The request of PayOrder."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -816,23 +817,25 @@ class PayOrderRequest(_message.Message):
     PAYMENT_KEY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """The order: an id that CreateOrder gave."""
+    """The order: an id that CreateOrder returned."""
     user_id: _builtins.str
-    """The user whose order it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the order: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     coupon_id: _builtins.str
     """The coupon to use (optional): 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     payment_key: _builtins.str
-    """The key the gateway gave the user for this payment (optional): 1-200 characters of
-    A-Z a-z 0-9 . _ : @ -. Required if the balance does not pay all that is due.
+    """The key that the gateway issued for this payment (optional): 1-200 characters of
+    A-Z a-z 0-9 . _ : @ -. Required if the balance does not cover the
+    amount due.
     """
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     @_builtins.property
     def balance_amount(self) -> _money_pb2.Money:
-        """How much to take from the balance, 0 to 10^15 minor units and at most what is due (optional:
-        all that is due if no payment_key is given, else nothing).
+        """How much to deduct from the balance, 0 to 10^15 minor units and at most the amount due
+        (optional: the whole amount due if no payment_key is given, else nothing).
         """
 
     def __init__(
@@ -890,7 +893,7 @@ Global___PayOrderResponse: _TypeAlias = PayOrderResponse  # noqa: Y015
 
 @_typing.final
 class CancelOrderRequest(_message.Message):
-    """Asks to cancel an order."""
+    """The request of CancelOrder."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -899,14 +902,15 @@ class CancelOrderRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """The order: an id that CreateOrder gave."""
+    """The order: an id that CreateOrder returned."""
     user_id: _builtins.str
-    """The user whose order it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the order: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     reason: _builtins.str
-    """Why, in words for people: 1-500 characters, not blank, without control characters."""
+    """Why, as a text for people: 1-500 characters, not blank, without control characters."""
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     def __init__(
         self,
@@ -936,7 +940,7 @@ class CancelOrderResponse(_message.Message):
     """Whether this is the stored response of an earlier call with the same request_id."""
     @_builtins.property
     def order(self) -> Global___Order:
-        """The order, CANCELLED, or CANCELLING if that takes longer than the caller waits."""
+        """The order, CANCELLED, or CANCELLING if the cancellation takes longer than the call."""
 
     def __init__(
         self,
@@ -954,16 +958,16 @@ Global___CancelOrderResponse: _TypeAlias = CancelOrderResponse  # noqa: Y015
 
 @_typing.final
 class GetOrderRequest(_message.Message):
-    """Asks for one order of a user."""
+    """The request of GetOrder."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """The order: an id that CreateOrder gave."""
+    """The order: an id that CreateOrder returned."""
     user_id: _builtins.str
-    """The user whose order it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the order: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     def __init__(
         self,
         *,
@@ -980,7 +984,7 @@ Global___GetOrderRequest: _TypeAlias = GetOrderRequest  # noqa: Y015
 
 @_typing.final
 class GetOrderResponse(_message.Message):
-    """The order asked for."""
+    """The response of GetOrder."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1004,7 +1008,7 @@ Global___GetOrderResponse: _TypeAlias = GetOrderResponse  # noqa: Y015
 
 @_typing.final
 class ListOrdersRequest(_message.Message):
-    """Asks for a page of the orders of a user."""
+    """The request of ListOrders."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1013,14 +1017,14 @@ class ListOrdersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user whose orders they are: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the orders: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     state: Global___Order.State.ValueType
     """Only orders in this state (optional)."""
     page_size: _builtins.int
-    """How many to answer at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the page before, given with the same filters; empty begins
-    at the first. At most 1024 characters.
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the first. At most 1024 characters.
     """
     def __init__(
         self,
@@ -1075,16 +1079,16 @@ Global___ListOrdersResponse: _TypeAlias = ListOrdersResponse  # noqa: Y015
 
 @_typing.final
 class WatchOrderRequest(_message.Message):
-    """Asks to follow one order of a user."""
+    """The request of WatchOrder."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """The order: an id that CreateOrder gave."""
+    """The order: an id that CreateOrder returned."""
     user_id: _builtins.str
-    """The user whose order it is: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who owns the order: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     def __init__(
         self,
         *,
@@ -1136,21 +1140,21 @@ class Saga(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Saga._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: Saga._Kind.ValueType  # 0
-        """Never sent: no saga is without a kind."""
+        """Not used."""
         KIND_PAY_ORDER: Saga._Kind.ValueType  # 1
-        """To pay an order (PayOrder)."""
+        """Pays an order (PayOrder)."""
         KIND_CANCEL_ORDER: Saga._Kind.ValueType  # 2
-        """To cancel a paid order (CancelOrder)."""
+        """Cancels a paid order (CancelOrder)."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
-        """What a saga is to achieve."""
+        """What a saga does."""
 
     KIND_UNSPECIFIED: Saga.Kind.ValueType  # 0
-    """Never sent: no saga is without a kind."""
+    """Not used."""
     KIND_PAY_ORDER: Saga.Kind.ValueType  # 1
-    """To pay an order (PayOrder)."""
+    """Pays an order (PayOrder)."""
     KIND_CANCEL_ORDER: Saga.Kind.ValueType  # 2
-    """To cancel a paid order (CancelOrder)."""
+    """Cancels a paid order (CancelOrder)."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -1159,35 +1163,35 @@ class Saga(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Saga._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Saga._State.ValueType  # 0
-        """Never sent: no saga is without a state."""
+        """Not used."""
         STATE_RUNNING: Saga._State.ValueType  # 1
-        """Its steps are being done."""
+        """Its steps are being carried out."""
         STATE_COMPENSATING: Saga._State.ValueType  # 2
-        """Every step that was begun is being undone, the last one first."""
+        """Every step that was started is being undone, the last one first."""
         STATE_COMPLETED: Saga._State.ValueType  # 3
         """Every step is done. Final."""
         STATE_COMPENSATED: Saga._State.ValueType  # 4
-        """Every step that was begun is undone. Final."""
+        """Every step that was started is undone. Final."""
         STATE_NEEDS_ATTENTION: Saga._State.ValueType  # 5
-        """A step failed too often; a person has to look: RetrySaga or ResolveSaga."""
+        """A step failed too often; a person has to use RetrySaga or ResolveSaga."""
         STATE_RESOLVED: Saga._State.ValueType  # 6
         """A person closed it (ResolveSaga). Final."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where a saga stands."""
+        """The state of a saga."""
 
     STATE_UNSPECIFIED: Saga.State.ValueType  # 0
-    """Never sent: no saga is without a state."""
+    """Not used."""
     STATE_RUNNING: Saga.State.ValueType  # 1
-    """Its steps are being done."""
+    """Its steps are being carried out."""
     STATE_COMPENSATING: Saga.State.ValueType  # 2
-    """Every step that was begun is being undone, the last one first."""
+    """Every step that was started is being undone, the last one first."""
     STATE_COMPLETED: Saga.State.ValueType  # 3
     """Every step is done. Final."""
     STATE_COMPENSATED: Saga.State.ValueType  # 4
-    """Every step that was begun is undone. Final."""
+    """Every step that was started is undone. Final."""
     STATE_NEEDS_ATTENTION: Saga.State.ValueType  # 5
-    """A step failed too often; a person has to look: RetrySaga or ResolveSaga."""
+    """A step failed too often; a person has to use RetrySaga or ResolveSaga."""
     STATE_RESOLVED: Saga.State.ValueType  # 6
     """A person closed it (ResolveSaga). Final."""
 
@@ -1206,24 +1210,22 @@ class Saga(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     """Id of the saga, a UUIDv7. A step's request_id at the other service is "<saga_id>:<step>", that
-    of its undoing "<saga_id>:<step>:undo".
+    of its compensation "<saga_id>:<step>:undo".
     """
     kind: Global___Saga.Kind.ValueType
-    """What it is to achieve."""
+    """What it does."""
     order_id: _builtins.str
     """The order it is for."""
     user_id: _builtins.str
-    """The user whose order it is."""
+    """The user who owns the order."""
     state: Global___Saga.State.ValueType
-    """Where the saga stands."""
+    """The state of the saga."""
     epoch: _builtins.int
-    """Which takeover owns it: raised each time a replica takes it over. What an older one still
-    writes is refused.
-    """
+    """Incremented each time a replica takes the saga over. Writes of an earlier epoch are refused."""
     attempts: _builtins.int
-    """How often its current step has been tried in a row without success."""
+    """How often its current step has failed in a row."""
     last_error: _builtins.str
-    """What went wrong last, as code and reason; empty if nothing did."""
+    """The last error, as code and reason; empty if there was none."""
     resolution_reason: _builtins.str
     """The reason given to ResolveSaga; empty unless resolved."""
     @_builtins.property
@@ -1232,7 +1234,7 @@ class Saga(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is tried next; unset if it waits for nothing."""
+        """When the step is tried again; unset if it does not wait."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -1280,37 +1282,37 @@ class SagaStep(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SagaStep._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: SagaStep._State.ValueType  # 0
-        """Never sent: no step is without a state."""
+        """Not used."""
         STATE_PENDING: SagaStep._State.ValueType  # 1
-        """Not begun."""
+        """Not started."""
         STATE_BEGUN: SagaStep._State.ValueType  # 2
-        """Begun: the call may have taken effect."""
+        """Started: the call may have had its effect."""
         STATE_DONE: SagaStep._State.ValueType  # 3
         """Done."""
         STATE_REFUSED: SagaStep._State.ValueType  # 4
-        """Refused by the service that was asked."""
+        """Refused by the other service."""
         STATE_UNKNOWN: SagaStep._State.ValueType  # 5
-        """Begun, and its outcome could not be learnt; it is asked for again."""
+        """Started, with an unknown outcome; the call is repeated."""
         STATE_COMPENSATED: SagaStep._State.ValueType  # 6
         """Undone."""
         STATE_SKIPPED: SagaStep._State.ValueType  # 7
         """There was nothing to do."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where a step stands."""
+        """The state of a step."""
 
     STATE_UNSPECIFIED: SagaStep.State.ValueType  # 0
-    """Never sent: no step is without a state."""
+    """Not used."""
     STATE_PENDING: SagaStep.State.ValueType  # 1
-    """Not begun."""
+    """Not started."""
     STATE_BEGUN: SagaStep.State.ValueType  # 2
-    """Begun: the call may have taken effect."""
+    """Started: the call may have had its effect."""
     STATE_DONE: SagaStep.State.ValueType  # 3
     """Done."""
     STATE_REFUSED: SagaStep.State.ValueType  # 4
-    """Refused by the service that was asked."""
+    """Refused by the other service."""
     STATE_UNKNOWN: SagaStep.State.ValueType  # 5
-    """Begun, and its outcome could not be learnt; it is asked for again."""
+    """Started, with an unknown outcome; the call is repeated."""
     STATE_COMPENSATED: SagaStep.State.ValueType  # 6
     """Undone."""
     STATE_SKIPPED: SagaStep.State.ValueType  # 7
@@ -1325,14 +1327,14 @@ class SagaStep(_message.Message):
     name: _builtins.str
     """What the step does, such as "deduct_balance"."""
     state: Global___SagaStep.State.ValueType
-    """Where the step stands."""
+    """The state of the step."""
     attempts: _builtins.int
-    """How often it, or its undoing, was tried."""
+    """How often the step, or its compensation, was tried."""
     last_error: _builtins.str
-    """What went wrong last, as code and reason; empty if nothing did."""
+    """The last error, as code and reason; empty if there was none."""
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was begun; unset if it was not."""
+        """When it was started; unset if it was not."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -1358,7 +1360,7 @@ Global___SagaStep: _TypeAlias = SagaStep  # noqa: Y015
 
 @_typing.final
 class ListSagasRequest(_message.Message):
-    """Asks for a page of the sagas."""
+    """The request of ListSagas."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1368,10 +1370,10 @@ class ListSagasRequest(_message.Message):
     state: Global___Saga.State.ValueType
     """Only sagas in this state (optional)."""
     page_size: _builtins.int
-    """How many to answer at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the page before, given with the same filters; empty begins
-    at the first. At most 1024 characters.
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the first. At most 1024 characters.
     """
     def __init__(
         self,
@@ -1425,16 +1427,16 @@ Global___ListSagasResponse: _TypeAlias = ListSagasResponse  # noqa: Y015
 
 @_typing.final
 class GetSagaRequest(_message.Message):
-    """Asks for one saga."""
+    """The request of GetSaga."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAGA_ID_FIELD_NUMBER: _builtins.int
     ORDER_ID_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
-    """The saga: an id that ListSagas gave."""
+    """The saga: an id that ListSagas returned."""
     order_id: _builtins.str
-    """The order whose latest saga is meant: an id that CreateOrder gave."""
+    """The order whose latest saga to read: an id that CreateOrder returned."""
     def __init__(
         self,
         *,
@@ -1453,7 +1455,7 @@ Global___GetSagaRequest: _TypeAlias = GetSagaRequest  # noqa: Y015
 
 @_typing.final
 class GetSagaResponse(_message.Message):
-    """The saga asked for."""
+    """The response of GetSaga."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1477,17 +1479,17 @@ Global___GetSagaResponse: _TypeAlias = GetSagaResponse  # noqa: Y015
 
 @_typing.final
 class RetrySagaRequest(_message.Message):
-    """Asks to set a saga going again."""
+    """The request of RetrySaga."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAGA_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
-    """The saga: an id that ListSagas gave."""
+    """The saga: an id that ListSagas returned."""
     request_id: _builtins.str
-    """Names this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
     """
     def __init__(
         self,
@@ -1505,7 +1507,7 @@ Global___RetrySagaRequest: _TypeAlias = RetrySagaRequest  # noqa: Y015
 
 @_typing.final
 class RetrySagaResponse(_message.Message):
-    """The saga after it was set going."""
+    """The saga after it was continued."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1533,7 +1535,7 @@ Global___RetrySagaResponse: _TypeAlias = RetrySagaResponse  # noqa: Y015
 
 @_typing.final
 class ResolveSagaRequest(_message.Message):
-    """Asks to close a saga."""
+    """The request of ResolveSaga."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1541,14 +1543,14 @@ class ResolveSagaRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
-    """The saga: an id that ListSagas gave."""
+    """The saga: an id that ListSagas returned."""
     reason: _builtins.str
-    """What a person has put right, in words for people: 1-500 characters, not blank, without control
-    characters. Kept with the saga.
+    """What a person has done, as a text for people: 1-500 characters, not blank, without control
+    characters. Stored with the saga.
     """
     request_id: _builtins.str
-    """Names this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
     """
     def __init__(
         self,

@@ -28,10 +28,10 @@ if _version_not_supported:
 class ProductServiceStub:
     """Products and their stock.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -66,10 +66,10 @@ class ProductServiceStub:
 class ProductServiceServicer:
     """Products and their stock.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -102,7 +102,7 @@ class ProductServiceServicer:
     def ListProducts(self, request, context):
         """Lists all products, newest first.
 
-        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,10 +142,10 @@ def add_ProductServiceServicer_to_server(servicer, server):
 class ProductService:
     """Products and their stock.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -259,14 +259,14 @@ class ProductService:
 
 
 class CartServiceStub:
-    """Carts, one to a user. Two tabs of a user do not overwrite each other: each change names the
-    version it was made from, and is refused if the cart has moved on.
+    """Carts, one per user. Two tabs of a user do not overwrite each other: a change can name the
+    version that it was made from, and is refused if the cart has changed since.
 
-    Changes take no request_id: they set a state. They have no idempotency_level, so that no client
-    repeats them by itself: after a lost answer, a repetition with expected_version would be told
-    CART_CHANGED by its own first change, and one without would undo what another tab did meanwhile.
+    Changes take no request_id: they set a state. They have no idempotency_level, so that clients do
+    not retry them: after a lost answer, a retry with expected_version would fail with CART_CHANGED
+    because of its own first change, and one without would undo a change that another tab made.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
     """
@@ -295,39 +295,39 @@ class CartServiceStub:
 
 
 class CartServiceServicer:
-    """Carts, one to a user. Two tabs of a user do not overwrite each other: each change names the
-    version it was made from, and is refused if the cart has moved on.
+    """Carts, one per user. Two tabs of a user do not overwrite each other: a change can name the
+    version that it was made from, and is refused if the cart has changed since.
 
-    Changes take no request_id: they set a state. They have no idempotency_level, so that no client
-    repeats them by itself: after a lost answer, a repetition with expected_version would be told
-    CART_CHANGED by its own first change, and one without would undo what another tab did meanwhile.
+    Changes take no request_id: they set a state. They have no idempotency_level, so that clients do
+    not retry them: after a lost answer, a retry with expected_version would fail with CART_CHANGED
+    because of its own first change, and one without would undo a change that another tab made.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
     """
 
     def GetCart(self, request, context):
-        """Reads a user's cart. A cart that was never touched is empty, at version 0.
+        """Reads a user's cart. A cart that was never changed is empty, at version 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetCartItem(self, request, context):
-        """Sets how many of a product are in a user's cart; 0 takes it out.
+        """Sets the quantity of a product in a user's cart; 0 removes the product.
 
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND; ABORTED / CART_CHANGED (without RetryInfo: read the
-        cart and decide anew) if expected_version is given and not the cart's version, or if another
-        change came in between; INVALID_ARGUMENT / INVALID_FIELD naming product_id if the cart
-        holds 100 other products already, as many as an order can.
+        cart and decide again) if expected_version is given and not the cart's version, or if another
+        change happened in between; INVALID_ARGUMENT / INVALID_FIELD naming product_id if the cart
+        already holds 100 other products, the most that an order can have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClearCart(self, request, context):
-        """Takes everything out of a user's cart.
+        """Removes everything from a user's cart.
 
         Errors: ABORTED / CART_CHANGED (without RetryInfo), as SetCartItem.
         """
@@ -362,14 +362,14 @@ def add_CartServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CartService:
-    """Carts, one to a user. Two tabs of a user do not overwrite each other: each change names the
-    version it was made from, and is refused if the cart has moved on.
+    """Carts, one per user. Two tabs of a user do not overwrite each other: a change can name the
+    version that it was made from, and is refused if the cart has changed since.
 
-    Changes take no request_id: they set a state. They have no idempotency_level, so that no client
-    repeats them by itself: after a lost answer, a repetition with expected_version would be told
-    CART_CHANGED by its own first change, and one without would undo what another tab did meanwhile.
+    Changes take no request_id: they set a state. They have no idempotency_level, so that clients do
+    not retry them: after a lost answer, a retry with expected_version would fail with CART_CHANGED
+    because of its own first change, and one without would undo a change that another tab made.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
     """
@@ -457,13 +457,12 @@ class CartService:
 
 
 class OrderServiceStub:
-    """Orders: created with their stock reserved, then paid, or cancelled, or expired; exactly one of
-    these wins.
+    """Orders: created with their stock reserved, then paid, cancelled or expired, exactly one of these.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -506,21 +505,20 @@ class OrderServiceStub:
 
 
 class OrderServiceServicer:
-    """Orders: created with their stock reserved, then paid, or cancelled, or expired; exactly one of
-    these wins.
+    """Orders: created with their stock reserved, then paid, cancelled or expired, exactly one of these.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
     def CreateOrder(self, request, context):
-        """Creates an order: reserves the stock of every line and keeps the prices of this moment.
+        """Creates an order: reserves the stock of every line and stores the current prices.
 
-        The order waits for its payment until expire_time (15 minutes unless set otherwise); then it
-        expires and gives the stock back.
+        The order waits for its payment until expire_time (15 minutes unless configured otherwise);
+        then it expires and releases the stock.
 
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names
         every product that is short); INVALID_ARGUMENT / CURRENCY_MISMATCH if the products are not all
@@ -534,34 +532,34 @@ class OrderServiceServicer:
     def PayOrder(self, request, context):
         """Pays a pending order, with a coupon, from the balance, through the gateway, or all of them.
 
-        Due is the subtotal less the coupon's discount. balance_amount is taken from the balance, what
-        is left goes through the gateway with payment_key; a key with nothing left is ignored. A
-        refusal is answered only after everything has been put back, and the order is PENDING again
-        (EXPIRED if its time has passed). If the caller's deadline passes, the attempt goes on: the
-        same request_id later, GetOrder or WatchOrder tell. A refused attempt is kept and told again
-        to its request_id; a new try needs a new one.
+        The amount due is the subtotal minus the coupon's discount. balance_amount is deducted from the
+        balance, and the rest is charged through the gateway with payment_key; if nothing is left, the
+        key is ignored. A refusal is returned only after every effect has been reversed and the order
+        is PENDING again (EXPIRED if its time has passed). If the caller's deadline passes, the attempt
+        continues: a later call with the same request_id, GetOrder or WatchOrder returns the outcome. A
+        refused attempt is stored, and its request_id returns it again; a new attempt needs a new one.
 
         Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION /
         ORDER_NOT_PAYABLE if it is not PENDING or its expire_time has passed; ABORTED /
         PAYMENT_IN_PROGRESS (with RetryInfo) while another attempt runs; INVALID_ARGUMENT /
-        AMOUNT_EXCEEDS_DUE if balance_amount is more than is due, CURRENCY_MISMATCH if it is in
-        another currency than the order; FAILED_PRECONDITION / PAYMENT_KEY_REQUIRED if something is
-        left and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND; FAILED_PRECONDITION /
-        COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the balance: NOT_FOUND /
-        ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the payment:
-        FAILED_PRECONDITION / PAYMENT_DECLINED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
-        GATEWAY_UNAVAILABLE.
+        AMOUNT_EXCEEDS_DUE if balance_amount is more than the amount due, CURRENCY_MISMATCH if it has
+        another currency than the order; FAILED_PRECONDITION / PAYMENT_KEY_REQUIRED if the balance does
+        not cover the amount due and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND;
+        FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the
+        balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the
+        payment: FAILED_PRECONDITION / PAYMENT_DECLINED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE
+        / GATEWAY_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelOrder(self, request, context):
-        """Cancels an order and gives back its stock, coupon and money, once.
+        """Cancels an order and returns its stock, coupon and money, once.
 
-        A PENDING one is cancelled at once. Of a PAID one the cancellation begins, which nothing stops
-        any more; the answer comes when it is CANCELLED, or CANCELLING at the caller's deadline. A
-        CANCELLING or CANCELLED one is answered as it is.
+        A PENDING order is cancelled at once. For a PAID one the cancellation starts, and cannot be
+        stopped; the response is sent when the order is CANCELLED, or at the caller's deadline while it
+        is CANCELLING. A CANCELLING or CANCELLED order is returned as it is.
 
         Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION /
         ORDER_NOT_CANCELLABLE if it is EXPIRED; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while
@@ -583,16 +581,16 @@ class OrderServiceServicer:
     def ListOrders(self, request, context):
         """Lists the orders of a user, newest first.
 
-        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchOrder(self, request, context):
-        """Follows one order of a user: sends it now and after each change, and ends once it is in a
-        state from which nothing moves by itself: PAID, CANCELLED or EXPIRED. Changes that follow each
-        other closely may arrive as one.
+        """Watches one order of a user: sends it now and after each change, and ends when it is PAID,
+        CANCELLED or EXPIRED, states that do not change without another call. Changes that follow each
+        other closely may be sent as one.
 
         Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user.
         """
@@ -642,13 +640,12 @@ def add_OrderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrderService:
-    """Orders: created with their stock reserved, then paid, or cancelled, or expired; exactly one of
-    these wins.
+    """Orders: created with their stock reserved, then paid, cancelled or expired, exactly one of these.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -816,12 +813,12 @@ class OrderService:
 
 
 class SagaServiceStub:
-    """Sagas, for operators: the attempts to pay and to cancel orders, step by step.
+    """Sagas, for operators: the attempts to pay and to cancel orders, with their steps.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -854,19 +851,19 @@ class SagaServiceStub:
 
 
 class SagaServiceServicer:
-    """Sagas, for operators: the attempts to pay and to cancel orders, step by step.
+    """Sagas, for operators: the attempts to pay and to cancel orders, with their steps.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
     def ListSagas(self, request, context):
         """Lists sagas, newest first.
 
-        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -882,7 +879,7 @@ class SagaServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetrySaga(self, request, context):
-        """Sets a saga that needs attention going again where it stopped.
+        """Continues a saga that needs attention at the step where it stopped.
 
         Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
         NEEDS_ATTENTION.
@@ -892,8 +889,8 @@ class SagaServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveSaga(self, request, context):
-        """Closes a saga that needs attention: a person has put right what it could not. It does nothing
-        more; the reason is kept.
+        """Closes a saga that needs attention, after a person has done what it could not. The saga does
+        nothing more; the reason is stored.
 
         Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
         NEEDS_ATTENTION.
@@ -934,12 +931,12 @@ def add_SagaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SagaService:
-    """Sagas, for operators: the attempts to pay and to cancel orders, step by step.
+    """Sagas, for operators: the attempts to pay and to cancel orders, with their steps.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 

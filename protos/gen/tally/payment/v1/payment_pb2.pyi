@@ -34,33 +34,33 @@ class Payment(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Payment._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Payment._State.ValueType  # 0
-        """Never sent: no payment is without a state."""
+        """Not used."""
         STATE_PENDING: Payment._State.ValueType  # 1
-        """The key is claimed; the gateway is being asked."""
+        """The payment_key is claimed, and the call of the gateway is in progress."""
         STATE_CONFIRMED: Payment._State.ValueType  # 2
         """The gateway charged the amount."""
         STATE_DECLINED: Payment._State.ValueType  # 3
-        """The gateway refused; nothing was charged. failure_code says why."""
+        """The gateway declined; nothing was charged. failure_code has the reason."""
         STATE_UNKNOWN: Payment._State.ValueType  # 4
-        """The gateway was reached and its answer is not known yet; this service finds out."""
+        """The gateway was reached and the outcome is not known yet; the service resolves it."""
         STATE_CANCELLED: Payment._State.ValueType  # 5
-        """Cancelled: what had been charged was paid back."""
+        """Cancelled: a charge was refunded."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """Where a payment stands."""
+        """The state of a payment."""
 
     STATE_UNSPECIFIED: Payment.State.ValueType  # 0
-    """Never sent: no payment is without a state."""
+    """Not used."""
     STATE_PENDING: Payment.State.ValueType  # 1
-    """The key is claimed; the gateway is being asked."""
+    """The payment_key is claimed, and the call of the gateway is in progress."""
     STATE_CONFIRMED: Payment.State.ValueType  # 2
     """The gateway charged the amount."""
     STATE_DECLINED: Payment.State.ValueType  # 3
-    """The gateway refused; nothing was charged. failure_code says why."""
+    """The gateway declined; nothing was charged. failure_code has the reason."""
     STATE_UNKNOWN: Payment.State.ValueType  # 4
-    """The gateway was reached and its answer is not known yet; this service finds out."""
+    """The gateway was reached and the outcome is not known yet; the service resolves it."""
     STATE_CANCELLED: Payment.State.ValueType  # 5
-    """Cancelled: what had been charged was paid back."""
+    """Cancelled: a charge was refunded."""
 
     PAYMENT_ID_FIELD_NUMBER: _builtins.int
     ORDER_ID_FIELD_NUMBER: _builtins.int
@@ -80,15 +80,15 @@ class Payment(_message.Message):
     user_id: _builtins.str
     """The user who pays."""
     payment_key: _builtins.str
-    """The key the gateway gave the user for this payment."""
+    """The key that the gateway issued for this payment."""
     state: Global___Payment.State.ValueType
-    """Where the payment stands."""
+    """The state of the payment."""
     gateway: _builtins.str
-    """Which gateway was asked, such as "toss"."""
+    """The gateway that was used, such as "toss"."""
     gateway_transaction_id: _builtins.str
     """The gateway's own id of the charge; empty while there is none."""
     failure_code: _builtins.str
-    """The gateway's code for why it refused; empty unless declined."""
+    """The gateway's code for the decline; empty unless declined."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """How much, 1 to 10^15 minor units."""
@@ -126,7 +126,7 @@ Global___Payment: _TypeAlias = Payment  # noqa: Y015
 
 @_typing.final
 class ConfirmPaymentRequest(_message.Message):
-    """Asks to charge a payment_key."""
+    """The request of ConfirmPayment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -142,12 +142,13 @@ class ConfirmPaymentRequest(_message.Message):
     user_id: _builtins.str
     """The user who pays: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     payment_key: _builtins.str
-    """The key the gateway gave the user for this payment: 1-200 characters of
+    """The key that the gateway issued for this payment: 1-200 characters of
     A-Z a-z 0-9 . _ : @ -. It pays at most once.
     """
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
@@ -200,7 +201,7 @@ Global___ConfirmPaymentResponse: _TypeAlias = ConfirmPaymentResponse  # noqa: Y0
 
 @_typing.final
 class CancelPaymentRequest(_message.Message):
-    """Asks to undo one confirmation, named by the request_id it carried."""
+    """The request of CancelPayment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -209,18 +210,19 @@ class CancelPaymentRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     confirm_request_id: _builtins.str
-    """The request_id of the confirmation to undo: 1-64 characters of A-Z a-z 0-9 . _ : @ -. It
-    need not have arrived yet: it is cancelled either way.
+    """The request_id of the confirmation to undo: 1-64 characters of A-Z a-z 0-9 . _ : @ -. It is
+    cancelled even if the confirmation has not arrived yet.
     """
     user_id: _builtins.str
     """The user who paid: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     reason: _builtins.str
-    """Why, in words for people and for the gateway: 1-500 characters, not blank, without control
+    """Why, as a text for people and for the gateway: 1-500 characters, not blank, without control
     characters.
     """
     request_id: _builtins.str
-    """Names this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id
-    with the same content answers the first response again; with other content it is refused.
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the first response again; with other content it is
+    refused.
     """
     def __init__(
         self,
@@ -270,14 +272,14 @@ Global___CancelPaymentResponse: _TypeAlias = CancelPaymentResponse  # noqa: Y015
 
 @_typing.final
 class GetPaymentRequest(_message.Message):
-    """Asks for one payment of a user."""
+    """The request of GetPayment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAYMENT_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     payment_id: _builtins.str
-    """The payment: an id that ConfirmPayment gave."""
+    """The payment: an id that ConfirmPayment returned."""
     user_id: _builtins.str
     """The user who pays: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     def __init__(
@@ -296,7 +298,7 @@ Global___GetPaymentRequest: _TypeAlias = GetPaymentRequest  # noqa: Y015
 
 @_typing.final
 class GetPaymentResponse(_message.Message):
-    """The payment asked for."""
+    """The response of GetPayment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -320,7 +322,7 @@ Global___GetPaymentResponse: _TypeAlias = GetPaymentResponse  # noqa: Y015
 
 @_typing.final
 class ListPaymentsRequest(_message.Message):
-    """Asks for a page of the payments of a user."""
+    """The request of ListPayments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -333,10 +335,10 @@ class ListPaymentsRequest(_message.Message):
     order_id: _builtins.str
     """Only payments of this order (optional): 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     page_size: _builtins.int
-    """How many to answer at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
     page_token: _builtins.str
-    """Where to go on: next_page_token of the page before, given with the same filters; empty begins
-    at the first. At most 1024 characters.
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the first. At most 1024 characters.
     """
     def __init__(
         self,

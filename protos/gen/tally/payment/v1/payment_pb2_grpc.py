@@ -26,16 +26,16 @@ if _version_not_supported:
 
 
 class PaymentServiceStub:
-    """Payments through an outside payment gateway: each payment_key pays at most once, ever.
+    """Payments through an external payment gateway: each payment_key pays at most once.
 
-    The gateway is called with no lock and no transaction held. An outcome that could not be learnt
-    is UNKNOWN: it is neither repeated blindly nor guessed, but resolved by this service itself,
-    by asking the gateway.
+    The service holds no lock and no transaction while it calls the gateway. A payment whose outcome
+    is not known is UNKNOWN: the service neither guesses it nor charges again, but resolves it by
+    asking the gateway.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -68,44 +68,45 @@ class PaymentServiceStub:
 
 
 class PaymentServiceServicer:
-    """Payments through an outside payment gateway: each payment_key pays at most once, ever.
+    """Payments through an external payment gateway: each payment_key pays at most once.
 
-    The gateway is called with no lock and no transaction held. An outcome that could not be learnt
-    is UNKNOWN: it is neither repeated blindly nor guessed, but resolved by this service itself,
-    by asking the gateway.
+    The service holds no lock and no transaction while it calls the gateway. A payment whose outcome
+    is not known is UNKNOWN: the service neither guesses it nor charges again, but resolves it by
+    asking the gateway.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
     def ConfirmPayment(self, request, context):
         """Charges a payment_key through the gateway.
 
-        Errors: FAILED_PRECONDITION / PAYMENT_DECLINED if the gateway refused (kept: the same
-        request_id is told so again, and the key is used up), PAYMENT_CANCELLED if CancelPayment named
-        this request_id before; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while another
-        request_id is paying with the key; ALREADY_EXISTS / PAYMENT_KEY_USED once another one has paid
-        or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was provably not reached:
-        nothing is charged and the key is free; UNAVAILABLE / PAYMENT_OUTCOME_UNKNOWN if it was
-        reached and no outcome is known: the same request_id, later, is told the outcome.
+        Errors: FAILED_PRECONDITION / PAYMENT_DECLINED if the gateway declined (stored: the same
+        request_id returns it again, and the key cannot be used again), PAYMENT_CANCELLED if
+        CancelPayment has cancelled this request_id; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo)
+        while a call with another request_id uses the key; ALREADY_EXISTS / PAYMENT_KEY_USED after
+        such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
+        certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
+        PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
+        same request_id returns the outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelPayment(self, request, context):
-        """For other services only: undoes one confirmation, and cancels its request_id for good.
+        """For other services only: undoes one confirmation, and cancels its request_id permanently.
 
-        An UNKNOWN one is resolved first; a CONFIRMED one is paid back. Before or after the
-        confirmation, its request_id is cancelled: the confirmation, late or repeated, is refused with
-        PAYMENT_CANCELLED. Nothing paid is no error.
+        An UNKNOWN payment is resolved first; a CONFIRMED one is refunded. The confirmation's
+        request_id is cancelled whether the confirmation has arrived or not: if it arrives later or
+        again, it is refused with PAYMENT_CANCELLED. If nothing was paid, the call still succeeds.
 
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
-        gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway could not
-        be asked or did not answer: repeat the same call.
+        gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
+        reached or did not answer: repeat the same call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +124,7 @@ class PaymentServiceServicer:
     def ListPayments(self, request, context):
         """Lists the payments of a user, newest first.
 
-        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,16 +162,16 @@ def add_PaymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PaymentService:
-    """Payments through an outside payment gateway: each payment_key pays at most once, ever.
+    """Payments through an external payment gateway: each payment_key pays at most once.
 
-    The gateway is called with no lock and no transaction held. An outcome that could not be learnt
-    is UNKNOWN: it is neither repeated blindly nor guessed, but resolved by this service itself,
-    by asking the gateway.
+    The service holds no lock and no transaction while it calls the gateway. A payment whose outcome
+    is not known is UNKNOWN: the service neither guesses it nor charges again, but resolves it by
+    asking the gateway.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 

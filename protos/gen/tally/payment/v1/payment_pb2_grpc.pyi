@@ -13,16 +13,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PaymentServiceStub:
-    """Payments through an outside payment gateway: each payment_key pays at most once, ever.
+    """Payments through an external payment gateway: each payment_key pays at most once.
 
-    The gateway is called with no lock and no transaction held. An outcome that could not be learnt
-    is UNKNOWN: it is neither repeated blindly nor guessed, but resolved by this service itself,
-    by asking the gateway.
+    The service holds no lock and no transaction while it calls the gateway. A payment whose outcome
+    is not known is UNKNOWN: the service neither guesses it nor charges again, but resolves it by
+    asking the gateway.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -30,24 +30,25 @@ class PaymentServiceStub:
     ConfirmPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.ConfirmPaymentRequest, _payment_pb2.ConfirmPaymentResponse]
     """Charges a payment_key through the gateway.
 
-    Errors: FAILED_PRECONDITION / PAYMENT_DECLINED if the gateway refused (kept: the same
-    request_id is told so again, and the key is used up), PAYMENT_CANCELLED if CancelPayment named
-    this request_id before; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while another
-    request_id is paying with the key; ALREADY_EXISTS / PAYMENT_KEY_USED once another one has paid
-    or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was provably not reached:
-    nothing is charged and the key is free; UNAVAILABLE / PAYMENT_OUTCOME_UNKNOWN if it was
-    reached and no outcome is known: the same request_id, later, is told the outcome.
+    Errors: FAILED_PRECONDITION / PAYMENT_DECLINED if the gateway declined (stored: the same
+    request_id returns it again, and the key cannot be used again), PAYMENT_CANCELLED if
+    CancelPayment has cancelled this request_id; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo)
+    while a call with another request_id uses the key; ALREADY_EXISTS / PAYMENT_KEY_USED after
+    such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
+    certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
+    PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
+    same request_id returns the outcome.
     """
     CancelPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.CancelPaymentRequest, _payment_pb2.CancelPaymentResponse]
-    """For other services only: undoes one confirmation, and cancels its request_id for good.
+    """For other services only: undoes one confirmation, and cancels its request_id permanently.
 
-    An UNKNOWN one is resolved first; a CONFIRMED one is paid back. Before or after the
-    confirmation, its request_id is cancelled: the confirmation, late or repeated, is refused with
-    PAYMENT_CANCELLED. Nothing paid is no error.
+    An UNKNOWN payment is resolved first; a CONFIRMED one is refunded. The confirmation's
+    request_id is cancelled whether the confirmation has arrived or not: if it arrives later or
+    again, it is refused with PAYMENT_CANCELLED. If nothing was paid, the call still succeeds.
 
     Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
-    gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway could not
-    be asked or did not answer: repeat the same call.
+    gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
+    reached or did not answer: repeat the same call.
     """
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentRequest, _payment_pb2.GetPaymentResponse]
     """Reads one payment of a user.
@@ -57,20 +58,20 @@ class PaymentServiceStub:
     ListPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.ListPaymentsRequest, _payment_pb2.ListPaymentsResponse]
     """Lists the payments of a user, newest first.
 
-    Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+    Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
     """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Payments through an outside payment gateway: each payment_key pays at most once, ever.
+    """Payments through an external payment gateway: each payment_key pays at most once.
 
-    The gateway is called with no lock and no transaction held. An outcome that could not be learnt
-    is UNKNOWN: it is neither repeated blindly nor guessed, but resolved by this service itself,
-    by asking the gateway.
+    The service holds no lock and no transaction while it calls the gateway. A payment whose outcome
+    is not known is UNKNOWN: the service neither guesses it nor charges again, but resolves it by
+    asking the gateway.
 
-    Every RPC may also answer INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
     with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
-    Every mutation may also answer INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
+    Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
 
@@ -82,13 +83,14 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_payment_pb2.ConfirmPaymentResponse]:
         """Charges a payment_key through the gateway.
 
-        Errors: FAILED_PRECONDITION / PAYMENT_DECLINED if the gateway refused (kept: the same
-        request_id is told so again, and the key is used up), PAYMENT_CANCELLED if CancelPayment named
-        this request_id before; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while another
-        request_id is paying with the key; ALREADY_EXISTS / PAYMENT_KEY_USED once another one has paid
-        or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was provably not reached:
-        nothing is charged and the key is free; UNAVAILABLE / PAYMENT_OUTCOME_UNKNOWN if it was
-        reached and no outcome is known: the same request_id, later, is told the outcome.
+        Errors: FAILED_PRECONDITION / PAYMENT_DECLINED if the gateway declined (stored: the same
+        request_id returns it again, and the key cannot be used again), PAYMENT_CANCELLED if
+        CancelPayment has cancelled this request_id; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo)
+        while a call with another request_id uses the key; ALREADY_EXISTS / PAYMENT_KEY_USED after
+        such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
+        certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
+        PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
+        same request_id returns the outcome.
         """
 
     @_abc_1.abstractmethod
@@ -97,15 +99,15 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_pb2.CancelPaymentRequest,
         context: _aio.ServicerContext[_payment_pb2.CancelPaymentRequest, _abc.Awaitable[_payment_pb2.CancelPaymentResponse]],
     ) -> _abc.Awaitable[_payment_pb2.CancelPaymentResponse]:
-        """For other services only: undoes one confirmation, and cancels its request_id for good.
+        """For other services only: undoes one confirmation, and cancels its request_id permanently.
 
-        An UNKNOWN one is resolved first; a CONFIRMED one is paid back. Before or after the
-        confirmation, its request_id is cancelled: the confirmation, late or repeated, is refused with
-        PAYMENT_CANCELLED. Nothing paid is no error.
+        An UNKNOWN payment is resolved first; a CONFIRMED one is refunded. The confirmation's
+        request_id is cancelled whether the confirmation has arrived or not: if it arrives later or
+        again, it is refused with PAYMENT_CANCELLED. If nothing was paid, the call still succeeds.
 
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
-        gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway could not
-        be asked or did not answer: repeat the same call.
+        gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
+        reached or did not answer: repeat the same call.
         """
 
     @_abc_1.abstractmethod
@@ -127,7 +129,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_payment_pb2.ListPaymentsResponse]:
         """Lists the payments of a user, newest first.
 
-        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token is not one that this list gave.
+        Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _aio.Server) -> None: ...

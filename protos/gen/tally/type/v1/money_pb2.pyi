@@ -18,12 +18,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Money(_message.Message):
-    """An amount of money in one currency, exact: never a float, never rounded.
+    """An exact amount of money in one currency.
 
-    The rules here hold wherever Money appears. The range of the amount depends on where it
-    stands, so each request states it on its own field: 1 to 10^15 for an amount, 0 to 10^15 for
-    a price. In responses an amount may be negative (a deduction in the ledger) and a balance
-    reaches 10^18.
+    The rules here apply wherever Money appears. Each request states the range of the amount on its
+    own field: 1 to 10^15 for an amount, 0 to 10^15 for a price. In responses an amount may be
+    negative (a deduction in the ledger), and a balance reaches 10^18.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -32,7 +31,7 @@ class Money(_message.Message):
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     currency_code: _builtins.str
     """ISO-4217 code: three capital letters, such as "KRW" or "USD". An account, an order and a
-    payment have one currency each; another one is refused with CURRENCY_MISMATCH.
+    payment each have one currency; a request with another one is refused with CURRENCY_MISMATCH.
     """
     amount_minor: _builtins.int
     """The amount in the currency's minor unit: 1250 is 12.50 USD, and 1250 KRW."""

@@ -1,0 +1,190 @@
+"""Carries one batch of a lane to its commit, through every fault of the database.
+
+A failed transaction is classified (``common.db.errors``); then the batch is
+
+- run again, if a unique key was violated: another transaction may have been first, and the next
+  attempt reads its record. Still violated: halved until the one command is found, and the
+  constraint translated to a refusal;
+- halved, if another transaction holds an uncommitted row that the batch inserts too, until the one
+  command is found; it then waits for the lock;
+- run again a few times after a deadlock or a lock timeout, then CONFLICT_RETRIES_EXHAUSTED;
+- run again a few times when the connection was lost, then DATABASE_UNAVAILABLE. If a lost COMMIT
+  had succeeded, the next attempt finds the idempotency records;
+- halved, if Tally has a defect, so that only the command that triggers it gets the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from common.backoff import Backoff
+from common.batching.outcomes import Decide, Outcome, QueuedCommand, RowLocked
+from common.db.engines import Database
+from common.db.errors import (
+    LOCK_NOT_AVAILABLE,
+    UNIQUE_VIOLATION,
+    Fault,
+    classify,
+    constraint_name,
+    sqlstate,
+)
+from common.db.idempotency import RecordConflict
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Refusal
+from common.metrics import REGISTRY
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+TRIES_MAX: Final = {"contention": 5, "connection": 3, "taken": 3}
+"""Tries of one batch by kind of fault; other kinds get one."""
+UNREACHABLE_S: Final = 4.0
+"""How long a batch tries to reach the database: less than most callers wait."""
+_RETRY: Final = Backoff(0.02, 1.0, jitter=(0.0, 1.0))
+
+_sizes = Histogram(
+    "tally_lane_batch_commands",
+    "Commands decided together.",
+    ("lane",),
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    registry=REGISTRY,
+)
+_faults = Counter(
+    "tally_lane_faults",
+    "Transactions that failed and were run again, halved or given up, by kind of fault.",
+    ("lane", "fault"),
+    registry=REGISTRY,
+)
+_log = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[C, R]):
+    """What one attempt at a batch needs."""
+
+    lane: str
+    database: Database
+    decide: Decide[C, R]
+    translate: Callable[[str, C], Refusal | None]
+
+    async def run(
+        self, entries: Sequence[QueuedCommand[C, R]], *, wait_for_locks: bool
+    ) -> Sequence[Outcome[R]]:
+        """One transaction: decide all commands, commit once. Any exception rolls back."""
+        engine = self.database.waiting if wait_for_locks else self.database.lanes
+        async with engine.connect() as connection, connection.begin():
+            commands = [entry.command for entry in entries]
+            outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
+            assert len(outcomes) == len(commands), "one outcome per command"
+        return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[C, R]):
+    """A part of the batch that needs no further attempt."""
+
+    entries: Sequence[QueuedCommand[C, R]]
+    outcomes: Sequence[Outcome[R] | Exception]
+    """An exception that is no refusal is a defect of Tally."""
+    certain: bool = True
+    """False if the server was lost and it is unknown whether it committed."""
+
+
+async def commit(
+    attempt: Attempt[C, R], entries: Sequence[QueuedCommand[C, R]], *, wait_for_locks: bool
+) -> AsyncIterator[Done[C, R]]:
+    """Carry ``entries`` through in as few transactions as possible."""
+    _sizes.labels(attempt.lane).observe(len(entries))
+    parts = [entries]
+    while parts:
+        part = parts.pop()
+        done = await _carry(attempt, part, wait_for_locks=wait_for_locks, whole=part is entries)
+        if done is not None:
+            yield done
+        else:
+            middle = len(part) // 2
+            parts += [part[middle:], part[:middle]]
+
+
+async def _carry(
+    attempt: Attempt[C, R],
+    entries: Sequence[QueuedCommand[C, R]],
+    *,
+    wait_for_locks: bool,
+    whole: bool,
+) -> Done[C, R] | None:
+    """Try until decided. None: halve the batch, since one of its commands causes the fault."""
+    tries: dict[str, int] = {}
+    begun = time.monotonic()
+    while True:
+        try:
+            return Done(entries, await attempt.run(entries, wait_for_locks=wait_for_locks))
+        except Exception as error:  # noqa: BLE001 - every fault of a batch is handled here
+            fault = _kind_of(error)
+            tries[fault] = tries.get(fault, 0) + 1
+            _faults.labels(attempt.lane, fault).inc()
+            if _worth_another_try(fault, tries, error, begun=begun, whole=whole):
+                # Jitter: two batches that deadlocked must not retry in step.
+                await asyncio.sleep(_RETRY.pause_s(tries[fault]))
+                continue
+            # A batch that waits for locks is about one row: halving it would find nothing.
+            divisible = fault in {"command", "taken", "unexpected"} or (
+                fault == "held" and not wait_for_locks
+            )
+            if divisible and len(entries) > 1:
+                return None
+            return _give_up(attempt, entries, error, fault, lost="connection" in tries)
+
+
+def _kind_of(error: Exception) -> str:
+    """The kind of fault, as the metric's label names it."""
+    if isinstance(error, RecordConflict):
+        return "taken"
+    state = sqlstate(error)
+    if state == LOCK_NOT_AVAILABLE:
+        return "held"
+    fault = classify(error)
+    if fault is Fault.COMMAND and state == UNIQUE_VIOLATION:
+        return "taken"
+    return fault.value
+
+
+def _worth_another_try(
+    fault: str, tries: dict[str, int], error: Exception, *, begun: float, whole: bool
+) -> bool:
+    if fault == "connection":
+        # A server that was silent for a statement's whole time limit would be silent again.
+        silent = isinstance(error, TimeoutError)
+        return (
+            not silent
+            and tries[fault] < TRIES_MAX[fault]
+            and time.monotonic() - begun < UNREACHABLE_S
+        )
+    if fault == "taken" and not whole:
+        return False  # the whole batch was run again before; now the one command is looked for
+    return tries[fault] < TRIES_MAX.get(fault, 1)
+
+
+def _give_up(
+    attempt: Attempt[C, R],
+    entries: Sequence[QueuedCommand[C, R]],
+    error: Exception,
+    fault: str,
+    *,
+    lost: bool,
+) -> Done[C, R]:
+    if lost:
+        _log.warning("database_unavailable", lane=attempt.lane, error=type(error).__name__)
+        return Done(entries, [DatabaseUnavailable() for _ in entries], certain=False)
+    if fault == "held":
+        return Done(entries, [RowLocked(entry.lock_key or id(entry)) for entry in entries])
+    if fault == "contention" or isinstance(error, RecordConflict):
+        return Done(entries, [ConflictRetriesExhausted(lane=attempt.lane) for _ in entries])
+    name = constraint_name(error)
+    return Done(entries, [attempt.translate(name, entry.command) or error for entry in entries])

@@ -1,0 +1,98 @@
+"""The skeleton of deciding a batch: load, replay, decide, save. The same for every aggregate.
+
+rows locked or read, ascending
+  → idempotency records read: a duplicate that waited for a row sees the first one's record
+    → rows that must be as new as the records are read
+      → each command decided in order of arrival, by itself
+        → rows saved → records saved
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.batching.outcomes import Outcome, RowLocked, VersionConflict
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.errors import Refusal
+from common.request_key import RequestKey
+
+C = TypeVar("C")
+R = TypeVar("R")
+B = TypeVar("B")
+
+
+class Decider(ABC, Generic[C, R, B]):
+    """Decides batches of commands ``C`` with results ``R``, on a batch object ``B``.
+
+    The batch object has the loaded rows, as the commands change them. It is built anew for each
+    attempt, so nothing of it may be kept.
+    """
+
+    def __init__(self, idempotency: IdempotencyStore) -> None:
+        self._idempotency = idempotency
+
+    async def __call__(
+        self, connection: AsyncConnection, commands: Sequence[C], *, wait_for_locks: bool
+    ) -> list[Outcome[R]]:
+        batch = await self.load(connection, commands, wait_for_locks=wait_for_locks)
+        records = await self._idempotency.load(
+            connection, {key for command in commands for key in self.keys(command)}
+        )
+        await self.load_after_records(connection, batch, commands)
+        outcomes = [self._outcome(batch, records, command) for command in commands]
+        conflicts = await self.save(connection, batch, commands)
+        for position, conflict in conflicts.items():
+            outcomes[position] = conflict
+            records.forget(self.keys(commands[position]))
+        await self._idempotency.save(connection, records)
+        return outcomes
+
+    def _outcome(self, batch: B, records: IdempotencyRecords, command: C) -> Outcome[R]:
+        blocked = self.blocked(batch, command)
+        if blocked is not None:
+            return blocked
+        try:
+            return self.decide(batch, records, command)
+        except Refusal as refusal:
+            return refusal
+
+    @abstractmethod
+    async def load(
+        self, connection: AsyncConnection, commands: Sequence[C], *, wait_for_locks: bool
+    ) -> B:
+        """Lock or read the rows that the commands concern, in ascending order."""
+
+    async def load_after_records(
+        self, connection: AsyncConnection, batch: B, commands: Sequence[C]
+    ) -> None:
+        """Read rows that must be at least as new as the idempotency records."""
+
+    @abstractmethod
+    def keys(self, command: C) -> Iterable[RequestKey]:
+        """The idempotency records that the command reads or writes."""
+
+    def blocked(self, batch: B, command: C) -> Outcome[R] | None:  # noqa: ARG002
+        """The outcome if another transaction has locked a row that the command needs, else None."""
+        return None
+
+    @abstractmethod
+    def decide(self, batch: B, records: IdempotencyRecords, command: C) -> R | VersionConflict:
+        """Replay or carry out one command on the batch. Pure: no I/O.
+
+        Raises a Refusal, before it has changed anything. VersionConflict: what was read does not
+        fit together, since it changed meanwhile.
+        """
+
+    @abstractmethod
+    async def save(
+        self, connection: AsyncConnection, batch: B, commands: Sequence[C]
+    ) -> Mapping[int, RowLocked | VersionConflict]:
+        """Write what the commands changed.
+
+        Returns, by position, the commands whose rows were changed or locked by others since
+        they were read; nothing of these may be written. Raises StaleRead if nothing may.
+        """

@@ -1,0 +1,285 @@
+"""The lane: a queue, one batch in flight, and what follows from each command's outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Generic, TypeVar
+
+import structlog
+
+from common import deadlines
+from common.batching.batch import Attempt, commit
+from common.batching.lock_wait_queue import LockWaitQueue
+from common.batching.outcomes import Decide, Limits, QueuedCommand, RowLocked, VersionConflict
+from common.db.engines import Database
+from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
+from common.locking.locks import Locks
+from common.locking.strategy import Strategies
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+_log = structlog.stdlib.get_logger()
+
+
+class Lane(Generic[C, R]):
+    """All writes of one kind of aggregate in this replica: commands ``C``, results ``R``.
+
+    The lane owns its tasks: a caller that goes away loses its reply, never the batch its commit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        database: Database,
+        decide: Decide[C, R],
+        locks: Locks,
+        strategies: Strategies,
+        *,
+        translate: Callable[[str, C], Refusal | None] = lambda _constraint, _command: None,
+        limits: Limits | None = None,
+    ) -> None:
+        """``strategies`` must have every command type: Redis key and rounds come from there.
+
+        ``translate``: the refusal for a violated constraint, by its name; None if it is a defect.
+        """
+        self.name = name
+        self._strategies = strategies
+        self._limits = limits or Limits()
+        self._attempt = Attempt(name, database, decide, translate)
+        self._locks = locks
+        self._queue: deque[QueuedCommand[C, R]] = deque()
+        self._busy: deque[QueuedCommand[C, R]] = deque()
+        """Commands whose Redis lock is busy."""
+        self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
+            self._decide_blocked, self._fail, self._spawn, self._limits
+        )
+        self._depth = 0
+        self._running = False
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, command: C) -> R:
+        """Queue the command, wait for its batch, return its result or raise its refusal.
+
+        Raises Overloaded, DeadlineTooShort, ConflictRetriesExhausted or DatabaseUnavailable,
+        LookupError for a command without a strategy, or what the decider refuses with.
+        """
+        strategy = self._strategies[type(command)]
+        if self._closed or self._depth >= self._limits.depth_max:
+            raise Overloaded(lane=self.name)
+        loop = asyncio.get_running_loop()
+        left = deadlines.remaining()
+        if left is not None and left < self._limits.least_time_s:
+            raise DeadlineTooShort
+        entry: QueuedCommand[C, R] = QueuedCommand(
+            command,
+            loop.create_future(),
+            None if left is None else loop.time() + left - self._limits.least_time_s,
+            strategy.key_of(command),
+            strategy.rounds_max,
+        )
+        self._depth += 1
+        self._enqueue(entry)
+        return await entry.reply
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _enqueue(self, entry: QueuedCommand[C, R]) -> None:
+        self._queue.append(entry)
+        if not self._running:
+            self._running = True
+            self._spawn(self._run())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        # In a context of its own: the task outlives the call that happened to start it, and must
+        # not carry that call's deadline and log fields into other callers' batches.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- the end of an entry -----------------------------------------------------------------------
+
+    def _reply(self, entry: QueuedCommand[C, R], outcome: R | Exception) -> None:
+        """Let the entry leave the lane, and reply to its caller if it still waits."""
+        self._leave(entry)
+        if not entry.waits:
+            return
+        if isinstance(outcome, Exception):
+            entry.reply.set_exception(outcome)
+        else:
+            entry.reply.set_result(outcome)
+
+    def _leave(self, entry: QueuedCommand[C, R]) -> None:
+        if not entry.left:
+            entry.left = True
+            # An entry counts until here, not until its caller gives up: during an outage the
+            # entries of callers long gone would fill the memory.
+            self._depth -= 1
+
+    def _fail(self, entries: list[QueuedCommand[C, R]], error: BaseException) -> None:
+        """Reply with a defect of the lane itself: no caller may wait for ever."""
+        _log.error("lane_batch_lost", lane=self.name, error=repr(error)[:200])
+        for entry in entries:
+            self._reply(entry, error if isinstance(error, Exception) else Internal())
+
+    def _admit(self, entry: QueuedCommand[C, R]) -> bool:
+        """Whether the entry's caller still waits and has time; if not, the entry leaves."""
+        if not entry.waits:
+            self._leave(entry)
+            return False
+        if entry.deadline is not None and entry.deadline < asyncio.get_running_loop().time():
+            self._reply(entry, DeadlineTooShort())
+            return False
+        return True
+
+    # -- the main queue ----------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        entries: list[QueuedCommand[C, R]] = []
+        try:
+            while self._queue or self._busy:
+                await self._linger()
+                entries = self._next_batch()
+                try:
+                    await self._batch(entries)
+                except Exception as error:  # noqa: BLE001 - the lane goes on with the next batch
+                    self._fail(entries, error)
+        except BaseException as error:
+            self._fail([*entries, *self._queue, *self._busy], error)
+            self._queue.clear()
+            self._busy.clear()
+            raise
+        finally:
+            self._running = False
+
+    async def _linger(self) -> None:
+        """Wait a millisecond at a time while a long queue still grows.
+
+        Calls that have arrived at this process take turns with the batches for the interpreter. A
+        batch costs about the same with ten commands as with a hundred. A short queue never waits.
+        """
+        for _ in range(self._limits.linger_max):
+            before = len(self._queue)
+            if not self._limits.linger_from <= before < self._limits.batch_max:
+                return
+            await asyncio.sleep(self._limits.linger_s)
+            if len(self._queue) <= before:
+                return
+
+    def _next_batch(self) -> list[QueuedCommand[C, R]]:
+        """All that waits, up to the limit.
+
+        Commands of busy keys come first, but in at most half of the batch: many commands of one
+        busy key must not keep out all others.
+        """
+        batch: list[QueuedCommand[C, R]] = []
+        for queue, size_max in (
+            (self._busy, self._limits.batch_max // 2),
+            (self._queue, self._limits.batch_max),
+            (self._busy, self._limits.batch_max),
+        ):
+            while queue and len(batch) < size_max:
+                entry = queue.popleft()
+                if self._admit(entry):
+                    batch.append(entry)
+        return batch
+
+    async def _batch(self, entries: list[QueuedCommand[C, R]]) -> None:
+        grant = None
+        if keys := {entry.lock_key for entry in entries if entry.lock_key}:
+            grant = await self._locks.acquire(keys)
+            entries = self._set_busy_aside(entries, grant.busy)
+        certain = True
+        if entries:
+            certain = await self._decide(entries)
+        elif grant is not None:
+            await asyncio.sleep(self._limits.busy_key_pause_s * random.uniform(0.5, 1.5))  # noqa: S311
+        if grant is not None and certain:
+            # If the commit's outcome is unknown the lock is not freed: its lease expires.
+            await self._locks.release(grant)
+
+    def _set_busy_aside(
+        self, entries: list[QueuedCommand[C, R]], busy: frozenset[str]
+    ) -> list[QueuedCommand[C, R]]:
+        """The entries to decide now. Those of a busy key wait for a later batch, for a while."""
+        if not busy:
+            return entries
+        now = asyncio.get_running_loop().time()
+        going, staying = [], []
+        for entry in entries:
+            if entry.lock_key in busy:
+                if entry.busy_since is None:
+                    entry.busy_since = now
+                if now - entry.busy_since < self._limits.busy_key_s:
+                    staying.append(entry)
+                    continue
+            going.append(entry)
+        self._busy.extendleft(reversed(staying))
+        return going
+
+    async def _decide(self, entries: list[QueuedCommand[C, R]]) -> bool:
+        """Decide and reply; returns whether the outcome of every commit is known."""
+        certain = True
+        async for done in commit(self._attempt, entries, wait_for_locks=False):
+            certain = certain and done.certain
+            conflicts = []
+            for entry, outcome in zip(done.entries, done.outcomes, strict=True):
+                if isinstance(outcome, RowLocked):
+                    self._blocked.wait(entry, outcome.row)
+                elif isinstance(outcome, VersionConflict):
+                    conflicts.append(entry)
+                else:
+                    self._reply(entry, outcome)
+            self._retry(conflicts)
+        return certain
+
+    def _retry(self, entries: list[QueuedCommand[C, R]]) -> None:
+        """Queue entries with a version conflict again, after a pause that holds no lock."""
+        again = []
+        for entry in entries:
+            entry.rounds += 1
+            if entry.rounds >= entry.rounds_max:
+                self._reply(entry, ConflictRetriesExhausted(lane=self.name))
+            elif entry.rounds > entry.rounds_max // 2:
+                # Versions failed several times: wait for the row's lock instead.
+                self._blocked.wait(entry, entry.lock_key or id(entry))
+            else:
+                again.append(entry)
+        if not again:
+            return
+        # One pause for all of them: with a pause each, they would conflict with each other.
+        pause_s = self._limits.retry.pause_s(max(entry.rounds for entry in again))
+
+        async def requeue() -> None:
+            await asyncio.sleep(pause_s)
+            for entry in again:
+                self._enqueue(entry)
+
+        self._spawn(requeue())
+
+    # -- locked rows -------------------------------------------------------------------------------
+
+    async def _decide_blocked(self, row: Hashable, entries: list[QueuedCommand[C, R]]) -> None:
+        """Decide commands that wait for one row, and reply or let them wait once more."""
+        entries = [entry for entry in entries if self._admit(entry)]
+        if not entries:
+            return
+        async for done in commit(self._attempt, entries, wait_for_locks=True):
+            for entry, outcome in zip(done.entries, done.outcomes, strict=True):
+                if not isinstance(outcome, RowLocked | VersionConflict):
+                    self._reply(entry, outcome)
+                    continue
+                entry.rounds += 1
+                if entry.rounds >= self._limits.blocked_rounds_max:
+                    self._reply(entry, ConflictRetriesExhausted(lane=self.name))
+                else:
+                    self._blocked.wait(entry, row)

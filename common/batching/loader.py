@@ -1,0 +1,87 @@
+"""Single reads in batches: while one statement runs, the next callers wait for the next statement.
+
+A read that every call makes before its write would otherwise take a pooled connection per call, and
+many calls would queue for connections before the very lane that the read is meant to spare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.engines import Database, reading
+from common.errors import DatabaseUnavailable
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+BATCH_MAX: Final = 256
+TRIES_MAX: Final = 3
+
+
+class BatchLoader(Generic[K, V]):
+    """One kind of read in this replica. Each value is read after it was asked for."""
+
+    def __init__(
+        self,
+        database: Database,
+        read: Callable[[AsyncConnection, Sequence[K]], Awaitable[Sequence[V]]],
+    ) -> None:
+        """``read`` returns one value per key, in their order, from one statement."""
+        self._database = database
+        self._read = read
+        self._queue: deque[tuple[K, asyncio.Future[V]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def load(self, key: K) -> V:
+        """The value for the key. Raises DatabaseUnavailable."""
+        loop = asyncio.get_running_loop()
+        value: asyncio.Future[V] = loop.create_future()
+        self._queue.append((key, value))
+        if self._task is None:
+            # In a context of its own: the task outlives the call that happened to start it.
+            self._task = loop.create_task(self._run(), context=contextvars.Context())
+        return await value
+
+    async def close(self) -> None:
+        """Wait until no read is running."""
+        while self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        while self._queue:
+            size = min(len(self._queue), BATCH_MAX)
+            batch = [self._queue.popleft() for _ in range(size)]
+            batch = [(key, value) for key, value in batch if not value.done()]
+            if not batch:
+                continue
+            try:
+                values = await self._try([key for key, _ in batch])
+            except Exception as error:  # noqa: BLE001 - every caller of the batch gets it
+                for _, value in batch:
+                    if not value.done():
+                        value.set_exception(error)
+                continue
+            for (_, value), loaded in zip(batch, values, strict=True):
+                if not value.done():
+                    value.set_result(loaded)
+        self._task = None
+
+    async def _try(self, keys: Sequence[K]) -> Sequence[V]:
+        """A read changes nothing: if only the connection was lost, it is made again."""
+        for left in reversed(range(TRIES_MAX)):
+            try:
+                async with reading(self._database) as connection:
+                    values = await self._read(connection, keys)
+            except DatabaseUnavailable:
+                if not left:
+                    raise
+            else:
+                assert len(values) == len(keys), "one value per key"
+                return values
+        raise AssertionError("the last try returns or raises")

@@ -1,0 +1,62 @@
+"""Commands that wait for a row which another transaction has locked, one queue per row.
+
+A row that is locked for seconds must not delay the other commands of a batch. So its commands leave
+the lane and wait here in order of arrival. They are decided in transactions that wait for the lock,
+a few transactions at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from typing import Generic, TypeVar
+
+from common.batching.outcomes import Limits, QueuedCommand
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+
+class LockWaitQueue(Generic[C, R]):
+    """The queues of all locked rows of a lane."""
+
+    def __init__(
+        self,
+        decide: Callable[[Hashable, list[QueuedCommand[C, R]]], Awaitable[None]],
+        fail: Callable[[list[QueuedCommand[C, R]], BaseException], None],
+        spawn: Callable[[Coroutine[None, None, None]], None],
+        limits: Limits,
+    ) -> None:
+        """``decide`` replies to every entry it gets, or puts it back with ``wait``."""
+        self._decide = decide
+        self._fail = fail
+        self._spawn = spawn
+        self._limits = limits
+        self._queues: dict[Hashable, deque[QueuedCommand[C, R]]] = {}
+        self._slots = asyncio.Semaphore(limits.blocked_max)
+
+    def wait(self, entry: QueuedCommand[C, R], row: Hashable) -> None:
+        """Queue the entry for the row."""
+        queue = self._queues.get(row)
+        if queue is None:
+            queue = self._queues[row] = deque()
+            self._spawn(self._run(row, queue))
+        queue.append(entry)
+
+    async def _run(self, row: Hashable, queue: deque[QueuedCommand[C, R]]) -> None:
+        entries: list[QueuedCommand[C, R]] = []
+        try:
+            while queue:
+                # A slot is taken for one transaction only, so that a few rows locked for long do
+                # not keep all slots from other rows.
+                async with self._slots:
+                    size = min(len(queue), self._limits.batch_max)
+                    entries = [queue.popleft() for _ in range(size)]
+                    await self._decide(row, entries)
+        except BaseException as error:
+            self._fail([*entries, *queue], error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            del self._queues[row]

@@ -1,0 +1,98 @@
+"""What a lane's batch makes of a command, and the limits of a lane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.backoff import Backoff
+from common.errors import Refusal
+
+C = TypeVar("C")
+R = TypeVar("R")
+C_contra = TypeVar("C_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RowLocked:
+    """Another transaction holds the lock on ``row``: decide this command when the row is free."""
+
+    row: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class VersionConflict:
+    """The row changed between reading and writing: decide this command again."""
+
+
+Outcome: TypeAlias = R | Refusal | RowLocked | VersionConflict
+"""The caller's result, its refusal, or why the command has to be decided again."""
+
+
+class Decide(Protocol[C_contra, R_co]):
+    """Decides a batch in an open transaction. Never commits; may be called again for the batch."""
+
+    async def __call__(
+        self, connection: AsyncConnection, commands: Sequence[C_contra], *, wait_for_locks: bool
+    ) -> Sequence[Outcome[R_co]]:
+        """One outcome per command, in their order.
+
+        ``wait_for_locks``: lock all rows and wait for other transactions, up to lock_timeout,
+        instead of returning ``RowLocked``.
+        """
+
+
+_RETRY: Final = Backoff(0.01, 0.1, jitter=(0.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A lane's limits. Times are the lane's own: no caller's deadline shortens a batch."""
+
+    batch_max: int = 256
+    depth_max: int = 4_096
+    """Commands waiting or in flight; beyond them, callers are refused with OVERLOADED."""
+    least_time_s: float = 0.02
+    """Callers with less time left are refused before anything begins."""
+    linger_from: int = 8
+    """Queue length from which the lane lingers for more commands before a batch."""
+    linger_s: float = 0.001
+    linger_max: int = 10
+    """How many times a lane lingers, while its queue still grows."""
+    busy_key_s: float = 0.05
+    """How long a command waits for a busy Redis lock before it goes on without it."""
+    busy_key_pause_s: float = 0.003
+    retry: Backoff = _RETRY
+    """Pauses of commands that are decided again after a version conflict."""
+    blocked_max: int = 4
+    """Transactions at once that wait for locked rows, beside the lane's own."""
+    blocked_rounds_max: int = 15
+    """How often a command waits for a locked row, each time for lock_timeout, before it is
+    refused."""
+
+
+@dataclass(slots=True, eq=False)
+class QueuedCommand(Generic[C, R]):
+    """A command in a lane, and the future that its caller waits for."""
+
+    command: C
+    reply: asyncio.Future[R]
+    deadline: float | None
+    lock_key: str | None
+    rounds_max: int
+    busy_since: float | None = None
+    """When its Redis lock was first busy."""
+    rounds: int = 0
+    """How often it was decided without a result."""
+    left: bool = False
+    """Whether it has left the lane, with a reply or because its caller is gone."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its caller still waits."""
+        return not self.reply.done()

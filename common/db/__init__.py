@@ -1,0 +1,1 @@
+"""PostgreSQL: engines, errors, row locks, idempotency records, migrations and readiness."""

@@ -1,0 +1,166 @@
+"""The connections to a service's database, with their time limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from common.db.errors import map_database_errors
+from common.environment import source_of
+from common.ids import is_id
+from common.settings import ServiceSettings
+from common.urls import engine_url
+
+T = TypeVar("T")
+
+_PLANS: Final = {
+    # Every statement looks rows up by key, from arrays of unknown length. It is planned once, for
+    # few rows, over indexes: a plan made while a table was empty must still be right when it is
+    # full, and for a small table the planner would read all of it for every batch.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_mergejoin": "off",
+    "random_page_cost": "1.1",
+    "jit": "off",
+}
+CONNECT_TIMEOUT_S: Final = 3.0
+CLOSE_S: Final = 2.0
+"""How long closing may take. A server that answers needs a moment."""
+LOCK_TIMEOUT_MS: Final = 1_000
+"""How long a transaction that waits for locks waits for one row."""
+LANE_LOCK_TIMEOUT_MS: Final = 50
+"""How long a lane's batch waits for a lock. It skips locked rows; what is left are new rows that
+another transaction has inserted and not committed."""
+STATEMENT_TIMEOUT_MS: Final = 3_000
+IDLE_TIMEOUT_MS: Final = 6_000
+POOL_TIMEOUT_S: Final = 3.0
+
+_log = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A service's database, with a pool for each purpose: none waits for another."""
+
+    lanes: AsyncEngine
+    """Transactions of lanes. Every caller of a lane waits for them, so they wait for no lock."""
+    waiting: AsyncEngine
+    """Transactions that wait for row locks, and sweeps."""
+    reads: AsyncEngine
+    """Single statements in autocommit mode."""
+    probe: AsyncEngine
+    """One session for the readiness probe, which many readers therefore cannot delay."""
+    setting: str = "the database"
+    """The variable or file that the address came from, for the operator."""
+    checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    """Set when the readiness probe has passed once and the server's durability was checked."""
+
+    def begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction outside any lane, for sweeps and clean-ups."""
+        return self.waiting.begin()
+
+    async def close(self) -> None:
+        """Close every connection within CLOSE_S; those of a silent server are dropped."""
+        engines = (self.lanes, self.waiting, self.reads, self.probe)
+        closing = {asyncio.create_task(engine.dispose()) for engine in engines}
+        # Without a limit the driver waits for each of them, one after the other.
+        _, late = await asyncio.wait(closing, timeout=CLOSE_S / 2)
+        for task in late:
+            task.cancel()
+        if late:
+            _log.warning("database connections dropped", setting=self.setting)
+            await asyncio.wait(late, timeout=CLOSE_S / 2)
+
+
+def open_engines(
+    url: str, *, application_name: str, pool_size: int, setting: str = "the database"
+) -> Database:
+    """Engines with ``pool_size`` connections in all. No session waits without a limit.
+
+    One connection is the probe's. Of the others, lanes, waiting transactions and reads get a third
+    each, at least one: many readers cannot take a write's connection, nor a locked row that
+    of everyone else's batch.
+    """
+    shared = pool_size - 1
+    third = max(shared // 3, 1)
+
+    def engine(
+        purpose: str, size: int, lock_timeout_ms: int, *, single: bool = False
+    ) -> AsyncEngine:
+        return create_async_engine(
+            engine_url(url),
+            isolation_level="AUTOCOMMIT" if single else None,
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_S,
+            pool_use_lifo=True,
+            # A lane runs its batch again when a connection is stale; a single read is not repeated.
+            pool_pre_ping=single,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_S,
+                # During a failover the name may still lead to the old primary, a standby by then:
+                # its rows are old, and such a session would stay when the name has moved.
+                "target_session_attrs": "read-write",
+                # The client gives up a little after the server should have.
+                "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 1,
+                "server_settings": {
+                    "application_name": f"{application_name} {purpose}",
+                    "lock_timeout": str(lock_timeout_ms),
+                    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+                    # A replica that is frozen inside a transaction loses it, and its row locks.
+                    "idle_in_transaction_session_timeout": str(IDLE_TIMEOUT_MS),
+                    "timezone": "UTC",
+                    **_PLANS,
+                },
+            },
+        )
+
+    return Database(
+        lanes=engine("lanes", third, LANE_LOCK_TIMEOUT_MS),
+        waiting=engine("waiting", third, LOCK_TIMEOUT_MS),
+        reads=engine("reads", max(shared - 2 * third, 1), LOCK_TIMEOUT_MS, single=True),
+        probe=engine("probe", 1, LOCK_TIMEOUT_MS, single=True),
+        setting=setting,
+    )
+
+
+@asynccontextmanager
+async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
+    """The service's database, from its settings; closed at the end of the block."""
+    database = open_engines(
+        settings.database_url.get_secret_value(),
+        application_name=f"tally {settings.service} {settings.replica}"[:48],
+        pool_size=settings.pool_size,
+        setting=source_of(settings.service, "database_url"),
+    )
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def read_by_id(
+    database: Database, id_: str, read: Callable[[AsyncConnection, str], Awaitable[T | None]]
+) -> T | None:
+    """What one ``read`` finds; None, without asking, for text that cannot be an id.
+
+    Raises DatabaseUnavailable.
+    """
+    if not is_id(id_):
+        return None
+    async with reading(database) as connection:
+        return await read(connection, id_)
+
+
+@asynccontextmanager
+async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A connection for a few single reads. Raises DatabaseUnavailable if the server is away."""
+    with map_database_errors():
+        async with database.reads.connect() as connection:
+            yield connection

@@ -1,0 +1,129 @@
+"""Errors of PostgreSQL and its driver: what failed, and what a caller may do about it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import sqlalchemy as sa
+from asyncpg.exceptions import TargetServerAttributeNotMatched
+from sqlalchemy import exc
+
+from common import logs
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable
+
+READY_TIMEOUT_S: Final = 1.5
+"""Time limit of the readiness probe's statement. Less than the health probe's own limit
+(``common.rpc.health``): here the cause is known."""
+
+UNIQUE_VIOLATION: Final = "23505"
+UNDEFINED_TABLE: Final = "42P01"
+INSUFFICIENT_PRIVILEGE: Final = "42501"
+LOCK_NOT_AVAILABLE: Final = "55P03"
+_CONTENTION: Final = {"40001", "40P01", LOCK_NOT_AVAILABLE}
+_UNREACHABLE: Final = {
+    "25006",  # read-only: a failover is under way and this is the old primary
+    "57014",  # statement_timeout
+    "25P03",  # idle_in_transaction_session_timeout
+    "57P01",
+    "57P02",
+    "57P03",
+}
+
+
+class Fault(enum.Enum):
+    """What a failed transaction means for the commands in it."""
+
+    COMMAND = "command"
+    """One command broke a constraint or a type (SQLSTATE 22, 23): find it."""
+    CONTENTION = "contention"
+    """Deadlock, serialization failure or lock timeout: run the same batch again."""
+    CONNECTION = "connection"
+    """The server is unreachable or did not answer: run the batch again. If the lost transaction
+    had committed, the idempotency records say so."""
+    UNEXPECTED = "unexpected"
+    """A defect in Tally."""
+
+
+class StaleRead(Exception):  # noqa: N818 - another writer was faster, which is no fault
+    """A row changed between reading and writing: nothing of the batch may be kept.
+
+    Locked rows cannot change; the comparison protects against a lock that was not taken. The batch
+    runs again, as after a deadlock.
+    """
+
+
+class ReadOnlyDatabase(Exception):  # noqa: N818 - a state, not a fault
+    """The session is on a hot standby, or read-only by a setting of server, database or role."""
+
+
+def sqlstate(error: BaseException) -> str:
+    """The SQLSTATE that PostgreSQL returned, or ''."""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+
+
+def constraint_name(error: BaseException) -> str:
+    """The name of the violated constraint, or ''."""
+    cause = getattr(getattr(error, "orig", None), "__cause__", None)
+    return str(getattr(cause, "constraint_name", None) or "")
+
+
+def classify(error: BaseException) -> Fault:
+    """The kind of fault that an exception from a transaction is."""
+    state = sqlstate(error)
+    if state[:2] in {"22", "23"}:
+        return Fault.COMMAND
+    if state in _CONTENTION or isinstance(error, StaleRead):
+        return Fault.CONTENTION
+    if state[:2] in {"08", "28", "3D", "53", "58"} or state in _UNREACHABLE:
+        # 28: rejected, since a password was changed; 3D: no such database; 53: out of connections,
+        # memory or disk; 58: I/O. The server has the fault, not the command.
+        return Fault.CONNECTION
+    if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or not state):
+        # Without a SQLSTATE the server did not answer: asyncpg's InterfaceError.
+        return Fault.CONNECTION
+    if isinstance(error, OSError | TimeoutError | exc.TimeoutError):
+        return Fault.CONNECTION
+    if type(error).__module__.startswith("asyncpg"):
+        # Raised while connecting, where SQLAlchemy does not wrap it.
+        return Fault.CONNECTION
+    return Fault.UNEXPECTED
+
+
+@contextmanager
+def map_database_errors() -> Iterator[None]:
+    """Raise the refusals that a lane returns for an unreachable or contended database.
+
+    For SQL outside a lane. Raises DatabaseUnavailable or ConflictRetriesExhausted; any other error
+    passes unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        fault = classify(error)
+        if fault is Fault.CONNECTION:
+            raise DatabaseUnavailable from error
+        if fault is Fault.CONTENTION:
+            raise ConflictRetriesExhausted from error
+        raise
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the error means that the database is unreachable, which readiness reports already."""
+    return isinstance(error, DatabaseUnavailable) or classify(error) is Fault.CONNECTION
+
+
+def describe_failure(error: BaseException, url: sa.URL) -> str:
+    """Why the database at ``url`` cannot be used, in one line for the operator."""
+    address = f"{url.host}:{url.port or 5432}"
+    if isinstance(error, TimeoutError):
+        return f"no answer from {address} within {READY_TIMEOUT_S:g} s"
+    if isinstance(error, OSError):
+        return f"no answer from {address}: {error.strerror or error}"
+    cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
+    if isinstance(cause, ReadOnlyDatabase | TargetServerAttributeNotMatched):
+        return f"{address} takes no writes: a hot standby, or default_transaction_read_only is on"
+    first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return logs.masked(first_line)

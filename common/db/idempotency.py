@@ -1,0 +1,246 @@
+"""Idempotency records: what became of each request_id, written in the effect's own transaction.
+
+A service has one table, ``answers``. A row is ANSWERED (return the stored response again), REFUSED
+(an attempt with outside effects was refused; return the stored refusal again) or CANCELLED, a
+tombstone (the request was compensated, before or after it arrived, and must never happen). No row:
+the request has not happened. Other refusals are not stored.
+
+Rows of the business are locked before records are read, so that a duplicate that waited for a row
+reads the first one's response. Records are written last, in ascending order, so that two batches
+cannot deadlock on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.engines import Database
+from common.db.row_locks import CLOCK, TIME, locked
+from common.db.rows import from_row
+from common.db.unnest import arrays, unnest
+from common.errors import RequestIdReused
+from common.request_key import IdempotentCommand, RequestKey, Result
+
+T = TypeVar("T")
+
+KEEP_DAYS: Final = 30
+ANSWERED: Final = "ANSWERED"
+REFUSED: Final = "REFUSED"
+CANCELLED: Final = "CANCELLED"
+CLEAN_UP_ROWS: Final = 5_000
+"""Rows deleted in one transaction: few enough not to delay other transactions."""
+CLEAN_UP_INTERVAL_S: Final = 600.0
+_KEY: Final = ("method", "scope", "request_id")
+
+
+class RecordConflict(Exception):  # noqa: N818 - another writer was first, which is no fault
+    """Another transaction recorded one of these requests first: run the batch again."""
+
+
+def idempotency_table(metadata: sa.MetaData) -> sa.Table:
+    """The table, the same in every service."""
+    return sa.Table(
+        "answers",
+        metadata,
+        sa.Column("method", sa.Text, primary_key=True),
+        sa.Column("scope", sa.Text, primary_key=True),
+        sa.Column("request_id", sa.Text, primary_key=True),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("digest", sa.LargeBinary, nullable=False),
+        sa.Column("body", sa.Text),
+        sa.Column("create_time", TIME, nullable=False, server_default=CLOCK),
+        sa.CheckConstraint("state IN ('ANSWERED', 'REFUSED', 'CANCELLED')", name="answers_state"),
+        sa.CheckConstraint(
+            "(body IS NULL) = (state = 'CANCELLED')", name="answers_body_unless_cancelled"
+        ),
+        sa.Index(
+            "answers_to_clean_up", "create_time", postgresql_where=sa.text("state <> 'CANCELLED'")
+        ),
+    )
+
+
+DDL: Final = """
+CREATE TABLE answers (
+    method      text NOT NULL,
+    scope       text NOT NULL,
+    request_id  text NOT NULL,
+    state       text NOT NULL
+                CONSTRAINT answers_state CHECK (state IN ('ANSWERED', 'REFUSED', 'CANCELLED')),
+    digest      bytea NOT NULL,
+    body        text,
+    create_time timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT answers_pkey PRIMARY KEY (method, scope, request_id),
+    CONSTRAINT answers_body_unless_cancelled CHECK ((body IS NULL) = (state = 'CANCELLED'))
+);
+CREATE INDEX answers_to_clean_up ON answers (create_time) WHERE state <> 'CANCELLED';
+"""
+"""Executed by a service's first migration and frozen with it: change it by a new migration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What became of a request."""
+
+    state: str
+    digest: bytes
+    body: str | None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the record is a tombstone."""
+        return self.state == CANCELLED
+
+    def body_for(self, command: IdempotentCommand) -> str:
+        """The stored body, if the command has the same content as the recorded request.
+
+        Raises RequestIdReused if it has not. Check ``cancelled`` first.
+        """
+        if self.digest != command.digest:
+            raise RequestIdReused(request_id=command.key.request_id)
+        assert self.body is not None
+        return self.body
+
+
+class IdempotencyRecords:
+    """The records of one batch: read once, then consulted and added to, written once."""
+
+    def __init__(self, found: dict[RequestKey, Record]) -> None:
+        self._known = found
+        self.new: dict[RequestKey, Record] = {}
+        """What this batch added."""
+
+    def get(self, key: RequestKey) -> Record | None:
+        """The request's record, from the database or from earlier in this batch."""
+        return self._known.get(key)
+
+    def is_cancelled(self, key: RequestKey) -> bool:
+        """Whether the request has a tombstone."""
+        record = self._known.get(key)
+        return record is not None and record.cancelled
+
+    def replay(self, command: IdempotentCommand, body: TypeAdapter[T]) -> Result[T] | None:
+        """The response recorded for the command, or None. Raises RequestIdReused.
+
+        Commands that can be cancelled check ``is_cancelled`` first.
+        """
+        record = self._known.get(command.key)
+        if record is None:
+            return None
+        return Result(body.validate_json(record.body_for(command)), replayed=True)
+
+    def answer(self, command: IdempotentCommand, value: T, body: TypeAdapter[T]) -> Result[T]:
+        """Record that the command was carried out; a repetition gets ``value`` again."""
+        self._put(command.key, Record(ANSWERED, command.digest, body.dump_json(value).decode()))
+        return Result(value)
+
+    def refuse(self, command: IdempotentCommand, value: T, body: TypeAdapter[T]) -> None:
+        """Record that the attempt was refused; a repetition gets the same refusal."""
+        self._put(command.key, Record(REFUSED, command.digest, body.dump_json(value).decode()))
+
+    def cancel(self, key: RequestKey) -> None:
+        """Record a tombstone: the request, carried out or never seen, must not happen any more."""
+        before = self._known.get(key)
+        self._put(key, Record(CANCELLED, before.digest if before else b"", None))
+
+    def forget(self, keys: Iterable[RequestKey]) -> None:
+        """Drop what was added for these requests, whose rows were not saved."""
+        for key in keys:
+            self.new.pop(key, None)
+
+    def _put(self, key: RequestKey, record: Record) -> None:
+        self._known[key] = self.new[key] = record
+
+
+class IdempotencyStore:
+    """The statements on a service's table of idempotency records."""
+
+    def __init__(self, table: sa.Table) -> None:
+        self._asked = unnest("asked", *table.c[_KEY])
+        self._find = sa.select(table).join_from(
+            self._asked, table, sa.and_(*(table.c[name] == self._asked.c[name] for name in _KEY))
+        )
+        self._added = unnest("new", *table.c[(*_KEY, "state", "digest", "body")])
+        self._save = _save(table, self._added)
+        self._clean_up = _clean_up(table)
+
+    async def load(
+        self, connection: AsyncConnection, keys: Iterable[RequestKey]
+    ) -> IdempotencyRecords:
+        """Read the records of ``keys``, after the rows they concern have been locked."""
+        rows = await connection.execute(self._find, arrays(self._asked, set(keys)))
+        return IdempotencyRecords(
+            {
+                RequestKey(row.method, row.scope, row.request_id): from_row(Record, row)
+                for row in rows
+            }
+        )
+
+    async def save(self, connection: AsyncConnection, records: IdempotencyRecords) -> None:
+        """Write what is new, in ascending order. Raises RecordConflict if another was first."""
+        if not records.new:
+            return
+        rows = [
+            {**key._asdict(), "state": record.state, "digest": record.digest, "body": record.body}
+            for key, record in sorted(records.new.items())
+        ]
+        result = await connection.execute(self._save, arrays(self._added, rows))
+        if result.rowcount != len(rows):
+            raise RecordConflict
+
+    async def clean_up(self, database: Database, stopping: asyncio.Event) -> int:
+        """Delete records older than KEEP_DAYS, some at a time; returns how many.
+
+        Ends after the batch in which ``stopping`` is set. Tombstones stay for ever: what was
+        compensated must not happen, however late it arrives.
+        """
+        deleted = 0
+        while True:
+            async with database.begin() as connection:
+                result = await connection.execute(self._clean_up)
+            deleted += result.rowcount
+            if result.rowcount < CLEAN_UP_ROWS or stopping.is_set():
+                return deleted
+
+
+def _save(table: sa.Table, added: sa.TableValuedAlias) -> sa.Executable:
+    # Sorted in SQL too: rows are inserted in the order in which the SELECT returns them.
+    ordered = sa.select(added).order_by(*(added.c[name] for name in _KEY))
+    inserting = insert(table).from_select(list(added.c.keys()), ordered)
+    # A response replaces nothing. A tombstone replaces the response that its transaction has read,
+    # and no other: compensating one that came in between would be lost.
+    return inserting.on_conflict_do_update(
+        constraint="answers_pkey",
+        set_={"state": inserting.excluded.state, "body": inserting.excluded.body},
+        where=sa.and_(
+            inserting.excluded.state == CANCELLED, inserting.excluded.digest == table.c.digest
+        ),
+    )
+
+
+def _clean_up(table: sa.Table) -> sa.Executable:
+    key = table.c[_KEY]
+    old = (
+        sa.select(*key)
+        .where(table.c.create_time < sa.func.now() - sa.text(f"interval '{KEEP_DAYS} days'"))
+        .where(table.c.state != sa.literal_column(f"'{CANCELLED}'"))
+        .order_by(table.c.create_time)
+        .limit(CLEAN_UP_ROWS)
+        .subquery("old")
+    )
+    deleted = locked(
+        table,
+        sa.select(*key).join_from(
+            old, table, sa.and_(*(table.c[name] == old.c[name] for name in _KEY))
+        ),
+        order_by=list(key),
+        skip_locked=True,
+    )
+    return sa.delete(table).where(*(table.c[name] == deleted.c[name] for name in _KEY))

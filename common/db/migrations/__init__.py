@@ -1,0 +1,5 @@
+"""Alembic for every service: env.py is here, the revisions are in each service."""
+
+from common.db.migrations.run import execute, migrate
+
+__all__ = ["execute", "migrate"]

@@ -1,0 +1,152 @@
+"""Row locks of a batch: always in ascending key order, waiting for other transactions or not.
+
+Two batches that lock the same rows in different orders deadlock. So the rows are locked in a CTE
+that sorts before it locks, and every statement that writes rows runs after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.unnest import arrays, unnest
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+TIME: Final = sa.DateTime(timezone=True)
+CLOCK: Final = sa.func.clock_timestamp(type_=TIME)
+"""The database's clock now, not at the start of the transaction."""
+_READ_CLOCK: Final = sa.select(CLOCK)
+
+
+def locked(
+    table: sa.Table,
+    selected: sa.Select[Any],
+    *,
+    order_by: Sequence[sa.ColumnElement[Any]],
+    skip_locked: bool,
+    name: str = "locked",
+) -> sa.CTE:
+    """The rows that ``selected`` returns, locked FOR NO KEY UPDATE in the order of ``order_by``.
+
+    It is the row lock that an UPDATE takes. ``skip_locked``: leave out rows that another
+    transaction has locked instead of waiting for them.
+    """
+    return (
+        selected.order_by(*order_by)
+        .with_for_update(of=table, key_share=True, skip_locked=skip_locked)
+        .cte(name)
+        # PostgreSQL would otherwise inline the CTE, and the plan of the outer query decides.
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Locked(Generic[K]):
+    """The rows that a batch has locked."""
+
+    rows: Sequence[sa.Row[Any]]
+    blocked: frozenset[K]
+    """Keys of rows that exist but are locked by another transaction."""
+    now: datetime | None
+    """The database's clock, read after the rows were locked; None if no row was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[V]):
+    """What a store made of the rows that a batch has locked, by id."""
+
+    found: dict[str, V]
+    blocked: frozenset[str]
+    """Ids of rows that exist but are locked by another transaction."""
+    now: datetime | None
+    """The database's clock, read after the rows were locked; None if no row was found."""
+
+
+class RowLocks(Generic[K]):
+    """The statements that lock the wanted rows of one table.
+
+    ``K`` is the type of a key: a tuple, or the column's value if the key has one column.
+    """
+
+    def __init__(
+        self,
+        table: sa.Table,
+        *key: str,
+        matches: Callable[[sa.TableValuedAlias], sa.ColumnElement[bool]] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
+        """``key``: the columns that name a row, and order the locks.
+
+        ``matches``: the condition that joins the table to the wanted keys, if not equality.
+        ``columns``: what the rows have, if not all columns.
+        """
+        self._key = key
+        ordered = [table.c[name] for name in key]
+        self._wanted = unnest("wanted", *ordered)
+        condition = (
+            matches(self._wanted)
+            if matches
+            else sa.and_(*(table.c[name] == self._wanted.c[name] for name in key))
+        )
+        selected = list(table.c) if columns is None else [table.c[name] for name in columns]
+        rows = sa.select(*selected).join_from(self._wanted, table, condition)
+
+        def lock(*, skip_locked: bool) -> sa.Select[Any]:
+            # The clock is read outside the CTE, when the rows are locked: the SELECT list of a
+            # locking query is computed before it waits.
+            cte = locked(table, rows, order_by=ordered, skip_locked=skip_locked)
+            return sa.select(cte, CLOCK.label("now"))
+
+        self._lock = lock(skip_locked=False)
+        self._lock_free = lock(skip_locked=True)
+        self._read = rows.add_columns(CLOCK.label("now"))
+        self._read_keys = sa.select(*ordered).join_from(self._wanted, table, condition)
+
+    async def lock(
+        self, connection: AsyncConnection, keys: Collection[K], *, wait_for_locks: bool
+    ) -> Locked[K]:
+        """Lock the rows with these keys that exist, and find out which of them are blocked.
+
+        With ``wait_for_locks`` the statement waits for other transactions, up to lock_timeout.
+        Then a row is blocked only if it was inserted in between; the next attempt finds it.
+        """
+        if not keys:
+            return Locked([], frozenset(), None)
+        parameters = self._parameters(keys)
+        statement = self._lock if wait_for_locks else self._lock_free
+        rows = (await connection.execute(statement, parameters)).all()
+        now = max((row.now for row in rows), default=None)
+        found = {self._key_of(row) for row in rows}
+        if found.issuperset(keys):
+            return Locked(rows, frozenset(), now)
+        # A missing row does not exist, or it was skipped.
+        existing = await connection.execute(self._read_keys, parameters)
+        return Locked(rows, frozenset({self._key_of(row) for row in existing} - found), now)
+
+    async def read(self, connection: AsyncConnection, keys: Collection[K]) -> Locked[K]:
+        """The rows with these keys as last committed, without locks."""
+        if not keys:
+            return Locked([], frozenset(), None)
+        rows = (await connection.execute(self._read, self._parameters(keys))).all()
+        return Locked(rows, frozenset(), max((row.now for row in rows), default=None))
+
+    def _parameters(self, keys: Collection[K]) -> dict[str, list[object]]:
+        ordered = [key if isinstance(key, tuple) else (key,) for key in keys]
+        return arrays(self._wanted, [dict(zip(self._key, key, strict=True)) for key in ordered])
+
+    def _key_of(self, row: sa.Row[Any]) -> K:
+        values = tuple(getattr(row, name) for name in self._key)
+        key: K = values if len(values) > 1 else values[0]  # type: ignore[assignment]
+        return key
+
+
+async def read_clock(connection: AsyncConnection) -> datetime:
+    """The database's clock, for batches that lock no row."""
+    return (await connection.execute(_READ_CLOCK)).scalar_one()

@@ -1,0 +1,47 @@
+"""A whole batch as the parameters of one statement: arrays that PostgreSQL unnests into rows.
+
+A statement is built once. It takes one array per column, in one round trip however many rows, and
+its text does not depend on their number, so it is prepared once.
+
+    _wanted = unnest("wanted", *accounts.c["user_id", "currency_code"])
+    _FIND = sa.select(accounts).join_from(_wanted, accounts, …)
+    await connection.execute(_FIND, arrays(_wanted, account_ids))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import getitem
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+ColumnType: TypeAlias = type[sa.types.TypeEngine[Any]] | sa.types.TypeEngine[Any]
+
+
+def unnest(name: str, /, *columns: sa.Column[Any], **others: ColumnType) -> sa.TableValuedAlias:
+    """A FROM element called ``name`` with one array parameter per column.
+
+    ``columns``: columns of a table, taken over with name and type. ``others``: types of further
+    columns, by name.
+    """
+    shape: dict[str, ColumnType] = {str(column.key): column.type for column in columns}
+    shape |= others
+    parameters = [
+        sa.bindparam(f"{name}_{column}", type_=ARRAY(of_type)) for column, of_type in shape.items()
+    ]
+    shaped = [sa.column(column, of_type) for column, of_type in shape.items()]
+    return sa.func.unnest(*parameters).table_valued(*shaped).render_derived(name=name)
+
+
+def arrays(source: sa.TableValuedAlias, rows: Iterable[object]) -> dict[str, list[object]]:
+    """The parameters of ``source``: one array per column, in the order of ``rows``.
+
+    The rows are mappings with the columns' names, or objects with attributes of these names.
+    """
+    rows = list(rows)
+    mappings = bool(rows) and isinstance(rows[0], Mapping)
+    value: Callable[[Any, str], object] = getitem if mappings else getattr
+    names = [str(column.key) for column in source.c]
+    return {f"{source.name}_{name}": [value(row, name) for row in rows] for name in names}

@@ -1,0 +1,90 @@
+"""Where settings are given: in environment variables, or in files of the secrets directory.
+
+A setting can be given for one service (``TALLY_BALANCE_POOL_SIZE``) or for all services
+(``TALLY_POOL_SIZE``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+PREFIX: Final = "TALLY_"
+SECRETS_DIR: Final = "TALLY_SECRETS_DIR"
+SECRET_BYTES_MAX: Final = 64 * 1024
+
+
+class SettingsError(Exception):
+    """A setting is missing or malformed. The text is one line for the operator."""
+
+
+def prefixes(service: str) -> tuple[str, ...]:
+    """The prefixes of a service's variables; the first wins."""
+    return (f"{PREFIX}{service.upper()}_", PREFIX) if service else (PREFIX,)
+
+
+def secrets_dir() -> Path | None:
+    """The secrets directory, or None if none is set.
+
+    Raises SettingsError, with the directory's or the file's name, if a secret cannot be read.
+    """
+    name = os.environ.get(SECRETS_DIR, "")
+    if not name:
+        return None
+    directory = Path(name)
+    if not directory.is_dir():
+        raise SettingsError(f"{SECRETS_DIR}: is not a directory")
+    try:
+        files = _secret_files(directory)
+    except OSError as error:
+        raise SettingsError(f"{SECRETS_DIR}: cannot be read: {error.strerror}") from None
+    for file in files:
+        if problem := secret_file_problem(file):
+            raise SettingsError(f"{file}: {problem}")
+    return directory
+
+
+def secret_file_problem(file: Path) -> str:
+    """Why the file's text cannot be read, in one line, or ''."""
+    try:
+        if not file.is_file():
+            return "is not a file"
+        if file.stat().st_size > SECRET_BYTES_MAX:
+            return f"is larger than {SECRET_BYTES_MAX} bytes"
+        file.read_bytes().decode()
+    except UnicodeDecodeError:
+        return "is not text in UTF-8"
+    except (OSError, RuntimeError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', None) or 'a loop of links'}"
+    return ""
+
+
+def source_of(service: str, field: str) -> str:
+    """The variable or file that a setting came from; if none, the variable to set."""
+    names = [f"{prefix}{field.upper()}" for prefix in prefixes(service)]
+    variables = {name.upper() for name in os.environ}
+    files = {file.name.upper(): file for file in _secret_files(secrets_dir())}
+    for name in names:
+        if name in variables:
+            return name
+        if name in files:
+            return str(files[name])
+    return names[0]
+
+
+def unknown_names(service: str, fields: Collection[str]) -> list[str]:
+    """Variables and files that begin with the service's own prefix and are no setting."""
+    prefix = prefixes(service)[0]
+    given = {name.upper() for name in os.environ}
+    given |= {file.name.upper() for file in _secret_files(secrets_dir())}
+    known = {prefix + field.upper() for field in fields}
+    return sorted(name for name in given - known if name.startswith(prefix))
+
+
+def _secret_files(directory: Path | None) -> list[Path]:
+    """The files of the directory that are settings by their names."""
+    if directory is None:
+        return []
+    return [file for file in directory.iterdir() if file.name.upper().startswith(PREFIX)]

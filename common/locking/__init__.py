@@ -1,0 +1,1 @@
+"""Locking strategies, and the locks and marks that Redis holds."""

@@ -1,0 +1,106 @@
+"""Marks in Redis or Valkey: a hint, for a while, that a request is in progress or done.
+
+A mark is neither a lock nor the truth. A caller that finds one reads the database before it works;
+what it reads there decides. A mark may therefore be lost, flushed or wrong without damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final, Protocol
+
+from prometheus_client import Counter
+from redis.asyncio import Redis
+
+from common.locking.redis import RedisCalls, RedisUnavailable, open_redis
+from common.metrics import REGISTRY
+
+LIFE_MS: Final = 120_000
+
+# One round trip, and repeatable: an owner that finds its own mark has set it.
+_BEGIN: Final = """
+local found = redis.call('GET', KEYS[1])
+if not found then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+elseif found ~= ARGV[1] then
+  return found
+end
+return false
+"""
+_CLEAR: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+_marks = Counter(
+    "tally_marks",
+    "Marks asked for, by outcome: set, found or absent (Redis unavailable).",
+    ("outcome",),
+    registry=REGISTRY,
+)
+
+
+class InProgressMarks(Protocol):
+    """Hints between replicas. No method raises or takes longer than Redis' time limit."""
+
+    async def begin(self, key: str, owner: str) -> str | None:
+        """Mark ``key`` as in progress. If another owner marked it, return that mark's text."""
+
+    async def done(self, key: str, result: str) -> None:
+        """Set the mark to ``DONE:<result>``."""
+
+    async def clear(self, key: str, owner: str) -> None:
+        """Delete the mark if it is the owner's own."""
+
+
+class NoMarks:
+    """Redis is not configured: no caller finds a mark."""
+
+    async def begin(self, key: str, owner: str) -> str | None:  # noqa: ARG002
+        return None
+
+    async def done(self, key: str, result: str) -> None:
+        pass
+
+    async def clear(self, key: str, owner: str) -> None:
+        pass
+
+
+@asynccontextmanager
+async def open_marks(url: str) -> AsyncIterator[InProgressMarks]:
+    """Marks in the Redis at ``url``; an empty URL means none."""
+    if not url:
+        yield NoMarks()
+        return
+    async with open_redis(url) as redis:
+        yield RedisMarks(redis)
+
+
+class RedisMarks:
+    """Marks in one Redis. Call it from tasks that are not cancelled (see ``open_redis``)."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._begin = redis.register_script(_BEGIN)
+        self._clear = redis.register_script(_CLEAR)
+        self._redis = redis
+        self._calls = RedisCalls("redis_mark_absent")
+
+    async def begin(self, key: str, owner: str) -> str | None:
+        try:
+            found = await self._calls.call(
+                lambda: self._begin(keys=[key], args=[f"IN_PROGRESS:{owner}", LIFE_MS])
+            )
+        except RedisUnavailable:
+            _marks.labels("absent").inc()
+            return None
+        _marks.labels("found" if found else "set").inc()
+        return str(found) if found else None
+
+    async def done(self, key: str, result: str) -> None:
+        with suppress(RedisUnavailable):
+            await self._calls.call(lambda: self._redis.set(key, f"DONE:{result}", px=LIFE_MS))
+
+    async def clear(self, key: str, owner: str) -> None:
+        with suppress(RedisUnavailable):
+            await self._calls.call(lambda: self._clear(keys=[key], args=[f"IN_PROGRESS:{owner}"]))

@@ -1,0 +1,60 @@
+"""The terms of each service's ``locking.py``: what excludes concurrent executions of an operation.
+
+Three lines of defence, in this order. The last alone must keep the books right:
+
+1. a Redis lock orders the contenders of all replicas; it may be absent, late or wrong;
+2. a row strategy in PostgreSQL decides who is first;
+3. a constraint refuses what the first two lines have let through by mistake.
+
+The lane reads the Redis key and the number of rounds from the strategy, and refuses a command
+without one (``common.batching.lane``).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class RowStrategy(enum.Enum):
+    """The second line: what a transaction does about the rows it changes."""
+
+    FOR_UPDATE = "row locks, taken in ascending id order"
+    VERSION = "row version compared at the write"
+    CONDITIONAL_UPDATE = "UPDATE … WHERE state = expected"
+    INSERT = "nothing to lock: a new row under a unique key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """What excludes two concurrent executions of one operation."""
+
+    rows: RowStrategy
+    guards: tuple[str, ...]
+    """Names of the constraints that hold when the other lines are gone."""
+    why: str
+    redis_key: str | None = None
+    """Template of the Redis lock's key, with the command's attributes in braces; None where
+    contenders need no order."""
+    mark: str | None = None
+    """Template of an in-progress mark's key; a mark is a hint, not a lock."""
+    rounds_max: int = 1
+    """How often the operation is decided if the version of its row changes each time; then it is
+    refused with CONFLICT_RETRIES_EXHAUSTED. Operations that lock their rows have one round."""
+
+    def key_of(self, command: object) -> str | None:
+        """The key of the command's Redis lock."""
+        return _format(self.redis_key, command)
+
+    def mark_of(self, command: object) -> str | None:
+        """The key of the command's mark."""
+        return _format(self.mark, command)
+
+
+def _format(template: str | None, command: object) -> str | None:
+    return None if template is None else template.replace("{", "{0.").format(command)
+
+
+Strategies = Mapping[type, Strategy]
+"""One strategy for each command type of a service."""

@@ -1,0 +1,54 @@
+"""Channels to all replicas of a service: round robin over those whose health is SERVING.
+
+For the services' own calls (``common.rpc.client``) and for clients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+import grpc
+
+from common.addresses import target
+from common.rpc import service_config
+
+METADATA_BYTES_MAX: Final = 16 * 1024
+KEEPALIVE_MS: Final = 30_000
+"""The server closes connections that ping more often (``common.rpc.server``)."""
+KEEPALIVE_TIMEOUT_MS: Final = 10_000
+
+# No retryPolicy: services repeat calls in ``common.rpc.retry``, where the metrics count them.
+_SERVICE_CONFIG: Final = service_config.balanced()
+
+
+def open_channel(
+    addresses: str, *, config: Mapping[str, object] = _SERVICE_CONFIG
+) -> grpc.aio.Channel:
+    """A channel to all replicas at ``addresses``. Open it in the running event loop.
+
+    It connects at once, and again after failures. ``config`` is its service config; none is looked
+    up in DNS. Raises ValueError as ``target`` does.
+    """
+    channel = grpc.aio.insecure_channel(
+        target(addresses),
+        options=[
+            ("grpc.service_config", json.dumps(config)),
+            ("grpc.service_config_disable_resolution", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # A replica that is back gets calls within a second or two, not two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1_000),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+            # Channels of one process do not share connections: each has its own round robin.
+            ("grpc.use_local_subchannel_pool", 1),
+        ],
+    )
+    channel.get_state(try_to_connect=True)
+    return channel

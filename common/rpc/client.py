@@ -1,0 +1,64 @@
+"""The client of another service, on one channel for the life of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar
+
+import grpc
+
+from common import deadlines, tracing
+from common.rpc import retry
+from common.rpc.handlers import LEAST_TIME_S
+from common.rpc.status import from_rpc_error
+
+Stub = TypeVar("Stub")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class ServiceClient(Generic[Stub]):
+    """A stub whose calls keep the running call's deadline and trace, and raise refusals.
+
+    >>> async with ServiceClient(open_channel(addresses), BalanceServiceStub) as balance:
+    ...     await balance.call(balance.stub.DeductBalance, request, limit_s=2.0)
+    """
+
+    def __init__(
+        self, channel: grpc.aio.Channel, stub_type: Callable[[grpc.aio.Channel], Stub]
+    ) -> None:
+        self.stub = stub_type(tracing.calling(channel))
+        self._channel = channel
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """Close the channel. Running calls are cancelled."""
+        await self._channel.close()
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        limit_s: float,
+        attempts_max: int = retry.ATTEMPTS_MAX,
+    ) -> Response:
+        """The response to one unary call; each attempt has ``limit_s``, or less to the deadline.
+
+        Retryable refusals are retried, up to ``attempts_max`` attempts in all; use 1 for a call
+        that must not be repeated. Raises RemoteRefusal with what the service replied, or with an
+        empty reason if it did not reply, and DeadlineTooShort if no time is left to begin.
+        """
+
+        async def attempt() -> Response:
+            timeout_s = deadlines.timeout_for(limit_s, least_s=LEAST_TIME_S)
+            try:
+                return await method(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from None
+
+        return await retry.call_with_retries(
+            type(request).__name__, attempt, attempts_max=attempts_max
+        )

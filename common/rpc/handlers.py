@@ -1,0 +1,362 @@
+"""What runs around every gRPC method of a server. One function per method, built at registration.
+
+    concurrency limit → parse, validate → deadline → the method → serialize → status → metrics
+
+Where calls are traced, a span is around all of it (``common.tracing``).
+
+This is not a chain of interceptors: grpc.aio resolves those anew for each call, and an interceptor
+cannot choose the status of an exception. One function per method costs a call a few microseconds.
+
+Requests are parsed and responses serialized here, not by gRPC: to a malformed message gRPC would
+reply with the text of the exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import uuid
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+)
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, cast
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+
+from common import deadlines, metrics, tracing
+from common.errors import Code, DeadlineTooShort, Internal, InvalidField, Overloaded, Refusal
+from common.rpc.default_deadline import DefaultDeadline
+from common.rpc.status import DETAILS_KEY, GRPC_CODES, to_status
+from common.rpc.validation import check
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
+Parse: TypeAlias = Callable[[bytes], Message]
+Serialize: TypeAlias = Callable[[Message], bytes]
+UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
+StreamMethod: TypeAlias = Callable[
+    [Message | AsyncIterator[Message], Context], AsyncGenerator[Message, None]
+]
+
+REPLICA_KEY: Final = "tally-replica"
+PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+"""What gRPC's own retries read (gRFC A6); they ignore RetryInfo."""
+LEAST_TIME_S: Final = 0.002
+"""A call with less time left cannot be answered in time. It is refused before it costs a database
+round trip."""
+CLOCK_SLACK_S: Final = 0.005
+"""The event loop's clock has a resolution of a millisecond."""
+MESSAGE_BYTES_MAX: Final = 64 * 1024
+"""Checked here, where the refusal can name the size. Above the transport's limit
+(``common.rpc.server``), which is a few times larger, gRPC's status has no reason."""
+_NO_LIMIT: Final = 2**31
+
+_log = structlog.stdlib.get_logger()
+
+
+class ReplicaStopping(Refusal):
+    """This replica is stopping; repeat the call, another replica answers it."""
+
+    code = Code.UNAVAILABLE
+    reason = "REPLICA_STOPPING"
+    retry_after_s = 0.1
+
+
+class ReplicaNotReady(Refusal):
+    """This replica has just started and cannot serve yet; repeat the call, another one may."""
+
+    code = Code.UNAVAILABLE
+    reason = "REPLICA_NOT_READY"
+    retry_after_s = 1.0
+
+
+@dataclass(slots=True)
+class ConcurrencyLimit:
+    """How many calls run, and how many may. A call takes a slot while it runs."""
+
+    slots: int
+    running: int = 0
+
+
+class HandlerRegistry(grpc.GenericRpcHandler):
+    """The wrapped methods of a server, by full name.
+
+    Generated ``add_…_to_server`` functions register methods here as they would with a server. The
+    server gets this registry as its only handler: for each method registered with the server
+    itself, grpc.aio would wait on one more future in every call.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica: str,
+        calls_max: int,
+        default_deadline_s: float,
+        exempt: Collection[str] = (),
+    ) -> None:
+        """``exempt``: full names of services without a concurrency limit and without spans."""
+        self.services: list[str] = []
+        """Full names of the registered services."""
+        self._handlers: dict[str, Handler] = {}
+        self._exempt = exempt
+        self._calls_max = calls_max
+        # No slots until ``open``. Streams wait more than they work: they must not take the slots
+        # of unary calls.
+        self._unary = ConcurrencyLimit(0)
+        self._streams = ConcurrencyLimit(0)
+        self._unlimited = ConcurrencyLimit(_NO_LIMIT)
+        self._default_deadline_s = default_deadline_s
+        self._default_deadline = DefaultDeadline(default_deadline_s)
+        self._trailing = ((REPLICA_KEY, replica),)
+        self._stream_tasks: set[asyncio.Task[object]] = set()
+        self._opened = False
+        self._stopping = False
+        metrics.IN_FLIGHT.set_function(lambda: self._unary.running + self._streams.running)
+
+    # -- registration ------------------------------------------------------------------------------
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: generated code registers the same methods by name as well."""
+
+    def add_registered_method_handlers(
+        self, service_name: str, handlers: Mapping[str, Handler]
+    ) -> None:
+        """Wrap each method of a service. Raises TypeError if one is not implemented."""
+        self.services.append(service_name)
+        exempt = service_name in self._exempt
+        for name, handler in handlers.items():
+            method = f"/{service_name}/{name}"
+            if handler.response_streaming:
+                limit = self._unlimited if exempt else self._streams
+                handle = self._handle_stream(method, handler, limit)
+                register = (
+                    grpc.stream_stream_rpc_method_handler
+                    if handler.request_streaming
+                    else grpc.unary_stream_rpc_method_handler
+                )
+                self._handlers[method] = register(
+                    handle if exempt else tracing.served(method, handle)
+                )
+            elif handler.request_streaming:
+                raise TypeError(f"{method}: a stream of requests with one response: not supported")
+            else:
+                limit = self._unlimited if exempt else self._unary
+                call = self._handle_unary(method, handler, limit)
+                self._handlers[method] = grpc.unary_unary_rpc_method_handler(
+                    call if exempt else tracing.served(method, call)
+                )
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The handler of a call, by the full name of its method."""
+        return self._handlers.get(handler_call_details.method)
+
+    # -- start and end -----------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Accept calls. Until then each call is refused with ReplicaNotReady.
+
+        Exempt services are served from the start. A replica without its database schema would
+        otherwise answer some methods and fail in others. The registry stays open when the database
+        fails later: the methods report that.
+        """
+        self._opened = True
+        self._unary.slots = self._streams.slots = self._calls_max
+
+    def end_streams(self) -> None:
+        """End every open response stream with ReplicaStopping, and refuse new ones.
+
+        Otherwise one open stream would make ``server.stop`` wait for its whole grace.
+        """
+        self._stopping = True
+        for task in self._stream_tasks:
+            task.cancel()
+
+    async def finished_within(self, limit_s: float) -> bool:
+        """Whether all methods end within ``limit_s`` seconds.
+
+        ``server.stop`` returns when every client has its status. The last methods may still run
+        their clean-up then (grpc#37239), and what they use must stay open.
+        """
+        try:
+            async with asyncio.timeout(limit_s):
+                # Polled, since it happens once per process: an event would cost every call a bit.
+                while self._unary.running or self._streams.running:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            return False
+        return True
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def _handle_unary(
+        self, method: str, handler: Handler, limit: ConcurrencyLimit
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        if not inspect.iscoroutinefunction(handler.unary_unary):
+            raise TypeError(f"{method}: must be an async def")
+        run = cast(UnaryMethod, handler.unary_unary)
+        parse, serialize = _codec(handler)
+        # Everything is looked up once per method, not once per call.
+        trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
+        default_s, run_within_default = self._default_deadline_s, self._default_deadline.run
+        count_ok = metrics.CALLS.labels(method, "OK").inc
+        observe = metrics.LATENCY.labels(method).observe
+        clock = time.perf_counter
+
+        async def handle(raw: bytes, context: Context) -> bytes:
+            if limit.running >= limit.slots:
+                await abort(method, context, refusal_if_full())
+            limit.running += 1
+            started = clock()
+            try:
+                context.set_trailing_metadata(trailing)
+                left_s: float | None = context.time_remaining()
+                deadlines.start(default_s if left_s is None else left_s)
+                request = _request(parse, raw)
+                if left_s is None:
+                    # gRPC cancels a call at its client's deadline, but not at the server's.
+                    response = await run_within_default(run(request, context))
+                elif left_s > LEAST_TIME_S:
+                    response = await run(request, context)
+                else:
+                    raise DeadlineTooShort  # noqa: TRY301 - handled below, as every other error
+                reply = serialize(response)
+            except BaseException as error:
+                await abort(method, context, error)
+                raise
+            finally:
+                limit.running -= 1
+                observe(clock() - started)
+            count_ok()
+            return reply
+
+        return handle
+
+    def _handle_stream(
+        self, method: str, handler: Handler, limit: ConcurrencyLimit
+    ) -> Callable[[bytes | AsyncIterator[bytes], Context], Awaitable[None]]:
+        function = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        if not inspect.isasyncgenfunction(function):
+            raise TypeError(f"{method}: must be an async generator")
+        run = cast(StreamMethod, function)
+        parse, serialize = _codec(handler)
+        count_ok = metrics.CALLS.labels(method, "OK").inc
+
+        async def handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
+            if limit.running >= limit.slots:
+                await self._abort(method, context, self._refusal_if_full())
+            if self._stopping:
+                await self._abort(method, context, ReplicaStopping())
+            limit.running += 1
+            task = asyncio.current_task()
+            assert task is not None
+            self._stream_tasks.add(task)
+            try:
+                context.set_trailing_metadata(self._trailing)
+                # No default deadline: a client may watch a stream for as long as it likes.
+                deadlines.start(context.time_remaining())
+                read = _request(parse, raw) if isinstance(raw, bytes) else _requests(parse, raw)
+                async with aclosing(run(read, context)) as responses:
+                    async for response in responses:
+                        await context.write(serialize(response))
+            except BaseException as error:
+                if self._stopping and isinstance(error, asyncio.CancelledError):
+                    error = ReplicaStopping()
+                await self._abort(method, context, error)
+                raise
+            finally:
+                self._stream_tasks.discard(task)
+                limit.running -= 1
+            count_ok()
+
+        return handle
+
+    def _refusal_if_full(self) -> Refusal:
+        return Overloaded() if self._opened else ReplicaNotReady()
+
+    async def _abort(self, method: str, context: Context, error: BaseException) -> None:
+        """End the call with the status of the error. Returns only if no status can be sent."""
+        refusal = self._to_refusal(method, error)
+        if refusal is None:
+            return
+        status = to_status(refusal)
+        code = GRPC_CODES[status.code]
+        metrics.CALLS.labels(method, code.name).inc()
+        details = (DETAILS_KEY, status.SerializeToString())
+        await context.abort(code, status.message, (*self._trailing, *_pushback(status), details))
+
+    def _to_refusal(self, method: str, error: BaseException) -> Refusal | None:
+        """What the client gets for an exception; None if no client waits any more."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                # The client hung up or its deadline passed, and gRPC cancelled the call's task.
+                code = Code.DEADLINE_EXCEEDED if deadlines.cut_off() else Code.CANCELLED
+                metrics.CALLS.labels(method, code.name).inc()
+                return None
+            # Something that the method awaited was cancelled, not the call. If this error passed,
+            # the task would end without a status and the client would wait until its deadline.
+        elif isinstance(error, TimeoutError):
+            left_s = deadlines.remaining()
+            if left_s is not None and left_s < CLOCK_SLACK_S:
+                return deadlines.DeadlineExceeded()
+        elif not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
+            return None
+        error_id = uuid.uuid4().hex
+        metrics.UNEXPECTED.labels(method).inc()
+        _log.error("unexpected error", method=method, error_id=error_id, exc_info=error)
+        return Internal(error_id=error_id)
+
+
+def _codec(handler: Handler) -> tuple[Parse, Serialize]:
+    """How the method's requests are parsed and its responses serialized."""
+    assert handler.request_deserializer is not None
+    assert handler.response_serializer is not None
+    return handler.request_deserializer, handler.response_serializer
+
+
+def _request(parse: Parse, raw: bytes) -> Message:
+    """The parsed, valid request. Raises InvalidFields."""
+    if len(raw) > MESSAGE_BYTES_MAX:
+        size = f"has {len(raw)} bytes; a message may have at most {MESSAGE_BYTES_MAX}"
+        raise InvalidField("request", size)
+    try:
+        request = parse(raw)
+    except DecodeError:
+        raise InvalidField("request", "is not a well-formed message of its type") from None
+    check(request)
+    return request
+
+
+async def _requests(parse: Parse, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async for raw in raws:
+        yield _request(parse, raw)
+
+
+def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata for gRPC's own retries: RetryInfo's delay in ms, or -1 for no retry.
+
+    The -1 is sent with UNAVAILABLE only. gRPC counts it as a failure when it throttles retries,
+    and a request for more than is in stock is no failure.
+    """
+    for detail in status.details:
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
+    if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE:
+        return ((PUSHBACK_KEY, "-1"),)
+    return ()

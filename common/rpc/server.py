@@ -1,0 +1,217 @@
+"""The gRPC server of a service: options, health, reflection, start and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from common.addresses import split_host_port
+from common.environment import source_of
+from common.rpc import reflection
+from common.rpc.handlers import MESSAGE_BYTES_MAX, HandlerRegistry
+from common.rpc.health import Health, Ready
+from common.settings import ServiceSettings
+
+AddToServer: TypeAlias = Callable[[Any, Any], None]
+"""A generated ``add_…Servicer_to_server``."""
+
+RECEIVE_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
+"""The transport's own limit. It is above the handlers' limit, so that a message that is somewhat
+too large gets a refusal with a reason, and only a few times above, so that refusing uses little
+memory."""
+PENDING_MAX: Final = 20_000
+STREAMS_PER_SLOT: Final = 3
+"""Unary calls and streams have separate slots; as many calls again may wait to be refused."""
+STREAMS_LEAST: Final = 100
+METADATA_BYTES_MAX: Final = 8 * 1024
+CLIENT_PING_LEAST_MS: Final = 10_000
+"""Clients ping every 30 s (``common.rpc.channels``); gRPC's default would close their
+connections."""
+KEEPALIVE_MS: Final = 60_000
+KEEPALIVE_TIMEOUT_MS: Final = 20_000
+AGE_GRACE_S: Final = 40.0
+"""How long calls on a connection that has reached its maximum age may still run, at least: more
+than the published time limits. Streams end with the connection, and clients open them again."""
+CLEAN_UP_S: Final = 5.0
+"""How long cancelled methods may take to roll back, after the grace."""
+
+_ADDRESS_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""The address is of another machine, or of a family that this machine does not have."""
+_HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+_log = structlog.stdlib.get_logger()
+
+
+class PortTaken(Exception):  # noqa: N818 - a state, not a fault
+    """The server cannot listen on its address. The text is one line that names the setting."""
+
+    def __init__(self, setting: str, address: str) -> None:
+        problem = listen_problem(address) or "it was in use until just now"
+        super().__init__(f"{setting}: cannot listen on {address}: {problem}")
+
+
+class GrpcServer:
+    """One service's server. Create it in the running loop, mount, start, and drain at the end."""
+
+    def __init__(self, settings: ServiceSettings, *, ready: Ready) -> None:
+        """``ready`` raises, with the reason, while the service cannot serve."""
+        self.health = Health()
+        self._settings = settings
+        self._ready = ready
+        self._handlers = HandlerRegistry(
+            replica=settings.replica,
+            calls_max=settings.max_concurrent_calls,
+            default_deadline_s=settings.default_deadline_s,
+            # Health must answer under overload. Without this, nearly all spans would be of probes.
+            exempt={_HEALTH, *reflection.NAMES},
+        )
+        self._server = grpc.aio.server(options=_options(settings))
+        self._probing: asyncio.Task[None] | None = None
+        self._terminated: asyncio.Task[bool] | None = None
+
+    def mount(self, add: AddToServer, servicer: object) -> None:
+        """Serve ``servicer``. Raises TypeError if one of its methods is not implemented."""
+        add(servicer, self._handlers)
+
+    async def start(self) -> int:
+        """Listen, and return the port. Raises PortTaken.
+
+        Until the first probe has passed, health is NOT_SERVING and calls are refused.
+        """
+        mounted = list(self._handlers.services)
+        add_health: AddToServer = health_pb2_grpc.add_HealthServicer_to_server
+        add_health(self.health, self._handlers)
+        if self._settings.reflection:
+            methods = {reflection.METHOD: reflection.handler((*mounted, _HEALTH))}
+            for name in reflection.NAMES:
+                self._handlers.add_registered_method_handlers(name, methods)
+        self._server.add_generic_rpc_handlers((self._handlers,))
+        port = self._listen()
+        await self._server.start()
+        # Created once and never cancelled: that would also cancel the future that ``stop`` waits
+        # for, and running calls would be cut off.
+        self._terminated = asyncio.create_task(self._server.wait_for_termination())
+        self._probing = asyncio.create_task(
+            self.health.follow(self._open_when_ready, self._settings.readiness_interval_s)
+        )
+        _log.info("listening", port=port, services=mounted)
+        return port
+
+    async def drain(self) -> None:
+        """Stop in order; return when no call is left.
+
+        First NOT_SERVING, and a delay for clients to notice. Then no new calls, and the grace for
+        running calls. Calls that still run after the grace are cancelled.
+        """
+        self.health.drain()
+        _log.info("draining", delay_s=self._settings.drain_delay_s, grace_s=self._settings.grace_s)
+        await asyncio.sleep(self._settings.drain_delay_s)
+        self._handlers.end_streams()
+        await self._server.stop(self._settings.grace_s)
+        if not await self._handlers.finished_within(CLEAN_UP_S):
+            _log.warning("methods still run", after_s=CLEAN_UP_S)
+        if self._probing is not None:
+            self._probing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._probing
+        _log.info("drained")
+
+    async def ended(self) -> None:
+        """Return when the server has stopped, for any reason.
+
+        Raises the error that ended the probing, if there is one: health would never change again.
+        """
+        assert self._terminated is not None
+        assert self._probing is not None
+        # ``asyncio.wait`` does not cancel them if the caller is cancelled.
+        await asyncio.wait({self._terminated, self._probing}, return_when=asyncio.FIRST_COMPLETED)
+        if not (self._terminated.done() or self._probing.cancelled()):
+            self._probing.result()
+
+    def _listen(self) -> int:
+        bind = self._settings.bind
+        port = 0
+        # gRPC is content with one of a name's addresses. On another address of ``localhost``
+        # clients would then reach the process that holds the port there.
+        if not listen_problem(bind):
+            with suppress(RuntimeError):
+                port = self._server.add_insecure_port(bind)
+        if port == 0:
+            raise PortTaken(source_of(self._settings.service, "bind"), bind)
+        return port
+
+    async def _open_when_ready(self) -> None:
+        await self._ready()
+        self._handlers.open()
+
+
+def listen_problem(address: str) -> str:
+    """Why a server cannot listen on the address, found by trying, or '': gRPC gives no reason.
+
+    Of a name's addresses, all that this machine has must be free.
+    """
+    host, port = split_host_port(address)
+    try:
+        found = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        return _text(error)
+    elsewhere, free = "", False
+    for family, kind, protocol, _, socket_address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                # As gRPC does: lingering connections of a predecessor do not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(socket_address)
+                probe.listen()
+            free = True
+        except OSError as error:
+            if error.errno not in _ADDRESS_NOT_HERE:
+                return _text(error)
+            elsewhere = elsewhere or _text(error)
+    return "" if free else elsewhere
+
+
+def _text(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+    age_grace_s = max(AGE_GRACE_S, settings.default_deadline_s)
+    return [
+        # A second server on the same port would otherwise bind silently and get half of the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
+        # Above its limit of calls that wait to be picked up, gRPC drops calls with a bare
+        # CANCELLED. The handlers refuse with OVERLOADED and a delay instead.
+        ("grpc.server.max_pending_requests", PENDING_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MAX),
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+        ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
+        ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(age_grace_s * 1000)),
+        # A handler sees a call when its message is complete. This limits the calls before that,
+        # and the memory of their messages; clients keep further calls waiting.
+        (
+            "grpc.max_concurrent_streams",
+            max(STREAMS_LEAST, STREAMS_PER_SLOT * settings.max_concurrent_calls),
+        ),
+        # It would count calls that have ended and are not freed yet, and refuse clients that keep
+        # to the limit with a bare UNAVAILABLE.
+        ("grpc.http.overload_protection", 0),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_LEAST_MS),
+    ]

@@ -1,0 +1,59 @@
+"""Checks a request against the protovalidate rules of its .proto file.
+
+A rule about several fields belongs to their message and has no field of its own. Its ``id`` begins
+with the field to report and a dot (``end_time.after_start_time``): a refusal always names a field.
+A rule whose id begins with ``money.`` belongs to a Money and is about its number.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.message import Message
+from protovalidate import Validator, Violation
+
+from common.errors import FieldViolation, InvalidFields
+
+VIOLATIONS_MAX: Final = 10
+MAP_KEY_CHARS_MAX: Final = 40
+MONEY_RULE: Final = "money."
+
+# One per process: it compiles the rules of a message type once.
+_collect: Final = Validator().collect_violations
+
+
+def check(request: Message) -> None:
+    """Raise InvalidFields with the fields that break a rule, at most VIOLATIONS_MAX of them.
+
+    Descriptions are texts of the rules. They never contain values, which may be huge or secret.
+    """
+    violations = _collect(request)
+    if violations:
+        raise InvalidFields(_field_violation(each) for each in violations[:VIOLATIONS_MAX])
+
+
+def _field_violation(violation: Violation) -> FieldViolation:
+    proto = violation.proto
+    path = _path(violation)
+    if not path:
+        path = proto.rule_id.split(".", 1)[0]
+    elif proto.rule_id.startswith(MONEY_RULE):
+        path += ".amount_minor"
+    return FieldViolation(path, proto.message or f"breaks the rule {proto.rule_id}")
+
+
+def _path(violation: Violation) -> str:
+    """The field's path, such as ``items[1].quantity``; '' for a rule about several fields."""
+    field = violation.proto.field
+    parts = []
+    for element in field.elements if field else ():
+        if element.subscript is None:
+            parts.append(element.field_name)
+            continue
+        index = element.subscript.value
+        if isinstance(index, str):
+            key = index[:MAP_KEY_CHARS_MAX].replace('"', "'")
+            parts.append(f'{element.field_name}["{key}"]')
+        else:
+            parts.append(f"{element.field_name}[{index}]")
+    return ".".join(parts)

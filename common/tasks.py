@@ -1,0 +1,172 @@
+"""Tasks that no call waits for: work detached from its caller, and jobs that run periodically."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from common import tracing
+from common.errors import Refusal
+
+T = TypeVar("T")
+
+FINISH_S: Final = 1.0
+"""How long jobs in progress get to finish at the end. A batch takes a moment, unless the database
+hangs."""
+CANCEL_S: Final = 2.0
+"""How long cancelled jobs get to end: the driver closes their connections."""
+STOP_S: Final = FINISH_S + CANCEL_S
+
+_log = structlog.stdlib.get_logger()
+
+
+# -- detached tasks ------------------------------------------------------------------------------
+
+
+class DetachedTasks:
+    """Work that continues when the call that started it is gone.
+
+    Each task has a context of its own: it has neither the caller's deadline nor its cancellation.
+    It stays in the caller's trace.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # The type of a task's result is known to its caller.
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._context = tracing.own_context()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run ``work`` to its end. Wait for it with ``result_of``, or not at all."""
+        task = asyncio.get_running_loop().create_task(work, context=self._context())
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    async def close(self, limit_s: float) -> None:
+        """Wait at most ``limit_s`` for the tasks and for those they start, then cancel the rest."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
+        except TimeoutError:
+            _log.warning("detached_work_cut_off", work=self._name, tasks=len(self._tasks))
+        while self._tasks:
+            running = set(self._tasks)
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, Refusal):
+            _log.error("detached_work_failed", work=self._name, exc_info=error)
+
+
+async def result_of(task: asyncio.Future[T]) -> T:
+    """The task's result, or its exception raised. If the caller is cancelled, the task goes on."""
+    await asyncio.wait({task})
+    return task.result()
+
+
+async def finished_within(task: asyncio.Future[T], limit_s: float) -> bool:
+    """Whether the task ends within ``limit_s``, with any result. If it does not, it goes on."""
+    done, _ = await asyncio.wait({task}, timeout=max(0.0, limit_s))
+    return bool(done)
+
+
+# -- periodic jobs -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodicJob:
+    """A function that runs about every ``interval_s`` seconds."""
+
+    name: str
+    interval_s: float
+    run: Callable[[asyncio.Event], Awaitable[object]]
+    """One run. The event is set when the service stops: a job with a backlog checks it after each
+    batch and leaves the rest to other replicas."""
+
+
+@asynccontextmanager
+async def run_periodic_jobs(
+    *jobs: PeriodicJob, ready: asyncio.Event, is_unavailable: Callable[[BaseException], bool]
+) -> AsyncIterator[None]:
+    """Run the jobs until the block ends, whatever they raise.
+
+    They start when ``ready`` is set. Intervals vary by a fifth, so that replicas started together
+    do not run in step. At the end, runs in progress get FINISH_S, all of them together, to commit;
+    then they are cancelled, which leaves what a killed replica would leave.
+
+    A failure is logged when it begins or changes, not on each run. Failures that ``is_unavailable``
+    accepts are not logged: the replica's readiness reports them.
+    """
+    stopping = asyncio.Event()
+    tasks = {
+        asyncio.create_task(_repeat(job, ready, stopping, is_unavailable), name=job.name)
+        for job in jobs
+    }
+    try:
+        yield
+    finally:
+        stopping.set()
+        if not ready.is_set():
+            _cancel(tasks)
+        _, late = await asyncio.wait(tasks, timeout=FINISH_S)
+        for task in late:
+            _log.warning("background_work_cut_off", work=task.get_name())
+        _cancel(late)
+        await asyncio.wait(tasks, timeout=CANCEL_S)
+
+
+def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+async def _repeat(
+    job: PeriodicJob,
+    ready: asyncio.Event,
+    stopping: asyncio.Event,
+    is_unavailable: Callable[[BaseException], bool],
+) -> None:
+    await ready.wait()
+    logged = ""
+    while not stopping.is_set():
+        error = await _error_of(job, stopping)
+        failure = "" if error is None or is_unavailable(error) else repr(error)[:200]
+        if failure and failure != logged:
+            _log.warning("background_work_failed", work=job.name, error=failure)
+        elif logged and not failure:
+            _log.info("background_work_goes_on", work=job.name)
+        logged = failure
+        pause_s = job.interval_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+        try:
+            await asyncio.wait_for(stopping.wait(), pause_s)
+        except TimeoutError:
+            continue
+
+
+async def _error_of(job: PeriodicJob, stopping: asyncio.Event) -> BaseException | None:
+    """Run the job once; the error it ended with. The next run may succeed."""
+    try:
+        await job.run(stopping)
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        # Something inside was cancelled, such as a driver's future, not this task.
+        return error
+    except Exception as error:  # noqa: BLE001 - the loop logs it
+        return error
+    return None

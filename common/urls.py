@@ -1,0 +1,74 @@
+"""Types of settings that are URLs or addresses. Their form is checked before anything connects."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, SecretStr
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from common.addresses import PORT_MAX, split_host_port
+
+SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_POSTGRES: Final = re.compile(r"postgresql://[^\s/?#]+/[^\s/?#]+(\?[^\s#]*)?")
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+_POSTGRES_FORM: Final = "must be postgresql://user:password@host:port/database"
+_REDIS_FORM: Final = "must be redis://, rediss:// or unix:// with an address, or empty"
+
+
+def engine_url(text: str) -> URL:
+    """The URL for SQLAlchemy's asyncpg dialect, from a ``postgresql://`` URL.
+
+    libpq's ``sslmode`` becomes asyncpg's ``ssl``. No other parameter is accepted: the pools set the
+    rest. Raises ValueError, without the URL's text, for any other form.
+    """
+    if _POSTGRES.fullmatch(text) is None:
+        raise ValueError(_POSTGRES_FORM)
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError(_POSTGRES_FORM) from None
+    if not url.host or not url.database or not (url.port is None or 0 < url.port <= PORT_MAX):
+        raise ValueError(_POSTGRES_FORM)
+    unknown = set(url.query) - {"sslmode", "ssl"}
+    if unknown or len(url.query) > 1:
+        raise ValueError("may have no parameter but sslmode after the question mark")
+    mode = url.query.get("sslmode") or url.query.get("ssl")
+    if url.query and mode not in SSL_MODES:
+        raise ValueError(f"sslmode must be one of {', '.join(SSL_MODES)}")
+    return url.set(drivername="postgresql+asyncpg", query={"ssl": str(mode)} if mode else {})
+
+
+def _bind(address: str) -> str:
+    split_host_port(address)
+    return address
+
+
+def _postgres_url(url: SecretStr) -> SecretStr:
+    if url.get_secret_value():
+        engine_url(url.get_secret_value())
+    return url
+
+
+def _redis_url(url: SecretStr) -> SecretStr:
+    text = url.get_secret_value()
+    if not text:
+        return url
+    try:
+        parts = urlsplit(text)
+        place = parts.path if parts.scheme == "unix" else parts.hostname
+        well_formed = parts.scheme in _REDIS_SCHEMES and place and parts.port != 0
+    except ValueError:  # a port that is not a number, or too large
+        well_formed = False
+    if not well_formed or any(character.isspace() for character in text):
+        raise ValueError(_REDIS_FORM)
+    return url
+
+
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+BindAddress = Annotated[str, AfterValidator(_bind)]

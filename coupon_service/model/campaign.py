@@ -1,0 +1,176 @@
+"""Campaigns: what a coupon takes off an order, how many coupons there are, and when."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+from common.errors import CurrencyMismatch, InvalidField
+from common.money import Money
+from common.request_key import RequestKey, digest_of
+from coupon_service.errors import (
+    CampaignNotOpen,
+    CouponSoldOut,
+    OrderAmountTooSmall,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a coupon takes off an order, in minor units: a fixed amount, or a percentage."""
+
+    currency_code: str | None
+    """None: there is no amount, and the percentage applies to any currency."""
+    fixed_discount_minor: int | None
+    percent_discount: int | None
+    max_discount_minor: int | None
+    min_order_minor: int | None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        fixed_discount: Money | None = None,
+        percent_discount: int | None = None,
+        max_discount: Money | None = None,
+        min_order_amount: Money | None = None,
+    ) -> Terms:
+        """Terms whose amounts are all in one currency. Raises CurrencyMismatch."""
+        amounts = [money for money in (fixed_discount, max_discount, min_order_amount) if money]
+        currency_code = amounts[0].currency_code if amounts else None
+        for money in amounts:
+            if money.currency_code != currency_code:
+                raise CurrencyMismatch(expected=currency_code or "", got=money.currency_code)
+        return cls(
+            currency_code,
+            fixed_discount.amount_minor if fixed_discount else None,
+            percent_discount,
+            max_discount.amount_minor if max_discount else None,
+            min_order_amount.amount_minor if min_order_amount else None,
+        )
+
+    def discount(self, order_amount: Money) -> Money:
+        """The discount on an order: from 0 to its amount. A percentage is rounded down.
+
+        Raises CurrencyMismatch or OrderAmountTooSmall.
+        """
+        if self.currency_code not in (None, order_amount.currency_code):
+            raise CurrencyMismatch(expected=self.currency_code, got=order_amount.currency_code)
+        amount = order_amount.amount_minor
+        if self.min_order_minor is not None and amount < self.min_order_minor:
+            raise OrderAmountTooSmall(min_order_amount_minor=str(self.min_order_minor))
+        if self.fixed_discount_minor is not None:
+            discount = self.fixed_discount_minor
+        else:
+            assert self.percent_discount is not None, "one of the two discounts"
+            discount = amount * self.percent_discount // 100
+        if self.max_discount_minor is not None:
+            discount = min(discount, self.max_discount_minor)
+        return Money(order_amount.currency_code, min(discount, amount))
+
+
+class CampaignState(enum.StrEnum):
+    """The state of a campaign at a time."""
+
+    SCHEDULED = "SCHEDULED"
+    OPEN = "OPEN"
+    SOLD_OUT = "SOLD_OUT"
+    ENDED = "ENDED"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateCampaign:
+    """Create a campaign: an administrator's call, so its request_id has no user."""
+
+    name: str
+    terms: Terms
+    quantity: int
+    start_time: datetime
+    end_time: datetime
+    coupon_lifetime_us: int
+    request_id: str
+
+    def __post_init__(self) -> None:
+        # The request's validation compares nanoseconds; here they are cut to microseconds.
+        if self.start_time >= self.end_time:
+            raise InvalidField("end_time", "must be after start_time by a microsecond at least")
+
+    @property
+    def key(self) -> RequestKey:
+        return RequestKey("CreateCampaign", "", self.request_id)
+
+    @property
+    def digest(self) -> bytes:
+        return digest_of(
+            self.name,
+            self.terms.currency_code,
+            self.terms.fixed_discount_minor,
+            self.terms.percent_discount,
+            self.terms.max_discount_minor,
+            self.terms.min_order_minor,
+            self.quantity,
+            self.start_time.isoformat(),
+            self.end_time.isoformat(),
+            self.coupon_lifetime_us,
+        )
+
+
+@dataclass(slots=True)
+class Campaign:
+    """A campaign at the time ``as_of`` of the database's clock."""
+
+    campaign_id: str
+    name: str
+    terms: Terms
+    quantity: int
+    issued: int
+    start_time: datetime
+    end_time: datetime
+    coupon_lifetime_us: int
+    create_time: datetime
+    as_of: datetime
+
+    @classmethod
+    def create(cls, command: CreateCampaign, campaign_id: str, now: datetime) -> Campaign:
+        return cls(
+            campaign_id,
+            command.name,
+            command.terms,
+            command.quantity,
+            0,
+            command.start_time,
+            command.end_time,
+            command.coupon_lifetime_us,
+            create_time=now,
+            as_of=now,
+        )
+
+    @property
+    def state(self) -> CampaignState:
+        if self.as_of >= self.end_time:
+            return CampaignState.ENDED
+        if self.issued >= self.quantity:
+            return CampaignState.SOLD_OUT
+        if self.as_of < self.start_time:
+            return CampaignState.SCHEDULED
+        return CampaignState.OPEN
+
+    def admit(self, user_id: str) -> None:
+        """Check that a coupon can be issued now. Raises CampaignNotOpen or CouponSoldOut."""
+        if not self.start_time <= self.as_of < self.end_time:
+            raise CampaignNotOpen(
+                campaign_id=self.campaign_id,
+                start_time=self.start_time.isoformat(),
+                end_time=self.end_time.isoformat(),
+            )
+        if self.issued >= self.quantity:
+            raise CouponSoldOut(
+                campaign_id=self.campaign_id, user_id=user_id, quantity=self.quantity
+            )
+
+    def take_number(self, user_id: str) -> int:
+        """Count one more coupon and return its number. Raises as ``admit``."""
+        self.admit(user_id)
+        self.issued += 1
+        return self.issued

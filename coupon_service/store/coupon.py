@@ -1,0 +1,278 @@
+"""SQL for coupons and redemptions: issue, redeem and restore coupons, read them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.idempotency import Record
+from common.db.keyset import at_most, newest_first
+from common.db.row_locks import CLOCK, locked
+from common.db.rows import from_row
+from common.db.unnest import arrays, unnest
+from common.ids import is_id
+from common.paging import TimePosition
+from coupon_service.model.campaign import Campaign, Terms
+from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
+from coupon_service.store.campaign import to_campaign
+from coupon_service.tables import answers, campaigns, coupons, redemptions
+
+_now: Final = CLOCK.label("now")
+
+# -- issuance ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IssueSnapshot:
+    """What was committed about an IssueCoupon at one moment."""
+
+    campaign: Campaign | None
+    coupon: Coupon | None
+    """The user's coupon of the campaign."""
+    record: Record | None
+    """The idempotency record of the command."""
+
+
+def _same(
+    table: sa.Table, source: sa.TableValuedAlias, key: tuple[str, ...]
+) -> sa.ColumnElement[bool]:
+    return sa.and_(*(table.c[name] == source.c[name] for name in key))
+
+
+_asked = unnest(
+    "asked", *coupons.c[Claim._fields], asked_request_id=sa.Text, position=sa.BigInteger
+)
+# Campaign and coupon have the ids that were asked for, if they exist. Selected only once, these
+# columns let both be read from one row.
+_known: list[sa.ColumnElement[Any]] = [
+    *_asked.c[Claim._fields],
+    *(column for column in campaigns.c if column.key not in {"campaign_id", "request_id"}),
+    *(column for column in coupons.c if column.key not in Claim._fields),
+    *answers.c["state", "digest", "body"],
+    _now,
+]
+_SNAPSHOTS: Final = (
+    sa.select(*_known)
+    .select_from(_asked)
+    .outerjoin(campaigns, campaigns.c.campaign_id == _asked.c.campaign_id)
+    .outerjoin(coupons, _same(coupons, _asked, Claim._fields))
+    .outerjoin(
+        answers,
+        sa.and_(
+            answers.c.method == sa.literal("IssueCoupon"),
+            answers.c.scope == _asked.c.user_id,
+            answers.c.request_id == _asked.c.asked_request_id,
+        ),
+    )
+    .order_by(_asked.c.position)
+)
+
+_claimed = unnest("claimed", *coupons.c[Claim._fields])
+_FIND_ISSUED: Final = sa.select(coupons, _now).join_from(
+    _claimed, coupons, _same(coupons, _claimed, Claim._fields)
+)
+
+_issued = unnest("issued", *coupons.c)
+_ADD_COUPONS: Final = sa.insert(coupons).from_select(list(_issued.c.keys()), sa.select(_issued))
+
+
+async def read_snapshots(
+    connection: AsyncConnection, commands: Sequence[IssueCoupon]
+) -> list[IssueSnapshot]:
+    """One snapshot per command, in their order, all from one statement. Locks nothing."""
+    asked = [
+        {
+            # Text that cannot be an id becomes NULL, which is no campaign's id.
+            "campaign_id": command.campaign_id if is_id(command.campaign_id) else None,
+            "user_id": command.user_id,
+            "asked_request_id": command.request_id,
+            "position": position,
+        }
+        for position, command in enumerate(commands)
+    ]
+    rows = await connection.execute(_SNAPSHOTS, arrays(_asked, asked))
+    return [
+        IssueSnapshot(
+            to_campaign(row) if row.name is not None else None,
+            _to_coupon(row) if row.coupon_id is not None else None,
+            Record(row.state, row.digest, row.body) if row.digest is not None else None,
+        )
+        for row in rows
+    ]
+
+
+async def find_issued(
+    connection: AsyncConnection, claims: Collection[Claim]
+) -> dict[Claim, Coupon]:
+    """The coupons that exist for these claims. Their campaigns must be locked."""
+    rows = await connection.execute(_FIND_ISSUED, arrays(_claimed, claims))
+    return {Claim(row.campaign_id, row.user_id): _to_coupon(row) for row in rows}
+
+
+async def add_coupons(connection: AsyncConnection, issued: Sequence[Coupon]) -> None:
+    if issued:
+        await connection.execute(_ADD_COUPONS, arrays(_issued, issued))
+
+
+# -- redemptions ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCoupons:
+    """The coupons that a batch concerns, and the terms of their campaigns, by coupon_id."""
+
+    coupons: dict[str, Coupon]
+    terms: dict[str, Terms]
+
+
+_wanted = unnest("wanted", coupons.c.coupon_id)
+_found = sa.select(coupons).join_from(_wanted, coupons, coupons.c.coupon_id == _wanted.c.coupon_id)
+
+
+def _with_terms(found: sa.FromClause) -> sa.Select[Any]:
+    # The clock is read here, when the rows are locked: the SELECT list of a locking query is
+    # computed before it waits.
+    terms = campaigns.c[tuple(part.name for part in fields(Terms))]
+    return sa.select(*found.c, *terms, _now).join_from(
+        found, campaigns, campaigns.c.campaign_id == found.c.campaign_id
+    )
+
+
+_READ: Final = _with_terms(_found.subquery("found"))
+_LOCK: Final = _with_terms(
+    locked(coupons, _found, order_by=[coupons.c.coupon_id], skip_locked=False)
+)
+
+_changed = unnest(
+    "changed",
+    *coupons.c["coupon_id", "redeem_request_id", "order_id", "redeem_time"],
+    loaded_request_id=sa.Text,
+)
+# An UPDATE locks rows in the order of its plan, so the rows are locked in ascending order first.
+# The condition is evaluated again on a row that changed before it was locked.
+_unchanged = locked(
+    coupons,
+    sa.select(_changed)
+    .join_from(_changed, coupons, coupons.c.coupon_id == _changed.c.coupon_id)
+    .where(coupons.c.redeem_request_id.is_not_distinct_from(_changed.c.loaded_request_id)),
+    order_by=[coupons.c.coupon_id],
+    skip_locked=True,
+    name="unchanged",
+)
+_SAVE: Final = (
+    sa.update(coupons)
+    .values({name: _unchanged.c[name] for name in ("redeem_request_id", "order_id", "redeem_time")})
+    .where(coupons.c.coupon_id == _unchanged.c.coupon_id)
+    .returning(coupons.c.coupon_id)
+)
+
+
+_named = unnest("named", *redemptions.c[RedemptionId._fields])
+_FIND: Final = sa.select(redemptions).join_from(
+    _named, redemptions, _same(redemptions, _named, RedemptionId._fields)
+)
+
+_added = unnest("added", *redemptions.c)
+_ADD: Final = sa.insert(redemptions).from_select(
+    list(_added.c.keys()), sa.select(_added).order_by(_added.c.user_id, _added.c.request_id)
+)
+
+_restored = unnest(
+    "restored", *redemptions.c[(*RedemptionId._fields, "restore_request_id", "restore_time")]
+)
+# Their coupons' rows are locked already, so the order in which they are written does not matter.
+_RESTORE: Final = (
+    sa.update(redemptions)
+    .values({name: _restored.c[name] for name in ("restore_request_id", "restore_time")})
+    .where(_same(redemptions, _restored, RedemptionId._fields))
+    .where(redemptions.c.restore_time.is_(None))
+)
+
+
+async def load_coupons(
+    connection: AsyncConnection, wanted: Collection[str], *, wait_for_locks: bool
+) -> LoadedCoupons:
+    """Read the wanted coupons; with ``wait_for_locks``, wait for their row locks and take them."""
+    if not wanted:
+        return LoadedCoupons({}, {})
+    asked = arrays(_wanted, [{"coupon_id": coupon_id} for coupon_id in wanted])
+    rows = (await connection.execute(_LOCK if wait_for_locks else _READ, asked)).all()
+    return LoadedCoupons(
+        {row.coupon_id: _to_coupon(row) for row in rows},
+        {row.coupon_id: from_row(Terms, row) for row in rows},
+    )
+
+
+async def save_coupons(
+    connection: AsyncConnection, changed: Sequence[Coupon], loaded: Mapping[str, Coupon]
+) -> set[str]:
+    """Write the coupons whose row is still as ``loaded``; returns the ids of these.
+
+    Rows that another transaction has locked are left out too.
+    """
+    if not changed:
+        return set()
+    rows = [
+        {
+            "coupon_id": coupon.coupon_id,
+            "redeem_request_id": coupon.redeem_request_id,
+            "order_id": coupon.order_id,
+            "redeem_time": coupon.redeem_time,
+            "loaded_request_id": loaded[coupon.coupon_id].redeem_request_id,
+        }
+        for coupon in changed
+    ]
+    return set((await connection.execute(_SAVE, arrays(_changed, rows))).scalars())
+
+
+async def find_redemptions(
+    connection: AsyncConnection, named: Collection[RedemptionId]
+) -> dict[RedemptionId, Redemption]:
+    """Those of the named redemptions that happened, restored or not."""
+    if not named:
+        return {}
+    rows = await connection.execute(_FIND, arrays(_named, named))
+    found = [from_row(Redemption, row) for row in rows]
+    return {redemption.id: redemption for redemption in found}
+
+
+async def add_redemptions(connection: AsyncConnection, added: Sequence[Redemption]) -> None:
+    if added:
+        await connection.execute(_ADD, arrays(_added, added))
+
+
+async def restore_redemptions(connection: AsyncConnection, restored: Sequence[Redemption]) -> None:
+    """Write that these live redemptions were restored."""
+    if restored:
+        await connection.execute(_RESTORE, arrays(_restored, restored))
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_of_user = sa.select(coupons, _now).where(coupons.c.user_id == sa.bindparam("user_id"))
+_ONE: Final = _of_user.where(coupons.c.coupon_id == sa.bindparam("coupon_id"))
+_NEWEST: Final = newest_first(_of_user, coupons.c.issue_time, coupons.c.coupon_id)
+
+
+async def read_coupon(connection: AsyncConnection, coupon_id: str, user_id: str) -> Coupon | None:
+    """One coupon of the user as last committed."""
+    asked = {"coupon_id": coupon_id, "user_id": user_id}
+    row = (await connection.execute(_ONE, asked)).one_or_none()
+    return None if row is None else _to_coupon(row)
+
+
+async def read_coupons(
+    connection: AsyncConnection, user_id: str, *, before: TimePosition, size: int
+) -> list[Coupon]:
+    """At most ``size`` of the user's coupons issued before the position, newest first."""
+    asked = {"user_id": user_id} | at_most(size, before=before)
+    return [_to_coupon(row) for row in await connection.execute(_NEWEST, asked)]
+
+
+def _to_coupon(row: sa.Row[Any]) -> Coupon:
+    """The coupon in a row that has its columns and the clock."""
+    return from_row(Coupon, row, as_of=row.now)

@@ -1,0 +1,112 @@
+"""Checks of the coupon service: campaigns, coupons, redemptions, and the stored answers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, answers_figure
+
+FIGURES: Final = (
+    Figure(
+        "I5",
+        "{campaigns:,} campaigns, {issued:,} coupons issued of {quantity:,}",
+        """
+SELECT count(*) AS campaigns, coalesce(sum(issued), 0) AS issued,
+       coalesce(sum(quantity), 0) AS quantity
+  FROM campaigns
+""",
+    ),
+    answers_figure("{answers:,} about coupons"),
+)
+
+CHECKS: Final = (
+    Check(
+        "I5",
+        "campaign",
+        """
+SELECT campaign_id::text AS key,
+       format('campaign %s: ', campaign_id) || nullif(concat_ws(', ',
+           CASE WHEN c.issued IS NULL THEN 'has coupons and does not exist' END,
+           CASE WHEN c.issued > c.quantity
+                THEN format('issued %s of %s', c.issued, c.quantity) END,
+           CASE WHEN c.issued <> coalesce(i.coupons, 0)
+                THEN format('issued %s, %s coupons', c.issued, coalesce(i.coupons, 0)) END,
+           CASE WHEN i.lowest <> 1 OR i.highest <> i.coupons OR i.numbers <> i.coupons
+                THEN format('%s coupons with %s numbers from %s to %s',
+                            i.coupons, i.numbers, i.lowest, i.highest) END,
+           CASE WHEN i.users <> i.coupons
+                THEN format('%s coupons of %s users', i.coupons, i.users) END
+       ), '') AS difference
+  FROM campaigns AS c
+  FULL JOIN (SELECT campaign_id, count(*) AS coupons, count(DISTINCT issue_number) AS numbers,
+                    min(issue_number) AS lowest, max(issue_number) AS highest,
+                    count(DISTINCT user_id) AS users
+               FROM coupons GROUP BY campaign_id) AS i USING (campaign_id)
+""",
+    ),
+    Check(
+        "I5",
+        "coupon in use",
+        """
+SELECT coupon_id::text || coalesce(' ' || r.request_id, '') AS key,
+       format('coupon %s: ', coupon_id) || CASE
+           WHEN r.request_id IS NULL
+           THEN format('in use by order %s, and no redemption is live', c.order_id)
+           WHEN c.redeem_request_id IS NULL
+           THEN format('not in use, and its redemption %s by order %s is live',
+                       r.request_id, r.order_id)
+           WHEN r.order_id <> c.order_id OR r.user_id <> c.user_id
+                OR r.request_id <> c.redeem_request_id
+           THEN format('in use by order %s under %s, redeemed by order %s under %s', c.order_id,
+                       c.redeem_request_id, r.order_id, r.request_id) END AS difference
+  FROM (SELECT coupon_id, user_id, order_id, redeem_request_id
+          FROM coupons WHERE redeem_request_id IS NOT NULL) AS c
+  FULL JOIN (SELECT coupon_id, user_id, order_id, request_id
+               FROM redemptions WHERE restore_time IS NULL) AS r USING (coupon_id)
+""",
+    ),
+    Check(
+        "I8",
+        "issued coupon and its answer",
+        f"""
+SELECT concat_ws(' ', user_id, request_id) AS key,
+       format('IssueCoupon %s of %s: ', request_id, user_id) || CASE
+           WHEN c.coupon_id IS NULL
+           THEN format('answered with coupon %s, which does not exist', answer ->> 'coupon_id')
+           WHEN a.state IS NULL
+           THEN CASE WHEN c.issue_time > now() - {ANSWERS_KEPT}
+                THEN format('coupon %s is issued, and not answered', c.coupon_id) END
+           WHEN c.coupon_id::text IS DISTINCT FROM answer ->> 'coupon_id'
+                OR c.issue_number::text <> answer ->> 'issue_number'
+           THEN format('answered with coupon %s as number %s, issued is %s as number %s',
+                       answer ->> 'coupon_id', answer ->> 'issue_number', c.coupon_id,
+                       c.issue_number) END AS difference
+  FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer
+          FROM answers WHERE method = 'IssueCoupon') AS a
+  FULL JOIN coupons AS c USING (user_id, request_id)
+""",  # noqa: S608 - a constant
+    ),
+    Check(
+        "I8",
+        "redemption and its answer",
+        f"""
+SELECT concat_ws(' ', user_id, request_id) AS key,
+       format('RedeemCoupon %s of %s: ', request_id, user_id) || CASE
+           WHEN r.coupon_id IS NULL
+           THEN CASE a.state WHEN 'ANSWERED' THEN 'answered, and no coupon was redeemed' END
+           WHEN r.restore_time IS NOT NULL
+           THEN CASE WHEN a.state IS DISTINCT FROM 'CANCELLED'
+                THEN format('coupon %s is restored, and the request is %s, not cancelled',
+                            r.coupon_id, coalesce(lower(a.state), 'not answered')) END
+           WHEN a.state IS NULL
+           THEN CASE WHEN r.redeem_time > now() - {ANSWERS_KEPT}
+                THEN format('coupon %s is redeemed, and not answered', r.coupon_id) END
+           WHEN a.state <> 'ANSWERED'
+           THEN format('%s, and coupon %s is redeemed', lower(a.state), r.coupon_id)
+       END AS difference
+  FROM (SELECT scope AS user_id, request_id, state
+          FROM answers WHERE method = 'RedeemCoupon') AS a
+  FULL JOIN redemptions AS r USING (user_id, request_id)
+""",  # noqa: S608 - a constant
+    ),
+)

@@ -1,0 +1,57 @@
+"""A merge join: two streams ordered by key, side by side.
+
+One row of each is in memory at a time, so tables of any size can be compared across databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+Key = tuple[str, ...]
+"""Compared by code points, as COLLATE "C" in PostgreSQL and BINARY in SQLite sort."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class OutOfOrder(Exception):  # noqa: N818 - a defect of the statement
+    """A stream is not in ascending order."""
+
+
+async def stream(
+    connection: AsyncConnection, sql: str, columns: int
+) -> AsyncIterator[tuple[Key, sa.Row[Any]]]:
+    """The rows of a statement, with their first ``columns`` columns as the key."""
+    async with connection.stream(sa.text(sql)) as result:
+        async for row in result:
+            yield tuple(row[:columns]), row
+
+
+async def merge_join(
+    left: AsyncIterator[tuple[Key, A]], right: AsyncIterator[tuple[Key, B]]
+) -> AsyncIterator[tuple[Key, A | None, B | None]]:
+    """Each key of either stream, ascending, with its row on each side or None.
+
+    Rows with the same key are joined one by one: a second row of one side only has no partner.
+    """
+    a, b = await _next(left, None), await _next(right, None)
+    while a is not None or b is not None:
+        key = min(head[0] for head in (a, b) if head is not None)
+        left_row: A | None = None
+        right_row: B | None = None
+        if a is not None and a[0] == key:
+            left_row, a = a[1], await _next(left, key)
+        if b is not None and b[0] == key:
+            right_row, b = b[1], await _next(right, key)
+        yield key, left_row, right_row
+
+
+async def _next(rows: AsyncIterator[tuple[Key, A]], last: Key | None) -> tuple[Key, A] | None:
+    row = await anext(rows, None)
+    if row is not None and last is not None and row[0] < last:
+        raise OutOfOrder(f"{row[0]} after {last}")
+    return row

@@ -1,0 +1,52 @@
+"""The command lines of the local programs: plain help, and each error as one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Annotated, Any, NoReturn
+
+import cyclopts
+
+from deploy.local.errors import RunnerError
+from deploy.local.stop_signals import ignore_stop_signals
+
+BasePort = Annotated[
+    int,
+    cyclopts.Parameter(
+        help="P: balance listens on P+1, coupon P+2, order P+3, payment P+4, further replicas 100 "
+        "above; gateway P+5, PostgreSQL P+6, Valkey P+7."
+    ),
+]
+GatewayLatency = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True,
+        help="How long the gateway simulator takes to answer, as LOW-HIGH in milliseconds.",
+    ),
+]
+Flag = Annotated[bool, cyclopts.Parameter(negative="")]
+
+
+def make_app(module: str, help_text: str) -> cyclopts.App:
+    """The command line of ``python -m module``."""
+    return cyclopts.App(
+        name=f"python -m {module}",
+        help=help_text,
+        help_formatter="plain",
+        help_format="plaintext",
+        version_flags=(),
+        print_error=False,
+        exit_on_error=False,
+    )
+
+
+def run_app(app: cyclopts.App, *, failure_code: int = 1) -> NoReturn:
+    """Run the command and exit with what it returns, or with ``failure_code`` after an error."""
+    try:
+        code: Any = app(sys.argv[1:])
+    except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
+        ignore_stop_signals()
+        sys.stderr.write(f"error: {str(error).strip()}\n")
+        code = failure_code
+    sys.exit(code)

@@ -1,0 +1,288 @@
+"""The execution of one saga: its steps, their compensation, its end.
+
+step journalled as begun ─► call ─► result and the next step's begin in one write ─► call …
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+from prometheus_client import Counter
+
+from common import deadlines
+from common.backoff import Backoff
+from common.errors import Internal, Refusal
+from common.metrics import REGISTRY
+from order_service.clients import Services, StepCall, StepEffect, effect_of
+from order_service.errors import NotPaid, SagaLost
+from order_service.model.order import Order
+from order_service.model.saga import Saga, SagaState, StepRecord, StepState, describe
+from order_service.model.saga_input import Failure, StepResults
+from order_service.saga.journal import SagaJournal
+from order_service.saga.plan import Call, Pivot, Plan, Reversal, Step, plan_of
+
+_log = structlog.stdlib.get_logger()
+
+_steps = Counter(
+    "tally_saga_steps",
+    "Calls made by sagas, by step, direction and outcome.",
+    ("step", "direction", "outcome"),
+    registry=REGISTRY,
+)
+_ended = Counter(
+    "tally_sagas",
+    "Sagas that ended or were parked, by kind and state.",
+    ("kind", "state"),
+    registry=REGISTRY,
+)
+_lost = Counter(
+    "tally_saga_losses", "Sagas that another replica took over from this one.", registry=REGISTRY
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SagaLimits:
+    """The limits of the sagas in one replica."""
+
+    lease_s: float = 10.0
+    """After this time without a heartbeat another replica takes over."""
+    running_max: int = 256
+    """Sagas that one replica runs; beyond 3/4 of it new payments are refused with OVERLOADED."""
+    call_s: float = 15.0
+    """Time limit of one step, its quick retries included."""
+    backoff_s: float = 0.5
+    """First pause after a step that must succeed has failed; doubles each time."""
+    backoff_max_s: float = 10.0
+    attempts_max: int = 60
+    """Failed attempts in a row, after which a person has to look."""
+    unreached_max: int = 3
+    """How often in a row a gateway that provably was not reached is called before compensation."""
+    hand_over_s: float = 2.0
+    """How long sagas get to end their call when the replica stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class SagaEnd:
+    """How a saga ended."""
+
+    order: Order
+    failure: Failure | None
+    """Why an attempt to pay was compensated; None if the saga reached its goal."""
+
+
+@dataclass(slots=True, eq=False)
+class RunningSaga:
+    """A saga that this replica runs."""
+
+    saga: Saga
+    started: datetime
+    """The database's clock when the saga was begun or taken over."""
+    started_s: float
+    """The event loop's clock at the same time."""
+    end: asyncio.Future[SagaEnd | None] = field(repr=False)
+    """Done when the saga stops here; None if it has not ended, but waits or is lost."""
+    task: asyncio.Task[None] = field(init=False)
+
+    @property
+    def elapsed_s(self) -> float:
+        return asyncio.get_running_loop().time() - self.started_s
+
+    @property
+    def now(self) -> datetime:
+        """The database's clock, as far as this replica knows it without asking."""
+        return self.started + timedelta(seconds=self.elapsed_s)
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Seconds in which the saga may still reach its pivot; None: no limit."""
+        limit_s = self.saga.time_left_s
+        return None if limit_s is None else limit_s - self.elapsed_s
+
+    @property
+    def late(self) -> bool:
+        left_s = self.time_left_s
+        return left_s is not None and left_s <= 0
+
+
+class SagaExecution:
+    """Executes the sagas of one replica, each in a task of its own."""
+
+    def __init__(self, services: Services, journal: SagaJournal, limits: SagaLimits) -> None:
+        self._services = services
+        self._journal = journal
+        self._limits = limits
+        self._backoff = Backoff(limits.backoff_s, limits.backoff_max_s)
+        self.stopping = False
+        """Set when the replica stops: each saga then waits in its row after its current call."""
+
+    async def run(self, running: RunningSaga) -> None:
+        """Execute the saga until it ends, waits, or is lost."""
+        saga = running.saga
+        log = _log.bind(saga_id=saga.saga_id, order_id=saga.order_id, epoch=saga.epoch)
+        try:
+            while await self._advance(running):
+                pass
+        except SagaLost:
+            _lost.inc()
+            log.warning("saga_lost")
+        except Refusal as refusal:
+            # The journal cannot be written. It has every call that was begun: the replica that
+            # takes the saga over repeats the last one.
+            log.warning("saga_left", error=describe(refusal))
+        except Exception:
+            log.exception("saga_failed")
+            await self._wait_after_defect(saga)
+
+    async def _wait_after_defect(self, saga: Saga) -> None:
+        """A defect of Tally counts as a failed attempt: after many, a person has to look."""
+        try:
+            await self._later(saga, "INTERNAL")
+        except Refusal as error:
+            # Lost, or not writable: the replica that takes the saga over begins from its row.
+            _log.warning("saga_left", saga_id=saga.saga_id, error=repr(error))
+
+    async def _advance(self, running: RunningSaga) -> bool:
+        """One step of the saga; returns whether another one follows here and now."""
+        saga = running.saga
+        if self.stopping:
+            saga.waits = True
+            await self._journal.write(saga, lease_s=0)
+            return False
+        plan = plan_of(saga)
+        if plan is None:
+            return await self._later(saga, "the plan is not known to this release")
+        if saga.failure is not None:
+            return await self._back(running, plan)
+        return await self._forward(running, plan)
+
+    async def _forward(self, running: RunningSaga, plan: Plan) -> bool:
+        saga = running.saga
+        try:
+            step = plan.next_step(saga)
+        except Refusal as refusal:
+            saga.turn_back(refusal)
+            return True
+        if step is None:
+            return await self._close(running)
+        record = saga.step(step.name)
+        at_pivot = isinstance(step, Pivot) and record.state is not StepState.PENDING
+        if running.late and not at_pivot and not plan.decided(saga):
+            _turn_back_unpaid(saga, NotPaid(step=step.name, cause="TIME_IS_UP"))
+            return True
+        saga.begin(record, running.now)
+        await self._journal.write(saga, lease_s=self._limits.lease_s)
+        reply = await self._call(step.do, step.call(saga), self._limit_s(running, plan, step))
+        _count(step.name, "do", reply)
+        if isinstance(reply, StepResults):
+            saga.complete(record, reply, running.now)
+            return True
+        if plan.decided(saga):
+            saga.leave_unknown(record, describe(reply))
+            return await self._later(saga, describe(reply))
+        if isinstance(step, Pivot):
+            return await self._after_pivot_failed(running, record, reply)
+        if effect_of(reply) is StepEffect.REFUSED:
+            saga.refuse(record, reply, running.now)
+            saga.turn_back(reply)
+        else:
+            failure = NotPaid(step=step.name, cause=_cause(reply))
+            saga.leave_unknown(record, describe(failure))
+            _turn_back_unpaid(saga, failure)
+        return True
+
+    async def _after_pivot_failed(
+        self, running: RunningSaga, record: StepRecord, reply: Refusal
+    ) -> bool:
+        saga = running.saga
+        effect = effect_of(reply)
+        unreached = effect is StepEffect.UNREACHED
+        saga.leave_unknown(record, describe(reply), unreached=unreached)
+        if effect is StepEffect.REFUSED:
+            saga.refuse(record, reply, running.now)
+            saga.turn_back(reply)
+            return True
+        if unreached and (running.late or record.unreached >= self._limits.unreached_max):
+            # The refusal is stored, so none may be stored that says "try again".
+            final = reply.reason == NotPaid.reason
+            failure = reply if final else NotPaid(step=record.name, cause=_cause(reply))
+            saga.refuse(record, failure, running.now)
+            _turn_back_unpaid(saga, failure)
+            return True
+        return await self._later(saga, describe(reply))
+
+    async def _back(self, running: RunningSaga, plan: Plan) -> bool:
+        saga = running.saga
+        step = plan.next_undo(saga)
+        if step is None:
+            return await self._close(running)
+        record = saga.step(step.name)
+        saga.begin_undo(record)
+        # This write also makes the decision to turn back durable, before anything is undone: if it
+        # were lost in between, the saga would continue with what has been compensated.
+        await self._journal.write(saga, lease_s=self._limits.lease_s)
+        reply = await self._call(step.undo, step.undo_call(saga), self._limits.call_s)
+        _count(step.name, "undo", reply)
+        if isinstance(reply, StepResults):
+            saga.compensate(record, running.now)
+            return True
+        record.last_error = describe(reply)
+        return await self._later(saga, describe(reply))
+
+    async def _close(self, running: RunningSaga) -> bool:
+        saga = running.saga
+        try:
+            order = await self._journal.end(saga)
+        except SagaLost:
+            raise
+        except Refusal as refusal:
+            return await self._later(saga, describe(refusal))
+        state = SagaState.COMPLETED if saga.failure is None else SagaState.COMPENSATED
+        _ended.labels(saga.kind.value, state.value).inc()
+        running.end.set_result(SagaEnd(order, saga.failure))
+        return False
+
+    async def _later(self, saga: Saga, error: str) -> bool:
+        """Let the saga wait in its row; after too many attempts, for a person."""
+        saga.wait(error)
+        pause_s = self._backoff.pause_s(saga.attempts)
+        if saga.attempts >= self._limits.attempts_max:
+            saga.park(error)
+            _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
+            _log.error("saga_needs_attention", saga_id=saga.saga_id, error=error)
+        await self._journal.write(saga, lease_s=pause_s)
+        return False
+
+    async def _call(self, do: Call, call: StepCall, limit_s: float) -> StepResults | Refusal:
+        try:
+            with deadlines.within(limit_s):
+                return await do(self._services, call)
+        except Refusal as refusal:
+            return refusal
+        except Exception:  # noqa: BLE001 - a defect of Tally, perhaps after the call was made
+            _log.exception("saga_call_failed", request_id=call.request_id)
+            return Internal()
+
+    def _limit_s(self, running: RunningSaga, plan: Plan, step: Step | Reversal) -> float:
+        """Before the pivot no call outlasts the saga's own time."""
+        left_s = running.time_left_s
+        if left_s is None or isinstance(step, Pivot) or plan.decided(running.saga):
+            return self._limits.call_s
+        return max(0.0, min(self._limits.call_s, left_s))
+
+
+def _turn_back_unpaid(saga: Saga, failure: Refusal) -> None:
+    """Turn back although no service refused: operators want to know how often, and why."""
+    _log.warning("saga_not_paid", saga_id=saga.saga_id, order_id=saga.order_id, **failure.metadata)
+    saga.turn_back(failure)
+
+
+def _cause(refusal: Refusal) -> str:
+    return refusal.reason or refusal.code.value
+
+
+def _count(step: str, direction: str, reply: StepResults | Refusal) -> None:
+    outcome = "done" if isinstance(reply, StepResults) else effect_of(reply).value
+    _steps.labels(step, direction, outcome).inc()

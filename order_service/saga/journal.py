@@ -1,0 +1,100 @@
+"""The journal: the durable record of every saga, and the fence around it.
+
+Every write says ``WHERE epoch = <the owner's>``. A write that matches no row means that another
+replica has taken the saga over (``SagaLost``): stop at once and write nothing more. So a replica
+that was paused can write nothing, and, since every call is journalled before it is made, begin
+nothing.
+
+The writes of all sagas of a replica go through one lane: one update for many sagas, and one write
+for "this step done, the next begun, lease renewed".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.batching.lane import Lane
+from common.batching.outcomes import Outcome, RowLocked
+from common.db.engines import Database
+from common.locking.locks import NoLocks
+from order_service.errors import SagaLost
+from order_service.locking import STRATEGIES
+from order_service.model.order import Order
+from order_service.model.saga import Saga
+from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
+from order_service.saga.plan import PLANS
+from order_service.store import journal as store
+from order_service.store.journal import TakenOver
+
+_PLANS: Final = [(kind.value, version) for kind, version in PLANS]
+
+JournalCommand = WriteSaga | RenewLease
+
+
+class SagaJournal:
+    """The journal in the order database."""
+
+    def __init__(
+        self, database: Database, *, owner: str, end: Callable[[Saga], Awaitable[Order]]
+    ) -> None:
+        """``owner``: this replica's name, for people; the epoch is what counts.
+
+        ``end`` ends a saga and moves its order. Only the order lane can do that (see wiring).
+        """
+        self._database = database
+        self._owner = owner
+        self.end = end
+        """Ends a saga and moves its order, in one transaction; the order. Raises SagaLost."""
+        self.lane: Lane[JournalCommand, None] = Lane(
+            "saga", database, self._decide, NoLocks(), STRATEGIES
+        )
+
+    async def write(self, saga: Saga, *, lease_s: float) -> None:
+        """Write the saga. Raises SagaLost.
+
+        No other replica touches it for ``lease_s`` seconds; if it ``waits``, it is due after them.
+        """
+        # A copy: the saga may change before a batch writes it, if its task is cancelled.
+        await self.lane.submit(WriteSaga(saga.copy(), lease_s))
+
+    async def renew(self, saga: Saga, *, lease_s: float) -> None:
+        """Extend the lease, or with 0 seconds give the saga up to any replica. Raises SagaLost."""
+        await self.lane.submit(RenewLease(saga.saga_id, saga.epoch, lease_s))
+
+    async def take_over(self, *, lease_s: float, capacity: int) -> TakenOver:
+        """Take sagas over that are due or whose lease has expired, under a new epoch.
+
+        Only sagas of plans that this release knows; the others are left to a newer replica.
+        """
+        command = TakeOverSagas(self._owner, lease_s, capacity, _PLANS)
+        async with self._database.begin() as connection:
+            return await store.take_over(connection, command)
+
+    async def _decide(
+        self,
+        connection: AsyncConnection,
+        commands: Sequence[JournalCommand],
+        *,
+        wait_for_locks: bool,
+    ) -> list[Outcome[None]]:
+        owned, blocked = await store.lock_owned(
+            connection, {command.owned for command in commands}, wait_for_locks=wait_for_locks
+        )
+        # One element per row: of several writes of one saga the last one counts.
+        writes = {c.owned: c for c in commands if isinstance(c, WriteSaga) and c.owned in owned}
+        renewals = {c.owned: c for c in commands if isinstance(c, RenewLease) and c.owned in owned}
+        written = await store.write(connection, writes.values())
+        assert written == set(writes), "a row locked under its epoch cannot be lost"
+        await store.renew(connection, renewals.values())
+        return [_outcome(command.owned, owned, blocked) for command in commands]
+
+
+def _outcome(
+    saga: store.Owned, owned: set[store.Owned], blocked: frozenset[store.Owned]
+) -> Outcome[None]:
+    if saga in owned:
+        return None
+    return RowLocked(saga[0]) if saga in blocked else SagaLost()

@@ -1,0 +1,135 @@
+"""The sagas that one replica runs, detached from the callers that began them.
+
+Each saga is a task of its own. While a call runs, a heartbeat renews the saga's lease; when the
+lease expires, because the replica died or hangs, any replica takes the saga over under a new epoch.
+A saga that has to wait longer than a call's own retries waits in its row, not in memory: the sweep
+of any replica takes it over when it is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+from common import tracing
+from common.metrics import REGISTRY
+from order_service.clients import Services
+from order_service.errors import SagaLost
+from order_service.model.saga import Saga
+from order_service.saga.execution import RunningSaga, SagaEnd, SagaExecution, SagaLimits
+from order_service.saga.journal import SagaJournal
+
+_log = structlog.stdlib.get_logger()
+
+_takeovers = Counter(
+    "tally_saga_takeovers", "Sagas that this replica took over.", registry=REGISTRY
+)
+_running = Gauge("tally_sagas_running", "Sagas that this replica runs.", registry=REGISTRY)
+
+
+class Runner:
+    """The sagas of one replica."""
+
+    def __init__(
+        self, services: Services, journal: SagaJournal, limits: SagaLimits | None = None
+    ) -> None:
+        self._journal = journal
+        self.limits = limits or SagaLimits()
+        self._execution = SagaExecution(services, journal, self.limits)
+        self._sagas: dict[str, RunningSaga] = {}
+        self._context = tracing.own_context()
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether a new saga may begin here. The last quarter of the capacity is the sweep's.
+
+        New payments must not keep out sagas that already have something to compensate.
+        """
+        return 4 * len(self._sagas) < 3 * self.limits.running_max
+
+    def start(self, saga: Saga, now: datetime) -> asyncio.Future[SagaEnd | None]:
+        """Run a saga that this replica owns; returns its ``RunningSaga.end`` at once.
+
+        ``now``: the database's clock.
+        """
+        before = self._sagas.get(saga.saga_id)
+        if before is not None:
+            # This replica's own lease expired unnoticed; only the new epoch may write.
+            before.task.cancel()
+        loop = asyncio.get_running_loop()
+        running = RunningSaga(saga, now, loop.time(), loop.create_future())
+        self._sagas[saga.saga_id] = running
+        _running.set(len(self._sagas))
+        # In a context of its own: the caller's deadline is not the saga's. Its trace is.
+        running.task = loop.create_task(
+            self._execution.run(running), context=self._context(), name=f"saga {saga.saga_id}"
+        )
+        # Not in the task: one that is cancelled before its first step runs none of its code.
+        running.task.add_done_callback(lambda _task: self._stopped(running))
+        return running.end
+
+    def end_of(self, saga_id: str) -> asyncio.Future[SagaEnd | None] | None:
+        """Done when the saga stops here (``RunningSaga.end``); None if it does not run here."""
+        running = self._sagas.get(saga_id)
+        return None if running is None else running.end
+
+    async def sweep(self, stopping: asyncio.Event | None = None) -> int:
+        """Take over sagas that are due or whose lease has expired; returns how many.
+
+        Ends after the batch in which ``stopping`` is set.
+        """
+        total = 0
+        while not self._execution.stopping:
+            capacity = self.limits.running_max - len(self._sagas)
+            if capacity <= 0:
+                break
+            taken = await self._journal.take_over(lease_s=self.limits.lease_s, capacity=capacity)
+            for saga in taken.sagas:
+                assert taken.now is not None
+                with tracing.root("tally.order.saga_taken_up"):
+                    self.start(saga, taken.now)
+            total += len(taken.sagas)
+            if len(taken.sagas) < capacity or (stopping is not None and stopping.is_set()):
+                break
+        if total:
+            _takeovers.inc(total)
+            _log.info("sagas_taken_up", count=total)
+        return total
+
+    async def beat(self) -> None:
+        """Renew the leases of all running sagas; stop those that are lost."""
+        running = list(self._sagas.values())
+        replies = await asyncio.gather(
+            *(self._journal.renew(one.saga, lease_s=self.limits.lease_s) for one in running),
+            return_exceptions=True,
+        )
+        for one, reply in zip(running, replies, strict=True):
+            if isinstance(reply, SagaLost):
+                one.task.cancel()
+
+    async def hand_over(self) -> None:
+        """Stop, and give every saga up so that another replica takes it over at once."""
+        self._execution.stopping = True
+        if tasks := self._tasks():
+            await asyncio.wait(tasks, timeout=self.limits.hand_over_s)
+        late = list(self._sagas.values())
+        for running in late:
+            running.task.cancel()
+        await asyncio.gather(*self._tasks(), return_exceptions=True)
+        await asyncio.gather(
+            *(self._journal.renew(running.saga, lease_s=0) for running in late),
+            return_exceptions=True,
+        )
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [running.task for running in self._sagas.values()]
+
+    def _stopped(self, running: RunningSaga) -> None:
+        if not running.end.done():
+            running.end.set_result(None)
+        if self._sagas.get(running.saga.saga_id) is running:
+            del self._sagas[running.saga.saga_id]
+            _running.set(len(self._sagas))

@@ -1,0 +1,91 @@
+"""SagaService over gRPC. No rules, no SQL, no ``try``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.paging import Page
+from common.rpc.convert import time_to
+from order_service.model.saga import Saga, SagaKind, SagaState, StepRecord, StepState
+from order_service.use_cases.saga import Sagas
+from tally.order.v1 import order_pb2 as pb
+from tally.order.v1 import order_pb2_grpc
+
+_KINDS: Final = {kind: pb.Saga.Kind.Value(f"KIND_{kind}") for kind in SagaKind}
+_STATES: Final = {state: pb.Saga.State.Value(f"STATE_{state}") for state in SagaState}
+_STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
+_STEP_STATES: Final = {state: pb.SagaStep.State.Value(f"STATE_{state}") for state in StepState}
+
+
+class SagaServicer(order_pb2_grpc.SagaServiceServicer):
+    """Errors are raised as refusals; the handler around every method converts them to a status."""
+
+    def __init__(self, sagas: Sagas) -> None:
+        self._sagas = sagas
+
+    async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
+        state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
+        page = Page.of(
+            request.page_size,
+            request.page_token,
+            filters=(state.value if state else "",),
+            key=(str,),
+        )
+        sagas, next_page_token = await self._sagas.list_sagas(state, page)
+        return pb.ListSagasResponse(
+            sagas=[_saga(saga) for saga in sagas], next_page_token=next_page_token
+        )
+
+    async def GetSaga(self, request: pb.GetSagaRequest, context: Any) -> pb.GetSagaResponse:
+        if request.WhichOneof("target") == "saga_id":
+            saga = await self._sagas.get_saga(request.saga_id)
+        else:
+            saga = await self._sagas.get_latest_saga(request.order_id)
+        return pb.GetSagaResponse(saga=_saga(saga))
+
+    async def RetrySaga(self, request: pb.RetrySagaRequest, context: Any) -> pb.RetrySagaResponse:
+        written = await self._sagas.retry(request.saga_id, request.request_id)
+        return pb.RetrySagaResponse(saga=_saga(written.value), replayed=written.replayed)
+
+    async def ResolveSaga(
+        self, request: pb.ResolveSagaRequest, context: Any
+    ) -> pb.ResolveSagaResponse:
+        written = await self._sagas.resolve(request.saga_id, request.reason, request.request_id)
+        return pb.ResolveSagaResponse(saga=_saga(written.value), replayed=written.replayed)
+
+
+def _saga(saga: Saga) -> pb.Saga:
+    """The saga as a message."""
+    return pb.Saga(
+        saga_id=saga.saga_id,
+        kind=_KINDS[saga.kind],
+        order_id=saga.order_id,
+        user_id=saga.user_id,
+        state=_STATES[saga.state],
+        steps=[_step(step) for step in saga.steps],
+        epoch=saga.epoch,
+        attempts=saga.attempts,
+        next_attempt_time=_time(saga.next_attempt_time),
+        last_error=saga.last_error,
+        resolution_reason=saga.resolution_reason,
+        create_time=_time(saga.create_time),
+        update_time=_time(saga.update_time),
+    )
+
+
+def _step(step: StepRecord) -> pb.SagaStep:
+    return pb.SagaStep(
+        name=step.name,
+        state=_STEP_STATES[step.state],
+        attempts=step.attempts,
+        begin_time=_time(step.begin_time),
+        end_time=_time(step.end_time),
+        last_error=step.last_error,
+    )
+
+
+def _time(at: datetime | None) -> Timestamp | None:
+    return None if at is None else time_to(at)

@@ -1,0 +1,175 @@
+"""The journal of sagas in SQL: every write is fenced by the writer's epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.row_locks import CLOCK, RowLocks, locked
+from common.db.unnest import arrays, unnest
+from order_service.model.saga import ACTIVE, Saga
+from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
+from order_service.store.saga import SECOND, to_row, to_saga
+from order_service.tables import sagas
+
+Owned = tuple[str, int]
+"""A saga by (saga_id, epoch): the row as long as no other replica has taken it over."""
+
+_log = structlog.stdlib.get_logger()
+
+# Literals, as in the partial index: the planner would not match it with parameters.
+_is_active: Final = sagas.c.state.in_(
+    sa.bindparam("active", [state.value for state in ACTIVE], expanding=True, literal_execute=True)
+)
+
+
+def _owned(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
+    """The fence: a replica that lost the saga matches no row, nor does any once it has ended."""
+    return sa.and_(sagas.c.saga_id == wanted.c.saga_id, sagas.c.epoch == wanted.c.epoch, _is_active)
+
+
+_OWNED: Final[RowLocks[Owned]] = RowLocks(
+    sagas, "saga_id", "epoch", matches=_owned, columns=("saga_id", "epoch")
+)
+
+_written = unnest(
+    "written",
+    *sagas.c["saga_id", "epoch", "state", "attempts", "last_error", "resolution_reason"],
+    steps=sa.Text,
+    facts=sa.Text,
+    failure=sa.Text,
+    lease_s=sa.Float,
+    waits=sa.Boolean,
+)
+_until: Final = CLOCK + _written.c.lease_s * SECOND
+_WRITE: Final = (
+    sa.update(sagas)
+    .values(
+        {
+            **{name: sa.cast(_written.c[name], JSONB) for name in ("steps", "facts", "failure")},
+            **{
+                name: _written.c[name]
+                for name in ("state", "attempts", "last_error", "resolution_reason")
+            },
+            "owner": sa.case((_written.c.waits, sa.null()), else_=sagas.c.owner),
+            "lease_until": _until,
+            "next_attempt_time": sa.case(
+                (
+                    sa.and_(
+                        _written.c.waits, _written.c.state.in_([state.value for state in ACTIVE])
+                    ),
+                    _until,
+                )
+            ),
+            "update_time": CLOCK,
+        }
+    )
+    .where(sagas.c.saga_id == _written.c.saga_id, sagas.c.epoch == _written.c.epoch)
+    .returning(sagas.c.saga_id, sagas.c.epoch)
+)
+
+_renewed = unnest("renewed", *sagas.c["saga_id", "epoch"], lease_s=sa.Float)
+# Only of a saga that a replica runs: a late heartbeat must not delay one that was given up.
+_RENEW: Final = (
+    sa.update(sagas)
+    .values(
+        lease_until=CLOCK + _renewed.c.lease_s * SECOND,
+        owner=sa.case((_renewed.c.lease_s > 0, sagas.c.owner)),
+    )
+    .where(
+        sagas.c.saga_id == _renewed.c.saga_id,
+        sagas.c.epoch == _renewed.c.epoch,
+        sagas.c.owner.is_not(None),
+    )
+)
+
+
+async def lock_owned(
+    connection: AsyncConnection, owned: Collection[Owned], *, wait_for_locks: bool
+) -> tuple[set[Owned], frozenset[Owned]]:
+    """Lock active sagas under these epochs: those locked, and those blocked.
+
+    The rest are lost: their epoch has changed, or they have ended.
+    """
+    found = await _OWNED.lock(connection, owned, wait_for_locks=wait_for_locks)
+    return {(row.saga_id, row.epoch) for row in found.rows}, found.blocked
+
+
+async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> set[Owned]:
+    """Write sagas that still have the writer's epoch; returns which. Lock them first."""
+    if not writes:
+        return set()
+    rows = [{**to_row(one.saga), "lease_s": one.lease_s, "waits": one.saga.waits} for one in writes]
+    saved = await connection.execute(_WRITE, arrays(_written, rows))
+    return {(row.saga_id, row.epoch) for row in saved}
+
+
+async def renew(connection: AsyncConnection, renewals: Collection[RenewLease]) -> None:
+    """Extend leases, or give sagas up. Lock them first."""
+    if renewals:
+        await connection.execute(_RENEW, arrays(_renewed, renewals))
+
+
+# -- takeover ------------------------------------------------------------------------------------
+
+_due = locked(
+    sagas,
+    sa.select(sagas.c.saga_id)
+    .where(
+        _is_active,
+        sagas.c.lease_until < sa.func.now(),
+        sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.bindparam("plans", expanding=True)),
+    )
+    .limit(sa.bindparam("capacity")),
+    order_by=[sagas.c.lease_until],
+    skip_locked=True,
+    name="due",
+)
+_TAKE_OVER: Final = (
+    sa.update(sagas)
+    .values(
+        epoch=sagas.c.epoch + 1,
+        owner=sa.bindparam("owner"),
+        lease_until=CLOCK + sa.bindparam("lease_s", type_=sa.Float) * SECOND,
+        next_attempt_time=None,
+    )
+    .where(sagas.c.saga_id == _due.c.saga_id)
+    .returning(
+        sagas,
+        sa.extract("epoch", sagas.c.pivot_by - CLOCK).label("time_left_s"),
+        CLOCK.label("now"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """Sagas that a replica took over, and the database's clock at that time."""
+
+    sagas: Sequence[Saga]
+    now: datetime | None
+    """None if there are no sagas."""
+
+
+async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> TakenOver:
+    """Take sagas over under a new epoch.
+
+    A row that cannot be read is left until its lease expires again, and does not stop the others.
+    """
+    rows = await connection.execute(_TAKE_OVER, asdict(command))
+    taken: list[Saga] = []
+    now = None
+    for row in rows:
+        now = row.now if now is None else max(now, row.now)
+        try:
+            taken.append(to_saga(row))
+        except (ValueError, LookupError, TypeError):
+            _log.exception("saga_not_readable", saga_id=row.saga_id)
+    return TakenOver(taken, now)

@@ -1,0 +1,166 @@
+"""Orders and their lines in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.keyset import at_most, newest_first
+from common.db.row_locks import Loaded, RowLocks
+from common.db.rows import from_row
+from common.db.unnest import arrays, unnest
+from common.paging import TimePosition
+from order_service.model.order import Item, Order, OrderState
+from order_service.tables import order_items, orders
+
+_ORDERS: Final[RowLocks[str]] = RowLocks(orders, "order_id")
+
+_item_of = unnest("wanted", orders.c.order_id)
+_ITEMS: Final = sa.select(order_items).join_from(
+    _item_of, order_items, order_items.c.order_id == _item_of.c.order_id
+)
+
+_MUTABLE: Final = (
+    "discount_minor",
+    "paid_by_balance_minor",
+    "paid_by_gateway_minor",
+    "coupon_id",
+    "payment_id",
+    "state",
+    "failure_reason",
+    "version",
+    "update_time",
+)
+_changed = unnest(
+    "changed",
+    *orders.c[("order_id", *_MUTABLE)],
+    loaded_version=sa.BigInteger,
+    loaded_state=sa.Text,
+)
+# State and version are compared although the rows are locked: if a lock was ever not taken, the
+# second transition fails instead of replacing the first.
+_SAVE: Final = (
+    sa.update(orders)
+    .values({name: _changed.c[name] for name in _MUTABLE})
+    .where(
+        orders.c.order_id == _changed.c.order_id,
+        orders.c.version == _changed.c.loaded_version,
+        orders.c.state == _changed.c.loaded_state,
+    )
+)
+
+_added = unnest("new", *orders.c)
+_ADD: Final = sa.insert(orders).from_select(list(_added.c.keys()), sa.select(_added))
+_added_items = unnest("item", *order_items.c)
+_ADD_ITEMS: Final = sa.insert(order_items).from_select(
+    list(_added_items.c.keys()), sa.select(_added_items)
+)
+
+
+async def lock(
+    connection: AsyncConnection, order_ids: Collection[str], *, wait_for_locks: bool
+) -> Loaded[Order]:
+    """Lock the orders (``RowLocks``) and read their lines."""
+    found = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
+    loaded = await _with_items(connection, found.rows)
+    return Loaded({order.order_id: order for order in loaded}, found.blocked, found.now)
+
+
+async def save(connection: AsyncConnection, changed: Iterable[tuple[Order, Order]]) -> bool:
+    """Write (loaded, changed) pairs; whether each was still in its loaded state and version."""
+    rows = [
+        {name: getattr(order, name) for name in ("order_id", *_MUTABLE)}
+        | {"loaded_version": loaded.version, "loaded_state": loaded.state}
+        for loaded, order in changed
+    ]
+    if not rows:
+        return True
+    return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
+
+
+async def add(connection: AsyncConnection, new: Collection[Order]) -> None:
+    """Insert new orders with their lines."""
+    if not new:
+        return
+    rows = sorted(new, key=lambda order: order.order_id)
+    await connection.execute(_ADD, arrays(_added, rows))
+    items = [{"order_id": order.order_id, **asdict(item)} for order in rows for item in order.items]
+    await connection.execute(_ADD_ITEMS, arrays(_added_items, items))
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_ONE: Final = sa.select(orders).where(orders.c.order_id == sa.bindparam("order_id"))
+_state = sa.bindparam("state", type_=sa.Text)
+_NEWEST: Final = newest_first(
+    sa.select(orders).where(
+        orders.c.user_id == sa.bindparam("user_id"),
+        sa.or_(_state.is_(None), orders.c.state == _state),
+    ),
+    orders.c.create_time,
+    orders.c.order_id,
+)
+# now() and not clock_timestamp(), which changes during the statement and so cannot use the index.
+_DUE: Final = (
+    sa.select(orders.c.order_id)
+    .where(orders.c.state == sa.literal_column("'PENDING'"), orders.c.expire_time <= sa.func.now())
+    .order_by(orders.c.expire_time)
+    .limit(sa.bindparam("size"))
+)
+_known = unnest("known", *orders.c["order_id", "version"])
+_CHANGED: Final = sa.select(orders).join_from(
+    _known,
+    orders,
+    sa.and_(orders.c.order_id == _known.c.order_id, orders.c.version > _known.c.version),
+)
+
+
+async def read_order(connection: AsyncConnection, order_id: str) -> Order | None:
+    """One order as last committed."""
+    rows = (await connection.execute(_ONE, {"order_id": order_id})).all()
+    return next(iter(await _with_items(connection, rows)), None)
+
+
+async def read_orders(
+    connection: AsyncConnection,
+    user_id: str,
+    state: OrderState | None,
+    *,
+    before: TimePosition,
+    size: int,
+) -> list[Order]:
+    """At most ``size`` orders of the user before the position, newest first."""
+    parameters = {"user_id": user_id, "state": state, **at_most(size, before=before)}
+    rows = await connection.execute(_NEWEST, parameters)
+    return await _with_items(connection, rows.all())
+
+
+async def read_due(connection: AsyncConnection, *, size: int) -> list[str]:
+    """At most ``size`` pending orders whose time has passed, the longest overdue first."""
+    return list((await connection.execute(_DUE, {"size": size})).scalars())
+
+
+async def read_changed(connection: AsyncConnection, known: Mapping[str, Order]) -> list[Order]:
+    """Those of the known orders that have a later version now."""
+    rows = await connection.execute(_CHANGED, arrays(_known, known.values()))
+    # The lines of an order never change, so they need not be read again.
+    return [_to_order(row, known[row.order_id].items) for row in rows]
+
+
+async def _with_items(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> list[Order]:
+    """Orders from their rows; the lines of all orders are read at once."""
+    if not rows:
+        return []
+    items: dict[str, list[Item]] = {row.order_id: [] for row in rows}
+    for row in await connection.execute(_ITEMS, arrays(_item_of, rows)):
+        items[row.order_id].append(Item(row.product_id, row.quantity, row.unit_price_minor))
+    return [_to_order(row, items[row.order_id]) for row in rows]
+
+
+def _to_order(row: sa.Row[Any], items: Iterable[Item]) -> Order:
+    sorted_items = tuple(sorted(items, key=lambda item: item.product_id))
+    return from_row(Order, row, items=sorted_items, state=OrderState(row.state))

@@ -1,0 +1,107 @@
+"""Products in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.keyset import at_most, newest_first
+from common.db.row_locks import Loaded, RowLocks
+from common.db.rows import from_row
+from common.db.unnest import arrays, unnest
+from common.money import Money
+from common.paging import TimePosition
+from order_service.model.product import Product
+from order_service.tables import products
+
+_PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id")
+
+_COUNTS: Final = ("stocked", "reserved", "sold", "version")
+_changed = unnest(
+    "changed", *products.c[("product_id", *_COUNTS, "update_time")], loaded_version=sa.BigInteger
+)
+# The rows are locked, and still the version is compared and counts are added to the row instead of
+# replacing it: if a lock was ever not taken, the second write fails, and if the comparison failed
+# too, the constraint sees the true sums.
+_SAVE: Final = (
+    sa.update(products)
+    .values(
+        {name: products.c[name] + _changed.c[name] for name in _COUNTS}
+        | {"update_time": _changed.c.update_time}
+    )
+    .where(
+        products.c.product_id == _changed.c.product_id,
+        products.c.version == _changed.c.loaded_version,
+    )
+)
+
+_added = unnest("new", *products.c)
+_ADD: Final = sa.insert(products).from_select(list(_added.c.keys()), sa.select(_added))
+
+
+async def lock(
+    connection: AsyncConnection, product_ids: Collection[str], *, wait_for_locks: bool
+) -> Loaded[Product]:
+    """Lock the products (``RowLocks``)."""
+    found = await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+    return Loaded(
+        {row.product_id: _to_product(row) for row in found.rows}, found.blocked, found.now
+    )
+
+
+async def save(connection: AsyncConnection, changed: Iterable[tuple[Product, Product]]) -> bool:
+    """Write (loaded, changed) pairs; whether every product was still at its loaded version."""
+    rows = [
+        {name: getattr(product, name) - getattr(loaded, name) for name in _COUNTS}
+        | {
+            "product_id": product.product_id,
+            "update_time": product.update_time,
+            "loaded_version": loaded.version,
+        }
+        for loaded, product in changed
+    ]
+    if not rows:
+        return True
+    return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
+
+
+async def add(connection: AsyncConnection, new: Collection[Product]) -> None:
+    """Insert new products."""
+    if new:
+        rows = [_to_row(product) for product in sorted(new, key=lambda row: row.product_id)]
+        await connection.execute(_ADD, arrays(_added, rows))
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_ONE: Final = sa.select(products).where(products.c.product_id == sa.bindparam("product_id"))
+_NEWEST: Final = newest_first(sa.select(products), products.c.create_time, products.c.product_id)
+
+
+async def read_product(connection: AsyncConnection, product_id: str) -> Product | None:
+    """One product as last committed."""
+    row = (await connection.execute(_ONE, {"product_id": product_id})).one_or_none()
+    return None if row is None else _to_product(row)
+
+
+async def read_products(
+    connection: AsyncConnection, *, before: TimePosition, size: int
+) -> list[Product]:
+    """At most ``size`` products before the position, newest first."""
+    rows = await connection.execute(_NEWEST, at_most(size, before=before))
+    return [_to_product(row) for row in rows]
+
+
+def _to_row(product: Product) -> dict[str, object]:
+    names = {column.key for column in products.c} - {"currency_code", "price_minor"}
+    return {name: getattr(product, name) for name in names} | {
+        "currency_code": product.price.currency_code,
+        "price_minor": product.price.amount_minor,
+    }
+
+
+def _to_product(row: sa.Row[Any]) -> Product:
+    return from_row(Product, row, price=Money(row.currency_code, row.price_minor))

@@ -1,0 +1,189 @@
+"""Sagas in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.row_locks import CLOCK, Loaded, RowLocks
+from common.db.rows import from_row
+from common.db.unnest import arrays, unnest
+from order_service.model.saga import Saga, SagaKind, SagaRequest, SagaState, StepRecord
+from order_service.model.saga_input import CancelInput, Failure, PayInput, SagaInput, StepResults
+from order_service.tables import sagas
+
+_INPUT: Final[dict[SagaKind, TypeAdapter[SagaInput]]] = {
+    SagaKind.PAY_ORDER: TypeAdapter(PayInput),
+    SagaKind.CANCEL_ORDER: TypeAdapter(CancelInput),
+}
+_STEPS: Final[TypeAdapter[list[StepRecord]]] = TypeAdapter(list[StepRecord])
+_RESULTS: Final[TypeAdapter[StepResults]] = TypeAdapter(StepResults)
+_FAILURE: Final[TypeAdapter[Failure | None]] = TypeAdapter(Failure | None)
+
+_OWN_COLUMNS: Final = (
+    *("saga_id", "kind", "plan_version", "order_id", "user_id", "epoch", "state", "attempts"),
+    *("last_error", "resolution_reason", "create_time", "update_time"),
+)
+"""Columns that are fields of a saga as they are."""
+SECOND: Final = sa.literal_column("interval '1 second'", sa.Interval)
+
+
+# -- with an order's transaction -----------------------------------------------------------------
+
+_SAGAS: Final[RowLocks[str]] = RowLocks(sagas, "saga_id")
+
+_by_request = unnest("asked", *sagas.c["kind", "user_id", "request_id"])
+_FIND: Final = sa.select(sagas).join_from(
+    _by_request, sagas, sa.and_(*(sagas.c[column.key] == column for column in _by_request.c))
+)
+_of_order = unnest("wanted", sagas.c.order_id)
+# By outcome, not by age: the ids of sagas show the clocks of replicas, and what a cancellation
+# gives back depends on the attempt that paid. An order is paid at most once.
+_PAID_BY: Final = (
+    sa.select(sagas.c.order_id, sagas.c.saga_id)
+    .join_from(_of_order, sagas, sagas.c.order_id == _of_order.c.order_id)
+    .where(
+        sagas.c.kind == SagaKind.PAY_ORDER.value,
+        sa.or_(
+            sagas.c.state == SagaState.COMPLETED.value,
+            sa.and_(sagas.c.state == SagaState.RESOLVED.value, sagas.c.failure.is_(sa.null())),
+        ),
+    )
+)
+
+_added = unnest(
+    "new",
+    *sagas.c["saga_id", "kind", "plan_version", "order_id", "user_id", "request_id", "state"],
+    # The batch's time, from which the runner's clock starts: no step begins before its saga.
+    *sagas.c["create_time", "update_time"],
+    asked=sa.Text,
+    steps=sa.Text,
+    facts=sa.Text,
+    time_left_s=sa.Float,
+)
+_row: Final = {
+    **{column.key: column for column in _added.c if column.key != "time_left_s"},
+    **{name: sa.cast(_added.c[name], JSONB) for name in ("asked", "steps", "facts")},
+    "epoch": sa.literal(1, sa.BigInteger),
+    "owner": sa.bindparam("owner", type_=sa.Text),
+    "lease_until": CLOCK + sa.bindparam("lease_s", type_=sa.Float) * SECOND,
+    "pivot_by": CLOCK + _added.c.time_left_s * SECOND,
+    "attempts": sa.literal(0, sa.Integer),
+    "last_error": sa.literal(""),
+    "resolution_reason": sa.literal(""),
+}
+_ADD: Final = sa.insert(sagas).from_select(
+    list(_row), sa.select(*_row.values()).order_by(_added.c.saga_id)
+)
+
+
+async def lock(
+    connection: AsyncConnection, saga_ids: Collection[str], *, wait_for_locks: bool
+) -> Loaded[Saga]:
+    """Lock the sagas (``RowLocks``), without regard to their owner."""
+    found = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+    return Loaded({row.saga_id: to_saga(row) for row in found.rows}, found.blocked, found.now)
+
+
+async def find_by_request(
+    connection: AsyncConnection, requests: Collection[SagaRequest]
+) -> dict[SagaRequest, Saga]:
+    """The sagas that these requests began."""
+    rows = await connection.execute(_FIND, arrays(_by_request, requests))
+    return {SagaRequest(row.kind, row.user_id, row.request_id): to_saga(row) for row in rows}
+
+
+async def find_payers(connection: AsyncConnection, order_ids: Collection[str]) -> dict[str, str]:
+    """The id of the saga that paid each of these orders, by order_id."""
+    wanted = [{"order_id": order_id} for order_id in order_ids]
+    rows = await connection.execute(_PAID_BY, arrays(_of_order, wanted))
+    return {row.order_id: row.saga_id for row in rows}
+
+
+async def add(
+    connection: AsyncConnection, new: Collection[Saga], *, owner: str, lease_s: float
+) -> None:
+    """Insert new sagas, owned by the replica ``owner`` for ``lease_s`` seconds."""
+    if not new:
+        return
+    rows = [
+        {
+            **to_row(saga),
+            "request_id": saga.asked.request_id,
+            "asked": _INPUT[saga.kind].dump_json(saga.asked).decode(),
+            "time_left_s": saga.time_left_s,
+        }
+        for saga in new
+    ]
+    await connection.execute(_ADD, {**arrays(_added, rows), "owner": owner, "lease_s": lease_s})
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_ONE: Final = sa.select(sagas).where(sagas.c.saga_id == sa.bindparam("saga_id"))
+_LATEST: Final = (
+    sa.select(sagas)
+    .where(sagas.c.order_id == sa.bindparam("order_id"))
+    .order_by(sagas.c.create_time.desc(), sagas.c.saga_id.desc())
+    .limit(1)
+)
+_NEWEST: Final = (
+    sa.select(sagas)
+    .where(sagas.c.saga_id < sa.bindparam("before", type_=sagas.c.saga_id.type))
+    .order_by(sagas.c.saga_id.desc())
+    .limit(sa.bindparam("size"))
+)
+_NEWEST_IN_STATE: Final = _NEWEST.where(sagas.c.state == sa.bindparam("state"))
+
+
+async def read_saga(connection: AsyncConnection, saga_id: str) -> Saga | None:
+    """One saga as last journalled."""
+    row = (await connection.execute(_ONE, {"saga_id": saga_id})).one_or_none()
+    return None if row is None else to_saga(row)
+
+
+async def read_latest(connection: AsyncConnection, order_id: str) -> Saga | None:
+    """The newest saga of an order."""
+    row = (await connection.execute(_LATEST, {"order_id": order_id})).one_or_none()
+    return None if row is None else to_saga(row)
+
+
+async def read_sagas(
+    connection: AsyncConnection, state: SagaState | None, *, before: str, size: int
+) -> list[Saga]:
+    """At most ``size`` sagas with an id below ``before``, newest first."""
+    parameters = {"before": before, "size": size, **({"state": state} if state else {})}
+    rows = await connection.execute(_NEWEST_IN_STATE if state else _NEWEST, parameters)
+    return [to_saga(row) for row in rows]
+
+
+def to_row(saga: Saga) -> dict[str, object]:
+    """The columns of a saga, those in JSON as text."""
+    return {
+        **{name: getattr(saga, name) for name in _OWN_COLUMNS},
+        "steps": _STEPS.dump_json(saga.steps).decode(),
+        "facts": _RESULTS.dump_json(saga.facts).decode(),
+        "failure": _FAILURE.dump_json(saga.failure).decode() if saga.failure else None,
+    }
+
+
+def to_saga(row: sa.Row[Any]) -> Saga:
+    kind = SagaKind(row.kind)
+    left_s = getattr(row, "time_left_s", None)
+    return from_row(
+        Saga,
+        row,
+        kind=kind,
+        asked=_INPUT[kind].validate_python(row.asked),
+        steps=_STEPS.validate_python(row.steps),
+        state=SagaState(row.state),
+        facts=_RESULTS.validate_python(row.facts),
+        failure=_FAILURE.validate_python(row.failure),
+        time_left_s=None if left_s is None else float(left_s),
+        waits=row.owner is None,
+    )

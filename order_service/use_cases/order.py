@@ -1,0 +1,233 @@
+"""Orders: create, pay, cancel, expire, read, list and watch.
+
+PayOrder and CancelOrder begin a saga and wait for its end. The saga does not depend on its caller:
+if the caller's deadline passes or its connection is lost, the saga goes on; the same request_id
+later waits for it or gets its stored response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+from common import deadlines
+from common.db.engines import Database, read_by_id, reading
+from common.db.idempotency import IdempotencyStore
+from common.errors import RequestInProgress
+from common.ids import is_id, new_id
+from common.paging import Page, TimePosition, time_position
+from common.request_key import Result
+from common.tasks import DetachedTasks, finished_within, result_of
+from order_service.errors import OrderNotFound, ProductNotFound
+from order_service.model.order import (
+    CancelOrder,
+    CreateOrder,
+    ExpireOrder,
+    Order,
+    OrderState,
+    PayOrder,
+)
+from order_service.saga.execution import SagaEnd
+from order_service.saga.runner import Runner
+from order_service.store import order as store
+from order_service.use_cases.order_decider import OrderLane
+from order_service.use_cases.saga_decisions import SagaBegun, stored_response
+from order_service.use_cases.watch import Watches
+
+SWEEP_ROWS: Final = 256
+"""Overdue orders expired at once: one batch of the lane."""
+JOIN_S: Final = 5.0
+"""How long a repetition waits for the first call with its request_id."""
+MARGIN_S: Final = 0.1
+"""The part of a caller's deadline that is kept for the reply."""
+
+_Begun: TypeAlias = tuple[Result[Order] | SagaBegun, asyncio.Future[SagaEnd | None] | None]
+"""A result, or a saga that has begun and its end if it runs in this replica."""
+
+
+class Orders:
+    """The orders of all users, as one replica writes and reads them."""
+
+    def __init__(
+        self,
+        database: Database,
+        lane: OrderLane,
+        runner: Runner,
+        watches: Watches,
+        idempotency: IdempotencyStore,
+    ) -> None:
+        self._database = database
+        self._lane = lane
+        self._runner = runner
+        self._watches = watches
+        self._idempotency = idempotency
+        self._detached = DetachedTasks("payments")
+
+    async def close(self, limit_s: float) -> None:
+        """Wait at most ``limit_s`` for sagas that are being begun."""
+        await self._detached.close(limit_s)
+
+    # -- writes ----------------------------------------------------------------------------------
+
+    async def create(self, command: CreateOrder) -> Result[Order]:
+        """Create the order and reserve its stock, or replay that.
+
+        Raises ProductNotFound, OutOfStock, CurrencyMismatch, InvalidField, RequestIdReused,
+        ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
+        """
+        for line in command.lines:
+            if not is_id(line.product_id):
+                raise ProductNotFound(product_id=line.product_id)
+        return await self._lane.submit(command)
+
+    async def pay(self, command: PayOrder) -> Result[Order]:
+        """Pay the order; returns when it is PAID, or replays that.
+
+        A refusal is raised only after everything has been put back: that of the service which
+        refused, or NotPaid if one did not answer. Raises OrderNotFound, OrderNotPayable,
+        PaymentInProgress, CurrencyMismatch, AmountExceedsDue, PaymentKeyRequired and
+        RequestIdReused before anything has begun, Overloaded if this replica can run no more sagas,
+        and RequestInProgress if the caller's time is over first.
+        """
+        if not is_id(command.order_id):
+            raise OrderNotFound(order_id=command.order_id)
+        command = replace(command, saga_id=new_id(), has_capacity=self._runner.has_capacity)
+        begun, end = await self._begin(command)
+        if isinstance(begun, Result):
+            return begun
+        first = begun.saga is not None
+        try:
+            ended = await self._end_of(begun, end, None if first else JOIN_S)
+        except TimeoutError:
+            raise RequestInProgress(request_id=command.request_id) from None
+        if ended is not None:
+            if ended.failure is not None:
+                raise ended.failure.refusal()
+            return Result(ended.order, replayed=not first)
+        # Another replica ended the saga: its response is in the database.
+        async with reading(self._database) as connection:
+            records = await self._idempotency.load(connection, [command.key])
+        record = records.get(command.key)
+        if record is None:
+            raise RequestInProgress(request_id=command.request_id)
+        return replace(stored_response(record, command), replayed=not first)
+
+    async def cancel(self, command: CancelOrder) -> Result[Order]:
+        """Cancel the order, or replay that. A PAID one is returned when it is CANCELLED.
+
+        If the caller's time is over first, the order is returned CANCELLING; so is one that
+        another request cancels. Raises OrderNotFound, OrderNotCancellable, PaymentInProgress,
+        RequestIdReused and what the lane raises.
+        """
+        if not is_id(command.order_id):
+            raise OrderNotFound(order_id=command.order_id)
+        begun, end = await self._begin(replace(command, saga_id=new_id()))
+        if isinstance(begun, Result):
+            return begun
+        first = begun.saga is not None
+        try:
+            ended = await self._end_of(begun, end, None if first else JOIN_S)
+        except TimeoutError:
+            return Result(begun.order, replayed=not first)
+        order = (
+            await self.get_order(command.order_id, command.user_id)
+            if ended is None
+            else ended.order
+        )
+        return Result(order, replayed=not first)
+
+    async def expire_due(self, stopping: asyncio.Event | None = None) -> int:
+        """Expire the orders whose time has passed; returns how many this replica expired.
+
+        Ends after the batch in which ``stopping`` is set.
+        """
+        total = 0
+        while True:
+            async with reading(self._database) as connection:
+                due = await store.read_due(connection, size=SWEEP_ROWS)
+            results = await asyncio.gather(
+                *(self._lane.submit(ExpireOrder(order_id)) for order_id in due)
+            )
+            expired = sum(result.value is not None for result in results)
+            total += expired
+            stopped = stopping is not None and stopping.is_set()
+            if len(due) < SWEEP_ROWS or not expired or stopped:
+                return total
+
+    # -- the wait for a saga ---------------------------------------------------------------------
+
+    async def _begin(self, command: PayOrder | CancelOrder) -> _Begun:
+        """Begin the saga and run it here."""
+        left_s = deadlines.remaining()
+
+        async def begin() -> _Begun:
+            with deadlines.within(left_s):
+                begun = await self._lane.submit(command)
+            if isinstance(begun, Result) or begun.saga_id is None:
+                return begun, None
+            if begun.saga is None:
+                return begun, self._runner.end_of(begun.saga_id)
+            assert begun.saga.update_time is not None
+            return begun, self._runner.start(begun.saga, begun.saga.update_time)
+
+        # Detached: if the caller goes away now, the saga must run all the same.
+        return await result_of(self._detached.start(begin()))
+
+    async def _end_of(
+        self, begun: SagaBegun, end: asyncio.Future[SagaEnd | None] | None, limit_s: float | None
+    ) -> SagaEnd | None:
+        """Wait until the order has left the state in which the saga put it.
+
+        Returns how the saga ended, if that happened in this replica. Raises TimeoutError if the
+        time is over first.
+        """
+        left_s = deadlines.remaining()
+        if left_s is not None:
+            left_s = max(0.0, left_s - MARGIN_S)
+            limit_s = left_s if limit_s is None else min(limit_s, left_s)
+        clock = asyncio.get_running_loop().time
+        until = None if limit_s is None else clock() + limit_s
+        if end is not None:
+            if until is not None and not await finished_within(end, until - clock()):
+                raise TimeoutError
+            if (ended := await result_of(end)) is not None:
+                return ended
+        # The saga waits in its row, or another replica runs it.
+        async with (
+            asyncio.timeout(None if until is None else until - clock()),
+            aclosing(self._watches.follow(begun.order)) as versions,
+        ):
+            async for order in versions:
+                if order.version > begun.order.version:
+                    break
+        return None
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    async def get_order(self, order_id: str, user_id: str) -> Order:
+        """The order as last committed. Raises OrderNotFound, also if it is another user's."""
+        order = await read_by_id(self._database, order_id, store.read_order)
+        if order is None or order.user_id != user_id:
+            raise OrderNotFound(order_id=order_id)
+        return order
+
+    async def list_orders(
+        self, user_id: str, state: OrderState | None, page: Page
+    ) -> tuple[list[Order], str]:
+        """A page of the user's orders, newest first, and the next page's token ('' at the end)."""
+        before = time_position(page)
+        async with reading(self._database) as connection:
+            found = await store.read_orders(
+                connection, user_id, state, before=before, size=page.size + 1
+            )
+        return page.cut(found, lambda order: TimePosition(order.create_time, order.order_id).key)
+
+    async def watch(self, order_id: str, user_id: str) -> AsyncGenerator[Order]:
+        """The order now and after each change, until it is settled. Raises OrderNotFound."""
+        order = await self.get_order(order_id, user_id)
+        async with aclosing(self._watches.follow(order)) as versions:
+            async for version in versions:
+                yield version

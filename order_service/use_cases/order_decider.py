@@ -1,0 +1,296 @@
+"""The one lane through which orders change, and the decision of every command in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import overload
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.batching.decider import Decider
+from common.batching.lane import Lane
+from common.batching.outcomes import Outcome, RowLocked, VersionConflict
+from common.db.engines import Database
+from common.db.errors import StaleRead
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.row_locks import read_clock
+from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
+from common.ids import new_id
+from common.locking.locks import Locks
+from common.request_key import RequestKey, Result
+from order_service.errors import OutOfStock, PaymentInProgress
+from order_service.locking import STRATEGIES
+from order_service.model.order import (
+    CancelOrder,
+    CreateOrder,
+    ExpireOrder,
+    Order,
+    OrderState,
+    PayOrder,
+)
+from order_service.model.saga import Saga, SagaKind, SagaRequest
+from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga
+from order_service.store import journal as journal_store
+from order_service.store import order as order_store
+from order_service.store import product as product_store
+from order_service.store import saga as saga_store
+from order_service.tables import (
+    ONE_LIVE_PER_ORDER,
+    ORDER_REQUEST_ONCE,
+    SAGA_REQUEST_ONCE,
+    STOCK_NOT_NEGATIVE,
+    STOCK_NOT_OVERSOLD,
+)
+from order_service.use_cases.order_batch import (
+    OrderBatch,
+    OrderCommand,
+    product_ids_of,
+    saga_id_of,
+)
+from order_service.use_cases.saga_decisions import (
+    ORDER_BODY,
+    SagaBegun,
+    begin_cancel,
+    begin_payment,
+    close_saga,
+    close_saga_keys,
+    find_begun,
+    resolve_saga,
+    retry_saga,
+)
+
+OrderResult = Result[Order | Saga | None] | SagaBegun
+
+
+@dataclass(frozen=True, slots=True)
+class OrderTimes:
+    """The times that decisions about orders depend on."""
+
+    expiry: timedelta
+    """How long a new order may wait for its payment."""
+    pay_within_s: float
+    """How long an attempt to pay may take to reach its pivot."""
+    saga_lease_s: float
+    """The lease of a new saga."""
+
+
+class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
+    """Decides batches of order commands."""
+
+    def __init__(self, idempotency: IdempotencyStore, times: OrderTimes, *, owner: str) -> None:
+        """``owner``: this replica's name, stored with the sagas that it begins."""
+        super().__init__(idempotency)
+        self._times = times
+        self._owner = owner
+
+    async def load(
+        self, connection: AsyncConnection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
+    ) -> OrderBatch:
+        """Lock orders, then products, then sagas, each ascending."""
+        orders = await order_store.lock(
+            connection,
+            {one.order_id for one in commands if not isinstance(one, CreateOrder)},
+            wait_for_locks=wait_for_locks,
+        )
+        product_ids = {id_ for one in commands for id_ in product_ids_of(one, orders.found)}
+        products = await product_store.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+        saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
+        sagas = await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+        times = [loaded.now for loaded in (orders, products, sagas) if loaded.now is not None]
+        return OrderBatch(
+            orders.found,
+            products.found,
+            sagas.found,
+            orders.blocked,
+            products.blocked,
+            sagas.blocked,
+            max(times) if times else await read_clock(connection),
+        )
+
+    async def load_after_records(
+        self, connection: AsyncConnection, batch: OrderBatch, commands: Sequence[OrderCommand]
+    ) -> None:
+        """Find the sagas that earlier calls with these request_ids began, and who paid orders."""
+        requests: set[SagaRequest] = set()
+        paid: set[str] = set()
+        for one in commands:
+            if isinstance(one, PayOrder):
+                requests.add(SagaRequest(SagaKind.PAY_ORDER, one.user_id, one.request_id))
+            elif isinstance(one, CancelOrder) and (order := batch.orders.get(one.order_id)):
+                if order.state is OrderState.CANCELLING:
+                    requests.add(SagaRequest(SagaKind.CANCEL_ORDER, one.user_id, one.request_id))
+                elif order.state is OrderState.PAID:
+                    paid.add(one.order_id)
+        if requests:
+            batch.sagas_by_request = await saga_store.find_by_request(connection, requests)
+        if paid:
+            batch.payers = await saga_store.find_payers(connection, paid)
+
+    def keys(self, command: OrderCommand) -> Sequence[RequestKey]:
+        match command:
+            case ExpireOrder():
+                return ()
+            case CloseSaga():
+                return close_saga_keys(command)
+            case _:
+                return (command.key,)
+
+    def blocked(self, batch: OrderBatch, command: OrderCommand) -> Outcome[OrderResult] | None:
+        row = _blocked_row(batch, command)
+        if row is None:
+            return None
+        # The next sweep finds the order again: another transaction is about to move it.
+        return Result(None) if isinstance(command, ExpireOrder) else RowLocked(row)
+
+    def decide(
+        self, batch: OrderBatch, records: IdempotencyRecords, command: OrderCommand
+    ) -> OrderResult:
+        match command:
+            case CreateOrder():
+                return _create_order(batch, records, command, self._times.expiry)
+            case PayOrder():
+                return begin_payment(batch, records, command, pay_within_s=self._times.pay_within_s)
+            case CancelOrder():
+                return _cancel_order(batch, records, command)
+            case ExpireOrder():
+                return _expire_order(batch, command)
+            case CloseSaga():
+                return close_saga(batch, records, command)
+            case RetrySaga():
+                return retry_saga(batch, records, command)
+            case ResolveSaga():
+                return resolve_saga(batch, records, command)
+
+    async def save(
+        self,
+        connection: AsyncConnection,
+        batch: OrderBatch,
+        commands: Sequence[OrderCommand],  # no row can conflict: all are locked
+    ) -> dict[int, RowLocked | VersionConflict]:
+        orders = [(before, batch.orders[id_]) for id_, before in batch.loaded_orders.items()]
+        products = [(before, batch.products[id_]) for id_, before in batch.loaded_products.items()]
+        saved = await order_store.save(connection, orders)
+        if not (await product_store.save(connection, products) and saved):
+            raise StaleRead
+        await order_store.add(connection, batch.new_orders)
+        # Ended sagas first: an order has one live saga, and its next may begin in the same batch.
+        await journal_store.write(connection, batch.ended_sagas)
+        await saga_store.add(
+            connection, batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
+        )
+        return {}
+
+
+class OrderLane:
+    """The lane of one replica, and a notice of each order that it changed."""
+
+    def __init__(
+        self,
+        database: Database,
+        locks: Locks,
+        decider: OrderDecider,
+        on_change: Callable[[Order], None],
+    ) -> None:
+        """``on_change`` is called with each changed order after the commit."""
+        self._lane: Lane[OrderCommand, OrderResult] = Lane(
+            "order", database, decider, locks, STRATEGIES, translate=_translate
+        )
+        self._on_change = on_change
+
+    @overload
+    async def submit(self, command: CreateOrder | CloseSaga) -> Result[Order]: ...
+    @overload
+    async def submit(self, command: PayOrder | CancelOrder) -> Result[Order] | SagaBegun: ...
+    @overload
+    async def submit(self, command: ExpireOrder) -> Result[Order | None]: ...
+    @overload
+    async def submit(self, command: RetrySaga | ResolveSaga) -> Result[Saga]: ...
+
+    async def submit(self, command: OrderCommand) -> OrderResult:
+        """The command's result, or its refusal raised."""
+        result = await self._lane.submit(command)
+        if isinstance(result, SagaBegun):
+            if result.saga is not None:
+                self._on_change(result.order)
+        elif isinstance(result.value, Order) and not result.replayed:
+            self._on_change(result.value)
+        return result
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self._lane.close()
+
+
+def _blocked_row(batch: OrderBatch, command: OrderCommand) -> tuple[str, str] | None:
+    """The first row that the command needs and that another transaction has locked."""
+    if not isinstance(command, CreateOrder) and command.order_id in batch.blocked_orders:
+        return "order", command.order_id
+    if batch.blocked_products:
+        blocked = batch.blocked_products.intersection(product_ids_of(command, batch.orders))
+        if blocked:
+            return "product", min(blocked)
+    saga_id = saga_id_of(command)
+    return ("saga", saga_id) if saga_id is not None and saga_id in batch.blocked_sagas else None
+
+
+def _create_order(
+    batch: OrderBatch, records: IdempotencyRecords, command: CreateOrder, expiry: timedelta
+) -> Result[Order]:
+    if (replayed := records.replay(command, ORDER_BODY)) is not None:
+        return replayed
+    products = [batch.product(line.product_id) for line in command.lines]
+    order = Order.create(command, new_id(), products, now=batch.now, expiry=expiry)
+    short = [
+        (item.product_id, free, item.quantity)
+        for item in order.items
+        if (free := batch.products[item.product_id].free) < item.quantity
+    ]
+    if short:
+        raise OutOfStock(short)
+    return records.answer(command, batch.add(order), ORDER_BODY)
+
+
+def _cancel_order(
+    batch: OrderBatch, records: IdempotencyRecords, command: CancelOrder
+) -> Result[Order] | SagaBegun:
+    order = batch.order_of(command)
+    replayed = records.replay(command, ORDER_BODY)
+    if replayed is not None:
+        if replayed.value.state is not OrderState.CANCELLING:
+            return replayed
+        # The stored response says CANCELLING: the order may have changed since.
+        if order.state is not OrderState.CANCELLING:
+            return Result(order, replayed=True)
+        return find_begun(batch, command, order)
+    if order.state is OrderState.PAID:
+        begun = begin_cancel(batch, command, order)
+        records.answer(command, begun.order, ORDER_BODY)
+        return begun
+    if order.state not in {OrderState.CANCELLING, OrderState.CANCELLED}:
+        order = batch.move(order.cancel(command.reason, batch.now))
+    return records.answer(command, order, ORDER_BODY)
+
+
+def _expire_order(batch: OrderBatch, command: ExpireOrder) -> Result[Order | None]:
+    """No order if another command was first."""
+    order = batch.orders.get(command.order_id)
+    if order is None or not order.is_due(batch.now):
+        return Result(None)
+    return Result(batch.move(order.expire(batch.now)))
+
+
+def _translate(constraint: str, command: OrderCommand) -> Refusal | None:
+    """The refusal for a violated constraint."""
+    if constraint in {ORDER_REQUEST_ONCE, SAGA_REQUEST_ONCE}:
+        assert isinstance(command, CreateOrder | PayOrder | CancelOrder)
+        # The record was deleted after 30 days; the order or saga stays.
+        return RequestIdReused(request_id=command.request_id)
+    if constraint in {STOCK_NOT_OVERSOLD, STOCK_NOT_NEGATIVE}:
+        # The rows were not what the model saw: the lines of defence before this one failed.
+        return ConflictRetriesExhausted(lane="order")
+    if constraint == ONE_LIVE_PER_ORDER:
+        assert isinstance(command, PayOrder | CancelOrder)
+        return PaymentInProgress(order_id=command.order_id)
+    return None

@@ -1,0 +1,1 @@
+"""The payment gateway, Toss Payments: its calls and their outcomes."""

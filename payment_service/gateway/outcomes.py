@@ -1,0 +1,114 @@
+"""What a payment gateway is asked to charge, and every outcome that a call can have.
+
+The gateway is at the other end of a network, so there are three kinds of outcomes. A caller that
+confuses them charges a customer twice or not at all:
+
+- the gateway reported the payment's state: ``Confirmed``, ``Declined``, ``Cancelled``,
+  ``NotFound``, ``NotCancellable``;
+- this call changed nothing there: ``NotSent``, ``Rejected``;
+- the state is not known: ``Unknown``, ``Mismatch``.
+
+``NotSent`` and ``Rejected`` are about one call only. If an earlier call of the same confirmation
+may have arrived, the payment's state stays unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.money import Money
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One confirmation, the same in every attempt at it, by whichever replica.
+
+    ``idempotency_key`` (1-300 characters) must be unique over all users and payments: a gateway
+    returns the first response for a key that it has seen, even if the payment is another one. A
+    request_id is not enough, since it is unique per user only.
+    """
+
+    payment_key: str
+    order_id: str
+    amount: Money
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The money was taken, exactly the requested amount, and has not been given back."""
+
+    transaction_id: str
+    amount: Money
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The money was taken and given back, all of it."""
+
+    transaction_id: str
+    amount: Money
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """Not charged, and never will be under this key; ``code`` is the gateway's reason."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """The gateway has no confirmation of this key: it never saw the key, or did not confirm it.
+
+    A confirmation in transit may still arrive. It is safe to send it again with the same
+    idempotency key.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class NotCancellable:
+    """The gateway will not cancel this payment; ``code`` is its reason."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """This call provably did not leave: no connection, or the circuit breaker is open."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The gateway rejected this call for Tally's own fault (credentials, rate) and did nothing.
+
+    Never the customer's decline; an operator has to check ``code``.
+    """
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """It may or may not have happened: time limit, lost or unreadable response, or a 5xx."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A well-formed response about other money than requested; ``fields`` differ or are missing.
+
+    Another call will not change it: the payment's state stays unknown until an operator looks.
+    """
+
+    fields: tuple[str, ...]
+
+
+Inconclusive = NotSent | Rejected | Unknown | Mismatch
+ConfirmOutcome = Confirmed | Declined | Cancelled | Inconclusive
+FindOutcome = Confirmed | Declined | Cancelled | NotFound | Inconclusive
+CancelOutcome = Cancelled | NotCancellable | NotFound | Inconclusive
+GatewayOutcome = ConfirmOutcome | FindOutcome | CancelOutcome

@@ -1,0 +1,316 @@
+"""Payments: locked, written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.keyset import at_most, newest_first
+from common.db.row_locks import CLOCK, locked
+from common.db.rows import from_row
+from common.db.unnest import arrays, unnest
+from common.money import Money
+from common.paging import TimePosition
+from common.request_key import RequestKey
+from payment_service.model import (
+    BEGINNING,
+    Command,
+    Confirmation,
+    ConfirmPayment,
+    Payment,
+    PaymentState,
+    RecordOutcome,
+    confirm_key,
+)
+from payment_service.tables import payments
+
+# -- rows and the model --------------------------------------------------------------------------
+
+_OF_PAYMENT: Final = [each.name for each in fields(Payment) if each.name in payments.c]
+_OF_WORK: Final = [each.name for each in fields(Confirmation) if each.name in payments.c]
+
+
+def to_confirmation(row: sa.Row[Any]) -> Confirmation:
+    amount = Money(row.currency_code, row.amount_minor)
+    payment = from_row(Payment, row, amount=amount, state=PaymentState(row.state))
+    return from_row(Confirmation, row, payment=payment)
+
+
+def _to_row(confirmation: Confirmation) -> dict[str, object]:
+    payment = confirmation.payment
+    return {
+        "currency_code": payment.amount.currency_code,
+        "amount_minor": payment.amount.amount_minor,
+        **{name: getattr(payment, name) for name in _OF_PAYMENT},
+        **{name: getattr(confirmation, name) for name in _OF_WORK},
+        "loaded_version": confirmation.loaded_version,
+    }
+
+
+# -- locks ---------------------------------------------------------------------------------------
+
+_advisory = unnest("advisory", key=sa.BigInteger)
+_TRY_ADVISORY: Final = sa.select(
+    _advisory.c.key, sa.func.pg_try_advisory_xact_lock(_advisory.c.key)
+)
+_WAIT_ADVISORY: Final = sa.select(_advisory.c.key, sa.func.pg_advisory_xact_lock(_advisory.c.key))
+
+
+async def lock_advisory(
+    connection: AsyncConnection, keys: Collection[int], *, wait_for_locks: bool
+) -> frozenset[int]:
+    """Take the advisory locks until the transaction ends, ascending.
+
+    Returns those that another transaction has; with ``wait_for_locks`` none.
+    """
+    if not keys:
+        return frozenset()
+    parameters = arrays(_advisory, [{"key": key} for key in sorted(keys)])
+    if wait_for_locks:
+        await connection.execute(_WAIT_ADVISORY, parameters)
+        return frozenset()
+    rows = await connection.execute(_TRY_ADVISORY, parameters)
+    return frozenset(key for key, taken in rows if not taken)
+
+
+@dataclass(slots=True)
+class LoadedPayments:
+    """The payments that a batch concerns, locked, by id, payment_key and request."""
+
+    by_id: dict[str, Confirmation] = field(default_factory=dict)
+    by_key: dict[str, Confirmation] = field(default_factory=dict)
+    by_request: dict[RequestKey, Confirmation] = field(default_factory=dict)
+    blocked: dict[str | RequestKey, str] = field(default_factory=dict)
+    """Ids of payments that another transaction has locked, by id, payment_key and request."""
+    now: datetime = BEGINNING
+    """The database's clock, read after the rows were locked."""
+
+    def add(self, confirmation: Confirmation) -> None:
+        self.by_id[confirmation.payment.payment_id] = confirmation
+        self.by_key[confirmation.payment.payment_key] = confirmation
+        self.by_request[confirmation.key] = confirmation
+
+    def release(self, confirmation: Confirmation) -> None:
+        """Free the key and the request of a claim that is going to be deleted."""
+        del self.by_key[confirmation.payment.payment_key]
+        del self.by_request[confirmation.key]
+
+
+_key = unnest("key", payments.c.payment_key)
+_request = unnest("request", scope=sa.Text, request_id=sa.Text)
+_id = unnest("id", payments.c.payment_id)
+_wanted: Final = sa.union(
+    sa.select(payments.c.payment_id).join_from(
+        _key, payments, payments.c.payment_key == _key.c.payment_key
+    ),
+    sa.select(payments.c.payment_id).join_from(
+        _request,
+        payments,
+        sa.and_(
+            payments.c.user_id == _request.c.scope,
+            payments.c.request_id == _request.c.request_id,
+        ),
+    ),
+    sa.select(_id.c.payment_id),
+).cte("wanted")
+
+
+def _lock(*, skip_locked: bool) -> sa.Select[Any]:
+    """The wanted rows, locked ascending. A row that was skipped has its identity only.
+
+    The clock is read outside the CTE, when the rows are locked, and in one row if none is found.
+    """
+    wanted = payments.c.payment_id.in_(sa.select(_wanted.c.payment_id))
+    cte = locked(
+        payments,
+        sa.select(payments).where(wanted),
+        order_by=[payments.c.payment_id],
+        skip_locked=skip_locked,
+    )
+    identity = [
+        payments.c[name].label(f"found_{name}")
+        for name in ("payment_id", "payment_key", "user_id", "request_id")
+    ]
+    found = (
+        sa.select(*identity, cte)
+        .select_from(payments.outerjoin(cte, cte.c.payment_id == payments.c.payment_id))
+        .where(wanted)
+        .subquery("found")
+    )
+    one = sa.select(sa.literal(1)).subquery("one")
+    return sa.select(CLOCK.label("now"), found).select_from(one.outerjoin(found, sa.true()))
+
+
+_LOCK: Final = _lock(skip_locked=False)
+_LOCK_FREE: Final = _lock(skip_locked=True)
+
+
+async def load(
+    connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
+) -> LoadedPayments:
+    """Lock the payments that the commands concern."""
+    outcomes = [command for command in commands if isinstance(command, RecordOutcome)]
+    requests = [command for command in commands if not isinstance(command, RecordOutcome)]
+    parameters = {
+        **arrays(_key, [claim for claim in requests if isinstance(claim, ConfirmPayment)]),
+        **arrays(_request, [request.confirm_key for request in requests]),
+        **arrays(_id, outcomes),
+    }
+    loaded = LoadedPayments()
+    for row in await connection.execute(_LOCK if wait_for_locks else _LOCK_FREE, parameters):
+        loaded.now = max(loaded.now, row.now)
+        if row.found_payment_id is None:
+            continue
+        if row.payment_id is not None:
+            loaded.add(to_confirmation(row))
+        elif not wait_for_locks:
+            request = confirm_key(row.found_user_id, row.found_request_id)
+            for name in (row.found_payment_id, row.found_payment_key, request):
+                loaded.blocked[name] = row.found_payment_id
+    return loaded
+
+
+# -- writes --------------------------------------------------------------------------------------
+
+_new = unnest("new", *payments.c)
+_ADD: Final = (
+    insert(payments)
+    .from_select(list(_new.c.keys()), sa.select(_new).order_by(_new.c.payment_key))
+    .on_conflict_do_nothing()
+    .returning(payments.c.payment_id)
+)
+
+_MUTABLE: Final = (
+    "state",
+    "gateway_transaction_id",
+    "failure_code",
+    "cancel_reason",
+    "cancel_request_id",
+    "holder",
+    "due_time",
+    "tries",
+    "version",
+    "update_time",
+)
+_changed = unnest("changed", *payments.c[("payment_id", *_MUTABLE)], loaded_version=sa.BigInteger)
+# The conditional update. Every change raises the version, so it says more than the state would.
+# The rows are locked, so the order of the UPDATE does not matter.
+_SAVE: Final = (
+    sa.update(payments)
+    .values({name: _changed.c[name] for name in _MUTABLE})
+    .where(
+        payments.c.payment_id == _changed.c.payment_id,
+        payments.c.version == _changed.c.loaded_version,
+    )
+    .returning(payments.c.payment_id)
+)
+_freed = unnest("freed", payments.c.payment_id, loaded_version=sa.BigInteger)
+_DELETE: Final = (
+    sa.delete(payments)
+    .where(
+        payments.c.payment_id == _freed.c.payment_id,
+        payments.c.version == _freed.c.loaded_version,
+    )
+    .returning(payments.c.payment_id)
+)
+
+
+async def save(connection: AsyncConnection, confirmations: Iterable[Confirmation]) -> bool:
+    """Write what the batch changed; returns whether every row was still as loaded.
+
+    A claim is inserted if its key and its request are still free.
+    """
+    changed = [each for each in confirmations if each.changed]
+    released = [each for each in changed if each.released]
+    # Deletions come first: the batch may claim a released key again.
+    written = [
+        await _write(connection, _DELETE, _freed, released),
+        await _write(
+            connection, _SAVE, _changed, [e for e in changed if not e.new and not e.released]
+        ),
+        await _write(connection, _ADD, _new, [each for each in changed if each.new]),
+    ]
+    return all(written)
+
+
+async def _write(
+    connection: AsyncConnection,
+    statement: sa.UpdateBase,
+    source: sa.TableValuedAlias,
+    confirmations: Sequence[Confirmation],
+) -> bool:
+    if not confirmations:
+        return True
+    rows = [_to_row(confirmation) for confirmation in confirmations]
+    written = await connection.execute(statement, arrays(source, rows))
+    return len(written.all()) == len(rows)
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_BY_ID: Final = sa.select(payments).where(payments.c.payment_id == sa.bindparam("payment_id"))
+_CLAIMS: Final = sa.select(payments).where(
+    sa.or_(
+        payments.c.payment_key == sa.bindparam("payment_key"),
+        sa.and_(
+            payments.c.user_id == sa.bindparam("user_id"),
+            payments.c.request_id == sa.bindparam("request_id"),
+        ),
+    )
+)
+_NEWEST: Final = newest_first(
+    sa.select(payments).where(payments.c.user_id == sa.bindparam("user_id")),
+    payments.c.create_time,
+    payments.c.payment_id,
+)
+_NEWEST_OF_ORDER: Final = _NEWEST.where(payments.c.order_id == sa.bindparam("order_id"))
+
+
+async def read_payment(connection: AsyncConnection, payment_id: str) -> Confirmation | None:
+    """One payment as last committed."""
+    row = (await connection.execute(_BY_ID, {"payment_id": payment_id})).one_or_none()
+    return None if row is None else to_confirmation(row)
+
+
+async def read_claims(
+    connection: AsyncConnection, command: ConfirmPayment
+) -> tuple[Confirmation | None, Confirmation | None]:
+    """The command's own payment, and another request's with its key, as last committed."""
+    rows = await connection.execute(
+        _CLAIMS,
+        {
+            "payment_key": command.payment_key,
+            "user_id": command.user_id,
+            "request_id": command.request_id,
+        },
+    )
+    same = other = None
+    for found in map(to_confirmation, rows):
+        if found.key == command.key:
+            same = found
+        else:
+            other = found
+    return same, other
+
+
+async def read_payments(
+    connection: AsyncConnection,
+    user_id: str,
+    order_id: str | None,
+    *,
+    before: TimePosition,
+    size: int,
+) -> list[Payment]:
+    """At most ``size`` payments of the user that come after ``before``, newest first."""
+    parameters = {"user_id": user_id, **at_most(size, before=before)}
+    if order_id is None:
+        rows = await connection.execute(_NEWEST, parameters)
+    else:
+        rows = await connection.execute(_NEWEST_OF_ORDER, {**parameters, "order_id": order_id})
+    return [to_confirmation(row).payment for row in rows]

@@ -1,0 +1,216 @@
+"""The writes of payments, decided batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.batching.decider import Decider
+from common.batching.outcomes import RowLocked
+from common.db.errors import StaleRead
+from common.db.idempotency import REFUSED, IdempotencyRecords, IdempotencyStore
+from common.errors import Refusal, RequestIdReused
+from common.ids import new_id
+from common.request_key import RequestKey, Result
+from payment_service import tables
+from payment_service.errors import PaymentKeyUsed
+from payment_service.locking import advisory_keys
+from payment_service.model import (
+    TOMBSTONE_REASON,
+    CancelPayment,
+    Command,
+    Confirmation,
+    ConfirmPayment,
+    Payment,
+    PaymentState,
+    RecordOutcome,
+    cancelled,
+    declined,
+    key_taken,
+)
+from payment_service.store import payment as store
+
+_BODY: Final[TypeAdapter[Payment | None]] = TypeAdapter(Payment | None)
+
+Posted = Result[Payment | None]
+"""The response of a call: the payment, or None if there was none to cancel."""
+
+Reply = Posted | Confirmation | None
+"""The response of a call; or its payment, if the payment's holder has work left at the gateway.
+For a recorded outcome: the payment after it, or None if the claim is deleted."""
+
+
+def translate(constraint: str, command: Command) -> Refusal | None:
+    """The refusal for a violated constraint."""
+    match constraint, command:
+        case tables.KEY_ONCE, ConfirmPayment() as claim:
+            return PaymentKeyUsed(payment_key=claim.payment_key)
+        case tables.REQUEST_ONCE, ConfirmPayment() as claim:
+            return RequestIdReused(request_id=claim.request_id)
+        case tables.CANCEL_REQUEST_ONCE, CancelPayment() as cancel:
+            # It was used for another confirmation before, and may have no response yet.
+            return RequestIdReused(request_id=cancel.request_id)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    payments: store.LoadedPayments
+    blocked_keys: frozenset[int]
+    """Advisory locks that another transaction has."""
+
+
+class PaymentDecider(Decider[Command, Reply, _Batch]):
+    """Decides a batch of payment commands in an open transaction."""
+
+    def __init__(self, idempotency: IdempotencyStore, gateway: str, lease: timedelta) -> None:
+        """``gateway``: the name stored with new payments. ``lease``: how long a lease lasts."""
+        super().__init__(idempotency)
+        self._gateway = gateway
+        self._lease = lease
+
+    async def load(
+        self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
+    ) -> _Batch:
+        keys = {key for command in commands for key in advisory_keys(command)}
+        blocked = await store.lock_advisory(connection, keys, wait_for_locks=wait_for_locks)
+        loaded = await store.load(connection, commands, wait_for_locks=wait_for_locks)
+        return _Batch(loaded, blocked)
+
+    def keys(self, command: Command) -> set[RequestKey]:
+        if isinstance(command, RecordOutcome):
+            return {command.confirm_key}
+        return {command.key, command.confirm_key}
+
+    def blocked(self, batch: _Batch, command: Command) -> RowLocked | None:
+        for key in advisory_keys(command):
+            if key in batch.blocked_keys:
+                return RowLocked(key)
+        blocked = batch.payments.blocked
+        if isinstance(command, RecordOutcome):
+            row = blocked.get(command.payment_id)
+        else:
+            row = blocked.get(command.confirm_key)
+        if row is None and isinstance(command, ConfirmPayment):
+            row = blocked.get(command.payment_key)
+        return None if row is None else RowLocked(row)
+
+    def decide(self, batch: _Batch, records: IdempotencyRecords, command: Command) -> Reply:
+        match command:
+            case RecordOutcome():
+                return self._record(batch.payments, records, command)
+            case ConfirmPayment():
+                return _replay(records, command) or self._claim(batch.payments, command)
+            case CancelPayment():
+                return _replay(records, command) or self._cancel(batch.payments, records, command)
+
+    async def save(
+        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
+    ) -> dict[int, RowLocked]:
+        # A row can only have changed if a lock was not taken. The constraint and the conditional
+        # update protect against that.
+        if not await store.save(connection, batch.payments.by_id.values()):
+            raise StaleRead
+        return {}
+
+    def _claim(
+        self, payments: store.LoadedPayments, command: ConfirmPayment
+    ) -> Posted | Confirmation:
+        same = payments.by_request.get(command.key)
+        if same is not None:
+            same.check_same(command)
+            if same.open:
+                return replace(same)
+            # Its record was cleaned up after 30 days; the payment is kept for ever.
+            return Result(same.result(), replayed=True)
+        other = payments.by_key.get(command.payment_key)
+        if other is not None:
+            raise key_taken(other.payment)
+        claim = Confirmation.claim(command, new_id(), self._gateway, payments.now, self._lease)
+        payments.add(claim)
+        return replace(claim)
+
+    def _record(
+        self, payments: store.LoadedPayments, records: IdempotencyRecords, command: RecordOutcome
+    ) -> Confirmation | None:
+        confirmation = payments.by_id.get(command.payment_id)
+        if confirmation is None or confirmation.released:
+            return None
+        if records.is_cancelled(command.confirm_key):
+            # The claim missed a tombstone, although the advisory lock should prevent that. The
+            # key of the idempotency record is the last guard.
+            confirmation.request_cancel(
+                TOMBSTONE_REASON, None, command.holder, payments.now, self._lease
+            )
+        confirmation.record(command, payments.now, self._lease)
+        if confirmation.released:
+            payments.release(confirmation)
+            return None
+        _answer(records, confirmation)
+        # A copy: a later command of this batch may change the payment.
+        return replace(confirmation)
+
+    def _cancel(
+        self, payments: store.LoadedPayments, records: IdempotencyRecords, command: CancelPayment
+    ) -> Posted | Confirmation:
+        before = records.is_cancelled(command.confirm_key)
+        if not before:
+            # In the transaction of the cancellation request, or alone: the confirmation, late or
+            # repeated, is refused.
+            records.cancel(command.confirm_key)
+        confirmation = payments.by_request.get(command.confirm_key)
+        if confirmation is None:
+            # The claim that this call requested to cancel may have been deleted meanwhile.
+            return _answer_cancel(records, command, None, replayed=before and not command.requested)
+        confirmation.request_cancel(
+            command.reason, command.request_id, command.holder, payments.now, self._lease
+        )
+        first = confirmation.cancel_request_id == command.request_id
+        if first and confirmation.cancel_reason != command.reason:
+            raise RequestIdReused(request_id=command.request_id)
+        if not confirmation.open:
+            replayed = before if confirmation.cancel_reason is None else not first
+            return _answer_cancel(records, command, confirmation.payment, replayed=replayed)
+        confirmation.acquire(command.holder, payments.now, self._lease)
+        return replace(confirmation)
+
+
+def _replay(records: IdempotencyRecords, command: ConfirmPayment | CancelPayment) -> Posted | None:
+    """The recorded response, or its refusal raised; None if there is no record."""
+    record = records.get(command.key)
+    if record is None:
+        return None
+    if record.cancelled:
+        raise cancelled(command.key)
+    replayed = records.replay(command, _BODY)
+    if record.state == REFUSED:
+        assert replayed is not None
+        assert replayed.value is not None
+        raise declined(replayed.value)
+    return replayed
+
+
+def _answer(records: IdempotencyRecords, confirmation: Confirmation) -> None:
+    """Record the response of a finished confirmation, once, unless it has a tombstone."""
+    payment = confirmation.payment
+    match payment.state:
+        case PaymentState.CANCELLED:
+            # Also if the money was given back by other means.
+            if not records.is_cancelled(confirmation.key):
+                records.cancel(confirmation.key)
+        case PaymentState.CONFIRMED if records.get(confirmation.key) is None:
+            records.answer(confirmation, payment, _BODY)
+        case PaymentState.DECLINED if records.get(confirmation.key) is None:
+            records.refuse(confirmation, payment, _BODY)
+
+
+def _answer_cancel(
+    records: IdempotencyRecords, command: CancelPayment, payment: Payment | None, *, replayed: bool
+) -> Posted:
+    records.answer(command, payment, _BODY)
+    return Result(payment, replayed=replayed)

@@ -1,0 +1,258 @@
+"""The calls, from the claim over the gateway to the response, and the reads.
+
+The work that a call starts at the gateway is detached from it. A caller that goes away or runs out
+of time stops nothing, and gets the outcome by the same request_id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+from common import deadlines
+from common.batching.lane import Lane
+from common.batching.outcomes import Limits
+from common.db.engines import Database, read_by_id, reading
+from common.db.idempotency import IdempotencyStore
+from common.errors import DeadlineTooShort, Refusal, RequestInProgress
+from common.locking.locks import NoLocks
+from common.locking.marks import InProgressMarks
+from common.paging import Page, TimePosition, time_position
+from common.request_key import RequestKey, Result
+from common.tasks import DetachedTasks, finished_within, result_of
+from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
+from payment_service.gateway.outcomes import NotSent, Rejected
+from payment_service.gateway.toss import TossGateway
+from payment_service.locking import BATCH_MAX, STRATEGIES
+from payment_service.model import (
+    CancelPayment,
+    Command,
+    Confirmation,
+    ConfirmPayment,
+    Payment,
+    PaymentState,
+    key_taken,
+    outcome_unknown,
+)
+from payment_service.store import payment as store
+from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
+from payment_service.use_cases.resolver import Resolver
+
+WAIT_S_MAX: Final = 5.0
+"""How long a call waits for the work that another one has started."""
+MARGIN_S: Final = 0.1
+"""Left of a deadline to tell the caller that the wait had no result."""
+_LEAST_S: Final = 0.02
+_POLL_S: Final = 0.01
+_POLL_S_MAX: Final = 0.2
+
+
+class Payments:
+    """The payments of all users, as one replica writes and reads them."""
+
+    def __init__(
+        self,
+        database: Database,
+        gateway: TossGateway,
+        marks: InProgressMarks,
+        idempotency: IdempotencyStore,
+        *,
+        lease_s: float,
+        resolve_concurrency: int,
+    ) -> None:
+        lease = timedelta(seconds=lease_s)
+        self._database = database
+        self._marks = marks
+        self._idempotency = idempotency
+        self.lane: Lane[Command, Reply] = Lane(
+            "payment",
+            database,
+            PaymentDecider(idempotency, gateway.name, lease),
+            # The first line is a mark, not a lock.
+            NoLocks(),
+            STRATEGIES,
+            translate=translate,
+            limits=Limits(batch_max=BATCH_MAX),
+        )
+        self.resolver = Resolver(
+            database, self.lane, gateway, lease=lease, concurrency=resolve_concurrency
+        )
+        self._calls = DetachedTasks("payments")
+        self._running: dict[tuple[RequestKey, bytes], asyncio.Task[Posted | Confirmation]] = {}
+
+    async def close(self, grace_s: float) -> None:
+        """Wait for calls and work at the gateway, ``grace_s`` in all, then for the lane."""
+        until = _now() + grace_s
+        await self._calls.close(grace_s)
+        await self.resolver.close(max(0.0, until - _now()))
+        await self.lane.close()
+
+    # -- confirm -------------------------------------------------------------------------------
+
+    async def confirm(self, command: ConfirmPayment) -> Posted:
+        """Charge the key, or replay the outcome of this request.
+
+        Raises PaymentDeclined, PaymentCancelled, PaymentInProgress, PaymentKeyUsed,
+        GatewayUnavailable, PaymentOutcomeUnknown, RequestInProgress, RequestIdReused, or what the
+        lane raises.
+        """
+        until = _wait_until()
+        same_request = (command.key, command.digest)
+        while True:
+            running = self._running.get(same_request)
+            if running is not None:
+                if not await finished_within(running, until - _now()):
+                    raise RequestInProgress(request_id=command.request_id)
+                continue  # its outcome is in the database
+            _check_time()
+            task = self._calls.start(self._confirm(command))
+            self._running[same_request] = task
+            task.add_done_callback(lambda _: self._running.pop(same_request))
+            outcome = await result_of(task)
+            if isinstance(outcome, Result):
+                return outcome
+            last = await self._watch(outcome, until)
+            if last is None:
+                continue
+            if last.payment.state is PaymentState.UNKNOWN:
+                raise outcome_unknown(last.payment)
+            raise RequestInProgress(request_id=last.request_id)
+
+    async def _confirm(self, command: ConfirmPayment) -> Posted | Confirmation:
+        """Claim the key and charge it, unless another attempt at this request has the lease."""
+        mark = STRATEGIES[ConfirmPayment].mark_of(command)
+        assert mark is not None
+        if await self._marks.begin(mark, command.holder) is not None:
+            finished = await self._read_marked(command)
+            if finished is not None:
+                return finished
+        claimed = await self._decide(command)
+        if isinstance(claimed, Result) or claimed.holder != command.holder:
+            return claimed
+        try:
+            confirmation = await self.resolver.charge(claimed)
+        except Refusal:
+            # It may be charged and the database unavailable: this is not GATEWAY_UNAVAILABLE.
+            raise outcome_unknown(claimed.payment) from None
+        if confirmation is None:
+            await self._marks.clear(mark, command.holder)
+            raise GatewayUnavailable(payment_key=command.payment_key)
+        if confirmation.payment.state is PaymentState.UNKNOWN:
+            raise outcome_unknown(confirmation.payment)
+        await self._marks.done(mark, confirmation.payment.payment_id)
+        return Result(confirmation.result())
+
+    async def _read_marked(self, command: ConfirmPayment) -> Posted | None:
+        """The finished payment of a marked key, or its refusal raised, read without a transaction.
+
+        The mark itself decides nothing. None if the key is free, or the request has a record or is
+        in progress: the claim decides.
+        """
+        async with reading(self._database) as connection:
+            records = await self._idempotency.load(connection, [command.key])
+            same, other = await store.read_claims(connection, command)
+        if records.get(command.key) is not None:
+            return None
+        if same is not None:
+            same.check_same(command)
+            return None if same.open else Result(same.result(), replayed=True)
+        if other is not None:
+            raise key_taken(other.payment)
+        return None
+
+    async def _watch(self, seen: Confirmation, until: float) -> Confirmation | None:
+        """Wait until the payment is not open; returns it as last seen if time runs out."""
+        pause_s = _POLL_S
+        while (left_s := until - _now()) > 0:
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 1.5, _POLL_S_MAX)
+            async with reading(self._database) as connection:
+                found = await store.read_payment(connection, seen.payment.payment_id)
+            if found is None or not found.open:
+                return None
+            seen = found
+        return seen
+
+    async def _decide(self, command: ConfirmPayment | CancelPayment) -> Posted | Confirmation:
+        reply = await self.lane.submit(command)
+        assert reply is not None
+        return reply
+
+    # -- cancel --------------------------------------------------------------------------------
+
+    async def cancel(self, command: CancelPayment) -> Posted:
+        """Undo a confirmation, or prevent it for ever; or replay that.
+
+        Raises PaymentInProgress, PaymentOutcomeUnknown, GatewayUnavailable, RequestIdReused, or
+        what the lane raises. The cancellation request is stored before any of the first three.
+        """
+        until = _wait_until()
+        while True:
+            _check_time()
+            outcome = await result_of(self._calls.start(self._cancel(command)))
+            if isinstance(outcome, Result):
+                return outcome
+            command = _requested(command, outcome)
+            last = await self._watch(outcome, until)
+            if last is None:
+                continue
+            if last.payment.state is PaymentState.PENDING:
+                raise PaymentInProgress(payment_key=last.payment.payment_key)
+            raise outcome_unknown(last.payment)
+
+    async def _cancel(self, command: CancelPayment) -> Posted | Confirmation:
+        """Store the cancellation request and carry it out, unless another call has the lease."""
+        stored = await self._decide(command)
+        if isinstance(stored, Result) or stored.holder != command.holder:
+            return stored
+        outcome, left = await self.resolver.work(stored)
+        if left is not None and left.open and left.holder is None:
+            # Postponed: the sweep tries again, and so does a repetition of the call.
+            if isinstance(outcome, NotSent | Rejected):
+                raise GatewayUnavailable(payment_id=left.payment.payment_id)
+            raise outcome_unknown(left.payment)
+        return await self._decide(_requested(command, stored))
+
+    # -- reads ---------------------------------------------------------------------------------
+
+    async def get_payment(self, payment_id: str, user_id: str) -> Payment:
+        """The payment as last committed. Raises PaymentNotFound."""
+        found = await read_by_id(self._database, payment_id, store.read_payment)
+        if found is None or found.payment.user_id != user_id:
+            raise PaymentNotFound(user_id=user_id, payment_id=payment_id)
+        return found.payment
+
+    async def list_payments(
+        self, user_id: str, order_id: str | None, page: Page
+    ) -> tuple[list[Payment], str]:
+        """A page of a user's payments, newest first, and the next page's token ('' at the end)."""
+        before = time_position(page)
+        async with reading(self._database) as connection:
+            found = await store.read_payments(
+                connection, user_id, order_id, before=before, size=page.size + 1
+            )
+        return page.cut(found, lambda each: TimePosition(each.create_time, each.payment_id).key)
+
+
+def _requested(command: CancelPayment, seen: Confirmation) -> CancelPayment:
+    """The command, noting whether the stored cancellation request is its own."""
+    return replace(command, requested=seen.cancel_request_id == command.request_id)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _wait_until() -> float:
+    """The loop's time until which this call waits for others."""
+    left_s = deadlines.remaining()
+    return _now() + (WAIT_S_MAX if left_s is None else min(WAIT_S_MAX, left_s - MARGIN_S))
+
+
+def _check_time() -> None:
+    """Raise DeadlineTooShort for a caller that will be gone: detached work has no deadline."""
+    left_s = deadlines.remaining()
+    if left_s is not None and left_s < _LEAST_S:
+        raise DeadlineTooShort

@@ -1,0 +1,307 @@
+"""Books that balance, or soon will: what is in flight, and what another pass no longer finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from deploy.audit import audit as audit_module
+from deploy.audit.audit import Limits, audit
+from deploy.audit.report import as_json, as_text
+from deploy.audit.snapshots import take_snapshots
+from deploy.audit.sources import CannotAudit
+from tests.integration.audit.books import (
+    COUPON_A,
+    PAID_A,
+    PAY_A,
+    PAY_B,
+    PAY_C,
+    PAY_D,
+    UNKNOWN,
+    A,
+    B,
+    C,
+    D,
+    gateway_charge,
+    redemption,
+)
+from tests.integration.audit.conftest import Books
+
+ONE_PASS = Limits(settle_s=0.0)
+MANY_PASSES = Limits(settle_s=60.0)
+ALL_OVERDUE = Limits(settle_s=0.0, overdue_s=0.0)
+OVERDUE_IN_A_DAY = Limits(settle_s=0.0, overdue_s=86_400.0)
+"""The tests' server was started less than a day ago."""
+
+
+async def test_clean_books_pass_with_their_figures(books: Books) -> None:
+    report = await audit(books.sources, ONE_PASS)
+    text = as_text(report)
+    assert report.holds, text
+    assert [line.invariant for line in report.lines] == [f"I{number}" for number in range(1, 9)]
+    for figure in (
+        "I2  ok      3 accounts, 9 entries, 2 of them refunds: every balance",
+        "KRW 15,000 charged = 11,650 left + 3,350 spent",
+        "orders paid KRW 3,000 by balance (1 direct deductions)",
+        "orders paid KRW 1,500 through the gateway (2 direct payments)",
+        "gateway KRW 3,160 captured - 700 refunded = 2,460",
+        "1 products, 100 stocked = 75 free + 5 reserved + 20 sold",
+        "2 coupons issued of 3; orders saved KRW 500",
+        "6 orders (1 paid, 2 cancelled, 1 expired, 1 pending, 1 being paid or cancelled)",
+        "4 charges at the gateway, 5 payments",
+        "11 answers about balances",
+    ):
+        assert figure in text
+    document = json.loads(as_json(report))
+    assert document["holds"]
+    assert len(document["invariants"]) == 8
+
+
+async def test_round_sums_are_written_out(books: Books) -> None:
+    books.change("order", "UPDATE products SET stocked = 1000000")
+    assert "1,000,000 stocked = 999,975 free" in as_text(await audit(books.sources, ONE_PASS))
+
+
+async def test_what_is_in_flight_is_listed_and_is_no_breach(books: Books) -> None:
+    report = await audit(books.sources, ONE_PASS)
+    assert report.in_flight == (
+        f"order {D}: under way, deduction of KRW 250",
+        f"payment {UNKNOWN} key key-35: UNKNOWN, 60 at the gateway",
+    )
+
+
+_LIVE_AGAIN = (
+    "UPDATE redemptions SET restore_time = NULL, restore_request_id = NULL WHERE user_id = 'bob';"
+    f"UPDATE coupons SET order_id = '{B}', redeem_time = now(),"
+    f" redeem_request_id = '{PAY_B}:redeem_coupon' WHERE user_id = 'bob';"
+    "UPDATE answers SET state = 'ANSWERED', body = '{}'"
+    f" WHERE request_id = '{PAY_B}:redeem_coupon'"
+)
+
+
+@pytest.mark.parametrize(
+    ("saga_state", "order_state", "text"),
+    [
+        ("RUNNING", "CANCELLING", "under way, redemption of KRW 300"),
+        ("NEEDS_ATTENTION", "CANCELLING", "under way, redemption of KRW 300"),
+        ("RESOLVED", "CANCELLED", "closed by an operator, redemption of KRW 300"),
+        ("COMPLETED", "CANCELLED", None),
+    ],
+)
+async def test_saga_explains_a_difference_until_it_has_completed(
+    books: Books, saga_state: str, order_state: str, text: str | None
+) -> None:
+    books.change("coupon", _LIVE_AGAIN)
+    reason = "x" if saga_state == "RESOLVED" else ""
+    sold = 8 if order_state == "CANCELLING" else 0
+    books.change(
+        "order",
+        f"UPDATE sagas SET state = '{saga_state}', resolution_reason = '{reason}'"
+        f" WHERE kind = 'CANCEL_ORDER'; UPDATE products SET sold = sold + {sold};"
+        f"UPDATE orders SET state = '{order_state}' WHERE order_id = '{B}'",
+    )
+    report = await audit(books.sources, ONE_PASS)
+    assert report.holds is (text is not None), as_text(report)
+    explained = any(str(text) in difference for difference in report.in_flight)
+    assert explained is (text is not None)
+
+
+@pytest.mark.parametrize(
+    ("where", "script", "named"),
+    [
+        ("order", "SELECT 1", f"order {D} is PAYING since"),
+        ("order", "SELECT 1", f"saga {PAY_D} of order {D}, begun"),
+        ("payment", "SELECT 1", f"payment {UNKNOWN} of order elsewhere is UNKNOWN since"),
+        (
+            "order",
+            f"UPDATE orders SET expire_time = '2000-01-01' WHERE order_id = '{C}'",
+            f"order {C} is PENDING since",
+        ),
+        (
+            "order",
+            "UPDATE sagas SET state = 'NEEDS_ATTENTION', last_error = 'x' WHERE state = 'RUNNING'",
+            "is NEEDS_ATTENTION: x",
+        ),
+    ],
+)
+async def test_what_does_not_end_is_overdue(
+    books: Books, where: str, script: str, named: str
+) -> None:
+    books.change(where, script)
+    report = await audit(books.sources, ALL_OVERDUE)
+    assert [line.invariant for line in report.lines if not line.holds] == ["I6"]
+    assert named in as_text(report)
+
+
+async def test_nothing_is_overdue_while_the_database_was_down(books: Books) -> None:
+    books.change(
+        "order",
+        "UPDATE orders SET update_time = '2000-01-01', expire_time = '2000-01-01';"
+        "UPDATE sagas SET create_time = '2000-01-01'",
+    )
+    assert (await audit(books.sources, OVERDUE_IN_A_DAY)).holds
+    assert not (await audit(books.sources, ALL_OVERDUE)).holds
+
+
+async def test_answers_are_not_required_after_30_days(books: Books) -> None:
+    old = "now() - interval '31 days'"
+    for where, update in {
+        "balance": f"UPDATE ledger_entries SET create_time = {old}",
+        "coupon": f"UPDATE coupons SET issue_time = {old};"
+        f"UPDATE redemptions SET redeem_time = {old}",
+        "order": f"UPDATE orders SET create_time = {old}; UPDATE sagas SET update_time = {old}",
+        "payment": f"UPDATE payments SET update_time = {old} WHERE state <> 'UNKNOWN'",
+    }.items():
+        books.change(where, f"DELETE FROM answers WHERE state <> 'CANCELLED'; {update}")
+    report = await audit(books.sources, ONE_PASS)
+    assert report.holds, as_text(report)
+
+
+# -- several passes --------------------------------------------------------------------------------
+
+
+def _between_passes(monkeypatch: pytest.MonkeyPatch, change: Callable[[int], None]) -> None:
+    """Call ``change`` instead of each pause, with the number of the pause."""
+    pauses = 0
+
+    async def sleep(_delay_s: float) -> None:
+        nonlocal pauses
+        pauses += 1
+        change(pauses)
+
+    monkeypatch.setattr(audit_module, "asyncio", SimpleNamespace(sleep=sleep))
+
+
+async def test_difference_not_found_again_is_no_breach(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.change("gateway", gateway_charge("early", "x", 5, 5))
+    _between_passes(
+        monkeypatch,
+        lambda _: books.change("gateway", "DELETE FROM payments WHERE payment_key = 'early'"),
+    )
+    report = await audit(books.sources, MANY_PASSES)
+    assert report.holds, as_text(report)
+    assert report.passes == 2
+
+
+async def test_different_differences_in_each_pass_are_no_breach(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.change("gateway", gateway_charge("early-0", "x", 5, 5))
+
+    def move(number: int) -> None:
+        books.change("gateway", f"DELETE FROM payments WHERE payment_key = 'early-{number - 1}'")
+        books.change("gateway", gateway_charge(f"early-{number}", "x", 5, 5))
+
+    _between_passes(monkeypatch, move)
+    report = await audit(books.sources, MANY_PASSES)
+    assert report.holds, as_text(report)
+    assert report.passes == 2
+
+
+async def test_difference_found_again_is_a_breach(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.change("gateway", gateway_charge("stays", "x", 5, 5))
+    books.change("gateway", gateway_charge("passes", "x", 5, 5))
+    now_s = 0.0
+
+    def change(_number: int) -> None:
+        nonlocal now_s
+        now_s += 20.0
+        books.change("gateway", "DELETE FROM payments WHERE payment_key = 'passes'")
+
+    monkeypatch.setattr(audit_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    _between_passes(monkeypatch, change)
+    report = await audit(books.sources, MANY_PASSES)
+    assert report.passes == 4
+    assert "key stays: 5 captured" in as_text(report)
+    assert "passes" not in as_text(report)
+
+
+async def test_difference_within_a_snapshot_needs_one_pass(books: Books) -> None:
+    books.change("balance", "UPDATE accounts SET available_minor = 1")
+    assert (await audit(books.sources, MANY_PASSES)).passes == 1
+
+
+# -- many differences ------------------------------------------------------------------------------
+
+
+async def test_many_differences_are_listed_in_part_and_all_counted(books: Books) -> None:
+    books.change(
+        "balance",
+        "INSERT INTO accounts SELECT 'user-' || n, 'KRW', 5, 1, now()"
+        " FROM generate_series(1, 1500) AS n",
+    )
+    report = await audit(books.sources, ONE_PASS)
+    text = as_text(report)
+    line = next(line for line in report.lines if line.invariant == "I2")
+    assert len(line.differences) + line.more == 1_500
+    assert "1,500 differ" in text
+    assert "and 1,490 more" in text
+    assert text.count("account of user-") == 10
+
+
+async def test_second_row_with_the_same_key_has_no_match(books: Books) -> None:
+    books.change(
+        "coupon",
+        "ALTER TABLE redemptions DROP CONSTRAINT redemptions_pkey;"
+        "DROP INDEX redemptions_live_once; ALTER TABLE answers DROP CONSTRAINT answers_pkey;"
+        + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500),
+    )
+    report = await audit(books.sources, ONE_PASS)
+    assert f"saga {PAY_A} of ann: redemption of KRW 500, and no such saga" in as_text(report)
+
+
+# -- snapshots -------------------------------------------------------------------------------------
+
+
+async def test_snapshots_are_repeatable_read_and_read_only(books: Books) -> None:
+    async with take_snapshots(books.sources) as taken:
+        for service, connection in taken.databases.items():
+            who = await connection.scalar(sa.text("SELECT current_user"))
+            assert who == f"tally_{service}_audit"
+            level = await connection.scalar(sa.text("SHOW transaction_isolation"))
+            assert level == "repeatable read"
+            assert await connection.scalar(sa.text("SHOW transaction_read_only")) == "on"
+    with pytest.raises(CannotAudit, match="readonly database"):
+        async with take_snapshots(books.sources) as taken:
+            taken.gateway.execute("DELETE FROM payments")
+    async with take_snapshots(books.sources) as taken:
+        with pytest.raises(DBAPIError):
+            await taken["order"].execute(sa.text("DELETE FROM orders"))
+
+
+async def test_change_after_the_snapshot_is_not_seen(books: Books) -> None:
+    books.change("payment", "SELECT 1")
+    count = sa.text("SELECT count(*) FROM answers")
+    async with take_snapshots(books.sources) as taken:
+        before = await taken["payment"].scalar(count)
+        books.change("payment", "DELETE FROM answers")
+        books.change("gateway", "DELETE FROM payments WHERE payment_key <> ''")
+        assert await taken["payment"].scalar(count) == before
+        assert taken.gateway.execute("SELECT count(*) FROM payments").fetchone()[0] == 5
+
+
+async def test_effect_of_another_user_is_not_the_sagas(books: Books) -> None:
+    books.change(
+        "payment",
+        f"UPDATE payments SET user_id = 'eve' WHERE payment_id = '{PAID_A}';"
+        f"UPDATE answers SET scope = 'eve' WHERE request_id = '{PAY_A}:confirm_payment'",
+    )
+    text = as_text(await audit(books.sources, ONE_PASS))
+    assert f"order {A}: KRW 1,500 recorded, and there is no payment" in text
+    assert f"saga {PAY_A} of eve: payment of KRW 1,500, and no such saga" in text
+
+
+async def test_compensated_attempt_needs_no_effect(books: Books) -> None:
+    """No effect is as good as one that was undone."""
+    books.change("payment", f"DELETE FROM payments WHERE request_id = '{PAY_C}:confirm_payment'")
+    books.change("payment", f"DELETE FROM answers WHERE request_id = '{PAY_C}:confirm_payment'")
+    assert (await audit(books.sources, ONE_PASS)).holds

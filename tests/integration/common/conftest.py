@@ -1,0 +1,35 @@
+"""A database with idempotency records and a table of numbers, for tests of common's core."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from common.db.engines import Database, open_engines
+from deploy.local.postgres_roles import ServiceUrls
+from tests.support.databases import Databases, name_of
+
+NUMBERS = """
+CREATE TABLE numbers (
+    number bigint NOT NULL,
+    CONSTRAINT numbers_pkey PRIMARY KEY (number),
+    CONSTRAINT numbers_small CHECK (number < 1000)
+);
+GRANT SELECT, INSERT ON numbers TO tally_balance_runtime;
+"""
+
+
+@pytest.fixture
+def core_urls(databases: Databases) -> Iterator[ServiceUrls]:
+    with databases.clone("balance") as urls:
+        databases.server.run_sql(NUMBERS, database=name_of(urls))
+        yield urls
+
+
+@pytest.fixture
+async def database(core_urls: ServiceUrls) -> AsyncIterator[Database]:
+    """One connection for lanes, one for transactions that wait, three for reads."""
+    opened = open_engines(core_urls.runtime, application_name="core test", pool_size=6)
+    yield opened
+    await opened.close()

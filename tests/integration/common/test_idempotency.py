@@ -1,0 +1,141 @@
+"""The table of idempotency records, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+
+from balance_service.tables import answers
+from common.db.engines import Database
+from common.db.idempotency import (
+    CLEAN_UP_ROWS,
+    KEEP_DAYS,
+    IdempotencyRecords,
+    IdempotencyStore,
+    Record,
+    RecordConflict,
+)
+from common.errors import RequestIdReused
+from common.request_key import RequestKey, Result
+
+BODY = TypeAdapter(str)
+STORE = IdempotencyStore(answers)
+
+
+@dataclass(frozen=True)
+class Command:
+    request_id: str
+    digest: bytes = b"content"
+
+    @property
+    def key(self) -> RequestKey:
+        return RequestKey("Method", "ann", self.request_id)
+
+
+A, B, C = Command("a"), Command("b"), Command("c")
+
+
+@asynccontextmanager
+async def saving(database: Database, *commands: Command) -> AsyncIterator[IdempotencyRecords]:
+    """The commands' records in a transaction; what the block adds is saved."""
+    async with database.begin() as connection:
+        records = await STORE.load(connection, [command.key for command in commands])
+        yield records
+        await STORE.save(connection, records)
+
+
+async def load(database: Database, *commands: Command) -> IdempotencyRecords:
+    async with saving(database, *commands) as records:
+        return records
+
+
+async def save(database: Database, records: IdempotencyRecords) -> None:
+    async with database.begin() as connection:
+        await STORE.save(connection, records)
+
+
+async def test_a_recorded_response_is_replayed(database: Database) -> None:
+    async with saving(database, A, B) as records:
+        assert records.replay(A, BODY) is None
+        assert records.answer(A, "body a", BODY) == Result("body a")
+        records.refuse(B, "body b", BODY)
+    records = await load(database, A, B, C)
+    assert records.replay(A, BODY) == Result("body a", replayed=True)
+    assert records.get(B.key) == Record("REFUSED", b"content", '"body b"')
+    assert records.get(C.key) is None
+    with pytest.raises(RequestIdReused):
+        records.replay(Command("a", b"other"), BODY)
+
+
+async def test_the_second_to_record_a_request_writes_nothing(database: Database) -> None:
+    late = await load(database, A)
+    async with saving(database, A) as records:
+        records.answer(A, "first", BODY)
+    late.answer(A, "second", BODY)
+    late.answer(C, "in the same batch", BODY)
+    with pytest.raises(RecordConflict):
+        await save(database, late)
+    records = await load(database, A, C)
+    assert records.replay(A, BODY) == Result("first", replayed=True)
+    assert records.get(C.key) is None
+
+
+async def test_a_tombstone_replaces_only_the_record_that_was_read(database: Database) -> None:
+    late = await load(database, A)
+    async with saving(database, A) as records:
+        records.answer(A, "done", BODY)
+    late.cancel(A.key)
+    with pytest.raises(RecordConflict):  # it would not compensate what was done meanwhile
+        await save(database, late)
+    async with saving(database, A) as records:
+        records.cancel(A.key)
+    records = await load(database, A)
+    assert records.is_cancelled(A.key)
+    assert records.get(A.key) == Record("CANCELLED", b"content", None)
+
+
+async def test_forgotten_records_are_not_saved(database: Database) -> None:
+    async with saving(database, A, B) as records:
+        records.answer(A, "not written after all", BODY)
+        records.answer(B, "written", BODY)
+        records.forget([A.key])
+    records = await load(database, A, B)
+    assert records.get(A.key) is None
+    assert records.replay(B, BODY) == Result("written", replayed=True)
+
+
+async def add_old_records(database: Database, count: int) -> None:
+    """Add records, a tombstone among them, from before KEEP_DAYS, and a newer one."""
+    insert = """
+        INSERT INTO answers (method, scope, request_id, state, digest, body, create_time)
+        SELECT 'Method', 'ann', id, state, '', body, now() - make_interval(days => days)
+        FROM (SELECT CAST(n AS text), 'ANSWERED', 'x', CAST(:days AS int) + 1
+              FROM generate_series(1, CAST(:count AS int)) n
+              UNION ALL VALUES ('tombstone', 'CANCELLED', NULL, CAST(:days AS int) + 1),
+                               ('new', 'ANSWERED', 'x', CAST(:days AS int) - 1))
+             AS added (id, state, body, days)
+        """
+    async with database.begin() as connection:
+        await connection.execute(sa.text(insert), {"days": KEEP_DAYS, "count": count})
+
+
+async def test_old_records_are_cleaned_up_and_tombstones_stay(database: Database) -> None:
+    await add_old_records(database, CLEAN_UP_ROWS + 10)
+    assert await STORE.clean_up(database, asyncio.Event()) == CLEAN_UP_ROWS + 10
+    async with database.reads.connect() as connection:
+        left = await connection.scalars(sa.text("SELECT request_id FROM answers ORDER BY 1"))
+        assert list(left) == ["new", "tombstone"]
+
+
+async def test_the_clean_up_ends_after_a_batch_when_the_service_stops(database: Database) -> None:
+    """The rest is left to other replicas, or to the next start."""
+    await add_old_records(database, 3 * CLEAN_UP_ROWS)
+    stopping = asyncio.Event()
+    stopping.set()
+    assert await STORE.clean_up(database, stopping) == CLEAN_UP_ROWS

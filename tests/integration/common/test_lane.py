@@ -1,0 +1,303 @@
+"""What a lane does with a batch, on a real database and a decide function of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common import deadlines
+from common.batching.lane import Lane
+from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
+from common.db.engines import Database, open_engines
+from common.errors import (
+    Code,
+    ConflictRetriesExhausted,
+    DatabaseUnavailable,
+    DeadlineTooShort,
+    Internal,
+    Overloaded,
+    Refusal,
+)
+from common.locking.locks import Grant, Locks, NoLocks
+from common.locking.strategy import RowStrategy, Strategies, Strategy
+from deploy.local.postgres import PostgresServer
+
+INSERT = sa.text("INSERT INTO numbers SELECT unnest(CAST(:numbers AS bigint[]))")
+
+
+@dataclass(frozen=True)
+class Insert:
+    number: int
+
+    @property
+    def key(self) -> str:
+        return "busy" if self.number == 1 else "free"
+
+
+STRATEGIES: Strategies = {
+    Insert: Strategy(
+        rows=RowStrategy.INSERT,
+        guards=("numbers_pkey",),
+        why="",
+        redis_key="{key}",
+        rounds_max=6,
+    )
+}
+
+Outcomes = Sequence[Outcome[int]] | None
+Before = Callable[[Sequence[int], bool], Outcomes | Awaitable[Outcomes]]
+
+
+class TooLarge(Refusal):
+    """The number is too large."""
+
+    code = Code.INVALID_ARGUMENT
+    reason = "TOO_LARGE"
+
+
+@dataclass
+class Inserts:
+    """Inserts the batch's numbers and returns them negated, unless ``before`` decides."""
+
+    before: Before = lambda _numbers, _wait: None
+    batches: list[list[int]] = field(default_factory=list)
+
+    async def __call__(
+        self, connection: AsyncConnection, commands: Sequence[Insert], *, wait_for_locks: bool
+    ) -> Sequence[Outcome[int]]:
+        numbers = [command.number for command in commands]
+        self.batches.append(numbers)
+        outcomes = self.before(numbers, wait_for_locks)
+        if isinstance(outcomes, Awaitable):
+            outcomes = await outcomes
+        if outcomes is not None:
+            return outcomes
+        await connection.execute(INSERT, {"numbers": numbers})
+        return [-number for number in numbers]
+
+
+def lane_of(
+    database: Database,
+    decide: Inserts,
+    *,
+    locks: Locks | None = None,
+    limits: Limits | None = None,
+) -> Lane[Insert, int]:
+    def translate(constraint: str, _command: Insert) -> Refusal | None:
+        return TooLarge() if constraint == "numbers_small" else None
+
+    return Lane(
+        "test",
+        database,
+        decide,
+        locks or NoLocks(),
+        STRATEGIES,
+        translate=translate,
+        limits=limits,
+    )
+
+
+async def stored(database: Database) -> list[int]:
+    async with database.reads.connect() as connection:
+        rows = await connection.scalars(sa.text("SELECT number FROM numbers ORDER BY number"))
+        return list(rows)
+
+
+async def submit_all(lane: Lane[Insert, int], numbers: Sequence[int]) -> list[int | BaseException]:
+    return await asyncio.gather(
+        *(lane.submit(Insert(number)) for number in numbers), return_exceptions=True
+    )
+
+
+# -- batches -------------------------------------------------------------------------------------
+
+
+async def test_commands_that_wait_together_are_decided_together(database: Database) -> None:
+    decide = Inserts()
+    lane = lane_of(database, decide, limits=Limits(batch_max=64))
+    assert await submit_all(lane, range(200)) == [-number for number in range(200)]
+    assert await stored(database) == list(range(200))
+    assert max(len(batch) for batch in decide.batches) == 64
+    assert len(decide.batches) < 10
+    assert [number for batch in decide.batches for number in batch] == list(range(200))
+
+
+def divide_by_zero_at_7(numbers: Sequence[int], _wait: bool) -> None:
+    if 7 in numbers:
+        raise ZeroDivisionError("seven")
+
+
+@pytest.mark.parametrize(
+    ("decide", "bad", "error"),
+    [(Inserts(), 5_000, TooLarge), (Inserts(divide_by_zero_at_7), 7, ZeroDivisionError)],
+    ids=["violated constraint", "defect"],
+)
+async def test_one_bad_command_fails_alone(
+    database: Database, decide: Inserts, bad: int, error: type[Exception]
+) -> None:
+    others = [number for number in range(50) if number != bad]
+    results = await submit_all(lane_of(database, decide), [*others[:25], bad, *others[25:]])
+    assert isinstance(results.pop(25), error)
+    assert results == [-number for number in others]
+    assert await stored(database) == others
+
+
+async def test_a_command_without_a_strategy_is_an_error(database: Database) -> None:
+    class Renamed(Insert):
+        pass
+
+    decide = Inserts()
+    lane = lane_of(database, decide)
+    with pytest.raises(LookupError):
+        await lane.submit(Renamed(1))
+    assert decide.batches == []
+    assert await lane.submit(Insert(1)) == -1
+
+
+async def test_a_cancellation_inside_a_batch_does_not_end_the_lane(database: Database) -> None:
+    """A library that cancels what it should not must not leave callers waiting for ever."""
+
+    def cancel(numbers: Sequence[int], _wait: bool) -> None:
+        if 1 in numbers:
+            raise asyncio.CancelledError
+
+    lane = lane_of(database, Inserts(cancel))
+    with pytest.raises(Internal):
+        await lane.submit(Insert(1))
+    assert await lane.submit(Insert(2)) == -2
+
+
+# -- the database away ---------------------------------------------------------------------------
+
+
+async def test_a_batch_is_run_again_after_a_lost_connection(
+    database: Database, postgres_server: PostgresServer
+) -> None:
+    def kill_at_first(_numbers: Sequence[int], _wait: bool) -> None:
+        if len(decide.batches) == 1:
+            postgres_server.run_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'core test%'"
+            )
+
+    decide = Inserts(kill_at_first)
+    assert await lane_of(database, decide).submit(Insert(1)) == -1
+    assert decide.batches == [[1], [1]]
+
+
+async def test_without_a_database_every_caller_is_refused() -> None:
+    database = open_engines(
+        "postgresql://nobody:x@127.0.0.1:1/none", application_name="t", pool_size=3
+    )
+    results = await submit_all(lane_of(database, Inserts()), range(3))
+    assert [type(result) for result in results] == [DatabaseUnavailable] * 3
+    await database.close()
+
+
+# -- locked rows and version conflicts -----------------------------------------------------------
+
+
+async def test_a_locked_row_delays_only_its_own_command(database: Database) -> None:
+    released = asyncio.Event()
+
+    async def blocked(numbers: Sequence[int], wait_for_locks: bool) -> Outcomes:
+        if wait_for_locks:
+            await released.wait()
+            return [-number for number in numbers]
+        return [RowLocked("row") if number == 1 else -number for number in numbers]
+
+    lane = lane_of(database, Inserts(blocked))
+    waiting = asyncio.ensure_future(lane.submit(Insert(1)))
+    assert await submit_all(lane, range(2, 100)) == [-number for number in range(2, 100)]
+    assert not waiting.done()
+    released.set()
+    assert await waiting == -1
+
+
+async def test_after_several_version_conflicts_the_lock_is_waited_for(database: Database) -> None:
+    waited: list[bool] = []
+
+    def conflict(numbers: Sequence[int], wait_for_locks: bool) -> Outcomes:
+        waited.append(wait_for_locks)
+        return [-number if wait_for_locks else VersionConflict() for number in numbers]
+
+    assert await lane_of(database, Inserts(conflict)).submit(Insert(1)) == -1
+    assert waited == [False] * 4 + [True]
+
+
+async def test_a_row_that_stays_locked_is_refused_in_the_end(database: Database) -> None:
+    decide = Inserts(lambda numbers, _wait: [RowLocked("row") for _ in numbers])
+    lane = lane_of(database, decide, limits=Limits(blocked_rounds_max=3))
+    with pytest.raises(ConflictRetriesExhausted):
+        await lane.submit(Insert(1))
+    assert len(decide.batches) == 4
+
+
+# -- callers -------------------------------------------------------------------------------------
+
+
+async def test_callers_who_left_count_towards_the_depth(database: Database) -> None:
+    go = asyncio.Event()
+
+    async def wait(_numbers: Sequence[int], _wait: bool) -> None:
+        await go.wait()
+
+    lane = lane_of(database, Inserts(wait), limits=Limits(depth_max=10))
+    first = asyncio.ensure_future(lane.submit(Insert(0)))
+    await asyncio.sleep(0.01)
+    for number in range(1, 10):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(lane.submit(Insert(number)), 0.001)
+    with pytest.raises(Overloaded):
+        await lane.submit(Insert(10))
+    go.set()
+    assert await first == 0
+    assert await lane.submit(Insert(11)) == -11
+    assert await stored(database) == [0, 11], "nobody waited for the others any more"
+
+
+async def test_a_caller_without_time_is_refused_before_anything_begins(database: Database) -> None:
+    decide = Inserts()
+    with deadlines.within(0.005), pytest.raises(DeadlineTooShort):
+        await lane_of(database, decide).submit(Insert(1))
+    assert decide.batches == []
+
+
+async def test_a_caller_that_leaves_does_not_undo_its_command(database: Database) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(_numbers: Sequence[int], _wait: bool) -> None:
+        begun.set()
+        await go.wait()
+
+    lane = lane_of(database, Inserts(wait))
+    call = asyncio.ensure_future(lane.submit(Insert(1)))
+    await begun.wait()
+    call.cancel()
+    go.set()
+    await lane.close()
+    assert await stored(database) == [1]
+    with pytest.raises(Overloaded):
+        await lane.submit(Insert(2))
+
+
+# -- Redis locks ---------------------------------------------------------------------------------
+
+
+class BusyLocks(NoLocks):
+    """Another replica has the key 'busy' for ever."""
+
+    async def acquire(self, keys: Collection[str]) -> Grant:
+        return Grant("token", frozenset(keys) - {"busy"}, frozenset(keys) & {"busy"})
+
+
+async def test_a_busy_redis_lock_delays_a_command_and_refuses_none(database: Database) -> None:
+    decide = Inserts()
+    lane = lane_of(database, decide, locks=BusyLocks())
+    assert await submit_all(lane, [1, 2, 3]) == [-1, -2, -3]
+    assert decide.batches == [[2, 3], [1]], "decided without the lock, after the others"

@@ -1,0 +1,181 @@
+"""Redeem and restore coupons, as a client sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tally.coupon.v1 import coupon_pb2 as pb
+from tests.support.coupons import (
+    MICROSECOND,
+    UNKNOWN_ID,
+    get_coupon,
+    issued,
+    redeem,
+    restore,
+    won,
+)
+from tests.support.refusals import refused
+
+
+async def current(coupon: Any, owned: pb.Coupon) -> pb.Coupon:
+    response = await coupon.GetCoupon(get_coupon(owned.coupon_id, owned.user_id))
+    found: pb.Coupon = response.coupon
+    return found
+
+
+async def test_one_order_redeems_a_coupon_and_copies_are_replayed(coupon: Any) -> None:
+    owned = await issued(coupon)
+    first = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
+    assert not first.replayed
+    assert first.discount == won(1_000)
+    assert first.coupon.state == pb.Coupon.STATE_REDEEMED
+    assert first.coupon.order_id == "o1"
+    assert first.coupon.HasField("redeem_time")
+    assert await current(coupon, owned) == first.coupon
+    again = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
+    assert again.replayed
+    assert (again.coupon, again.discount) == (first.coupon, first.discount)
+    with refused("COUPON_NOT_USABLE"):
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r2", order_id="o2"))
+    with refused("REQUEST_ID_REUSED"):
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o2"))
+
+
+async def test_discount_follows_the_terms(coupon: Any) -> None:
+    cases: list[tuple[dict[str, Any], int, int]] = [
+        ({"fixed_discount": won(1_000)}, 5_000, 1_000),
+        ({"fixed_discount": won(1_000)}, 999, 999),
+        ({"fixed_discount": won(1_000), "max_discount": won(700)}, 5_000, 700),
+        ({"percent_discount": 15}, 999, 149),
+        ({"percent_discount": 15}, 6, 0),
+        ({"percent_discount": 100}, 10**15, 10**15),
+        ({"percent_discount": 50, "max_discount": won(300)}, 5_000, 300),
+        ({"percent_discount": 50, "min_order_amount": won(5_000)}, 5_000, 2_500),
+    ]
+    for number, (fields, amount, discount) in enumerate(cases):
+        owned = await issued(coupon, request_id=f"c{number}", **fields)
+        request = redeem(owned.coupon_id, "ann", f"r{number}", amount=amount)
+        assert (await coupon.RedeemCoupon(request)).discount == won(discount)
+
+
+async def test_order_below_minimum_or_in_other_currency_is_refused(coupon: Any) -> None:
+    owned = await issued(coupon, min_order_amount=won(5_000))
+    with refused("ORDER_AMOUNT_TOO_SMALL"):
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", amount=4_999))
+    with refused("CURRENCY_MISMATCH"):
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", currency="USD"))
+    assert await current(coupon, owned) == owned
+    any_currency = await issued(coupon, request_id="percent", percent_discount=10)
+    response = await coupon.RedeemCoupon(
+        redeem(any_currency.coupon_id, "ann", "r1", currency="USD")
+    )
+    assert response.discount == won(500, currency="USD")
+
+
+async def test_expired_coupon_is_shown_and_refused(coupon: Any) -> None:
+    owned = await issued(coupon, lifetime=MICROSECOND)
+    assert owned.state == pb.Coupon.STATE_ISSUED
+    assert (await current(coupon, owned)).state == pb.Coupon.STATE_EXPIRED
+    with refused("COUPON_EXPIRED"):
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1"))
+
+
+async def test_unknown_coupon_is_not_found_and_can_be_cancelled(coupon: Any) -> None:
+    of_bob = (await issued(coupon, user_id="bob")).coupon_id
+    for number, coupon_id in enumerate([of_bob, UNKNOWN_ID, "nonsense", "\x00", "x" * 9_000]):
+        redeem_id, restore_id = f"r{number}", f"s{number}"
+        with refused("COUPON_NOT_FOUND") as not_found:
+            await coupon.GetCoupon(get_coupon(coupon_id, "ann"))
+        assert not_found.refusal is not None
+        known = {"coupon_id": coupon_id} if coupon_id in (of_bob, UNKNOWN_ID) else {}
+        assert not_found.refusal.metadata == known | {"user_id": "ann"}
+        with refused("COUPON_NOT_FOUND"):
+            await coupon.RedeemCoupon(redeem(coupon_id, "ann", redeem_id))
+        request = restore(coupon_id, "ann", redeem_id, restore_id)
+        first = await coupon.RestoreCoupon(request)
+        assert not first.HasField("coupon")
+        assert not first.replayed
+        assert (await coupon.RestoreCoupon(request)).replayed
+        with refused("REDEMPTION_CANCELLED"):
+            await coupon.RedeemCoupon(redeem(coupon_id, "ann", redeem_id))
+
+
+async def test_restored_coupon_is_free_for_another_redemption_only(coupon: Any) -> None:
+    owned = await issued(coupon)
+    await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
+    first = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
+    assert not first.replayed
+    assert first.coupon == owned
+    with refused("REDEMPTION_CANCELLED"):
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
+    second = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r2", order_id="o2"))
+    # A repeated restoration of the first must not change the second.
+    for request_id in ("s1", "s2", "s2"):
+        again = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", request_id))
+        assert again.replayed
+        assert again.coupon == first.coupon
+    assert await current(coupon, owned) == second.coupon
+    with refused("REQUEST_ID_REUSED"):
+        await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r2", "s1"))
+    await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r2", "s3"))
+    assert await current(coupon, owned) == owned
+
+
+async def test_restoration_before_its_redemption_prevents_it(coupon: Any) -> None:
+    owned = await issued(coupon)
+    first = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
+    assert first.coupon == owned
+    assert not first.replayed
+    with refused("REDEMPTION_CANCELLED"):
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1"))
+    used = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r2"))
+    again = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
+    assert again.replayed
+    assert again.coupon == first.coupon
+    other = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s2"))
+    assert other.replayed
+    assert other.coupon == used.coupon
+
+
+async def test_restoration_of_another_coupon_is_refused(coupon: Any) -> None:
+    one = await issued(coupon, request_id="one")
+    two = await issued(coupon, request_id="two")
+    used = await coupon.RedeemCoupon(redeem(one.coupon_id, "ann", "r1"))
+    for coupon_id in (two.coupon_id, UNKNOWN_ID):
+        with refused("INVALID_FIELD", field="coupon_id"):
+            await coupon.RestoreCoupon(restore(coupon_id, "ann", "r1", "s1"))
+    assert await current(coupon, one) == used.coupon
+    # The same ids of another user are another redemption.
+    await coupon.RestoreCoupon(restore(one.coupon_id, "bob", "r1", "s1"))
+    assert await current(coupon, one) == used.coupon
+
+
+async def test_coupon_that_expired_while_redeemed_is_restored_expired(
+    coupon: Any, sql: Callable[[str], str]
+) -> None:
+    owned = await issued(coupon)
+    await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1"))
+    sql("UPDATE coupons SET expire_time = issue_time + interval '1 microsecond'")
+    assert (await current(coupon, owned)).state == pb.Coupon.STATE_REDEEMED
+    response = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
+    assert response.coupon.state == pb.Coupon.STATE_EXPIRED
+    assert not response.coupon.order_id
+    assert not response.coupon.HasField("redeem_time")
+
+
+async def test_redemption_is_known_after_its_record_is_deleted(
+    coupon: Any, sql: Callable[[str], str]
+) -> None:
+    one = await issued(coupon, request_id="one")
+    two = await issued(coupon, request_id="two")
+    await coupon.RedeemCoupon(redeem(one.coupon_id, "ann", "r1"))
+    sql("DELETE FROM answers")
+    with refused("REQUEST_ID_REUSED"):
+        await coupon.RedeemCoupon(redeem(two.coupon_id, "ann", "r1"))
+    with refused("INVALID_FIELD", field="coupon_id"):
+        await coupon.RestoreCoupon(restore(two.coupon_id, "ann", "r1", "s1"))
+    response = await coupon.RestoreCoupon(restore(one.coupon_id, "ann", "r1", "s1"))
+    assert response.coupon == one
+    with refused("REDEMPTION_CANCELLED"):
+        await coupon.RedeemCoupon(redeem(one.coupon_id, "ann", "r1"))

@@ -1,0 +1,91 @@
+"""What each service's locking.py says of an operation is what the operation does."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from common.locking.strategy import RowStrategy, Strategies
+from tests.integration.services.operations import (
+    LANES,
+    OUTSIDE_LANES,
+    REDIS_KEYS,
+    SERVICES,
+    Operation,
+)
+from tests.support.stack import Stack, no_faults, stack, stack_databases
+from tests.support.statements import row_strategies
+
+__all__ = ["no_faults", "stack", "stack_databases"]
+
+each_service = pytest.mark.parametrize("service", SERVICES)
+each_operation = pytest.mark.parametrize(
+    ("strategies", "operation"),
+    [
+        pytest.param(strategies, operation, id=operation.command.__name__)
+        for strategies, operations in SERVICES.values()
+        for operation in operations
+    ],
+)
+
+
+@each_service
+def test_every_command_of_a_lane_has_a_strategy_and_nothing_else_has(service: str) -> None:
+    strategies, operations = SERVICES[service]
+    submitted = {command for lane in LANES[service] for command in get_args(lane) or (lane,)}
+    assert set(strategies) == submitted | OUTSIDE_LANES.get(service, set())
+    assert sorted(strategies, key=str) == sorted((each.command for each in operations), key=str)
+    assert all(strategy.why for strategy in strategies.values())
+
+
+@each_service
+def test_redis_keys_are_made_of_the_commands_attributes(service: str) -> None:
+    strategies, _ = SERVICES[service]
+    examples = REDIS_KEYS[service]
+    assert {type(command) for command in examples} == {
+        command for command, strategy in strategies.items() if strategy.redis_key or strategy.mark
+    }
+    for command, key in examples.items():
+        strategy = strategies[type(command)]
+        assert key in {strategy.key_of(command), strategy.mark_of(command)}
+
+
+def test_only_strategies_without_row_locks_have_more_than_one_round() -> None:
+    """Locked rows have no version conflicts: another number would be decoration."""
+    for strategies, _ in SERVICES.values():
+        for strategy in strategies.values():
+            rows_are_locked = strategy.rows in {RowStrategy.FOR_UPDATE, RowStrategy.INSERT}
+            assert strategy.rounds_max == 1 or not rows_are_locked
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> str:
+    """Without Redis: the statements are the same."""
+    return ""
+
+
+@pytest.fixture(scope="module")
+def stack_options() -> dict[str, Any]:
+    """With leases so short that they are renewed while a test waits."""
+    return {"saga_attempts_max": 3, "saga_lease_s": 3.0, "expiry_interval_s": 0.1}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@each_operation
+async def test_an_operations_statements_follow_its_row_strategy(
+    stack: Stack, strategies: Strategies, operation: Operation
+) -> None:
+    transactions = [
+        transaction
+        for transaction in await operation.run(stack)
+        if any(operation.sql in statement for statement in transaction)
+    ]
+    followed = [
+        found
+        for transaction in transactions
+        if (found := row_strategies(transaction, operation.table, operation.compared))
+    ]
+    assert followed, transactions
+    for found in followed:
+        assert strategies[operation.command].rows in found, transactions

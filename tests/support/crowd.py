@@ -1,0 +1,94 @@
+"""Races: many rivals at once over several replicas of one service, seen from outside too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+
+import grpc
+import pytest
+
+from common.service import Application
+from common.settings import ServiceSettings
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from tests.support.databases import name_of
+from tests.support.refusals import Results, final_outcome, outcome
+from tests.support.replicas import channel, replicas
+
+C = TypeVar("C")
+S = TypeVar("S", bound=ServiceSettings)
+
+RIVALS = 100
+
+without_redis = pytest.mark.parametrize("redis_url", [""], ids=["no-redis"])
+"""For tests of a single guard: Redis would keep the rivals from meeting."""
+
+
+@dataclass(frozen=True)
+class Crowd(Generic[C]):
+    """The replicas of one service, a client of each, and their database."""
+
+    clients: Sequence[C]
+    urls: ServiceUrls
+    server: PostgresServer
+
+    def turn(self, number: int) -> C:
+        """The client of the replica whose turn it is."""
+        return self.clients[number % len(self.clients)]
+
+    def sql(self, text: str) -> str:
+        """Run SQL as superuser; returns its output, unaligned."""
+        return self.server.run_sql(text, database=name_of(self.urls))
+
+    def number(self, query: str) -> int:
+        """The one number that a query returns."""
+        return int(self.sql(query).strip())
+
+    async def call(self, turn: int, method: str, request: Any) -> Any:
+        """The final outcome at one replica: a response, or the reason of a refusal.
+
+        ``method``: the clients' method, with dots.
+        """
+        call = attrgetter(method)(self.turn(turn))
+        return await final_outcome(lambda: call(request))
+
+    async def race(
+        self, method: str, requests: Iterable[Any], *, until_final: bool = False
+    ) -> Results:
+        """Make all calls at once, in turns over the replicas.
+
+        ``until_final``: each is made again while conflicts keep it from being decided.
+        """
+
+        async def one(turn: int, request: Any) -> Any:
+            if until_final:
+                return await self.call(turn, method, request)
+            return await outcome(attrgetter(method)(self.turn(turn))(request))
+
+        return Results.of(await asyncio.gather(*(one(*each) for each in enumerate(requests))))
+
+
+@asynccontextmanager
+async def crowd_of(
+    client: Callable[[grpc.aio.Channel], C],
+    settings_type: type[S],
+    build: Callable[[S], AbstractAsyncContextManager[Application]],
+    urls: ServiceUrls,
+    server: PostgresServer,
+    *,
+    count: int = 2,
+    **settings: Any,
+) -> AsyncIterator[Crowd[C]]:
+    """``count`` replicas of one service on the database; ``client`` makes a client of a channel."""
+    async with AsyncExitStack() as stack:
+        addresses = await stack.enter_async_context(
+            replicas(count, settings_type, build, database_url=urls.runtime, **settings)
+        )
+        channels = [await stack.enter_async_context(channel(address)) for address in addresses]
+        clients = [client(opened) for opened in channels]
+        yield Crowd(clients, urls, server)

@@ -1,0 +1,166 @@
+"""A server whose methods return what a test gives them, and a connection that can break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+
+from common.errors import Code, Refusal, RemoteRefusal
+from common.rpc.server import GrpcServer
+from tally_client import Tally, TallyError
+from tests.integration.common.echo import always_ready, settings
+from tests.support.contract import METHODS_BY_NAME, message_class
+
+HANG: Final = object()
+"""An outcome that never comes."""
+Answer = Callable[[Any], Any] | Sequence[Any]
+"""The outcomes of a method's calls, of which the last stays: each a response, an exception or HANG;
+for a stream a list of them. Or a coroutine function, for a stream an asynchronous generator."""
+
+
+@dataclass
+class Received:
+    """The calls that arrived, by the method's name."""
+
+    requests: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    left_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """The time to each call's deadline when it arrived."""
+    attempts: Counter[str] = field(default_factory=Counter)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a call arrives."""
+
+    def record(self, name: str, request: Any, context: Any) -> None:
+        self.attempts[name] += 1
+        self.requests[name].append(request)
+        self.left_s[name].append(context.time_remaining())
+        self.arrived.set()
+
+
+def refusal(code: str, reason: str, *, retry_after_s: float | None = 0.01) -> Refusal:
+    """A refusal as a service would return it; its RetryInfo is short, so that tests are."""
+    return RemoteRefusal(Code(code), reason, "No.", {}, retry_after_s=retry_after_s)
+
+
+@asynccontextmanager
+async def fake_server(received: Received, **answers: Answer) -> AsyncIterator[str]:
+    """A server of these methods, by their names; yields its address."""
+    server = GrpcServer(settings(grace_s=0.5), ready=always_ready)
+    services: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for name, answer in answers.items():
+        method = METHODS_BY_NAME[name]
+        handler = _handler(method, answer, received)
+        services[method.containing_service.full_name][name] = handler
+    for service, handlers in services.items():
+
+        def add(methods: Any, mounting: Any, service: str = service) -> None:
+            mounting.add_registered_method_handlers(service, methods)
+
+        server.mount(add, handlers)
+    port = await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.drain()
+
+
+@asynccontextmanager
+async def fake_tally(
+    *, on_repeat: Callable[[TallyError], None] | None = None, **answers: Answer
+) -> AsyncIterator[tuple[Tally, Received]]:
+    """A client of a fake server, and what the server received."""
+    received = Received()
+    async with (
+        fake_server(received, **answers) as address,
+        Tally(balance=address, order=address, on_repeat=on_repeat) as tally,
+    ):
+        yield tally, received
+
+
+def _handler(method: MethodDescriptor, answer: Answer, received: Received) -> Any:
+    left = [] if callable(answer) else list(answer)
+
+    def next_outcome() -> Any:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    async def unary(request: Any, context: Any) -> Any:
+        received.record(method.name, request, context)
+        return await (answer(request) if callable(answer) else _result(next_outcome()))
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        received.record(method.name, request, context)
+        if callable(answer):
+            async for response in answer(request):
+                yield response
+        else:
+            for outcome in next_outcome():
+                yield await _result(outcome)
+
+    coding: Any = {
+        "request_deserializer": message_class(method.input_type).FromString,
+        "response_serializer": message_class(method.output_type).SerializeToString,
+    }
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(stream, **coding)
+    return grpc.unary_unary_rpc_method_handler(unary, **coding)
+
+
+async def _result(outcome: Any) -> Any:
+    if outcome is HANG:
+        await asyncio.Event().wait()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+class TcpProxy:
+    """A TCP proxy before a server; a test can cut its connections, as a replica that dies does."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def cut(self) -> None:
+        """Abort every open connection."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, address: str) -> AsyncIterator[TcpProxy]:
+        """A proxy to ``address``, listening at its own ``address``."""
+        proxy = cls()
+        host, _, port = address.rpartition(":")
+
+        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while data := await reader.read(65_536):
+                    writer.write(data)
+                    await writer.drain()
+            except ConnectionError:
+                pass
+            finally:
+                writer.transport.abort()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            server_reader, server_writer = await asyncio.open_connection(host, int(port))
+            ends = {writer, server_writer}
+            proxy._writers |= ends
+            await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
+            proxy._writers -= ends
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        try:
+            listening = server.sockets[0].getsockname()
+            proxy.address = f"127.0.0.1:{listening[1]}"
+            yield proxy
+        finally:
+            server.close()
+            proxy.cut()
+            await asyncio.sleep(0)

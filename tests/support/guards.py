@@ -1,0 +1,36 @@
+"""Guards that a control removes from outside, the same in every service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.row_locks import Locked, RowLocks
+from common.request_key import Result
+
+
+def forget_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read rows where they should be locked: the second line of a strategy with row locks."""
+
+    async def read(
+        self: RowLocks[Any], connection: Any, keys: Any, *, wait_for_locks: bool
+    ) -> Locked[Any]:
+        return await self.read(connection, keys)
+
+    monkeypatch.setattr(RowLocks, "lock", read)
+
+
+def forget_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record no response: a repeated request is not recognized by its record."""
+    monkeypatch.setattr(IdempotencyRecords, "answer", lambda _, __, value, ___: Result(value))
+
+
+def forget_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no idempotency record at all."""
+
+    async def save(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(IdempotencyStore, "save", save)

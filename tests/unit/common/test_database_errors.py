@@ -1,0 +1,51 @@
+"""What an error of the database means for the commands in its transaction."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import exc
+
+from common.db.errors import Fault, StaleRead, classify, is_unavailable, map_database_errors
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable
+
+
+def of_server(sqlstate: str | None) -> exc.DBAPIError:
+    cause = Exception("as the driver raises it")
+    cause.sqlstate = sqlstate  # type: ignore[attr-defined]
+    return exc.DBAPIError("SELECT", {}, cause)
+
+
+CASES = [
+    ("unique violation", of_server("23505"), Fault.COMMAND),
+    ("number out of range", of_server("22003"), Fault.COMMAND),
+    ("deadlock", of_server("40P01"), Fault.CONTENTION),
+    ("lock timeout", of_server("55P03"), Fault.CONTENTION),
+    ("row changed", StaleRead(), Fault.CONTENTION),
+    ("connection lost", of_server("08006"), Fault.CONNECTION),
+    ("password changed", of_server("28P01"), Fault.CONNECTION),
+    ("shutting down", of_server("57P01"), Fault.CONNECTION),
+    ("statement timeout", of_server("57014"), Fault.CONNECTION),
+    ("read-only", of_server("25006"), Fault.CONNECTION),
+    ("disk full", of_server("53100"), Fault.CONNECTION),
+    ("no answer", of_server(None), Fault.CONNECTION),
+    ("refused", ConnectionRefusedError(), Fault.CONNECTION),
+    ("too slow", TimeoutError(), Fault.CONNECTION),
+    # Readiness compares revisions only, so that nothing else would report it.
+    ("no such table", of_server("42P01"), Fault.UNEXPECTED),
+    ("defect", ZeroDivisionError(), Fault.UNEXPECTED),
+]
+REFUSALS = {Fault.CONTENTION: ConflictRetriesExhausted, Fault.CONNECTION: DatabaseUnavailable}
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_an_error_is_classified_and_refused_accordingly(error: Exception, fault: Fault) -> None:
+    assert classify(error) is fault
+    assert is_unavailable(error) == (fault is Fault.CONNECTION)
+    with pytest.raises(REFUSALS.get(fault, type(error))), map_database_errors():
+        raise error
+
+
+def test_a_refusal_for_the_database_counts_as_unavailable() -> None:
+    assert is_unavailable(DatabaseUnavailable())

@@ -1,0 +1,160 @@
+"""Each component, added to an overlay as the guide says: every rule holds as before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+from unittest import mock
+
+import pytest
+import yaml
+
+from common import tracing
+from deploy.kubernetes import manifests, rendering, validation
+from deploy.kubernetes.manifests import OVERLAYS
+from tests.unit.deploy.kubernetes.manifests import PRODUCTION, Overlay, parse
+from tests.unit.deploy.kubernetes.network import (
+    ELSEWHERE,
+    MONITORING,
+    UNKNOWN,
+    Other,
+    allowed,
+    parties,
+)
+from tests.unit.deploy.kubernetes.rules import RULES
+
+KUBECTL: Final = rendering.kubectl()
+CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+OTLP_PORT: Final = 4317
+COLLECTOR: Final = Other({"app": "collector"}, namespace=MONITORING)
+SAMPLED: Final = {
+    "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+    "OTEL_TRACES_SAMPLER_ARG": "0.25",
+    "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=production",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "5",
+    "OTEL_BSP_MAX_QUEUE_SIZE": "4096",
+}
+
+needs_kubectl: Final = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+
+
+def with_component(overlay: str, component: str, directory: Path, **files: str) -> Overlay:
+    """An overlay with a component, rendered from a copy; ``files`` are added to the component."""
+    copy = directory / "kubernetes"
+    sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
+    shutil.copytree(manifests.DIRECTORY, copy, ignore=sources)
+    for name, text in files.items():
+        (copy / "components" / component / name.replace("_", ".")).write_text(text)
+    file = copy / "overlays" / overlay / "kustomization.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["components"] = [*content.get("components", []), f"../../components/{component}"]
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifests, "DIRECTORY", copy)
+        return parse(overlay, rendering.render(str(KUBECTL), overlay))
+
+
+def faults(overlay: Overlay) -> dict[str, list[str]]:
+    """The faults by rule, of the rules that do not hold."""
+    found = {name: rule.faults(overlay) for name, rule in RULES.items()}
+    return {name: of_rule for name, of_rule in found.items() if of_rule}
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Overlay:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    return with_component(request.param, "tracing", tmp_path_factory.mktemp("traced"))
+
+
+@pytest.fixture(scope="module")
+def verifying(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    directory = tmp_path_factory.mktemp("verifying")
+    return with_component(PRODUCTION, "postgres-ca", directory, ca_crt=CERTIFICATE)
+
+
+# ---- tracing
+
+
+def test_rules_and_schemas_hold_with_tracing(traced: Overlay) -> None:
+    assert faults(traced) == {}
+    assert validation.problems(traced.objects) == []
+
+
+def test_each_server_has_an_endpoint_that_tracing_accepts(traced: Overlay) -> None:
+    assert len(traced.servers) == 4
+    for each in traced.servers:
+        with mock.patch.dict(os.environ, each.environment, clear=True):
+            assert tracing.wanted(), each.title
+    for each in traced.migrations:
+        assert not each.environment.keys() & {*tracing.ENDPOINTS}
+
+
+def test_only_servers_reach_the_collector(traced: Overlay) -> None:
+    servers = {each.service for each in traced.servers}
+    for caller, labels in parties(traced).items():
+        found = allowed(traced, "egress", labels, COLLECTOR, port=OTLP_PORT)
+        assert found is (caller in servers), caller
+
+
+def test_servers_reach_nothing_but_the_collector(traced: Overlay) -> None:
+    elsewhere = Other({"app": "collector"}, namespace=ELSEWHERE)
+    for each in traced.servers:
+        assert not allowed(traced, "egress", each.labels, COLLECTOR, port=OTLP_PORT + 1)
+        for other in (elsewhere, UNKNOWN, Other({"app": "collector"})):
+            assert not allowed(traced, "egress", each.labels, other, port=OTLP_PORT)
+
+
+def with_variables(directory: Path, variables: dict[str, str]) -> Overlay:
+    """Production with tracing and these variables more in the component's endpoint.yaml."""
+    file = manifests.DIRECTORY / "components" / "tracing" / "endpoint.yaml"
+    patch = yaml.safe_load(file.read_text(encoding="utf-8"))
+    [server] = patch["spec"]["template"]["spec"]["containers"]
+    server["env"] += [{"name": name, "value": value} for name, value in variables.items()]
+    return with_component(PRODUCTION, "tracing", directory, endpoint_yaml=yaml.safe_dump(patch))
+
+
+@needs_kubectl
+def test_a_sampler_is_accepted(tmp_path: Path) -> None:
+    overlay = with_variables(tmp_path, SAMPLED)
+    for each in overlay.servers:
+        assert SAMPLED.items() <= each.environment.items()
+    assert faults(overlay) == {}
+
+
+@needs_kubectl
+def test_an_api_key_and_a_wrong_queue_size_are_faults(tmp_path: Path) -> None:
+    key, size = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_BSP_MAX_QUEUE_SIZE"
+    found = faults(with_variables(tmp_path, {**SAMPLED, size: "0", key: "api-key=x"}))
+    for name, variable in (("variables_are_settings", key), ("settings_are_accepted", size)):
+        assert len(found[name]) == 4
+        assert all(variable in fault for fault in found[name])
+
+
+# ---- postgres-ca
+
+
+def test_rules_and_schemas_hold_with_a_certificate(verifying: Overlay) -> None:
+    """One of the rules: the file of the driver's variable is mounted."""
+    assert faults(verifying) == {}
+    assert validation.problems(verifying.objects) == []
+
+
+def test_every_client_of_postgres_has_the_certificate(verifying: Overlay) -> None:
+    assert verifying.the("ConfigMap/postgres-ca-*").get("data") == {"ca.crt": CERTIFICATE}
+    clients = verifying.servers + verifying.migrations
+    assert len(clients) == 8
+    for each in clients:
+        assert "PGSSLROOTCERT" in each.environment, each.title
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_committed_overlays_have_no_component(overlay: str) -> None:
+    text = manifests.rendered(overlay).read_text(encoding="utf-8")
+    assert "OTEL_" not in text
+    assert str(OTLP_PORT) not in text
+    assert "PGSSLROOTCERT" not in text

@@ -1,0 +1,168 @@
+"""The sagas of one replica: their ends, leases, room, and what happens when the replica stops."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from common.errors import DatabaseUnavailable
+from order_service.model.saga import SagaState, StepState
+from order_service.model.saga_input import Failure
+from order_service.saga.execution import SagaEnd, SagaLimits
+from order_service.saga.plan import PAY_ORDER, PLANS, Plan
+from tests.support.sagas import (
+    LOST,
+    NOW,
+    ORDER,
+    REFUSED,
+    SAGA_ID,
+    Crashed,
+    SagaRun,
+    finish,
+    saga_of,
+)
+
+STEP = "deduct_balance"
+
+
+@pytest.fixture
+def run() -> SagaRun:
+    return SagaRun(saga_of(PAY_ORDER))
+
+
+# -- the end of a saga ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=lambda plan: plan.kind.value)
+async def test_the_end_of_a_completed_saga_is_its_order(plan: Plan) -> None:
+    run = SagaRun(saga_of(plan))
+    assert await run.first() == SagaEnd(ORDER, None)
+
+
+async def test_the_end_of_a_compensated_saga_is_its_failure(run: SagaRun) -> None:
+    run.services.errors[STEP] = [REFUSED]
+    assert await run.first() == SagaEnd(ORDER, Failure.of(REFUSED))
+
+
+@pytest.mark.parametrize("error", [LOST, Crashed()], ids=["waits", "crashed"])
+async def test_a_saga_left_before_its_end_has_none(run: SagaRun, error: BaseException) -> None:
+    run.services.errors["confirm_payment"] = [error]
+    assert await run.first() is None
+
+
+async def test_a_saga_that_cannot_be_closed_has_no_end(run: SagaRun) -> None:
+    run.journal.errors["end"] = [DatabaseUnavailable()]
+    assert await run.first() is None
+
+
+async def test_a_saga_cancelled_before_its_first_step_has_no_end(run: SagaRun) -> None:
+    runner = run.runner(SagaLimits(hand_over_s=0.0))
+    end = run.start(runner)
+    (task,) = runner._tasks()
+    task.cancel()
+    await asyncio.wait({end}, timeout=1.0)
+    assert end.done()
+    assert end.result() is None
+    assert runner.end_of(SAGA_ID) is None
+
+
+async def test_the_end_is_found_by_id_while_the_saga_runs(run: SagaRun) -> None:
+    gate = run.services.hold(STEP)
+    runner = run.runner()
+    end = run.start(runner)
+    await gate.reached()
+    assert runner.end_of(SAGA_ID) is end
+    assert not end.done()
+    gate.open()
+    await finish(runner)
+    assert (await end) is not None
+    assert runner.end_of(SAGA_ID) is None
+
+
+# -- the lease -----------------------------------------------------------------------------------
+
+
+async def test_a_stale_replica_stops_at_its_next_write(run: SagaRun) -> None:
+    gate = run.services.hold(STEP)
+    stale, fresh = run.runner(), run.runner()
+    end = run.start(stale)
+    await gate.reached()
+    await fresh.sweep()
+    await finish(fresh)
+    assert run.row.state is SagaState.COMPLETED
+    calls = list(run.services.calls)
+    gate.open()
+    await finish(stale)
+    assert run.services.calls == calls, "the stale replica called a service"
+    assert run.row.epoch == 2
+    assert await end is None
+
+
+async def test_a_heartbeat_stops_a_saga_whose_lease_is_lost(run: SagaRun) -> None:
+    gate = run.services.hold(STEP)
+    runner = run.runner()
+    end = run.start(runner)
+    await gate.reached()
+    await runner.beat()
+    assert not end.done()
+    run.row.epoch += 1
+    await runner.beat()
+    await finish(runner)
+    assert await end is None
+
+
+async def test_a_saga_taken_over_by_its_own_replica_runs_once(run: SagaRun) -> None:
+    gate = run.services.hold(STEP)
+    runner = run.runner()
+    before = run.start(runner)
+    await gate.reached()
+    assert await runner.sweep() == 1
+    after = runner.end_of(SAGA_ID)
+    assert after is not None
+    await finish(runner)
+    assert await before is None
+    assert await after == SagaEnd(ORDER, None)
+    assert run.order == "PAID"
+    assert run.services.calls.count("confirm_payment") == 1
+
+
+async def test_a_stopping_replica_ends_its_call_and_begins_no_other(run: SagaRun) -> None:
+    gate = run.services.hold("redeem_coupon")
+    runner = run.runner()
+    end = run.start(runner)
+    await gate.reached()
+    stopping = asyncio.create_task(runner.hand_over())
+    await asyncio.sleep(0)
+    gate.open()
+    await stopping
+    assert await end is None
+    assert run.services.calls == ["redeem_coupon"]
+    assert run.row.step("redeem_coupon").state is StepState.DONE
+    assert run.row.waits
+    assert await runner.sweep() == 0
+    assert (await run.run()).row.state is SagaState.COMPLETED
+
+
+# -- room ----------------------------------------------------------------------------------------
+
+
+async def test_without_room_nothing_is_taken_over(run: SagaRun) -> None:
+    runner = run.runner(SagaLimits(running_max=0))
+    assert not runner.has_capacity
+    assert await runner.sweep() == 0
+
+
+async def test_new_sagas_leave_room_for_those_to_take_over(run: SagaRun) -> None:
+    runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
+    for number in range(3):
+        assert runner.has_capacity
+        saga = saga_of(PAY_ORDER, saga_id=f"{number}")
+        run.journal.add(saga)
+        run.journal.rows[saga.saga_id].state = SagaState.NEEDS_ATTENTION
+        gate = run.services.hold("redeem_coupon")
+        runner.start(saga, NOW)
+        await gate.reached()
+    assert not runner.has_capacity
+    assert await runner.sweep() == 1
+    await runner.hand_over()
