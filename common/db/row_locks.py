@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -88,6 +89,8 @@ class RowLocks(Generic[K]):
         ``columns``: what the rows have, if not all columns.
         """
         self._key = key
+        # One column's value, or a tuple of several.
+        self._key_of: Callable[[sa.Row[Any]], K] = attrgetter(*key)  # type: ignore[assignment]
         ordered = [table.c[name] for name in key]
         self._wanted = unnest("wanted", *ordered)
         condition = (
@@ -140,11 +143,6 @@ class RowLocks(Generic[K]):
     def _parameters(self, keys: Collection[K]) -> dict[str, list[object]]:
         ordered = [key if isinstance(key, tuple) else (key,) for key in keys]
         return arrays(self._wanted, [dict(zip(self._key, key, strict=True)) for key in ordered])
-
-    def _key_of(self, row: sa.Row[Any]) -> K:
-        values = tuple(getattr(row, name) for name in self._key)
-        key: K = values if len(values) > 1 else values[0]  # type: ignore[assignment]
-        return key
 
 
 async def read_clock(connection: AsyncConnection) -> datetime:
