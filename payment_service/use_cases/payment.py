@@ -43,7 +43,7 @@ from payment_service.use_cases.resolver import Resolver
 WAIT_S_MAX: Final = 5.0
 """How long a call waits for the work that another one has started."""
 MARGIN_S: Final = 0.1
-"""Left of a deadline to tell the caller that the wait had no result."""
+"""The part of a deadline kept to reply that the wait had no result."""
 _LEAST_S: Final = 0.02
 _POLL_S: Final = 0.01
 _POLL_S_MAX: Final = 0.2

@@ -62,7 +62,7 @@ async def first_token(services: Services, request: Any) -> str:
 async def test_token_of_another_list_is_refused(
     services: Services, method: MethodDescriptor
 ) -> None:
-    """Tokens of all lists of all services, without filters that would tell them apart."""
+    """Tokens of all lists of all services, without filters that distinguish them."""
     found = {}
     async with services.unchanged():
         for other in LISTS:

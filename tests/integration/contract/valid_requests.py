@@ -19,7 +19,7 @@ USER: Final = "ann"
 
 @dataclass(frozen=True)
 class Seed:
-    """The ids of what exists, all of USER: at least two of each, to tell one from another."""
+    """The ids of what exists, all of USER: at least two of each kind."""
 
     entries: list[str]
     products: list[str]

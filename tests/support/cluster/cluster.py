@@ -107,7 +107,7 @@ class Cluster:
             await asyncio.sleep(POLL_S)
 
     async def lose(self, pod: Pod) -> None:
-        """Kill a pod for good; another pod, at another address, replaces it."""
+        """Kill a pod permanently; another pod, at another address, replaces it."""
         await self.deployments[pod.workload.name].lose(pod)
 
     def signal(self, pod: Pod, number: signal.Signals) -> None:

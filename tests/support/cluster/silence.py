@@ -17,7 +17,7 @@ from tests.support.cluster.pods import POLL_S, Pod
 
 @contextlib.asynccontextmanager
 async def of_the_gone(cluster: Cluster) -> AsyncIterator[None]:
-    """In the block, a connection to a pod that has ended for good gets no answer.
+    """In the block, a connection to a pod that has ended permanently gets no answer.
 
     The kernel accepts the connection and no process reads from it, so that gRPC waits in vain for
     the first frame of the server.
