@@ -45,7 +45,7 @@ def open_channel(
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 1_000),
             ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+            ("grpc.dns_min_time_between_resolutions_ms", 1_000),
             # Channels of one process do not share connections: each has its own round robin.
             ("grpc.use_local_subchannel_pool", 1),
         ],

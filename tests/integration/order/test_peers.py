@@ -10,9 +10,17 @@ import grpc
 import pytest
 
 from common.addresses import target
+from common.rpc.channels import open_channel
+from common.rpc.client import ServiceClient
+from order_service.clients import Services, StepCall, redeem_coupon
+from order_service.saga.plan import PAY_ORDER
+from tally.coupon.v1 import coupon_pb2
+from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
+from tests.support.fake_server import Received, fake_server, refusal
 from tests.support.orders import Shop
 from tests.support.replicas import channel
+from tests.support.sagas import saga_of
 from tests.support.stack import Stack, order_replicas
 from tests.support.time_limits import LONG_S
 
@@ -57,3 +65,17 @@ async def test_a_replica_keeps_one_channel_to_each_peer_for_all_its_calls(
         assert opened == before
     assert loops == {asyncio.get_running_loop()}
     assert set(stack.peers) == {"balance", "coupon", "payment"}
+
+
+async def test_a_step_is_repeated_while_a_channel_finds_other_replicas() -> None:
+    """UNAVAILABLE without a reason: no replica replied. Three attempts end in 0.2 s."""
+    received = Received()
+    unreached = refusal("UNAVAILABLE", "", retry_after_s=None)
+    redeemed = coupon_pb2.RedeemCouponResponse()
+    async with (
+        fake_server(received, RedeemCoupon=[*[unreached] * 5, redeemed]) as address,
+        ServiceClient(open_channel(address), CouponServiceStub) as coupon,
+    ):
+        services: Any = Services(coupon, balance=None, payment=None)  # type: ignore[arg-type]
+        await redeem_coupon(services, StepCall(saga_of(PAY_ORDER), "saga:redeem_coupon", ""))
+    assert received.attempts["RedeemCoupon"] == 6
