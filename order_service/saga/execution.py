@@ -6,8 +6,10 @@ step journalled as begun ─► call ─► result and the next step's begin in 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final, TypeVar
 
 import structlog
 from prometheus_client import Counter
@@ -16,6 +18,7 @@ from common import deadlines
 from common.backoff import Backoff
 from common.errors import Internal, Refusal
 from common.metrics import REGISTRY
+from common.rpc.status import is_retryable
 from order_service.clients import Services, StepCall, StepEffect, effect_of
 from order_service.errors import NotPaid, SagaLost
 from order_service.model.order import Order
@@ -23,6 +26,11 @@ from order_service.model.saga import Saga, SagaState, StepRecord, StepState, des
 from order_service.model.saga_input import Failure, StepResults
 from order_service.saga.journal import SagaJournal
 from order_service.saga.plan import Call, Pivot, Plan, Reversal, Step, plan_of
+
+T = TypeVar("T")
+
+JOURNAL_BACKOFF: Final = Backoff(0.05, 1.0)
+"""Between attempts at a write of the journal, besides those of the lane."""
 
 _log = structlog.stdlib.get_logger()
 
@@ -82,6 +90,8 @@ class RunningSaga:
     """The database's clock when the saga was begun or taken over."""
     started_s: float
     """The event loop's clock at the same time."""
+    lease_until_s: float
+    """The event loop's time at which the lease ends, about. The journal's epoch is the fence."""
     end: asyncio.Future[SagaEnd | None] = field(repr=False)
     """Done when the saga stops here; None if it has not ended, but waits or is lost."""
     task: asyncio.Task[None] = field(init=False)
@@ -129,31 +139,31 @@ class SagaExecution:
             _lost.inc()
             log.warning("saga_lost")
         except Refusal as refusal:
-            # The journal cannot be written. It has every call that was begun: the replica that
-            # takes the saga over repeats the last one.
+            # The journal could not be written while the lease lasted. It has every call that was
+            # begun: the replica that takes the saga over repeats the last one.
             log.warning("saga_left", error=describe(refusal))
         except Exception:
             log.exception("saga_failed")
-            await self._wait_after_defect(saga)
+            await self._wait_after_defect(running)
 
-    async def _wait_after_defect(self, saga: Saga) -> None:
+    async def _wait_after_defect(self, running: RunningSaga) -> None:
         """A defect of Tally counts as a failed attempt: after many, a person has to look."""
         try:
-            await self._later(saga, "INTERNAL")
+            await self._later(running, "INTERNAL")
         except Refusal as error:
             # Lost, or not writable: the replica that takes the saga over begins from its row.
-            _log.warning("saga_left", saga_id=saga.saga_id, error=repr(error))
+            _log.warning("saga_left", saga_id=running.saga.saga_id, error=repr(error))
 
     async def _advance(self, running: RunningSaga) -> bool:
         """One step of the saga; returns whether another one follows here and now."""
         saga = running.saga
         if self.stopping:
             saga.waits = True
-            await self._journal.write(saga, lease_s=0)
+            await self._write(running, lease_s=0)
             return False
         plan = plan_of(saga)
         if plan is None:
-            return await self._later(saga, "the plan is not known to this release")
+            return await self._later(running, "the plan is not known to this release")
         if saga.failure is not None:
             return await self._back(running, plan)
         return await self._forward(running, plan)
@@ -173,7 +183,7 @@ class SagaExecution:
             _turn_back_unpaid(saga, NotPaid(step=step.name, cause="TIME_IS_UP"))
             return True
         saga.begin(record, running.now)
-        await self._journal.write(saga, lease_s=self._limits.lease_s)
+        await self._write(running, lease_s=self._limits.lease_s)
         reply = await self._call(step.do, step.call(saga), self._limit_s(running, plan, step))
         _count(step.name, "do", reply)
         if isinstance(reply, StepResults):
@@ -181,7 +191,7 @@ class SagaExecution:
             return True
         if plan.decided(saga):
             saga.leave_unknown(record, describe(reply))
-            return await self._later(saga, describe(reply))
+            return await self._later(running, describe(reply))
         if isinstance(step, Pivot):
             return await self._after_pivot_failed(running, record, reply)
         if effect_of(reply) is StepEffect.REFUSED:
@@ -211,7 +221,7 @@ class SagaExecution:
             saga.refuse(record, failure, running.now)
             _turn_back_unpaid(saga, failure)
             return True
-        return await self._later(saga, describe(reply))
+        return await self._later(running, describe(reply))
 
     async def _back(self, running: RunningSaga, plan: Plan) -> bool:
         saga = running.saga
@@ -222,38 +232,62 @@ class SagaExecution:
         saga.begin_undo(record)
         # This write also makes the decision to turn back durable, before anything is undone: if it
         # were lost in between, the saga would continue with what has been compensated.
-        await self._journal.write(saga, lease_s=self._limits.lease_s)
+        await self._write(running, lease_s=self._limits.lease_s)
         reply = await self._call(step.undo, step.undo_call(saga), self._limits.call_s)
         _count(step.name, "undo", reply)
         if isinstance(reply, StepResults):
             saga.compensate(record, running.now)
             return True
         record.last_error = describe(reply)
-        return await self._later(saga, describe(reply))
+        return await self._later(running, describe(reply))
 
     async def _close(self, running: RunningSaga) -> bool:
         saga = running.saga
         try:
-            order = await self._journal.end(saga)
+            order = await self._journalled(running, lambda: self._journal.end(saga))
         except SagaLost:
             raise
         except Refusal as refusal:
-            return await self._later(saga, describe(refusal))
+            return await self._later(running, describe(refusal))
         state = SagaState.COMPLETED if saga.failure is None else SagaState.COMPENSATED
         _ended.labels(saga.kind.value, state.value).inc()
         running.end.set_result(SagaEnd(order, saga.failure))
         return False
 
-    async def _later(self, saga: Saga, error: str) -> bool:
+    async def _later(self, running: RunningSaga, error: str) -> bool:
         """Let the saga wait in its row; after too many attempts, for a person."""
+        saga = running.saga
         saga.wait(error)
         pause_s = self._backoff.pause_s(saga.attempts)
         if saga.attempts >= self._limits.attempts_max:
             saga.park(error)
             _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
             _log.error("saga_needs_attention", saga_id=saga.saga_id, error=error)
-        await self._journal.write(saga, lease_s=pause_s)
+        await self._write(running, lease_s=pause_s)
         return False
+
+    async def _write(self, running: RunningSaga, *, lease_s: float) -> None:
+        began_s = asyncio.get_running_loop().time()
+        await self._journalled(running, lambda: self._journal.write(running.saga, lease_s=lease_s))
+        running.lease_until_s = began_s + lease_s
+
+    async def _journalled(self, running: RunningSaga, write: Callable[[], Awaitable[T]]) -> T:
+        """The result of ``write``, repeated while the database is away and the lease lasts.
+
+        Until the lease ends no other replica can continue the saga, so that leaving it earlier
+        gains nothing. Raises SagaLost, and the last refusal.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await write()
+            except Refusal as refusal:
+                pause_s = JOURNAL_BACKOFF.pause_s(attempt)
+                left_s = running.lease_until_s - asyncio.get_running_loop().time()
+                if not is_retryable(refusal) or pause_s >= left_s or self.stopping:
+                    raise
+            await asyncio.sleep(pause_s)
 
     async def _call(self, do: Call, call: StepCall, limit_s: float) -> StepResults | Refusal:
         try:

@@ -60,7 +60,8 @@ class Runner:
             # This replica's own lease expired unnoticed; only the new epoch may write.
             before.task.cancel()
         loop = asyncio.get_running_loop()
-        running = RunningSaga(saga, now, loop.time(), loop.create_future())
+        now_s = loop.time()
+        running = RunningSaga(saga, now, now_s, now_s + self.limits.lease_s, loop.create_future())
         self._sagas[saga.saga_id] = running
         _running.set(len(self._sagas))
         # In a context of its own: the caller's deadline is not the saga's. Its trace is.
@@ -102,6 +103,7 @@ class Runner:
     async def beat(self) -> None:
         """Renew the leases of all running sagas; stop those that are lost."""
         running = list(self._sagas.values())
+        began_s = asyncio.get_running_loop().time()
         replies = await asyncio.gather(
             *(self._journal.renew(one.saga, lease_s=self.limits.lease_s) for one in running),
             return_exceptions=True,
@@ -109,6 +111,8 @@ class Runner:
         for one, reply in zip(running, replies, strict=True):
             if isinstance(reply, SagaLost):
                 one.task.cancel()
+            elif reply is None:
+                one.lease_until_s = began_s + self.limits.lease_s
 
     async def hand_over(self) -> None:
         """Stop, and give every saga up so that another replica takes it over at once."""

@@ -42,6 +42,20 @@ class StackDatabases:
         return await asyncio.to_thread(self.server.run_sql, text, database=name)
 
 
+    @contextmanager
+    def away(self, service: str) -> Iterator[None]:
+        """Refuse connections to a service's database, and end those that are open."""
+        name = name_of(self.urls[service])
+        self.server.run_sql(
+            f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false;'
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
+        try:
+            yield
+        finally:
+            self.server.run_sql(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
 class Databases:
     """Clones of each service's migrated database."""
 

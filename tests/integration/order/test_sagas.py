@@ -15,6 +15,7 @@ from tests.support.stack import Stack, order_replicas
 from tests.support.time_limits import LONG_S, SOON_S
 
 ORDER, SAGA, STEP = pb.Order, pb.Saga, pb.SagaStep
+OUTAGE_S = 0.5
 STEPS = ["redeem_coupon", "deduct_balance", "confirm_payment"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -71,6 +72,21 @@ async def test_another_replica_takes_over_and_the_stale_one_does_nothing_more(
     assert stack.wire.calls == calls, "the stale replica made a call"
     assert await stack.saga(order) == done
     await (assert_nothing_taken if undo else assert_paid_once)(stack, order, request)
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_saga_goes_on_after_a_short_outage_of_its_database(stack: Stack, step: str) -> None:
+    """In the replica that runs it: nobody waits until its lease ends."""
+    order, request = await stack.order_paid_by_all()
+    gate = stack.wire.hold(step)
+    paying = asyncio.ensure_future(stack.pay(request))
+    await gate.reached()
+    with stack.databases.away("order"):
+        gate.open()
+        await asyncio.sleep(OUTAGE_S)
+    assert (await paying).order.state == ORDER.STATE_PAID
+    assert (await stack.saga(order)).epoch == 1
+    await assert_paid_once(stack, order, request)
 
 
 async def test_a_cancellation_is_taken_over(stack: Stack) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from common.errors import DatabaseUnavailable
+from common.errors import DatabaseUnavailable, Internal
 from order_service.model.saga import SagaState, StepState
 from order_service.model.saga_input import Failure
 from order_service.saga.execution import SagaEnd, SagaLimits
@@ -52,7 +52,7 @@ async def test_a_saga_left_before_its_end_has_none(run: SagaRun, error: BaseExce
 
 
 async def test_a_saga_that_cannot_be_closed_has_no_end(run: SagaRun) -> None:
-    run.journal.errors["end"] = [DatabaseUnavailable()]
+    run.journal.errors["end"] = [Internal()]
     assert await run.first() is None
 
 
@@ -97,6 +97,28 @@ async def test_a_stale_replica_stops_at_its_next_write(run: SagaRun) -> None:
     assert run.services.calls == calls, "the stale replica called a service"
     assert run.row.epoch == 2
     assert await end is None
+
+
+@pytest.mark.parametrize("method", ["write", "end"])
+@pytest.mark.parametrize("failing", [None, "confirm_payment"], ids=["forward", "back"])
+async def test_a_short_outage_of_the_database_does_not_stop_a_saga(
+    run: SagaRun, method: str, failing: str | None
+) -> None:
+    if failing is not None:
+        run.services.errors[failing] = [REFUSED]
+    run.journal.errors[method] = [DatabaseUnavailable()] * 3
+    assert await run.first() == SagaEnd(ORDER, failing and Failure.of(REFUSED))
+    assert (run.row.epoch, run.row.attempts) == (1, 0)
+
+
+async def test_a_saga_is_left_if_the_outage_outlasts_the_lease(run: SagaRun) -> None:
+    run.journal.errors["write"] = [DatabaseUnavailable()] * 1_000
+    runner = run.runner(SagaLimits(lease_s=0.2))
+    assert await run.start(runner) is None
+    run.journal.errors.clear()
+    await run.run()
+    assert (run.row.state, run.row.epoch) == (SagaState.COMPLETED, 1)
+    assert run.services.calls == [step.name for step in PAY_ORDER.steps]
 
 
 async def test_a_heartbeat_stops_a_saga_whose_lease_is_lost(run: SagaRun) -> None:
