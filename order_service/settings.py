@@ -65,7 +65,8 @@ class OrderSettings(ServiceSettings):
         default=256,
         ge=1,
         le=10_000,
-        description="Sagas that this replica runs at once; new payments may take 3/4 of them.",
+        description="Sagas that this replica runs at once: this many that use the payment gateway, "
+        "and as many that do not. New payments may take 3/4 of each.",
     )
     saga_attempts_max: int = Field(
         default=60,

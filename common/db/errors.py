@@ -30,6 +30,7 @@ _UNREACHABLE: Final = {
     "57P01",
     "57P02",
     "57P03",
+    "55000",  # the database accepts no connections: ALLOW_CONNECTIONS false
 }
 
 

@@ -100,11 +100,16 @@ class RenewLease:
 
 @dataclass(frozen=True, slots=True)
 class TakeOverSagas:
-    """Take over at most ``capacity`` sagas that are due or whose lease has expired."""
+    """Take over sagas of one room that are due or whose lease has expired, the oldest first."""
 
     owner: str
     """The replica's name, for people; the epoch is what counts."""
     lease_s: float
+    uses_gateway: bool
+    """The room: sagas that may call the payment gateway, or those that do not."""
     capacity: int
+    """How many sagas at most."""
+    retries: int
+    """How many of them at most have failed before. The others come first."""
     plans: Collection[tuple[str, int]]
     """The plans that this release knows, as (kind, version)."""

@@ -47,6 +47,11 @@ class PayInput:
         """Whether a coupon is redeemed: a free order has nothing to discount."""
         return self.coupon_id is not None and self.subtotal_minor > 0
 
+    @property
+    def uses_gateway(self) -> bool:
+        """Whether the gateway may be called; what is left for it is known after the coupon."""
+        return self.payment_key is not None
+
     def check(self, order_id: str) -> None:
         """Refuse early what is certain to be refused later.
 
@@ -91,6 +96,10 @@ class CancelInput:
     @property
     def uses_coupon(self) -> bool:
         return self.coupon_id is not None
+
+    @property
+    def uses_gateway(self) -> bool:
+        return self.gateway_minor > 0
 
     def parts(self, order_id: str, results: StepResults) -> Parts:  # noqa: ARG002 - as PayInput
         return Parts(0, self.balance_minor, self.gateway_minor)

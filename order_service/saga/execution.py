@@ -58,7 +58,7 @@ class SagaLimits:
     lease_s: float = 10.0
     """After this time without a heartbeat another replica takes over."""
     running_max: int = 256
-    """Sagas that one replica runs; beyond 3/4 of it new payments are refused with OVERLOADED."""
+    """Sagas in each room of a replica (``Runner``)."""
     call_s: float = 15.0
     """Time limit of one step, its quick retries included."""
     backoff_s: float = 0.5
@@ -282,6 +282,8 @@ class SagaExecution:
             attempt += 1
             try:
                 return await write()
+            except SagaLost:
+                raise
             except Refusal as refusal:
                 pause_s = JOURNAL_BACKOFF.pause_s(attempt)
                 left_s = running.lease_until_s - asyncio.get_running_loop().time()

@@ -64,12 +64,14 @@ class SagaJournal:
         """Extend the lease, or with 0 seconds give the saga up to any replica. Raises SagaLost."""
         await self.lane.submit(RenewLease(saga.saga_id, saga.epoch, lease_s))
 
-    async def take_over(self, *, lease_s: float, capacity: int) -> TakenOver:
-        """Take sagas over that are due or whose lease has expired, under a new epoch.
+    async def take_over(
+        self, *, lease_s: float, uses_gateway: bool, capacity: int, retries: int
+    ) -> TakenOver:
+        """Take sagas of one room over under a new epoch (``TakeOverSagas``).
 
         Only sagas of plans that this release knows; the others are left to a newer replica.
         """
-        command = TakeOverSagas(self._owner, lease_s, capacity, _PLANS)
+        command = TakeOverSagas(self._owner, lease_s, uses_gateway, capacity, retries, _PLANS)
         async with self._database.begin() as connection:
             return await store.take_over(connection, command)
 

@@ -4,11 +4,15 @@ Each saga is a task of its own. While a call runs, a heartbeat renews the saga's
 lease expires, because the replica died or hangs, any replica takes the saga over under a new epoch.
 A saga that has to wait longer than a call's own retries waits in its row, not in memory: the sweep
 of any replica takes it over when it is due.
+
+A replica has two rooms: for sagas that may call the payment gateway and for those that do not, so
+that a slow gateway refuses no payment without it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Counts
 from datetime import datetime
 
 import structlog
@@ -40,15 +44,18 @@ class Runner:
         self.limits = limits or SagaLimits()
         self._execution = SagaExecution(services, journal, self.limits)
         self._sagas: dict[str, RunningSaga] = {}
+        self._in_room: Counts[bool] = Counts()
+        """Running sagas, by ``uses_gateway``."""
+        self._retries: Counts[bool] = Counts()
+        """Those of them that had failed before when they were taken over."""
         self._context = tracing.own_context()
 
-    @property
-    def has_capacity(self) -> bool:
-        """Whether a new saga may begin here. The last quarter of the capacity is the sweep's.
+    def has_room(self, *, uses_gateway: bool) -> bool:
+        """Whether a new saga may begin here. The last quarter of a room is the sweep's.
 
         New payments must not keep out sagas that already have something to compensate.
         """
-        return 4 * len(self._sagas) < 3 * self.limits.running_max
+        return 4 * self._in_room[uses_gateway] < 3 * self.limits.running_max
 
     def start(self, saga: Saga, now: datetime) -> asyncio.Future[SagaEnd | None]:
         """Run a saga that this replica owns; returns its ``RunningSaga.end`` at once.
@@ -64,12 +71,15 @@ class Runner:
         running = RunningSaga(saga, now, now_s, now_s + self.limits.lease_s, loop.create_future())
         self._sagas[saga.saga_id] = running
         _running.set(len(self._sagas))
+        room, retry = saga.asked.uses_gateway, saga.attempts > 0
+        self._in_room[room] += 1
+        self._retries[room] += retry
         # In a context of its own: the caller's deadline is not the saga's. Its trace is.
         running.task = loop.create_task(
             self._execution.run(running), context=self._context(), name=f"saga {saga.saga_id}"
         )
         # Not in the task: one that is cancelled before its first step runs none of its code.
-        running.task.add_done_callback(lambda _task: self._stopped(running))
+        running.task.add_done_callback(lambda _task: self._stopped(running, retry=retry))
         return running.end
 
     def end_of(self, saga_id: str) -> asyncio.Future[SagaEnd | None] | None:
@@ -83,22 +93,36 @@ class Runner:
         Ends after the batch in which ``stopping`` is set.
         """
         total = 0
-        while not self._execution.stopping:
-            capacity = self.limits.running_max - len(self._sagas)
-            if capacity <= 0:
-                break
-            taken = await self._journal.take_over(lease_s=self.limits.lease_s, capacity=capacity)
-            for saga in taken.sagas:
-                assert taken.now is not None
-                with tracing.root("tally.order.saga_taken_up"):
-                    self.start(saga, taken.now)
-            total += len(taken.sagas)
-            if len(taken.sagas) < capacity or (stopping is not None and stopping.is_set()):
-                break
+        for uses_gateway in (False, True):
+            more = True
+            while more and not (stopping is not None and stopping.is_set()):
+                taken, more = await self._take_over(uses_gateway=uses_gateway)
+                total += taken
         if total:
             _takeovers.inc(total)
             _log.info("sagas_taken_up", count=total)
         return total
+
+    async def _take_over(self, *, uses_gateway: bool) -> tuple[int, bool]:
+        """Take over what a room has place for; returns how many, and whether more may be due.
+
+        Sagas that have failed before get a quarter of it at most: while a service is away, they
+        leave place for those of dead replicas and for new payments.
+        """
+        capacity = self.limits.running_max - self._in_room[uses_gateway]
+        if capacity <= 0 or self._execution.stopping:
+            return 0, False
+        taken = await self._journal.take_over(
+            lease_s=self.limits.lease_s,
+            uses_gateway=uses_gateway,
+            capacity=capacity,
+            retries=-(-self.limits.running_max // 4) - self._retries[uses_gateway],
+        )
+        for saga in taken.sagas:
+            assert taken.now is not None
+            with tracing.root("tally.order.saga_taken_up"):
+                self.start(saga, taken.now)
+        return len(taken.sagas), len(taken.sagas) == capacity
 
     async def beat(self) -> None:
         """Renew the leases of all running sagas; stop those that are lost."""
@@ -131,7 +155,10 @@ class Runner:
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [running.task for running in self._sagas.values()]
 
-    def _stopped(self, running: RunningSaga) -> None:
+    def _stopped(self, running: RunningSaga, *, retry: bool) -> None:
+        room = running.saga.asked.uses_gateway
+        self._in_room[room] -= 1
+        self._retries[room] -= retry
         if not running.end.done():
             running.end.set_result(None)
         if self._sagas.get(running.saga.saga_id) is running:

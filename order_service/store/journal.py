@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
@@ -119,15 +119,22 @@ async def renew(connection: AsyncConnection, renewals: Collection[RenewLease]) -
 
 # -- takeover ------------------------------------------------------------------------------------
 
+# As ``SagaInput.uses_gateway``.
+_uses_gateway: Final = sa.or_(
+    sagas.c.asked["payment_key"].astext.is_not(None),
+    sa.func.coalesce(sagas.c.asked["gateway_minor"].astext.cast(sa.BigInteger), 0) > 0,
+)
 _due = locked(
     sagas,
     sa.select(sagas.c.saga_id)
     .where(
         _is_active,
         sagas.c.lease_until < sa.func.now(),
+        (sagas.c.attempts > 0) == sa.bindparam("retries", type_=sa.Boolean),
+        _uses_gateway == sa.bindparam("uses_gateway", type_=sa.Boolean),
         sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.bindparam("plans", expanding=True)),
     )
-    .limit(sa.bindparam("capacity")),
+    .limit(sa.bindparam("size")),
     order_by=[sagas.c.lease_until],
     skip_locked=True,
     name="due",
@@ -163,7 +170,21 @@ async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> Take
 
     A row that cannot be read is left until its lease expires again, and does not stop the others.
     """
-    rows = await connection.execute(_TAKE_OVER, asdict(command))
+    parameters: dict[str, object] = {
+        "owner": command.owner,
+        "lease_s": command.lease_s,
+        "uses_gateway": command.uses_gateway,
+        "plans": command.plans,
+    }
+    rows: list[sa.Row[Any]] = []
+    for retries in (False, True):
+        left = command.capacity - len(rows)
+        size = min(command.retries, left) if retries else left
+        if size > 0:
+            found = await connection.execute(
+                _TAKE_OVER, {**parameters, "retries": retries, "size": size}
+            )
+            rows.extend(found)
     taken: list[Saga] = []
     now = None
     for row in rows:

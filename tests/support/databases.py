@@ -41,19 +41,18 @@ class StackDatabases:
         name = name_of(self.urls[service])
         return await asyncio.to_thread(self.server.run_sql, text, database=name)
 
-
     @contextmanager
     def away(self, service: str) -> Iterator[None]:
         """Refuse connections to a service's database, and end those that are open."""
         name = name_of(self.urls[service])
         self.server.run_sql(
-            f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false;'
+            f'ALTER DATABASE "{name}" CONNECTION LIMIT 0;'
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
         )
         try:
             yield
         finally:
-            self.server.run_sql(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+            self.server.run_sql(f'ALTER DATABASE "{name}" CONNECTION LIMIT -1')
 
 
 class Databases:

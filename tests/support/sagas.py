@@ -162,9 +162,19 @@ class MemoryJournal(SagaJournal):
     async def renew(self, saga: Saga, *, lease_s: float) -> None:
         self._require_epoch(saga)
 
-    async def take_over(self, *, lease_s: float, capacity: int) -> TakenOver:
-        known = [row for row in self.rows.values() if (row.kind, row.plan_version) in PLANS]
-        taken = [row for row in known if row.state in ACTIVE][:capacity]
+    async def take_over(
+        self, *, lease_s: float, uses_gateway: bool, capacity: int, retries: int
+    ) -> TakenOver:
+        due = [
+            row
+            for row in self.rows.values()
+            if (row.kind, row.plan_version) in PLANS
+            and row.state in ACTIVE
+            and row.asked.uses_gateway is uses_gateway
+        ]
+        first = [row for row in due if not row.attempts][:capacity]
+        again = [row for row in due if row.attempts]
+        taken = first + again[: max(min(retries, capacity - len(first)), 0)]
         for row in taken:
             row.epoch += 1
         return TakenOver([row.copy() for row in taken], NOW)

@@ -226,6 +226,28 @@ async def test_a_payment_outlasts_its_caller(
         assert (response.order.state, response.replayed) == (PAID, True)
 
 
+async def test_payments_at_a_slow_gateway_refuse_none_without_it(
+    services: FakeServices, order_database: ServiceUrls
+) -> None:
+    settings = {"database_url": order_database.runtime, "redis_url": "", "saga_running_max": 1}
+    gate = services.hold(PAY)
+    async with (
+        replicas(1, OrderSettings, wiring.build, **settings) as [address],
+        channel(address) as opened,
+    ):
+        shop = Shop.at(opened)
+        product_id = await shop.product(5)
+        slow, refused_one, other = [await shop.order("ann", {product_id: 1}) for _ in range(3)]
+        call = paying(shop, slow)
+        await gate.reached()
+        with refused("OVERLOADED"):
+            await paying(shop, refused_one, "p2")
+        paid = await shop.orders.PayOrder(pay(other), timeout=LONG_S)
+        assert paid.order.state == PAID
+        gate.open()
+        assert (await call).order.state == PAID
+
+
 # -- duplicates ----------------------------------------------------------------------------------
 
 

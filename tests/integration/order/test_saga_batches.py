@@ -81,10 +81,15 @@ class Batches:
 
     async def take_over(self) -> Saga:
         """The one live saga is taken over by another replica."""
-        command = TakeOverSagas("two", 600.0, 1, [(kind.value, version) for kind, version in PLANS])
+        plans = [(kind.value, version) for kind, version in PLANS]
+        one = TakeOverSagas("two", 600.0, uses_gateway=True, capacity=1, retries=1, plans=plans)
         async with self.database.begin() as connection:
             await connection.execute(sa.text("UPDATE sagas SET lease_until = '-infinity'"))
-            (taken,) = (await journal_store.take_over(connection, command)).sagas
+            (taken,) = [
+                saga
+                for command in (one, replace(one, uses_gateway=False))
+                for saga in (await journal_store.take_over(connection, command)).sagas
+            ]
         return taken
 
     async def saga(self, saga_id: str) -> Saga:
@@ -234,7 +239,7 @@ async def test_a_retried_saga_is_not_resolved_in_the_same_batch(batches: Batches
 
 async def test_without_capacity_only_a_repetition_has_a_result(batches: Batches) -> None:
     command = batches.pay()
-    without_capacity = replace(command, saga_id=new_id(), has_capacity=False)
+    without_capacity = replace(command, saga_id=new_id(), has_room=False)
     (refused,) = await batches.decide(without_capacity)
     assert reason_of(refused) == "OVERLOADED"
     assert (await batches.order()).state is OrderState.PENDING

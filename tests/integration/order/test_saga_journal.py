@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,12 +21,13 @@ from order_service.errors import SagaLost
 from order_service.model.order import Order
 from order_service.model.saga import Saga, SagaState, StepRecord, StepState
 from order_service.model.saga_command import WriteSaga
+from order_service.model.saga_input import SagaInput
 from order_service.saga.journal import SagaJournal
-from order_service.saga.plan import PAY_ORDER
+from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, Plan
 from order_service.store import journal as journal_store
 from order_service.store import saga as store
 from order_service.tables import ONE_LIVE_PER_ORDER, sagas
-from tests.support.sagas import pay_input, saga_of
+from tests.support.sagas import CANCEL_INPUT, pay_input, saga_of
 
 LEASE_S = 60.0
 DONE, BEGUN, PENDING = StepState.DONE, StepState.BEGUN, StepState.PENDING
@@ -68,11 +70,19 @@ def two(journals: Journals) -> SagaJournal:
     return journals("two")
 
 
-async def added(database: Database, *, lease_s: float = LEASE_S, **fields: Any) -> Saga:
+async def added(
+    database: Database,
+    plan: Plan = PAY_ORDER,
+    asked: SagaInput | None = None,
+    *,
+    lease_s: float = LEASE_S,
+    **fields: Any,
+) -> Saga:
     """A new saga of replica one, in its row."""
     now = datetime.now(UTC)
     own = {"saga_id": new_id(), "order_id": new_id(), "create_time": now, "update_time": now}
-    saga = saga_of(PAY_ORDER, pay_input(request_id=new_id()), **{**own, **fields})
+    asked = replace(asked or pay_input(), request_id=new_id())
+    saga = saga_of(plan, asked, **{**own, **fields})
     async with database.begin() as connection:
         await store.add(connection, [saga], owner="one", lease_s=lease_s)
     return saga
@@ -85,8 +95,20 @@ async def read(database: Database, saga: Saga) -> Saga:
     return found
 
 
-async def taken_over(journal: SagaJournal, capacity: int = 1_000) -> list[Saga]:
-    return list((await journal.take_over(lease_s=LEASE_S, capacity=capacity)).sagas)
+async def taken_over(
+    journal: SagaJournal,
+    capacity: int = 1_000,
+    *,
+    uses_gateway: bool = True,
+    retries: int | None = None,
+) -> list[Saga]:
+    taken = await journal.take_over(
+        lease_s=LEASE_S,
+        uses_gateway=uses_gateway,
+        capacity=capacity,
+        retries=capacity if retries is None else retries,
+    )
+    return list(taken.sagas)
 
 
 async def close(database: Database, saga: Saga) -> None:
@@ -254,6 +276,40 @@ async def test_a_saga_of_an_unknown_plan_is_not_taken_over(
     assert [saga.saga_id for saga in await taken_over(one)] == [known.saga_id]
     left = await read(database, later)
     assert (left.epoch, left.attempts) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "asked"),
+    [
+        (PAY_ORDER, pay_input()),
+        (PAY_ORDER, pay_input(payment_key=None, balance_minor=None)),
+        (CANCEL_ORDER, CANCEL_INPUT),
+        (CANCEL_ORDER, replace(CANCEL_INPUT, gateway_minor=0)),
+    ],
+    ids=["pay by gateway", "pay", "cancel at gateway", "cancel"],
+)
+async def test_a_takeover_is_of_one_room(
+    database: Database, one: SagaJournal, plan: Plan, asked: SagaInput
+) -> None:
+    saga = await added(database, plan, asked, lease_s=0)
+    room = asked.uses_gateway
+    assert await taken_over(one, uses_gateway=not room) == []
+    assert [each.saga_id for each in await taken_over(one, uses_gateway=room)] == [saga.saga_id]
+
+
+async def test_sagas_that_failed_before_come_last_and_are_limited(
+    database: Database, one: SagaJournal
+) -> None:
+    failed = [await added(database, lease_s=0) for _ in range(3)]
+    for saga in failed:
+        saga.wait("UNAVAILABLE")
+        await one.write(saga, lease_s=0)
+    left = await added(database, lease_s=0)
+    assert [saga.saga_id for saga in await taken_over(one, capacity=1, retries=1)] == [left.saga_id]
+    again = {saga.saga_id for _ in range(2) for saga in await taken_over(one, retries=1)}
+    assert len(again) == 2
+    assert again < {saga.saga_id for saga in failed}
+    assert await taken_over(one, retries=-1) == []
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ CASES = [
     ("shutting down", of_server("57P01"), Fault.CONNECTION),
     ("statement timeout", of_server("57014"), Fault.CONNECTION),
     ("read-only", of_server("25006"), Fault.CONNECTION),
+    ("connections not allowed", of_server("55000"), Fault.CONNECTION),
     ("disk full", of_server("53100"), Fault.CONNECTION),
     ("no answer", of_server(None), Fault.CONNECTION),
     ("refused", ConnectionRefusedError(), Fault.CONNECTION),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from order_service.model.saga import SagaState, StepState
 from order_service.model.saga_input import Failure
 from order_service.saga.execution import SagaEnd, SagaLimits
 from order_service.saga.plan import PAY_ORDER, PLANS, Plan
+from order_service.saga.runner import Runner
 from tests.support.sagas import (
     LOST,
     NOW,
@@ -20,6 +22,7 @@ from tests.support.sagas import (
     Crashed,
     SagaRun,
     finish,
+    pay_input,
     saga_of,
 )
 
@@ -107,7 +110,8 @@ async def test_a_short_outage_of_the_database_does_not_stop_a_saga(
     if failing is not None:
         run.services.errors[failing] = [REFUSED]
     run.journal.errors[method] = [DatabaseUnavailable()] * 3
-    assert await run.first() == SagaEnd(ORDER, failing and Failure.of(REFUSED))
+    failure = None if failing is None else Failure.of(REFUSED)
+    assert await run.first() == SagaEnd(ORDER, failure)
     assert (run.row.epoch, run.row.attempts) == (1, 0)
 
 
@@ -171,20 +175,54 @@ async def test_a_stopping_replica_ends_its_call_and_begins_no_other(run: SagaRun
 
 async def test_without_room_nothing_is_taken_over(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=0))
-    assert not runner.has_capacity
+    assert not runner.has_room(uses_gateway=True)
     assert await runner.sweep() == 0
 
 
-async def test_new_sagas_leave_room_for_those_to_take_over(run: SagaRun) -> None:
-    runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
-    for number in range(3):
-        assert runner.has_capacity
-        saga = saga_of(PAY_ORDER, saga_id=f"{number}")
+async def filled(run: SagaRun, runner: Runner, count: int, **fields: Any) -> None:
+    """Start sagas that do not end."""
+    for _ in range(count):
+        saga = saga_of(PAY_ORDER, saga_id=f"{len(run.journal.rows)}", **fields)
         run.journal.add(saga)
         run.journal.rows[saga.saga_id].state = SagaState.NEEDS_ATTENTION
         gate = run.services.hold("redeem_coupon")
         runner.start(saga, NOW)
         await gate.reached()
-    assert not runner.has_capacity
+
+
+async def test_new_sagas_leave_room_for_those_to_take_over(run: SagaRun) -> None:
+    runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
+    await filled(run, runner, 2)
+    assert runner.has_room(uses_gateway=True)
+    await filled(run, runner, 1)
+    assert not runner.has_room(uses_gateway=True)
     assert await runner.sweep() == 1
+    await runner.hand_over()
+
+
+@pytest.mark.parametrize("gateway", [True, False])
+async def test_a_full_room_refuses_no_saga_of_the_other(run: SagaRun, gateway: bool) -> None:
+    asked = {True: pay_input(), False: pay_input(payment_key=None, balance_minor=None)}
+    runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
+    await filled(run, runner, 4, asked=asked[gateway])
+    assert not runner.has_room(uses_gateway=gateway)
+    assert runner.has_room(uses_gateway=not gateway)
+    for room in (True, False):
+        run.journal.add(saga_of(PAY_ORDER, asked[room], saga_id=f"due {room}"))
+    run.journal.rows.pop(SAGA_ID)
+    assert await runner.sweep() == 1
+    assert runner.end_of(f"due {not gateway}") is not None
+    await runner.hand_over()
+
+
+async def test_retries_take_a_quarter_of_a_room_after_the_sagas_of_dead_replicas(
+    run: SagaRun,
+) -> None:
+    runner = run.runner(SagaLimits(running_max=8, hand_over_s=0.0))
+    run.services.hold("redeem_coupon")
+    for number in range(4):
+        run.journal.add(saga_of(PAY_ORDER, saga_id=f"failed {number}", attempts=1))
+    assert await runner.sweep() == 3
+    assert runner.end_of(SAGA_ID) is not None, "that of a dead replica"
+    assert runner.has_room(uses_gateway=True)
     await runner.hand_over()
