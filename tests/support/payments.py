@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -152,6 +153,15 @@ async def until_at_gateway(simulator: GatewaySimulator, key: str, status: str) -
         return bool(record and record["payment"] and record["payment"]["status"] == status)
 
     await until(reached)
+
+
+def check_charged_once(charges: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """In the gateway's own record each key was confirmed once, charged, and not paid back."""
+    seen = Counter(
+        (record["confirmCalls"], record["cancelCalls"], record["payment"]["status"])
+        for record in (charges[key] for key in keys)
+    )
+    assert set(seen) == {(1, 0, "DONE")}, seen
 
 
 async def only_payment(payment: Any, *, user_id: str = "ann") -> pb.Payment:
