@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import sqlalchemy as sa
+from redis.asyncio import Redis
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,7 +28,6 @@ from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.valkey import ValkeyServer
 from payment_service.gateway.outcomes import NotSent
 from payment_service.locking import KEY_MARK
 from payment_service.model import Command, Confirmation, ConfirmPayment, RecordOutcome
@@ -35,9 +36,10 @@ from payment_service.store import payment as store
 from payment_service.tables import answers, payments
 from payment_service.use_cases.decider import PaymentDecider
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.databases import name_of
+from tests.support.crowd import RIVALS, Crowd, in_groups, without_redis
 from tests.support.payments import (
     cancel,
+    check_charged_once,
     confirm,
     held_at_gateway,
     key_of,
@@ -45,9 +47,8 @@ from tests.support.payments import (
     until_at_gateway,
 )
 from tests.support.refusals import outcome, refused
-from tests.support.rendezvous import meet_after
+from tests.support.rendezvous import Rendezvous, meet_after
 
-REPLICAS = 4
 ROUNDS = 200
 ROUNDS_AT_ONCE = 20
 DUPLICATES = 5
@@ -55,148 +56,98 @@ REFUSED = {"PAYMENT_IN_PROGRESS", "PAYMENT_KEY_USED"}
 
 
 @pytest.fixture
-async def replicas(
-    payment_database: ServiceUrls, gateway: GatewaySimulator, redis_url: str
-) -> AsyncIterator[list[Any]]:
-    async with payment_replicas(REPLICAS, payment_database, gateway, redis_url) as stubs:
-        yield stubs
-
-
-@pytest.fixture
-async def bare_replicas(
-    payment_database: ServiceUrls, gateway: GatewaySimulator
-) -> AsyncIterator[list[Any]]:
-    """Without Redis."""
-    async with payment_replicas(2, payment_database, gateway, "") as stubs:
-        yield stubs
-
-
-async def in_groups(play: Callable[[int], Awaitable[None]], rounds: int = ROUNDS) -> None:
-    """Play the rounds, some at once: they share only the replicas."""
-    for first in range(0, rounds, ROUNDS_AT_ONCE):
-        await asyncio.gather(*map(play, range(first, min(first + ROUNDS_AT_ONCE, rounds))))
-
-
-async def sql(server: PostgresServer, urls: ServiceUrls, text: str) -> None:
-    # In a thread: a sweep of this process's replicas that is about to commit must be able to.
-    await asyncio.to_thread(server.run_sql, text, database=name_of(urls))
+async def crowd(
+    payment_database: ServiceUrls,
+    postgres_server: PostgresServer,
+    gateway: GatewaySimulator,
+    redis_url: str,
+) -> AsyncIterator[Crowd[Any]]:
+    async with payment_replicas(4, payment_database, gateway, redis_url) as stubs:
+        yield Crowd(stubs, payment_database, postgres_server)
 
 
 async def test_of_five_requests_with_one_key_one_pays(
-    replicas: list[Any], gateway: GatewaySimulator
+    crowd: Crowd[Any], gateway: GatewaySimulator
 ) -> None:
     keys = [key_of() for _ in range(ROUNDS)]
 
-    async def play(number: int) -> None:
-        results = await asyncio.gather(
-            *(
-                outcome(
-                    replicas[(number + rival) % REPLICAS].ConfirmPayment(
-                        confirm(keys[number], f"round-{number}-rival-{rival}")
-                    )
-                )
-                for rival in range(DUPLICATES)
-            )
-        )
-        paid = [each for each in results if not isinstance(each, str)]
-        assert len(paid) == 1
-        assert paid[0].payment.state == pb.Payment.STATE_CONFIRMED
-        assert not paid[0].replayed
-        reasons = [each for each in results if isinstance(each, str)]
-        assert len(reasons) == DUPLICATES - 1
-        assert set(reasons) <= REFUSED
+    async def play(key: str) -> None:
+        requests = [confirm(key, f"{key}-{rival}") for rival in range(DUPLICATES)]
+        (paid,), refusals = await crowd.race("ConfirmPayment", requests)
+        assert (paid.payment.state, paid.replayed) == (pb.Payment.STATE_CONFIRMED, False)
+        assert refusals.keys() <= REFUSED
 
-    await in_groups(play)
-    charges = gateway.charges()
-    for key in keys:
-        assert charges[key]["confirmCalls"] == 1
-        assert charges[key]["payment"]["status"] == "DONE"
+    await in_groups(play, keys, ROUNDS_AT_ONCE)
+    check_charged_once(gateway.charges(), keys)
 
 
 async def test_one_request_sent_five_times_has_one_response(
-    replicas: list[Any], gateway: GatewaySimulator
+    crowd: Crowd[Any], gateway: GatewaySimulator
 ) -> None:
     keys = [key_of() for _ in range(ROUNDS)]
 
-    async def play(number: int) -> None:
-        request = confirm(keys[number], f"round-{number}")
-        responses = await asyncio.gather(
-            *(
-                replicas[(number + copy) % REPLICAS].ConfirmPayment(request)
-                for copy in range(DUPLICATES)
-            )
-        )
+    async def play(key: str) -> None:
+        responses, refusals = await crowd.race("ConfirmPayment", [confirm(key, key)] * DUPLICATES)
+        assert not refusals
         assert len({response.payment.SerializeToString() for response in responses}) == 1
-        assert Counter(response.replayed for response in responses) == {
-            False: 1,
-            True: DUPLICATES - 1,
-        }
+        replayed = Counter(response.replayed for response in responses)
+        assert replayed == {False: 1, True: DUPLICATES - 1}
 
-    await in_groups(play)
-    charges = gateway.charges()
-    assert {charges[key]["confirmCalls"] for key in keys} == {1}
+    await in_groups(play, keys, ROUNDS_AT_ONCE)
+    check_charged_once(gateway.charges(), keys)
 
 
 @pytest.mark.parametrize("prefix", ["", "slow_", "decline_"])
 async def test_of_a_hundred_requests_with_one_key_one_is_sent(
-    replicas: list[Any], gateway: GatewaySimulator, prefix: str
+    crowd: Crowd[Any], gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
-    results = await asyncio.gather(
-        *(
-            outcome(replicas[rival % REPLICAS].ConfirmPayment(confirm(key, f"rival-{rival}")))
-            for rival in range(100)
-        )
-    )
-    first = [each for each in results if not (isinstance(each, str) and each in REFUSED)]
-    assert len(first) == 1
-    if prefix == "decline_":
-        assert first == ["PAYMENT_DECLINED"]
-    else:
-        assert first[0].payment.state == pb.Payment.STATE_CONFIRMED
+    requests = [confirm(key, f"rival-{rival}") for rival in range(RIVALS)]
+    responses, refusals = await crowd.race("ConfirmPayment", requests)
+    declined = 1 if prefix == "decline_" else 0
+    assert refusals["PAYMENT_DECLINED"] == declined
+    assert refusals.keys() <= {*REFUSED, "PAYMENT_DECLINED"}
+    states = [response.payment.state for response in responses]
+    assert states == [pb.Payment.STATE_CONFIRMED] * (1 - declined)
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
+@pytest.mark.parametrize("redis_url", ["redis"], indirect=True)
 async def test_a_wrong_mark_decides_nothing(
-    payment_database: ServiceUrls, gateway: GatewaySimulator, valkey_server: ValkeyServer
+    crowd: Crowd[Any], gateway: GatewaySimulator, redis_url: str
 ) -> None:
-    from redis.asyncio import Redis
-
-    redis = Redis.from_url(valkey_server.url)
-    async with payment_replicas(2, payment_database, gateway, valkey_server.url) as stubs:
+    one, other = crowd.clients[:2]
+    async with Redis.from_url(redis_url) as redis:
         for wrong in ("IN_PROGRESS:nobody", f"DONE:{new_id()}", "nonsense", ""):
             key = key_of()
             await redis.set(KEY_MARK.format(payment_key=key), wrong)
-            paid = await stubs[0].ConfirmPayment(confirm(key, f"c-{key}"))
-            assert not paid.replayed
+            assert not (await one.ConfirmPayment(confirm(key, f"c-{key}"))).replayed
             # A mark that is gone, as after a flush, admits no other request.
             await redis.delete(KEY_MARK.format(payment_key=key))
             with refused("PAYMENT_KEY_USED"):
-                await stubs[1].ConfirmPayment(confirm(key, f"d-{key}"))
+                await other.ConfirmPayment(confirm(key, f"d-{key}"))
             assert gateway.charges()[key]["confirmCalls"] == 1
-    await redis.aclose()
 
 
-def without_advisory_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing_is_locked(*_: Any, **__: Any) -> frozenset[int]:
-        return frozenset()
+@pytest.fixture
+def meeting(crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch) -> Rendezvous:
+    """Two commands both read, without advisory locks, before either writes."""
+    monkeypatch.setattr(store, "lock_advisory", AsyncMock(return_value=frozenset()))
+    return meet_after(monkeypatch, store, "load")
 
-    monkeypatch.setattr(store, "lock_advisory", nothing_is_locked)
 
-
-def rivals(stubs: list[Any], key: str) -> list[asyncio.Task[Any]]:
-    calls = [stubs[rival].ConfirmPayment(confirm(key, f"rival-{rival}")) for rival in range(2)]
+def rivals(crowd: Crowd[Any], key: str) -> list[asyncio.Task[Any]]:
+    calls = [crowd.turn(rival).ConfirmPayment(confirm(key, f"rival-{rival}")) for rival in range(2)]
     return [asyncio.ensure_future(outcome(call)) for call in calls]
 
 
+@without_redis
 async def test_the_unique_key_alone_is_sufficient(
-    bare_replicas: list[Any], gateway: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
+    crowd: Crowd[Any], gateway: GatewaySimulator, meeting: Rendezvous
 ) -> None:
-    without_advisory_locks(monkeypatch)
-    meeting = meet_after(monkeypatch, store, "load")
     key = key_of()
     with held_at_gateway(key):
-        calls = rivals(bare_replicas, key)
+        calls = rivals(crowd, key)
         # The second gets its response while the first is at the gateway.
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     results = await asyncio.gather(*calls)
@@ -205,61 +156,49 @@ async def test_the_unique_key_alone_is_sufficient(
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
+@without_redis
 async def test_control_without_the_unique_key_both_are_sent(
-    bare_replicas: list[Any],
-    gateway: GatewaySimulator,
-    payment_database: ServiceUrls,
-    postgres_server: PostgresServer,
-    monkeypatch: pytest.MonkeyPatch,
+    crowd: Crowd[Any], gateway: GatewaySimulator, meeting: Rendezvous
 ) -> None:
-    await sql(
-        postgres_server, payment_database, "ALTER TABLE payments DROP CONSTRAINT payments_key_once"
-    )
-    without_advisory_locks(monkeypatch)
-    meeting = meet_after(monkeypatch, store, "load")
+    # In a thread: a sweep of these replicas that is about to commit must be able to.
+    await asyncio.to_thread(crowd.sql, "ALTER TABLE payments DROP CONSTRAINT payments_key_once")
     key = key_of()
-    results = await asyncio.gather(*rivals(bare_replicas, key))
+    results = await asyncio.gather(*rivals(crowd, key))
     assert meeting.met
     # Two orders are paid by one charge.
     assert [each.payment.state for each in results] == [pb.Payment.STATE_CONFIRMED] * 2
     assert gateway.charges()[key]["confirmCalls"] == 2
 
 
-async def cancel_against_confirm(stubs: list[Any], key: str) -> None:
-    """Run both: each has read that there is no payment before the other writes."""
-    with held_at_gateway(key):
-        confirming = asyncio.ensure_future(outcome(stubs[0].ConfirmPayment(confirm(key))))
-        cancelled = await stubs[1].CancelPayment(cancel())
-    await confirming
-    assert not cancelled.HasField("payment")
-
-
+@without_redis
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "control"])
 async def test_the_tombstone_alone_gives_a_cancelled_payment_back(
-    bare_replicas: list[Any], gateway: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
+    crowd: Crowd[Any],
+    gateway: GatewaySimulator,
+    meeting: Rendezvous,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    guarded: bool,
 ) -> None:
-    without_advisory_locks(monkeypatch)
-    meeting = meet_after(monkeypatch, store, "load")
+    """Each has read that there is no payment before the other writes."""
+    if not guarded:
+        monkeypatch.setattr(Confirmation, "request_cancel", lambda *_, **__: None)
     key = key_of()
-    await cancel_against_confirm(bare_replicas, key)
+    with held_at_gateway(key):
+        confirming = asyncio.ensure_future(outcome(crowd.turn(0).ConfirmPayment(confirm(key))))
+        cancelled = await crowd.turn(1).CancelPayment(cancel())
+    await confirming
     assert meeting.met
-    await until_at_gateway(gateway, key, "CANCELED")
+    assert not cancelled.HasField("payment")
+    if guarded:
+        await until_at_gateway(gateway, key, "CANCELED")
+    else:
+        assert gateway.charges()[key]["payment"]["status"] == "DONE"
+        with refused("PAYMENT_CANCELLED"):
+            await crowd.turn(0).ConfirmPayment(confirm(key))
 
 
-async def test_control_without_the_tombstone_the_charge_stays(
-    bare_replicas: list[Any], gateway: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_advisory_locks(monkeypatch)
-    monkeypatch.setattr(Confirmation, "request_cancel", lambda *_, **__: None)
-    meeting = meet_after(monkeypatch, store, "load")
-    key = key_of()
-    await cancel_against_confirm(bare_replicas, key)
-    assert meeting.met
-    assert gateway.charges()[key]["payment"]["status"] == "DONE"
-    with refused("PAYMENT_CANCELLED"):
-        await bare_replicas[0].ConfirmPayment(confirm(key))
-
-
-# -- freeing a key while another replica acquires the payment --------------------------------------
+# -- freeing a key while another replica acquires the payment ------------------------------------
 
 
 class Freeing:
@@ -280,13 +219,9 @@ class Freeing:
         return claimed
 
     async def free(self, claim: Confirmation) -> None:
-        command = RecordOutcome(
-            claim.payment.payment_id,
-            claim.key,
-            NotSent("no connection"),
-            self.holder,
-            pause=timedelta(0),
-        )
+        said, pause = NotSent("no connection"), timedelta(0)
+        payment_id = claim.payment.payment_id
+        command = RecordOutcome(payment_id, claim.key, said, self.holder, pause=pause)
         async with self.database.begin() as connection:
             await self.decide(connection, [command], wait_for_locks=False)
 
@@ -299,7 +234,7 @@ class Freeing:
 async def freeing(
     payment_database: ServiceUrls, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Freeing]:
-    """Another replica acquires the payment between the read and the write of ``free``."""
+    """The other replica acquires the payment between the read and the write of ``free``."""
     made = Freeing(payment_database)
     load = store.load
 

@@ -8,22 +8,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from coupon_service import tables
 from coupon_service.store import coupon as store
 from tally.coupon.v1 import coupon_pb2 as pb
-from tally.type.v1.money_pb2 import Money
+from tests.support.balances import won
 from tests.support.crowd import Crowd
 
 HOUR = timedelta(hours=1)
 MICROSECOND = timedelta(microseconds=1)
-UNKNOWN_ID = "01890000-0000-7000-8000-000000000000"
-
-
-def won(amount_minor: int, *, currency: str = "KRW") -> Money:
-    return Money(currency_code=currency, amount_minor=amount_minor)
 
 
 def campaign(
@@ -36,16 +29,12 @@ def campaign(
     **fields: Any,
 ) -> pb.CreateCampaignRequest:
     """An open campaign of ten coupons of 1000 won. Times are relative to now."""
-    if not {"fixed_discount", "percent_discount"} & fields.keys():
-        fields["fixed_discount"] = won(1_000)
+    if "percent_discount" not in fields:
+        fields.setdefault("fixed_discount", won(1_000))
     now = datetime.now(UTC)
-    request = pb.CreateCampaignRequest(
-        name="Spring", quantity=quantity, request_id=request_id, **fields
-    )
-    request.start_time.CopyFrom(_time(now + starts_in))
-    request.end_time.CopyFrom(_time(now + ends_in))
-    request.coupon_lifetime.CopyFrom(_duration(lifetime))
-    return request
+    fields |= {"start_time": now + starts_in, "end_time": now + ends_in}
+    fields |= {"coupon_lifetime": lifetime, "request_id": request_id}
+    return pb.CreateCampaignRequest(name="Spring", quantity=quantity, **fields)
 
 
 def issue(campaign_id: str, user_id: str, request_id: str = "i1") -> pb.IssueCouponRequest:
@@ -92,8 +81,7 @@ def get_coupon(coupon_id: str, user_id: str) -> pb.GetCouponRequest:
 async def open_campaign(client: Any, request_id: str = "campaign", **fields: Any) -> str:
     """Create a campaign; returns its id."""
     response = await client.CreateCampaign(campaign(request_id, **fields))
-    campaign_id: str = response.campaign.campaign_id
-    return campaign_id
+    return str(response.campaign.campaign_id)
 
 
 async def issued(
@@ -104,18 +92,6 @@ async def issued(
     response = await client.IssueCoupon(issue(campaign_id, user_id, request_id))
     coupon: pb.Coupon = response.coupon
     return coupon
-
-
-def _time(time: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
-
-
-def _duration(length: timedelta) -> Duration:
-    message = Duration()
-    message.FromTimedelta(length)
-    return message
 
 
 # -- races ---------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
@@ -12,15 +12,15 @@ from typing import Any, Generic, TypeVar
 import grpc
 import pytest
 
-from common.service import Application
 from common.settings import ServiceSettings
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.support.databases import name_of
+from tests.support.databases import Databases, name_of
 from tests.support.refusals import Results, final_outcome, outcome
-from tests.support.replicas import channel, replicas
+from tests.support.replicas import Build, channel, replicas
 
 C = TypeVar("C")
+K = TypeVar("K")
 S = TypeVar("S", bound=ServiceSettings)
 
 RIVALS = 100
@@ -73,22 +73,35 @@ class Crowd(Generic[C]):
         return Results.of(await asyncio.gather(*(one(*each) for each in enumerate(requests))))
 
 
-@asynccontextmanager
-async def crowd_of(
-    client: Callable[[grpc.aio.Channel], C],
+def crowd_fixture(
+    service: str,
+    client: Callable[[grpc.aio.Channel], Any],
     settings_type: type[S],
-    build: Callable[[S], AbstractAsyncContextManager[Application]],
-    urls: ServiceUrls,
-    server: PostgresServer,
+    build: Build[S],
     *,
     count: int = 2,
     **settings: Any,
-) -> AsyncIterator[Crowd[C]]:
-    """``count`` replicas of one service on the database; ``client`` makes a client of a channel."""
-    async with AsyncExitStack() as stack:
-        addresses = await stack.enter_async_context(
-            replicas(count, settings_type, build, database_url=urls.runtime, **settings)
-        )
-        channels = [await stack.enter_async_context(channel(address)) for address in addresses]
-        clients = [client(opened) for opened in channels]
-        yield Crowd(clients, urls, server)
+) -> Any:
+    """A fixture: replicas of the service on a database of the test's own, with Redis and without.
+
+    ``client`` makes a client of a channel.
+    """
+
+    @pytest.fixture(name="crowd")
+    async def crowd(databases: Databases, redis_url: str) -> AsyncIterator[Crowd[Any]]:
+        given = {**settings, "redis_url": redis_url}
+        async with AsyncExitStack() as stack:
+            urls = stack.enter_context(databases.clone(service))
+            addresses = await stack.enter_async_context(
+                replicas(count, settings_type, build, database_url=urls.runtime, **given)
+            )
+            channels = [await stack.enter_async_context(channel(each)) for each in addresses]
+            yield Crowd([client(opened) for opened in channels], urls, databases.server)
+
+    return crowd
+
+
+async def in_groups(play: Callable[[K], Awaitable[None]], keys: Sequence[K], at_once: int) -> None:
+    """Call ``play`` with each key, ``at_once`` at a time."""
+    for first in range(0, len(keys), at_once):
+        await asyncio.gather(*map(play, keys[first : first + at_once]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ class Databases:
             name = f"template_{service}_{uuid.uuid4().hex[:12]}"
             urls = self.server.create_database(name, service=service)
             versions = ROOT / f"{service}_service" / "migrations"
-            asyncio.run(migrate(urls.owner, versions))
+            with ThreadPoolExecutor(1) as thread:  # a fixture's own event loop may be running
+                thread.submit(asyncio.run, migrate(urls.owner, versions)).result()
             self._templates[service] = name
         return self._templates[service]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -28,9 +29,6 @@ def forget_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no idempotency record at all."""
-
-    async def save(*_: Any) -> None:
-        pass
-
-    monkeypatch.setattr(IdempotencyStore, "save", save)
+    """Write no idempotency record, and find none, not even that of a request in the same batch."""
+    monkeypatch.setattr(IdempotencyRecords, "replay", lambda *_: None)
+    monkeypatch.setattr(IdempotencyStore, "save", AsyncMock())

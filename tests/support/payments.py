@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 from pydantic import SecretStr
@@ -23,6 +24,7 @@ from tally.type.v1.money_pb2 import Money
 from tests.support.replicas import channel, replicas
 from tests.support.time_limits import LONG_S
 
+T = TypeVar("T")
 _numbers = itertools.count()
 
 LONG_GATEWAY_LIMITS: Final = {
@@ -87,17 +89,11 @@ async def payment_replicas(
 ) -> AsyncIterator[list[PaymentServiceStub]]:
     """``count`` replicas on one database and gateway; a client of each."""
     settings = {**LONG_GATEWAY_LIMITS, "resolve_interval_s": 0.1, **settings}
+    settings |= {"database_url": database.runtime, "redis_url": redis_url}
+    settings |= {"gateway_url": simulator.url}
+    settings |= {"gateway_secret_key": SecretStr(simulator.secret_key)}
     async with (
-        replicas(
-            count,
-            PaymentSettings,
-            build,
-            database_url=database.runtime,
-            redis_url=redis_url,
-            gateway_url=simulator.url,
-            gateway_secret_key=SecretStr(simulator.secret_key),
-            **settings,
-        ) as addresses,
+        replicas(count, PaymentSettings, build, **settings) as addresses,
         AsyncExitStack() as stack,
     ):
         channels = [await stack.enter_async_context(channel(each)) for each in addresses]
@@ -127,40 +123,43 @@ def held_at_gateway(payment_key: str) -> Iterator[asyncio.Event]:
             release.set()
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until the condition is true."""
+async def until(read: Callable[[], Awaitable[T]], arrived: Callable[[T], Any] = bool) -> T:
+    """Read again until it is what a test waits for; what was read last."""
     async with asyncio.timeout(LONG_S):
-        while not await condition():  # noqa: ASYNC110 - it happens in another process
+        while not arrived(value := await read()):  # noqa: ASYNC110 - it happens elsewhere
             await asyncio.sleep(0.02)
+    return value
 
 
 async def until_state(payment: Any, payment_id: str, state: int) -> None:
     """Wait until the payment is in this state."""
-
-    async def reached() -> bool:
-        asked = pb.GetPaymentRequest(payment_id=payment_id, user_id="ann")
-        return bool((await payment.GetPayment(asked)).payment.state == state)
-
-    await until(reached)
+    asked = pb.GetPaymentRequest(payment_id=payment_id, user_id="ann")
+    await until(lambda: payment.GetPayment(asked), lambda got: got.payment.state == state)
 
 
 async def until_at_gateway(simulator: GatewaySimulator, key: str, status: str) -> None:
     """Wait until the gateway has a payment of this key in this status."""
 
-    async def reached() -> bool:
-        record = (await asyncio.to_thread(simulator.charges)).get(key)
-        return bool(record and record["payment"] and record["payment"]["status"] == status)
+    async def statuses() -> list[str]:
+        payment = (await asyncio.to_thread(simulator.charges)).get(key, {}).get("payment")
+        return [payment["status"]] if payment else []
 
-    await until(reached)
+    await until(statuses, lambda found: status in found)
+
+
+def check_charged_once(charges: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """In the gateway's own record each key was confirmed once, charged, and not paid back."""
+    seen = Counter(
+        (record["confirmCalls"], record["cancelCalls"], record["payment"]["status"])
+        for record in (charges[key] for key in keys)
+    )
+    assert set(seen) == {(1, 0, "DONE")}, seen
 
 
 async def only_payment(payment: Any, *, user_id: str = "ann") -> pb.Payment:
     """The user's one payment."""
-    async with asyncio.timeout(LONG_S):
-        while True:
-            listed = await payment.ListPayments(pb.ListPaymentsRequest(user_id=user_id))
-            if listed.payments:
-                (only,) = listed.payments
-                assert isinstance(only, pb.Payment)
-                return only
-            await asyncio.sleep(0.02)
+    asked = pb.ListPaymentsRequest(user_id=user_id)
+    listed = await until(lambda: payment.ListPayments(asked), lambda found: found.payments)
+    (only,) = listed.payments
+    assert isinstance(only, pb.Payment)
+    return only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,32 +17,23 @@ from common.settings import ServiceSettings
 from tests.support.time_limits import LONG_S, long_limits
 
 S = TypeVar("S", bound=ServiceSettings)
+Build: TypeAlias = Callable[[S], AbstractAsyncContextManager[Application]]
 
 
 @asynccontextmanager
-async def replica(
-    settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
-) -> AsyncIterator[str]:
+async def replica(settings: S, build: Build[S]) -> AsyncIterator[str]:
     """One replica that serves, without short time limits; yields its address."""
     with long_limits():
-        async with _serving(settings, build) as address:
-            yield address
-
-
-@asynccontextmanager
-async def _serving(
-    settings: S, build: Callable[[S], AbstractAsyncContextManager[Application]]
-) -> AsyncIterator[str]:
-    async with build(settings) as application:
-        server = GrpcServer(settings, ready=application.ready)
-        for add, servicer in application.services:
-            server.mount(add, servicer)
-        port = await server.start()
-        try:
-            await healthy(f"127.0.0.1:{port}")
-            yield f"127.0.0.1:{port}"
-        finally:
-            await server.drain()
+        async with build(settings) as application:
+            server = GrpcServer(settings, ready=application.ready)
+            for add, servicer in application.services:
+                server.mount(add, servicer)
+            address = f"127.0.0.1:{await server.start()}"
+            try:
+                await healthy(address)
+                yield address
+            finally:
+                await server.drain()
 
 
 async def healthy(address: str) -> None:
@@ -58,10 +49,7 @@ async def healthy(address: str) -> None:
 
 @asynccontextmanager
 async def replicas(
-    count: int,
-    settings_type: type[S],
-    build: Callable[[S], AbstractAsyncContextManager[Application]],
-    **settings: Any,
+    count: int, settings_type: type[S], build: Build[S], **settings: Any
 ) -> AsyncIterator[list[str]]:
     """``count`` replicas of one service on one database; yields their addresses."""
     settings = {

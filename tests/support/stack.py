@@ -28,20 +28,18 @@ from order_service.settings import OrderSettings
 from order_service.wiring import build as build_order
 from payment_service.settings import PaymentSettings
 from payment_service.wiring import build as build_payment
-from tally.balance.v1 import balance_pb2
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
-from tally.coupon.v1 import coupon_pb2
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1.order_pb2_grpc import SagaServiceStub
 from tally.payment.v1 import payment_pb2
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
-from tests.support.balances import charge
-from tests.support.coupons import campaign, issue
+from tests.support.balances import available, charge
+from tests.support.coupons import get_coupon, issued
 from tests.support.databases import Databases, StackDatabases
 from tests.support.gates import Gates
 from tests.support.orders import Shop, fresh, pay
-from tests.support.payments import LONG_GATEWAY_LIMITS
+from tests.support.payments import LONG_GATEWAY_LIMITS, until
 from tests.support.replicas import channel, replicas
 from tests.support.time_limits import LONG_S
 
@@ -134,9 +132,7 @@ class Stack:
 
     async def coupon_of(self, user_id: str, **fields: Any) -> str:
         """A new coupon of 1,000 won, or another."""
-        made = await self.coupon.CreateCampaign(campaign(fresh("campaign"), **fields))
-        issued = await self.coupon.IssueCoupon(issue(made.campaign.campaign_id, user_id))
-        return str(issued.coupon.coupon_id)
+        return (await issued(self.coupon, user_id, fresh("campaign"), **fields)).coupon_id
 
     async def order(self, user_id: str, amount: int = 10_000) -> pb.Order:
         """A new order of two items that cost ``amount`` together."""
@@ -157,12 +153,11 @@ class Stack:
         return await self.shops[replica].orders.CancelOrder(request, timeout=LONG_S)
 
     async def available(self, user_id: str) -> int:
-        request = balance_pb2.GetBalanceRequest(user_id=user_id, currency_code="KRW")
-        return int((await self.balance.GetBalance(request)).balance.available.amount_minor)
+        return await available(self.balance, user_id)
 
     async def coupon_state(self, coupon_id: str, user_id: str) -> int:
-        request = coupon_pb2.GetCouponRequest(coupon_id=coupon_id, user_id=user_id)
-        return int((await self.coupon.GetCoupon(request)).coupon.state)
+        response = await self.coupon.GetCoupon(get_coupon(coupon_id, user_id))
+        return int(response.coupon.state)
 
     async def saga(self, order: pb.Order) -> pb.Saga:
         """The order's newest saga."""
@@ -172,17 +167,11 @@ class Stack:
 
     async def until(self, order: pb.Order, *states: int) -> pb.Order:
         """Wait until the order is in one of these states."""
-        async with asyncio.timeout(LONG_S):
-            while (now := await self.shop.get(order)).state not in states:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        return now
+        return await until(lambda: self.shop.get(order), lambda now: now.state in states)
 
     async def until_saga(self, order: pb.Order, *states: int) -> pb.Saga:
         """Wait until the order's newest saga is in one of these states."""
-        async with asyncio.timeout(LONG_S):
-            while (now := await self.saga(order)).state not in states:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        return now
+        return await until(lambda: self.saga(order), lambda now: now.state in states)
 
     async def expire_lease(self, order: pb.Order) -> None:
         """As if the saga's replica had been silent for longer than the lease."""
@@ -270,19 +259,11 @@ async def running_stack(
         "payment": (PaymentSettings, build_payment, payment),
     }
     async with AsyncExitStack() as stack:
-        peers = {
-            service: await stack.enter_async_context(
-                replicas(
-                    1,
-                    settings_type,
-                    build,
-                    database_url=databases.urls[service].runtime,
-                    redis_url=redis_url,
-                    **special,
-                )
-            )
-            for service, (settings_type, build, special) in others.items()
-        }
+        peers = {}
+        for service, (settings_type, build, special) in others.items():
+            special |= {"database_url": databases.urls[service].runtime, "redis_url": redis_url}
+            running = replicas(1, settings_type, build, **special)
+            peers[service] = await stack.enter_async_context(running)
         addresses = await stack.enter_async_context(
             order_replicas(orders, databases, peers, redis_url, **settings)
         )
@@ -315,6 +296,8 @@ async def order_replicas(
 ) -> AsyncIterator[list[str]]:
     """Replicas of the order service, of which only the last looks for due sagas."""
     settings = {
+        "database_url": databases.urls["order"].runtime,
+        "redis_url": redis_url,
         "saga_backoff_max_s": 0.2,
         "saga_lease_s": LONG_S,
         "pay_within_s": LONG_S,
@@ -324,15 +307,7 @@ async def order_replicas(
     async with AsyncExitStack() as stack:
         addresses: list[str] = []
         for number in range(count):
-            addresses += await stack.enter_async_context(
-                replicas(
-                    1,
-                    OrderSettings,
-                    build_order,
-                    database_url=databases.urls["order"].runtime,
-                    redis_url=redis_url,
-                    saga_sweep_interval_s=0.1 if number == count - 1 else 60.0,
-                    **settings,
-                )
-            )
+            settings["saga_sweep_interval_s"] = 0.1 if number == count - 1 else 60.0
+            running = replicas(1, OrderSettings, build_order, **settings)
+            addresses += await stack.enter_async_context(running)
         yield addresses

@@ -17,7 +17,7 @@ from tally.balance.v1.balance_pb2 import DeductBalanceRequest
 from tally.coupon.v1.coupon_pb2 import CreateCampaignRequest
 from tally.order.v1 import order_pb2 as order
 from tally.payment.v1.payment_pb2 import ConfirmPaymentRequest
-from tally.type.v1.money_pb2 import Money
+from tests.support.balances import won
 
 LARGEST = 10**15
 REQUIRED: dict[type[Message], dict[str, Any]] = {
@@ -32,10 +32,6 @@ REQUIRED: dict[type[Message], dict[str, Any]] = {
 }
 
 
-def krw(amount_minor: int) -> Money:
-    return Money(currency_code="KRW", amount_minor=amount_minor)
-
-
 def request_of(kind: type[Message], **fields: Any) -> Message:
     """A request with these fields, and with a value for the ids and fields it requires."""
     ids = {"user_id", "request_id"}.intersection(kind.DESCRIPTOR.fields_by_name)
@@ -47,13 +43,13 @@ def lines(*quantities: int) -> list[order.OrderLine]:
 
 
 ACCEPTED: list[tuple[type[Message], dict[str, Any]]] = [
-    (DeductBalanceRequest, {"amount": krw(1)}),
-    (DeductBalanceRequest, {"amount": krw(LARGEST), "user_id": "aZ09._:@-", "order_id": "o" * 64}),
-    (DeductBalanceRequest, {"amount": krw(1), "request_id": "r" * 64}),
-    (ConfirmPaymentRequest, {"amount": krw(1), "order_id": "o", "payment_key": "k" * 200}),
+    (DeductBalanceRequest, {"amount": won(1)}),
+    (DeductBalanceRequest, {"amount": won(LARGEST), "user_id": "aZ09._:@-", "order_id": "o" * 64}),
+    (DeductBalanceRequest, {"amount": won(1), "request_id": "r" * 64}),
+    (ConfirmPaymentRequest, {"amount": won(1), "order_id": "o", "payment_key": "k" * 200}),
     (CreateCampaignRequest, {"percent_discount": 1}),
     (CreateCampaignRequest, {"percent_discount": 100, "name": "봄 맞이 🌸", "quantity": 10**12}),
-    (CreateCampaignRequest, {"fixed_discount": krw(1), "max_discount": krw(LARGEST)}),
+    (CreateCampaignRequest, {"fixed_discount": won(1), "max_discount": won(LARGEST)}),
     (
         CreateCampaignRequest,
         {"percent_discount": 1, "coupon_lifetime": Duration(seconds=86400 * 3650)},
@@ -61,9 +57,9 @@ ACCEPTED: list[tuple[type[Message], dict[str, Any]]] = [
     (order.CreateOrderRequest, {"items": lines(1)}),
     (order.CreateOrderRequest, {"items": lines(*[10**6] * 100)}),
     (order.PayOrderRequest, {"order_id": "not a UUID, so it is not found"}),
-    (order.PayOrderRequest, {"order_id": "o", "balance_amount": krw(0), "payment_key": "k"}),
-    (order.CreateProductRequest, {"price": krw(0)}),
-    (order.CreateProductRequest, {"price": krw(LARGEST), "stock": 10**12}),
+    (order.PayOrderRequest, {"order_id": "o", "balance_amount": won(0), "payment_key": "k"}),
+    (order.CreateProductRequest, {"price": won(0)}),
+    (order.CreateProductRequest, {"price": won(LARGEST), "stock": 10**12}),
     (order.SetCartItemRequest, {"product_id": "p", "quantity": 0, "expected_version": 0}),
     (order.ListOrdersRequest, {"page_size": 0}),
     (order.ListOrdersRequest, {"state": order.Order.STATE_PAID, "page_size": 2**31 - 1}),

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
-from deploy.local.postgres import PostgresServer
-from deploy.local.postgres_roles import ServiceUrls
 from order_service.settings import OrderSettings
 from order_service.wiring import build
-from tests.support.crowd import Crowd, crowd_of
+from tests.support.crowd import crowd_fixture
 from tests.support.orders import Shop
 
-
-@pytest.fixture
-async def crowd(
-    order_database: ServiceUrls, postgres_server: PostgresServer, redis_url: str
-) -> AsyncIterator[Crowd[Shop]]:
-    async with crowd_of(
-        Shop.at,
-        OrderSettings,
-        build,
-        order_database,
-        postgres_server,
-        redis_url=redis_url,
-        max_concurrent_calls=10_000,
-        # Only the test itself sweeps.
-        expiry_interval_s=60,
-    ) as opened:
-        yield opened
+# Only the test itself sweeps.
+crowd = crowd_fixture(
+    "order", Shop.at, OrderSettings, build, max_concurrent_calls=10_000, expiry_interval_s=60
+)

@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from common.db.errors import sqlstate
-from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.urls import engine_url
 from order_service.store import product as product_store
 from order_service.tables import ORDER_REQUEST_ONCE, STOCK_NOT_OVERSOLD
 from tests.support.crowd import RIVALS, Crowd, without_redis
-from tests.support.guards import forget_row_locks
+from tests.support.guards import forget_records, forget_row_locks
 from tests.support.orders import (
     Shop,
     create_order,
@@ -92,7 +90,7 @@ async def lock_in_steps(
 
 
 @without_redis
-async def test_products_are_locked_in_one_order_whoever_names_them_how(
+async def test_products_are_locked_in_one_order_however_they_are_named(
     crowd: Crowd[Shop], engine: AsyncEngine
 ) -> None:
     ids = [await crowd.turn(0).product(1) for _ in range(8)]
@@ -157,16 +155,6 @@ async def order_again_and_again(crowd: Crowd[Shop], product_id: str) -> Results:
     return await crowd.race("orders.CreateOrder", [request] * RIVALS, until_final=True)
 
 
-def forget_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No request is found among the idempotency records, and none is recorded."""
-
-    async def save_nothing(*_: Any) -> None:
-        pass
-
-    monkeypatch.setattr(IdempotencyRecords, "replay", lambda *_: None)
-    monkeypatch.setattr(IdempotencyStore, "save", save_nothing)
-
-
 async def test_a_request_sent_a_hundred_times_makes_one_order(crowd: Crowd[Shop]) -> None:
     tea = await crowd.turn(0).product(1_000)
     responses, refusals = await order_again_and_again(crowd, tea)
@@ -225,7 +213,7 @@ async def add_one(shop: Shop, product_id: str, meeting: Rendezvous, *, with_vers
 
 
 @pytest.mark.parametrize("with_version", [True, False], ids=["version", "control-no-version"])
-async def test_two_tabs_lose_nothing_of_each_other_while_they_name_the_version(
+async def test_two_tabs_that_send_the_version_lose_no_change(
     crowd: Crowd[Shop], with_version: bool
 ) -> None:
     tea = await crowd.turn(0).product(1)
@@ -239,7 +227,7 @@ async def test_two_tabs_lose_nothing_of_each_other_while_they_name_the_version(
     assert item.quantity == (100 if with_version else 50)
 
 
-async def test_changes_of_different_lines_without_a_version_are_all_kept(
+async def test_changes_of_different_lines_are_all_kept(
     crowd: Crowd[Shop],
 ) -> None:
     lines = {await crowd.turn(0).product(1): quantity for quantity in range(1, 51)}

@@ -19,10 +19,10 @@ from tally.order.v1 import order_pb2 as pb
 from tests.support.databases import Databases, StackDatabases
 from tests.support.guards import forget_row_locks
 from tests.support.orders import cancel, forget_versions, fresh, pay
+from tests.support.payments import until
 from tests.support.refusals import Results, outcome
 from tests.support.rendezvous import Rendezvous, meet_after
 from tests.support.stack import Stack, Wire, running_stack
-from tests.support.time_limits import LONG_S
 
 ORDER = pb.Order
 
@@ -72,9 +72,7 @@ async def sagas(stack: Stack) -> int:
 
 
 async def until_available(stack: Stack, order: pb.Order, amount_minor: int) -> None:
-    async with asyncio.timeout(LONG_S):
-        while await stack.available(order.user_id) != amount_minor:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: stack.available(order.user_id), lambda left: left == amount_minor)
 
 
 def pay_twice(stack: Stack, order: pb.Order) -> list[asyncio.Task[Any]]:

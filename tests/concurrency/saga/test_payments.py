@@ -50,9 +50,7 @@ async def pay_at_once(
     return await asyncio.gather(*(group(*numbered) for numbered in enumerate(groups)))
 
 
-async def test_one_request_sent_five_times_pays_once_and_is_answered_five_times(
-    stack: Stack,
-) -> None:
+async def test_one_request_sent_five_times_pays_once(stack: Stack) -> None:
     orders = await many_orders(stack)
     requests = [pay(order, balance=4_000, payment_key=fresh("key")) for order in orders]
     results = await pay_at_once(stack, [[request] * DUPLICATES for request in requests])

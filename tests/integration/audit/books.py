@@ -143,11 +143,7 @@ def entry_body(entry: Entry) -> dict[str, Any]:
 def coupon() -> str:
     """A campaign with two coupons, one redeemed and one restored."""
     return (
-        insert(
-            "campaigns",
-            "campaign_id fixed_discount_minor quantity issued",
-            *(CAMPAIGN, 500, 3, 2),
-        )
+        insert("campaigns", "campaign_id fixed_discount_minor quantity issued", CAMPAIGN, 500, 3, 2)
         + _coupon(COUPON_A, "ann", 1, f"{PAY_A}:redeem_coupon", A, NOW)
         + _coupon(COUPON_B, "bob", 2, None, None, None)
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500)
@@ -188,36 +184,32 @@ def redemption(
 # -- payment ---------------------------------------------------------------------------------------
 
 
+PAYMENTS = (
+    (PAID_A, "ann", f"{PAY_A}:confirm_payment", (A, 1_500), "CONFIRMED"),
+    (PAID_B, "bob", f"{PAY_B}:confirm_payment", (B, 700), "CANCELLED"),
+    (DECLINED_C, "ann", f"{PAY_C}:confirm_payment", (C, 600), "DECLINED"),
+    (DIRECT, "bob", "direct-1", ("elsewhere", 900), "CONFIRMED"),
+    (UNKNOWN, "bob", "direct-2", ("elsewhere", 60), "UNKNOWN"),
+)
+
+
 def payment() -> str:
     """Payments of sagas, and two direct ones."""
-    return (
-        payment_row(
-            PAID_A, "ann", f"{PAY_A}:confirm_payment", order_id=A, amount=1_500, state="CONFIRMED"
-        )
-        + payment_row(
-            PAID_B, "bob", f"{PAY_B}:confirm_payment", order_id=B, amount=700, state="CANCELLED"
-        )
-        + payment_row(
-            DECLINED_C, "ann", f"{PAY_C}:confirm_payment", order_id=C, amount=600, state="DECLINED"
-        )
-        + payment_row(
-            DIRECT, "bob", "direct-1", order_id="elsewhere", amount=900, state="CONFIRMED"
-        )
-        + payment_row(UNKNOWN, "bob", "direct-2", order_id="elsewhere", amount=60, state="UNKNOWN")
-    )
+    return "".join(payment_row(*row) for row in PAYMENTS)
 
 
 _ANSWERS = {"CONFIRMED": "ANSWERED", "DECLINED": "REFUSED", "CANCELLED": "CANCELLED"}
 
 
 def payment_row(
-    payment_id: str, user: str, request_id: str, *, order_id: str, amount: int, state: str
+    payment_id: str, user: str, request_id: str, paid: tuple[str, int], state: str
 ) -> str:
+    """``paid``: the order, and the amount."""
     script = insert(
         "payments",
         "payment_id payment_key user_id request_id order_id amount_minor state"
         " gateway_transaction_id failure_code cancel_reason due_time",
-        *(payment_id, f"key-{payment_id[-2:]}", user, request_id, order_id, amount, state),
+        *(payment_id, f"key-{payment_id[-2:]}", user, request_id, *paid, state),
         "t" if state in {"CONFIRMED", "CANCELLED"} else None,
         "REJECT" if state == "DECLINED" else None,
         "r" if state == "CANCELLED" else None,
@@ -237,13 +229,10 @@ def write_gateway(record: Path) -> None:
         " 'declined', 'then', NULL, 'REJECT');"
         f"INSERT INTO cancels VALUES ('c', 'key-{PAID_B[-2:]}', 700, 'r', 'then');"
     )
-    for payment_id, order_id, amount, left in (
-        (PAID_A, A, 1_500, 1_500),
-        (PAID_B, B, 700, 0),
-        (DIRECT, "elsewhere", 900, 900),
-        (UNKNOWN, "elsewhere", 60, 60),
-    ):
-        script += gateway_charge(f"key-{payment_id[-2:]}", order_id, amount, left)
+    for payment_id, _, _, (order_id, amount), state in PAYMENTS:
+        if state != "DECLINED":
+            left = 0 if state == "CANCELLED" else amount
+            script += gateway_charge(f"key-{payment_id[-2:]}", order_id, amount, left)
     on_gateway(record, script)
 
 

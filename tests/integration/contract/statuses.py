@@ -78,58 +78,49 @@ class Status:
 
     code: grpc.StatusCode
     message: str
-    reason: str = ""
-    domain: str = ""
-    fields: frozenset[str] = frozenset()
-    metadata: dict[str, str] = field(default_factory=dict)
-    kinds: list[str] = field(default_factory=list)
+    details: list[Any] = field(default_factory=list)
     trailing: dict[str, Any] = field(default_factory=dict)
     size: int = 0
-    texts: list[str] = field(default_factory=list)
-    """Every text in it that a client can read."""
 
     @classmethod
     def of(cls, error: grpc.aio.AioRpcError) -> Status:
-        found = cls(error.code(), error.details() or "")
-        found.trailing = dict(error.trailing_metadata() or ())
-        raw = found.trailing.pop("grpc-status-details-bin", None)
-        found.texts = [found.message, *map(str, found.trailing.values())]
-        if raw is None:
-            return found
+        code, message = error.code(), error.details() or ""
+        trailing = dict(error.trailing_metadata() or ())
+        raw = trailing.pop("grpc-status-details-bin", b"")
         status = status_pb2.Status.FromString(raw)
-        assert (status.code, status.message) == (found.code.value[0], found.message)
-        found.size = len(raw)
+        assert not raw or (status.code, status.message) == (code.value[0], message)
+        details = []
         for packed in status.details:
             (kind,) = [kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR)]
-            detail = kind()
-            packed.Unpack(detail)
-            found._add(detail)
-        return found
+            details.append(kind.FromString(packed.value))
+        return cls(code, message, details, trailing, len(raw))
 
-    def _add(self, detail: Any) -> None:
-        self.kinds.append(detail.DESCRIPTOR.name)
-        self.texts += _texts(detail)
-        if isinstance(detail, error_details_pb2.ErrorInfo):
-            self.reason, self.domain = detail.reason, detail.domain
-            self.metadata = dict(detail.metadata)
-        elif isinstance(detail, error_details_pb2.BadRequest):
-            self.fields = frozenset(violation.field for violation in detail.field_violations)
-            assert all(violation.description for violation in detail.field_violations)
+    def detail(self, kind: Any) -> Any:
+        """The detail of this type, or an empty one."""
+        return next((each for each in self.details if isinstance(each, kind)), kind())
+
+    @property
+    def reason(self) -> str:
+        return str(self.detail(error_details_pb2.ErrorInfo).reason)
 
     def differences(self, expected: ExpectedStatus) -> list[str]:
         """How the status differs from the expected one; empty if it does not."""
         found = []
-        if (self.code, self.reason) != (expected.code, expected.reason):
-            found.append(f"returned {self.code.name} {self.reason}: {self.message}")
-        if self.fields != expected.fields:
-            found.append(f"named {sorted(self.fields)}, not {sorted(expected.fields)}")
-        if expected.names and expected.names not in self.metadata.values():
-            found.append(f"did not name {expected.names}: {self.metadata}")
-        if self.domain != "tally" or len(set(self.kinds)) != len(self.kinds):
-            found.append(f"details {self.kinds} of {self.domain!r}")
+        info = self.detail(error_details_pb2.ErrorInfo)
+        violations = self.detail(error_details_pb2.BadRequest).field_violations
+        fields = {violation.field for violation in violations}
+        kinds = [detail.DESCRIPTOR.name for detail in self.details]
+        if (self.code, info.reason) != (expected.code, expected.reason):
+            found.append(f"returned {self.code.name} {info.reason}: {self.message}")
+        if fields != expected.fields or not all(each.description for each in violations):
+            found.append(f"named {violations}, not {sorted(expected.fields)}")
+        if expected.names and expected.names not in info.metadata.values():
+            found.append(f"did not name {expected.names}: {info.metadata}")
+        if info.domain != "tally" or len(set(kinds)) != len(kinds):
+            found.append(f"details {kinds} of {info.domain!r}")
         if "tally-replica" not in self.trailing:
             found.append("no tally-replica")
-        if self.code is grpc.StatusCode.INVALID_ARGUMENT and "RetryInfo" in self.kinds:
+        if self.code is grpc.StatusCode.INVALID_ARGUMENT and "RetryInfo" in kinds:
             found.append("RetryInfo for a call that cannot succeed")
         if self.size > BYTES_MAX:
             found.append(f"{self.size} bytes of details")
@@ -137,11 +128,11 @@ class Status:
 
     def leaks(self) -> list[str]:
         """What a client must not see: internals of a server, or control characters it sent."""
-        return [
-            f"leaks {leak.group()!r} in {text!r}"
-            for text in self.texts
-            for leak in LEAKS.finditer(text)
-        ] + [f"echoes {text!r}" for text in self.texts if CONTROL_CHARACTERS.search(text)]
+        texts = [self.message, *map(str, self.trailing.values())]
+        texts += [text for detail in self.details for text in _texts(detail)]
+        found = [(text, leak.group()) for text in texts for leak in LEAKS.finditer(text)]
+        echoes = [f"echoes {text!r}" for text in texts if CONTROL_CHARACTERS.search(text)]
+        return [f"leaks {leak!r} in {text!r}" for text, leak in found] + echoes
 
 
 def _texts(message: Message) -> list[str]:

@@ -128,7 +128,7 @@ async def test_valid_requests_succeed(services: Services) -> None:
 )
 async def test_leak_is_detected(text: str) -> None:
     """The control of every check for leaks."""
-    assert Status(grpc.StatusCode.INTERNAL, text, texts=[text]).leaks()
+    assert Status(grpc.StatusCode.INTERNAL, text).leaks()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,21 +91,6 @@ async def test_missing_required_fields_are_all_named(
                 assert await services.raw_differences(method, raw, invalid(*required)) == []
             else:
                 await services.call_raw(method, raw)
-
-
-@every_method
-async def test_random_bytes_are_refused_or_mean_nothing(
-    services: Services, method: MethodDescriptor
-) -> None:
-    noise = random.Random(f"noise for {method.name}")
-    async with services.unchanged():
-        for _ in range(10):
-            status = await services.status(method, noise.randbytes(noise.randrange(1, 200)))
-            if status is None:
-                assert method.name in NOTHING_REQUIRED
-            else:
-                assert status.reason in {"INVALID_FIELD", "INVALID_PAGE_TOKEN"}
-                assert status.leaks() == []
 
 
 @every_method

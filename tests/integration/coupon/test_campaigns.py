@@ -9,18 +9,18 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tally.coupon.v1 import coupon_pb2 as pb
+from tests.support.balances import won
 from tests.support.coupons import (
     HOUR,
     MICROSECOND,
-    UNKNOWN_ID,
     campaign,
     get_campaign,
     get_coupon,
     issue,
     issued,
     open_campaign,
-    won,
 )
+from tests.support.orders import UNKNOWN_ID
 from tests.support.refusals import refused
 
 

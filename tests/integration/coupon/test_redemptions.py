@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from tally.coupon.v1 import coupon_pb2 as pb
+from tests.support.balances import won
 from tests.support.coupons import (
     MICROSECOND,
-    UNKNOWN_ID,
     get_coupon,
     issued,
     redeem,
     restore,
-    won,
 )
+from tests.support.orders import UNKNOWN_ID
 from tests.support.refusals import refused
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,7 +34,6 @@ from payment_service.gateway.outcomes import (
     Unknown,
 )
 from payment_service.gateway.toss import TossGateway
-from tests.support.databases import Databases
 from tests.support.orders import pay
 from tests.support.payments import cancel, confirm, payment_replicas
 from tests.support.refusals import outcome
@@ -87,19 +85,13 @@ OUTCOMES: list[tuple[str, str, dict[str, Any]]] = [
 """What was asked, the label's value, and what the gateway replies."""
 
 
-@pytest.fixture
-def payment_urls(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("payment") as urls:
-        yield urls
-
-
-async def test_faults_of_a_lane(payment_urls: ServiceUrls) -> None:
+async def test_faults_of_a_lane(payment_database: ServiceUrls) -> None:
     errors: list[Exception] = []
 
     async def fail(*_: Any, **__: Any) -> list[Any]:
         raise errors[-1]
 
-    database = open_engines(payment_urls.runtime, application_name="labels", pool_size=2)
+    database = open_engines(payment_database.runtime, application_name="labels", pool_size=2)
     plain = Strategy(rows=RowStrategy.INSERT, guards=(), why="")
     lane: Lane[int, None] = Lane("labels", database, fail, NoLocks(), {int: plain})
     for fault, causes in FAULTS.items():
@@ -113,7 +105,7 @@ async def test_faults_of_a_lane(payment_urls: ServiceUrls) -> None:
 
 
 async def test_outcomes_at_the_gateway(
-    payment_urls: ServiceUrls, gateway: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
+    payment_database: ServiceUrls, gateway: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replies: dict[str, Any] = {}
 
@@ -125,7 +117,7 @@ async def test_outcomes_at_the_gateway(
 
     for operation in ("confirm", "find", "cancel"):
         monkeypatch.setattr(TossGateway, operation, replying(operation))
-    async with payment_replicas(1, payment_urls, gateway, "") as (payment,):
+    async with payment_replicas(1, payment_database, gateway, "") as (payment,):
         for asked, name, said in OUTCOMES:
             replies |= {"confirm": Confirmed("t", PAID), "cancel": Cancelled("t", PAID), **said}
             before = count("tally_gateway_outcomes_total", asked=asked, outcome=name)

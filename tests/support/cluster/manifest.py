@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import yaml
 
 Object = dict[str, Any]
+Kind = Literal["startup", "readiness", "liveness"]
+"""Of a probe."""
 
 IGNORED_KINDS: Final = frozenset(
     {"Namespace", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget"}
@@ -61,7 +63,7 @@ class Container:
     env_from: tuple[Object, ...]
     ports: Mapping[str, int]
     mounts: tuple[Mount, ...]
-    probes: Mapping[Literal["startup", "readiness", "liveness"], Probe]
+    probes: Mapping[Kind, Probe]
     pre_stop_s: float
 
 
@@ -176,6 +178,8 @@ def _workload(each: Object) -> Workload:
     surge, unavailable = rolling.get("maxSurge", 1), rolling.get("maxUnavailable", 0)
     if not (isinstance(surge, int) and isinstance(unavailable, int)):
         raise ManifestError(f"{title}: maxSurge and maxUnavailable must be numbers of pods")
+    user = pod.get("securityContext") or {}
+    gid = user.get("runAsGroup", ROOT.gid)
     return Workload(
         kind=kind,
         name=name,
@@ -187,13 +191,8 @@ def _workload(each: Object) -> Workload:
         min_ready_s=spec.get("minReadySeconds", 0),
         max_surge=surge,
         max_unavailable=unavailable,
-        user=_user(pod.get("securityContext") or {}),
+        user=User(user.get("runAsUser", ROOT.uid), gid, user.get("fsGroup", gid)),
     )
-
-
-def _user(spec: Object) -> User:
-    gid: int = spec.get("runAsGroup", ROOT.gid)
-    return User(spec.get("runAsUser", ROOT.uid), gid, spec.get("fsGroup", gid))
 
 
 def _container(title: str, spec: Object, volumes: list[Object]) -> Container:
@@ -214,16 +213,12 @@ def _container(title: str, spec: Object, volumes: list[Object]) -> Container:
         mounts=tuple(mounts),
         probes={
             kind: _probe(f"{title}: {kind}Probe", spec[f"{kind}Probe"], ports)
-            for kind in ("startup", "readiness", "liveness")
-            if f"{kind}Probe" in spec and not _runs_a_program(spec[f"{kind}Probe"])
+            for kind in get_args(Kind)
+            # Only PostgreSQL and Redis, which are replaced, have probes that run a program.
+            if f"{kind}Probe" in spec and "exec" not in spec[f"{kind}Probe"]
         },
         pre_stop_s=_pre_stop_s(title, spec),
     )
-
-
-def _runs_a_program(probe: Object) -> bool:
-    # Only PostgreSQL and Redis, which are replaced, have such probes.
-    return "exec" in probe
 
 
 def _pre_stop_s(title: str, spec: Object) -> float:

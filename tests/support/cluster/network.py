@@ -12,7 +12,7 @@ import itertools
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from tests.support.cluster.manifest import ManifestError, Service
 
@@ -25,6 +25,7 @@ BACKLOG: Final = 1024
 Endpoints = Callable[[Service], list[str]]
 """The addresses of a Service's ready pods."""
 Wait = Callable[[], Awaitable[object]]
+T = TypeVar("T")
 
 
 class Addresses:
@@ -137,7 +138,7 @@ class Services:
                 with contextlib.closing(pod_writer):
                     request, reply = self._waits(service.name)
                     # The end of one side ends both: none of the protocols half-closes.
-                    await _first(
+                    await first(
                         _copy(reader, pod_writer, request), _copy(pod_reader, writer, reply)
                     )
 
@@ -174,10 +175,12 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, befo
             await writer.drain()
 
 
-async def _first(*copies: Coroutine[None, None, None]) -> None:
-    tasks = [asyncio.ensure_future(copy) for copy in copies]
+async def first(*waits: Coroutine[None, None, T]) -> T:
+    """The result of the first that returns; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
     finally:
         for task in tasks:
             task.cancel()

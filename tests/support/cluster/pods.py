@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
-from typing import Final, NoReturn
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from typing import Final
 
 from deploy.local.processes import Child
 from tests.support.cluster.containers import Place, Process
-from tests.support.cluster.manifest import Probe, Workload
+from tests.support.cluster.manifest import Kind, Workload
+from tests.support.cluster.network import first
 from tests.support.cluster.probes import failure
 
 POLL_S: Final = 0.05
@@ -124,11 +125,12 @@ class Pod:
 
     async def _run_container(self) -> str:
         """Start and probe the container; returns how it ended."""
-        slot = _Slot(self._starting)
-        async with slot.held():
+        # One of the slots of containers that start, until this one is ready or has ended.
+        async with AsyncExitStack() as slot:
+            await slot.enter_async_context(self._starting)
             child = self._start_container()
             try:
-                return await _first(self._exit(child), self._probing(slot))
+                return await first(self._exit(child), self._probing(slot))
             finally:
                 self.ready = False
 
@@ -147,69 +149,57 @@ class Pod:
             await asyncio.sleep(POLL_S)
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
-    async def _probing(self, slot: _Slot) -> str:
+    async def _probing(self, slot: AsyncExitStack) -> str:
         """Probe until the container must be restarted; returns why."""
         probes = self.workload.container.probes
-        startup, liveness = probes.get("startup"), probes.get("liveness")
-        if startup is not None:
-            failed = await self._until_passed("startup", startup)
-            if failed:
-                return f"was given up: {failed}"
-        if liveness is None:
-            return await self._follow_readiness(slot)
-        return await _first(self._follow_readiness(slot), self._until_failed("liveness", liveness))
+        if "startup" in probes and (failed := await self._failing("startup", until_passed=True)):
+            return failed
+        following = [self._follow_readiness(slot)]
+        following += [self._failing("liveness")] if "liveness" in probes else []
+        return await first(*following)
 
-    async def _until_passed(self, kind: str, probe: Probe) -> str:
-        """Returns '' once the probe passes, or why it has failed too often."""
-        await asyncio.sleep(probe.initial_delay_s)
+    async def _failing(self, kind: Kind, *, until_passed: bool = False) -> str:
+        """Returns why the probe has failed too often, or '' if it may end by passing."""
         failures = 0
-        while failed := await self._probe(kind, probe):
-            failures += 1
-            if failures >= probe.failures_max:
-                return failed
-            await asyncio.sleep(probe.period_s)
+        async for failed in self._results(kind):
+            if until_passed and not failed:
+                break
+            failures = failures + 1 if failed else 0
+            if failures >= self.workload.container.probes[kind].failures_max:
+                return f"was given up: {failed}"
         return ""
 
-    async def _until_failed(self, kind: str, probe: Probe) -> str:
-        await asyncio.sleep(probe.initial_delay_s)
-        failures = 0
-        while True:
-            failed = await self._probe(kind, probe)
-            failures = failures + 1 if failed else 0
-            if failures >= probe.failures_max:
-                return f"was given up: {failed}"
-            await asyncio.sleep(probe.period_s)
-
-    async def _follow_readiness(self, slot: _Slot) -> NoReturn:
+    async def _follow_readiness(self, slot: AsyncExitStack) -> str:
+        """Never returns."""
         probe = self.workload.container.probes.get("readiness")
         if probe is None:
-            self._become_ready(slot)
+            await self._become_ready(slot)
             await asyncio.Event().wait()
             raise AssertionError
-        await asyncio.sleep(probe.initial_delay_s)
         failures = successes = 0
-        while True:
-            failed = await self._probe("readiness", probe)
+        async for failed in self._results("readiness"):
             failures, successes = (failures + 1, 0) if failed else (0, successes + 1)
             if successes >= probe.successes and not self.ready:
-                self._become_ready(slot)
+                await self._become_ready(slot)
             if failures >= probe.failures_max:
                 self.ready = False
-            # As the kubelet, more often while it is not ready.
-            period_s = probe.period_s if self.ready else min(probe.period_s, UNREADY_PERIOD_S)
-            await asyncio.sleep(period_s)
+        raise AssertionError
 
-    def _become_ready(self, slot: _Slot) -> None:
+    async def _become_ready(self, slot: AsyncExitStack) -> None:
         self.ready, self.ready_since, self.failed_probe = True, time.monotonic(), ""
-        slot.release()
+        await slot.aclose()
 
-    async def _probe(self, kind: str, probe: Probe) -> str:
-        """Probe once; returns '' if it passed, or what failed."""
-        reason = await failure(probe, self.address)
-        if not reason:
-            return ""
-        self.failed_probe = f"{kind}Probe: {reason}"
-        return self.failed_probe
+    async def _results(self, kind: Kind) -> AsyncIterator[str]:
+        """Probe again and again: '' if it passed, or what failed."""
+        probe = self.workload.container.probes[kind]
+        await asyncio.sleep(probe.initial_delay_s)
+        while True:
+            if reason := await failure(probe, self.address):
+                self.failed_probe = f"{kind}Probe: {reason}"
+            yield self.failed_probe if reason else ""
+            # As the kubelet, more often while it is not ready.
+            often = kind == "readiness" and not self.ready
+            await asyncio.sleep(min(probe.period_s, UNREADY_PERIOD_S) if often else probe.period_s)
 
     async def _stop_container(self) -> None:
         if self.child is None or self.child.exit_code() is not None:
@@ -232,37 +222,3 @@ class Pod:
         except TimeoutError:
             return False
         return True
-
-
-class _Slot:
-    """A slot of a container that starts; released once, when it is ready or has ended."""
-
-    def __init__(self, semaphore: asyncio.Semaphore) -> None:
-        self._semaphore = semaphore
-        self._is_held = False
-
-    @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        await self._semaphore.acquire()
-        self._is_held = True
-        try:
-            yield
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._semaphore.release()
-
-
-async def _first(*waits: Coroutine[None, None, str]) -> str:
-    """The result of the first that returns; the others are cancelled."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return done.pop().result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,14 +11,9 @@ from typing import Any, Final
 import httpx
 
 from tests.support.cluster import Cluster, Pod
+from tests.support.payments import check_charged_once
 from tests.support.traffic.client import PUBLISHED, Record, opened
-from tests.support.traffic.scenarios import (
-    SEEN_LIMIT_S,
-    audited,
-    check_charged_once,
-    gateway_of,
-    kind_of,
-)
+from tests.support.traffic.scenarios import SEEN_LIMIT_S, audited, gateway_of, kind_of
 from tests.support.traffic.shoppers import Shoppers
 
 FAILURE_S_MAX: Final = 5.0

@@ -9,10 +9,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
-
-import grpc
 
 from common.rpc.channels import open_channel
 from deploy.local.gateway.simulator import GatewaySimulator
@@ -22,10 +20,11 @@ from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 from tests.support.balances import charge
 from tests.support.cluster import Cluster
-from tests.support.payments import confirm
+from tests.support.crowd import in_groups
+from tests.support.payments import check_charged_once, confirm
 from tests.support.refusals import outcome
 from tests.support.traffic.client import AGAIN_S, PUBLISHED, Client, opened, replica_of
-from tests.support.traffic.shoppers import Shoppers, in_groups
+from tests.support.traffic.shoppers import Shoppers
 
 SERVICES: Final = ("balance", "coupon", "order", "payment")
 SHARE_OFF_MAX: Final = 0.25
@@ -108,7 +107,8 @@ async def first_call_at_a_new_replica(
         method, request = reads(client)[service]
         await client.call(method, request)
         before = {pod.name for pod in cluster.pods(service)}
-        async with _calling(client, method, request):
+        async with asyncio.TaskGroup() as group:
+            calling = group.create_task(_call_on(client, method, request))
             await cluster.scale(service, replicas + 1)
             (new,) = {pod.name for pod in cluster.pods(service)} - before
             since = time.monotonic()
@@ -117,6 +117,7 @@ async def first_call_at_a_new_replica(
             ):
                 await asyncio.sleep(0.02)
             took_s = time.monotonic() - since if new in client.record.replicas else None
+            calling.cancel()
     # A client with new channels finds it at once.
     async with opened(cluster) as client:
         await all_seen(client, service, before | {new})
@@ -223,15 +224,6 @@ async def duplicates(cluster: Cluster, rounds: int) -> str:
     )
 
 
-def check_charged_once(charges: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """In the gateway's own record each key was confirmed once, charged, and not paid back."""
-    seen = Counter(
-        (record["confirmCalls"], record["cancelCalls"], record["payment"]["status"])
-        for record in (charges[key] for key in keys)
-    )
-    assert set(seen) == {(1, 0, "DONE")}, seen
-
-
 async def audited(cluster: Cluster) -> None:
     """The audit of the cluster finds no difference."""
     report = await cluster.audit()
@@ -250,25 +242,8 @@ def gateway_of(cluster: Cluster) -> GatewaySimulator:
     return simulator
 
 
-class _calling:  # noqa: N801 - reads as a statement
-    """One call after the other during the block."""
-
-    def __init__(self, client: Client, method: Any, request: Any) -> None:
-        self._made = (client, method, request)
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.create_task(self._call())
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        (ended,) = await asyncio.gather(self._task, return_exceptions=True)
-        if isinstance(ended, grpc.aio.AioRpcError):
-            raise ended
-
-    async def _call(self) -> None:
-        client, method, request = self._made
-        while True:
-            await client.call(method, request)
-            await asyncio.sleep(0.02)
+async def _call_on(client: Client, method: Any, request: Any) -> None:
+    """One call after the other until it is cancelled."""
+    while True:
+        await client.call(method, request)
+        await asyncio.sleep(0.02)

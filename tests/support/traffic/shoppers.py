@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +17,7 @@ from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tests.support.balances import charge, deduct, won
 from tests.support.coupons import campaign, issue
+from tests.support.crowd import in_groups
 from tests.support.orders import create_order, create_product
 from tests.support.traffic.client import Client
 
@@ -124,7 +125,7 @@ class Shoppers:
             client.products.GetProduct, order_pb2.GetProductRequest(product_id=self.product_id)
         )
         assert (got.product.sold, got.product.reserved) == (len(self.done), 0)
-        await in_groups(self._check_ledger, self.done)
+        await in_groups(self._check_ledger, self.done, CHECKED_AT_ONCE)
 
     async def _check_ledger(self, user_id: str) -> None:
         request = balance_pb2.ListLedgerEntriesRequest(user_id=user_id, currency_code="KRW")
@@ -137,11 +138,3 @@ class Shoppers:
         ]
         left = CHARGED - DEDUCTED - BY_BALANCE
         assert listed.entries[0].balance_after.amount_minor == left
-
-
-async def in_groups(
-    play: Callable[[str], Awaitable[None]], names: list[str], at_once: int = CHECKED_AT_ONCE
-) -> None:
-    """Call ``play`` for each name, ``at_once`` at a time."""
-    for first in range(0, len(names), at_once):
-        await asyncio.gather(*map(play, names[first : first + at_once]))
