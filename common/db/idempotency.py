@@ -218,7 +218,7 @@ def _save(table: sa.Table, added: sa.TableValuedAlias) -> sa.Executable:
     # and no other: compensating one that came in between would be lost.
     return inserting.on_conflict_do_update(
         constraint="answers_pkey",
-        set_={"state": inserting.excluded.state, "body": inserting.excluded.body},
+        set_={name: inserting.excluded[name] for name in ("state", "body", "create_time")},
         where=sa.and_(
             inserting.excluded.state == CANCELLED, inserting.excluded.digest == table.c.digest
         ),

@@ -65,6 +65,28 @@ SELECT coupon_id::text || coalesce(' ' || r.request_id, '') AS key,
                FROM redemptions WHERE restore_time IS NULL) AS r USING (coupon_id)
 """,
     ),
+    # The terms of a campaign never change.
+    Check(
+        "I5",
+        "discount and the campaign's terms",
+        """
+SELECT concat_ws(' ', r.user_id, r.request_id) AS key,
+       format('redemption %s of coupon %s: %s off %s, and by the campaign''s terms %s',
+              r.request_id, r.coupon_id, r.discount_minor, r.order_amount_minor,
+              coalesce(due_minor::text, 'none')) AS difference
+  FROM redemptions AS r
+  JOIN coupons USING (coupon_id)
+  JOIN campaigns AS c USING (campaign_id)
+ CROSS JOIN LATERAL (
+       SELECT CASE WHEN r.order_amount_minor >= coalesce(c.min_order_minor, 0)
+                        AND r.currency_code = coalesce(c.currency_code, r.currency_code)
+              THEN least(r.order_amount_minor, c.max_discount_minor,
+                         coalesce(c.fixed_discount_minor,
+                                  div(r.order_amount_minor::numeric * c.percent_discount, 100)))
+              END AS due_minor) AS terms
+ WHERE r.discount_minor IS DISTINCT FROM due_minor
+""",
+    ),
     Check(
         "I8",
         "issued coupon and its answer",
@@ -103,8 +125,12 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
                 THEN format('coupon %s is redeemed, and not answered', r.coupon_id) END
            WHEN a.state <> 'ANSWERED'
            THEN format('%s, and coupon %s is redeemed', lower(a.state), r.coupon_id)
+           WHEN a.discount ->> 'amount_minor' IS DISTINCT FROM r.discount_minor::text
+                OR a.discount ->> 'currency_code' IS DISTINCT FROM r.currency_code
+           THEN format('answered with %s, redeemed with %s %s',
+                       coalesce(a.discount::text, 'no discount'), r.currency_code, r.discount_minor)
        END AS difference
-  FROM (SELECT scope AS user_id, request_id, state
+  FROM (SELECT scope AS user_id, request_id, state, body::jsonb -> 'discount' AS discount
           FROM answers WHERE method = 'RedeemCoupon') AS a
   FULL JOIN redemptions AS r USING (user_id, request_id)
 """,  # noqa: S608 - a constant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from deploy.audit.snapshots import Books
 
 PAYMENTS: Final = """
 SELECT payment_key COLLATE "C" AS payment_key, payment_id::text AS payment_id, order_id,
-       currency_code, amount_minor, state,
+       currency_code, amount_minor, state, gateway_transaction_id,
        state IN ('PENDING', 'UNKNOWN') OR state = 'CONFIRMED' AND cancel_reason IS NOT NULL AS open
   FROM payments
  ORDER BY 1
@@ -25,7 +26,10 @@ RECORDS: Final = """
 SELECT payment_key, order_id, currency, balance_amount,
        CASE WHEN approved_at IS NULL THEN 0 ELSE total_amount END AS captured,
        (SELECT coalesce(sum(amount), 0) FROM cancels
-         WHERE cancels.payment_key = payments.payment_key) AS refunded
+         WHERE cancels.payment_key = payments.payment_key) AS refunded,
+       json_array(transaction_key,
+                  (SELECT max(transaction_key) FROM cancels
+                    WHERE cancels.payment_key = payments.payment_key)) AS transactions
   FROM payments
  ORDER BY payment_key
 """
@@ -83,6 +87,8 @@ def difference_of(payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> st
         left = captured - refunded
         return f"the gateway's balance is {record['balance_amount']:,}, and {left:,} are left"
     pairs = ((payment.currency_code, record["currency"]), (payment.order_id, record["order_id"]))
+    if payment.gateway_transaction_id not in json.loads(record["transactions"]):
+        return f"transaction {payment.gateway_transaction_id}, which the gateway does not have"
     differing = [f"{gateway} and not {own}" for own, gateway in pairs if own != gateway]
     return f"at the gateway for {', '.join(differing)}" if differing else None
 

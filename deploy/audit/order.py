@@ -118,6 +118,19 @@ SELECT o.order_id::text AS key,
               ('EXPIRED', 0, 0, 0, 0))
 """,
     ),
+    # Both times are the database's clock in the transaction that began the attempt.
+    Check(
+        "I6",
+        "attempt after the order's expiry",
+        """
+SELECT s.saga_id::text AS key,
+       format('order %s, to be paid until %s: saga %s began to pay it at %s', o.order_id,
+              o.expire_time, s.saga_id, s.create_time) AS difference
+  FROM sagas AS s
+  JOIN orders AS o USING (order_id)
+ WHERE s.kind = 'PAY_ORDER' AND s.create_time >= o.expire_time
+""",
+    ),
     Check(
         "I6",
         "ended saga",
@@ -172,7 +185,10 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
            THEN CASE WHEN o.create_time > now() - {ANSWERS_KEPT}
                 THEN format('order %s exists, and is not answered', o.order_id) END
            WHEN o.order_id::text IS DISTINCT FROM answer ->> 'order_id'
-           THEN format('answered with order %s, created is %s', answer ->> 'order_id', o.order_id)
+                OR o.subtotal_minor::text IS DISTINCT FROM answer ->> 'subtotal_minor'
+           THEN format('answered with order %s over %s, created is %s over %s',
+                       answer ->> 'order_id', answer ->> 'subtotal_minor', o.order_id,
+                       o.subtotal_minor)
        END AS difference
   FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer
           FROM answers WHERE method = 'CreateOrder') AS a
@@ -199,6 +215,26 @@ SELECT concat_ws(' ', user_id, request_id, s.saga_id) AS key,
        WHEN a.state = 'REFUSED' THEN s.state NOT IN ('COMPENSATED', 'RESOLVED')
        ELSE true END
 """,  # noqa: S608 - a constant
+    ),
+    # An order keeps what it was paid with, also when it is cancelled.
+    Check(
+        "I8",
+        "answer about paying",
+        """
+SELECT concat_ws(' ', a.scope, a.request_id) AS key,
+       format('PayOrder %s of %s: answered with discount %s, by balance %s, by gateway %s, and'
+              ' order %s has %s, %s, %s', a.request_id, a.scope, answer ->> 'discount_minor',
+              answer ->> 'paid_by_balance_minor', answer ->> 'paid_by_gateway_minor',
+              answer ->> 'order_id', o.discount_minor, o.paid_by_balance_minor,
+              o.paid_by_gateway_minor) AS difference
+  FROM (SELECT *, body::jsonb AS answer
+          FROM answers WHERE method = 'PayOrder' AND state = 'ANSWERED') AS a
+  LEFT JOIN orders AS o ON o.order_id::text = answer ->> 'order_id' AND o.user_id = a.scope
+ WHERE (answer ->> 'discount_minor', answer ->> 'paid_by_balance_minor',
+        answer ->> 'paid_by_gateway_minor', answer ->> 'payment_id')
+       IS DISTINCT FROM (o.discount_minor::text, o.paid_by_balance_minor::text,
+                         o.paid_by_gateway_minor::text, o.payment_id)
+""",
     ),
     Check(
         "I8",

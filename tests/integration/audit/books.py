@@ -143,7 +143,11 @@ def entry_body(entry: Entry) -> dict[str, Any]:
 def coupon() -> str:
     """A campaign with two coupons, one redeemed and one restored."""
     return (
-        insert("campaigns", "campaign_id fixed_discount_minor quantity issued", CAMPAIGN, 500, 3, 2)
+        insert(
+            "campaigns",
+            "campaign_id percent_discount max_discount_minor quantity issued",
+            *(CAMPAIGN, 15, 500, 3, 2),
+        )
         + _coupon(COUPON_A, "ann", 1, f"{PAY_A}:redeem_coupon", A, NOW)
         + _coupon(COUPON_B, "bob", 2, None, None, None)
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500)
@@ -178,7 +182,13 @@ def redemption(
         " restore_request_id restore_time",
         *(user, request_id, coupon_id, order_id, order_amount, discount),
         *(("restore-1", NOW) if restored else (None, None)),
-    ) + answer("RedeemCoupon", user, request_id, {}, "CANCELLED" if restored else "ANSWERED")
+    ) + answer(
+        "RedeemCoupon",
+        user,
+        request_id,
+        {"discount": {"currency_code": "KRW", "amount_minor": discount}},
+        "CANCELLED" if restored else "ANSWERED",
+    )
 
 
 # -- payment ---------------------------------------------------------------------------------------
@@ -205,20 +215,32 @@ def payment_row(
     payment_id: str, user: str, request_id: str, paid: tuple[str, int], state: str
 ) -> str:
     """``paid``: the order, and the amount."""
+    key = f"key-{payment_id[-2:]}"
+    transaction = f"t {key}" if state in {"CONFIRMED", "CANCELLED"} else None
     script = insert(
         "payments",
         "payment_id payment_key user_id request_id order_id amount_minor state"
         " gateway_transaction_id failure_code cancel_reason due_time",
-        *(payment_id, f"key-{payment_id[-2:]}", user, request_id, *paid, state),
-        "t" if state in {"CONFIRMED", "CANCELLED"} else None,
+        *(payment_id, key, user, request_id, *paid, state, transaction),
         "REJECT" if state == "DECLINED" else None,
         "r" if state == "CANCELLED" else None,
         NOW if state == "UNKNOWN" else None,
     )
     if state in _ANSWERS:
-        body = {"payment_id": payment_id}
+        body = payment_body(payment_id, paid[1], transaction)
         script += answer("ConfirmPayment", user, request_id, body, _ANSWERS[state])
     return script
+
+
+def payment_body(payment_id: str, amount: int, transaction: str | None) -> dict[str, Any]:
+    """The body of a payment's answer."""
+    money = {"currency_code": "KRW", "amount_minor": amount}
+    return {
+        "payment_id": payment_id,
+        "amount": money,
+        "state": "CONFIRMED",
+        "gateway_transaction_id": transaction,
+    }
 
 
 def write_gateway(record: Path) -> None:
@@ -277,8 +299,8 @@ def order() -> str:
         + saga(PAY_C, C, "ann", "COMPENSATED", failed)
         + saga(PAY_D, D, "bob", "RUNNING", running)
         + saga(CANCEL_B, B, "bob", "COMPLETED", cancelled, kind="CANCEL_ORDER")
-        + answer("PayOrder", "ann", f"pay-{PAY_A}", {"order_id": A})
-        + answer("PayOrder", "bob", f"pay-{PAY_B}", {"order_id": B})
+        + answer("PayOrder", "ann", f"pay-{PAY_A}", _paid_body(A, (500, 3_000, 1_500), PAID_A))
+        + answer("PayOrder", "bob", f"pay-{PAY_B}", _paid_body(B, (300, 1_000, 700), PAID_B))
         + answer("PayOrder", "ann", f"pay-{PAY_C}", {"reason": "r"}, "REFUSED")
         + answer("CancelOrder", "bob", "cancel-b", {"order_id": B})
         + answer("CancelOrder", "ann", "cancel-f", {"order_id": F})
@@ -306,8 +328,18 @@ def order_row(
     return (
         order
         + insert("order_items", "order_id product_id quantity unit_price_minor", *line)
-        + answer("CreateOrder", user, request_id, {"order_id": order_id})
+        + answer(
+            "CreateOrder",
+            user,
+            request_id,
+            {"order_id": order_id, "subtotal_minor": quantity * 250},
+        )
     )
+
+
+def _paid_body(order_id: str, paid: tuple[int, int, int], payment_id: str) -> dict[str, Any]:
+    names = ("discount_minor", "paid_by_balance_minor", "paid_by_gateway_minor")
+    return {"order_id": order_id, "payment_id": payment_id, **dict(zip(names, paid, strict=True))}
 
 
 def saga(

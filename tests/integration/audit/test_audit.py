@@ -17,6 +17,7 @@ from deploy.audit.snapshots import take_snapshots
 from deploy.audit.sources import CannotAudit
 from tests.integration.audit.books import (
     COUPON_A,
+    DIRECT,
     PAID_A,
     PAY_A,
     PAY_B,
@@ -32,8 +33,9 @@ from tests.integration.audit.books import (
 )
 from tests.integration.audit.conftest import Books
 
-ONE_PASS = Limits(settle_s=0.0)
-MANY_PASSES = Limits(settle_s=60.0)
+# The clean books are as old as the module's run.
+ONE_PASS = Limits(settle_s=0.0, overdue_s=3_600.0)
+MANY_PASSES = Limits(settle_s=60.0, overdue_s=3_600.0)
 ALL_OVERDUE = Limits(settle_s=0.0, overdue_s=0.0)
 OVERDUE_IN_A_DAY = Limits(settle_s=0.0, overdue_s=86_400.0)
 """The tests' server was started less than a day ago."""
@@ -79,7 +81,8 @@ _LIVE_AGAIN = (
     "UPDATE redemptions SET restore_time = NULL, restore_request_id = NULL WHERE user_id = 'bob';"
     f"UPDATE coupons SET order_id = '{B}', redeem_time = now(),"
     f" redeem_request_id = '{PAY_B}:redeem_coupon' WHERE user_id = 'bob';"
-    "UPDATE answers SET state = 'ANSWERED', body = '{}'"
+    "UPDATE answers SET state = 'ANSWERED',"
+    """ body = '{"discount": {"currency_code": "KRW", "amount_minor": 300}}'"""
     f" WHERE request_id = '{PAY_B}:redeem_coupon'"
 )
 
@@ -142,10 +145,24 @@ async def test_nothing_is_overdue_while_the_database_was_down(books: Books) -> N
     books.change(
         "order",
         "UPDATE orders SET update_time = '2000-01-01', expire_time = '2000-01-01';"
-        "UPDATE sagas SET create_time = '2000-01-01'",
+        "UPDATE sagas SET create_time = '1999-12-31'",
     )
     assert (await audit(books.sources, OVERDUE_IN_A_DAY)).holds
     assert not (await audit(books.sources, ALL_OVERDUE)).holds
+
+
+async def test_a_refund_is_overdue_by_the_time_of_its_request(books: Books) -> None:
+    books.change(
+        "payment",
+        "UPDATE payments SET update_time = '2000-01-01', due_time = now(), cancel_reason = 'r',"
+        f" cancel_request_id = 'c' WHERE payment_id = '{DIRECT}';"
+        "UPDATE answers SET state = 'CANCELLED', body = NULL,"
+        " create_time = now() + interval '1 hour' WHERE request_id = 'direct-1'",
+    )
+    overdue = f"payment {DIRECT} of order elsewhere is CONFIRMED"
+    assert overdue not in as_text(await audit(books.sources, ALL_OVERDUE))
+    books.change("payment", "UPDATE answers SET create_time = '2000-01-01'")
+    assert overdue in as_text(await audit(books.sources, ALL_OVERDUE))
 
 
 async def test_answers_are_not_required_after_30_days(books: Books) -> None:

@@ -19,6 +19,7 @@ from tests.integration.audit.books import (
     DIRECT,
     PAID_A,
     PAID_B,
+    PAY_A,
     PAY_B,
     PAY_C,
     PAY_D,
@@ -34,6 +35,7 @@ from tests.integration.audit.books import (
     gateway_charge,
     ledger_entry,
     order_row,
+    payment_body,
     payment_row,
     redemption,
     saga,
@@ -159,6 +161,17 @@ a saga has no order | I6
 an order is answered and does not exist | I8
     CreateOrder lost of ann: answered with order {NOBODY}, which does not exist
     {answer("CreateOrder", "ann", "lost", {"order_id": NOBODY})}
+an order is answered with another amount | I8
+    CreateOrder create-{E} of ann: answered with order {E} over 1, created is {E} over 1750
+    UPDATE answers SET body = jsonb_set(body::jsonb, '{{subtotal_minor}}', '1')::text
+    WHERE request_id = 'create-{E}'
+a payment is answered with other amounts | I8
+    by balance 1, by gateway 1500, and order {A} has 500, 3000, 1500
+    UPDATE answers SET body = jsonb_set(body::jsonb, '{{paid_by_balance_minor}}', '1')::text
+    WHERE request_id = 'pay-{PAY_A}'
+an order was paid after its expiry | I6
+    saga {PAY_A} began to pay it at
+    UPDATE orders SET expire_time = now() - interval '1 hour' WHERE order_id = '{A}'
 an order has no answer | I8
     CreateOrder create-{E} of ann: order {E} exists, and is not answered
     DELETE FROM answers WHERE request_id = 'create-{E}'
@@ -212,6 +225,19 @@ a restored coupon is live again | I5 I8
 a discount is not the order's | I5
     order {A}: redemption with amount 501 and not 500
     UPDATE redemptions SET discount_minor = 501 WHERE coupon_id = '{COUPON_A}'
+a discount is above its campaign's terms | I5
+    coupon {COUPON_A}: 500 off 5000, and by the campaign's terms 400
+    UPDATE campaigns SET max_discount_minor = 400
+a discount is below its campaign's terms | I5
+    coupon {COUPON_B}: 300 off 2000, and by the campaign's terms 400
+    UPDATE campaigns SET percent_discount = 20
+a discount is on too small an order | I5
+    coupon {COUPON_B}: 300 off 2000, and by the campaign's terms none
+    UPDATE campaigns SET min_order_minor = 2001
+a redemption is answered with another discount | I8
+    answered with {{"amount_minor": 1, "currency_code": "KRW"}}, redeemed with KRW 500
+    UPDATE answers SET body = jsonb_set(body::jsonb, '{{discount,amount_minor}}', '1')::text
+    WHERE request_id = '{PAY_A}:redeem_coupon'
 a paid order's redemption is undone | I5 I8
     order {A}: KRW 500 recorded, and the redemption is undone
     UPDATE redemptions SET restore_time = now(), restore_request_id = 'r'
@@ -237,6 +263,23 @@ a paid order's payment is not decided | I7 I8
 a payment is answered and not confirmed | I8
     ConfirmPayment lost of ann: answered, and its payment does not exist
     {answer("ConfirmPayment", "ann", "lost", {"payment_id": NOBODY})}
+a payment is answered with another amount | I8
+    ConfirmPayment direct-1 of bob: answered, and its payment {DIRECT} is CONFIRMED over 900
+    UPDATE answers SET body = jsonb_set(body::jsonb, '{{amount,amount_minor}}', '1')::text
+    WHERE request_id = 'direct-1'
+a payment has a transaction that is not its own | I3 I7 I8
+    payment {DIRECT} key key-34: transaction t key-31, which the gateway does not have
+    UPDATE payments SET gateway_transaction_id = 't key-31' WHERE payment_id = '{DIRECT}'
+a cancellation is answered and did not happen | I8
+    CancelPayment lost of bob: answered with payment {DIRECT} as CANCELLED over 900, and it
+    {
+        answer(
+            "CancelPayment",
+            "bob",
+            "lost",
+            payment_body(DIRECT, 900, "t key-34") | {"state": "CANCELLED"},
+        )
+    }
 a confirmed payment is cancelled by its answer | I8
     ConfirmPayment direct-1 of bob: cancelled, and its payment {DIRECT} is CONFIRMED
     UPDATE answers SET state = 'CANCELLED', body = NULL WHERE request_id = 'direct-1'
