@@ -20,25 +20,15 @@ def won(amount_minor: int, *, currency: str = "KRW") -> Money:
 def charge(
     user_id: str, amount_minor: int, request_id: str, *, currency: str = "KRW"
 ) -> pb.ChargeBalanceRequest:
-    return pb.ChargeBalanceRequest(
-        user_id=user_id, amount=won(amount_minor, currency=currency), request_id=request_id
-    )
+    amount = won(amount_minor, currency=currency)
+    return pb.ChargeBalanceRequest(user_id=user_id, amount=amount, request_id=request_id)
 
 
 def deduct(
-    user_id: str,
-    amount_minor: int,
-    request_id: str,
-    *,
-    order_id: str = "",
-    currency: str = "KRW",
+    user_id: str, amount_minor: int, request_id: str, *, currency: str = "KRW", **fields: Any
 ) -> pb.DeductBalanceRequest:
-    request = pb.DeductBalanceRequest(
-        user_id=user_id, amount=won(amount_minor, currency=currency), request_id=request_id
-    )
-    if order_id:
-        request.order_id = order_id
-    return request
+    amount = won(amount_minor, currency=currency)
+    return pb.DeductBalanceRequest(user_id=user_id, amount=amount, request_id=request_id, **fields)
 
 
 def refund(user_id: str, deduct_request_id: str, request_id: str) -> pb.RefundDeductionRequest:

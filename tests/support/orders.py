@@ -32,7 +32,7 @@ from tally.order.v1.order_pb2_grpc import (
     ProductServiceStub,
     SagaServiceStub,
 )
-from tally.type.v1.money_pb2 import Money
+from tests.support.balances import won
 from tests.support.crowd import Crowd
 from tests.support.replicas import channel, replicas
 
@@ -121,7 +121,7 @@ async def sweeper(urls: ServiceUrls) -> AsyncIterator[Orders]:
 def create_product(
     request_id: str, stock: int, *, name: str = "Tea", price: int = 100, currency: str = "KRW"
 ) -> pb.CreateProductRequest:
-    money = Money(currency_code=currency, amount_minor=price)
+    money = won(price, currency=currency)
     return pb.CreateProductRequest(name=name, price=money, stock=stock, request_id=request_id)
 
 
@@ -136,17 +136,10 @@ def create_order(user_id: str, lines: Mapping[str, int], request_id: str) -> pb.
 
 def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequest:
     """Pay the order: ``coupon_id``, ``balance`` (won), ``payment_key``."""
-    balance = fields.pop("balance", None)
-    request = pb.PayOrderRequest(
-        order_id=order.order_id,
-        user_id=order.user_id,
-        request_id=request_id or fresh("pay"),
-        **fields,
-    )
-    if balance is not None:
-        request.balance_amount.currency_code = "KRW"
-        request.balance_amount.amount_minor = balance
-    return request
+    if (balance := fields.pop("balance", None)) is not None:
+        fields["balance_amount"] = won(balance)
+    fields |= {"order_id": order.order_id, "user_id": order.user_id}
+    return pb.PayOrderRequest(request_id=request_id or fresh("pay"), **fields)
 
 
 def cancel(

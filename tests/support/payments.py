@@ -20,7 +20,7 @@ from payment_service.settings import PaymentSettings
 from payment_service.wiring import build
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
-from tally.type.v1.money_pb2 import Money
+from tests.support.balances import won
 from tests.support.replicas import channel, replicas
 from tests.support.time_limits import LONG_S
 
@@ -58,7 +58,7 @@ def confirm(
     return pb.ConfirmPaymentRequest(
         order_id=order_id,
         user_id=user_id,
-        amount=Money(currency_code=currency, amount_minor=amount_minor),
+        amount=won(amount_minor, currency=currency),
         payment_key=payment_key,
         request_id=request_id,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -54,54 +53,36 @@ async def test_of_cancel_and_expiry_exactly_one_wins(crowd: Crowd[Shop]) -> None
         assert await crowd.turn(1).stock(product_id) == (10 * RIVALS, 0, 0)
 
 
-async def cancel_and_expire(
-    crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch, store: Any
-) -> tuple[Any, int, str]:
-    """Cancel and sweep one overdue order at once: the two outcomes, and its product.
-
-    The two meet when each has locked or read its rows with ``store``.
-    """
+@pytest.mark.parametrize("guard", ["lock", "version", "none"])
+@without_redis
+async def test_each_guard_alone_lets_cancel_or_expiry_win(
+    crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch, guard: str
+) -> None:
+    """Without guards both win, and the stock comes back twice."""
+    if guard != "lock":
+        forget_row_locks(monkeypatch)
+    if guard != "version":
+        forget_versions(monkeypatch)
+    drop_constraint(crowd, STOCK_NOT_NEGATIVE)
     shop = crowd.turn(0)
     tea = await shop.product(10)
     made = await shop.order("ann", {tea: 1})
     crowd.sql(ALL_OVERDUE)
-    meeting = meet_after(monkeypatch, store, "lock")
+    # With locks, one of the two finds the order locked; else both read order and product.
+    meeting = meet_after(monkeypatch, order_store if guard == "lock" else product_store, "lock")
     async with sweeper(crowd.urls) as one:
         cancelled, expired = await asyncio.gather(
             final_outcome(lambda: shop.orders.CancelOrder(cancel(made, "x"))), one.expire_due()
         )
     assert meeting.met
-    return cancelled, expired, tea
-
-
-async def test_control_without_guards_both_win_and_the_stock_comes_back_twice(
-    crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forget_row_locks(monkeypatch)
-    forget_versions(monkeypatch)
-    drop_constraint(crowd, STOCK_NOT_NEGATIVE)
-    cancelled, expired, tea = await cancel_and_expire(crowd, monkeypatch, product_store)
-    assert cancelled.order.state == pb.Order.STATE_CANCELLED
-    assert expired == 1
-    assert reserved(crowd, tea) == -1
-
-
-@pytest.mark.parametrize("guard", ["lock", "version"])
-@without_redis
-async def test_each_guard_alone_lets_one_of_them_win(
-    crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch, guard: str
-) -> None:
-    if guard == "lock":
-        forget_versions(monkeypatch)
+    if guard == "none":
+        assert cancelled.order.state == pb.Order.STATE_CANCELLED
+        assert expired == 1
+        assert reserved(crowd, tea) == -1
     else:
-        forget_row_locks(monkeypatch)
-    drop_constraint(crowd, STOCK_NOT_NEGATIVE)
-    # With locks, one of the two finds the order locked; else both read order and product.
-    store = order_store if guard == "lock" else product_store
-    cancelled, expired, tea = await cancel_and_expire(crowd, monkeypatch, store)
-    assert (expired == 1) is (cancelled == "ORDER_NOT_CANCELLABLE")
-    assert reserved(crowd, tea) == 0
-    assert crowd.number("SELECT max(version) FROM orders") == 2
+        assert (expired == 1) is (cancelled == "ORDER_NOT_CANCELLABLE")
+        assert reserved(crowd, tea) == 0
+        assert crowd.number("SELECT max(version) FROM orders") == 2
 
 
 async def test_a_hundred_cancellations_of_an_order_give_its_stock_back_once(

@@ -34,9 +34,13 @@ def own_databases(databases: Databases) -> Iterator[StackDatabases]:
 
 
 @pytest.fixture
-async def stack(own_databases: StackDatabases, gateway: GatewaySimulator) -> AsyncIterator[Stack]:
+async def stack(
+    own_databases: StackDatabases, gateway: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Stack]:
     """A stack for one test, which may damage it."""
-    async with running_stack(own_databases, gateway, "", Wire()) as running:
+    wire = Wire()
+    wire.cut_in(monkeypatch)
+    async with running_stack(own_databases, gateway, "", wire) as running:
         yield running
 
 
@@ -96,7 +100,12 @@ async def test_each_guard_alone_lets_an_order_be_paid_once(
     stack: Stack, order: pb.Order, meeting: Rendezvous, keep_only: Callable[[str], Any], guard: str
 ) -> None:
     await keep_only(guard)
-    results = Results.of(await asyncio.gather(*pay_twice(stack, order)))
+    first_step = stack.wire.hold("deduct_balance")
+    rivals = pay_twice(stack, order)
+    # The index guards an order while its saga is live: the second is refused before the first ends.
+    await asyncio.wait(rivals, return_when=asyncio.FIRST_COMPLETED)
+    first_step.open()
+    results = Results.of(await asyncio.gather(*rivals))
     assert meeting.met
     assert len(results.responses) == 1
     assert results.refusals.keys() <= {"PAYMENT_IN_PROGRESS", "ORDER_NOT_PAYABLE"}
