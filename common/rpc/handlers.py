@@ -67,20 +67,14 @@ _NO_LIMIT: Final = 2**31
 _log = structlog.stdlib.get_logger()
 
 
-class ReplicaStopping(Refusal):
+class ReplicaStopping(Refusal, code=Code.UNAVAILABLE, reason="REPLICA_STOPPING", retry_after_s=0.1):
     """This replica is stopping; repeat the call, another replica answers it."""
 
-    code = Code.UNAVAILABLE
-    reason = "REPLICA_STOPPING"
-    retry_after_s = 0.1
 
-
-class ReplicaNotReady(Refusal):
+class ReplicaNotReady(
+    Refusal, code=Code.UNAVAILABLE, reason="REPLICA_NOT_READY", retry_after_s=1.0
+):
     """This replica has just started and cannot serve yet; repeat the call, another one may."""
-
-    code = Code.UNAVAILABLE
-    reason = "REPLICA_NOT_READY"
-    retry_after_s = 1.0
 
 
 @dataclass(slots=True)

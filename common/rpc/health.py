@@ -32,11 +32,8 @@ Ready: TypeAlias = Callable[[], Awaitable[None]]
 _log = structlog.stdlib.get_logger()
 
 
-class HealthServiceUnknown(Refusal):
+class HealthServiceUnknown(Refusal, code=Code.NOT_FOUND, reason="HEALTH_SERVICE_UNKNOWN"):
     """There is no health under this name; ask for "" or "liveness"."""
-
-    code = Code.NOT_FOUND
-    reason = "HEALTH_SERVICE_UNKNOWN"
 
 
 class Health(health_pb2_grpc.HealthServicer):
