@@ -7,7 +7,7 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 
 from common.money import Money
-from common.paging import TIME_KEY, Page
+from common.paging import Page
 from common.rpc.convert import microseconds_from, money_from, money_to, time_from, time_to
 from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign, Terms
 from coupon_service.model.coupon import (
@@ -72,7 +72,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     async def ListCampaigns(
         self, request: pb.ListCampaignsRequest, context: Any
     ) -> pb.ListCampaignsResponse:
-        page = Page.of(request.page_size, request.page_token, filters=["campaigns"], key=TIME_KEY)
+        page = Page.of(request.page_size, request.page_token, filters=["campaigns"])
         campaigns, next_page_token = await self._campaigns.list_campaigns(page)
         return pb.ListCampaignsResponse(
             campaigns=[_campaign(campaign) for campaign in campaigns],
@@ -95,7 +95,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         self, request: pb.ListCouponsRequest, context: Any
     ) -> pb.ListCouponsResponse:
         filters = ["coupons", request.user_id]
-        page = Page.of(request.page_size, request.page_token, filters=filters, key=TIME_KEY)
+        page = Page.of(request.page_size, request.page_token, filters=filters)
         coupons, next_page_token = await self._redemptions.list_coupons(request.user_id, page)
         return pb.ListCouponsResponse(
             coupons=[_coupon(coupon) for coupon in coupons], next_page_token=next_page_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from common.ids import new_id
-from common.paging import TIME_KEY, Page
+from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
 from payment_service.model import CancelPayment, ConfirmPayment, Payment, PaymentState
 from payment_service.use_cases.payment import Payments
@@ -68,12 +68,8 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         self, request: pb.ListPaymentsRequest, context: Any
     ) -> pb.ListPaymentsResponse:
         order_id = request.order_id or None
-        page = Page.of(
-            request.page_size,
-            request.page_token,
-            filters=["payments", request.user_id, order_id or ""],
-            key=TIME_KEY,
-        )
+        filters = ["payments", request.user_id, order_id or ""]
+        page = Page.of(request.page_size, request.page_token, filters=filters)
         payments, next_page_token = await self._payments.list_payments(
             request.user_id, order_id, page
         )

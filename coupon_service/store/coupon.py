@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.idempotency import Record
-from common.db.keyset import at_most, newest_first
+from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 from common.ids import is_id
-from common.paging import TimePosition
+from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
 from coupon_service.store.campaign import to_campaign
@@ -37,12 +37,6 @@ class IssueSnapshot:
     """The idempotency record of the command."""
 
 
-def _same(
-    table: sa.Table, source: sa.TableValuedAlias, key: tuple[str, ...]
-) -> sa.ColumnElement[bool]:
-    return sa.and_(*(table.c[name] == source.c[name] for name in key))
-
-
 _asked = unnest(
     "asked", *coupons.c[Claim._fields], asked_request_id=sa.Text, position=sa.BigInteger
 )
@@ -59,7 +53,7 @@ _SNAPSHOTS: Final = (
     sa.select(*_known)
     .select_from(_asked)
     .outerjoin(campaigns, campaigns.c.campaign_id == _asked.c.campaign_id)
-    .outerjoin(coupons, _same(coupons, _asked, Claim._fields))
+    .outerjoin(coupons, same(coupons, _asked, Claim._fields))
     .outerjoin(
         answers,
         sa.and_(
@@ -72,12 +66,10 @@ _SNAPSHOTS: Final = (
 )
 
 _claimed = unnest("claimed", *coupons.c[Claim._fields])
-_FIND_ISSUED: Final = sa.select(coupons, _now).join_from(
-    _claimed, coupons, _same(coupons, _claimed, Claim._fields)
-)
+_FIND_ISSUED: Final = sa.select(coupons, _now).join_from(_claimed, coupons, same(coupons, _claimed))
 
 _issued = unnest("issued", *coupons.c)
-_ADD_COUPONS: Final = sa.insert(coupons).from_select(list(_issued.c.keys()), sa.select(_issued))
+_ADD_COUPONS: Final = insert_from(coupons, _issued)
 
 
 async def read_snapshots(
@@ -130,7 +122,7 @@ class LoadedCoupons:
 
 
 _wanted = unnest("wanted", coupons.c.coupon_id)
-_found = sa.select(coupons).join_from(_wanted, coupons, coupons.c.coupon_id == _wanted.c.coupon_id)
+_found = sa.select(coupons).join_from(_wanted, coupons, same(coupons, _wanted))
 
 
 def _with_terms(found: sa.FromClause) -> sa.Select[Any]:
@@ -172,14 +164,10 @@ _SAVE: Final = (
 
 
 _named = unnest("named", *redemptions.c[RedemptionId._fields])
-_FIND: Final = sa.select(redemptions).join_from(
-    _named, redemptions, _same(redemptions, _named, RedemptionId._fields)
-)
+_FIND: Final = sa.select(redemptions).join_from(_named, redemptions, same(redemptions, _named))
 
 _added = unnest("added", *redemptions.c)
-_ADD: Final = sa.insert(redemptions).from_select(
-    list(_added.c.keys()), sa.select(_added).order_by(_added.c.user_id, _added.c.request_id)
-)
+_ADD: Final = insert_from(redemptions, _added, RedemptionId._fields)
 
 _restored = unnest(
     "restored", *redemptions.c[(*RedemptionId._fields, "restore_request_id", "restore_time")]
@@ -188,7 +176,7 @@ _restored = unnest(
 _RESTORE: Final = (
     sa.update(redemptions)
     .values({name: _restored.c[name] for name in ("restore_request_id", "restore_time")})
-    .where(_same(redemptions, _restored, RedemptionId._fields))
+    .where(same(redemptions, _restored, RedemptionId._fields))
     .where(redemptions.c.restore_time.is_(None))
 )
 
@@ -265,11 +253,9 @@ async def read_coupon(connection: AsyncConnection, coupon_id: str, user_id: str)
     return None if row is None else _to_coupon(row)
 
 
-async def read_coupons(
-    connection: AsyncConnection, user_id: str, *, before: TimePosition, size: int
-) -> list[Coupon]:
-    """At most ``size`` of the user's coupons issued before the position, newest first."""
-    asked = {"user_id": user_id} | at_most(size, before=before)
+async def read_coupons(connection: AsyncConnection, user_id: str, page: Page) -> list[Coupon]:
+    """The page's coupons of the user, newest first, and one more if there is one."""
+    asked = {"user_id": user_id} | rows_of(page)
     return [_to_coupon(row) for row in await connection.execute(_NEWEST, asked)]
 
 

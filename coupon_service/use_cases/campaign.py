@@ -19,7 +19,7 @@ from common.db.row_locks import read_clock
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from coupon_service.errors import CampaignNotFound
 from coupon_service.locking import STRATEGIES
@@ -62,9 +62,8 @@ class Campaigns:
 
     async def list_campaigns(self, page: Page) -> tuple[list[Campaign], str]:
         """A page of all campaigns, newest first, and the next page's token ('' at the end)."""
-        before = time_position(page)
         async with reading(self._database) as connection:
-            found = await store.read_campaigns(connection, before=before, size=page.size + 1)
+            found = await store.read_campaigns(connection, page)
         return page.cut(
             found, lambda campaign: TimePosition(campaign.create_time, campaign.campaign_id).key
         )

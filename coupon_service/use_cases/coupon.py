@@ -20,7 +20,7 @@ from common.errors import ConflictRetriesExhausted, InvalidField, Refusal, Reque
 from common.ids import is_id, new_id
 from common.locking.locks import Locks
 from common.money import Money
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from coupon_service.errors import (
     CampaignNotFound,
@@ -143,11 +143,11 @@ class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
     async def load(
         self, connection: AsyncConnection, commands: Sequence[IssueCoupon], *, wait_for_locks: bool
     ) -> _IssueBatch:
-        wanted = {command.campaign_id for command in commands}
-        campaigns, blocked = await campaign_store.lock_campaigns(
-            connection, wanted, wait_for_locks=wait_for_locks
+        campaign_ids = {command.campaign_id for command in commands}
+        locked = await campaign_store.lock_campaigns(
+            connection, campaign_ids, wait_for_locks=wait_for_locks
         )
-        return _IssueBatch(campaigns, blocked)
+        return _IssueBatch(locked.found, locked.blocked)
 
     async def load_after_records(
         self, connection: AsyncConnection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
@@ -239,9 +239,8 @@ class Redemptions:
 
     async def list_coupons(self, user_id: str, page: Page) -> tuple[list[Coupon], str]:
         """A page of the user's coupons, newest first, and the next page's token ('' at the end)."""
-        before = time_position(page)
         async with reading(self._database) as connection:
-            found = await store.read_coupons(connection, user_id, before=before, size=page.size + 1)
+            found = await store.read_coupons(connection, user_id, page)
         return page.cut(found, lambda coupon: TimePosition(coupon.issue_time, coupon.coupon_id).key)
 
 

@@ -28,12 +28,8 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
 
     async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
-        page = Page.of(
-            request.page_size,
-            request.page_token,
-            filters=(state.value if state else "",),
-            key=(str,),
-        )
+        filters = (state.value if state else "",)
+        page = Page.of(request.page_size, request.page_token, filters=filters, key=(str,))
         sagas, next_page_token = await self._sagas.list_sagas(state, page)
         return pb.ListSagasResponse(
             sagas=[_saga(saga) for saga in sagas], next_page_token=next_page_token

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, same, unnest
 from payment_service.model import Confirmation, PaymentState
 from payment_service.store.payment import to_confirmation
 from payment_service.tables import payments
@@ -50,10 +50,7 @@ _held = unnest("held", *payments.c["payment_id", "holder"])
 # A locked row is not waited for: another transaction records its outcome or acquires it just now.
 _kept = locked(
     payments,
-    sa.select(payments.c.payment_id).join(
-        _held,
-        sa.and_(payments.c.payment_id == _held.c.payment_id, payments.c.holder == _held.c.holder),
-    ),
+    sa.select(payments.c.payment_id).join(_held, same(payments, _held)),
     order_by=[payments.c.payment_id],
     skip_locked=True,
     name="kept",

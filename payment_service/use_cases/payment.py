@@ -19,7 +19,7 @@ from common.db.idempotency import IdempotencyStore
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
@@ -228,11 +228,8 @@ class Payments:
         self, user_id: str, order_id: str | None, page: Page
     ) -> tuple[list[Payment], str]:
         """A page of a user's payments, newest first, and the next page's token ('' at the end)."""
-        before = time_position(page)
         async with reading(self._database) as connection:
-            found = await store.read_payments(
-                connection, user_id, order_id, before=before, size=page.size + 1
-            )
+            found = await store.read_payments(connection, user_id, order_id, page)
         return page.cut(found, lambda each: TimePosition(each.create_time, each.payment_id).key)
 
 
