@@ -17,8 +17,8 @@ from coupon_service.model.coupon import (
     RedeemCoupon,
     RestoreCoupon,
 )
-from coupon_service.use_cases.campaign import Campaigns
-from coupon_service.use_cases.coupon import Issuance, Redemptions
+from coupon_service.use_cases.campaign import Campaigns, Issuance
+from coupon_service.use_cases.coupon import Redemptions
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.coupon.v1 import coupon_pb2_grpc
 from tally.type.v1 import money_pb2

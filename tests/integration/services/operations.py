@@ -10,6 +10,7 @@ from typing import Final
 import balance_service.locking
 import balance_service.model
 import coupon_service.locking
+import coupon_service.use_cases.coupon
 import order_service.locking
 import payment_service.locking
 import payment_service.model
@@ -284,7 +285,7 @@ SERVICES: Final[dict[str, tuple[Strategies, list[Operation]]]] = {
 }
 LANES: Final[dict[str, tuple[object, ...]]] = {
     "balance": (balance_service.model.Command,),
-    "coupon": (coupon_service.locking.Command,),
+    "coupon": (CreateCampaign, IssueCoupon, coupon_service.use_cases.coupon.Command),
     "payment": (payment_service.model.Command,),
     "order": (OrderCommand, ProductCommand, JournalCommand),
 }
