@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
+from common.db.errors import RecordConflict
 from common.db.row_locks import CLOCK, TIME, locked
 from common.db.rows import from_row
 from common.db.unnest import arrays, insert_from, same, unnest
@@ -38,10 +39,6 @@ CLEAN_UP_ROWS: Final = 5_000
 """Rows deleted in one transaction: few enough not to delay other transactions."""
 CLEAN_UP_INTERVAL_S: Final = 600.0
 _KEY: Final = ("method", "scope", "request_id")
-
-
-class RecordConflict(Exception):  # noqa: N818 - another writer was first, which is no fault
-    """Another transaction recorded one of these requests first: run the batch again."""
 
 
 def idempotency_table(metadata: sa.MetaData) -> sa.Table:
