@@ -32,19 +32,16 @@ from typing import Any, Final, TypeAlias, cast
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from google.protobuf.message import Message
 
 from common import deadlines, metrics, tracing
-from common.errors import Code, DeadlineTooShort, Internal, InvalidField, Overloaded, Refusal
+from common.errors import Code, DeadlineTooShort, Internal, Overloaded, Refusal
 from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.status import DETAILS_KEY, GRPC_CODES, to_status
-from common.rpc.validation import check
+from common.rpc.status import DETAILS_KEY, GRPC_CODES, retry_pushback, to_status
+from common.rpc.validation import Parse, parse_request, parse_stream
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
-Parse: TypeAlias = Callable[[bytes], Message]
 Serialize: TypeAlias = Callable[[Message], bytes]
 UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
 StreamMethod: TypeAlias = Callable[
@@ -52,16 +49,11 @@ StreamMethod: TypeAlias = Callable[
 ]
 
 REPLICA_KEY: Final = "tally-replica"
-PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
-"""What gRPC's own retries read (gRFC A6); they ignore RetryInfo."""
 LEAST_TIME_S: Final = 0.002
 """A call with less time left cannot be answered in time. It is refused before it costs a database
 round trip."""
 CLOCK_SLACK_S: Final = 0.005
 """The event loop's clock has a resolution of a millisecond."""
-MESSAGE_BYTES_MAX: Final = 64 * 1024
-"""Checked here, where the refusal can name the size. Above the transport's limit
-(``common.rpc.server``), which is a few times larger, gRPC's status has no reason."""
 _NO_LIMIT: Final = 2**31
 
 _log = structlog.stdlib.get_logger()
@@ -218,7 +210,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(trailing)
                 left_s: float | None = context.time_remaining()
                 deadlines.start(default_s if left_s is None else left_s)
-                request = _request(parse, raw)
+                request = parse_request(parse, raw)
                 if left_s is None:
                     # gRPC cancels a call at its client's deadline, but not at the server's.
                     response = await run_within_default(run(request, context))
@@ -261,7 +253,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(self._trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
-                read = _request(parse, raw) if isinstance(raw, bytes) else _requests(parse, raw)
+                read = (
+                    parse_request(parse, raw)
+                    if isinstance(raw, bytes)
+                    else parse_stream(parse, raw)
+                )
                 async with aclosing(run(read, context)) as responses:
                     async for response in responses:
                         await context.write(serialize(response))
@@ -289,7 +285,9 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         code = GRPC_CODES[status.code]
         metrics.CALLS.labels(method, code.name).inc()
         details = (DETAILS_KEY, status.SerializeToString())
-        await context.abort(code, status.message, (*self._trailing, *_pushback(status), details))
+        await context.abort(
+            code, status.message, (*self._trailing, *retry_pushback(status), details)
+        )
 
     def _to_refusal(self, method: str, error: BaseException) -> Refusal | None:
         """What the client gets for an exception; None if no client waits any more."""
@@ -321,36 +319,3 @@ def _codec(handler: Handler) -> tuple[Parse, Serialize]:
     assert handler.request_deserializer is not None
     assert handler.response_serializer is not None
     return handler.request_deserializer, handler.response_serializer
-
-
-def _request(parse: Parse, raw: bytes) -> Message:
-    """The parsed, valid request. Raises InvalidFields."""
-    if len(raw) > MESSAGE_BYTES_MAX:
-        size = f"has {len(raw)} bytes; a message may have at most {MESSAGE_BYTES_MAX}"
-        raise InvalidField("request", size)
-    try:
-        request = parse(raw)
-    except DecodeError:
-        raise InvalidField("request", "is not a well-formed message of its type") from None
-    check(request)
-    return request
-
-
-async def _requests(parse: Parse, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-    async for raw in raws:
-        yield _request(parse, raw)
-
-
-def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata for gRPC's own retries: RetryInfo's delay in ms, or -1 for no retry.
-
-    The -1 is sent with UNAVAILABLE only. gRPC counts it as a failure when it throttles retries,
-    and a request for more than is in stock is no failure.
-    """
-    for detail in status.details:
-        retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(retry):
-            return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
-    if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE:
-        return ((PUSHBACK_KEY, "-1"),)
-    return ()
