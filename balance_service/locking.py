@@ -10,11 +10,11 @@ from typing import Final
 
 from balance_service import tables
 from balance_service.model import ChargeBalance, Command, DeductBalance, RefundDeduction
-from common.locking.strategy import RowStrategy, Strategy
+from common.locking.strategy import RowStrategy, Strategies, Strategy
 
 ACCOUNT_KEY: Final = "balance:user:{user_id}"
 
-STRATEGIES: Final[dict[type[Command], Strategy]] = {
+STRATEGIES: Final[Strategies] = {
     ChargeBalance: Strategy(
         redis_key=ACCOUNT_KEY,
         rows=RowStrategy.VERSION,

@@ -11,11 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from balance_service.errors import (
-    AccountNotFound,
-    BalanceLimitExceeded,
-    InsufficientFunds,
-)
+from balance_service.errors import AccountNotFound, BalanceLimitExceeded, InsufficientFunds
 from common.money import BALANCE_MAX, Money
 from common.request_key import RequestKey, digest_of
 

@@ -89,7 +89,7 @@ class TimePosition(NamedTuple):
         return (self.time - _EPOCH) // _MICROSECOND, self.id
 
 
-_NEWEST: Final = TimePosition(
+_FIRST: Final = TimePosition(
     datetime.max.replace(tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff"
 )
 
@@ -97,7 +97,7 @@ _NEWEST: Final = TimePosition(
 def time_position(page: Page) -> TimePosition:
     """The position that the page's rows come after. Raises InvalidPageToken for a forged token."""
     if page.after is None:
-        return _NEWEST
+        return _FIRST
     microseconds, id_ = page.after
     if not is_id(str(id_)):
         raise InvalidPageToken

@@ -83,10 +83,7 @@ _RENEW: Final = (
         lease_until=CLOCK + _renewed.c.lease_s * SECOND,
         owner=sa.case((_renewed.c.lease_s > 0, sagas.c.owner)),
     )
-    .where(
-        same(sagas, _renewed, ["saga_id", "epoch"]),
-        sagas.c.owner.is_not(None),
-    )
+    .where(same(sagas, _renewed, ["saga_id", "epoch"]), sagas.c.owner.is_not(None))
 )
 
 

@@ -43,12 +43,7 @@ from order_service.tables import (
     STOCK_NOT_NEGATIVE,
     STOCK_NOT_OVERSOLD,
 )
-from order_service.use_cases.order_batch import (
-    OrderBatch,
-    OrderCommand,
-    product_ids_of,
-    saga_id_of,
-)
+from order_service.use_cases.order_batch import OrderBatch, OrderCommand, product_ids_of, saga_id_of
 from order_service.use_cases.saga_decisions import (
     ORDER_BODY,
     SagaBegun,

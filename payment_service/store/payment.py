@@ -110,8 +110,7 @@ _wanted: Final = sa.union(
         _request,
         payments,
         sa.and_(
-            payments.c.user_id == _request.c.scope,
-            payments.c.request_id == _request.c.request_id,
+            payments.c.user_id == _request.c.scope, payments.c.request_id == _request.c.request_id
         ),
     ),
     sa.select(_id.c.payment_id),
@@ -210,8 +209,7 @@ _freed = unnest("freed", payments.c.payment_id, loaded_version=sa.BigInteger)
 _DELETE: Final = (
     sa.delete(payments)
     .where(
-        payments.c.payment_id == _freed.c.payment_id,
-        payments.c.version == _freed.c.loaded_version,
+        payments.c.payment_id == _freed.c.payment_id, payments.c.version == _freed.c.loaded_version
     )
     .returning(payments.c.payment_id)
 )
