@@ -24,11 +24,7 @@ Response = TypeVar(
     "Response", pb.ChargeBalanceResponse, pb.DeductBalanceResponse, pb.RefundDeductionResponse
 )
 
-_KINDS: Final = {
-    Kind.CHARGE: pb.LedgerEntry.KIND_CHARGE,
-    Kind.DEDUCT: pb.LedgerEntry.KIND_DEDUCT,
-    Kind.REFUND: pb.LedgerEntry.KIND_REFUND,
-}
+_KINDS: Final = {kind: pb.LedgerEntry.Kind.Value(f"KIND_{kind}") for kind in Kind}
 
 
 class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):

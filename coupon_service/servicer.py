@@ -24,16 +24,9 @@ from tally.coupon.v1 import coupon_pb2_grpc
 from tally.type.v1 import money_pb2
 
 _CAMPAIGN_STATES: Final = {
-    CampaignState.SCHEDULED: pb.Campaign.STATE_SCHEDULED,
-    CampaignState.OPEN: pb.Campaign.STATE_OPEN,
-    CampaignState.SOLD_OUT: pb.Campaign.STATE_SOLD_OUT,
-    CampaignState.ENDED: pb.Campaign.STATE_ENDED,
+    state: pb.Campaign.State.Value(f"STATE_{state}") for state in CampaignState
 }
-_COUPON_STATES: Final = {
-    CouponState.ISSUED: pb.Coupon.STATE_ISSUED,
-    CouponState.REDEEMED: pb.Coupon.STATE_REDEEMED,
-    CouponState.EXPIRED: pb.Coupon.STATE_EXPIRED,
-}
+_COUPON_STATES: Final = {state: pb.Coupon.State.Value(f"STATE_{state}") for state in CouponState}
 _US: Final = 1_000_000
 
 

@@ -12,13 +12,7 @@ from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc
 
-_STATES: Final = {
-    PaymentState.PENDING: pb.Payment.STATE_PENDING,
-    PaymentState.CONFIRMED: pb.Payment.STATE_CONFIRMED,
-    PaymentState.DECLINED: pb.Payment.STATE_DECLINED,
-    PaymentState.UNKNOWN: pb.Payment.STATE_UNKNOWN,
-    PaymentState.CANCELLED: pb.Payment.STATE_CANCELLED,
-}
+_STATES: Final = {state: pb.Payment.State.Value(f"STATE_{state}") for state in PaymentState}
 
 
 class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
