@@ -36,7 +36,6 @@ from google.protobuf.message import Message
 
 from common import deadlines, metrics, tracing
 from common.errors import Code, DeadlineTooShort, Internal, Overloaded, Refusal
-from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.status import DETAILS_KEY, GRPC_CODES, retry_pushback, to_status
 from common.rpc.validation import Parse, parse_request, parse_stream
 
@@ -105,7 +104,6 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._streams = ConcurrencyLimit(0)
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
         self._default_deadline_s = default_deadline_s
-        self._default_deadline = DefaultDeadline(default_deadline_s)
         self._trailing = ((REPLICA_KEY, replica),)
         self._stream_tasks: set[asyncio.Task[object]] = set()
         self._opened = False
@@ -196,7 +194,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         parse, serialize = _codec(handler)
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
-        default_s, run_within_default = self._default_deadline_s, self._default_deadline.run
+        default_s = self._default_deadline_s
         count_ok = metrics.CALLS.labels(method, "OK").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
@@ -213,7 +211,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 request = parse_request(parse, raw)
                 if left_s is None:
                     # gRPC cancels a call at its client's deadline, but not at the server's.
-                    response = await run_within_default(run(request, context))
+                    async with asyncio.timeout(default_s):
+                        response = await run(request, context)
                 elif left_s > LEAST_TIME_S:
                     response = await run(request, context)
                 else:
