@@ -28,8 +28,6 @@ _KINDS: Final = {kind: pb.LedgerEntry.Kind.Value(f"KIND_{kind}") for kind in Kin
 
 
 class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 

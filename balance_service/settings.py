@@ -9,8 +9,5 @@ from common.urls import BindAddress
 
 
 class BalanceSettings(ServiceSettings):
-    """Read from ``TALLY_BALANCE_…`` and ``TALLY_…``."""
-
     service: ClassVar[str] = "balance"
-
     bind: BindAddress = "127.0.0.1:50051"

@@ -31,8 +31,6 @@ _US: Final = 1_000_000
 
 
 class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, campaigns: Campaigns, issuance: Issuance, redemptions: Redemptions) -> None:
         self._campaigns = campaigns
         self._issuance = issuance

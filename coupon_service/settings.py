@@ -9,8 +9,5 @@ from common.urls import BindAddress
 
 
 class CouponSettings(ServiceSettings):
-    """Read from ``TALLY_COUPON_…`` and ``TALLY_…``."""
-
     service: ClassVar[str] = "coupon"
-
     bind: BindAddress = "127.0.0.1:50052"

@@ -20,10 +20,7 @@ PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 
 
 class OrderSettings(ServiceSettings):
-    """Read from ``TALLY_ORDER_…`` and ``TALLY_…``."""
-
     service: ClassVar[str] = "order"
-
     bind: BindAddress = "127.0.0.1:50053"
     balance_address: PeerAddress = Field(
         default="127.0.0.1:50051",

@@ -16,8 +16,6 @@ _STATES: Final = {state: pb.Payment.State.Value(f"STATE_{state}") for state in P
 
 
 class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, payments: Payments) -> None:
         self._payments = payments
 

@@ -24,8 +24,6 @@ def _http_url(url: str) -> str:
 
 
 class PaymentSettings(ServiceSettings):
-    """Read from ``TALLY_PAYMENT_…`` and ``TALLY_…``."""
-
     service: ClassVar[str] = "payment"
     needed_to_serve: ClassVar[tuple[str, ...]] = (
         "database_url",

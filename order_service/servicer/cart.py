@@ -12,8 +12,6 @@ from tally.order.v1 import order_pb2_grpc
 
 
 class CartServicer(order_pb2_grpc.CartServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, carts: Carts) -> None:
         self._carts = carts
 

@@ -19,8 +19,6 @@ _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
 
 
 class OrderServicer(order_pb2_grpc.OrderServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
 

@@ -13,8 +13,6 @@ from tally.order.v1 import order_pb2_grpc
 
 
 class ProductServicer(order_pb2_grpc.ProductServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, products: Products) -> None:
         self._products = products
 

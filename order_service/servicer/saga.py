@@ -21,8 +21,6 @@ _STEP_STATES: Final = {state: pb.SagaStep.State.Value(f"STATE_{state}") for stat
 
 
 class SagaServicer(order_pb2_grpc.SagaServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, sagas: Sagas) -> None:
         self._sagas = sagas
 
