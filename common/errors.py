@@ -1,21 +1,5 @@
 """Refusals: typed exceptions that ``common.rpc.status`` converts to gRPC statuses and back.
 
-    Refusal
-    ├── InvalidFields                INVALID_ARGUMENT     INVALID_FIELD
-    │   └── InvalidField
-    ├── CurrencyMismatch             INVALID_ARGUMENT     CURRENCY_MISMATCH
-    ├── RequestIdReused              INVALID_ARGUMENT     REQUEST_ID_REUSED
-    ├── NotFound                     NOT_FOUND            (each service's own)
-    ├── InvalidPageToken             INVALID_ARGUMENT     INVALID_PAGE_TOKEN
-    ├── RequestInProgress            ABORTED              REQUEST_IN_PROGRESS
-    ├── ConflictRetriesExhausted     ABORTED              CONFLICT_RETRIES_EXHAUSTED
-    ├── Overloaded                   RESOURCE_EXHAUSTED   OVERLOADED
-    ├── DatabaseUnavailable          UNAVAILABLE          DATABASE_UNAVAILABLE
-    ├── DeadlineTooShort             DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT
-    ├── Internal                     INTERNAL             INTERNAL
-    ├── RemoteRefusal                what another service replied
-    └── (each service's errors.py adds its own)
-
 The first line of a subclass's docstring is its message; clients switch on its ``code`` and
 ``reason``. No further mapping is needed: a refusal raised anywhere in a service reaches the client.
 """

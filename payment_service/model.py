@@ -74,6 +74,17 @@ class Payment:
     create_time: datetime
     update_time: datetime
 
+    def declined(self) -> PaymentDeclined:
+        return PaymentDeclined(payment_id=self.payment_id, failure_code=self.failure_code or "")
+
+    def outcome_unknown(self) -> PaymentOutcomeUnknown:
+        return PaymentOutcomeUnknown(payment_id=self.payment_id)
+
+    def key_taken(self) -> Refusal:
+        """The refusal of another request with this payment's key."""
+        taken = PaymentInProgress if self.state in UNDECIDED else PaymentKeyUsed
+        return taken(payment_key=self.payment_key)
+
 
 # -- commands ------------------------------------------------------------------------------------
 
@@ -149,6 +160,11 @@ Command = ConfirmPayment | CancelPayment | RecordOutcome
 def confirm_key(user_id: str, request_id: str) -> RequestKey:
     """The key of a confirmation's response or tombstone."""
     return RequestKey("ConfirmPayment", user_id, request_id)
+
+
+def cancelled(confirm: RequestKey) -> PaymentCancelled:
+    """The refusal of a confirmation that has a tombstone."""
+    return PaymentCancelled(user_id=confirm.scope, request_id=confirm.request_id)
 
 
 def _digest(order_id: str, amount: Money, payment_key: str) -> bytes:
@@ -260,7 +276,7 @@ class Confirmation:
         """The payment of a finished confirmation. Raises PaymentDeclined or PaymentCancelled."""
         assert self.payment.state not in UNDECIDED
         if self.payment.state is PaymentState.DECLINED:
-            raise declined(self.payment)
+            raise self.payment.declined()
         if self.payment.state is PaymentState.CANCELLED or self.cancel_reason is not None:
             raise cancelled(self.key)
         return self.payment
@@ -339,25 +355,3 @@ class Confirmation:
             self._become(PaymentState.UNKNOWN, now)
         self.holder, self.due_time = None, now + pause
         self.version += 1
-
-
-# -- refusals ------------------------------------------------------------------------------------
-
-
-def declined(payment: Payment) -> PaymentDeclined:
-    return PaymentDeclined(payment_id=payment.payment_id, failure_code=payment.failure_code or "")
-
-
-def cancelled(confirm: RequestKey) -> PaymentCancelled:
-    return PaymentCancelled(user_id=confirm.scope, request_id=confirm.request_id)
-
-
-def key_taken(payment: Payment) -> Refusal:
-    """The refusal of another request with the payment's key."""
-    if payment.state in UNDECIDED:
-        return PaymentInProgress(payment_key=payment.payment_key)
-    return PaymentKeyUsed(payment_key=payment.payment_key)
-
-
-def outcome_unknown(payment: Payment) -> PaymentOutcomeUnknown:
-    return PaymentOutcomeUnknown(payment_id=payment.payment_id)

@@ -171,7 +171,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             raise StaleRead
         await order_store.add(connection, batch.new_orders)
         # Ended sagas first: an order has one live saga, and its next may begin in the same batch.
-        await journal_store.write(connection, batch.ended_sagas)
+        await journal_store.write(connection, batch.written_sagas)
         await saga_store.add(
             connection, batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
         )

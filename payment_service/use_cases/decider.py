@@ -30,8 +30,6 @@ from payment_service.model import (
     PaymentState,
     RecordOutcome,
     cancelled,
-    declined,
-    key_taken,
 )
 from payment_service.store import payment as store
 
@@ -130,7 +128,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             return Result(same.result(), replayed=True)
         other = payments.by_key.get(command.payment_key)
         if other is not None:
-            raise key_taken(other.payment)
+            raise other.payment.key_taken()
         claim = Confirmation.claim(command, new_id(), self._gateway, payments.now, self._lease)
         payments.add(claim)
         return replace(claim)
@@ -191,7 +189,7 @@ def _replay(records: IdempotencyRecords, command: ConfirmPayment | CancelPayment
     if record.state == REFUSED:
         assert replayed is not None
         assert replayed.value is not None
-        raise declined(replayed.value)
+        raise replayed.value.declined()
     return replayed
 
 

@@ -33,8 +33,6 @@ from payment_service.model import (
     ConfirmPayment,
     Payment,
     PaymentState,
-    key_taken,
-    outcome_unknown,
 )
 from payment_service.store import payment as store
 from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
@@ -117,7 +115,7 @@ class Payments:
             if last is None:
                 continue
             if last.payment.state is PaymentState.UNKNOWN:
-                raise outcome_unknown(last.payment)
+                raise last.payment.outcome_unknown()
             raise RequestInProgress(request_id=last.request_id)
 
     async def _confirm(self, command: ConfirmPayment) -> Posted | Confirmation:
@@ -135,12 +133,12 @@ class Payments:
             confirmation = await self.resolver.charge(claimed)
         except Refusal:
             # It may be charged and the database unavailable: this is not GATEWAY_UNAVAILABLE.
-            raise outcome_unknown(claimed.payment) from None
+            raise claimed.payment.outcome_unknown() from None
         if confirmation is None:
             await self._marks.clear(mark, command.holder)
             raise GatewayUnavailable(payment_key=command.payment_key)
         if confirmation.payment.state is PaymentState.UNKNOWN:
-            raise outcome_unknown(confirmation.payment)
+            raise confirmation.payment.outcome_unknown()
         await self._marks.done(mark, confirmation.payment.payment_id)
         return Result(confirmation.result())
 
@@ -159,7 +157,7 @@ class Payments:
             same.check_same(command)
             return None if same.open else Result(same.result(), replayed=True)
         if other is not None:
-            raise key_taken(other.payment)
+            raise other.payment.key_taken()
         return None
 
     async def _watch(self, seen: Confirmation, until: float) -> Confirmation | None:
@@ -200,7 +198,7 @@ class Payments:
                 continue
             if last.payment.state is PaymentState.PENDING:
                 raise PaymentInProgress(payment_key=last.payment.payment_key)
-            raise outcome_unknown(last.payment)
+            raise last.payment.outcome_unknown()
 
     async def _cancel(self, command: CancelPayment) -> Posted | Confirmation:
         """Store the cancellation request and carry it out, unless another call has the lease."""
@@ -212,7 +210,7 @@ class Payments:
             # Postponed: the sweep tries again, and so does a repetition of the call.
             if isinstance(outcome, NotSent | Rejected):
                 raise GatewayUnavailable(payment_id=left.payment.payment_id)
-            raise outcome_unknown(left.payment)
+            raise left.payment.outcome_unknown()
         return await self._decide(_requested(command, stored))
 
     # -- reads ---------------------------------------------------------------------------------
