@@ -113,14 +113,6 @@ async def add_coupons(connection: AsyncConnection, issued: Sequence[Coupon]) -> 
 # -- redemptions ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedCoupons:
-    """The coupons that a batch concerns, and the terms of their campaigns, by coupon_id."""
-
-    coupons: dict[str, Coupon]
-    terms: dict[str, Terms]
-
-
 _wanted = unnest("wanted", coupons.c.coupon_id)
 _found = sa.select(coupons).join_from(_wanted, coupons, same(coupons, _wanted))
 
@@ -182,14 +174,17 @@ _RESTORE: Final = (
 
 
 async def load_coupons(
-    connection: AsyncConnection, wanted: Collection[str], *, wait_for_locks: bool
-) -> LoadedCoupons:
-    """Read the wanted coupons; with ``wait_for_locks``, wait for their row locks and take them."""
-    if not wanted:
-        return LoadedCoupons({}, {})
-    asked = arrays(_wanted, [{"coupon_id": coupon_id} for coupon_id in wanted])
+    connection: AsyncConnection, coupon_ids: Collection[str], *, wait_for_locks: bool
+) -> tuple[dict[str, Coupon], dict[str, Terms]]:
+    """The coupons and the terms of their campaigns, by coupon_id.
+
+    With ``wait_for_locks``, wait for the coupons' row locks and take them.
+    """
+    if not coupon_ids:
+        return {}, {}
+    asked = arrays(_wanted, [{"coupon_id": coupon_id} for coupon_id in coupon_ids])
     rows = (await connection.execute(_LOCK if wait_for_locks else _READ, asked)).all()
-    return LoadedCoupons(
+    return (
         {row.coupon_id: _to_coupon(row) for row in rows},
         {row.coupon_id: from_row(Terms, row) for row in rows},
     )

@@ -23,6 +23,7 @@ from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from coupon_service.errors import CouponNotFound, RedemptionCancelled
 from coupon_service.locking import STRATEGIES
+from coupon_service.model.campaign import Terms
 from coupon_service.model.coupon import (
     Coupon,
     RedeemCoupon,
@@ -98,7 +99,8 @@ def _translate(constraint: str, command: Command) -> Refusal | None:
 class _Batch:
     """The coupons and redemptions of one transaction, as its commands change them."""
 
-    loaded: store.LoadedCoupons
+    loaded: dict[str, Coupon]
+    terms: dict[str, Terms]
     coupons: dict[str, Coupon]
     found: dict[RedemptionId, Redemption] = field(default_factory=dict)
     redemptions: dict[RedemptionId, Redemption] = field(default_factory=dict)
@@ -119,9 +121,9 @@ class _Decider(Decider[Command, Changed, _Batch]):
     async def load(
         self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> _Batch:
-        wanted = {command.coupon_id for command in commands if is_id(command.coupon_id)}
-        loaded = await store.load_coupons(connection, wanted, wait_for_locks=wait_for_locks)
-        return _Batch(loaded, dict(loaded.coupons))
+        ids = {command.coupon_id for command in commands if is_id(command.coupon_id)}
+        loaded, terms = await store.load_coupons(connection, ids, wait_for_locks=wait_for_locks)
+        return _Batch(loaded, terms, dict(loaded))
 
     async def load_after_records(
         self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
@@ -157,7 +159,7 @@ class _Decider(Decider[Command, Changed, _Batch]):
         self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, RowLocked]:
         changed = [batch.coupons[id_] for id_ in batch.changed]
-        saved = await store.save_coupons(connection, changed, batch.loaded.coupons)
+        saved = await store.save_coupons(connection, changed, batch.loaded)
         of_saved = [one for one in batch.redemptions.values() if one.coupon_id in saved]
         await store.restore_redemptions(
             connection,
@@ -181,7 +183,7 @@ def _redeem(batch: _Batch, command: RedeemCoupon) -> CouponChange:
         raise CouponNotFound(user_id=command.user_id, coupon_id=command.coupon_id)
     if command.redemption_id in batch.redemptions:
         raise RequestIdReused(request_id=command.request_id)
-    redeemed, redemption = coupon.redeem(command, batch.loaded.terms[coupon.coupon_id])
+    redeemed, redemption = coupon.redeem(command, batch.terms[coupon.coupon_id])
     batch.change(redeemed, redemption)
     return CouponChange(redeemed, redemption.discount)
 
