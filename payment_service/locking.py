@@ -16,7 +16,12 @@ from typing import Final
 
 from common.locking.strategy import RowStrategy, Strategies, Strategy
 from payment_service import tables
-from payment_service.model import CancelPayment, Command, ConfirmPayment, RecordOutcome
+from payment_service.model.payment_command import (
+    CancelPayment,
+    Command,
+    ConfirmPayment,
+    RecordOutcome,
+)
 
 KEY_MARK: Final = "payment:key:{payment_key}"
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 from common.ids import new_id
 from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
-from payment_service.model import CancelPayment, ConfirmPayment, Payment, PaymentState
+from payment_service.model.payment import Payment, PaymentState
+from payment_service.model.payment_command import CancelPayment, ConfirmPayment
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc

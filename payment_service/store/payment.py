@@ -17,13 +17,10 @@ from common.db.unnest import arrays, insert_from, same, unnest
 from common.money import Money
 from common.paging import Page
 from common.request_key import RequestKey
-from payment_service.model import (
-    BEGINNING,
+from payment_service.model.payment import BEGINNING, Confirmation, Payment, PaymentState
+from payment_service.model.payment_command import (
     Command,
-    Confirmation,
     ConfirmPayment,
-    Payment,
-    PaymentState,
     RecordOutcome,
     confirm_key,
 )

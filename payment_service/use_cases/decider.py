@@ -20,14 +20,11 @@ from common.request_key import RequestKey, Result
 from payment_service import tables
 from payment_service.errors import PaymentKeyUsed
 from payment_service.locking import advisory_keys
-from payment_service.model import (
-    TOMBSTONE_REASON,
+from payment_service.model.payment import TOMBSTONE_REASON, Confirmation, Payment, PaymentState
+from payment_service.model.payment_command import (
     CancelPayment,
     Command,
-    Confirmation,
     ConfirmPayment,
-    Payment,
-    PaymentState,
     RecordOutcome,
     cancelled,
 )

@@ -26,14 +26,8 @@ from payment_service.errors import GatewayUnavailable, PaymentInProgress, Paymen
 from payment_service.gateway.outcomes import NotSent, Rejected
 from payment_service.gateway.toss import TossGateway
 from payment_service.locking import BATCH_MAX, STRATEGIES
-from payment_service.model import (
-    CancelPayment,
-    Command,
-    Confirmation,
-    ConfirmPayment,
-    Payment,
-    PaymentState,
-)
+from payment_service.model.payment import Confirmation, Payment, PaymentState
+from payment_service.model.payment_command import CancelPayment, Command, ConfirmPayment
 from payment_service.store import payment as store
 from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
 from payment_service.use_cases.resolver import Resolver
