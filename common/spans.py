@@ -7,8 +7,6 @@ request.
 Names and attributes are those of OpenTelemetry's semantic conventions for gRPC.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import logging

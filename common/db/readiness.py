@@ -1,7 +1,5 @@
 """Whether the service can use its database: it answers, takes writes, and has a new schema."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final, TypeAlias
 

@@ -1,7 +1,5 @@
 """OrderService over gRPC. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The journal of sagas in SQL: every write is fenced by the writer's epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime

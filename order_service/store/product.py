@@ -1,7 +1,5 @@
 """Products in SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 

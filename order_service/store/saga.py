@@ -1,7 +1,5 @@
 """Sagas in SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """Products: create, restock, read and list."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
