@@ -54,6 +54,7 @@ class Page:
         after = _decode(page_token, filters, key) if page_token else None
         page = cls(size, after, tuple(filters))
         if key == TIME_KEY:
+            # A forged token is refused here, before a list takes a connection for it.
             time_position(page)
         return page
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships stubs without py.typed
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
 
