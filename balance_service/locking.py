@@ -4,17 +4,15 @@ Charge, deduct and refund of one user share one Redis key: under different keys,
 deduction of the same account would not wait for each other.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from balance_service import tables
 from balance_service.model import ChargeBalance, Command, DeductBalance, RefundDeduction
-from common.locking.strategy import RowStrategy, Strategy
+from common.locking.strategy import RowStrategy, Strategies, Strategy
 
 ACCOUNT_KEY: Final = "balance:user:{user_id}"
 
-STRATEGIES: Final[dict[type[Command], Strategy]] = {
+STRATEGIES: Final[Strategies] = {
     ChargeBalance: Strategy(
         redis_key=ACCOUNT_KEY,
         rows=RowStrategy.VERSION,

@@ -4,18 +4,12 @@ An account is (user, currency). Every change of it is a ledger entry; its versio
 sequence, so the ledger alone rebuilds every balance there has ever been.
 """
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from balance_service.errors import (
-    AccountNotFound,
-    BalanceLimitExceeded,
-    InsufficientFunds,
-)
+from balance_service.errors import AccountNotFound, BalanceLimitExceeded, InsufficientFunds
 from common.money import BALANCE_MAX, Money
 from common.request_key import RequestKey, digest_of
 

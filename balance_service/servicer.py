@@ -1,7 +1,5 @@
 """BalanceService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -24,16 +22,10 @@ Response = TypeVar(
     "Response", pb.ChargeBalanceResponse, pb.DeductBalanceResponse, pb.RefundDeductionResponse
 )
 
-_KINDS: Final = {
-    Kind.CHARGE: pb.LedgerEntry.KIND_CHARGE,
-    Kind.DEDUCT: pb.LedgerEntry.KIND_DEDUCT,
-    Kind.REFUND: pb.LedgerEntry.KIND_REFUND,
-}
+_KINDS: Final = {kind: pb.LedgerEntry.Kind.Value(f"KIND_{kind}") for kind in Kind}
 
 
 class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 

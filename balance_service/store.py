@@ -1,40 +1,25 @@
 """The balance service's SQL: set-based statements, each for a whole batch. Never commits."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from balance_service.model import BEGINNING, Account, AccountId, Entry, Kind
+from balance_service.model import Account, AccountId, Entry, Kind
 from balance_service.tables import accounts, ledger_entries
-from common.db.row_locks import CLOCK, RowLocks, locked
+from common.db.row_locks import CLOCK, Locked, RowLocks, locked
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 
-Wanted = tuple[str, str | None]
+AccountKey = tuple[str, str | None]
 """An account by (user_id, currency_code); without a currency, all accounts of the user."""
-
-
-@dataclass(slots=True)
-class LoadedAccounts:
-    """The accounts that a batch concerns."""
-
-    accounts: dict[AccountId, Account] = field(default_factory=dict)
-    blocked: frozenset[AccountId] = frozenset()
-    """Accounts that exist but are locked by another transaction."""
-    now: datetime = BEGINNING
-    """The database's clock, read after the rows were locked."""
 
 
 # -- accounts ------------------------------------------------------------------------------------
 
-_account_key: Final = (accounts.c.user_id, accounts.c.currency_code)
+_account_key: Final = accounts.c[AccountId._fields]
 
 
 def _matches(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
@@ -45,9 +30,7 @@ def _matches(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
     )
 
 
-_ACCOUNTS: Final[RowLocks[Wanted]] = RowLocks(
-    accounts, "user_id", "currency_code", matches=_matches
-)
+_ACCOUNTS: Final[RowLocks[AccountKey]] = RowLocks(accounts, *AccountId._fields, matches=_matches)
 
 _opened = unnest("opened", *_account_key)
 _zero = sa.literal(0, sa.BigInteger)
@@ -67,33 +50,31 @@ _changed = unnest("changed", *accounts.c, loaded_version=sa.BigInteger)
 _unchanged = locked(
     accounts,
     sa.select(_changed)
-    .join_from(
-        _changed, accounts, sa.and_(*(column == _changed.c[column.key] for column in _account_key))
-    )
+    .join_from(_changed, accounts, same(accounts, _changed, AccountId._fields))
     .where(accounts.c.version == _changed.c.loaded_version),
-    order_by=[_changed.c[column.key] for column in _account_key],
+    order_by=list(_changed.c[AccountId._fields]),
     skip_locked=True,
     name="unchanged",
 )
 _SAVE: Final = (
     sa.update(accounts)
     .values({name: _unchanged.c[name] for name in ("available_minor", "version", "update_time")})
-    .where(*(column == _unchanged.c[column.key] for column in _account_key))
+    .where(same(accounts, _unchanged, AccountId._fields))
     .returning(*_account_key)
 )
 
 
 async def load(
-    connection: AsyncConnection, wanted: Collection[Wanted], *, lock: bool, wait_for_locks: bool
-) -> LoadedAccounts:
-    """Read the wanted accounts, locked or not (``RowLocks``)."""
+    connection: AsyncConnection, keys: Collection[AccountKey], *, lock: bool, wait_for_locks: bool
+) -> Locked[AccountId, Account]:
+    """Read the accounts, locked or not (``RowLocks``)."""
     if lock:
-        found = await _ACCOUNTS.lock(connection, wanted, wait_for_locks=wait_for_locks)
+        locked_rows = await _ACCOUNTS.lock(connection, keys, wait_for_locks=wait_for_locks)
     else:
-        found = await _ACCOUNTS.read(connection, wanted)
-    loaded = {AccountId(row.user_id, row.currency_code): _to_account(row) for row in found.rows}
-    blocked = frozenset(AccountId(str(user), str(code)) for user, code in found.blocked)
-    return LoadedAccounts(loaded, blocked, found.now or BEGINNING)
+        locked_rows = await _ACCOUNTS.read(connection, keys)
+    found = {account.id: account for account in map(_to_account, locked_rows.found.values())}
+    blocked = frozenset(AccountId(str(user), str(code)) for user, code in locked_rows.blocked)
+    return Locked(found, blocked, locked_rows.now)
 
 
 async def open_accounts(connection: AsyncConnection, missing: Iterable[AccountId]) -> None:
@@ -121,23 +102,16 @@ async def save(connection: AsyncConnection, changed: Iterable[Account]) -> set[A
 # -- ledger --------------------------------------------------------------------------------------
 
 _added = unnest("entry", *ledger_entries.c)
-_ADD: Final = sa.insert(ledger_entries).from_select(
-    list(_added.c.keys()),
-    sa.select(_added).order_by(_added.c.user_id, _added.c.currency_code, _added.c.sequence),
-)
+_ADD: Final = insert_from(ledger_entries, _added, (*AccountId._fields, "sequence"))
 
-Deduction = tuple[str, str]
+DeductionKey = tuple[str, str]
 """A deduction by (user_id, request_id)."""
 
 _named = unnest("named", *ledger_entries.c["user_id", "request_id"])
 _FIND_DEDUCTIONS: Final = sa.select(ledger_entries).join_from(
     _named,
     ledger_entries,
-    sa.and_(
-        ledger_entries.c.user_id == _named.c.user_id,
-        ledger_entries.c.request_id == _named.c.request_id,
-        ledger_entries.c.kind == Kind.DEDUCT,
-    ),
+    sa.and_(same(ledger_entries, _named), ledger_entries.c.kind == Kind.DEDUCT),
 )
 _FIND_REFUNDS: Final = sa.select(ledger_entries).join_from(
     _named,
@@ -162,8 +136,8 @@ async def add_entries(connection: AsyncConnection, entries: Sequence[Entry]) -> 
 
 
 async def find_deductions(
-    connection: AsyncConnection, named: Collection[Deduction]
-) -> tuple[dict[Deduction, Entry], dict[Deduction, Entry]]:
+    connection: AsyncConnection, named: Collection[DeductionKey]
+) -> tuple[dict[DeductionKey, Entry], dict[DeductionKey, Entry]]:
     """The deductions that happened, and their refunds, both by deduction."""
     parameters = arrays(
         _named, [{"user_id": user_id, "request_id": request_id} for user_id, request_id in named]
@@ -187,7 +161,7 @@ _ENTRY: Final = sa.select(ledger_entries).where(
     ledger_entries.c.user_id == sa.bindparam("user_id"),
     ledger_entries.c.entry_id == sa.bindparam("entry_id"),
 )
-_NEWEST: Final = (
+_LIST: Final = (
     sa.select(ledger_entries)
     .where(
         ledger_entries.c.user_id == sa.bindparam("user_id"),
@@ -216,9 +190,8 @@ async def read_entries(
     connection: AsyncConnection, account_id: AccountId, *, before: int, size: int
 ) -> list[Entry]:
     """At most ``size`` entries with a sequence below ``before``, newest first."""
-    rows = await connection.execute(
-        _NEWEST, {**account_id._asdict(), "before": before, "size": size}
-    )
+    asked = {**account_id._asdict(), "before": before, "size": size}
+    rows = await connection.execute(_LIST, asked)
     return [_to_entry(row) for row in rows]
 
 

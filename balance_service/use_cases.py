@@ -1,9 +1,8 @@
 """Writes of accounts, decided batch by batch in one lane, and reads."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -14,6 +13,7 @@ from balance_service import store
 from balance_service.errors import DeductionCancelled, LedgerEntryNotFound
 from balance_service.locking import STRATEGIES, needs_row_lock
 from balance_service.model import (
+    BEGINNING,
     Account,
     AccountId,
     ChargeBalance,
@@ -40,7 +40,7 @@ Posted = Result[Entry | None]
 """The ledger entry that a write made; None if there was nothing to refund."""
 
 _BODY: Final[TypeAdapter[Entry | None]] = TypeAdapter(Entry | None)
-_NEWEST: Final = 2**63 - 1
+_SEQUENCE_MAX: Final = 2**63 - 1
 
 
 class Accounts:
@@ -78,7 +78,7 @@ class Accounts:
 
     async def list_entries(self, account_id: AccountId, page: Page) -> tuple[list[Entry], str]:
         """A page of the ledger, newest first, and the next page's token ('' at the end)."""
-        before = int(page.after[0]) if page.after else _NEWEST
+        before = int(page.after[0]) if page.after else _SEQUENCE_MAX
         async with reading(self._database) as connection:
             if await store.read_account(connection, account_id) is None:
                 raise account_not_found(account_id)
@@ -100,9 +100,11 @@ def _translate(constraint: str, command: Command) -> Refusal | None:
 class _Batch:
     """The accounts and deductions of one transaction, as its commands change them."""
 
-    loaded: store.LoadedAccounts
-    deductions: dict[store.Deduction, Entry] = field(default_factory=dict)
-    refunds: dict[store.Deduction, Entry] = field(default_factory=dict)
+    accounts: dict[AccountId, Account]
+    blocked: frozenset[AccountId]
+    now: datetime
+    deductions: dict[store.DeductionKey, Entry] = field(default_factory=dict)
+    refunds: dict[store.DeductionKey, Entry] = field(default_factory=dict)
 
 
 class _Decider(Decider[Command, Posted, _Batch]):
@@ -110,19 +112,19 @@ class _Decider(Decider[Command, Posted, _Batch]):
         self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> _Batch:
         lock = wait_for_locks or any(needs_row_lock(command) for command in commands)
-        wanted = {_wanted(command) for command in commands}
-        loaded = await store.load(connection, wanted, lock=lock, wait_for_locks=wait_for_locks)
+        keys = {_account_key(command) for command in commands}
+        loaded = await store.load(connection, keys, lock=lock, wait_for_locks=wait_for_locks)
         missing = {
             command.account_id
             for command in commands
             if isinstance(command, ChargeBalance)
-            and command.account_id not in loaded.accounts
+            and command.account_id not in loaded.found
             and command.account_id not in loaded.blocked
         }
         if missing:
             await store.open_accounts(connection, missing)
-            loaded = await store.load(connection, wanted, lock=lock, wait_for_locks=wait_for_locks)
-        return _Batch(loaded)
+            loaded = await store.load(connection, keys, lock=lock, wait_for_locks=wait_for_locks)
+        return _Batch(loaded.found, loaded.blocked, loaded.now or BEGINNING)
 
     async def load_after_records(
         self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
@@ -142,7 +144,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
         return (command.key,)
 
     def blocked(self, batch: _Batch, command: Command) -> RowLocked | None:
-        blocked = batch.loaded.blocked
+        blocked = batch.blocked
         if not isinstance(command, RefundDeduction):
             return RowLocked(command.account_id) if command.account_id in blocked else None
         of_user = sorted(id_ for id_ in blocked if id_.user_id == command.user_id)
@@ -168,7 +170,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
     async def save(
         self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, VersionConflict]:
-        changed = [account for account in batch.loaded.accounts.values() if account.entries]
+        changed = [account for account in batch.accounts.values() if account.entries]
         saved = await store.save(connection, changed)
         entries = [entry for account in changed if account.id in saved for entry in account.entries]
         await store.add_entries(connection, entries)
@@ -181,7 +183,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
         }
 
 
-def _wanted(command: Command) -> store.Wanted:
+def _account_key(command: Command) -> store.AccountKey:
     # A refund does not know its deduction's currency: it locks all accounts of the user, and so
     # waits for any deduction that is in flight.
     if isinstance(command, RefundDeduction):
@@ -191,14 +193,14 @@ def _wanted(command: Command) -> store.Wanted:
 
 def _charge(batch: _Batch, command: ChargeBalance) -> Entry:
     # A charge that found no row has inserted one.
-    return batch.loaded.accounts[command.account_id].charge(command, new_id(), batch.loaded.now)
+    return batch.accounts[command.account_id].charge(command, new_id(), batch.now)
 
 
 def _deduct(batch: _Batch, command: DeductBalance) -> Entry:
-    account = batch.loaded.accounts.get(command.account_id)
+    account = batch.accounts.get(command.account_id)
     if account is None or not account.exists:
         raise account_not_found(command.account_id)
-    entry = account.deduct(command, new_id(), batch.loaded.now)
+    entry = account.deduct(command, new_id(), batch.now)
     batch.deductions[command.user_id, command.request_id] = entry
     return entry
 
@@ -212,7 +214,7 @@ def _refund(
     if refunded is not None or records.is_cancelled(command.deduct_key):
         return refunded, True
     deduction = batch.deductions.get(deduction_id)
-    account = batch.loaded.accounts.get(deduction.account_id) if deduction else None
+    account = batch.accounts.get(deduction.account_id) if deduction else None
     if deduction is not None and account is None:
         # Its account was inserted after the rows were locked: run the batch again and lock it too.
         raise StaleRead
@@ -220,6 +222,6 @@ def _refund(
     records.cancel(command.deduct_key)
     if deduction is None or account is None:
         return None, False
-    entry = account.refund(command, deduction, new_id(), batch.loaded.now)
+    entry = account.refund(command, deduction, new_id(), batch.now)
     batch.refunds[deduction_id] = entry
     return entry, False

@@ -1,7 +1,5 @@
 """Builds the balance service and connects its layers."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial

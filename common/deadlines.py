@@ -5,8 +5,6 @@ it here, and ``common.rpc.client`` and the lanes read it. It is a time on the ev
 which does not jump when the wall clock is set.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +19,8 @@ client's deadline is a little before the server's: gRPC sends the time left roun
 it is some seconds, and the server counts from the arrival."""
 
 
-class DeadlineExceeded(Refusal):
+class DeadlineExceeded(Refusal, code=Code.DEADLINE_EXCEEDED, reason="DEADLINE_EXCEEDED"):
     """The deadline passed; the call may have had its effect, repeat it with the same request_id."""
-
-    code = Code.DEADLINE_EXCEEDED
-    reason = "DEADLINE_EXCEEDED"
 
 
 _deadline: ContextVar[float | None] = ContextVar("tally_deadline", default=None)

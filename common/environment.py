@@ -4,8 +4,6 @@ A setting can be given for one service (``TALLY_BALANCE_POOL_SIZE``) or for all 
 (``TALLY_POOL_SIZE``).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Final
 
 PREFIX: Final = "TALLY_"
 SECRETS_DIR: Final = "TALLY_SECRETS_DIR"
-SECRET_BYTES_MAX: Final = 64 * 1024
 
 
 class SettingsError(Exception):
@@ -41,24 +38,15 @@ def secrets_dir() -> Path | None:
     except OSError as error:
         raise SettingsError(f"{SECRETS_DIR}: cannot be read: {error.strerror}") from None
     for file in files:
-        if problem := secret_file_problem(file):
-            raise SettingsError(f"{file}: {problem}")
+        try:
+            if not file.is_file():
+                raise SettingsError(f"{file}: is not a file")
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise SettingsError(f"{file}: is not text in UTF-8") from None
+        except OSError as error:
+            raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
     return directory
-
-
-def secret_file_problem(file: Path) -> str:
-    """Why the file's text cannot be read, in one line, or ''."""
-    try:
-        if not file.is_file():
-            return "is not a file"
-        if file.stat().st_size > SECRET_BYTES_MAX:
-            return f"is larger than {SECRET_BYTES_MAX} bytes"
-        file.read_bytes().decode()
-    except UnicodeDecodeError:
-        return "is not text in UTF-8"
-    except (OSError, RuntimeError) as error:
-        return f"cannot be read: {getattr(error, 'strerror', None) or 'a loop of links'}"
-    return ""
 
 
 def source_of(service: str, field: str) -> str:

@@ -1,26 +1,8 @@
 """Refusals: typed exceptions that ``common.rpc.status`` converts to gRPC statuses and back.
 
-    Refusal
-    ├── InvalidFields                INVALID_ARGUMENT     INVALID_FIELD
-    │   └── InvalidField
-    ├── CurrencyMismatch             INVALID_ARGUMENT     CURRENCY_MISMATCH
-    ├── RequestIdReused              INVALID_ARGUMENT     REQUEST_ID_REUSED
-    ├── NotFound                     NOT_FOUND            (each service's own)
-    ├── InvalidPageToken             INVALID_ARGUMENT     INVALID_PAGE_TOKEN
-    ├── RequestInProgress            ABORTED              REQUEST_IN_PROGRESS
-    ├── ConflictRetriesExhausted     ABORTED              CONFLICT_RETRIES_EXHAUSTED
-    ├── Overloaded                   RESOURCE_EXHAUSTED   OVERLOADED
-    ├── DatabaseUnavailable          UNAVAILABLE          DATABASE_UNAVAILABLE
-    ├── DeadlineTooShort             DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT
-    ├── Internal                     INTERNAL             INTERNAL
-    ├── RemoteRefusal                what another service replied
-    └── (each service's errors.py adds its own)
-
 The first line of a subclass's docstring is its message; clients switch on its ``code`` and
 ``reason``. No further mapping is needed: a refusal raised anywhere in a service reaches the client.
 """
-
-from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
@@ -81,6 +63,13 @@ class Refusal(Exception):  # noqa: N818 - a refusal is a fact, not a fault
     fields: tuple[FieldViolation, ...] = ()
     quota: tuple[QuotaViolation, ...] = ()
 
+    def __init_subclass__(
+        cls, *, code: Code | None = None, reason: str = "", retry_after_s: float | None = None
+    ) -> None:
+        cls.code = code or cls.code
+        cls.reason = reason or cls.reason
+        cls.retry_after_s = cls.retry_after_s if retry_after_s is None else retry_after_s
+
     def __init__(self, message: str | None = None, /, **metadata: str) -> None:
         """``metadata``: the ids concerned, sent to the client as ErrorInfo.metadata."""
         self.message = message or (type(self).__doc__ or "").strip().split("\n", 1)[0]
@@ -88,11 +77,8 @@ class Refusal(Exception):  # noqa: N818 - a refusal is a fact, not a fault
         super().__init__(self.message)
 
 
-class InvalidFields(Refusal):
+class InvalidFields(Refusal, code=Code.INVALID_ARGUMENT, reason="INVALID_FIELD"):
     """The request has fields that are not valid."""
-
-    code = Code.INVALID_ARGUMENT
-    reason = "INVALID_FIELD"
 
     def __init__(self, violations: Iterable[FieldViolation]) -> None:
         self.fields = tuple(violations)
@@ -107,24 +93,16 @@ class InvalidField(InvalidFields):
         super().__init__([FieldViolation(field, description)])
 
 
-class CurrencyMismatch(Refusal):
+class CurrencyMismatch(Refusal, code=Code.INVALID_ARGUMENT, reason="CURRENCY_MISMATCH"):
     """Amounts of different currencies cannot be combined."""
 
-    code = Code.INVALID_ARGUMENT
-    reason = "CURRENCY_MISMATCH"
 
-
-class RequestIdReused(Refusal):
+class RequestIdReused(Refusal, code=Code.INVALID_ARGUMENT, reason="REQUEST_ID_REUSED"):
     """This request_id was used before with other content; use a new one for a new request."""
 
-    code = Code.INVALID_ARGUMENT
-    reason = "REQUEST_ID_REUSED"
 
-
-class NotFound(Refusal):
+class NotFound(Refusal, code=Code.NOT_FOUND):
     """There is no such row, or it is another user's. Each kind of row has its own subclass."""
-
-    code = Code.NOT_FOUND
 
     def __init__(self, *, user_id: str = "", **ids: str) -> None:
         """``ids`` are of Tally's own form; text of another form is not repeated to the client."""
@@ -132,57 +110,38 @@ class NotFound(Refusal):
         super().__init__(**named, **{name: text for name, text in ids.items() if is_id(text)})
 
 
-class InvalidPageToken(Refusal):
+class InvalidPageToken(Refusal, code=Code.INVALID_ARGUMENT, reason="INVALID_PAGE_TOKEN"):
     """The page_token was not issued by this list, or was issued for other filters."""
 
-    code = Code.INVALID_ARGUMENT
-    reason = "INVALID_PAGE_TOKEN"
 
-
-class RequestInProgress(Refusal):
+class RequestInProgress(
+    Refusal, code=Code.ABORTED, reason="REQUEST_IN_PROGRESS", retry_after_s=1.0
+):
     """The first call with this request_id is still running; repeat the call to get its response."""
 
-    code = Code.ABORTED
-    reason = "REQUEST_IN_PROGRESS"
-    retry_after_s = 1.0
 
-
-class ConflictRetriesExhausted(Refusal):
+class ConflictRetriesExhausted(
+    Refusal, code=Code.ABORTED, reason="CONFLICT_RETRIES_EXHAUSTED", retry_after_s=0.1
+):
     """Other writers kept changing the same rows; nothing was written, repeat the call."""
 
-    code = Code.ABORTED
-    reason = "CONFLICT_RETRIES_EXHAUSTED"
-    retry_after_s = 0.1
 
-
-class Overloaded(Refusal):
+class Overloaded(Refusal, code=Code.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.5):
     """This replica has more calls than it can serve; repeat the call a little later."""
 
-    code = Code.RESOURCE_EXHAUSTED
-    reason = "OVERLOADED"
-    retry_after_s = 0.5
 
-
-class DatabaseUnavailable(Refusal):
+class DatabaseUnavailable(
+    Refusal, code=Code.UNAVAILABLE, reason="DATABASE_UNAVAILABLE", retry_after_s=1.0
+):
     """The database did not answer; repeat the call with the same request_id."""
 
-    code = Code.UNAVAILABLE
-    reason = "DATABASE_UNAVAILABLE"
-    retry_after_s = 1.0
 
-
-class DeadlineTooShort(Refusal):
+class DeadlineTooShort(Refusal, code=Code.DEADLINE_EXCEEDED, reason="DEADLINE_TOO_SHORT"):
     """Too little of the call's deadline is left to begin; nothing was written."""
 
-    code = Code.DEADLINE_EXCEEDED
-    reason = "DEADLINE_TOO_SHORT"
 
-
-class Internal(Refusal):
+class Internal(Refusal, code=Code.INTERNAL, reason="INTERNAL"):
     """An unexpected error; the log has more under the same error_id."""
-
-    code = Code.INTERNAL
-    reason = "INTERNAL"
 
 
 class RemoteRefusal(Refusal):

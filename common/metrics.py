@@ -5,11 +5,7 @@ Names begin with ``tally_``. A service defines its own metrics in its own packag
 from clients: each new label value would stay in memory.
 """
 
-from __future__ import annotations
-
-import threading
 from typing import Final
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.gc_collector import GCCollector
@@ -64,8 +60,6 @@ class MetricsPage:
 
     def __init__(self, host: str, port: int) -> None:
         """Listen at once. Raises OSError if the port is not free."""
-        self._server: WSGIServer
-        self._thread: threading.Thread
         self._server, self._thread = start_http_server(port, host, registry=REGISTRY)
 
     @property

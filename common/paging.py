@@ -24,6 +24,8 @@ SIZE_MAX: Final = 500
 _TOKEN_MAX: Final = 1_000
 
 Key = Sequence[str | int]
+TIME_KEY: Final = (int, str)
+"""The types of ``TimePosition.key``, for ``Page.of``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,12 @@ class Page:
 
     @classmethod
     def of(
-        cls, page_size: int | None, page_token: str, *, filters: Sequence[str], key: Sequence[type]
+        cls,
+        page_size: int | None,
+        page_token: str,
+        *,
+        filters: Sequence[str],
+        key: Sequence[type] = TIME_KEY,
     ) -> Page:
         """The page that a request's page fields describe.
 
@@ -45,7 +52,11 @@ class Page:
         """
         size = min(page_size or SIZE_DEFAULT, SIZE_MAX)
         after = _decode(page_token, filters, key) if page_token else None
-        return cls(size, after, tuple(filters))
+        page = cls(size, after, tuple(filters))
+        if key == TIME_KEY:
+            # A forged token is refused here, before a list takes a connection for it.
+            time_position(page)
+        return page
 
     def cut(self, found: Sequence[T], key: Callable[[T], Key]) -> tuple[list[T], str]:
         """The page's rows and the next page's token, '' at the end.
@@ -79,9 +90,7 @@ class TimePosition(NamedTuple):
         return (self.time - _EPOCH) // _MICROSECOND, self.id
 
 
-TIME_KEY: Final = (int, str)
-"""The types of ``TimePosition.key``, for ``Page.of``."""
-_NEWEST: Final = TimePosition(
+_FIRST: Final = TimePosition(
     datetime.max.replace(tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff"
 )
 
@@ -89,7 +98,7 @@ _NEWEST: Final = TimePosition(
 def time_position(page: Page) -> TimePosition:
     """The position that the page's rows come after. Raises InvalidPageToken for a forged token."""
     if page.after is None:
-        return _NEWEST
+        return _FIRST
     microseconds, id_ = page.after
     if not is_id(str(id_)):
         raise InvalidPageToken

@@ -7,12 +7,10 @@ the variable's name, in upper or lower case, is read too; the variable itself wi
 An error is one line that names the variable and never its value.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import socket
-from typing import ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -37,6 +35,17 @@ def _replica_name() -> str:
     return f"{host}-{os.getpid()}"
 
 
+def seconds(default: float, description: str, *, most: float, least: float | None = None) -> Any:
+    """A setting in seconds: above zero, or at least ``least``."""
+    above = 0 if least is None else None
+    return Field(default=default, gt=above, ge=least, le=most, description=description)
+
+
+def count(default: int, description: str, *, most: int, least: int = 1) -> Any:
+    """A setting that is a number of things."""
+    return Field(default=default, ge=least, le=most, description=description)
+
+
 class ServiceSettings(BaseSettings):
     """The settings of every service. A service derives its own class and sets its name in it."""
 
@@ -57,11 +66,11 @@ class ServiceSettings(BaseSettings):
     owner_database_url: PostgresUrl = Field(
         default=SecretStr(""), description="PostgreSQL as the owner role. Needed by `migrate` only."
     )
-    migrate_wait_s: float = Field(
-        default=0.0,
-        ge=0,
-        le=600,
-        description="Time that `migrate` waits for a database that does not answer or is starting.",
+    migrate_wait_s: float = seconds(
+        0.0,
+        "Time that `migrate` waits for a database that does not answer or is starting.",
+        most=600,
+        least=0,
     )
     audit_database_url: PostgresUrl = Field(
         default=SecretStr(""),
@@ -91,52 +100,42 @@ class ServiceSettings(BaseSettings):
         default=True,
         description="Whether gRPC reflection is served, which grpcurl needs without .proto files.",
     )
-    max_concurrent_calls: int = Field(
-        default=1024,
-        ge=1,
-        le=100_000,
-        description="Calls served at once; more are refused with OVERLOADED. Streams have the same "
+    max_concurrent_calls: int = count(
+        1024,
+        "Calls served at once; more are refused with OVERLOADED. Streams have the same "
         "limit, counted separately; health checks and reflection do not count.",
+        most=100_000,
     )
-    default_deadline_s: float = Field(
-        default=10.0, gt=0, le=300, description="Time limit of a unary call whose client set none."
+    default_deadline_s: float = seconds(
+        10.0, "Time limit of a unary call whose client set none.", most=300
     )
-    drain_delay_s: float = Field(
-        default=0.0,
-        ge=0,
-        le=300,
-        description="Time between NOT_SERVING and refusing new calls, in which clients and load "
+    drain_delay_s: float = seconds(
+        0.0,
+        "Time between NOT_SERVING and refusing new calls, in which clients and load "
         "balancers notice.",
+        most=300,
+        least=0,
     )
-    grace_s: float = Field(
-        default=10.0,
-        ge=0,
-        le=300,
-        description="How long running calls may still take when the service stops.",
+    grace_s: float = seconds(
+        10.0, "How long running calls may still take when the service stops.", most=300, least=0
     )
-    max_connection_age_s: float = Field(
-        default=300.0,
-        gt=0,
-        le=86_400,
-        description="Age at which a client's connection is closed gracefully, so that clients "
+    max_connection_age_s: float = seconds(
+        300.0,
+        "Age at which a client's connection is closed gracefully, so that clients "
         "resolve addresses again and find new replicas.",
+        most=86_400,
     )
-    readiness_interval_s: float = Field(
-        default=1.0, gt=0, le=60, description="Time between two readiness probes."
-    )
-    pool_size: int = Field(
-        default=8,
-        ge=4,
-        le=500,
-        description="Database connections of this replica, at most: one for the readiness probe, "
+    readiness_interval_s: float = seconds(1.0, "Time between two readiness probes.", most=60)
+    pool_size: int = count(
+        8,
+        "Database connections of this replica, at most: one for the readiness probe, "
         "and of the others a third each for writes, for writes that wait for locked rows, and for "
         "reads.",
+        most=500,
+        least=4,
     )
-    metrics_port: int = Field(
-        default=0,
-        ge=0,
-        le=65535,
-        description="Port of the Prometheus page, on the host of BIND; 0: none.",
+    metrics_port: int = count(
+        0, "Port of the Prometheus page, on the host of BIND; 0: none.", most=65535, least=0
     )
 
     @classmethod

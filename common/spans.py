@@ -7,8 +7,6 @@ request.
 Names and attributes are those of OpenTelemetry's semantic conventions for gRPC.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import logging
@@ -24,7 +22,7 @@ from opentelemetry.context import Context, attach
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -74,7 +72,7 @@ class Spans:
         )
         for name in _SILENCED_LOGS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._exporter = _LoggedExporter(OTLPSpanExporter())
+        self._exporter = _LoggedExporter()
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("tally")
         self._read_refusal = read_refusal
@@ -209,11 +207,11 @@ def _code_without_status(error: BaseException) -> grpc.StatusCode:
     return grpc.StatusCode.DEADLINE_EXCEEDED if cut_off else grpc.StatusCode.CANCELLED
 
 
-class _LoggedExporter(SpanExporter):
+class _LoggedExporter(OTLPSpanExporter):
     """Logs once that spans are not delivered, and once that they are again."""
 
-    def __init__(self, exporter: OTLPSpanExporter) -> None:
-        self._exporter = exporter
+    def __init__(self) -> None:
+        super().__init__()
         self._failing = False
         self._code = ""
         self._library_log = logging.getLogger(_EXPORTER_LOG)
@@ -223,7 +221,7 @@ class _LoggedExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send the spans or drop them. Runs in the exporting thread."""
         try:
-            result = self._exporter.export(spans)
+            result = super().export(spans)
         except Exception as error:  # noqa: BLE001 - one line, and the next batch is tried
             result, self._code = SpanExportResult.FAILURE, type(error).__name__
         failed = result is not SpanExportResult.SUCCESS
@@ -233,13 +231,6 @@ class _LoggedExporter(SpanExporter):
             _log.info("spans are delivered again")
         self._failing = failed
         return result
-
-    def shutdown(self) -> None:
-        """End a running export."""
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
 
     def close(self) -> None:
         """Restore the library's logger."""

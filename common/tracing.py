@@ -4,8 +4,8 @@ Off unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOI
 that builds handlers, stubs and tasks calls this module once, while building. Off, it gets back what
 it passed, and no call runs through anything here. On, ``common.spans`` does the work.
 
-The variables are OpenTelemetry's own, and its SDK reads them. Only those are checked here that
-would otherwise fail in the middle of serving.
+The variables are OpenTelemetry's own, and its SDK reads them. Only the endpoint is checked here:
+the SDK would take a malformed one, and every export would fail.
 """
 
 from __future__ import annotations
@@ -33,16 +33,6 @@ FLUSH_S: Final = 2.0
 _HOST: Final = r"(\[[\da-fA-F:]+\]|[^\[\]\s/?#@:]+)"
 # gRPC would use port 443 for an http address without a port.
 _ENDPOINT: Final = re.compile(rf"(https://{_HOST}(:\d{{1,5}})?|http://{_HOST}:\d{{1,5}})/?")
-_NUMBERS: Final[dict[str, type[float]]] = {
-    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": float,
-    "OTEL_EXPORTER_OTLP_TIMEOUT": float,
-    "OTEL_BSP_SCHEDULE_DELAY": int,
-    "OTEL_BSP_EXPORT_TIMEOUT": int,
-    "OTEL_BSP_MAX_QUEUE_SIZE": int,
-    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": int,
-}
-"""Numbers above zero. The exporting thread cannot wait for one that is too large, and would end."""
-_NUMBER_MAX: Final = 86_400_000
 _VARIABLE: Final = re.compile(r"\bOTEL_[A-Z_]+\b")
 
 Handle = TypeVar("Handle", bound=Callable[..., object])
@@ -51,7 +41,7 @@ _spans: Spans | None = None
 
 
 def wanted() -> bool:
-    """Whether the environment turns tracing on. Raises SettingsError for a malformed variable."""
+    """Whether the environment turns tracing on. Raises SettingsError for a malformed endpoint."""
     endpoint = next((name for name in ENDPOINTS if _given(name)), "")
     turned_off = (
         _given("OTEL_TRACES_EXPORTER").lower() == "none"
@@ -61,9 +51,6 @@ def wanted() -> bool:
         return False
     if not _ENDPOINT.fullmatch(_given(endpoint)):
         raise SettingsError(f"{endpoint}: must be http://host:port or https://host:port")
-    for name, kind in _NUMBERS.items():
-        if name in os.environ and not _is_number(_given(name), kind):
-            raise SettingsError(f"{name}: must be a number above 0, and at most {_NUMBER_MAX}")
     return True
 
 
@@ -129,10 +116,3 @@ def log_ids(_logger: object, _method: str, event: EventDict) -> EventDict:
 def _given(name: str) -> str:
     """The variable's value. OpenTelemetry takes an empty one as not set."""
     return os.environ.get(name, "").strip()
-
-
-def _is_number(text: str, kind: type[float]) -> bool:
-    try:
-        return 0 < kind(text) <= _NUMBER_MAX
-    except ValueError:
-        return False

@@ -4,20 +4,16 @@ Rows are locked in one order everywhere: campaigns or coupons by ascending id, t
 redemptions, which its row protects, then idempotency records.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
-from common.locking.strategy import RowStrategy, Strategy
+from common.locking.strategy import RowStrategy, Strategies, Strategy
 from coupon_service import tables
 from coupon_service.model.campaign import CreateCampaign
 from coupon_service.model.coupon import IssueCoupon, RedeemCoupon, RestoreCoupon
 
 CAMPAIGN_KEY: Final = "coupon:issue:{campaign_id}"
 
-Command = CreateCampaign | IssueCoupon | RedeemCoupon | RestoreCoupon
-
-STRATEGIES: Final[dict[type[Command], Strategy]] = {
+STRATEGIES: Final[Strategies] = {
     CreateCampaign: Strategy(
         rows=RowStrategy.INSERT,
         guards=(tables.CAMPAIGN_REQUEST_ONCE,),

@@ -1,13 +1,11 @@
 """CouponService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
 from common.money import Money
-from common.paging import TIME_KEY, Page
+from common.paging import Page
 from common.rpc.convert import microseconds_from, money_from, money_to, time_from, time_to
 from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign, Terms
 from coupon_service.model.coupon import (
@@ -17,29 +15,20 @@ from coupon_service.model.coupon import (
     RedeemCoupon,
     RestoreCoupon,
 )
-from coupon_service.use_cases.campaign import Campaigns
-from coupon_service.use_cases.coupon import Issuance, Redemptions
+from coupon_service.use_cases.campaign import Campaigns, Issuance
+from coupon_service.use_cases.coupon import Redemptions
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.coupon.v1 import coupon_pb2_grpc
 from tally.type.v1 import money_pb2
 
 _CAMPAIGN_STATES: Final = {
-    CampaignState.SCHEDULED: pb.Campaign.STATE_SCHEDULED,
-    CampaignState.OPEN: pb.Campaign.STATE_OPEN,
-    CampaignState.SOLD_OUT: pb.Campaign.STATE_SOLD_OUT,
-    CampaignState.ENDED: pb.Campaign.STATE_ENDED,
+    state: pb.Campaign.State.Value(f"STATE_{state}") for state in CampaignState
 }
-_COUPON_STATES: Final = {
-    CouponState.ISSUED: pb.Coupon.STATE_ISSUED,
-    CouponState.REDEEMED: pb.Coupon.STATE_REDEEMED,
-    CouponState.EXPIRED: pb.Coupon.STATE_EXPIRED,
-}
+_COUPON_STATES: Final = {state: pb.Coupon.State.Value(f"STATE_{state}") for state in CouponState}
 _US: Final = 1_000_000
 
 
 class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, campaigns: Campaigns, issuance: Issuance, redemptions: Redemptions) -> None:
         self._campaigns = campaigns
         self._issuance = issuance
@@ -72,7 +61,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     async def ListCampaigns(
         self, request: pb.ListCampaignsRequest, context: Any
     ) -> pb.ListCampaignsResponse:
-        page = Page.of(request.page_size, request.page_token, filters=["campaigns"], key=TIME_KEY)
+        page = Page.of(request.page_size, request.page_token, filters=["campaigns"])
         campaigns, next_page_token = await self._campaigns.list_campaigns(page)
         return pb.ListCampaignsResponse(
             campaigns=[_campaign(campaign) for campaign in campaigns],
@@ -95,7 +84,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         self, request: pb.ListCouponsRequest, context: Any
     ) -> pb.ListCouponsResponse:
         filters = ["coupons", request.user_id]
-        page = Page.of(request.page_size, request.page_token, filters=filters, key=TIME_KEY)
+        page = Page.of(request.page_size, request.page_token, filters=filters)
         coupons, next_page_token = await self._redemptions.list_coupons(request.user_id, page)
         return pb.ListCouponsResponse(
             coupons=[_coupon(coupon) for coupon in coupons], next_page_token=next_page_token

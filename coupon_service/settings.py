@@ -1,7 +1,5 @@
 """The coupon service's settings: those every service has, with its own defaults."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from common.settings import ServiceSettings
@@ -9,8 +7,5 @@ from common.urls import BindAddress
 
 
 class CouponSettings(ServiceSettings):
-    """Read from ``TALLY_COUPON_…`` and ``TALLY_…``."""
-
     service: ClassVar[str] = "coupon"
-
     bind: BindAddress = "127.0.0.1:50052"

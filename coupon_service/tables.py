@@ -1,7 +1,5 @@
 """The coupon database: campaigns, coupons, redemptions and idempotency records."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa

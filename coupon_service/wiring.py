@@ -1,7 +1,5 @@
 """Builds the coupon service and connects its layers."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,8 +12,8 @@ from common.service import Application, run_service_jobs
 from coupon_service.servicer import CouponServicer
 from coupon_service.settings import CouponSettings
 from coupon_service.tables import SCHEMA, answers
-from coupon_service.use_cases.campaign import Campaigns
-from coupon_service.use_cases.coupon import Issuance, Redemptions
+from coupon_service.use_cases.campaign import Campaigns, Issuance
+from coupon_service.use_cases.coupon import Redemptions
 from tally.coupon.v1.coupon_pb2_grpc import add_CouponServiceServicer_to_server
 
 

@@ -1,50 +1,24 @@
-"""The refusals of the order service.
-
-├── ProductNotFound       NOT_FOUND             PRODUCT_NOT_FOUND
-├── OrderNotFound         NOT_FOUND             ORDER_NOT_FOUND
-├── SagaNotFound          NOT_FOUND             SAGA_NOT_FOUND
-├── OutOfStock            FAILED_PRECONDITION   OUT_OF_STOCK
-├── OrderNotPayable       FAILED_PRECONDITION   ORDER_NOT_PAYABLE
-├── OrderNotCancellable   FAILED_PRECONDITION   ORDER_NOT_CANCELLABLE
-├── PaymentKeyRequired    FAILED_PRECONDITION   PAYMENT_KEY_REQUIRED
-├── SagaNotRetryable      FAILED_PRECONDITION   SAGA_NOT_RETRYABLE
-├── AmountExceedsDue      INVALID_ARGUMENT      AMOUNT_EXCEEDS_DUE
-├── PaymentInProgress     ABORTED               PAYMENT_IN_PROGRESS
-├── NotPaid               UNAVAILABLE           GATEWAY_UNAVAILABLE
-├── PaymentOutcomeUnknown UNAVAILABLE           PAYMENT_OUTCOME_UNKNOWN
-├── CartChanged           ABORTED               CART_CHANGED
-└── SagaLost              inside the service only
-"""
-
-from __future__ import annotations
+"""The refusals of the order service; one without a code is FAILED_PRECONDITION."""
 
 from collections.abc import Iterable
 
 from common.errors import Code, NotFound, QuotaViolation, Refusal
 
 
-class ProductNotFound(NotFound):
+class ProductNotFound(NotFound, reason="PRODUCT_NOT_FOUND"):
     """There is no product with this id."""
 
-    reason = "PRODUCT_NOT_FOUND"
 
-
-class OrderNotFound(NotFound):
+class OrderNotFound(NotFound, reason="ORDER_NOT_FOUND"):
     """This user has no order with this id."""
 
-    reason = "ORDER_NOT_FOUND"
 
-
-class SagaNotFound(NotFound):
+class SagaNotFound(NotFound, reason="SAGA_NOT_FOUND"):
     """There is no such saga."""
 
-    reason = "SAGA_NOT_FOUND"
 
-
-class OutOfStock(Refusal):
+class OutOfStock(Refusal, reason="OUT_OF_STOCK"):
     """Fewer are free than were ordered."""
-
-    reason = "OUT_OF_STOCK"
 
     def __init__(self, short: Iterable[tuple[str, int, int]]) -> None:
         """``short``: for each such product, its id, its free stock and the quantity asked."""
@@ -57,70 +31,48 @@ class OutOfStock(Refusal):
         )
 
 
-class OrderNotPayable(Refusal):
+class OrderNotPayable(Refusal, reason="ORDER_NOT_PAYABLE"):
     """The order is not waiting for a payment, or its time to pay has passed."""
 
-    reason = "ORDER_NOT_PAYABLE"
 
-
-class OrderNotCancellable(Refusal):
+class OrderNotCancellable(Refusal, reason="ORDER_NOT_CANCELLABLE"):
     """The order has expired: there is nothing left to cancel."""
 
-    reason = "ORDER_NOT_CANCELLABLE"
 
-
-class PaymentKeyRequired(Refusal):
+class PaymentKeyRequired(Refusal, reason="PAYMENT_KEY_REQUIRED"):
     """The balance does not pay all that is due, and no payment_key is given for the rest."""
 
-    reason = "PAYMENT_KEY_REQUIRED"
 
-
-class SagaNotRetryable(Refusal):
+class SagaNotRetryable(Refusal, reason="SAGA_NOT_RETRYABLE"):
     """The saga does not need attention."""
 
-    reason = "SAGA_NOT_RETRYABLE"
 
-
-class AmountExceedsDue(Refusal):
+class AmountExceedsDue(Refusal, code=Code.INVALID_ARGUMENT, reason="AMOUNT_EXCEEDS_DUE"):
     """More is to be taken from the balance than is due."""
 
-    code = Code.INVALID_ARGUMENT
-    reason = "AMOUNT_EXCEEDS_DUE"
 
-
-class PaymentInProgress(Refusal):
+class PaymentInProgress(
+    Refusal, code=Code.ABORTED, reason="PAYMENT_IN_PROGRESS", retry_after_s=1.0
+):
     """A payment of this order is under way; ask again when it has ended."""
 
-    code = Code.ABORTED
-    reason = "PAYMENT_IN_PROGRESS"
-    retry_after_s = 1.0
 
-
-class NotPaid(Refusal):
+class NotPaid(Refusal, code=Code.UNAVAILABLE, reason="GATEWAY_UNAVAILABLE"):
     """The payment could not be made: nothing is charged, what was taken is put back; try anew."""
 
     # The reason promises that nothing is charged, whichever service did not answer. No RetryInfo:
     # the refusal is stored, and a new attempt needs a new request_id.
-    code = Code.UNAVAILABLE
-    reason = "GATEWAY_UNAVAILABLE"
 
 
-class PaymentOutcomeUnknown(Refusal):
+class PaymentOutcomeUnknown(Refusal, code=Code.UNAVAILABLE, reason="PAYMENT_OUTCOME_UNKNOWN"):
     """Whether the gateway charged was never learnt; a person closed the attempt as not paid."""
 
-    code = Code.UNAVAILABLE
-    reason = "PAYMENT_OUTCOME_UNKNOWN"
 
-
-class CartChanged(Refusal):
+class CartChanged(Refusal, code=Code.ABORTED, reason="CART_CHANGED"):
     """The cart has changed since the version named; read it and decide anew."""
 
-    code = Code.ABORTED
-    reason = "CART_CHANGED"
 
-
-class SagaLost(Refusal):
+class SagaLost(Refusal, code=Code.ABORTED):
     """Another replica has taken the saga over: this one must stop and write nothing more."""
 
     # Raised inside the service only; no client gets it.
-    code = Code.ABORTED

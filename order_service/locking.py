@@ -5,11 +5,9 @@ ascending, then idempotency records ascending. A new order locks no order row: n
 knows its id yet.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
-from common.locking.strategy import RowStrategy, Strategy
+from common.locking.strategy import RowStrategy, Strategies, Strategy
 from order_service import tables
 from order_service.model.cart import ClearCart, SetCartItem
 from order_service.model.order import CancelOrder, CreateOrder, ExpireOrder, PayOrder
@@ -24,11 +22,9 @@ from order_service.model.saga_command import (
 )
 
 USER_KEY: Final = "order:create:user:{user_id}"
-
 _STOCK: Final = (tables.STOCK_NOT_OVERSOLD, tables.STOCK_NOT_NEGATIVE)
 
-
-STRATEGIES: Final[dict[type, Strategy]] = {
+STRATEGIES: Final[Strategies] = {
     CreateOrder: Strategy(
         rows=RowStrategy.FOR_UPDATE,
         guards=(*_STOCK, tables.ORDER_REQUEST_ONCE, tables.ITEM_ONCE),

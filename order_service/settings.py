@@ -1,13 +1,11 @@
 """The order service's settings: those every service has, the peers', and its own times."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
 from common.addresses import target
-from common.settings import ServiceSettings
+from common.settings import ServiceSettings, count, seconds
 from common.urls import BindAddress
 
 
@@ -20,10 +18,7 @@ PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 
 
 class OrderSettings(ServiceSettings):
-    """Read from ``TALLY_ORDER_…`` and ``TALLY_…``."""
-
     service: ClassVar[str] = "order"
-
     bind: BindAddress = "127.0.0.1:50053"
     balance_address: PeerAddress = Field(
         default="127.0.0.1:50051",
@@ -36,51 +31,37 @@ class OrderSettings(ServiceSettings):
     payment_address: PeerAddress = Field(
         default="127.0.0.1:50054", description="Address of the payment service, in the same form."
     )
-    order_expiry_s: float = Field(
-        default=900.0,
-        gt=0,
-        le=86_400,
-        description="Time in which an order has to be paid; then it expires and its stock is free.",
+    order_expiry_s: float = seconds(
+        900.0,
+        "Time in which an order has to be paid; then it expires and its stock is free.",
+        most=86_400,
     )
-    pay_within_s: float = Field(
-        default=20.0,
-        gt=0,
-        le=600,
-        description="Time in which an attempt to pay has to reach the payment gateway; then it is "
-        "compensated.",
+    pay_within_s: float = seconds(
+        20.0,
+        "Time in which an attempt to pay has to reach the payment gateway; then it is compensated.",
+        most=600,
     )
-    saga_lease_s: float = Field(
-        default=10.0,
-        gt=0,
-        le=600,
-        description="Time without a heartbeat after which another replica takes a saga over.",
+    saga_lease_s: float = seconds(
+        10.0, "Time without a heartbeat after which another replica takes a saga over.", most=600
     )
-    saga_sweep_interval_s: float = Field(
-        default=1.0,
-        gt=0,
-        le=60,
-        description="Time between two sweeps for sagas that are due or whose lease has expired.",
+    saga_sweep_interval_s: float = seconds(
+        1.0, "Time between two sweeps for sagas that are due or whose lease has expired.", most=60
     )
-    saga_running_max: int = Field(
-        default=256,
-        ge=1,
-        le=10_000,
-        description="Sagas that this replica runs at once: this many that use the payment gateway, "
-        "and as many that do not. New payments may take 3/4 of each.",
+    saga_running_max: int = count(
+        256,
+        "Sagas that this replica runs at once: this many that use the payment gateway, and as many "
+        "that do not. New payments may take 3/4 of each.",
+        most=10_000,
     )
-    saga_attempts_max: int = Field(
-        default=60,
-        ge=1,
-        le=10_000,
-        description="Failed attempts in a row of a step that must succeed, after which the saga "
+    saga_attempts_max: int = count(
+        60,
+        "Failed attempts in a row of a step that must succeed, after which the saga "
         "needs attention.",
+        most=10_000,
     )
-    saga_backoff_max_s: float = Field(
-        default=10.0, gt=0, le=600, description="Longest wait between two attempts at a step."
+    saga_backoff_max_s: float = seconds(
+        10.0, "Longest wait between two attempts at a step.", most=600
     )
-    expiry_interval_s: float = Field(
-        default=1.0,
-        gt=0,
-        le=60,
-        description="Time between two sweeps for orders whose time has passed.",
+    expiry_interval_s: float = seconds(
+        1.0, "Time between two sweeps for orders whose time has passed.", most=60
     )

@@ -1,7 +1,5 @@
 """The order database: products, orders, carts, sagas and the idempotency records."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa

@@ -9,18 +9,21 @@ does not exist yet has no row to lock. So a claim and the cancellation of the sa
 advisory lock, and so do two claims of one key; the constraints are sufficient without them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Final
 
-from common.locking.strategy import RowStrategy, Strategy
+from common.locking.strategy import RowStrategy, Strategies, Strategy
 from payment_service import tables
-from payment_service.model import CancelPayment, Command, ConfirmPayment, RecordOutcome
+from payment_service.model.payment_command import (
+    CancelPayment,
+    Command,
+    ConfirmPayment,
+    RecordOutcome,
+)
 
 KEY_MARK: Final = "payment:key:{payment_key}"
 
-STRATEGIES: Final[dict[type[Command], Strategy]] = {
+STRATEGIES: Final[Strategies] = {
     ConfirmPayment: Strategy(
         rows=RowStrategy.INSERT,
         mark=KEY_MARK,

@@ -1,29 +1,20 @@
 """PaymentService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 from common.ids import new_id
-from common.paging import TIME_KEY, Page
+from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
-from payment_service.model import CancelPayment, ConfirmPayment, Payment, PaymentState
+from payment_service.model.payment import Payment, PaymentState
+from payment_service.model.payment_command import CancelPayment, ConfirmPayment
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc
 
-_STATES: Final = {
-    PaymentState.PENDING: pb.Payment.STATE_PENDING,
-    PaymentState.CONFIRMED: pb.Payment.STATE_CONFIRMED,
-    PaymentState.DECLINED: pb.Payment.STATE_DECLINED,
-    PaymentState.UNKNOWN: pb.Payment.STATE_UNKNOWN,
-    PaymentState.CANCELLED: pb.Payment.STATE_CANCELLED,
-}
+_STATES: Final = {state: pb.Payment.State.Value(f"STATE_{state}") for state in PaymentState}
 
 
 class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, payments: Payments) -> None:
         self._payments = payments
 
@@ -68,12 +59,8 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         self, request: pb.ListPaymentsRequest, context: Any
     ) -> pb.ListPaymentsResponse:
         order_id = request.order_id or None
-        page = Page.of(
-            request.page_size,
-            request.page_token,
-            filters=["payments", request.user_id, order_id or ""],
-            key=TIME_KEY,
-        )
+        filters = ["payments", request.user_id, order_id or ""]
+        page = Page.of(request.page_size, request.page_token, filters=filters)
         payments, next_page_token = await self._payments.list_payments(
             request.user_id, order_id, page
         )

@@ -1,13 +1,11 @@
 """The payment service's settings: those every service has, and how to reach its gateway."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar
 
 import httpx
 from pydantic import AfterValidator, Field, SecretStr
 
-from common.settings import ServiceSettings
+from common.settings import ServiceSettings, count, seconds
 from common.urls import BindAddress
 from payment_service.gateway.toss import TossOptions
 
@@ -24,8 +22,6 @@ def _http_url(url: str) -> str:
 
 
 class PaymentSettings(ServiceSettings):
-    """Read from ``TALLY_PAYMENT_…`` and ``TALLY_…``."""
-
     service: ClassVar[str] = "payment"
     needed_to_serve: ClassVar[tuple[str, ...]] = (
         "database_url",
@@ -40,45 +36,29 @@ class PaymentSettings(ServiceSettings):
     gateway_secret_key: SecretStr = Field(
         default=SecretStr(""), description="The merchant's secret key. Needed to serve."
     )
-    gateway_timeout_s: float = Field(
-        default=5.0,
-        gt=0,
-        le=120,
-        description="Time limit of one gateway call; after it the outcome counts as unknown.",
+    gateway_timeout_s: float = seconds(
+        5.0, "Time limit of one gateway call; after it the outcome counts as unknown.", most=120
     )
-    gateway_connect_timeout_s: float = Field(
-        default=1.0, gt=0, le=30, description="Time limit for connecting to the gateway."
+    gateway_connect_timeout_s: float = seconds(
+        1.0, "Time limit for connecting to the gateway.", most=30
     )
-    gateway_connections_max: int = Field(
-        default=200, ge=1, le=10_000, description="Connections to the gateway, at most."
+    gateway_connections_max: int = count(200, "Connections to the gateway, at most.", most=10_000)
+    gateway_breaker_failures: int = count(
+        20, "Failed calls in a row after which no call is made for a while.", most=10_000
     )
-    gateway_breaker_failures: int = Field(
-        default=20,
-        ge=1,
-        le=10_000,
-        description="Failed calls in a row after which no call is made for a while.",
-    )
-    gateway_breaker_pause_s: float = Field(
-        default=5.0, gt=0, le=300, description="How long no call is made then."
-    )
-    lease_s: float = Field(
-        default=3.0,
-        ge=1,
-        le=600,
-        description="How long a replica keeps a payment at the gateway without a heartbeat; then "
+    gateway_breaker_pause_s: float = seconds(5.0, "How long no call is made then.", most=300)
+    lease_s: float = seconds(
+        3.0,
+        "How long a replica keeps a payment at the gateway without a heartbeat; then "
         "another replica works on it. A live replica sends three heartbeats in that time.",
+        most=600,
+        least=1,
     )
-    resolve_interval_s: float = Field(
-        default=0.5,
-        gt=0,
-        le=60,
-        description="Time between two searches for payments with an unknown outcome.",
+    resolve_interval_s: float = seconds(
+        0.5, "Time between two searches for payments with an unknown outcome.", most=60
     )
-    resolve_concurrency: int = Field(
-        default=16,
-        ge=1,
-        le=1_000,
-        description="Payments whose outcome is looked up at once, at most.",
+    resolve_concurrency: int = count(
+        16, "Payments whose outcome is looked up at once, at most.", most=1_000
     )
 
     def toss(self) -> TossOptions:

@@ -1,10 +1,8 @@
 """The methods of a service as callable objects: deadlines, request_ids, retries and resumption."""
 
-from __future__ import annotations
-
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, Generic, TypeVar
 
@@ -27,13 +25,9 @@ class _Method(Generic[Request, Response]):
     """What unary methods and streams have in common."""
 
     def __init__(
-        self,
-        connection: Connection,
-        descriptor: MethodDescriptor,
-        request: type[Request],
-        response: type[Response],
+        self, connection: Connection, request: type[Request], response: type[Response]
     ) -> None:
-        assert descriptor.input_type is request.DESCRIPTOR
+        descriptor = _method_of(request)
         assert descriptor.output_type is response.DESCRIPTOR
         self.path: Final = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
         """The method's full name."""
@@ -224,6 +218,16 @@ class Watch(_Method[Request, Response]):
             finally:
                 # A consumer that stops early must not be sent more.
                 call.cancel()
+
+
+def _method_of(request: type[Message]) -> MethodDescriptor:
+    """The method that takes these requests. The contract names every request after its method."""
+    name = request.DESCRIPTOR.name.removesuffix("Request")
+    services: Iterable[Any] = request.DESCRIPTOR.file.services_by_name.values()
+    found: MethodDescriptor = next(
+        service.methods_by_name[name] for service in services if name in service.methods_by_name
+    )
+    return found
 
 
 def _now() -> float:

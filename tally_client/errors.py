@@ -40,6 +40,8 @@ from common.errors import FieldViolation, QuotaViolation
 
 BY_REASON: dict[str, type[TallyError]] = {}
 """The class of each reason of the contract."""
+BY_CODE: dict[grpc.StatusCode, type[TallyError]] = {}
+"""The class of each code, for reasons that are not known."""
 
 
 class TallyError(Exception):
@@ -53,7 +55,10 @@ class TallyError(Exception):
     reason: str = ""
     """The contract's reason, such as OUT_OF_STOCK; empty if no service answered."""
 
-    def __init_subclass__(cls, *, reason: str = "") -> None:
+    def __init_subclass__(cls, *, code: grpc.StatusCode | None = None, reason: str = "") -> None:
+        if code is not None:
+            cls.code = code
+            BY_CODE.setdefault(code, cls)
         if reason:
             cls.reason = reason
             BY_REASON[reason] = cls
@@ -108,31 +113,23 @@ class TallyError(Exception):
         return f"{type(self).__name__}({str(self)!r})"
 
 
-class InvalidArgument(TallyError):
+class InvalidArgument(TallyError, code=grpc.StatusCode.INVALID_ARGUMENT):
     """The request is wrong, whatever the state of the service; ``fields`` may name where."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
 
-
-class NotFound(TallyError):
+class NotFound(TallyError, code=grpc.StatusCode.NOT_FOUND):
     """What the request names does not exist, or belongs to another user."""
 
-    code = grpc.StatusCode.NOT_FOUND
 
-
-class AlreadyExists(TallyError):
+class AlreadyExists(TallyError, code=grpc.StatusCode.ALREADY_EXISTS):
     """Something of which there can be only one exists already."""
 
-    code = grpc.StatusCode.ALREADY_EXISTS
 
-
-class FailedPrecondition(TallyError):
+class FailedPrecondition(TallyError, code=grpc.StatusCode.FAILED_PRECONDITION):
     """The state does not allow the call; nothing was done."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
 
-
-class Aborted(TallyError):
+class Aborted(TallyError, code=grpc.StatusCode.ABORTED):
     """Another call conflicts with this one, which did nothing.
 
     Except for REQUEST_IN_PROGRESS: a call with this request_id is running and its outcome will
@@ -140,25 +137,17 @@ class Aborted(TallyError):
     wait.
     """
 
-    code = grpc.StatusCode.ABORTED
 
-
-class ResourceExhausted(TallyError):
+class ResourceExhausted(TallyError, code=grpc.StatusCode.RESOURCE_EXHAUSTED):
     """Something ran out (``quota`` says what), or there are too many calls."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
-
-class Unavailable(TallyError):
+class Unavailable(TallyError, code=grpc.StatusCode.UNAVAILABLE):
     """A service reported that it cannot carry out the call now, and why."""
 
-    code = grpc.StatusCode.UNAVAILABLE
 
-
-class InternalError(TallyError, reason="INTERNAL"):
+class InternalError(TallyError, reason="INTERNAL", code=grpc.StatusCode.INTERNAL):
     """An error in the service; its log has the details under ``metadata["error_id"]``."""
-
-    code = grpc.StatusCode.INTERNAL
 
 
 class OutcomeUnknown(TallyError):
@@ -169,16 +158,14 @@ class OutcomeUnknown(TallyError):
     """
 
 
-class NoAnswer(OutcomeUnknown):
+class NoAnswer(OutcomeUnknown, code=grpc.StatusCode.UNAVAILABLE):
     """The connection failed, and so did the retries that are safe; or the client was closed."""
 
-    code = grpc.StatusCode.UNAVAILABLE
 
-
-class DeadlineExceeded(OutcomeUnknown, reason="DEADLINE_EXCEEDED"):
+class DeadlineExceeded(
+    OutcomeUnknown, reason="DEADLINE_EXCEEDED", code=grpc.StatusCode.DEADLINE_EXCEEDED
+):
     """The time limit passed before an answer arrived."""
-
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class DeadlineTooShort(DeadlineExceeded, reason="DEADLINE_TOO_SHORT"):

@@ -1,7 +1,5 @@
 """A class for each reason of the contract; the tree is drawn in ``tally_client.errors``."""
 
-from __future__ import annotations
-
 from tally_client.errors import (
     Aborted,
     AlreadyExists,

@@ -1,7 +1,5 @@
 """From gRPC's error to a TallyError: by its reason, else by its code."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import grpc
@@ -10,20 +8,6 @@ from common.errors import RemoteRefusal
 from common.rpc.status import from_rpc_error
 from tally_client import errors, policy
 
-_BY_CODE: Final = {
-    kind.code: kind
-    for kind in (
-        errors.InvalidArgument,
-        errors.NotFound,
-        errors.AlreadyExists,
-        errors.FailedPrecondition,
-        errors.Aborted,
-        errors.ResourceExhausted,
-        errors.Unavailable,
-        errors.InternalError,
-        errors.DeadlineExceeded,
-    )
-}
 # gRPC's own codes, without a service's answer: the connection failed, a proxy reset the stream
 # (INTERNAL), or a server ended the call without a status of its own.
 _NO_ANSWER: Final = frozenset(
@@ -64,7 +48,7 @@ def to_tally_error(
 def _kind(refusal: RemoteRefusal, code: grpc.StatusCode) -> type[errors.TallyError]:
     if not refusal.reason and code in _NO_ANSWER:
         return errors.NoAnswer
-    by_code = _BY_CODE.get(code, errors.TallyError)
+    by_code = errors.BY_CODE.get(code, errors.TallyError)
     by_reason = errors.BY_REASON.get(refusal.reason, by_code)
     # Under another code than the contract's the reason does not count: the code decides what the
     # caller can rely on.

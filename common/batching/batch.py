@@ -13,8 +13,6 @@ A failed transaction is classified (``common.db.errors``); then the batch is
 - halved, if Tally has a defect, so that only the command that triggers it gets the error.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,22 +25,14 @@ from prometheus_client import Counter, Histogram
 from common.backoff import Backoff
 from common.batching.outcomes import Decide, Outcome, QueuedCommand, RowLocked
 from common.db.engines import Database
-from common.db.errors import (
-    LOCK_NOT_AVAILABLE,
-    UNIQUE_VIOLATION,
-    Fault,
-    classify,
-    constraint_name,
-    sqlstate,
-)
-from common.db.idempotency import RecordConflict
+from common.db.errors import Fault, RecordConflict, classify, constraint_name
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Refusal
 from common.metrics import REGISTRY
 
 C = TypeVar("C")
 R = TypeVar("R")
 
-TRIES_MAX: Final = {"contention": 5, "connection": 3, "taken": 3}
+TRIES_MAX: Final = {Fault.CONTENTION: 5, Fault.CONNECTION: 3, Fault.TAKEN: 3}
 """Tries of one batch by kind of fault; other kinds get one."""
 UNREACHABLE_S: Final = 4.0
 """How long a batch tries to reach the database: less than most callers wait."""
@@ -120,45 +110,32 @@ async def _carry(
     whole: bool,
 ) -> Done[C, R] | None:
     """Try until decided. None: halve the batch, since one of its commands causes the fault."""
-    tries: dict[str, int] = {}
+    tries: dict[Fault, int] = {}
     begun = time.monotonic()
     while True:
         try:
             return Done(entries, await attempt.run(entries, wait_for_locks=wait_for_locks))
         except Exception as error:  # noqa: BLE001 - every fault of a batch is handled here
-            fault = _kind_of(error)
+            fault = classify(error)
             tries[fault] = tries.get(fault, 0) + 1
-            _faults.labels(attempt.lane, fault).inc()
+            _faults.labels(attempt.lane, fault.value).inc()
             if _worth_another_try(fault, tries, error, begun=begun, whole=whole):
                 # Jitter: two batches that deadlocked must not retry in step.
                 await asyncio.sleep(_RETRY.pause_s(tries[fault]))
                 continue
             # A batch that waits for locks is about one row: halving it would find nothing.
-            divisible = fault in {"command", "taken", "unexpected"} or (
-                fault == "held" and not wait_for_locks
+            divisible = fault in {Fault.COMMAND, Fault.TAKEN, Fault.UNEXPECTED} or (
+                fault is Fault.HELD and not wait_for_locks
             )
             if divisible and len(entries) > 1:
                 return None
-            return _give_up(attempt, entries, error, fault, lost="connection" in tries)
-
-
-def _kind_of(error: Exception) -> str:
-    """The kind of fault, as the metric's label names it."""
-    if isinstance(error, RecordConflict):
-        return "taken"
-    state = sqlstate(error)
-    if state == LOCK_NOT_AVAILABLE:
-        return "held"
-    fault = classify(error)
-    if fault is Fault.COMMAND and state == UNIQUE_VIOLATION:
-        return "taken"
-    return fault.value
+            return _give_up(attempt, entries, error, fault, lost=Fault.CONNECTION in tries)
 
 
 def _worth_another_try(
-    fault: str, tries: dict[str, int], error: Exception, *, begun: float, whole: bool
+    fault: Fault, tries: dict[Fault, int], error: Exception, *, begun: float, whole: bool
 ) -> bool:
-    if fault == "connection":
+    if fault is Fault.CONNECTION:
         # A server that was silent for a statement's whole time limit would be silent again.
         silent = isinstance(error, TimeoutError)
         return (
@@ -166,7 +143,7 @@ def _worth_another_try(
             and tries[fault] < TRIES_MAX[fault]
             and time.monotonic() - begun < UNREACHABLE_S
         )
-    if fault == "taken" and not whole:
+    if fault is Fault.TAKEN and not whole:
         return False  # the whole batch was run again before; now the one command is looked for
     return tries[fault] < TRIES_MAX.get(fault, 1)
 
@@ -175,16 +152,16 @@ def _give_up(
     attempt: Attempt[C, R],
     entries: Sequence[QueuedCommand[C, R]],
     error: Exception,
-    fault: str,
+    fault: Fault,
     *,
     lost: bool,
 ) -> Done[C, R]:
     if lost:
         _log.warning("database_unavailable", lane=attempt.lane, error=type(error).__name__)
         return Done(entries, [DatabaseUnavailable() for _ in entries], certain=False)
-    if fault == "held":
+    if fault is Fault.HELD:
         return Done(entries, [RowLocked(entry.lock_key or id(entry)) for entry in entries])
-    if fault == "contention" or isinstance(error, RecordConflict):
+    if fault is Fault.CONTENTION or isinstance(error, RecordConflict):
         return Done(entries, [ConflictRetriesExhausted(lane=attempt.lane) for _ in entries])
     name = constraint_name(error)
     return Done(entries, [attempt.translate(name, entry.command) or error for entry in entries])

@@ -1,7 +1,5 @@
 """Errors of PostgreSQL and its driver: what failed, and what a caller may do about it."""
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ UNIQUE_VIOLATION: Final = "23505"
 UNDEFINED_TABLE: Final = "42P01"
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
-_CONTENTION: Final = {"40001", "40P01", LOCK_NOT_AVAILABLE}
+_CONTENTION: Final = {"40001", "40P01"}
 _UNREACHABLE: Final = {
     "25006",  # read-only: a failover is under way and this is the old primary
     "57014",  # statement_timeout
@@ -35,12 +33,16 @@ _UNREACHABLE: Final = {
 
 
 class Fault(enum.Enum):
-    """What a failed transaction means for the commands in it."""
+    """What a failed transaction means for the commands in it; values are labels of a metric."""
 
     COMMAND = "command"
     """One command broke a constraint or a type (SQLSTATE 22, 23): find it."""
+    TAKEN = "taken"
+    """A unique key exists already: run the batch again, which reads what took it; then find it."""
+    HELD = "held"
+    """Another transaction did not release a row within lock_timeout: find the command, and wait."""
     CONTENTION = "contention"
-    """Deadlock, serialization failure or lock timeout: run the same batch again."""
+    """Deadlock, serialization failure or a stale read: run the same batch again."""
     CONNECTION = "connection"
     """The server is unreachable or did not answer: run the batch again. If the lost transaction
     had committed, the idempotency records say so."""
@@ -54,6 +56,10 @@ class StaleRead(Exception):  # noqa: N818 - another writer was faster, which is 
     Locked rows cannot change; the comparison protects against a lock that was not taken. The batch
     runs again, as after a deadlock.
     """
+
+
+class RecordConflict(Exception):  # noqa: N818 - another writer was first, which is no fault
+    """Another transaction recorded one of these requests first: run the batch again."""
 
 
 class ReadOnlyDatabase(Exception):  # noqa: N818 - a state, not a fault
@@ -74,8 +80,12 @@ def constraint_name(error: BaseException) -> str:
 def classify(error: BaseException) -> Fault:
     """The kind of fault that an exception from a transaction is."""
     state = sqlstate(error)
+    if state == UNIQUE_VIOLATION or isinstance(error, RecordConflict):
+        return Fault.TAKEN
     if state[:2] in {"22", "23"}:
         return Fault.COMMAND
+    if state == LOCK_NOT_AVAILABLE:
+        return Fault.HELD
     if state in _CONTENTION or isinstance(error, StaleRead):
         return Fault.CONTENTION
     if state[:2] in {"08", "28", "3D", "53", "58"} or state in _UNREACHABLE:
@@ -106,7 +116,7 @@ def map_database_errors() -> Iterator[None]:
         fault = classify(error)
         if fault is Fault.CONNECTION:
             raise DatabaseUnavailable from error
-        if fault is Fault.CONTENTION:
+        if fault in {Fault.CONTENTION, Fault.HELD}:
             raise ConflictRetriesExhausted from error
         raise
 

@@ -10,8 +10,6 @@ reads the first one's response. Records are written last, in ascending order, so
 cannot deadlock on them.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,13 +17,13 @@ from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
+from common.db.errors import RecordConflict
 from common.db.row_locks import CLOCK, TIME, locked
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 from common.errors import RequestIdReused
 from common.request_key import IdempotentCommand, RequestKey, Result
 
@@ -39,10 +37,6 @@ CLEAN_UP_ROWS: Final = 5_000
 """Rows deleted in one transaction: few enough not to delay other transactions."""
 CLEAN_UP_INTERVAL_S: Final = 600.0
 _KEY: Final = ("method", "scope", "request_id")
-
-
-class RecordConflict(Exception):  # noqa: N818 - another writer was first, which is no fault
-    """Another transaction recorded one of these requests first: run the batch again."""
 
 
 def idempotency_table(metadata: sa.MetaData) -> sa.Table:
@@ -164,9 +158,7 @@ class IdempotencyStore:
 
     def __init__(self, table: sa.Table) -> None:
         self._asked = unnest("asked", *table.c[_KEY])
-        self._find = sa.select(table).join_from(
-            self._asked, table, sa.and_(*(table.c[name] == self._asked.c[name] for name in _KEY))
-        )
+        self._find = sa.select(table).join_from(self._asked, table, same(table, self._asked))
         self._added = unnest("new", *table.c[(*_KEY, "state", "digest", "body")])
         self._save = _save(table, self._added)
         self._clean_up = _clean_up(table)
@@ -212,8 +204,7 @@ class IdempotencyStore:
 
 def _save(table: sa.Table, added: sa.TableValuedAlias) -> sa.Executable:
     # Sorted in SQL too: rows are inserted in the order in which the SELECT returns them.
-    ordered = sa.select(added).order_by(*(added.c[name] for name in _KEY))
-    inserting = insert(table).from_select(list(added.c.keys()), ordered)
+    inserting = insert_from(table, added, _KEY)
     # A response replaces nothing. A tombstone replaces the response that its transaction has read,
     # and no other: compensating one that came in between would be lost.
     return inserting.on_conflict_do_update(
@@ -237,10 +228,8 @@ def _clean_up(table: sa.Table) -> sa.Executable:
     )
     deleted = locked(
         table,
-        sa.select(*key).join_from(
-            old, table, sa.and_(*(table.c[name] == old.c[name] for name in _KEY))
-        ),
+        sa.select(*key).join_from(old, table, same(table, old)),
         order_by=list(key),
         skip_locked=True,
     )
-    return sa.delete(table).where(*(table.c[name] == deleted.c[name] for name in _KEY))
+    return sa.delete(table).where(same(table, deleted))

@@ -1,18 +1,16 @@
 """Lists by creation time and id, newest first: the statement and its parameters."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import sqlalchemy as sa
 
-from common.paging import TimePosition
+from common.paging import Page, TimePosition, time_position
 
 
 def newest_first(
     selected: sa.Select[Any], time: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]
 ) -> sa.Select[Any]:
-    """``selected`` rows before a position, newest first; ``at_most`` gives the parameters."""
+    """``selected`` rows before a position, newest first; ``rows_of`` gives the parameters."""
     before = sa.tuple_(
         sa.bindparam("before_time", type_=time.type), sa.bindparam("before_id", type_=id_.type)
     )
@@ -23,6 +21,11 @@ def newest_first(
     )
 
 
-def at_most(size: int, *, before: TimePosition) -> dict[str, object]:
+def rows_of(page: Page) -> dict[str, object]:
+    """The parameters of ``newest_first``: the page's rows, and one more if there is one."""
+    return at_most(page.size + 1, time_position(page))
+
+
+def at_most(size: int, before: TimePosition) -> dict[str, object]:
     """The parameters of ``newest_first``: at most ``size`` rows before the position."""
     return {"size": size, "before_time": before.time, "before_id": before.id}

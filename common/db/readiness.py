@@ -1,7 +1,5 @@
 """Whether the service can use its database: it answers, takes writes, and has a new schema."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final, TypeAlias
 
@@ -21,15 +19,15 @@ from common.db.revisions import ForeignSchema, require_own
 from common.tasks import result_of
 
 _DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
-_STATE: Final = sa.text(
+_PROBE: Final = sa.text(
     "SELECT (SELECT version_num FROM alembic_version),"
     " current_setting('transaction_read_only') = 'on'"
 )
 
-State: TypeAlias = tuple[str, list[str]]
+Probed: TypeAlias = tuple[str, list[str]]
 """The revision of the schema, and warnings about the server."""
 
-_abandoned: set[asyncio.Task[State]] = set()
+_abandoned: set[asyncio.Task[Probed]] = set()
 _log = structlog.stdlib.get_logger()
 
 
@@ -69,24 +67,24 @@ async def check_ready(database: Database, *, schema: str) -> None:
     database.checked.set()
 
 
-async def _read_state(database: Database) -> State:
+async def _read_state(database: Database) -> Probed:
     """Raises ReadOnlyDatabase for a session that takes no writes."""
     async with database.probe.connect() as connection:
-        found, read_only = (await connection.execute(_STATE)).one()
+        found, read_only = (await connection.execute(_PROBE)).one()
         if read_only:
             raise ReadOnlyDatabase
         warnings = [] if database.checked.is_set() else await durability_warnings(connection)
     return found or "", warnings
 
 
-def _abandon(probe: asyncio.Task[State]) -> None:
+def _abandon(probe: asyncio.Task[Probed]) -> None:
     """Cancel the probe, if it still runs, without waiting for its end.
 
     The driver takes two seconds to close a connection to a silent server, and the result is already
     known.
     """
 
-    def on_done(task: asyncio.Task[State]) -> None:
+    def on_done(task: asyncio.Task[Probed]) -> None:
         _abandoned.discard(task)
         if not task.cancelled():
             # Retrieved, so that asyncio does not log that nobody did.

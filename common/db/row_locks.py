@@ -7,18 +7,20 @@ that sorts before it locks, and every statement that writes rows runs after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, same, unnest
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+W = TypeVar("W")
 
 TIME: Final = sa.DateTime(timezone=True)
 CLOCK: Final = sa.func.clock_timestamp(type_=TIME)
@@ -49,25 +51,19 @@ def locked(
 
 
 @dataclass(frozen=True, slots=True)
-class Locked(Generic[K]):
-    """The rows that a batch has locked."""
+class Locked(Generic[K, V]):
+    """The rows that a batch has locked, or read."""
 
-    rows: Sequence[sa.Row[Any]]
+    found: dict[K, V]
     blocked: frozenset[K]
     """Keys of rows that exist but are locked by another transaction."""
     now: datetime | None
     """The database's clock, read after the rows were locked; None if no row was found."""
 
-
-@dataclass(frozen=True, slots=True)
-class Loaded(Generic[V]):
-    """What a store made of the rows that a batch has locked, by id."""
-
-    found: dict[str, V]
-    blocked: frozenset[str]
-    """Ids of rows that exist but are locked by another transaction."""
-    now: datetime | None
-    """The database's clock, read after the rows were locked; None if no row was found."""
+    def map(self, convert: Callable[[V], W]) -> Locked[K, W]:
+        """The same with what ``convert`` makes of each row."""
+        found = {key: convert(row) for key, row in self.found.items()}
+        return Locked(found, self.blocked, self.now)
 
 
 class RowLocks(Generic[K]):
@@ -93,11 +89,7 @@ class RowLocks(Generic[K]):
         self._key_of: Callable[[sa.Row[Any]], K] = attrgetter(*key)  # type: ignore[assignment]
         ordered = [table.c[name] for name in key]
         self._wanted = unnest("wanted", *ordered)
-        condition = (
-            matches(self._wanted)
-            if matches
-            else sa.and_(*(table.c[name] == self._wanted.c[name] for name in key))
-        )
+        condition = (matches or partial(same, table))(self._wanted)
         selected = list(table.c) if columns is None else [table.c[name] for name in columns]
         rows = sa.select(*selected).join_from(self._wanted, table, condition)
 
@@ -114,31 +106,35 @@ class RowLocks(Generic[K]):
 
     async def lock(
         self, connection: AsyncConnection, keys: Collection[K], *, wait_for_locks: bool
-    ) -> Locked[K]:
+    ) -> Locked[K, sa.Row[Any]]:
         """Lock the rows with these keys that exist, and find out which of them are blocked.
 
         With ``wait_for_locks`` the statement waits for other transactions, up to lock_timeout.
         Then a row is blocked only if it was inserted in between; the next attempt finds it.
         """
-        if not keys:
-            return Locked([], frozenset(), None)
-        parameters = self._parameters(keys)
-        statement = self._lock if wait_for_locks else self._lock_free
-        rows = (await connection.execute(statement, parameters)).all()
-        now = max((row.now for row in rows), default=None)
-        found = {self._key_of(row) for row in rows}
-        if found.issuperset(keys):
-            return Locked(rows, frozenset(), now)
+        locked = await self._execute(
+            connection, self._lock if wait_for_locks else self._lock_free, keys
+        )
+        if locked.found.keys() >= set(keys):
+            return locked
         # A missing row does not exist, or it was skipped.
-        existing = await connection.execute(self._read_keys, parameters)
-        return Locked(rows, frozenset({self._key_of(row) for row in existing} - found), now)
+        existing = await connection.execute(self._read_keys, self._parameters(keys))
+        return replace(locked, blocked=frozenset(map(self._key_of, existing)) - locked.found.keys())
 
-    async def read(self, connection: AsyncConnection, keys: Collection[K]) -> Locked[K]:
+    async def read(
+        self, connection: AsyncConnection, keys: Collection[K]
+    ) -> Locked[K, sa.Row[Any]]:
         """The rows with these keys as last committed, without locks."""
+        return await self._execute(connection, self._read, keys)
+
+    async def _execute(
+        self, connection: AsyncConnection, statement: sa.Select[Any], keys: Collection[K]
+    ) -> Locked[K, sa.Row[Any]]:
         if not keys:
-            return Locked([], frozenset(), None)
-        rows = (await connection.execute(self._read, self._parameters(keys))).all()
-        return Locked(rows, frozenset(), max((row.now for row in rows), default=None))
+            return Locked({}, frozenset(), None)
+        rows = (await connection.execute(statement, self._parameters(keys))).all()
+        now = max((row.now for row in rows), default=None)
+        return Locked({self._key_of(row): row for row in rows}, frozenset(), now)
 
     def _parameters(self, keys: Collection[K]) -> dict[str, list[object]]:
         ordered = [key if isinstance(key, tuple) else (key,) for key in keys]

@@ -4,18 +4,16 @@ A statement is built once. It takes one array per column, in one round trip howe
 its text does not depend on their number, so it is prepared once.
 
     _wanted = unnest("wanted", *accounts.c["user_id", "currency_code"])
-    _FIND = sa.select(accounts).join_from(_wanted, accounts, …)
+    _FIND = sa.select(accounts).join_from(_wanted, accounts, same(accounts, _wanted))
     await connection.execute(_FIND, arrays(_wanted, account_ids))
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import getitem
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 
 ColumnType: TypeAlias = type[sa.types.TypeEngine[Any]] | sa.types.TypeEngine[Any]
 
@@ -45,3 +43,18 @@ def arrays(source: sa.TableValuedAlias, rows: Iterable[object]) -> dict[str, lis
     value: Callable[[Any, str], object] = getitem if mappings else getattr
     names = [str(column.key) for column in source.c]
     return {f"{source.name}_{name}": [value(row, name) for row in rows] for name in names}
+
+
+def same(
+    table: sa.FromClause, source: sa.FromClause, names: Sequence[str] = ()
+) -> sa.ColumnElement[bool]:
+    """Whether a row equals one of ``source`` in the columns ``names``; default: all of source's."""
+    return sa.and_(*(table.c[name] == source.c[name] for name in names or source.c.keys()))
+
+
+def insert_from(
+    table: sa.Table, source: sa.TableValuedAlias, order_by: Sequence[str] = ()
+) -> Insert:
+    """INSERT of all rows of ``source``, in the order of the columns ``order_by``."""
+    rows = sa.select(source).order_by(*(source.c[name] for name in order_by))
+    return insert(table).from_select(list(source.c.keys()), rows)

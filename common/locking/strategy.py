@@ -10,8 +10,6 @@ The lane reads the Redis key and the number of rounds from the strategy, and ref
 without one (``common.batching.lane``).
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +19,8 @@ class RowStrategy(enum.Enum):
     """The second line: what a transaction does about the rows it changes."""
 
     FOR_UPDATE = "row locks, taken in ascending id order"
-    VERSION = "row version compared at the write"
-    CONDITIONAL_UPDATE = "UPDATE … WHERE state = expected"
+    VERSION = "no row locks before the write, which compares the row version"
+    CONDITIONAL_UPDATE = "row locks, and a write that compares what was read: state, version, epoch"
     INSERT = "nothing to lock: a new row under a unique key"
 
 

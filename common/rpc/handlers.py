@@ -32,19 +32,15 @@ from typing import Any, Final, TypeAlias, cast
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from google.protobuf.message import Message
 
 from common import deadlines, metrics, tracing
-from common.errors import Code, DeadlineTooShort, Internal, InvalidField, Overloaded, Refusal
-from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.status import DETAILS_KEY, GRPC_CODES, to_status
-from common.rpc.validation import check
+from common.errors import Code, DeadlineTooShort, Internal, Overloaded, Refusal
+from common.rpc.status import DETAILS_KEY, GRPC_CODES, retry_pushback, to_status
+from common.rpc.validation import Parse, parse_request, parse_stream
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
-Parse: TypeAlias = Callable[[bytes], Message]
 Serialize: TypeAlias = Callable[[Message], bytes]
 UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
 StreamMethod: TypeAlias = Callable[
@@ -52,35 +48,24 @@ StreamMethod: TypeAlias = Callable[
 ]
 
 REPLICA_KEY: Final = "tally-replica"
-PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
-"""What gRPC's own retries read (gRFC A6); they ignore RetryInfo."""
 LEAST_TIME_S: Final = 0.002
 """A call with less time left cannot be answered in time. It is refused before it costs a database
 round trip."""
 CLOCK_SLACK_S: Final = 0.005
 """The event loop's clock has a resolution of a millisecond."""
-MESSAGE_BYTES_MAX: Final = 64 * 1024
-"""Checked here, where the refusal can name the size. Above the transport's limit
-(``common.rpc.server``), which is a few times larger, gRPC's status has no reason."""
 _NO_LIMIT: Final = 2**31
 
 _log = structlog.stdlib.get_logger()
 
 
-class ReplicaStopping(Refusal):
+class ReplicaStopping(Refusal, code=Code.UNAVAILABLE, reason="REPLICA_STOPPING", retry_after_s=0.1):
     """This replica is stopping; repeat the call, another replica answers it."""
 
-    code = Code.UNAVAILABLE
-    reason = "REPLICA_STOPPING"
-    retry_after_s = 0.1
 
-
-class ReplicaNotReady(Refusal):
+class ReplicaNotReady(
+    Refusal, code=Code.UNAVAILABLE, reason="REPLICA_NOT_READY", retry_after_s=1.0
+):
     """This replica has just started and cannot serve yet; repeat the call, another one may."""
-
-    code = Code.UNAVAILABLE
-    reason = "REPLICA_NOT_READY"
-    retry_after_s = 1.0
 
 
 @dataclass(slots=True)
@@ -119,7 +104,6 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._streams = ConcurrencyLimit(0)
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
         self._default_deadline_s = default_deadline_s
-        self._default_deadline = DefaultDeadline(default_deadline_s)
         self._trailing = ((REPLICA_KEY, replica),)
         self._stream_tasks: set[asyncio.Task[object]] = set()
         self._opened = False
@@ -210,7 +194,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         parse, serialize = _codec(handler)
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
-        default_s, run_within_default = self._default_deadline_s, self._default_deadline.run
+        default_s = self._default_deadline_s
         count_ok = metrics.CALLS.labels(method, "OK").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
@@ -224,10 +208,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(trailing)
                 left_s: float | None = context.time_remaining()
                 deadlines.start(default_s if left_s is None else left_s)
-                request = _request(parse, raw)
+                request = parse_request(parse, raw)
                 if left_s is None:
                     # gRPC cancels a call at its client's deadline, but not at the server's.
-                    response = await run_within_default(run(request, context))
+                    async with asyncio.timeout(default_s):
+                        response = await run(request, context)
                 elif left_s > LEAST_TIME_S:
                     response = await run(request, context)
                 else:
@@ -267,7 +252,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(self._trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
-                read = _request(parse, raw) if isinstance(raw, bytes) else _requests(parse, raw)
+                read = (
+                    parse_request(parse, raw)
+                    if isinstance(raw, bytes)
+                    else parse_stream(parse, raw)
+                )
                 async with aclosing(run(read, context)) as responses:
                     async for response in responses:
                         await context.write(serialize(response))
@@ -295,7 +284,9 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         code = GRPC_CODES[status.code]
         metrics.CALLS.labels(method, code.name).inc()
         details = (DETAILS_KEY, status.SerializeToString())
-        await context.abort(code, status.message, (*self._trailing, *_pushback(status), details))
+        await context.abort(
+            code, status.message, (*self._trailing, *retry_pushback(status), details)
+        )
 
     def _to_refusal(self, method: str, error: BaseException) -> Refusal | None:
         """What the client gets for an exception; None if no client waits any more."""
@@ -327,36 +318,3 @@ def _codec(handler: Handler) -> tuple[Parse, Serialize]:
     assert handler.request_deserializer is not None
     assert handler.response_serializer is not None
     return handler.request_deserializer, handler.response_serializer
-
-
-def _request(parse: Parse, raw: bytes) -> Message:
-    """The parsed, valid request. Raises InvalidFields."""
-    if len(raw) > MESSAGE_BYTES_MAX:
-        size = f"has {len(raw)} bytes; a message may have at most {MESSAGE_BYTES_MAX}"
-        raise InvalidField("request", size)
-    try:
-        request = parse(raw)
-    except DecodeError:
-        raise InvalidField("request", "is not a well-formed message of its type") from None
-    check(request)
-    return request
-
-
-async def _requests(parse: Parse, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-    async for raw in raws:
-        yield _request(parse, raw)
-
-
-def _pushback(status: Status) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata for gRPC's own retries: RetryInfo's delay in ms, or -1 for no retry.
-
-    The -1 is sent with UNAVAILABLE only. gRPC counts it as a failure when it throttles retries,
-    and a request for more than is in stock is no failure.
-    """
-    for detail in status.details:
-        retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(retry):
-            return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
-    if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE:
-        return ((PUSHBACK_KEY, "-1"),)
-    return ()

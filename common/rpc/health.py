@@ -5,8 +5,6 @@
 database.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeAlias
@@ -32,11 +30,8 @@ Ready: TypeAlias = Callable[[], Awaitable[None]]
 _log = structlog.stdlib.get_logger()
 
 
-class HealthServiceUnknown(Refusal):
+class HealthServiceUnknown(Refusal, code=Code.NOT_FOUND, reason="HEALTH_SERVICE_UNKNOWN"):
     """There is no health under this name; ask for "" or "liveness"."""
-
-    code = Code.NOT_FOUND
-    reason = "HEALTH_SERVICE_UNKNOWN"
 
 
 class Health(health_pb2_grpc.HealthServicer):

@@ -1,7 +1,5 @@
 """The gRPC server of a service: options, health, reflection, start and drain."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import socket
@@ -16,8 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.addresses import split_host_port
 from common.environment import source_of
 from common.rpc import reflection
-from common.rpc.handlers import MESSAGE_BYTES_MAX, HandlerRegistry
+from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import Health, Ready
+from common.rpc.validation import MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
 
 AddToServer: TypeAlias = Callable[[Any, Any], None]

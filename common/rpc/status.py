@@ -5,23 +5,19 @@ RetryInfo. It is sent in the trailing metadata, of which clients accept 8 KiB by
 would get another error instead of a status that is too large, hence the limits here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import (  # type: ignore[import-untyped]  # ships stubs without py.typed
-    code_pb2,
-    error_details_pb2,
-    status_pb2,
-)
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
 
 DOMAIN: Final = "tally"
 DETAILS_KEY: Final = "grpc-status-details-bin"
+PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+"""What gRPC's own retries read (gRFC A6); they ignore RetryInfo."""
 
 MESSAGE_BYTES_MAX: Final = 300
 VALUE_BYTES_MAX: Final = 200
@@ -95,6 +91,21 @@ def to_status(refusal: Refusal) -> status_pb2.Status:
         room = STATUS_BYTES_MAX - status.ByteSize() - _DETAIL_BYTES - _escaping(status.message)
         status.details.add().Pack(_quota_failure(refusal.quota, room))
     return status
+
+
+def retry_pushback(status: status_pb2.Status) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata for gRPC's own retries: RetryInfo's delay in ms, or -1 for no retry.
+
+    The -1 is sent with UNAVAILABLE only. gRPC counts it as a failure when it throttles retries,
+    and a request for more than is in stock is no failure.
+    """
+    for detail in status.details:
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
+    if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE:
+        return ((PUSHBACK_KEY, "-1"),)
+    return ()
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteRefusal:

@@ -1,25 +1,47 @@
-"""Checks a request against the protovalidate rules of its .proto file.
+"""Parses a request, and checks it against the protovalidate rules of its .proto file.
 
 A rule about several fields belongs to their message and has no field of its own. Its ``id`` begins
 with the field to report and a dot (``end_time.after_start_time``): a refusal always names a field.
 A rule whose id begins with ``money.`` belongs to a Money and is about its number.
 """
 
-from __future__ import annotations
+from collections.abc import AsyncIterator, Callable
+from typing import Final, TypeAlias
 
-from typing import Final
-
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from protovalidate import Validator, Violation
 
-from common.errors import FieldViolation, InvalidFields
+from common.errors import FieldViolation, InvalidField, InvalidFields
 
+Parse: TypeAlias = Callable[[bytes], Message]
+
+MESSAGE_BYTES_MAX: Final = 64 * 1024
+"""Checked here, where the refusal can name the size. Above the transport's limit
+(``common.rpc.server``), which is a few times larger, gRPC's status has no reason."""
 VIOLATIONS_MAX: Final = 10
 MAP_KEY_CHARS_MAX: Final = 40
 MONEY_RULE: Final = "money."
 
 # One per process: it compiles the rules of a message type once.
 _collect: Final = Validator().collect_violations
+
+
+def parse_request(parse: Parse, raw: bytes) -> Message:
+    """The parsed, valid request. Raises InvalidFields."""
+    if len(raw) > MESSAGE_BYTES_MAX:
+        size = f"has {len(raw)} bytes; a message may have at most {MESSAGE_BYTES_MAX}"
+        raise InvalidField("request", size)
+    try:
+        request = parse(raw)
+    except DecodeError:
+        raise InvalidField("request", "is not a well-formed message of its type") from None
+    check(request)
+    return request
+
+
+async def parse_stream(parse: Parse, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async for raw in raws:
+        yield parse_request(parse, raw)
 
 
 def check(request: Message) -> None:

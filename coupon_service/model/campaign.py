@@ -9,11 +9,7 @@ from datetime import datetime
 from common.errors import CurrencyMismatch, InvalidField
 from common.money import Money
 from common.request_key import RequestKey, digest_of
-from coupon_service.errors import (
-    CampaignNotOpen,
-    CouponSoldOut,
-    OrderAmountTooSmall,
-)
+from coupon_service.errors import CampaignNotOpen, CouponSoldOut, OrderAmountTooSmall
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,5 @@
 """SQL for campaigns: create them, lock and count them when coupons are issued, read them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -9,11 +7,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.keyset import at_most, newest_first
-from common.db.row_locks import CLOCK, RowLocks
+from common.db.keyset import newest_first, rows_of
+from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
-from common.paging import TimePosition
+from common.db.unnest import arrays, insert_from, unnest
+from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.tables import campaigns
 
@@ -22,9 +20,7 @@ from coupon_service.tables import campaigns
 _CAMPAIGNS: Final[RowLocks[str]] = RowLocks(campaigns, "campaign_id")
 
 _added = unnest("added", *campaigns.c)
-_ADD: Final = sa.insert(campaigns).from_select(
-    list(_added.c.keys()), sa.select(_added).order_by(_added.c.request_id)
-)
+_ADD: Final = insert_from(campaigns, _added, ["request_id"])
 
 _counted = unnest("counted", *campaigns.c["campaign_id", "issued"])
 # The rows are locked already, so the order in which they are written does not matter.
@@ -49,11 +45,11 @@ async def add_campaigns(
 
 
 async def lock_campaigns(
-    connection: AsyncConnection, wanted: Collection[str], *, wait_for_locks: bool
-) -> tuple[dict[str, Campaign], frozenset[str]]:
-    """Lock the wanted campaigns; returns them, and the ids of those that are blocked."""
-    found = await _CAMPAIGNS.lock(connection, wanted, wait_for_locks=wait_for_locks)
-    return {row.campaign_id: to_campaign(row) for row in found.rows}, found.blocked
+    connection: AsyncConnection, campaign_ids: Collection[str], *, wait_for_locks: bool
+) -> Locked[str, Campaign]:
+    """Lock the campaigns (``RowLocks``)."""
+    locked = await _CAMPAIGNS.lock(connection, campaign_ids, wait_for_locks=wait_for_locks)
+    return locked.map(to_campaign)
 
 
 async def save_issued(connection: AsyncConnection, changed: Sequence[Campaign]) -> None:
@@ -75,12 +71,9 @@ async def read_campaign(connection: AsyncConnection, campaign_id: str) -> Campai
     return None if row is None else to_campaign(row)
 
 
-async def read_campaigns(
-    connection: AsyncConnection, *, before: TimePosition, size: int
-) -> list[Campaign]:
-    """At most ``size`` campaigns that were created before the position, newest first."""
-    rows = await connection.execute(_NEWEST, at_most(size, before=before))
-    return [to_campaign(row) for row in rows]
+async def read_campaigns(connection: AsyncConnection, page: Page) -> list[Campaign]:
+    """The page's campaigns, newest first, and one more if there is one."""
+    return [to_campaign(row) for row in await connection.execute(_NEWEST, rows_of(page))]
 
 
 def to_campaign(row: sa.Row[Any]) -> Campaign:

@@ -1,7 +1,5 @@
 """SQL for coupons and redemptions: issue, redeem and restore coupons, read them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -10,12 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.idempotency import Record
-from common.db.keyset import at_most, newest_first
+from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 from common.ids import is_id
-from common.paging import TimePosition
+from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
 from coupon_service.store.campaign import to_campaign
@@ -37,12 +35,6 @@ class IssueSnapshot:
     """The idempotency record of the command."""
 
 
-def _same(
-    table: sa.Table, source: sa.TableValuedAlias, key: tuple[str, ...]
-) -> sa.ColumnElement[bool]:
-    return sa.and_(*(table.c[name] == source.c[name] for name in key))
-
-
 _asked = unnest(
     "asked", *coupons.c[Claim._fields], asked_request_id=sa.Text, position=sa.BigInteger
 )
@@ -59,7 +51,7 @@ _SNAPSHOTS: Final = (
     sa.select(*_known)
     .select_from(_asked)
     .outerjoin(campaigns, campaigns.c.campaign_id == _asked.c.campaign_id)
-    .outerjoin(coupons, _same(coupons, _asked, Claim._fields))
+    .outerjoin(coupons, same(coupons, _asked, Claim._fields))
     .outerjoin(
         answers,
         sa.and_(
@@ -72,12 +64,10 @@ _SNAPSHOTS: Final = (
 )
 
 _claimed = unnest("claimed", *coupons.c[Claim._fields])
-_FIND_ISSUED: Final = sa.select(coupons, _now).join_from(
-    _claimed, coupons, _same(coupons, _claimed, Claim._fields)
-)
+_FIND_ISSUED: Final = sa.select(coupons, _now).join_from(_claimed, coupons, same(coupons, _claimed))
 
 _issued = unnest("issued", *coupons.c)
-_ADD_COUPONS: Final = sa.insert(coupons).from_select(list(_issued.c.keys()), sa.select(_issued))
+_ADD_COUPONS: Final = insert_from(coupons, _issued)
 
 
 async def read_snapshots(
@@ -121,16 +111,8 @@ async def add_coupons(connection: AsyncConnection, issued: Sequence[Coupon]) -> 
 # -- redemptions ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedCoupons:
-    """The coupons that a batch concerns, and the terms of their campaigns, by coupon_id."""
-
-    coupons: dict[str, Coupon]
-    terms: dict[str, Terms]
-
-
 _wanted = unnest("wanted", coupons.c.coupon_id)
-_found = sa.select(coupons).join_from(_wanted, coupons, coupons.c.coupon_id == _wanted.c.coupon_id)
+_found = sa.select(coupons).join_from(_wanted, coupons, same(coupons, _wanted))
 
 
 def _with_terms(found: sa.FromClause) -> sa.Select[Any]:
@@ -172,14 +154,10 @@ _SAVE: Final = (
 
 
 _named = unnest("named", *redemptions.c[RedemptionId._fields])
-_FIND: Final = sa.select(redemptions).join_from(
-    _named, redemptions, _same(redemptions, _named, RedemptionId._fields)
-)
+_FIND: Final = sa.select(redemptions).join_from(_named, redemptions, same(redemptions, _named))
 
 _added = unnest("added", *redemptions.c)
-_ADD: Final = sa.insert(redemptions).from_select(
-    list(_added.c.keys()), sa.select(_added).order_by(_added.c.user_id, _added.c.request_id)
-)
+_ADD: Final = insert_from(redemptions, _added, RedemptionId._fields)
 
 _restored = unnest(
     "restored", *redemptions.c[(*RedemptionId._fields, "restore_request_id", "restore_time")]
@@ -188,20 +166,23 @@ _restored = unnest(
 _RESTORE: Final = (
     sa.update(redemptions)
     .values({name: _restored.c[name] for name in ("restore_request_id", "restore_time")})
-    .where(_same(redemptions, _restored, RedemptionId._fields))
+    .where(same(redemptions, _restored, RedemptionId._fields))
     .where(redemptions.c.restore_time.is_(None))
 )
 
 
 async def load_coupons(
-    connection: AsyncConnection, wanted: Collection[str], *, wait_for_locks: bool
-) -> LoadedCoupons:
-    """Read the wanted coupons; with ``wait_for_locks``, wait for their row locks and take them."""
-    if not wanted:
-        return LoadedCoupons({}, {})
-    asked = arrays(_wanted, [{"coupon_id": coupon_id} for coupon_id in wanted])
+    connection: AsyncConnection, coupon_ids: Collection[str], *, wait_for_locks: bool
+) -> tuple[dict[str, Coupon], dict[str, Terms]]:
+    """The coupons and the terms of their campaigns, by coupon_id.
+
+    With ``wait_for_locks``, wait for the coupons' row locks and take them.
+    """
+    if not coupon_ids:
+        return {}, {}
+    asked = arrays(_wanted, [{"coupon_id": coupon_id} for coupon_id in coupon_ids])
     rows = (await connection.execute(_LOCK if wait_for_locks else _READ, asked)).all()
-    return LoadedCoupons(
+    return (
         {row.coupon_id: _to_coupon(row) for row in rows},
         {row.coupon_id: from_row(Terms, row) for row in rows},
     )
@@ -265,11 +246,9 @@ async def read_coupon(connection: AsyncConnection, coupon_id: str, user_id: str)
     return None if row is None else _to_coupon(row)
 
 
-async def read_coupons(
-    connection: AsyncConnection, user_id: str, *, before: TimePosition, size: int
-) -> list[Coupon]:
-    """At most ``size`` of the user's coupons issued before the position, newest first."""
-    asked = {"user_id": user_id} | at_most(size, before=before)
+async def read_coupons(connection: AsyncConnection, user_id: str, page: Page) -> list[Coupon]:
+    """The page's coupons of the user, newest first, and one more if there is one."""
+    asked = {"user_id": user_id} | rows_of(page)
     return [_to_coupon(row) for row in await connection.execute(_NEWEST, asked)]
 
 

@@ -1,6 +1,4 @@
-"""Creates campaigns in one lane, and reads them."""
-
-from __future__ import annotations
+"""Creates campaigns in one lane, issues their coupons in another, and reads campaigns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,20 +10,28 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
-from common.batching.outcomes import VersionConflict
+from common.batching.loader import BatchLoader
+from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.engines import Database, read_by_id, reading
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import read_clock
-from common.errors import Refusal, RequestIdReused
+from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
-from coupon_service.errors import CampaignNotFound
+from coupon_service.errors import CampaignNotFound, CouponAlreadyIssued, CouponSoldOut
 from coupon_service.locking import STRATEGIES
-from coupon_service.model.campaign import Campaign, CreateCampaign
+from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign
+from coupon_service.model.coupon import Claim, Coupon, IssueCoupon
 from coupon_service.store import campaign as store
-from coupon_service.tables import CAMPAIGN_REQUEST_ONCE
+from coupon_service.store import coupon as coupon_store
+from coupon_service.tables import (
+    CAMPAIGN_REQUEST_ONCE,
+    ISSUED_WITHIN_QUANTITY,
+    NUMBER_ONCE,
+    USER_ONCE,
+)
 
 Created = Result[Campaign]
 
@@ -62,9 +68,8 @@ class Campaigns:
 
     async def list_campaigns(self, page: Page) -> tuple[list[Campaign], str]:
         """A page of all campaigns, newest first, and the next page's token ('' at the end)."""
-        before = time_position(page)
         async with reading(self._database) as connection:
-            found = await store.read_campaigns(connection, before=before, size=page.size + 1)
+            found = await store.read_campaigns(connection, page)
         return page.cut(
             found, lambda campaign: TimePosition(campaign.create_time, campaign.campaign_id).key
         )
@@ -115,3 +120,139 @@ class _Decider(Decider[CreateCampaign, Created, _Batch]):
     ) -> dict[int, VersionConflict]:
         await store.add_campaigns(connection, batch.created)
         return {}
+
+
+# -- issuance ------------------------------------------------------------------------------------
+
+Issued = Result[Coupon]
+
+_ISSUED_BODY: Final = TypeAdapter(Coupon)
+_FINAL: Final = (CampaignState.SOLD_OUT, CampaignState.ENDED)
+
+
+class Issuance:
+    """Issues coupons in one replica.
+
+    A read without a lock answers most calls; the lane has those that may get a coupon.
+    """
+
+    def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
+        self._snapshots = BatchLoader(database, coupon_store.read_snapshots)
+        self.lane: Lane[IssueCoupon, Issued] = Lane(
+            "issue_coupon",
+            database,
+            _IssueDecider(idempotency),
+            locks,
+            STRATEGIES,
+            translate=_translate_issue,
+        )
+
+    async def issue(self, command: IssueCoupon) -> Issued:
+        """Issue a coupon to the user, or replay it.
+
+        Raises CampaignNotFound, CouponAlreadyIssued, CampaignNotOpen, CouponSoldOut,
+        RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
+        """
+        final = _final_outcome(command, await self._snapshots.load(command))
+        return final or await self.lane.submit(command)
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self.lane.close()
+        await self._snapshots.close()
+
+
+def _final_outcome(command: IssueCoupon, snapshot: coupon_store.IssueSnapshot) -> Issued | None:
+    """The outcome that no later commit changes, if there is one: it needs no lock.
+
+    The record comes first: a repeated call gets its coupon again, whatever happened since.
+    """
+    if snapshot.record is not None:
+        body = snapshot.record.body_for(command)
+        return Result(_ISSUED_BODY.validate_json(body), replayed=True)
+    if snapshot.campaign is None:
+        raise CampaignNotFound(campaign_id=command.campaign_id)
+    if snapshot.coupon is not None:
+        return _replay_or_refuse(command, snapshot.coupon)
+    if snapshot.campaign.state in _FINAL:
+        snapshot.campaign.admit(command.user_id)
+    return None
+
+
+def _replay_or_refuse(command: IssueCoupon, coupon: Coupon) -> Issued:
+    """The outcome for a user who has the coupon; the command's record may have been deleted."""
+    if coupon.request_id != command.request_id:
+        raise CouponAlreadyIssued(
+            campaign_id=coupon.campaign_id, user_id=coupon.user_id, coupon_id=coupon.coupon_id
+        )
+    return Result(coupon.unused(coupon.issue_time), replayed=True)
+
+
+def _translate_issue(constraint: str, command: IssueCoupon) -> Refusal | None:
+    """The refusal for a violated constraint."""
+    if constraint == USER_ONCE:
+        return CouponAlreadyIssued(campaign_id=command.campaign_id, user_id=command.user_id)
+    if constraint == ISSUED_WITHIN_QUANTITY:
+        return CouponSoldOut(campaign_id=command.campaign_id, user_id=command.user_id)
+    if constraint == NUMBER_ONCE:
+        # Only without the row lock: another batch took this number, but more may be left.
+        return ConflictRetriesExhausted(campaign_id=command.campaign_id)
+    return None
+
+
+@dataclass(slots=True)
+class _IssueBatch:
+    """The locked campaigns of one transaction, and the coupons of its users."""
+
+    campaigns: dict[str, Campaign]
+    blocked: frozenset[str]
+    coupons: dict[Claim, Coupon] = field(default_factory=dict)
+    new: list[Coupon] = field(default_factory=list)
+
+
+class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
+    async def load(
+        self, connection: AsyncConnection, commands: Sequence[IssueCoupon], *, wait_for_locks: bool
+    ) -> _IssueBatch:
+        campaign_ids = {command.campaign_id for command in commands}
+        locked = await store.lock_campaigns(connection, campaign_ids, wait_for_locks=wait_for_locks)
+        return _IssueBatch(locked.found, locked.blocked)
+
+    async def load_after_records(
+        self, connection: AsyncConnection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
+    ) -> None:
+        batch.coupons = await coupon_store.find_issued(
+            connection, {command.claim for command in commands}
+        )
+
+    def keys(self, command: IssueCoupon) -> Sequence[RequestKey]:
+        return (command.key,)
+
+    def blocked(self, batch: _IssueBatch, command: IssueCoupon) -> RowLocked | None:
+        return RowLocked(command.campaign_id) if command.campaign_id in batch.blocked else None
+
+    def decide(
+        self, batch: _IssueBatch, records: IdempotencyRecords, command: IssueCoupon
+    ) -> Issued:
+        replayed = records.replay(command, _ISSUED_BODY)
+        if replayed is not None:
+            return replayed
+        campaign = batch.campaigns.get(command.campaign_id)
+        if campaign is None:
+            raise CampaignNotFound(campaign_id=command.campaign_id)
+        # Before the campaign is checked: COUPON_ALREADY_ISSUED goes before COUPON_SOLD_OUT.
+        existing = batch.coupons.get(command.claim)
+        if existing is not None:
+            return _replay_or_refuse(command, existing)
+        coupon = Coupon.issue(campaign, command, new_id())
+        batch.coupons[command.claim] = coupon
+        batch.new.append(coupon)
+        return records.answer(command, coupon, _ISSUED_BODY)
+
+    async def save(
+        self, connection: AsyncConnection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
+    ) -> dict[int, RowLocked]:
+        changed = {coupon.campaign_id for coupon in batch.new}
+        await store.save_issued(connection, [batch.campaigns[id_] for id_ in changed])
+        await coupon_store.add_coupons(connection, batch.new)
+        return {}  # the rows are locked: no write is lost

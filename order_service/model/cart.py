@@ -1,7 +1,5 @@
 """Carts, one per user."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final

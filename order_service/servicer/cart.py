@@ -1,7 +1,5 @@
 """CartService over gRPC. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from common.rpc.convert import time_to
@@ -12,8 +10,6 @@ from tally.order.v1 import order_pb2_grpc
 
 
 class CartServicer(order_pb2_grpc.CartServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, carts: Carts) -> None:
         self._carts = carts
 

@@ -1,12 +1,10 @@
 """OrderService over gRPC. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
-from common.paging import TIME_KEY, Page
+from common.paging import Page
 from common.rpc.convert import money_from, time_to
 from order_service.model.order import CancelOrder, CreateOrder, Line, Order, OrderState, PayOrder
 from order_service.use_cases.order import Orders
@@ -19,8 +17,6 @@ _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
 
 
 class OrderServicer(order_pb2_grpc.OrderServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
 
@@ -61,12 +57,8 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         self, request: pb.ListOrdersRequest, context: Any
     ) -> pb.ListOrdersResponse:
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
-        page = Page.of(
-            request.page_size,
-            request.page_token,
-            filters=("orders", request.user_id, state.value if state else ""),
-            key=TIME_KEY,
-        )
+        filters = ("orders", request.user_id, state.value if state else "")
+        page = Page.of(request.page_size, request.page_token, filters=filters)
         orders, next_page_token = await self._orders.list_orders(request.user_id, state, page)
         return pb.ListOrdersResponse(
             orders=[_order(order) for order in orders], next_page_token=next_page_token

@@ -1,10 +1,8 @@
 """ProductService over gRPC. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from common.paging import TIME_KEY, Page
+from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
 from order_service.model.product import CreateProduct, Product, RestockProduct
 from order_service.use_cases.product import Products
@@ -13,8 +11,6 @@ from tally.order.v1 import order_pb2_grpc
 
 
 class ProductServicer(order_pb2_grpc.ProductServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, products: Products) -> None:
         self._products = products
 
@@ -45,7 +41,7 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
     async def ListProducts(
         self, request: pb.ListProductsRequest, context: Any
     ) -> pb.ListProductsResponse:
-        page = Page.of(request.page_size, request.page_token, filters=(), key=TIME_KEY)
+        page = Page.of(request.page_size, request.page_token, filters=())
         products, next_page_token = await self._products.list_products(page)
         return pb.ListProductsResponse(
             products=[_product(product) for product in products], next_page_token=next_page_token

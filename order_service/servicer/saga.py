@@ -1,7 +1,5 @@
 """SagaService over gRPC. No rules, no SQL, no ``try``."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,19 +19,13 @@ _STEP_STATES: Final = {state: pb.SagaStep.State.Value(f"STATE_{state}") for stat
 
 
 class SagaServicer(order_pb2_grpc.SagaServiceServicer):
-    """Errors are raised as refusals; the handler around every method converts them to a status."""
-
     def __init__(self, sagas: Sagas) -> None:
         self._sagas = sagas
 
     async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
-        page = Page.of(
-            request.page_size,
-            request.page_token,
-            filters=(state.value if state else "",),
-            key=(str,),
-        )
+        filters = (state.value if state else "",)
+        page = Page.of(request.page_size, request.page_token, filters=filters, key=(str,))
         sagas, next_page_token = await self._sagas.list_sagas(state, page)
         return pb.ListSagasResponse(
             sagas=[_saga(saga) for saga in sagas], next_page_token=next_page_token

@@ -1,7 +1,5 @@
 """Carts in SQL."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import sqlalchemy as sa

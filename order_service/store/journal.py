@@ -1,7 +1,5 @@
 """The journal of sagas in SQL: every write is fenced by the writer's epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, RowLocks, locked
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, same, unnest
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
 from order_service.store.saga import SECOND, to_row, to_saga
@@ -32,7 +30,7 @@ _is_active: Final = sagas.c.state.in_(
 
 def _owned(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
     """The fence: a replica that lost the saga matches no row, nor does any once it has ended."""
-    return sa.and_(sagas.c.saga_id == wanted.c.saga_id, sagas.c.epoch == wanted.c.epoch, _is_active)
+    return sa.and_(same(sagas, wanted), _is_active)
 
 
 _OWNED: Final[RowLocks[Owned]] = RowLocks(
@@ -71,7 +69,7 @@ _WRITE: Final = (
             "update_time": CLOCK,
         }
     )
-    .where(sagas.c.saga_id == _written.c.saga_id, sagas.c.epoch == _written.c.epoch)
+    .where(same(sagas, _written, ["saga_id", "epoch"]))
     .returning(sagas.c.saga_id, sagas.c.epoch)
 )
 
@@ -83,11 +81,7 @@ _RENEW: Final = (
         lease_until=CLOCK + _renewed.c.lease_s * SECOND,
         owner=sa.case((_renewed.c.lease_s > 0, sagas.c.owner)),
     )
-    .where(
-        sagas.c.saga_id == _renewed.c.saga_id,
-        sagas.c.epoch == _renewed.c.epoch,
-        sagas.c.owner.is_not(None),
-    )
+    .where(same(sagas, _renewed, ["saga_id", "epoch"]), sagas.c.owner.is_not(None))
 )
 
 
@@ -98,8 +92,8 @@ async def lock_owned(
 
     The rest are lost: their epoch has changed, or they have ended.
     """
-    found = await _OWNED.lock(connection, owned, wait_for_locks=wait_for_locks)
-    return {(row.saga_id, row.epoch) for row in found.rows}, found.blocked
+    locked_rows = await _OWNED.lock(connection, owned, wait_for_locks=wait_for_locks)
+    return set(locked_rows.found), locked_rows.blocked
 
 
 async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> set[Owned]:

@@ -1,7 +1,5 @@
 """Orders and their lines in SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -10,9 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import at_most, newest_first
-from common.db.row_locks import Loaded, RowLocks
+from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 from common.paging import TimePosition
 from order_service.model.order import Item, Order, OrderState
 from order_service.tables import order_items, orders
@@ -20,9 +18,7 @@ from order_service.tables import order_items, orders
 _ORDERS: Final[RowLocks[str]] = RowLocks(orders, "order_id")
 
 _item_of = unnest("wanted", orders.c.order_id)
-_ITEMS: Final = sa.select(order_items).join_from(
-    _item_of, order_items, order_items.c.order_id == _item_of.c.order_id
-)
+_ITEMS: Final = sa.select(order_items).join_from(_item_of, order_items, same(order_items, _item_of))
 
 _MUTABLE: Final = (
     "discount_minor",
@@ -54,20 +50,18 @@ _SAVE: Final = (
 )
 
 _added = unnest("new", *orders.c)
-_ADD: Final = sa.insert(orders).from_select(list(_added.c.keys()), sa.select(_added))
+_ADD: Final = insert_from(orders, _added)
 _added_items = unnest("item", *order_items.c)
-_ADD_ITEMS: Final = sa.insert(order_items).from_select(
-    list(_added_items.c.keys()), sa.select(_added_items)
-)
+_ADD_ITEMS: Final = insert_from(order_items, _added_items)
 
 
 async def lock(
     connection: AsyncConnection, order_ids: Collection[str], *, wait_for_locks: bool
-) -> Loaded[Order]:
+) -> Locked[str, Order]:
     """Lock the orders (``RowLocks``) and read their lines."""
-    found = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
-    loaded = await _with_items(connection, found.rows)
-    return Loaded({order.order_id: order for order in loaded}, found.blocked, found.now)
+    locked = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
+    loaded = await _with_items(connection, list(locked.found.values()))
+    return Locked({order.order_id: order for order in loaded}, locked.blocked, locked.now)
 
 
 async def save(connection: AsyncConnection, changed: Iterable[tuple[Order, Order]]) -> bool:
@@ -134,7 +128,7 @@ async def read_orders(
     size: int,
 ) -> list[Order]:
     """At most ``size`` orders of the user before the position, newest first."""
-    parameters = {"user_id": user_id, "state": state, **at_most(size, before=before)}
+    parameters = {"user_id": user_id, "state": state, **at_most(size, before)}
     rows = await connection.execute(_NEWEST, parameters)
     return await _with_items(connection, rows.all())
 

@@ -1,19 +1,17 @@
 """Products in SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.keyset import at_most, newest_first
-from common.db.row_locks import Loaded, RowLocks
+from common.db.keyset import newest_first, rows_of
+from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, insert_from, unnest
 from common.money import Money
-from common.paging import TimePosition
+from common.paging import Page
 from order_service.model.product import Product
 from order_service.tables import products
 
@@ -39,17 +37,15 @@ _SAVE: Final = (
 )
 
 _added = unnest("new", *products.c)
-_ADD: Final = sa.insert(products).from_select(list(_added.c.keys()), sa.select(_added))
+_ADD: Final = insert_from(products, _added)
 
 
 async def lock(
     connection: AsyncConnection, product_ids: Collection[str], *, wait_for_locks: bool
-) -> Loaded[Product]:
+) -> Locked[str, Product]:
     """Lock the products (``RowLocks``)."""
-    found = await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks)
-    return Loaded(
-        {row.product_id: _to_product(row) for row in found.rows}, found.blocked, found.now
-    )
+    locked = await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+    return locked.map(_to_product)
 
 
 async def save(connection: AsyncConnection, changed: Iterable[tuple[Product, Product]]) -> bool:
@@ -87,12 +83,9 @@ async def read_product(connection: AsyncConnection, product_id: str) -> Product 
     return None if row is None else _to_product(row)
 
 
-async def read_products(
-    connection: AsyncConnection, *, before: TimePosition, size: int
-) -> list[Product]:
-    """At most ``size`` products before the position, newest first."""
-    rows = await connection.execute(_NEWEST, at_most(size, before=before))
-    return [_to_product(row) for row in rows]
+async def read_products(connection: AsyncConnection, page: Page) -> list[Product]:
+    """The page's products, newest first, and one more if there is one."""
+    return [_to_product(row) for row in await connection.execute(_NEWEST, rows_of(page))]
 
 
 def _to_row(product: Product) -> dict[str, object]:

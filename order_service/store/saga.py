@@ -1,7 +1,5 @@
 """Sagas in SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -10,9 +8,9 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.row_locks import CLOCK, Loaded, RowLocks
+from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, same, unnest
 from order_service.model.saga import Saga, SagaKind, SagaRequest, SagaState, StepRecord
 from order_service.model.saga_input import CancelInput, Failure, PayInput, SagaInput, StepResults
 from order_service.tables import sagas
@@ -38,15 +36,13 @@ SECOND: Final = sa.literal_column("interval '1 second'", sa.Interval)
 _SAGAS: Final[RowLocks[str]] = RowLocks(sagas, "saga_id")
 
 _by_request = unnest("asked", *sagas.c["kind", "user_id", "request_id"])
-_FIND: Final = sa.select(sagas).join_from(
-    _by_request, sagas, sa.and_(*(sagas.c[column.key] == column for column in _by_request.c))
-)
+_FIND: Final = sa.select(sagas).join_from(_by_request, sagas, same(sagas, _by_request))
 _of_order = unnest("wanted", sagas.c.order_id)
 # By outcome, not by age: the ids of sagas show the clocks of replicas, and what a cancellation
 # gives back depends on the attempt that paid. An order is paid at most once.
 _PAID_BY: Final = (
     sa.select(sagas.c.order_id, sagas.c.saga_id)
-    .join_from(_of_order, sagas, sagas.c.order_id == _of_order.c.order_id)
+    .join_from(_of_order, sagas, same(sagas, _of_order))
     .where(
         sagas.c.kind == SagaKind.PAY_ORDER.value,
         sa.or_(
@@ -84,10 +80,10 @@ _ADD: Final = sa.insert(sagas).from_select(
 
 async def lock(
     connection: AsyncConnection, saga_ids: Collection[str], *, wait_for_locks: bool
-) -> Loaded[Saga]:
+) -> Locked[str, Saga]:
     """Lock the sagas (``RowLocks``), without regard to their owner."""
-    found = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
-    return Loaded({row.saga_id: to_saga(row) for row in found.rows}, found.blocked, found.now)
+    locked = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+    return locked.map(to_saga)
 
 
 async def find_by_request(

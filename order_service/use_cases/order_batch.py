@@ -4,8 +4,6 @@ Everything that changes an order goes through one lane, since an order changes t
 stock of its products, and with the saga that pays or cancels it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -50,7 +48,7 @@ class OrderBatch:
     """The saga that paid each paid order, by order_id."""
     new_orders: list[Order] = field(default_factory=list)
     new_sagas: list[Saga] = field(default_factory=list)
-    ended_sagas: list[WriteSaga] = field(default_factory=list)
+    written_sagas: list[WriteSaga] = field(default_factory=list)
     loaded_orders: dict[str, Order] = field(default_factory=dict)
     """Changed orders as they were loaded."""
     loaded_products: dict[str, Product] = field(default_factory=dict)
@@ -96,7 +94,7 @@ class OrderBatch:
 
     def write_saga(self, saga: Saga) -> Saga:
         """Write a locked saga that no replica runs after this."""
-        self.ended_sagas.append(WriteSaga(saga, lease_s=0.0))
+        self.written_sagas.append(WriteSaga(saga, lease_s=0.0))
         # Later commands of the batch see its new state.
         self.sagas[saga.saga_id] = saga
         return saga

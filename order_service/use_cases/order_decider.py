@@ -1,7 +1,5 @@
 """The one lane through which orders change, and the decision of every command in it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,12 +41,7 @@ from order_service.tables import (
     STOCK_NOT_NEGATIVE,
     STOCK_NOT_OVERSOLD,
 )
-from order_service.use_cases.order_batch import (
-    OrderBatch,
-    OrderCommand,
-    product_ids_of,
-    saga_id_of,
-)
+from order_service.use_cases.order_batch import OrderBatch, OrderCommand, product_ids_of, saga_id_of
 from order_service.use_cases.saga_decisions import (
     ORDER_BODY,
     SagaBegun,
@@ -176,7 +169,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             raise StaleRead
         await order_store.add(connection, batch.new_orders)
         # Ended sagas first: an order has one live saga, and its next may begin in the same batch.
-        await journal_store.write(connection, batch.ended_sagas)
+        await journal_store.write(connection, batch.written_sagas)
         await saga_store.add(
             connection, batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
         )

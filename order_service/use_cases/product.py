@@ -1,7 +1,5 @@
 """Products: create, restock, read and list."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +17,7 @@ from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import read_clock
 from common.ids import is_id, new_id
 from common.locking.locks import Locks
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from order_service.errors import ProductNotFound
 from order_service.locking import STRATEGIES
@@ -59,9 +57,8 @@ class Products:
 
     async def list_products(self, page: Page) -> tuple[list[Product], str]:
         """A page of all products, newest first, and the next page's token ('' at the end)."""
-        before = time_position(page)
         async with reading(self._database) as connection:
-            found = await store.read_products(connection, before=before, size=page.size + 1)
+            found = await store.read_products(connection, page)
         return page.cut(
             found, lambda product: TimePosition(product.create_time, product.product_id).key
         )

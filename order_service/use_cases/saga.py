@@ -1,7 +1,5 @@
 """Sagas, as operators read, retry and resolve them."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from common.db.engines import Database, read_by_id, reading
@@ -15,7 +13,7 @@ from order_service.model.saga_command import ResolveSaga, RetrySaga
 from order_service.store import saga as store
 from order_service.use_cases.order_decider import OrderLane
 
-_NEWEST: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_ID_MAX: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 class Sagas:
@@ -41,7 +39,7 @@ class Sagas:
 
     async def list_sagas(self, state: SagaState | None, page: Page) -> tuple[list[Saga], str]:
         """A page of the sagas, newest first, and the next page's token ('' at the end)."""
-        before = str(page.after[0]) if page.after else _NEWEST
+        before = str(page.after[0]) if page.after else _ID_MAX
         if not is_id(before):
             raise InvalidPageToken
         async with reading(self._database) as connection:

@@ -8,8 +8,6 @@ ResolveSaga   the same, by a person's decision
 RetrySaga     the order stays as it is
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -147,10 +145,10 @@ def close_saga(batch: OrderBatch, records: IdempotencyRecords, command: CloseSag
         raise SagaLost(saga_id=saga.saga_id)
     plan = plan_of(saga)
     assert plan is not None, "a saga is closed by a release that knows its plan"
-    return Result(_end(batch, records, plan.closed(saga, batch.now)))
+    return Result(_close(batch, records, plan.closed(saga, batch.now)))
 
 
-def _end(batch: OrderBatch, records: IdempotencyRecords, saga: Saga) -> Order:
+def _close(batch: OrderBatch, records: IdempotencyRecords, saga: Saga) -> Order:
     """Move the order as the saga's outcome demands, record the response, write the saga."""
     order = batch.orders[saga.order_id]
     if saga.kind is SagaKind.CANCEL_ORDER:
@@ -208,7 +206,7 @@ def resolve_saga(
         saga.failure = Failure.of(PaymentOutcomeUnknown(order_id=saga.order_id))
     resolved = saga.closed(SagaState.RESOLVED)
     resolved.resolution_reason = command.reason
-    _end(batch, records, resolved)
+    _close(batch, records, resolved)
     return records.answer(command, replace(resolved, update_time=batch.now), _SAGA_BODY)
 
 

@@ -12,8 +12,6 @@ confuses them charges a customer twice or not at all:
 may have arrived, the payment's state stays unknown.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from common.money import Money

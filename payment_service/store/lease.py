@@ -1,7 +1,5 @@
 """Leases: which replica works on an open payment, and until when."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
@@ -10,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
-from common.db.unnest import arrays, unnest
-from payment_service.model import Confirmation, PaymentState
+from common.db.unnest import arrays, same, unnest
+from payment_service.model.payment import Confirmation, PaymentState
 from payment_service.store.payment import to_confirmation
 from payment_service.tables import payments
 
@@ -50,10 +48,7 @@ _held = unnest("held", *payments.c["payment_id", "holder"])
 # A locked row is not waited for: another transaction records its outcome or acquires it just now.
 _kept = locked(
     payments,
-    sa.select(payments.c.payment_id).join(
-        _held,
-        sa.and_(payments.c.payment_id == _held.c.payment_id, payments.c.holder == _held.c.holder),
-    ),
+    sa.select(payments.c.payment_id).join(_held, same(payments, _held)),
     order_by=[payments.c.payment_id],
     skip_locked=True,
     name="kept",

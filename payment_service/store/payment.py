@@ -1,30 +1,24 @@
 """Payments: locked, written and read."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.keyset import at_most, newest_first
+from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row
-from common.db.unnest import arrays, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 from common.money import Money
-from common.paging import TimePosition
+from common.paging import Page
 from common.request_key import RequestKey
-from payment_service.model import (
-    BEGINNING,
+from payment_service.model.payment import BEGINNING, Confirmation, Payment, PaymentState
+from payment_service.model.payment_command import (
     Command,
-    Confirmation,
     ConfirmPayment,
-    Payment,
-    PaymentState,
     RecordOutcome,
     confirm_key,
 )
@@ -106,15 +100,12 @@ _key = unnest("key", payments.c.payment_key)
 _request = unnest("request", scope=sa.Text, request_id=sa.Text)
 _id = unnest("id", payments.c.payment_id)
 _wanted: Final = sa.union(
-    sa.select(payments.c.payment_id).join_from(
-        _key, payments, payments.c.payment_key == _key.c.payment_key
-    ),
+    sa.select(payments.c.payment_id).join_from(_key, payments, same(payments, _key)),
     sa.select(payments.c.payment_id).join_from(
         _request,
         payments,
         sa.and_(
-            payments.c.user_id == _request.c.scope,
-            payments.c.request_id == _request.c.request_id,
+            payments.c.user_id == _request.c.scope, payments.c.request_id == _request.c.request_id
         ),
     ),
     sa.select(_id.c.payment_id),
@@ -180,8 +171,7 @@ async def load(
 
 _new = unnest("new", *payments.c)
 _ADD: Final = (
-    insert(payments)
-    .from_select(list(_new.c.keys()), sa.select(_new).order_by(_new.c.payment_key))
+    insert_from(payments, _new, ["payment_key"])
     .on_conflict_do_nothing()
     .returning(payments.c.payment_id)
 )
@@ -214,8 +204,7 @@ _freed = unnest("freed", payments.c.payment_id, loaded_version=sa.BigInteger)
 _DELETE: Final = (
     sa.delete(payments)
     .where(
-        payments.c.payment_id == _freed.c.payment_id,
-        payments.c.version == _freed.c.loaded_version,
+        payments.c.payment_id == _freed.c.payment_id, payments.c.version == _freed.c.loaded_version
     )
     .returning(payments.c.payment_id)
 )
@@ -300,15 +289,10 @@ async def read_claims(
 
 
 async def read_payments(
-    connection: AsyncConnection,
-    user_id: str,
-    order_id: str | None,
-    *,
-    before: TimePosition,
-    size: int,
+    connection: AsyncConnection, user_id: str, order_id: str | None, page: Page
 ) -> list[Payment]:
-    """At most ``size`` payments of the user that come after ``before``, newest first."""
-    parameters = {"user_id": user_id, **at_most(size, before=before)}
+    """The page's payments of the user, newest first, and one more if there is one."""
+    parameters = {"user_id": user_id, **rows_of(page)}
     if order_id is None:
         rows = await connection.execute(_NEWEST, parameters)
     else:

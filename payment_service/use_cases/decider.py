@@ -1,7 +1,5 @@
 """The writes of payments, decided batch by batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -20,18 +18,13 @@ from common.request_key import RequestKey, Result
 from payment_service import tables
 from payment_service.errors import PaymentKeyUsed
 from payment_service.locking import advisory_keys
-from payment_service.model import (
-    TOMBSTONE_REASON,
+from payment_service.model.payment import TOMBSTONE_REASON, Confirmation, Payment, PaymentState
+from payment_service.model.payment_command import (
     CancelPayment,
     Command,
-    Confirmation,
     ConfirmPayment,
-    Payment,
-    PaymentState,
     RecordOutcome,
     cancelled,
-    declined,
-    key_taken,
 )
 from payment_service.store import payment as store
 
@@ -130,7 +123,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             return Result(same.result(), replayed=True)
         other = payments.by_key.get(command.payment_key)
         if other is not None:
-            raise key_taken(other.payment)
+            raise other.payment.key_taken()
         claim = Confirmation.claim(command, new_id(), self._gateway, payments.now, self._lease)
         payments.add(claim)
         return replace(claim)
@@ -191,7 +184,7 @@ def _replay(records: IdempotencyRecords, command: ConfirmPayment | CancelPayment
     if record.state == REFUSED:
         assert replayed is not None
         assert replayed.value is not None
-        raise declined(replayed.value)
+        raise replayed.value.declined()
     return replayed
 
 

@@ -4,8 +4,6 @@ The work that a call starts at the gateway is detached from it. A caller that go
 of time stops nothing, and gets the outcome by the same request_id.
 """
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
@@ -19,23 +17,15 @@ from common.db.idempotency import IdempotencyStore
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
 from payment_service.gateway.outcomes import NotSent, Rejected
 from payment_service.gateway.toss import TossGateway
 from payment_service.locking import BATCH_MAX, STRATEGIES
-from payment_service.model import (
-    CancelPayment,
-    Command,
-    Confirmation,
-    ConfirmPayment,
-    Payment,
-    PaymentState,
-    key_taken,
-    outcome_unknown,
-)
+from payment_service.model.payment import Confirmation, Payment, PaymentState
+from payment_service.model.payment_command import CancelPayment, Command, ConfirmPayment
 from payment_service.store import payment as store
 from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
 from payment_service.use_cases.resolver import Resolver
@@ -117,7 +107,7 @@ class Payments:
             if last is None:
                 continue
             if last.payment.state is PaymentState.UNKNOWN:
-                raise outcome_unknown(last.payment)
+                raise last.payment.outcome_unknown()
             raise RequestInProgress(request_id=last.request_id)
 
     async def _confirm(self, command: ConfirmPayment) -> Posted | Confirmation:
@@ -135,12 +125,12 @@ class Payments:
             confirmation = await self.resolver.charge(claimed)
         except Refusal:
             # It may be charged and the database unavailable: this is not GATEWAY_UNAVAILABLE.
-            raise outcome_unknown(claimed.payment) from None
+            raise claimed.payment.outcome_unknown() from None
         if confirmation is None:
             await self._marks.clear(mark, command.holder)
             raise GatewayUnavailable(payment_key=command.payment_key)
         if confirmation.payment.state is PaymentState.UNKNOWN:
-            raise outcome_unknown(confirmation.payment)
+            raise confirmation.payment.outcome_unknown()
         await self._marks.done(mark, confirmation.payment.payment_id)
         return Result(confirmation.result())
 
@@ -159,7 +149,7 @@ class Payments:
             same.check_same(command)
             return None if same.open else Result(same.result(), replayed=True)
         if other is not None:
-            raise key_taken(other.payment)
+            raise other.payment.key_taken()
         return None
 
     async def _watch(self, seen: Confirmation, until: float) -> Confirmation | None:
@@ -200,7 +190,7 @@ class Payments:
                 continue
             if last.payment.state is PaymentState.PENDING:
                 raise PaymentInProgress(payment_key=last.payment.payment_key)
-            raise outcome_unknown(last.payment)
+            raise last.payment.outcome_unknown()
 
     async def _cancel(self, command: CancelPayment) -> Posted | Confirmation:
         """Store the cancellation request and carry it out, unless another call has the lease."""
@@ -212,7 +202,7 @@ class Payments:
             # Postponed: the sweep tries again, and so does a repetition of the call.
             if isinstance(outcome, NotSent | Rejected):
                 raise GatewayUnavailable(payment_id=left.payment.payment_id)
-            raise outcome_unknown(left.payment)
+            raise left.payment.outcome_unknown()
         return await self._decide(_requested(command, stored))
 
     # -- reads ---------------------------------------------------------------------------------
@@ -228,11 +218,8 @@ class Payments:
         self, user_id: str, order_id: str | None, page: Page
     ) -> tuple[list[Payment], str]:
         """A page of a user's payments, newest first, and the next page's token ('' at the end)."""
-        before = time_position(page)
         async with reading(self._database) as connection:
-            found = await store.read_payments(
-                connection, user_id, order_id, before=before, size=page.size + 1
-            )
+            found = await store.read_payments(connection, user_id, order_id, page)
         return page.cut(found, lambda each: TimePosition(each.create_time, each.payment_id).key)
 
 

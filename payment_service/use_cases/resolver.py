@@ -10,8 +10,6 @@ only gets the second one's response. A payment that is confirmed and cancelled i
 outcome is ever guessed.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
@@ -41,7 +39,8 @@ from payment_service.gateway.outcomes import (
     Unknown,
 )
 from payment_service.gateway.toss import TossGateway
-from payment_service.model import Command, Confirmation, PaymentState, RecordOutcome
+from payment_service.model.payment import Confirmation, PaymentState
+from payment_service.model.payment_command import Command, RecordOutcome
 from payment_service.store import lease as store
 from payment_service.use_cases.decider import Reply
 

@@ -30,7 +30,8 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service.gateway.outcomes import NotSent
 from payment_service.locking import KEY_MARK
-from payment_service.model import Command, Confirmation, ConfirmPayment, RecordOutcome
+from payment_service.model.payment import Confirmation
+from payment_service.model.payment_command import Command, ConfirmPayment, RecordOutcome
 from payment_service.store import lease
 from payment_service.store import payment as store
 from payment_service.tables import answers, payments

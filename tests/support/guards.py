@@ -17,7 +17,7 @@ def forget_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def read(
         self: RowLocks[Any], connection: Any, keys: Any, *, wait_for_locks: bool
-    ) -> Locked[Any]:
+    ) -> Locked[Any, Any]:
         return await self.read(connection, keys)
 
     monkeypatch.setattr(RowLocks, "lock", read)

@@ -14,9 +14,10 @@ from structlog.testing import capture_logs
 
 from common import deadlines, metrics
 from common.errors import Code, QuotaViolation, Refusal, RemoteRefusal
-from common.rpc.handlers import MESSAGE_BYTES_MAX, HandlerRegistry
+from common.rpc.handlers import HandlerRegistry
 from common.rpc.server import RECEIVE_BYTES_MAX
 from common.rpc.status import from_rpc_error, is_retryable
+from common.rpc.validation import MESSAGE_BYTES_MAX
 from tests.integration.common.echo import (
     SAY,
     Echo,

@@ -13,13 +13,13 @@ from pydantic import TypeAdapter
 
 from balance_service.tables import answers
 from common.db.engines import Database
+from common.db.errors import RecordConflict
 from common.db.idempotency import (
     CLEAN_UP_ROWS,
     KEEP_DAYS,
     IdempotencyRecords,
     IdempotencyStore,
     Record,
-    RecordConflict,
 )
 from common.errors import RequestIdReused
 from common.request_key import RequestKey, Result

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 
 from common.db.engines import Database
-from common.db.keyset import at_most, newest_first
+from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import TIME
 from common.db.unnest import arrays, unnest
 from common.ids import new_id
-from common.paging import TIME_KEY, Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 _ROWS = unnest("listed", time=TIME, id=sa.Uuid(as_uuid=False))
@@ -33,8 +33,8 @@ async def test_pages_hold_every_row_once_newest_first(database: Database) -> Non
     token = ""
     async with database.reads.connect() as connection:
         while True:
-            page = Page.of(4, token, filters=["mine"], key=TIME_KEY)
-            parameters = arrays(_ROWS, rows) | at_most(page.size + 1, before=time_position(page))
+            page = Page.of(4, token, filters=["mine"])
+            parameters = arrays(_ROWS, rows) | rows_of(page)
             found = (await connection.execute(_LIST, parameters)).all()
             cut, token = page.cut(found, lambda row: TimePosition(row.time, row.id).key)
             assert len(cut) <= 4

@@ -65,15 +65,15 @@ async def free(database: Database) -> list[Key]:
         return [(user, currency) for user, currency in await connection.execute(FREE)]
 
 
-def keys_of(locked: Locked[Any]) -> set[Key]:
-    return {(row.user_id, row.currency_code) for row in locked.rows}
+def keys_of(locked: Locked[Any, Any]) -> set[Key]:
+    return set(locked.found)
 
 
 @pytest.mark.parametrize("keys", [KEYS, KEYS[::-1]], ids=["ascending", "descending"])
 async def test_rows_are_locked_in_ascending_order(database: Database, keys: list[Key]) -> None:
     """While the second row is waited for, the first is locked and the third is not."""
 
-    async def lock_all() -> Locked[Key]:
+    async def lock_all() -> Locked[Key, Any]:
         async with transaction(database) as connection:
             return await LOCKS.lock(connection, keys, wait_for_locks=True)
 
@@ -100,7 +100,7 @@ async def test_a_wildcard_key_locks_every_row_that_it_matches(database: Database
 
 
 async def test_the_clock_is_read_after_the_wait(database: Database) -> None:
-    async def lock_ann() -> Locked[Key]:
+    async def lock_ann() -> Locked[Key, Any]:
         async with transaction(database) as connection:
             return await LOCKS.lock(connection, [ANN], wait_for_locks=True)
 
@@ -127,4 +127,4 @@ async def test_without_keys_nothing_is_locked(database: Database) -> None:
             await LOCKS.lock(connection, [], wait_for_locks=True),
             await LOCKS.read(connection, []),
         ):
-            assert nothing == Locked([], frozenset(), None)
+            assert nothing == Locked({}, frozenset(), None)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from common.batching.lane import Lane
 from common.db.engines import open_engines
-from common.db.idempotency import RecordConflict
+from common.db.errors import RecordConflict
 from common.ids import new_id
 from common.locking.locks import NoLocks
 from common.locking.marks import open_marks

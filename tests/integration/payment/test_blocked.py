@@ -15,7 +15,7 @@ from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service.locking import advisory_keys
-from payment_service.model import ConfirmPayment
+from payment_service.model.payment_command import ConfirmPayment
 from payment_service.store import payment as store
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.payments import (

@@ -23,7 +23,8 @@ from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service.gateway.outcomes import Charge, Confirmed
-from payment_service.model import ConfirmPayment, PaymentState
+from payment_service.model.payment import PaymentState
+from payment_service.model.payment_command import ConfirmPayment
 from payment_service.store import lease
 from payment_service.tables import answers, payments
 from payment_service.use_cases.payment import Payments

@@ -10,9 +10,10 @@ from typing import Final
 import balance_service.locking
 import balance_service.model
 import coupon_service.locking
+import coupon_service.use_cases.coupon
 import order_service.locking
 import payment_service.locking
-import payment_service.model
+import payment_service.model.payment_command
 from balance_service.model import ChargeBalance, DeductBalance, RefundDeduction
 from common.locking.strategy import Strategies
 from common.money import Money
@@ -32,7 +33,7 @@ from order_service.model.saga_command import (
 from order_service.saga.journal import JournalCommand
 from order_service.use_cases.order_batch import OrderCommand
 from order_service.use_cases.product import ProductCommand
-from payment_service.model import CancelPayment, ConfirmPayment, RecordOutcome
+from payment_service.model.payment_command import CancelPayment, ConfirmPayment, RecordOutcome
 from tally.order.v1 import order_pb2 as pb
 from tests.support.balances import charge, deduct, refund
 from tests.support.coupons import campaign, issue, redeem, restore
@@ -284,8 +285,8 @@ SERVICES: Final[dict[str, tuple[Strategies, list[Operation]]]] = {
 }
 LANES: Final[dict[str, tuple[object, ...]]] = {
     "balance": (balance_service.model.Command,),
-    "coupon": (coupon_service.locking.Command,),
-    "payment": (payment_service.model.Command,),
+    "coupon": (CreateCampaign, IssueCoupon, coupon_service.use_cases.coupon.Command),
+    "payment": (payment_service.model.payment_command.Command,),
     "order": (OrderCommand, ProductCommand, JournalCommand),
 }
 """The types of commands that each service's lanes take."""

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from common import settings
-from common.rpc import handlers, server, status
+from common.rpc import server, status, validation
 from deploy.local.plan import PROJECT
 from tests.unit.test_docs import missing_tests, prose
 
@@ -69,7 +69,7 @@ def test_the_guides_figures_are_those_of_the_code() -> None:
     text = " ".join(prose(PAGE).split())
     fields = settings.ServiceSettings.model_fields
     for figure in (
-        f"above {handlers.MESSAGE_BYTES_MAX // 1024} KiB",
+        f"above {validation.MESSAGE_BYTES_MAX // 1024} KiB",
         f"message above {server.RECEIVE_BYTES_MAX // 1024} KiB",
         f"takes {server.METADATA_BYTES_MAX // 1024} KiB",
         f"above {2 * server.METADATA_BYTES_MAX // 1024} KiB",

@@ -16,10 +16,10 @@ def of_server(sqlstate: str | None) -> exc.DBAPIError:
 
 
 CASES = [
-    ("unique violation", of_server("23505"), Fault.COMMAND),
+    ("unique violation", of_server("23505"), Fault.TAKEN),
     ("number out of range", of_server("22003"), Fault.COMMAND),
     ("deadlock", of_server("40P01"), Fault.CONTENTION),
-    ("lock timeout", of_server("55P03"), Fault.CONTENTION),
+    ("lock timeout", of_server("55P03"), Fault.HELD),
     ("row changed", StaleRead(), Fault.CONTENTION),
     ("connection lost", of_server("08006"), Fault.CONNECTION),
     ("password changed", of_server("28P01"), Fault.CONNECTION),
@@ -35,7 +35,11 @@ CASES = [
     ("no such table", of_server("42P01"), Fault.UNEXPECTED),
     ("defect", ZeroDivisionError(), Fault.UNEXPECTED),
 ]
-REFUSALS = {Fault.CONTENTION: ConflictRetriesExhausted, Fault.CONNECTION: DatabaseUnavailable}
+REFUSALS = {
+    Fault.CONTENTION: ConflictRetriesExhausted,
+    Fault.HELD: ConflictRetriesExhausted,
+    Fault.CONNECTION: DatabaseUnavailable,
+}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from coupon_service.tables import (
     REDEEM_REQUEST_ONCE,
     USER_ONCE,
 )
-from coupon_service.use_cases.coupon import _translate_issue, _translate_redemption
+from coupon_service.use_cases.campaign import _translate_issue
+from coupon_service.use_cases.coupon import _translate
 
 ISSUE = IssueCoupon("c1", "ann", "i1")
 REDEEM = RedeemCoupon("k1", "ann", "o1", Money("KRW", 1), "r1")
@@ -51,10 +52,10 @@ def test_guards_of_issue_become_refusals(constraint: str, refusal: type[Refusal]
 )
 def test_guards_of_redeem_become_refusals(constraint: str, refusal: type[Refusal]) -> None:
     assert constraint in STRATEGIES[RedeemCoupon].guards
-    assert type(_translate_redemption(constraint, REDEEM)) is refusal
+    assert type(_translate(constraint, REDEEM)) is refusal
 
 
 def test_other_constraints_stay_defects() -> None:
     assert _translate_issue("another", ISSUE) is None
-    assert _translate_redemption("another", REDEEM) is None
-    assert _translate_redemption(LIVE_REDEMPTION_ONCE, RESTORE) is None
+    assert _translate("another", REDEEM) is None
+    assert _translate(LIVE_REDEMPTION_ONCE, RESTORE) is None

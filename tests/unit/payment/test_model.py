@@ -31,14 +31,8 @@ from payment_service.gateway.outcomes import (
     Rejected,
     Unknown,
 )
-from payment_service.model import (
-    UNDECIDED,
-    Confirmation,
-    ConfirmPayment,
-    PaymentState,
-    RecordOutcome,
-    confirm_key,
-)
+from payment_service.model.payment import UNDECIDED, Confirmation, PaymentState
+from payment_service.model.payment_command import ConfirmPayment, RecordOutcome, confirm_key
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LEASE = timedelta(seconds=10)

@@ -11,7 +11,8 @@ import pytest
 
 from common.money import Money
 from payment_service.gateway.outcomes import Charge, FindOutcome, GatewayOutcome, Unknown
-from payment_service.model import BEGINNING, Confirmation, ConfirmPayment, RecordOutcome
+from payment_service.model.payment import BEGINNING, Confirmation
+from payment_service.model.payment_command import ConfirmPayment, RecordOutcome
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.resolver import OUTCOME_LABELS, Resolver
 from tests.support.time_limits import LONG_S

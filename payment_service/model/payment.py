@@ -1,4 +1,4 @@
-"""Payments and the rules of their states. Pure: no I/O, no clock, nothing asynchronous.
+"""Payments and the rules of their states.
 
     claim ─► PENDING ─┬─► CONFIRMED ─► CANCELLED
                       ├─► DECLINED
@@ -21,9 +21,8 @@ from typing import Final
 
 from common.errors import Refusal, RequestIdReused
 from common.money import Money
-from common.request_key import RequestKey, digest_of
+from common.request_key import RequestKey
 from payment_service.errors import (
-    PaymentCancelled,
     PaymentDeclined,
     PaymentInProgress,
     PaymentKeyUsed,
@@ -34,9 +33,15 @@ from payment_service.gateway.outcomes import (
     Charge,
     Confirmed,
     Declined,
-    GatewayOutcome,
     NotSent,
     Rejected,
+)
+from payment_service.model.payment_command import (
+    ConfirmPayment,
+    RecordOutcome,
+    cancelled,
+    confirm_key,
+    digest_of_payment,
 )
 
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,88 +79,16 @@ class Payment:
     create_time: datetime
     update_time: datetime
 
+    def declined(self) -> PaymentDeclined:
+        return PaymentDeclined(payment_id=self.payment_id, failure_code=self.failure_code or "")
 
-# -- commands ------------------------------------------------------------------------------------
+    def outcome_unknown(self) -> PaymentOutcomeUnknown:
+        return PaymentOutcomeUnknown(payment_id=self.payment_id)
 
-
-@dataclass(frozen=True, slots=True)
-class ConfirmPayment:
-    """Claim the payment_key for this request, to charge it."""
-
-    order_id: str
-    user_id: str
-    amount: Money
-    payment_key: str
-    request_id: str
-    holder: str
-    """The id of this call as a lease holder; not part of the request's content."""
-
-    @property
-    def key(self) -> RequestKey:
-        return confirm_key(self.user_id, self.request_id)
-
-    @property
-    def confirm_key(self) -> RequestKey:
-        return self.key
-
-    @property
-    def digest(self) -> bytes:
-        return _digest(self.order_id, self.amount, self.payment_key)
-
-
-@dataclass(frozen=True, slots=True)
-class CancelPayment:
-    """Undo one confirmation, or prevent it for ever."""
-
-    confirm_request_id: str
-    user_id: str
-    reason: str
-    request_id: str
-    holder: str
-    """The id of this call as a lease holder; not part of the request's content."""
-    requested: bool = False
-    """Whether this call stored the cancellation request; not part of the request's content."""
-
-    @property
-    def key(self) -> RequestKey:
-        return RequestKey("CancelPayment", self.user_id, self.request_id)
-
-    @property
-    def confirm_key(self) -> RequestKey:
-        return confirm_key(self.user_id, self.confirm_request_id)
-
-    @property
-    def digest(self) -> bytes:
-        return digest_of(self.confirm_request_id, self.reason)
-
-
-@dataclass(frozen=True, slots=True)
-class RecordOutcome:
-    """Store the outcome of a call to the gateway."""
-
-    payment_id: str
-    confirm_key: RequestKey
-    outcome: GatewayOutcome
-    holder: str
-    pause: timedelta
-    """Until the next try, if this outcome leaves the payment open."""
-    keep_lease: bool = False
-    """Whether the holder itself continues at once."""
-
-
-Command = ConfirmPayment | CancelPayment | RecordOutcome
-
-
-def confirm_key(user_id: str, request_id: str) -> RequestKey:
-    """The key of a confirmation's response or tombstone."""
-    return RequestKey("ConfirmPayment", user_id, request_id)
-
-
-def _digest(order_id: str, amount: Money, payment_key: str) -> bytes:
-    return digest_of(order_id, amount.currency_code, amount.amount_minor, payment_key)
-
-
-# -- the payment and the work on it ---------------------------------------------------------------
+    def key_taken(self) -> Refusal:
+        """The refusal of another request with this payment's key."""
+        taken = PaymentInProgress if self.state in UNDECIDED else PaymentKeyUsed
+        return taken(payment_key=self.payment_key)
 
 
 @dataclass(slots=True)
@@ -209,7 +142,9 @@ class Confirmation:
     @property
     def digest(self) -> bytes:
         """The digest of the ConfirmPayment request."""
-        return _digest(self.payment.order_id, self.payment.amount, self.payment.payment_key)
+        return digest_of_payment(
+            self.payment.order_id, self.payment.amount, self.payment.payment_key
+        )
 
     @property
     def new(self) -> bool:
@@ -260,7 +195,7 @@ class Confirmation:
         """The payment of a finished confirmation. Raises PaymentDeclined or PaymentCancelled."""
         assert self.payment.state not in UNDECIDED
         if self.payment.state is PaymentState.DECLINED:
-            raise declined(self.payment)
+            raise self.payment.declined()
         if self.payment.state is PaymentState.CANCELLED or self.cancel_reason is not None:
             raise cancelled(self.key)
         return self.payment
@@ -339,25 +274,3 @@ class Confirmation:
             self._become(PaymentState.UNKNOWN, now)
         self.holder, self.due_time = None, now + pause
         self.version += 1
-
-
-# -- refusals ------------------------------------------------------------------------------------
-
-
-def declined(payment: Payment) -> PaymentDeclined:
-    return PaymentDeclined(payment_id=payment.payment_id, failure_code=payment.failure_code or "")
-
-
-def cancelled(confirm: RequestKey) -> PaymentCancelled:
-    return PaymentCancelled(user_id=confirm.scope, request_id=confirm.request_id)
-
-
-def key_taken(payment: Payment) -> Refusal:
-    """The refusal of another request with the payment's key."""
-    if payment.state in UNDECIDED:
-        return PaymentInProgress(payment_key=payment.payment_key)
-    return PaymentKeyUsed(payment_key=payment.payment_key)
-
-
-def outcome_unknown(payment: Payment) -> PaymentOutcomeUnknown:
-    return PaymentOutcomeUnknown(payment_id=payment.payment_id)

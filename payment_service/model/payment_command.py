@@ -1,0 +1,91 @@
+"""Commands about payments: from clients, and from the work at the gateway."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from common.money import Money
+from common.request_key import RequestKey, digest_of
+from payment_service.errors import PaymentCancelled
+from payment_service.gateway.outcomes import GatewayOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmPayment:
+    """Claim the payment_key for this request, to charge it."""
+
+    order_id: str
+    user_id: str
+    amount: Money
+    payment_key: str
+    request_id: str
+    holder: str
+    """The id of this call as a lease holder; not part of the request's content."""
+
+    @property
+    def key(self) -> RequestKey:
+        return confirm_key(self.user_id, self.request_id)
+
+    @property
+    def confirm_key(self) -> RequestKey:
+        return self.key
+
+    @property
+    def digest(self) -> bytes:
+        return digest_of_payment(self.order_id, self.amount, self.payment_key)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPayment:
+    """Undo one confirmation, or prevent it for ever."""
+
+    confirm_request_id: str
+    user_id: str
+    reason: str
+    request_id: str
+    holder: str
+    """The id of this call as a lease holder; not part of the request's content."""
+    requested: bool = False
+    """Whether this call stored the cancellation request; not part of the request's content."""
+
+    @property
+    def key(self) -> RequestKey:
+        return RequestKey("CancelPayment", self.user_id, self.request_id)
+
+    @property
+    def confirm_key(self) -> RequestKey:
+        return confirm_key(self.user_id, self.confirm_request_id)
+
+    @property
+    def digest(self) -> bytes:
+        return digest_of(self.confirm_request_id, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOutcome:
+    """Store the outcome of a call to the gateway."""
+
+    payment_id: str
+    confirm_key: RequestKey
+    outcome: GatewayOutcome
+    holder: str
+    pause: timedelta
+    """Until the next try, if this outcome leaves the payment open."""
+    keep_lease: bool = False
+    """Whether the holder itself continues at once."""
+
+
+Command = ConfirmPayment | CancelPayment | RecordOutcome
+
+
+def confirm_key(user_id: str, request_id: str) -> RequestKey:
+    """The key of a confirmation's response or tombstone."""
+    return RequestKey("ConfirmPayment", user_id, request_id)
+
+
+def cancelled(confirm: RequestKey) -> PaymentCancelled:
+    """The refusal of a confirmation that has a tombstone."""
+    return PaymentCancelled(user_id=confirm.scope, request_id=confirm.request_id)
+
+
+def digest_of_payment(order_id: str, amount: Money, payment_key: str) -> bytes:
+    return digest_of(order_id, amount.currency_code, amount.amount_minor, payment_key)
