@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from common.addresses import split_host_port
+from common.addresses import target
 from common.environment import SettingsError, unknown_names
 from common.settings import ServiceSettings, read
 from common.urls import engine_url
@@ -73,15 +73,6 @@ def test_a_malformed_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert problem().startswith(str(tmp_path / "TALLY_REDIS_URL"))
 
 
-def test_a_missing_setting_is_named_for_the_command_that_needs_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with pytest.raises(SettingsError, match="TALLY_BALANCE_OWNER_DATABASE_URL: needed to migrate"):
-        read(BalanceSettings, "migrate")
-    monkeypatch.delenv("TALLY_DATABASE_URL")
-    assert problem() == "TALLY_BALANCE_DATABASE_URL: needed to serve, not set"
-
-
 def test_an_unreadable_secrets_directory_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -141,20 +132,25 @@ def test_unknown_names_are_those_with_the_services_own_prefix(
 
 
 @pytest.mark.parametrize(
-    ("address", "expected"),
+    ("addresses", "expected"),
     [
-        ("127.0.0.1:0", ("127.0.0.1", 0)),
-        ("[::1]:65535", ("[::1]", 65535)),
-        ("h-1.x:1", ("h-1.x", 1)),
-        *((bad, None) for bad in ("", "h", "h:", ":1", "h:65536", "h:1:2", "h:-1", "a b:1")),
+        ("127.0.0.1:1", "ipv4:127.0.0.1:1"),
+        ("127.0.0.1:1, 127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ("localhost:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2"),
+        ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
+        ("balance-1.x:65535", "dns:///balance-1.x:65535"),
+        *(
+            (uri, uri)
+            for uri in (
+                *("dns:///balance:50051", "dns:balance:50051", "dns://10.0.0.10:53/balance:50051"),
+                *("ipv4:127.0.0.1:1,127.0.0.2:2", "ipv6:[::1]:1", "unix:/run/balance.sock"),
+            )
+        ),
     ],
 )
-def test_addresses_are_split_or_refused(address: str, expected: tuple[str, int] | None) -> None:
-    if expected is not None:
-        assert split_host_port(address) == expected
-        return
-    with pytest.raises(ValueError, match="host:port"):
-        split_host_port(address)
+def test_addresses_become_a_target(addresses: str, expected: str) -> None:
+    """Malformed ones: ``test_every_setting``."""
+    assert target(addresses) == expected
 
 
 @pytest.mark.parametrize(
