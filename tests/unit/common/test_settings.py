@@ -67,10 +67,31 @@ def test_settings_are_read_from_files_and_frozen(
         settings.pool_size = 7
 
 
-def test_a_malformed_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
-    (tmp_path / "TALLY_REDIS_URL").write_text("hunter2")
-    assert problem().startswith(str(tmp_path / "TALLY_REDIS_URL"))
+FILE = "TALLY_BALANCE_DATABASE_URL"
+
+
+@pytest.mark.parametrize(
+    ("expected", "spoil"),
+    [
+        ("TALLY_SECRETS_DIR: is not a directory", lambda d: (d.rmdir(), d.write_text("hunter2"))),
+        (f"{FILE}: must be postgresql://", lambda d: (d / FILE).write_text("hunter2")),
+        (f"{FILE}: is not text in UTF-8", lambda d: (d / FILE).write_bytes(b"hunter2\xff")),
+        (f"{FILE}: is not a file", lambda d: (d / FILE).mkdir()),
+        (f"{FILE}: is not a file", lambda d: (d / FILE).symlink_to(d / "gone")),
+    ],
+)
+def test_an_unreadable_secret_is_reported(
+    expected: str,
+    spoil: Callable[[Path], object],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "secrets"
+    directory.mkdir()
+    monkeypatch.delenv("TALLY_DATABASE_URL")
+    monkeypatch.setenv("TALLY_SECRETS_DIR", str(directory))
+    spoil(directory)
+    assert problem().removeprefix(f"{directory}/").startswith(expected)
 
 
 def test_an_unreadable_secrets_directory_is_reported(
@@ -82,41 +103,6 @@ def test_an_unreadable_secrets_directory_is_reported(
     monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
     monkeypatch.setattr("pathlib.Path.iterdir", unreadable)
     assert problem() == "TALLY_SECRETS_DIR: cannot be read: Permission denied"
-
-
-def a_file(directory: Path) -> str:
-    directory.rmdir()
-    directory.write_text("hunter2")
-    return "TALLY_SECRETS_DIR: is not a directory"
-
-
-def binary_text(directory: Path) -> str:
-    file = directory / "tally_redis_url"
-    file.write_bytes(b"hunter2\xff")
-    return f"{file}: is not text in UTF-8"
-
-
-def a_directory(directory: Path) -> str:
-    file = directory / "TALLY_BALANCE_DATABASE_URL"
-    file.mkdir()
-    return f"{file}: is not a file"
-
-
-def a_dangling_link(directory: Path) -> str:
-    file = directory / "TALLY_BALANCE_DATABASE_URL"
-    file.symlink_to(directory / "gone")
-    return f"{file}: is not a file"
-
-
-@pytest.mark.parametrize("spoil", [a_file, binary_text, a_directory, a_dangling_link])
-def test_an_unreadable_secret_is_reported(
-    spoil: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    directory = tmp_path / "secrets"
-    directory.mkdir()
-    monkeypatch.setenv("TALLY_SECRETS_DIR", str(directory))
-    expected = spoil(directory)
-    assert problem() == expected
 
 
 def test_unknown_names_are_those_with_the_services_own_prefix(
