@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from common import tracing
 from tests.integration.common.echo import NAME, connected, settings
-from tests.integration.common.echo_process import PASSWORD, echo_service, replies
+from tests.integration.common.echo_process import echo_service, replies
 from tests.support.collector import ENDPOINT, Collector, collecting, tracing_to
 from tests.support.time_limits import LONG_S
 
@@ -117,14 +117,3 @@ async def test_a_collector_that_hangs_delays_neither_calls_nor_the_end(
             tracing.stop()
         released.set()
     assert library_lines(caplog) == []
-
-
-async def test_a_rejected_variable_ends_the_replica_with_one_line() -> None:
-    """In a process of its own: the SDK reads this variable when it is imported."""
-    given = {ENDPOINT: "http://127.0.0.1:1", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": PASSWORD}
-    async with echo_service(**given) as running:
-        status, log = await running.end()
-    assert status == 2
-    assert log.startswith("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT: ")
-    assert log.count("\n") == 1
-    assert PASSWORD not in log

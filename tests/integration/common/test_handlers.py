@@ -142,14 +142,6 @@ def test_a_method_that_is_not_implemented_is_an_error_at_registration() -> None:
 # -- messages --------------------------------------------------------------------------------------
 
 
-async def test_bytes_that_are_no_message_are_an_invalid_field() -> None:
-    async with connected() as client:
-        send: Any = client.channel.unary_unary(SAY)
-        refusal = await refusal_of(send(b"\xff\xff\xff"))
-    assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INVALID_FIELD")
-    assert [violation.field for violation in refusal.fields] == ["request"]
-
-
 async def test_a_message_above_the_limit_is_refused_before_the_method_runs() -> None:
     """One of exactly the limit is accepted; one above the transport's ends only its call."""
     overhead = StringValue(value="x" * 60_000).ByteSize() - 60_000

@@ -71,6 +71,7 @@ async def test_migrate_that_fails_logs_one_line_without_the_password() -> None:
         ([], {"TALLY_ECHO_POOL_SIZE": PASSWORD}, "TALLY_ECHO_POOL_SIZE: "),
         ([], {"TALLY_DATABASE_URL": ""}, "TALLY_DATABASE_URL: needed to serve, not set"),
         ([], {"TALLY_SECRETS_DIR": "/does/not/exist"}, "TALLY_SECRETS_DIR: "),
+        ([], {ENDPOINT: "collector:4317"}, f"{ENDPOINT}: must be http"),
         (["migrate"], {}, "TALLY_ECHO_OWNER_DATABASE_URL: needed to migrate, not set"),
         (["migrat"], {}, "usage: "),
     ],
@@ -85,6 +86,7 @@ def test_wrong_usage_ends_the_process_with_2_and_one_line(
     """In this process: ``tests/integration/start`` has the services' own."""
     for name, value in {"TALLY_DATABASE_URL": URL, **environment}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(service.logs, "configure", lambda **_: None)
     with pytest.raises(SystemExit) as ended:
         service.main(EchoSettings, build, arguments)
     assert ended.value.code == service.USAGE

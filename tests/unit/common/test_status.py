@@ -20,6 +20,8 @@ from common.errors import (
     RequestIdReused,
 )
 from common.rpc import status
+from common.rpc.validation import VIOLATIONS_MAX, check
+from tally.order.v1 import order_pb2
 
 # Short enough not to be cut: at most four bytes a character.
 SHORT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -109,3 +111,13 @@ BARE = {
 )
 def test_retryable_refusals(refusal: Refusal, expected: bool) -> None:
     assert status.is_retryable(refusal) is expected
+
+
+def test_the_number_of_reported_violations_is_bounded() -> None:
+    """Of the rules of the .proto files, all of which ``tests/integration/contract`` breaks."""
+    request = order_pb2.CreateOrderRequest(user_id="u1", request_id="r1")
+    for number in range(1_000):
+        request.items.add(product_id=f"p{number}", quantity=0)
+    with pytest.raises(InvalidFields) as caught:
+        check(request)
+    assert len(caught.value.fields) == VIOLATIONS_MAX

@@ -83,6 +83,7 @@ def test_a_malformed_variable_is_named_without_its_value(
     [
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "9999"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", SECRET),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", SECRET),
     ],
 )
 def test_a_variable_that_the_sdk_rejects_is_one_line_without_its_value(
