@@ -12,6 +12,7 @@ from common.locking.redis import open_redis
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases, name_of
+from tests.support.time_limits import LONG_S
 
 NUMBERS = """
 CREATE TABLE numbers (
@@ -39,7 +40,10 @@ async def database(core_urls: ServiceUrls) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
+async def redis(
+    valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Redis]:
+    monkeypatch.setattr("common.locking.redis.TIMEOUT_S", LONG_S)
     client = open_redis(valkey_server.url)
     yield client
     await client.aclose()
