@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common import deadlines, metrics
 from common.errors import Code, DatabaseUnavailable, DeadlineTooShort, Refusal, RemoteRefusal
 from tests.integration.common.callers import replicas_seen, until_seen
-from tests.integration.common.echo import Echo, Held, Raising, SoldOut, client_of, serving
+from tests.integration.common.echo import Echo, Raising, SoldOut, client_of, serving
 
 
 async def test_calls_are_spread_over_the_replicas_in_turn() -> None:
@@ -95,14 +93,3 @@ async def test_an_unreachable_service_is_a_refusal_without_reason() -> None:
         with pytest.raises(RemoteRefusal) as caught:
             await client.call(client.stub.Say, StringValue(), limit_s=5.0, attempts_max=2)
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "")
-
-
-async def test_a_cancelled_caller_cancels_the_call_on_the_other_side() -> None:
-    held = Held()
-    async with serving(held) as (address, _), client_of(address) as client:
-        calling = asyncio.create_task(client.call(client.stub.Say, StringValue(), limit_s=50.0))
-        await held.begun.wait()
-        calling.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await calling
-        await held.ended.wait()

@@ -117,9 +117,9 @@ async def test_a_call_outlives_the_maximum_age_of_its_connection(
         await asyncio.sleep(2.0)
         return request
 
-    given = {"max_connection_age_s": 0.2, "grace_s": 0.1, "default_deadline_s": default_deadline_s}
+    given: dict[str, Any] = {"max_connection_age_s": 0.2, "grace_s": 0.1}
     async with (
-        serving(Echo(say), **given) as (address, _),
+        serving(Echo(say), default_deadline_s=default_deadline_s, **given) as (address, _),
         grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel,
     ):
         try:

@@ -86,7 +86,7 @@ def test_wrong_usage_ends_the_process_with_2_and_one_line(
     """In this process: ``tests/integration/start`` has the services' own."""
     for name, value in {"TALLY_DATABASE_URL": URL, **environment}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(service.logs, "configure", lambda **_: None)
+    monkeypatch.setattr("common.logs.configure", lambda **_: None)
     with pytest.raises(SystemExit) as ended:
         service.main(EchoSettings, build, arguments)
     assert ended.value.code == service.USAGE

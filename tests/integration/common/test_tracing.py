@@ -17,7 +17,6 @@ from common import deadlines, tracing
 from common.errors import Code, DatabaseUnavailable, RemoteRefusal
 from common.rpc import reflection
 from common.rpc.client import ServiceClient
-from common.tasks import DetachedTasks, result_of
 from tests.integration.common.echo import (
     NAME,
     NOT_SERVING,
@@ -52,11 +51,11 @@ def traced(**variables: str) -> Iterator[Collector]:
 
 @asynccontextmanager
 async def traced_client(
-    servicer: Echo | None = None, /, *, given: dict[str, Any] | None = None, **variables: str
+    servicer: Echo | None = None, /, **variables: str
 ) -> AsyncIterator[tuple[Connection, Collector]]:
     """A client of a traced server. At the end every span has been received."""
     with traced(**variables) as collector:
-        async with connected(servicer, **(given or {})) as client:
+        async with connected(servicer, reflection=True) as client:
             yield client, collector
         tracing.stop(LONG_S)
 
@@ -219,15 +218,14 @@ async def test_a_call_that_its_clients_deadline_ends_is_an_error(
 
 
 async def test_calls_at_the_same_time_each_have_their_own_trace() -> None:
-    """It goes on in calls to another service, also from detached work, as payments are."""
+    """It goes on in their calls to another service: ``tests/integration/order/test_traces.py``."""
     both = asyncio.Barrier(2)
     traces = ["1" * 32, "2" * 32]
     async with two_services() as (collector, _, near):
-        work = DetachedTasks("work")
 
         async def say(request: StringValue, context: Any) -> StringValue:
             await both.wait()
-            response = await result_of(work.start(near.Say(request, context)))
+            response = await near.Say(request, context)
             await both.wait()
             return response
 
@@ -235,14 +233,7 @@ async def test_calls_at_the_same_time_each_have_their_own_trace() -> None:
             parents = [("traceparent", f"00-{each}-{SPAN}-01") for each in traces]
             await asyncio.gather(*(client.say(metadata=(parent,)) for parent in parents))
             await collector.until(lambda seen: len(seen.spans) == 6)
-    for trace in traces:
-        spans = [span for span in collector.spans if span.trace_id == trace]
-        [near_call] = [span for span in spans if span.parent == SPAN]
-        [sent] = [span for span in spans if span.kind == "CLIENT"]
-        [far_call] = [span for span in spans if span.parent == sent.span_id]
-        assert (sent.parent, len(spans)) == (near_call.span_id, 3)
-        assert sent.attributes["rpc.response.status_code"] == "OK"
-        assert far_call.kind == "SERVER"
+    assert sorted(span.trace_id for span in collector.spans) == sorted(3 * traces)
 
 
 async def test_each_attempt_at_a_call_is_a_span_of_its_own(
@@ -280,7 +271,7 @@ async def test_an_attempt_without_a_reply_has_a_code_and_no_address() -> None:
 
 async def test_health_and_reflection_have_no_spans_and_watch_works() -> None:
     """A stream of another service has one, which ends with it: here by the drain."""
-    async with traced_client(Held(), given={"reflection": True}) as (client, collector):
+    async with traced_client(Held()) as (client, collector):
         watch = client.watch()
         await watch.until(SERVING)
         assert await client.check() == SERVING
