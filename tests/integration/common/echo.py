@@ -163,6 +163,17 @@ async def always_ready() -> None:
     """The probe of a service that needs nothing."""
 
 
+class Probe:
+    """A readiness probe that fails while the test gives it a problem."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+    async def __call__(self) -> None:
+        if self.problem:
+            raise RuntimeError(self.problem)
+
+
 def settings(**given: Any) -> EchoSettings:
     return EchoSettings(
         **{

@@ -8,7 +8,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from common import deadlines, metrics
 from common.errors import Code, DatabaseUnavailable, DeadlineTooShort, Refusal, RemoteRefusal
 from tests.integration.common.callers import replicas_seen, until_seen
-from tests.integration.common.echo import Echo, Raising, SoldOut, client_of, serving
+from tests.integration.common.echo import Echo, Probe, Raising, SoldOut, client_of, serving
 
 
 async def test_calls_are_spread_over_the_replicas_in_turn() -> None:
@@ -22,21 +22,16 @@ async def test_calls_are_spread_over_the_replicas_in_turn() -> None:
 
 
 async def test_a_replica_that_is_not_ready_gets_no_calls_until_it_is() -> None:
-    problem = "its database is gone"
-
-    async def ready() -> None:
-        if problem:
-            raise RuntimeError(problem)
-
+    probe = Probe("its database is gone")
     async with (
         serving(replica="well") as (well, _),
-        serving(replica="ill", ready=ready) as (ill, _),
+        serving(replica="ill", ready=probe) as (ill, _),
         client_of(well, ill) as client,
     ):
         assert await replicas_seen(client, 40) == {"well": 40}
-        problem = ""
+        probe.problem = ""
         await until_seen(client, {"well", "ill"})
-        problem = "gone again"
+        probe.problem = "gone again"
         await until_seen(client, {"well"})
 
 

@@ -13,7 +13,7 @@ from common.errors import Code
 from common.rpc.health import Health
 from common.rpc.server import GrpcServer
 from tests.integration.common.callers import Callers, replicas_seen, until_seen
-from tests.integration.common.echo import Held, client_of, refusal_of, serving
+from tests.integration.common.echo import Held, client_of, serving
 
 CALLERS = 16
 HELD = 8
@@ -27,7 +27,6 @@ class Pair:
     """Two replicas, one of which is going to stop, and callers of both."""
 
     stopping: GrpcServer
-    address: str
     held: Held
     callers: Callers
 
@@ -47,30 +46,13 @@ async def pair(drain_delay_s: float) -> AsyncIterator[Pair]:
         client_of(other, address) as client,
     ):
         await until_seen(client, {"stays", "goes"})
-        yield Pair(stopping, address, held, Callers(client, CALLERS))
-
-
-async def stream_until_stopped(two: Pair) -> asyncio.Task[None]:
-    """A task that ends when the replica accepts no more calls: streams end just before."""
-    opened = asyncio.Event()
-
-    async def watch() -> None:
-        async with client_of(two.address) as direct:
-            stream = direct.stub.count()
-            await stream.read()
-            opened.set()
-            assert (await refusal_of(stream.read())).reason == "REPLICA_STOPPING"
-
-    task = asyncio.create_task(watch())
-    await opened.wait()
-    return task
+        yield Pair(stopping, held, Callers(client, CALLERS))
 
 
 async def test_no_call_fails_while_one_of_two_replicas_drains() -> None:
     """Neither those in flight when it stops, nor those sent before, while and after it does."""
     async with pair(drain_delay_s=3.0) as two:
         callers = two.callers
-        stopped = await stream_until_stopped(two)
         held: list[asyncio.Task[None]] = []
         while two.in_flight < HELD:
             held += [asyncio.create_task(callers.call("hold")) for _ in range(2)]
@@ -78,7 +60,7 @@ async def test_no_call_fails_while_one_of_two_replicas_drains() -> None:
         async with callers.calling():
             await callers.more(5 * CALLERS)
             draining = asyncio.create_task(two.stopping.drain())
-            await stopped
+            await callers.until(lambda: two.stopping._handlers._stopping)
             await callers.more(20 * CALLERS)
             assert not draining.done(), "it waits for the calls in flight"
             before = callers.answered_by.count("goes")

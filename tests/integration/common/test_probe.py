@@ -8,11 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.rpc import probe
-from tests.integration.common.echo import serving
-
-
-async def unready() -> None:
-    raise RuntimeError("no database")
+from tests.integration.common.echo import Probe, serving
 
 
 @pytest.mark.parametrize(
@@ -37,7 +33,7 @@ async def test_the_health_is_printed_and_the_exit_code(
     # Long, for a slow machine.
     monkeypatch.setattr(probe.status_of, "__defaults__", ("", 30.0))
     with capture_logs():
-        async with serving(ready=unready) as (address, _):
+        async with serving(ready=Probe("no database")) as (address, _):
             given = [each.format(address) for each in arguments]
             assert await asyncio.to_thread(probe.main, given) == code
     assert "".join(capsys.readouterr()).startswith(printed.format(address))

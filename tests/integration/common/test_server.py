@@ -22,6 +22,7 @@ from tests.integration.common.echo import (
     SERVING,
     Echo,
     Held,
+    Probe,
     add,
     always_ready,
     connected,
@@ -32,17 +33,6 @@ from tests.integration.common.echo import (
 from tests.integration.common.test_reflection import call_of
 
 List: Any = health_pb2.HealthListRequest  # type: ignore[attr-defined]  # newer than its stubs
-
-
-class Probe:
-    """A readiness probe whose result the test sets."""
-
-    def __init__(self, problem: str) -> None:
-        self.problem = problem
-
-    async def __call__(self) -> None:
-        if self.problem:
-            raise RuntimeError(self.problem)
 
 
 # -- health ----------------------------------------------------------------------------------------

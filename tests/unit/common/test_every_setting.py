@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -86,9 +85,6 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def valid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("TALLY_"):
-            monkeypatch.delenv(name)
     for name in ("DATABASE_URL", "OWNER_DATABASE_URL"):
         monkeypatch.setenv(f"TALLY_{name}", f"postgresql://u:{SECRET}@h:1/d?sslmode=require")
     monkeypatch.setenv("TALLY_GATEWAY_URL", "http://h")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,10 +23,7 @@ class BalanceSettings(ServiceSettings):
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("TALLY_"):
-            monkeypatch.delenv(name)
+def database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALLY_DATABASE_URL", URL)
 
 
