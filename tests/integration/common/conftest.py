@@ -1,14 +1,18 @@
-"""A database with idempotency records and a table of numbers, for tests of common's core."""
+"""A database with idempotency records and a table of numbers, and a client of Redis."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from redis.asyncio import Redis
 
 from common.db.engines import Database, open_engines
+from common.locking.redis import open_redis
 from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases, name_of
+from tests.support.time_limits import LONG_S
 
 NUMBERS = """
 CREATE TABLE numbers (
@@ -33,3 +37,13 @@ async def database(core_urls: ServiceUrls) -> AsyncIterator[Database]:
     opened = open_engines(core_urls.runtime, application_name="core test", pool_size=6)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def redis(
+    valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Redis]:
+    monkeypatch.setattr("common.locking.redis.TIMEOUT_S", LONG_S)
+    client = open_redis(valkey_server.url)
+    yield client
+    await client.aclose()

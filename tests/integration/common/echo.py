@@ -14,12 +14,12 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
-from common.errors import RemoteRefusal
+from common import deadlines
+from common.errors import Code, QuotaViolation, Refusal, RemoteRefusal
 from common.rpc.channels import open_channel
 from common.rpc.client import ServiceClient
 from common.rpc.server import GrpcServer
 from common.rpc.status import from_rpc_error
-from common.service import Application
 from common.settings import ServiceSettings
 
 NAME = "tally.test.v1.EchoService"
@@ -32,14 +32,36 @@ class EchoSettings(ServiceSettings):
     service = "echo"
 
 
+class SoldOut(Refusal):
+    """Everything is gone."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "SOLD_OUT"
+
+    quota = (QuotaViolation("campaign:7", "all 10 are issued"),)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A call of ``Say`` as it arrived."""
+
+    value: str
+    peer: str
+    left_s: float
+    """The time to its deadline."""
+
+
 class Echo:
     """Replies with the request, unless the test gives it something else to do."""
 
     def __init__(self, say: Any = None, count: Any = None) -> None:
+        self.received: list[Received] = []
         self._say = say
         self._count = count
 
     async def Say(self, request: StringValue, context: Any) -> StringValue:  # noqa: N802
+        left_s = deadlines.remaining() or 0.0
+        self.received.append(Received(request.value, context.peer(), left_s))
         if self._say is None:
             return request
         response: StringValue = await self._say(request, context)
@@ -50,25 +72,37 @@ class Echo:
             yield number
 
 
-def raising(error: BaseException) -> Echo:
-    """A servicer whose ``Say`` raises."""
+class Raising(Echo):
+    """Raises these errors, one per call, and then replies."""
 
-    async def say(request: StringValue, context: Any) -> StringValue:
-        raise error
+    def __init__(self, *errors: BaseException) -> None:
+        super().__init__(self._raise)
+        self._left = list(errors)
 
-    return Echo(say)
+    async def _raise(self, request: StringValue, context: Any) -> StringValue:
+        if self._left:
+            raise self._left.pop(0)
+        return request
 
 
-class Held:
-    """A ``say`` that waits for ``release``, and a ``count`` that sends one message and waits."""
+class Held(Echo):
+    """``Say`` waits for ``release``; ``Count`` sends one message and waits.
 
-    def __init__(self) -> None:
+    ``only``: the value with which a request waits. Others get their reply after a moment, so that
+    some of many are in flight at any time.
+    """
+
+    def __init__(self, only: str = "") -> None:
+        super().__init__(self._hold, self._hold_stream)
         self.begun = asyncio.Event()
         self.release = asyncio.Event()
         self.ended = asyncio.Event()
-        self.echo = Echo(self.say, self.count)
+        self._only = only
 
-    async def say(self, request: StringValue, context: Any) -> StringValue:
+    async def _hold(self, request: StringValue, context: Any) -> StringValue:
+        if self._only and request.value != self._only:
+            await asyncio.sleep(0.01)
+            return request
         self.begun.set()
         try:
             await self.release.wait()
@@ -76,7 +110,7 @@ class Held:
             self.ended.set()
         return request
 
-    async def count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+    async def _hold_stream(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         try:
             yield request
             await self.release.wait()
@@ -99,7 +133,7 @@ def add(servicer: Any, server: Any) -> None:
 
 
 class EchoStub:
-    """What the generated stub would be."""
+    """What the generated stub would be, with health beside it."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         coding: Any = {
@@ -108,10 +142,36 @@ class EchoStub:
         }
         self.Say: Any = channel.unary_unary(SAY, **coding)
         self.Count: Any = channel.unary_stream(f"/{NAME}/Count", **coding)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)
+
+    def say(self, value: str = "", **options: Any) -> Any:
+        return self.Say(StringValue(value=value), **options)
+
+    def count(self, value: str = "", **options: Any) -> Any:
+        return self.Count(StringValue(value=value), **options)
+
+    async def check(self, service: str = "") -> int:
+        """The health of ``service``, as ``Check`` returns it."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int((await self.health.Check(request, timeout=180)).status)
+
+    def watch(self, service: str = "") -> Watch:
+        return Watch(self.health.Watch(health_pb2.HealthCheckRequest(service=service)))
 
 
 async def always_ready() -> None:
     """The probe of a service that needs nothing."""
+
+
+class Probe:
+    """A readiness probe that fails while the test gives it a problem."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+
+    async def __call__(self) -> None:
+        if self.problem:
+            raise RuntimeError(self.problem)
 
 
 def settings(**given: Any) -> EchoSettings:
@@ -125,10 +185,6 @@ def settings(**given: Any) -> EchoSettings:
             **given,
         }
     )
-
-
-def application(servicer: Echo) -> Application:
-    return Application(services=[(add, servicer)], ready=always_ready)
 
 
 @asynccontextmanager
@@ -148,27 +204,14 @@ async def serving(
         await server.drain()
 
 
-@dataclass(frozen=True)
-class Connection:
+class Connection(EchoStub):
     """A client of one running server."""
 
-    server: GrpcServer
-    address: str
-    channel: grpc.aio.Channel
-
-    @property
-    def echo(self) -> EchoStub:
-        return EchoStub(self.channel)
-
-    async def check(self, service: str = "") -> int:
-        """The health of ``service``, as ``Check`` returns it."""
-        stub: Any = health_pb2_grpc.HealthStub(self.channel)
-        request = health_pb2.HealthCheckRequest(service=service)
-        return int((await stub.Check(request, timeout=60)).status)
-
-    def watch(self, service: str = "") -> Watch:
-        stub: Any = health_pb2_grpc.HealthStub(self.channel)
-        return Watch(stub.Watch(health_pb2.HealthCheckRequest(service=service)))
+    def __init__(self, server: GrpcServer, address: str, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)
+        self.server = server
+        self.address = address
+        self.channel = channel
 
 
 class Watch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,13 +11,18 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import grpc
 import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common import service, tracing
 from common.service import Application
-from tests.integration.common.echo import Echo, EchoSettings, application
+from tests.integration.common.echo import Echo, EchoSettings, EchoStub, add, always_ready
+from tests.integration.start.process import Service, process
+from tests.support.collector import ENDPOINT
 
+PASSWORD = "hunter2"
+URL = f"postgresql://u:{PASSWORD}@127.0.0.1:1/tally"
 FLUSH_S = 60.0
 log = structlog.stdlib.get_logger()
 
@@ -32,6 +38,7 @@ class Commands:
     async def say(self, request: StringValue, context: Any) -> StringValue:
         if request.value == "wait":
             log.info("waiting")
+            logging.getLogger("library").warning("waiting too")
             await asyncio.sleep(0.2)
         elif request.value == "hold":
             self._holding += 1
@@ -53,7 +60,8 @@ class Commands:
 async def build(settings: EchoSettings) -> AsyncIterator[Application]:
     log.info("building", database=settings.database_url.get_secret_value())
     commands = Commands()
-    yield application(Echo(commands.say, commands.count))
+    servicer = Echo(commands.say, commands.count)
+    yield Application(services=[(add, servicer)], ready=always_ready)
     log.info("closed")
 
 
@@ -61,6 +69,27 @@ async def migrate(settings: EchoSettings) -> None:
     url = settings.owner_database_url.get_secret_value()
     if url.endswith("fail"):
         raise RuntimeError(f"no answer from {url}\nand a second line")
+
+
+@asynccontextmanager
+async def echo_service(*arguments: str, **environment: str) -> AsyncIterator[Service]:
+    """The process, without tracing unless ``environment`` turns it on."""
+    given = {ENDPOINT: "", "TALLY_DATABASE_URL": URL, "TALLY_REPLICA": "echo-1", **environment}
+    async with process("tests.integration.common.echo_process", *arguments, **given) as running:
+        yield running
+
+
+async def address_of(running: Service) -> str:
+    """Its address, once it is ready."""
+    port = (await running.line("listening"))["port"]
+    await running.line("ready")
+    return f"127.0.0.1:{port}"
+
+
+async def replies(running: Service, *words: str) -> list[str]:
+    """The replies to calls of ``Say``, made one after the other once it is ready."""
+    async with grpc.aio.insecure_channel(await address_of(running)) as channel:
+        return [(await EchoStub(channel).say(word)).value for word in words]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Connections: where a server listens, pings, maximum age, and calls per connection."""
+"""Connections: pings, and the maximum age, by which clients find new replicas and lose no call."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
+from unittest import mock
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common.rpc import channels, server
-from common.rpc.server import GrpcServer, PortTaken
 from tally_client import policy
-from tests.integration.common.echo import (
-    Echo,
-    EchoStub,
-    add,
-    always_ready,
-    connected,
-    serving,
-    settings,
-)
+from tests.integration.common.callers import Callers
+from tests.integration.common.echo import Echo, EchoStub, Held, client_of, serving
+from tests.support.cluster import dns
 
+CALLERS = 8
+AGE_S = 0.5
 PING, GOAWAY, SETTINGS = 0x6, 0x7, 0x4
 ACK: Final = 0x1
 ENHANCE_YOUR_CALM: Final = 0xB
-MAX_CONCURRENT_STREAMS: Final = 0x3
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -44,16 +40,13 @@ class RawClient:
         header = struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + bytes(4)
         self._writer.write(header + payload)
 
-    async def frame(self) -> tuple[int, int, bytes]:
-        header = await self._reader.readexactly(9)
-        length = int.from_bytes(header[:3], "big")
-        return header[3], header[4], await self._reader.readexactly(length)
-
     async def ping(self) -> int | None:
         """Wait for the reply. Returns the code of a GOAWAY that came instead."""
         self.send(PING, b"12345678")
         while True:
-            kind, flags, payload = await self.frame()
+            header = await self._reader.readexactly(9)
+            kind, flags = header[3], header[4]
+            payload = await self._reader.readexactly(int.from_bytes(header[:3], "big"))
             if kind == GOAWAY:
                 return int.from_bytes(payload[4:8], "big")
             if kind == PING and flags & ACK:
@@ -103,56 +96,6 @@ async def test_a_client_may_ping_as_often_as_tallys_own_clients_do(
     assert code == expected
 
 
-# -- addresses -------------------------------------------------------------------------------------
-
-
-def resolve_also(monkeypatch: pytest.MonkeyPatch, **hosts: list[str]) -> None:
-    """Give names ``<host>.test`` these addresses; those of ``any`` come first for every name."""
-    resolve = socket.getaddrinfo
-
-    def getaddrinfo(host: str, port: int, **options: Any) -> Any:
-        own = hosts.get(host.partition(".")[0], [*hosts.get("any", ()), host])
-        return [found for each in own for found in resolve(each, port, **options)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-
-
-async def test_a_second_server_on_the_port_does_not_bind_silently() -> None:
-    """The option alone, and gRPC's default as a control: both bind and share the calls."""
-    async with serving() as (address, _):
-        default = grpc.aio.server()
-        with pytest.raises(RuntimeError):
-            default.add_insecure_port(address)
-        await default.stop(None)
-    first, second = grpc.aio.server(), grpc.aio.server()
-    port = first.add_insecure_port("127.0.0.1:0")
-    assert second.add_insecure_port(f"127.0.0.1:{port}") == port
-    await asyncio.gather(first.stop(None), second.stop(None))
-
-
-async def test_a_server_listens_on_all_addresses_of_a_name_or_not_at_all(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Clients of one address would reach the process that holds the port on the other."""
-    resolve_also(monkeypatch, two=["127.0.0.3", "127.0.0.4"])
-    with socket.create_server(("127.0.0.4", 0)) as holder:
-        bind = f"two.test:{holder.getsockname()[1]}"
-        listening = GrpcServer(settings(bind=bind), ready=always_ready)
-        listening.mount(add, Echo())
-        with pytest.raises(PortTaken) as caught:
-            await listening.start()
-    assert str(caught.value) == f"TALLY_ECHO_BIND: cannot listen on {bind}: Address already in use"
-
-
-async def test_an_address_that_this_machine_does_not_have_is_ignored(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`localhost` has ::1 in many containers without IPv6."""
-    resolve_also(monkeypatch, any=["203.0.113.7"])
-    async with connected() as client:
-        assert (await client.echo.Say(StringValue(value="here"))).value == "here"
-
-
 # -- age -------------------------------------------------------------------------------------------
 
 
@@ -174,14 +117,13 @@ async def test_a_call_outlives_the_maximum_age_of_its_connection(
         await asyncio.sleep(2.0)
         return request
 
-    quick: dict[str, Any] = {"max_connection_age_s": 0.2, "grace_s": 0.1}
+    given: dict[str, Any] = {"max_connection_age_s": 0.2, "grace_s": 0.1}
     async with (
-        serving(Echo(say), default_deadline_s=default_deadline_s, **quick) as (address, _),
+        serving(Echo(say), default_deadline_s=default_deadline_s, **given) as (address, _),
         grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel,
     ):
-        call = EchoStub(channel).Say(StringValue(value="done"), timeout=60)
         try:
-            end = str((await call).value)
+            end = str((await EchoStub(channel).say("done", timeout=60)).value)
         except grpc.aio.AioRpcError as error:
             end = error.code().name
     assert end == expected
@@ -191,30 +133,69 @@ def test_the_grace_is_longer_than_the_published_time_limits() -> None:
     assert max(policy.TIMEOUTS_S.values()) < server.AGE_GRACE_S
 
 
-# -- calls of one connection -----------------------------------------------------------------------
+@dataclass
+class Named:
+    """Callers of a name that leads to the old replica, later to the new one."""
+
+    addresses: list[str]
+    """What the name server replies."""
+    old: Held
+    callers: Callers
+
+    def connections(self, *, held: bool) -> list[str]:
+        """The connections of the old replica's calls, held or not, in the order of their first."""
+        peers = (each.peer for each in self.old.received if (each.value == "hold") is held)
+        return list(dict.fromkeys(peers))
 
 
-@pytest.mark.parametrize(("slots", "expected"), [(200, 3 * 200), (1, 100)])
-async def test_the_calls_of_a_connection_are_limited_before_their_messages(
-    slots: int, expected: int
+@asynccontextmanager
+async def named(age_s: float) -> AsyncIterator[Named]:
+    """A name with one replica. Another listens on the same port of another address."""
+    old, addresses = Held(only="hold"), ["127.0.0.1"]
+    held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    held.bind(("127.0.0.1", 0))
+    server = f"127.0.0.1:{held.getsockname()[1]}"
+    names = dns.Names(mock.Mock(resolve=lambda _name: addresses))
+    async with (
+        dns.serving(held, names),
+        serving(old, replica="old", max_connection_age_s=age_s) as (address, _),
+    ):
+        port = address.split(":")[1]
+        new = serving(replica="new", bind=f"127.0.0.2:{port}", max_connection_age_s=age_s)
+        async with new, client_of(f"dns://{server}/echo.test:{port}") as client:
+            callers = Callers(client, CALLERS)
+            async with callers.calling():
+                yield Named(addresses, old, callers)
+
+
+async def test_a_client_finds_a_new_replica_when_its_connections_have_aged(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the server's SETTINGS."""
-    async with serving(max_concurrent_calls=slots) as (address, _), raw_client(address) as client:
-        kind, flags, payload = await client.frame()
-        while kind != SETTINGS or flags & ACK:
-            kind, flags, payload = await client.frame()
-    pairs = [payload[at : at + 6] for at in range(0, len(payload), 6)]
-    found = {int.from_bytes(p[:2], "big"): int.from_bytes(p[2:], "big") for p in pairs}
-    assert found.get(MAX_CONCURRENT_STREAMS) == expected
-
-
-async def test_no_call_of_a_flood_on_one_connection_is_reset() -> None:
-    """More at once, four times, than the connection may have open."""
-    async with connected(max_concurrent_calls=50) as client:
-        message = StringValue(value="x" * 4096)
-        for _ in range(4):
-            calls = (client.echo.Say(message, timeout=120) for _ in range(1_500))
-            ends = await asyncio.gather(*calls, return_exceptions=True)
-            codes = {end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)}
-            # OVERLOADED is allowed, a bare UNAVAILABLE is not.
-            assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    """By DNS, as in Kubernetes. The control is a client whose connections do not age: in the same
+    time it stays with the old replica."""
+    monkeypatch.setattr(dns, "TTL_S", 0)
+    async with named(AGE_S) as aged, named(3_600) as kept:
+        both = (aged, kept)
+        held = [
+            asyncio.create_task(each.callers.call("hold")) for each in both for _ in range(CALLERS)
+        ]
+        for each in both:
+            await each.old.begun.wait()
+            await each.callers.more(1)
+            each.addresses.append("127.0.0.2")
+        answered_by = aged.callers.answered_by
+        await aged.callers.until(lambda: "new" in answered_by)
+        for each in both:
+            each.addresses.remove("127.0.0.1")
+        await aged.callers.until(lambda: set(answered_by[-10 * CALLERS :]) == {"new"})
+        # The connection of the held calls has aged, and others were opened and closed after it.
+        assert aged.connections(held=False)[-1] not in aged.connections(held=True)
+        before = answered_by.count("old")
+        for each in both:
+            each.old.release.set()
+        await asyncio.gather(*held)
+        assert answered_by.count("old") >= before + CALLERS
+        assert (aged.callers.failed, kept.callers.failed) == ([], [])
+        assert set(kept.callers.answered_by) == {"old"}
+        assert kept.connections(held=False) == kept.connections(held=True)
+        assert len(kept.connections(held=True)) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
@@ -39,15 +39,10 @@ class Insert:
         return "busy" if self.number == 1 else "free"
 
 
-STRATEGIES: Strategies = {
-    Insert: Strategy(
-        rows=RowStrategy.INSERT,
-        guards=("numbers_pkey",),
-        why="",
-        redis_key="{key}",
-        rounds_max=6,
-    )
-}
+OF_INSERT = Strategy(
+    rows=RowStrategy.INSERT, guards=("numbers_pkey",), why="", redis_key="{key}", rounds_max=6
+)
+STRATEGIES: Strategies = {Insert: OF_INSERT}
 
 Outcomes = Sequence[Outcome[int]] | None
 Before = Callable[[Sequence[int], bool], Outcomes | Awaitable[Outcomes]]
@@ -60,18 +55,26 @@ class TooLarge(Refusal):
     reason = "TOO_LARGE"
 
 
-@dataclass
 class Inserts:
-    """Inserts the batch's numbers and returns them negated, unless ``before`` decides."""
+    """Inserts the batch's numbers and returns them negated, unless ``before`` decides.
 
-    before: Before = lambda _numbers, _wait: None
-    batches: list[list[int]] = field(default_factory=list)
+    ``batches`` has the numbers of each batch so far. Each one waits for ``go``.
+    """
+
+    def __init__(self, before: Before = lambda _numbers, _wait: None) -> None:
+        self.before = before
+        self.batches: list[list[int]] = []
+        self.begun = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
 
     async def __call__(
         self, connection: AsyncConnection, commands: Sequence[Insert], *, wait_for_locks: bool
     ) -> Sequence[Outcome[int]]:
         numbers = [command.number for command in commands]
         self.batches.append(numbers)
+        self.begun.set()
+        await self.go.wait()
         outcomes = self.before(numbers, wait_for_locks)
         if isinstance(outcomes, Awaitable):
             outcomes = await outcomes
@@ -82,24 +85,13 @@ class Inserts:
 
 
 def lane_of(
-    database: Database,
-    decide: Inserts,
-    *,
-    locks: Locks | None = None,
-    limits: Limits | None = None,
+    database: Database, decide: Inserts, locks: Locks | None = None, limits: Limits | None = None
 ) -> Lane[Insert, int]:
     def translate(constraint: str, _command: Insert) -> Refusal | None:
         return TooLarge() if constraint == "numbers_small" else None
 
-    return Lane(
-        "test",
-        database,
-        decide,
-        locks or NoLocks(),
-        STRATEGIES,
-        translate=translate,
-        limits=limits,
-    )
+    locks = locks or NoLocks()
+    return Lane("test", database, decide, locks, STRATEGIES, translate=translate, limits=limits)
 
 
 async def stored(database: Database) -> list[int]:
@@ -242,20 +234,17 @@ async def test_a_row_that_stays_locked_is_refused_in_the_end(database: Database)
 
 
 async def test_callers_who_left_count_towards_the_depth(database: Database) -> None:
-    go = asyncio.Event()
-
-    async def wait(_numbers: Sequence[int], _wait: bool) -> None:
-        await go.wait()
-
-    lane = lane_of(database, Inserts(wait), limits=Limits(depth_max=10))
+    decide = Inserts()
+    decide.go.clear()
+    lane = lane_of(database, decide, limits=Limits(depth_max=10))
     first = asyncio.ensure_future(lane.submit(Insert(0)))
-    await asyncio.sleep(0.01)
+    await decide.begun.wait()
     for number in range(1, 10):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(lane.submit(Insert(number)), 0.001)
     with pytest.raises(Overloaded):
         await lane.submit(Insert(10))
-    go.set()
+    decide.go.set()
     assert await first == 0
     assert await lane.submit(Insert(11)) == -11
     assert await stored(database) == [0, 11], "nobody waited for the others any more"
@@ -269,17 +258,13 @@ async def test_a_caller_without_time_is_refused_before_anything_begins(database:
 
 
 async def test_a_caller_that_leaves_does_not_undo_its_command(database: Database) -> None:
-    begun, go = asyncio.Event(), asyncio.Event()
-
-    async def wait(_numbers: Sequence[int], _wait: bool) -> None:
-        begun.set()
-        await go.wait()
-
-    lane = lane_of(database, Inserts(wait))
+    decide = Inserts()
+    decide.go.clear()
+    lane = lane_of(database, decide)
     call = asyncio.ensure_future(lane.submit(Insert(1)))
-    await begun.wait()
+    await decide.begun.wait()
     call.cancel()
-    go.set()
+    decide.go.set()
     await lane.close()
     assert await stored(database) == [1]
     with pytest.raises(Overloaded):

@@ -18,13 +18,6 @@ async def marks(valkey_server: ValkeyServer) -> AsyncIterator[InProgressMarks]:
         yield opened
 
 
-@pytest.fixture
-async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
-    client = Redis.from_url(valkey_server.url, decode_responses=True)
-    yield client
-    await client.aclose()
-
-
 async def test_the_first_caller_marks_and_others_find_the_mark(
     marks: InProgressMarks, redis: Redis
 ) -> None:
@@ -39,9 +32,7 @@ async def test_the_first_caller_marks_and_others_find_the_mark(
     assert 0 < await redis.pttl(key) <= LIFE_MS
 
 
-async def test_only_its_owner_clears_a_mark_in_progress(
-    marks: InProgressMarks,
-) -> None:
+async def test_only_its_owner_clears_a_mark_in_progress(marks: InProgressMarks) -> None:
     key = new_id()
     await marks.begin(key, "one")
     await marks.clear(key, "two")

@@ -6,17 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.wrappers_pb2 import StringValue
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import Code, RemoteRefusal
-from common.rpc.status import from_rpc_error
-from tests.integration.common.echo import SERVING, EchoStub
-from tests.integration.start.process import Service, process
+from tests.integration.common.echo import SERVING, EchoStub, refusal_of
+from tests.integration.common.echo_process import address_of, echo_service
+from tests.integration.start.process import Service
 
 SLOTS = 50
 ABOVE = 10_000
@@ -29,13 +26,12 @@ may have a few calls more than the replica has slots; the others wait at their c
 45 MiB over one connection and 90 over SEVERAL; without that limit 260 over either."""
 
 
-class Replica:
+class Replica(EchoStub):
     """The echo service as a process, and a connection to it of its own."""
 
     def __init__(self, running: Service, address: str, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)
         self.address = address
-        self.stub = EchoStub(channel)
-        self.health: Any = health_pb2_grpc.HealthStub(channel)
         self._status = Path(f"/proc/{running.process.pid}/status")
 
     def memory(self, kind: str) -> int:
@@ -44,12 +40,8 @@ class Replica:
         return int(line.split()[1]) * 1024
 
     async def held(self) -> int:
-        call = self.stub.Count(StringValue(value="how many"))
-        [answer] = [answer async for answer in call]
+        [answer] = [answer async for answer in self.count("how many")]
         return int(answer.value)
-
-    async def release(self) -> None:
-        assert [answer async for answer in self.stub.Count(StringValue(value="release"))]
 
 
 @asynccontextmanager
@@ -62,13 +54,8 @@ async def connection(address: str) -> AsyncIterator[grpc.aio.Channel]:
 
 @pytest.fixture
 async def replica() -> AsyncIterator[Replica]:
-    environment = {
-        "TALLY_DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d",
-        "TALLY_MAX_CONCURRENT_CALLS": str(SLOTS),
-    }
-    async with process("tests.integration.common.echo_process", **environment) as running:
-        address = f"127.0.0.1:{(await running.line('listening'))['port']}"
-        await running.line("ready")
+    async with echo_service(TALLY_MAX_CONCURRENT_CALLS=str(SLOTS)) as running:
+        address = await address_of(running)
         async with connection(address) as channel:
             yield Replica(running, address, channel)
 
@@ -76,33 +63,24 @@ async def replica() -> AsyncIterator[Replica]:
 @asynccontextmanager
 async def full(replica: Replica) -> AsyncIterator[None]:
     """A block with every slot taken. Those calls are all answered at its end."""
-    taken = [
-        asyncio.ensure_future(replica.stub.Say(StringValue(value="hold"), timeout=LIMIT_S))
-        for _ in range(SLOTS)
-    ]
+    taken = [asyncio.ensure_future(replica.say("hold", timeout=LIMIT_S)) for _ in range(SLOTS)]
     while await replica.held() < SLOTS:  # noqa: ASYNC110 - seen from outside only
         await asyncio.sleep(0.01)
     yield
-    await replica.release()
+    assert [answer async for answer in replica.count("release")]
     assert [answer.value for answer in await asyncio.gather(*taken)] == ["hold"] * SLOTS
 
 
-async def refusal_of(stub: EchoStub, message: StringValue) -> RemoteRefusal | None:
-    try:
-        await stub.Say(message, timeout=LIMIT_S)
-    except grpc.aio.AioRpcError as error:
-        return from_rpc_error(error)
-    return None
-
-
-async def flood(replica: Replica, connections: int) -> list[RemoteRefusal | None]:
-    """The ends of ABOVE calls, all sent at once over this many connections."""
-    message = StringValue(value="x" * MESSAGE_BYTES)
+async def flood(replica: Replica, connections: int) -> list[RemoteRefusal]:
+    """The refusals of ABOVE calls, all sent at once over this many connections."""
+    message = "x" * MESSAGE_BYTES
     async with AsyncExitStack() as stack:
         opened = [connection(replica.address) for _ in range(connections)]
         stubs = [EchoStub(await stack.enter_async_context(channel)) for channel in opened]
-        calls = (refusal_of(stubs[number % connections], message) for number in range(ABOVE))
-        return await asyncio.gather(*calls)
+        calls = (
+            stubs[number % connections].say(message, timeout=LIMIT_S) for number in range(ABOVE)
+        )
+        return await asyncio.gather(*map(refusal_of, calls))
 
 
 async def probe(replica: Replica, until: asyncio.Event) -> int:
@@ -110,8 +88,7 @@ async def probe(replica: Replica, until: asyncio.Event) -> int:
     checks = 0
     while not until.is_set():
         for name in ("", "liveness"):
-            request = health_pb2.HealthCheckRequest(service=name)
-            assert (await replica.health.Check(request, timeout=LIMIT_S)).status == SERVING
+            assert await replica.check(name) == SERVING
         checks += 1
     return checks
 
@@ -131,10 +108,7 @@ async def test_calls_above_the_limit_are_refused_and_those_within_it_served(
         assert await probing > 1
         growth = replica.memory("VmHWM") - before
     assert len(refusals) == ABOVE
-    kinds = {
-        refusal and (refusal.code, refusal.reason, refusal.retry_after_s) for refusal in refusals
-    }
+    kinds = {(refusal.code, refusal.reason, refusal.retry_after_s) for refusal in refusals}
     assert kinds == {(Code.RESOURCE_EXHAUSTED, "OVERLOADED", 0.5)}
     assert growth < GROWTH_BYTES_MAX
-    answer = await replica.stub.Say(StringValue(value="afterwards"), timeout=LIMIT_S)
-    assert answer.value == "afterwards"
+    assert (await replica.say("afterwards", timeout=LIMIT_S)).value == "afterwards"

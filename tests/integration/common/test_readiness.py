@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-import asyncpg
 import pytest
 import sqlalchemy as sa
 
@@ -22,79 +21,25 @@ from common.service import migrations_of
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import PostgresFiles
 from deploy.local.postgres_roles import ServiceUrls
-from tests.support.databases import Databases
-
-POOL = 8
-CROWD = 300
-ROUNDS = 5
+from tests.support.databases import name_of
 
 
-@pytest.fixture
-def urls(databases: Databases) -> Iterator[ServiceUrls]:
-    with databases.clone("balance") as made:
-        yield made
-
-
-@pytest.fixture
-async def database(urls: ServiceUrls) -> AsyncIterator[Database]:
-    opened = open_engines(urls.runtime, application_name="ready", pool_size=POOL)
-    yield opened
-    await opened.close()
-
-
-async def read_on(database: Database, done: asyncio.Event) -> None:
-    """A reader that reads again and again, also after it got no connection."""
-    while not done.is_set():
-        try:
-            async with reading(database) as connection:
-                await connection.execute(sa.text("SELECT pg_sleep(0.01)"))
-        except DatabaseUnavailable:
-            await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def all_connections_taken(database: Database) -> AsyncIterator[None]:
-    """A block in which readers hold every connection for reads, and CROWD others wait."""
-    done = asyncio.Event()
-    async with AsyncExitStack() as stack:
-        pool: sa.QueuePool = database.reads.pool  # type: ignore[assignment]  # by its options
-        holders = [await stack.enter_async_context(reading(database)) for _ in range(pool.size())]
-        crowd = [asyncio.create_task(read_on(database, done)) for _ in range(CROWD)]
-        try:
-            yield
-        finally:
-            done.set()
-            for holder in holders:
-                await holder.close()
-            await asyncio.gather(*crowd)
-
-
-async def test_waiting_readers_do_not_make_a_replica_unready(database: Database) -> None:
-    async with all_connections_taken(database):
-        for _ in range(ROUNDS):
-            await check_ready(database, schema=SCHEMA)
-
-
-@pytest.mark.parametrize("pool_size", [4, POOL, 11])
+@pytest.mark.parametrize("pool_size", [4, 8, 11])
 async def test_no_more_connections_are_opened_than_the_pool_size(
-    urls: ServiceUrls, pool_size: int
+    core_urls: ServiceUrls, postgres_server: PostgresServer, pool_size: int
 ) -> None:
     """All of them at once, the probe's included."""
-    database = open_engines(urls.runtime, application_name="count", pool_size=pool_size)
-    observer = await asyncpg.connect(urls.owner, timeout=30)
-    try:
-        async with AsyncExitStack() as stack:
-            for engine in (database.lanes, database.waiting, database.reads, database.probe):
-                pool: sa.QueuePool = engine.pool  # type: ignore[assignment]  # by its options
-                assert pool.size() >= 1
-                for _ in range(pool.size()):
-                    connection = await stack.enter_async_context(engine.connect())
-                    await connection.execute(sa.text("SELECT"))
-            sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'count %'"
-            assert await observer.fetchval(sql) == pool_size
-    finally:
-        await observer.close()
-        await database.close()
+    database = open_engines(core_urls.runtime, application_name="count", pool_size=pool_size)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        for engine in (database.lanes, database.waiting, database.reads, database.probe):
+            pool: sa.QueuePool = engine.pool  # type: ignore[assignment]  # by its options
+            assert pool.size() >= 1
+            for _ in range(pool.size()):
+                connection = await stack.enter_async_context(engine.connect())
+                await connection.execute(sa.text("SELECT"))
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'count %'"
+        assert int(postgres_server.run_sql(sql, name_of(core_urls))) == pool_size
 
 
 async def test_a_session_that_becomes_read_only_is_not_ready(database: Database) -> None:
@@ -131,7 +76,7 @@ def standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 
 
 async def test_a_hot_standby_is_not_served_from(standby: ServiceUrls) -> None:
-    database = open_engines(standby.runtime, application_name="standby", pool_size=POOL)
+    database = open_engines(standby.runtime, application_name="standby", pool_size=8)
     try:
         with pytest.raises(NotReady, match="takes no writes: a hot standby"):
             await check_ready(database, schema=SCHEMA)

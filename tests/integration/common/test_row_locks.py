@@ -54,12 +54,6 @@ async def transaction(database: Database) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-async def until_one_waits(database: Database) -> None:
-    async with database.reads.connect() as connection:
-        while not await connection.scalar(WAITING):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def free(database: Database) -> list[Key]:
     async with database.reads.connect() as connection:
         return [(user, currency) for user, currency in await connection.execute(FREE)]
@@ -69,17 +63,25 @@ def keys_of(locked: Locked[Any, Any]) -> set[Key]:
     return set(locked.found)
 
 
-@pytest.mark.parametrize("keys", [KEYS, KEYS[::-1]], ids=["ascending", "descending"])
-async def test_rows_are_locked_in_ascending_order(database: Database, keys: list[Key]) -> None:
-    """While the second row is waited for, the first is locked and the third is not."""
+async def lock_and_wait(database: Database, keys: list[Key]) -> asyncio.Task[Locked[Key, Any]]:
+    """A transaction that locks the rows, when it waits for one of them."""
 
-    async def lock_all() -> Locked[Key, Any]:
+    async def lock() -> Locked[Key, Any]:
         async with transaction(database) as connection:
             return await LOCKS.lock(connection, keys, wait_for_locks=True)
 
+    locking = asyncio.create_task(lock())
+    async with database.reads.connect() as connection:
+        while not await connection.scalar(WAITING):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return locking
+
+
+@pytest.mark.parametrize("keys", [KEYS, KEYS[::-1]], ids=["ascending", "descending"])
+async def test_rows_are_locked_in_ascending_order(database: Database, keys: list[Key]) -> None:
+    """While the second row is waited for, the first is locked and the third is not."""
     async with locked_by_another(database, ANN_USD):
-        locking = asyncio.create_task(lock_all())
-        await until_one_waits(database)
+        locking = await lock_and_wait(database, keys)
         assert await free(database) == [BOB]
     assert keys_of(await locking) == set(KEYS)
 
@@ -100,13 +102,8 @@ async def test_a_wildcard_key_locks_every_row_that_it_matches(database: Database
 
 
 async def test_the_clock_is_read_after_the_wait(database: Database) -> None:
-    async def lock_ann() -> Locked[Key, Any]:
-        async with transaction(database) as connection:
-            return await LOCKS.lock(connection, [ANN], wait_for_locks=True)
-
     async with locked_by_another(database, ANN) as other:
-        locking = asyncio.create_task(lock_ann())
-        await until_one_waits(database)
+        locking = await lock_and_wait(database, [ANN])
         while_it_waits = await read_clock(other)
     now = (await locking).now
     assert now is not None

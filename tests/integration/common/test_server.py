@@ -1,8 +1,9 @@
-"""Health, drain, reflection, and an address that is not free."""
+"""Health, drain, and addresses on which a server cannot listen."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from common.errors import Code
+from common.rpc import reflection
+from common.rpc.health import Health
 from common.rpc.server import GrpcServer, PortTaken
 from tests.integration.common.echo import (
     NOT_SERVING,
     SERVING,
     Echo,
     Held,
+    Probe,
     add,
     always_ready,
     connected,
@@ -26,28 +30,9 @@ from tests.integration.common.echo import (
     serving,
     settings,
 )
+from tests.integration.common.test_reflection import call_of
 
 List: Any = health_pb2.HealthListRequest  # type: ignore[attr-defined]  # newer than its stubs
-
-
-class Probe:
-    """A readiness probe whose result the test sets."""
-
-    def __init__(self, problem: str = "") -> None:
-        self.problem = problem
-        self._begun = asyncio.Semaphore(0)
-
-    async def begun(self, more: int) -> None:
-        """Return when this many more probes have begun."""
-        while not self._begun.locked():
-            await self._begun.acquire()
-        for _ in range(more):
-            await self._begun.acquire()
-
-    async def __call__(self) -> None:
-        self._begun.release()
-        if self.problem:
-            raise RuntimeError(self.problem)
 
 
 # -- health ----------------------------------------------------------------------------------------
@@ -69,8 +54,7 @@ async def test_readiness_follows_its_probe_and_liveness_does_not() -> None:
             assert await client.check("liveness") == SERVING
         assert not changed.done()
         changed.cancel()
-        stub: Any = health_pb2_grpc.HealthStub(client.channel)
-        listed = (await stub.List(List())).statuses
+        listed = (await client.health.List(List())).statuses
         assert {name: each.status for name, each in listed.items()} == {
             "": NOT_SERVING,
             "liveness": SERVING,
@@ -93,17 +77,13 @@ async def test_no_call_is_served_before_the_first_passed_probe() -> None:
     probe = Probe("the database has no schema yet")
     called: list[str] = []
 
-    async def say(request: StringValue, context: Any) -> StringValue:
-        called.append(request.value)
-        return request
-
     async def count(request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         called.append(request.value)
         yield request
 
-    async with connected(Echo(say, count), ready=probe) as client:
-        early = StringValue(value="early")
-        for call in (client.echo.Say(early), client.echo.Count(early).read()):
+    echo = Echo(count=count)
+    async with connected(echo, ready=probe) as client:
+        for call in (client.say("early"), client.count("early").read()):
             refusal = await refusal_of(call)
             assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "REPLICA_NOT_READY")
             assert refusal.retry_after_s
@@ -112,12 +92,13 @@ async def test_no_call_is_served_before_the_first_passed_probe() -> None:
         assert await watch.next() == NOT_SERVING
         probe.problem = ""
         assert await watch.next() == SERVING
-        await client.echo.Say(StringValue(value="served"))
+        await client.say("served")
         # Later the methods report what they lack: reads may still be possible.
         probe.problem = "the database is gone"
         assert await watch.next() == NOT_SERVING
-        await client.echo.Say(StringValue(value="still served"))
-    assert called == ["served", "still served"]
+        await client.say("still served")
+    assert called == []
+    assert [call.value for call in echo.received] == ["served", "still served"]
 
 
 async def test_the_health_of_an_unknown_service_is_not_found() -> None:
@@ -125,19 +106,6 @@ async def test_the_health_of_an_unknown_service_is_not_found() -> None:
         assert (await refusal_of(client.check("unknown"))).code is Code.NOT_FOUND
         unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         assert await client.watch("unknown").next() == unknown
-
-
-async def test_health_answers_while_calls_are_refused_for_overload() -> None:
-    held = Held()
-    async with connected(held.echo, max_concurrent_calls=1) as client:
-        running = asyncio.ensure_future(client.echo.Say(StringValue()))
-        await held.begun.wait()
-        assert (await refusal_of(client.echo.Say(StringValue()))).reason == "OVERLOADED"
-        for service in ("", "liveness"):
-            assert await client.check(service) == SERVING
-            assert await client.watch(service).next() == SERVING
-        held.release.set()
-        await running
 
 
 async def test_a_probe_cancelled_from_within_counts_as_failed() -> None:
@@ -179,19 +147,23 @@ async def test_an_end_of_the_probing_ends_the_server() -> None:
 
 
 async def test_drain_changes_health_ends_streams_and_lets_calls_end() -> None:
-    held, stream_held = Held(), Held()
+    held = Held()
     # A grace longer than any test: draining can only end without it.
-    async with connected(Echo(held.say, stream_held.count), grace_s=300.0) as client:
+    async with connected(held, grace_s=300.0, reflection=True) as client:
         watch = client.watch()
         await watch.until(SERVING)
-        stream = client.echo.Count(StringValue(value="1"))
-        await stream.read()
-        running = asyncio.ensure_future(client.echo.Say(StringValue(value="late")))
+        listings = [call_of(client.channel, version) for version in reflection.NAMES]
+        for listing in listings:
+            await listing.write(b":\x00")  # list_services: ""
+        streams = [client.count("1"), *listings]
+        for stream in streams:
+            await stream.read()
+        running = asyncio.ensure_future(client.say("late"))
         await held.begun.wait()
 
         draining = asyncio.create_task(client.server.drain())
         assert await watch.next() == NOT_SERVING
-        for ended in (watch.next(), stream.read()):
+        for ended in (watch.next(), *(stream.read() for stream in streams)):
             refusal = await refusal_of(ended)
             assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "REPLICA_STOPPING")
             assert refusal.retry_after_s is not None
@@ -215,7 +187,7 @@ async def test_drain_waits_for_the_clean_up_of_calls_that_the_grace_cut_off() ->
         raise AssertionError
 
     async with connected(Echo(say), grace_s=0.05) as client:
-        running = asyncio.ensure_future(client.echo.Say(StringValue()))
+        running = asyncio.ensure_future(client.say())
         await begun.wait()
         await client.server.drain()
         events.append("drained")
@@ -230,7 +202,7 @@ async def test_during_the_drain_delay_calls_are_still_served() -> None:
         await watch.until(SERVING)
         draining = asyncio.create_task(client.server.drain())
         assert await watch.next() == NOT_SERVING
-        assert (await client.echo.Say(StringValue(value="served"))).value == "served"
+        assert (await client.say("served")).value == "served"
         draining.cancel()
         with suppress(asyncio.CancelledError):
             await draining
@@ -238,34 +210,75 @@ async def test_during_the_drain_delay_calls_are_still_served() -> None:
 
 
 async def test_a_probe_that_passes_during_the_drain_changes_nothing() -> None:
-    probe = Probe()
-    async with connected(ready=probe) as client:
-        await client.watch().until(SERVING)
-        client.server.health.drain()
-        for problem in ("gone", "", "gone", ""):
-            probe.problem = problem
-            # The first may have begun before the change. When a third begins, the second's result
-            # has been taken.
-            await probe.begun(3)
-            assert not client.server.health.ready
+    health = Health()
+    health.drain()
+    seen: list[bool] = []
+
+    async def ready() -> None:
+        seen.append(health.ready)
+        if len(seen) % 2:
+            raise RuntimeError("gone")
+
+    following = asyncio.create_task(health.follow(ready, 0.0))
+    while len(seen) < 6:  # noqa: ASYNC110 - counted by the probes
+        await asyncio.sleep(0)
+    following.cancel()
+    assert not any(seen)
 
 
 # -- the address -----------------------------------------------------------------------------------
 
 
-async def test_a_taken_port_is_reported_in_one_line() -> None:
-    async with serving() as (address, _):
-        second = GrpcServer(settings(bind=address), ready=always_ready)
+def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]) -> None:
+    """Give these hosts these addresses."""
+    original = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, **options: Any) -> Any:
+        addresses = names.get(host, [host])
+        return [found for each in addresses for found in original(each, port, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize(
+    ("bind", "problem"),
+    [
+        pytest.param("127.0.0.4:{taken}", "Address already in use", id="taken"),
+        # Clients of one address would reach the process that holds the port on the other.
+        pytest.param("two.test:{taken}", "Address already in use", id="taken on one of two"),
+        pytest.param("203.0.113.7:50051", "Cannot assign requested address", id="elsewhere"),
+        pytest.param("nowhere.invalid:50051", "", id="unknown name"),
+    ],
+)
+async def test_an_address_that_is_not_free_is_reported_in_one_line(
+    bind: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, {"two.test": ["127.0.0.3", "127.0.0.4"]})
+    with socket.create_server(("127.0.0.4", 0)) as holder:
+        address = bind.format(taken=holder.getsockname()[1])
+        server = GrpcServer(settings(bind=address), ready=always_ready)
+        server.mount(add, Echo())
         with pytest.raises(PortTaken) as caught:
-            await second.start()
-        expected = f"TALLY_ECHO_BIND: cannot listen on {address}: Address already in use"
-        assert str(caught.value) == expected
+            await server.start()
+    text = str(caught.value)
+    assert text.startswith(f"TALLY_ECHO_BIND: cannot listen on {address}: {problem}")
+    assert ("in use" in text) is ("in use" in problem)
+    assert "\n" not in text
 
 
-@pytest.mark.parametrize("host", ["203.0.113.7", "nowhere.invalid"])
-async def test_an_address_of_another_machine_is_not_reported_as_in_use(host: str) -> None:
-    server = GrpcServer(settings(bind=f"{host}:50051"), ready=always_ready)
-    server.mount(add, Echo())
-    with pytest.raises(PortTaken, match=f"cannot listen on {host}:50051: ") as caught:
-        await server.start()
-    assert "in use" not in str(caught.value)
+async def test_a_second_server_on_the_port_does_not_bind_silently() -> None:
+    """As one with gRPC's default options would on the port of another such server."""
+    second = grpc.aio.server()
+    async with serving() as (address, _):
+        with pytest.raises(RuntimeError):
+            second.add_insecure_port(address)
+    await second.stop(None)
+
+
+async def test_an_address_that_this_machine_does_not_have_is_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`localhost` has ::1 in many containers without IPv6."""
+    resolve(monkeypatch, {"127.0.0.1": ["203.0.113.7", "127.0.0.1"]})
+    async with connected() as client:
+        assert (await client.say("here")).value == "here"

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import grpc
 import httpx
 import pytest
-from google.protobuf.wrappers_pb2 import StringValue
 
 from common import service
 from tests.integration.common.echo import EchoSettings, EchoStub
-from tests.integration.common.echo_process import build
-from tests.integration.start.process import Service, process
-
-PASSWORD = "hunter2"
-URL = f"postgresql://u:{PASSWORD}@127.0.0.1:1/tally"
-
-
-@asynccontextmanager
-async def started(*arguments: str, **environment: str) -> AsyncIterator[Service]:
-    given = {"TALLY_DATABASE_URL": URL, **environment}
-    async with process("tests.integration.common.echo_process", *arguments, **given) as running:
-        yield running
-
-
-@asynccontextmanager
-async def stub(port: Any) -> AsyncIterator[EchoStub]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield EchoStub(channel)
+from tests.integration.common.echo_process import PASSWORD, URL, build, echo_service, replies
+from tests.support.collector import ENDPOINT
 
 
 async def test_a_service_drains_on_sigterm_and_exits_with_0() -> None:
-    async with started(TALLY_REPLICA="echo-1") as running:
+    async with echo_service() as running:
         line = await running.line("listening")
         assert (line["service"], line["replica"]) == ("echo", "echo-1")
         assert line["timestamp"].endswith("Z")
-        async with stub(line["port"]) as echo:
-            call = echo.Say(StringValue(value="wait"))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{line['port']}") as channel:
+            call = EchoStub(channel).say("wait")
             await running.line("waiting")
             running.process.send_signal(signal.SIGTERM)
             await running.line("draining")
@@ -53,7 +33,7 @@ async def test_a_service_drains_on_sigterm_and_exits_with_0() -> None:
 
 
 async def test_a_second_signal_ends_the_process_at_once() -> None:
-    async with started(TALLY_DRAIN_DELAY_S="300") as running:
+    async with echo_service(TALLY_DRAIN_DELAY_S="300") as running:
         await running.line("listening")
         running.process.send_signal(signal.SIGINT)
         await running.line("draining")
@@ -63,18 +43,20 @@ async def test_a_second_signal_ends_the_process_at_once() -> None:
 
 
 async def test_a_service_runs_on_uvloop_and_serves_metrics(unused_tcp_port: int) -> None:
-    async with started(TALLY_METRICS_PORT=str(unused_tcp_port)) as running:
-        port = (await running.line("listening"))["port"]
-        await running.line("ready")
-        async with stub(port) as echo, httpx.AsyncClient() as client:
-            assert (await echo.Say(StringValue(value="loop"))).value == "uvloop"
-            page = (await client.get(f"http://127.0.0.1:{unused_tcp_port}/metrics")).text
+    async with (
+        echo_service(TALLY_METRICS_PORT=str(unused_tcp_port)) as running,
+        httpx.AsyncClient() as client,
+    ):
+        assert await replies(running, "loop") == ["uvloop"]
+        page = (await client.get(f"http://127.0.0.1:{unused_tcp_port}/metrics")).text
     assert 'tally_grpc_calls_total{code="OK",method="/tally.test.v1.EchoService/Say"} 1.0' in page
     assert "tally_grpc_call_seconds_bucket" in page
 
 
 async def test_migrate_that_fails_logs_one_line_without_the_password() -> None:
-    async with started("migrate", TALLY_OWNER_DATABASE_URL=f"{URL}_fail") as running:
+    """It is not traced: the variables of tracing are not read."""
+    given = {ENDPOINT: "malformed", "TALLY_OWNER_DATABASE_URL": f"{URL}_fail"}
+    async with echo_service("migrate", **given) as running:
         status, log = await running.end()
     assert status == service.FAILED
     expected = "echo could not migrate: RuntimeError: no answer from postgresql://u:***@"
@@ -89,6 +71,7 @@ async def test_migrate_that_fails_logs_one_line_without_the_password() -> None:
         ([], {"TALLY_ECHO_POOL_SIZE": PASSWORD}, "TALLY_ECHO_POOL_SIZE: "),
         ([], {"TALLY_DATABASE_URL": ""}, "TALLY_DATABASE_URL: needed to serve, not set"),
         ([], {"TALLY_SECRETS_DIR": "/does/not/exist"}, "TALLY_SECRETS_DIR: "),
+        ([], {ENDPOINT: "collector:4317"}, f"{ENDPOINT}: must be http"),
         (["migrate"], {}, "TALLY_ECHO_OWNER_DATABASE_URL: needed to migrate, not set"),
         (["migrat"], {}, "usage: "),
     ],
@@ -103,6 +86,7 @@ def test_wrong_usage_ends_the_process_with_2_and_one_line(
     """In this process: ``tests/integration/start`` has the services' own."""
     for name, value in {"TALLY_DATABASE_URL": URL, **environment}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("common.logs.configure", lambda **_: None)
     with pytest.raises(SystemExit) as ended:
         service.main(EchoSettings, build, arguments)
     assert ended.value.code == service.USAGE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,44 +10,37 @@ from typing import Any
 
 import grpc
 import pytest
-import structlog
 from google.protobuf.wrappers_pb2 import StringValue
 from structlog.testing import capture_logs
 
-from common import deadlines, logs, tracing
-from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal
+from common import deadlines, tracing
+from common.errors import Code, DatabaseUnavailable, RemoteRefusal
 from common.rpc import reflection
 from common.rpc.client import ServiceClient
-from common.tasks import DetachedTasks, result_of
 from tests.integration.common.echo import (
     NAME,
     NOT_SERVING,
     SERVING,
+    Connection,
     Echo,
     EchoStub,
     Held,
+    Raising,
+    SoldOut,
     client_of,
     connected,
-    raising,
     refusal_of,
     serving,
     settings,
 )
 from tests.integration.common.test_reflection import services_of
-from tests.support.collector import Collector, Seen, collecting, tracing_to
+from tests.support.collector import Collector, collecting, tracing_to
 from tests.support.time_limits import LONG_S
 
 SAY, COUNT = f"{NAME}/Say", f"{NAME}/Count"
 CANARY = "hunter2-canary"
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = ("traceparent", f"00-{TRACE}-{SPAN}-01")
-
-
-class SoldOut(Refusal):
-    """Everything is gone."""
-
-    code = Code.RESOURCE_EXHAUSTED
-    reason = "SOLD_OUT"
 
 
 @contextmanager
@@ -60,11 +52,11 @@ def traced(**variables: str) -> Iterator[Collector]:
 @asynccontextmanager
 async def traced_client(
     servicer: Echo | None = None, /, **variables: str
-) -> AsyncIterator[tuple[EchoStub, Collector]]:
+) -> AsyncIterator[tuple[Connection, Collector]]:
     """A client of a traced server. At the end every span has been received."""
     with traced(**variables) as collector:
-        async with connected(servicer) as client:
-            yield client.echo, collector
+        async with connected(servicer, reflection=True) as client:
+            yield client, collector
         tracing.stop(LONG_S)
 
 
@@ -84,21 +76,12 @@ async def two_services(
             await asyncio.to_thread(tracing.stop, LONG_S)
 
 
-async def span_of_refused_call(servicer: Echo) -> Seen:
-    async with traced_client(servicer) as (echo, collector):
-        with pytest.raises(grpc.aio.AioRpcError):
-            await echo.Say(StringValue())
-    assert CANARY not in collector.everything()
-    [span] = collector.spans
-    return span
-
-
 # -- one call --------------------------------------------------------------------------------------
 
 
 async def test_a_call_is_a_span_in_the_callers_trace() -> None:
-    async with traced_client() as (echo, collector):
-        await echo.Say(StringValue(value=CANARY), metadata=(PARENT, ("tracestate", "x=1")))
+    async with traced_client() as (client, collector):
+        await client.say(CANARY, metadata=(PARENT, ("tracestate", "x=1")))
     [span] = collector.spans
     assert (span.name, span.kind, span.error) == (SAY, "SERVER", False)
     assert (span.trace_id, span.parent) == (TRACE, SPAN)
@@ -112,24 +95,24 @@ async def test_a_call_is_a_span_in_the_callers_trace() -> None:
     assert CANARY not in collector.everything()
 
 
-@pytest.mark.parametrize("parent", ["", "nonsense", f"00-{'0' * 32}-{SPAN}-01", "x" * 2_000])
-async def test_a_call_with_a_malformed_parent_begins_a_trace(parent: str) -> None:
-    async with traced_client() as (echo, collector):
-        await echo.Say(StringValue(), metadata=(("traceparent", parent),))
-    [span] = collector.spans
-    assert span.parent == ""
-    assert span.trace_id != TRACE
-
-
-@pytest.mark.parametrize("state", [f"{CANARY};;;=,,", "x=" + "y" * 600, "x=1,x=2"])
-async def test_malformed_trace_state_of_a_client_is_not_logged(
-    state: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("key", "value", "parent"),
+    [
+        *(("traceparent", text, "") for text in ("", "nonsense", f"00-{'0' * 32}-{SPAN}-01")),
+        ("traceparent", "x" * 2_000, ""),
+        *(("tracestate", text, SPAN) for text in (f"{CANARY};;;=,,", "x=" + "y" * 600, "x=1,x=2")),
+    ],
+)
+async def test_malformed_trace_metadata_of_a_client_is_ignored_and_not_logged(
+    key: str, value: str, parent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    metadata = dict([PARENT]) | {key: value}
     with caplog.at_level(logging.DEBUG, "opentelemetry"):
-        async with traced_client() as (echo, collector):
-            for parent in (PARENT, ("traceparent", "x" * 2_000)):
-                await echo.Say(StringValue(), metadata=(parent, ("tracestate", state)))
-    assert len(collector.spans) == 2
+        async with traced_client() as (client, collector):
+            await client.say(metadata=tuple(metadata.items()))
+    [span] = collector.spans
+    assert span.parent == parent
+    assert (span.trace_id == TRACE) is bool(parent)
     assert [one.getMessage() for one in caplog.records if one.levelno > logging.DEBUG] == []
 
 
@@ -139,20 +122,13 @@ async def test_the_operators_attributes_replace_tallys_own() -> None:
         "OTEL_RESOURCE_ATTRIBUTES": "service.version=1.2,service.instance.id=theirs",
         "OTEL_EXPORTER_OTLP_HEADERS": "api-key=open-sesame",
     }
-    async with traced_client(**given) as (echo, collector):
-        await echo.Say(StringValue())
+    async with traced_client(**given) as (client, collector):
+        await client.say()
     [span] = collector.spans
     assert span.resource["service.name"] == "shop-echo"
     assert span.resource["service.instance.id"] == "theirs"
     assert span.resource["service.version"] == "1.2"
     assert collector.metadata[0]["api-key"] == "open-sesame"
-
-
-async def test_a_call_that_is_not_sampled_is_not_exported() -> None:
-    async with traced_client(OTEL_TRACES_SAMPLER="parentbased_always_off") as (echo, collector):
-        await echo.Say(StringValue())
-        await echo.Say(StringValue(), metadata=(PARENT,))
-    assert [span.trace_id for span in collector.spans] == [TRACE]
 
 
 # -- ends ------------------------------------------------------------------------------------------
@@ -162,20 +138,16 @@ async def test_a_call_that_is_not_sampled_is_not_exported() -> None:
 async def test_a_refusals_code_and_reason_are_attributes(code: Code) -> None:
     """Only a server's faults are errors."""
     refusal = RemoteRefusal(code, "NO_LUCK", CANARY, {"user_id": CANARY})
-    span = await span_of_refused_call(raising(refusal))
+    async with traced_client(Raising(refusal)) as (client, collector):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await client.say()
+    [span] = collector.spans
     assert span.attributes["rpc.response.status_code"] == code.name
     assert span.attributes["tally.reason"] == "NO_LUCK"
     faults = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE"}
     assert span.error is (code.name in faults | {"DATA_LOSS"})
     assert ("error.type" in span.attributes) is span.error
-
-
-async def test_an_unexpected_error_has_the_id_that_is_in_the_log() -> None:
-    with capture_logs() as logged:
-        span = await span_of_refused_call(raising(ValueError(CANARY)))
-    assert (span.attributes["tally.reason"], span.error) == ("INTERNAL", True)
-    [line] = [line for line in logged if line["event"] == "unexpected error"]
-    assert span.attributes["tally.error_id"] == line["error_id"]
+    assert CANARY not in collector.everything()
 
 
 async def test_no_text_of_an_exception_a_request_or_a_setting_is_sent() -> None:
@@ -191,73 +163,44 @@ async def test_no_text_of_an_exception_a_request_or_a_setting_is_sent() -> None:
         yield request
         raise KeyError(CANARY)
 
-    request = StringValue(value=CANARY)
     with capture_logs() as logged:
         async with two_services(Echo(say)) as (collector, far, _):
             with pytest.raises(RemoteRefusal):
-                await far.call(far.stub.Say, request, limit_s=60.0)
+                await far.call(far.stub.Say, StringValue(value=CANARY), limit_s=60.0)
             async with connected(Echo(say, count)) as client:
                 with pytest.raises(grpc.aio.AioRpcError):
-                    await client.echo.Say(request, metadata=(("tally-test", CANARY),))
+                    await client.say(CANARY, metadata=(("tally-test", CANARY),))
                 with pytest.raises(grpc.aio.AioRpcError):
-                    async for _ in client.echo.Count(request):
+                    async for _ in client.count(CANARY):
                         pass
     assert len(collector.spans) == 4
+    assert {(s.attributes["tally.reason"], s.error) for s in collector.spans} == {
+        ("INTERNAL", True)
+    }
     sent = collector.everything()
     for text in (CANARY, "ValueError", "KeyError", "Traceback", "RuntimeError", __file__):
         assert text not in sent
     lines = [line for line in logged if line["event"] == "unexpected error"]
     assert CANARY in str(lines), "the canary must have been somewhere"
-    for line in lines:
-        assert line["error_id"] in sent
-
-
-async def test_a_stream_is_one_span_and_a_drain_ends_it() -> None:
-    with traced() as collector:
-        async with connected(Held().echo, grace_s=300.0) as client:
-            stream = client.echo.Count(StringValue(value=CANARY))
-            await stream.read()
-            assert collector.spans == []
-            await client.server.drain()
-            with pytest.raises(grpc.aio.AioRpcError):
-                await stream.read()
-        tracing.stop(LONG_S)
-    [span] = collector.spans
-    assert span.name == COUNT
-    assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
-    assert span.attributes["tally.reason"] == "REPLICA_STOPPING"
-    assert CANARY not in collector.everything()
-
-
-async def test_a_client_that_cancels_ends_the_span_without_error() -> None:
-    held = Held()
-    async with traced_client(held.echo) as (echo, collector):
-        call = echo.Say(StringValue())
-        waiting = asyncio.ensure_future(call)
-        await held.begun.wait()
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        await collector.until(lambda seen: seen.spans)
-    [span] = collector.spans
-    assert span.attributes["rpc.response.status_code"] == "CANCELLED"
-    assert not span.error
+    assert {line["error_id"] for line in lines} == {
+        span.attributes["tally.error_id"] for span in collector.spans
+    }
 
 
 async def test_a_call_that_its_clients_deadline_ends_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So is the call to another service that ends with it."""
+    """So is its call to another service. There the client has hung up, which is no error."""
     # On a slow machine the client's clock may be any time ahead.
     monkeypatch.setattr(deadlines, "CUT_OFF_SLACK_S", LONG_S)
-    async with two_services(Held().echo) as (collector, far, _):
+    async with two_services(Held()) as (collector, far, _):
 
         async def say(request: StringValue, context: Any) -> StringValue:
             response: StringValue = await far.stub.Say(request, timeout=3 * LONG_S)
             return response
 
         async with connected(Echo(say)) as client:
-            refusal = await refusal_of(client.echo.Say(StringValue(), timeout=2.0))
+            refusal = await refusal_of(client.say(timeout=2.0))
             assert refusal.code is Code.DEADLINE_EXCEEDED
             await collector.until(lambda seen: len(seen.spans) == 3)
     [served] = [span for span in collector.named(SAY) if not span.parent]
@@ -274,33 +217,31 @@ async def test_a_call_that_its_clients_deadline_ends_is_an_error(
 # -- calls to another service ----------------------------------------------------------------------
 
 
-async def test_a_call_to_another_service_is_in_the_same_trace() -> None:
-    """Also from work that is detached from its call, as payments are."""
+async def test_calls_at_the_same_time_each_have_their_own_trace() -> None:
+    """It goes on in their calls to another service: ``tests/integration/order/test_traces.py``."""
+    both = asyncio.Barrier(2)
+    traces = ["1" * 32, "2" * 32]
     async with two_services() as (collector, _, near):
-        work = DetachedTasks("work")
 
         async def say(request: StringValue, context: Any) -> StringValue:
-            return await result_of(work.start(near.Say(request, context)))
+            await both.wait()
+            response = await near.Say(request, context)
+            await both.wait()
+            return response
 
         async with connected(Echo(say)) as client:
-            assert (await client.echo.Say(StringValue(value="through"))).value == "through"
-            await collector.until(lambda seen: len(seen.spans) == 3)
-    [sent] = collector.named(SAY, "CLIENT")
-    [parent] = [span for span in collector.named(SAY) if not span.parent]
-    [child] = [span for span in collector.named(SAY) if span.parent]
-    assert (sent.parent, child.parent) == (parent.span_id, sent.span_id)
-    assert {span.trace_id for span in collector.spans} == {parent.trace_id}
-    assert sent.attributes["rpc.response.status_code"] == "OK"
+            parents = [("traceparent", f"00-{each}-{SPAN}-01") for each in traces]
+            await asyncio.gather(*(client.say(metadata=(parent,)) for parent in parents))
+            await collector.until(lambda seen: len(seen.spans) == 6)
+    assert sorted(span.trace_id for span in collector.spans) == sorted(3 * traces)
 
 
-async def test_each_attempt_at_a_call_is_a_span_of_its_own() -> None:
-    refusals: list[Refusal] = [DatabaseUnavailable(), SoldOut()]
-    refusals[0].retry_after_s = 0.01  # type: ignore[misc]
-
-    async def say(request: StringValue, context: Any) -> StringValue:
-        raise refusals.pop(0)
-
-    async with two_services(Echo(say)) as (collector, far, _):
+async def test_each_attempt_at_a_call_is_a_span_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(DatabaseUnavailable, "retry_after_s", 0.01)
+    echo = Raising(DatabaseUnavailable(), SoldOut())
+    async with two_services(echo) as (collector, far, _):
         with pytest.raises(RemoteRefusal, match="Everything is gone"):
             await far.call(far.stub.Say, StringValue(), limit_s=60.0)
     reasons = [span.attributes["tally.reason"] for span in collector.named(SAY, "CLIENT")]
@@ -325,69 +266,26 @@ async def test_an_attempt_without_a_reply_has_a_code_and_no_address() -> None:
     assert address not in collector.everything()
 
 
-async def test_calls_at_the_same_time_each_have_their_own_trace() -> None:
-    both = asyncio.Barrier(2)
-    traces = ["1" * 32, "2" * 32]
-    async with two_services() as (collector, _, near):
-
-        async def say(request: StringValue, context: Any) -> StringValue:
-            await both.wait()
-            response = await near.Say(request, context)
-            await both.wait()
-            return response
-
-        async with connected(Echo(say)) as client:
-            parents = [("traceparent", f"00-{each}-{SPAN}-01") for each in traces]
-            calls = (client.echo.Say(StringValue(), metadata=(parent,)) for parent in parents)
-            await asyncio.gather(*calls)
-            await collector.until(lambda seen: len(seen.spans) == 6)
-    assert sorted(span.trace_id for span in collector.spans) == sorted(3 * traces)
-
-
 # -- beside the calls ------------------------------------------------------------------------------
 
 
 async def test_health_and_reflection_have_no_spans_and_watch_works() -> None:
-    with traced() as collector:
-        async with connected(reflection=True) as client:
-            watch = client.watch()
-            await watch.until(SERVING)
-            assert await client.check() == SERVING
-            assert NAME in await services_of(client.channel, reflection.V1)
-            await client.echo.Say(StringValue())
-            draining = asyncio.create_task(client.server.drain())
-            assert await watch.next() == NOT_SERVING
-            assert (await refusal_of(watch.next())).code is Code.UNAVAILABLE
-            await draining
-        tracing.stop(LONG_S)
-    assert [span.name for span in collector.spans] == [SAY]
-
-
-async def test_log_lines_of_a_traced_call_have_its_ids(capsys: pytest.CaptureFixture[str]) -> None:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    log = structlog.stdlib.get_logger()
-
-    async def say(request: StringValue, context: Any) -> StringValue:
-        log.info("inside")
-        logging.getLogger("library").warning("inside too")
-        return request
-
-    logs.configure(
-        service="echo", replica="one", level="info", output="json", also=[tracing.log_ids]
-    )
-    try:
-        async with traced_client(Echo(say)) as (echo, collector):
-            await echo.Say(StringValue())
-    finally:
-        root.handlers[:] = before[0]
-        root.setLevel(before[1])
-        structlog.reset_defaults()
+    """A stream of another service has one, which ends with it: here by the drain."""
+    async with traced_client(Held()) as (client, collector):
+        watch = client.watch()
+        await watch.until(SERVING)
+        assert await client.check() == SERVING
+        assert NAME in await services_of(client.channel, reflection.V1)
+        stream = client.count(CANARY)
+        await stream.read()
+        assert collector.spans == []
+        draining = asyncio.create_task(client.server.drain())
+        assert await watch.next() == NOT_SERVING
+        for ended in (watch.next(), stream.read()):
+            assert (await refusal_of(ended)).code is Code.UNAVAILABLE
+        await draining
     [span] = collector.spans
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    inside = [line for line in lines if line["event"].startswith("inside")]
-    assert len(inside) == 2
-    ids = {(line["trace_id"], line["span_id"]) for line in inside}
-    assert ids == {(span.trace_id, span.span_id)}
-    [outside] = [line for line in lines if line["event"] == "listening"]
-    assert "trace_id" not in outside
+    assert span.name == COUNT
+    assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
+    assert span.attributes["tally.reason"] == "REPLICA_STOPPING"
+    assert CANARY not in collector.everything()

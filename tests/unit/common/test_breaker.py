@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from unittest import mock
 
 import pytest
 from purgatory.domain import model
@@ -11,105 +12,86 @@ from purgatory.domain import model
 from common.breaker import CircuitBreaker, CircuitOpen
 
 OPEN_S = 30.0
+OK, FAIL, CANCEL = None, OSError, asyncio.CancelledError
+OPENED = [FAIL] * 3
 
 
-class Clock:
-    now = 1_000.0
+class Calls:
+    """Calls through a breaker that opens after three failures, and its clock."""
+
+    def __init__(self) -> None:
+        self.breaker = CircuitBreaker("test", failures_max=3, open_s=OPEN_S)
+        self.now = 1_000.0
 
     def time(self) -> float:
         return self.now
 
+    async def made(self, end: type[BaseException] | None = OK) -> bool:
+        """Whether a call, which would end so, is made."""
+        try:
+            async with self.breaker.call():
+                if end is not None:
+                    raise end
+        except CircuitOpen:
+            return False
+        except (FAIL, CANCEL):
+            pass
+        return True
+
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(model, "time", clock)
-    return clock
-
-
-@pytest.fixture
-def breaker(clock: Clock) -> CircuitBreaker:
-    return CircuitBreaker("test", failures_max=3, open_s=OPEN_S)
-
-
-async def call(breaker: CircuitBreaker, error: BaseException | None = None) -> str:
-    """The outcome of one call: '' if it was made and succeeded, or what it raised."""
-    try:
-        async with breaker.call():
-            if error is not None:
-                raise error
-    except (OSError, asyncio.CancelledError, CircuitOpen) as raised:
-        return type(raised).__name__
-    return ""
-
-
-async def calls(breaker: CircuitBreaker, *errors: BaseException | None) -> list[str]:
-    return [await call(breaker, error) for error in errors]
-
-
-async def opened(breaker: CircuitBreaker) -> None:
-    assert await calls(breaker, *[OSError()] * 3) == ["OSError"] * 3
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls = Calls()
+    monkeypatch.setattr(model, "time", mock.Mock(time=calls.time))
+    return calls
 
 
 @pytest.mark.parametrize(
-    ("errors", "opens"),
+    ("before", "made"),
     [
-        ([OSError()] * 2, False),
-        ([OSError()] * 3, True),
-        ([OSError(), OSError(), None, OSError(), OSError()], False),
-        ([asyncio.CancelledError()] * 5, False),
-        ([OSError(), OSError(), asyncio.CancelledError(), OSError()], True),
+        pytest.param([FAIL, FAIL], True, id="two failures"),
+        pytest.param(OPENED, False, id="three"),
+        pytest.param([FAIL, FAIL, OK, FAIL, FAIL], True, id="interrupted"),
+        pytest.param([CANCEL] * 5, True, id="cancelled"),
+        pytest.param([FAIL, FAIL, CANCEL, FAIL], False, id="interrupted by a cancelled call"),
+        pytest.param([*OPENED, OPEN_S - 1], False, id="before the time is over"),
+        pytest.param([*OPENED, OPEN_S + 1, OK], True, id="a trial succeeded"),
+        pytest.param([*OPENED, OPEN_S + 1, FAIL], False, id="a trial failed"),
+        pytest.param([*OPENED, OPEN_S + 1, CANCEL], True, id="a trial was cancelled"),
     ],
-    ids=["two failures", "three", "interrupted", "cancelled", "interrupted by a cancelled call"],
 )
-async def test_the_circuit_opens_after_failures_in_a_row(
-    breaker: CircuitBreaker, errors: list[BaseException | None], opens: bool
+async def test_a_call_is_made_unless_the_circuit_is_open(
+    calls: Calls, before: list[type[BaseException] | float | None], made: bool
 ) -> None:
-    await calls(breaker, *errors)
-    assert await call(breaker) == ("CircuitOpen" if opens else "")
+    """Seconds in ``before`` pass between the calls; each of these is made."""
+    for each in before:
+        if isinstance(each, float):
+            calls.now += each
+        else:
+            assert await calls.made(each)
+    assert await calls.made() is made
 
 
-@pytest.mark.parametrize(
-    ("trial", "afterwards"),
-    [(None, ""), (OSError(), "CircuitOpen")],
-    ids=["success closes it", "failure opens it again"],
-)
-async def test_after_a_while_one_call_is_a_trial(
-    breaker: CircuitBreaker, clock: Clock, trial: BaseException | None, afterwards: str
-) -> None:
-    await opened(breaker)
-    clock.now += OPEN_S - 1
-    assert await call(breaker) == "CircuitOpen"
-    clock.now += 2
-    assert await call(breaker, trial) != "CircuitOpen"
-    assert await call(breaker) == afterwards
+@pytest.mark.parametrize("cancelled_before", [False, True])
+async def test_one_call_at_a_time_is_a_trial(calls: Calls, cancelled_before: bool) -> None:
+    for failure in OPENED:
+        await calls.made(failure)
+    calls.now += OPEN_S + 1
+    if cancelled_before:
+        await calls.made(CANCEL)
+    async with calls.breaker.call():
+        assert [await calls.made(), await calls.made()] == [False, False]
+    assert [await calls.made(), await calls.made()] == [True, True]
 
 
-async def test_one_call_at_a_time_is_a_trial(breaker: CircuitBreaker, clock: Clock) -> None:
-    await opened(breaker)
-    clock.now += OPEN_S + 1
-    async with breaker.call():
-        assert await calls(breaker, None, None) == ["CircuitOpen"] * 2
-    assert await calls(breaker, None, None) == ["", ""]
-
-
-async def test_a_cancelled_trial_leaves_the_trial_to_the_next_call(
-    breaker: CircuitBreaker, clock: Clock
-) -> None:
-    await opened(breaker)
-    clock.now += OPEN_S + 1
-    assert await call(breaker, asyncio.CancelledError()) == "CancelledError"
-    async with breaker.call():
-        assert await call(breaker) == "CircuitOpen"
-
-
-async def test_refused_calls_leave_no_growing_traceback(breaker: CircuitBreaker) -> None:
+async def test_refused_calls_leave_no_growing_traceback(calls: Calls) -> None:
     """The library raises one shared exception, whose traceback would grow with every call."""
-    await opened(breaker)
+    for failure in OPENED:
+        await calls.made(failure)
     lengths = []
     for _ in range(5):
         with pytest.raises(CircuitOpen) as refused:
-            async with breaker.call():
+            async with calls.breaker.call():
                 raise AssertionError("not entered")
         shared = refused.value.__context__
         assert shared is not None

@@ -1,4 +1,7 @@
-"""A deadline is known in the call or block that has it, and nowhere else."""
+"""Deadlines: of a call or a block, and the server's for calls without one of their own.
+
+How long a step may take: ``test_clients``. Calls at the same time: ``test_handlers``.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,9 @@ import asyncio
 import pytest
 
 from common import deadlines
+from common.deadlines import DeadlineExceeded
 from common.errors import DeadlineTooShort
-
-
-async def test_without_a_deadline_the_steps_own_limit_counts() -> None:
-    assert deadlines.remaining() is None
-    assert deadlines.timeout_for(3.0) == 3.0
-
-
-async def test_the_shorter_of_limit_and_deadline_counts() -> None:
-    with deadlines.within(10.0):
-        assert deadlines.timeout_for(3.0) == 3.0
-        assert 9.0 < deadlines.timeout_for(30.0) <= 10.0
+from common.rpc.default_deadline import DefaultDeadline
 
 
 @pytest.mark.parametrize(("left_s", "least_s"), [(0.5, 0.5), (0.0, 0.0), (-5.0, 0.0)])
@@ -40,12 +34,35 @@ async def test_a_block_can_have_a_deadline_of_its_own() -> None:
         assert left_s <= 1.0
 
 
-async def test_calls_at_the_same_time_do_not_see_each_others_deadlines() -> None:
-    async def call(left_s: float) -> float | None:
-        deadlines.start(left_s)
-        await asyncio.sleep(0)
-        return deadlines.remaining()
+# -- the default -----------------------------------------------------------------------------------
 
-    left = await asyncio.gather(call(10.0), call(100.0))
-    assert [round(left_s or 0, -1) for left_s in left] == [10.0, 100.0]
-    assert deadlines.remaining() is None
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_only_the_slow_one_of_several_calls_is_ended() -> None:
+    deadline = DefaultDeadline(0.05)
+    fast = [asyncio.sleep(0, result=number) for number in range(2)]
+    assert await deadline.run(fast[0]) == 0
+    slow = asyncio.ensure_future(deadline.run(never()))
+    await asyncio.sleep(0)
+    assert await deadline.run(fast[1]) == 1
+    with pytest.raises(DeadlineExceeded):
+        await slow
+
+
+async def test_another_cancellation_is_not_the_deadline() -> None:
+    task = asyncio.ensure_future(DefaultDeadline(10.0).run(never()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_calls_are_ended_again_after_the_queue_was_empty() -> None:
+    deadline = DefaultDeadline(0.01)
+    for _ in range(2):
+        calls = (deadline.run(never()) for _ in range(3))
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(end) for end in ends] == [DeadlineExceeded] * 3

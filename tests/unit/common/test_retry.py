@@ -1,4 +1,7 @@
-"""Which calls are retried, how often, and after how long a pause."""
+"""Which errors are not retried, and how long the pauses of retries are.
+
+How many attempts there are, and what is counted: ``test_clients``.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,22 @@ from structlog.testing import capture_logs
 
 from common import deadlines
 from common.backoff import Backoff
-from common.errors import Code, DatabaseUnavailable, Refusal, RemoteRefusal, RequestIdReused
+from common.errors import DatabaseUnavailable, RequestIdReused
 from common.rpc.retry import BACKOFF, call_with_retries
-
-SHORT = Backoff(0.001, 0.001)
 
 
 class Call:
-    """Raises the given errors, one per call, and then returns the number of calls."""
+    """Raises the error once, and then returns the number of calls."""
 
-    def __init__(self, *errors: BaseException) -> None:
-        self.errors = list(errors)
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
         self.calls = 0
 
     async def __call__(self) -> int:
         self.calls += 1
-        if self.errors:
-            raise self.errors.pop(0)
+        if self.calls == 1:
+            raise self.error
         return self.calls
-
-
-def soon(refusal: Refusal) -> Refusal:
-    refusal.retry_after_s = 0.001  # type: ignore[misc]
-    return refusal
-
-
-async def test_a_retryable_refusal_is_retried_and_logged() -> None:
-    call = Call(soon(DatabaseUnavailable()), RemoteRefusal(Code.UNAVAILABLE, "", "", {}))
-    with capture_logs() as logged:
-        assert await call_with_retries("charge", call, backoff=SHORT) == 3
-    assert [line["event"] for line in logged] == ["repeating"] * 2
 
 
 @pytest.mark.parametrize("error", [RequestIdReused(), ValueError("a bug"), KeyboardInterrupt()])
@@ -45,15 +34,6 @@ async def test_any_other_error_is_raised_at_once(error: BaseException) -> None:
     with pytest.raises(type(error)):
         await call_with_retries("charge", call)
     assert call.calls == 1
-
-
-async def test_the_last_refusal_is_raised_after_the_last_attempt() -> None:
-    refusals = [soon(DatabaseUnavailable()) for _ in range(9)]
-    call = Call(*refusals)
-    with pytest.raises(DatabaseUnavailable) as caught:
-        await call_with_retries("charge", call, attempts_max=3, backoff=SHORT)
-    assert caught.value is refusals[2]
-    assert call.calls == 3
 
 
 async def test_no_pause_is_begun_that_ends_after_the_deadline() -> None:
@@ -68,4 +48,20 @@ async def test_a_pause_is_the_refusals_own_delay_and_the_backoff() -> None:
     longest = (refusal.retry_after_s or 0) + BACKOFF.first_s * BACKOFF.jitter[1]
     with deadlines.within(longest + 0.5), capture_logs() as logged:
         assert await call_with_retries("charge", Call(refusal)) == 2
-    assert refusal.retry_after_s < logged[0]["wait_s"] <= longest
+    [line] = logged
+    assert line["event"] == "repeating"
+    assert refusal.retry_after_s < line["wait_s"] <= longest
+
+
+@pytest.mark.parametrize(
+    ("attempt", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (5, 8.0), (6, 10.0), (10_000, 10.0)]
+)
+def test_pauses_double_up_to_a_maximum(attempt: int, pause_s: float) -> None:
+    """However many attempts there were: 2 to the power of 10,000 is no float."""
+    assert Backoff(0.5, 10.0, jitter=(1.0, 1.0)).pause_s(attempt) == pause_s
+
+
+def test_pauses_differ_within_the_jitter() -> None:
+    pauses = {Backoff(0.5, 10.0).pause_s(2) for _ in range(100)}
+    assert len(pauses) > 1
+    assert all(0.5 <= pause <= 1.0 for pause in pauses)

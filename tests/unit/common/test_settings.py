@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from common.addresses import split_host_port
+from common.addresses import target
 from common.environment import SettingsError, unknown_names
 from common.settings import ServiceSettings, read
 from common.urls import engine_url
@@ -24,10 +23,7 @@ class BalanceSettings(ServiceSettings):
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("TALLY_"):
-            monkeypatch.delenv(name)
+def database_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALLY_DATABASE_URL", URL)
 
 
@@ -67,19 +63,31 @@ def test_settings_are_read_from_files_and_frozen(
         settings.pool_size = 7
 
 
-def test_a_malformed_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
-    (tmp_path / "TALLY_REDIS_URL").write_text("hunter2")
-    assert problem().startswith(str(tmp_path / "TALLY_REDIS_URL"))
+FILE = "TALLY_BALANCE_DATABASE_URL"
 
 
-def test_a_missing_setting_is_named_for_the_command_that_needs_it(
+@pytest.mark.parametrize(
+    ("expected", "spoil"),
+    [
+        ("TALLY_SECRETS_DIR: is not a directory", lambda d: (d.rmdir(), d.write_text("hunter2"))),
+        (f"{FILE}: must be postgresql://", lambda d: (d / FILE).write_text("hunter2")),
+        (f"{FILE}: is not text in UTF-8", lambda d: (d / FILE).write_bytes(b"hunter2\xff")),
+        (f"{FILE}: is not a file", lambda d: (d / FILE).mkdir()),
+        (f"{FILE}: is not a file", lambda d: (d / FILE).symlink_to(d / "gone")),
+    ],
+)
+def test_an_unreadable_secret_is_reported(
+    expected: str,
+    spoil: Callable[[Path], object],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    with pytest.raises(SettingsError, match="TALLY_BALANCE_OWNER_DATABASE_URL: needed to migrate"):
-        read(BalanceSettings, "migrate")
+    directory = tmp_path / "secrets"
+    directory.mkdir()
     monkeypatch.delenv("TALLY_DATABASE_URL")
-    assert problem() == "TALLY_BALANCE_DATABASE_URL: needed to serve, not set"
+    monkeypatch.setenv("TALLY_SECRETS_DIR", str(directory))
+    spoil(directory)
+    assert problem().removeprefix(f"{directory}/").startswith(expected)
 
 
 def test_an_unreadable_secrets_directory_is_reported(
@@ -91,41 +99,6 @@ def test_an_unreadable_secrets_directory_is_reported(
     monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
     monkeypatch.setattr("pathlib.Path.iterdir", unreadable)
     assert problem() == "TALLY_SECRETS_DIR: cannot be read: Permission denied"
-
-
-def a_file(directory: Path) -> str:
-    directory.rmdir()
-    directory.write_text("hunter2")
-    return "TALLY_SECRETS_DIR: is not a directory"
-
-
-def binary_text(directory: Path) -> str:
-    file = directory / "tally_redis_url"
-    file.write_bytes(b"hunter2\xff")
-    return f"{file}: is not text in UTF-8"
-
-
-def a_directory(directory: Path) -> str:
-    file = directory / "TALLY_BALANCE_DATABASE_URL"
-    file.mkdir()
-    return f"{file}: is not a file"
-
-
-def a_dangling_link(directory: Path) -> str:
-    file = directory / "TALLY_BALANCE_DATABASE_URL"
-    file.symlink_to(directory / "gone")
-    return f"{file}: is not a file"
-
-
-@pytest.mark.parametrize("spoil", [a_file, binary_text, a_directory, a_dangling_link])
-def test_an_unreadable_secret_is_reported(
-    spoil: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    directory = tmp_path / "secrets"
-    directory.mkdir()
-    monkeypatch.setenv("TALLY_SECRETS_DIR", str(directory))
-    expected = spoil(directory)
-    assert problem() == expected
 
 
 def test_unknown_names_are_those_with_the_services_own_prefix(
@@ -141,20 +114,25 @@ def test_unknown_names_are_those_with_the_services_own_prefix(
 
 
 @pytest.mark.parametrize(
-    ("address", "expected"),
+    ("addresses", "expected"),
     [
-        ("127.0.0.1:0", ("127.0.0.1", 0)),
-        ("[::1]:65535", ("[::1]", 65535)),
-        ("h-1.x:1", ("h-1.x", 1)),
-        *((bad, None) for bad in ("", "h", "h:", ":1", "h:65536", "h:1:2", "h:-1", "a b:1")),
+        ("127.0.0.1:1", "ipv4:127.0.0.1:1"),
+        ("127.0.0.1:1, 127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ("localhost:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2"),
+        ("[::1]:1,[::1]:2", "ipv6:[::1]:1,[::1]:2"),
+        ("balance-1.x:65535", "dns:///balance-1.x:65535"),
+        *(
+            (uri, uri)
+            for uri in (
+                *("dns:///balance:50051", "dns:balance:50051", "dns://10.0.0.10:53/balance:50051"),
+                *("ipv4:127.0.0.1:1,127.0.0.2:2", "ipv6:[::1]:1", "unix:/run/balance.sock"),
+            )
+        ),
     ],
 )
-def test_addresses_are_split_or_refused(address: str, expected: tuple[str, int] | None) -> None:
-    if expected is not None:
-        assert split_host_port(address) == expected
-        return
-    with pytest.raises(ValueError, match="host:port"):
-        split_host_port(address)
+def test_addresses_become_a_target(addresses: str, expected: str) -> None:
+    """Malformed ones: ``test_every_setting``."""
+    assert target(addresses) == expected
 
 
 @pytest.mark.parametrize(

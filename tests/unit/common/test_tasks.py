@@ -26,7 +26,7 @@ FAILED = "background_work_failed"
 # -- detached tasks ------------------------------------------------------------------------------
 
 
-async def test_a_task_goes_on_when_its_caller_is_cancelled() -> None:
+async def test_a_task_goes_on_without_its_caller() -> None:
     detached = DetachedTasks("test")
     go = asyncio.Event()
     task = detached.start(go.wait())
@@ -35,38 +35,24 @@ async def test_a_task_goes_on_when_its_caller_is_cancelled() -> None:
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    assert not task.done()
+    for limit_s in (SHORT_S, -1.0):
+        assert not await finished_within(task, limit_s)
     go.set()
-    assert await result_of(task)
+    assert await finished_within(task, 10.0)
+    assert task.result()
     assert len(detached) == 0
 
 
-async def test_a_task_does_not_have_its_callers_deadline() -> None:
-    async def work() -> float | None:
-        return deadlines.remaining()
-
-    with deadlines.within(0.5):
-        assert await result_of(DetachedTasks("test").start(work())) is None
-
-
 async def test_a_refusal_reaches_those_who_wait_and_is_not_logged() -> None:
+    """The task does not have its caller's deadline."""
+
     async def work() -> None:
+        assert deadlines.remaining() is None
         raise Overloaded
 
-    with capture_logs() as logged, pytest.raises(Overloaded):
+    with deadlines.within(0.5), capture_logs() as logged, pytest.raises(Overloaded):
         await result_of(DetachedTasks("test").start(work()))
     assert not logged
-
-
-async def test_waiting_for_a_while_does_not_end_the_task() -> None:
-    detached = DetachedTasks("test")
-    go = asyncio.Event()
-    task = detached.start(go.wait())
-    assert not await finished_within(task, SHORT_S)
-    assert not await finished_within(task, -1)
-    go.set()
-    assert await finished_within(task, 10)
-    await detached.close(10)
 
 
 async def test_closing_waits_for_tasks_and_for_those_they_start() -> None:
@@ -105,22 +91,22 @@ class Unavailable(Exception):  # noqa: N818 - a state
 
 
 def running(
-    *runs: Callable[[asyncio.Event], Awaitable[object]], ready: bool = True
+    *runs: Callable[[asyncio.Event], Awaitable[object]], ready: asyncio.Event | None = None
 ) -> AbstractAsyncContextManager[None]:
-    """Jobs called a, b … that run these functions."""
-    is_ready = asyncio.Event()
-    if ready:
-        is_ready.set()
-    jobs = [PeriodicJob(name, SHORT_S, run) for name, run in zip("abc", runs, strict=False)]
+    """Jobs called a, b … that run these functions, of a service that is ready."""
+    if ready is None:
+        ready = asyncio.Event()
+        ready.set()
+    jobs = [PeriodicJob(name, SHORT_S, run) for name, run in zip("ab", runs, strict=False)]
     return run_periodic_jobs(
-        *jobs, ready=is_ready, is_unavailable=lambda error: isinstance(error, Unavailable)
+        *jobs, ready=ready, is_unavailable=lambda error: isinstance(error, Unavailable)
     )
 
 
-@pytest.fixture
-def finish_s(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets how long jobs in progress get to finish."""
-    return lambda limit_s: monkeypatch.setattr(tasks, "FINISH_S", limit_s)
+@pytest.fixture(autouse=True)
+def long_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs in progress get longer than any test to finish."""
+    monkeypatch.setattr(tasks, "FINISH_S", 300.0)
 
 
 class Run:
@@ -139,24 +125,15 @@ class Run:
 
 
 async def test_jobs_start_when_the_service_is_ready() -> None:
-    ready, run = asyncio.Event(), Run()
-    job = PeriodicJob("a", SHORT_S, run)
-    async with run_periodic_jobs(job, ready=ready, is_unavailable=lambda _error: False):
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not run.count
-        ready.set()
-        await run.succeeded.wait()
-
-
-async def test_before_the_service_is_ready_the_end_waits_for_nothing(
-    finish_s: Callable[[float], None],
-) -> None:
-    finish_s(300.0)
-    run = Run()
-    async with running(run, ready=False):
-        await asyncio.sleep(0)
-    assert not run.count
+    """Before, the end waits for none of them."""
+    is_ready = asyncio.Event()
+    for _ in range(2):
+        run = Run()
+        async with running(run, ready=is_ready):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert bool(run.count) is is_ready.is_set()
+        is_ready.set()
 
 
 @pytest.mark.parametrize(
@@ -182,8 +159,7 @@ async def test_a_failure_is_logged_when_it_begins_or_changes(
     assert run.count > len(errors)
 
 
-async def test_a_run_in_progress_is_finished(finish_s: Callable[[float], None]) -> None:
-    finish_s(300.0)
+async def test_a_run_in_progress_is_finished_with_stopping_set() -> None:
     begun, release = asyncio.Event(), asyncio.Event()
     finished: list[bool] = []
 
@@ -198,23 +174,8 @@ async def test_a_run_in_progress_is_finished(finish_s: Callable[[float], None]) 
     assert finished == [True]
 
 
-async def test_a_job_with_a_backlog_ends_when_the_service_stops(
-    finish_s: Callable[[float], None],
-) -> None:
-    finish_s(300.0)
-    begun = asyncio.Event()
-
-    async def run(stopping: asyncio.Event) -> None:
-        while not stopping.is_set():
-            begun.set()
-            await asyncio.sleep(0)
-
-    async with running(run):
-        await begun.wait()
-
-
-async def test_runs_that_hang_are_cancelled_together(finish_s: Callable[[float], None]) -> None:
-    finish_s(0.05)
+async def test_runs_that_hang_are_cancelled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "FINISH_S", 0.05)
     begun = asyncio.Semaphore(0)
 
     async def hang(stopping: asyncio.Event) -> None:
@@ -232,10 +193,10 @@ async def test_runs_that_hang_are_cancelled_together(finish_s: Callable[[float],
 
 
 async def test_a_run_that_ignores_its_cancellation_is_not_waited_for(
-    finish_s: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a driver that closes a connection to a silent server."""
-    finish_s(0.05)
+    monkeypatch.setattr(tasks, "FINISH_S", 0.05)
     monkeypatch.setattr(tasks, "CANCEL_S", 0.05)
     begun, closed = asyncio.Event(), asyncio.Event()
     runs = set[asyncio.Task[bool]]()
