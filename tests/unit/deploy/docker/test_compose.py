@@ -47,7 +47,7 @@ from tests.unit.deploy.kubernetes.manifests import (
     Overlay,
     load,
 )
-from tests.unit.deploy.kubernetes.network import calls_of_the_code
+from tests.unit.deploy.kubernetes.network_rules import calls_of_the_code
 from tests.unit.deploy.kubernetes.pod_rules import time_to_end_s
 from tests.unit.deploy.kubernetes.scale_rules import RESERVED_CONNECTIONS, max_connections
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS, setting_names

@@ -33,7 +33,7 @@ from tests.unit.deploy.kubernetes.manifests import (
     Overlay,
     selects,
 )
-from tests.unit.deploy.kubernetes.network import OUTSIDE, Other, allowed
+from tests.unit.deploy.kubernetes.network_rules import PUBLIC, calls_allowed
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS
 
 DEFAULT_PORTS: Final = {"postgresql": 5432, "redis": 6379, "http": 80, "https": 443}
@@ -190,6 +190,5 @@ def the_gateway_is_called_over_tls(each: Item) -> Iterator[str]:
         yield f"sends the merchant's key over {url.scheme}"
     if "." not in host or each.overlay.find("Service", host):
         yield "its gateway is inside the cluster"
-    outside = Other(address=OUTSIDE["gateway"])
-    if not allowed(each.overlay, "egress", each.labels, outside, port=port):
+    if (each.service, PUBLIC, f"TCP {port}") not in calls_allowed(each.overlay):
         yield f"no policy opens port {port}"

@@ -14,21 +14,12 @@ import yaml
 from common import tracing
 from deploy.kubernetes import manifests, rendering, validation
 from deploy.kubernetes.manifests import OVERLAYS
-from tests.unit.deploy.kubernetes.manifests import PRODUCTION, Overlay, parse
-from tests.unit.deploy.kubernetes.network import (
-    ELSEWHERE,
-    MONITORING,
-    UNKNOWN,
-    Other,
-    allowed,
-    parties,
-)
+from tests.unit.deploy.kubernetes.manifests import PRODUCTION, Overlay, load, parse
+from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
 
 KUBECTL: Final = rendering.kubectl()
 CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
-OTLP_PORT: Final = 4317
-COLLECTOR: Final = Other({"app": "collector"}, namespace=MONITORING)
 SAMPLED: Final = {
     "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
     "OTEL_TRACES_SAMPLER_ARG": "0.25",
@@ -94,19 +85,10 @@ def test_each_server_has_an_endpoint_that_tracing_accepts(traced: Overlay) -> No
         assert not each.environment.keys() & {*tracing.ENDPOINTS}
 
 
-def test_only_servers_reach_the_collector(traced: Overlay) -> None:
-    servers = {each.service for each in traced.servers}
-    for caller, labels in parties(traced).items():
-        found = allowed(traced, "egress", labels, COLLECTOR, port=OTLP_PORT)
-        assert found is (caller in servers), caller
-
-
-def test_servers_reach_nothing_but_the_collector(traced: Overlay) -> None:
-    elsewhere = Other({"app": "collector"}, namespace=ELSEWHERE)
-    for each in traced.servers:
-        assert not allowed(traced, "egress", each.labels, COLLECTOR, port=OTLP_PORT + 1)
-        for other in (elsewhere, UNKNOWN, Other({"app": "collector"})):
-            assert not allowed(traced, "egress", each.labels, other, port=OTLP_PORT)
+def test_tracing_opens_the_collector_to_servers_and_nothing_else(traced: Overlay) -> None:
+    opened = calls_allowed(traced) - calls_allowed(load(traced.name))
+    collector = (MONITORING, f"TCP {OTLP_PORT}")
+    assert opened == {(each.service, *collector) for each in traced.servers}
 
 
 def with_variables(directory: Path, variables: dict[str, str]) -> Overlay:
