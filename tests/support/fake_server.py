@@ -32,6 +32,7 @@ class Received:
     requests: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     left_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """The time to each call's deadline when it arrived."""
+    metadata: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     attempts: Counter[str] = field(default_factory=Counter)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a call arrives."""
@@ -40,6 +41,7 @@ class Received:
         self.attempts[name] += 1
         self.requests[name].append(request)
         self.left_s[name].append(context.time_remaining())
+        self.metadata[name].append(dict(context.invocation_metadata()))
         self.arrived.set()
 
 
@@ -49,9 +51,11 @@ def refusal(code: str, reason: str, *, retry_after_s: float | None = 0.01) -> Re
 
 
 @asynccontextmanager
-async def fake_server(received: Received, **answers: Answer) -> AsyncIterator[str]:
+async def fake_server(
+    received: Received, *, replica: str = "one", **answers: Answer
+) -> AsyncIterator[str]:
     """A server of these methods, by their names; yields its address."""
-    server = GrpcServer(settings(grace_s=0.5), ready=always_ready)
+    server = GrpcServer(settings(grace_s=0.5, replica=replica), ready=always_ready)
     services: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for name, answer in answers.items():
         method = METHODS_BY_NAME[name]
