@@ -72,7 +72,7 @@ def files(each: Item, volume: Object) -> list[str]:
 
 def mounted(each: Item) -> dict[str, str]:
     """What is mounted in a pod's container, by path."""
-    found, known = {}, volumes(each)
+    found, known = dict[str, str](), volumes(each)
     for mount in each.values("container.volumeMounts[*]"):
         path, volume = mount["mountPath"], known.get(mount["name"], {})
         if volume.keys() & {"secret", "configMap"}:

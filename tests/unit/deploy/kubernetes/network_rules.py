@@ -138,9 +138,10 @@ def _names(peer: Object, known: dict[str, Labels]) -> list[str]:
 
 
 def _numbers(port: Object) -> list[str]:
-    protocol, first = port.get("protocol", "TCP"), port.get("port")
-    if first is None:
+    protocol = port.get("protocol", "TCP")
+    if "port" not in port:
         return [f"{protocol if port else 'any'} port"]
+    first = int(port["port"])
     return [f"{protocol} {number}" for number in range(first, port.get("endPort", first) + 1)]
 
 
