@@ -37,7 +37,6 @@ from tests.unit.deploy.kubernetes.manifests import (
     GONE,
     LABEL,
     LOCAL,
-    METRICS_PORT,
     MULTI,
     PORTS,
     PRODUCTION,
@@ -119,28 +118,6 @@ servers_and_migrations_run_one_release = Rule(
     OWN,
     Check("container.image", matches(rf"(.+/)?tally:{re.escape(RELEASE)}"), bad("tally:0.0.9")),
     Check(f"spec.template.metadata.labels[{LABEL}version]", RELEASE, bad("0.0.9")),
-)
-
-
-def declared_ports(each: Item) -> dict[str, int]:
-    return each.ports
-
-
-ports_are_those_bound = Rule(
-    "A port that no process binds refuses every call.",
-    SERVERS,
-    Check(
-        declared_ports,
-        lambda each: {"grpc": PORTS[each.service], "metrics": METRICS_PORT},
-        bad(50051, "container.ports[grpc].containerPort"),
-    ),
-    Check(
-        "setting.bind",
-        lambda each: f"0.0.0.0:{PORTS[each.service]}",
-        bad("127.0.0.1:50053", "env[TALLY_BIND].value"),
-        bad("0.0.0.0:50063", "env[TALLY_ORDER_BIND].value"),
-    ),
-    Check("setting.metrics_port", f"{METRICS_PORT}", bad("9", "env[TALLY_METRICS_PORT].value")),
 )
 
 

@@ -1,4 +1,4 @@
-"""Rules about Services and addresses, and about names, namespaces and labels of all objects."""
+"""Rules about ports, Services, addresses, and the names, namespaces and labels of all objects."""
 
 from __future__ import annotations
 
@@ -38,6 +38,28 @@ from tests.unit.deploy.kubernetes.manifests import (
 
 HEADLESS: Final = "-headless"
 ORDER_HEADLESS: Final = "Service/order-headless"
+
+
+def declared_ports(each: Item) -> dict[str, int]:
+    return each.ports
+
+
+ports_are_those_bound = Rule(
+    "A port that no process binds refuses every call.",
+    SERVERS,
+    Check(
+        declared_ports,
+        lambda each: {"grpc": PORTS[each.service], "metrics": METRICS_PORT},
+        bad(50051, "container.ports[grpc].containerPort"),
+    ),
+    Check(
+        "setting.bind",
+        lambda each: f"0.0.0.0:{PORTS[each.service]}",
+        bad("127.0.0.1:50053", "env[TALLY_BIND].value"),
+        bad("0.0.0.0:50063", "env[TALLY_ORDER_BIND].value"),
+    ),
+    Check("setting.metrics_port", f"{METRICS_PORT}", bad("9", "env[TALLY_METRICS_PORT].value")),
+)
 
 
 def service_of(each: Item) -> str:
