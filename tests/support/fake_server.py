@@ -124,10 +124,13 @@ async def _result(outcome: Any) -> Any:
 
 
 class TcpProxy:
-    """A TCP proxy before a server; a test can cut its connections, as a replica that dies does."""
+    """A TCP proxy before a server, which can die or hang as the server would."""
 
     def __init__(self) -> None:
         self.address = ""
+        self.forwards = asyncio.Event()
+        """Clear it, and connections stay open and silent until it is set."""
+        self.forwards.set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
@@ -137,14 +140,15 @@ class TcpProxy:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, address: str) -> AsyncIterator[TcpProxy]:
+    async def to(cls, address: str, port: int = 0) -> AsyncIterator[TcpProxy]:
         """A proxy to ``address``, listening at its own ``address``."""
         proxy = cls()
-        host, _, port = address.rpartition(":")
+        host, _, server_port = address.rpartition(":")
 
         async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 while data := await reader.read(65_536):
+                    await proxy.forwards.wait()
                     writer.write(data)
                     await writer.drain()
             except ConnectionError:
@@ -153,13 +157,13 @@ class TcpProxy:
                 writer.transport.abort()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            server_reader, server_writer = await asyncio.open_connection(host, int(port))
+            server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
             ends = {writer, server_writer}
             proxy._writers |= ends
             await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
             proxy._writers -= ends
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        server = await asyncio.start_server(connected, "127.0.0.1", port)
         try:
             listening = server.sockets[0].getsockname()
             proxy.address = f"127.0.0.1:{listening[1]}"

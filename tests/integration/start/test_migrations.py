@@ -16,16 +16,18 @@ from sqlalchemy.exc import ProgrammingError
 from common.db.migrations import migrate
 from common.db.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
 from deploy.local.postgres_roles import ServiceUrls
-from tests.integration.start.forwarder import Forwarder
 from tests.integration.start.process import process
 from tests.integration.start.services import (
     AWAY,
     FAILED,
     PASSWORD,
+    at_port,
     environment,
     last_line,
+    server_of,
     variable,
 )
+from tests.support.fake_server import TcpProxy
 
 REVISION = '''
 from common.db.migrations import execute
@@ -150,15 +152,14 @@ async def test_a_schema_in_use_is_reported_in_one_line(migrated: ServiceUrls) ->
 async def test_a_server_that_is_away_is_waited_for(
     empty: ServiceUrls, unused_tcp_port: int
 ) -> None:
-    forwarder = Forwarder(unused_tcp_port, empty.owner)
-    settings = environment("balance", "") | given(forwarder.url, wait_s=100)
+    url = at_port(empty.owner, unused_tcp_port)
+    settings = environment("balance", "") | given(url, wait_s=100)
     async with process("balance_service", "migrate", **settings) as running:
         reason = (await running.line("waiting for the database"))["reason"]
-        assert reason == f"no answer from 127.0.0.1:{forwarder.port}: Connection refused"
-        await forwarder.open()
-        await running.line("migrated")
-        status, log = await running.end()
-        await forwarder.close()
+        assert reason == f"no answer from 127.0.0.1:{unused_tcp_port}: Connection refused"
+        async with TcpProxy.to(server_of(empty.owner), unused_tcp_port):
+            await running.line("migrated")
+            status, log = await running.end()
     assert status == 0
     assert log.count('"waiting for the database"') == 1, "a reason is logged once"
 
