@@ -32,6 +32,7 @@ class Received:
     requests: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     left_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     """The time to each call's deadline when it arrived."""
+    metadata: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     attempts: Counter[str] = field(default_factory=Counter)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a call arrives."""
@@ -40,6 +41,7 @@ class Received:
         self.attempts[name] += 1
         self.requests[name].append(request)
         self.left_s[name].append(context.time_remaining())
+        self.metadata[name].append(dict(context.invocation_metadata()))
         self.arrived.set()
 
 
@@ -49,9 +51,11 @@ def refusal(code: str, reason: str, *, retry_after_s: float | None = 0.01) -> Re
 
 
 @asynccontextmanager
-async def fake_server(received: Received, **answers: Answer) -> AsyncIterator[str]:
+async def fake_server(
+    received: Received, *, replica: str = "one", **answers: Answer
+) -> AsyncIterator[str]:
     """A server of these methods, by their names; yields its address."""
-    server = GrpcServer(settings(grace_s=0.5), ready=always_ready)
+    server = GrpcServer(settings(grace_s=0.5, replica=replica), ready=always_ready)
     services: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for name, answer in answers.items():
         method = METHODS_BY_NAME[name]
@@ -120,10 +124,13 @@ async def _result(outcome: Any) -> Any:
 
 
 class TcpProxy:
-    """A TCP proxy before a server; a test can cut its connections, as a replica that dies does."""
+    """A TCP proxy before a server, which can die or hang as the server would."""
 
     def __init__(self) -> None:
         self.address = ""
+        self.forwards = asyncio.Event()
+        """Clear it, and connections stay open and silent until it is set."""
+        self.forwards.set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
@@ -133,14 +140,15 @@ class TcpProxy:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, address: str) -> AsyncIterator[TcpProxy]:
+    async def to(cls, address: str, port: int = 0) -> AsyncIterator[TcpProxy]:
         """A proxy to ``address``, listening at its own ``address``."""
         proxy = cls()
-        host, _, port = address.rpartition(":")
+        host, _, server_port = address.rpartition(":")
 
         async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 while data := await reader.read(65_536):
+                    await proxy.forwards.wait()
                     writer.write(data)
                     await writer.drain()
             except ConnectionError:
@@ -149,13 +157,13 @@ class TcpProxy:
                 writer.transport.abort()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            server_reader, server_writer = await asyncio.open_connection(host, int(port))
+            server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
             ends = {writer, server_writer}
             proxy._writers |= ends
             await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
             proxy._writers -= ends
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        server = await asyncio.start_server(connected, "127.0.0.1", port)
         try:
             listening = server.sockets[0].getsockname()
             proxy.address = f"127.0.0.1:{listening[1]}"

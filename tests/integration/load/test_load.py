@@ -7,8 +7,8 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -234,47 +234,40 @@ async def test_wrong_option_is_refused_in_one_line(
     assert not list((tmp_path / "tmp").iterdir())
 
 
-@pytest.fixture
-def gateway_record(tmp_path: Path) -> Iterator[tuple[Ledger, Path]]:
-    file = tmp_path / "gateway.sqlite3"
-    ledger = Ledger(file)
-    for key in ("once_a_1", "once_a_2", "once_b_1", "onceXaX1"):
-        ledger.confirm(Confirm(key, "order", 1000, "KRW"), f"{key}:confirm")
-    yield ledger, file
-    ledger.close()
+@pytest.fixture(scope="module")
+def gateway_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("record") / "gateway.sqlite3"
+    with closing(Ledger(file)) as ledger:
+        for key in ("once_a_1", "once_a_2", "once_b_1", "onceXaX1", "twice_1", "kept_1", "kept_2"):
+            ledger.confirm(Confirm(key, "order", 1000, "KRW"), f"{key}:confirm")
+        ledger.confirm(Confirm("twice_1", "order", 1000, "KRW"), "twice_1:confirm")
+        ledger.confirm(Confirm("decline_1", "order", 1000, "KRW"), "decline")
+        ledger.cancel("kept_2", Cancel("put back", None), "kept_2:cancel")
+    return file
 
 
-def test_only_the_keys_of_the_run_are_checked(gateway_record: tuple[Ledger, Path]) -> None:
-    _, file = gateway_record
-    assert charged_once(file, "once_a_", 2).holds
-    assert not charged_once(file, "once_a_", 3).holds
-
-
-def test_second_call_at_the_gateway_is_found(gateway_record: tuple[Ledger, Path]) -> None:
-    ledger, file = gateway_record
-    ledger.confirm(Confirm("once_a_2", "order", 1000, "KRW"), "once_a_2:confirm")
-    finding = charged_once(file, "once_a_", 2)
-    assert not finding.holds
-    assert "once_a_2: 2 confirms, 0 cancels" in finding.figure
-
-
-def test_key_that_was_not_charged_is_found(gateway_record: tuple[Ledger, Path]) -> None:
-    ledger, file = gateway_record
-    ledger.confirm(Confirm("decline_a_1", "order", 1000, "KRW"), "decline")
-    assert not charged_once(file, "decline_a_", 1).holds
-
-
-def test_refunded_charge_counts_only_where_allowed(
-    gateway_record: tuple[Ledger, Path],
+@pytest.mark.parametrize(
+    ("prefix", "keys", "refunds_allowed", "wrong"),
+    [
+        # Only the keys of the run are checked.
+        ("once_a_", 2, False, ""),
+        ("once_a_", 3, False, "2 keys of 3"),
+        ("twice_", 1, False, "twice_1: 2 confirms, 0 cancels"),
+        ("decline_", 1, False, "not charged"),
+        ("kept_", 1, True, ""),
+        ("kept_", 2, True, "1 keys of 2"),
+        ("kept_", 1, False, "kept_2: 1 confirms, 1 cancels"),
+    ],
+)
+def test_each_key_is_charged_once(
+    gateway_record: Path, prefix: str, keys: int, refunds_allowed: bool, wrong: str
 ) -> None:
-    ledger, file = gateway_record
-    ledger.cancel("once_a_2", Cancel("put back", None), "once_a_2:cancel")
-    assert charged_once(file, "once_a_", 1, refunds_allowed=True).holds
-    assert not charged_once(file, "once_a_", 2, refunds_allowed=True).holds
-    assert not charged_once(file, "once_a_", 1).holds
+    found = charged_once(gateway_record, prefix, keys, refunds_allowed=refunds_allowed)
+    assert found.holds is not bool(wrong)
+    assert wrong in found.figure
 
 
-def test_missing_record_does_not_hold(tmp_path: Path) -> None:
+def test_a_missing_record_does_not_hold(tmp_path: Path) -> None:
     finding = charged_once(tmp_path / "none.sqlite3", "once_a_", 0)
     assert not finding.holds
     assert "cannot be read" in finding.figure

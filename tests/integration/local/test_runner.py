@@ -226,18 +226,6 @@ def test_servers_named_in_the_environment_are_used(
     assert descendants_of(runner.pid) == {pid for pids in ready["pids"].values() for pid in pids}
 
 
-def test_taken_port_is_reported_in_one_line(make_project: Callable[..., Project]) -> None:
-    project = make_project("balance")
-    with socket.create_server(("127.0.0.1", project.base_port + 101)):
-        runner = project.up()
-        output, complaint = runner.communicate(timeout=PATIENCE_S)
-    assert runner.returncode == 1
-    assert output == ""
-    expected = rf"error: port {project.base_port + 101} .* balance-1, is taken\n"
-    assert re.fullmatch(expected, complaint)
-    project.assert_nothing_left(set())
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import asyncpg
@@ -46,26 +43,6 @@ async def test_roles_have_their_rights_and_reach_no_other_database(
     assert postgres_server.provision("other") == other
 
 
-async def test_clone_has_the_templates_tables_and_admits_its_roles_only(
-    postgres_server: PostgresServer,
-) -> None:
-    urls = postgres_server.provision("cloned")
-    postgres_server.provision("stranger")
-    owner = await asyncpg.connect(urls.owner)
-    await owner.execute("CREATE TABLE kept AS SELECT 7 AS id")
-    await owner.close()
-    clone = postgres_server.create_database("clone", service="cloned", template="tally_cloned")
-    owner = await asyncpg.connect(clone.owner)
-    assert await owner.fetchval("SELECT id FROM kept") == 7
-    stranger = postgres_server.urls("stranger", "clone")
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await asyncpg.connect(stranger.runtime)
-    postgres_server.drop_database("clone")
-    with pytest.raises(asyncpg.InvalidCatalogNameError):
-        await asyncpg.connect(clone.owner)
-    owner.terminate()
-
-
 def test_server_is_durable_by_default(tmp_path: Path, postgres_server: PostgresServer) -> None:
     ask = "SELECT current_setting('fsync'), current_setting('synchronous_commit')"
     assert postgres_server.run_sql(ask).strip() == "off|off"
@@ -83,31 +60,6 @@ def test_valkey_requires_the_password(valkey_server: ValkeyServer) -> None:
         pytest.raises(redis.AuthenticationError),
     ):
         client.ping()
-
-
-OWNER_OF_A_SERVER = """
-import pathlib, sys, time
-from deploy.local.postgres import PostgresServer
-server = PostgresServer(pathlib.Path(sys.argv[1]))
-server.start()
-server.run_sql("CREATE TABLE IF NOT EXISTS kept (id int); INSERT INTO kept VALUES (1)")
-print(server.child.pid, flush=True)
-time.sleep(60)
-"""
-
-
-def test_server_dies_with_its_owner_and_its_data_remains(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER_OF_A_SERVER, tmp_path],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as owner:
-        assert owner.stdout is not None
-        pid = int(owner.stdout.readline())
-        owner.kill()
-    wait_until_gone(pid)
-    with PostgresServer(tmp_path) as server:
-        assert server.run_sql("SELECT count(*) FROM kept").strip() == "1"
 
 
 def test_server_that_survived_its_owner_is_stopped(tmp_path: Path) -> None:
@@ -171,14 +123,3 @@ def test_unusable_directory_is_reported_in_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(RunnerError, match=rf"^[^\n]*{words}[^\n]*$"):
             PostgresServer(directory, free_port()).start()
-
-
-def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"process {pid} is still there")

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy.engine import make_url
 
 from common.rpc.status import from_rpc_error
-from tally.balance.v1 import balance_pb2
-from tally.coupon.v1 import coupon_pb2
-from tally.order.v1 import order_pb2
-from tally.payment.v1 import payment_pb2
 from tests.integration.start.process import Service, process
+from tests.support.contract import METHODS_BY_NAME, message_class
 
 PASSWORD = "hunter2"
 AWAY = "127.0.0.1:1"
@@ -26,30 +21,13 @@ AWAY = "127.0.0.1:1"
 USAGE, FAILED = 2, 1
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call that needs the service's tables, and its reason on empty ones."""
-
-    method: str
-    request: Message
-    reason: str = ""
-
-
-CALLS = {
-    "balance": Call(
-        "/tally.balance.v1.BalanceService/GetBalance",
-        balance_pb2.GetBalanceRequest(user_id="nobody", currency_code="KRW"),
-        "ACCOUNT_NOT_FOUND",
-    ),
-    "coupon": Call(
-        "/tally.coupon.v1.CouponService/ListCampaigns", coupon_pb2.ListCampaignsRequest()
-    ),
-    "order": Call("/tally.order.v1.ProductService/ListProducts", order_pb2.ListProductsRequest()),
-    "payment": Call(
-        "/tally.payment.v1.PaymentService/ListPayments",
-        payment_pb2.ListPaymentsRequest(user_id="nobody"),
-    ),
+CALLS: dict[str, tuple[str, dict[str, str], str]] = {
+    "balance": ("GetBalance", {"user_id": "nobody", "currency_code": "KRW"}, "ACCOUNT_NOT_FOUND"),
+    "coupon": ("ListCampaigns", {}, ""),
+    "order": ("ListProducts", {}, ""),
+    "payment": ("ListPayments", {"user_id": "nobody"}, ""),
 }
+"""A call that needs the service's tables: its method, its fields, its reason on empty tables."""
 SERVICES = tuple(CALLS)
 every_service = pytest.mark.parametrize("service", SERVICES)
 
@@ -60,6 +38,15 @@ def variable(service: str, name: str = "DATABASE_URL") -> str:
 
 def database_of(url: str) -> str:
     return make_url(url).database or ""
+
+
+def server_of(url: str) -> str:
+    return f"127.0.0.1:{make_url(url).port}"
+
+
+def at_port(url: str, port: int) -> str:
+    """The URL by way of a proxy on this port."""
+    return make_url(url).set(port=port).render_as_string(hide_password=False)
 
 
 def with_password(url: str) -> str:
@@ -88,8 +75,13 @@ class Client:
     """A client of one replica, which also checks its health."""
 
     def __init__(self, service: str, channel: grpc.aio.Channel) -> None:
-        self._call = CALLS[service]
-        self._channel = channel
+        name, fields, self._reason = CALLS[service]
+        method = METHODS_BY_NAME[name]
+        self._request = message_class(method.input_type)(**fields)
+        self._call: Any = channel.unary_unary(
+            f"/{method.containing_service.full_name}/{name}",
+            request_serializer=lambda request: request.SerializeToString(),
+        )
         self._health: Any = health_pb2_grpc.HealthStub(channel)
 
     async def health(self, service: str = "") -> str:
@@ -99,17 +91,14 @@ class Client:
 
     async def reason(self) -> str:
         """The reason of the service's call, or '' if it succeeds."""
-        method: Any = self._channel.unary_unary(
-            self._call.method, request_serializer=lambda request: request.SerializeToString()
-        )
         try:
-            await method(self._call.request, timeout=30)
+            await self._call(self._request, timeout=30)
         except grpc.aio.AioRpcError as error:
             return from_rpc_error(error).reason or f"{error.code()}: {error.details()}"
         return ""
 
     async def assert_serves(self) -> None:
-        assert await self.reason() == self._call.reason
+        assert await self.reason() == self._reason
 
     async def assert_refuses(self) -> None:
         assert await self.health() == "NOT_SERVING"

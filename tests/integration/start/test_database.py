@@ -11,15 +11,17 @@ from common.db.errors import READY_TIMEOUT_S
 from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.integration.start.forwarder import Forwarder
 from tests.integration.start.services import (
+    at_port,
     database_of,
     every_service,
+    server_of,
     started,
     variable,
     with_password,
 )
 from tests.support.databases import ROOT
+from tests.support.fake_server import TcpProxy
 
 IDLE = 10
 
@@ -30,22 +32,21 @@ async def test_a_replica_waits_for_its_database_and_then_for_its_schema(
 ) -> None:
     """Redis, the other services and the gateway are away all the time, which changes nothing."""
     setting = variable(service)
-    forwarder = Forwarder(unused_tcp_port, empty.runtime)
-    async with started(service, forwarder.url) as (running, calling):
+    url, address = at_port(empty.runtime, unused_tcp_port), f"127.0.0.1:{unused_tcp_port}"
+    async with started(service, url) as (running, calling):
         reason = (await running.line("not ready"))["reason"]
-        assert reason == f"{setting}: no answer from 127.0.0.1:{forwarder.port}: Connection refused"
+        assert reason == f"{setting}: no answer from {address}: Connection refused"
         await calling.assert_refuses()
 
-        await forwarder.open()
-        reason = (await running.line("not ready"))["reason"]
-        assert reason.startswith(f"{setting}: database test_{service}_empty has no schema yet")
-        await calling.assert_refuses()
+        async with TcpProxy.to(server_of(empty.runtime), unused_tcp_port):
+            reason = (await running.line("not ready"))["reason"]
+            assert reason.startswith(f"{setting}: database test_{service}_empty has no schema yet")
+            await calling.assert_refuses()
 
-        await migrate(empty.owner, ROOT / f"{service}_service" / "migrations")
-        await running.line("ready")
-        assert await calling.health() == "SERVING"
-        await calling.assert_serves()
-    await forwarder.close()
+            await migrate(empty.owner, ROOT / f"{service}_service" / "migrations")
+            await running.line("ready")
+            assert await calling.health() == "SERVING"
+            await calling.assert_serves()
     log = "".join(running.lines)
     lines = [json.loads(line) for line in log.splitlines() if '"not ready"' in line]
     reasons = [line["reason"] for line in lines]
@@ -90,36 +91,36 @@ async def test_a_database_that_falls_silent_is_noticed_and_waited_for(
     migrated: ServiceUrls, unused_tcp_port: int
 ) -> None:
     """Its connections stay open, and nothing comes over them."""
-    forwarder = Forwarder(unused_tcp_port, migrated.runtime)
-    await forwarder.open()
-    async with started("balance", forwarder.url) as (running, calling):
+    url = at_port(migrated.runtime, unused_tcp_port)
+    async with (
+        TcpProxy.to(server_of(migrated.runtime), unused_tcp_port) as proxy,
+        started("balance", url) as (running, calling),
+    ):
         await running.line("ready")
-        forwarder.silence()
+        proxy.forwards.clear()
         reason = (await running.line("not ready"))["reason"]
-        silent = f"no answer from 127.0.0.1:{forwarder.port} within {READY_TIMEOUT_S:g} s"
+        silent = f"no answer from {proxy.address} within {READY_TIMEOUT_S:g} s"
         assert reason == f"TALLY_BALANCE_DATABASE_URL: {silent}"
         assert await calling.health() == "NOT_SERVING"
         assert await calling.health("liveness") == "SERVING"
-        forwarder.resume()
+        proxy.forwards.set()
         await running.line("ready")
         await calling.assert_serves()
-    await forwarder.close()
 
 
 async def test_connections_to_a_silent_database_are_closed_in_time(
     migrated: ServiceUrls, unused_tcp_port: int
 ) -> None:
-    forwarder = Forwarder(unused_tcp_port, migrated.runtime)
-    await forwarder.open()
-    database = open_engines(forwarder.url, application_name="test", pool_size=31)
-    async with AsyncExitStack() as stack:
-        for _ in range(IDLE):
-            await stack.enter_async_context(database.reads.connect())
-    forwarder.silence()
-    # The driver alone takes seconds for each of them, one after the other.
-    async with asyncio.timeout(IDLE * CLOSE_S):
-        await database.close()
-    await forwarder.close()
+    url = at_port(migrated.runtime, unused_tcp_port)
+    async with TcpProxy.to(server_of(migrated.runtime), unused_tcp_port) as proxy:
+        database = open_engines(url, application_name="test", pool_size=31)
+        async with AsyncExitStack() as stack:
+            for _ in range(IDLE):
+                await stack.enter_async_context(database.reads.connect())
+        proxy.forwards.clear()
+        # The driver alone takes seconds for each of them, one after the other.
+        async with asyncio.timeout(IDLE * CLOSE_S):
+            await database.close()
 
 
 async def test_a_database_that_takes_no_writes_is_reported_and_waited_for(

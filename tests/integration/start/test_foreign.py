@@ -49,19 +49,12 @@ async def assert_not_migrated(service: str, url: str, expected: str) -> None:
 
 
 @every_service
-async def test_another_services_database_is_not_served_from(
+async def test_another_services_database_is_neither_served_from_nor_migrated(
     service: str, others: ServiceUrls, postgres_server: PostgresServer
 ) -> None:
     """Not even with the other service's role, which has all rights there."""
     expected = problem(others.runtime, service, postgres_server)
     await assert_not_served(service, others.runtime, expected)
-
-
-@every_service
-async def test_another_services_database_is_not_migrated(
-    service: str, others: ServiceUrls, postgres_server: PostgresServer
-) -> None:
-    expected = problem(others.owner, service, postgres_server)
     await assert_not_migrated(service, others.owner, expected)
 
 

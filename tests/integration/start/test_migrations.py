@@ -16,16 +16,18 @@ from sqlalchemy.exc import ProgrammingError
 from common.db.migrations import migrate
 from common.db.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
 from deploy.local.postgres_roles import ServiceUrls
-from tests.integration.start.forwarder import Forwarder
 from tests.integration.start.process import process
 from tests.integration.start.services import (
     AWAY,
     FAILED,
     PASSWORD,
+    at_port,
     environment,
     last_line,
+    server_of,
     variable,
 )
+from tests.support.fake_server import TcpProxy
 
 REVISION = '''
 from common.db.migrations import execute
@@ -81,42 +83,18 @@ async def until_waiting(
 async def test_a_table_in_use_ends_the_migration_and_blocks_nobody_for_long(
     empty: ServiceUrls, versions: Path
 ) -> None:
-    """One transaction, such as a report, has read the table and does not end."""
-    await migrate(empty.owner, versions)
-    write(versions, "0002", "0001", "ALTER TABLE things ADD COLUMN colour text")
-    async with (
-        session(empty.owner) as report,
-        session(empty.owner) as query,
-        session(empty.owner) as observer,
-        asyncio.timeout(100),
-    ):
-        held = report.transaction()
-        await held.start()
-        await report.fetch("SELECT FROM things")
+    """One transaction, such as a report, has read the table and does not end.
 
-        upgrade = asyncio.create_task(migrate(empty.owner, versions))
-        await until_waiting(observer, "ALTER TABLE things", upgrade)
-        # It waits for the ALTER, which waits for the report, which never ends.
-        assert await query.fetch("SELECT FROM things") == []
-        with pytest.raises(SchemaInUse, match=f"held a table for {LOCK_TIMEOUT_S} s.*ALTER TABLE"):
-            await upgrade
-        assert await observer.fetchval("SELECT version_num FROM alembic_version") == "0001"
-
-        await held.rollback()
-        await migrate(empty.owner, versions)
-        assert await observer.fetchval("SELECT version_num FROM alembic_version") == "0002"
-
-
-async def test_each_revision_is_a_transaction_of_its_own(
-    empty: ServiceUrls, versions: Path
-) -> None:
-    """While one waits, the locks of those before it are free, and their changes stay."""
+    Each revision is a transaction of its own: while one waits, the locks of those before it are
+    free, and their changes stay.
+    """
     write(versions, "0002", "0001", "CREATE TABLE others (other integer PRIMARY KEY)")
     await migrate(empty.owner, versions)
     write(versions, "0003", "0002", "ALTER TABLE things ADD COLUMN colour text")
     write(versions, "0004", "0003", "ALTER TABLE others ADD COLUMN colour text")
     async with (
         session(empty.owner) as report,
+        session(empty.owner) as query,
         session(empty.owner) as observer,
         asyncio.timeout(100),
     ):
@@ -128,7 +106,11 @@ async def test_each_revision_is_a_transaction_of_its_own(
         await until_waiting(observer, "ALTER TABLE others", upgrade)
         await observer.execute("SET lock_timeout = 1")
         assert await observer.fetch("SELECT colour FROM things") == []
-        with pytest.raises(SchemaInUse, match="the revision that waited for it changed nothing"):
+        # It waits for the ALTER, which waits for the report, which never ends.
+        assert await query.fetch("SELECT FROM others") == []
+        changed_nothing = "the revision that waited for it changed nothing"
+        message = rf"held a table for {LOCK_TIMEOUT_S} s.*{changed_nothing}.*ALTER TABLE"
+        with pytest.raises(SchemaInUse, match=message):
             await upgrade
         assert await observer.fetchval("SELECT version_num FROM alembic_version") == "0003"
 
@@ -170,15 +152,14 @@ async def test_a_schema_in_use_is_reported_in_one_line(migrated: ServiceUrls) ->
 async def test_a_server_that_is_away_is_waited_for(
     empty: ServiceUrls, unused_tcp_port: int
 ) -> None:
-    forwarder = Forwarder(unused_tcp_port, empty.owner)
-    settings = environment("balance", "") | given(forwarder.url, wait_s=100)
+    url = at_port(empty.owner, unused_tcp_port)
+    settings = environment("balance", "") | given(url, wait_s=100)
     async with process("balance_service", "migrate", **settings) as running:
         reason = (await running.line("waiting for the database"))["reason"]
-        assert reason == f"no answer from 127.0.0.1:{forwarder.port}: Connection refused"
-        await forwarder.open()
-        await running.line("migrated")
-        status, log = await running.end()
-        await forwarder.close()
+        assert reason == f"no answer from 127.0.0.1:{unused_tcp_port}: Connection refused"
+        async with TcpProxy.to(server_of(empty.owner), unused_tcp_port):
+            await running.line("migrated")
+            status, log = await running.end()
     assert status == 0
     assert log.count('"waiting for the database"') == 1, "a reason is logged once"
 

@@ -46,10 +46,6 @@ def equal(wanted: Any, default: Any = None) -> Must:
     return Must(f"{wanted!r}", lambda value: bool(value == wanted), default)
 
 
-def differs(unwanted: Any) -> Must:
-    return Must(f"other than {unwanted!r}", lambda value: bool(value != unwanted))
-
-
 def at_least(least: float, default: Any = None) -> Must:
     return Must(f"at least {least:g}", lambda value: value is not None and value >= least, default)
 
@@ -69,10 +65,6 @@ def one_of(*wanted: Any) -> Must:
 
 def matches(pattern: str) -> Must:
     return Must(f"like {pattern}", lambda value: bool(re.fullmatch(pattern, value or "")))
-
-
-def includes(*wanted: str) -> Must:
-    return Must(f"all of {wanted}", lambda values: {*wanted} <= {*values})
 
 
 SET: Final = Must("set", bool)

@@ -95,17 +95,17 @@ class Item:
         return self.labels.get(f"{LABEL}component", "")
 
     @property
-    def containers(self) -> list[Object]:
-        return [*self.get("pod.initContainers", []), *self.get("pod.containers", [])]
-
-    @property
     def ports(self) -> dict[str, int]:
         return {each["name"]: each["containerPort"] for each in self.values("container.ports[*]")}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables of the first container."""
-        return self.overlay.environment(self.containers[0])
+        """The variables of the container; the value of a fieldRef is ``field``."""
+        found: dict[str, str] = {}
+        for name in self.values("container.envFrom[*].configMapRef.name"):
+            config_map = self.overlay.find("ConfigMap", name)
+            found |= config_map.get("data", {}) if config_map else {}
+        return found | {one["name"]: one.get("value", "field") for one in self.get("env", [])}
 
     def setting(self, field: str) -> str:
         """The value a server reads: its own variable, then the shared one, then the default."""
@@ -151,16 +151,6 @@ class Overlay:
     @property
     def migrations(self) -> list[Item]:
         return [each for each in self.workloads if each.component == "migration"]
-
-    def environment(self, container: Object) -> dict[str, str]:
-        """The variables of a container; the value of a fieldRef is ``field``."""
-        found: dict[str, str] = {}
-        for source in container.get("envFrom", []):
-            config_map = self.find("ConfigMap", source.get("configMapRef", {}).get("name", ""))
-            found |= config_map.get("data", {}) if config_map else {}
-        for entry in container.get("env", []):
-            found[entry["name"]] = entry.get("value", "field")
-        return found
 
     def change(self, title: str, path: str, value: Any) -> None:
         """Set the value at a path of an object; with an empty path, remove or add the object."""
@@ -225,18 +215,11 @@ def selects(selector: Object | None, labels: Labels) -> bool:
     """Whether a label selector matches. An empty one matches everything, None nothing."""
     if selector is None:
         return False
-    exact = selector.get("matchLabels", {}).items() <= labels.items()
-    return exact and all(_holds(one, labels) for one in selector.get("matchExpressions", []))
-
-
-def _holds(term: Object, labels: Labels) -> bool:
-    value, values = labels.get(term["key"]), term.get("values", [])
-    return {
-        "In": value in values,
-        "NotIn": value not in values,
-        "Exists": value is not None,
-        "DoesNotExist": value is None,
-    }[term["operator"]]
+    terms = selector.get("matchExpressions", [])
+    assert all(term["operator"] == "In" for term in terms), "the only operator in use"
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(term["key"]) in term["values"] for term in terms
+    )
 
 
 def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

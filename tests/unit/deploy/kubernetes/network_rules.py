@@ -1,236 +1,215 @@
-"""Rules about network policies: their edges are the calls that the code makes, and no others."""
+"""Rules about network policies: they allow the calls that the code makes, and no others."""
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
+from dataclasses import fields
+from ipaddress import ip_network
+from itertools import product
 from typing import Any, Final
 
-from tests.unit.deploy.kubernetes.engine import (
-    OVERLAY,
-    SERVERS,
-    Control,
-    added,
-    bad,
-    of_kind,
-    removed,
-    rule,
-)
+from order_service.clients import Services
+from tests.unit.deploy.kubernetes.engine import OVERLAY, Control, added, bad, removed, rule
 from tests.unit.deploy.kubernetes.manifests import (
     GONE,
+    LABEL,
     LOCAL,
     METRICS_PORT,
-    NAMESPACE,
     PORTS,
+    PRODUCTION,
+    SERVICES,
+    SETTINGS_OF,
     Item,
+    Labels,
     Object,
+    Overlay,
     selects,
 )
-from tests.unit.deploy.kubernetes.network import (
-    CLIENT,
-    DNS_PORT,
-    LISTENING,
-    RESOLVER,
-    TALLY,
-    UNKNOWN,
-    allowed,
-    calls_allowed,
-    calls_of_the_code,
-    outsiders,
-    parties,
-    pods,
-    port_matches,
-)
+
+Edge = tuple[str, str, str]
+"""The caller, the callee, and the port with its protocol."""
+POSTGRES_PORT, REDIS_PORT, GATEWAY_PORT, OTLP_PORT = 5432, 6379, 50055, 4317
+CLIENT: Final = {"tally.dev/client": "true"}
+CLIENTS, MONITORING, DNS = "namespaces of clients", "monitoring", "the cluster's DNS"
+PRIVATE, PUBLIC, ONE, ANYTHING = "private", "public", "one address", "anything"
+ELSEWHERE: Final[dict[str, Object]] = {
+    ANYTHING: {},
+    CLIENTS: {"namespaceSelector": {"matchLabels": CLIENT}},
+    MONITORING: {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": MONITORING}}},
+    DNS: {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    },
+}
+"""The peers of other namespaces that a policy may name."""
+RFC_1918: Final = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+
+
+def pods(overlay: Overlay) -> dict[str, Labels]:
+    """The labels of the overlay's pods, of a client's, and of a stranger's, by name."""
+    own = {
+        f"{each.service} migration" if each in overlay.migrations else each.service: each.labels
+        for each in overlay.workloads
+    }
+    return {**own, "client": CLIENT, "stranger": {f"{LABEL}name": "stranger"}}
+
+
+def calls_of_the_code(overlay: Overlay) -> set[Edge]:
+    """The calls that the code makes, from its clients and its settings."""
+    outside = {"postgres": PRIVATE, "redis": PRIVATE, "gateway": PUBLIC}
+    servers = outside if overlay.name == PRODUCTION else {name: name for name in outside}
+    gateway_port = 443 if overlay.name == PRODUCTION else GATEWAY_PORT
+    edges = {("order", peer.name, PORTS[peer.name]) for peer in fields(Services)}
+    edges |= {("client", service, PORTS[service]) for service in SERVICES}
+    for service, settings in SETTINGS_OF.items():
+        for setting, caller, server, port in (
+            ("database_url", service, "postgres", POSTGRES_PORT),
+            ("owner_database_url", f"{service} migration", "postgres", POSTGRES_PORT),
+            ("redis_url", service, "redis", REDIS_PORT),
+            ("gateway_url", service, "gateway", gateway_port),
+        ):
+            if setting in settings.model_fields:
+                edges |= {(caller, servers[server], port)}
+    return {(caller, callee, f"TCP {port}") for caller, callee, port in edges}
+
+
+def calls_with_the_rest(overlay: Overlay) -> set[Edge]:
+    """Those of clients elsewhere, of Prometheus, and the lookups of names."""
+    callers = {name for name in pods(overlay) if name.split()[0] in (*SERVICES, "client")}
+    return (
+        {(CLIENTS, service, f"TCP {PORTS[service]}") for service in SERVICES}
+        | {(MONITORING, service, f"TCP {METRICS_PORT}") for service in SERVICES}
+        | {(name, DNS, f"{protocol} 53") for name in callers for protocol in ("TCP", "UDP")}
+    )
+
+
+def may_be_allowed(edge: Edge) -> bool:
+    """DNS at a single address, and spans to a collector, are for an overlay to open."""
+    caller, callee, port = edge
+    return (callee == ONE and port in ("TCP 53", "UDP 53")) or (
+        (callee, port) == (MONITORING, f"TCP {OTLP_PORT}") and caller in SERVICES
+    )
+
+
+def calls_allowed(overlay: Overlay) -> set[Edge]:
+    """What the policies let through: between pods, what those of both ends do on one port."""
+    known = pods(overlay)
+    out, into = set[Edge](), set[Edge]()
+    for policy in overlay.of_kind("NetworkPolicy"):
+        selector = policy.get("spec.podSelector")
+        own = [name for name, labels in known.items() if selects(selector, labels)]
+        for far, port in _far_ends(policy, "egress", "to", known):
+            out |= {(each, far, port) for each in own}
+        for far, port in _far_ends(policy, "ingress", "from", known):
+            into |= {(far, each, port) for each in own}
+    return {
+        (caller, callee, port)
+        for caller, callee, port in out | into
+        if caller != callee
+        and (
+            not known.keys() >= {caller, callee}
+            or port.endswith(" port")
+            or (caller, callee, port) in out & into
+        )
+    }
+
+
+def _far_ends(
+    policy: Item, direction: str, peers: str, known: dict[str, Labels]
+) -> Iterator[tuple[str, str]]:
+    for entry in policy.get(f"spec.{direction}", []):
+        for peer, port in product(entry.get(peers) or [{}], entry.get("ports") or [{}]):
+            yield from product(_names(peer, known), _numbers(port))
+
+
+def _names(peer: Object, known: dict[str, Labels]) -> list[str]:
+    """What a peer stands for: pods of this namespace, a known peer, or kinds of addresses."""
+    if set(peer) == {"podSelector"}:
+        return [name for name, labels in known.items() if selects(peer["podSelector"], labels)]
+    if "ipBlock" in peer:
+        network = ip_network(peer["ipBlock"]["cidr"])
+        excepted = set(map(ip_network, peer["ipBlock"].get("except", [])))
+        if network.num_addresses == 1:
+            return [ONE]
+        if any(network.subnet_of(each) for each in RFC_1918):  # type: ignore[arg-type]  # all are IPv4
+            return [PRIVATE]
+        return [PUBLIC if excepted.issuperset(RFC_1918) else ANYTHING]
+    return [name for name, known_peer in ELSEWHERE.items() if peer == known_peer] or [str(peer)]
+
+
+def _numbers(port: Object) -> list[str]:
+    protocol = port.get("protocol", "TCP")
+    if "port" not in port:
+        return [f"{protocol if port else 'any'} port"]
+    first = int(port["port"])
+    return [f"{protocol} {number}" for number in range(first, port.get("endPort", first) + 1)]
+
+
+def opens(says: str, overlay: str | None = None, **entries: Any) -> Control:
+    """Add a policy for every pod, with these entries of ``ingress`` or ``egress``."""
+    spec = {"podSelector": {}, "policyTypes": [], **entries}
+    policy = {"kind": "NetworkPolicy", "metadata": {"name": "wide"}, "spec": spec}
+    return added(policy, f"may: {says}", overlay)
+
 
 ANY_POD: Final[Object] = {"podSelector": {}}
 ANY_NAMESPACE: Final[Object] = {"namespaceSelector": {}}
 ANYWHERE: Final[Object] = {"ipBlock": {"cidr": "0.0.0.0/0"}}
-PRIVATE: Final[Object] = {"ipBlock": {"cidr": "10.0.0.0/8"}}
-DENY: Final = "NetworkPolicy/default-deny"
-FROM_PROMETHEUS: Final = "NetworkPolicy/servers-from-prometheus"
+DENY, TO_DNS = "NetworkPolicy/default-deny", "NetworkPolicy/callers-to-dns"
 FROM_CLIENTS: Final = "NetworkPolicy/balance-from-clients"
-TO_DNS, CLIENTS_TO_DNS = "NetworkPolicy/callers-to-dns", "NetworkPolicy/clients-to-dns"
-POLICIES: Final = of_kind("NetworkPolicy", "callers-to-dns")
-
-
-def wide(says: str, overlay: str | None = None, **entries: Any) -> Control:
-    """Add a policy for every pod, with these entries of ``ingress`` or ``egress``."""
-    types = [each.capitalize() for each in entries]
-    spec = {"podSelector": {}, "policyTypes": types, **entries}
-    metadata = {"name": "wide", "namespace": NAMESPACE}
-    return added({"kind": "NetworkPolicy", "metadata": metadata, "spec": spec}, says, overlay)
-
-
-def way_out(says: str, **port: Any) -> Control:
-    """Add a way out for every pod to any address, on one port or on all."""
-    return wide(says, egress=[{"to": [ANYWHERE], **({"ports": [port]} if port else {})}])
+FROM_PROMETHEUS: Final = "NetworkPolicy/servers-from-prometheus"
+TO, FROM = "spec.egress[0].to", "spec.ingress[0].from"
 
 
 @rule(
     OVERLAY,
-    removed("NetworkPolicy/order-to-coupon", "order may not call coupon on 50052"),
-    removed("NetworkPolicy/payment-from-order", "order may not call payment on 50054"),
-    removed("NetworkPolicy/payment-to-gateway", "payment may not call gateway on 443"),
-    wide("coupon may call private on 22", egress=[{"to": [PRIVATE]}]),
-    wide("stranger may call postgres on 5432", LOCAL, egress=[{"to": [ANY_POD]}], ingress=[{}]),
-    removed(DENY, "gateway may call balance migration on 22", LOCAL),
+    removed("NetworkPolicy/order-to-coupon", "may not: order, coupon, TCP 50052"),
+    removed("NetworkPolicy/payment-from-order", "may not: order, payment, TCP 50054"),
+    removed("NetworkPolicy/payment-to-gateway", "may not: payment, public, TCP 443"),
+    removed("NetworkPolicy/clients-to-dns", "may not: client, the cluster's DNS, TCP 53"),
+    bad(GONE, f"{FROM}[1]", FROM_CLIENTS, "may not: namespaces of clients, balance, TCP"),
+    bad(ANY_NAMESPACE, f"{FROM}[1]", FROM_CLIENTS, "may: {'namespaceSelector': {}}, balance"),
+    bad({}, f"{FROM}[0].namespaceSelector", FROM_CLIENTS, "'namespaceSelector': {}}, balance"),
+    bad(ANY_POD, f"{FROM}[0]", FROM_PROMETHEUS, "may not: monitoring, order, TCP 9464"),
+    bad(GONE, "spec.egress[0].ports[0]", TO_DNS, "may not: order, the cluster's DNS, UDP 53"),
+    bad(GONE, TO, TO_DNS, "may: coupon, anything, UDP 53"),
+    bad({}, f"{TO}[0].podSelector", TO_DNS, "may: order, {'namespaceSelector'"),
+    bad("10.96.0.0/24", f"{TO}[1].ipBlock.cidr", TO_DNS, "may: order, private, TCP 53"),
+    opens("order, {'namespaceSelector': {}}, any port", egress=[{"to": [ANY_NAMESPACE]}]),
+    opens("stranger, postgres, any port", LOCAL, egress=[{"to": [ANY_POD]}], ingress=[{}]),
+    opens(
+        "gateway, anything, UDP 54",
+        *(LOCAL,),
+        egress=[{"to": [ANYWHERE], "ports": [{"protocol": "UDP", "port": 53, "endPort": 60}]}],
+    ),
+    opens(
+        "order, anything, SCTP port", egress=[{"to": [ANYWHERE], "ports": [{"protocol": "SCTP"}]}]
+    ),
 )
 def policies_allow_the_calls_of_the_code_and_no_others(whole: Item) -> Iterator[str]:
-    """Callers are not authenticated: the network decides who moves money."""
-    needed, found = calls_of_the_code(whole.overlay), calls_allowed(whole.overlay)
-    yield from (f"{who} may not call {whom} on {port}" for who, whom, port in needed - found)
-    yield from (f"{who} may call {whom} on {port}" for who, whom, port in found - needed)
+    """Callers are not authenticated: the network decides who moves money.
 
-
-@rule(OVERLAY, bad(["Ingress"], "spec.policyTypes", DENY, "no policy denies"))
-def everything_is_denied_by_default(whole: Item) -> list[str]:
-    """A pod that no policy selects may call and be called by anything."""
-    specs = [each.raw["spec"] for each in whole.overlay.of_kind("NetworkPolicy")]
-    denies = [
-        spec
-        for spec in specs
-        if spec["podSelector"] == {}
-        and sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
-        and not spec.get("ingress")
-        and not spec.get("egress")
-    ]
-    return [] if denies else ["no policy denies both directions for every pod"]
+    A label on a pod elsewhere lets nobody in, for its owner chooses it. Everything but lookups of
+    names is TCP, and lookups go to DNS servers only, for they could carry anything.
+    """
+    needed = calls_of_the_code(whole.overlay) | calls_with_the_rest(whole.overlay)
+    found = calls_allowed(whole.overlay)
+    yield from (f"may not: {', '.join(edge)}" for edge in needed - found)
+    yield from (f"may: {', '.join(edge)}" for edge in found - needed if not may_be_allowed(edge))
 
 
 @rule(
     OVERLAY,
-    bad(
-        *(ANY_NAMESPACE, "spec.ingress[0].from[1]", FROM_CLIENTS),
-        "stranger elsewhere may call balance on 50051",
-    ),
-    bad(
-        *({}, "spec.ingress[0].from[0].namespaceSelector", FROM_CLIENTS),
-        "client elsewhere may call balance on 50051",
-    ),
-    bad(
-        *(GONE, "spec.ingress[0].from[1]", FROM_CLIENTS),
-        "a namespace of clients may not call balance on 50051",
-    ),
-    bad(
-        *(ANYWHERE, "spec.ingress[0].from[0]", FROM_PROMETHEUS),
-        "an unknown address may call order on 9464",
-    ),
-    wide("kube-system may call postgres on 5432", LOCAL, ingress=[{"from": [ANY_NAMESPACE]}]),
+    removed(DENY, "no policy denies"),
+    bad(["Ingress"], "spec.policyTypes", DENY, "no policy denies"),
+    bad(["Ingress"], "spec.policyTypes", TO_DNS, "callers-to-dns does not decide about egress"),
 )
-def only_clients_and_monitoring_get_in(whole: Item) -> Iterator[str]:
-    """A label on a pod elsewhere lets nobody in: its owner chooses it."""
-    overlay = whole.overlay
-    servers = {each.service for each in overlay.servers}
-    for outsider, other in outsiders(overlay).items():
-        for callee, labels in pods(overlay).items():
-            for port in LISTENING:
-                needed = callee in servers and (outsider, port) in (
-                    ("a namespace of clients", PORTS[callee]),
-                    ("monitoring", METRICS_PORT),
-                )
-                found = allowed(overlay, "ingress", labels, other, port=port)
-                if found is not needed:
-                    may = "may" if found else "may not"
-                    yield f"{outsider} {may} call {callee} on {port}"
-
-
-@rule(
-    OVERLAY,
-    wide("order may call stranger elsewhere on 443", egress=[{"to": [ANY_NAMESPACE]}]),
-    bad(GONE, "spec.egress[0].to[0].podSelector", TO_DNS, "coupon may call kube-system on 53"),
-    removed(DENY, "stranger may call balance elsewhere on 50051"),
-)
-def nobody_gets_out_into_other_namespaces(whole: Item) -> Iterator[str]:
-    """Except for DNS. Another namespace has other owners."""
-    others = outsiders(whole.overlay) | {"the resolver": RESOLVER}
-    for caller, labels in parties(whole.overlay).items():
-        for callee, other in others.items():
-            for port in (*LISTENING, DNS_PORT):
-                if other.address or (callee, port) == ("the resolver", DNS_PORT):
-                    continue
-                if allowed(whole.overlay, "egress", labels, other, port=port):
-                    yield f"{caller} may call {callee} on {port}"
-
-
-@rule(
-    SERVERS,
-    removed(FROM_PROMETHEUS, "Deployment/order: its metrics cannot be read"),
-    bad(ANY_POD, "spec.ingress[0].from[0]", FROM_PROMETHEUS, "order: its metrics can be read by"),
-)
-def metrics_are_for_prometheus(each: Item) -> Iterator[str]:
-    """Scraped from the namespace of monitoring, and closed to every pod of this one."""
-    readers = [
-        peer
-        for policy in each.overlay.of_kind("NetworkPolicy")
-        if selects(policy.get("spec.podSelector"), each.labels)
-        for entry in policy.values("spec.ingress[*]")
-        if any(port_matches(one, METRICS_PORT) for one in entry.get("ports") or [{}])
-        for peer in entry.get("from") or [ANY_POD]
-    ]
-    if not readers:
-        yield "its metrics cannot be read"
-    if any("namespaceSelector" not in peer for peer in readers):
-        yield "its metrics can be read by any pod of this namespace"
-
-
-@rule(
-    OVERLAY,
-    bad(GONE, "spec.egress[0].ports[0]", TO_DNS, "Deployment/order may not look up names by UDP"),
-    bad(GONE, "spec.egress[0].to", TO_DNS, "Deployment/order may send anything to any address"),
-    removed(CLIENTS_TO_DNS, "a client may not look up names by TCP"),
-    bad([], "spec.egress", CLIENTS_TO_DNS, "a client may not look up names by UDP"),
-)
-def callers_may_look_up_names(whole: Item) -> Iterator[str]:
-    """At the cluster's DNS servers and nowhere else, where a lookup could carry anything."""
-    overlay, port = whole.overlay, DNS_PORT
-    callers = {each.title: each.labels for each in overlay.servers + overlay.migrations}
-    for caller, own in {**callers, "a client": CLIENT}.items():
-        for protocol in ("UDP", "TCP"):
-            if not allowed(overlay, "egress", own, RESOLVER, port=port, protocol=protocol):
-                yield f"{caller} may not look up names by {protocol}"
-            if allowed(overlay, "egress", own, UNKNOWN, port=port, protocol=protocol):
-                yield f"{caller} may send anything to any address by {protocol}"
-
-
-def is_dns(port: Object) -> bool:
-    return port.get("port") == DNS_PORT and port.get("endPort", DNS_PORT) == DNS_PORT
-
-
-@rule(
-    POLICIES,
-    way_out("UDP on 4444", protocol="UDP", port=4444),
-    way_out("UDP on 50", protocol="UDP", port=50, endPort=60),
-    way_out("SCTP on every port", protocol="SCTP"),
-    way_out("every protocol on every port"),
-)
-def only_lookups_are_datagrams(policy: Item) -> list[str]:
-    """Everything else that leaves is TCP."""
-    return [
-        f"lets out {port['protocol']} on {port.get('port', 'every port')}"
-        for entry in policy.values("spec.egress[*]")
-        for port in entry.get("ports") or [{"protocol": "every protocol"}]
-        if port.get("protocol", "TCP") != "TCP" and not is_dns(port)
-    ]
-
-
-@rule(
-    POLICIES,
-    way_out("all of 0.0.0.0/0", protocol="TCP", port=DNS_PORT),
-    bad(GONE, "spec.egress[0].to", says="all of 0.0.0.0/0"),
-    bad({}, "spec.egress[0].to[0].podSelector", says="every pod of a namespace"),
-    bad(GONE, "spec.egress[0].to[0].namespaceSelector", says="pods of this or any namespace"),
-)
-def dns_servers_are_single_servers(policy: Item) -> Iterator[str]:
-    """Port 53 is open to the cluster's DNS servers, not to whatever listens there."""
-    for entry in policy.values("spec.egress[*]"):
-        if not any(map(is_dns, entry.get("ports") or [])):
-            continue
-        for peer in entry.get("to") or [ANYWHERE]:
-            block = peer.get("ipBlock", {}).get("cidr")
-            if block is not None:
-                if ipaddress.ip_network(block).num_addresses > 1:
-                    yield f"takes all of {block} for DNS servers"
-            elif not peer.get("podSelector"):
-                yield "takes every pod of a namespace for a DNS server"
-            elif peer.get("namespaceSelector", {}).get("matchLabels") in (None, TALLY):
-                yield "takes pods of this or any namespace for DNS servers"
+def policies_deny_what_they_do_not_allow(whole: Item) -> Iterator[str]:
+    """A pod that no policy of a direction selects may call, or be called by, anything."""
+    specs = {each.name: each.raw["spec"] for each in whole.overlay.of_kind("NetworkPolicy")}
+    if {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} not in specs.values():
+        yield "no policy denies both directions for every pod"
+    for name, spec in specs.items():
+        for direction in {"ingress", "egress"} & spec.keys():
+            if direction.capitalize() not in spec["policyTypes"]:
+                yield f"{name} does not decide about {direction}"

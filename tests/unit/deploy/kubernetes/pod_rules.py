@@ -1,7 +1,8 @@
-"""Rules about pods: ports, resources, privileges, identities, spreading, ending, labels."""
+"""Rules about pods: what runs, as whom, with which resources, and how it is probed and ended."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -9,9 +10,11 @@ from common.db.engines import CLOSE_S
 from common.rpc.server import CLEAN_UP_S
 from common.tasks import STOP_S
 from common.tracing import FLUSH_S
+from deploy.kubernetes.release import number
+from deploy.local import gateway
 from order_service.saga.execution import SagaLimits
 from tests.unit.deploy.kubernetes.engine import (
-    OBJECTS,
+    LASTING,
     OVERLAY,
     OWN,
     SERVERS,
@@ -21,12 +24,12 @@ from tests.unit.deploy.kubernetes.engine import (
     Check,
     Must,
     Rule,
+    added,
     at_least,
     bad,
-    differs,
-    includes,
-    of_kind,
-    one_of,
+    equal,
+    matches,
+    named,
     removed,
     rule,
 )
@@ -34,66 +37,98 @@ from tests.unit.deploy.kubernetes.manifests import (
     GONE,
     LABEL,
     LOCAL,
-    METRICS_PORT,
     MULTI,
     PORTS,
+    PRODUCTION,
     SERVICES,
     Item,
-    selects,
 )
 
 MARGIN_S: Final = 5
-POSTGRES: Final = "StatefulSet/postgres"
+GATEWAY: Final = "Deployment/gateway"
+MIGRATION, POSTGRES, REDIS = "Job/order-migrate-*", "StatefulSet/postgres", "StatefulSet/redis"
 SECURITY: Final = "container.securityContext"
-ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
-SPREAD: Final = "pod.topologySpreadConstraints"
-REQUIRED: Final = "pod.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution"
-PREFERRED: Final = "pod.affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution"
+HOW: Final = ("grpc", "tcpSocket", "httpGet")
+STARTUP, READINESS, LIVENESS = PROBES = [
+    f"container.{each}Probe" for each in ("startup", "readiness", "liveness")
+]
 
 
-@rule(OVERLAY, removed("Deployment/coupon", "server"), removed("Job/coupon-migrate-*", "migration"))
-def every_service_has_its_server(whole: Item) -> list[str]:
-    """Without this, every other rule would hold for an overlay that runs nothing."""
-    found = {"server": whole.overlay.servers, "migration": whole.overlay.migrations}
-    return [
-        f"there is not one {of} of each service"
-        for of, items in found.items()
-        if sorted(each.service for each in items) != sorted(SERVICES)
-    ]
+RELEASE: Final = number()
 
 
-servers_are_deployments_named_after_their_service = Rule(
-    "Services, policies and autoscalers find them by that name.",
-    SERVERS,
-    Check("kind", "Deployment", bad("DaemonSet", says="DaemonSet/order")),
-    Check("metadata.name", lambda each: each.service, bad("orders", says="Deployment/orders")),
+def workloads(whole: Item) -> list[str]:
+    return sorted(each.title for each in whole.overlay.workloads)
+
+
+def all_that_run(whole: Item) -> list[str]:
+    """In production, PostgreSQL, Redis and the gateway are the platform's."""
+    others = [] if whole.overlay.name == PRODUCTION else [GATEWAY, POSTGRES, REDIS]
+    jobs = [f"Job/{each}-migrate-{RELEASE.replace('.', '-')}" for each in SERVICES]
+    return sorted([*(f"Deployment/{each}" for each in SERVICES), *jobs, *others])
+
+
+every_service_has_a_server_and_a_migration_of_the_release = Rule(
+    "Without this, every other rule would hold for an overlay that runs nothing. A Job cannot be"
+    " changed, so each release has its own.",
+    OVERLAY,
+    Check(
+        workloads,
+        all_that_run,
+        removed("Deployment/coupon"),
+        bad("DaemonSet", "kind", "Deployment/order"),
+        bad("order-migrate", "metadata.name", MIGRATION),
+        added({"kind": "StatefulSet", "metadata": {"name": "postgres"}}),
+    ),
+)
+
+
+def command(each: Item) -> list[str]:
+    migrate = ["migrate"] if each.component == "migration" else []
+    return ["python", "-m", f"{each.service}_service", *migrate]
+
+
+commands_run_the_service = Rule(
+    "The image has no default program.",
+    OWN,
+    Check("container.command", command, bad(GONE, "container.command[3]", MIGRATION)),
+    Check("container.args", UNSET, bad(["migrate"])),
+)
+
+the_simulator_is_a_module = Rule(
+    "A wrong module ends the container at once.",
+    named(GATEWAY),
+    Check("container.command[2]", gateway.__name__, bad("deploy.gateway")),
+)
+
+images_are_pinned = Rule(
+    "Else two pods of one release could run different images, and none needs another pull.",
+    WORKLOADS,
+    Check(
+        "container.image",
+        matches(r".+(:(?!latest$)[\w.-]+|@sha256:[0-9a-f]{64})"),
+        bad("registry.example.com/tally:latest"),
+        bad("postgres", on=POSTGRES),
+    ),
+    Check("container.imagePullPolicy", "IfNotPresent", bad("Always")),
+)
+
+servers_and_migrations_run_one_release = Rule(
+    "A migration of another release makes another schema than the servers wait for.",
+    OWN,
+    Check("container.image", matches(rf"(.+/)?tally:{re.escape(RELEASE)}"), bad("tally:0.0.9")),
+    Check(f"spec.template.metadata.labels[{LABEL}version]", RELEASE, bad("0.0.9")),
 )
 
 
-def declared_ports(each: Item) -> dict[str, int]:
-    return each.ports
+def memory(mib: int) -> Must:
+    """At least so much, given in Mi or Gi."""
 
+    def holds(quantity: str) -> bool:
+        return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]] >= mib
 
-ports_are_those_bound = Rule(
-    "A port that no process binds refuses every call.",
-    SERVERS,
-    Check(
-        declared_ports,
-        lambda each: {"grpc": PORTS[each.service], "metrics": METRICS_PORT},
-        bad(50051, "container.ports[grpc].containerPort"),
-    ),
-    Check(
-        "setting.bind",
-        lambda each: f"0.0.0.0:{PORTS[each.service]}",
-        bad("127.0.0.1:50053", "env[TALLY_BIND].value"),
-        bad("0.0.0.0:50063", "env[TALLY_ORDER_BIND].value"),
-    ),
-    Check(
-        "setting.metrics_port",
-        lambda each: str(each.ports.get("metrics")),
-        bad("9000", "env[TALLY_METRICS_PORT].value"),
-    ),
-)
+    return Must(f"at least {mib} MiB", holds, "0Mi")
+
 
 resources_are_requested = Rule(
     "Pods are placed by their requests; a leak of memory must end one pod and no node.",
@@ -103,35 +138,54 @@ resources_are_requested = Rule(
     Check("container.resources.limits.memory", SET, bad(GONE), bad(GONE, on=POSTGRES)),
 )
 
+memory_is_enough = Rule(
+    "A replica without calls takes 115 MiB, and is killed at its limit.",
+    OWN,
+    Check("container.resources.limits.memory", memory(256), bad("64Mi"), bad("9Mi", on=MIGRATION)),
+    Check("container.resources.requests.memory", memory(128), bad("64Mi")),
+)
+
 test_replicas_are_those_of_the_requirement = Rule(
     "R18: four replicas of each service, with half a processor and 512 MB each.",
     SERVERS.only(MULTI),
     Check("spec.replicas", 4, bad(2)),
     Check("container.resources.limits.cpu", "500m", bad("1")),
-    Check("container.resources.limits.memory", one_of("512M", "512Mi"), bad("1Gi")),
+    Check("container.resources.limits.memory", "512Mi", bad("1Gi")),
 )
 
 pods_have_no_privileges = Rule(
     "The restricted Pod Security Standard: whoever takes over a process gains nothing else.",
     WORKLOADS,
     Check(f"{SECURITY}.allowPrivilegeEscalation", False, bad(GONE)),
-    Check(f"{SECURITY}.capabilities.drop", ["ALL"], bad(GONE)),
-    Check(f"{SECURITY}.capabilities.add", UNSET, bad(["NET_RAW"])),
+    Check(
+        f"{SECURITY}.capabilities",
+        {"drop": ["ALL"]},
+        bad(["NET_RAW"], f"{SECURITY}.capabilities.add"),
+    ),
     Check(f"{SECURITY}.readOnlyRootFilesystem", True, bad(False)),
     Check(f"{SECURITY}.privileged", UNSET, bad(True)),
-    Check(f"{SECURITY}.runAsUser", differs(0), bad(0)),
+    Check(f"{SECURITY}.runAsUser", equal(None), bad(0)),
     Check("pod.securityContext.runAsNonRoot", True, bad(GONE, on=POSTGRES)),
-    Check("pod.securityContext.runAsUser", SET, bad(0)),
+    Check("pod.securityContext.runAsUser", at_least(1), bad(0)),
     Check(
-        "pod.securityContext.seccompProfile",
-        {"type": "RuntimeDefault"},
-        bad(GONE, on="Job/order-migrate-*"),
+        "pod.securityContext.seccompProfile", {"type": "RuntimeDefault"}, bad(GONE, on=MIGRATION)
     ),
     Check("pod.automountServiceAccountToken", False, bad(True)),
     Check("pod.hostNetwork", UNSET, bad(True)),
     Check("pod.hostPID", UNSET, bad(True)),
     Check("pod.hostIPC", UNSET, bad(True)),
     Check("pod.volumes[*].hostPath", UNSET, bad({"path": "/"}, "pod.volumes[tmp].hostPath")),
+)
+
+
+def identity(each: Item) -> str:
+    return f"{each.service}-migration" if each.component == "migration" else each.service
+
+
+identities_are_their_own = Rule(
+    "Logs, policies and clouds distinguish pods by their ServiceAccounts.",
+    WORKLOADS,
+    Check("pod.serviceAccountName", identity, bad(GONE), bad("balance")),
 )
 
 user_is_the_image_s = Rule(
@@ -141,91 +195,75 @@ user_is_the_image_s = Rule(
     Check("pod.securityContext.runAsGroup", 10001, bad(1000)),
 )
 
-
-@rule(OWN, bad({}, "pod.volumes[tmp].emptyDir"), bad(GONE, "container.volumeMounts[/tmp]"))
-def tmp_is_writable_and_bounded(each: Item) -> Iterator[str]:
-    """The root file system is read-only, and a full disk of a node ends all of its pods."""
-    volume = each.get("container.volumeMounts[/tmp].name")
-    if not each.get(f"pod.volumes[{volume}].emptyDir.sizeLimit"):
-        yield "/tmp is no emptyDir with a limit"
-
-
-service_accounts_mount_no_token = Rule(
-    "No pod calls the API server; a stolen token could.",
-    of_kind("ServiceAccount"),
-    Check("automountServiceAccountToken", False, bad(GONE)),
-)
-
-
-@rule(
+nothing_is_held_back = Rule(
+    "The cluster accepts each of these, and then nothing happens.",
     WORKLOADS,
-    removed("ServiceAccount/order", "Deployment/order: its ServiceAccount order does not exist"),
-    bad(GONE, "pod.serviceAccountName"),
-    bad("balance", "pod.serviceAccountName"),
+    Check("spec.suspend", UNSET, bad(True, on=MIGRATION)),
+    Check("spec.paused", UNSET, bad(True)),
+    Check("spec.replicas", at_least(1, default=1), bad(0, on=GATEWAY)),
+    Check("spec.parallelism", at_least(1, default=1), bad(0, on=MIGRATION)),
 )
-def identities_are_their_own(each: Item) -> Iterator[str]:
-    """Logs, policies and clouds distinguish pods by their ServiceAccounts."""
-    account = each.get("pod.serviceAccountName", "default")
-    if each.overlay.find("ServiceAccount", account) is None:
-        yield f"its ServiceAccount {account} does not exist"
-    if [one.get("pod.serviceAccountName") for one in each.overlay.workloads].count(account) > 1:
-        yield "shares its ServiceAccount"
 
+# ---- probes
 
-def spread_over(each: Item) -> list[str]:
-    """The topologies over which the replicas are spread among themselves."""
-    found = each.get(SPREAD, [])
-    return [one["topologyKey"] for one in found if selects(one["labelSelector"], each.labels)]
-
-
-def prefers_a_host_of_its_own(each: Item) -> bool:
-    selectors = each.values(f"{PREFERRED}[*].podAffinityTerm.labelSelector")
-    return any(selects(one, each.labels) for one in selectors)
-
-
-replicas_are_spread = Rule(
-    "As a preference: a replica beside another one serves, a replica that is pending does not.",
+probes_of_servers_are_grpc = Rule(
+    "The health service knows more than an open port does. Readiness is the state of the server"
+    " (''); liveness that of the event loop alone, for a restart does not mend a database.",
     SERVERS,
-    Check(
-        spread_over,
-        includes(ZONE, HOST),
-        bad(GONE, f"{SPREAD}[{ZONE}]"),
-        bad({"matchLabels": {f"{LABEL}name": "orders"}}, f"{SPREAD}[{HOST}].labelSelector"),
-    ),
-    Check(
-        f"{SPREAD}[*].whenUnsatisfiable",
-        "ScheduleAnyway",
-        bad("DoNotSchedule", f"{SPREAD}[{ZONE}].whenUnsatisfiable"),
-        bad("DoNotSchedule", f"{SPREAD}[{HOST}].whenUnsatisfiable"),
-    ),
-    # Without it, new pods are spread around the old ones that they replace.
-    Check(
-        f"{SPREAD}[*].matchLabelKeys",
-        ["pod-template-hash"],
-        bad(GONE, f"{SPREAD}[{ZONE}].matchLabelKeys"),
-    ),
-    Check(REQUIRED, UNSET, bad([{"topologyKey": HOST}])),
-    Check(prefers_a_host_of_its_own, True, bad(GONE, "pod.affinity")),
+    Check(f"{STARTUP}.grpc.service", "liveness", bad("")),
+    Check(f"{LIVENESS}.grpc.service", "liveness", bad("")),
+    Check(f"{READINESS}.grpc.service", equal("", default=""), bad("liveness")),
+    *(Check(f"{one}.grpc.port", lambda each: PORTS[each.service], bad(1)) for one in PROBES),
 )
+
+
+ACTS_AFTER_S: Final = {
+    STARTUP: (30, 600),
+    # Sooner, and one slow answer takes a replica out of DNS; later, and clients call it too long.
+    READINESS: (5, 15),
+    # Sooner, and a busy node kills what works; later, and what hangs keeps its place too long.
+    LIVENESS: (45, 90),
+}
 
 
 @rule(
-    SERVERS,
-    bad(
-        {"matchLabels": {f"{LABEL}component": "server"}},
-        f"{PREFERRED}[0].podAffinityTerm.labelSelector",
-    ),
-    bad({}, f"{SPREAD}[{ZONE}].labelSelector"),
+    LASTING,
+    *(bad(GONE, probe, REDIS) for probe in PROBES),
+    *(bad(GONE, f"{probe}.timeoutSeconds") for probe in PROBES),
+    bad("grpc", f"{LIVENESS}.grpc.port"),
+    bad(1, f"{READINESS}.tcpSocket.port", REDIS),
+    bad(3, f"{STARTUP}.failureThreshold"),
+    bad(6, f"{READINESS}.failureThreshold"),
+    bad(1, f"{READINESS}.failureThreshold", POSTGRES, "acts at one failure"),
+    bad(2, f"{LIVENESS}.failureThreshold"),
+    bad(100, f"{LIVENESS}.periodSeconds"),
+    bad(60, f"{LIVENESS}.initialDelaySeconds"),
+    bad(15, f"{READINESS}.timeoutSeconds", None, "waits into its next period"),
 )
-def spreading_is_each_service_s_own(each: Item) -> list[str]:
-    """Counted together, the replicas of one service could all be in one zone."""
-    terms = each.values(f"{SPREAD}[*]") + each.values(f"{PREFERRED}[*].podAffinityTerm")
-    return [
-        f"is spread together with {other.title}"
-        for other in each.overlay.workloads
-        if other.title != each.title
-        and any(selects(term["labelSelector"], other.labels) for term in terms)
-    ]
+def everything_that_lasts_is_probed_in_time(each: Item) -> Iterator[str]:
+    """Readiness acts within seconds and liveness after about a minute, neither at one failure."""
+    for probe, (least_s, most_s) in ACTS_AFTER_S.items():
+        timeout_s = each.get(f"{probe}.timeoutSeconds", 1)
+        period_s = each.get(f"{probe}.periodSeconds", 10)
+        failures = each.get(f"{probe}.failureThreshold", 3)
+        # A throttled process takes longer to answer, and a probe that is absent has the default.
+        if timeout_s < 2:
+            yield f"{probe} allows for no busy node"
+        if timeout_s > period_s and probe != STARTUP:
+            yield f"{probe} waits into its next period"
+        if failures < 2:
+            yield f"{probe} acts at one failure"
+        if not least_s <= period_s * failures <= most_s:
+            yield f"{probe} acts after {period_s * failures} s, not {least_s} to {most_s} s"
+        if each.get(f"{probe}.initialDelaySeconds"):
+            yield f"{probe} has a delay beside the startup probe"
+        for port in filter(None, (each.get(f"{probe}.{how}.port") for how in HOW)):
+            # A gRPC probe takes no name of a port, and a closed port always fails.
+            if port not in each.ports.values():
+                yield f"{probe} calls port {port}, which is not declared"
+
+
+# ---- ending
 
 
 def time_to_end_s(drain_s: float, grace_s: float) -> float:
@@ -254,29 +292,4 @@ there_is_time_to_end = Rule(
         # 5 + 3 + 21 + 5 + 3 + 21 + 3 + 2 + 2 and the margin: too long by the second grace.
         bad("21", "env[TALLY_ORDER_GRACE_S].value", says="60 is not at least 70"),
     ),
-)
-
-labels_are_complete = Rule(
-    "The recommended labels: kubectl, dashboards and policies select by them.",
-    OBJECTS,
-    *(
-        Check(f"metadata.labels[{LABEL}{name}]", SET, bad(GONE))
-        for name in ("name", "component", "part-of", "managed-by")
-    ),
-    Check(f"metadata.labels[{LABEL}instance]", lambda each: each.overlay.name, bad("x"), bad(GONE)),
-)
-
-
-def selects_itself(each: Item) -> bool:
-    return each.kind == "Job" or selects(each.get("spec.selector"), each.labels)
-
-
-labels_of_pods_are_complete = Rule(
-    "The same for pods, which their workload must select.",
-    WORKLOADS,
-    *(
-        Check(f"spec.template.metadata.labels[{LABEL}{name}]", SET, bad(GONE))
-        for name in ("name", "component", "part-of")
-    ),
-    Check(selects_itself, True, bad({"app": "order"}, "spec.selector.matchLabels")),
 )

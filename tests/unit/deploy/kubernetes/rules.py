@@ -6,11 +6,8 @@ from typing import Final
 
 from tests.unit.deploy.kubernetes import (
     file_rules,
-    migration_rules,
     network_rules,
-    platform_rules,
     pod_rules,
-    probe_rules,
     scale_rules,
     service_rules,
     setting_rules,
@@ -19,14 +16,11 @@ from tests.unit.deploy.kubernetes.engine import Rule
 
 MODULES: Final = (
     pod_rules,
-    probe_rules,
     scale_rules,
-    migration_rules,
     setting_rules,
     file_rules,
     service_rules,
     network_rules,
-    platform_rules,
 )
 RULES: Final[dict[str, Rule]] = {
     name: found

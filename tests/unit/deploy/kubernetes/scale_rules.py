@@ -1,12 +1,15 @@
-"""Rules about many replicas: autoscalers, rollouts, disruptions, database connections."""
+"""Rules about many replicas: spreading, autoscalers, rollouts, migrations, connections."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from itertools import pairwise
+from typing import Any, Final
 
 from tests.unit.deploy.kubernetes.engine import (
+    LASTING,
+    MIGRATIONS,
     OVERLAY,
     SERVERS,
     SET,
@@ -14,13 +17,13 @@ from tests.unit.deploy.kubernetes.engine import (
     Check,
     Must,
     Rule,
-    added,
     at_least,
     bad,
     between,
     more_than,
     named,
     of_kind,
+    one_of,
     removed,
     rule,
 )
@@ -30,8 +33,8 @@ from tests.unit.deploy.kubernetes.manifests import (
     LOCAL,
     MULTI,
     PRODUCTION,
+    SERVICES,
     Item,
-    selects,
 )
 
 REPLICAS_LEAST: Final = 3
@@ -39,52 +42,80 @@ DNS_KEEPS_S: Final = 30
 """How long cluster DNS may keep an answer, in kubeadm's Corefile and in NodeLocal DNSCache."""
 RESERVED_CONNECTIONS: Final = 3
 """PostgreSQL's superuser_reserved_connections."""
-ORDER, SCALER, POSTGRES = (
-    "Deployment/order",
-    "HorizontalPodAutoscaler/order",
-    "StatefulSet/postgres",
-)
+BACKOFF_FIRST_S: Final = 10
+BACKOFF_MAX_S: Final = 360
+"""Kubernetes' own: a Job waits twice as long after each failure, from the first to the longest."""
+UNTRIED_MAX_S: Final = 90
+"""How long a database may be reachable before an attempt notices it."""
+ORDER, POSTGRES = "Deployment/order", "StatefulSet/postgres"
+SCALER, BUDGET = "HorizontalPodAutoscaler/order", "PodDisruptionBudget/order"
 SCALERS, BUDGETS = of_kind("HorizontalPodAutoscaler"), of_kind("PodDisruptionBudget")
-CPU: Final = "container.resources.requests.cpu"
 MEASURED: Final = "spec.metrics[0].containerResource"
 ALLOWED: Final = "metadata.annotations[tally.dev/postgres-max-connections]"
+ZONE, HOST = "topology.kubernetes.io/zone", "kubernetes.io/hostname"
+SPREAD: Final = "pod.topologySpreadConstraints"
+REQUIRED: Final = "pod.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED: Final = "pod.affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution[0]"
+TOGETHER: Final = {"matchLabels": {f"{LABEL}component": "server"}}
+"""A selector of all services."""
 
 
-def target(scaler: Item) -> Item:
-    """The workload that an autoscaler scales; an empty object if there is none."""
-    kind, name = scaler.get("spec.scaleTargetRef.kind"), scaler.get("spec.scaleTargetRef.name")
-    return scaler.overlay.find(kind, name) or Item(scaler.overlay, {})
+def own_pods(each: Item) -> dict[str, Any]:
+    """The selector of a workload's pods."""
+    labels = {name: each.labels.get(name) for name in (f"{LABEL}name", f"{LABEL}component")}
+    return {"matchLabels": labels}
 
 
-def scaler_of(each: Item) -> Item | None:
-    found = each.overlay.of_kind("HorizontalPodAutoscaler")
-    return next((one for one in found if target(one).raw is each.raw), None)
+workloads_select_their_own_pods = Rule(
+    "Those of two workloads would replace each other's pods.",
+    LASTING,
+    Check("spec.selector", own_pods, bad(TOGETHER)),
+)
 
 
-def types_of_metrics(scaler: Item) -> list[str]:
-    return scaler.values("spec.metrics[*].type")
+def spread_over(each: Item) -> list[str]:
+    return each.values(f"{SPREAD}[*].topologyKey")
 
 
-def request_of_target(scaler: Item) -> str:
-    return str(target(scaler).get(CPU, ""))
+replicas_are_spread = Rule(
+    "Those of one service among themselves: counted together, all could be in one zone. As a"
+    " preference: a replica beside another one serves, a replica that is pending does not.",
+    SERVERS,
+    Check(spread_over, [ZONE, HOST], bad(GONE, f"{SPREAD}[{ZONE}]")),
+    Check(f"{SPREAD}[*].labelSelector", own_pods, bad(TOGETHER, f"{SPREAD}[0].labelSelector")),
+    Check(
+        f"{SPREAD}[*].whenUnsatisfiable",
+        "ScheduleAnyway",
+        bad("DoNotSchedule", f"{SPREAD}[{HOST}].whenUnsatisfiable"),
+    ),
+    # Without it, new pods are spread around the old ones that they replace.
+    Check(
+        f"{SPREAD}[*].matchLabelKeys",
+        ["pod-template-hash"],
+        bad(GONE, f"{SPREAD}[{ZONE}].matchLabelKeys"),
+    ),
+    Check(REQUIRED, UNSET, bad([{"topologyKey": HOST}])),
+    Check(f"{PREFERRED}.podAffinityTerm.topologyKey", HOST, bad(GONE, "pod.affinity")),
+    Check(f"{PREFERRED}.podAffinityTerm.labelSelector", own_pods, bad(TOGETHER)),
+)
 
+# ---- autoscalers
 
 autoscalers_scale_by_the_processor = Rule(
     "Of one container, in % of its request: no other load of a replica shows as plainly.",
     SCALERS,
     Check(
-        "spec.scaleTargetRef.apiVersion",
-        lambda each: target(each).get("apiVersion", "that of its target"),
-        bad("apps/v1beta1"),
+        "spec.scaleTargetRef",
+        lambda each: {"apiVersion": "apps/v1", "kind": "Deployment", "name": each.name},
         bad("orders", "spec.scaleTargetRef.name"),
     ),
-    Check(types_of_metrics, ["ContainerResource"], bad(GONE, "spec.metrics")),
-    Check(f"{MEASURED}.container", lambda each: target(each).get("container.name"), bad("app")),
+    Check("spec.metrics[1]", UNSET, bad([{}, {"type": "Resource"}], "spec.metrics")),
+    Check("spec.metrics[0].type", "ContainerResource", bad(GONE, "spec.metrics")),
+    Check(f"{MEASURED}.container", "server", bad("app")),
     Check(f"{MEASURED}.name", "cpu", bad("memory")),
     Check(f"{MEASURED}.target.type", "Utilization", bad("AverageValue")),
     # Below, most of the request is idle; above, new replicas come too late.
     Check(f"{MEASURED}.target.averageUtilization", between(50, 90), bad(7000), bad(7)),
-    Check(request_of_target, SET, bad(GONE, CPU, on=ORDER, says=SCALER)),
 )
 
 autoscalers_are_bounded = Rule(
@@ -92,15 +123,15 @@ autoscalers_are_bounded = Rule(
     SCALERS,
     Check("spec.minReplicas", at_least(REPLICAS_LEAST, default=1), bad(2)),
     Check("spec.maxReplicas", lambda each: more_than(each.get("spec.minReplicas", 1)), bad(3)),
-    *(
-        check
-        for path in ("spec.behavior.scaleUp", "spec.behavior.scaleDown")
-        for check in (
-            Check(f"{path}.policies", SET, bad(GONE), bad(GONE, path)),
-            Check(f"{path}.stabilizationWindowSeconds", at_least(0), bad(GONE)),
-        )
-    ),
+    Check("spec.behavior.scaleUp.policies", SET, bad(GONE)),
+    Check("spec.behavior.scaleDown.policies", SET, bad(GONE)),
+    Check("spec.behavior.scaleUp.stabilizationWindowSeconds", at_least(0), bad(GONE)),
+    Check("spec.behavior.scaleDown.stabilizationWindowSeconds", at_least(0), bad(GONE)),
 )
+
+
+def scaler_of(each: Item) -> Item | None:
+    return each.overlay.find("HorizontalPodAutoscaler", each.name)
 
 
 @rule(
@@ -111,11 +142,18 @@ autoscalers_are_bounded = Rule(
 )
 def replicas_are_set_in_one_place(each: Item) -> Iterator[str]:
     """In production by an autoscaler, which a number in the manifest would undo at each apply."""
-    in_manifest, scaled = each.get("spec.replicas") is not None, scaler_of(each) is not None
-    if in_manifest is scaled:
-        yield "is set by both, or neither, of the manifest and an autoscaler"
-    if each.overlay.name == PRODUCTION and not scaled:
-        yield "is not autoscaled"
+    scaled, in_manifest = scaler_of(each) is not None, each.get("spec.replicas") is not None
+    production = each.overlay.name == PRODUCTION
+    if (scaled, in_manifest) != (production, not production):
+        yield f"{scaled=}, {in_manifest=}"
+
+
+# ---- rollouts and disruptions
+
+
+def longer_than_migrations(each: Item) -> Must:
+    deadlines = [one.get("spec.activeDeadlineSeconds") for one in each.overlay.migrations]
+    return more_than(max(deadlines), default=600)
 
 
 rollouts_lose_no_replica = Rule(
@@ -128,6 +166,8 @@ rollouts_lose_no_replica = Rule(
         lambda each: more_than(float(each.setting("drain_delay_s")), default=0),
         bad(3),
     ),
+    # New replicas wait for their schema; their rollout must not be given up meanwhile.
+    Check("spec.progressDeadlineSeconds", longer_than_migrations, bad(GONE)),
 )
 
 rollouts_outlast_a_dns_answer = Rule(
@@ -137,10 +177,15 @@ rollouts_outlast_a_dns_answer = Rule(
 )
 
 
-def number_of_workloads(budget: Item) -> int:
-    selector = budget.get("spec.selector")
-    return sum(selects(selector, each.labels) for each in budget.overlay.workloads)
+def budgets(whole: Item) -> list[str]:
+    return [each.name for each in BUDGETS.select(whole.overlay)]
 
+
+every_service_has_one_disruption_budget = Rule(
+    "With two, the eviction API refuses every eviction.",
+    OVERLAY,
+    Check(budgets, [*SERVICES], removed(BUDGET, "budgets")),
+)
 
 disruptions_are_bounded = Rule(
     "A drained node takes one replica at a time, and an unhealthy replica does not stop it.",
@@ -149,23 +194,58 @@ disruptions_are_bounded = Rule(
     Check("spec.minAvailable", UNSET, bad(1)),
     Check("spec.unhealthyPodEvictionPolicy", "AlwaysAllow", bad(GONE)),
     Check(
-        number_of_workloads,
-        1,
-        bad({"matchLabels": {f"{LABEL}component": "server"}}, "spec.selector"),
+        "spec.selector",
+        lambda each: own_pods(each.overlay.the(f"Deployment/{each.name}")),
+        bad(TOGETHER),
     ),
 )
 
-
-def number_of_budgets(each: Item) -> int:
-    found = each.overlay.of_kind("PodDisruptionBudget")
-    return sum(selects(one.get("spec.selector"), each.labels) for one in found)
+# ---- migrations
 
 
-servers_have_one_disruption_budget = Rule(
-    "With two, the eviction API refuses every eviction.",
-    SERVERS,
-    Check(number_of_budgets, 1, removed("PodDisruptionBudget/order", ORDER)),
+def attempts(retries: int, each_s: float) -> list[float]:
+    """When the attempts of a Job begin that take so long and fail, in seconds from its start."""
+    begun = [0.0]
+    for failures in range(retries):
+        begun.append(begun[-1] + each_s + min(BACKOFF_FIRST_S * 2**failures, BACKOFF_MAX_S))
+    return begun
+
+
+def longest_pause_s(each: Item) -> float:
+    """The longest time in which no attempt waits for the database."""
+    limit_s, retries = each.get("spec.activeDeadlineSeconds"), each.get("spec.backoffLimit")
+    wait_s = float(each.setting("migrate_wait_s"))
+    begun = [one for one in attempts(retries, wait_s) if one < limit_s]
+    return max(after - (before + wait_s) for before, after in pairwise([*begun, float(limit_s)]))
+
+
+def after_the_last_attempt(each: Item) -> Must:
+    """The deadline is after the last attempt begins, if each fails at once."""
+    return more_than(attempts(each.get("spec.backoffLimit"), 0)[-1])
+
+
+migrations_are_tried_until_their_time_is_over = Rule(
+    "On a new cluster the database may come minutes after the Job, which is removed in the end.",
+    MIGRATIONS,
+    Check("spec.ttlSecondsAfterFinished", at_least(1), bad(GONE)),
+    Check("spec.backoffLimit", at_least(0), bad(GONE)),
+    Check("pod.restartPolicy", one_of("Never", "OnFailure"), bad("Always")),
+    Check("spec.activeDeadlineSeconds", after_the_last_attempt, bad(600), bad(GONE)),
+    Check(
+        longest_pause_s,
+        between(0, UNTRIED_MAX_S),
+        bad(1, "spec.backoffLimit", says="470.0 is not"),
+        bad(GONE, "container.env", says="320.0 is not"),
+    ),
 )
+
+servers_do_not_migrate = Rule(
+    "Each replica would do so before it serves, under a role that may change the schema.",
+    SERVERS,
+    Check("pod.initContainers", UNSET, bad([{"name": "migrate"}])),
+)
+
+# ---- connections
 
 
 def connections_max(each: Item) -> int:
@@ -174,8 +254,7 @@ def connections_max(each: Item) -> int:
     pool, scaler = int(each.setting("pool_size")), scaler_of(each)
     replicas = scaler.get("spec.maxReplicas") if scaler else each.get("spec.replicas", 1)
     surge = int(each.get("spec.strategy.rollingUpdate.maxSurge", 1))
-    migrating = sum(one.service == each.service for one in each.overlay.migrations)
-    return (2 * int(replicas) + surge) * pool + migrating
+    return (2 * int(replicas) + surge) * pool + 1  # and its migration
 
 
 def what_all_services_open(postgres: Item) -> Must:
@@ -206,7 +285,7 @@ pools_fit_the_database = Rule(
 
 pools_fit_the_database_of_the_platform = Rule(
     "Each service has a PostgreSQL server elsewhere, whose operator reads this number.",
-    SERVERS.where(lambda each: not each.overlay.has(POSTGRES)),
+    SERVERS.only(PRODUCTION),
     Check(
         annotated_connections,
         lambda each: at_least(connections_max(each) + RESERVED_CONNECTIONS),
@@ -215,15 +294,3 @@ pools_fit_the_database_of_the_platform = Rule(
         bad(GONE, ALLOWED),
     ),
 )
-
-
-@rule(
-    OVERLAY.only(PRODUCTION),
-    added({"kind": "StatefulSet", "metadata": {"name": "postgres"}}),
-    added({"kind": "PersistentVolumeClaim", "metadata": {"name": "data"}}),
-)
-def production_brings_no_servers(whole: Item) -> list[str]:
-    """PostgreSQL, Redis and the gateway are the platform's there."""
-    overlay = whole.overlay
-    extra = [one for one in overlay.workloads if one not in overlay.servers + overlay.migrations]
-    return [each.title for each in (*extra, *overlay.of_kind("PersistentVolumeClaim"))]

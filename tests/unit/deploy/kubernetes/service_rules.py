@@ -1,169 +1,181 @@
-"""Rules about Services and addresses: what a name leads to, and that what pods call is there."""
+"""Rules about ports, Services, addresses, and the names, namespaces and labels of all objects."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Final
 
+from deploy.kubernetes.secrets import GATEWAY, POSTGRES, REDIS
 from tests.unit.deploy.kubernetes.engine import (
+    OBJECTS,
     OVERLAY,
     SERVERS,
+    SET,
     UNSET,
     Check,
     Control,
+    Must,
     Rule,
+    added,
     bad,
     equal,
+    matches,
     named,
     of_kind,
     removed,
-    rule,
 )
 from tests.unit.deploy.kubernetes.manifests import (
     GONE,
     LABEL,
     LOCAL,
+    METRICS_PORT,
     MULTI,
+    NAMESPACE,
     PORTS,
     PRODUCTION,
     SERVICES,
     Item,
-    Overlay,
-    selects,
 )
-from tests.unit.deploy.kubernetes.network import OUTSIDE, Other, allowed
-from tests.unit.deploy.kubernetes.setting_rules import SECRETS
 
-DEFAULT_PORTS: Final = {"postgresql": 5432, "redis": 6379, "http": 80, "https": 443}
-COMPONENTS: Final = {"postgresql": "database", "redis": "locks"}
-"""The component that serves each scheme of the Secrets' addresses."""
-_ADDRESS: Final = re.compile(r"\b[a-z]+://\S+")
 HEADLESS: Final = "-headless"
-POSTGRES: Final = "Service/postgres"
+ORDER_HEADLESS: Final = "Service/order-headless"
+
+
+def declared_ports(each: Item) -> dict[str, int]:
+    return each.ports
+
+
+ports_are_those_bound = Rule(
+    "A port that no process binds refuses every call.",
+    SERVERS,
+    Check(
+        declared_ports,
+        lambda each: {"grpc": PORTS[each.service], "metrics": METRICS_PORT},
+        bad(50051, "container.ports[grpc].containerPort"),
+    ),
+    Check(
+        "setting.bind",
+        lambda each: f"0.0.0.0:{PORTS[each.service]}",
+        bad("127.0.0.1:50053", "env[TALLY_BIND].value"),
+        bad("0.0.0.0:50063", "env[TALLY_ORDER_BIND].value"),
+    ),
+    Check("setting.metrics_port", f"{METRICS_PORT}", bad("9", "env[TALLY_METRICS_PORT].value")),
+)
 
 
 def service_of(each: Item) -> str:
     return each.name.removesuffix(HEADLESS)
 
 
-GRPC_SERVICES: Final = of_kind("Service").where(lambda each: service_of(each) in SERVICES)
+def behind(service: Item) -> Item:
+    """The workload of the Service's name."""
+    found = (each for each in service.overlay.workloads if each.name == service_of(service))
+    return next(found, Item(service.overlay, {}))
 
 
-def selected(service: Item) -> list[Item]:
-    """The workloads behind a Service."""
-    selector = {"matchLabels": service.get("spec.selector")}
-    return [each for each in service.overlay.workloads if selects(selector, each.labels)]
+def closed_ports(service: Item) -> list[Any]:
+    """The ports of a Service that its workload does not have under the same number."""
+    ports = behind(service).ports
+    return [one for one in service.get("spec.ports") if ports.get(one["targetPort"]) != one["port"]]
 
 
-@rule(
+services_lead_to_one_workload = Rule(
+    "Calls would end nowhere, at pods of another kind, or at a closed port.",
     of_kind("Service"),
-    bad({"app": "order"}, "spec.selector", says="Service/order: selects 0 workloads"),
-    bad({f"{LABEL}name": "order"}, "spec.selector", says="Service/order: selects 2 workloads"),
-    bad("http", "spec.ports[0].targetPort"),
-    bad(50063, "spec.ports[0].port"),
+    Check(
+        "spec.selector",
+        lambda each: behind(each).get("spec.selector.matchLabels", "that of its workload"),
+        bad({f"{LABEL}name": "order"}),
+        bad("orders", "metadata.name", says="Service/orders"),
+    ),
+    Check(closed_ports, [], bad("http", "spec.ports[0].targetPort"), bad(1, "spec.ports[0].port")),
 )
-def services_lead_to_one_workload(service: Item) -> Iterator[str]:
-    """Calls would end nowhere, at pods of another kind, or at a closed port."""
-    if len(selected(service)) != 1:
-        yield f"selects {len(selected(service))} workloads, not one"
-    for workload in selected(service):
-        for port in service.get("spec.ports"):
-            if workload.ports.get(port.get("targetPort")) != port["port"]:
-                yield f"{workload.title} has no port {port}"
 
 
-@rule(OVERLAY, removed("Service/order-headless"))
-def servers_have_both_services(whole: Item) -> list[str]:
-    """A headless one for clients that balance by themselves, one with an address for others."""
-    wanted = {f"{service}{end}" for service in SERVICES for end in ("", HEADLESS)}
-    found = {each.name for each in GRPC_SERVICES.select(whole.overlay)}
-    return [f"there is no Service/{name}" for name in sorted(wanted - found)]
+def names_of_services(whole: Item) -> list[str]:
+    return [each.name for each in of_kind("Service").select(whole.overlay)]
 
 
-def is_headless(each: Item) -> bool:
-    return bool(each.get("spec.clusterIP") == "None")
+servers_have_both_services = Rule(
+    "A headless one for clients that balance by themselves, one with an address for others.",
+    OVERLAY,
+    Check(
+        names_of_services,
+        Must("complete", {f"{each}{end}" for each in SERVICES for end in ("", HEADLESS)}.issubset),
+        removed(ORDER_HEADLESS, "is not complete"),
+    ),
+)
+
+
+def port_for_grpc(each: Item) -> dict[str, object]:
+    return {
+        "name": "grpc",
+        "appProtocol": "kubernetes.io/h2c",
+        "protocol": "TCP",
+        "port": PORTS[service_of(each)],
+        "targetPort": "grpc",
+    }
 
 
 services_of_servers_balance_grpc = Rule(
     "Meshes and gateways go by appProtocol; a replica that is not ready must get no call.",
-    GRPC_SERVICES,
+    of_kind("Service").where(lambda each: service_of(each) in SERVICES),
+    Check("spec.ports[0]", port_for_grpc, bad(GONE, "spec.ports[0].appProtocol")),
     Check(
-        is_headless,
-        lambda each: each.name.endswith(HEADLESS),
-        bad("None", "spec.clusterIP"),
-        bad(GONE, "spec.clusterIP", "Service/order-headless"),
+        "spec.clusterIP",
+        lambda each: "None" if each.name.endswith(HEADLESS) else None,
+        bad("None"),
+        bad(GONE, on=ORDER_HEADLESS),
     ),
-    Check("spec.publishNotReadyAddresses", UNSET, bad(True, on="Service/order-headless")),
-    Check("spec.ports[0].name", "grpc", bad("http")),
-    Check("spec.ports[0].appProtocol", "kubernetes.io/h2c", bad(GONE)),
-    Check("spec.ports[0].port", lambda each: PORTS[service_of(each)], bad(50051)),
-    Check(f"spec.selector[{LABEL}component]", "server", bad(GONE)),
+    Check("spec.publishNotReadyAddresses", UNSET, bad(True, on=ORDER_HEADLESS)),
 )
 
 services_are_for_the_cluster_alone = Rule(
     "Callers are not authenticated: what lets the world in belongs to the platform.",
     of_kind("Service"),
-    Check(
-        "spec.type",
-        equal("ClusterIP", default="ClusterIP"),
-        bad("LoadBalancer"),
-        bad("NodePort", on="Service/gateway"),
-    ),
+    Check("spec.type", equal("ClusterIP", "ClusterIP"), bad("NodePort", on="Service/gateway")),
     Check("spec.externalIPs", UNSET, bad(["10.1.2.3"], on="Service/postgres")),
     Check("spec.loadBalancerIP", UNSET, bad("10.1.2.3")),
     Check("spec.externalName", UNSET, bad("example.com")),
     Check("spec.ports[*].nodePort", UNSET, bad(30053, "spec.ports[0].nodePort")),
     # Else a client stays with one replica.
-    Check("spec.sessionAffinity", equal("None", default="None"), bad("ClientIP")),
+    Check("spec.sessionAffinity", equal("None", "None"), bad("ClientIP")),
 )
-
 
 # ---- addresses
 
-
-def serves(overlay: Overlay, host: str, port: int) -> bool:
-    service = overlay.find("Service", host)
-    return service is not None and port in service.values("spec.ports[*].port")
-
-
-def port_of(url: SplitResult) -> int:
-    return url.port or DEFAULT_PORTS.get(url.scheme, 0)
-
-
-@rule(
-    SERVERS,
-    bad("dns:///coupon:50052", "env[TALLY_ORDER_COUPON_ADDRESS].value"),
-    bad("dns:///coupon-headless:1", "env[TALLY_ORDER_COUPON_ADDRESS].value"),
+order_calls_every_replica = Rule(
+    "Behind the one address of a Service, all calls of a client would go to one replica.",
+    named("Deployment/order"),
+    *(
+        Check(
+            f"setting.{peer}_address",
+            f"dns:///{peer}{HEADLESS}:{PORTS[peer]}",
+            bad(f"dns:///{peer}:{PORTS[peer]}", f"env[TALLY_ORDER_{peer.upper()}_ADDRESS].value"),
+        )
+        for peer in SERVICES
+        if peer != "order"
+    ),
 )
-def addresses_are_those_of_every_replica(each: Item) -> Iterator[str]:
-    """Behind the one address of a Service, all calls of a client would go to one replica."""
-    for name, value in each.environment.items():
-        if name.endswith("_ADDRESS"):
-            service = name.removeprefix("TALLY_ORDER_").removesuffix("_ADDRESS").lower()
-            if value != f"dns:///{service}{HEADLESS}:{PORTS[service]}":
-                yield f"{name} is not every ready replica of {service}"
 
 
-@rule(
+def addresses_of_other_services(whole: Item) -> list[str]:
+    return [
+        f"{each.name}:{each.get('spec.ports[0].port')}"
+        for each in of_kind("Service").select(whole.overlay)
+        if service_of(each) not in SERVICES
+    ]
+
+
+secrets_name_services = Rule(
+    "The Secrets are made by a program, for the overlays with servers of their own.",
     OVERLAY.only(LOCAL, MULTI),
-    bad(5433, "spec.ports[0].port", POSTGRES, "TALLY_ORDER_DATABASE_URL of order-runtime"),
-    bad("pg", "metadata.name", POSTGRES, "TALLY_ORDER_OWNER_DATABASE_URL of order-owner"),
-    removed("Service/redis", "TALLY_REDIS_URL of coupon-runtime"),
-    bad("database", f"spec.selector[{LABEL}component]", "Service/redis", "no redis server"),
+    Check(
+        addresses_of_other_services,
+        [GATEWAY.removeprefix("http://"), POSTGRES, REDIS],
+        bad(5433, "spec.ports[0].port", "Service/postgres", "postgres:5433"),
+        removed("Service/redis", "redis:6379"),
+    ),
 )
-def secrets_name_services(whole: Item) -> Iterator[str]:
-    """The Secrets are made by a program, for the overlays with servers of their own."""
-    for secret, data in SECRETS.items():
-        for key, text in data.items():
-            for url in map(urlsplit, _ADDRESS.findall(text)):
-                host, port = url.hostname or "", port_of(url)
-                found = whole.overlay.find("Service", host)
-                if found is None or not serves(whole.overlay, host, port):
-                    yield f"{key} of {secret}: {host}:{port} is no Service and port"
-                elif found.get(f"spec.selector[{LABEL}component]") != COMPONENTS.get(url.scheme):
-                    yield f"{key} of {secret}: {host} is no {url.scheme} server"
 
 
 def gateway_url(url: str, overlay: str) -> Control:
@@ -171,25 +183,70 @@ def gateway_url(url: str, overlay: str) -> Control:
     return bad(url, path, "ConfigMap/payment-settings*", "Deployment/payment", overlay)
 
 
-@rule(
+the_gateway_is_called_over_tls = Rule(
+    "With the merchant's key, on the port that the policy opens. `local` calls the simulator.",
     named("Deployment/payment"),
-    gateway_url("http://api.tosspayments.com:443", PRODUCTION),
-    gateway_url("https://gateway", PRODUCTION),
-    gateway_url("https://api.tosspayments.com:8443", PRODUCTION),
-    gateway_url("http://gateway:8080", LOCAL),
+    Check(
+        "setting.gateway_url",
+        lambda each: (
+            matches(r"https://[\w-]+(\.[\w-]+)+(:443)?(/.*)?")
+            if each.overlay.name == PRODUCTION
+            else GATEWAY
+        ),
+        gateway_url("http://api.tosspayments.com:443", PRODUCTION),
+        gateway_url("https://gateway", PRODUCTION),
+        gateway_url("https://api.tosspayments.com:8443", PRODUCTION),
+        gateway_url("http://gateway:8080", LOCAL),
+    ),
 )
-def the_gateway_is_called_over_tls(each: Item) -> Iterator[str]:
-    """With the merchant's key, on the port that the policy opens. `local` calls the simulator."""
-    url = urlsplit(each.setting("gateway_url"))
-    host, port = url.hostname or "", port_of(url)
-    if each.overlay.name != PRODUCTION:
-        if not serves(each.overlay, host, port):
-            yield f"{url.geturl()} is no Service and port of the overlay"
-        return
-    if url.scheme != "https":
-        yield f"sends the merchant's key over {url.scheme}"
-    if "." not in host or each.overlay.find("Service", host):
-        yield "its gateway is inside the cluster"
-    outside = Other(address=OUTSIDE["gateway"])
-    if not allowed(each.overlay, "egress", each.labels, outside, port=port):
-        yield f"no policy opens port {port}"
+
+# ---- all objects
+
+namespace_is_tally = Rule(
+    "kubectl puts an object without a namespace into that of its user.",
+    OBJECTS.where(lambda each: each.kind not in ("Namespace", "PriorityClass")),
+    Check("metadata.namespace", NAMESPACE, bad(GONE)),
+)
+
+
+def namespaces(whole: Item) -> list[str]:
+    return [each.name for each in whole.overlay.of_kind("Namespace")]
+
+
+def names_given_twice(whole: Item) -> list[str]:
+    titles = [each.title for each in whole.overlay.items]
+    return [title for title in titles if titles.count(title) > 1]
+
+
+names_are_unique = Rule(
+    "No object can be made before its namespace, and the later of one name replaces the earlier.",
+    OVERLAY,
+    Check(namespaces, [NAMESPACE], removed(f"Namespace/{NAMESPACE}", NAMESPACE)),
+    Check(names_given_twice, [], added({"kind": "Service", "metadata": {"name": "order"}})),
+)
+
+namespace_refuses_pods_with_privileges = Rule(
+    "The restricted Pod Security Standard, enforced for the pods of others too.",
+    of_kind("Namespace", NAMESPACE),
+    Check("metadata.labels[pod-security.kubernetes.io/enforce]", "restricted", bad(GONE)),
+    Check("metadata.labels[pod-security.kubernetes.io/audit]", "restricted", bad(GONE)),
+    Check("metadata.labels[pod-security.kubernetes.io/warn]", "restricted", bad("baseline")),
+)
+
+labels_are_complete = Rule(
+    "The recommended labels: kubectl, dashboards and policies select by them.",
+    OBJECTS,
+    Check(f"metadata.labels[{LABEL}name]", SET, bad(GONE)),
+    Check(f"metadata.labels[{LABEL}component]", SET, bad(GONE)),
+    Check(f"metadata.labels[{LABEL}part-of]", SET, bad(GONE)),
+    Check(f"metadata.labels[{LABEL}managed-by]", SET, bad(GONE)),
+    Check(f"metadata.labels[{LABEL}instance]", lambda each: each.overlay.name, bad("x")),
+)
+
+prometheus_finds_the_metrics = Rule(
+    "It scrapes the pods with these annotations.",
+    SERVERS,
+    Check("spec.template.metadata.annotations[prometheus.io/scrape]", "true", bad(GONE)),
+    Check("spec.template.metadata.annotations[prometheus.io/path]", "/metrics", bad("/")),
+    Check("spec.template.metadata.annotations[prometheus.io/port]", f"{METRICS_PORT}", bad("1")),
+)

@@ -21,6 +21,7 @@ from tests.unit.deploy.kubernetes.engine import (
     SERVERS,
     WORKLOADS,
     Check,
+    Must,
     Rule,
     added,
     bad,
@@ -65,57 +66,36 @@ def setting_names(settings_type: type[ServiceSettings]) -> set[str]:
     }
 
 
-@rule(
-    OWN,
-    bad("8", "env[TALLY_POOL_SIZES].value"),
-    bad("8", "env[TALLY_ORDER_PAY_WITHIN_S].value", "Deployment/balance"),
-)
-def variables_are_settings(each: Item) -> list[str]:
-    """A misspelt variable leaves the default in force, without an error."""
-    unknown = each.environment.keys() - setting_names(SETTINGS_OF[each.service])
-    return [f"{name} is no setting" for name in sorted(unknown)]
-
-
-secrets_are_mounted_where_the_service_looks = Rule(
-    "Without its files a service does not start.",
-    OWN,
-    Check(f"env[{SECRETS_DIR}].value", MOUNTED, bad("/etc/tally/secret")),
-    Check(f"container.volumeMounts[{MOUNTED}].name", "secrets", bad("tmp")),
-)
-
-
 def secrets_of(each: Item) -> list[str]:
     return [one for one in each.values("pod.volumes[*].secret.secretName") if one]
 
 
 @rule(
     OWN,
+    bad("8", "env[TALLY_POOL_SIZES].value", says="TALLY_POOL_SIZES is no setting"),
+    bad("8", "env[TALLY_ORDER_PAY_WITHIN_S].value", "Deployment/balance", "is no setting"),
+    bad("key=x", "env[OTEL_EXPORTER_OTLP_HEADERS].value", says="OTLP_HEADERS is no setting"),
     bad("eight", "env[TALLY_POOL_SIZE].value", says="TALLY_POOL_SIZE"),
     bad("order-owner", SECRET_OF, says="TALLY_ORDER_DATABASE_URL"),
 )
-def settings_are_accepted(each: Item) -> Iterator[str]:
-    """The service reads exactly what the pod gives it, files included."""
+def settings_are_known_and_accepted(each: Item) -> Iterator[str]:
+    """The service reads what the pod gives it; a misspelt variable leaves the default in force."""
+    settings_type = SETTINGS_OF[each.service]
+    for name in sorted(each.environment.keys() - setting_names(settings_type)):
+        yield f"{name} is no setting"
     migrating = each.component == "migration"
     with TemporaryDirectory() as directory:
         for secret in secrets_of(each):
-            _lay_out(SECRETS.get(secret, {}), Path(directory))
+            for key, value in SECRETS.get(secret, {}).items():
+                Path(directory, key).write_text(value, encoding="utf-8")
         with mock.patch.dict(os.environ, each.environment | {SECRETS_DIR: directory}, clear=True):
             try:
-                read(SETTINGS_OF[each.service], "migrate" if migrating else "serve")
+                read(settings_type, "migrate" if migrating else "serve")
                 if not migrating:
                     # Raises for a wrong variable.
                     tracing.wanted()
             except SettingsError as error:
                 yield str(error)
-
-
-def _lay_out(secret: dict[str, str], directory: Path) -> None:
-    """Write files as the kubelet does: links over a link to a directory, to change all at once."""
-    (directory / "..2026_01_02").mkdir(exist_ok=True)
-    (directory / "..data").symlink_to("..2026_01_02")
-    for key, value in secret.items():
-        (directory / "..data" / key).write_text(value, encoding="utf-8")
-        (directory / key).symlink_to(Path("..data", key))
 
 
 @rule(
@@ -132,28 +112,22 @@ def variables_are_given_once(each: Item) -> list[str]:
     return [f"{name} is given {times} times" for name, times in Counter(given).items() if times > 1]
 
 
-replicas_know_their_names = Rule(
-    "The name is in trailing metadata and in logs, and owns sagas in the journal.",
+def reflection(each: Item) -> bool:
+    return each.setting("reflection").lower() == "true"
+
+
+servers_have_their_own_name_and_reflection_for_trials = Rule(
+    "The name is in trailing metadata and in logs, and owns sagas in the journal. Reflection is for"
+    " grpcurl: on where Tally is tried out, and only there.",
     SERVERS,
     Check(
         "env[TALLY_REPLICA].valueFrom.fieldRef.fieldPath",
         "metadata.name",
         bad({"name": "TALLY_REPLICA", "value": "order"}, "env[TALLY_REPLICA]"),
     ),
-)
-
-
-def reflection(each: Item) -> bool:
-    return each.setting("reflection").lower() == "true"
-
-
-production_lists_no_methods = Rule(
-    "Reflection is for grpcurl: on where Tally is tried out, and only there.",
-    SERVERS,
     Check(
         reflection,
         lambda each: each.overlay.name != PRODUCTION,
-        bad(GONE, "data.TALLY_REFLECTION", "ConfigMap/tally-settings*", "Deployment/order"),
         bad("true", "env[TALLY_ORDER_REFLECTION].value"),
         bad("false", "env[TALLY_REFLECTION].value", overlay=LOCAL),
     ),
@@ -165,7 +139,7 @@ def secret_it_needs(each: Item) -> list[str]:
 
 
 secrets_are_mounted_by_those_who_need_them = Rule(
-    "Only a migration may have the role that changes the schema.",
+    "Without its files a service does not start; only a migration may have the owner's role.",
     OWN,
     Check(
         secrets_of,
@@ -173,23 +147,31 @@ secrets_are_mounted_by_those_who_need_them = Rule(
         bad("order-owner", SECRET_OF),
         bad("order-runtime", SECRET_OF, "Job/order-migrate-*"),
     ),
+    Check(f"env[{SECRETS_DIR}].value", MOUNTED, bad("/etc/tally/secret")),
+    Check(f"container.volumeMounts[{MOUNTED}].name", "secrets", bad("tmp")),
 )
 
 
-@rule(
+def modes_of_secrets(each: Item) -> list[int]:
+    return [one.get("defaultMode") for one in each.values("pod.volumes[*].secret") if one]
+
+
+secret_files_can_be_read_by_their_group_alone = Rule(
+    "They belong to root and to the pod's fsGroup, which the container's user must be in.",
     WORKLOADS,
-    bad(0o400, "pod.volumes[secrets].secret.defaultMode"),
-    bad(70, "pod.securityContext.fsGroup", "StatefulSet/postgres"),
-    bad(GONE, "pod.securityContext.fsGroup"),
+    Check(
+        modes_of_secrets,
+        Must("0440", lambda modes: {*modes} <= {0o440}),
+        bad(0o400, "pod.volumes[secrets].secret.defaultMode"),
+        bad(GONE, "pod.volumes[secrets].secret.defaultMode"),
+    ),
+    Check(
+        "pod.securityContext.fsGroup",
+        lambda each: each.get("pod.securityContext.runAsGroup", "set"),
+        bad(GONE),
+        bad(70, on="StatefulSet/postgres"),
+    ),
 )
-def secret_files_can_be_read_by_their_group_alone(each: Item) -> Iterator[str]:
-    """They belong to root and to the pod's fsGroup, which the container's user must be in."""
-    for secret in filter(None, each.values("pod.volumes[*].secret")):
-        if secret.get("defaultMode") != 0o440:
-            yield f"the files of {secret['secretName']} are not 0440"
-    group = each.get("pod.securityContext.fsGroup")
-    if not group or group != each.get("pod.securityContext.runAsGroup"):
-        yield "its fsGroup is not its user's group"
 
 
 @rule(

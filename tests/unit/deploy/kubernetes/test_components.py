@@ -14,30 +14,20 @@ import yaml
 from common import tracing
 from deploy.kubernetes import manifests, rendering, validation
 from deploy.kubernetes.manifests import OVERLAYS
-from tests.unit.deploy.kubernetes.manifests import PRODUCTION, Overlay, parse
-from tests.unit.deploy.kubernetes.network import (
-    ELSEWHERE,
-    MONITORING,
-    UNKNOWN,
-    Other,
-    allowed,
-    parties,
-)
+from tests.unit.deploy.kubernetes.manifests import PRODUCTION, Overlay, load, parse
+from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
 
 KUBECTL: Final = rendering.kubectl()
 CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
-OTLP_PORT: Final = 4317
-COLLECTOR: Final = Other({"app": "collector"}, namespace=MONITORING)
 SAMPLED: Final = {
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.monitoring:4317",
     "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
     "OTEL_TRACES_SAMPLER_ARG": "0.25",
     "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=production",
     "OTEL_EXPORTER_OTLP_TIMEOUT": "5",
     "OTEL_BSP_MAX_QUEUE_SIZE": "4096",
 }
-
-needs_kubectl: Final = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
 
 
 def with_component(overlay: str, component: str, directory: Path, **files: str) -> Overlay:
@@ -94,45 +84,21 @@ def test_each_server_has_an_endpoint_that_tracing_accepts(traced: Overlay) -> No
         assert not each.environment.keys() & {*tracing.ENDPOINTS}
 
 
-def test_only_servers_reach_the_collector(traced: Overlay) -> None:
-    servers = {each.service for each in traced.servers}
-    for caller, labels in parties(traced).items():
-        found = allowed(traced, "egress", labels, COLLECTOR, port=OTLP_PORT)
-        assert found is (caller in servers), caller
+def test_tracing_opens_the_collector_to_servers_and_nothing_else(traced: Overlay) -> None:
+    opened = calls_allowed(traced) - calls_allowed(load(traced.name))
+    collector = (MONITORING, f"TCP {OTLP_PORT}")
+    assert opened == {(each.service, *collector) for each in traced.servers}
 
 
-def test_servers_reach_nothing_but_the_collector(traced: Overlay) -> None:
-    elsewhere = Other({"app": "collector"}, namespace=ELSEWHERE)
-    for each in traced.servers:
-        assert not allowed(traced, "egress", each.labels, COLLECTOR, port=OTLP_PORT + 1)
-        for other in (elsewhere, UNKNOWN, Other({"app": "collector"})):
-            assert not allowed(traced, "egress", each.labels, other, port=OTLP_PORT)
-
-
-def with_variables(directory: Path, variables: dict[str, str]) -> Overlay:
-    """Production with tracing and these variables more in the component's endpoint.yaml."""
-    file = manifests.DIRECTORY / "components" / "tracing" / "endpoint.yaml"
-    patch = yaml.safe_load(file.read_text(encoding="utf-8"))
-    [server] = patch["spec"]["template"]["spec"]["containers"]
-    server["env"] += [{"name": name, "value": value} for name, value in variables.items()]
-    return with_component(PRODUCTION, "tracing", directory, endpoint_yaml=yaml.safe_dump(patch))
-
-
-@needs_kubectl
-def test_a_sampler_is_accepted(tmp_path: Path) -> None:
-    overlay = with_variables(tmp_path, SAMPLED)
-    for each in overlay.servers:
-        assert SAMPLED.items() <= each.environment.items()
-    assert faults(overlay) == {}
-
-
-@needs_kubectl
-def test_an_api_key_and_a_wrong_queue_size_are_faults(tmp_path: Path) -> None:
-    key, size = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_BSP_MAX_QUEUE_SIZE"
-    found = faults(with_variables(tmp_path, {**SAMPLED, size: "0", key: "api-key=x"}))
-    for name, variable in (("variables_are_settings", key), ("settings_are_accepted", size)):
-        assert len(found[name]) == 4
-        assert all(variable in fault for fault in found[name])
+def test_a_sampler_is_accepted_and_a_wrong_queue_size_is_not() -> None:
+    overlay, rule = load(PRODUCTION), RULES["settings_are_known_and_accepted"]
+    for name, value in SAMPLED.items():
+        overlay.change("Deployment/order", f"env[{name}].value", value)
+    assert rule.faults(overlay) == []
+    size = "OTEL_BSP_MAX_QUEUE_SIZE"
+    overlay.change("Deployment/order", f"env[{size}].value", "0")
+    [fault] = rule.faults(overlay)
+    assert size in fault
 
 
 # ---- postgres-ca

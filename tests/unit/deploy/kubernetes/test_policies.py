@@ -26,4 +26,6 @@ def test_control(name: str, check: Check, control: Control) -> None:
 
 def test_an_overlay_without_objects_breaks_a_rule() -> None:
     """Most rules hold for it; this one must not."""
-    assert RULES["every_service_has_its_server"].faults(Overlay(PRODUCTION, []))
+    assert RULES["every_service_has_a_server_and_a_migration_of_the_release"].faults(
+        Overlay(PRODUCTION, [])
+    )
