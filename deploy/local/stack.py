@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from deploy.local.data_dir import Registry, locked, stop_survivors
-from deploy.local.errors import RunnerError
+from deploy.local.data_dir import locked
+from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.plan import (
     GATEWAY_RECORD,
     PROJECT,
@@ -18,13 +18,11 @@ from deploy.local.plan import (
     ExternalServers,
     Plan,
     migration_environment,
-    plain_environment,
     replica_environment,
 )
 from deploy.local.postgres import PostgresServer
-from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.processes import HOST, Child, Startable, require_free_port, stop_all
-from deploy.local.readiness import failed_start, wait_for_port, wait_until_serving
+from deploy.local.readiness import wait_until_serving
 from deploy.local.secret_files import kept_password, write_json
 from deploy.local.state import write_state
 from deploy.local.valkey import ValkeyServer
@@ -33,7 +31,6 @@ MIGRATION_LIMIT_S: Final = 120.0
 READY_LIMIT_S: Final = 60.0
 SERVICE_STOP_LIMIT_S: Final = 15.0
 """Longer than a service's own grace period for its running calls (10 s)."""
-GATEWAY_STOP_LIMIT_S: Final = 5.0
 
 
 class Stack(Startable):
@@ -47,30 +44,30 @@ class Stack(Startable):
         self._external = ExternalServers.of(os.environ, plan.services)
         self._exits = contextlib.ExitStack()
         self._logs = plan.data_dir / "logs"
-        self._registry = Registry(plan.data_dir)
         self._postgres = PostgresServer(
             plan.data_dir / "postgres", plan.port("postgres"), self._logs / "postgres.log"
         )
         self._valkey = ValkeyServer(
             plan.data_dir / "valkey", plan.port("valkey"), self._logs / "valkey.log"
         )
-        self._gateway: Child | None = None
+        self._gateway = GatewaySimulator(
+            plan.data_dir / GATEWAY_RECORD,
+            plan.port("gateway"),
+            self._logs / "gateway.log",
+            latency_ms=plan.gateway_latency_ms,
+        )
         self._reported_dead: set[int] = set()
         self.backends = Backends({}, "", "", "")
 
     def start(self) -> None:
         """Return when every replica is ready."""
         self._exits.enter_context(locked(self.plan.data_dir))
-        self._prepare_ready_file()
-        stopped = stop_survivors(self.plan.data_dir)
-        if stopped:
-            self._report(f"stopped {stopped} processes that an earlier run had left behind")
-        self._exits.callback(self._registry.clear)
+        if self.plan.ready_file is not None:
+            # The file of a killed run would name servers that no longer exist.
+            self.plan.ready_file.unlink(missing_ok=True)
+        self._postgres.files.stop_survivor()
         self.require_free_ports()
-        databases = self._start_postgres()
-        redis_url = self._start_valkey()
-        gateway_url, secret_key = self._start_gateway()
-        self.backends = Backends(databases, redis_url, gateway_url, secret_key)
+        self._start_servers()
         self._migrate()
         self._start_replicas()
         if self.plan.ready_file is not None:
@@ -97,7 +94,7 @@ class Stack(Startable):
     @property
     def children(self) -> list[Child]:
         """Every process that was started and not stopped: servers first, then replicas."""
-        servers = [self._postgres.child, self._valkey.child, self._gateway]
+        servers = [self._postgres.child, self._valkey.child, self._gateway.child]
         return [child for child in [*servers, *self.replicas.values()] if child is not None]
 
     def newly_dead(self) -> list[Child]:
@@ -136,58 +133,27 @@ class Stack(Startable):
             return self._postgres.admin_url
         return next((urls.runtime for urls in self.backends.databases.values()), "")
 
-    def _prepare_ready_file(self) -> None:
-        file = self.plan.ready_file
-        if file is None:
-            return
-        if file.is_dir() or not file.parent.is_dir():
-            raise RunnerError(f"ready file {file}: not a file in a directory that exists")
-        # The file of a killed run would name servers that no longer exist.
-        file.unlink(missing_ok=True)
-
-    def _start_postgres(self) -> dict[str, ServiceUrls]:
-        databases = dict(self._external.databases)
+    def _start_servers(self) -> None:
+        """Start those that the environment does not name, and describe all in ``backends``."""
+        plan, external = self.plan, self._external
+        databases = dict(external.databases)
+        redis_url = (external.redis_url or "") if plan.redis else ""
+        gateway_url, secret_key = external.gateway_url or "", external.gateway_secret_key
         if self._needs_postgres():
-            self._exits.callback(self._postgres.stop)
-            self._postgres.start()
+            self._exits.enter_context(self._postgres)
             self._report(f"PostgreSQL  {HOST}:{self._postgres.port}")
-        for service in self.plan.services:
+        for service in plan.services:
             if service not in databases:
                 databases[service] = self._postgres.provision(service)
-        write_state(self.plan.data_dir, databases, self._external.databases)
-        return databases
-
-    def _start_valkey(self) -> str:
-        if not self._needs_valkey():
-            return (self._external.redis_url or "") if self.plan.redis else ""
-        self._exits.callback(self._valkey.stop)
-        self._valkey.start()
-        assert self._valkey.child is not None
-        self._registry.add(self._valkey.child)
-        self._report(f"Valkey      {HOST}:{self._valkey.port}")
-        return self._valkey.url
-
-    def _start_gateway(self) -> tuple[str, str]:
-        """Its URL and secret key."""
-        if not self._needs_gateway():
-            return self._external.gateway_url or "", self._external.gateway_secret_key
-        key_file = self.plan.data_dir / "gateway.key"
-        secret_key = kept_password(key_file)
-        port = self.plan.port("gateway")
-        self._gateway = self._spawn(
-            "gateway",
-            [
-                *("deploy.local.gateway", "--host", HOST, "--port", str(port)),
-                *("--data-file", str(self.plan.data_dir / GATEWAY_RECORD)),
-                *("--latency-ms", "{}-{}".format(*self.plan.gateway_latency_ms)),
-                *("--secret-key-file", str(key_file)),
-            ],
-            plain_environment(),
-        )
-        self._exits.callback(self._gateway.stop, grace_s=GATEWAY_STOP_LIMIT_S)
-        wait_for_port(self._gateway, port, limit_s=READY_LIMIT_S)
-        self._report(f"gateway     http://{HOST}:{port}")
-        return f"http://{HOST}:{port}", secret_key
+        write_state(plan.data_dir, databases, external.databases)
+        if self._needs_valkey():
+            redis_url = self._exits.enter_context(self._valkey).url
+            self._report(f"Valkey      {HOST}:{self._valkey.port}")
+        if self._needs_gateway():
+            self._gateway.secret_key = secret_key = kept_password(plan.data_dir / "gateway.key")
+            gateway_url = self._exits.enter_context(self._gateway).url
+            self._report(f"gateway     {gateway_url}")
+        self.backends = Backends(databases, redis_url, gateway_url, secret_key)
 
     def _migrate(self) -> None:
         """Migrate all databases at the same time."""
@@ -204,7 +170,7 @@ class Stack(Startable):
             code = child.wait(MIGRATION_LIMIT_S)
             if code != 0:
                 how = "did not end in time" if code is None else f"failed with {code}"
-                raise failed_start(child, how)
+                raise child.failure(how)
         if children:
             self._report(f"migrated    {', '.join(self.plan.services)}")
 
@@ -228,15 +194,13 @@ class Stack(Startable):
         )
 
     def _spawn(self, name: str, module: list[str], env: dict[str, str]) -> Child:
-        child = Child(
+        return Child(
             name,
             [sys.executable, "-m", *module],
             log_file=self._logs / f"{name}.log",
             env=env,
             cwd=PROJECT,
         )
-        self._registry.add(child)
-        return child
 
 
 def describe_death(child: Child) -> str:
