@@ -229,7 +229,7 @@ class LocalServer(Startable):
         self.port = port
         self.log_file = log_file
         self.child: Child | None = None
-        self._name = name
+        self.name = name
 
     @abc.abstractmethod
     def _spawn(self) -> Child:
@@ -246,7 +246,7 @@ class LocalServer(Startable):
         """
         any_port = self.port == 0
         if not any_port:
-            require_free_port(self.port, self._name)
+            require_free_port(self.port, self.name)
         for _ in range(FREE_PORT_ATTEMPTS):
             self.port = free_port() if any_port else self.port
             child = self._launch()

@@ -6,29 +6,33 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
+import grpc
+
+from common.rpc.probe import status_of
 from deploy.local.data_dir import locked
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.plan import (
     GATEWAY_RECORD,
     PROJECT,
-    Backends,
-    ExternalServers,
     Plan,
     migration_environment,
+    named_backends,
     replica_environment,
 )
 from deploy.local.postgres import PostgresServer
-from deploy.local.processes import HOST, Child, Startable, require_free_port, stop_all
-from deploy.local.readiness import wait_until_serving
+from deploy.local.processes import HOST, POLL_S, Child, Startable, require_free_port, stop_all
 from deploy.local.secret_files import kept_password, write_json
 from deploy.local.state import write_state
 from deploy.local.valkey import ValkeyServer
 
 MIGRATION_LIMIT_S: Final = 120.0
 READY_LIMIT_S: Final = 60.0
+CALL_LIMIT_S: Final = 1.0
 SERVICE_STOP_LIMIT_S: Final = 15.0
 """Longer than a service's own grace period for its running calls (10 s)."""
 
@@ -41,7 +45,6 @@ class Stack(Startable):
         self.replicas: dict[str, Child] = {}
         """By address."""
         self._report = report
-        self._external = ExternalServers.of(os.environ, plan.services)
         self._exits = contextlib.ExitStack()
         self._logs = plan.data_dir / "logs"
         self._postgres = PostgresServer(
@@ -57,7 +60,14 @@ class Stack(Startable):
             latency_ms=plan.gateway_latency_ms,
         )
         self._reported_dead: set[int] = set()
-        self.backends = Backends({}, "", "", "")
+        self.backends = named = named_backends(os.environ, plan)
+        """Those that the environment names; after ``start`` all."""
+        needed = {
+            self._postgres: len(named.databases) < len(plan.services),
+            self._valkey: plan.redis and not named.redis_url,
+            self._gateway: "payment" in plan.services and not named.gateway_url,
+        }
+        self._servers = [server for server, is_needed in needed.items() if is_needed]
 
     def start(self) -> None:
         """Return when every replica is ready."""
@@ -94,7 +104,7 @@ class Stack(Startable):
     @property
     def children(self) -> list[Child]:
         """Every process that was started and not stopped: servers first, then replicas."""
-        servers = [self._postgres.child, self._valkey.child, self._gateway.child]
+        servers = [server.child for server in self._servers]
         return [child for child in [*servers, *self.replicas.values()] if child is not None]
 
     def newly_dead(self) -> list[Child]:
@@ -112,48 +122,36 @@ class Stack(Startable):
         for replica in range(self.plan.replicas):
             for service in self.plan.services:
                 require_free_port(self.plan.port(service, replica), f"{service}-{replica}")
-        if self._needs_postgres():
-            require_free_port(self.plan.port("postgres"), "PostgreSQL")
-        if self._needs_valkey():
-            require_free_port(self.plan.port("valkey"), "Valkey")
-        if self._needs_gateway():
-            require_free_port(self.plan.port("gateway"), "the gateway simulator")
-
-    def _needs_postgres(self) -> bool:
-        return not self.plan.services or len(self._external.databases) < len(self.plan.services)
-
-    def _needs_valkey(self) -> bool:
-        return self.plan.redis and self._external.redis_url is None
-
-    def _needs_gateway(self) -> bool:
-        return "payment" in self.plan.services and self._external.gateway_url is None
+        for server in self._servers:
+            require_free_port(server.port, server.name)
 
     def _postgres_url(self) -> str:
-        if self._postgres.child is not None:
+        if self._postgres in self._servers:
             return self._postgres.admin_url
         return next((urls.runtime for urls in self.backends.databases.values()), "")
 
     def _start_servers(self) -> None:
         """Start those that the environment does not name, and describe all in ``backends``."""
-        plan, external = self.plan, self._external
-        databases = dict(external.databases)
-        redis_url = (external.redis_url or "") if plan.redis else ""
-        gateway_url, secret_key = external.gateway_url or "", external.gateway_secret_key
-        if self._needs_postgres():
-            self._exits.enter_context(self._postgres)
-            self._report(f"PostgreSQL  {HOST}:{self._postgres.port}")
-        for service in plan.services:
-            if service not in databases:
-                databases[service] = self._postgres.provision(service)
-        write_state(plan.data_dir, databases, external.databases)
-        if self._needs_valkey():
-            redis_url = self._exits.enter_context(self._valkey).url
-            self._report(f"Valkey      {HOST}:{self._valkey.port}")
-        if self._needs_gateway():
-            self._gateway.secret_key = secret_key = kept_password(plan.data_dir / "gateway.key")
-            gateway_url = self._exits.enter_context(self._gateway).url
-            self._report(f"gateway     {gateway_url}")
-        self.backends = Backends(databases, redis_url, gateway_url, secret_key)
+        plan, named = self.plan, self.backends
+        self._gateway.secret_key = kept_password(plan.data_dir / "gateway.key")
+        for server in self._servers:
+            self._exits.enter_context(server)
+            self._report(f"{server.name:<11} {HOST}:{server.port}")
+        own = {
+            service: self._postgres.provision(service)
+            for service in plan.services
+            if service not in named.databases
+        }
+        self.backends = replace(named, databases={**named.databases, **own})
+        if self._valkey in self._servers:
+            self.backends = replace(self.backends, redis_url=self._valkey.url)
+        if self._gateway in self._servers:
+            self.backends = replace(
+                self.backends,
+                gateway_url=self._gateway.url,
+                gateway_secret_key=self._gateway.secret_key,
+            )
+        write_state(plan.data_dir, self.backends.databases, named.databases)
 
     def _migrate(self) -> None:
         """Migrate all databases at the same time."""
@@ -171,8 +169,7 @@ class Stack(Startable):
             if code != 0:
                 how = "did not end in time" if code is None else f"failed with {code}"
                 raise child.failure(how)
-        if children:
-            self._report(f"migrated    {', '.join(self.plan.services)}")
+        self._report(f"migrated    {', '.join(self.plan.services)}")
 
     def _start_replicas(self) -> None:
         # Replicas stop in reverse order: the order service may still call the others.
@@ -187,11 +184,22 @@ class Stack(Startable):
                 self.replicas[address] = child
                 replicas.append(child)
             self._exits.callback(stop_all, replicas, grace_s=SERVICE_STOP_LIMIT_S)
-        wait_until_serving(
-            self.replicas,
-            limit_s=READY_LIMIT_S,
-            on_ready=lambda address, child: self._report(f"{child.name:<11} {address}"),
-        )
+        self._await_replicas()
+
+    def _await_replicas(self) -> None:
+        deadline = time.monotonic() + READY_LIMIT_S
+        waiting = dict(self.replicas)
+        while waiting:
+            for address, child in list(waiting.items()):
+                if child.exit_code() is not None:
+                    raise child.failure(f"ended at start with {child.exit_code()}")
+                if time.monotonic() > deadline:
+                    raise child.failure(f"is not ready after {READY_LIMIT_S:.0f} s")
+                with contextlib.suppress(grpc.RpcError):
+                    if status_of(address, limit_s=CALL_LIMIT_S) == "SERVING":
+                        del waiting[address]
+                        self._report(f"{child.name:<11} {address}")
+            time.sleep(POLL_S)
 
     def _spawn(self, name: str, module: list[str], env: dict[str, str]) -> Child:
         return Child(

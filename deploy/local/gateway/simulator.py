@@ -30,7 +30,7 @@ class GatewaySimulator(LocalServer):
         slow_ms: int = 3000,
     ) -> None:
         """``slow_ms``: how much longer a call of a ``slow_`` key takes."""
-        super().__init__("the gateway simulator", port, log_file or data_file.with_suffix(".log"))
+        super().__init__("gateway", port, log_file or data_file.with_suffix(".log"))
         self.secret_key = new_password()
         self.url = ""
         self._data_file = data_file
