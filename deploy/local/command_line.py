@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import cyclopts
 
@@ -41,12 +41,11 @@ def make_app(module: str, help_text: str) -> cyclopts.App:
     )
 
 
-def run_app(app: cyclopts.App, *, failure_code: int = 1) -> NoReturn:
+def run_app(app: cyclopts.App, *, failure_code: int = 1) -> None:
     """Run the command and exit with what it returns, or with ``failure_code`` after an error."""
     try:
-        code: Any = app(sys.argv[1:])
+        app()
     except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
         ignore_stop_signals()
         sys.stderr.write(f"error: {str(error).strip()}\n")
-        code = failure_code
-    sys.exit(code)
+        sys.exit(failure_code)
