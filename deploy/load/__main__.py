@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.load import nginx
 from deploy.load.run import Size, existing_stack, own_stack, run_load_test, working_directory
-from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, run_app
+from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, report, run_app
 from deploy.local.errors import RunnerError
 from deploy.local.plan import Plan, latency_range
 from deploy.local.stop_signals import EXIT_STOPPED, Stopped, raise_on_stop_signals
@@ -70,18 +70,14 @@ def load_test(
                     base_port=base_port,
                     gateway_latency_ms=latency_ms,
                 )
-                target = exits.enter_context(own_stack(plan, _print))
+                target = exits.enter_context(own_stack(plan))
             else:
                 target = existing_stack(against, data_dir)
-            run_load_test(target, size, directory / "load", _print, through_nginx=through_nginx)
+            run_load_test(target, size, directory / "load", through_nginx=through_nginx)
     except Stopped:
-        _print("stopped")
+        report("stopped")
         return EXIT_STOPPED
     return 0
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

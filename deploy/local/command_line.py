@@ -28,6 +28,11 @@ GatewayLatency = Annotated[
 Flag = Annotated[bool, cyclopts.Parameter(negative="")]
 
 
+def report(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
 def make_app(module: str, help_text: str) -> cyclopts.App:
     """The command line of ``python -m module``."""
     return cyclopts.App(

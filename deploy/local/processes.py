@@ -139,7 +139,7 @@ class Child:
         """None while it runs; if negative, the signal that ended it."""
         return self._process.poll()
 
-    def wait(self, timeout_s: float) -> int | None:
+    def wait(self, timeout_s: float | None) -> int | None:
         """The exit code, or None if it still runs after that time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout_s)
