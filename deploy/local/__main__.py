@@ -9,7 +9,7 @@ from typing import Final
 from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, report, run_app
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
 from deploy.local.stack import Stack, describe_death
-from deploy.local.stop_signals import Stopped, ignore_stop_signals, raise_on_stop_signals
+from deploy.local.stop_signals import Stopped, ignore_stop_signals
 from deploy.local.tour import grpcurl_lines
 
 WATCH_INTERVAL_S: Final = 0.2
@@ -51,7 +51,6 @@ def up(
         redis=not without_redis,
         ready_file=ready_file.absolute() if ready_file else None,
     )
-    raise_on_stop_signals()
     stack = Stack(plan, report)
     try:
         stack.start()

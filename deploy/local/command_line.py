@@ -9,7 +9,12 @@ from typing import Annotated
 import cyclopts
 
 from deploy.local.errors import RunnerError
-from deploy.local.stop_signals import ignore_stop_signals
+from deploy.local.stop_signals import (
+    EXIT_STOPPED,
+    Stopped,
+    ignore_stop_signals,
+    raise_on_stop_signals,
+)
 
 BasePort = Annotated[
     int,
@@ -48,8 +53,12 @@ def make_app(module: str, help_text: str) -> cyclopts.App:
 
 def run_app(app: cyclopts.App, *, failure_code: int = 1) -> None:
     """Run the command and exit with what it returns, or with ``failure_code`` after an error."""
+    raise_on_stop_signals()
     try:
         app()
+    except Stopped:
+        report("stopped")
+        sys.exit(EXIT_STOPPED)
     except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
         ignore_stop_signals()
         sys.stderr.write(f"error: {str(error).strip()}\n")

@@ -146,12 +146,11 @@ class Child:
         return None
 
     def send(self, number: signal.Signals) -> None:
+        """Send the signal, unless it has ended."""
         self._process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, grace_s: float = 10.0) -> None:
         """Send the signal, and SIGKILL if it still runs after ``grace_s``."""
-        if self.exit_code() is not None:
-            return
         self.send(number)
         if self.wait(grace_s) is None:
             self._process.kill()
@@ -175,8 +174,7 @@ class Child:
 def stop_all(children: Sequence[Child], *, grace_s: float) -> None:
     """Stop all at the same time; kill those that still run after ``grace_s``."""
     for child in children:
-        if child.exit_code() is None:
-            child.send(signal.SIGTERM)
+        child.send(signal.SIGTERM)
     deadline = time.monotonic() + grace_s
     for child in children:
         if child.wait(max(0.0, deadline - time.monotonic())) is None:

@@ -32,11 +32,8 @@ def prepare_data_dir(
         _move_away(data_dir, report, before)
     else:
         before()
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (data_dir / MARKER).write_text(MARKER_TEXT)
-    except OSError as error:
-        raise RunnerError(f"data directory {data_dir}: {error.strerror}") from error
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (data_dir / MARKER).write_text(MARKER_TEXT)
 
 
 def _move_away(data_dir: Path, report: Callable[[str], None], before: Callable[[], None]) -> None:
