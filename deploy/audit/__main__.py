@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Final
 
 from deploy.audit.audit import OVERDUE_S, SETTLE_S, Limits, audit
 from deploy.audit.report import as_json, as_text
 from deploy.audit.sources import CannotAudit, Sources, sources_of_stack, urls_in
 from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import DEFAULT_DATA_DIR
+from deploy.local.stop_signals import run_stoppable
 
 HOLDS, BREACH, UNREADABLE = 0, 1, 2
-HELP: Final = "Check the invariants of a stack, running or stopped."
 
-app = make_app("deploy.audit", HELP)
+app = make_app("deploy.audit", "Check the invariants of a stack, running or stopped.")
 
 
 @app.default
@@ -58,7 +56,7 @@ def check(
             raise CannotAudit("--gateway-record is needed to audit databases by their addresses")
         else:
             sources = Sources(urls, gateway_record)
-        report = asyncio.run(audit(sources, limits))
+        report = run_stoppable(audit(sources, limits))
     sys.stdout.write(as_json(report) if json else as_text(report))
     return HOLDS if report.holds else BREACH
 

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
+from typing import Annotated
 
-from deploy.docker import image, secret_files
+import cyclopts
+
+from deploy.docker import image as images
+from deploy.docker import secret_files
 from deploy.kubernetes import release
+from deploy.local.command_line import make_app, run_app
+
+app = make_app("deploy.docker", "Build the images; make the secret files of the Compose stack.")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.docker", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    building = commands.add_parser("image", help="build tally and tally-simulator")
-    building.add_argument("--base", default="", help="base image (default: the Dockerfile's)")
-    building.add_argument(
-        "--tag", default=release.number(), help="tag of the images (default: the version)"
-    )
-    making = commands.add_parser("secrets", help="make passwords, unless they exist")
-    making.add_argument("--directory", type=Path, default=secret_files.DIRECTORY)
-    options, rest = parser.parse_known_args(arguments)
-    if options.command == "image":
-        try:
-            return image.build(base=options.base, tag=options.tag, options=rest)
-        except image.NoEngine as error:
-            print(error, file=sys.stderr)
-            return 1
-    if rest:
-        parser.error(f"unknown: {' '.join(rest)}")
-    made = secret_files.write(options.directory)
-    print(f"{'made' if made else 'kept'} {options.directory}")
+@app.command
+def image(
+    *options: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
+    base: str = "",
+    tag: str | None = None,
+) -> int:
+    """Build tally and tally-simulator.
+
+    Parameters
+    ----------
+    options
+        Further options, for the program that builds.
+    base
+        Base image; by default the Dockerfile's.
+    tag
+        Tag of the images; by default the version.
+    """
+    return images.build(base=base, tag=tag or release.number(), options=options)
+
+
+@app.command
+def secrets(*, directory: Path = secret_files.DIRECTORY) -> int:
+    """Make passwords, unless they exist."""
+    made = secret_files.write(directory)
+    print(f"{'made' if made else 'kept'} {directory}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_app(app)

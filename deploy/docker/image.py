@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import subprocess
 from collections.abc import Sequence
 from typing import Final
 
+from deploy.local.errors import RunnerError
 from deploy.local.plan import PROJECT
 
 DOCKERFILE: Final = "deploy/docker/Dockerfile"
@@ -20,53 +21,35 @@ ENGINES: Final = {
 ANSWER_S: Final = 30
 
 
-class NoEngine(Exception):  # noqa: N818 - a fact, shown to the operator
-    """No installed program can build images."""
-
-    def __init__(self) -> None:
-        super().__init__(f"none of {', '.join(ENGINES)} is installed here and works")
-
-
 def engine() -> str:
-    """The first engine that works. Raises NoEngine."""
+    """The first engine that works. Raises RunnerError."""
     for name, trial in ENGINES.items():
-        if shutil.which(name) is None:
-            continue
-        try:
-            answer = subprocess.run(trial, capture_output=True, check=False, timeout=ANSWER_S)
-        except subprocess.TimeoutExpired:
-            continue
-        if answer.returncode == 0:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(trial, capture_output=True, check=True, timeout=ANSWER_S)
             return name
-    raise NoEngine
-
-
-def command(
-    name: str, target: str, *, base: str, tag: str, revision: str, options: Sequence[str] = ()
-) -> list[str]:
-    """The command that builds a target. ``options`` are passed to the engine."""
-    arguments = {"BASE": base, "VERSION": tag, "REVISION": revision}
-    given = [f"--build-arg={key}={value}" for key, value in arguments.items() if value]
-    image = [f"--file={DOCKERFILE}", f"--target={target}", f"--tag={IMAGES[target]}:{tag}"]
-    return [name, "build", *image, *given, *options, "."]
+    raise RunnerError(f"none of {', '.join(ENGINES)} is installed here and works")
 
 
 def build(*, base: str, tag: str, options: Sequence[str]) -> int:
-    """Build every image; returns the first exit code that is not 0. Raises NoEngine."""
-    name, revision = engine(), _revision()
-    for target in IMAGES:
-        made = command(name, target, base=base, tag=tag, revision=revision, options=options)
-        code = subprocess.run(made, cwd=PROJECT, check=False).returncode
+    """Build every image; returns the first exit code that is not 0. Raises RunnerError.
+
+    ``options`` are passed to the engine.
+    """
+    name = engine()
+    arguments = {"BASE": base, "VERSION": tag, "REVISION": _revision()}
+    given = [f"--build-arg={key}={value}" for key, value in arguments.items() if value]
+    for target, image in IMAGES.items():
+        what = [f"--file={DOCKERFILE}", f"--target={target}", f"--tag={image}:{tag}"]
+        command = [name, "build", *what, *given, *options, "."]
+        code = subprocess.run(command, cwd=PROJECT, check=False).returncode
         if code:
             return code
     return 0
 
 
 def _revision() -> str:
-    git = shutil.which("git")
-    if git is None:
-        return ""
-    answer = subprocess.run(
-        [git, "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip()
+    with contextlib.suppress(OSError):
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    return ""

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from typing import Annotated, Final
-
-import cyclopts
+from typing import Final
 
 from deploy.kubernetes import manifests, release, rendering, validation
 from deploy.kubernetes import secrets as secrets_of
 from deploy.kubernetes.manifests import OVERLAYS, ManifestsError
+from deploy.local.command_line import Flag, make_app, run_app
 
 GOOD, BAD = 0, 1
 NO_KUBECTL: Final = "kubectl is not installed"
 
-app = cyclopts.App(
-    name="python -m deploy.kubernetes",
-    help="Render and check the manifests; print Secrets for the overlay local.",
-    help_formatter="plain",
-    help_format="plaintext",
-    version_flags=(),
-    print_error=False,
-    exit_on_error=False,
+app = make_app(
+    "deploy.kubernetes", "Render and check the manifests; print Secrets for the overlay local."
 )
 
 
 @app.command
-def render(*, check: Annotated[bool, cyclopts.Parameter(negative="")] = False) -> int:
+def render(*, check: Flag = False) -> int:
     """Write rendered/<overlay>.yaml for the release in pyproject.toml.
 
     Parameters
@@ -46,13 +38,13 @@ def render(*, check: Annotated[bool, cyclopts.Parameter(negative="")] = False) -
         return GOOD
     found = release.drift()
     if program is None:
-        _print(f"{NO_KUBECTL}: the renderings were not compared with their sources")
+        print(f"{NO_KUBECTL}: the renderings were not compared with their sources")
     else:
         for overlay in OVERLAYS:
             found += rendering.drift(program, overlay)
     if found:
-        _print_errors([*found, "the manifests are not up to date: run `make manifests`"])
-    return BAD if found else GOOD
+        found.append("the manifests are not up to date: run `make manifests`")
+    return _judged(found)
 
 
 @app.command
@@ -65,8 +57,12 @@ def validate(*, kubernetes: tuple[str, ...] = validation.VERSIONS) -> int:
         The versions to check against, such as 1.37.
     """
     objects = [each for overlay in OVERLAYS for each in manifests.objects(overlay)]
-    found = validation.problems([*objects, *secrets_of.local_secret_objects()], kubernetes)
-    _print_errors(found)
+    return _judged(validation.problems([*objects, *secrets_of.local_secret_objects()], kubernetes))
+
+
+def _judged(found: list[str]) -> int:
+    """The exit code, after what was found has been printed."""
+    sys.stderr.write("".join(f"{line}\n" for line in found))
     return BAD if found else GOOD
 
 
@@ -76,24 +72,9 @@ def secrets() -> int:
 
     Apply them once: PostgreSQL reads its passwords only when its volume is new.
     """
-    _print(secrets_of.as_yaml(secrets_of.local_secret_objects()).rstrip())
+    print(secrets_of.as_yaml(secrets_of.local_secret_objects()).rstrip())
     return GOOD
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-def _print_errors(lines: list[str]) -> None:
-    sys.stderr.write("".join(f"{line}\n" for line in lines))
-
-
-def main() -> None:
-    try:
-        sys.exit(app(sys.argv[1:]))
-    except (ManifestsError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
-        sys.exit(f"error: {str(error).strip()}")
-
-
 if __name__ == "__main__":
-    main()
+    run_app(app)

@@ -7,17 +7,14 @@ from typing import Any, Final
 
 import yaml
 
+from deploy.local.errors import RunnerError
+
 DIRECTORY: Final = Path(__file__).resolve().parent
 OVERLAYS: Final = ("local", "multi-replica-test", "production")
 
 
-class ManifestsError(Exception):
+class ManifestsError(RunnerError):
     """A manifest is wrong or missing. The text is shown to the person who changed it."""
-
-
-def source(overlay: str) -> Path:
-    """The directory for ``kubectl kustomize``."""
-    return DIRECTORY / "overlays" / overlay
 
 
 def rendered(overlay: str) -> Path:
@@ -32,8 +29,3 @@ def objects(overlay: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise ManifestsError(f"{overlay} is not rendered: run `make manifests`") from None
     return [each for each in yaml.safe_load_all(text) if each is not None]
-
-
-def title(each: dict[str, Any]) -> str:
-    """The name of an object in messages, as kubectl prints it."""
-    return f"{each['kind'].lower()}/{each['metadata']['name']}"

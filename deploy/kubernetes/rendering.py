@@ -11,11 +11,10 @@ import shutil
 import subprocess
 from typing import Final
 
-from deploy.kubernetes.manifests import ManifestsError, rendered, source
+from deploy.kubernetes import manifests
+from deploy.kubernetes.manifests import ManifestsError, rendered
 
 LIMIT_S: Final = 60.0
-LINES_MAX: Final = 40
-"""The printed lines of a difference."""
 
 
 def kubectl() -> str | None:
@@ -26,7 +25,7 @@ def kubectl() -> str | None:
 def render(program: str, overlay: str) -> str:
     """The rendered overlay. Raises ManifestsError with the error output of kubectl."""
     result = subprocess.run(
-        [program, "kustomize", str(source(overlay))],
+        [program, "kustomize", str(manifests.DIRECTORY / "overlays" / overlay)],
         capture_output=True,
         text=True,
         check=False,
@@ -47,7 +46,7 @@ def drift(program: str, overlay: str) -> list[str]:
     """The diff from the committed rendering to that of the sources; empty if they are equal."""
     file = rendered(overlay)
     committed = file.read_text(encoding="utf-8") if file.is_file() else ""
-    lines = list(
+    return list(
         difflib.unified_diff(
             committed.splitlines(),
             render(program, overlay).splitlines(),
@@ -57,4 +56,3 @@ def drift(program: str, overlay: str) -> list[str]:
             n=1,
         )
     )
-    return lines[:LINES_MAX] + ["…"] * (len(lines) > LINES_MAX)

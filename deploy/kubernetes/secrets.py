@@ -76,7 +76,7 @@ def local_secret_objects() -> list[Secret]:
 
 def as_yaml(objects: list[Secret]) -> str:
     """The objects as one YAML stream for ``kubectl apply -f -``."""
-    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, explicit_start=True)
+    return yaml.safe_dump_all(objects, sort_keys=False, explicit_start=True)
 
 
 def _urls(service: str, passwords: dict[str, str]) -> ServiceUrls:
@@ -114,15 +114,3 @@ def _secret(name: str, of: str, data: dict[str, str]) -> Secret:
         "type": "Opaque",
         "stringData": data,
     }
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as a block, and not in quotes."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text)

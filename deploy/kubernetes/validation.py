@@ -7,15 +7,13 @@ and a misspelt probe would be no probe.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import kubernetes_validate
 from kubernetes_validate.utils import all_versions, major_minor
 
-from deploy.kubernetes.manifests import ManifestsError, title
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+from deploy.kubernetes.manifests import ManifestsError
 
 VERSIONS: Final = ("1.31", "1.37")
 """The oldest version with every field in use, and the newest version with installed schemas."""
@@ -40,7 +38,7 @@ def problems(objects: Iterable[dict[str, Any]], versions: Sequence[str] = VERSIO
 
 
 def _problem(each: dict[str, Any], version: str) -> str:
-    where = f"{title(each)}, Kubernetes {version}"
+    where = f"{each['kind'].lower()}/{each['metadata']['name']}, Kubernetes {version}"
     try:
         kubernetes_validate.validate(each, version, strict=True)
     except kubernetes_validate.ValidationError as error:

@@ -10,7 +10,6 @@ from deploy.load.run import Size, existing_stack, own_stack, run_load_test, work
 from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, run_app
 from deploy.local.errors import RunnerError
 from deploy.local.plan import Plan, latency_range
-from deploy.local.stop_signals import EXIT_STOPPED, Stopped, raise_on_stop_signals
 
 app = make_app("deploy.load", "Load Tally with k6, and check gateway and books afterwards.")
 
@@ -60,28 +59,19 @@ def load_test(
         raise RunnerError(nginx.MISSING)
     latency_ms = latency_range(gateway_latency_ms)
     data_dir = data_dir.absolute() if data_dir else None
-    raise_on_stop_signals()
-    try:
-        with working_directory(data_dir) as directory, contextlib.ExitStack() as exits:
-            if against is None:
-                plan = Plan(
-                    data_dir=directory,
-                    replicas=replicas,
-                    base_port=base_port,
-                    gateway_latency_ms=latency_ms,
-                )
-                target = exits.enter_context(own_stack(plan, _print))
-            else:
-                target = existing_stack(against, data_dir)
-            run_load_test(target, size, directory / "load", _print, through_nginx=through_nginx)
-    except Stopped:
-        _print("stopped")
-        return EXIT_STOPPED
+    with working_directory(data_dir) as directory, contextlib.ExitStack() as exits:
+        if against is None:
+            plan = Plan(
+                data_dir=directory,
+                replicas=replicas,
+                base_port=base_port,
+                gateway_latency_ms=latency_ms,
+            )
+            target = exits.enter_context(own_stack(plan))
+        else:
+            target = existing_stack(against, data_dir)
+        run_load_test(target, size, directory / "load", through_nginx=through_nginx)
     return 0
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

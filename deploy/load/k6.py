@@ -6,18 +6,18 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from deploy.local.command_line import report
 from deploy.local.errors import RunnerError
 from deploy.local.processes import Child
 
 SCRIPTS: Final = Path(__file__).parent
 THRESHOLDS_CROSSED: Final = 99
 STOP_LIMIT_S: Final = 10.0
-WAIT_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +72,11 @@ def addresses(services: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {service.upper(): ",".join(places) for service, places in services.items()}
 
 
-def run_script(
-    name: str,
-    variables: Mapping[str, str],
-    directory: Path,
-    *,
-    meanwhile: Callable[[], None],
-    report: Callable[[str], None],
-) -> Outcome:
+def run_script(name: str, variables: Mapping[str, str], directory: Path) -> Outcome:
     """Run a script to its end, then print its output.
 
-    ``meanwhile`` is called several times a second. Call this in the main thread (see Child). Log
-    and summary are written to ``directory``. If anything is raised, k6 is stopped.
+    Call this in the main thread (see Child). Log and summary are written to ``directory``. If
+    anything is raised, k6 is stopped.
     """
     summary = directory / f"{name}.json"
     summary.unlink(missing_ok=True)
@@ -100,13 +93,9 @@ def run_script(
         cwd=directory,
     )
     try:
-        while (exit_code := child.wait(WAIT_S)) is None:
-            meanwhile()
+        exit_code = child.wait(None)
     finally:
         child.stop(grace_s=STOP_LIMIT_S)
         report(child.log_text().strip("\n"))
-    return Outcome(exit_code, _metrics(summary))
-
-
-def _metrics(summary: Path) -> dict[str, dict[str, Any]]:
-    return dict(json.loads(summary.read_text())["metrics"]) if summary.is_file() else {}
+    metrics = json.loads(summary.read_text())["metrics"] if summary.is_file() else {}
+    return Outcome(exit_code or 0, metrics)

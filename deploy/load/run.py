@@ -6,20 +6,18 @@ import contextlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.load import k6, nginx
 from deploy.load.server_checks import Finding, books_balance, charged_once, memory_within_limit
+from deploy.local.command_line import report
 from deploy.local.errors import RunnerError
 from deploy.local.plan import GATEWAY_RECORD, SERVICES, Plan, use_own_servers
-from deploy.local.processes import Child
 from deploy.local.secret_files import read_json
 from deploy.local.stack import Stack, describe_death
 from deploy.local.stop_signals import ignore_stop_signals
-
-Reporter = Callable[[str], None]
 
 
 class LoadFailed(RunnerError):  # noqa: N818 - a fact about the services
@@ -59,17 +57,12 @@ class Target:
     """None if it is elsewhere: gateway record and books cannot be checked."""
     names: Sequence[str] = ()
     """The payment replicas' names, if known: nginx must spread calls evenly over them."""
-    pids: Sequence[int] = ()
-    newly_dead: Callable[[], Sequence[Child]] = lambda: ()
-    dead: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Record the processes that have ended."""
-        self.dead += map(describe_death, self.newly_dead())
+    stack: Stack | None = None
+    """None if it was not started here: its processes are not watched."""
 
 
 @contextlib.contextmanager
-def own_stack(plan: Plan, report: Reporter) -> Iterator[Target]:
+def own_stack(plan: Plan) -> Iterator[Target]:
     """A stack on this machine, with its own servers, during the block."""
     use_own_servers()
     stack = Stack(plan, report)
@@ -79,8 +72,7 @@ def own_stack(plan: Plan, report: Reporter) -> Iterator[Target]:
             {service: plan.addresses(service) for service in SERVICES},
             plan.data_dir,
             [f"payment-{number}" for number in range(plan.replicas)],
-            [child.pid for child in stack.replicas.values()],
-            stack.newly_dead,
+            stack,
         )
     finally:
         ignore_stop_signals()
@@ -103,20 +95,16 @@ def working_directory(data_dir: Path | None) -> Iterator[Path]:
         yield data_dir
         return
     directory = Path(tempfile.mkdtemp(prefix="tally-load-"))
-    keep = False
-    try:
-        yield directory
-    except LoadFailed:
-        keep = True
-        raise
-    finally:
-        if not keep:
-            shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.ExitStack() as exits:
+        exits.callback(shutil.rmtree, directory, ignore_errors=True)
+        try:
+            yield directory
+        except LoadFailed:
+            exits.pop_all()
+            raise
 
 
-def run_load_test(
-    target: Target, size: Size, directory: Path, report: Reporter, *, through_nginx: bool
-) -> None:
+def run_load_test(target: Target, size: Size, directory: Path, *, through_nginx: bool) -> None:
     """Run the scripts against the target, run all checks, and print the result.
 
     Call it in the main thread (see Child). Logs are written to ``directory``. Raises LoadFailed if
@@ -146,13 +134,14 @@ def run_load_test(
         for script, wanted in (("confirm_once", size.rounds), ("flash_sale", size.users)):
             if wanted:
                 report(f"\nk6 {script}: {_describe(script, size)}")
-                outcome = k6.run_script(
-                    script, variables, directory, meanwhile=target.check, report=report
-                )
+                outcome = k6.run_script(script, variables, directory)
                 findings += _script_findings(script, outcome)
                 findings += _gateway_findings(target, script, run, wanted, outcome)
     findings += _stack_findings(target)
-    _print_result(findings, report)
+    report("\nResult")
+    for finding in findings:
+        mark = "skipped" if finding.skipped else "ok" if finding.holds else "FAILED"
+        report(f"  {mark:<7} {finding.what}: {finding.figure}")
     if not all(finding.holds for finding in findings):
         raise LoadFailed(f"the load test failed; logs are in {directory}")
 
@@ -200,20 +189,13 @@ def _gateway_findings(
 
 
 def _stack_findings(target: Target) -> Iterator[Finding]:
-    target.check()
-    if target.dead:
-        yield Finding("every process lives", "; ".join(target.dead), holds=False)
-    elif target.pids:
-        yield memory_within_limit(target.pids)
+    if target.stack is not None:
+        if dead := target.stack.newly_dead():
+            yield Finding("every process lives", "; ".join(map(describe_death, dead)), holds=False)
+        else:
+            yield memory_within_limit(child.pid for child in target.stack.replicas.values())
     if target.data_dir is not None:
         yield books_balance(target.data_dir)
     else:
         figure = "not checked, since no --data-dir was given"
         yield Finding("the gateway's record and the audit", figure, holds=True, skipped=True)
-
-
-def _print_result(findings: Sequence[Finding], report: Reporter) -> None:
-    report("\nResult")
-    for finding in findings:
-        mark = "skipped" if finding.skipped else "ok" if finding.holds else "FAILED"
-        report(f"  {mark:<7} {finding.what}: {finding.figure}")

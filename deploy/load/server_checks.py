@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deploy.local.plan import PROJECT, plain_environment
+from deploy.local.state import run_audit
 
-AUDIT_LIMIT_S: Final = 120.0
 MEMORY_MIB_MAX: Final = 512
 """The memory of a replica in the report that this test is compared with (R18)."""
 LISTED_MAX: Final = 5
@@ -69,17 +66,8 @@ def charged_once(record: Path, prefix: str, keys: int, *, refunds_allowed: bool 
 
 def books_balance(data_dir: Path) -> Finding:
     """Whether the audit finds that every invariant holds; if not, the figure is its report."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy.audit", "--data-dir", data_dir],
-        cwd=PROJECT,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=AUDIT_LIMIT_S,
-        check=False,
-    )
-    lines = (done.stdout + done.stderr).rstrip().splitlines()
-    holds = done.returncode == 0
+    code, lines = run_audit(data_dir)
+    holds = code == 0
     figure = f"{len(lines) - 1} invariants hold" if holds else "\n" + "\n".join(lines)
     return Finding("the audit: the books balance", figure, holds=holds)
 

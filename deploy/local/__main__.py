@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, run_app
+from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, report, run_app
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
 from deploy.local.stack import Stack, describe_death
-from deploy.local.stop_signals import Stopped, ignore_stop_signals, raise_on_stop_signals
+from deploy.local.stop_signals import Stopped, ignore_stop_signals
 from deploy.local.tour import grpcurl_lines
 
 WATCH_INTERVAL_S: Final = 0.2
@@ -51,33 +51,28 @@ def up(
         redis=not without_redis,
         ready_file=ready_file.absolute() if ready_file else None,
     )
-    raise_on_stop_signals()
-    stack = Stack(plan, _print)
+    stack = Stack(plan, report)
     try:
         stack.start()
         _introduce(stack)
         while True:
             for child in stack.newly_dead():
-                _print(describe_death(child))
+                report(describe_death(child))
             time.sleep(WATCH_INTERVAL_S)
     except Stopped:
-        _print("stopping")
+        report("stopping")
     finally:
         ignore_stop_signals()
         stack.stop()
-    _print("stopped")
+    report("stopped")
     return 0
 
 
 def _introduce(stack: Stack) -> None:
     addresses = {service: stack.plan.addresses(service) for service in stack.plan.services}
-    _print(f"ready. Logs are in {stack.plan.data_dir / 'logs'}. To try it:")
-    _print("\n".join(["", *grpcurl_lines(addresses), ""]))
-    _print("Ctrl-C stops everything.")
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
+    report(f"ready. Logs are in {stack.plan.data_dir / 'logs'}. To try it:")
+    report("\n".join(["", *grpcurl_lines(addresses), ""]))
+    report("Ctrl-C stops everything.")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import cyclopts
 
 from deploy.local.errors import RunnerError
-from deploy.local.stop_signals import ignore_stop_signals
+from deploy.local.stop_signals import (
+    EXIT_STOPPED,
+    Stopped,
+    ignore_stop_signals,
+    raise_on_stop_signals,
+)
 
 BasePort = Annotated[
     int,
@@ -28,6 +33,11 @@ GatewayLatency = Annotated[
 Flag = Annotated[bool, cyclopts.Parameter(negative="")]
 
 
+def report(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
 def make_app(module: str, help_text: str) -> cyclopts.App:
     """The command line of ``python -m module``."""
     return cyclopts.App(
@@ -41,12 +51,15 @@ def make_app(module: str, help_text: str) -> cyclopts.App:
     )
 
 
-def run_app(app: cyclopts.App, *, failure_code: int = 1) -> NoReturn:
+def run_app(app: cyclopts.App, *, failure_code: int = 1) -> None:
     """Run the command and exit with what it returns, or with ``failure_code`` after an error."""
+    raise_on_stop_signals()
     try:
-        code: Any = app(sys.argv[1:])
+        app()
+    except Stopped:
+        report("stopped")
+        sys.exit(EXIT_STOPPED)
     except (RunnerError, cyclopts.CycloptsError, OSError, subprocess.SubprocessError) as error:
         ignore_stop_signals()
         sys.stderr.write(f"error: {str(error).strip()}\n")
-        code = failure_code
-    sys.exit(code)
+        sys.exit(failure_code)

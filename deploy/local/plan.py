@@ -75,48 +75,38 @@ def latency_range(text: str) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExternalServers:
-    """Servers that the environment names, which the runner therefore does not start."""
-
-    databases: Mapping[str, ServiceUrls]
-    redis_url: str | None
-    gateway_url: str | None
-    gateway_secret_key: str
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str], wanted: tuple[str, ...]) -> ExternalServers:
-        databases = {}
-        for service in wanted:
-            prefix = f"TALLY_{service.upper()}_"
-            urls = ServiceUrls(
-                owner=environment.get(f"{prefix}OWNER_DATABASE_URL", ""),
-                runtime=environment.get(f"{prefix}DATABASE_URL", ""),
-                audit=environment.get(f"{prefix}AUDIT_DATABASE_URL", ""),
-            )
-            if not urls.runtime:
-                continue
-            if not urls.owner:
-                raise RunnerError(
-                    f"{prefix}DATABASE_URL is set and {prefix}OWNER_DATABASE_URL is not: "
-                    "the owner is needed to migrate"
-                )
-            databases[service] = urls
-        return cls(
-            databases,
-            environment.get("TALLY_REDIS_URL") or None,
-            environment.get("TALLY_PAYMENT_GATEWAY_URL") or None,
-            environment.get("TALLY_PAYMENT_GATEWAY_SECRET_KEY", ""),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class Backends:
-    """The servers that the services of a stack use. An empty ``redis_url`` means none."""
+    """The servers that the services of a stack use. An empty address means none."""
 
     databases: Mapping[str, ServiceUrls]
     redis_url: str
     gateway_url: str
     gateway_secret_key: str
+
+
+def named_backends(environment: Mapping[str, str], plan: Plan) -> Backends:
+    """The servers that the environment names, which the runner therefore does not start."""
+    databases = {}
+    for service in plan.services:
+        prefix = f"TALLY_{service.upper()}_"
+        urls = ServiceUrls(
+            owner=environment.get(f"{prefix}OWNER_DATABASE_URL", ""),
+            runtime=environment.get(f"{prefix}DATABASE_URL", ""),
+            audit=environment.get(f"{prefix}AUDIT_DATABASE_URL", ""),
+        )
+        if urls.runtime and not urls.owner:
+            raise RunnerError(
+                f"{prefix}DATABASE_URL is set and {prefix}OWNER_DATABASE_URL is not: "
+                "the owner is needed to migrate"
+            )
+        if urls.runtime:
+            databases[service] = urls
+    return Backends(
+        databases,
+        environment.get("TALLY_REDIS_URL", "") if plan.redis else "",
+        environment.get("TALLY_PAYMENT_GATEWAY_URL", ""),
+        environment.get("TALLY_PAYMENT_GATEWAY_SECRET_KEY", ""),
+    )
 
 
 def plain_environment() -> dict[str, str]:

@@ -22,10 +22,8 @@ from deploy.local.postgres_roles import (
     role_sql,
     url,
 )
-from deploy.local.processes import HOST, POLL_S, Child, LocalServer, plain_path
+from deploy.local.processes import HOST, Child, LocalServer, plain_path
 
-START_LIMIT_S: Final = 60.0
-STOP_LIMIT_S: Final = 30.0
 SQL_LIMIT_S: Final = 60.0
 RETRY_S: Final = 0.2
 SETTINGS: Final = {
@@ -45,6 +43,13 @@ NOT_DURABLE: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_wr
 class PostgresServer(LocalServer):
     """One server. fsync and synchronous_commit are on unless ``durable`` is False."""
 
+    start_limit_s = 60.0
+    stop_limit_s = 30.0
+    # PostgreSQL's fast shutdown; SIGTERM would wait for clients to disconnect.
+    stop_signal = signal.SIGINT
+    # Immediate shutdown: no backend survives, and the next start recovers from the WAL.
+    kill_signal = signal.SIGQUIT
+
     def __init__(
         self, data_dir: Path, port: int = 0, log_file: Path | None = None, *, durable: bool = True
     ) -> None:
@@ -62,14 +67,7 @@ class PostgresServer(LocalServer):
         """Create the data directory if there is none, and return once logins are accepted."""
         self.files.prepare(durable=self._durable)
         self.files.stop_survivor()
-        self._start_on_port()
-
-    def stop(self) -> None:
-        """Shut down: sessions are ended and the data is written to disk."""
-        if self.child is not None:
-            # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for clients to disconnect.
-            self.child.stop(signal.SIGINT, grace_s=STOP_LIMIT_S)
-            self.child = None
+        super().start()
 
     def provision(self, service: str) -> ServiceUrls:
         """Create the service's database and its three roles, or correct them. Idempotent."""
@@ -121,33 +119,26 @@ class PostgresServer(LocalServer):
             raise RunnerError(f"PostgreSQL refused: {result.stderr.strip()}")
         return result.stdout
 
-    def _launch(self) -> str | None:
-        deadline = time.monotonic() + START_LIMIT_S
-        failure = self._launch_once(deadline)
+    def _launch(self) -> Child:
+        deadline = time.monotonic() + self.start_limit_s
+        child = super()._launch()
         # The backends of a killed server end by themselves within moments.
-        while failure and "is still in use" in failure and time.monotonic() < deadline:
+        while "is still in use" in child.log_text() and time.monotonic() < deadline:
             time.sleep(RETRY_S)
-            failure = self._launch_once(deadline)
-        return failure
+            child = super()._launch()
+        return child
 
-    def _launch_once(self, deadline: float) -> str | None:
+    def _spawn(self) -> Child:
         settings = SETTINGS | {"port": str(self.port)} | ({} if self._durable else NOT_DURABLE)
         options = [f"--{name}={value}" for name, value in settings.items()]
-        self.child = Child(
+        return Child(
             "postgres",
             [binaries() / "postgres", "-D", self.files.pgdata, *options],
             log_file=self.log_file,
             env=plain_path(),
             user=self.files.user,
-            # Immediate shutdown: no backend survives, and the next start recovers from the WAL.
-            death_signal=signal.SIGQUIT,
+            death_signal=self.kill_signal,
         )
-        while self.child.exit_code() is None:
-            if self.files.status(self.child.pid) == "ready":
-                return None
-            if time.monotonic() > deadline:
-                break
-            time.sleep(POLL_S)
-        tail = self.child.log_tail()
-        self.child.stop(signal.SIGQUIT)
-        return tail
+
+    def _is_ready(self, child: Child) -> bool:
+        return self.files.status(child.pid) == "ready"

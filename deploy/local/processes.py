@@ -1,20 +1,15 @@
-"""Child processes that die with this process, stop in order, and can be found by the next run.
-
-Three things end a child: `Child.stop`, the death of this process (see launcher.py), and, if both
-failed, the next run on the same data directory, which reads the registry (see data_dir.py).
-"""
+"""Child processes that stop in order, and die with this process however it ends."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
 import dataclasses
-import errno
+import importlib.util
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +18,6 @@ from typing import BinaryIO, Final, Self
 
 from deploy.local.errors import RunnerError
 
-LAUNCHER: Final = Path(__file__).with_name("launcher.py")
 HOST: Final = "127.0.0.1"
 POLL_S: Final = 0.02
 KILL_WAIT_S: Final = 10.0
@@ -74,9 +68,35 @@ def current_user() -> User:
     return User(os.geteuid(), os.getegid())
 
 
+def _launch(user: User, death_signal: signal.Signals) -> list[str]:
+    """The program that replaces itself by a child, which then dies with this process.
+
+    If this is root and the user is not, the child keeps CAP_DAC_OVERRIDE and nothing else of root's
+    rights: PostgreSQL refuses to run as root, while the project may lie in a directory that only
+    root may enter. The secure bit is needed as well: without it, access(2) ignores the capability,
+    and initdb finds its own programs through access(2).
+    """
+    setpriv = ["setpriv", f"--pdeathsig={death_signal.name.removeprefix('SIG')}"]
+    if user != current_user():
+        setpriv += [f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups"]
+        setpriv += ["--securebits=+no_setuid_fixup"]
+        setpriv += [f"--{kept}-caps=-all,+dac_override" for kept in ("inh", "ambient")]
+    # This process may have died before the death signal was set.
+    script = f'test $PPID = {os.getpid()} && exec "$@"'
+    return [*setpriv, "--", "/bin/sh", "-c", script, "child"]
+
+
 def plain_path() -> dict[str, str]:
     """An environment with nothing but PATH and the C locale."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+
+
+def package_directory(name: str) -> Path:
+    """Where the files of an installed package are. Raises RunnerError if there is none."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise RunnerError(f"the package {name} is not installed: run `make clean setup`")
+    return Path(found.origin).parent
 
 
 class Child:
@@ -98,12 +118,10 @@ class Child:
     ) -> None:
         self.name = name
         self.log_file = log_file
-        user = user or current_user()
-        launch = [sys.executable, "-I", "-S", LAUNCHER, os.getpid(), int(death_signal)]
         with _open_log(log_file) as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [str(part) for part in [*launch, user.uid, user.gid, *command]],
+                [*_launch(user or current_user(), death_signal), *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -121,19 +139,18 @@ class Child:
         """None while it runs; if negative, the signal that ended it."""
         return self._process.poll()
 
-    def wait(self, timeout_s: float) -> int | None:
+    def wait(self, timeout_s: float | None) -> int | None:
         """The exit code, or None if it still runs after that time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout_s)
         return None
 
     def send(self, number: signal.Signals) -> None:
+        """Send the signal, unless it has ended."""
         self._process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, grace_s: float = 10.0) -> None:
         """Send the signal, and SIGKILL if it still runs after ``grace_s``."""
-        if self.exit_code() is not None:
-            return
         self.send(number)
         if self.wait(grace_s) is None:
             self._process.kill()
@@ -149,12 +166,15 @@ class Child:
     def log_tail(self, lines: int = 15) -> str:
         return "\n".join(self.log_text().rstrip().splitlines()[-lines:])
 
+    def failure(self, what: str) -> RunnerError:
+        """The error for a child that did not do its work, with the end of its log."""
+        return RunnerError(f"{self.name} {what}; {self.log_file} ends:\n{self.log_tail()}")
+
 
 def stop_all(children: Sequence[Child], *, grace_s: float) -> None:
     """Stop all at the same time; kill those that still run after ``grace_s``."""
     for child in children:
-        if child.exit_code() is None:
-            child.send(signal.SIGTERM)
+        child.send(signal.SIGTERM)
     deadline = time.monotonic() + grace_s
     for child in children:
         if child.wait(max(0.0, deadline - time.monotonic())) is None:
@@ -175,60 +195,77 @@ def _open_log(path: Path) -> BinaryIO:
 
 def free_port() -> int:
     """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
+    with socket.create_server((HOST, 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 def require_free_port(port: int, purpose: str) -> None:
     """Raise RunnerError if another program holds the port for longer than a moment."""
     deadline = time.monotonic() + PORT_WAIT_S
-    while not _is_free(port, purpose):
-        if time.monotonic() > deadline:
-            raise RunnerError(f"port {port} on {HOST}, wanted for {purpose}, is taken")
-        # It may be the local port of a short connection: those are in the same range.
-        time.sleep(POLL_S)
-
-
-def _is_free(port: int, purpose: str) -> bool:
-    with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT from an earlier run is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    while True:
         try:
-            probe.bind((HOST, port))
+            socket.create_server((HOST, port)).close()
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise RunnerError(f"port {port}, for {purpose}: {error.strerror}") from error
-    return True
+            # It may be the local port of a short connection: those are in the same range.
+            if time.monotonic() > deadline:
+                taken = f"port {port} on {HOST}, wanted for {purpose}, is taken"
+                raise RunnerError(taken) from error
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 class LocalServer(Startable):
     """A server on 127.0.0.1. Port 0 means a free port, known after ``start``."""
 
+    start_limit_s = 30.0
+    stop_limit_s = 5.0
+    stop_signal = signal.SIGTERM
+    kill_signal = signal.SIGKILL
+
     def __init__(self, name: str, port: int, log_file: Path) -> None:
         self.port = port
         self.log_file = log_file
         self.child: Child | None = None
-        self._name = name
+        self.name = name
 
     @abc.abstractmethod
-    def _launch(self) -> str | None:
-        """Start it on ``port``. None when it is ready, else the end of its log."""
+    def _spawn(self) -> Child:
+        """Start the program on ``port``."""
 
-    def _start_on_port(self) -> None:
+    @abc.abstractmethod
+    def _is_ready(self, child: Child) -> bool:
+        """Whether this child, and no other program on its port, answers."""
+
+    def start(self) -> None:
         """Launch it on its port, or on one free port after another if it has none.
 
         Another process may take a free port before the server listens on it.
         """
         any_port = self.port == 0
         if not any_port:
-            require_free_port(self.port, self._name)
+            require_free_port(self.port, self.name)
         for _ in range(FREE_PORT_ATTEMPTS):
             self.port = free_port() if any_port else self.port
-            failure = self._launch()
-            if failure is None:
+            child = self._launch()
+            if child.exit_code() is None:
                 return
-            if not any_port or PORT_IN_USE not in failure:
+            if not any_port or PORT_IN_USE not in child.log_text():
                 break
-        raise RunnerError(f"{self._name} did not start; {self.log_file} ends:\n{failure}")
+        raise child.failure("did not start")
+
+    def stop(self) -> None:
+        if self.child is not None:
+            self.child.stop(self.stop_signal, grace_s=self.stop_limit_s)
+            self.child = None
+
+    def _launch(self) -> Child:
+        """Start it on ``port``; it runs if it is ready, and has been stopped if it is not."""
+        self.child = child = self._spawn()
+        deadline = time.monotonic() + self.start_limit_s
+        while not self._is_ready(child):
+            if child.exit_code() is not None or time.monotonic() > deadline:
+                child.stop(self.kill_signal)
+                break
+            time.sleep(POLL_S)
+        return child

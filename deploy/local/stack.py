@@ -6,34 +6,35 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
-from deploy.local.data_dir import Registry, locked, stop_survivors
-from deploy.local.errors import RunnerError
+import grpc
+
+from common.rpc.probe import status_of
+from deploy.local.data_dir import locked
+from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.plan import (
     GATEWAY_RECORD,
     PROJECT,
-    Backends,
-    ExternalServers,
     Plan,
     migration_environment,
-    plain_environment,
+    named_backends,
     replica_environment,
 )
 from deploy.local.postgres import PostgresServer
-from deploy.local.postgres_roles import ServiceUrls
-from deploy.local.processes import HOST, Child, Startable, require_free_port, stop_all
-from deploy.local.readiness import failed_start, wait_for_port, wait_until_serving
+from deploy.local.processes import HOST, POLL_S, Child, Startable, require_free_port, stop_all
 from deploy.local.secret_files import kept_password, write_json
 from deploy.local.state import write_state
 from deploy.local.valkey import ValkeyServer
 
 MIGRATION_LIMIT_S: Final = 120.0
 READY_LIMIT_S: Final = 60.0
+CALL_LIMIT_S: Final = 1.0
 SERVICE_STOP_LIMIT_S: Final = 15.0
 """Longer than a service's own grace period for its running calls (10 s)."""
-GATEWAY_STOP_LIMIT_S: Final = 5.0
 
 
 class Stack(Startable):
@@ -44,33 +45,39 @@ class Stack(Startable):
         self.replicas: dict[str, Child] = {}
         """By address."""
         self._report = report
-        self._external = ExternalServers.of(os.environ, plan.services)
         self._exits = contextlib.ExitStack()
         self._logs = plan.data_dir / "logs"
-        self._registry = Registry(plan.data_dir)
         self._postgres = PostgresServer(
             plan.data_dir / "postgres", plan.port("postgres"), self._logs / "postgres.log"
         )
         self._valkey = ValkeyServer(
             plan.data_dir / "valkey", plan.port("valkey"), self._logs / "valkey.log"
         )
-        self._gateway: Child | None = None
+        self._gateway = GatewaySimulator(
+            plan.data_dir / GATEWAY_RECORD,
+            plan.port("gateway"),
+            self._logs / "gateway.log",
+            latency_ms=plan.gateway_latency_ms,
+        )
         self._reported_dead: set[int] = set()
-        self.backends = Backends({}, "", "", "")
+        self.backends = named = named_backends(os.environ, plan)
+        """Those that the environment names; after ``start`` all."""
+        needed = {
+            self._postgres: len(named.databases) < len(plan.services),
+            self._valkey: plan.redis and not named.redis_url,
+            self._gateway: "payment" in plan.services and not named.gateway_url,
+        }
+        self._servers = [server for server, is_needed in needed.items() if is_needed]
 
     def start(self) -> None:
         """Return when every replica is ready."""
         self._exits.enter_context(locked(self.plan.data_dir))
-        self._prepare_ready_file()
-        stopped = stop_survivors(self.plan.data_dir)
-        if stopped:
-            self._report(f"stopped {stopped} processes that an earlier run had left behind")
-        self._exits.callback(self._registry.clear)
+        if self.plan.ready_file is not None:
+            # The file of a killed run would name servers that no longer exist.
+            self.plan.ready_file.unlink(missing_ok=True)
+        self._postgres.files.stop_survivor()
         self.require_free_ports()
-        databases = self._start_postgres()
-        redis_url = self._start_valkey()
-        gateway_url, secret_key = self._start_gateway()
-        self.backends = Backends(databases, redis_url, gateway_url, secret_key)
+        self._start_servers()
         self._migrate()
         self._start_replicas()
         if self.plan.ready_file is not None:
@@ -97,7 +104,7 @@ class Stack(Startable):
     @property
     def children(self) -> list[Child]:
         """Every process that was started and not stopped: servers first, then replicas."""
-        servers = [self._postgres.child, self._valkey.child, self._gateway]
+        servers = [server.child for server in self._servers]
         return [child for child in [*servers, *self.replicas.values()] if child is not None]
 
     def newly_dead(self) -> list[Child]:
@@ -115,79 +122,36 @@ class Stack(Startable):
         for replica in range(self.plan.replicas):
             for service in self.plan.services:
                 require_free_port(self.plan.port(service, replica), f"{service}-{replica}")
-        if self._needs_postgres():
-            require_free_port(self.plan.port("postgres"), "PostgreSQL")
-        if self._needs_valkey():
-            require_free_port(self.plan.port("valkey"), "Valkey")
-        if self._needs_gateway():
-            require_free_port(self.plan.port("gateway"), "the gateway simulator")
-
-    def _needs_postgres(self) -> bool:
-        return not self.plan.services or len(self._external.databases) < len(self.plan.services)
-
-    def _needs_valkey(self) -> bool:
-        return self.plan.redis and self._external.redis_url is None
-
-    def _needs_gateway(self) -> bool:
-        return "payment" in self.plan.services and self._external.gateway_url is None
+        for server in self._servers:
+            require_free_port(server.port, server.name)
 
     def _postgres_url(self) -> str:
-        if self._postgres.child is not None:
+        if self._postgres in self._servers:
             return self._postgres.admin_url
         return next((urls.runtime for urls in self.backends.databases.values()), "")
 
-    def _prepare_ready_file(self) -> None:
-        file = self.plan.ready_file
-        if file is None:
-            return
-        if file.is_dir() or not file.parent.is_dir():
-            raise RunnerError(f"ready file {file}: not a file in a directory that exists")
-        # The file of a killed run would name servers that no longer exist.
-        file.unlink(missing_ok=True)
-
-    def _start_postgres(self) -> dict[str, ServiceUrls]:
-        databases = dict(self._external.databases)
-        if self._needs_postgres():
-            self._exits.callback(self._postgres.stop)
-            self._postgres.start()
-            self._report(f"PostgreSQL  {HOST}:{self._postgres.port}")
-        for service in self.plan.services:
-            if service not in databases:
-                databases[service] = self._postgres.provision(service)
-        write_state(self.plan.data_dir, databases, self._external.databases)
-        return databases
-
-    def _start_valkey(self) -> str:
-        if not self._needs_valkey():
-            return (self._external.redis_url or "") if self.plan.redis else ""
-        self._exits.callback(self._valkey.stop)
-        self._valkey.start()
-        assert self._valkey.child is not None
-        self._registry.add(self._valkey.child)
-        self._report(f"Valkey      {HOST}:{self._valkey.port}")
-        return self._valkey.url
-
-    def _start_gateway(self) -> tuple[str, str]:
-        """Its URL and secret key."""
-        if not self._needs_gateway():
-            return self._external.gateway_url or "", self._external.gateway_secret_key
-        key_file = self.plan.data_dir / "gateway.key"
-        secret_key = kept_password(key_file)
-        port = self.plan.port("gateway")
-        self._gateway = self._spawn(
-            "gateway",
-            [
-                *("deploy.local.gateway", "--host", HOST, "--port", str(port)),
-                *("--data-file", str(self.plan.data_dir / GATEWAY_RECORD)),
-                *("--latency-ms", "{}-{}".format(*self.plan.gateway_latency_ms)),
-                *("--secret-key-file", str(key_file)),
-            ],
-            plain_environment(),
-        )
-        self._exits.callback(self._gateway.stop, grace_s=GATEWAY_STOP_LIMIT_S)
-        wait_for_port(self._gateway, port, limit_s=READY_LIMIT_S)
-        self._report(f"gateway     http://{HOST}:{port}")
-        return f"http://{HOST}:{port}", secret_key
+    def _start_servers(self) -> None:
+        """Start those that the environment does not name, and describe all in ``backends``."""
+        plan, named = self.plan, self.backends
+        self._gateway.secret_key = kept_password(plan.data_dir / "gateway.key")
+        for server in self._servers:
+            self._exits.enter_context(server)
+            self._report(f"{server.name:<11} {HOST}:{server.port}")
+        own = {
+            service: self._postgres.provision(service)
+            for service in plan.services
+            if service not in named.databases
+        }
+        self.backends = replace(named, databases={**named.databases, **own})
+        if self._valkey in self._servers:
+            self.backends = replace(self.backends, redis_url=self._valkey.url)
+        if self._gateway in self._servers:
+            self.backends = replace(
+                self.backends,
+                gateway_url=self._gateway.url,
+                gateway_secret_key=self._gateway.secret_key,
+            )
+        write_state(plan.data_dir, self.backends.databases, named.databases)
 
     def _migrate(self) -> None:
         """Migrate all databases at the same time."""
@@ -204,9 +168,8 @@ class Stack(Startable):
             code = child.wait(MIGRATION_LIMIT_S)
             if code != 0:
                 how = "did not end in time" if code is None else f"failed with {code}"
-                raise failed_start(child, how)
-        if children:
-            self._report(f"migrated    {', '.join(self.plan.services)}")
+                raise child.failure(how)
+        self._report(f"migrated    {', '.join(self.plan.services)}")
 
     def _start_replicas(self) -> None:
         # Replicas stop in reverse order: the order service may still call the others.
@@ -221,22 +184,31 @@ class Stack(Startable):
                 self.replicas[address] = child
                 replicas.append(child)
             self._exits.callback(stop_all, replicas, grace_s=SERVICE_STOP_LIMIT_S)
-        wait_until_serving(
-            self.replicas,
-            limit_s=READY_LIMIT_S,
-            on_ready=lambda address, child: self._report(f"{child.name:<11} {address}"),
-        )
+        self._await_replicas()
+
+    def _await_replicas(self) -> None:
+        deadline = time.monotonic() + READY_LIMIT_S
+        waiting = dict(self.replicas)
+        while waiting:
+            for address, child in list(waiting.items()):
+                if child.exit_code() is not None:
+                    raise child.failure(f"ended at start with {child.exit_code()}")
+                if time.monotonic() > deadline:
+                    raise child.failure(f"is not ready after {READY_LIMIT_S:.0f} s")
+                with contextlib.suppress(grpc.RpcError):
+                    if status_of(address, limit_s=CALL_LIMIT_S) == "SERVING":
+                        del waiting[address]
+                        self._report(f"{child.name:<11} {address}")
+            time.sleep(POLL_S)
 
     def _spawn(self, name: str, module: list[str], env: dict[str, str]) -> Child:
-        child = Child(
+        return Child(
             name,
             [sys.executable, "-m", *module],
             log_file=self._logs / f"{name}.log",
             env=env,
             cwd=PROJECT,
         )
-        self._registry.add(child)
-        return child
 
 
 def describe_death(child: Child) -> str:

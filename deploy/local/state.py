@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from deploy.local.data_dir import DirectoryInUse, locked
 from deploy.local.errors import RunnerError
+from deploy.local.plan import PROJECT, plain_environment
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.secret_files import read_json, write_json
 
+AUDIT_LIMIT_S: Final = 120.0
 STATE_FILE: Final = "state.json"
 
 
@@ -27,6 +31,21 @@ def write_state(
             "outside": sorted(external),
         },
     )
+
+
+def run_audit(data_dir: Path) -> tuple[int, list[str]]:
+    """Audit a stack as `make audit` does: the exit code, and the lines of the report."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.audit", "--data-dir", data_dir],
+        cwd=PROJECT,
+        env=plain_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=AUDIT_LIMIT_S,
+        check=False,
+    )
+    return done.returncode, done.stdout.rstrip().splitlines()
 
 
 @contextlib.contextmanager

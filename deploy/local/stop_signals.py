@@ -31,7 +31,7 @@ def ignore_stop_signals() -> None:
     just before it is set.
     """
     for number in STOP_SIGNALS:
-        signal.signal(number, _do_nothing)
+        signal.signal(number, lambda *_: None)
 
 
 def run_stoppable(work: Coroutine[Any, Any, T]) -> T:
@@ -46,34 +46,25 @@ def run_stoppable(work: Coroutine[Any, Any, T]) -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
-        def stop() -> None:
+        def stop(_number: int, _frame: FrameType | None) -> None:
             nonlocal stopped
-            if not stopped:
-                stopped = True
-                task.cancel()
+            stopped = True
+            ignore_stop_signals()
+            loop.call_soon_threadsafe(task.cancel)
 
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, stop)
-        try:
-            return await work
-        finally:
-            for number in STOP_SIGNALS:
-                loop.remove_signal_handler(number)
-            if stopped:
-                ignore_stop_signals()
-            else:
-                raise_on_stop_signals()
+            signal.signal(number, stop)
+        return await work
 
     try:
         return asyncio.run(body())
     except asyncio.CancelledError:
         raise Stopped from None
+    finally:
+        if not stopped:
+            raise_on_stop_signals()
 
 
 def _raise_stopped(_number: int, _frame: FrameType | None) -> None:
     ignore_stop_signals()
     raise Stopped
-
-
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    pass

@@ -14,30 +14,26 @@ def _won(amount: int) -> dict[str, str]:
     return {"currency_code": "KRW", "amount_minor": str(amount)}
 
 
-# (service, what it shows, method, request); words in capitals stand for ids in earlier answers.
-CALLS: Final[Sequence[tuple[str, str, str, Mapping[str, Any]]]] = (
+# What it shows, method, request. Words in capitals stand for ids in earlier answers.
+CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
     (
-        "balance",
         "charge a balance",
-        "BalanceService/ChargeBalance",
+        "tally.balance.v1.BalanceService/ChargeBalance",
         {"user_id": "ada", "amount": _won(1000), "request_id": "charge-1"},
     ),
     (
-        "balance",
         "deduct from it (repeat it: the first answer is returned, and no more is deducted)",
-        "BalanceService/DeductBalance",
+        "tally.balance.v1.BalanceService/DeductBalance",
         {"user_id": "ada", "amount": _won(300), "request_id": "deduct-1"},
     ),
     (
-        "balance",
         "see what is left",
-        "BalanceService/GetBalance",
+        "tally.balance.v1.BalanceService/GetBalance",
         {"user_id": "ada", "currency_code": "KRW"},
     ),
     (
-        "coupon",
         "open a campaign of 3 coupons of 200 won",
-        "CouponService/CreateCampaign",
+        "tally.coupon.v1.CouponService/CreateCampaign",
         {
             "name": "Opening",
             "fixed_discount": _won(200),
@@ -49,21 +45,18 @@ CALLS: Final[Sequence[tuple[str, str, str, Mapping[str, Any]]]] = (
         },
     ),
     (
-        "coupon",
         "take a coupon",
-        "CouponService/IssueCoupon",
+        "tally.coupon.v1.CouponService/IssueCoupon",
         {"campaign_id": "CAMPAIGN_ID", "user_id": "ada", "request_id": "issue-1"},
     ),
     (
-        "order",
         "put a product on sale",
-        "ProductService/CreateProduct",
+        "tally.order.v1.ProductService/CreateProduct",
         {"name": "Mug", "price": _won(700), "stock": "10", "request_id": "product-1"},
     ),
     (
-        "order",
         "order one",
-        "OrderService/CreateOrder",
+        "tally.order.v1.OrderService/CreateOrder",
         {
             "user_id": "ada",
             "items": [{"product_id": "PRODUCT_ID", "quantity": "1"}],
@@ -71,9 +64,8 @@ CALLS: Final[Sequence[tuple[str, str, str, Mapping[str, Any]]]] = (
         },
     ),
     (
-        "order",
         "pay 500 by balance and the rest through the gateway",
-        "OrderService/PayOrder",
+        "tally.order.v1.OrderService/PayOrder",
         {
             "order_id": "ORDER_ID",
             "user_id": "ada",
@@ -83,9 +75,8 @@ CALLS: Final[Sequence[tuple[str, str, str, Mapping[str, Any]]]] = (
         },
     ),
     (
-        "order",
         "cancel it: balance, payment and stock are restored",
-        "OrderService/CancelOrder",
+        "tally.order.v1.OrderService/CancelOrder",
         {
             "order_id": "ORDER_ID",
             "user_id": "ada",
@@ -99,11 +90,12 @@ CALLS: Final[Sequence[tuple[str, str, str, Mapping[str, Any]]]] = (
 def grpcurl_lines(services: Mapping[str, Sequence[str]]) -> list[str]:
     """The calls of the services at these addresses, each after a comment that describes it."""
     lines = []
-    for service, purpose, method, request in CALLS:
+    for purpose, method, request in CALLS:
+        service = method.split(".")[1]
         if service in services:
             lines.append(f"# {purpose}")
             lines.append(
                 f"{PROJECT}/.venv/bin/grpcurl -plaintext -d '{json.dumps(request)}' "
-                f"{services[service][0]} tally.{service}.v1.{method}"
+                f"{services[service][0]} {method}"
             )
     return lines

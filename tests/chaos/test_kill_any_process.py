@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from deploy.local.plan import PROJECT
-from deploy.local.secret_files import read_json
 from tests.integration.local.test_demo import command_of
 from tests.integration.local.test_runner import (
+    descendants_of,
     environment_without_tally,
     free_base_port,
     wait_for,
@@ -69,8 +69,7 @@ def victim_of(target: str, demo: subprocess.Popen[bytes], data_dir: Path) -> int
         return demo.pid
     if target == "postgres":
         return int((data_dir / "postgres" / "pgdata" / "postmaster.pid").read_text().split()[0])
-    recorded = read_json(data_dir / "processes.json") or {}
-    return max(int(pid) for pid in recorded if target in command_of(int(pid)))
+    return max(pid for pid in descendants_of(demo.pid) if target in command_of(pid))
 
 
 @pytest.mark.timeout(400)

@@ -16,7 +16,6 @@ from deploy.local.demo.run import run
 from deploy.local.demo.scenario import USERS_MAX, USERS_MIN
 from deploy.local.errors import RunnerError
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
-from deploy.local.stop_signals import EXIT_STOPPED, Stopped, raise_on_stop_signals
 
 REPLICAS_MIN: Final = 2
 SEEDS: Final = 10_000
@@ -60,12 +59,7 @@ def demo(
         gateway_latency_ms=latency_range(gateway_latency_ms),
     )
     chosen = secrets.randbelow(SEEDS) if seed is None else seed
-    raise_on_stop_signals()
-    try:
-        return run(plan, users=users, seed=chosen, output=Output())
-    except Stopped:
-        print("stopped", flush=True)
-        return EXIT_STOPPED
+    return run(plan, users=users, seed=chosen, output=Output())
 
 
 if __name__ == "__main__":

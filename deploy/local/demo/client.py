@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
@@ -59,24 +58,12 @@ class CallStatistics:
             self.recovered_s = time.monotonic() - self._killed_at
 
 
+@dataclass(frozen=True, slots=True)
 class DemoClient:
-    """One client of all services; a context manager."""
+    """One client of all services."""
 
-    def __init__(self, services: Mapping[str, Sequence[str]]) -> None:
-        """``services``: the addresses of each service's replicas."""
-        self.statistics = CallStatistics()
-        self.tally = Tally(**services, on_repeat=self.statistics.note_repetition)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.tally.close()
+    tally: Tally
+    statistics: CallStatistics
 
     async def call(self, method: Unary[Request, Response], request: Request) -> Response:
         """The response, after as many attempts as it takes, all with the same request_id.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 from deploy.local.demo.client import DemoClient, Request, Response
 from deploy.local.demo.results import CallResult, Duplicates, SaleResults
@@ -39,6 +40,7 @@ TRIES_MAX: Final = 5
 """How many times a customer tries to pay while the gateway is unavailable."""
 MEANWHILE_S: Final = 0.05
 DIRECT: Final = "direct"
+ORDER_ID: Final = attrgetter("order.order_id")
 
 
 def won(amount_minor: int) -> money_pb2.Money:
@@ -78,7 +80,7 @@ class Customer:
             "charge",
             self._tally.balance.charge_balance,
             [request] * self._times,
-            lambda response: CallResult(response.entry.entry_id, response.replayed),
+            attrgetter("entry.entry_id"),
         )
         if result.id:
             self._results.charged_minor[self._name] += CHARGE_MINOR
@@ -90,16 +92,15 @@ class Customer:
             request_id=f"{self._name}:coupon",
         )
 
-        def issued(response: coupon_pb2.IssueCouponResponse) -> CallResult:
+        def issued(response: coupon_pb2.IssueCouponResponse) -> str:
             self._issue_number = response.coupon.issue_number
-            return CallResult(response.coupon.coupon_id, response.replayed)
+            return response.coupon.coupon_id
 
         result = await self._send(
             "issue", self._tally.coupon.issue_coupon, [request] * self._times, issued
         )
         if result.id:
             self._results.coupons[self._name] = result.id
-        self._results.counts[result.reason or "COUPON_ISSUED"] += 1
 
     # -- the sale ----------------------------------------------------------------------------------
 
@@ -148,11 +149,10 @@ class Customer:
             "order",
             self._tally.order.create_order,
             [request] * (1 if visit.duplicate is Duplicate.NO else TIMES),
-            _order_result,
+            ORDER_ID,
         )
         if result.id:
             self._results.orders[result.id] = self._name
-        self._results.counts[result.reason or "ORDERED"] += 1
         return result.id
 
     async def _pay(self, visit: Visit, order_id: str, intent: str) -> bool:
@@ -189,10 +189,9 @@ class Customer:
             "pay",
             self._tally.order.pay_order,
             requests[visit.duplicate],
-            _order_result,
+            ORDER_ID,
             own_ids=visit.duplicate is Duplicate.OWN_IDS,
         )
-        self._results.counts[result.reason or "PAID"] += 1
         if pay.card is not None:
             self._results.cards[pay.card, result.reason or "PAID"] += 1
         return result
@@ -205,10 +204,7 @@ class Customer:
             reason="changed my mind",
             request_id=f"{intent}:cancel",
         )
-        result = await self._send(
-            "cancel", self._tally.order.cancel_order, [request], _order_result
-        )
-        self._results.counts[result.reason or "CANCELLED"] += 1
+        await self._send("cancel", self._tally.order.cancel_order, [request], ORDER_ID)
 
     async def _pay_directly(self) -> None:
         """Confirm one payment key five times at once, with five request_ids and no order."""
@@ -227,7 +223,7 @@ class Customer:
             "confirm",
             self._tally.payment.confirm_payment,
             requests,
-            lambda response: CallResult(response.payment.payment_id, response.replayed),
+            attrgetter("payment.payment_id"),
             own_ids=True,
         )
         if result.id:
@@ -238,7 +234,7 @@ class Customer:
         what: str,
         method: Unary[Request, Response],
         requests: Sequence[Request],
-        result_of: Callable[[Response], CallResult],
+        id_of: Callable[[Response], str],
         *,
         own_ids: bool = False,
     ) -> CallResult:
@@ -246,19 +242,14 @@ class Customer:
 
         async def send(request: Request) -> CallResult:
             try:
-                return result_of(await self._sale.client.call(method, request))
+                response: Any = await self._sale.client.call(method, request)
             except TallyError as refusal:
                 return self._results.add_refusal(what, refusal)
+            return CallResult(id_of(response), response.replayed)
 
         results = await asyncio.gather(*map(send, requests))
         if len(results) > 1:
             self._results.duplicates.append(Duplicates(what, own_ids, results))
-        return next((result for result in results if result.id), results[0])
-
-
-def _order_result(
-    response: order_pb2.CreateOrderResponse
-    | order_pb2.PayOrderResponse
-    | order_pb2.CancelOrderResponse,
-) -> CallResult:
-    return CallResult(response.order.order_id, response.replayed)
+        result = next((result for result in results if result.id), results[0])
+        self._results.counts[result.reason or what] += 1
+        return result

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from deploy.local.data_dir import locked, stop_survivors
+from deploy.local.data_dir import locked
 from deploy.local.errors import RunnerError
+from deploy.local.postgres import PostgresServer
 
 MARKER: Final = "made-by-demo"
 MARKER_TEXT: Final = "This data was made by `make demo`; the next `make demo` replaces it.\n"
@@ -31,11 +32,8 @@ def prepare_data_dir(
         _move_away(data_dir, report, before)
     else:
         before()
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (data_dir / MARKER).write_text(MARKER_TEXT)
-    except OSError as error:
-        raise RunnerError(f"data directory {data_dir}: {error.strerror}") from error
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (data_dir / MARKER).write_text(MARKER_TEXT)
 
 
 def _move_away(data_dir: Path, report: Callable[[str], None], before: Callable[[], None]) -> None:
@@ -45,7 +43,7 @@ def _move_away(data_dir: Path, report: Callable[[str], None], before: Callable[[
     reason = "replaced" if of_demo else "before-demo"
     aside = data_dir.with_name(f"{data_dir.name}-{reason}-{time.strftime('%Y%m%d-%H%M%S')}")
     with locked(data_dir):
-        stop_survivors(data_dir)
+        PostgresServer(data_dir / "postgres").files.stop_survivor()
         before()
         # In one step: there is never an incomplete directory of this name.
         data_dir.rename(aside)

@@ -23,7 +23,7 @@ def rows(scenario: Scenario, outcome: SaleOutcome) -> Iterator[tuple[str, str]]:
     )
     yield (
         "coupons",
-        f"{counts['COUPON_ISSUED']} issued, {counts['COUPON_SOLD_OUT']} came too late",
+        f"{counts['issue']} issued, {counts['COUPON_SOLD_OUT']} came too late",
     )
     yield (
         "limited print",
@@ -36,7 +36,7 @@ def rows(scenario: Scenario, outcome: SaleOutcome) -> Iterator[tuple[str, str]]:
     yield (
         "payments",
         (
-            f"{counts['PAID']} made, {counts['PAYMENT_DECLINED']} declined, "
+            f"{counts['pay']} made, {counts['PAYMENT_DECLINED']} declined, "
             f"{counts['GATEWAY_UNAVAILABLE']} compensated and tried again, "
             f"{counts['ORDER_NOT_PAYABLE']} too late"
         ),

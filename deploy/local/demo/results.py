@@ -69,7 +69,7 @@ class SaleResults:
     """The results of all customers."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """By reason, or by what succeeded."""
+    """By reason, or by the call that succeeded."""
     charged_minor: Counter[str] = field(default_factory=Counter)
     """By user."""
     coupons: dict[str, str] = field(default_factory=dict)

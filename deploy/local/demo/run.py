@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -17,13 +16,12 @@ from deploy.local.demo.output import BAD, GOOD, WARNING, Output
 from deploy.local.demo.sale import hold_sale
 from deploy.local.demo.scenario import ORDER_EXPIRY_S, make_scenario
 from deploy.local.demo.watchdog import Watchdog
-from deploy.local.plan import DEFAULT_DATA_DIR, PROJECT, Plan, plain_environment, use_own_servers
-from deploy.local.processes import POLL_S, Child
+from deploy.local.plan import DEFAULT_DATA_DIR, Plan, use_own_servers
 from deploy.local.stack import Stack
+from deploy.local.state import run_audit
 from deploy.local.stop_signals import ignore_stop_signals, run_stoppable
 from deploy.local.tour import grpcurl_lines
 
-AUDIT_LIMIT_S: Final = 60.0
 WRONG_LISTED_MAX: Final = 5
 
 
@@ -67,7 +65,7 @@ def _demonstrate(stack: Stack, *, users: int, seed: int, output: Output) -> bool
         outcome = run_stoppable(watchdog.run(hold_sale(scenario, services, watchdog, output)))
     output.table("What happened", report.rows(scenario, outcome))
     as_expected = _show(run_checks(scenario, outcome.results, outcome.state), output)
-    return _audit(plan, watchdog, output) and as_expected
+    return _audit(plan, output) and as_expected
 
 
 def _show(checks: Sequence[Check], output: Output) -> bool:
@@ -84,28 +82,11 @@ def _show(checks: Sequence[Check], output: Output) -> bool:
     return all(check.holds for check in checks)
 
 
-def _audit(plan: Plan, watchdog: Watchdog, output: Output) -> bool:
-    """Audit the running stack, as `make audit` does, and print the report."""
+def _audit(plan: Plan, output: Output) -> bool:
     output.heading("The audit")
-    audit = Child(
-        "audit",
-        [sys.executable, "-m", "deploy.audit", "--data-dir", plan.data_dir],
-        log_file=plan.data_dir / "logs" / "audit.log",
-        env=plain_environment(),
-        cwd=PROJECT,
-    )
-    deadline = time.monotonic() + AUDIT_LIMIT_S
-    try:
-        while audit.exit_code() is None and time.monotonic() < deadline:
-            watchdog.check()
-            time.sleep(POLL_S)
-    finally:
-        code = audit.exit_code()
-        audit.stop()
-        for line in audit.log_text().rstrip().splitlines():
-            output.print(f"  {line}")
-    if code is None:
-        output.print(f"the audit did not end within {AUDIT_LIMIT_S:.0f} s", BAD)
+    code, lines = run_audit(plan.data_dir)
+    for line in lines:
+        output.print(f"  {line}")
     return code == 0
 
 

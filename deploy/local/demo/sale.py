@@ -17,6 +17,7 @@ from deploy.local.demo.scenario import COUPON_MINOR, PRICES_MINOR, Scenario
 from deploy.local.demo.watchdog import Watchdog
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
+from tally_client import Tally
 
 KILL_AFTER: Final = 1 / 3
 """The share of the visits after which a replica is killed."""
@@ -37,7 +38,9 @@ async def hold_sale(
     scenario: Scenario, services: Mapping[str, Sequence[str]], watchdog: Watchdog, output: Output
 ) -> SaleOutcome:
     """Run all customers at once, kill a replica meanwhile, and wait until every order has ended."""
-    async with DemoClient(services) as client:
+    statistics = CallStatistics()
+    async with Tally(**services, on_repeat=statistics.note_repetition) as tally:
+        client = DemoClient(tally, statistics)
         sale = await _open(scenario, client)
         customers = [Customer(plan, sale) for plan in scenario.customers]
         with output.phase("charge balances", len(customers)) as phase:
@@ -54,12 +57,12 @@ async def hold_sale(
                 phase.step()
                 visited += 1
                 if not killed and visited >= scenario.visits * KILL_AFTER:
-                    client.statistics.note_kill()
+                    statistics.note_kill()
                     victim = watchdog.kill_one(scenario.seed)
                     killed = victim.name
                     output.print(
                         f"kill -9 {victim.name} (pid {victim.pid}), "
-                        f"{client.statistics.open_at_kill} calls are under way: "
+                        f"{statistics.open_at_kill} calls are under way: "
                         "their clients repeat them by request_id",
                         WARNING,
                     )
@@ -71,7 +74,7 @@ async def hold_sale(
             state = await wait_for_final_state(
                 sale, users, lambda moving: phase.reach(orders - moving)
             )
-        return SaleOutcome(sale.results, state, client.statistics, killed)
+        return SaleOutcome(sale.results, state, statistics, killed)
 
 
 async def _open(scenario: Scenario, client: DemoClient) -> Sale:

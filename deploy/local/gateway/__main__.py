@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sqlite3
@@ -106,14 +107,13 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             ledger = Ledger(options.data_file)
             exits.callback(ledger.close)
-            listener = exits.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((options.host, options.port))
-            listener.listen(1024)
+            listener = socket.create_server((options.host, options.port), backlog=1024)
+            exits.enter_context(listener)
         except sqlite3.Error as error:
             return _fail(f"use {options.data_file}: {error}")
         except OSError as error:
-            return _fail(f"listen on {options.host}:{options.port}: {error.strerror}")
+            why = os.strerror(error.errno or 0)
+            return _fail(f"listen on {options.host}:{options.port}: {why}")
         asyncio.run(_serve(options, listener, ledger))
     return 0
 

@@ -58,6 +58,33 @@ CREATE TABLE IF NOT EXISTS answers (
 ) STRICT;
 """
 
+# The objects of the protocol, by their field names.
+_PAYMENT: Final = """
+SELECT 'tally-local' AS mId, '2022-11-16' AS version, payment_key AS paymentKey,
+       order_id AS orderId, status, currency, total_amount AS totalAmount,
+       balance_amount AS balanceAmount, '카드' AS method, requested_at AS requestedAt,
+       approved_at AS approvedAt, transaction_key AS lastTransactionKey, NULL AS cancels,
+       failure_code AS failure
+  FROM payments
+ WHERE payment_key = ?
+"""
+_CANCELS: Final = """
+SELECT transaction_key AS transactionKey, amount AS cancelAmount, reason AS cancelReason,
+       canceled_at AS canceledAt, 'DONE' AS cancelStatus
+  FROM cancels
+ WHERE payment_key = ?
+ ORDER BY canceled_at
+"""
+_RECORDS: Final = """
+SELECT payment_key AS paymentKey, sum(operation = 'confirm') AS confirmCalls,
+       sum(operation = 'cancel') AS cancelCalls
+  FROM calls
+ WHERE payment_key > ?
+ GROUP BY payment_key
+ ORDER BY payment_key
+ LIMIT ?
+"""
+
 _SEOUL: Final = timezone(timedelta(hours=9))
 _SERVER_ERROR: Final = 500
 
@@ -115,20 +142,9 @@ class Ledger:
 
     def records(self, after: str, limit: int) -> list[dict[str, Any]]:
         """Up to ``limit`` keys above ``after``, each with its payment and numbers of calls."""
-        keys = self._db.execute(
-            "SELECT payment_key, sum(operation = 'confirm') AS confirms,"
-            " sum(operation = 'cancel') AS cancels FROM calls WHERE payment_key > ?"
-            " GROUP BY payment_key ORDER BY payment_key LIMIT ?",
-            (after, limit),
-        ).fetchall()
         return [
-            {
-                "paymentKey": row["payment_key"],
-                "confirmCalls": row["confirms"],
-                "cancelCalls": row["cancels"],
-                "payment": self._payment(row["payment_key"]),
-            }
-            for row in keys
+            {**row, "payment": self._payment(row["paymentKey"])}
+            for row in self._db.execute(_RECORDS, (after, limit)).fetchall()
         ]
 
     def _once(
@@ -207,31 +223,12 @@ class Ledger:
         return self._payment(request.payment_key) or {}
 
     def _payment(self, payment_key: str) -> dict[str, Any] | None:
-        row = self._db.execute(
-            "SELECT * FROM payments WHERE payment_key = ?", (payment_key,)
-        ).fetchone()
+        row = self._db.execute(_PAYMENT, (payment_key,)).fetchone()
         if row is None:
             return None
-        cancels = self._db.execute(
-            "SELECT * FROM cancels WHERE payment_key = ? ORDER BY canceled_at", (payment_key,)
-        ).fetchall()
-        failure = row["failure_code"]
-        return {
-            "mId": "tally-local",
-            "version": "2022-11-16",
-            "paymentKey": row["payment_key"],
-            "orderId": row["order_id"],
-            "status": row["status"],
-            "currency": row["currency"],
-            "totalAmount": row["total_amount"],
-            "balanceAmount": row["balance_amount"],
-            "method": "카드",
-            "requestedAt": row["requested_at"],
-            "approvedAt": row["approved_at"],
-            "lastTransactionKey": row["transaction_key"],
-            "cancels": [_cancel_object(cancel) for cancel in cancels] or None,
-            "failure": None if failure is None else error(failure).body,
-        }
+        cancels = [dict(one) for one in self._db.execute(_CANCELS, (payment_key,))]
+        failure = None if row["failure"] is None else error(row["failure"]).body
+        return {**row, "cancels": cancels or None, "failure": failure}
 
     def _confirms(self, payment_key: str) -> int:
         row = self._db.execute(
@@ -258,16 +255,6 @@ class Ledger:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
-
-
-def _cancel_object(row: sqlite3.Row) -> dict[str, Any]:
-    return {
-        "transactionKey": row["transaction_key"],
-        "cancelAmount": row["amount"],
-        "cancelReason": row["reason"],
-        "canceledAt": row["canceled_at"],
-        "cancelStatus": "DONE",
-    }
 
 
 def _now() -> str:

@@ -18,7 +18,6 @@ from deploy.local.data_dir import locked
 from deploy.local.demo.fresh_data_dir import MARKER, prepare_data_dir
 from deploy.local.errors import RunnerError
 from deploy.local.plan import PROJECT
-from deploy.local.secret_files import read_json
 from tests.integration.local.test_runner import (
     PATIENCE_S,
     alive,
@@ -87,8 +86,7 @@ def test_books_balance_after_a_kill_and_no_process_is_left(demo: Demo) -> None:
 def test_death_of_a_needed_process_ends_the_demo(demo: Demo) -> None:
     demo.wait_for_line("charge balances")
     descendants = descendants_of(demo.process.pid)
-    recorded = read_json(demo.data_dir / "processes.json") or {}
-    gateway = next(int(pid) for pid in recorded if "deploy.local.gateway" in command_of(int(pid)))
+    gateway = next(pid for pid in descendants if "deploy.local.gateway" in command_of(pid))
     os.kill(gateway, signal.SIGKILL)
     assert demo.process.wait(PATIENCE_S) == 1
     assert f"error: gateway (pid {gateway}) died" in demo.output

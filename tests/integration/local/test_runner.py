@@ -20,7 +20,6 @@ import asyncpg
 import pytest
 
 from deploy.local import plan
-from deploy.local.data_dir import Registry
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import Child, free_port, stop_all
 from deploy.local.state import audit_urls
@@ -76,7 +75,6 @@ class Project:
     def assert_nothing_left(self, descendants: set[int]) -> None:
         wait_for(lambda: not any(alive(pid) for pid in descendants))
         assert not self.ready_file.exists()
-        assert not (self.data_dir / "processes.json").exists()
         assert not (self.data_dir / "postgres" / "pgdata" / "postmaster.pid").exists()
         for offset in range(1, 8):
             with socket.socket() as probe:
@@ -246,25 +244,6 @@ def test_wrong_option_is_reported_in_one_line(
     output, complaint = runner.communicate(timeout=PATIENCE_S)
     assert (runner.returncode, output) == (1, "")
     assert re.fullmatch(r"error: [^\n]+\n", complaint)
-
-
-def test_survivors_are_killed_and_other_processes_are_not(tmp_path: Path) -> None:
-    survivor, stranger = (
-        Child(name, ["/bin/sleep", "60"], log_file=tmp_path / name, env={})
-        for name in ("survivor", "stranger")
-    )
-    registry = Registry(tmp_path)
-    registry.add(survivor)
-    registry.add(stranger)
-    record = tmp_path / "processes.json"
-    recorded = json.loads(record.read_text())
-    recorded[str(stranger.pid)] = "another boot:1"
-    record.write_text(json.dumps(recorded))
-    assert Registry(tmp_path).kill_survivors() == 1
-    assert survivor.exit_code() == -signal.SIGKILL
-    assert stranger.exit_code() is None
-    assert not record.exists()
-    stranger.stop()
 
 
 def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:

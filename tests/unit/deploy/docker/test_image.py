@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.docker import image
-from deploy.docker.__main__ import main
+from deploy.docker.__main__ import app
+from deploy.local.errors import RunnerError
 
 Program = Callable[[str, str], None]
 
@@ -33,14 +34,20 @@ def test_an_engine_that_does_not_answer_is_skipped(program: Program) -> None:
 
 
 @pytest.mark.usefixtures("program")
-def test_no_engine_is_an_error_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["image"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+def test_no_engine_is_an_error_of_one_line() -> None:
+    with pytest.raises(RunnerError, match=r"^none of docker, podman, buildah .* works$"):
+        app(["image"])
 
 
 def test_both_images_are_built_with_the_options(program: Program, tmp_path: Path) -> None:
     program("podman", "exit 0")
-    assert main(["image", "--base", "some:base", "--tag", "7", "--network", "host"]) == 0
+    assert (
+        app(
+            ["image", "--base", "some:base", "--tag", "7", "--network", "host"],
+            result_action="return_value",
+        )
+        == 0
+    )
     builds = [line for line in (tmp_path / "calls").read_text().splitlines() if " build " in line]
     for build, (target, name) in zip(builds, image.IMAGES.items(), strict=True):
         assert f"--target={target} --tag={name}:7" in build
