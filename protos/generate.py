@@ -3,7 +3,7 @@
     python -m protos.generate [--check] [--lint]
 
 Without an option it rewrites `protos/gen` and `protos/service_config.json`. `--check` generates
-into a temporary directory and prints the files that differ, `--lint` runs buf's STANDARD rules;
+into a temporary directory and prints the files that differ, `--lint` runs buf's rules;
 both may be given, and neither writes anything. Nothing here needs a network: the compiler, the
 plugins and buf are dependencies of the project.
 """
