@@ -71,7 +71,6 @@ async def test_a_paying_order_does_not_expire(shop: Shop, sql: Sql) -> None:
     assert (await shop.get(paying)).state == pb.Order.STATE_PAYING
     with refused("PAYMENT_IN_PROGRESS") as ended:
         await shop.orders.CancelOrder(cancel(paying, "x1"))
-    assert ended.refusal is not None
     assert ended.refusal.retry_after_s is not None
 
 
