@@ -228,31 +228,19 @@ async def pay_slowly(stack: Stack) -> list[Transaction]:
     return transactions
 
 
-async def parked(stack: Stack) -> tuple[pb.Order, str]:
-    """An order, and its saga that needs attention."""
-    order = await stack.order(await stack.user(10_000))
-    key = fresh("decline_key")
-    stack.wire.faults["deduct_balance:undo"] = ["lost"] * 3
-    paying = asyncio.create_task(stack.pay(pay(order, balance=1_000, payment_key=key)))
-    await stack.until(order, ORDER.STATE_PAYING)
-    saga = await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
-    paying.cancel()
-    return order, saga.saga_id
-
-
 async def retry_saga(stack: Stack) -> list[Transaction]:
-    order, saga_id = await parked(stack)
+    order, _, saga = await stack.parked("deduct_balance:undo")
     with recorded_transactions() as transactions:
-        await stack.sagas.RetrySaga(pb.RetrySagaRequest(saga_id=saga_id, request_id=fresh()))
+        await stack.sagas.RetrySaga(pb.RetrySagaRequest(saga_id=saga.saga_id, request_id=fresh()))
         await stack.until_saga(order, SAGA.STATE_COMPENSATED)
     return transactions
 
 
 async def resolve_saga(stack: Stack) -> list[Transaction]:
-    _, saga_id = await parked(stack)
+    _, _, saga = await stack.parked("deduct_balance:undo")
     with recorded_transactions() as transactions:
         await stack.sagas.ResolveSaga(
-            pb.ResolveSagaRequest(saga_id=saga_id, reason="by hand", request_id=fresh())
+            pb.ResolveSagaRequest(saga_id=saga.saga_id, reason="by hand", request_id=fresh())
         )
     return transactions
 

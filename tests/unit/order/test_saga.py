@@ -321,9 +321,7 @@ async def test_closing_that_fails_is_repeated_and_never_undone() -> None:
 
 @each_crash
 @pytest.mark.parametrize(("plan", "step"), STEPS, ids=lambda part: getattr(part, "kind", part))
-async def test_a_crash_at_any_point_is_taken_over_and_goes_on(
-    plan: Plan, step: str, where: str
-) -> None:
+async def test_a_crash_at_any_point_is_taken_over(plan: Plan, step: str, where: str) -> None:
     run = SagaRun(saga_of(plan))
     crash_at(run, step, where, lambda saga: saga.step(step).state is StepState.DONE)
     assert_completed(await run.run())
