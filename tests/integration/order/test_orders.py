@@ -48,7 +48,10 @@ async def test_every_product_that_is_short_is_named_and_nothing_reserved(shop: S
     tea, cup, pot = [await shop.product(stock) for stock in (1, 0, 9)]
     with refused("OUT_OF_STOCK") as ended:
         await shop.orders.CreateOrder(create_order("ann", {tea: 2, cup: 1, pot: 9}, "o1"))
-    assert {quota.subject for quota in ended.refusal.quota} == {f"product:{tea}", f"product:{cup}"}
+    assert {quota.subject: quota.description for quota in ended.refusal.quota} == {
+        f"product:{tea}": "1 free, 2 asked",
+        f"product:{cup}": "0 free, 1 asked",
+    }
     assert await shop.stock(pot) == (9, 0, 0)
     # A refusal is not stored: the same id may try again.
     await shop.order("ann", {pot: 9}, "o1")
