@@ -10,17 +10,16 @@ import sqlalchemy as sa
 
 from common.db.engines import Database
 from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres_roles import ServiceUrls
 from payment_service.tables import payments
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.payments import (
     SHORT_GATEWAY_LIMITS,
+    Serve,
     cancel,
     confirm,
     held_at_gateway,
     key_of,
     only_payment,
-    payment_replicas,
     until,
     until_state,
 )
@@ -119,12 +118,10 @@ async def test_a_payment_at_the_gateway_is_awaited_and_given_back(
 
 @pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
 async def test_an_unknown_payment_is_looked_up_and_given_back(
-    payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator, prefix: str
+    serve: Serve, gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
-    async with payment_replicas(
-        2, payment_database, gateway, redis_url, **SHORT_GATEWAY_LIMITS
-    ) as (payment, elsewhere):
+    async with serve(2, gateway, **SHORT_GATEWAY_LIMITS) as (payment, elsewhere):
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
             await payment.ConfirmPayment(confirm(key))
         response = await elsewhere.CancelPayment(cancel())
@@ -182,10 +179,10 @@ async def test_a_concurrent_confirmation_and_cancellation_charge_nothing(
 
 
 async def test_a_cancellation_request_survives_an_outage_of_the_gateway(
-    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+    serve: Serve, own_gateway: GatewaySimulator
 ) -> None:
     key = key_of()
-    async with payment_replicas(2, payment_database, own_gateway, redis_url) as (one, other):
+    async with serve(2, own_gateway) as (one, other):
         await one.ConfirmPayment(confirm(key))
         own_gateway.kill()
         for replica in (one, other):
@@ -204,10 +201,10 @@ async def test_a_cancellation_request_survives_an_outage_of_the_gateway(
 
 
 async def test_a_request_id_of_an_open_cancellation_cannot_be_reused(
-    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+    serve: Serve, own_gateway: GatewaySimulator
 ) -> None:
     keys = [key_of(), key_of()]
-    async with payment_replicas(2, payment_database, own_gateway, redis_url) as (one, other):
+    async with serve(2, own_gateway) as (one, other):
         for number, key in enumerate(keys):
             await one.ConfirmPayment(confirm(key, f"c{number}"))
         own_gateway.kill()
