@@ -1,4 +1,7 @@
-"""The gateway simulator as a process, over its HTTP protocol."""
+"""The gateway simulator as a process, over its HTTP protocol.
+
+Keys with ``error_``, ``…_after_charge_`` and ``slow_`` are tested with the payment service.
+"""
 
 from __future__ import annotations
 
@@ -103,46 +106,6 @@ async def test_decline_is_final_and_not_charged(merchant: Merchant) -> None:
     assert payment["failure"]["code"] == "REJECT_CARD_PAYMENT"
     assert payment["approvedAt"] is None
     assert merchant.record("decline_1")["confirmCalls"] == 3
-
-
-async def test_error_is_never_charged_and_declined_when_repeated(merchant: Merchant) -> None:
-    assert (await merchant.confirm("error_1")).status_code == 500
-    assert refusal(await merchant.find("error_1")) == (404, "NOT_FOUND_PAYMENT")
-    assert merchant.record("error_1")["payment"] is None
-    assert refusal(await merchant.confirm("error_1")) == (403, "REJECT_CARD_COMPANY")
-    assert (await merchant.find("error_1")).json()["status"] == "ABORTED"
-
-
-async def test_error_after_charge_has_charged(merchant: Merchant) -> None:
-    assert (await merchant.confirm("error_after_charge_1")).status_code == 500
-    found = await merchant.find("error_after_charge_1")
-    assert found.json()["status"] == "DONE"
-    again = await merchant.confirm("error_after_charge_1")
-    assert (again.status_code, again.json()) == (200, found.json())
-    assert merchant.record("error_after_charge_1")["payment"] == found.json()
-
-
-async def test_timeout_after_charge_does_not_answer_and_is_found(merchant: Merchant) -> None:
-    call = asyncio.create_task(merchant.confirm("timeout_after_charge_1"))
-    await merchant.until_charged("timeout_after_charge_1")
-    # Five calls have ended since, so its response would have arrived by now.
-    for number in range(5):
-        assert (await merchant.confirm(f"plain-{number}")).status_code == 200
-    assert not call.done()
-    call.cancel()
-    replayed = await merchant.confirm("timeout_after_charge_1")
-    assert replayed.json()["status"] == "DONE"
-
-
-async def test_slow_call_takes_longer_and_charges(merchant: Merchant) -> None:
-    finished: list[str] = []
-
-    async def run(payment_key: str) -> None:
-        assert (await merchant.confirm(payment_key)).json()["status"] == "DONE"
-        finished.append(payment_key)
-
-    await asyncio.gather(run("slow_1"), run("plain"))
-    assert finished == ["plain", "slow_1"]
 
 
 async def test_idempotency_key_gets_its_first_response_for_any_body(merchant: Merchant) -> None:
@@ -276,7 +239,7 @@ async def test_kill_9_between_charge_and_reply_leaves_one_charge(
     assert list(simulator.charges()) == ["timeout_after_charge_2"]
 
 
-async def test_sigterm_ends_it_cleanly_with_an_unanswered_call(
+async def test_sigterm_ends_it_cleanly_during_a_call(
     simulator: GatewaySimulator, merchant: Merchant
 ) -> None:
     call = asyncio.create_task(merchant.confirm("timeout_after_charge_3"))

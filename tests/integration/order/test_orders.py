@@ -66,7 +66,7 @@ async def test_a_hundred_short_products_are_all_named(shop: Shop) -> None:
     assert {quota.subject for quota in ended.refusal.quota} == {f"product:{id_}" for id_ in lines}
 
 
-async def test_a_pending_order_is_cancelled_at_once_and_once(shop: Shop) -> None:
+async def test_a_pending_order_is_cancelled_once(shop: Shop) -> None:
     tea = await shop.product(3)
     made = await shop.order("ann", {tea: 2})
     response = await shop.orders.CancelOrder(cancel(made, "x1", reason="too late"))

@@ -102,24 +102,6 @@ async def test_a_replica_that_stops_hands_its_sagas_over(stack: Stack) -> None:
     assert await stack.taken(request) == ALL_TAKEN
 
 
-async def test_a_saga_late_for_its_pivot_is_compensated(stack: Stack) -> None:
-    order, request = await stack.order_paid_by_all()
-    gate = stack.wire.hold("deduct_balance")
-    paying = asyncio.ensure_future(stack.pay(request))
-    await gate.reached()
-    await stack.databases.sql(
-        "order", f"UPDATE sagas SET pivot_by = now() WHERE order_id = '{order.order_id}'"
-    )
-    await stack.expire_lease(order)
-    await stack.until(order, ORDER.STATE_PENDING)
-    gate.open()
-    with refused("GATEWAY_UNAVAILABLE"):
-        await paying
-    await asyncio.sleep(0.2)
-    assert await stack.taken(request) == NOTHING_TAKEN
-    assert (await stack.shop.get(order)).state == ORDER.STATE_PENDING
-
-
 # -- operators -----------------------------------------------------------------------------------
 
 

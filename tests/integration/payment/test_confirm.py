@@ -91,7 +91,7 @@ async def test_another_request_is_refused_while_the_key_is_in_progress(
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
-async def test_a_caller_that_goes_away_stops_nothing(
+async def test_a_cancelled_call_still_confirms_the_payment(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()

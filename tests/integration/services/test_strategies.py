@@ -31,7 +31,7 @@ each_operation = pytest.mark.parametrize(
 
 
 @each_service
-def test_every_command_of_a_lane_has_a_strategy_and_nothing_else_has(service: str) -> None:
+def test_exactly_the_commands_of_lanes_have_strategies(service: str) -> None:
     strategies, operations = SERVICES[service]
     submitted = {command for lane in LANES[service] for command in get_args(lane) or (lane,)}
     assert set(strategies) == submitted | OUTSIDE_LANES.get(service, set())

@@ -91,7 +91,7 @@ class AccountMachine(RuleBasedStateMachine):
 TestAccountMachine = AccountMachine.TestCase
 
 
-def test_the_same_content_has_the_same_digest_and_other_content_another() -> None:
+def test_the_digest_covers_the_content() -> None:
     one = DeductBalance("ann", won(1), "d", "order")
     assert one.digest == DeductBalance("ann", won(1), "other-id", "order").digest
     others = {

@@ -55,6 +55,7 @@ METHODS: dict[str, Callable[[Order], Order]] = {
     "return_to_pending": lambda made: made.return_to_pending("NO_MONEY", NOW),
     "return_too_late": lambda made: made.return_to_pending("NO_MONEY", LATER),
     "cancel": lambda made: made.cancel("why", NOW),
+    "cancel_overdue": lambda made: made.cancel("why", LATER),
     "begin_cancel": lambda made: made.begin_cancel("why", NOW),
     "complete_cancel": lambda made: made.complete_cancel(NOW),
     "expire": lambda made: made.expire(LATER),
@@ -62,6 +63,7 @@ METHODS: dict[str, Callable[[Order], Order]] = {
 LEGAL = {
     (PENDING, "begin_payment"): PAYING,
     (PENDING, "cancel"): CANCELLED,
+    (PENDING, "cancel_overdue"): CANCELLED,
     (PENDING, "expire"): EXPIRED,
     (PAYING, "complete_payment"): PAID,
     (PAYING, "return_to_pending"): PENDING,
@@ -119,7 +121,7 @@ def test_an_order_is_payable_until_its_time_has_passed() -> None:
         (EXPIRED, METHODS["cancel"], OrderNotCancellable),
     ],
 )
-def test_a_transition_that_a_client_may_ask_for_is_refused_by_name(
+def test_a_refused_transition_has_its_own_refusal(
     state: OrderState, change: Callable[[Order], Order], refusal: type[Refusal]
 ) -> None:
     with pytest.raises(refusal):

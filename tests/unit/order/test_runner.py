@@ -1,4 +1,4 @@
-"""The sagas of one replica: their ends, leases, room, and what happens when the replica stops."""
+"""The sagas of one replica: their ends, leases and number, and the stop of the replica."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def run() -> SagaRun:
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=lambda plan: plan.kind.value)
 async def test_the_end_of_a_completed_saga_is_its_order(plan: Plan) -> None:
-    run = SagaRun(saga_of(plan))
-    assert await run.first() == SagaEnd(ORDER, None)
+    assert await SagaRun(saga_of(plan)).first() == SagaEnd(ORDER, None)
 
 
 async def test_the_end_of_a_compensated_saga_is_its_failure(run: SagaRun) -> None:
@@ -45,14 +44,16 @@ async def test_the_end_of_a_compensated_saga_is_its_failure(run: SagaRun) -> Non
     assert await run.first() == SagaEnd(ORDER, Failure.of(REFUSED))
 
 
-@pytest.mark.parametrize("error", [LOST, Crashed()], ids=["waits", "crashed"])
-async def test_a_saga_left_before_its_end_has_none(run: SagaRun, error: BaseException) -> None:
-    run.services.errors["confirm_payment"] = [error]
-    assert await run.first() is None
-
-
-async def test_a_saga_that_cannot_be_closed_has_no_end(run: SagaRun) -> None:
-    run.journal.errors["end"] = [DatabaseUnavailable()]
+@pytest.mark.parametrize(
+    ("of_pivot", "of_end"),
+    [([LOST], []), ([Crashed()], []), ([], [DatabaseUnavailable()])],
+    ids=["waits", "crashed", "cannot be closed"],
+)
+async def test_a_saga_left_before_its_end_has_none(
+    run: SagaRun, of_pivot: list[BaseException], of_end: list[Exception]
+) -> None:
+    run.services.errors["confirm_payment"] = of_pivot
+    run.journal.errors["end"] = of_end
     assert await run.first() is None
 
 
@@ -144,16 +145,16 @@ async def test_a_stopping_replica_ends_its_call_and_begins_no_other(run: SagaRun
     assert (await run.run()).row.state is SagaState.COMPLETED
 
 
-# -- room ----------------------------------------------------------------------------------------
+# -- capacity ------------------------------------------------------------------------------------
 
 
-async def test_without_room_nothing_is_taken_over(run: SagaRun) -> None:
+async def test_without_capacity_nothing_is_taken_over(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=0))
     assert not runner.has_capacity
     assert await runner.sweep() == 0
 
 
-async def test_new_sagas_leave_room_for_those_to_take_over(run: SagaRun) -> None:
+async def test_new_sagas_leave_capacity_for_takeovers(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
     for number in range(3):
         assert runner.has_capacity

@@ -202,7 +202,7 @@ async def test_only_unreached_calls_in_a_row_count() -> None:
     assert run.services.calls.count(PIVOT) == 8
 
 
-async def test_a_pivot_that_stays_unknown_waits_for_a_person() -> None:
+async def test_a_pivot_that_stays_unknown_needs_attention() -> None:
     run = await paying({PIVOT: [LOST] * 100}).run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert run.row.failure is None
@@ -223,7 +223,7 @@ async def test_an_undo_that_fails_is_repeated_until_it_succeeds(step: str, times
 
 
 @each_pay_step
-async def test_an_undo_that_keeps_failing_waits_for_a_person(step: str) -> None:
+async def test_an_undo_that_keeps_failing_needs_attention(step: str) -> None:
     run = await paying({PAY_STEPS[-1]: [REFUSED], f"{step}:undo": [LOST] * 100}).run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert run.row.last_error == "UNAVAILABLE"
@@ -284,7 +284,7 @@ def defect(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize("where", ["next_step", "close"])
-async def test_a_defect_of_tally_waits_for_a_person_in_the_end(
+async def test_a_saga_that_meets_a_defect_needs_attention(
     where: str, monkeypatch: pytest.MonkeyPatch, logged: list[MutableMapping[str, Any]]
 ) -> None:
     run = paying()
@@ -305,7 +305,7 @@ async def test_a_defect_of_tally_waits_for_a_person_in_the_end(
 
 @pytest.mark.parametrize("error", [SagaLost(), DatabaseUnavailable()])
 @pytest.mark.parametrize("defective", [True, False])
-async def test_a_journal_that_cannot_be_written_leaves_the_row_and_calls_nothing(
+async def test_without_its_journal_a_saga_calls_nothing(
     error: Exception, defective: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = paying()
