@@ -84,22 +84,6 @@ async def test_the_end_is_found_by_id_while_the_saga_runs(run: SagaRun) -> None:
 # -- the lease -----------------------------------------------------------------------------------
 
 
-async def test_a_stale_replica_stops_at_its_next_write(run: SagaRun) -> None:
-    gate = run.services.hold(STEP)
-    stale, fresh = run.runner(), run.runner()
-    end = run.start(stale)
-    await gate.reached()
-    await fresh.sweep()
-    await finish(fresh)
-    assert run.row.state is SagaState.COMPLETED
-    calls = list(run.services.calls)
-    gate.open()
-    await finish(stale)
-    assert run.services.calls == calls, "the stale replica called a service"
-    assert run.row.epoch == 2
-    assert await end is None
-
-
 async def test_a_heartbeat_stops_a_saga_whose_lease_is_lost(run: SagaRun) -> None:
     gate = run.services.hold(STEP)
     runner = run.runner()
