@@ -72,8 +72,7 @@ async def test_restored_coupon_is_free_for_another_redemption_only(coupon: Any) 
     # A repeated restoration of the first must not change the second.
     for request_id in ("s1", "s2", "s2"):
         again = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", request_id))
-        assert again.replayed
-        assert again.coupon == first.coupon
+        assert (again.replayed, again.coupon) == (True, first.coupon)
     assert await current(coupon, owned) == second.coupon
     await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r2", "s3"))
     assert await current(coupon, owned) == owned
@@ -88,11 +87,9 @@ async def test_restoration_before_its_redemption_prevents_it(coupon: Any) -> Non
         await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1"))
     used = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r2"))
     again = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
-    assert again.replayed
-    assert again.coupon == first.coupon
+    assert (again.replayed, again.coupon) == (True, first.coupon)
     other = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s2"))
-    assert other.replayed
-    assert other.coupon == used.coupon
+    assert (other.replayed, other.coupon) == (True, used.coupon)
 
 
 async def test_restoration_of_another_coupon_is_refused(coupon: Any) -> None:

@@ -51,8 +51,7 @@ async def test_a_charge_with_a_lost_response_is_found(
         # It was not stored as the response: the same request waits for the outcome.
         for replica in (elsewhere, payment):
             again = await replica.ConfirmPayment(confirm(key))
-            assert again.replayed
-            assert again.payment.state == pb.Payment.STATE_CONFIRMED
+            assert (again.replayed, again.payment.state) == (True, pb.Payment.STATE_CONFIRMED)
         with refused("PAYMENT_KEY_USED"):
             await elsewhere.ConfirmPayment(confirm(key, "c2"))
     record = gateway.charges()[key]
@@ -149,8 +148,7 @@ async def test_the_claim_of_a_dead_replica_is_finished_by_another(
         await until_state(one, payment_id, pb.Payment.STATE_CONFIRMED)
         for replica in (one, other):
             again = await replica.ConfirmPayment(confirm(key))
-            assert again.replayed
-            assert again.payment.payment_id == payment_id
+            assert (again.replayed, again.payment.payment_id) == (True, payment_id)
     record = gateway.charges()[key]
     assert record["confirmCalls"] == 1
     assert record["payment"]["status"] == "DONE"
