@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from common.db.migrations import migrate
@@ -25,6 +26,18 @@ SERVICES: Final = ("balance", "coupon", "order", "payment")
 def name_of(urls: ServiceUrls) -> str:
     """The database's name."""
     return urlsplit(urls.owner).path.removeprefix("/")
+
+
+@asynccontextmanager
+async def open_transaction(urls: ServiceUrls, statement: str) -> AsyncIterator[None]:
+    """Another transaction of the service, open until the end of the block."""
+    connection = await asyncpg.connect(urls.runtime)
+    try:
+        async with connection.transaction():
+            await connection.execute(statement)
+            yield
+    finally:
+        await connection.close()
 
 
 @dataclass(frozen=True)

@@ -143,13 +143,10 @@ def pay(order: pb.Order, request_id: str = "", **fields: Any) -> pb.PayOrderRequ
 
 
 def cancel(
-    order: pb.Order, request_id: str, *, reason: str = "changed my mind", user_id: str = ""
+    order: pb.Order, request_id: str, *, reason: str = "changed my mind"
 ) -> pb.CancelOrderRequest:
     return pb.CancelOrderRequest(
-        order_id=order.order_id,
-        user_id=user_id or order.user_id,
-        reason=reason,
-        request_id=request_id,
+        order_id=order.order_id, user_id=order.user_id, reason=reason, request_id=request_id
     )
 
 

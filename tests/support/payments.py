@@ -6,11 +6,18 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any, Final, TypeVar
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import Any, Final, TypeAlias, TypeVar
 
 import pytest
+import sqlalchemy as sa
 from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
@@ -39,6 +46,10 @@ SHORT_GATEWAY_LIMITS: Final = {
     "lease_s": 120.0,
 }
 """For calls without a response of the gateway."""
+
+
+Serve: TypeAlias = Callable[..., AbstractAsyncContextManager[list[Any]]]
+"""Opens replicas and yields a client of each."""
 
 
 def key_of(prefix: str = "") -> str:
@@ -98,6 +109,16 @@ async def payment_replicas(
     ):
         channels = [await stack.enter_async_context(channel(each)) for each in addresses]
         yield [PaymentServiceStub(opened) for opened in channels]
+
+
+async def insert_claim(connection: AsyncConnection, key: str, user_id: str = "ann") -> str:
+    """Insert the claim of a dead replica, with an expired lease; returns the payment's id."""
+    inserting = sa.text(
+        "INSERT INTO payments VALUES (gen_random_uuid(), :key, :user_id, 'c1', 'order-1',"
+        " 'KRW', 15000, 'toss', 'PENDING', NULL, NULL, NULL, NULL, gen_random_uuid(),"
+        " now() - interval '1 s', 0, 1, now(), now()) RETURNING payment_id"
+    )
+    return str(await connection.scalar(inserting, {"key": key, "user_id": user_id}))
 
 
 @contextmanager

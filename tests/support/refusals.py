@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -18,9 +18,9 @@ _TRIES_MAX: Final = 100
 
 @dataclass
 class Refused:
-    """The refusal that a block ended with."""
+    """The refusal that a block ended with; it is there when the block has ended."""
 
-    refusal: Refusal | None = None
+    refusal: Refusal = field(init=False)
 
 
 @contextmanager
@@ -33,7 +33,8 @@ def refused(reason: str, *, field: str | None = None) -> Iterator[Refused]:
         ended.refusal = from_rpc_error(error)
     except Refusal as error:
         ended.refusal = error
-    assert ended.refusal is not None, f"expected {reason}, but the call succeeded"
+    else:
+        raise AssertionError(f"expected {reason}, but the call succeeded")
     assert ended.refusal.reason == reason, f"expected {reason}, got {ended.refusal!r}"
     if field is not None:
         assert field in {violation.field for violation in ended.refusal.fields}

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import pytest
@@ -29,6 +29,7 @@ from order_service.wiring import build as build_order
 from payment_service.settings import PaymentSettings
 from payment_service.wiring import build as build_payment
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+from tally.coupon.v1 import coupon_pb2
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1.order_pb2_grpc import SagaServiceStub
@@ -42,6 +43,10 @@ from tests.support.orders import Shop, fresh, pay
 from tests.support.payments import LONG_GATEWAY_LIMITS, until
 from tests.support.replicas import channel, replicas
 from tests.support.time_limits import LONG_S
+
+NOTHING_TAKEN: Final = (20_000, 0, coupon_pb2.Coupon.STATE_ISSUED)
+ALL_TAKEN: Final = (16_000, 5_000, coupon_pb2.Coupon.STATE_REDEEMED)
+"""What ``Stack.taken`` returns before and after the payment of ``order_paid_by_all``."""
 
 
 class Wire(Gates):
@@ -158,6 +163,25 @@ class Stack:
     async def coupon_state(self, coupon_id: str, user_id: str) -> int:
         response = await self.coupon.GetCoupon(get_coupon(coupon_id, user_id))
         return int(response.coupon.state)
+
+    async def taken(self, request: pb.PayOrderRequest) -> tuple[int, int, int]:
+        """What the user has left, what the gateway has charged, and the state of the coupon."""
+        return (
+            await self.available(request.user_id),
+            self.charged(request.payment_key),
+            await self.coupon_state(request.coupon_id, request.user_id),
+        )
+
+    async def parked(self, step: str) -> tuple[pb.Order, pb.PayOrderRequest, pb.Saga]:
+        """A saga whose step keeps failing until it needs attention, after three attempts."""
+        undo = step.endswith(":undo")
+        order, request = await self.order_paid_by_all("decline_" if undo else "key")
+        self.wire.faults[step] = ["lost"] * 3
+        paying = asyncio.ensure_future(self.pay(request))
+        await self.until(order, pb.Order.STATE_PAYING)
+        saga = await self.until_saga(order, pb.Saga.STATE_NEEDS_ATTENTION)
+        paying.cancel()
+        return order, request, saga
 
     async def saga(self, order: pb.Order) -> pb.Saga:
         """The order's newest saga."""

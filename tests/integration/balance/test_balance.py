@@ -7,12 +7,8 @@ from typing import Any
 
 from tally.balance.v1 import balance_pb2 as pb
 from tests.support.balances import available, balance_of, charge, deduct, entry_of, refund, won
-from tests.support.orders import UNKNOWN_ID
+from tests.support.pages import pages_of
 from tests.support.refusals import refused
-
-
-def entries_of(user_id: str, **page: Any) -> pb.ListLedgerEntriesRequest:
-    return pb.ListLedgerEntriesRequest(user_id=user_id, currency_code="KRW", **page)
 
 
 async def test_a_charge_opens_the_account(balance: Any) -> None:
@@ -31,8 +27,6 @@ async def test_a_repeated_request_is_replayed_and_has_one_effect(balance: Any) -
     again = await balance.ChargeBalance(charge("ann", 100, "c1"))
     assert again.replayed
     assert (again.balance, again.entry) == (first.balance, first.entry)
-    with refused("REQUEST_ID_REUSED"):
-        await balance.ChargeBalance(charge("ann", 101, "c1"))
     # A request_id belongs to a method and a user: these are other requests.
     await balance.DeductBalance(deduct("ann", 30, "c1"))
     await balance.ChargeBalance(charge("bob", 5, "c1"))
@@ -46,23 +40,12 @@ async def test_a_deduction_takes_no_more_than_there_is(balance: Any) -> None:
     assert response.entry.order_id == "order-1"
     with refused("INSUFFICIENT_FUNDS") as ended:
         await balance.DeductBalance(deduct("ann", 41, "d2"))
-    assert ended.refusal is not None
     assert ended.refusal.quota[0].subject == "account:ann:KRW"
     # A refusal is not stored: the same id may try again once there is enough.
     await balance.ChargeBalance(charge("ann", 1, "c2"))
     again = await balance.DeductBalance(deduct("ann", 41, "d2"))
     assert not again.replayed
     assert again.balance.available == won(0)
-
-
-async def test_an_account_does_not_exist_before_its_first_charge(balance: Any) -> None:
-    with refused("ACCOUNT_NOT_FOUND"):
-        await balance.GetBalance(balance_of("ann"))
-    with refused("ACCOUNT_NOT_FOUND"):
-        await balance.DeductBalance(deduct("ann", 1, "d1"))
-    await balance.ChargeBalance(charge("ann", 1, "c1"))
-    with refused("ACCOUNT_NOT_FOUND"):
-        await balance.DeductBalance(deduct("ann", 1, "d1", currency="USD"))
 
 
 async def test_a_refund_puts_the_whole_deduction_back_once(balance: Any) -> None:
@@ -76,12 +59,9 @@ async def test_a_refund_puts_the_whole_deduction_back_once(balance: Any) -> None
     assert not first.replayed
     for request_id in ("r1", "r2", "r2"):
         again = await balance.RefundDeduction(refund("ann", "d1", request_id))
-        assert again.replayed
-        assert again.entry == first.entry
+        assert (again.replayed, again.entry) == (True, first.entry)
     with refused("DEDUCTION_CANCELLED"):
         await balance.DeductBalance(deduct("ann", 60, "d1", order_id="o1"))
-    with refused("REQUEST_ID_REUSED"):
-        await balance.RefundDeduction(refund("ann", "d9", "r1"))
 
 
 async def test_a_deduction_refunded_beforehand_is_refused(balance: Any) -> None:
@@ -114,32 +94,17 @@ async def test_a_user_gets_own_entries_only(balance: Any) -> None:
     of_bob = (await balance.ChargeBalance(charge("bob", 5, "c1"))).entry
     for entry in (charged, dollars, deducted, refunded):
         assert (await balance.GetLedgerEntry(entry_of("ann", entry.entry_id))).entry == entry
-    for entry_id in (of_bob.entry_id, UNKNOWN_ID, charged.entry_id.upper(), "nonsense", "\x00"):
-        with refused("LEDGER_ENTRY_NOT_FOUND") as not_found:
-            await balance.GetLedgerEntry(entry_of("ann", entry_id))
-        assert not_found.refusal is not None
-        known = {"entry_id": entry_id} if entry_id in (of_bob.entry_id, UNKNOWN_ID) else {}
-        assert not_found.refusal.metadata == known | {"user_id": "ann"}
-    # A user without an account has no entries, and no other reason.
-    with refused("LEDGER_ENTRY_NOT_FOUND"):
-        await balance.GetLedgerEntry(entry_of("eve", charged.entry_id))
+    with refused("LEDGER_ENTRY_NOT_FOUND") as ended:
+        await balance.GetLedgerEntry(entry_of("ann", of_bob.entry_id))
+    assert ended.refusal.metadata == {"entry_id": of_bob.entry_id, "user_id": "ann"}
 
 
 async def test_the_ledger_is_listed_in_pages_newest_first(balance: Any) -> None:
     for number in range(7):
         await balance.ChargeBalance(charge("ann", 1 + number, f"c{number}"))
-    pages: list[list[int]] = []
-    token = ""
-    while token or not pages:
-        page = await balance.ListLedgerEntries(entries_of("ann", page_size=3, page_token=token))
-        pages.append([entry.sequence for entry in page.entries])
-        token = page.next_page_token
-        if token:
-            with refused("INVALID_PAGE_TOKEN"):
-                await balance.ListLedgerEntries(entries_of("bob", page_token=token))
-    assert pages == [[7, 6, 5], [4, 3, 2], [1]]
-    with refused("INVALID_PAGE_TOKEN"):
-        await balance.ListLedgerEntries(entries_of("ann", page_token="nonsense"))
+    asked = pb.ListLedgerEntriesRequest(user_id="ann", currency_code="KRW", page_size=3)
+    pages = await pages_of(balance.ListLedgerEntries, asked)
+    assert [[entry.sequence for entry in page] for page in pages] == [[7, 6, 5], [4, 3, 2], [1]]
 
 
 async def test_each_currency_is_an_account_of_its_own(balance: Any) -> None:

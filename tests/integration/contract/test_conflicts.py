@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
 
+from tally.order.v1 import order_pb2 as order
 from tally.type.v1.money_pb2 import Money
 from tests.integration.contract.invalid_values import LIMIT
 from tests.integration.contract.services import Services
@@ -182,3 +184,31 @@ async def test_restoring_an_unknown_coupon_cancels_its_redemption(
     async with services.unchanged():
         assert (await services.call(restore)).replayed
         assert await services.differences(redeem, failed("REDEMPTION_CANCELLED")) == []
+
+
+@pytest.mark.parametrize("coupon_id", [UNKNOWN_ID, "nonsense"])
+async def test_paying_with_an_unknown_coupon_takes_nothing(
+    services: Services, coupon_id: str
+) -> None:
+    """The attempt is stored, as any that began; money, stock and the gateway are unchanged."""
+    pay = services.valid("PayOrder", order_id=services.seed.pending_orders[-2], coupon_id=coupon_id)
+    before, charged = await services.tables(), services.gateway.charges()
+    assert await services.differences(pay, not_found("COUPON_NOT_FOUND")) == []
+    after = await services.tables()
+    for service, table in (
+        *(("balance", "accounts"), ("balance", "ledger_entries"), ("order", "products")),
+        *(("coupon", "coupons"), ("coupon", "redemptions"), ("payment", "payments")),
+    ):
+        assert after[service][table] == before[service][table], table
+    assert services.gateway.charges() == charged
+    get = order.GetOrderRequest(order_id=pay.order_id, user_id=USER)
+    now = (await services.call(get)).order
+    assert (now.state, now.failure_reason) == (order.Order.STATE_PENDING, "COUPON_NOT_FOUND")
+
+
+async def test_times_are_kept_to_the_microsecond(services: Services) -> None:
+    request = services.valid("CreateCampaign", coupon_lifetime=Duration(nanos=1))
+    request.start_time.nanos, request.end_time.nanos = 1, 999_999_999
+    made = (await services.call(request)).campaign
+    assert (made.start_time.nanos, made.end_time.nanos) == (0, 999_999_000)
+    assert made.coupon_lifetime == Duration(nanos=1_000)

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pytest
 
 from deploy.local.postgres_roles import ServiceUrls
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.coupons import get_coupon, issue, issued, open_campaign, redeem, restore
-
-Lock = Callable[[str], AbstractAsyncContextManager[None]]
-
-
-@pytest.fixture
-def lock(coupon_database: ServiceUrls) -> Lock:
-    """Locks the rows that a query selects, until the block ends."""
-
-    @asynccontextmanager
-    async def locking(query: str) -> AsyncIterator[None]:
-        connection = await asyncpg.connect(coupon_database.runtime)
-        try:
-            async with connection.transaction():
-                await connection.execute(f"{query} FOR NO KEY UPDATE")
-                yield
-        finally:
-            await connection.close()
-
-    return locking
+from tests.support.databases import open_transaction
 
 
-async def test_locked_campaign_delays_only_its_own_coupons(coupon: Any, lock: Lock) -> None:
+async def test_locked_campaign_delays_only_its_own_coupons(
+    coupon: Any, coupon_database: ServiceUrls
+) -> None:
     locked, free = await open_campaign(coupon, "locked"), await open_campaign(coupon, "free")
-    async with lock(f"SELECT FROM campaigns WHERE campaign_id = '{locked}'"):
+    lock = f"SELECT FROM campaigns WHERE campaign_id = '{locked}' FOR NO KEY UPDATE"
+    async with open_transaction(coupon_database, lock):
         waiting = [
             asyncio.ensure_future(coupon.IssueCoupon(issue(locked, f"u{number}")))
             for number in range(20)
@@ -53,13 +35,14 @@ async def test_locked_campaign_delays_only_its_own_coupons(coupon: Any, lock: Lo
 
 @pytest.mark.parametrize("command", ["redeem", "restore"])
 async def test_locked_coupon_delays_only_its_own_commands(
-    coupon: Any, lock: Lock, command: str
+    coupon: Any, coupon_database: ServiceUrls, command: str
 ) -> None:
     locked = (await issued(coupon, "ann", "locked")).coupon_id
     free = (await issued(coupon, "bob", "free")).coupon_id
     if command == "restore":
         await coupon.RedeemCoupon(redeem(locked, "ann", "r1"))
-    async with lock(f"SELECT FROM coupons WHERE coupon_id = '{locked}'"):
+    lock = f"SELECT FROM coupons WHERE coupon_id = '{locked}' FOR NO KEY UPDATE"
+    async with open_transaction(coupon_database, lock):
         waiting = asyncio.ensure_future(
             coupon.RedeemCoupon(redeem(locked, "ann", "r1"))
             if command == "redeem"

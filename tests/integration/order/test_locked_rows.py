@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import asyncpg
 
 from deploy.local.postgres_roles import ServiceUrls
 from tally.order.v1 import order_pb2 as pb
+from tests.support.databases import open_transaction
 from tests.support.orders import Shop, cancel, restock
 
 OTHERS = 50
-
-
-@asynccontextmanager
-async def locked(urls: ServiceUrls, table: str, column: str, id_: str) -> AsyncIterator[None]:
-    """Another transaction holds the row's lock until the end of the block."""
-    connection = await asyncpg.connect(urls.runtime)
-    try:
-        async with connection.transaction():
-            await connection.execute(
-                f"SELECT FROM {table} WHERE {column} = $1 FOR NO KEY UPDATE", id_
-            )
-            yield
-    finally:
-        await connection.close()
 
 
 async def test_a_locked_product_delays_only_its_own_orders(
     shop: Shop, order_database: ServiceUrls
 ) -> None:
     tea, cup = await shop.product(10), await shop.product(2 * OTHERS)
-    async with locked(order_database, "products", "product_id", tea):
+    lock = f"SELECT FROM products WHERE product_id = '{tea}' FOR NO KEY UPDATE"
+    async with open_transaction(order_database, lock):
         waiting = [
             asyncio.ensure_future(shop.order(f"w{number}", lines))
             for number, lines in enumerate([{tea: 1}, {cup: 1, tea: 1}, {tea: 1, cup: 1}])
@@ -52,7 +36,8 @@ async def test_a_locked_order_delays_only_its_own_cancellation(
 ) -> None:
     tea = await shop.product(10 * OTHERS)
     made = [await shop.order(f"u{number}", {tea: 1}) for number in range(OTHERS)]
-    async with locked(order_database, "orders", "order_id", made[0].order_id):
+    lock = f"SELECT FROM orders WHERE order_id = '{made[0].order_id}' FOR NO KEY UPDATE"
+    async with open_transaction(order_database, lock):
         waiting = asyncio.ensure_future(shop.orders.CancelOrder(cancel(made[0], "x")))
         others = await asyncio.gather(
             *(shop.orders.CancelOrder(cancel(each, "x")) for each in made[1:])

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from order_service.settings import OrderSettings
 from order_service.use_cases.order_decider import OrderLane
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop, cancel, pay
-from tests.support.refusals import refused
+from tests.support.refusals import outcome, refused
 from tests.support.replicas import channel, replicas
 from tests.support.sagas import LOST, REFUSED, FakeServices
 from tests.support.time_limits import LONG_S, SOON_S
@@ -69,158 +70,123 @@ async def shops(services: FakeServices, order_database: ServiceUrls) -> AsyncIte
         yield [Shop.at(to_first), Shop.at(to_second)]
 
 
-@pytest.fixture
-async def order(shops: list[Shop]) -> pb.Order:
-    return await shops[0].order("ann", {await shops[0].product(5): 2})
+@dataclass
+class Case:
+    """An order, a client of each replica, and what the replicas call."""
 
-
-@pytest.fixture
-def passes(order: pb.Order, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    shops: list[Shop]
+    services: FakeServices
+    order: pb.Order
+    sql: Callable[[str], str]
+    passes: Counter[str] = field(default_factory=Counter)
     """The commands that pass through the order lanes of both replicas."""
-    counted: Counter[str] = Counter()
+
+    def pay(self, replica: int = 0, *, timeout_s: float = LONG_S) -> Any:
+        """The call, which has begun; always the same request."""
+        call = self.shops[replica].orders.PayOrder
+        return asyncio.ensure_future(
+            call(pay(self.order, "p1", payment_key="key"), timeout=timeout_s)
+        )
+
+    def cancel(self, replica: int = 0, request_id: str = "x1", *, timeout_s: float = LONG_S) -> Any:
+        """The call, which has begun."""
+        call = self.shops[replica].orders.CancelOrder
+        return asyncio.ensure_future(call(cancel(self.order, request_id), timeout=timeout_s))
+
+    async def saga_in(self, state: pb.Saga.State.ValueType) -> pb.Saga:
+        """The test's last saga, when it is in this state."""
+        request = pb.ListSagasRequest(state=state)
+        while not (sagas := (await self.shops[1].sagas.ListSagas(request)).sagas):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        saga: pb.Saga = sagas[0]
+        return saga
+
+
+@pytest.fixture
+async def case(
+    shops: list[Shop],
+    services: FakeServices,
+    sql: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Case:
+    made = Case(shops, services, await shops[0].order("ann", {await shops[0].product(5): 2}), sql)
     submit: Any = OrderLane.submit
 
     async def count(lane: OrderLane, command: Any) -> Any:
-        counted[type(command).__name__] += 1
+        made.passes[type(command).__name__] += 1
         return await submit(lane, command)
 
     monkeypatch.setattr(OrderLane, "submit", count)
-    return counted
-
-
-def paying(shop: Shop, order: pb.Order, request_id: str = "p1") -> Any:
-    """The call, which has begun."""
-    request = pay(order, request_id, payment_key="key")
-    return asyncio.ensure_future(shop.orders.PayOrder(request, timeout=LONG_S))
-
-
-def cancelling(shop: Shop, order: pb.Order, request_id: str = "x1") -> Any:
-    """The call, which has begun."""
-    return asyncio.ensure_future(shop.orders.CancelOrder(cancel(order, request_id), timeout=LONG_S))
-
-
-async def saga_in(shop: Shop, state: pb.Saga.State.ValueType) -> pb.Saga:
-    """The test's last saga, when it is in this state."""
-    request = pb.ListSagasRequest(state=state)
-    while not (sagas := (await shop.sagas.ListSagas(request)).sagas):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    saga: pb.Saga = sagas[0]
-    return saga
+    return made
 
 
 # -- a saga that ends where it was begun ---------------------------------------------------------
 
 
-async def test_a_payment_takes_two_passes_through_the_lane(
-    shops: list[Shop], order: pb.Order, passes: Counter[str]
-) -> None:
-    response = await paying(shops[0], order)
-    assert (response.order.state, response.replayed) == (PAID, False)
-    assert passes == {"PayOrder": 1, "CloseSaga": 1}
-    assert response.order == await shops[1].get(order)
-
-
-async def test_a_refused_payment_takes_two_passes_through_the_lane(
-    shops: list[Shop], order: pb.Order, passes: Counter[str], services: FakeServices
-) -> None:
-    services.errors[PAY] = [REFUSED]
-    with refused("NO_THANKS"):
-        await paying(shops[0], order)
-    assert passes == {"PayOrder": 1, "CloseSaga": 1}
-
-
-async def test_a_cancellation_takes_two_passes_through_the_lane(
-    shops: list[Shop], order: pb.Order, passes: Counter[str]
-) -> None:
-    await paying(shops[0], order)
-    passes.clear()
-    response = await cancelling(shops[0], order)
-    assert (response.order.state, response.replayed) == (CANCELLED, False)
-    assert passes == {"CancelOrder": 1, "CloseSaga": 1}
+async def test_a_payment_and_its_cancellation_take_two_passes_each(case: Case) -> None:
+    paid = await case.pay()
+    assert (paid.order.state, paid.replayed) == (PAID, False)
+    assert case.passes == {"PayOrder": 1, "CloseSaga": 1}
+    assert paid.order == await case.shops[1].get(case.order)
+    case.passes.clear()
+    cancelled = await case.cancel()
+    assert (cancelled.order.state, cancelled.replayed) == (CANCELLED, False)
+    assert case.passes == {"CancelOrder": 1, "CloseSaga": 1}
 
 
 # -- a saga that ends elsewhere ------------------------------------------------------------------
 
 
-async def test_a_payment_whose_saga_is_lost_returns_the_stored_response(
-    shops: list[Shop],
-    order: pb.Order,
-    passes: Counter[str],
-    services: FakeServices,
-    sql: Callable[[str], str],
-) -> None:
-    gate = services.hold(PAY)
-    response = paying(shops[0], order)
+async def test_a_payment_whose_saga_is_lost_returns_the_stored_response(case: Case) -> None:
+    gate = case.services.hold(PAY)
+    response = case.pay()
     await gate.reached()
-    sql("UPDATE sagas SET lease_until = '-infinity'")
-    await saga_in(shops[1], COMPLETED)
-    paid = await shops[1].get(order)
-    assert (await cancelling(shops[1], order)).order.state == CANCELLED
+    case.sql("UPDATE sagas SET lease_until = '-infinity'")
+    await case.saga_in(COMPLETED)
+    paid = await case.shops[1].get(case.order)
+    assert (await case.cancel(1)).order.state == CANCELLED
     assert not response.done()
     gate.open()
     assert (await response).order == paid, "as it was when it was paid, not as it is now"
     assert not (await response).replayed
-    assert passes == {"PayOrder": 1, "CancelOrder": 1, "CloseSaga": 2}
+    assert case.passes == {"PayOrder": 1, "CancelOrder": 1, "CloseSaga": 2}
 
 
-async def test_a_payment_whose_saga_is_lost_returns_the_stored_refusal(
-    shops: list[Shop], order: pb.Order, services: FakeServices, sql: Callable[[str], str]
-) -> None:
-    services.errors[PAY] = [REFUSED]
-    gate = services.hold(f"{PAY}:undo")
-    response = paying(shops[0], order)
-    await gate.reached()
-    sql("UPDATE sagas SET lease_until = '-infinity'")
-    await saga_in(shops[1], pb.Saga.STATE_COMPENSATED)
-    gate.open()
-    with refused("NO_THANKS"):
-        await response
-
-
-async def test_a_payment_whose_saga_waits_in_its_row_returns_at_its_end(
-    shops: list[Shop], order: pb.Order, passes: Counter[str], services: FakeServices
-) -> None:
-    services.errors[PAY] = [LOST]
-    response = await paying(shops[0], order)
+async def test_a_payment_whose_saga_waits_in_its_row_returns_at_its_end(case: Case) -> None:
+    case.services.errors[PAY] = [LOST]
+    response = await case.pay()
     assert (response.order.state, response.replayed) == (PAID, False)
-    assert passes == {"PayOrder": 1, "CloseSaga": 1}
-    assert (await saga_in(shops[0], COMPLETED)).epoch == 2
+    assert case.passes == {"PayOrder": 1, "CloseSaga": 1}
+    assert (await case.saga_in(COMPLETED)).epoch == 2
 
 
 @pytest.mark.parametrize("method", ["RetrySaga", "ResolveSaga"])
-async def test_a_payment_whose_saga_a_person_ends_returns_at_its_end(
-    shops: list[Shop], order: pb.Order, services: FakeServices, method: str
-) -> None:
-    services.errors[PAY] = [LOST, LOST]
-    response = paying(shops[0], order)
-    saga = await saga_in(shops[1], NEEDS_ATTENTION)
+async def test_a_payment_returns_when_an_operator_ends_its_saga(case: Case, method: str) -> None:
+    case.services.errors[PAY] = [LOST, LOST]
+    response = case.pay()
+    saga = await case.saga_in(NEEDS_ATTENTION)
     assert not response.done()
     ids = {"saga_id": saga.saga_id, "request_id": "o1"}
     if method == "RetrySaga":
-        await shops[1].sagas.RetrySaga(pb.RetrySagaRequest(**ids))
+        await case.shops[1].sagas.RetrySaga(pb.RetrySagaRequest(**ids))
         assert (await response).order.state == PAID
     else:
-        await shops[1].sagas.ResolveSaga(pb.ResolveSagaRequest(**ids, reason="not charged"))
+        await case.shops[1].sagas.ResolveSaga(pb.ResolveSagaRequest(**ids, reason="not charged"))
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
             await response
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["deadline", "gone"])
-async def test_a_payment_outlasts_its_caller(
-    shops: list[Shop], order: pb.Order, services: FakeServices, gone: bool
-) -> None:
-    gate = services.hold(PAY)
-    request = pay(order, "p1", payment_key="key")
+async def test_a_payment_outlasts_its_caller(case: Case, gone: bool) -> None:
+    gate = case.services.hold(PAY)
     if gone:
-        call = paying(shops[0], order, "p1")
+        call = case.pay()
         await gate.reached()
         call.cancel()
     else:
         with refused("REQUEST_IN_PROGRESS"):
-            await shops[0].orders.PayOrder(request, timeout=SOON_S)
-    repeated = [
-        asyncio.ensure_future(shop.orders.PayOrder(request, timeout=LONG_S)) for shop in shops
-    ]
+            await case.pay(timeout_s=SOON_S)
+    repeated = [case.pay(0), case.pay(1)]
     gate.open()
     for response in await asyncio.gather(*repeated):
         assert (response.order.state, response.replayed) == (PAID, True)
@@ -237,11 +203,11 @@ async def test_payments_at_a_slow_gateway_refuse_none_without_it(
     ):
         shop = Shop.at(opened)
         product_id = await shop.product(5)
-        slow, refused_one, other = [await shop.order("ann", {product_id: 1}) for _ in range(3)]
-        call = paying(shop, slow)
+        slow, full, other = [await shop.order("ann", {product_id: 1}) for _ in range(3)]
+        call = asyncio.ensure_future(shop.orders.PayOrder(pay(slow, payment_key="1")))
         await gate.reached()
         with refused("OVERLOADED"):
-            await paying(shop, refused_one, "p2")
+            await shop.orders.PayOrder(pay(full, payment_key="2"), timeout=LONG_S)
         paid = await shop.orders.PayOrder(pay(other), timeout=LONG_S)
         assert paid.order.state == PAID
         gate.open()
@@ -253,111 +219,83 @@ async def test_payments_at_a_slow_gateway_refuse_none_without_it(
 
 @pytest.mark.parametrize("reason", ["", "NO_THANKS"], ids=["paid", "refused"])
 async def test_duplicates_on_any_replica_get_the_first_calls_result(
-    shops: list[Shop],
-    order: pb.Order,
-    passes: Counter[str],
-    services: FakeServices,
-    reason: str,
+    case: Case, reason: str
 ) -> None:
     if reason:
-        services.errors[PAY] = [REFUSED]
-    gate = services.hold(PAY)
-    calls = [paying(shops[0], order)]
+        case.services.errors[PAY] = [REFUSED]
+    gate = case.services.hold(PAY)
+    calls = [case.pay()]
     await gate.reached()
-    calls += [paying(shop, order) for shop in shops]
-    while passes["PayOrder"] < len(calls):  # noqa: ASYNC110 - the test's own limit ends the wait
+    calls += [case.pay(0), case.pay(1)]
+    while case.passes["PayOrder"] < len(calls):  # noqa: ASYNC110 - the test's own limit ends the wait
         await asyncio.sleep(0.01)
     gate.open()
+    first, *others = [await outcome(call) for call in calls]
     if reason:
-        for call in calls:
-            with refused(reason):
-                await call
+        assert [first, *others] == [reason] * 3
     else:
-        first, *others = [await call for call in calls]
         assert not first.replayed
         assert all(other.replayed and other.order == first.order for other in others)
-    assert passes == {"PayOrder": 3, "CloseSaga": 1}
-    assert services.calls.count(PAY) == 1
+    assert case.passes == {"PayOrder": 3, "CloseSaga": 1}
+    assert case.services.calls.count(PAY) == 1
 
 
-async def test_cancellations_of_a_cancelling_order_wait_only_if_repeated(
-    shops: list[Shop], order: pb.Order, services: FakeServices
-) -> None:
-    await paying(shops[0], order)
-    gate = services.hold(UNDO)
-    first = cancelling(shops[0], order, "x1")
+async def test_cancellations_of_a_cancelling_order_wait_only_if_repeated(case: Case) -> None:
+    await case.pay()
+    gate = case.services.hold(UNDO)
+    first = case.cancel()
     await gate.reached()
-    other = await cancelling(shops[1], order, "x2")
+    other = await case.cancel(1, "x2")
     assert (other.order.state, other.replayed) == (CANCELLING, False)
-    in_time = await shops[0].orders.CancelOrder(cancel(order, "x1"), timeout=SOON_S)
+    in_time = await case.cancel(timeout_s=SOON_S)
     assert (in_time.order.state, in_time.replayed) == (CANCELLING, True)
-    repeated = [cancelling(shop, order, id_) for shop in shops for id_ in ("x1", "x2")]
+    repeated = [case.cancel(replica, id_) for replica in (0, 1) for id_ in ("x1", "x2")]
     await asyncio.sleep(0.05)
     assert not any(call.done() for call in (first, *repeated))
     gate.open()
     assert ((await first).order.state, (await first).replayed) == (CANCELLED, False)
     for call in repeated:
         assert ((await call).order.state, (await call).replayed) == (CANCELLED, True)
-    assert services.calls.count(UNDO) == 1
+    assert case.services.calls.count(UNDO) == 1
 
 
 # -- a COMMIT whose reply is lost ----------------------------------------------------------------
 
 
-@pytest.fixture
-def lose_commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[], bool]]:
-    """Loses the reply to the next COMMIT of a command, by its type; whether that happened."""
+def lose_commit(monkeypatch: pytest.MonkeyPatch, command: str) -> list[str]:
+    """Lose the reply to the next COMMIT of a command of this type; it is then in the list."""
+    run: Any = Attempt.run
+    lost: list[str] = []
 
-    def lose(command: str) -> Callable[[], bool]:
-        run: Any = Attempt.run
-        lost: list[str] = []
+    async def run_and_lose(attempt: Any, entries: Sequence[Any], *, wait_for_locks: bool) -> Any:
+        outcomes = await run(attempt, entries, wait_for_locks=wait_for_locks)
+        if command in {type(entry.command).__name__ for entry in entries} and not lost:
+            lost.append(command)
+            raise ConnectionResetError
+        return outcomes
 
-        async def run_and_lose(
-            attempt: Any, entries: Sequence[Any], *, wait_for_locks: bool
-        ) -> Any:
-            outcomes = await run(attempt, entries, wait_for_locks=wait_for_locks)
-            names = {type(entry.command).__name__ for entry in entries}
-            if command in names and not lost:
-                lost.append(command)
-                raise ConnectionResetError
-            return outcomes
-
-        monkeypatch.setattr(Attempt, "run", run_and_lose)
-        return lambda: bool(lost)
-
-    return lose
+    monkeypatch.setattr(Attempt, "run", run_and_lose)
+    return lost
 
 
-@pytest.mark.parametrize("command", ["PayOrder", "CloseSaga"])
-async def test_a_payment_returns_its_result_if_a_commits_reply_is_lost(
-    shops: list[Shop],
-    order: pb.Order,
-    services: FakeServices,
-    lose_commit: Callable[[str], Callable[[], bool]],
-    command: str,
+@pytest.mark.parametrize(
+    ("method", "command"),
+    [
+        ("pay", "PayOrder"),
+        ("pay", "CloseSaga"),
+        ("cancel", "CancelOrder"),
+        ("cancel", "CloseSaga"),
+    ],
+)
+async def test_a_call_returns_its_result_if_a_commits_reply_is_lost(
+    case: Case, monkeypatch: pytest.MonkeyPatch, method: str, command: str
 ) -> None:
-    lost = lose_commit(command)
-    response = await paying(shops[0], order)
-    assert lost()
-    assert (response.order.state, response.replayed) == (PAID, False)
-    saga = await saga_in(shops[0], COMPLETED)
-    assert saga.epoch == 1
-    assert services.calls == [PAY]
-
-
-@pytest.mark.parametrize("command", ["CancelOrder", "CloseSaga"])
-async def test_a_cancellation_returns_its_result_if_a_commits_reply_is_lost(
-    shops: list[Shop],
-    order: pb.Order,
-    services: FakeServices,
-    lose_commit: Callable[[str], Callable[[], bool]],
-    command: str,
-) -> None:
-    await paying(shops[0], order)
-    lost = lose_commit(command)
-    response = await cancelling(shops[0], order)
-    assert lost()
-    assert (response.order.state, response.replayed) == (CANCELLED, False)
-    saga = await saga_in(shops[0], COMPLETED)
-    assert saga.epoch == 1
-    assert services.calls.count(UNDO) == 1
+    cancels = method == "cancel"
+    if cancels:
+        await case.pay()
+    lost = lose_commit(monkeypatch, command)
+    response = await (case.cancel() if cancels else case.pay())
+    assert lost
+    assert (response.order.state, response.replayed) == (CANCELLED if cancels else PAID, False)
+    assert (await case.saga_in(COMPLETED)).epoch == 1
+    assert case.services.calls == ([PAY, UNDO] if cancels else [PAY])

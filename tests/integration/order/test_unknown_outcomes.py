@@ -19,7 +19,7 @@ def stack_options() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("prefix", ["error_after_charge_", "timeout_after_charge_", "slow_"])
-async def test_an_unknown_outcome_is_found_out_and_not_guessed(stack: Stack, prefix: str) -> None:
+async def test_an_unknown_outcome_is_looked_up(stack: Stack, prefix: str) -> None:
     order, request = await stack.order_paid_by_all(prefix)
     response = await stack.pay(request)
     assert response.order.state == pb.Order.STATE_PAID

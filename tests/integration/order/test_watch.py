@@ -39,7 +39,7 @@ async def test_followers_on_every_replica_get_a_change(shop: Shop) -> None:
         assert [order async for order in stream] == [cancelled]
 
 
-async def test_the_stream_of_a_settled_order_is_one_message_long(shop: Shop) -> None:
+async def test_the_stream_of_a_settled_order_has_one_message(shop: Shop) -> None:
     made = await shop.order("ann", {await shop.product(10): 1})
     cancelled = (await shop.orders.CancelOrder(cancel(made, "x1"))).order
     assert [order async for order in watched(shop, made)] == [cancelled]

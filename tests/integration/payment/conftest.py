@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.db.engines import Database, open_engines
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
-from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
-from tests.support.payments import payment_replicas
+from tests.support.payments import Serve, payment_replicas
 
 
 @pytest.fixture
@@ -30,21 +30,27 @@ async def sessions(payment_database: ServiceUrls) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def stubs(
-    payment_database: ServiceUrls, gateway: GatewaySimulator, redis_url: str
-) -> AsyncIterator[list[PaymentServiceStub]]:
+def serve(payment_database: ServiceUrls, redis_url: str) -> Serve:
+    """Opens replicas on the test's database: ``serve(count, gateway, **settings)``."""
+    return lambda count, gateway, **settings: payment_replicas(
+        count, payment_database, gateway, redis_url, **settings
+    )
+
+
+@pytest.fixture
+async def stubs(serve: Serve, gateway: GatewaySimulator) -> AsyncIterator[list[Any]]:
     """A client of each of two replicas on one database."""
-    async with payment_replicas(2, payment_database, gateway, redis_url) as opened:
+    async with serve(2, gateway) as opened:
         yield opened
 
 
 @pytest.fixture
-def payment(stubs: list[PaymentServiceStub]) -> PaymentServiceStub:
+def payment(stubs: list[Any]) -> Any:
     """A client of the first replica."""
     return stubs[0]
 
 
 @pytest.fixture
-def elsewhere(stubs: list[PaymentServiceStub]) -> PaymentServiceStub:
+def elsewhere(stubs: list[Any]) -> Any:
     """A client of the second replica."""
     return stubs[1]

@@ -13,18 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.engines import Database
 from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres_roles import ServiceUrls
 from payment_service.locking import advisory_keys
 from payment_service.model.payment_command import ConfirmPayment
 from payment_service.store import payment as store
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.payments import (
+    Serve,
     cancel,
     confirm,
     held_at_gateway,
+    insert_claim,
     key_of,
     only_payment,
-    payment_replicas,
 )
 from tests.support.time_limits import LONG_S
 
@@ -56,11 +56,7 @@ async def take_advisory_locks(connection: AsyncConnection, key: str) -> None:
 
 
 async def insert_key(connection: AsyncConnection, key: str) -> None:
-    inserting = sa.text(
-        "INSERT INTO payments VALUES (gen_random_uuid(), :key, 'bob', 'c1', 'order-1',"
-        " 'KRW', 1, 'toss', 'PENDING', NULL, NULL, NULL, NULL, NULL, now(), 0, 1, now(), now())"
-    )
-    await connection.execute(inserting, {"key": key})
+    await insert_claim(connection, key, user_id="bob")
 
 
 @pytest.mark.parametrize("block", [take_advisory_locks, insert_key])
@@ -78,21 +74,17 @@ async def test_a_blocked_claim_delays_only_its_own_key(
 
 
 async def test_a_stopping_replica_finishes_its_call_to_the_gateway(
-    payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator
+    serve: Serve, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
     with held_at_gateway(key) as release:
-        async with payment_replicas(
-            1, payment_database, gateway, redis_url, grace_s=LONG_S, lease_s=600
-        ) as (one,):
+        async with serve(1, gateway, grace_s=LONG_S, lease_s=600) as (one,):
             call = asyncio.ensure_future(one.ConfirmPayment(confirm(key)))
             await only_payment(one)
             call.cancel()
             await asyncio.wait({call})
             asyncio.get_running_loop().call_later(0.3, release.set)
-    async with payment_replicas(1, payment_database, gateway, redis_url, resolve_interval_s=60) as (
-        fresh,
-    ):
+    async with serve(1, gateway, resolve_interval_s=60) as (fresh,):
         # The lease lasts ten minutes: only the stopping replica can have recorded this.
         assert (await only_payment(fresh)).state == pb.Payment.STATE_CONFIRMED
         assert (await fresh.ConfirmPayment(confirm(key))).replayed

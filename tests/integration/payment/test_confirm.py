@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.payment.v1 import payment_pb2 as pb
+from tests.support.pages import pages_of
 from tests.support.payments import confirm, held_at_gateway, key_of, only_payment, until_state
 from tests.support.refusals import outcome, refused
 from tests.support.time_limits import SOON_S
@@ -38,15 +39,7 @@ async def test_a_request_is_replayed_by_any_replica(
     first = await payment.ConfirmPayment(confirm(key))
     for replica in (payment, elsewhere):
         again = await replica.ConfirmPayment(confirm(key))
-        assert again.replayed
-        assert again.payment == first.payment
-        for other in (
-            confirm(key, amount_minor=1),
-            confirm(key, order_id="order-2"),
-            confirm(key_of()),
-        ):
-            with refused("REQUEST_ID_REUSED"):
-                await replica.ConfirmPayment(other)
+        assert (again.replayed, again.payment) == (True, first.payment)
         with refused("PAYMENT_KEY_USED"):
             await replica.ConfirmPayment(confirm(key, "c2"))
         with refused("PAYMENT_KEY_USED"):
@@ -67,7 +60,6 @@ async def test_a_decline_is_stored_and_replayed(
     for replica in (payment, elsewhere, payment):
         with refused("PAYMENT_DECLINED") as raised:
             await replica.ConfirmPayment(confirm(key))
-        assert raised.refusal is not None
         assert raised.refusal.metadata["failure_code"] == "REJECT_CARD_PAYMENT"
         assert raised.refusal.retry_after_s is None
         with refused("PAYMENT_KEY_USED"):
@@ -89,7 +81,6 @@ async def test_another_request_is_refused_while_the_key_is_in_progress(
         for replica in (payment, elsewhere):
             with refused("PAYMENT_IN_PROGRESS") as raised:
                 await replica.ConfirmPayment(confirm(key, "c2"))
-            assert raised.refusal is not None
             assert raised.refusal.retry_after_s is not None
             with refused("REQUEST_ID_REUSED"):
                 await replica.ConfirmPayment(confirm(key, amount_minor=7))
@@ -99,7 +90,7 @@ async def test_another_request_is_refused_while_the_key_is_in_progress(
     assert gateway.charges()[key]["confirmCalls"] == 1
 
 
-async def test_a_caller_that_goes_away_stops_nothing(
+async def test_a_cancelled_call_still_confirms_the_payment(
     payment: Any, elsewhere: Any, gateway: GatewaySimulator
 ) -> None:
     key = key_of()
@@ -126,41 +117,13 @@ async def test_a_duplicate_with_little_time_gets_request_in_progress(
     assert (await first).payment.state == pb.Payment.STATE_CONFIRMED
 
 
-async def test_a_user_gets_own_payments_only(payment: Any) -> None:
-    paid = (await payment.ConfirmPayment(confirm(key_of()))).payment
-    for payment_id, user_id in (
-        (paid.payment_id, "bob"),
-        (paid.payment_id.upper(), "ann"),
-        ("0" * 36, "ann"),
-        ("nonsense", "ann"),
-    ):
-        with refused("PAYMENT_NOT_FOUND"):
-            await payment.GetPayment(pb.GetPaymentRequest(payment_id=payment_id, user_id=user_id))
-
-
 async def test_payments_are_listed_in_pages_newest_first(payment: Any) -> None:
     confirmed = []
     for number in range(7):
         request = confirm(key_of(), f"c{number}", order_id=f"order-{number % 2}")
         confirmed.append((await payment.ConfirmPayment(request)).payment)
-    found: list[pb.Payment] = []
-    token = ""
-    while True:
-        asked = pb.ListPaymentsRequest(user_id="ann", page_size=3, page_token=token)
-        page = await payment.ListPayments(asked)
-        assert len(page.payments) <= 3
-        found += page.payments
-        token = page.next_page_token
-        if not token:
-            break
-        with refused("INVALID_PAGE_TOKEN"):
-            await payment.ListPayments(pb.ListPaymentsRequest(user_id="bob", page_token=token))
-        with refused("INVALID_PAGE_TOKEN"):
-            await payment.ListPayments(
-                pb.ListPaymentsRequest(user_id="ann", order_id="order-1", page_token=token)
-            )
-    assert found == confirmed[::-1]
-    of_order = await payment.ListPayments(pb.ListPaymentsRequest(user_id="ann", order_id="order-1"))
-    assert list(of_order.payments) == confirmed[5::-2]
-    with refused("INVALID_PAGE_TOKEN"):
-        await payment.ListPayments(pb.ListPaymentsRequest(user_id="ann", page_token="nonsense"))
+    newest = confirmed[::-1]
+    of_user = pb.ListPaymentsRequest(user_id="ann", page_size=3)
+    assert await pages_of(payment.ListPayments, of_user) == [newest[:3], newest[3:6], newest[6:]]
+    of_order = pb.ListPaymentsRequest(user_id="ann", order_id="order-1")
+    assert await pages_of(payment.ListPayments, of_order) == [newest[1::2]]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-import grpc
 import pytest
 import sqlalchemy as sa
 
@@ -29,7 +24,6 @@ from payment_service.store import lease
 from payment_service.tables import answers, payments
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
-from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tests.support.payments import (
     confirm,
     held_at_gateway,
@@ -37,12 +31,8 @@ from tests.support.payments import (
     only_payment,
     payment_replicas,
     until,
-    until_at_gateway,
-    until_state,
 )
 from tests.support.refusals import outcome
-from tests.support.replicas import healthy
-from tests.support.time_limits import LONG_S
 
 LEASE_S = 60.0
 LEASE = timedelta(seconds=LEASE_S)
@@ -163,70 +153,3 @@ async def test_a_serving_replica_renews_its_leases(
             await until(renewed)
             release.set()
             assert (await calling).payment.state == pb.Payment.STATE_CONFIRMED
-
-
-# -- a killed replica ----------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def process_of(
-    database: ServiceUrls, redis_url: str, simulator: GatewaySimulator
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A replica in a process of its own, with a lease of a second."""
-    settings = {
-        "DATABASE_URL": database.runtime,
-        "REDIS_URL": redis_url,
-        "BIND": "127.0.0.1:0",
-        "GATEWAY_URL": simulator.url,
-        "GATEWAY_SECRET_KEY": simulator.secret_key,
-        "GATEWAY_TIMEOUT_S": "60",
-        "LEASE_S": "1",
-        "LOG_FORMAT": "json",
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "payment_service",
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {f"TALLY_PAYMENT_{name}": value for name, value in settings.items()},
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-        await process.communicate()
-
-
-async def address_of(process: asyncio.subprocess.Process) -> str:
-    """The address from the process's log, when it serves."""
-    assert process.stderr is not None
-    async with asyncio.timeout(LONG_S):
-        async for line in process.stderr:
-            entry = json.loads(line)
-            if entry["event"] == "listening":
-                address = f"127.0.0.1:{entry['port']}"
-                await healthy(address)
-                return address
-    raise AssertionError("the replica did not start")
-
-
-async def test_a_killed_replicas_charge_is_found_when_its_lease_ends(
-    payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator
-) -> None:
-    key = key_of("timeout_after_charge_")
-    async with (
-        payment_replicas(1, payment_database, gateway, redis_url) as (survivor,),
-        process_of(payment_database, redis_url, gateway) as process,
-        grpc.aio.insecure_channel(await address_of(process)) as opened,
-    ):
-        call = PaymentServiceStub(opened).ConfirmPayment(confirm(key))
-        calling = asyncio.ensure_future(outcome(call))
-        await until_at_gateway(gateway, key, "DONE")
-        process.kill()
-        assert await calling == ""
-        payment_id = (await only_payment(survivor)).payment_id
-        await until_state(survivor, payment_id, pb.Payment.STATE_CONFIRMED)
-        assert (await survivor.ConfirmPayment(confirm(key))).replayed
-    assert (await asyncio.to_thread(gateway.charges))[key]["confirmCalls"] == 1

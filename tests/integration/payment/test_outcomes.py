@@ -8,17 +8,16 @@ from typing import Any
 import httpx
 import pytest
 
-from common.ids import new_id
+from common.db.engines import Database
 from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres import PostgresServer
-from deploy.local.postgres_roles import ServiceUrls
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.payments import (
     SHORT_GATEWAY_LIMITS,
+    Serve,
     confirm,
+    insert_claim,
     key_of,
     only_payment,
-    payment_replicas,
     until_at_gateway,
     until_state,
 )
@@ -42,21 +41,17 @@ async def charge(
 
 @pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
 async def test_a_charge_with_a_lost_response_is_found(
-    payment_database: ServiceUrls, redis_url: str, gateway: GatewaySimulator, prefix: str
+    serve: Serve, gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
-    async with payment_replicas(
-        2, payment_database, gateway, redis_url, **SHORT_GATEWAY_LIMITS
-    ) as (payment, elsewhere):
+    async with serve(2, gateway, **SHORT_GATEWAY_LIMITS) as (payment, elsewhere):
         with refused("PAYMENT_OUTCOME_UNKNOWN") as raised:
             await payment.ConfirmPayment(confirm(key))
-        assert raised.refusal is not None
         assert raised.refusal.retry_after_s is not None
         # It was not stored as the response: the same request waits for the outcome.
         for replica in (elsewhere, payment):
             again = await replica.ConfirmPayment(confirm(key))
-            assert again.replayed
-            assert again.payment.state == pb.Payment.STATE_CONFIRMED
+            assert (again.replayed, again.payment.state) == (True, pb.Payment.STATE_CONFIRMED)
         with refused("PAYMENT_KEY_USED"):
             await elsewhere.ConfirmPayment(confirm(key, "c2"))
     record = gateway.charges()[key]
@@ -78,14 +73,10 @@ async def test_a_confirm_that_charged_nothing_is_sent_again(
     assert gateway.charges()[key]["confirmCalls"] == 2
 
 
-async def test_an_unknown_key_is_not_free(
-    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
-) -> None:
+async def test_an_unknown_key_is_not_free(serve: Serve, own_gateway: GatewaySimulator) -> None:
     key = key_of("timeout_after_charge_")
     # The outcome stays unknown: the gateway stops before the first retry, and no sweep runs.
-    async with payment_replicas(
-        2, payment_database, own_gateway, redis_url, resolve_interval_s=60, resolve_concurrency=1
-    ) as (one, other):
+    async with serve(2, own_gateway, resolve_interval_s=60, resolve_concurrency=1) as (one, other):
         blocked = asyncio.ensure_future(one.ConfirmPayment(confirm(key)))
         await until_at_gateway(own_gateway, key, "DONE")
         own_gateway.kill()
@@ -99,7 +90,7 @@ async def test_an_unknown_key_is_not_free(
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
             await one.ConfirmPayment(confirm(key), timeout=SOON_S)
         own_gateway.start()
-    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (fresh,):
+    async with serve(1, own_gateway) as (fresh,):
         await until_state(fresh, unknown.payment_id, pb.Payment.STATE_CONFIRMED)
         again = await fresh.ConfirmPayment(confirm(key))
         assert again.replayed
@@ -107,17 +98,14 @@ async def test_an_unknown_key_is_not_free(
 
 
 async def test_a_call_that_was_not_sent_frees_the_key(
-    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+    serve: Serve, own_gateway: GatewaySimulator
 ) -> None:
-    async with payment_replicas(
-        2, payment_database, own_gateway, redis_url, gateway_breaker_pause_s=0.1
-    ) as (one, other):
+    async with serve(2, own_gateway, gateway_breaker_pause_s=0.1) as (one, other):
         key = key_of()
         own_gateway.kill()
         for replica in (one, other):
             with refused("GATEWAY_UNAVAILABLE") as raised:
                 await replica.ConfirmPayment(confirm(key))
-            assert raised.refusal is not None
             assert raised.refusal.retry_after_s is not None
         listed = await one.ListPayments(pb.ListPaymentsRequest(user_id="ann"))
         assert not listed.payments
@@ -128,14 +116,10 @@ async def test_a_call_that_was_not_sent_frees_the_key(
             await one.ConfirmPayment(confirm(key))
 
 
-async def test_an_open_circuit_frees_the_key(
-    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
-) -> None:
-    async with payment_replicas(
+async def test_an_open_circuit_frees_the_key(serve: Serve, own_gateway: GatewaySimulator) -> None:
+    async with serve(
         1,
-        payment_database,
         own_gateway,
-        redis_url,
         gateway_breaker_failures=1,
         gateway_breaker_pause_s=60,
     ) as (one,):
@@ -147,54 +131,37 @@ async def test_an_open_circuit_frees_the_key(
     assert key not in own_gateway.charges()
 
 
-def abandoned(server: PostgresServer, urls: ServiceUrls, payment_key: str) -> str:
-    """A claim of a dead replica, with an expired lease."""
-    payment_id = new_id()
-    server.run_sql(
-        f"""
-        INSERT INTO payments VALUES ('{payment_id}', '{payment_key}', 'ann', 'c1', 'order-1',
-          'KRW', 15000, 'toss', 'PENDING', NULL, NULL, NULL, NULL, '{new_id()}',
-          now() - interval '1 s', 0, 1, now(), now());
-        """,
-        database=urls.owner.rpartition("/")[2],
-    )
-    return payment_id
+async def abandoned(sessions: Database, key: str) -> str:
+    async with sessions.begin() as connection:
+        return await insert_claim(connection, key)
 
 
 @pytest.mark.parametrize("charged", [False, True], ids=["before the call", "after the call"])
 async def test_the_claim_of_a_dead_replica_is_finished_by_another(
-    payment_database: ServiceUrls,
-    redis_url: str,
-    gateway: GatewaySimulator,
-    postgres_server: PostgresServer,
-    charged: bool,
+    serve: Serve, gateway: GatewaySimulator, sessions: Database, charged: bool
 ) -> None:
     key = key_of()
-    payment_id = abandoned(postgres_server, payment_database, key)
+    payment_id = await abandoned(sessions, key)
     if charged:
         await charge(gateway, key, 15_000, idempotency_key=f"confirm:{payment_id}")
-    async with payment_replicas(2, payment_database, gateway, redis_url) as (one, other):
+    async with serve(2, gateway) as (one, other):
         await until_state(one, payment_id, pb.Payment.STATE_CONFIRMED)
         for replica in (one, other):
             again = await replica.ConfirmPayment(confirm(key))
-            assert again.replayed
-            assert again.payment.payment_id == payment_id
+            assert (again.replayed, again.payment.payment_id) == (True, payment_id)
     record = gateway.charges()[key]
     assert record["confirmCalls"] == 1
     assert record["payment"]["status"] == "DONE"
 
 
 async def test_a_claim_that_another_replica_acquired_is_not_freed(
-    payment_database: ServiceUrls,
-    redis_url: str,
-    own_gateway: GatewaySimulator,
-    postgres_server: PostgresServer,
+    serve: Serve, own_gateway: GatewaySimulator, sessions: Database
 ) -> None:
     key = key_of()
-    payment_id = abandoned(postgres_server, payment_database, key)
+    payment_id = await abandoned(sessions, key)
     own_gateway.kill()
     # It cannot be reached now, but the dead replica may have reached it.
-    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (one,):
+    async with serve(1, own_gateway) as (one,):
         await until_state(one, payment_id, pb.Payment.STATE_UNKNOWN)
         with refused("PAYMENT_IN_PROGRESS"):
             await one.ConfirmPayment(confirm(key, "c2"))
@@ -215,14 +182,14 @@ async def test_another_amount_under_the_key_stays_unknown(
 
 
 async def test_a_wrong_secret_key_charges_nothing_and_frees_the_key(
-    payment_database: ServiceUrls, redis_url: str, own_gateway: GatewaySimulator
+    serve: Serve, own_gateway: GatewaySimulator
 ) -> None:
     key = key_of()
     right = own_gateway.secret_key
     own_gateway.secret_key = "wrong"
-    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (one,):
+    async with serve(1, own_gateway) as (one,):
         with refused("GATEWAY_UNAVAILABLE"):
             await one.ConfirmPayment(confirm(key))
     own_gateway.secret_key = right
-    async with payment_replicas(1, payment_database, own_gateway, redis_url) as (one,):
+    async with serve(1, own_gateway) as (one,):
         await one.ConfirmPayment(confirm(key, "c2"))

@@ -41,13 +41,13 @@ from tests.support.orders import cancel, create_product, fresh, pay, restock, se
 from tests.support.payments import cancel as cancel_confirmation
 from tests.support.payments import confirm
 from tests.support.stack import Stack
-from tests.support.statements import Transaction, recorded_transactions
+from tests.support.statements import recorded_transactions
 
 WON: Final = Money("KRW", 100)
 ORDER, SAGA = pb.Order, pb.Saga
 
-Run = Callable[[Stack], Awaitable[list[Transaction]]]
-"""Carries an operation out; returns its transactions, perhaps with others of the service."""
+Calls = Callable[[], Awaitable[object]]
+"""Calls that carry an operation out; they may have other transactions too."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Operation:
     """One operation of a service, and how its row strategy shows."""
 
     command: type
-    run: Run
+    prepare: Callable[[Stack], Awaitable[Calls]]
+    """Makes what the calls need."""
     table: str
     """The table whose rows the row strategy is about."""
     compared: str = "version"
@@ -67,26 +68,20 @@ class Operation:
 # -- balance -------------------------------------------------------------------------------------
 
 
-async def charge_balance(stack: Stack) -> list[Transaction]:
+async def charge_balance(stack: Stack) -> Calls:
     user = await stack.user(100)
-    with recorded_transactions() as transactions:
-        await stack.balance.ChargeBalance(charge(user, 100, fresh()))
-    return transactions
+    return lambda: stack.balance.ChargeBalance(charge(user, 100, fresh()))
 
 
-async def deduct_balance(stack: Stack) -> list[Transaction]:
+async def deduct_balance(stack: Stack) -> Calls:
     user = await stack.user(100)
-    with recorded_transactions() as transactions:
-        await stack.balance.DeductBalance(deduct(user, 100, fresh()))
-    return transactions
+    return lambda: stack.balance.DeductBalance(deduct(user, 100, fresh()))
 
 
-async def refund_deduction(stack: Stack) -> list[Transaction]:
+async def refund_deduction(stack: Stack) -> Calls:
     user, deduction = await stack.user(100), fresh()
     await stack.balance.DeductBalance(deduct(user, 100, deduction))
-    with recorded_transactions() as transactions:
-        await stack.balance.RefundDeduction(refund(user, deduction, fresh()))
-    return transactions
+    return lambda: stack.balance.RefundDeduction(refund(user, deduction, fresh()))
 
 
 BALANCE: Final = [
@@ -98,34 +93,26 @@ BALANCE: Final = [
 # -- coupon --------------------------------------------------------------------------------------
 
 
-async def create_campaign(stack: Stack) -> list[Transaction]:
-    with recorded_transactions() as transactions:
-        await stack.coupon.CreateCampaign(campaign(fresh()))
-    return transactions
+async def create_campaign(stack: Stack) -> Calls:
+    return lambda: stack.coupon.CreateCampaign(campaign(fresh()))
 
 
-async def issue_coupon(stack: Stack) -> list[Transaction]:
+async def issue_coupon(stack: Stack) -> Calls:
     made = await stack.coupon.CreateCampaign(campaign(fresh()))
-    with recorded_transactions() as transactions:
-        await stack.coupon.IssueCoupon(issue(made.campaign.campaign_id, fresh()))
-    return transactions
+    return lambda: stack.coupon.IssueCoupon(issue(made.campaign.campaign_id, fresh()))
 
 
-async def redeem_coupon(stack: Stack) -> list[Transaction]:
+async def redeem_coupon(stack: Stack) -> Calls:
     user = fresh()
     coupon_id = await stack.coupon_of(user)
-    with recorded_transactions() as transactions:
-        await stack.coupon.RedeemCoupon(redeem(coupon_id, user, fresh()))
-    return transactions
+    return lambda: stack.coupon.RedeemCoupon(redeem(coupon_id, user, fresh()))
 
 
-async def restore_coupon(stack: Stack) -> list[Transaction]:
+async def restore_coupon(stack: Stack) -> Calls:
     user, redemption = fresh(), fresh()
     coupon_id = await stack.coupon_of(user)
     await stack.coupon.RedeemCoupon(redeem(coupon_id, user, redemption))
-    with recorded_transactions() as transactions:
-        await stack.coupon.RestoreCoupon(restore(coupon_id, user, redemption, fresh()))
-    return transactions
+    return lambda: stack.coupon.RestoreCoupon(restore(coupon_id, user, redemption, fresh()))
 
 
 COUPON: Final = [
@@ -138,18 +125,14 @@ COUPON: Final = [
 # -- payment -------------------------------------------------------------------------------------
 
 
-async def confirm_payment(stack: Stack) -> list[Transaction]:
-    with recorded_transactions() as transactions:
-        await stack.payment.ConfirmPayment(confirm(fresh("key"), fresh()))
-    return transactions
+async def confirm_payment(stack: Stack) -> Calls:
+    return lambda: stack.payment.ConfirmPayment(confirm(fresh("key"), fresh()))
 
 
-async def cancel_payment(stack: Stack) -> list[Transaction]:
+async def cancel_payment(stack: Stack) -> Calls:
     confirmation = fresh()
     await stack.payment.ConfirmPayment(confirm(fresh("key"), confirmation))
-    with recorded_transactions() as transactions:
-        await stack.payment.CancelPayment(cancel_confirmation(confirmation, fresh()))
-    return transactions
+    return lambda: stack.payment.CancelPayment(cancel_confirmation(confirmation, fresh()))
 
 
 PAYMENT: Final = [
@@ -161,101 +144,84 @@ PAYMENT: Final = [
 # -- order ---------------------------------------------------------------------------------------
 
 
-async def create_a_product(stack: Stack) -> list[Transaction]:
-    with recorded_transactions() as transactions:
-        await stack.shop.products.CreateProduct(create_product(fresh(), 1))
-    return transactions
+async def create_a_product(stack: Stack) -> Calls:
+    return lambda: stack.shop.products.CreateProduct(create_product(fresh(), 1))
 
 
-async def restock_product(stack: Stack) -> list[Transaction]:
+async def restock_product(stack: Stack) -> Calls:
     product_id = await stack.shop.product(1)
-    with recorded_transactions() as transactions:
-        await stack.shop.products.RestockProduct(restock(product_id, 1, fresh()))
-    return transactions
+    return lambda: stack.shop.products.RestockProduct(restock(product_id, 1, fresh()))
 
 
-async def change_cart(stack: Stack) -> list[Transaction]:
+async def change_cart(stack: Stack) -> Calls:
     user, product_id = fresh(), await stack.shop.product(1)
     await stack.shop.carts.SetCartItem(set_item(user, product_id, 1))
-    with recorded_transactions() as transactions:
+
+    async def calls() -> None:
         await stack.shop.carts.SetCartItem(set_item(user, product_id, 2, expected_version=1))
         await stack.shop.carts.ClearCart(pb.ClearCartRequest(user_id=user, expected_version=2))
-    return transactions
+
+    return calls
 
 
-async def create_order(stack: Stack) -> list[Transaction]:
+async def create_order(stack: Stack) -> Calls:
     product_id = await stack.shop.product(1)
-    with recorded_transactions() as transactions:
-        await stack.shop.order(fresh(), {product_id: 1})
-    return transactions
+    return lambda: stack.shop.order(fresh(), {product_id: 1})
 
 
-async def cancel_order(stack: Stack) -> list[Transaction]:
+async def cancel_order(stack: Stack) -> Calls:
     order = await stack.order(await stack.user())
-    with recorded_transactions() as transactions:
-        await stack.shop.orders.CancelOrder(cancel(order, fresh()))
-    return transactions
+    return lambda: stack.shop.orders.CancelOrder(cancel(order, fresh()))
 
 
-async def expire_order(stack: Stack) -> list[Transaction]:
+async def expire_order(stack: Stack) -> Calls:
     order = await stack.order(await stack.user())
-    with recorded_transactions() as transactions:
-        await stack.databases.sql(
-            "order",
-            f"UPDATE orders SET expire_time = now() WHERE order_id = '{order.order_id}'",
-        )
+    overdue = f"UPDATE orders SET expire_time = now() WHERE order_id = '{order.order_id}'"
+
+    async def calls() -> None:
+        await stack.databases.sql("order", overdue)
         await stack.until(order, ORDER.STATE_EXPIRED)
-    return transactions
+
+    return calls
 
 
-async def pay_order(stack: Stack) -> list[Transaction]:
+async def pay_order(stack: Stack) -> Calls:
     order = await stack.order(await stack.user(10_000))
-    with recorded_transactions() as transactions:
-        await stack.pay(pay(order))
-    return transactions
+    return lambda: stack.pay(pay(order))
 
 
-async def pay_slowly(stack: Stack) -> list[Transaction]:
+async def pay_slowly(stack: Stack) -> Calls:
     """Until the lease has been renewed, the deduction is not made."""
     order = await stack.order(await stack.user(10_000))
     gate = stack.wire.hold("deduct_balance")
-    with recorded_transactions() as transactions:
-        paying = asyncio.create_task(stack.pay(pay(order)))
-        await gate.reached()
-        while not any("AS renewed" in text for each in transactions for text in each):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+
+    async def calls() -> None:
+        with recorded_transactions() as transactions:
+            paying = asyncio.create_task(stack.pay(pay(order)))
+            await gate.reached()
+            while not any("AS renewed" in text for each in transactions for text in each):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         gate.open()
         await paying
-    return transactions
+
+    return calls
 
 
-async def parked(stack: Stack) -> tuple[pb.Order, str]:
-    """An order, and its saga that needs attention."""
-    order = await stack.order(await stack.user(10_000))
-    key = fresh("decline_key")
-    stack.wire.faults["deduct_balance:undo"] = ["lost"] * 3
-    paying = asyncio.create_task(stack.pay(pay(order, balance=1_000, payment_key=key)))
-    await stack.until(order, ORDER.STATE_PAYING)
-    saga = await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
-    paying.cancel()
-    return order, saga.saga_id
+async def retry_saga(stack: Stack) -> Calls:
+    order, _, saga = await stack.parked("deduct_balance:undo")
 
-
-async def retry_saga(stack: Stack) -> list[Transaction]:
-    order, saga_id = await parked(stack)
-    with recorded_transactions() as transactions:
-        await stack.sagas.RetrySaga(pb.RetrySagaRequest(saga_id=saga_id, request_id=fresh()))
+    async def calls() -> None:
+        await stack.sagas.RetrySaga(pb.RetrySagaRequest(saga_id=saga.saga_id, request_id=fresh()))
         await stack.until_saga(order, SAGA.STATE_COMPENSATED)
-    return transactions
+
+    return calls
 
 
-async def resolve_saga(stack: Stack) -> list[Transaction]:
-    _, saga_id = await parked(stack)
-    with recorded_transactions() as transactions:
-        await stack.sagas.ResolveSaga(
-            pb.ResolveSagaRequest(saga_id=saga_id, reason="by hand", request_id=fresh())
-        )
-    return transactions
+async def resolve_saga(stack: Stack) -> Calls:
+    _, _, saga = await stack.parked("deduct_balance:undo")
+    return lambda: stack.sagas.ResolveSaga(
+        pb.ResolveSagaRequest(saga_id=saga.saga_id, reason="by hand", request_id=fresh())
+    )
 
 
 ORDER_OPERATIONS: Final = [

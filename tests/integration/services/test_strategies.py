@@ -15,7 +15,7 @@ from tests.integration.services.operations import (
     Operation,
 )
 from tests.support.stack import Stack, no_faults, stack, stack_databases
-from tests.support.statements import row_strategies
+from tests.support.statements import recorded_transactions, row_strategies
 
 __all__ = ["no_faults", "stack", "stack_databases"]
 
@@ -31,7 +31,7 @@ each_operation = pytest.mark.parametrize(
 
 
 @each_service
-def test_every_command_of_a_lane_has_a_strategy_and_nothing_else_has(service: str) -> None:
+def test_exactly_the_commands_of_lanes_have_strategies(service: str) -> None:
     strategies, operations = SERVICES[service]
     submitted = {command for lane in LANES[service] for command in get_args(lane) or (lane,)}
     assert set(strategies) == submitted | OUTSIDE_LANES.get(service, set())
@@ -76,15 +76,14 @@ def stack_options() -> dict[str, Any]:
 async def test_an_operations_statements_follow_its_row_strategy(
     stack: Stack, strategies: Strategies, operation: Operation
 ) -> None:
-    transactions = [
-        transaction
-        for transaction in await operation.run(stack)
-        if any(operation.sql in statement for statement in transaction)
-    ]
+    calls = await operation.prepare(stack)
+    with recorded_transactions() as transactions:
+        await calls()
     followed = [
         found
         for transaction in transactions
-        if (found := row_strategies(transaction, operation.table, operation.compared))
+        if any(operation.sql in statement for statement in transaction)
+        and (found := row_strategies(transaction, operation.table, operation.compared))
     ]
     assert followed, transactions
     for found in followed:

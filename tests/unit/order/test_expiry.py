@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import itertools
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
@@ -14,33 +14,19 @@ from order_service.use_cases import order
 from order_service.use_cases.order import SWEEP_ROWS, Orders
 
 
-class EndlessBacklog:
-    """A store and a lane: every read finds more due orders, and each of them expires."""
-
-    def __init__(self) -> None:
-        self.batches = 0
-        self.stopping = asyncio.Event()
-
-    async def read_due(self, _connection: Any, *, size: int) -> list[str]:
-        self.batches += 1
-        if self.batches == 2:
-            self.stopping.set()
-        return [str(number) for number in range(size)]
-
-    async def submit(self, command: Any) -> Result[object]:
-        return Result(command)
-
-
 async def test_a_sweep_ends_after_its_batch_when_the_service_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    @asynccontextmanager
-    async def reading(_database: Any) -> AsyncIterator[None]:
-        yield
+    stopping, reads = asyncio.Event(), itertools.count(1)
 
-    backlog: Any = EndlessBacklog()
+    async def endless(_connection: Any, *, size: int) -> list[str]:
+        if next(reads) == 2:
+            stopping.set()
+        return [str(number) for number in range(size)]
+
+    lane: Any = Mock(submit=AsyncMock(return_value=Result(object())))
     unused: Any = None
-    monkeypatch.setattr(order, "reading", reading)
-    monkeypatch.setattr(order, "store", backlog)
-    orders = Orders(unused, backlog, unused, unused, unused)
-    assert await orders.expire_due(backlog.stopping) == 2 * SWEEP_ROWS
+    monkeypatch.setattr(order, "reading", MagicMock())
+    monkeypatch.setattr(order, "store", Mock(read_due=endless))
+    orders = Orders(unused, lane, unused, unused, unused)
+    assert await orders.expire_due(stopping) == 2 * SWEEP_ROWS

@@ -1,4 +1,4 @@
-"""The sagas of one replica: their ends, leases, room, and what happens when the replica stops."""
+"""The sagas of one replica: their ends, leases and number, and the stop of the replica."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def run() -> SagaRun:
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=lambda plan: plan.kind.value)
 async def test_the_end_of_a_completed_saga_is_its_order(plan: Plan) -> None:
-    run = SagaRun(saga_of(plan))
-    assert await run.first() == SagaEnd(ORDER, None)
+    assert await SagaRun(saga_of(plan)).first() == SagaEnd(ORDER, None)
 
 
 async def test_the_end_of_a_compensated_saga_is_its_failure(run: SagaRun) -> None:
@@ -48,14 +47,16 @@ async def test_the_end_of_a_compensated_saga_is_its_failure(run: SagaRun) -> Non
     assert await run.first() == SagaEnd(ORDER, Failure.of(REFUSED))
 
 
-@pytest.mark.parametrize("error", [LOST, Crashed()], ids=["waits", "crashed"])
-async def test_a_saga_left_before_its_end_has_none(run: SagaRun, error: BaseException) -> None:
-    run.services.errors["confirm_payment"] = [error]
-    assert await run.first() is None
-
-
-async def test_a_saga_that_cannot_be_closed_has_no_end(run: SagaRun) -> None:
-    run.journal.errors["end"] = [Internal()]
+@pytest.mark.parametrize(
+    ("of_pivot", "of_end"),
+    [([LOST], []), ([Crashed()], []), ([], [Internal()])],
+    ids=["waits", "crashed", "cannot be closed"],
+)
+async def test_a_saga_left_before_its_end_has_none(
+    run: SagaRun, of_pivot: list[BaseException], of_end: list[Exception]
+) -> None:
+    run.services.errors["confirm_payment"] = of_pivot
+    run.journal.errors["end"] = of_end
     assert await run.first() is None
 
 
@@ -84,22 +85,6 @@ async def test_the_end_is_found_by_id_while_the_saga_runs(run: SagaRun) -> None:
 
 
 # -- the lease -----------------------------------------------------------------------------------
-
-
-async def test_a_stale_replica_stops_at_its_next_write(run: SagaRun) -> None:
-    gate = run.services.hold(STEP)
-    stale, fresh = run.runner(), run.runner()
-    end = run.start(stale)
-    await gate.reached()
-    await fresh.sweep()
-    await finish(fresh)
-    assert run.row.state is SagaState.COMPLETED
-    calls = list(run.services.calls)
-    gate.open()
-    await finish(stale)
-    assert run.services.calls == calls, "the stale replica called a service"
-    assert run.row.epoch == 2
-    assert await end is None
 
 
 @pytest.mark.parametrize("method", ["write", "end"])
@@ -170,10 +155,10 @@ async def test_a_stopping_replica_ends_its_call_and_begins_no_other(run: SagaRun
     assert (await run.run()).row.state is SagaState.COMPLETED
 
 
-# -- room ----------------------------------------------------------------------------------------
+# -- capacity ------------------------------------------------------------------------------------
 
 
-async def test_without_room_nothing_is_taken_over(run: SagaRun) -> None:
+async def test_without_capacity_nothing_is_taken_over(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=0))
     assert not runner.has_room(uses_gateway=True)
     assert await runner.sweep() == 0

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from common.errors import Code, DatabaseUnavailable, RemoteRefusal
-from order_service.clients import StepEffect, effect_of
 from order_service.errors import SagaLost
 from order_service.model.saga import Saga, SagaState, StepState
+from order_service.model.saga_input import Failure
 from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, PLANS, Pivot, Plan, plan_of
 from tests.support.sagas import (
     CANCEL_INPUT,
-    DISCOUNT,
     IN_PROGRESS,
     LIMITS,
     LOST,
@@ -27,7 +26,6 @@ from tests.support.sagas import (
     Crashed,
     Errors,
     SagaRun,
-    pay_input,
     saga_of,
 )
 
@@ -77,10 +75,12 @@ def assert_compensated(run: SagaRun, failing: str) -> None:
         assert states[name] is (StepState.COMPENSATED if name in begun else StepState.PENDING)
 
 
-def crash_at(run: SagaRun, call: str, where: str, with_result: Callable[[Saga], bool]) -> None:
+def crash_at(run: SagaRun, call: str, where: str) -> None:
     """The replica dies at this point of a call."""
+    step, _, undo = call.partition(":")
+    with_result = StepState.COMPENSATED if undo else StepState.DONE
     if where == "with result":
-        run.journal.crash_when = with_result
+        run.journal.crash_when = lambda saga: saga.step(step).state is with_result
     else:
         run.services.errors[call] = [Crashed()]
         run.services.applied = where == "after the call"
@@ -111,31 +111,6 @@ def test_request_ids_of_steps_fit_the_contract(plan: Plan) -> None:
     assert max(len(f"{SAGA_ID}:{name}:undo") for name in plan.names) <= 64
 
 
-@pytest.mark.parametrize(
-    ("changes", "done"),
-    [
-        ({}, PAY_STEPS),
-        ({"coupon_id": None}, PAY_STEPS[1:]),
-        ({"balance_minor": None}, ["redeem_coupon", "confirm_payment"]),
-        ({"balance_minor": 0}, ["redeem_coupon", "confirm_payment"]),
-        ({"balance_minor": 1_000 - DISCOUNT}, ["redeem_coupon", "deduct_balance"]),
-        ({"balance_minor": None, "payment_key": None}, ["redeem_coupon", "deduct_balance"]),
-        ({"coupon_id": None, "balance_minor": None, "payment_key": None}, ["deduct_balance"]),
-        ({"coupon_id": None, "balance_minor": None}, ["confirm_payment"]),
-        ({"subtotal_minor": DISCOUNT, "balance_minor": None}, ["redeem_coupon"]),
-        ({"subtotal_minor": 0, "balance_minor": None}, []),
-    ],
-)
-async def test_steps_with_nothing_to_do_are_skipped(
-    changes: dict[str, Any], done: list[str]
-) -> None:
-    run = await SagaRun(saga_of(PAY_ORDER, pay_input(**changes))).run()
-    assert run.row.state is SagaState.COMPLETED
-    assert run.services.calls == done
-    skipped = {step.name for step in run.row.steps if step.state is StepState.SKIPPED}
-    assert skipped == set(PAY_STEPS) - set(done)
-
-
 async def test_a_cancellation_compensates_the_steps_of_the_saga_that_paid() -> None:
     run = await SagaRun(saga_of(CANCEL_ORDER)).run()
     assert run.services.cancelled == {f"{CANCEL_INPUT.pay_saga_id}:{step}" for step in PAY_STEPS}
@@ -149,12 +124,7 @@ async def test_a_refused_step_and_all_before_it_are_undone_in_reverse(step: str)
     run = await paying({step: [REFUSED]}).run()
     assert_compensated(run, step)
     assert run.services.undos == undos_from(step)
-    failure = run.failure
-    assert (failure.code, failure.reason, failure.metadata) == (
-        REFUSED.code,
-        REFUSED.reason,
-        REFUSED.metadata,
-    )
+    assert run.row.failure == Failure.of(REFUSED)
     # The refused call arrives once more, late.
     late = next(r for r in run.services.requests if r.request_id == f"{SAGA_ID}:{step}")
     with pytest.raises(RemoteRefusal, match="compensated"):
@@ -174,89 +144,57 @@ async def test_an_unknown_step_before_the_pivot_is_undone_as_a_refused_one(
     assert run.failure.metadata["step"] == step
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"balance_minor": 1_000}, "AMOUNT_EXCEEDS_DUE"),
-        ({"balance_minor": 300, "payment_key": None}, "PAYMENT_KEY_REQUIRED"),
-    ],
-)
-async def test_what_the_discount_makes_impossible_gives_the_coupon_back(
-    changes: dict[str, Any], reason: str
-) -> None:
-    asked = pay_input(**changes)
-    asked.check("order")
-    run = await SagaRun(saga_of(PAY_ORDER, asked)).run()
-    assert_compensated(run, "redeem_coupon")
-    assert run.services.calls == ["redeem_coupon", "redeem_coupon:undo"]
-    assert run.failure.reason == reason
-
-
 async def test_a_saga_late_for_its_pivot_calls_nothing() -> None:
     run = await SagaRun(saga_of(PAY_ORDER, time_left_s=-1.0)).run()
     assert run.row.state is SagaState.COMPENSATED
     assert run.services.calls == []
 
 
-async def test_a_saga_late_after_its_pivot_completes() -> None:
-    run = paying()
-    run.journal.crash_when = lambda saga: saga.step(PIVOT).state is StepState.DONE
-    run.journal.rows[SAGA_ID].time_left_s = -1.0
-    assert_completed(await run.run())
-
-
 # -- the pivot -----------------------------------------------------------------------------------
 
 
 @applied_or_not
-@pytest.mark.parametrize("times", [1, 3])
-async def test_an_unknown_pivot_is_called_again(times: int, applied: bool) -> None:
-    run = await paying({PIVOT: [LOST] * times}, applied=applied).run()
+@pytest.mark.parametrize(
+    "errors",
+    [[LOST], [LOST] * 3, [DatabaseUnavailable()]],
+    ids=["lost", "lost three times", "its database is unavailable"],
+)
+async def test_an_unknown_pivot_is_called_again(errors: list[BaseException], applied: bool) -> None:
+    times = len(errors)
+    run = await paying({PIVOT: errors}, applied=applied).run()
     assert_completed(run)
     assert run.services.calls == [*PAY_STEPS, *[PIVOT] * times]
 
 
-async def test_an_unknown_pivot_is_called_again_after_the_sagas_time() -> None:
-    run = paying({PIVOT: [LOST] * 3}, applied=True)
+@pytest.mark.parametrize("state", [StepState.BEGUN, StepState.UNKNOWN])
+async def test_a_saga_whose_time_ends_after_its_pivot_began_completes(state: StepState) -> None:
+    run = paying({PIVOT: [LOST]}, applied=True)
 
-    def time_is_up(saga: Saga) -> bool:
-        if saga.step(PIVOT).state is StepState.UNKNOWN:
-            run.row.time_left_s = -1.0
-        return False
+    def die_and_be_late(_: Saga) -> bool:
+        if run.row.step(PIVOT).state is not state:
+            return False
+        run.row.time_left_s = -1.0
+        return True
 
-    run.journal.crash_when = time_is_up
+    run.journal.crash_when = die_and_be_late
     assert_completed(await run.run())
+    assert run.row.time_left_s == -1.0
 
 
 @pytest.mark.parametrize(
-    ("error", "failure"),
-    [
-        (UNREACHED, UNREACHED),
-        (
-            IN_PROGRESS,
-            RemoteRefusal(
-                Code.UNAVAILABLE,
-                "GATEWAY_UNAVAILABLE",
-                "",
-                {"step": PIVOT, "cause": "PAYMENT_IN_PROGRESS"},
-            ),
-        ),
-    ],
+    ("error", "metadata"),
+    [(UNREACHED, {}), (IN_PROGRESS, {"step": PIVOT, "cause": "PAYMENT_IN_PROGRESS"})],
     ids=["not reached", "another payment of the key runs"],
 )
 async def test_a_pivot_not_reached_is_called_a_few_times_then_undone(
-    error: BaseException, failure: RemoteRefusal
+    error: BaseException, metadata: dict[str, str]
 ) -> None:
     run = await paying({PIVOT: [error] * 100}).run()
     assert_compensated(run, PIVOT)
     assert run.services.calls.count(PIVOT) == LIMITS.unreached_max
-    stored = run.failure
-    assert (stored.code, stored.reason, stored.metadata) == (
-        failure.code,
-        failure.reason,
-        failure.metadata,
-    )
-    assert stored.retry_after_s is None
+    failure = run.failure
+    assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE")
+    assert (failure.metadata, failure.retry_after_s) == (metadata, None)
 
 
 async def test_only_unreached_calls_in_a_row_count() -> None:
@@ -265,7 +203,7 @@ async def test_only_unreached_calls_in_a_row_count() -> None:
     assert run.services.calls.count(PIVOT) == 8
 
 
-async def test_a_pivot_that_stays_unknown_waits_for_a_person() -> None:
+async def test_a_pivot_that_stays_unknown_needs_attention() -> None:
     run = await paying({PIVOT: [LOST] * 100}).run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert run.row.failure is None
@@ -286,7 +224,7 @@ async def test_an_undo_that_fails_is_repeated_until_it_succeeds(step: str, times
 
 
 @each_pay_step
-async def test_an_undo_that_keeps_failing_waits_for_a_person(step: str) -> None:
+async def test_an_undo_that_keeps_failing_needs_attention(step: str) -> None:
     run = await paying({PAY_STEPS[-1]: [REFUSED], f"{step}:undo": [LOST] * 100}).run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert run.row.last_error == "UNAVAILABLE"
@@ -322,11 +260,9 @@ async def test_closing_that_fails_is_repeated_and_never_undone() -> None:
 
 @each_crash
 @pytest.mark.parametrize(("plan", "step"), STEPS, ids=lambda part: getattr(part, "kind", part))
-async def test_a_crash_at_any_point_is_taken_over_and_goes_on(
-    plan: Plan, step: str, where: str
-) -> None:
+async def test_a_crash_at_any_point_is_taken_over(plan: Plan, step: str, where: str) -> None:
     run = SagaRun(saga_of(plan))
-    crash_at(run, step, where, lambda saga: saga.step(step).state is StepState.DONE)
+    crash_at(run, step, where)
     assert_completed(await run.run())
     assert (run.takeovers, run.row.epoch) == (1, 2)
 
@@ -337,9 +273,7 @@ async def test_a_crash_while_undoing_is_taken_over_and_undone(
     step: str, failing: str, where: str
 ) -> None:
     run = paying({failing: [REFUSED]})
-    crash_at(
-        run, f"{step}:undo", where, lambda saga: saga.step(step).state is StepState.COMPENSATED
-    )
+    crash_at(run, f"{step}:undo", where)
     assert_compensated(await run.run(), failing)
     assert run.takeovers == 1
     # The undo of the crash is called twice, and always from the last to the first.
@@ -351,7 +285,7 @@ def defect(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize("where", ["next_step", "close"])
-async def test_a_defect_of_tally_waits_for_a_person_in_the_end(
+async def test_a_saga_that_meets_a_defect_needs_attention(
     where: str, monkeypatch: pytest.MonkeyPatch, logged: list[MutableMapping[str, Any]]
 ) -> None:
     run = paying()
@@ -372,7 +306,7 @@ async def test_a_defect_of_tally_waits_for_a_person_in_the_end(
 
 @pytest.mark.parametrize("error", [SagaLost(), DatabaseUnavailable()])
 @pytest.mark.parametrize("defective", [True, False])
-async def test_a_journal_that_cannot_be_written_leaves_the_row_and_calls_nothing(
+async def test_without_its_journal_a_saga_calls_nothing(
     error: Exception, defective: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = paying()
@@ -393,18 +327,3 @@ async def test_a_plan_with_other_steps_is_not_executed() -> None:
     assert run.services.calls == []
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert "plan" in run.row.last_error
-
-
-@pytest.mark.parametrize(
-    ("refusal", "effect"),
-    [
-        (REFUSED, StepEffect.REFUSED),
-        (LOST, StepEffect.UNKNOWN),
-        (UNREACHED, StepEffect.UNREACHED),
-        (IN_PROGRESS, StepEffect.UNREACHED),
-        (DatabaseUnavailable(), StepEffect.UNKNOWN),
-    ],
-    ids=lambda value: getattr(value, "reason", value),
-)
-def test_only_a_refusal_by_the_rules_is_certain(refusal: Any, effect: StepEffect) -> None:
-    assert effect_of(refusal) is effect

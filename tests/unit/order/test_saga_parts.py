@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from common.errors import Refusal
+from order_service.model.saga import SagaState, StepState
 from order_service.model.saga_input import Parts, PayInput, StepResults
-from tests.support.sagas import pay_input
+from order_service.saga.plan import PAY_ORDER
+from tests.support.sagas import DISCOUNT, SagaRun, pay_input, saga_of
 
 AMOUNTS = st.integers(0, 10**15)
 ORDER_ID = "order"
+STEPS = [step.name for step in PAY_ORDER.steps]
 
 requests = st.builds(
     pay_input,
@@ -77,3 +82,47 @@ def test_a_payment_key_is_ignored_if_nothing_is_left_to_pay(asked: PayInput) -> 
     assert parts == parts_of(replace(paid, payment_key=None))
     assert isinstance(parts, Parts)
     assert parts.gateway_minor == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "done"),
+    [
+        ({}, STEPS),
+        ({"coupon_id": None}, STEPS[1:]),
+        ({"balance_minor": None}, ["redeem_coupon", "confirm_payment"]),
+        ({"balance_minor": 0}, ["redeem_coupon", "confirm_payment"]),
+        ({"balance_minor": 1_000 - DISCOUNT}, ["redeem_coupon", "deduct_balance"]),
+        ({"balance_minor": None, "payment_key": None}, ["redeem_coupon", "deduct_balance"]),
+        ({"coupon_id": None, "balance_minor": None, "payment_key": None}, ["deduct_balance"]),
+        ({"coupon_id": None, "balance_minor": None}, ["confirm_payment"]),
+        ({"subtotal_minor": DISCOUNT, "balance_minor": None}, ["redeem_coupon"]),
+        ({"subtotal_minor": 0, "balance_minor": None}, []),
+    ],
+)
+async def test_steps_with_nothing_to_do_are_skipped(
+    changes: dict[str, Any], done: list[str]
+) -> None:
+    run = await SagaRun(saga_of(PAY_ORDER, pay_input(**changes))).run()
+    assert run.row.state is SagaState.COMPLETED
+    assert run.services.calls == done
+    skipped = {step.name for step in run.row.steps if step.state is StepState.SKIPPED}
+    assert skipped == set(STEPS) - set(done)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"balance_minor": 1_000}, "AMOUNT_EXCEEDS_DUE"),
+        ({"balance_minor": 300, "payment_key": None}, "PAYMENT_KEY_REQUIRED"),
+    ],
+)
+async def test_what_the_discount_makes_impossible_gives_the_coupon_back(
+    changes: dict[str, Any], reason: str
+) -> None:
+    asked = pay_input(**changes)
+    asked.check("order")
+    run = await SagaRun(saga_of(PAY_ORDER, asked)).run()
+    assert run.row.state is SagaState.COMPENSATED
+    assert run.services.effects == []
+    assert run.services.calls == ["redeem_coupon", "redeem_coupon:undo"]
+    assert run.failure.reason == reason
