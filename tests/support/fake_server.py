@@ -52,7 +52,7 @@ def refusal(code: str, reason: str, *, retry_after_s: float | None = 0.01) -> Re
 
 @asynccontextmanager
 async def fake_server(
-    received: Received, *, replica: str = "one", **answers: Answer
+    received: Received, replica: str = "one", /, **answers: Answer
 ) -> AsyncIterator[str]:
     """A server of these methods, by their names; yields its address."""
     server = GrpcServer(settings(grace_s=0.5, replica=replica), ready=always_ready)

@@ -129,8 +129,6 @@ async def serving(*stand_ins: object, replicas: int = 1) -> AsyncIterator[list[s
     }
     async with AsyncExitStack() as exits:
         yield [
-            await exits.enter_async_context(
-                fake_server(Received(), replica=f"payment-{number}", **answers)
-            )
+            await exits.enter_async_context(fake_server(Received(), f"payment-{number}", **answers))
             for number in range(replicas)
         ]
