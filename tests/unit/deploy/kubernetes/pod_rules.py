@@ -125,7 +125,7 @@ def memory(mib: int) -> Must:
     """At least so much, given in Mi or Gi."""
 
     def holds(quantity: str) -> bool:
-        return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]] >= mib
+        return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}.get(quantity[-2:], 0) >= mib
 
     return Must(f"at least {mib} MiB", holds, "0Mi")
 

@@ -152,7 +152,7 @@ def replicas_are_set_in_one_place(each: Item) -> Iterator[str]:
 
 
 def longer_than_migrations(each: Item) -> Must:
-    deadlines = [one.get("spec.activeDeadlineSeconds") for one in each.overlay.migrations]
+    deadlines = [one.get("spec.activeDeadlineSeconds", 0) for one in each.overlay.migrations]
     return more_than(max(deadlines), default=600)
 
 
@@ -213,15 +213,16 @@ def attempts(retries: int, each_s: float) -> list[float]:
 
 def longest_pause_s(each: Item) -> float:
     """The longest time in which no attempt waits for the database."""
-    limit_s, retries = each.get("spec.activeDeadlineSeconds"), each.get("spec.backoffLimit")
+    limit_s, retries = each.get("spec.activeDeadlineSeconds", 0), each.get("spec.backoffLimit", 6)
     wait_s = float(each.setting("migrate_wait_s"))
     begun = [one for one in attempts(retries, wait_s) if one < limit_s]
-    return max(after - (before + wait_s) for before, after in pairwise([*begun, float(limit_s)]))
+    pairs = pairwise([*begun, float(limit_s)])
+    return max((after - (before + wait_s) for before, after in pairs), default=0)
 
 
 def after_the_last_attempt(each: Item) -> Must:
     """The deadline is after the last attempt begins, if each fails at once."""
-    return more_than(attempts(each.get("spec.backoffLimit"), 0)[-1])
+    return more_than(attempts(each.get("spec.backoffLimit", 6), 0)[-1])
 
 
 migrations_are_tried_until_their_time_is_over = Rule(
