@@ -12,12 +12,15 @@ from balance_service.settings import BalanceSettings
 from common.environment import PREFIX, SECRETS_DIR, prefixes
 from common.settings import ServiceSettings
 from coupon_service.settings import CouponSettings
+from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import PROJECT
 from order_service.settings import OrderSettings
 from payment_service.settings import PaymentSettings
 
 SETTINGS: Final = (BalanceSettings, CouponSettings, OrderSettings, PaymentSettings)
 PAGE: Final = PROJECT / "docs" / "settings.md"
+
+app = make_app("deploy.reference", "Write docs/settings.md from the settings classes.")
 
 _INTRODUCTION: Final = f"""\
 <!-- Written by `make docs` from the settings classes. Do not edit. -->
@@ -88,12 +91,10 @@ def _bounds(field: FieldInfo) -> str:
     return f"({', '.join(found)})" if found else ""
 
 
-def main(arguments: list[str]) -> int:
-    """Write the page; with ``--check`` write nothing, and return 1 if it is not up to date."""
-    if arguments not in ([], ["--check"]):
-        sys.stderr.write("usage: python -m deploy.reference [--check]\n")
-        return 2
-    if not arguments:
+@app.default
+def main(*, check: Flag = False) -> int:
+    """Write docs/settings.md; with --check write nothing, and exit 1 if it is not up to date."""
+    if not check:
         PAGE.write_text(page(), encoding="utf-8")
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
         sys.stderr.write(f"{PAGE.relative_to(PROJECT)} is not up to date: run `make docs`\n")
@@ -102,4 +103,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_app(app)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -53,14 +53,11 @@ async def run_checks(
     """Add the differences of all checks and all figures to ``found``."""
     for figure in figures:
         for row in (await connection.execute(sa.text(figure.sql))).mappings():
-            found.add_figure(figure.invariant, figure.template.format_map(_whole_numbers(row)))
+            # A sum of bigints is a Decimal, which may be formatted as 1E+5.
+            values = {k: int(v) if isinstance(v, Decimal) else v for k, v in row.items()}
+            found.add_figure(figure.invariant, figure.template.format_map(values))
     for check in checks:
         await _run(connection, found, check, overdue_s)
-
-
-def _whole_numbers(row: Mapping[Any, Any]) -> dict[str, Any]:
-    # A sum of bigints is a Decimal, which may be formatted as 1E+5.
-    return {key: int(value) if isinstance(value, Decimal) else value for key, value in row.items()}
 
 
 async def _run(

@@ -18,10 +18,6 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class OutOfOrder(Exception):  # noqa: N818 - a defect of the statement
-    """A stream is not in ascending order."""
-
-
 async def stream(
     connection: AsyncConnection, sql: str, columns: int
 ) -> AsyncIterator[tuple[Key, sa.Row[Any]]]:
@@ -38,20 +34,13 @@ async def merge_join(
 
     Rows with the same key are joined one by one: a second row of one side only has no partner.
     """
-    a, b = await _next(left, None), await _next(right, None)
+    a, b = await anext(left, None), await anext(right, None)
     while a is not None or b is not None:
         key = min(head[0] for head in (a, b) if head is not None)
         left_row: A | None = None
         right_row: B | None = None
         if a is not None and a[0] == key:
-            left_row, a = a[1], await _next(left, key)
+            left_row, a = a[1], await anext(left, None)
         if b is not None and b[0] == key:
-            right_row, b = b[1], await _next(right, key)
+            right_row, b = b[1], await anext(right, None)
         yield key, left_row, right_row
-
-
-async def _next(rows: AsyncIterator[tuple[Key, A]], last: Key | None) -> tuple[Key, A] | None:
-    row = await anext(rows, None)
-    if row is not None and last is not None and row[0] < last:
-        raise OutOfOrder(f"{row[0]} after {last}")
-    return row

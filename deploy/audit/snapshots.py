@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -67,7 +68,7 @@ async def take_snapshots(sources: Sources) -> AsyncIterator[Books]:
             for service, url in sources.databases.items()
         }
         exits.enter_context(gateway_errors(sources.gateway_record))
-        gateway = exits.enter_context(_open_gateway(sources.gateway_record))
+        gateway = exits.enter_context(closing(_open_gateway(sources.gateway_record)))
         for service in ORDER_OF_SNAPSHOTS:
             with database_errors(service):
                 # The first statement takes the snapshot; the connection already exists.
@@ -93,19 +94,15 @@ async def _connect(service: str, url: str) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-@contextmanager
-def _open_gateway(record: Path) -> Iterator[sqlite3.Connection]:
+def _open_gateway(record: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{record.absolute().as_uri()}?mode=ro",
         uri=True,
         isolation_level=None,
         timeout=GATEWAY_WAIT_S,
     )
-    try:
-        connection.row_factory = sqlite3.Row
-        yield connection
-    finally:
-        connection.close()
+    connection.row_factory = sqlite3.Row
+    return connection
 
 
 @contextmanager
@@ -113,11 +110,9 @@ def database_errors(service: str) -> Iterator[None]:
     """Raise CannotAudit for errors of the service's database or of the connection to it."""
     try:
         yield
-    except Exception as error:
-        state = _state_of(error)
-        if state is None:
-            raise
-        cause = _CAUSES.get(state, "it does not answer")
+    # SQLAlchemy does not wrap the errors of connecting.
+    except (DBAPIError, PostgresError, InterfaceError, OSError) as error:
+        cause = _CAUSES.get(_sqlstate(error), "it does not answer")
         raise CannotAudit(f"the {service} database: {cause} ({_first_line(error)})") from error
 
 
@@ -131,16 +126,8 @@ def gateway_errors(record: Path) -> Iterator[None]:
         raise CannotAudit(f"the gateway's record {record}: {why}") from error
 
 
-def _state_of(error: Exception) -> str | None:
-    """The SQLSTATE of an error, '' if the server did not answer; None if it is another error."""
-    if isinstance(error, DBAPIError):
-        return sqlstate(error)
-    if isinstance(error, OSError | TimeoutError):
-        return ""
-    if type(error).__module__.startswith("asyncpg"):
-        # Raised while connecting, where SQLAlchemy does not wrap it.
-        return str(getattr(error, "sqlstate", None) or "")
-    return None
+def _sqlstate(error: Exception) -> str:
+    return sqlstate(error) or str(getattr(error, "sqlstate", None) or "")
 
 
 def _first_line(error: BaseException) -> str:

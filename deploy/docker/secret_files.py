@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -24,19 +22,15 @@ def write(directory: Path = DIRECTORY) -> bool:
     if directory.exists():
         return False
     directory.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".compose-", dir=directory.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".compose-", dir=directory.parent) as made:
         for each in local_secret_objects():
-            folder = made / each["metadata"]["name"]
+            folder = Path(made, each["metadata"]["name"])
             folder.mkdir()
             for key, value in each["stringData"].items():
                 file = folder / key
                 file.write_text(value, encoding="utf-8")
                 # Mounted with this mode, and read by the containers' users. Other users of this
-                # machine cannot reach the file: mkdtemp made the directory for its owner alone.
-                os.chmod(file, 0o444)  # noqa: PTH101
-        made.rename(directory)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
+                # machine cannot reach the file: its directory was made for its owner alone.
+                file.chmod(0o444)
+        Path(made).rename(directory)
     return True

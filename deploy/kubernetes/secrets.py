@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from deploy.local.plan import PORT_OFFSETS, Backends
-from deploy.local.postgres_roles import ROLE_KINDS, ServiceUrls, database_sql, role_sql
+from deploy.local.postgres_roles import roles_of, service_sql, service_urls
 from deploy.local.secret_files import new_password
 
 NAMESPACE: Final = "tally"
@@ -55,20 +55,19 @@ def local_secret_objects() -> list[Secret]:
     Those of the services, and ``postgres`` and ``redis`` for the servers. PostgreSQL makes the
     services' roles from the same passwords when its volume is new.
     """
-    passwords = {service: {kind: new_password() for kind in ROLE_KINDS} for service in SERVICES}
+    passwords = {role: new_password() for service in SERVICES for role in roles_of(service)}
     redis_password = new_password()
     backends = Backends(
-        databases={service: _urls(service, passwords[service]) for service in SERVICES},
+        databases={service: service_urls(service, passwords, POSTGRES) for service in SERVICES},
         redis_url=f"redis://:{redis_password}@{REDIS}/0",
         gateway_url=GATEWAY,
         gateway_secret_key=new_password(),
     )
+    # PostgreSQL's image runs the script once, on an empty volume.
+    roles = "".join(service_sql(service, passwords) for service in SERVICES)
+    postgres = {"superuser-password": new_password(), "roles.sql": roles}
     servers = [
-        _secret(
-            "postgres",
-            "postgres",
-            {"superuser-password": new_password(), "roles.sql": _roles_sql(passwords)},
-        ),
+        _secret("postgres", "postgres", postgres),
         _secret("redis", "redis", {"valkey.conf": f"requirepass {redis_password}\n"}),
     ]
     return [*secret_objects(backends), *servers]
@@ -77,25 +76,6 @@ def local_secret_objects() -> list[Secret]:
 def as_yaml(objects: list[Secret]) -> str:
     """The objects as one YAML stream for ``kubectl apply -f -``."""
     return yaml.safe_dump_all(objects, sort_keys=False, explicit_start=True)
-
-
-def _urls(service: str, passwords: dict[str, str]) -> ServiceUrls:
-    return ServiceUrls(
-        **{
-            kind: f"postgresql://tally_{service}_{kind}:{password}@{POSTGRES}/tally_{service}"
-            for kind, password in passwords.items()
-        }
-    )
-
-
-def _roles_sql(passwords: dict[str, dict[str, str]]) -> str:
-    """The script that PostgreSQL's image runs once, on an empty volume."""
-    script = ""
-    for service, of_roles in passwords.items():
-        for kind, password in of_roles.items():
-            script += role_sql(f"tally_{service}_{kind}", password)
-        script += database_sql(f"tally_{service}", service)
-    return script
 
 
 def _secret(name: str, of: str, data: dict[str, str]) -> Secret:

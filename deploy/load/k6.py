@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,13 @@ class Outcome:
     def ending(self) -> str:
         """How it ended, in a few words."""
         if self.exit_code == THRESHOLDS_CROSSED:
-            return f"crossed: {', '.join(self._crossed())}"
+            # k6 writes for each threshold of a metric whether it was crossed.
+            crossed = [
+                name
+                for name, values in self.metrics.items()
+                if any(values.get("thresholds", {}).values())
+            ]
+            return f"crossed: {', '.join(sorted(crossed))}"
         return "all thresholds hold" if self.exit_code == 0 else f"k6 exited {self.exit_code}"
 
     def count(self, metric: str) -> int:
@@ -49,14 +55,6 @@ class Outcome:
             return "no times"
         return f"median {values['med']:.0f} ms, p95 {values['p(95)']:.0f} ms"
 
-    def _crossed(self) -> list[str]:
-        # k6 writes for each threshold of a metric whether it was crossed.
-        return sorted(
-            name
-            for name, values in self.metrics.items()
-            if any(values.get("thresholds", {}).values())
-        )
-
 
 def find() -> Path:
     """k6's program, which is one of the development requirements."""
@@ -65,11 +63,6 @@ def find() -> Path:
     if not found:
         raise RunnerError("k6 is not installed: run `make clean setup`")
     return Path(found)
-
-
-def addresses(services: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The scripts' variables for the addresses of the services."""
-    return {service.upper(): ",".join(places) for service, places in services.items()}
 
 
 def run_script(name: str, variables: Mapping[str, str], directory: Path) -> Outcome:

@@ -120,7 +120,7 @@ def run_load_test(target: Target, size: Size, directory: Path, *, through_nginx:
                 nginx.round_robin(services, directory / "nginx", directory / "nginx.log")
             )
             report(f"nginx       {', '.join(places[0] for places in services.values())}")
-        variables = k6.addresses(services) | {
+        variables = {name.upper(): ",".join(places) for name, places in services.items()} | {
             "RUN": run,
             "ROUNDS": str(size.rounds),
             "USERS": str(size.users),
@@ -131,9 +131,12 @@ def run_load_test(target: Target, size: Size, directory: Path, *, through_nginx:
         if through_nginx:
             # Without nginx, k6 itself calls the replicas in turn.
             variables["REPLICAS"] = ",".join(target.names)
-        for script, wanted in (("confirm_once", size.rounds), ("flash_sale", size.users)):
+        for script, wanted, load in (
+            ("confirm_once", size.rounds, "rounds of 5 confirmations at once"),
+            ("flash_sale", size.users, "users"),
+        ):
             if wanted:
-                report(f"\nk6 {script}: {_describe(script, size)}")
+                report(f"\nk6 {script}: {wanted:,} {load}, {size.vus} at a time")
                 outcome = k6.run_script(script, variables, directory)
                 findings += _script_findings(script, outcome)
                 findings += _gateway_findings(target, script, run, wanted, outcome)
@@ -144,12 +147,6 @@ def run_load_test(target: Target, size: Size, directory: Path, *, through_nginx:
         report(f"  {mark:<7} {finding.what}: {finding.figure}")
     if not all(finding.holds for finding in findings):
         raise LoadFailed(f"the load test failed; logs are in {directory}")
-
-
-def _describe(script: str, size: Size) -> str:
-    if script == "confirm_once":
-        return f"{size.rounds:,} rounds of 5 confirmations at once, {size.vus} rounds at a time"
-    return f"{size.users:,} users, {size.vus} at a time"
 
 
 def _script_findings(script: str, outcome: k6.Outcome) -> Iterator[Finding]:

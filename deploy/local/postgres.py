@@ -15,11 +15,12 @@ from typing import Final
 from deploy.local.errors import RunnerError
 from deploy.local.postgres_files import SUPERUSER, PostgresFiles, binaries
 from deploy.local.postgres_roles import (
-    ROLE_KINDS,
     ServiceUrls,
     checked_name,
     database_sql,
-    role_sql,
+    roles_of,
+    service_sql,
+    service_urls,
     url,
 )
 from deploy.local.processes import HOST, Child, LocalServer, plain_path
@@ -61,7 +62,7 @@ class PostgresServer(LocalServer):
     @property
     def admin_url(self) -> str:
         """The superuser's address: to create databases and to look into them, not for services."""
-        return url(SUPERUSER, self.files.passwords[SUPERUSER], self.port, "postgres")
+        return url(SUPERUSER, self.files.passwords[SUPERUSER], f"{HOST}:{self.port}", "postgres")
 
     def start(self) -> None:
         """Create the data directory if there is none, and return once logins are accepted."""
@@ -71,21 +72,13 @@ class PostgresServer(LocalServer):
 
     def provision(self, service: str) -> ServiceUrls:
         """Create the service's database and its three roles, or correct them. Idempotent."""
-        roles = [f"tally_{checked_name(service)}_{kind}" for kind in ROLE_KINDS]
-        self.files.add_passwords(*roles)
-        self.run_sql(
-            "".join(role_sql(role, self.files.passwords[role]) for role in roles)
-            + database_sql(f"tally_{service}", service)
-        )
+        self.files.add_passwords(*roles_of(service))
+        self.run_sql(service_sql(service, self.files.passwords))
         return self.urls(service)
 
     def urls(self, service: str, database: str | None = None) -> ServiceUrls:
         """The addresses of a provisioned service's database, or of a clone of it."""
-        database = database or f"tally_{service}"
-        roles = [f"tally_{service}_{kind}" for kind in ROLE_KINDS]
-        return ServiceUrls(
-            *(url(role, self.files.passwords[role], self.port, database) for role in roles)
-        )
+        return service_urls(service, self.files.passwords, f"{HOST}:{self.port}", database)
 
     def create_database(
         self, name: str, *, service: str, template: str | None = None

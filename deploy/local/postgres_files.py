@@ -23,8 +23,6 @@ from deploy.local.secret_files import new_password, read_json, write_json, write
 SUPERUSER: Final = "postgres"
 INITDB_LIMIT_S: Final = 120.0
 SURVIVOR_LIMIT_S: Final = 20.0
-UNPRIVILEGED_USERS: Final = ("nobody", "daemon", "bin")
-"""Users that own no files, in order of preference; initdb needs one with a name."""
 
 if sys.platform != "linux":
     raise RunnerError("the local runner needs Linux")
@@ -36,17 +34,11 @@ def binaries() -> Path:
 
 
 def server_user() -> User:
-    """The user whom a server runs as: this one, or an unprivileged one if this is root."""
+    """The user whom a server runs as: this one, or nobody if this is root, as whom none runs."""
     if os.geteuid() != 0:
         return current_user()
-    for name in UNPRIVILEGED_USERS:
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return User(entry.pw_uid, entry.pw_gid)
-    raise RunnerError(
-        "PostgreSQL does not run as root, and this machine has no user "
-        f"{', '.join(UNPRIVILEGED_USERS)} to run it as: start as another user"
-    )
+    entry = pwd.getpwnam("nobody")
+    return User(entry.pw_uid, entry.pw_gid)
 
 
 class PostgresFiles:

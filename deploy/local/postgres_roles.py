@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from deploy.local.errors import RunnerError
@@ -25,8 +26,22 @@ class ServiceUrls:
     audit: str
 
 
-def url(role: str, password: str, port: int, database: str) -> str:
-    return f"postgresql://{role}:{password}@127.0.0.1:{port}/{database}"
+def url(role: str, password: str, place: str, database: str) -> str:
+    """``place``: host and port."""
+    return f"postgresql://{role}:{password}@{place}/{database}"
+
+
+def roles_of(service: str) -> list[str]:
+    """The names of its roles, in the order of ROLE_KINDS."""
+    return [f"tally_{service}_{kind}" for kind in ROLE_KINDS]
+
+
+def service_urls(
+    service: str, passwords: Mapping[str, str], place: str, database: str | None = None
+) -> ServiceUrls:
+    """The addresses of the service's database, or of a clone of it. ``passwords`` are by role."""
+    database = database or f"tally_{service}"
+    return ServiceUrls(*(url(role, passwords[role], place, database) for role in roles_of(service)))
 
 
 def checked_name(name: str) -> str:
@@ -65,3 +80,9 @@ SELECT '{create}'
 REVOKE ALL ON DATABASE "{database}" FROM PUBLIC;
 GRANT CONNECT ON DATABASE "{database}" TO "tally_{service}_runtime", "tally_{service}_audit";
 """  # noqa: S608 - the names are checked
+
+
+def service_sql(service: str, passwords: Mapping[str, str]) -> str:
+    """Create the service's database and its roles, or correct them. ``passwords`` are by role."""
+    roles = "".join(role_sql(role, passwords[role]) for role in roles_of(service))
+    return roles + database_sql(f"tally_{service}", service)

@@ -90,10 +90,12 @@ class Stack(Startable):
 
     def description(self) -> dict[str, Any]:
         """The content of the ready file: where everything is."""
+        own_postgres = self._postgres in self._servers
+        databases = self.backends.databases.values()
         return {
             "services": {name: self.plan.addresses(name) for name in self.plan.services},
             "gateway": self.backends.gateway_url,
-            "postgres": self._postgres_url(),
+            "postgres": self._postgres.admin_url if own_postgres else next(iter(databases)).runtime,
             "redis": self.backends.redis_url,
             "pids": {
                 name: [self.replicas[address].pid for address in self.plan.addresses(name)]
@@ -101,18 +103,13 @@ class Stack(Startable):
             },
         }
 
-    @property
-    def children(self) -> list[Child]:
-        """Every process that was started and not stopped: servers first, then replicas."""
-        servers = [server.child for server in self._servers]
-        return [child for child in [*servers, *self.replicas.values()] if child is not None]
-
     def newly_dead(self) -> list[Child]:
-        """The processes that have ended since the last call."""
+        """The processes that have ended since the last call: servers first, then replicas."""
+        children = [*(server.child for server in self._servers), *self.replicas.values()]
         dead = [
             child
-            for child in self.children
-            if child.exit_code() is not None and child.pid not in self._reported_dead
+            for child in children
+            if child and child.exit_code() is not None and child.pid not in self._reported_dead
         ]
         self._reported_dead |= {child.pid for child in dead}
         return dead
@@ -124,11 +121,6 @@ class Stack(Startable):
                 require_free_port(self.plan.port(service, replica), f"{service}-{replica}")
         for server in self._servers:
             require_free_port(server.port, server.name)
-
-    def _postgres_url(self) -> str:
-        if self._postgres in self._servers:
-            return self._postgres.admin_url
-        return next((urls.runtime for urls in self.backends.databases.values()), "")
 
     def _start_servers(self) -> None:
         """Start those that the environment does not name, and describe all in ``backends``."""

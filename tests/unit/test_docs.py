@@ -139,9 +139,9 @@ def test_drift_of_the_settings_reference_is_detected(
     page = tmp_path / "settings.md"
     monkeypatch.setattr(reference, "PROJECT", tmp_path)
     monkeypatch.setattr(reference, "PAGE", page)
-    assert reference.main(["--check"]) == 1
-    assert reference.main([]) == 0
-    assert reference.main(["--check"]) == 0
+    assert reference.main(check=True) == 1
+    assert reference.main() == 0
+    assert reference.main(check=True) == 0
     page.write_text(page.read_text().replace("| `8` |", "| `9` |"))
-    assert reference.main(["--check"]) == 1
+    assert reference.main(check=True) == 1
     assert "make docs" in capsys.readouterr().err

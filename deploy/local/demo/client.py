@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -33,29 +36,28 @@ class CallStatistics:
         self.open_at_kill = 0
         self.recovered_s = 0.0
         """From the kill to the last result of a call that was open then."""
-        self._open: set[object] = set()
-        self._affected: set[object] = set()
-        self._killed_at = 0.0
+        self._open = 0
+        self._killed_at = -math.inf
 
     def note_kill(self) -> None:
-        self._affected = set(self._open)
-        self.open_at_kill = len(self._open)
+        self.open_at_kill = self._open
         self._killed_at = time.monotonic()
-
-    def note_start(self) -> object:
-        call = object()
-        self.made += 1
-        self._open.add(call)
-        return call
 
     def note_repetition(self, error: TallyError) -> None:
         self.repeated[error.reason or error.code.name] += 1
 
-    def note_end(self, call: object) -> None:
-        self._open.discard(call)
-        if call in self._affected:
-            self._affected.discard(call)
-            self.recovered_s = time.monotonic() - self._killed_at
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count the call that is made in the block."""
+        began = time.monotonic()
+        self.made += 1
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if began < self._killed_at:
+                self.recovered_s = time.monotonic() - self._killed_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,8 @@ class DemoClient:
 
         Raises TallyError for a refusal that another attempt would not change.
         """
-        call = self.statistics.note_start()
         until = time.monotonic() + CALL_LIMIT_S
-        try:
+        with self.statistics.counted():
             while True:
                 try:
                     return await method(request, timeout_s=ATTEMPT_LIMIT_S)
@@ -82,5 +83,3 @@ class DemoClient:
                         raise
                     self.statistics.note_repetition(error)
                 await asyncio.sleep(wait_s)
-        finally:
-            self.statistics.note_end(call)

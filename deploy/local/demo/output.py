@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
@@ -33,15 +33,15 @@ class Phase:
         self._output = output
         self._title = title
         self._total = total
-        self._done = 0
+        self.done = 0
         self._printed = 0
         self._task = output.progress.add_task(title, total=total) if output.live else None
 
     def step(self) -> None:
-        self.reach(self._done + 1)
+        self.reach(self.done + 1)
 
     def reach(self, done: int) -> None:
-        self._done = done
+        self.done = done
         if self._task is not None:
             self._output.progress.update(self._task, completed=done)
             return
@@ -73,18 +73,9 @@ class Output:
             console=self._console,
         )
 
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Draw the bars of the phases in the block."""
-        if not self.live:
-            yield
-            return
-        with self.progress:
-            yield
-
-    @contextmanager
-    def phase(self, title: str, total: int) -> Iterator[Phase]:
-        yield Phase(self, title, total)
+    def drawing(self) -> AbstractContextManager[object]:
+        """Draws the bars of the phases in the block."""
+        return self.progress if self.live else nullcontext()
 
     def print(self, text: str, style: str | None = None) -> None:
         # Without line breaks: long texts are paths, or commands to paste.

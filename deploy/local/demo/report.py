@@ -10,7 +10,7 @@ from deploy.local.demo.sale import SaleOutcome
 from deploy.local.demo.scenario import CURRENCY, PRINT, Scenario
 
 
-def rows(scenario: Scenario, outcome: SaleOutcome) -> Iterator[tuple[str, str]]:
+def rows(scenario: Scenario, outcome: SaleOutcome, killed: str) -> Iterator[tuple[str, str]]:
     """What happened, and how often."""
     results, state, calls = outcome.results, outcome.state, outcome.calls
     counts, charged = results.counts, results.charged_minor
@@ -61,7 +61,7 @@ def rows(scenario: Scenario, outcome: SaleOutcome) -> Iterator[tuple[str, str]]:
     yield (
         "killed",
         (
-            f"{outcome.killed}, with {calls.open_at_kill} calls under way; the last of them "
+            f"{killed}, with {calls.open_at_kill} calls under way; the last of them "
             f"was answered after {calls.recovered_s:.1f} s"
         ),
     )

@@ -63,9 +63,12 @@ def _demonstrate(stack: Stack, *, users: int, seed: int, output: Output) -> bool
     output.heading("The sale")
     with output.drawing():
         outcome = run_stoppable(watchdog.run(hold_sale(scenario, services, watchdog, output)))
-    output.table("What happened", report.rows(scenario, outcome))
+    killed = watchdog.victim.name if watchdog.victim else "none"
+    output.table("What happened", report.rows(scenario, outcome, killed))
     as_expected = _show(run_checks(scenario, outcome.results, outcome.state), output)
-    return _audit(plan, output) and as_expected
+    balanced = _audit(plan, output)
+    watchdog.check()
+    return balanced and as_expected
 
 
 def _show(checks: Sequence[Check], output: Output) -> bool:

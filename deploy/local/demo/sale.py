@@ -11,7 +11,7 @@ from typing import Final
 from deploy.local.demo.client import CallStatistics, DemoClient
 from deploy.local.demo.customer import Customer, Sale, won
 from deploy.local.demo.final_state import FinalState, wait_for_final_state
-from deploy.local.demo.output import WARNING, Output
+from deploy.local.demo.output import WARNING, Output, Phase
 from deploy.local.demo.results import SaleResults
 from deploy.local.demo.scenario import COUPON_MINOR, PRICES_MINOR, Scenario
 from deploy.local.demo.watchdog import Watchdog
@@ -31,7 +31,6 @@ class SaleOutcome:
     results: SaleResults
     state: FinalState
     calls: CallStatistics
-    killed: str
 
 
 async def hold_sale(
@@ -43,38 +42,31 @@ async def hold_sale(
         client = DemoClient(tally, statistics)
         sale = await _open(scenario, client)
         customers = [Customer(plan, sale) for plan in scenario.customers]
-        with output.phase("charge balances", len(customers)) as phase:
-            await asyncio.gather(*(phase.counted(one.charge()) for one in customers))
-        with output.phase(f"race for {scenario.coupons} coupons", len(customers)) as phase:
-            await asyncio.gather(*(phase.counted(one.race_for_coupon()) for one in customers))
+        phase = Phase(output, "charge balances", len(customers))
+        await asyncio.gather(*(phase.counted(one.charge()) for one in customers))
+        phase = Phase(output, f"race for {scenario.coupons} coupons", len(customers))
+        await asyncio.gather(*(phase.counted(one.race_for_coupon()) for one in customers))
 
-        killed = ""
-        visited = 0
-        with output.phase("order, pay, cancel", scenario.visits) as phase:
+        visits = Phase(output, "order, pay, cancel", scenario.visits)
 
-            def on_visit() -> None:
-                nonlocal killed, visited
-                phase.step()
-                visited += 1
-                if not killed and visited >= scenario.visits * KILL_AFTER:
-                    statistics.note_kill()
-                    victim = watchdog.kill_one(scenario.seed)
-                    killed = victim.name
-                    output.print(
-                        f"kill -9 {victim.name} (pid {victim.pid}), "
-                        f"{statistics.open_at_kill} calls are under way: "
-                        "their clients repeat them by request_id",
-                        WARNING,
-                    )
+        def on_visit() -> None:
+            visits.step()
+            if watchdog.victim is None and visits.done >= scenario.visits * KILL_AFTER:
+                statistics.note_kill()
+                victim = watchdog.kill_one(scenario.seed)
+                output.print(
+                    f"kill -9 {victim.name} (pid {victim.pid}), "
+                    f"{statistics.open_at_kill} calls are under way: "
+                    "their clients repeat them by request_id",
+                    WARNING,
+                )
 
-            await asyncio.gather(*(one.shop(on_visit) for one in customers))
+        await asyncio.gather(*(one.shop(on_visit) for one in customers))
         users = [plan.name for plan in scenario.customers]
         orders = len(sale.results.orders)
-        with output.phase("every order ends", orders) as phase:
-            state = await wait_for_final_state(
-                sale, users, lambda moving: phase.reach(orders - moving)
-            )
-        return SaleOutcome(sale.results, state, statistics, killed)
+        ends = Phase(output, "every order ends", orders)
+        state = await wait_for_final_state(sale, users, lambda moving: ends.reach(orders - moving))
+        return SaleOutcome(sale.results, state, statistics)
 
 
 async def _open(scenario: Scenario, client: DemoClient) -> Sale:

@@ -22,7 +22,6 @@ from deploy.local.gateway.wire import BadRequestError, Reply, error, read_cancel
 
 BODY_BYTES_MAX: Final = 64 * 1024
 IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 300
-RECORDS_MAX: Final = 500
 
 HOLD_S_MAX: Final = 600.0
 """How long a call without a response is kept open: longer than any client waits."""
@@ -99,10 +98,9 @@ class Simulator:
         await asyncio.sleep(self.latency.half_s())
         return _response(reply)
 
-    async def _charges(self, request: Request) -> Response:
-        """Every payment key that a call has named, in pages: ``?after=`` the last key of a page."""
-        records = self.ledger.records(request.query_params.get("after", ""), RECORDS_MAX)
-        return JSONResponse({"charges": records, "more": len(records) == RECORDS_MAX})
+    async def _charges(self, _: Request) -> Response:
+        """Every payment key that a call has named."""
+        return JSONResponse(self.ledger.records())
 
     async def _no_response(self, request: Request) -> Response:
         """Hold the call until its client disconnects. If the simulator stops first, it gets 504."""

@@ -79,10 +79,8 @@ _RECORDS: Final = """
 SELECT payment_key AS paymentKey, sum(operation = 'confirm') AS confirmCalls,
        sum(operation = 'cancel') AS cancelCalls
   FROM calls
- WHERE payment_key > ?
  GROUP BY payment_key
  ORDER BY payment_key
- LIMIT ?
 """
 
 _SEOUL: Final = timezone(timedelta(hours=9))
@@ -140,11 +138,11 @@ class Ledger:
             self._count(operation, payment_key, idempotency_key, reply.status)
         return reply
 
-    def records(self, after: str, limit: int) -> list[dict[str, Any]]:
-        """Up to ``limit`` keys above ``after``, each with its payment and numbers of calls."""
+    def records(self) -> list[dict[str, Any]]:
+        """All keys, each with its payment and numbers of calls."""
         return [
             {**row, "payment": self._payment(row["paymentKey"])}
-            for row in self._db.execute(_RECORDS, (after, limit)).fetchall()
+            for row in self._db.execute(_RECORDS).fetchall()
         ]
 
     def _once(

@@ -112,7 +112,7 @@ def main() -> None:
         _write_only_below(directories, version)
     if os.geteuid() == 0:
         _become(uid, gid)
-    # A change of user clears the signal that the launcher had set.
+    # A change of user clears the signal that setpriv had set.
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("confine: the parent died before its child began")
