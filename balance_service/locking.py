@@ -4,6 +4,8 @@ Charge, deduct and refund of one user share one Redis key: under different keys,
 deduction of the same account would not wait for each other.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 from balance_service import tables

@@ -4,6 +4,8 @@ An account is (user, currency). Every change of it is a ledger entry; its versio
 sequence, so the ledger alone rebuilds every balance there has ever been.
 """
 
+from __future__ import annotations
+
 import enum
 from dataclasses import dataclass, field
 from datetime import UTC, datetime

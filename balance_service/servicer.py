@@ -1,5 +1,7 @@
 """BalanceService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
 
+from __future__ import annotations
+
 from datetime import datetime
 from typing import Any, Final, TypeVar
 

@@ -1,5 +1,7 @@
 """The balance service's SQL: set-based statements, each for a whole batch. Never commits."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 

@@ -1,5 +1,7 @@
 """The balance database: accounts, ledger entries and the idempotency records (``answers``)."""
 
+from __future__ import annotations
+
 from typing import Final
 
 import sqlalchemy as sa

@@ -1,5 +1,7 @@
 """Writes of accounts, decided batch by batch in one lane, and reads."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime

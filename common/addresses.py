@@ -1,5 +1,7 @@
 """Addresses of servers: ``host:port``, and the gRPC targets of such addresses."""
 
+from __future__ import annotations
+
 import ipaddress
 import re
 from typing import Final

@@ -1,5 +1,7 @@
 """Exponential backoff with jitter, for everything that tries again."""
 
+from __future__ import annotations
+
 import random
 from dataclasses import dataclass
 from typing import Final

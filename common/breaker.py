@@ -1,5 +1,7 @@
 """A circuit breaker: after several failures in a row, calls fail at once for a while."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 

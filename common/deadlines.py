@@ -5,6 +5,8 @@ it here, and ``common.rpc.client`` and the lanes read it. It is a time on the ev
 which does not jump when the wall clock is set.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager

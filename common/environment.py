@@ -4,6 +4,8 @@ A setting can be given for one service (``TALLY_BALANCE_POOL_SIZE``) or for all 
 (``TALLY_POOL_SIZE``).
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Collection
 from pathlib import Path

@@ -4,6 +4,8 @@ The first line of a subclass's docstring is its message; clients switch on its `
 ``reason``. No further mapping is needed: a refusal raised anywhere in a service reaches the client.
 """
 
+from __future__ import annotations
+
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass

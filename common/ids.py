@@ -1,5 +1,7 @@
 """Ids that a service makes: UUIDv7 (RFC 9562), so that new rows lie side by side in an index."""
 
+from __future__ import annotations
+
 import re
 from typing import Final
 

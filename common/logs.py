@@ -4,6 +4,8 @@ Each line has the time (UTC), the service and the replica. Passwords in URLs are
 also in exception texts; tracebacks have no local variables.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 import sys

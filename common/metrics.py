@@ -5,6 +5,8 @@ Names begin with ``tally_``. A service defines its own metrics in its own packag
 from clients: each new label value would stay in memory.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server

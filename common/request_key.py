@@ -1,5 +1,7 @@
 """Identity, content and result of a request, as idempotency compares and repeats them. Pure."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ SIGTERM or SIGINT ends serving: NOT_SERVING, then no new calls, then running cal
 connections close, then exit 0. A second signal ends the process at once.
 """
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import inspect

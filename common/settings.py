@@ -7,6 +7,8 @@ the variable's name, in upper or lower case, is read too; the variable itself wi
 An error is one line that names the variable and never its value.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import socket

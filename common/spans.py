@@ -7,6 +7,8 @@ request.
 Names and attributes are those of OpenTelemetry's semantic conventions for gRPC.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import logging

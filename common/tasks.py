@@ -1,5 +1,7 @@
 """Tasks that no call waits for: work detached from its caller, and jobs that run periodically."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine

@@ -1,5 +1,7 @@
 """Types of settings that are URLs or addresses. Their form is checked before anything connects."""
 
+from __future__ import annotations
+
 import re
 from typing import Annotated, Final
 from urllib.parse import urlsplit

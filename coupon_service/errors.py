@@ -1,5 +1,7 @@
 """The refusals of the coupon service; one without a code is FAILED_PRECONDITION."""
 
+from __future__ import annotations
+
 from common.errors import Code, NotFound, QuotaViolation, Refusal
 
 

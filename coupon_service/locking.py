@@ -4,6 +4,8 @@ Rows are locked in one order everywhere: campaigns or coupons by ascending id, t
 redemptions, which its row protects, then idempotency records.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 from common.locking.strategy import RowStrategy, Strategies, Strategy

@@ -1,5 +1,7 @@
 """CouponService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
 
+from __future__ import annotations
+
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration

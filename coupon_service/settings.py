@@ -1,5 +1,7 @@
 """The coupon service's settings: those every service has, with its own defaults."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from common.settings import ServiceSettings

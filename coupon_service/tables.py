@@ -1,5 +1,7 @@
 """The coupon database: campaigns, coupons, redemptions and idempotency records."""
 
+from __future__ import annotations
+
 from typing import Final
 
 import sqlalchemy as sa

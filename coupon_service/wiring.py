@@ -1,5 +1,7 @@
 """Builds the coupon service and connects its layers."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial

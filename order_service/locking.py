@@ -5,6 +5,8 @@ ascending, then idempotency records ascending. A new order locks no order row: n
 knows its id yet.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 from common.locking.strategy import RowStrategy, Strategies, Strategy

@@ -1,5 +1,7 @@
 """The order service's settings: those every service has, the peers', and its own times."""
 
+from __future__ import annotations
+
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field

@@ -1,5 +1,7 @@
 """The order database: products, orders, carts, sagas and the idempotency records."""
 
+from __future__ import annotations
+
 from typing import Final
 
 import sqlalchemy as sa

@@ -1,5 +1,7 @@
 """Builds the order service and connects its layers."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta

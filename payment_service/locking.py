@@ -9,6 +9,8 @@ does not exist yet has no row to lock. So a claim and the cancellation of the sa
 advisory lock, and so do two claims of one key; the constraints are sufficient without them.
 """
 
+from __future__ import annotations
+
 import hashlib
 from typing import Final
 

@@ -1,5 +1,7 @@
 """PaymentService over gRPC: proto → command → use case → proto. No rules, no SQL, no ``try``."""
 
+from __future__ import annotations
+
 from typing import Any, Final
 
 from common.ids import new_id

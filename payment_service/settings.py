@@ -1,5 +1,7 @@
 """The payment service's settings: those every service has, and how to reach its gateway."""
 
+from __future__ import annotations
+
 from typing import Annotated, ClassVar
 
 import httpx

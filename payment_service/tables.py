@@ -1,5 +1,7 @@
 """The payment database: one row per payment_key for ever, and the idempotency records."""
 
+from __future__ import annotations
+
 from typing import Final
 
 import sqlalchemy as sa

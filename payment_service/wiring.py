@@ -1,5 +1,7 @@
 """Builds the payment service and connects its layers."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial

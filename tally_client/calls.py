@@ -1,5 +1,7 @@
 """The methods of a service as callable objects: deadlines, request_ids, retries and resumption."""
 
+from __future__ import annotations
+
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Iterable, Iterator

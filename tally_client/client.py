@@ -1,5 +1,7 @@
 """The client of all of Tally's services, or of some."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Self

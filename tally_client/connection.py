@@ -1,5 +1,7 @@
 """The channel to one service, and the errors of a client that cannot use it."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Sequence
 

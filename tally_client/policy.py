@@ -5,6 +5,8 @@ only what a channel cannot recognise: a refusal with RetryInfo, before which not
 an idempotent call that a stopping server reset. No failure is retried by both.
 """
 
+from __future__ import annotations
+
 import json
 from importlib import resources
 from typing import Any, Final

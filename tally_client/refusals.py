@@ -1,5 +1,7 @@
 """A class for each reason of the contract; the tree is drawn in ``tally_client.errors``."""
 
+from __future__ import annotations
+
 from tally_client.errors import (
     Aborted,
     AlreadyExists,

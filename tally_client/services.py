@@ -1,5 +1,7 @@
 """The services and their methods. The .proto files document what each does and its errors."""
 
+from __future__ import annotations
+
 from tally.balance.v1 import balance_pb2 as balance
 from tally.coupon.v1 import coupon_pb2 as coupon
 from tally.order.v1 import order_pb2 as order

@@ -1,5 +1,7 @@
 """From gRPC's error to a TallyError: by its reason, else by its code."""
 
+from __future__ import annotations
+
 from typing import Final
 
 import grpc

@@ -13,6 +13,8 @@ A failed transaction is classified (``common.db.errors``); then the batch is
 - halved, if Tally has a defect, so that only the command that triggers it gets the error.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence

@@ -7,6 +7,8 @@ rows locked or read, ascending
         → rows saved → records saved
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar

@@ -1,5 +1,7 @@
 """The lane: a queue, one batch in flight, and what follows from each command's outcome."""
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 import random

@@ -4,6 +4,8 @@ A read that every call makes before its write would otherwise take a pooled conn
 many calls would queue for connections before the very lane that the read is meant to spare.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextvars
 from collections import deque

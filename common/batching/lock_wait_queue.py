@@ -5,6 +5,8 @@ the lane and wait here in order of arrival. They are decided in transactions tha
 a few transactions at a time.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable

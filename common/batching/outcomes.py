@@ -1,5 +1,7 @@
 """What a lane's batch makes of a command, and the limits of a lane."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Errors of PostgreSQL and its driver: what failed, and what a caller may do about it."""
 
+from __future__ import annotations
+
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -10,6 +10,8 @@ reads the first one's response. Records are written last, in ascending order, so
 cannot deadlock on them.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass

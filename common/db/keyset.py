@@ -1,5 +1,7 @@
 """Lists by creation time and id, newest first: the statement and its parameters."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import sqlalchemy as sa

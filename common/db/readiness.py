@@ -1,5 +1,7 @@
 """Whether the service can use its database: it answers, takes writes, and has a new schema."""
 
+from __future__ import annotations
+
 import asyncio
 from typing import Final, TypeAlias
 

@@ -4,6 +4,8 @@ Alembic stores the revision in the same table in every database. A plain number 
 of them.
 """
 
+from __future__ import annotations
+
 
 class ForeignSchema(Exception):  # noqa: N818 - a wrong address, not a fault
     """The database has another service's schema. The message says which one, and what to do."""

@@ -1,5 +1,7 @@
 """Dataclasses from rows whose columns have the names of their fields."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any, Final, TypeVar
 

@@ -8,6 +8,8 @@ its text does not depend on their number, so it is prepared once.
     await connection.execute(_FIND, arrays(_wanted, account_ids))
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import getitem
 from typing import Any, TypeAlias

@@ -1,5 +1,7 @@
 """The first line of defence as a lane uses it: locks on keys, for one batch at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol

@@ -4,6 +4,8 @@ A mark is neither a lock nor the truth. A caller that finds one reads the databa
 what it reads there decides. A mark may therefore be lost, flushed or wrong without damage.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol

@@ -1,5 +1,7 @@
 """Calls to one Redis or Valkey, with a short time limit and a circuit breaker."""
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 

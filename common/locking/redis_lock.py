@@ -4,6 +4,8 @@ Redis orders contenders and decides nothing. Every key has a lease after which i
 answer within 100 ms counts as absent, and a circuit breaker skips Redis while it fails.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Final

@@ -10,6 +10,8 @@ The lane reads the Redis key and the number of rounds from the strategy, and ref
 without one (``common.batching.lane``).
 """
 
+from __future__ import annotations
+
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass

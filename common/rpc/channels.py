@@ -3,6 +3,8 @@
 For the services' own calls (``common.rpc.client``) and for clients.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from typing import Final

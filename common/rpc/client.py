@@ -1,5 +1,7 @@
 """The client of another service, on one channel for the life of the process."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Generic, Self, TypeVar
 

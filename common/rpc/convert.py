@@ -1,5 +1,7 @@
 """Converts between protobuf messages and the model's types: money and time."""
 
+from __future__ import annotations
+
 from datetime import UTC, datetime, timedelta
 from typing import Final
 

@@ -5,6 +5,8 @@
 database.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeAlias

@@ -4,6 +4,8 @@ SERVICE is ``""`` (readiness), the default, or ``liveness``. Prints the status. 
 for SERVING, 1 for any other status or no reply within two seconds, 2 for wrong arguments.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from typing import Any, Final

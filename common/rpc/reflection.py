@@ -4,6 +4,8 @@ Python's library has v1alpha only. The messages of v1 are the same in another pa
 description, which clients may ask for like any other, is made from that of v1alpha.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Final
 

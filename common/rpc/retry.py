@@ -1,5 +1,7 @@
 """Repeats a call that may succeed the next time, within the deadline of the running call."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

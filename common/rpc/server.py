@@ -1,5 +1,7 @@
 """The gRPC server of a service: options, health, reflection, start and drain."""
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import socket

@@ -4,6 +4,8 @@ The published config is `protos/service_config.json`, built by ``protos.service_
 grpc.service_config.ServiceConfig of grpc-proto, in proto3's JSON.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

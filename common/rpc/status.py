@@ -5,6 +5,8 @@ RetryInfo. It is sent in the trailing metadata, of which clients accept 8 KiB by
 would get another error instead of a status that is too large, hence the limits here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Final
 

@@ -5,6 +5,8 @@ with the field to report and a dot (``end_time.after_start_time``): a refusal al
 A rule whose id begins with ``money.`` belongs to a Money and is about its number.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Callable
 from typing import Final, TypeAlias
 

@@ -1,5 +1,7 @@
 """SQL for campaigns: create them, lock and count them when coupons are issued, read them."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Final

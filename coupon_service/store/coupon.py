@@ -1,5 +1,7 @@
 """SQL for coupons and redemptions: issue, redeem and restore coupons, read them."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final

@@ -1,5 +1,7 @@
 """Creates campaigns in one lane, issues their coupons in another, and reads campaigns."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -1,5 +1,7 @@
 """Redeems and restores coupons in one lane, and reads them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,5 +1,7 @@
 """Carts, one per user."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final

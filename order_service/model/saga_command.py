@@ -1,5 +1,7 @@
 """Commands about sagas: from their runner, from the journal and from operators."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """CartService over gRPC. No rules, no SQL, no ``try``."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from common.rpc.convert import time_to

@@ -1,5 +1,7 @@
 """OrderService over gRPC. No rules, no SQL, no ``try``."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final

@@ -1,5 +1,7 @@
 """ProductService over gRPC. No rules, no SQL, no ``try``."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from common.paging import Page

@@ -1,5 +1,7 @@
 """SagaService over gRPC. No rules, no SQL, no ``try``."""
 
+from __future__ import annotations
+
 from datetime import datetime
 from typing import Any, Final
 

@@ -1,5 +1,7 @@
 """Carts in SQL."""
 
+from __future__ import annotations
+
 from typing import Final
 
 import sqlalchemy as sa

@@ -1,5 +1,7 @@
 """The journal of sagas in SQL: every write is fenced by the writer's epoch."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,5 +1,7 @@
 """Orders and their lines in SQL."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final

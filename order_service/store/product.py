@@ -1,5 +1,7 @@
 """Products in SQL."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 

@@ -1,5 +1,7 @@
 """Sagas in SQL."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from typing import Any, Final
 

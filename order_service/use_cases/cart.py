@@ -3,6 +3,8 @@
 No lane: two concurrent changes of one cart come from one person, who has to see the conflict.
 """
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 

@@ -4,6 +4,8 @@ Everything that changes an order goes through one lane, since an order changes t
 stock of its products, and with the saga that pays or cancels it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -1,5 +1,7 @@
 """The one lane through which orders change, and the decision of every command in it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta

@@ -1,5 +1,7 @@
 """Products: create, restock, read and list."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -1,5 +1,7 @@
 """Sagas, as operators read, retry and resolve them."""
 
+from __future__ import annotations
+
 from typing import Final
 
 from common.db.engines import Database, read_by_id, reading

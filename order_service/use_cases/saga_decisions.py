@@ -8,6 +8,8 @@ ResolveSaga   the same, by a person's decision
 RetrySaga     the order stays as it is
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from typing import Final
 

@@ -12,6 +12,8 @@ confuses them charges a customer twice or not at all:
 may have arrived, the payment's state stays unknown.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from common.money import Money

@@ -8,6 +8,8 @@ The gateway is not trusted: no redirect is followed, no cookie kept, no compress
 read, and the whole exchange has one time limit, so that a slow trickle ends too.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 from dataclasses import dataclass

@@ -9,6 +9,8 @@ customer money, another call costs little. Two that are easily misread:
   decides, not the status.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from typing import Any, Final

@@ -1,5 +1,7 @@
 """Commands about payments: from clients, and from the work at the gateway."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from datetime import timedelta
 

@@ -1,5 +1,7 @@
 """Leases: which replica works on an open payment, and until when."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final

@@ -1,5 +1,7 @@
 """The writes of payments, decided batch by batch."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta

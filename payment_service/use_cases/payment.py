@@ -4,6 +4,8 @@ The work that a call starts at the gateway is detached from it. A caller that go
 of time stops nothing, and gets the outcome by the same request_id.
 """
 
+from __future__ import annotations
+
 import asyncio
 from dataclasses import replace
 from datetime import timedelta

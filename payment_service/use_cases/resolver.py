@@ -10,6 +10,8 @@ only gets the second one's response. A payment that is confirmed and cancelled i
 outcome is ever guessed.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """Upgrades a service's database to its newest schema. Safe to run at the same time and again."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import ssl
