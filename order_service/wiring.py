@@ -104,7 +104,7 @@ def _limits(settings: OrderSettings) -> SagaLimits:
 
 
 def _journal(settings: OrderSettings, database: Database, lane: OrderLane) -> SagaJournal:
-    async def end(saga: Saga) -> Order:
+    async def close(saga: Saga) -> Order:
         return (await lane.submit(CloseSaga(saga))).value
 
-    return SagaJournal(database, owner=settings.replica, end=end)
+    return SagaJournal(database, owner=settings.replica, close=close)

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, time_position
 
 
 def newest_first(
@@ -25,9 +25,5 @@ def newest_first(
 
 def rows_of(page: Page) -> dict[str, object]:
     """The parameters of ``newest_first``: the page's rows, and one more if there is one."""
-    return at_most(page.size + 1, time_position(page))
-
-
-def at_most(size: int, before: TimePosition) -> dict[str, object]:
-    """The parameters of ``newest_first``: at most ``size`` rows before the position."""
-    return {"size": size, "before_time": before.time, "before_id": before.id}
+    before = time_position(page)
+    return {"size": page.size + 1, "before_time": before.time, "before_id": before.id}

@@ -244,7 +244,7 @@ class SagaExecution:
     async def _close(self, running: RunningSaga) -> bool:
         saga = running.saga
         try:
-            order = await self._journalled(running, lambda: self._journal.end(saga))
+            order = await self._journalled(running, lambda: self._journal.close(saga))
         except SagaLost:
             raise
         except Refusal as refusal:

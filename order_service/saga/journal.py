@@ -38,15 +38,15 @@ class SagaJournal:
     """The journal in the order database."""
 
     def __init__(
-        self, database: Database, *, owner: str, end: Callable[[Saga], Awaitable[Order]]
+        self, database: Database, *, owner: str, close: Callable[[Saga], Awaitable[Order]]
     ) -> None:
         """``owner``: this replica's name, for people; the epoch is what counts.
 
-        ``end`` ends a saga and moves its order. Only the order lane can do that (see wiring).
+        ``close`` ends a saga and moves its order. Only the order lane can do that (see wiring).
         """
         self._database = database
         self._owner = owner
-        self.end = end
+        self.close = close
         """Ends a saga and moves its order, in one transaction; the order. Raises SagaLost."""
         self.lane: Lane[JournalCommand, None] = Lane(
             "saga", database, self._decide, NoLocks(), STRATEGIES
@@ -95,7 +95,7 @@ class SagaJournal:
 
 
 def _outcome(
-    saga: store.Owned, owned: set[store.Owned], blocked: frozenset[store.Owned]
+    saga: store.OwnedKey, owned: set[store.OwnedKey], blocked: frozenset[store.OwnedKey]
 ) -> Outcome[None]:
     if saga in owned:
         return None

@@ -19,7 +19,7 @@ from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSag
 from order_service.store.saga import SECOND, to_row, to_saga
 from order_service.tables import sagas
 
-Owned = tuple[str, int]
+OwnedKey = tuple[str, int]
 """A saga by (saga_id, epoch): the row as long as no other replica has taken it over."""
 
 _log = structlog.stdlib.get_logger()
@@ -35,7 +35,7 @@ def _owned(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
     return sa.and_(same(sagas, wanted), _is_active)
 
 
-_OWNED: Final[RowLocks[Owned]] = RowLocks(
+_OWNED: Final[RowLocks[OwnedKey]] = RowLocks(
     sagas, "saga_id", "epoch", matches=_owned, columns=("saga_id", "epoch")
 )
 
@@ -88,8 +88,8 @@ _RENEW: Final = (
 
 
 async def lock_owned(
-    connection: AsyncConnection, owned: Collection[Owned], *, wait_for_locks: bool
-) -> tuple[set[Owned], frozenset[Owned]]:
+    connection: AsyncConnection, owned: Collection[OwnedKey], *, wait_for_locks: bool
+) -> tuple[set[OwnedKey], frozenset[OwnedKey]]:
     """Lock active sagas under these epochs: those locked, and those blocked.
 
     The rest are lost: their epoch has changed, or they have ended.
@@ -98,7 +98,7 @@ async def lock_owned(
     return set(locked_rows.found), locked_rows.blocked
 
 
-async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> set[Owned]:
+async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> set[OwnedKey]:
     """Write sagas that still have the writer's epoch; returns which. Lock them first."""
     if not writes:
         return set()

@@ -9,11 +9,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.keyset import at_most, newest_first
+from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row
 from common.db.unnest import arrays, insert_from, same, unnest
-from common.paging import TimePosition
+from common.paging import Page
 from order_service.model.order import Item, Order, OrderState
 from order_service.tables import order_items, orders
 
@@ -122,15 +122,10 @@ async def read_order(connection: AsyncConnection, order_id: str) -> Order | None
 
 
 async def read_orders(
-    connection: AsyncConnection,
-    user_id: str,
-    state: OrderState | None,
-    *,
-    before: TimePosition,
-    size: int,
+    connection: AsyncConnection, user_id: str, state: OrderState | None, page: Page
 ) -> list[Order]:
-    """At most ``size`` orders of the user before the position, newest first."""
-    parameters = {"user_id": user_id, "state": state, **at_most(size, before)}
+    """The page's orders of the user, newest first, and one more if there is one."""
+    parameters = {"user_id": user_id, "state": state, **rows_of(page)}
     rows = await connection.execute(_NEWEST, parameters)
     return await _with_items(connection, rows.all())
 

@@ -18,7 +18,7 @@ from common.db.engines import Database, read_by_id, reading
 from common.db.idempotency import IdempotencyStore
 from common.errors import RequestInProgress
 from common.ids import is_id, new_id
-from common.paging import Page, TimePosition, time_position
+from common.paging import Page, TimePosition
 from common.request_key import Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from order_service.errors import OrderNotFound, ProductNotFound
@@ -101,7 +101,7 @@ class Orders:
             return begun
         first = begun.saga is not None
         try:
-            ended = await self._end_of(begun, end, None if first else JOIN_S)
+            ended = await self._wait_for_end(begun, end, None if first else JOIN_S)
         except TimeoutError:
             raise RequestInProgress(request_id=command.request_id) from None
         if ended is not None:
@@ -130,7 +130,7 @@ class Orders:
             return begun
         first = begun.saga is not None
         try:
-            ended = await self._end_of(begun, end, None if first else JOIN_S)
+            ended = await self._wait_for_end(begun, end, None if first else JOIN_S)
         except TimeoutError:
             return Result(begun.order, replayed=not first)
         order = (
@@ -177,7 +177,7 @@ class Orders:
         # Detached: if the caller goes away now, the saga must run all the same.
         return await result_of(self._detached.start(begin()))
 
-    async def _end_of(
+    async def _wait_for_end(
         self, begun: SagaBegun, end: asyncio.Future[SagaEnd | None] | None, limit_s: float | None
     ) -> SagaEnd | None:
         """Wait until the order has left the state in which the saga put it.
@@ -219,11 +219,8 @@ class Orders:
         self, user_id: str, state: OrderState | None, page: Page
     ) -> tuple[list[Order], str]:
         """A page of the user's orders, newest first, and the next page's token ('' at the end)."""
-        before = time_position(page)
         async with reading(self._database) as connection:
-            found = await store.read_orders(
-                connection, user_id, state, before=before, size=page.size + 1
-            )
+            found = await store.read_orders(connection, user_id, state, page)
         return page.cut(found, lambda order: TimePosition(order.create_time, order.order_id).key)
 
     async def watch(self, order_id: str, user_id: str) -> AsyncGenerator[Order]:

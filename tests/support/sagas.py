@@ -179,8 +179,8 @@ class MemoryJournal(SagaJournal):
             row.epoch += 1
         return TakenOver([row.copy() for row in taken], NOW)
 
-    async def end(self, saga: Saga) -> Order:
-        await self._fail("end")
+    async def close(self, saga: Saga) -> Order:
+        await self._fail("close")
         plan = plan_of(saga)
         assert plan is not None
         closed = plan.closed(saga, NOW)

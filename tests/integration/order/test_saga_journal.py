@@ -48,7 +48,7 @@ class Sagas:
         async def never(saga: Saga) -> Order:
             raise AssertionError(saga)
 
-        self.journals.append(SagaJournal(self.database, owner=owner, end=never))
+        self.journals.append(SagaJournal(self.database, owner=owner, close=never))
         return self.journals[-1]
 
     async def add(

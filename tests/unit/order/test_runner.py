@@ -48,15 +48,15 @@ async def test_the_end_of_a_compensated_saga_is_its_failure(run: SagaRun) -> Non
 
 
 @pytest.mark.parametrize(
-    ("of_pivot", "of_end"),
+    ("of_pivot", "of_close"),
     [([LOST], []), ([Crashed()], []), ([], [Internal()])],
     ids=["waits", "crashed", "cannot be closed"],
 )
 async def test_a_saga_left_before_its_end_has_none(
-    run: SagaRun, of_pivot: list[BaseException], of_end: list[Exception]
+    run: SagaRun, of_pivot: list[BaseException], of_close: list[Exception]
 ) -> None:
     run.services.errors["confirm_payment"] = of_pivot
-    run.journal.errors["end"] = of_end
+    run.journal.errors["close"] = of_close
     assert await run.first() is None
 
 
@@ -87,7 +87,7 @@ async def test_the_end_is_found_by_id_while_the_saga_runs(run: SagaRun) -> None:
 # -- the lease -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["write", "end"])
+@pytest.mark.parametrize("method", ["write", "close"])
 @pytest.mark.parametrize("failing", [None, "confirm_payment"], ids=["forward", "back"])
 async def test_a_short_outage_of_the_database_does_not_stop_a_saga(
     run: SagaRun, method: str, failing: str | None

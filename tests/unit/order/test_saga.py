@@ -251,7 +251,7 @@ async def test_a_cancellation_only_goes_forward(step: str, error: BaseException)
 
 async def test_closing_that_fails_is_repeated_and_never_undone() -> None:
     run = paying()
-    run.journal.errors["end"] = [DatabaseUnavailable(), DatabaseUnavailable()]
+    run.journal.errors["close"] = [DatabaseUnavailable(), DatabaseUnavailable()]
     assert_completed(await run.run())
 
 
@@ -291,7 +291,7 @@ async def test_a_saga_that_meets_a_defect_needs_attention(
     run = paying()
     with monkeypatch.context() as patch:
         if where == "close":
-            run.journal.errors["end"] = [KeyError("defect")] * LIMITS.attempts_max
+            run.journal.errors["close"] = [KeyError("defect")] * LIMITS.attempts_max
         else:
             patch.setattr(Plan, where, defect)
         await run.run()
