@@ -52,7 +52,7 @@ class OrderSettings(ServiceSettings):
     saga_running_max: int = count(
         256,
         "Sagas that this replica runs at once: this many that use the payment gateway, and as many "
-        "that do not. New payments may take 3/4 of each.",
+        "that do not. A new payment is refused when 3/4 of its kind are running.",
         most=10_000,
     )
     saga_attempts_max: int = count(

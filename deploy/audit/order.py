@@ -118,7 +118,7 @@ SELECT o.order_id::text AS key,
               ('EXPIRED', 0, 0, 0, 0))
 """,
     ),
-    # Both times are the database's clock in the transaction that began the attempt.
+    # The saga's create_time is the time that was compared with expire_time when it began.
     Check(
         "I6",
         "attempt after the order's expiry",

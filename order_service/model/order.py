@@ -91,7 +91,7 @@ class PayOrder:
     request_id: str
     saga_id: str = ""
     """The saga that this call begins, if it begins one; not part of the request's content."""
-    has_room: bool = True
+    has_capacity: bool = True
     """Whether this replica can run one more saga. If not, only a repetition is answered."""
 
     @property

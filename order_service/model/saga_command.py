@@ -100,13 +100,13 @@ class RenewLease:
 
 @dataclass(frozen=True, slots=True)
 class TakeOverSagas:
-    """Take over sagas of one room that are due or whose lease has expired, the oldest first."""
+    """Take over sagas of one bulkhead that are due or whose lease has expired, the oldest first."""
 
     owner: str
     """The replica's name, for people; the epoch is what counts."""
     lease_s: float
     uses_gateway: bool
-    """The room: sagas that may call the payment gateway, or those that do not."""
+    """The bulkhead: sagas that may call the payment gateway, or those that do not."""
     capacity: int
     """How many sagas at most."""
     retries: int

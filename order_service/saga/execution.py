@@ -58,7 +58,7 @@ class SagaLimits:
     lease_s: float = 10.0
     """After this time without a heartbeat another replica takes over."""
     running_max: int = 256
-    """Sagas in each room of a replica (``Runner``)."""
+    """Sagas in each bulkhead of a replica (``Runner``)."""
     call_s: float = 15.0
     """Time limit of one step, its quick retries included."""
     backoff_s: float = 0.5
@@ -215,7 +215,7 @@ class SagaExecution:
             saga.turn_back(reply)
             return True
         if unreached and (running.late or record.unreached >= self._limits.unreached_max):
-            # The refusal is stored, so none may be stored that says "try again".
+            # The refusal is stored. It must not have RetryInfo.
             final = reply.reason == NotPaid.reason
             failure = reply if final else NotPaid(step=record.name, cause=_cause(reply))
             saga.refuse(record, failure, running.now)
@@ -272,11 +272,13 @@ class SagaExecution:
         running.lease_until_s = began_s + lease_s
 
     async def _journalled(self, running: RunningSaga, write: Callable[[], Awaitable[T]]) -> T:
-        """The result of ``write``, repeated while the database is away and the lease lasts.
+        """The result of ``write``, repeated while the database is away, for one lease at most.
 
         Until the lease ends no other replica can continue the saga, so that leaving it earlier
         gains nothing. Raises SagaLost, and the last refusal.
         """
+        # Once: a heartbeat that succeeds meanwhile must not prolong the repeats.
+        until_s = running.lease_until_s
         attempt = 0
         while True:
             attempt += 1
@@ -286,7 +288,7 @@ class SagaExecution:
                 raise
             except Refusal as refusal:
                 pause_s = JOURNAL_BACKOFF.pause_s(attempt)
-                left_s = running.lease_until_s - asyncio.get_running_loop().time()
+                left_s = until_s - asyncio.get_running_loop().time()
                 if not is_retryable(refusal) or pause_s >= left_s or self.stopping:
                     raise
             await asyncio.sleep(pause_s)

@@ -67,7 +67,7 @@ class SagaJournal:
     async def take_over(
         self, *, lease_s: float, uses_gateway: bool, capacity: int, retries: int
     ) -> TakenOver:
-        """Take sagas of one room over under a new epoch (``TakeOverSagas``).
+        """Take sagas of one bulkhead over under a new epoch (``TakeOverSagas``).
 
         Only sagas of plans that this release knows; the others are left to a newer replica.
         """

@@ -5,13 +5,14 @@ lease expires, because the replica died or hangs, any replica takes the saga ove
 A saga that has to wait longer than a call's own retries waits in its row, not in memory: the sweep
 of any replica takes it over when it is due.
 
-A replica has two rooms: for sagas that may call the payment gateway and for those that do not, so
-that a slow gateway refuses no payment without it.
+Two bulkheads: sagas that may call the payment gateway and sagas that do not have a capacity each. A
+slow gateway fills the first and refuses no payment that does not use it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter as Counts
 from datetime import datetime
 
@@ -44,18 +45,18 @@ class Runner:
         self.limits = limits or SagaLimits()
         self._execution = SagaExecution(services, journal, self.limits)
         self._sagas: dict[str, RunningSaga] = {}
-        self._in_room: Counts[bool] = Counts()
-        """Running sagas, by ``uses_gateway``."""
+        self._running: Counts[bool] = Counts()
+        """The number of running sagas, by ``uses_gateway``."""
         self._retries: Counts[bool] = Counts()
         """Those of them that had failed before when they were taken over."""
         self._context = tracing.own_context()
 
-    def has_room(self, *, uses_gateway: bool) -> bool:
-        """Whether a new saga may begin here. The last quarter of a room is the sweep's.
+    def has_capacity(self, *, uses_gateway: bool) -> bool:
+        """Whether a new saga may begin here: not if three quarters of its bulkhead are in use.
 
         New payments must not keep out sagas that already have something to compensate.
         """
-        return 4 * self._in_room[uses_gateway] < 3 * self.limits.running_max
+        return 4 * self._running[uses_gateway] < 3 * self.limits.running_max
 
     def start(self, saga: Saga, now: datetime) -> asyncio.Future[SagaEnd | None]:
         """Run a saga that this replica owns; returns its ``RunningSaga.end`` at once.
@@ -71,9 +72,9 @@ class Runner:
         running = RunningSaga(saga, now, now_s, now_s + self.limits.lease_s, loop.create_future())
         self._sagas[saga.saga_id] = running
         _running.set(len(self._sagas))
-        room, retry = saga.asked.uses_gateway, saga.attempts > 0
-        self._in_room[room] += 1
-        self._retries[room] += retry
+        uses_gateway, retry = saga.asked.uses_gateway, saga.attempts > 0
+        self._running[uses_gateway] += 1
+        self._retries[uses_gateway] += retry
         # In a context of its own: the caller's deadline is not the saga's. Its trace is.
         running.task = loop.create_task(
             self._execution.run(running), context=self._context(), name=f"saga {saga.saga_id}"
@@ -104,19 +105,19 @@ class Runner:
         return total
 
     async def _take_over(self, *, uses_gateway: bool) -> tuple[int, bool]:
-        """Take over what a room has place for; returns how many, and whether more may be due.
+        """Fill a bulkhead; returns how many were taken over, and whether more may be due.
 
-        Sagas that have failed before get a quarter of it at most: while a service is away, they
-        leave place for those of dead replicas and for new payments.
+        Sagas that have failed before take a quarter of it at most: while a service is away, they
+        leave capacity for those of dead replicas and for new payments.
         """
-        capacity = self.limits.running_max - self._in_room[uses_gateway]
+        capacity = self.limits.running_max - self._running[uses_gateway]
         if capacity <= 0 or self._execution.stopping:
             return 0, False
         taken = await self._journal.take_over(
             lease_s=self.limits.lease_s,
             uses_gateway=uses_gateway,
             capacity=capacity,
-            retries=-(-self.limits.running_max // 4) - self._retries[uses_gateway],
+            retries=math.ceil(self.limits.running_max / 4) - self._retries[uses_gateway],
         )
         for saga in taken.sagas:
             assert taken.now is not None
@@ -156,9 +157,9 @@ class Runner:
         return [running.task for running in self._sagas.values()]
 
     def _stopped(self, running: RunningSaga, *, retry: bool) -> None:
-        room = running.saga.asked.uses_gateway
-        self._in_room[room] -= 1
-        self._retries[room] -= retry
+        uses_gateway = running.saga.asked.uses_gateway
+        self._running[uses_gateway] -= 1
+        self._retries[uses_gateway] -= retry
         if not running.end.done():
             running.end.set_result(None)
         if self._sagas.get(running.saga.saga_id) is running:

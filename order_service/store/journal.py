@@ -115,10 +115,15 @@ async def renew(connection: AsyncConnection, renewals: Collection[RenewLease]) -
 
 # -- takeover ------------------------------------------------------------------------------------
 
-# As ``SagaInput.uses_gateway``.
+# As ``SagaInput.uses_gateway``. Compared as JSON: a cast would fail for all sagas if one has no
+# number there.
+_gateway_minor = sagas.c.asked["gateway_minor"]
 _uses_gateway: Final = sa.or_(
     sagas.c.asked["payment_key"].astext.is_not(None),
-    sa.func.coalesce(sagas.c.asked["gateway_minor"].astext.cast(sa.BigInteger), 0) > 0,
+    sa.and_(
+        sa.func.coalesce(sa.func.jsonb_typeof(_gateway_minor) == "number", sa.false()),
+        _gateway_minor > sa.literal_column("'0'::jsonb"),
+    ),
 )
 _due = locked(
     sagas,

@@ -94,8 +94,8 @@ class Orders:
         """
         if not is_id(command.order_id):
             raise OrderNotFound(order_id=command.order_id)
-        has_room = self._runner.has_room(uses_gateway=command.payment_key is not None)
-        command = replace(command, saga_id=new_id(), has_room=has_room)
+        has_capacity = self._runner.has_capacity(uses_gateway=command.payment_key is not None)
+        command = replace(command, saga_id=new_id(), has_capacity=has_capacity)
         begun, end = await self._begin(command)
         if isinstance(begun, Result):
             return begun

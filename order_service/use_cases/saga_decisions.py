@@ -62,7 +62,7 @@ def begin_payment(
             raise RequestIdReused(request_id=command.request_id)
         begun.time_left_s = pay_within_s
         return find_begun(batch, command, order)
-    if not command.has_room:
+    if not command.has_capacity:
         raise Overloaded(lane="saga")
     asked = _pay_input(order, command)
     paying = order.begin_payment(

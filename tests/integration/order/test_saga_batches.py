@@ -228,7 +228,7 @@ async def test_a_retried_saga_is_not_resolved_in_the_same_batch(batches: Batches
 
 async def test_without_capacity_only_a_repetition_has_a_result(batches: Batches) -> None:
     command = batches.pay()
-    without_capacity = replace(command, saga_id=new_id(), has_room=False)
+    without_capacity = replace(command, saga_id=new_id(), has_capacity=False)
     (refused,) = await batches.decide(without_capacity)
     assert reason_of(refused) == "OVERLOADED"
     assert (await batches.order()).state is OrderState.PENDING

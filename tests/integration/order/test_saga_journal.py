@@ -268,13 +268,12 @@ async def test_a_saga_of_an_unknown_plan_is_not_taken_over(sagas: Sagas) -> None
     ],
     ids=["pay by gateway", "pay", "cancel at gateway", "cancel"],
 )
-async def test_a_takeover_is_of_one_room(sagas: Sagas, plan: Plan, asked: SagaInput) -> None:
+async def test_a_takeover_is_of_one_bulkhead(sagas: Sagas, plan: Plan, asked: SagaInput) -> None:
     saga = await sagas.add(plan, asked, lease_s=0)
-    room = asked.uses_gateway
-    assert await taken_over(sagas.one, uses_gateway=not room) == []
-    assert [each.saga_id for each in await taken_over(sagas.one, uses_gateway=room)] == [
-        saga.saga_id
-    ]
+    assert await taken_over(sagas.one, uses_gateway=not asked.uses_gateway) == []
+    assert [
+        each.saga_id for each in await taken_over(sagas.one, uses_gateway=asked.uses_gateway)
+    ] == [saga.saga_id]
 
 
 async def test_sagas_that_failed_before_come_last_and_are_limited(sagas: Sagas) -> None:
@@ -293,7 +292,14 @@ async def test_sagas_that_failed_before_come_last_and_are_limited(sagas: Sagas) 
 
 
 @pytest.mark.parametrize(
-    "damage", ["asked = asked - 'subtotal_minor'", "steps = '{}'", "facts = 'null'"]
+    "damage",
+    [
+        "asked = asked - 'subtotal_minor'",
+        """asked = '{"gateway_minor": "x"}'""",
+        "asked = '[]'",
+        "steps = '{}'",
+        "facts = 'null'",
+    ],
 )
 async def test_an_unreadable_row_stops_no_other(sagas: Sagas, damage: str) -> None:
     broken, sound = await sagas.add(lease_s=0), await sagas.add(lease_s=0)

@@ -110,6 +110,18 @@ async def test_a_saga_is_left_if_the_outage_outlasts_the_lease(run: SagaRun) -> 
     assert run.services.calls == [step.name for step in PAY_ORDER.steps]
 
 
+async def test_a_saga_that_cannot_be_closed_for_a_lease_counts_an_attempt(run: SagaRun) -> None:
+    """Although its lease is renewed: only the order's row is held."""
+    run.journal.errors["close"] = [DatabaseUnavailable()] * 1_000
+    runner = run.runner(SagaLimits(lease_s=0.2))
+    end = run.start(runner)
+    while not end.done():
+        await runner.beat()
+        await asyncio.sleep(0.05)
+    assert await end is None
+    assert (run.row.attempts, run.row.waits) == (1, True)
+
+
 async def test_a_heartbeat_stops_a_saga_whose_lease_is_lost(run: SagaRun) -> None:
     gate = run.services.hold(STEP)
     runner = run.runner()
@@ -160,7 +172,7 @@ async def test_a_stopping_replica_ends_its_call_and_begins_no_other(run: SagaRun
 
 async def test_without_capacity_nothing_is_taken_over(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=0))
-    assert not runner.has_room(uses_gateway=True)
+    assert not runner.has_capacity(uses_gateway=True)
     assert await runner.sweep() == 0
 
 
@@ -175,39 +187,37 @@ async def filled(run: SagaRun, runner: Runner, count: int, **fields: Any) -> Non
         await gate.reached()
 
 
-async def test_new_sagas_leave_room_for_those_to_take_over(run: SagaRun) -> None:
+async def test_new_sagas_leave_capacity_for_takeovers(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
     await filled(run, runner, 2)
-    assert runner.has_room(uses_gateway=True)
+    assert runner.has_capacity(uses_gateway=True)
     await filled(run, runner, 1)
-    assert not runner.has_room(uses_gateway=True)
+    assert not runner.has_capacity(uses_gateway=True)
     assert await runner.sweep() == 1
     await runner.hand_over()
 
 
 @pytest.mark.parametrize("gateway", [True, False])
-async def test_a_full_room_refuses_no_saga_of_the_other(run: SagaRun, gateway: bool) -> None:
+async def test_a_full_bulkhead_refuses_no_saga_of_the_other(run: SagaRun, gateway: bool) -> None:
     asked = {True: pay_input(), False: pay_input(payment_key=None, balance_minor=None)}
     runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
     await filled(run, runner, 4, asked=asked[gateway])
-    assert not runner.has_room(uses_gateway=gateway)
-    assert runner.has_room(uses_gateway=not gateway)
-    for room in (True, False):
-        run.journal.add(saga_of(PAY_ORDER, asked[room], saga_id=f"due {room}"))
+    assert not runner.has_capacity(uses_gateway=gateway)
+    assert runner.has_capacity(uses_gateway=not gateway)
+    for each in (True, False):
+        run.journal.add(saga_of(PAY_ORDER, asked[each], saga_id=f"due {each}"))
     run.journal.rows.pop(SAGA_ID)
     assert await runner.sweep() == 1
     assert runner.end_of(f"due {not gateway}") is not None
     await runner.hand_over()
 
 
-async def test_retries_take_a_quarter_of_a_room_after_the_sagas_of_dead_replicas(
-    run: SagaRun,
-) -> None:
+async def test_retries_take_a_quarter_after_the_sagas_of_dead_replicas(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=8, hand_over_s=0.0))
     run.services.hold("redeem_coupon")
     for number in range(4):
         run.journal.add(saga_of(PAY_ORDER, saga_id=f"failed {number}", attempts=1))
     assert await runner.sweep() == 3
     assert runner.end_of(SAGA_ID) is not None, "that of a dead replica"
-    assert runner.has_room(uses_gateway=True)
+    assert runner.has_capacity(uses_gateway=True)
     await runner.hand_over()
