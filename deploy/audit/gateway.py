@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -27,9 +26,7 @@ SELECT payment_key, order_id, currency, balance_amount,
        CASE WHEN approved_at IS NULL THEN 0 ELSE total_amount END AS captured,
        (SELECT coalesce(sum(amount), 0) FROM cancels
          WHERE cancels.payment_key = payments.payment_key) AS refunded,
-       json_array(transaction_key,
-                  (SELECT max(transaction_key) FROM cancels
-                    WHERE cancels.payment_key = payments.payment_key)) AS transactions
+       transaction_key
   FROM payments
  ORDER BY payment_key
 """
@@ -87,8 +84,12 @@ def difference_of(payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> st
         left = captured - refunded
         return f"the gateway's balance is {record['balance_amount']:,}, and {left:,} are left"
     pairs = ((payment.currency_code, record["currency"]), (payment.order_id, record["order_id"]))
-    if payment.gateway_transaction_id not in json.loads(record["transactions"]):
-        return f"transaction {payment.gateway_transaction_id}, which the gateway does not have"
+    # A refund replaces the transaction that the gateway names.
+    if not refunded and payment.gateway_transaction_id != record["transaction_key"]:
+        return (
+            f"transaction {payment.gateway_transaction_id}, at the gateway"
+            f" {record['transaction_key']}"
+        )
     differing = [f"{gateway} and not {own}" for own, gateway in pairs if own != gateway]
     return f"at the gateway for {', '.join(differing)}" if differing else None
 

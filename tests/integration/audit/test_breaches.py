@@ -268,7 +268,7 @@ a payment is answered with another amount | I8
     UPDATE answers SET body = jsonb_set(body::jsonb, '{{amount,amount_minor}}', '1')::text
     WHERE request_id = 'direct-1'
 a payment has a transaction that is not its own | I3 I7 I8
-    payment {DIRECT} key key-34: transaction t key-31, which the gateway does not have
+    payment {DIRECT} key key-34: transaction t key-31, at the gateway t key-34
     UPDATE payments SET gateway_transaction_id = 't key-31' WHERE payment_id = '{DIRECT}'
 a cancellation is answered and did not happen | I8
     CancelPayment lost of bob: answered with payment {DIRECT} as CANCELLED over 900, and it

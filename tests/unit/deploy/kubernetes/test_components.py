@@ -90,15 +90,15 @@ def test_tracing_opens_the_collector_to_servers_and_nothing_else(traced: Overlay
     assert opened == {(each.service, *collector) for each in traced.servers}
 
 
-def test_a_sampler_is_accepted_and_a_wrong_queue_size_is_not() -> None:
+def test_a_sampler_is_accepted_and_a_wrong_endpoint_is_not() -> None:
     overlay, rule = load(PRODUCTION), RULES["settings_are_known_and_accepted"]
     for name, value in SAMPLED.items():
         overlay.change("Deployment/order", f"env[{name}].value", value)
     assert rule.faults(overlay) == []
-    size = "OTEL_BSP_MAX_QUEUE_SIZE"
-    overlay.change("Deployment/order", f"env[{size}].value", "0")
+    endpoint = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    overlay.change("Deployment/order", f"env[{endpoint}].value", "localhost:4317")
     [fault] = rule.faults(overlay)
-    assert size in fault
+    assert endpoint in fault
 
 
 # ---- postgres-ca
