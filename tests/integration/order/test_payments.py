@@ -152,6 +152,22 @@ async def test_a_declined_payment_puts_everything_back_before_it_returns(
     assert (await stack.saga(order)).state == SAGA.STATE_COMPENSATED
 
 
+async def test_an_attempt_that_ends_after_the_orders_time_leaves_it_expired(stack: Stack) -> None:
+    """``test_expiry`` has that it does not expire before its attempt ends."""
+    order = await stack.order(await stack.user(1_000))
+    gate = stack.wire.hold("deduct_balance")
+    paying = asyncio.ensure_future(stack.pay(pay(order)))
+    await gate.reached()
+    await stack.databases.sql(
+        "order", f"UPDATE orders SET expire_time = now() WHERE order_id = '{order.order_id}'"
+    )
+    gate.open()
+    with refused("INSUFFICIENT_FUNDS"):
+        await paying
+    assert (await stack.shop.get(order)).state == ORDER.STATE_EXPIRED
+    assert await stack.shop.stock(order.items[0].product_id) == (5, 0, 0)
+
+
 # -- calls that are lost, late or unanswered -----------------------------------------------------
 
 
