@@ -89,7 +89,8 @@ async def test_campaign_must_end_after_its_start(services: Services) -> None:
     request = services.valid("CreateCampaign")
     found = []
     async with services.unchanged():
-        for seconds, nanos in ((0, 0), (0, -1), (-1, 0), (-(10**8), 0)):
+        # The last one ends later, but within the microsecond of its start.
+        for seconds, nanos in ((0, 0), (0, -1), (-1, 0), (-(10**8), 0), (0, 998)):
             request.end_time.CopyFrom(request.start_time)
             request.start_time.nanos = 1
             request.end_time.nanos = 1 + nanos
