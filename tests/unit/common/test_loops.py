@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Final
 
+import pytest
+
 from deploy.local.plan import PROJECT
 
 SERVED: Final = sorted(
@@ -17,7 +19,8 @@ SERVED: Final = sorted(
 """What a service's process may import."""
 
 FORBIDDEN: Final = re.compile(
-    r"\b(asyncio\.(run|Runner)|uvloop\.run|(new|set|get)_event_loop|from (asyncio|os) import"
+    r"\b(asyncio\.(run|Runner)|uvloop\.run|(new|set|get)_event_loop"
+    r"|from (asyncio|os|uvloop) import"
     # gRPC's threads do not exist in a child, and connections of a pool do not belong to it.
     r"|os\.fork(pty)?|multiprocessing|subprocess|ProcessPoolExecutor)\b"
 )
@@ -26,11 +29,27 @@ FORBIDDEN: Final = re.compile(
 
 def test_only_the_runtime_creates_a_loop_and_no_module_forks() -> None:
     found = {
-        path.relative_to(PROJECT).as_posix(): each[0]
+        path.relative_to(PROJECT).as_posix(): names
         for path in SERVED
-        for each in FORBIDDEN.finditer(path.read_text(encoding="utf-8"))
+        if (names := [each[0] for each in FORBIDDEN.finditer(path.read_text(encoding="utf-8"))])
     }
-    assert found == {"common/service.py": "uvloop.run"}
+    assert found == {"common/service.py": ["uvloop.run"]}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "asyncio.run(main())",
+        "from asyncio import new_event_loop",
+        "from uvloop import run",
+        "if os.fork() == 0: ...",
+        "from multiprocessing.pool import Pool",
+        "concurrent.futures.ProcessPoolExecutor()",
+    ],
+)
+def test_a_loop_or_a_fork_is_found(source: str) -> None:
+    """The control of the pattern."""
+    assert FORBIDDEN.search(source)
 
 
 IMPORT_ALL: Final = """
