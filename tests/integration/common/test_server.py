@@ -1,4 +1,4 @@
-"""Health, drain, and addresses on which a server cannot listen."""
+"""Health, drain, the calls of a connection, and addresses on which a server cannot listen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from common.errors import Code
 from common.rpc import reflection
 from common.rpc.health import Health
-from common.rpc.server import GrpcServer, PortTaken
+from common.rpc.server import GrpcServer, PortTaken, _options
 from tests.integration.common.echo import (
     NOT_SERVING,
     SERVING,
@@ -224,6 +224,16 @@ async def test_a_probe_that_passes_during_the_drain_changes_nothing() -> None:
         await asyncio.sleep(0)
     following.cancel()
     assert not any(seen)
+
+
+# -- the calls of one connection -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("slots", "expected"), [(1, 100), (50, 150)])
+def test_the_open_calls_of_a_connection_are_limited(slots: int, expected: int) -> None:
+    """Also those whose message is not complete, which have no slot yet."""
+    options = dict(_options(settings(max_concurrent_calls=slots)))
+    assert options["grpc.max_concurrent_streams"] == expected
 
 
 # -- the address -----------------------------------------------------------------------------------
