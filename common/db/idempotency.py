@@ -208,7 +208,8 @@ def _save(table: sa.Table, added: sa.TableValuedAlias) -> sa.Executable:
     # Sorted in SQL too: rows are inserted in the order in which the SELECT returns them.
     inserting = insert_from(table, added, _KEY)
     # A response replaces nothing. A tombstone replaces the response that its transaction has read,
-    # and no other: compensating one that came in between would be lost.
+    # and no other: compensating one that came in between would be lost. It takes a new create_time:
+    # the audit measures a refund's delay from it.
     return inserting.on_conflict_do_update(
         constraint="answers_pkey",
         set_={name: inserting.excluded[name] for name in ("state", "body", "create_time")},

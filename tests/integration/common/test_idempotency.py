@@ -83,6 +83,18 @@ async def test_a_tombstone_replaces_only_the_record_that_was_read(database: Data
     assert records.get(A.key) == Record("CANCELLED", b"content", None)
 
 
+async def test_a_tombstone_has_the_time_of_the_cancellation(database: Database) -> None:
+    async with saving(database, A) as records:
+        records.answer(A, "done", BODY)
+    async with database.begin() as connection:
+        await connection.execute(sa.text("UPDATE answers SET create_time = 'yesterday'"))
+    async with saving(database, A) as records:
+        records.cancel(A.key)
+    async with database.reads.connect() as connection:
+        new = sa.text("SELECT create_time > now() - interval '1 hour' FROM answers")
+        assert await connection.scalar(new) is True
+
+
 async def test_forgotten_records_are_not_saved(database: Database) -> None:
     async with saving(database, A, B) as records:
         records.answer(A, "not written after all", BODY)
