@@ -131,6 +131,13 @@ async def test_the_operators_attributes_replace_tallys_own() -> None:
     assert collector.metadata[0]["api-key"] == "open-sesame"
 
 
+async def test_a_call_that_is_not_sampled_is_not_exported() -> None:
+    async with traced_client(OTEL_TRACES_SAMPLER="parentbased_always_off") as (client, collector):
+        await client.say()
+        await client.say(metadata=(PARENT,))
+    assert [span.trace_id for span in collector.spans] == [TRACE]
+
+
 # -- ends ------------------------------------------------------------------------------------------
 
 
