@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -110,9 +109,9 @@ def database_errors(service: str) -> Iterator[None]:
     """Raise CannotAudit for errors of the service's database or of the connection to it."""
     try:
         yield
-    # SQLAlchemy does not wrap the errors of connecting.
-    except (DBAPIError, PostgresError, InterfaceError, OSError) as error:
-        cause = _CAUSES.get(_sqlstate(error), "it does not answer")
+    # SQLAlchemy wraps the driver's errors, but not those of the network.
+    except (DBAPIError, OSError) as error:
+        cause = _CAUSES.get(sqlstate(error), "it does not answer")
         raise CannotAudit(f"the {service} database: {cause} ({_first_line(error)})") from error
 
 
@@ -124,10 +123,6 @@ def gateway_errors(record: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         why = str(error) if record.exists() else "there is no such file"
         raise CannotAudit(f"the gateway's record {record}: {why}") from error
-
-
-def _sqlstate(error: Exception) -> str:
-    return sqlstate(error) or str(getattr(error, "sqlstate", None) or "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -119,6 +119,13 @@ async def test_unreadable_database_exits_2(
     await _assert_unreadable(reason, "--data-dir", data_dir)
 
 
+async def test_server_of_the_wrong_kind_exits_2(data_dir: Path) -> None:
+    wanted = {"PGTARGETSESSIONATTRS": "standby"}
+    await _assert_unreadable(
+        "the balance database: it does not answer", "--data-dir", data_dir, **wanted
+    )
+
+
 async def test_missing_schema_exits_2(books: Books, data_dir: Path, empty_database: str) -> None:
     _write_state(data_dir, books.urls | {"coupon": empty_database})
     await _assert_unreadable("the coupon database: its schema is missing", "--data-dir", data_dir)
