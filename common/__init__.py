@@ -1,4 +1,4 @@
-"""Infrastructure of every service. It knows nothing of balances, coupons, orders or payments.
+"""Infrastructure of every service. It imports no service and has no business terms.
 
 ``rpc`` is the gRPC server and client, ``db`` the database, ``batching`` the lanes through which all
 writes go, ``locking`` the locks and marks in Redis. ``service`` runs a service as a process.

@@ -1,4 +1,4 @@
-"""Money as every model sees it: an ISO-4217 code and a whole number of minor units.
+"""Money: an ISO-4217 code and a whole number of minor units.
 
 Never a float: 0.1 + 0.2 is not 0.3. Never 32 bits: they wrap at about 21 million.
 """

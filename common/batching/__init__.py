@@ -1,8 +1,8 @@
 """Lanes: concurrent commands on one kind of aggregate, decided together in one transaction.
 
-Commands queue; one batch is in flight; while it commits, the next one fills; nothing else waits.
-An idle lane adds no delay: a batch of one is the plain case. So everyone who would have queued for
-a row shares the cost of one transaction, and the share grows with the contention.
+Commands queue; one batch is in flight; while it commits, the next one fills. An idle lane adds no
+delay: a batch of one is the plain case. So everyone who would have queued for a row shares the cost
+of one transaction, and the share grows with the contention.
 
     submit ─► admit ─► Redis lock ─► BEGIN ─► load, replay, decide, save ─► COMMIT ─► reply
 

@@ -1,7 +1,7 @@
 """Single reads in batches: while one statement runs, the next callers wait for the next statement.
 
 A read that every call makes before its write would otherwise take a pooled connection per call, and
-many calls would queue for connections before the very lane that the read is meant to spare.
+many calls would queue for connections before the lane whose load this read reduces.
 """
 
 from __future__ import annotations

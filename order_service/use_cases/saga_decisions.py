@@ -4,7 +4,7 @@ PayOrder      PENDING → PAYING                       and the saga's row, RUNNI
 CancelOrder   PAID → CANCELLING                      and the saga's row, RUNNING
 CloseSaga     PAYING → PAID | PENDING | EXPIRED,     and the saga's end and its record
               CANCELLING → CANCELLED
-ResolveSaga   the same, by a person's decision
+ResolveSaga   the same, by an operator's decision
 RetrySaga     the order stays as it is
 """
 
@@ -196,7 +196,7 @@ def retry_saga(batch: OrderBatch, records: IdempotencyRecords, command: RetrySag
 def resolve_saga(
     batch: OrderBatch, records: IdempotencyRecords, command: ResolveSaga
 ) -> Result[Saga]:
-    """Close a parked saga by a person's decision, and move its order."""
+    """Close a parked saga by an operator's decision, and move its order."""
     saga = _locked_saga(batch, command)
     if (replayed := records.replay(command, _SAGA_BODY)) is not None:
         return replayed
@@ -204,7 +204,7 @@ def resolve_saga(
     plan = plan_of(saga)
     decided = plan is not None and plan.decided(saga)
     if saga.kind is SagaKind.PAY_ORDER and saga.failure is None and not decided:
-        # Nobody knows here whether it was paid. The person has made sure that it was not.
+        # The outcome of the charge is unknown. The operator has checked that it was not charged.
         saga.failure = Failure.of(PaymentOutcomeUnknown(order_id=saga.order_id))
     resolved = saga.closed(SagaState.RESOLVED)
     resolved.resolution_reason = command.reason

@@ -220,9 +220,9 @@ class Freeing:
         return claimed
 
     async def free(self, claim: Confirmation) -> None:
-        said, pause = NotSent("no connection"), timedelta(0)
+        not_sent, pause = NotSent("no connection"), timedelta(0)
         payment_id = claim.payment.payment_id
-        command = RecordOutcome(payment_id, claim.key, said, self.holder, pause=pause)
+        command = RecordOutcome(payment_id, claim.key, not_sent, self.holder, pause=pause)
         async with self.database.begin() as connection:
             await self.decide(connection, [command], wait_for_locks=False)
 
