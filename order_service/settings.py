@@ -53,6 +53,7 @@ class OrderSettings(ServiceSettings):
         256,
         "Sagas that this replica runs at once: this many that use the payment gateway, and as many "
         "that do not. A new payment is refused when 3/4 of its kind are running.",
+        least=4,
         most=10_000,
     )
     saga_attempts_max: int = count(

@@ -20,7 +20,7 @@ from order_service.model.saga import Saga
 from order_service.model.saga_command import CloseSaga
 from order_service.saga.execution import SagaLimits
 from order_service.saga.journal import SagaJournal
-from order_service.saga.runner import Runner
+from order_service.saga.runner import RENEWAL_PARTS, Runner
 from order_service.servicer.cart import CartServicer
 from order_service.servicer.order import OrderServicer
 from order_service.servicer.product import ProductServicer
@@ -69,7 +69,9 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
             run_service_jobs(
                 database,
                 idempotency,
-                PeriodicJob("saga_heartbeat", settings.saga_lease_s / 3, lambda _: runner.beat()),
+                PeriodicJob(
+                    "saga_heartbeat", settings.saga_lease_s / RENEWAL_PARTS, lambda _: runner.beat()
+                ),
                 PeriodicJob("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
                 PeriodicJob("expire_orders", settings.expiry_interval_s, orders.expire_due),
                 PeriodicJob("watch_orders", WATCH_S, lambda _: watches.poll()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -54,23 +54,31 @@ class BatchLoader(Generic[K, V]):
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        while self._queue:
-            size = min(len(self._queue), BATCH_MAX)
-            batch = [self._queue.popleft() for _ in range(size)]
-            batch = [(key, value) for key, value in batch if not value.done()]
-            if not batch:
-                continue
-            try:
-                values = await self._try([key for key, _ in batch])
-            except Exception as error:  # noqa: BLE001 - every caller of the batch gets it
-                for _, value in batch:
-                    if not value.done():
-                        value.set_exception(error)
-                continue
-            for (_, value), loaded in zip(batch, values, strict=True):
-                if not value.done():
-                    value.set_result(loaded)
-        self._task = None
+        batch: list[tuple[K, asyncio.Future[V]]] = []
+        try:
+            while self._queue:
+                size = min(len(self._queue), BATCH_MAX)
+                batch = [self._queue.popleft() for _ in range(size)]
+                batch = [(key, value) for key, value in batch if not value.done()]
+                try:
+                    await self._load(batch)
+                except Exception as error:  # noqa: BLE001 - every caller of the batch gets it
+                    _fail(batch, error)
+        except BaseException as error:
+            # Such as a CancelledError that the driver raised: nobody may wait for ever.
+            _fail([*batch, *self._queue], error)
+            self._queue.clear()
+            raise
+        finally:
+            self._task = None
+
+    async def _load(self, batch: Sequence[tuple[K, asyncio.Future[V]]]) -> None:
+        if not batch:
+            return
+        values = await self._try([key for key, _ in batch])
+        for (_, value), loaded in zip(batch, values, strict=True):
+            if not value.done():
+                value.set_result(loaded)
 
     async def _try(self, keys: Sequence[K]) -> Sequence[V]:
         """A read changes nothing: if only the connection was lost, it is made again."""
@@ -85,3 +93,9 @@ class BatchLoader(Generic[K, V]):
                 assert len(values) == len(keys), "one value per key"
                 return values
         raise AssertionError("the last try returns or raises")
+
+
+def _fail(batch: Iterable[tuple[K, asyncio.Future[V]]], error: BaseException) -> None:
+    for _, value in batch:
+        if not value.done():
+            value.set_exception(error)

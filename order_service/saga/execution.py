@@ -95,6 +95,8 @@ class RunningSaga:
     end: asyncio.Future[SagaEnd | None] = field(repr=False)
     """Done when the saga stops here; None if it has not ended, but waits or is lost."""
     task: asyncio.Task[None] = field(init=False)
+    renewal: asyncio.Task[None] | None = None
+    """The last renewal of its lease, perhaps under way."""
 
     @property
     def elapsed_s(self) -> float:

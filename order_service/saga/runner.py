@@ -14,18 +14,25 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter as Counts
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from typing import Final
 
 import structlog
 from prometheus_client import Counter, Gauge
 
 from common import tracing
+from common.errors import Refusal
 from common.metrics import REGISTRY
 from order_service.clients import Services
 from order_service.errors import SagaLost
 from order_service.model.saga import Saga
 from order_service.saga.execution import RunningSaga, SagaEnd, SagaExecution, SagaLimits
 from order_service.saga.journal import SagaJournal
+
+RENEWAL_PARTS: Final = 3
+"""A lease is renewed this often in its time."""
 
 _log = structlog.stdlib.get_logger()
 
@@ -51,12 +58,20 @@ class Runner:
         """Those of them that had failed before when they were taken over."""
         self._context = tracing.own_context()
 
-    def has_capacity(self, *, uses_gateway: bool) -> bool:
-        """Whether a new saga may begin here: not if three quarters of its bulkhead are in use.
+    @contextmanager
+    def beginning(self, *, uses_gateway: bool) -> Iterator[bool]:
+        """A block in which a new saga may begin, and whether there is capacity for it.
 
-        New payments must not keep out sagas that already have something to compensate.
+        There is none if three quarters of its bulkhead are in use: new payments must not keep out
+        sagas that already have something to compensate. The saga counts as running from here on,
+        so that a burst of payments cannot exceed the limit together.
         """
-        return 4 * self._running[uses_gateway] < 3 * self.limits.running_max
+        has_capacity = 4 * self._running[uses_gateway] < 3 * self.limits.running_max
+        self._running[uses_gateway] += has_capacity
+        try:
+            yield has_capacity
+        finally:
+            self._running[uses_gateway] -= has_capacity
 
     def start(self, saga: Saga, now: datetime) -> asyncio.Future[SagaEnd | None]:
         """Run a saga that this replica owns; returns its ``RunningSaga.end`` at once.
@@ -126,18 +141,27 @@ class Runner:
         return len(taken.sagas), len(taken.sagas) == capacity
 
     async def beat(self) -> None:
-        """Renew the leases of all running sagas; stop those that are lost."""
-        running = list(self._sagas.values())
+        """Renew the leases of all running sagas; stop those that are lost.
+
+        A renewal that waits for a locked row continues beside the next beats: it must not delay
+        those of other sagas.
+        """
+        for running in self._sagas.values():
+            if running.renewal is None or running.renewal.done():
+                running.renewal = asyncio.create_task(self._renew(running))
+        if renewals := self._renewals():
+            await asyncio.wait(renewals, timeout=self.limits.lease_s / RENEWAL_PARTS)
+
+    async def _renew(self, running: RunningSaga) -> None:
         began_s = asyncio.get_running_loop().time()
-        replies = await asyncio.gather(
-            *(self._journal.renew(one.saga, lease_s=self.limits.lease_s) for one in running),
-            return_exceptions=True,
-        )
-        for one, reply in zip(running, replies, strict=True):
-            if isinstance(reply, SagaLost):
-                one.task.cancel()
-            elif reply is None:
-                one.lease_until_s = began_s + self.limits.lease_s
+        try:
+            await self._journal.renew(running.saga, lease_s=self.limits.lease_s)
+        except SagaLost:
+            running.task.cancel()
+        except Refusal:
+            pass  # The next beat tries again, and the lane has logged that the database is away.
+        else:
+            running.lease_until_s = began_s + self.limits.lease_s
 
     async def hand_over(self) -> None:
         """Stop, and give every saga up so that another replica takes it over at once."""
@@ -145,13 +169,17 @@ class Runner:
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self.limits.hand_over_s)
         late = list(self._sagas.values())
-        for running in late:
-            running.task.cancel()
-        await asyncio.gather(*self._tasks(), return_exceptions=True)
+        renewals = self._renewals()
+        for task in (*self._tasks(), *renewals):
+            task.cancel()
+        await asyncio.gather(*self._tasks(), *renewals, return_exceptions=True)
         await asyncio.gather(
             *(self._journal.renew(running.saga, lease_s=0) for running in late),
             return_exceptions=True,
         )
+
+    def _renewals(self) -> list[asyncio.Task[None]]:
+        return [one.renewal for one in self._sagas.values() if one.renewal is not None]
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [running.task for running in self._sagas.values()]

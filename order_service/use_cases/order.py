@@ -94,9 +94,7 @@ class Orders:
         """
         if not is_id(command.order_id):
             raise OrderNotFound(order_id=command.order_id)
-        has_capacity = self._runner.has_capacity(uses_gateway=command.payment_key is not None)
-        command = replace(command, saga_id=new_id(), has_capacity=has_capacity)
-        begun, end = await self._begin(command)
+        begun, end = await self._begin(replace(command, saga_id=new_id()))
         if isinstance(begun, Result):
             return begun
         first = begun.saga is not None
@@ -166,7 +164,7 @@ class Orders:
 
         async def begin() -> _Begun:
             with deadlines.within(left_s):
-                begun = await self._lane.submit(command)
+                begun = await self._submit(command)
             if isinstance(begun, Result) or begun.saga_id is None:
                 return begun, None
             if begun.saga is None:
@@ -176,6 +174,13 @@ class Orders:
 
         # Detached: if the caller goes away now, the saga must run all the same.
         return await result_of(self._detached.start(begin()))
+
+    async def _submit(self, command: PayOrder | CancelOrder) -> Result[Order] | SagaBegun:
+        if isinstance(command, CancelOrder):
+            return await self._lane.submit(command)
+        uses_gateway = command.payment_key is not None
+        with self._runner.beginning(uses_gateway=uses_gateway) as has_capacity:
+            return await self._lane.submit(replace(command, has_capacity=has_capacity))
 
     async def _wait_for_end(
         self, begun: SagaBegun, end: asyncio.Future[SagaEnd | None] | None, limit_s: float | None

@@ -19,7 +19,7 @@ _DOUBLE = sa.text("SELECT unnest(CAST(:numbers AS int[])) * 2")
 class Doubling:
     """A read that notes its keys, waits for ``go_on``, and raises ``failures`` first."""
 
-    def __init__(self, failures: Sequence[Exception] = ()) -> None:
+    def __init__(self, failures: Sequence[BaseException] = ()) -> None:
         self.batches: list[list[int]] = []
         self.failures = list(failures)
         self.begun = asyncio.Event()
@@ -93,3 +93,11 @@ async def test_a_defect_reaches_the_callers_of_its_batch_only(database: Database
         await loader.load(1)
     assert await loader.load(1) == 2
     assert len(read.batches) == 2
+
+
+async def test_a_cancellation_by_the_driver_lets_nobody_wait_for_ever(database: Database) -> None:
+    read = Doubling([asyncio.CancelledError()])
+    loader = BatchLoader(database, read)
+    results = await asyncio.gather(loader.load(1), loader.load(2), return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+    assert await loader.load(1) == 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from common.errors import DatabaseUnavailable, Internal
-from order_service.model.saga import SagaState, StepState
+from order_service.model.saga import Saga, SagaState, StepState
 from order_service.model.saga_input import Failure
 from order_service.saga.execution import SagaEnd, SagaLimits
 from order_service.saga.plan import PAY_ORDER, PLANS, Plan
@@ -135,6 +137,33 @@ async def test_a_heartbeat_stops_a_saga_whose_lease_is_lost(run: SagaRun) -> Non
     assert await end is None
 
 
+async def test_a_renewal_that_waits_delays_no_other(run: SagaRun) -> None:
+    """The saga's row may be locked for longer than a lease."""
+    runner = run.runner(SagaLimits(lease_s=0.1, hand_over_s=0.0))
+    held, released, renewed = SAGA_ID, asyncio.Event(), Counter[str]()
+    renew = run.journal.renew
+
+    async def wait_for_row(saga: Saga, *, lease_s: float) -> None:
+        if saga.saga_id == held:
+            await released.wait()
+        await renew(saga, lease_s=lease_s)
+        renewed[saga.saga_id] += 1
+
+    run.journal.renew = wait_for_row  # type: ignore[method-assign]
+    await filled(run, runner, 1)
+    gate = run.services.hold("redeem_coupon")
+    end = run.start(runner)
+    await gate.reached()
+    for _ in range(3):
+        await runner.beat()
+    assert renewed == {"1": 3}
+    run.row.epoch += 1
+    released.set()
+    await asyncio.wait({end}, timeout=1.0)
+    assert end.done(), "the late renewal finds that the saga is lost"
+    await runner.hand_over()
+
+
 async def test_a_saga_taken_over_by_its_own_replica_runs_once(run: SagaRun) -> None:
     gate = run.services.hold(STEP)
     runner = run.runner()
@@ -172,8 +201,13 @@ async def test_a_stopping_replica_ends_its_call_and_begins_no_other(run: SagaRun
 
 async def test_without_capacity_nothing_is_taken_over(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=0))
-    assert not runner.has_capacity(uses_gateway=True)
+    assert not has_capacity(runner, uses_gateway=True)
     assert await runner.sweep() == 0
+
+
+def has_capacity(runner: Runner, *, uses_gateway: bool) -> bool:
+    with runner.beginning(uses_gateway=uses_gateway) as found:
+        return found
 
 
 async def filled(run: SagaRun, runner: Runner, count: int, **fields: Any) -> None:
@@ -190,11 +224,19 @@ async def filled(run: SagaRun, runner: Runner, count: int, **fields: Any) -> Non
 async def test_new_sagas_leave_capacity_for_takeovers(run: SagaRun) -> None:
     runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
     await filled(run, runner, 2)
-    assert runner.has_capacity(uses_gateway=True)
+    assert has_capacity(runner, uses_gateway=True)
     await filled(run, runner, 1)
-    assert not runner.has_capacity(uses_gateway=True)
+    assert not has_capacity(runner, uses_gateway=True)
     assert await runner.sweep() == 1
     await runner.hand_over()
+
+
+async def test_sagas_that_are_being_begun_count(run: SagaRun) -> None:
+    runner = run.runner(SagaLimits(running_max=4))
+    with ExitStack() as stack:
+        begun = [stack.enter_context(runner.beginning(uses_gateway=True)) for _ in range(40)]
+    assert begun == [True] * 3 + [False] * 37
+    assert has_capacity(runner, uses_gateway=True)
 
 
 @pytest.mark.parametrize("gateway", [True, False])
@@ -202,8 +244,8 @@ async def test_a_full_bulkhead_refuses_no_saga_of_the_other(run: SagaRun, gatewa
     asked = {True: pay_input(), False: pay_input(payment_key=None, balance_minor=None)}
     runner = run.runner(SagaLimits(running_max=4, hand_over_s=0.0))
     await filled(run, runner, 4, asked=asked[gateway])
-    assert not runner.has_capacity(uses_gateway=gateway)
-    assert runner.has_capacity(uses_gateway=not gateway)
+    assert not has_capacity(runner, uses_gateway=gateway)
+    assert has_capacity(runner, uses_gateway=not gateway)
     for each in (True, False):
         run.journal.add(saga_of(PAY_ORDER, asked[each], saga_id=f"due {each}"))
     run.journal.rows.pop(SAGA_ID)
@@ -219,5 +261,5 @@ async def test_retries_take_a_quarter_after_the_sagas_of_dead_replicas(run: Saga
         run.journal.add(saga_of(PAY_ORDER, saga_id=f"failed {number}", attempts=1))
     assert await runner.sweep() == 3
     assert runner.end_of(SAGA_ID) is not None, "that of a dead replica"
-    assert runner.has_capacity(uses_gateway=True)
+    assert has_capacity(runner, uses_gateway=True)
     await runner.hand_over()
