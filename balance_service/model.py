@@ -124,6 +124,14 @@ class Entry:
     """A refund's deduct_request_id."""
     create_time: datetime
 
+    @property
+    def user_id(self) -> str:
+        return self.account_id.user_id
+
+    @property
+    def currency_code(self) -> str:
+        return self.account_id.currency_code
+
 
 @dataclass(slots=True)
 class Account:

@@ -88,7 +88,8 @@ async def save(connection: AsyncConnection, changed: Iterable[Account]) -> set[A
     """Write the accounts whose version is still the loaded one; returns which those were."""
     rows = [
         {
-            **account.id._asdict(),
+            "user_id": account.id.user_id,
+            "currency_code": account.id.currency_code,
             "available_minor": account.available_minor,
             "version": account.version,
             "update_time": account.update_time,
@@ -129,12 +130,7 @@ async def add_entries(connection: AsyncConnection, entries: Sequence[Entry]) -> 
     """Append to the ledger."""
     if not entries:
         return
-    names = [name for name in _added.c.keys() if name not in AccountId._fields]  # noqa: SIM118
-    rows = [
-        {**entry.account_id._asdict(), **{name: getattr(entry, name) for name in names}}
-        for entry in entries
-    ]
-    await connection.execute(_ADD, arrays(_added, rows))
+    await connection.execute(_ADD, arrays(_added, entries))
 
 
 async def find_deductions(

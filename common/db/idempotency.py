@@ -25,7 +25,7 @@ from common.db.engines import Database
 from common.db.errors import RecordConflict
 from common.db.row_locks import CLOCK, TIME, locked
 from common.db.rows import from_row
-from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.errors import RequestIdReused
 from common.request_key import IdempotentCommand, RequestKey, Result
 
@@ -182,10 +182,10 @@ class IdempotencyStore:
         if not records.new:
             return
         rows = [
-            {**key._asdict(), "state": record.state, "digest": record.digest, "body": record.body}
+            (*key, record.state, record.digest, record.body)
             for key, record in sorted(records.new.items())
         ]
-        result = await connection.execute(self._save, arrays(self._added, rows))
+        result = await connection.execute(self._save, arrays_of_tuples(self._added, rows))
         if result.rowcount != len(rows):
             raise RecordConflict
 

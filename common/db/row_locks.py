@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.unnest import arrays, same, unnest
+from common.db.unnest import arrays_of_tuples, same, unnest
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -84,7 +84,6 @@ class RowLocks(Generic[K]):
         ``matches``: the condition that joins the table to the wanted keys, if not equality.
         ``columns``: what the rows have, if not all columns.
         """
-        self._key = key
         # One column's value, or a tuple of several.
         self._key_of: Callable[[sa.Row[Any]], K] = attrgetter(*key)  # type: ignore[assignment]
         ordered = [table.c[name] for name in key]
@@ -138,7 +137,7 @@ class RowLocks(Generic[K]):
 
     def _parameters(self, keys: Collection[K]) -> dict[str, list[object]]:
         ordered = [key if isinstance(key, tuple) else (key,) for key in keys]
-        return arrays(self._wanted, [dict(zip(self._key, key, strict=True)) for key in ordered])
+        return arrays_of_tuples(self._wanted, ordered)
 
 
 async def read_clock(connection: AsyncConnection) -> datetime:

@@ -11,7 +11,7 @@ its text does not depend on their number, so it is prepared once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import getitem
+from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -41,10 +41,21 @@ def arrays(source: sa.TableValuedAlias, rows: Iterable[object]) -> dict[str, lis
     The rows are mappings with the columns' names, or objects with attributes of these names.
     """
     rows = list(rows)
-    mappings = bool(rows) and isinstance(rows[0], Mapping)
-    value: Callable[[Any, str], object] = getitem if mappings else getattr
     names = [str(column.key) for column in source.c]
-    return {f"{source.name}_{name}": [value(row, name) for row in rows] for name in names}
+    mappings = bool(rows) and isinstance(rows[0], Mapping)
+    values: Callable[[Any], Any] = itemgetter(*names) if mappings else attrgetter(*names)
+    # With one name, the getter returns the value and no tuple.
+    return arrays_of_tuples(source, map(values, rows) if len(names) > 1 else zip(map(values, rows)))
+
+
+def arrays_of_tuples(
+    source: sa.TableValuedAlias, rows: Iterable[tuple[object, ...]]
+) -> dict[str, list[object]]:
+    """As ``arrays``, of rows that are tuples in the order of the columns."""
+    names = [f"{source.name}_{column.key}" for column in source.c]
+    # Transposed in C: row by row, a batch of commands would cost far more.
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    return dict(zip(names, map(list, columns), strict=True))
 
 
 def same(
