@@ -157,12 +157,16 @@ class TcpProxy:
                 writer.transport.abort()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = asyncio.current_task()
+            assert connection is not None
+            connections.add(connection)
+            proxy._writers.add(writer)
             server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
-            ends = {writer, server_writer}
-            proxy._writers |= ends
+            proxy._writers.add(server_writer)
             await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
-            proxy._writers -= ends
+            proxy._writers -= {writer, server_writer}
 
+        connections: set[asyncio.Task[Any]] = set()
         server = await asyncio.start_server(connected, "127.0.0.1", port)
         try:
             listening = server.sockets[0].getsockname()
@@ -171,4 +175,8 @@ class TcpProxy:
         finally:
             server.close()
             proxy.cut()
+            # Also those that still wait for the server.
+            for each in connections:
+                each.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
             await asyncio.sleep(0)
