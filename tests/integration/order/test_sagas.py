@@ -16,7 +16,6 @@ from tests.support.stack import ALL_TAKEN, NOTHING_TAKEN, Stack, order_replicas
 from tests.support.time_limits import LONG_S, SOON_S
 
 ORDER, SAGA, STEP = pb.Order, pb.Saga, pb.SagaStep
-OUTAGE_S = 0.5
 STEPS = ["redeem_coupon", "deduct_balance", "confirm_payment"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -62,22 +61,6 @@ async def test_another_replica_takes_over_and_the_stale_one_stops(
     assert await stack.taken(request) == (NOTHING_TAKEN if undo else ALL_TAKEN)
     stock = await stack.shop.stock(order.items[0].product_id)
     assert stock == ((3, 2, 0) if undo else (3, 0, 2))
-
-
-@pytest.mark.parametrize("step", STEPS)
-async def test_a_saga_goes_on_after_a_short_outage_of_its_database(stack: Stack, step: str) -> None:
-    """In the replica that runs it: nobody waits until its lease ends."""
-    order, request = await stack.order_paid_by_all()
-    gate = stack.wire.hold(step)
-    paying = asyncio.ensure_future(stack.pay(request))
-    await gate.reached()
-    with stack.databases.away("order"):
-        gate.open()
-        await asyncio.sleep(OUTAGE_S)
-    assert (await paying).order.state == ORDER.STATE_PAID
-    assert (await stack.saga(order)).epoch == 1
-    assert await stack.taken(request) == ALL_TAKEN
-    assert len(await stack.payments(order)) == 1
 
 
 async def test_a_cancellation_is_taken_over(stack: Stack) -> None:
