@@ -52,8 +52,8 @@ class Runner:
         self.limits = limits or SagaLimits()
         self._execution = SagaExecution(services, journal, self.limits)
         self._sagas: dict[str, RunningSaga] = {}
-        self._running: Counts[bool] = Counts()
-        """The number of running sagas, by ``uses_gateway``."""
+        self._in_use: Counts[bool] = Counts()
+        """Capacity in use: sagas that run or begin, by ``uses_gateway``."""
         self._retries: Counts[bool] = Counts()
         """Those of them that had failed before when they were taken over."""
         self._context = tracing.own_context()
@@ -66,12 +66,12 @@ class Runner:
         sagas that already have something to compensate. The saga counts as running from here on,
         so that a burst of payments cannot exceed the limit together.
         """
-        has_capacity = 4 * self._running[uses_gateway] < 3 * self.limits.running_max
-        self._running[uses_gateway] += has_capacity
+        has_capacity = 4 * self._in_use[uses_gateway] < 3 * self.limits.running_max
+        self._in_use[uses_gateway] += has_capacity
         try:
             yield has_capacity
         finally:
-            self._running[uses_gateway] -= has_capacity
+            self._in_use[uses_gateway] -= has_capacity
 
     def start(self, saga: Saga, now: datetime) -> asyncio.Future[SagaEnd | None]:
         """Run a saga that this replica owns; returns its ``RunningSaga.end`` at once.
@@ -88,7 +88,7 @@ class Runner:
         self._sagas[saga.saga_id] = running
         _running.set(len(self._sagas))
         uses_gateway, retry = saga.asked.uses_gateway, saga.attempts > 0
-        self._running[uses_gateway] += 1
+        self._in_use[uses_gateway] += 1
         self._retries[uses_gateway] += retry
         # In a context of its own: the caller's deadline is not the saga's. Its trace is.
         running.task = loop.create_task(
@@ -125,7 +125,7 @@ class Runner:
         Sagas that have failed before take a quarter of it at most: while a service is away, they
         leave capacity for those of dead replicas and for new payments.
         """
-        capacity = self.limits.running_max - self._running[uses_gateway]
+        capacity = self.limits.running_max - self._in_use[uses_gateway]
         if capacity <= 0 or self._execution.stopping:
             return 0, False
         taken = await self._journal.take_over(
@@ -186,7 +186,7 @@ class Runner:
 
     def _stopped(self, running: RunningSaga, *, retry: bool) -> None:
         uses_gateway = running.saga.asked.uses_gateway
-        self._running[uses_gateway] -= 1
+        self._in_use[uses_gateway] -= 1
         self._retries[uses_gateway] -= retry
         if not running.end.done():
             running.end.set_result(None)
