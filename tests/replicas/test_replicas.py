@@ -1,4 +1,7 @@
-"""Calls are spread, replicas are added, replaced and killed: no correct client sees an error."""
+"""Calls are spread, replicas are added, replaced and killed: no correct client sees an error.
+
+The scenarios (``tests.support.traffic``) assert, and return the figures that are printed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two replicas of each service, from the rendered overlay; four, and longer, in tests/replicas."""
+"""Two replicas of each service, from the rendered overlay; four, and longer, in tests/replicas.
+
+The scenarios (``tests.support.traffic``) assert, and return the figures that are printed.
+"""
 
 from __future__ import annotations
 
