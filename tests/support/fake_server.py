@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -161,10 +161,12 @@ class TcpProxy:
             assert connection is not None
             connections.add(connection)
             proxy._writers.add(writer)
-            server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
-            proxy._writers.add(server_writer)
-            await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
-            proxy._writers -= {writer, server_writer}
+            # Only the end of the proxy cancels it, and asyncio reports that as an error.
+            with suppress(asyncio.CancelledError):
+                server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
+                proxy._writers.add(server_writer)
+                await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
+                proxy._writers -= {writer, server_writer}
 
         connections: set[asyncio.Task[Any]] = set()
         server = await asyncio.start_server(connected, "127.0.0.1", port)
