@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -1167,15 +1168,19 @@ class Saga(_message.Message):
         STATE_RUNNING: Saga._State.ValueType  # 1
         """Its steps are being carried out."""
         STATE_COMPENSATING: Saga._State.ValueType  # 2
-        """Every step that was started is being undone, the last one first."""
+        """Every step that was started is being undone, each independently of the others."""
         STATE_COMPLETED: Saga._State.ValueType  # 3
         """Every step is done. Final."""
         STATE_COMPENSATED: Saga._State.ValueType  # 4
         """Every step that was started is undone. Final."""
         STATE_NEEDS_ATTENTION: Saga._State.ValueType  # 5
-        """A step failed too often; a person has to use RetrySaga or ResolveSaga."""
+        """It has not ended for too long (TALLY_ORDER_SAGA_ATTENTION_S), or the gateway refused a refund:
+        a person should look. It continues all the same, and its state changes when it ends.
+        """
         STATE_RESOLVED: Saga._State.ValueType  # 6
-        """A person closed it (ResolveSaga). Final."""
+        """A person closed it (ResolveSaga), and everything begun is undone or stands. Final."""
+        STATE_RESOLVING: Saga._State.ValueType  # 7
+        """A person closed it and its order is released; what is left is being undone."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """The state of a saga."""
@@ -1185,15 +1190,19 @@ class Saga(_message.Message):
     STATE_RUNNING: Saga.State.ValueType  # 1
     """Its steps are being carried out."""
     STATE_COMPENSATING: Saga.State.ValueType  # 2
-    """Every step that was started is being undone, the last one first."""
+    """Every step that was started is being undone, each independently of the others."""
     STATE_COMPLETED: Saga.State.ValueType  # 3
     """Every step is done. Final."""
     STATE_COMPENSATED: Saga.State.ValueType  # 4
     """Every step that was started is undone. Final."""
     STATE_NEEDS_ATTENTION: Saga.State.ValueType  # 5
-    """A step failed too often; a person has to use RetrySaga or ResolveSaga."""
+    """It has not ended for too long (TALLY_ORDER_SAGA_ATTENTION_S), or the gateway refused a refund:
+    a person should look. It continues all the same, and its state changes when it ends.
+    """
     STATE_RESOLVED: Saga.State.ValueType  # 6
-    """A person closed it (ResolveSaga). Final."""
+    """A person closed it (ResolveSaga), and everything begun is undone or stands. Final."""
+    STATE_RESOLVING: Saga.State.ValueType  # 7
+    """A person closed it and its order is released; what is left is being undone."""
 
     SAGA_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -1223,18 +1232,18 @@ class Saga(_message.Message):
     epoch: _builtins.int
     """Incremented each time a replica takes the saga over. Writes of an earlier epoch are refused."""
     attempts: _builtins.int
-    """How often its current step has failed in a row."""
+    """How often in a row it had to wait for a step that failed."""
     last_error: _builtins.str
     """The last error, as code and reason; empty if there was none."""
     resolution_reason: _builtins.str
-    """The reason given to ResolveSaga; empty unless resolved."""
+    """The reason given to ResolveSaga; empty if nobody called it."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___SagaStep]:
         """Its steps, in the order in which they are done."""
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When the step is tried again; unset if it does not wait."""
+        """When the earliest of its steps is tried again; unset if it does not wait."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -1297,6 +1306,8 @@ class SagaStep(_message.Message):
         """Undone."""
         STATE_SKIPPED: SagaStep._State.ValueType  # 7
         """There was nothing to do."""
+        STATE_STANDING: SagaStep._State.ValueType  # 8
+        """Its effect stays by a person's decision (ResolveSaga)."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """The state of a step."""
@@ -1317,6 +1328,8 @@ class SagaStep(_message.Message):
     """Undone."""
     STATE_SKIPPED: SagaStep.State.ValueType  # 7
     """There was nothing to do."""
+    STATE_STANDING: SagaStep.State.ValueType  # 8
+    """Its effect stays by a person's decision (ResolveSaga)."""
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -1324,6 +1337,12 @@ class SagaStep(_message.Message):
     BEGIN_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FENCED_FIELD_NUMBER: _builtins.int
+    STANDING_MINOR_FIELD_NUMBER: _builtins.int
+    STANDING_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What the step does, such as "deduct_balance"."""
     state: Global___SagaStep.State.ValueType
@@ -1332,6 +1351,16 @@ class SagaStep(_message.Message):
     """How often the step, or its compensation, was tried."""
     last_error: _builtins.str
     """The last error, as code and reason; empty if there was none."""
+    participant: _builtins.str
+    """The service that carries it out: "coupon", "balance" or "payment"; empty for a local step."""
+    request_id: _builtins.str
+    """Its request_id at that service; empty if it has none."""
+    fenced: _builtins.bool
+    """Of a payment that is to be undone: its cancellation is stored, and it is never confirmed again."""
+    standing_minor: _builtins.int
+    """How much of its effect stands, in minor units of the order's currency; 0 unless STANDING."""
+    standing_reason: _builtins.str
+    """Why its effect stands; empty unless STANDING."""
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
         """When it was started; unset if it was not."""
@@ -1339,6 +1368,10 @@ class SagaStep(_message.Message):
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended: done, refused or undone; unset before."""
+
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is tried again; unset if it does not wait."""
 
     def __init__(
         self,
@@ -1349,10 +1382,16 @@ class SagaStep(_message.Message):
         begin_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_error: _builtins.str = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        participant: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        fenced: _builtins.bool = ...,
+        standing_minor: _builtins.int = ...,
+        standing_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "end_time", b"end_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "begin_time", b"begin_time", "end_time", b"end_time", "last_error", b"last_error", "name", b"name", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "begin_time", b"begin_time", "end_time", b"end_time", "fenced", b"fenced", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "participant", b"participant", "request_id", b"request_id", "standing_minor", b"standing_minor", "standing_reason", b"standing_reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1517,7 +1556,7 @@ class RetrySagaResponse(_message.Message):
     """Whether this is the stored response of an earlier call with the same request_id."""
     @_builtins.property
     def saga(self) -> Global___Saga:
-        """The saga, no longer NEEDS_ATTENTION."""
+        """The saga, due now."""
 
     def __init__(
         self,
@@ -1534,6 +1573,125 @@ class RetrySagaResponse(_message.Message):
 Global___RetrySagaResponse: _TypeAlias = RetrySagaResponse  # noqa: Y015
 
 @_typing.final
+class RetrySagasRequest(_message.Message):
+    """The request of RetrySagas. A filter that is left out matches every saga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LAST_REASON_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    state: Global___Saga.State.ValueType
+    """Only sagas in this state (optional): RUNNING, COMPENSATING, NEEDS_ATTENTION or RESOLVING."""
+    kind: Global___Saga.Kind.ValueType
+    """Only sagas of this kind (optional)."""
+    last_reason: _builtins.str
+    """Only sagas whose last_error ends with this reason, such as GATEWAY_UNAVAILABLE (optional): 1-64
+    characters of A-Z and _.
+    """
+    request_id: _builtins.str
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
+    """
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """Only sagas that began at least this long ago (optional)."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___Saga.State.ValueType | None = ...,
+        kind: Global___Saga.Kind.ValueType | None = ...,
+        last_reason: _builtins.str | None = ...,
+        age: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_last_reason", b"_last_reason", "_state", b"_state", "age", b"age", "kind", b"kind", "last_reason", b"last_reason", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_last_reason", b"_last_reason", "_state", b"_state", "age", b"age", "kind", b"kind", "last_reason", b"last_reason", "request_id", b"request_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__last_reason: _TypeAlias = _typing.Literal["last_reason"]  # noqa: Y015
+    _WhichOneofArgType__last_reason: _TypeAlias = _typing.Literal["_last_reason", b"_last_reason"]  # noqa: Y015
+    _WhichOneofReturnType__state: _TypeAlias = _typing.Literal["state"]  # noqa: Y015
+    _WhichOneofArgType__state: _TypeAlias = _typing.Literal["_state", b"_state"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_reason) -> _WhichOneofReturnType__last_reason | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state) -> _WhichOneofReturnType__state | None: ...
+
+Global___RetrySagasRequest: _TypeAlias = RetrySagasRequest  # noqa: Y015
+
+@_typing.final
+class RetrySagasResponse(_message.Message):
+    """The response of RetrySagas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many sagas are due now."""
+    replayed: _builtins.bool
+    """Whether this is the stored response of an earlier call with the same request_id."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetrySagasResponse: _TypeAlias = RetrySagasResponse  # noqa: Y015
+
+@_typing.final
+class StandingEffect(_message.Message):
+    """An effect that stays although its saga is closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """The step, such as "deduct_balance". It must be known to have landed: DONE, or a payment that is
+    CONFIRMED.
+    """
+    reason: _builtins.str
+    """Why, as a text for people: 1-500 characters, not blank, without control characters. Stored with
+    the saga.
+    """
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much of the payment stands (optional): 1 minor unit to what the payment has left, which is
+        also the default. Only for the step of the payment.
+        """
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "reason", b"reason", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StandingEffect: _TypeAlias = StandingEffect  # noqa: Y015
+
+@_typing.final
 class ResolveSagaRequest(_message.Message):
     """The request of ResolveSaga."""
 
@@ -1542,6 +1700,7 @@ class ResolveSagaRequest(_message.Message):
     SAGA_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     """The saga: an id that ListSagas returned."""
     reason: _builtins.str
@@ -1552,16 +1711,21 @@ class ResolveSagaRequest(_message.Message):
     """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
     the same content returns the first response again; with other content it is refused.
     """
+    @_builtins.property
+    def standing(self) -> _containers.RepeatedCompositeFieldContainer[Global___StandingEffect]:
+        """The effects that stay (optional), one for each step at most. Everything else is undone."""
+
     def __init__(
         self,
         *,
         saga_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        standing: _abc.Iterable[Global___StandingEffect] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "saga_id", b"saga_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "saga_id", b"saga_id", "standing", b"standing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1579,7 +1743,7 @@ class ResolveSagaResponse(_message.Message):
     """Whether this is the stored response of an earlier call with the same request_id."""
     @_builtins.property
     def saga(self) -> Global___Saga:
-        """The saga, RESOLVED."""
+        """The saga: being undone, or RESOLVED."""
 
     def __init__(
         self,

@@ -547,8 +547,10 @@ class OrderServiceServicer:
         not cover the amount due and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND;
         FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the
         balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the
-        payment: FAILED_PRECONDITION / PAYMENT_DECLINED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE
-        / GATEWAY_UNAVAILABLE.
+        payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED or
+        PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
+        GATEWAY_UNAVAILABLE. If an operator closed the attempt (SagaService.ResolveSaga): UNAVAILABLE /
+        PAYMENT_OUTCOME_UNKNOWN without RetryInfo; everything is then certain to be put back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -843,6 +845,11 @@ class SagaServiceStub:
                 request_serializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagaRequest.SerializeToString,
                 response_deserializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagaResponse.FromString,
                 _registered_method=True)
+        self.RetrySagas = channel.unary_unary(
+                '/tally.order.v1.SagaService/RetrySagas',
+                request_serializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagasRequest.SerializeToString,
+                response_deserializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagasResponse.FromString,
+                _registered_method=True)
         self.ResolveSaga = channel.unary_unary(
                 '/tally.order.v1.SagaService/ResolveSaga',
                 request_serializer=tally_dot_order_dot_v1_dot_order__pb2.ResolveSagaRequest.SerializeToString,
@@ -879,21 +886,40 @@ class SagaServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetrySaga(self, request, context):
-        """Continues a saga that needs attention at the step where it stopped.
+        """Makes a saga try again now what it waits for. Nobody needs it for what heals by itself: a saga
+        never gives up.
 
-        Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
-        NEEDS_ATTENTION.
+        Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE if it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetrySagas(self, request, context):
+        """Makes many sagas try again now what they wait for: all that wait and match the filters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResolveSaga(self, request, context):
-        """Closes a saga that needs attention, after a person has done what it could not. The saga does
-        nothing more; the reason is stored.
+        """Closes a saga that needs attention, by a person's decision. Every effect that has begun is
+        undone, at the gateway too, except those named in standing.
+
+        The call answers when the decision is stored. Then coupon and balance are given back and the
+        cancellation of the payment is stored; if a service is away, the order stays PAYING (or
+        CANCELLING) until it is back. After that the order is released: an attempt to pay leaves it
+        PENDING (EXPIRED if its time has passed), and its request_id returns the refusal; a
+        cancellation leaves it CANCELLED. The saga is RESOLVING until the gateway has given back what
+        it charged, then RESOLVED. The steps show what was undone, is being undone, and stands.
+
+        A RESOLVED saga of an earlier release that left effects behind is settled in the same way; its
+        order is not moved.
 
         Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
-        NEEDS_ATTENTION.
+        NEEDS_ATTENTION, or if a step begun by an unknown release cannot be undone (the metadata names
+        it); INVALID_ARGUMENT / INVALID_FIELD naming standing if a step is not known to have landed:
+        undo it, or settle its payment first (PaymentService.ResolvePayment).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -916,6 +942,11 @@ def add_SagaServiceServicer_to_server(servicer, server):
                     servicer.RetrySaga,
                     request_deserializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagaRequest.FromString,
                     response_serializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagaResponse.SerializeToString,
+            ),
+            'RetrySagas': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetrySagas,
+                    request_deserializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagasRequest.FromString,
+                    response_serializer=tally_dot_order_dot_v1_dot_order__pb2.RetrySagasResponse.SerializeToString,
             ),
             'ResolveSaga': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveSaga,
@@ -1011,6 +1042,33 @@ class SagaService:
             '/tally.order.v1.SagaService/RetrySaga',
             tally_dot_order_dot_v1_dot_order__pb2.RetrySagaRequest.SerializeToString,
             tally_dot_order_dot_v1_dot_order__pb2.RetrySagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetrySagas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.order.v1.SagaService/RetrySagas',
+            tally_dot_order_dot_v1_dot_order__pb2.RetrySagasRequest.SerializeToString,
+            tally_dot_order_dot_v1_dot_order__pb2.RetrySagasResponse.FromString,
             options,
             channel_credentials,
             insecure,

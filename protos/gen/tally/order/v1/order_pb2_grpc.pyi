@@ -214,8 +214,10 @@ class OrderServiceStub:
     not cover the amount due and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND;
     FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the
     balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the
-    payment: FAILED_PRECONDITION / PAYMENT_DECLINED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE
-    / GATEWAY_UNAVAILABLE.
+    payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED or
+    PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
+    GATEWAY_UNAVAILABLE. If an operator closed the attempt (SagaService.ResolveSaga): UNAVAILABLE /
+    PAYMENT_OUTCOME_UNKNOWN without RetryInfo; everything is then certain to be put back.
     """
     CancelOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.CancelOrderRequest, _order_pb2.CancelOrderResponse]
     """Cancels an order and returns its stock, coupon and money, once.
@@ -296,8 +298,10 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         not cover the amount due and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND;
         FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the
         balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the
-        payment: FAILED_PRECONDITION / PAYMENT_DECLINED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE
-        / GATEWAY_UNAVAILABLE.
+        payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED or
+        PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
+        GATEWAY_UNAVAILABLE. If an operator closed the attempt (SagaService.ResolveSaga): UNAVAILABLE /
+        PAYMENT_OUTCOME_UNKNOWN without RetryInfo; everything is then certain to be put back.
         """
 
     @_abc_1.abstractmethod
@@ -376,17 +380,31 @@ class SagaServiceStub:
     Errors: NOT_FOUND / SAGA_NOT_FOUND, also if the order has none.
     """
     RetrySaga: _aio.UnaryUnaryMultiCallable[_order_pb2.RetrySagaRequest, _order_pb2.RetrySagaResponse]
-    """Continues a saga that needs attention at the step where it stopped.
+    """Makes a saga try again now what it waits for. Nobody needs it for what heals by itself: a saga
+    never gives up.
 
-    Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
-    NEEDS_ATTENTION.
+    Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE if it has ended.
     """
+    RetrySagas: _aio.UnaryUnaryMultiCallable[_order_pb2.RetrySagasRequest, _order_pb2.RetrySagasResponse]
+    """Makes many sagas try again now what they wait for: all that wait and match the filters."""
     ResolveSaga: _aio.UnaryUnaryMultiCallable[_order_pb2.ResolveSagaRequest, _order_pb2.ResolveSagaResponse]
-    """Closes a saga that needs attention, after a person has done what it could not. The saga does
-    nothing more; the reason is stored.
+    """Closes a saga that needs attention, by a person's decision. Every effect that has begun is
+    undone, at the gateway too, except those named in standing.
+
+    The call answers when the decision is stored. Then coupon and balance are given back and the
+    cancellation of the payment is stored; if a service is away, the order stays PAYING (or
+    CANCELLING) until it is back. After that the order is released: an attempt to pay leaves it
+    PENDING (EXPIRED if its time has passed), and its request_id returns the refusal; a
+    cancellation leaves it CANCELLED. The saga is RESOLVING until the gateway has given back what
+    it charged, then RESOLVED. The steps show what was undone, is being undone, and stands.
+
+    A RESOLVED saga of an earlier release that left effects behind is settled in the same way; its
+    order is not moved.
 
     Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
-    NEEDS_ATTENTION.
+    NEEDS_ATTENTION, or if a step begun by an unknown release cannot be undone (the metadata names
+    it); INVALID_ARGUMENT / INVALID_FIELD naming standing if a step is not known to have landed:
+    undo it, or settle its payment first (PaymentService.ResolvePayment).
     """
 
 class SagaServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -427,11 +445,19 @@ class SagaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.RetrySagaRequest,
         context: _aio.ServicerContext[_order_pb2.RetrySagaRequest, _abc.Awaitable[_order_pb2.RetrySagaResponse]],
     ) -> _abc.Awaitable[_order_pb2.RetrySagaResponse]:
-        """Continues a saga that needs attention at the step where it stopped.
+        """Makes a saga try again now what it waits for. Nobody needs it for what heals by itself: a saga
+        never gives up.
 
-        Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
-        NEEDS_ATTENTION.
+        Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE if it has ended.
         """
+
+    @_abc_1.abstractmethod
+    def RetrySagas(
+        self,
+        request: _order_pb2.RetrySagasRequest,
+        context: _aio.ServicerContext[_order_pb2.RetrySagasRequest, _abc.Awaitable[_order_pb2.RetrySagasResponse]],
+    ) -> _abc.Awaitable[_order_pb2.RetrySagasResponse]:
+        """Makes many sagas try again now what they wait for: all that wait and match the filters."""
 
     @_abc_1.abstractmethod
     def ResolveSaga(
@@ -439,11 +465,23 @@ class SagaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.ResolveSagaRequest,
         context: _aio.ServicerContext[_order_pb2.ResolveSagaRequest, _abc.Awaitable[_order_pb2.ResolveSagaResponse]],
     ) -> _abc.Awaitable[_order_pb2.ResolveSagaResponse]:
-        """Closes a saga that needs attention, after a person has done what it could not. The saga does
-        nothing more; the reason is stored.
+        """Closes a saga that needs attention, by a person's decision. Every effect that has begun is
+        undone, at the gateway too, except those named in standing.
+
+        The call answers when the decision is stored. Then coupon and balance are given back and the
+        cancellation of the payment is stored; if a service is away, the order stays PAYING (or
+        CANCELLING) until it is back. After that the order is released: an attempt to pay leaves it
+        PENDING (EXPIRED if its time has passed), and its request_id returns the refusal; a
+        cancellation leaves it CANCELLED. The saga is RESOLVING until the gateway has given back what
+        it charged, then RESOLVED. The steps show what was undone, is being undone, and stands.
+
+        A RESOLVED saga of an earlier release that left effects behind is settled in the same way; its
+        order is not moved.
 
         Errors: NOT_FOUND / SAGA_NOT_FOUND; FAILED_PRECONDITION / SAGA_NOT_RETRYABLE unless it is
-        NEEDS_ATTENTION.
+        NEEDS_ATTENTION, or if a step begun by an unknown release cannot be undone (the metadata names
+        it); INVALID_ARGUMENT / INVALID_FIELD naming standing if a step is not known to have landed:
+        undo it, or settle its payment first (PaymentService.ResolvePayment).
         """
 
 def add_SagaServiceServicer_to_server(servicer: SagaServiceServicer, server: _aio.Server) -> None: ...

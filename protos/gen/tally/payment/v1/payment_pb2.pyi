@@ -73,6 +73,11 @@ class Payment(_message.Message):
     FAILURE_CODE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    REFUND_REFUSAL_CODE_FIELD_NUMBER: _builtins.int
+    REFUNDED_OUTSIDE_FIELD_NUMBER: _builtins.int
+    RESOLUTION_REASON_FIELD_NUMBER: _builtins.int
     payment_id: _builtins.str
     """Id of the payment, a UUIDv7."""
     order_id: _builtins.str
@@ -89,6 +94,10 @@ class Payment(_message.Message):
     """The gateway's own id of the charge; empty while there is none."""
     failure_code: _builtins.str
     """The gateway's code for the decline; empty unless declined."""
+    refund_refusal_code: _builtins.str
+    """The gateway's code if it refused the refund for good (REFUND_REFUSED); empty otherwise."""
+    resolution_reason: _builtins.str
+    """The reason given to ResolvePayment; empty if no person settled the payment."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """How much, 1 to 10^15 minor units."""
@@ -100,6 +109,22 @@ class Payment(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When the payment last changed, by the database's clock."""
+
+    @_builtins.property
+    def refunded(self) -> _money_pb2.Money:
+        """How much was given back, through Tally or outside it; 0 to amount."""
+
+    @_builtins.property
+    def cancel_request_time(self) -> _timestamp_pb2.Timestamp:
+        """When the cancellation was stored; unset if there is none. The payment is never confirmed after
+        it.
+        """
+
+    @_builtins.property
+    def refunded_outside(self) -> _money_pb2.Money:
+        """Of refunded: how much was given back outside Tally, in the gateway's own dashboard or by other
+        means.
+        """
 
     def __init__(
         self,
@@ -115,10 +140,15 @@ class Payment(_message.Message):
         failure_code: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        refunded: _money_pb2.Money | None = ...,
+        cancel_request_time: _timestamp_pb2.Timestamp | None = ...,
+        refund_refusal_code: _builtins.str = ...,
+        refunded_outside: _money_pb2.Money | None = ...,
+        resolution_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "cancel_request_time", b"cancel_request_time", "create_time", b"create_time", "refunded", b"refunded", "refunded_outside", b"refunded_outside", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "failure_code", b"failure_code", "gateway", b"gateway", "gateway_transaction_id", b"gateway_transaction_id", "order_id", b"order_id", "payment_id", b"payment_id", "payment_key", b"payment_key", "state", b"state", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "cancel_request_time", b"cancel_request_time", "create_time", b"create_time", "failure_code", b"failure_code", "gateway", b"gateway", "gateway_transaction_id", b"gateway_transaction_id", "order_id", b"order_id", "payment_id", b"payment_id", "payment_key", b"payment_key", "refund_refusal_code", b"refund_refusal_code", "refunded", b"refunded", "refunded_outside", b"refunded_outside", "resolution_reason", b"resolution_reason", "state", b"state", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,6 +239,7 @@ class CancelPaymentRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RECORD_ONLY_FIELD_NUMBER: _builtins.int
     confirm_request_id: _builtins.str
     """The request_id of the confirmation to undo: 1-64 characters of A-Z a-z 0-9 . _ : @ -. It is
     cancelled even if the confirmation has not arrived yet.
@@ -224,6 +255,10 @@ class CancelPaymentRequest(_message.Message):
     same id with the same content returns the first response again; with other content it is
     refused.
     """
+    record_only: _builtins.bool
+    """Answer as soon as the cancellation is stored (optional); a replica then carries it out. Not part
+    of the request's content: the same request_id without it waits for the refund.
+    """
     def __init__(
         self,
         *,
@@ -231,12 +266,15 @@ class CancelPaymentRequest(_message.Message):
         user_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        record_only: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_record_only", b"_record_only", "record_only", b"record_only"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_request_id", b"confirm_request_id", "reason", b"reason", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_record_only", b"_record_only", "confirm_request_id", b"confirm_request_id", "reason", b"reason", "record_only", b"record_only", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__record_only: _TypeAlias = _typing.Literal["record_only"]  # noqa: Y015
+    _WhichOneofArgType__record_only: _TypeAlias = _typing.Literal["_record_only", b"_record_only"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__record_only) -> _WhichOneofReturnType__record_only | None: ...
 
 Global___CancelPaymentRequest: _TypeAlias = CancelPaymentRequest  # noqa: Y015
 
@@ -254,7 +292,9 @@ class CancelPaymentResponse(_message.Message):
     """
     @_builtins.property
     def payment(self) -> Global___Payment:
-        """The payment; unset if there was none."""
+        """The payment; unset if there was none. With record_only it may still be open: its
+        cancel_request_time is set.
+        """
 
     def __init__(
         self,
@@ -390,3 +430,178 @@ class ListPaymentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPaymentsResponse: _TypeAlias = ListPaymentsResponse  # noqa: Y015
+
+@_typing.final
+class GetConfirmationsRequest(_message.Message):
+    """The request of GetConfirmations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIRM_REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def confirm_request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The request_ids of the confirmations: 1-500, each 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+
+    def __init__(
+        self,
+        *,
+        confirm_request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_request_ids", b"confirm_request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetConfirmationsRequest: _TypeAlias = GetConfirmationsRequest  # noqa: Y015
+
+@_typing.final
+class GetConfirmationsResponse(_message.Message):
+    """The confirmations, in the order of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Confirmation(_message.Message):
+        """One confirmation."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CONFIRM_REQUEST_ID_FIELD_NUMBER: _builtins.int
+        PAYMENT_FIELD_NUMBER: _builtins.int
+        confirm_request_id: _builtins.str
+        """The request_id that was asked for."""
+        @_builtins.property
+        def payment(self) -> Global___Payment:
+            """Its payment now; unset if there is none. If several users used the request_id, the oldest."""
+
+        def __init__(
+            self,
+            *,
+            confirm_request_id: _builtins.str = ...,
+            payment: Global___Payment | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_request_id", b"confirm_request_id", "payment", b"payment"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CONFIRMATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def confirmations(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetConfirmationsResponse.Confirmation]:
+        """One for each confirm_request_id."""
+
+    def __init__(
+        self,
+        *,
+        confirmations: _abc.Iterable[Global___GetConfirmationsResponse.Confirmation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmations", b"confirmations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetConfirmationsResponse: _TypeAlias = GetConfirmationsResponse  # noqa: Y015
+
+@_typing.final
+class ResolvePaymentRequest(_message.Message):
+    """The request of ResolvePayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ResolvePaymentRequest._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: ResolvePaymentRequest._Outcome.ValueType  # 0
+        """Not used."""
+        OUTCOME_NOT_CHARGED: ResolvePaymentRequest._Outcome.ValueType  # 1
+        """Nothing was charged, and nothing will be. Of an UNKNOWN payment."""
+        OUTCOME_CHARGED: ResolvePaymentRequest._Outcome.ValueType  # 2
+        """The amount was charged. Of an UNKNOWN payment; the gateway must confirm it."""
+        OUTCOME_REFUNDED_OUTSIDE: ResolvePaymentRequest._Outcome.ValueType  # 3
+        """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """What a person has found out or done."""
+
+    OUTCOME_UNSPECIFIED: ResolvePaymentRequest.Outcome.ValueType  # 0
+    """Not used."""
+    OUTCOME_NOT_CHARGED: ResolvePaymentRequest.Outcome.ValueType  # 1
+    """Nothing was charged, and nothing will be. Of an UNKNOWN payment."""
+    OUTCOME_CHARGED: ResolvePaymentRequest.Outcome.ValueType  # 2
+    """The amount was charged. Of an UNKNOWN payment; the gateway must confirm it."""
+    OUTCOME_REFUNDED_OUTSIDE: ResolvePaymentRequest.Outcome.ValueType  # 3
+    """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment."""
+
+    PAYMENT_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    payment_id: _builtins.str
+    """The payment: an id that ConfirmPayment returned."""
+    outcome: Global___ResolvePaymentRequest.Outcome.ValueType
+    """The outcome."""
+    reason: _builtins.str
+    """Who settled it and how, as a text for people: 1-500 characters, not blank, without control
+    characters. Stored with the payment.
+    """
+    request_id: _builtins.str
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
+    """
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much was given back, 1 minor unit to what is left of the payment; required with
+        OUTCOME_REFUNDED_OUTSIDE, refused with the others.
+        """
+
+    def __init__(
+        self,
+        *,
+        payment_id: _builtins.str = ...,
+        outcome: Global___ResolvePaymentRequest.Outcome.ValueType = ...,
+        amount: _money_pb2.Money | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "outcome", b"outcome", "payment_id", b"payment_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePaymentRequest: _TypeAlias = ResolvePaymentRequest  # noqa: Y015
+
+@_typing.final
+class ResolvePaymentResponse(_message.Message):
+    """The payment after it was settled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether this is the stored response of an earlier call with the same request_id."""
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment now."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolvePaymentResponse: _TypeAlias = ResolvePaymentResponse  # noqa: Y015

@@ -55,6 +55,16 @@ class PaymentServiceStub:
                 request_serializer=tally_dot_payment_dot_v1_dot_payment__pb2.CancelPaymentRequest.SerializeToString,
                 response_deserializer=tally_dot_payment_dot_v1_dot_payment__pb2.CancelPaymentResponse.FromString,
                 _registered_method=True)
+        self.GetConfirmations = channel.unary_unary(
+                '/tally.payment.v1.PaymentService/GetConfirmations',
+                request_serializer=tally_dot_payment_dot_v1_dot_payment__pb2.GetConfirmationsRequest.SerializeToString,
+                response_deserializer=tally_dot_payment_dot_v1_dot_payment__pb2.GetConfirmationsResponse.FromString,
+                _registered_method=True)
+        self.ResolvePayment = channel.unary_unary(
+                '/tally.payment.v1.PaymentService/ResolvePayment',
+                request_serializer=tally_dot_payment_dot_v1_dot_payment__pb2.ResolvePaymentRequest.SerializeToString,
+                response_deserializer=tally_dot_payment_dot_v1_dot_payment__pb2.ResolvePaymentResponse.FromString,
+                _registered_method=True)
         self.GetPayment = channel.unary_unary(
                 '/tally.payment.v1.PaymentService/GetPayment',
                 request_serializer=tally_dot_payment_dot_v1_dot_payment__pb2.GetPaymentRequest.SerializeToString,
@@ -91,7 +101,10 @@ class PaymentServiceServicer:
         such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
         certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
         PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
-        same request_id returns the outcome.
+        same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
+        the gateway's status in the metadata, if the customer chose a method that Tally does not serve
+        yet, such as a virtual account (WAITING_FOR_DEPOSIT): the payment is closed at the gateway
+        before the refusal is returned, and the refusal is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,13 +113,42 @@ class PaymentServiceServicer:
     def CancelPayment(self, request, context):
         """For other services only: undoes one confirmation, and cancels its request_id permanently.
 
-        An UNKNOWN payment is resolved first; a CONFIRMED one is refunded. The confirmation's
+        The cancellation is stored first. From then on the gateway is never called to confirm this
+        payment: a CONFIRMED payment is refunded; of an UNKNOWN one the gateway is asked until it
+        reports a final status, or until the key can certainly not be confirmed any more
+        (TALLY_PAYMENT_CONFIRM_WINDOW_S), and a charge that is found is refunded. The confirmation's
         request_id is cancelled whether the confirmation has arrived or not: if it arrives later or
         again, it is refused with PAYMENT_CANCELLED. If nothing was paid, the call still succeeds.
 
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
         gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
-        reached or did not answer: repeat the same call.
+        reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
+        gateway's code in the metadata, if the gateway refused the refund for good: no further refund
+        is tried, and a person has to settle the payment (ResolvePayment).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConfirmations(self, request, context):
+        """For other services only: reads the payments of many confirmations, as last committed.
+
+        One response item for each request_id, in the order of the request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolvePayment(self, request, context):
+        """For operators: settles a payment that the gateway does not settle by itself.
+
+        The gateway is asked first. A final status that it reports is stored, whatever the request
+        says; the request's outcome is stored if the gateway does not contradict it. See Outcome for
+        what each one needs.
+
+        Errors: NOT_FOUND / PAYMENT_NOT_FOUND; FAILED_PRECONDITION / PAYMENT_OUTCOME_DIFFERS if the
+        gateway reported another outcome (which is stored), or if the payment's state does not allow
+        the outcome; the metadata has the state and the gateway's status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +184,16 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.CancelPayment,
                     request_deserializer=tally_dot_payment_dot_v1_dot_payment__pb2.CancelPaymentRequest.FromString,
                     response_serializer=tally_dot_payment_dot_v1_dot_payment__pb2.CancelPaymentResponse.SerializeToString,
+            ),
+            'GetConfirmations': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfirmations,
+                    request_deserializer=tally_dot_payment_dot_v1_dot_payment__pb2.GetConfirmationsRequest.FromString,
+                    response_serializer=tally_dot_payment_dot_v1_dot_payment__pb2.GetConfirmationsResponse.SerializeToString,
+            ),
+            'ResolvePayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolvePayment,
+                    request_deserializer=tally_dot_payment_dot_v1_dot_payment__pb2.ResolvePaymentRequest.FromString,
+                    response_serializer=tally_dot_payment_dot_v1_dot_payment__pb2.ResolvePaymentResponse.SerializeToString,
             ),
             'GetPayment': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPayment,
@@ -219,6 +271,60 @@ class PaymentService:
             '/tally.payment.v1.PaymentService/CancelPayment',
             tally_dot_payment_dot_v1_dot_payment__pb2.CancelPaymentRequest.SerializeToString,
             tally_dot_payment_dot_v1_dot_payment__pb2.CancelPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfirmations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.payment.v1.PaymentService/GetConfirmations',
+            tally_dot_payment_dot_v1_dot_payment__pb2.GetConfirmationsRequest.SerializeToString,
+            tally_dot_payment_dot_v1_dot_payment__pb2.GetConfirmationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolvePayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.payment.v1.PaymentService/ResolvePayment',
+            tally_dot_payment_dot_v1_dot_payment__pb2.ResolvePaymentRequest.SerializeToString,
+            tally_dot_payment_dot_v1_dot_payment__pb2.ResolvePaymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

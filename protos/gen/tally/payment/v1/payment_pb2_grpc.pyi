@@ -37,18 +37,42 @@ class PaymentServiceStub:
     such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
     certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
     PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
-    same request_id returns the outcome.
+    same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
+    the gateway's status in the metadata, if the customer chose a method that Tally does not serve
+    yet, such as a virtual account (WAITING_FOR_DEPOSIT): the payment is closed at the gateway
+    before the refusal is returned, and the refusal is stored.
     """
     CancelPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.CancelPaymentRequest, _payment_pb2.CancelPaymentResponse]
     """For other services only: undoes one confirmation, and cancels its request_id permanently.
 
-    An UNKNOWN payment is resolved first; a CONFIRMED one is refunded. The confirmation's
+    The cancellation is stored first. From then on the gateway is never called to confirm this
+    payment: a CONFIRMED payment is refunded; of an UNKNOWN one the gateway is asked until it
+    reports a final status, or until the key can certainly not be confirmed any more
+    (TALLY_PAYMENT_CONFIRM_WINDOW_S), and a charge that is found is refunded. The confirmation's
     request_id is cancelled whether the confirmation has arrived or not: if it arrives later or
     again, it is refused with PAYMENT_CANCELLED. If nothing was paid, the call still succeeds.
 
     Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
     gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
-    reached or did not answer: repeat the same call.
+    reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
+    gateway's code in the metadata, if the gateway refused the refund for good: no further refund
+    is tried, and a person has to settle the payment (ResolvePayment).
+    """
+    GetConfirmations: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetConfirmationsRequest, _payment_pb2.GetConfirmationsResponse]
+    """For other services only: reads the payments of many confirmations, as last committed.
+
+    One response item for each request_id, in the order of the request.
+    """
+    ResolvePayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.ResolvePaymentRequest, _payment_pb2.ResolvePaymentResponse]
+    """For operators: settles a payment that the gateway does not settle by itself.
+
+    The gateway is asked first. A final status that it reports is stored, whatever the request
+    says; the request's outcome is stored if the gateway does not contradict it. See Outcome for
+    what each one needs.
+
+    Errors: NOT_FOUND / PAYMENT_NOT_FOUND; FAILED_PRECONDITION / PAYMENT_OUTCOME_DIFFERS if the
+    gateway reported another outcome (which is stored), or if the payment's state does not allow
+    the outcome; the metadata has the state and the gateway's status.
     """
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentRequest, _payment_pb2.GetPaymentResponse]
     """Reads one payment of a user.
@@ -90,7 +114,10 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
         certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
         PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
-        same request_id returns the outcome.
+        same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
+        the gateway's status in the metadata, if the customer chose a method that Tally does not serve
+        yet, such as a virtual account (WAITING_FOR_DEPOSIT): the payment is closed at the gateway
+        before the refusal is returned, and the refusal is stored.
         """
 
     @_abc_1.abstractmethod
@@ -101,13 +128,46 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_payment_pb2.CancelPaymentResponse]:
         """For other services only: undoes one confirmation, and cancels its request_id permanently.
 
-        An UNKNOWN payment is resolved first; a CONFIRMED one is refunded. The confirmation's
+        The cancellation is stored first. From then on the gateway is never called to confirm this
+        payment: a CONFIRMED payment is refunded; of an UNKNOWN one the gateway is asked until it
+        reports a final status, or until the key can certainly not be confirmed any more
+        (TALLY_PAYMENT_CONFIRM_WINDOW_S), and a charge that is found is refunded. The confirmation's
         request_id is cancelled whether the confirmation has arrived or not: if it arrives later or
         again, it is refused with PAYMENT_CANCELLED. If nothing was paid, the call still succeeds.
 
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
         gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
-        reached or did not answer: repeat the same call.
+        reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
+        gateway's code in the metadata, if the gateway refused the refund for good: no further refund
+        is tried, and a person has to settle the payment (ResolvePayment).
+        """
+
+    @_abc_1.abstractmethod
+    def GetConfirmations(
+        self,
+        request: _payment_pb2.GetConfirmationsRequest,
+        context: _aio.ServicerContext[_payment_pb2.GetConfirmationsRequest, _abc.Awaitable[_payment_pb2.GetConfirmationsResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.GetConfirmationsResponse]:
+        """For other services only: reads the payments of many confirmations, as last committed.
+
+        One response item for each request_id, in the order of the request.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolvePayment(
+        self,
+        request: _payment_pb2.ResolvePaymentRequest,
+        context: _aio.ServicerContext[_payment_pb2.ResolvePaymentRequest, _abc.Awaitable[_payment_pb2.ResolvePaymentResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.ResolvePaymentResponse]:
+        """For operators: settles a payment that the gateway does not settle by itself.
+
+        The gateway is asked first. A final status that it reports is stored, whatever the request
+        says; the request's outcome is stored if the gateway does not contradict it. See Outcome for
+        what each one needs.
+
+        Errors: NOT_FOUND / PAYMENT_NOT_FOUND; FAILED_PRECONDITION / PAYMENT_OUTCOME_DIFFERS if the
+        gateway reported another outcome (which is stored), or if the payment's state does not allow
+        the outcome; the metadata has the state and the gateway's status.
         """
 
     @_abc_1.abstractmethod
