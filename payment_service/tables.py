@@ -6,9 +6,10 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from common.db.heartbeat import heartbeat_table
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "payment_0001"
+SCHEMA: Final = "payment_0003"
 """The oldest migration this release can serve on."""
 
 KEY_ONCE: Final = "payments_key_once"
@@ -53,5 +54,7 @@ payments = sa.Table(
     ),
     sa.Index("payments_due", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
 )
+
+heartbeat = heartbeat_table(metadata)
 
 answers = idempotency_table(metadata)
