@@ -9,7 +9,7 @@ from common.db import heartbeat
 from common.db.migrations import execute
 
 revision = "payment_0003"
-down_revision = "payment_0001"
+down_revision = "payment_0002"
 
 
 def upgrade() -> None:
