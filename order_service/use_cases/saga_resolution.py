@@ -18,11 +18,11 @@ from common.db.idempotency import IdempotencyRecords
 from common.errors import InvalidField
 from common.request_key import Result
 from order_service.errors import PaymentOutcomeUnknown, SagaNotFound, SagaNotRetryable
+from order_service.model.order import Order
 from order_service.model.saga import ACTIVE, Saga, SagaKind, SagaState, StepRecord, StepState
 from order_service.model.saga_command import ResolveSaga, RetrySaga, Standing
 from order_service.saga.plan import (
     BALANCE,
-    COUPON,
     PARTICIPANTS,
     PAYMENT,
     UNDO_ONLY_VERSION,
@@ -69,8 +69,9 @@ def resolve_saga(
         saga.plan_version = UNDO_ONLY_VERSION
     else:
         saga.plan_version = current_plan(saga.kind).version
+    order = batch.orders[saga.order_id]
     for standing in command.standing:
-        _let_stand(saga, standing, command)
+        _let_stand(saga, order, standing, command)
     saga.epoch += 1
     saga.waits = True
     saga.resolve(command.reason, PaymentOutcomeUnknown(order_id=saga.order_id))
@@ -113,7 +114,7 @@ def _is_left(saga: Saga) -> bool:
 # -- what stands ---------------------------------------------------------------------------------
 
 
-def _let_stand(saga: Saga, standing: Standing, command: ResolveSaga) -> None:
+def _let_stand(saga: Saga, order: Order, standing: Standing, command: ResolveSaga) -> None:
     """Record an effect as standing. Raises InvalidField unless it is known to have landed."""
     step = next((step for step in saga.steps if step.name == standing.step), None)
     if step is None or not step.participant:
@@ -121,7 +122,7 @@ def _let_stand(saga: Saga, standing: Standing, command: ResolveSaga) -> None:
     if step.participant == PAYMENT.name:
         amount_minor = _left_of_payment(step, standing, command)
     else:
-        amount_minor = _landed(saga, step, standing)
+        amount_minor = _landed(saga, order, step, standing)
     step.state = StepState.STANDING
     step.standing_minor, step.standing_reason = amount_minor, standing.reason
 
@@ -143,12 +144,14 @@ def _left_of_payment(step: StepRecord, standing: Standing, command: ResolveSaga)
     return left.amount_minor
 
 
-def _landed(saga: Saga, step: StepRecord, standing: Standing) -> int:
+def _landed(saga: Saga, order: Order, step: StepRecord, standing: Standing) -> int:
     if standing.amount is not None:
         raise InvalidField("standing", f"{step.name}: only a payment has an amount")
     # Of a cancellation, the effect is that of the saga that paid, unless it may be undone already.
     landed = step.state is (StepState.PENDING if step.undoes else StepState.DONE)
     if not landed or step.undo_begun or (saga.failure is not None and saga.plan_version == 1):
         raise InvalidField("standing", f"{step.name} is not known to have landed: it is undone")
-    parts = saga.parts
-    return {COUPON.name: parts.discount_minor, BALANCE.name: parts.balance_minor}[step.participant]
+    if step.participant == BALANCE.name:
+        return saga.parts.balance_minor
+    # An order that is being cancelled keeps the discount with which it was paid.
+    return order.discount_minor if step.undoes else saga.facts.discount_minor

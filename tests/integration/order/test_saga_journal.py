@@ -174,22 +174,25 @@ async def test_a_stale_replica_writes_nothing(sagas: Sagas) -> None:
     assert states == [PENDING, BEGUN, PENDING, PENDING]
 
 
-async def test_control_without_the_epoch_the_stale_write_lands(
-    sagas: Sagas, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes need neither the epoch nor a higher number."""
     naive = sa.text("UPDATE sagas SET steps = CAST(:steps AS jsonb) WHERE saga_id = :saga_id")
 
     async def lock_any(_: Any, owned: Any, **_wait: Any) -> Any:
         return set(owned), frozenset()
 
-    async def write_unfenced(connection: AsyncConnection, writes: Any) -> Any:
+    async def write_unfenced(connection: AsyncConnection, writes: Any) -> None:
         for write in writes:
             steps = store._STEPS.dump_json(write.saga.steps).decode()
             await connection.execute(naive, {"steps": steps, "saga_id": write.saga.saga_id})
-        return {write.owned for write in writes}
 
     monkeypatch.setattr(journal_store, "lock_owned", lock_any)
     monkeypatch.setattr(journal_store, "write", write_unfenced)
+
+
+@pytest.mark.usefixtures("unguarded")
+async def test_control_without_the_epoch_the_stale_write_lands(sagas: Sagas) -> None:
     saga = await sagas.add(lease_s=0)
     (taken,) = await taken_over(sagas.two)
     begin(taken, 1)
@@ -301,25 +304,29 @@ async def test_sagas_that_wait_for_the_gateway_are_read_in_order_and_woken(sagas
     assert await sagas.one.wake(ids[:1]) == 0, "a replica runs it"
 
 
-async def test_an_older_snapshot_replaces_no_newer_one(sagas: Sagas) -> None:
-    """Whichever comes first, in one batch or in two."""
+async def write_late(sagas: Sagas, *, together: bool) -> StepState:
+    """An older snapshot is written after a newer one, which had begun a step; the step then."""
     saga = await sagas.add()
     older, newer = saga.copy(), saga.copy()
     begin(newer, 0)
     older.snapshot, newer.snapshot = 1, 2
-
-    async def write(*order: Saga) -> StepState:
+    writes = [WriteSaga(one, LEASE_S) for one in (newer, older)]
+    for batch in [writes] if together else [[write] for write in writes]:
         async with sagas.database.begin() as connection:
-            await journal_store.write(connection, [WriteSaga(one, LEASE_S) for one in order])
-        return (await sagas.read(saga)).steps[0].state
+            await sagas.one._decide(connection, batch, wait_for_locks=True)
+    return (await sagas.read(saga)).steps[0].state
 
-    assert await write(newer) is BEGUN
-    assert await write(older) is BEGUN
-    newer.snapshot, older.snapshot = 3, 2
-    both = [WriteSaga(newer, LEASE_S), WriteSaga(older, LEASE_S)]
-    async with sagas.database.begin() as connection:
-        await sagas.one._decide(connection, both, wait_for_locks=True)
-    assert (await sagas.read(saga)).steps[0].state is BEGUN
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "in two"])
+async def test_an_older_snapshot_replaces_no_newer_one(sagas: Sagas, together: bool) -> None:
+    assert await write_late(sagas, together=together) is BEGUN
+
+
+@pytest.mark.usefixtures("unguarded")
+async def test_control_without_its_number_an_older_snapshot_erases_a_begun_step(
+    sagas: Sagas,
+) -> None:
+    assert await write_late(sagas, together=False) is PENDING
 
 
 async def test_a_saga_of_an_unknown_plan_is_not_taken_over(sagas: Sagas) -> None:
