@@ -103,6 +103,7 @@ class SagaService:
         self.list_sagas = Listing(connection, order.ListSagasRequest, order.ListSagasResponse)
         self.get_saga = Unary(connection, order.GetSagaRequest, order.GetSagaResponse)
         self.retry_saga = Unary(connection, order.RetrySagaRequest, order.RetrySagaResponse)
+        self.retry_sagas = Unary(connection, order.RetrySagasRequest, order.RetrySagasResponse)
         self.resolve_saga = Unary(connection, order.ResolveSagaRequest, order.ResolveSagaResponse)
 
 

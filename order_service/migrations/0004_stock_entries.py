@@ -21,7 +21,7 @@ from common.db import heartbeat
 from common.db.migrations import execute
 
 revision = "order_0004"
-down_revision = "order_0002"
+down_revision = "order_0003"
 
 TABLE = """
 CREATE TABLE stock_entries (
