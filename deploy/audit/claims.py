@@ -36,7 +36,7 @@ class Expected(enum.StrEnum):
 def _step(saga: str, name: str) -> str:
     """SQL: one step of the saga, for those states in which the steps decide."""
     return (
-        f"(SELECT step ->> 'state' AS state, step ->> 'standing_reason' AS standing_reason,"  # noqa: S608 - constants
+        f"(SELECT step ->> 'state' AS state, (step ->> 'fenced')::boolean AS fenced, step ->> 'standing_reason' AS standing_reason,"  # noqa: S608 - constants
         f" coalesce((step ->> 'standing_minor')::numeric, 0) AS standing_minor"
         f" FROM jsonb_array_elements({saga}.steps) AS step"
         f" WHERE {saga}.state NOT IN ('COMPLETED', 'COMPENSATED') AND step ->> 'name' = '{name}'"
@@ -57,13 +57,13 @@ def claims(step: str, reversal: str) -> str:
     return f"""
 SELECT s.saga_id::text COLLATE "C" AS saga_id, s.user_id COLLATE "C" AS user_id,
        s.order_id::text AS order_id,
-       CASE WHEN s.state IN {LIVE}
+       CASE WHEN p.state = 'STANDING' THEN 'STANDING'
+            WHEN s.state IN {LIVE}
             THEN CASE WHEN p.state = 'COMPENSATED' THEN 'NOTHING'
                       WHEN {moving("s.lease_until")} THEN 'OPEN' ELSE 'STUCK' END
             WHEN s.state = 'COMPENSATED' THEN 'NOTHING'
             WHEN NOT {PAID}
-            THEN CASE WHEN p.state = 'STANDING' THEN 'STANDING'
-                      WHEN p.state IS NULL OR p.state NOT IN {_BEGUN} THEN 'NOTHING'
+            THEN CASE WHEN p.state IS NULL OR p.state NOT IN {_BEGUN} THEN 'NOTHING'
                       WHEN s.state = 'RESOLVED'
                       THEN CASE s.plan_version WHEN 1 THEN 'UNACCOUNTED' ELSE 'NOTHING' END
                       WHEN {moving("s.lease_until")} THEN 'OPEN' ELSE 'STUCK' END
@@ -73,7 +73,7 @@ SELECT s.saga_id::text COLLATE "C" AS saga_id, s.user_id COLLATE "C" AS user_id,
             WHEN c.state = 'RESOLVED'
             THEN CASE c.plan_version WHEN 1 THEN 'UNACCOUNTED' ELSE 'UNDONE' END
             WHEN {moving("c.lease_until")} THEN 'OPEN' ELSE 'STUCK' END AS expected,
-       s.state = 'RESOLVING' AS released,
+       coalesce(r.fenced, p.fenced, false) AS fenced,
        c.saga_id IS NOT NULL OR s.failure IS NOT NULL AS giving_back,
        coalesce(c.saga_id, s.saga_id)::text AS closed_by,
        coalesce(r.standing_minor, p.standing_minor) AS standing_minor,

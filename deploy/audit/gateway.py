@@ -126,7 +126,8 @@ def _compare_sums(found: AuditPass, sums: _Sums, uses: Uses) -> None:
             f" {sums.refunded[currency]:,} refunded = {' + '.join(shown).replace('+ -', '- ')}"
         )
         found.add_figure("I3", figure)
-        if left != total:
+        # Under load the sums differ as long as single rows do.
+        if left != total and not found.unsettled:
             text = f"{figure}: {left:,} on the left, {total:,} on the right"
             found.add_difference(("I3",), "sums of captures", currency, text)
 

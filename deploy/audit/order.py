@@ -223,6 +223,10 @@ SELECT s.saga_id::text AS key,
                       WHEN 'COMPLETED' THEN step ->> 'state' NOT IN ('DONE', 'SKIPPED')
                       WHEN 'COMPENSATED'
                       THEN step ->> 'state' NOT IN ('PENDING', 'SKIPPED', 'COMPENSATED')
+                      WHEN 'RESOLVED'
+                      THEN s.plan_version <> 1 AND step ->> 'participant' <> ''
+                           AND step ->> 'state' NOT IN ('SKIPPED', 'COMPENSATED', 'STANDING',
+                               CASE step ->> 'undoes' WHEN '' THEN 'PENDING' ELSE 'DONE' END)
                       ELSE false END)
 """,
     ),
@@ -427,13 +431,15 @@ SELECT concat_ws(' ', a.method, a.request_id) AS key,
               CASE WHEN s.saga_id IS NULL THEN 'there is no such saga'
               ELSE format('it is %s, closed for the reason %L', s.state, s.resolution_reason) END)
            AS difference
-  FROM (SELECT *, body::jsonb AS answer
+  FROM (SELECT *, body::jsonb AS answer,
+               row_number() OVER (PARTITION BY method, body::jsonb ->> 'saga_id'
+                                  ORDER BY create_time DESC) = 1 AS last
           FROM answers WHERE method IN ('RetrySaga', 'ResolveSaga')) AS a
   LEFT JOIN sagas AS s
     ON s.saga_id::text = a.answer ->> 'saga_id' AND s.order_id::text = a.answer ->> 'order_id'
    AND s.kind = a.answer ->> 'kind'
  WHERE s.saga_id IS NULL
-    OR a.method = 'ResolveSaga' AND s.resolution_reason <> a.answer ->> 'resolution_reason'
+    OR a.method = 'ResolveSaga' AND last AND s.resolution_reason <> a.answer ->> 'resolution_reason'
 """,
     ),
 )
@@ -442,8 +448,8 @@ LISTINGS: Final = (
     Listing(
         Note.NEEDS_ATTENTION,
         """
-SELECT format('saga %s of order %s, begun %s: %s. It goes on by itself; GetSaga shows its steps,'
-              ' and ResolveSaga closes it', saga_id, order_id,
+SELECT format('saga %s of order %s, begun %s: %s. It goes on by itself; what else to do is in'
+              ' docs/guides/attention.md', saga_id, order_id,
               to_char(create_time, 'YYYY-MM-DD HH24:MI:SS'),
               coalesce(nullif(last_error, ''), 'no error')) AS text
   FROM sagas WHERE state = 'NEEDS_ATTENTION' ORDER BY saga_id

@@ -210,7 +210,9 @@ def _figure(participant: Participant, uses: Uses, direct: int) -> str:
         for use in (Use.UNDER_WAY, Use.GIVING_BACK, Use.STANDING)
         if any(amount for (each, _), amount in uses.items() if each is use)
     ]
-    return f"{', '.join(parts)} ({direct:,} direct {participant.noun}s)"
+    if direct:
+        parts.append(f"{_sums(uses, Use.DIRECT)} by {direct:,} direct {participant.noun}s")
+    return ", ".join(parts)
 
 
 def _sums(uses: Uses, use: Use) -> str:
@@ -268,9 +270,8 @@ def difference_of(
         return f"{noun} of {live}, and no such saga" if live else None
     match claim.expected:
         case Expected.OPEN:
-            needs_fence = claim.released and participant.service == "payment"
-            if needs_fence and effect is not None and effect.live and not effect.cancelled:
-                return f"released, and the {noun} of {live} has no cancellation"
+            if claim.fenced and effect is not None and effect.live and not effect.cancelled:
+                return f"{noun} of {live} is to be given back, and has no cancellation"
             return None
         case Expected.STUCK:
             return f"{noun} of {live}, and saga {claim.closed_by} does not move" if live else None

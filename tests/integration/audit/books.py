@@ -61,7 +61,10 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     | {"last_error": "", "resolution_reason": "", **_NEW},
 }
 """What the rows of a table have in common."""
-HEARTBEAT: Final = f"UPDATE heartbeat SET begin_time = '{NOW}'::timestamptz - interval '1 day', beat_time = '{NOW}';"
+HEARTBEAT: Final = f"""
+UPDATE heartbeat
+   SET begin_time = '{NOW}'::timestamptz - interval '1 day', beat_time = '{NOW}';
+"""
 
 
 def insert(table: str, columns: str, *values: Any) -> str:
@@ -439,7 +442,7 @@ def _paid_body(order_id: str, payment_id: str) -> dict[str, Any]:
     return body | {"payment_id": payment_id, "coupon_id": coupon_id, "state": "PAID"}
 
 
-def saga(
+def saga(  # noqa: PLR0917 - a row, in the order of its columns
     saga_id: str,
     order_id: str,
     user: str,
@@ -464,9 +467,22 @@ def saga(
     )
 
 
+_PARTICIPANTS: Final = {
+    "redeem_coupon": "coupon",
+    "restore_coupon": "coupon",
+    "deduct_balance": "balance",
+    "refund_deduction": "balance",
+    "confirm_payment": "payment",
+    "cancel_payment": "payment",
+}
+
+
 def _step(name: str, state: str) -> dict[str, Any]:
     ended = state in {"DONE", "COMPENSATED"}
+    reversal = name in {"restore_coupon", "refund_deduction", "cancel_payment"}
     return {
+        "participant": _PARTICIPANTS.get(name, ""),
+        "undoes": "the step of the saga that paid" if reversal else "",
         "name": name,
         "state": state,
         "begin_time": BEFORE if ended else None,

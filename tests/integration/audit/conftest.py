@@ -18,6 +18,30 @@ from deploy.local.postgres import PostgresServer
 from tests.integration.audit.books import BOOKS, on_gateway, write_gateway
 from tests.support.databases import Databases
 
+SHIFT = """
+DO $$
+DECLARE one record;
+BEGIN
+    FOR one IN SELECT table_name, string_agg(
+                          format('%I = %I - interval ''{age}''', column_name, column_name), ', ')
+                          AS changes
+                 FROM information_schema.columns
+                WHERE table_schema = 'public' AND data_type = 'timestamp with time zone'
+                GROUP BY table_name
+    LOOP
+        EXECUTE format('UPDATE %I SET %s', one.table_name, one.changes);
+    END LOOP;
+    IF to_regclass('sagas') IS NOT NULL THEN
+        UPDATE sagas SET steps = (
+               SELECT jsonb_agg(step || jsonb_build_object(
+                          'begin_time', (step ->> 'begin_time')::timestamptz - interval '{age}',
+                          'end_time', (step ->> 'end_time')::timestamptz - interval '{age}'))
+                 FROM jsonb_array_elements(steps) AS step);
+    END IF;
+END $$
+"""
+"""Changes every time in a database."""
+
 
 @dataclass
 class Books:
@@ -44,6 +68,10 @@ class Books:
             self.copies.append(copy)
             self.urls[where], name = urls.audit, copy
         self.server.run_sql(script, database=name)
+
+    def shift(self, where: str, age: str) -> None:
+        """Let everything in one service's book have happened ``age`` earlier."""
+        self.change(where, SHIFT.format(age=age))
 
 
 def _database(url: str) -> str:
