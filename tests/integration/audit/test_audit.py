@@ -17,6 +17,7 @@ from deploy.audit.report import as_json, as_text
 from deploy.audit.snapshots import take_snapshots
 from deploy.audit.sources import CannotAudit
 from tests.integration.audit.books import (
+    BEFORE,
     COUPON_A,
     PAID_A,
     PAY_A,
@@ -47,8 +48,7 @@ async def test_clean_books_pass_with_their_figures(books: Books) -> None:
         "KRW 15,000 charged = 11,650 left + 3,350 spent",
         "orders paid by balance KRW 3,000, KRW 250 under way, KRW 100 by 1 direct deductions",
         "orders paid through the gateway KRW 1,500, KRW 900 by 2 direct payments",
-        "gateway KRW 3,160 captured - 700 refunded = 1,500 paid by orders + 60 under way"
-        " + 900 direct",
+        "gateway KRW 3,160 captured - 700 refunded = 1,500 paid by orders + 60 under way + 900",
         "1 products, 100 stocked = 75 free + 5 reserved + 20 sold",
         "2 coupons issued of 3",
         "orders saved by coupons KRW 500",
@@ -93,14 +93,12 @@ async def test_what_moves_is_listed_and_is_no_breach(books: Books) -> None:
         ),
         (
             "order",
-            f"UPDATE sagas SET state = 'NEEDS_ATTENTION', last_error = 'x', lease_until = {STUCK}"
-            f" WHERE saga_id = '{PAY_D}'",
-            ": x",
+            f"UPDATE sagas SET state = 'NEEDS_ATTENTION', lease_until = {STUCK}",
+            "is NEEDS_ATTENTION and due since",
         ),
         (
             "order",
-            f"UPDATE orders SET expire_time = create_time + interval '1 second'"
-            f" WHERE order_id = '{C}'",
+            f"UPDATE orders SET expire_time = '{BEFORE}' WHERE order_id = '{C}'",
             f"order {C} is PENDING, to be paid until",
         ),
         (
