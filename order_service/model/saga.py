@@ -192,7 +192,7 @@ class Saga:
 
     def complete(self, step: StepRecord, results: StepResults, now: datetime) -> None:
         """The step has had its effect."""
-        step.state = StepState.DONE
+        step.state, step.last_error = StepState.DONE, ""
         self.facts, self.last_error = results, ""
         self._succeed(step, now)
 
@@ -278,7 +278,7 @@ class Saga:
         self.waits, self.next_attempt_time = False, None
 
     def _succeed(self, step: StepRecord, now: datetime) -> None:
-        step.end_time, step.last_error = now, ""
+        step.end_time = now
         step.failures, step.next_attempt_time = 0, None
         self.attempts = 0
 

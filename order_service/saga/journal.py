@@ -26,7 +26,7 @@ from order_service.locking import STRATEGIES
 from order_service.model.order import Order
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
-from order_service.saga.plan import PLANS
+from order_service.saga.plan import PAYMENT, PLANS
 from order_service.store import journal as store
 from order_service.store import saga_waiting
 from order_service.store.journal import TakenOver
@@ -92,9 +92,11 @@ class SagaJournal:
             return await store.take_over(connection, command)
 
     async def read_waiting(self, *, after: str, size: int) -> list[Saga]:
-        """Sagas that wait for the gateway, ``size`` at most, with ids above ``after``."""
+        """Sagas that wait for a payment, ``size`` at most, with ids above ``after``."""
         async with reading(self._database) as connection:
-            return await saga_waiting.read_waiting(connection, GATEWAY, after=after, size=size)
+            return await saga_waiting.read_waiting(
+                connection, (GATEWAY, PAYMENT.name), after=after, size=size
+            )
 
     async def wake(self, saga_ids: Collection[str]) -> int:
         """Make these sagas due now, before those that failed; returns how many of them waited."""

