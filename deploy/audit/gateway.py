@@ -57,8 +57,6 @@ class _Sums:
     captured: Counter[str] = field(default_factory=Counter)
     refunded: Counter[str] = field(default_factory=Counter)
     """By the gateway, and by other means."""
-    outside: Counter[str] = field(default_factory=Counter)
-    """Of these, what Tally did not give back, of payments that are not cancelled."""
     unknown: Counter[str] = field(default_factory=Counter)
     """What the gateway has for payments whose outcome payment_service does not know yet."""
     ahead: Counter[str] = field(default_factory=Counter)
@@ -107,8 +105,6 @@ def _add(sums: _Sums, payment: sa.Row[Any] | None, record: sqlite3.Row | None) -
     else:
         # Given back by other means, such as cash: the gateway does not know of it.
         sums.refunded[currency] += max(payment.refunded_minor - refunded, 0)
-        if not payment.cancelled:
-            sums.outside[currency] += payment.outside_minor
 
 
 def _compare_sums(found: AuditPass, sums: _Sums, uses: Uses) -> None:
@@ -118,7 +114,6 @@ def _compare_sums(found: AuditPass, sums: _Sums, uses: Uses) -> None:
         parts = {str(use): uses[use, currency] for use in Use}
         parts[str(Use.UNDER_WAY)] += sums.unknown[currency]
         parts[str(Use.GIVING_BACK)] -= sums.ahead[currency]
-        parts["refunded outside Tally"] = -sums.outside[currency]
         total = sum(parts.values())
         shown = [f"{amount:,} {name}" for name, amount in parts.items() if amount] or ["0"]
         figure = (

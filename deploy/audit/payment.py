@@ -58,25 +58,32 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
             OR p.state IN ('CONFIRMED', 'DECLINED') AND p.update_time > now() - {ANSWERS_KEPT} END
 """,  # noqa: S608 - a constant
     ),
-    # If there was nothing to cancel, the answer is null.
+    # If there was nothing to cancel, the answer is null. A payment that counts as not charged can
+    # be found charged later, and is then given back.
     Check(
         "I8",
-        "answer about cancelling a payment",
+        "answer about settling a payment",
         """
-SELECT concat_ws(' ', a.scope, a.request_id) AS key,
-       format('CancelPayment %s of %s: answered with payment %s as %s over %s, and it %s',
-              a.request_id, a.scope, answer ->> 'payment_id', answer ->> 'state',
-              answer -> 'amount' ->> 'amount_minor',
+SELECT concat_ws(' ', a.method, a.scope, a.request_id) AS key,
+       format('%s %s of %s: answered with payment %s as %s over %s, and it %s', a.method,
+              a.request_id, coalesce(nullif(a.scope, ''), answer ->> 'user_id'),
+              answer ->> 'payment_id', answer ->> 'state', answer -> 'amount' ->> 'amount_minor',
               coalesce('is ' || p.state || ' over ' || p.amount_minor, 'does not exist')
        ) AS difference
-  FROM (SELECT *, body::jsonb AS answer FROM answers WHERE method = 'CancelPayment') AS a
-  LEFT JOIN payments AS p
-    ON p.payment_id::text = answer ->> 'payment_id' AND p.user_id = a.scope
-   AND (p.state = answer ->> 'state' OR p.state = 'CANCELLED' AND p.refunded_outside_minor > 0)
-   AND answer @> jsonb_build_object(
-           'order_id', p.order_id, 'payment_key', p.payment_key, 'amount', jsonb_build_object(
-               'amount_minor', p.amount_minor, 'currency_code', p.currency_code))
- WHERE jsonb_typeof(answer) <> 'null' AND p.payment_id IS NULL
+  FROM (SELECT *, body::jsonb AS answer
+          FROM answers WHERE method IN ('CancelPayment', 'ResolvePayment')) AS a
+  LEFT JOIN payments AS p ON p.payment_id::text = answer ->> 'payment_id'
+ WHERE jsonb_typeof(answer) <> 'null'
+   AND (p.payment_id IS NULL
+        OR NOT answer @> jsonb_build_object(
+               'user_id', p.user_id, 'order_id', p.order_id, 'payment_key', p.payment_key,
+               'amount', jsonb_build_object('amount_minor', p.amount_minor,
+                                            'currency_code', p.currency_code))
+        OR a.method = 'CancelPayment' AND p.user_id <> a.scope
+        OR p.state <> answer ->> 'state'
+           AND NOT (p.state = 'CANCELLED' AND p.refunded_outside_minor > 0)
+           AND NOT (answer ->> 'failure_code' = 'NOT_CHARGED' AND p.cancel_reason IS NOT NULL)
+        OR a.method = 'ResolvePayment' AND p.resolution_reason IS NULL)
 """,
     ),
     Check(

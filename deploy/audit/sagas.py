@@ -29,6 +29,8 @@ class Use(enum.StrEnum):
     STANDING = "standing"
     DIRECT = "direct"
     """Taken by a call without an order; the service's own checks cover it."""
+    OUTSIDE = "refunded outside Tally"
+    """Of what orders paid, negative."""
 
 
 Uses = Counter[tuple[Use, str]]
@@ -230,6 +232,8 @@ def _count(
         case Expected.DONE:
             if participant.is_needed(claim):
                 uses[Use.PAID, claim.currency_code] += participant.amount(claim)
+            if effect is not None and effect.outside_minor:
+                uses[Use.OUTSIDE, effect.currency_code] -= int(effect.outside_minor)
             return
         case Expected.OPEN:
             given_back = claim.giving_back or (effect is not None and effect.cancelled)

@@ -231,12 +231,13 @@ def redemption_body(coupon_id: str, order_id: str, discount: int) -> dict[str, A
 # -- payment ---------------------------------------------------------------------------------------
 
 
+DIRECTLY: Final = "elsewhere"
 PAYMENTS = (
     (PAID_A, "ann", f"{PAY_A}:confirm_payment", (A, 1_500), "CONFIRMED"),
     (PAID_B, "bob", f"{PAY_B}:confirm_payment", (B, 700), "CANCELLED"),
     (DECLINED_C, "ann", f"{PAY_C}:confirm_payment", (C, 600), "DECLINED"),
-    (DIRECT, "bob", "direct-1", ("elsewhere", 900), "CONFIRMED"),
-    (UNKNOWN, "bob", "direct-2", ("elsewhere", 60), "UNKNOWN"),
+    (DIRECT, "bob", "direct-1", (DIRECTLY, 900), "CONFIRMED"),
+    (UNKNOWN, "bob", "direct-2", (DIRECTLY, 60), "UNKNOWN"),
 )
 
 
@@ -269,7 +270,7 @@ def payment_row(
         NOW if state == "UNKNOWN" else None,
     )
     if state in _ANSWERS:
-        body = payment_body(payment_id, *paid, state)
+        body = payment_body(payment_id, *paid, state) | {"user_id": user}
         script += answer("ConfirmPayment", user, request_id, body, _ANSWERS[state])
     return script
 
@@ -283,9 +284,10 @@ def _transaction(payment_id: str, state: str) -> str | None:
 
 
 def payment_body(payment_id: str, order_id: str, amount: int, state: str) -> dict[str, Any]:
-    """The body of a payment's answer."""
+    """The body of the answer about a payment of bob."""
     return {
         "payment_id": payment_id,
+        "user_id": "bob",
         "order_id": order_id,
         "payment_key": _key(payment_id),
         "amount": {"currency_code": "KRW", "amount_minor": amount},

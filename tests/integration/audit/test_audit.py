@@ -36,6 +36,7 @@ ONE_PASS = Limits(settle_s=0.0)
 MANY_PASSES = Limits(settle_s=60.0)
 STUCK = "'2000-01-01'"
 """The time of work that nothing moves."""
+NEEDS_ATTENTION = f"UPDATE sagas SET state = 'NEEDS_ATTENTION' WHERE saga_id = '{PAY_D}'"
 
 
 async def test_clean_books_pass_with_their_figures(books: Books) -> None:
@@ -93,7 +94,7 @@ async def test_what_moves_is_listed_and_is_no_breach(books: Books) -> None:
         ),
         (
             "order",
-            f"UPDATE sagas SET state = 'NEEDS_ATTENTION', lease_until = {STUCK}",
+            f"{NEEDS_ATTENTION}; UPDATE sagas SET lease_until = {STUCK}",
             "is NEEDS_ATTENTION and due since",
         ),
         (

@@ -25,6 +25,7 @@ from tests.integration.audit.books import (
     COUPON_B,
     DECLINED_C,
     DIRECT,
+    DIRECTLY,
     NOW,
     PAID_A,
     PAID_B,
@@ -512,8 +513,8 @@ a payment's amount is another | I7 I8 | payment and its answer
 a decline has another code than its answer | I8 | payment and its answer
     refused, and its payment {DECLINED_C} is DECLINED over 600
     UPDATE payments SET failure_code = 'OTHER' WHERE payment_id = '{DECLINED_C}'
-a cancelled payment is confirmed again | I8 | answer about cancelling a payment
-    answered with payment {PAID_B} as CANCELLED over 700, and it does not exist
+a cancelled payment is confirmed again | I8 | answer about settling a payment
+    answered with payment {PAID_B} as CANCELLED over 700, and it is CONFIRMED over 700
     UPDATE payments SET state = 'CONFIRMED', refunded_minor = 0, due_time = '{NOW}'
     WHERE payment_id = '{PAID_B}'
 more is refunded than was paid | I7 | amounts and times of the payment
@@ -571,9 +572,12 @@ a payment is answered with another amount | I8 | payment and its answer
 a payment has a transaction that is not its own | I3 I7 I8 | charge
     payment {DIRECT} key key-34: transaction t key-31, at the gateway t key-34
     UPDATE payments SET gateway_transaction_id = 't key-31' WHERE payment_id = '{DIRECT}'
-a cancellation is answered and did not happen | I8 | answer about cancelling a payment
+a cancellation is answered and did not happen | I8 | answer about settling a payment
     CancelPayment lost of bob: answered with payment {DIRECT} as CANCELLED over 900, and it
-    {answer("CancelPayment", "bob", "lost", payment_body(DIRECT, "elsewhere", 900, "CANCELLED"))}
+    {answer("CancelPayment", "bob", "lost", payment_body(DIRECT, DIRECTLY, 900, "CANCELLED"))}
+a payment is answered as settled and has no reason | I8 | answer about settling a payment
+    ResolvePayment lost of bob: answered with payment {DIRECT} as CONFIRMED over 900, and it
+    {answer("ResolvePayment", "", "lost", payment_body(DIRECT, DIRECTLY, 900, "CONFIRMED"))}
 a confirmed payment is cancelled by its answer | I8 | payment and its answer
     ConfirmPayment direct-1 of bob: cancelled, and its payment {DIRECT} is CONFIRMED
     UPDATE answers SET state = 'CANCELLED', body = NULL WHERE request_id = 'direct-1'
