@@ -11,7 +11,7 @@ from deploy.audit import balance, coupon, gateway, order, payment, sagas
 from deploy.audit.audit_pass import AuditPass
 from deploy.audit.checks import ServiceChecks, run_checks
 from deploy.audit.report import Report
-from deploy.audit.snapshots import database_errors, take_snapshots
+from deploy.audit.snapshots import Books, database_errors, take_snapshots
 from deploy.audit.sources import Sources
 
 PAUSE_S: Final = 1.0
@@ -51,17 +51,22 @@ async def audit(sources: Sources, limits: Limits | None = None) -> Report:
 
 async def run_pass(sources: Sources, limits: Limits) -> AuditPass:
     """Run every check on one snapshot of each book. Raises CannotAudit."""
-    found = AuditPass()
     async with take_snapshots(sources) as books:
-        for service, checks in SERVICES.items():
-            with database_errors(service):
-                await run_checks(books[service], found, checks, overdue_s=limits.overdue_s)
-        uses = {}
-        for participant in sagas.PARTICIPANTS:
-            with database_errors(f"{participant.service} or order"):
-                uses[participant.service] = await sagas.compare(
-                    books, found, participant, overdue_s=limits.overdue_s
-                )
-        with database_errors("payment"):
-            await gateway.compare(books, found, uses["payment"], overdue_s=limits.overdue_s)
+        return await check_books(books, limits)
+
+
+async def check_books(books: Books, limits: Limits) -> AuditPass:
+    """Run every check on these snapshots. Raises CannotAudit."""
+    found = AuditPass()
+    for service, checks in SERVICES.items():
+        with database_errors(service):
+            await run_checks(books[service], found, checks, overdue_s=limits.overdue_s)
+    uses = {}
+    for participant in sagas.PARTICIPANTS:
+        with database_errors(f"{participant.service} or order"):
+            uses[participant.service] = await sagas.compare(
+                books, found, participant, overdue_s=limits.overdue_s
+            )
+    with database_errors("payment"):
+        await gateway.compare(books, found, uses["payment"], overdue_s=limits.overdue_s)
     return found

@@ -36,7 +36,8 @@ class Expected(enum.StrEnum):
 def _step(saga: str, name: str) -> str:
     """SQL: one step of the saga, for those states in which the steps decide."""
     return (
-        f"(SELECT step ->> 'state' AS state, (step ->> 'fenced')::boolean AS fenced, step ->> 'standing_reason' AS standing_reason,"  # noqa: S608 - constants
+        f"(SELECT step ->> 'state' AS state, (step ->> 'fenced')::boolean AS fenced,"  # noqa: S608 - constants
+        f" step ->> 'standing_reason' AS standing_reason,"
         f" coalesce((step ->> 'standing_minor')::numeric, 0) AS standing_minor"
         f" FROM jsonb_array_elements({saga}.steps) AS step"
         f" WHERE {saga}.state NOT IN ('COMPLETED', 'COMPENSATED') AND step ->> 'name' = '{name}'"

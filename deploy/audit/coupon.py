@@ -174,24 +174,36 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
   FULL JOIN redemptions AS r USING (user_id, request_id)
 """,  # noqa: S608 - a constant
     ),
-    # If there was no such coupon, the answer has none.
+    # If there was no such coupon, the answer has none. The restoration of a redemption is answered
+    # with the coupon at that time; a second one too, and one of a redemption that never came.
     Check(
         "I8",
-        "answer about a restoration",
-        """
-SELECT concat_ws(' ', a.scope, a.request_id) AS key,
-       format('RestoreCoupon %s of %s: answered with coupon %s, which %s', a.request_id, a.scope,
-              a.coupon ->> 'coupon_id',
-              CASE WHEN c.coupon_id IS NULL THEN 'does not exist' ELSE 'is another' END)
-           AS difference
-  FROM (SELECT *, body::jsonb -> 'coupon' AS coupon
+        "restoration and its answer",
+        f"""
+SELECT concat_ws(' ', user_id, request_id) AS key,
+       format('RestoreCoupon %s of %s: ', request_id, user_id) || CASE
+           WHEN a.state IS NULL
+           THEN CASE WHEN r.restore_time > now() - {ANSWERS_KEPT}
+                THEN format('coupon %s is restored, and it is not answered', r.coupon_id) END
+           WHEN jsonb_typeof(coupon) = 'null' THEN NULL
+           WHEN c.coupon_id IS NULL
+           THEN format('answered with coupon %s, which does not exist', coupon ->> 'coupon_id')
+           WHEN NOT coupon @> jsonb_build_object(
+                    'campaign_id', c.campaign_id, 'issue_number', c.issue_number,
+                    'request_id', c.issued_by)
+                OR r.coupon_id <> c.coupon_id
+                OR r.restore_time <> (coupon ->> 'as_of')::timestamptz
+           THEN format('answered with coupon %s as of %s, restored is %s at %s',
+                       coupon ->> 'coupon_id', coupon ->> 'as_of', r.coupon_id, r.restore_time)
+       END AS difference
+  FROM (SELECT scope AS user_id, request_id, state, body::jsonb -> 'coupon' AS coupon
           FROM answers WHERE method = 'RestoreCoupon') AS a
-  LEFT JOIN coupons AS c ON c.coupon_id::text = a.coupon ->> 'coupon_id' AND c.user_id = a.scope
- WHERE jsonb_typeof(a.coupon) <> 'null'
-   AND (c.coupon_id IS NULL OR NOT a.coupon @> jsonb_build_object(
-            'campaign_id', c.campaign_id, 'issue_number', c.issue_number,
-            'request_id', c.request_id))
-""",
+  FULL JOIN (SELECT user_id, restore_request_id AS request_id, coupon_id, restore_time
+               FROM redemptions WHERE restore_time IS NOT NULL) AS r USING (user_id, request_id)
+  LEFT JOIN (SELECT coupon_id, user_id AS owner, campaign_id, issue_number,
+                    request_id AS issued_by FROM coupons) AS c
+    ON c.coupon_id::text = coupon ->> 'coupon_id' AND c.owner = user_id
+""",  # noqa: S608 - a constant
     ),
     Check(
         "I8",

@@ -167,6 +167,7 @@ def coupon() -> str:
     values = (CAMPAIGN, 15, 500, 3, 2)
     row = completed("campaigns", columns, *values)
     body = row | {"terms": row, "issued": 0}
+    restored = _coupon_row(COUPON_B, "bob", 2) | {"as_of": NOW}
     return (
         insert("campaigns", columns, *values)
         + answer("CreateCampaign", "", "campaign-1", body)
@@ -176,7 +177,7 @@ def coupon() -> str:
         + redemption(
             "bob", PAY_B, COUPON_B, order_id=B, order_amount=2_000, discount=300, restored=True
         )
-        + answer("RestoreCoupon", "bob", "restore-1", {"coupon": _coupon_row(COUPON_B, "bob", 2)})
+        + answer("RestoreCoupon", "bob", "restore-1", {"coupon": restored})
     )
 
 
