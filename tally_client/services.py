@@ -117,6 +117,12 @@ class PaymentService:
         self.cancel_payment = Unary(
             connection, payment.CancelPaymentRequest, payment.CancelPaymentResponse
         )
+        self.get_confirmations = Unary(
+            connection, payment.GetConfirmationsRequest, payment.GetConfirmationsResponse
+        )
+        self.resolve_payment = Unary(
+            connection, payment.ResolvePaymentRequest, payment.ResolvePaymentResponse
+        )
         self.get_payment = Unary(connection, payment.GetPaymentRequest, payment.GetPaymentResponse)
         self.list_payments = Listing(
             connection, payment.ListPaymentsRequest, payment.ListPaymentsResponse
