@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -63,7 +64,18 @@ async def test_each_recorded_call_gets_the_recorded_reply(release: Path, stack: 
         reply = await caller.reply(record)
         if "refusal" in reply and "message" not in expected.get("refusal", {"message": ""}):
             reply = {"refusal": words_dropped(reply["refusal"])}
-        assert reply == expected, (record["call"], record["request"])
+        assert within(expected, reply) == expected, (record["call"], record["request"])
+
+
+def within(expected: Any, value: Any) -> Any:
+    """The value without the fields that a later release added."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return {
+            name: within(expected[name], part) for name, part in value.items() if name in expected
+        }
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        return [within(old, new) for old, new in zip(expected, value, strict=True)]
+    return value
 
 
 async def test_unfinished_sagas_and_payments_come_to_their_end(
