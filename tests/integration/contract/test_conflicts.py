@@ -53,10 +53,16 @@ def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
         message.order_id = seed.pending_orders[-1]
     elif isinstance(value, Money):
         value.amount_minor += 1
+    elif field.is_repeated and name == "ResolveSaga":
+        value[1].reason += "-other"
     elif field.is_repeated:
         value[1].quantity += 1
     elif field.message_type is not None:
         value.seconds += 1
+    elif field.name == "last_reason":
+        message.last_reason += "_OTHER"
+    elif field.name == "outcome":
+        message.outcome -= 1
     elif field.type == FieldDescriptor.TYPE_STRING:
         setattr(message, field.name, f"{value}-other")
     else:
@@ -67,8 +73,8 @@ def variants(request: Any, name: str, seed: Seed) -> dict[str, Any]:
     """The request with each field changed, and without each optional field."""
     found = {}
     for field in request.DESCRIPTOR.fields:
-        if field.name in {"user_id", "request_id"}:
-            continue  # another user's request, or another intent
+        if field.name in {"user_id", "request_id", "record_only"}:
+            continue  # another user's request, another intent, or not a part of it
         choice = field.containing_oneof
         if choice is not None and len(choice.fields) > 1 and not request.HasField(field.name):
             continue  # the choice that was not made

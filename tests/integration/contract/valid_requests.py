@@ -10,7 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tally.order.v1.order_pb2 import Order, OrderLine, Saga
+from tally.order.v1.order_pb2 import Order, OrderLine, Saga, StandingEffect
+from tally.payment.v1.payment_pb2 import ResolvePaymentRequest
 from tests.support.balances import won
 from tests.support.contract import METHODS_BY_NAME, message_class
 
@@ -119,9 +120,27 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
         "ListSagas": {"state": Saga.STATE_COMPLETED},
         "GetSaga": {"saga_id": seed.sagas[0]},
         "RetrySaga": {"saga_id": seed.sagas[0]},
-        "ResolveSaga": {"saga_id": seed.sagas[0]},
+        "RetrySagas": {
+            "state": Saga.STATE_RUNNING,
+            "kind": Saga.KIND_PAY_ORDER,
+            "last_reason": "OVERLOADED",
+            "age": Duration(seconds=1),
+        },
+        "ResolveSaga": {
+            "saga_id": seed.sagas[0],
+            "standing": [
+                StandingEffect(step=step, reason="x")
+                for step in ("redeem_coupon", "deduct_balance")
+            ],
+        },
         "ConfirmPayment": {"order_id": "order-1", "amount": won(1_000)},
-        "CancelPayment": {},
+        "CancelPayment": {"record_only": True},
+        "GetConfirmations": {"confirm_request_ids": ["c-1", "c-2"]},
+        "ResolvePayment": {
+            "payment_id": seed.payments[2],
+            "outcome": ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE,
+            "amount": won(1),
+        },
         "GetPayment": {"payment_id": seed.payments[0]},
         "ListPayments": {"order_id": "order-1"},
     }
