@@ -54,6 +54,16 @@ LABELS = {
     labels("tally_gateway_outcomes_total", asked="cancel", outcome="Cancelled"),
 }
 """Of metrics that the unfinished work counts; operators have queries for these names."""
+ADDED_LATER = {
+    "tally.order.v1.SagaService/RetrySagas",
+    "tally.payment.v1.PaymentService/ResolvePayment",
+    "tally.order.v1.Saga.State.STATE_RESOLVING",
+    "tally.order.v1.SagaStep.State.STATE_STANDING",
+    "tally.payment.v1.ResolvePaymentRequest.Outcome.OUTCOME_NOT_CHARGED",
+    "tally.payment.v1.ResolvePaymentRequest.Outcome.OUTCOME_CHARGED",
+    "tally.payment.v1.ResolvePaymentRequest.Outcome.OUTCOME_REFUNDED_OUTSIDE",
+}
+"""Methods and values of enums that the release did not have."""
 
 
 async def test_each_recorded_call_gets_the_recorded_reply(release: Path, stack: Stack) -> None:
@@ -150,12 +160,16 @@ def paths(value: object, path: str = "") -> Iterator[str]:
 def test_records_replay_each_mutation_and_show_each_state(release: Path) -> None:
     responses = [(record, response(record)) for record in recorded_calls(release)]
     replayed = {record["call"] for record, got in responses if getattr(got, "replayed", False)}
-    assert replayed == {
-        f"{service.full_name}/{method.name}"
-        for service in SERVICES_OFFERED
-        for method in service.methods
-        if "request_id" in method.input_type.fields_by_name
-    }
+    assert (
+        replayed
+        == {
+            f"{service.full_name}/{method.name}"
+            for service in SERVICES_OFFERED
+            for method in service.methods
+            if "request_id" in method.input_type.fields_by_name
+        }
+        - ADDED_LATER
+    )
     enums = {
         enum
         for service in SERVICES_OFFERED
@@ -163,7 +177,9 @@ def test_records_replay_each_mutation_and_show_each_state(release: Path) -> None
         for enum in message.enum_types
     }
     shown = {value for _, got in responses for value in enum_values(got)}
-    assert shown == {(enum.full_name, value.number) for enum in enums for value in enum.values[1:]}
+    values = {(enum, value) for enum in enums for value in enum.values[1:]}
+    added = {(e, value) for e, value in values if f"{e.full_name}.{value.name}" in ADDED_LATER}
+    assert shown == {(enum.full_name, value.number) for enum, value in values - added}
 
 
 def enum_values(message: Message | None) -> Iterator[tuple[str, int]]:
