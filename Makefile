@@ -62,6 +62,10 @@ test-kills: $(STAMP) ## Kill each kind of process during a demo, restart the sta
 test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; check balancing, restarts and kills (14 minutes)
 	@$(BIN)/python -m pytest tests/replicas $(ARGS)
 
+.PHONY: failpoints
+failpoints: $(STAMP) ## List the failpoints, at which a test lets a service fail
+	@$(BIN)/python -m tests.crash
+
 .PHONY: check
 check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; change nothing
 	@$(BIN)/ruff check .

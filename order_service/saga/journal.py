@@ -72,7 +72,7 @@ class SagaJournal:
         Only sagas of plans that this release knows; the others are left to a newer replica.
         """
         command = TakeOverSagas(self._owner, lease_s, uses_gateway, capacity, retries, _PLANS)
-        async with self._database.begin() as connection:
+        async with self._database.begin("saga_takeover") as connection:
             return await store.take_over(connection, command)
 
     async def _decide(
