@@ -64,7 +64,7 @@ test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; c
 
 .PHONY: failpoints
 failpoints: $(STAMP) ## List the failpoints, at which a test lets a service fail
-	@$(BIN)/python -m tests.crash
+	@$(BIN)/python -m tests.faults list
 
 .PHONY: check
 check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; change nothing

@@ -147,7 +147,8 @@ PLACES: Final = (
         fails=False,
     ),
 )
-NAMES: Final = tuple(name for place in PLACES for name in place.names)
+NAMES: Final = {name: place for place in PLACES for name in place.names}
+"""The place of every failpoint."""
 
 ACTIONS: Final = {
     "kill -9": (Action.KILL, (BEFORE, AFTER)),
@@ -178,6 +179,11 @@ class Cell:
     @property
     def action(self) -> Action:
         return ACTIONS[self.column][0]
+
+    @property
+    def interruption(self) -> str:
+        """The failpoint where a process is killed first; '' in a first run."""
+        return self.place.interruption if self.phase == RECOVERY else ""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.column}, {self.phase}"

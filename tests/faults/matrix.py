@@ -1,0 +1,276 @@
+"""The crash matrix: cells in batches on one stack, healed and audited after each batch.
+
+A batch has a few cells of different places at once. If its books do not balance, each of its cells
+runs again alone, on a new stack, so that the fault has one name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from common.failpoints import Action, Armed, Fired, arm, disarm_all, fired, reached
+from tests.faults.books import unfinished, wrong
+from tests.faults.load import Customers, Told, fresh_stack
+from tests.faults.places import FIRST_RUN, NAMES, RECOVERY, Cell
+from tests.faults.stack import FaultyStack
+
+LEASE_S: Final = 1.0
+PAUSE_S: Final = 2.5 * LEASE_S
+FIRE_LIMIT_S: Final = 12.0
+"""How long the load goes on for a failpoint that has not fired."""
+ROUND_S: Final = 0.7
+"""Between the beginnings of two rounds of customers."""
+STILL_S: Final = 0.4
+"""From the interruption to the cell's fault: what was in flight elsewhere has ended, and the lease
+of what was interrupted has not."""
+TRIES_MAX: Final = 3
+SETTINGS: Final = {
+    "TALLY_ORDER_SAGA_LEASE_S": f"{LEASE_S}",
+    "TALLY_ORDER_SAGA_SWEEP_INTERVAL_S": "0.2",
+    "TALLY_ORDER_SAGA_BACKOFF_MAX_S": "0.5",
+    "TALLY_ORDER_PAY_WITHIN_S": "6",
+    "TALLY_ORDER_ORDER_EXPIRY_S": "4",
+    "TALLY_ORDER_EXPIRY_INTERVAL_S": "0.3",
+    "TALLY_PAYMENT_LEASE_S": f"{LEASE_S}",
+    "TALLY_PAYMENT_RESOLVE_INTERVAL_S": "0.2",
+    "TALLY_PAYMENT_GATEWAY_TIMEOUT_S": "1",
+    "TALLY_READINESS_INTERVAL_S": "0.3",
+    "TALLY_GRACE_S": "1",
+}
+_AT_ONCE: Final = {
+    FIRST_RUN: {"order": 2, "payment": 2, "balance": 1, "coupon": 1},
+    RECOVERY: {"order": 1, "payment": 1, "balance": 1, "coupon": 1},
+}
+"""Cells of one batch, by service: each has two replicas."""
+_POLL_S: Final = 0.02
+
+
+@dataclass
+class Results:
+    """What became of the cells."""
+
+    held: set[Cell] = field(default_factory=set)
+    broken: dict[Cell, list[str]] = field(default_factory=dict)
+    never_fired: set[Cell] = field(default_factory=set)
+    unlisted: set[str] = field(default_factory=set)
+    """Places that were passed and are in no list."""
+    orders: int = 0
+    restarts: int = 0
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return not (self.broken or self.never_fired or self.unlisted)
+
+
+def batches(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that run at once: of one phase and of different places.
+
+    Their interruptions are of different services, or the same one.
+    """
+    grouped: list[list[Cell]] = []
+    waiting = list(cells)
+    while waiting:
+        batch: list[Cell] = []
+        for cell in list(waiting):
+            if _fits(cell, batch):
+                batch.append(cell)
+                waiting.remove(cell)
+        grouped.append(batch)
+    return grouped
+
+
+def _fits(cell: Cell, batch: Sequence[Cell]) -> bool:
+    if not batch:
+        return True
+    if cell.phase != batch[0].phase or cell.place in {one.place for one in batch}:
+        return False
+    interruptions = {one.interruption for one in (cell, *batch)} - {""}
+    if len({NAMES[one].service for one in interruptions}) < len(interruptions):
+        return False
+    if any(one.place.with_error for one in (cell, *batch)):
+        return False
+    used = Counter(one.place.service for one in batch)
+    return used[cell.place.service] < _AT_ONCE[cell.phase][cell.place.service]
+
+
+class Matrix:
+    """Runs cells and keeps their results."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.results = Results()
+        self._report = report
+
+    async def run(self, cells: Sequence[Cell]) -> Results:
+        """Run all cells. Enter it in the main thread."""
+        started = time.monotonic()
+        left = batches(cells)
+        while left:
+            left = await self._on_one_stack(left)
+        self.results.seconds = time.monotonic() - started
+        return self.results
+
+    async def _on_one_stack(self, left: list[list[Cell]]) -> list[list[Cell]]:
+        """Run batches until one breaks the books; returns what is left to run."""
+        tries: Counter[Cell] = Counter()
+        async with fresh_stack(SETTINGS) as (stack, crowd):
+            while left:
+                batch, *left = left
+                shot = Shot(stack, crowd, batch)
+                began = time.monotonic()
+                found = await shot.run()
+                took_s = time.monotonic() - began
+                self._report(
+                    f"{len(left):4} left  {took_s:5.1f} s  {len(shot.told):3} orders  "
+                    f"{'broken' if found else 'held'}  {'; '.join(map(str, batch))}"
+                )
+                self.results.orders += len(shot.told)
+                self.results.unlisted |= reached(stack.failpoints) - set(NAMES)
+                if found:
+                    for line in found[:40]:
+                        self._report(f"      {line}")
+                    left = self._after_a_breach(batch, found) + left
+                    break
+                self.results.held |= shot.fired
+                for cell in shot.not_fired:
+                    tries[cell] += 1
+                    if tries[cell] < TRIES_MAX:
+                        left.append([cell])
+                    else:
+                        self.results.never_fired.add(cell)
+            self.results.restarts += stack.restarts
+        return left
+
+    def _after_a_breach(self, batch: list[Cell], found: list[str]) -> list[list[Cell]]:
+        if len(batch) == 1:
+            self.results.broken[batch[0]] = found
+            return []
+        return [[cell] for cell in batch]
+
+
+class Shot:
+    """One batch: load, faults, healing, and the check of the books."""
+
+    def __init__(self, stack: FaultyStack, crowd: Customers, batch: Sequence[Cell]) -> None:
+        self._stack = stack
+        self._crowd = crowd
+        self._batch = batch
+        self._before = len(fired(stack.failpoints))
+        self._finished = len(crowd.finished)
+        self._deaths: list[str] = []
+
+    @property
+    def _names(self) -> Counter[str]:
+        """How often each failpoint has fired in this batch."""
+        return Counter(one.name for one in self._records)
+
+    @property
+    def _records(self) -> list[Fired]:
+        return fired(self._stack.failpoints)[self._before :]
+
+    @property
+    def fired(self) -> set[Cell]:
+        return set(self._batch) - self.not_fired
+
+    @property
+    def not_fired(self) -> set[Cell]:
+        names = self._names
+        return {c for c in self._batch if names[c.name] < 1 + (c.name in self._interruptions)}
+
+    @property
+    def told(self) -> list[Told]:
+        return self._crowd.finished[self._finished :]
+
+    @property
+    def _interruptions(self) -> set[str]:
+        return {cell.interruption for cell in self._batch} - {""}
+
+    async def run(self) -> list[str]:
+        """What is wrong afterwards; nothing if the books hold."""
+        async with self._restarting():
+            if self._interruptions:
+                await self._interrupt()
+            self._arm()
+            await self._load(lambda: not self.not_fired, new=not self._interruptions)
+            disarm_all(self._stack.failpoints)
+            await self._stack.healthy()
+        return [
+            *self._deaths,
+            *await unfinished(self._stack),
+            *await wrong(self._stack, self.told),
+            *await self._stack.differences(),
+        ]
+
+    def _arm(self) -> None:
+        for cell in self._batch:
+            if cell.place.with_error:
+                error = Armed(cell.place.with_error, Action.ERROR, cell.place.service)
+                arm(self._stack.failpoints, error)
+            armed = Armed(cell.name, cell.action, self._process_of(cell), PAUSE_S)
+            arm(self._stack.failpoints, armed)
+
+    def _process_of(self, cell: Cell) -> str:
+        """Where the fault happens: in recovery by the order service, not in the replica killed.
+
+        All customers use that one: what the other passes is recovery.
+        """
+        killed = {one.replica for one in self._records if one.name in self._interruptions}
+        survivors = {"order-0": "order-1", "order-1": "order-0"}
+        for replica in killed & set(survivors):
+            if cell.place.service == "order":
+                return survivors[replica]
+        return cell.place.service
+
+    async def _interrupt(self) -> None:
+        """Kill a process where it is about to do what recovery will do for it."""
+        for name in self._interruptions:
+            arm(self._stack.failpoints, Armed(name, Action.KILL))
+        await self._load(lambda: set(self._names) >= self._interruptions, new=True, wait=False)
+        await asyncio.sleep(STILL_S)
+
+    async def _load(self, done: Callable[[], bool], *, new: bool, wait: bool = True) -> None:
+        """Send rounds of customers until ``done``, or for FIRE_LIMIT_S; then wait for them.
+
+        Without ``new`` no customer begins: what is interrupted has to suffice.
+        """
+        until_s = time.monotonic() + FIRE_LIMIT_S
+        rounds = self._crowd.rounds
+        number = 0
+        next_s = time.monotonic()
+        while not done() and time.monotonic() < until_s:
+            if new and time.monotonic() >= next_s:
+                # An interruption needs a replica that gets no customers.
+                shop = self._crowd.shops[number % len(self._crowd.shops) if wait else 0]
+                rounds.append(asyncio.create_task(self._crowd.round(shop)))
+                rounds.append(asyncio.create_task(self._crowd.keep_shop(shop)))
+                number, next_s = number + 1, time.monotonic() + ROUND_S
+            await asyncio.sleep(_POLL_S)
+        if wait:
+            await asyncio.gather(*rounds)
+            rounds.clear()
+
+    @contextlib.asynccontextmanager
+    async def _restarting(self) -> AsyncIterator[None]:
+        """Restart what dies during the block. Only a failpoint may end a process."""
+
+        async def restart() -> None:
+            while True:
+                for child in self._stack.restart_dead():
+                    killed = {one.pid for one in fired(self._stack.failpoints)}
+                    if child.pid not in killed:
+                        self._deaths.append(f"{child.name} ended by itself: {child.exit_code()}")
+                await asyncio.sleep(_POLL_S)
+
+        task = asyncio.create_task(restart())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
