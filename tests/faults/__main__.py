@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from deploy.local.command_line import Flag, make_app, report, run_app
+from deploy.local.command_line import make_app, report, run_app
+from tests.faults import table
 from tests.faults.matrix import Matrix
 from tests.faults.outages import DEPENDENCIES, LENGTHS
 from tests.faults.outages import run as run_outages
@@ -21,8 +22,10 @@ def list_names() -> None:
 
 
 @app.command
-def crash(*, only: str = "", every: int = 1, keep: Flag = False) -> int:
+def crash(*, only: str = "", every: int = 1) -> int:
     """Run the crash matrix; exit 0 if every cell fired and all books hold.
+
+    A whole run writes its table into docs/guides/failures.md.
 
     Parameters
     ----------
@@ -33,6 +36,8 @@ def crash(*, only: str = "", every: int = 1, keep: Flag = False) -> int:
     """
     chosen = [cell for cell in cells() if only in str(cell)][::every]
     results = asyncio.run(Matrix(report).run(chosen))
+    if not only and every == 1:
+        table.write("crash matrix", table.matrix(results))
     report(
         f"{len(results.held)} held, {len(results.broken)} broken, "
         f"{len(results.never_fired)} never fired, {results.orders} orders, "
@@ -51,6 +56,8 @@ def crash(*, only: str = "", every: int = 1, keep: Flag = False) -> int:
 def outages(*, only: str = "", lengths: str = "") -> int:
     """Take each dependency away; exit 0 if all sagas end in time and all books hold.
 
+    A whole run writes its table into docs/guides/failures.md.
+
     Parameters
     ----------
     only
@@ -61,6 +68,8 @@ def outages(*, only: str = "", lengths: str = "") -> int:
     chosen = [one for one in DEPENDENCIES if only in one.name]
     long = [one for one in LENGTHS if lengths in {"", one.name}]
     outcomes = asyncio.run(run_outages(report, long, chosen))
+    if not only and not lengths:
+        table.write("outages", table.outages(outcomes))
     return 0 if all(outcome.held for outcome in outcomes) else 1
 
 

@@ -19,13 +19,16 @@ from tests.faults.books import unfinished, wrong
 from tests.faults.load import Customers, Told, fresh_stack
 from tests.faults.places import FIRST_RUN, NAMES, RECOVERY, Cell
 from tests.faults.stack import FaultyStack
+from tests.support.orders import Shop
 
 LEASE_S: Final = 1.0
 PAUSE_S: Final = 2.5 * LEASE_S
 FIRE_LIMIT_S: Final = 12.0
 """How long the load goes on for a failpoint that has not fired."""
-ROUND_S: Final = 0.7
-"""Between the beginnings of two rounds of customers."""
+ROUND_S: Final = 0.5
+"""Between the beginnings of two rounds of customers, at least."""
+ROUNDS_MAX: Final = 3
+"""Rounds at once: the machine must not be what is slow."""
 STILL_S: Final = 0.4
 """From the interruption to the cell's fault: what was in flight elsewhere has ended, and the lease
 of what was interrupted has not."""
@@ -244,16 +247,19 @@ class Shot:
         number = 0
         next_s = time.monotonic()
         while not done() and time.monotonic() < until_s:
-            if new and time.monotonic() >= next_s:
+            running = sum(not one.done() for one in rounds)
+            if new and time.monotonic() >= next_s and running < ROUNDS_MAX:
                 # An interruption needs a replica that gets no customers.
                 shop = self._crowd.shops[number % len(self._crowd.shops) if wait else 0]
-                rounds.append(asyncio.create_task(self._crowd.round(shop)))
-                rounds.append(asyncio.create_task(self._crowd.keep_shop(shop)))
+                rounds.append(asyncio.create_task(self._round(shop)))
                 number, next_s = number + 1, time.monotonic() + ROUND_S
             await asyncio.sleep(_POLL_S)
         if wait:
             await asyncio.gather(*rounds)
             rounds.clear()
+
+    async def _round(self, shop: Shop) -> None:
+        await asyncio.gather(self._crowd.round(shop), self._crowd.keep_shop(shop))
 
     @contextlib.asynccontextmanager
     async def _restarting(self) -> AsyncIterator[None]:

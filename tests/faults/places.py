@@ -159,7 +159,7 @@ ACTIONS: Final = {
 }
 """The columns of the matrix. Before a call or commit nothing has happened, and a failure is an
 error. After it the effect is there, and a failure is a lost reply."""
-FIRST_RUN, RECOVERY = "first run", "recovery"
+FIRST_RUN, RECOVERY = PHASES = "first run", "recovery"
 
 
 @dataclass(frozen=True, slots=True)
