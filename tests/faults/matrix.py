@@ -131,7 +131,8 @@ class Matrix:
                 took_s = time.monotonic() - began
                 self._report(
                     f"{len(left):4} left  {took_s:5.1f} s  {len(shot.told):3} orders  "
-                    f"{'broken' if found else 'held'}  {'; '.join(map(str, batch))}"
+                    f"{'broken' if found else 'held'}  "
+                    + "; ".join(f"{'' if c in shot.fired else 'NOT FIRED '}{c}" for c in batch)
                 )
                 self.results.orders += len(shot.told)
                 self.results.unlisted |= reached(stack.failpoints) - set(NAMES)
