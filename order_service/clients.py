@@ -1,4 +1,4 @@
-"""The calls of saga steps to the other services.
+"""The calls of sagas to the other services.
 
 Every call can be repeated: its request_id names the saga and the step. A compensation names the
 request that it compensates, whether that ever arrived or not; the service cancels it for ever.
@@ -7,7 +7,7 @@ request that it compensates, whether that ever arrived or not; the service cance
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -82,6 +82,25 @@ _DEFINITE: Final = frozenset(
     {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION}
 )
 _UNREACHED: Final = frozenset({"GATEWAY_UNAVAILABLE", "PAYMENT_IN_PROGRESS"})
+_AT_GATEWAY: Final = _UNREACHED | {"PAYMENT_OUTCOME_UNKNOWN", "REFUND_REFUSED"}
+_AWAY: Final = frozenset({"", "DATABASE_UNAVAILABLE", "REPLICA_NOT_READY"})
+GATEWAY: Final = "gateway"
+"""What a saga waits for if the payment service replied, and the payment is not decided."""
+
+
+def is_away(refusal: Refusal) -> bool:
+    """Whether the service did not reply, or cannot do anything at the moment."""
+    return refusal.reason in _AWAY
+
+
+def waits_for(participant: str, refusal: Refusal) -> str:
+    """What a step waits for that failed at ``participant``."""
+    return GATEWAY if refusal.reason in _AT_GATEWAY else participant
+
+
+def is_refund_refused(refusal: Refusal) -> bool:
+    """Whether the gateway will never give the money back: a person has to do it."""
+    return refusal.reason == "REFUND_REFUSED"
 
 
 def effect_of(refusal: Refusal) -> StepEffect:
@@ -179,6 +198,16 @@ async def confirm_payment(services: Services, call: StepCall) -> StepResults:
 
 
 async def cancel_payment(services: Services, call: StepCall) -> StepResults:
+    """Returns when nothing is charged any more."""
+    return await _cancel_payment(services, call, record_only=False)
+
+
+async def fence_payment(services: Services, call: StepCall) -> StepResults:
+    """Returns when the cancellation is stored, which is certain to be carried out."""
+    return await _cancel_payment(services, call, record_only=True)
+
+
+async def _cancel_payment(services: Services, call: StepCall, *, record_only: bool) -> StepResults:
     await services.payment.call(
         services.payment.stub.CancelPayment,
         payment_pb2.CancelPaymentRequest(
@@ -186,11 +215,29 @@ async def cancel_payment(services: Services, call: StepCall) -> StepResults:
             user_id=call.saga.user_id,
             reason=_cancel_reason(call.saga),
             request_id=call.request_id,
+            record_only=record_only,
         ),
-        limit_s=GATEWAY_ATTEMPT_S,
-        attempts_max=1,
+        limit_s=ATTEMPT_S if record_only else GATEWAY_ATTEMPT_S,
+        attempts_max=ATTEMPTS_MAX if record_only else 1,
     )
     return call.saga.facts
+
+
+async def get_payments(
+    services: Services, confirm_request_ids: Sequence[str]
+) -> dict[str, payment_pb2.Payment]:
+    """The payments of these confirmations, at most 500, by request_id; without those of none."""
+    response = await services.payment.call(
+        services.payment.stub.GetConfirmations,
+        payment_pb2.GetConfirmationsRequest(confirm_request_ids=confirm_request_ids),
+        limit_s=ATTEMPT_S,
+        attempts_max=1,
+    )
+    return {
+        found.confirm_request_id: found.payment
+        for found in response.confirmations
+        if found.HasField("payment")
+    }
 
 
 def _cancel_reason(saga: Saga) -> str:

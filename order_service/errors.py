@@ -46,7 +46,7 @@ class PaymentKeyRequired(Refusal, reason="PAYMENT_KEY_REQUIRED"):
 
 
 class SagaNotRetryable(Refusal, reason="SAGA_NOT_RETRYABLE"):
-    """The saga does not need attention."""
+    """The saga has ended, or does not need attention, or has a step that cannot be undone."""
 
 
 class AmountExceedsDue(Refusal, code=Code.INVALID_ARGUMENT, reason="AMOUNT_EXCEEDS_DUE"):
@@ -67,7 +67,7 @@ class NotPaid(Refusal, code=Code.UNAVAILABLE, reason="GATEWAY_UNAVAILABLE"):
 
 
 class PaymentOutcomeUnknown(Refusal, code=Code.UNAVAILABLE, reason="PAYMENT_OUTCOME_UNKNOWN"):
-    """Whether the gateway charged was never learnt; a person closed the attempt as not paid."""
+    """A person closed the attempt; what it took is certain to be put back."""
 
 
 class CartChanged(Refusal, code=Code.ABORTED, reason="CART_CHANGED"):

@@ -16,9 +16,11 @@ from order_service.model.order import CancelOrder, CreateOrder, ExpireOrder, Pay
 from order_service.model.product import CreateProduct, RestockProduct
 from order_service.model.saga_command import (
     CloseSaga,
+    NoteFailure,
     RenewLease,
     ResolveSaga,
     RetrySaga,
+    RetrySagas,
     TakeOverSagas,
     WriteSaga,
 )
@@ -53,15 +55,27 @@ STRATEGIES: Final[Strategies] = {
         why="The order moves with the saga's end, and only if the saga still has the closer's "
         "epoch: a replica that was paused finds another epoch and moves nothing.",
     ),
+    NoteFailure: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(tables.ORDER_STATE,),
+        why="As CloseSaga; the order keeps its state.",
+    ),
     RetrySaga: Strategy(
         rows=RowStrategy.FOR_UPDATE,
         guards=(tables.RECORD_ONCE,),
-        why="Two operators contend for the saga's row; the second finds it no longer parked.",
+        why="It contends for the saga's row with the replica that runs it, and with the sweep.",
+    ),
+    RetrySagas: Strategy(
+        rows=RowStrategy.FOR_UPDATE,
+        guards=(tables.RECORD_ONCE,),
+        why="Only sagas that wait, whose rows nobody has locked (SKIP LOCKED), are made due: a "
+        "replica that takes one over reads it under a new epoch.",
     ),
     ResolveSaga: Strategy(
         rows=RowStrategy.FOR_UPDATE,
-        guards=(*_STOCK, tables.ORDER_STATE, tables.RECORD_ONCE),
-        why="As RetrySaga, and it moves the order as CloseSaga does.",
+        guards=(tables.SAGA_ONCE, tables.RECORD_ONCE),
+        why="Two operators contend for the saga's row; the second finds it resolved. The epoch "
+        "rises in the same transaction: a replica that was paused writes and begins nothing.",
     ),
     WriteSaga: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,

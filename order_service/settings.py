@@ -56,11 +56,10 @@ class OrderSettings(ServiceSettings):
         least=4,
         most=10_000,
     )
-    saga_attempts_max: int = count(
-        60,
-        "Failed attempts in a row of a step that must succeed, after which the saga "
-        "needs attention.",
-        most=10_000,
+    saga_attention_s: float = seconds(
+        300.0,
+        "Age at which a saga that still fails is reported as NEEDS_ATTENTION. It goes on.",
+        most=86_400,
     )
     saga_backoff_max_s: float = seconds(
         10.0, "Longest wait between two attempts at a step.", most=600

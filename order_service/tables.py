@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "order_0002"
+SCHEMA: Final = "order_0003"
 """The oldest migration this release can serve on."""
 
 STOCK_NOT_OVERSOLD: Final = "products_stock_not_oversold"
@@ -115,12 +115,14 @@ sagas = sa.Table(
     sa.Column("facts", JSONB, nullable=False),
     sa.Column("failure", JSONB),
     sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("snapshot", sa.BigInteger, nullable=False),
     sa.Column("owner", sa.Text),
     # Until then the owner runs the saga, or the saga waits. After it, any replica takes it over.
     sa.Column("lease_until", _time, nullable=False),
     sa.Column("pivot_by", _time),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_attempt_time", _time),
+    sa.Column("waits_for", sa.Text),
     sa.Column("last_error", sa.Text, nullable=False),
     sa.Column("resolution_reason", sa.Text, nullable=False),
     sa.Column("create_time", _time, nullable=False),
@@ -135,7 +137,11 @@ sagas = sa.Table(
     sa.Index("sagas_by_order", "order_id", "saga_id"),
     sa.Index("sagas_by_state", "state", "saga_id"),
     sa.Index(
-        "sagas_due", "lease_until", postgresql_where=sa.text("state IN ('RUNNING', 'COMPENSATING')")
+        "sagas_active",
+        "lease_until",
+        postgresql_where=sa.text(
+            "state IN ('RUNNING', 'COMPENSATING', 'NEEDS_ATTENTION', 'RESOLVING')"
+        ),
     ),
 )
 

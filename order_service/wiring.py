@@ -17,9 +17,10 @@ from common.tasks import PeriodicJob
 from order_service.clients import open_services
 from order_service.model.order import Order
 from order_service.model.saga import Saga
-from order_service.model.saga_command import CloseSaga
+from order_service.model.saga_command import CloseSaga, NoteFailure
 from order_service.saga.execution import SagaLimits
 from order_service.saga.journal import SagaJournal
+from order_service.saga.payment_poll import POLL_S, PaymentPoll
 from order_service.saga.runner import RENEWAL_PARTS, Runner
 from order_service.servicer.cart import CartServicer
 from order_service.servicer.order import OrderServicer
@@ -64,7 +65,8 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         stack.push_async_callback(runner.hand_over)
         orders = Orders(database, lane, runner, watches, idempotency)
         stack.push_async_callback(orders.close, settings.grace_s)
-        sagas = Sagas(database, lane)
+        sagas = Sagas(database, lane, services, idempotency)
+        poll = PaymentPoll(services, journal)
         await stack.enter_async_context(
             run_service_jobs(
                 database,
@@ -73,6 +75,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
                     "saga_heartbeat", settings.saga_lease_s / RENEWAL_PARTS, lambda _: runner.beat()
                 ),
                 PeriodicJob("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
+                PeriodicJob("saga_payments", POLL_S, lambda _: poll.poll()),
                 PeriodicJob("expire_orders", settings.expiry_interval_s, orders.expire_due),
                 PeriodicJob("watch_orders", WATCH_S, lambda _: watches.poll()),
             )
@@ -100,7 +103,7 @@ def _limits(settings: OrderSettings) -> SagaLimits:
     return SagaLimits(
         lease_s=settings.saga_lease_s,
         running_max=settings.saga_running_max,
-        attempts_max=settings.saga_attempts_max,
+        attention_s=settings.saga_attention_s,
         backoff_max_s=settings.saga_backoff_max_s,
     )
 
@@ -109,4 +112,7 @@ def _journal(settings: OrderSettings, database: Database, lane: OrderLane) -> Sa
     async def close(saga: Saga) -> Order:
         return (await lane.submit(CloseSaga(saga))).value
 
-    return SagaJournal(database, owner=settings.replica, close=close)
+    async def note(saga: Saga, reason: str) -> Order:
+        return (await lane.submit(NoteFailure(saga, reason))).value
+
+    return SagaJournal(database, owner=settings.replica, close=close, note=note)

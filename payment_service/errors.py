@@ -17,6 +17,27 @@ class PaymentDeclined(Refusal, reason="PAYMENT_DECLINED"):
     """The gateway declined the payment; nothing was charged, and the key is used up."""
 
 
+class PaymentMethodNotSupported(Refusal, reason="PAYMENT_METHOD_NOT_SUPPORTED"):
+    """The customer chose a method that Tally does not serve; nothing was charged, the key is used.
+
+    The metadata has ``gateway_status``, such as WAITING_FOR_DEPOSIT.
+    """
+
+
+class RefundRefused(Refusal, reason="REFUND_REFUSED"):
+    """The gateway refused the refund for good; a person has to settle the payment.
+
+    The metadata has ``gateway_code``, the gateway's code for the refusal.
+    """
+
+
+class PaymentOutcomeDiffers(Refusal, reason="PAYMENT_OUTCOME_DIFFERS"):
+    """The gateway or the payment's state contradicts this outcome.
+
+    The metadata has the payment's ``state`` and ``gateway_outcome``, what the gateway reported.
+    """
+
+
 class PaymentCancelled(Refusal, reason="PAYMENT_CANCELLED"):
     """This confirmation was cancelled and cannot happen any more."""
 

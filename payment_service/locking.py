@@ -17,10 +17,12 @@ from typing import Final
 from common.locking.strategy import RowStrategy, Strategies, Strategy
 from payment_service import tables
 from payment_service.model.payment_command import (
+    BeginConfirm,
     CancelPayment,
     Command,
     ConfirmPayment,
     RecordOutcome,
+    ResolvePayment,
 )
 
 KEY_MARK: Final = "payment:key:{payment_key}"
@@ -34,6 +36,14 @@ STRATEGIES: Final[Strategies] = {
         "the row. The mark in Redis is not a lock: a request that finds it first reads the row "
         "without a transaction, and the row decides.",
     ),
+    BeginConfirm: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(tables.OUTCOME, tables.DUE_WHILE_OPEN),
+        why="The last moment before a confirm: it is sent only if the row, locked, has no "
+        "cancellation and the caller has the lease. The time is stored, since this confirm may "
+        "arrive at any time after it. A cancellation that commits later finds a confirm in "
+        "transit, and every later one is refused here.",
+    ),
     RecordOutcome: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,
         guards=(tables.OUTCOME, tables.DUE_WHILE_OPEN),
@@ -44,11 +54,17 @@ STRATEGIES: Final[Strategies] = {
     CancelPayment: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,
         guards=(tables.REQUEST_ONCE, tables.CANCEL_REQUEST_ONCE, tables.DUE_WHILE_OPEN),
-        why="The cancellation request is stored first, for ever; whichever replica works on the "
-        "payment, now or after a crash, carries it out. A payment that the gateway does not know "
-        "may still be charged, since a confirm may be in transit: it is confirmed under its own "
-        "idempotency key and then given back, after which a late confirm only gets the first "
-        "response.",
+        why="The cancellation is stored first, for ever; whichever replica works on the payment, "
+        "now or after a crash, carries it out. From then on no confirm is sent. A payment that "
+        "the gateway does not know may still be charged by a confirm in transit: the gateway is "
+        "asked until it names a final status, or until the key cannot be confirmed any more. A "
+        "charge that is found is given back.",
+    ),
+    ResolvePayment: Strategy(
+        rows=RowStrategy.CONDITIONAL_UPDATE,
+        guards=(tables.OUTCOME, tables.REFUNDED_AT_MOST_ONCE, tables.DUE_WHILE_OPEN),
+        why="A person's word is stored on the row as it is when it is locked, after the gateway "
+        "was asked: what the gateway reported before wins, and what it reports later still counts.",
     ),
 }
 BATCH_MAX: Final = 64
@@ -62,7 +78,7 @@ def advisory_keys(command: Command) -> tuple[int, ...]:
             return _key("key", command.payment_key), _request_key(command)
         case CancelPayment():
             return (_request_key(command),)
-        case RecordOutcome():
+        case BeginConfirm() | RecordOutcome() | ResolvePayment():
             return ()
 
 

@@ -8,12 +8,16 @@ from common.ids import new_id
 from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
 from payment_service.model.payment import Payment, PaymentState
-from payment_service.model.payment_command import CancelPayment, ConfirmPayment
+from payment_service.model.payment_command import CancelPayment, ConfirmPayment, Resolution
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc
 
 _STATES: Final = {state: pb.Payment.State.Value(f"STATE_{state}") for state in PaymentState}
+_RESOLUTIONS: Final = {
+    pb.ResolvePaymentRequest.Outcome.Value(f"OUTCOME_{resolution}"): resolution
+    for resolution in Resolution
+}
 
 
 class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
@@ -46,10 +50,39 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
                 request.reason,
                 request.request_id,
                 holder=new_id(),
+                record_only=request.record_only,
             )
         )
         payment = None if posted.value is None else _payment(posted.value)
         return pb.CancelPaymentResponse(payment=payment, replayed=posted.replayed)
+
+    async def GetConfirmations(
+        self, request: pb.GetConfirmationsRequest, context: Any
+    ) -> pb.GetConfirmationsResponse:
+        request_ids = list(request.confirm_request_ids)
+        found = await self._payments.get_confirmations(request_ids)
+        return pb.GetConfirmationsResponse(
+            confirmations=[
+                pb.GetConfirmationsResponse.Confirmation(
+                    confirm_request_id=request_id,
+                    payment=None if payment is None else _payment(payment),
+                )
+                for request_id, payment in zip(request_ids, found, strict=True)
+            ]
+        )
+
+    async def ResolvePayment(
+        self, request: pb.ResolvePaymentRequest, context: Any
+    ) -> pb.ResolvePaymentResponse:
+        posted = await self._payments.resolve(
+            request.payment_id,
+            _RESOLUTIONS[request.outcome],
+            money_from(request.amount) if request.HasField("amount") else None,
+            request.reason,
+            request.request_id,
+        )
+        assert posted.value is not None
+        return pb.ResolvePaymentResponse(payment=_payment(posted.value), replayed=posted.replayed)
 
     async def GetPayment(
         self, request: pb.GetPaymentRequest, context: Any
@@ -72,6 +105,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
 
 
 def _payment(payment: Payment) -> pb.Payment:
+    cancelled = payment.cancel_request_time
     return pb.Payment(
         payment_id=payment.payment_id,
         order_id=payment.order_id,
@@ -84,4 +118,9 @@ def _payment(payment: Payment) -> pb.Payment:
         failure_code=payment.failure_code or "",
         create_time=time_to(payment.create_time),
         update_time=time_to(payment.update_time),
+        refunded=money_to(payment.refunded),
+        cancel_request_time=None if cancelled is None else time_to(cancelled),
+        refund_refusal_code=payment.refund_refusal_code or "",
+        refunded_outside=money_to(payment.refunded_outside),
+        resolution_reason=payment.resolution_reason or "",
     )

@@ -56,6 +56,13 @@ class PaymentSettings(ServiceSettings):
         most=600,
         least=1,
     )
+    confirm_window_s: float = seconds(
+        900.0,
+        "Time in which a payment_key can still be confirmed after a confirm that may have been "
+        "sent. A cancelled payment that the gateway does not know after it was never charged. "
+        "Longer than the gateway keeps a key open and than one gateway call.",
+        most=86_400,
+    )
     resolve_interval_s: float = seconds(
         0.5, "Time between two searches for payments with an unknown outcome.", most=60
     )

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "payment_0001"
+SCHEMA: Final = "payment_0002"
 """The oldest migration this release can serve on."""
 
 KEY_ONCE: Final = "payments_key_once"
@@ -16,6 +16,8 @@ REQUEST_ONCE: Final = "payments_request_once"
 CANCEL_REQUEST_ONCE: Final = "payments_cancel_request_once"
 OUTCOME: Final = "payments_outcome"
 DUE_WHILE_OPEN: Final = "payments_due_while_open"
+REFUNDED_AT_MOST_ONCE: Final = "payments_refunded_at_most_once"
+REFUND_REFUSED: Final = "payments_refund_refused_while_confirmed"
 
 metadata = sa.MetaData()
 
@@ -41,6 +43,14 @@ payments = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
     sa.Column("update_time", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("refunded_minor", sa.BigInteger, nullable=False),
+    sa.Column("refunded_outside_minor", sa.BigInteger, nullable=False),
+    sa.Column("cancel_request_time", sa.DateTime(timezone=True)),
+    sa.Column("refund_refusal_code", sa.Text),
+    sa.Column("resolution_reason", sa.Text),
+    sa.Column("unsupported_status", sa.Text),
+    sa.Column("confirm_time", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("checked_time", sa.DateTime(timezone=True)),
     sa.UniqueConstraint("payment_key", name=KEY_ONCE),
     sa.UniqueConstraint("user_id", "request_id", name=REQUEST_ONCE),
     sa.Index("payments_newest", "user_id", sa.text("create_time DESC"), sa.text("payment_id DESC")),
@@ -52,6 +62,12 @@ payments = sa.Table(
         postgresql_where=sa.text("cancel_request_id IS NOT NULL"),
     ),
     sa.Index("payments_due", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
+    sa.Index("payments_by_request", "request_id"),
+    sa.Index(
+        "payments_to_check",
+        sa.text("coalesce(checked_time, create_time)"),
+        postgresql_where=sa.text("state = 'CONFIRMED' OR failure_code = 'NOT_CHARGED'"),
+    ),
 )
 
 answers = idempotency_table(metadata)

@@ -36,6 +36,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             marks,
             idempotency,
             lease_s=settings.lease_s,
+            confirm_window_s=settings.confirm_window_s,
             resolve_concurrency=settings.resolve_concurrency,
         )
         servicer = PaymentServicer(payments)

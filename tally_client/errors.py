@@ -12,7 +12,8 @@
     │   └── InsufficientFunds, BalanceLimitExceeded, DeductionCancelled, CampaignNotOpen,
     │       CouponNotUsable, CouponExpired, OrderAmountTooSmall, RedemptionCancelled, OutOfStock,
     │       OrderNotPayable, OrderNotCancellable, PaymentKeyRequired, PaymentDeclined,
-    │       PaymentCancelled, SagaNotRetryable
+    │       PaymentCancelled, PaymentMethodNotSupported, PaymentOutcomeDiffers, RefundRefused,
+    │       SagaNotRetryable
     ├── Aborted                   another call conflicts, or the same one is in progress
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         something ran out, or there are too many calls

@@ -125,6 +125,21 @@ class PaymentDeclined(FailedPrecondition, reason="PAYMENT_DECLINED"):
     """The gateway declined; nothing was charged, and the payment_key cannot be used again."""
 
 
+class PaymentMethodNotSupported(FailedPrecondition, reason="PAYMENT_METHOD_NOT_SUPPORTED"):
+    """The customer chose a method that Tally does not serve; nothing was charged.
+
+    ``metadata["gateway_status"]`` has the gateway's status, such as WAITING_FOR_DEPOSIT.
+    """
+
+
+class PaymentOutcomeDiffers(FailedPrecondition, reason="PAYMENT_OUTCOME_DIFFERS"):
+    """The gateway, or the payment's state, contradicts the outcome; ``metadata`` has both."""
+
+
+class RefundRefused(FailedPrecondition, reason="REFUND_REFUSED"):
+    """The gateway refused the refund for good; ``metadata["gateway_code"]`` has its code."""
+
+
 class PaymentCancelled(FailedPrecondition, reason="PAYMENT_CANCELLED"):
     """This confirmation was cancelled and cannot happen any more."""
 

@@ -103,6 +103,7 @@ class SagaService:
         self.list_sagas = Listing(connection, order.ListSagasRequest, order.ListSagasResponse)
         self.get_saga = Unary(connection, order.GetSagaRequest, order.GetSagaResponse)
         self.retry_saga = Unary(connection, order.RetrySagaRequest, order.RetrySagaResponse)
+        self.retry_sagas = Unary(connection, order.RetrySagasRequest, order.RetrySagasResponse)
         self.resolve_saga = Unary(connection, order.ResolveSagaRequest, order.ResolveSagaResponse)
 
 
@@ -115,6 +116,12 @@ class PaymentService:
         )
         self.cancel_payment = Unary(
             connection, payment.CancelPaymentRequest, payment.CancelPaymentResponse
+        )
+        self.get_confirmations = Unary(
+            connection, payment.GetConfirmationsRequest, payment.GetConfirmationsResponse
+        )
+        self.resolve_payment = Unary(
+            connection, payment.ResolvePaymentRequest, payment.ResolvePaymentResponse
         )
         self.get_payment = Unary(connection, payment.GetPaymentRequest, payment.GetPaymentResponse)
         self.list_payments = Listing(

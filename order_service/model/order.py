@@ -37,8 +37,10 @@ TRANSITIONS: Final[dict[tuple[OrderState, OrderState], StockMove | None]] = {
     (OrderState.PAYING, OrderState.PAID): StockMove.SELL,
     (OrderState.PAYING, OrderState.PENDING): None,
     (OrderState.PAYING, OrderState.EXPIRED): StockMove.RELEASE,
+    (OrderState.PAYING, OrderState.PAYING): None,
     (OrderState.PAID, OrderState.CANCELLING): None,
     (OrderState.CANCELLING, OrderState.CANCELLED): StockMove.TAKE_BACK,
+    (OrderState.CANCELLING, OrderState.CANCELLING): None,
 }
 """Every legal transition, and what it does to the stock."""
 
@@ -292,13 +294,19 @@ class Order:
 
     def begin_cancel(self, reason: str, now: datetime) -> Order:
         """PAID → CANCELLING: from here the cancellation can only go forward."""
+        if self.state is not OrderState.PAID:
+            raise IllegalTransition(f"{self.state} → CANCELLING")
         return _transition(replace(self, failure_reason=reason), OrderState.CANCELLING, now)
 
-    def complete_cancel(self, now: datetime) -> Order:
-        """CANCELLING → CANCELLED: everything has been given back."""
+    def complete_cancel(self, reason: str, now: datetime) -> Order:
+        """CANCELLING → CANCELLED: everything has been given back, or is certain to be."""
         if self.state is not OrderState.CANCELLING:
             raise IllegalTransition(f"{self.state} → CANCELLED after a cancellation")
-        return _transition(self, OrderState.CANCELLED, now)
+        return _transition(replace(self, failure_reason=reason), OrderState.CANCELLED, now)
+
+    def note_failure(self, reason: str, now: datetime) -> Order:
+        """The same state, with the reason why it does not leave it: a refund that is refused."""
+        return _transition(replace(self, failure_reason=reason), self.state, now)
 
     def is_due(self, now: datetime) -> bool:
         """Whether the order has to expire. A PAYING order never expires."""

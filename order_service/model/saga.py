@@ -2,6 +2,11 @@
 
 The replica that owns a saga's epoch changes it in memory, and journals it before each call to
 another service and after it. Times are the database's.
+
+    RUNNING ─┬─► COMPLETED
+             └─► COMPENSATING ─► COMPENSATED
+    either of them ─► NEEDS_ATTENTION, which goes on as before and ends in the same way
+    NEEDS_ATTENTION ─► closed by a person: COMPENSATING ─► (RESOLVING ─►) RESOLVED
 """
 
 from __future__ import annotations
@@ -39,12 +44,15 @@ class SagaState(enum.StrEnum):
     COMPLETED = "COMPLETED"
     COMPENSATED = "COMPENSATED"
     NEEDS_ATTENTION = "NEEDS_ATTENTION"
+    """A person should look. It goes on as before: its failure says in which direction."""
+    RESOLVING = "RESOLVING"
+    """A person closed it and its order is released; what is left is being undone."""
     RESOLVED = "RESOLVED"
 
 
 LIVE: Final = (SagaState.RUNNING, SagaState.COMPENSATING, SagaState.NEEDS_ATTENTION)
-"""An order has at most one saga in these states."""
-ACTIVE: Final = (SagaState.RUNNING, SagaState.COMPENSATING)
+"""A saga in these states owns its order. An order has at most one."""
+ACTIVE: Final = (*LIVE, SagaState.RESOLVING)
 """A replica runs a saga in these states, or takes it over."""
 
 
@@ -58,6 +66,8 @@ class StepState(enum.StrEnum):
     UNKNOWN = "UNKNOWN"
     COMPENSATED = "COMPENSATED"
     SKIPPED = "SKIPPED"
+    STANDING = "STANDING"
+    """Its effect stays by a person's decision."""
 
 
 _MAY_HAVE_LANDED: Final = frozenset(
@@ -77,16 +87,36 @@ class StepRecord:
     last_error: str = ""
     unreached: int = 0
     """How often in a row the call provably did not reach its service."""
+    participant: str = ""
+    """The service that carries the step out, as in the plan; '' for the local step."""
+    request_id: str = ""
+    """Its request_id there."""
+    undoes: str = ""
+    """The request_id that the step itself reverses; '' unless it belongs to a cancellation."""
+    failures: int = 0
+    """Failed attempts in a row, of the step or of its compensation."""
+    next_attempt_time: datetime | None = None
+    """Until then the step waits, after a failed attempt."""
+    undo_begun: bool = False
+    """A compensation may have arrived: the effect cannot stand any more."""
+    fenced: bool = False
+    """The cancellation of its payment is stored: it is never confirmed again."""
+    standing_minor: int = 0
+    standing_reason: str = ""
 
     @property
     def over(self) -> bool:
-        """Whether the step is done or skipped."""
-        return self.state in {StepState.DONE, StepState.SKIPPED}
+        """Whether nothing is left to do for it."""
+        return self.state in {StepState.DONE, StepState.SKIPPED, StepState.STANDING}
 
     @property
     def to_undo(self) -> bool:
         """Whether the step has begun, so that its effect may have happened, whatever the reply."""
         return self.state in _MAY_HAVE_LANDED
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether the step does not wait after a failed attempt."""
+        return self.next_attempt_time is None or self.next_attempt_time <= now
 
 
 @dataclass(slots=True)
@@ -105,8 +135,12 @@ class Saga:
     failure: Failure | None = None
     """Set when the saga turns back, and never cleared: from then on it only compensates."""
     epoch: int = 1
+    snapshot: int = 0
+    """Rises with each write of the journal, so that a late older write cannot replace a newer."""
     attempts: int = 0
-    """Failed attempts in a row."""
+    """How often in a row the saga had to wait."""
+    waits_for: str | None = None
+    """What it waits for: a participant that did not reply, or the gateway behind one."""
     time_left_s: float | None = None
     """When it was loaded: seconds in which it may still reach the pivot. None: no limit."""
     waits: bool = False
@@ -133,6 +167,16 @@ class Saga:
     def money(self, amount_minor: int) -> Money:
         return Money(self.asked.currency_code, amount_minor)
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether the saga returns what was taken, instead of taking it."""
+        return self.failure is not None or self.kind is SagaKind.CANCEL_ORDER
+
+    @property
+    def fences(self) -> bool:
+        """Whether a person closed it and its order is not released yet."""
+        return bool(self.resolution_reason) and self.state in LIVE
+
     # -- changes ---------------------------------------------------------------------------------
 
     def skip(self, step: StepRecord) -> None:
@@ -148,14 +192,15 @@ class Saga:
 
     def complete(self, step: StepRecord, results: StepResults, now: datetime) -> None:
         """The step has had its effect."""
-        step.state, step.end_time, step.last_error = StepState.DONE, now, ""
-        self.facts = results
-        self.attempts, self.last_error = 0, ""
+        step.state, step.last_error = StepState.DONE, ""
+        self.facts, self.last_error = results, ""
+        self._succeed(step, now)
 
     def turn_back(self, refusal: Refusal) -> None:
         """Compensate from here on, because of ``refusal``."""
         self.failure = Failure.of(refusal)
-        self.state = SagaState.COMPENSATING
+        if self.state is SagaState.RUNNING:
+            self.state = SagaState.COMPENSATING
         self.attempts, self.last_error = 0, describe(refusal)
 
     def refuse(self, step: StepRecord, refusal: Refusal, now: datetime) -> None:
@@ -165,11 +210,18 @@ class Saga:
     def begin_undo(self, step: StepRecord) -> None:
         """The step's compensation is about to be called; its state stays until that is done."""
         step.attempts += 1
+        step.undo_begun = True
         self._resume()
 
     def compensate(self, step: StepRecord, now: datetime) -> None:
         """The step's compensation has had its effect."""
-        step.state, step.end_time = StepState.COMPENSATED, now
+        step.state = StepState.COMPENSATED
+        self._succeed(step, now)
+
+    def fence(self, step: StepRecord) -> None:
+        """The cancellation of the step's payment is stored."""
+        step.fenced = True
+        step.failures, step.next_attempt_time, step.last_error = 0, None, ""
         self.attempts = 0
 
     def leave_unknown(self, step: StepRecord, error: str, *, unreached: bool = False) -> None:
@@ -177,31 +229,58 @@ class Saga:
         step.state, step.last_error = StepState.UNKNOWN, error
         step.unreached = step.unreached + 1 if unreached else 0
 
-    def wait(self, error: str) -> None:
-        """The current step, or its compensation, did not succeed: try again later."""
+    def postpone(self, step: StepRecord, error: str, until: datetime) -> None:
+        """The step, or its compensation, did not succeed: try it again later."""
+        step.failures += 1
+        step.last_error, step.next_attempt_time = error, until
+
+    def wait(self, error: str, waits_for: str | None) -> None:
+        """No step is due: let the saga wait in its row."""
         self.attempts += 1
-        self.last_error = error
+        self.last_error, self.waits_for = error, waits_for
         self.waits = True
 
-    def park(self, error: str) -> None:
-        """The saga needs the attention of a person."""
-        self.state, self.last_error, self.waits = SagaState.NEEDS_ATTENTION, error, True
+    def flag(self) -> bool:
+        """Report that a person should look; returns whether that is new. The saga goes on."""
+        if self.state not in {SagaState.RUNNING, SagaState.COMPENSATING}:
+            return False
+        self.state = SagaState.NEEDS_ATTENTION
+        return True
 
     def retry(self) -> None:
-        """Continue a parked saga where it stopped."""
-        self.state = SagaState.RUNNING if self.failure is None else SagaState.COMPENSATING
+        """Make every step that waits due now."""
         self.attempts = 0
+        for step in self.steps:
+            step.next_attempt_time = None
+
+    def resolve(self, reason: str, failure: Refusal) -> None:
+        """Undo all that has begun and does not stand, by a person's decision."""
+        self.resolution_reason = reason
+        if self.state is SagaState.RESOLVED:
+            # Of an earlier release: its order was released then.
+            self.state = SagaState.RESOLVING
+        elif self.kind is SagaKind.PAY_ORDER:
+            self.failure = self.failure or Failure.of(failure)
+            self.state = SagaState.COMPENSATING
+        else:
+            self.state = SagaState.RUNNING
+        self.retry()
 
     def copy(self) -> Saga:
         """The saga as it is now: later changes of its state and steps are not in the copy."""
         return replace(self, steps=[replace(step) for step in self.steps])
 
     def closed(self, state: SagaState) -> Saga:
-        """A copy in its last state. Not in place: its transaction may have to run again."""
-        return replace(self.copy(), state=state, waits=True)
+        """A copy in the state after its order moved. Its transaction may have to run again."""
+        return replace(self.copy(), state=state, waits=True, attempts=0, waits_for=None)
 
     def _resume(self) -> None:
         self.waits, self.next_attempt_time = False, None
+
+    def _succeed(self, step: StepRecord, now: datetime) -> None:
+        step.end_time = now
+        step.failures, step.next_attempt_time = 0, None
+        self.attempts = 0
 
 
 def describe(refusal: Refusal) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from common.money import Money
 from common.request_key import RequestKey, digest_of
-from order_service.model.saga import Saga
+from order_service.model.saga import Saga, SagaKind, SagaState
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,20 @@ class CloseSaga:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteFailure:
+    """Show on the order why its saga cannot end. Its epoch must still be the row's."""
+
+    saga: Saga
+    reason: str
+
+    @property
+    def order_id(self) -> str:
+        return self.saga.order_id
+
+
+@dataclass(frozen=True, slots=True)
 class RetrySaga:
-    """Continue a saga that needs attention."""
+    """Make a saga due that waits."""
 
     saga_id: str
     order_id: str
@@ -38,13 +51,46 @@ class RetrySaga:
 
 
 @dataclass(frozen=True, slots=True)
+class RetrySagas:
+    """Make all sagas due that wait and match. None: any."""
+
+    state: SagaState | None
+    kind: SagaKind | None
+    last_reason: str | None
+    age_s: float
+    request_id: str
+
+    @property
+    def key(self) -> RequestKey:
+        return RequestKey("RetrySagas", "", self.request_id)
+
+    @property
+    def digest(self) -> bytes:
+        return digest_of(self.state, self.kind, self.last_reason, repr(self.age_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The effect of a step that stays although its saga is closed."""
+
+    step: str
+    amount: Money | None
+    """How much, of a payment; None: all that is left of it."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ResolveSaga:
-    """Close a saga that needs attention, because a person has settled what it could not."""
+    """Close a saga that needs attention: all that has begun is undone, unless it stands."""
 
     saga_id: str
     order_id: str
     reason: str
+    standing: tuple[Standing, ...]
     request_id: str
+    left_of_payment: Money | None = None
+    """What the payment service has confirmed and not given back, if it is known that it will not
+    do so; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:
@@ -52,7 +98,12 @@ class ResolveSaga:
 
     @property
     def digest(self) -> bytes:
-        return digest_of(self.saga_id, self.reason)
+        content: list[str | int | None] = [self.saga_id, self.reason]
+        for one in sorted(self.standing, key=lambda one: one.step):
+            content += [one.step, one.reason]
+            if one.amount is not None:
+                content += [one.amount.currency_code, one.amount.amount_minor]
+        return digest_of(*content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +130,12 @@ class WriteSaga:
 
     saga: Saga
     lease_s: float
+    from_epoch: int | None = None
+    """The row's epoch, if the write raises it: a replica that still runs the saga loses it."""
 
     @property
     def owned(self) -> tuple[str, int]:
-        return self.saga.saga_id, self.saga.epoch
+        return self.saga.saga_id, self.from_epoch or self.saga.epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +164,7 @@ class TakeOverSagas:
     """How many sagas at most."""
     retries: int
     """How many of them at most have failed before. The others come first."""
+    away: Collection[str]
+    """Participants that are away: of the sagas that wait for one of them, one is taken over."""
     plans: Collection[tuple[str, int]]
     """The plans that this release knows, as (kind, version)."""

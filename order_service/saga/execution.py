@@ -1,6 +1,9 @@
 """The execution of one saga: its steps, their compensation, its end.
 
 step journalled as begun ─► call ─► result and the next step's begin in one write ─► call …
+
+Only the saga's own task changes and writes it. Compensations are called side by side; the task
+waits for all of them and writes their results in one snapshot.
 """
 
 from __future__ import annotations
@@ -19,13 +22,21 @@ from common.backoff import Backoff
 from common.errors import Internal, Refusal
 from common.metrics import REGISTRY
 from common.rpc.status import is_retryable
-from order_service.clients import Services, StepCall, StepEffect, effect_of
+from order_service.clients import (
+    Services,
+    StepCall,
+    StepEffect,
+    effect_of,
+    is_refund_refused,
+    waits_for,
+)
 from order_service.errors import NotPaid, SagaLost
 from order_service.model.order import Order
-from order_service.model.saga import Saga, SagaState, StepRecord, StepState, describe
+from order_service.model.saga import LIVE, Saga, SagaState, StepRecord, StepState, describe
 from order_service.model.saga_input import Failure, StepResults
 from order_service.saga.journal import SagaJournal
-from order_service.saga.plan import Call, Pivot, Plan, Reversal, Step, plan_of
+from order_service.saga.peers import Peers
+from order_service.saga.plan import Call, GiveBack, Pivot, Plan, Step, plan_of
 
 T = TypeVar("T")
 
@@ -42,7 +53,7 @@ _steps = Counter(
 )
 _ended = Counter(
     "tally_sagas",
-    "Sagas that ended or were parked, by kind and state.",
+    "Sagas that ended or began to need attention, by kind and state.",
     ("kind", "state"),
     registry=REGISTRY,
 )
@@ -64,8 +75,8 @@ class SagaLimits:
     backoff_s: float = 0.5
     """First pause after a step that must succeed has failed; doubles each time."""
     backoff_max_s: float = 10.0
-    attempts_max: int = 60
-    """Failed attempts in a row, after which a person has to look."""
+    attention_s: float = 300.0
+    """Age at which a saga that still fails needs a person's attention."""
     unreached_max: int = 3
     """How often in a row a gateway that provably was not reached is called before compensation."""
     hand_over_s: float = 2.0
@@ -122,10 +133,13 @@ class RunningSaga:
 class SagaExecution:
     """Executes the sagas of one replica, each in a task of its own."""
 
-    def __init__(self, services: Services, journal: SagaJournal, limits: SagaLimits) -> None:
+    def __init__(
+        self, services: Services, journal: SagaJournal, limits: SagaLimits, peers: Peers
+    ) -> None:
         self._services = services
         self._journal = journal
         self._limits = limits
+        self._peers = peers
         self._backoff = Backoff(limits.backoff_s, limits.backoff_max_s)
         self.stopping = False
         """Set when the replica stops: each saga then waits in its row after its current call."""
@@ -149,9 +163,9 @@ class SagaExecution:
             await self._wait_after_defect(running)
 
     async def _wait_after_defect(self, running: RunningSaga) -> None:
-        """A defect of Tally counts as a failed attempt: after many, a person has to look."""
+        """A defect of Tally counts as a failed attempt."""
         try:
-            await self._later(running, "INTERNAL")
+            await self._wait(running, "INTERNAL")
         except Refusal as error:
             # Lost, or not writable: the replica that takes the saga over begins from its row.
             _log.warning("saga_left", saga_id=running.saga.saga_id, error=repr(error))
@@ -165,10 +179,12 @@ class SagaExecution:
             return False
         plan = plan_of(saga)
         if plan is None:
-            return await self._later(running, "the plan is not known to this release")
-        if saga.failure is not None:
-            return await self._back(running, plan)
+            return await self._wait(running, "the plan is not known to this release")
+        if saga.gives_back:
+            return await self._give_back(running, plan)
         return await self._forward(running, plan)
+
+    # -- forward ---------------------------------------------------------------------------------
 
     async def _forward(self, running: RunningSaga, plan: Plan) -> bool:
         saga = running.saga
@@ -181,19 +197,17 @@ class SagaExecution:
             return await self._close(running)
         record = saga.step(step.name)
         at_pivot = isinstance(step, Pivot) and record.state is not StepState.PENDING
-        if running.late and not at_pivot and not plan.decided(saga):
+        if running.late and not at_pivot:
             _turn_back_unpaid(saga, NotPaid(step=step.name, cause="TIME_IS_UP"))
             return True
         saga.begin(record, running.now)
         await self._write(running, lease_s=self._limits.lease_s)
-        reply = await self._call(step.do, step.call(saga), self._limit_s(running, plan, step))
-        _count(step.name, "do", reply)
+        reply = await self._call(
+            record, "do", step.do, step.call(saga), self._limit_s(running, step)
+        )
         if isinstance(reply, StepResults):
             saga.complete(record, reply, running.now)
             return True
-        if plan.decided(saga):
-            saga.leave_unknown(record, describe(reply))
-            return await self._later(running, describe(reply))
         if isinstance(step, Pivot):
             return await self._after_pivot_failed(running, record, reply)
         if effect_of(reply) is StepEffect.REFUSED:
@@ -223,25 +237,59 @@ class SagaExecution:
             saga.refuse(record, failure, running.now)
             _turn_back_unpaid(saga, failure)
             return True
-        return await self._later(running, describe(reply))
+        self._postpone(running, record, reply)
+        return await self._wait_for(running, [record])
 
-    async def _back(self, running: RunningSaga, plan: Plan) -> bool:
+    # -- back ------------------------------------------------------------------------------------
+
+    async def _give_back(self, running: RunningSaga, plan: Plan) -> bool:
+        """Call side by side what gives back; each succeeds, waits or is refused on its own."""
         saga = running.saga
-        step = plan.next_undo(saga)
-        if step is None:
+        left = plan.left_to_give_back(saga)
+        if not left:
             return await self._close(running)
-        record = saga.step(step.name)
-        saga.begin_undo(record)
+        due = [one for one in left if one.record.is_due(running.now)]
+        if not due:
+            return await self._wait_for(running, [one.record for one in left])
+        for one in due:
+            if one.record.undoes:
+                saga.begin(one.record, running.now)
+            else:
+                saga.begin_undo(one.record)
         # This write also makes the decision to turn back durable, before anything is undone: if it
         # were lost in between, the saga would continue with what has been compensated.
         await self._write(running, lease_s=self._limits.lease_s)
-        reply = await self._call(step.undo, step.undo_call(saga), self._limits.call_s)
-        _count(step.name, "undo", reply)
-        if isinstance(reply, StepResults):
+        replies = await asyncio.gather(
+            *(
+                self._call(one.record, _direction(one), one.do, one.call, self._limits.call_s)
+                for one in due
+            )
+        )
+        for one, reply in zip(due, replies, strict=True):
+            await self._after_give_back(running, one, reply)
+        return True
+
+    async def _after_give_back(
+        self, running: RunningSaga, one: GiveBack, reply: StepResults | Refusal
+    ) -> None:
+        saga, record = running.saga, one.record
+        refused = isinstance(reply, Refusal) and is_refund_refused(reply)
+        if one.fences and (refused or isinstance(reply, StepResults)):
+            saga.fence(record)
+        elif isinstance(reply, Refusal):
+            error, before = describe(reply), record.last_error
+            if record.undoes:
+                saga.leave_unknown(record, error)
+            self._postpone(running, record, reply)
+            if refused and saga.state in LIVE:
+                self._flag(running, error)
+                if error != before:
+                    reason = reply.reason
+                    await self._journalled(running, lambda: self._journal.note(saga, reason))
+        elif record.undoes:
+            saga.complete(record, reply, running.now)
+        else:
             saga.compensate(record, running.now)
-            return True
-        record.last_error = describe(reply)
-        return await self._later(running, describe(reply))
 
     async def _close(self, running: RunningSaga) -> bool:
         saga = running.saga
@@ -250,23 +298,58 @@ class SagaExecution:
         except SagaLost:
             raise
         except Refusal as refusal:
-            return await self._later(running, describe(refusal))
-        state = SagaState.COMPLETED if saga.failure is None else SagaState.COMPENSATED
-        _ended.labels(saga.kind.value, state.value).inc()
+            return await self._wait(running, describe(refusal))
+        plan = plan_of(saga)
+        assert plan is not None
+        _ended.labels(saga.kind.value, plan.closed(saga, running.now).state.value).inc()
         running.end.set_result(SagaEnd(order, saga.failure))
         return False
 
-    async def _later(self, running: RunningSaga, error: str) -> bool:
-        """Let the saga wait in its row; after too many attempts, for a person."""
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _postpone(self, running: RunningSaga, record: StepRecord, reply: Refusal) -> None:
+        pause_s = self._backoff.pause_s(record.failures + 1)
         saga = running.saga
-        saga.wait(error)
-        pause_s = self._backoff.pause_s(saga.attempts)
-        if saga.attempts >= self._limits.attempts_max:
-            saga.park(error)
-            _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
-            _log.error("saga_needs_attention", saga_id=saga.saga_id, error=error)
+        saga.postpone(record, describe(reply), running.now + timedelta(seconds=pause_s))
+        saga.waits_for = waits_for(record.participant, reply)
+
+    async def _wait_for(self, running: RunningSaga, records: list[StepRecord]) -> bool:
+        """Let the saga wait in its row until the earliest of its steps is due."""
+        first = min(records, key=_next_attempt)
+        pause_s = max(0.0, (_next_attempt(first) - running.now).total_seconds())
+        return await self._wait(running, first.last_error, running.saga.waits_for, pause_s)
+
+    async def _wait(
+        self,
+        running: RunningSaga,
+        error: str,
+        waits_for: str | None = None,
+        pause_s: float | None = None,
+    ) -> bool:
+        """Let the saga wait in its row. When it fails for too long, a person should look."""
+        saga = running.saga
+        saga.wait(error, waits_for)
+        assert saga.create_time is not None
+        if (running.now - saga.create_time).total_seconds() >= self._limits.attention_s:
+            self._flag(running, error)
+        if pause_s is None:
+            pause_s = self._backoff.pause_s(saga.attempts)
         await self._write(running, lease_s=pause_s)
         return False
+
+    def _flag(self, running: RunningSaga, error: str) -> None:
+        saga = running.saga
+        if saga.flag():
+            _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
+            _log.error(
+                "saga_needs_attention",
+                saga_id=saga.saga_id,
+                order_id=saga.order_id,
+                kind=saga.kind.value,
+                error=error,
+            )
+
+    # -- the journal and the calls ---------------------------------------------------------------
 
     async def _write(self, running: RunningSaga, *, lease_s: float) -> None:
         began_s = asyncio.get_running_loop().time()
@@ -295,22 +378,39 @@ class SagaExecution:
                     raise
             await asyncio.sleep(pause_s)
 
-    async def _call(self, do: Call, call: StepCall, limit_s: float) -> StepResults | Refusal:
+    async def _call(
+        self, record: StepRecord, direction: str, do: Call, call: StepCall, limit_s: float
+    ) -> StepResults | Refusal:
+        reply: StepResults | Refusal
         try:
             with deadlines.within(limit_s):
-                return await do(self._services, call)
+                reply = await do(self._services, call)
         except Refusal as refusal:
-            return refusal
+            reply = refusal
         except Exception:  # noqa: BLE001 - a defect of Tally, perhaps after the call was made
             _log.exception("saga_call_failed", request_id=call.request_id)
-            return Internal()
+            reply = Internal()
+        outcome = "done" if isinstance(reply, StepResults) else effect_of(reply).value
+        _steps.labels(record.name, direction, outcome).inc()
+        self._peers.note(record.participant, reply)
+        return reply
 
-    def _limit_s(self, running: RunningSaga, plan: Plan, step: Step | Reversal) -> float:
+    def _limit_s(self, running: RunningSaga, step: Step) -> float:
         """Before the pivot no call outlasts the saga's own time."""
         left_s = running.time_left_s
-        if left_s is None or isinstance(step, Pivot) or plan.decided(running.saga):
+        if left_s is None or isinstance(step, Pivot):
             return self._limits.call_s
         return max(0.0, min(self._limits.call_s, left_s))
+
+
+def _direction(one: GiveBack) -> str:
+    """A value of the metric's label: the steps of a cancellation are its own, not compensations."""
+    return "do" if one.record.undoes else "undo"
+
+
+def _next_attempt(record: StepRecord) -> datetime:
+    assert record.next_attempt_time is not None
+    return record.next_attempt_time
 
 
 def _turn_back_unpaid(saga: Saga, failure: Refusal) -> None:
@@ -321,8 +421,3 @@ def _turn_back_unpaid(saga: Saga, failure: Refusal) -> None:
 
 def _cause(refusal: Refusal) -> str:
     return refusal.reason or refusal.code.value
-
-
-def _count(step: str, direction: str, reply: StepResults | Refusal) -> None:
-    outcome = "done" if isinstance(reply, StepResults) else effect_of(reply).value
-    _steps.labels(step, direction, outcome).inc()

@@ -11,22 +11,24 @@ for "this step done, the next begun, lease renewed".
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked
-from common.db.engines import Database
+from common.db.engines import Database, reading
 from common.locking.locks import NoLocks
+from order_service.clients import GATEWAY
 from order_service.errors import SagaLost
 from order_service.locking import STRATEGIES
 from order_service.model.order import Order
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
-from order_service.saga.plan import PLANS
+from order_service.saga.plan import PAYMENT, PLANS
 from order_service.store import journal as store
+from order_service.store import saga_waiting
 from order_service.store.journal import TakenOver
 
 _PLANS: Final = [(kind.value, version) for kind, version in PLANS]
@@ -38,16 +40,23 @@ class SagaJournal:
     """The journal in the order database."""
 
     def __init__(
-        self, database: Database, *, owner: str, close: Callable[[Saga], Awaitable[Order]]
+        self,
+        database: Database,
+        *,
+        owner: str,
+        close: Callable[[Saga], Awaitable[Order]],
+        note: Callable[[Saga, str], Awaitable[Order]],
     ) -> None:
         """``owner``: this replica's name, for people; the epoch is what counts.
 
-        ``close`` ends a saga and moves its order. Only the order lane can do that (see wiring).
+        ``close`` and ``note`` change the order. Only the order lane can do that (see wiring).
         """
         self._database = database
         self._owner = owner
         self.close = close
         """Ends a saga and moves its order, in one transaction; the order. Raises SagaLost."""
+        self.note = note
+        """Shows on the order why its saga cannot end. Raises SagaLost."""
         self.lane: Lane[JournalCommand, None] = Lane(
             "saga", database, self._decide, NoLocks(), STRATEGIES
         )
@@ -57,6 +66,7 @@ class SagaJournal:
 
         No other replica touches it for ``lease_s`` seconds; if it ``waits``, it is due after them.
         """
+        saga.snapshot += 1
         # A copy: the saga may change before a batch writes it, if its task is cancelled.
         await self.lane.submit(WriteSaga(saga.copy(), lease_s))
 
@@ -65,15 +75,40 @@ class SagaJournal:
         await self.lane.submit(RenewLease(saga.saga_id, saga.epoch, lease_s))
 
     async def take_over(
-        self, *, lease_s: float, uses_gateway: bool, capacity: int, retries: int
+        self,
+        *,
+        lease_s: float,
+        uses_gateway: bool,
+        capacity: int,
+        retries: int,
+        away: Collection[str],
     ) -> TakenOver:
         """Take sagas of one bulkhead over under a new epoch (``TakeOverSagas``).
 
         Only sagas of plans that this release knows; the others are left to a newer replica.
         """
-        command = TakeOverSagas(self._owner, lease_s, uses_gateway, capacity, retries, _PLANS)
+        command = TakeOverSagas(self._owner, lease_s, uses_gateway, capacity, retries, away, _PLANS)
         async with self._database.begin("saga_takeover") as connection:
             return await store.take_over(connection, command)
+
+    async def read_waiting(self, *, after: str, size: int) -> list[Saga]:
+        """Sagas that wait for a payment, ``size`` at most, with ids above ``after``."""
+        async with reading(self._database) as connection:
+            return await saga_waiting.read_waiting(
+                connection, (GATEWAY, PAYMENT.name), after=after, size=size
+            )
+
+    async def wake(self, saga_ids: Collection[str]) -> int:
+        """Make these sagas due now, before those that failed; returns how many of them waited."""
+        if not saga_ids:
+            return 0
+        async with self._database.begin("saga_wake") as connection:
+            return await saga_waiting.wake(connection, saga_ids)
+
+    async def wake_waiting_for(self, participant: str) -> int:
+        """Make all sagas due now that wait for a participant; returns how many."""
+        async with self._database.begin("saga_wake") as connection:
+            return await saga_waiting.wake_waiting_for(connection, participant)
 
     async def _decide(
         self,
@@ -85,11 +120,16 @@ class SagaJournal:
         owned, blocked = await store.lock_owned(
             connection, {command.owned for command in commands}, wait_for_locks=wait_for_locks
         )
-        # One element per row: of several writes of one saga the last one counts.
-        writes = {c.owned: c for c in commands if isinstance(c, WriteSaga) and c.owned in owned}
+        # One element per row: of several writes of one saga the newest counts.
+        writes: dict[store.OwnedKey, WriteSaga] = {}
+        for one in commands:
+            if isinstance(one, WriteSaga) and one.owned in owned:
+                newest = writes.setdefault(one.owned, one)
+                if one.saga.snapshot > newest.saga.snapshot:
+                    writes[one.owned] = one
         renewals = {c.owned: c for c in commands if isinstance(c, RenewLease) and c.owned in owned}
-        written = await store.write(connection, writes.values())
-        assert written == set(writes), "a row locked under its epoch cannot be lost"
+        # A row that is not written has a newer snapshot of the same owner.
+        await store.write(connection, writes.values())
         await store.renew(connection, renewals.values())
         return [_outcome(command.owned, owned, blocked) for command in commands]
 

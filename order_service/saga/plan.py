@@ -1,10 +1,14 @@
 """The sagas as tables. ``execution`` executes them.
 
-``do`` carries a step out and ``undo`` compensates it; a step is skipped unless ``needed``. Up to
-the pivot a failure turns the saga back: every step that has begun is undone, the last first, the
-failed one included, since its effect may have happened. After the pivot the saga only goes forward.
-The pivot's outcome is done, refused or unknown; an unknown one is called again, neither undone nor
-guessed.
+``do`` carries a step out at its participant, whose ``undo`` compensates it; a step is skipped
+unless ``needed``. Up to the pivot a failure turns the saga back: every step that has begun is
+undone, the failed one included, since its effect may have happened. After the pivot the saga only
+goes forward. The pivot's outcome is done, refused or unknown; an unknown one is called again,
+neither undone nor guessed.
+
+Forward, one step follows the other. What gives back does not depend on anything else: the
+compensations of an attempt, and the steps of a cancellation, are called side by side, and each
+succeeds, waits or is refused on its own.
 
 The pivot is passed when it is done or skipped: an attempt without a gateway part is decided when
 its deduction is done, and one without any part when it begins.
@@ -12,17 +16,17 @@ its deduction is done, and one without any part when it begins.
 The last step is local: the order's transition, the end of the saga and its idempotency record are
 one transaction, forward as well as back.
 
-A saga keeps its plan's version and the names of its steps. A plan that changes gets a new version,
-and the old one stays in ``PLANS`` until no saga of it is left; a replica that does not know a
-saga's plan leaves it to one that does.
+A saga keeps its plan's version, the names of its steps, their participants and request_ids. A plan
+that changes gets a new version, and the old one stays in ``PLANS`` until no saga of it is left; a
+replica that does not know a saga's plan leaves it to one that does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from order_service.clients import (
     Services,
@@ -30,6 +34,7 @@ from order_service.clients import (
     cancel_payment,
     confirm_payment,
     deduct_balance,
+    fence_payment,
     redeem_coupon,
     refund_deduction,
     restore_coupon,
@@ -54,21 +59,40 @@ def _with_gateway(saga: Saga) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A call to another service, made under the request_id ``<saga_id>:<name>``."""
+class Participant:
+    """A service whose effects sagas undo."""
 
     name: str
-    do: Call
     undo: Call
+    fence: Call | None = None
+    """Stores that the effect has to be undone, if undoing it may take long. It never fails then."""
+
+
+COUPON: Final = Participant("coupon", undo=restore_coupon)
+BALANCE: Final = Participant("balance", undo=refund_deduction)
+PAYMENT: Final = Participant("payment", undo=cancel_payment, fence=fence_payment)
+PARTICIPANTS: Final = {one.name: one for one in (COUPON, BALANCE, PAYMENT)}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A call to another service, made under the request_id ``<saga_id>:<name>``.
+
+    The request_id of its compensation is ``<saga_id>:<name>:undo``.
+    """
+
+    name: str
+    at: Participant
+    do: Call
     needed: Callable[[Saga], bool]
     """May raise a refusal: the amount due is known only after the coupon is redeemed."""
 
     def call(self, saga: Saga) -> StepCall:
         return StepCall(saga, f"{saga.saga_id}:{self.name}", "")
 
-    def undo_call(self, saga: Saga) -> StepCall:
-        done = f"{saga.saga_id}:{self.name}"
-        return StepCall(saga, f"{done}:undo", done)
+    def describe(self, saga: Saga, record: StepRecord) -> None:
+        """Store where the step is carried out, so that other releases can undo it too."""
+        record.participant, record.request_id = self.at.name, f"{saga.saga_id}:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +106,23 @@ class Reversal:
 
     name: str
     of: str
-    do: Call
+    at: Participant
     needed: Callable[[Saga], bool]
 
-    def call(self, saga: Saga) -> StepCall:
-        return StepCall(saga, f"{saga.saga_id}:{self.name}", f"{saga.pay_saga_id}:{self.of}")
+    def describe(self, saga: Saga, record: StepRecord) -> None:
+        """As ``Step.describe``."""
+        record.participant, record.request_id = self.at.name, f"{saga.saga_id}:{self.name}"
+        record.undoes = f"{saga.pay_saga_id}:{self.of}"
+
+
+class GiveBack(NamedTuple):
+    """One call that gives back what a step took."""
+
+    record: StepRecord
+    do: Call
+    call: StepCall
+    fences: bool
+    """It only stores that the effect has to be undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +141,7 @@ class Plan:
     def begin(self, saga_id: str, order: Order, asked: SagaInput, now: datetime) -> Saga:
         """A new saga of this plan."""
         assert isinstance(asked, PayInput if self.kind is SagaKind.PAY_ORDER else CancelInput)
-        return Saga(
+        saga = Saga(
             saga_id=saga_id,
             kind=self.kind,
             plan_version=self.version,
@@ -116,35 +152,49 @@ class Plan:
             create_time=now,
             update_time=now,
         )
+        self.describe_steps(saga)
+        return saga
+
+    def describe_steps(self, saga: Saga) -> None:
+        """Store what a saga of an earlier release does not have."""
+        for step in self.steps:
+            record = saga.step(step.name)
+            if not record.participant:
+                step.describe(saga, record)
 
     def decided(self, saga: Saga) -> bool:
         """Whether the saga can only go forward: its pivot is passed, or it has none."""
         pivots = [step.name for step in self.steps if isinstance(step, Pivot)]
         return all(saga.step(name).over for name in pivots)
 
-    def next_step(self, saga: Saga) -> Step | Reversal | None:
+    def next_step(self, saga: Saga) -> Step | None:
         """The next step to do; skips those that are not needed. None: the saga has to be closed.
 
         Raises the refusal of an attempt that turns out to be impossible.
         """
         for step in self.steps:
             record = saga.step(step.name)
-            if record.over:
+            if record.over or not isinstance(step, Step):
                 continue
             if record.state is not StepState.PENDING or step.needed(saga):
                 return step
             saga.skip(record)
         return None
 
-    def next_undo(self, saga: Saga) -> Step | None:
-        """The next step to undo: the last of those that have begun. None: all are undone."""
-        for step in reversed(self.steps):
-            if isinstance(step, Step) and saga.step(step.name).to_undo:
-                return step
-        return None
+    def left_to_give_back(self, saga: Saga) -> list[GiveBack]:
+        """The calls that are left; skips steps of a cancellation that are not needed."""
+        for step in self.steps:
+            record = saga.step(step.name)
+            pending = isinstance(step, Reversal) and record.state is StepState.PENDING
+            if pending and not step.needed(saga):
+                saga.skip(record)
+        return list(_left_to_give_back(saga))
 
     def closed(self, saga: Saga, now: datetime) -> Saga:
-        """The saga in its last state: COMPLETED, or COMPENSATED if it turned back."""
+        """The saga in the state after its order has moved; in its last one if nothing is left."""
+        if saga.resolution_reason:
+            left = any(_left_to_give_back(saga, fenced=True))
+            return saga.closed(SagaState.RESOLVING if left else SagaState.RESOLVED)
         if saga.failure is not None:
             return saga.closed(SagaState.COMPENSATED)
         closed = saga.closed(SagaState.COMPLETED)
@@ -153,35 +203,59 @@ class Plan:
         return closed
 
 
-PAY_ORDER: Final = Plan(
-    SagaKind.PAY_ORDER,
-    1,
-    (
-        Step("redeem_coupon", do=redeem_coupon, undo=restore_coupon, needed=_with_coupon),
-        Step("deduct_balance", do=deduct_balance, undo=refund_deduction, needed=_with_balance),
-        Pivot("confirm_payment", do=confirm_payment, undo=cancel_payment, needed=_with_gateway),
-    ),
-    close="complete_order",
-)
+def _left_to_give_back(saga: Saga, *, fenced: bool = False) -> Iterator[GiveBack]:
+    """What the saga still has to undo. Independent of the plan: each step says where and what.
 
+    While it fences, a payment counts as undone when its cancellation is stored, unless ``fenced``.
+    """
+    for record in saga.steps:
+        participant = PARTICIPANTS.get(record.participant)
+        if participant is None or (saga.fences and record.fenced and not fenced):
+            continue
+        fence = participant.fence if saga.fences else None
+        if record.undoes and not record.over:
+            call = StepCall(saga, record.request_id, record.undoes)
+        elif not record.undoes and record.to_undo:
+            call = StepCall(saga, f"{record.request_id}:undo", record.request_id)
+        else:
+            continue
+        yield GiveBack(record, fence or participant.undo, call, fence is not None)
+
+
+_PAY_STEPS: Final = (
+    Step("redeem_coupon", COUPON, do=redeem_coupon, needed=_with_coupon),
+    Step("deduct_balance", BALANCE, do=deduct_balance, needed=_with_balance),
+    Pivot("confirm_payment", PAYMENT, do=confirm_payment, needed=_with_gateway),
+)
 # No pivot: the order is CANCELLING, so the decision is made and nothing turns back.
-CANCEL_ORDER: Final = Plan(
-    SagaKind.CANCEL_ORDER,
-    1,
-    (
-        Reversal("cancel_payment", "confirm_payment", do=cancel_payment, needed=_with_gateway),
-        Reversal("refund_deduction", "deduct_balance", do=refund_deduction, needed=_with_balance),
-        Reversal("restore_coupon", "redeem_coupon", do=restore_coupon, needed=_with_coupon),
-    ),
-    close="cancel_order",
+_CANCEL_STEPS: Final = (
+    Reversal("cancel_payment", "confirm_payment", PAYMENT, needed=_with_gateway),
+    Reversal("refund_deduction", "deduct_balance", BALANCE, needed=_with_balance),
+    Reversal("restore_coupon", "redeem_coupon", COUPON, needed=_with_coupon),
 )
 
-PLANS: Final = {(plan.kind, plan.version): plan for plan in (PAY_ORDER, CANCEL_ORDER)}
+PAY_ORDER: Final = Plan(SagaKind.PAY_ORDER, 2, _PAY_STEPS, close="complete_order")
+CANCEL_ORDER: Final = Plan(SagaKind.CANCEL_ORDER, 2, _CANCEL_STEPS, close="cancel_order")
+UNDO_ONLY_VERSION: Final = 0
+"""Of a saga that a person closed and whose own plan is unknown: it can only give back."""
+
+# Version 1, of the earlier release, has the same steps. Only version 2 has RESOLVING and STANDING.
+PLANS: Final = {
+    (plan.kind, version): plan for plan in (PAY_ORDER, CANCEL_ORDER) for version in (1, 2)
+} | {(kind, UNDO_ONLY_VERSION): Plan(kind, UNDO_ONLY_VERSION, (), close="") for kind in SagaKind}
+
+
+def current_plan(kind: SagaKind) -> Plan:
+    """The plan with which sagas of this kind begin now."""
+    return PAY_ORDER if kind is SagaKind.PAY_ORDER else CANCEL_ORDER
 
 
 def plan_of(saga: Saga) -> Plan | None:
     """The plan that the saga began with; None if this release does not know it."""
     plan = PLANS.get((saga.kind, saga.plan_version))
-    if plan is None or plan.names != tuple(step.name for step in saga.steps):
+    if plan is None or saga.plan_version == UNDO_ONLY_VERSION:
+        return plan
+    if plan.names != tuple(step.name for step in saga.steps):
         return None
+    plan.describe_steps(saga)
     return plan

@@ -30,6 +30,7 @@ from order_service.errors import SagaLost
 from order_service.model.saga import Saga
 from order_service.saga.execution import RunningSaga, SagaEnd, SagaExecution, SagaLimits
 from order_service.saga.journal import SagaJournal
+from order_service.saga.peers import Peers
 
 RENEWAL_PARTS: Final = 3
 """A lease is renewed this often in its time."""
@@ -50,7 +51,8 @@ class Runner:
     ) -> None:
         self._journal = journal
         self.limits = limits or SagaLimits()
-        self._execution = SagaExecution(services, journal, self.limits)
+        self._peers = Peers()
+        self._execution = SagaExecution(services, journal, self.limits, self._peers)
         self._sagas: dict[str, RunningSaga] = {}
         self._in_use: Counts[bool] = Counts()
         """Capacity in use: sagas that run or begin, by ``uses_gateway``."""
@@ -106,8 +108,12 @@ class Runner:
     async def sweep(self, stopping: asyncio.Event | None = None) -> int:
         """Take over sagas that are due or whose lease has expired; returns how many.
 
-        Ends after the batch in which ``stopping`` is set.
+        Sagas that waited for a participant are due when it replies again. Ends after the batch in
+        which ``stopping`` is set.
         """
+        for participant in self._peers.take_back():
+            count = await self._journal.wake_waiting_for(participant)
+            _log.info("sagas_released", participant=participant, count=count)
         total = 0
         for uses_gateway in (False, True):
             more = True
@@ -122,8 +128,8 @@ class Runner:
     async def _take_over(self, *, uses_gateway: bool) -> tuple[int, bool]:
         """Fill a bulkhead; returns how many were taken over, and whether more may be due.
 
-        Sagas that have failed before take a quarter of it at most: while a service is away, they
-        leave capacity for those of dead replicas and for new payments.
+        Sagas that have failed before take a quarter of it at most: they leave capacity for those of
+        dead replicas and for new payments. While a participant is away, one of its sagas goes on.
         """
         capacity = self.limits.running_max - self._in_use[uses_gateway]
         if capacity <= 0 or self._execution.stopping:
@@ -133,6 +139,7 @@ class Runner:
             uses_gateway=uses_gateway,
             capacity=capacity,
             retries=math.ceil(self.limits.running_max / 4) - self._retries[uses_gateway],
+            away=self._peers.away,
         )
         for saga in taken.sagas:
             assert taken.now is not None

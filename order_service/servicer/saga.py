@@ -8,8 +8,9 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.paging import Page
-from common.rpc.convert import time_to
+from common.rpc.convert import money_from, time_to
 from order_service.model.saga import Saga, SagaKind, SagaState, StepRecord, StepState
+from order_service.model.saga_command import ResolveSaga, RetrySagas, Standing
 from order_service.use_cases.saga import Sagas
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
@@ -17,6 +18,7 @@ from tally.order.v1 import order_pb2_grpc
 _KINDS: Final = {kind: pb.Saga.Kind.Value(f"KIND_{kind}") for kind in SagaKind}
 _STATES: Final = {state: pb.Saga.State.Value(f"STATE_{state}") for state in SagaState}
 _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
+_KINDS_BY_NUMBER: Final = {number: kind for kind, number in _KINDS.items()}
 _STEP_STATES: Final = {state: pb.SagaStep.State.Value(f"STATE_{state}") for state in StepState}
 
 
@@ -44,10 +46,34 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
         written = await self._sagas.retry(request.saga_id, request.request_id)
         return pb.RetrySagaResponse(saga=_saga(written.value), replayed=written.replayed)
 
+    async def RetrySagas(
+        self, request: pb.RetrySagasRequest, context: Any
+    ) -> pb.RetrySagasResponse:
+        written = await self._sagas.retry_many(
+            RetrySagas(
+                _STATES_BY_NUMBER[request.state] if request.HasField("state") else None,
+                _KINDS_BY_NUMBER[request.kind] if request.HasField("kind") else None,
+                request.last_reason if request.HasField("last_reason") else None,
+                request.age.ToTimedelta().total_seconds(),
+                request.request_id,
+            )
+        )
+        return pb.RetrySagasResponse(count=written.value, replayed=written.replayed)
+
     async def ResolveSaga(
         self, request: pb.ResolveSagaRequest, context: Any
     ) -> pb.ResolveSagaResponse:
-        written = await self._sagas.resolve(request.saga_id, request.reason, request.request_id)
+        standing = tuple(
+            Standing(
+                one.step,
+                money_from(one.amount) if one.HasField("amount") else None,
+                one.reason,
+            )
+            for one in request.standing
+        )
+        written = await self._sagas.resolve(
+            ResolveSaga(request.saga_id, "", request.reason, standing, request.request_id)
+        )
         return pb.ResolveSagaResponse(saga=_saga(written.value), replayed=written.replayed)
 
 
@@ -78,6 +104,12 @@ def _step(step: StepRecord) -> pb.SagaStep:
         begin_time=_time(step.begin_time),
         end_time=_time(step.end_time),
         last_error=step.last_error,
+        next_attempt_time=_time(step.next_attempt_time),
+        participant=step.participant,
+        request_id=step.request_id,
+        fenced=step.fenced,
+        standing_minor=step.standing_minor,
+        standing_reason=step.standing_reason,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, RowLocks, locked
@@ -25,14 +25,14 @@ OwnedKey = tuple[str, int]
 _log = structlog.stdlib.get_logger()
 
 # Literals, as in the partial index: the planner would not match it with parameters.
-_is_active: Final = sagas.c.state.in_(
+is_active: Final = sagas.c.state.in_(
     sa.bindparam("active", [state.value for state in ACTIVE], expanding=True, literal_execute=True)
 )
 
 
 def _owned(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
     """The fence: a replica that lost the saga matches no row, nor does any once it has ended."""
-    return sa.and_(same(sagas, wanted), _is_active)
+    return sa.and_(same(sagas, wanted), is_active)
 
 
 _OWNED: Final[RowLocks[OwnedKey]] = RowLocks(
@@ -41,12 +41,18 @@ _OWNED: Final[RowLocks[OwnedKey]] = RowLocks(
 
 _written = unnest(
     "written",
-    *sagas.c["saga_id", "epoch", "state", "attempts", "last_error", "resolution_reason"],
+    *sagas.c["saga_id", "epoch", "snapshot", "plan_version", "state", "attempts", "waits_for"],
+    *sagas.c["last_error", "resolution_reason"],
     steps=sa.Text,
     facts=sa.Text,
     failure=sa.Text,
     lease_s=sa.Float,
     waits=sa.Boolean,
+    from_epoch=sa.BigInteger,
+)
+_COPIED: Final = (
+    *("epoch", "snapshot", "plan_version", "state", "attempts", "waits_for"),
+    *("last_error", "resolution_reason"),
 )
 _until: Final = CLOCK + _written.c.lease_s * SECOND
 _WRITE: Final = (
@@ -54,10 +60,7 @@ _WRITE: Final = (
     .values(
         {
             **{name: sa.cast(_written.c[name], JSONB) for name in ("steps", "facts", "failure")},
-            **{
-                name: _written.c[name]
-                for name in ("state", "attempts", "last_error", "resolution_reason")
-            },
+            **{name: _written.c[name] for name in _COPIED},
             "owner": sa.case((_written.c.waits, sa.null()), else_=sagas.c.owner),
             "lease_until": _until,
             "next_attempt_time": sa.case(
@@ -71,8 +74,11 @@ _WRITE: Final = (
             "update_time": CLOCK,
         }
     )
-    .where(same(sagas, _written, ["saga_id", "epoch"]))
-    .returning(sagas.c.saga_id, sagas.c.epoch)
+    .where(
+        sagas.c.saga_id == _written.c.saga_id,
+        sagas.c.epoch == _written.c.from_epoch,
+        sagas.c.snapshot < _written.c.snapshot,
+    )
 )
 
 _renewed = unnest("renewed", *sagas.c["saga_id", "epoch"], lease_s=sa.Float)
@@ -98,13 +104,20 @@ async def lock_owned(
     return set(locked_rows.found), locked_rows.blocked
 
 
-async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> set[OwnedKey]:
-    """Write sagas that still have the writer's epoch; returns which. Lock them first."""
+async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> None:
+    """Write sagas that still have the writer's epoch and no newer snapshot. Lock them first."""
     if not writes:
-        return set()
-    rows = [{**to_row(one.saga), "lease_s": one.lease_s, "waits": one.saga.waits} for one in writes]
-    saved = await connection.execute(_WRITE, arrays(_written, rows))
-    return {(row.saga_id, row.epoch) for row in saved}
+        return
+    rows = [
+        {
+            **to_row(one.saga),
+            "lease_s": one.lease_s,
+            "waits": one.saga.waits,
+            "from_epoch": one.owned[1],
+        }
+        for one in writes
+    ]
+    await connection.execute(_WRITE, arrays(_written, rows))
 
 
 async def renew(connection: AsyncConnection, renewals: Collection[RenewLease]) -> None:
@@ -125,13 +138,17 @@ _uses_gateway: Final = sa.or_(
         _gateway_minor > sa.literal_column("'0'::jsonb"),
     ),
 )
+_probe: Final = sa.bindparam("probe", type_=sa.Text)
 _due = locked(
     sagas,
     sa.select(sagas.c.saga_id)
     .where(
-        _is_active,
+        is_active,
         sagas.c.lease_until < sa.func.now(),
         (sagas.c.attempts > 0) == sa.bindparam("retries", type_=sa.Boolean),
+        sa.func.coalesce(sagas.c.waits_for, "")
+        != sa.all_(sa.bindparam("away", type_=ARRAY(sa.Text))),
+        sa.or_(_probe.is_(None), sagas.c.waits_for == _probe),
         _uses_gateway == sa.bindparam("uses_gateway", type_=sa.Boolean),
         sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.bindparam("plans", expanding=True)),
     )
@@ -169,7 +186,8 @@ class TakenOver:
 async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> TakenOver:
     """Take sagas over under a new epoch.
 
-    A row that cannot be read is left until its lease expires again, and does not stop the others.
+    Of those that wait for a participant that is away, one is taken over as a probe. A row that
+    cannot be read is left until its lease expires again, and does not stop the others.
     """
     parameters: dict[str, object] = {
         "owner": command.owner,
@@ -178,14 +196,22 @@ async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> Take
         "plans": command.plans,
     }
     rows: list[sa.Row[Any]] = []
-    for retries in (False, True):
-        left = command.capacity - len(rows)
-        size = min(command.retries, left) if retries else left
+    retries = command.retries
+    # Sagas of dead replicas, then retries, then one probe for each participant that is away.
+    for retry, away, probe, most in (
+        (False, (), None, command.capacity),
+        (True, command.away, None, command.capacity),
+        *((True, (), name, 1) for name in command.away),
+    ):
+        size = min(most, command.capacity - len(rows), retries if retry else most)
         if size > 0:
             found = await connection.execute(
-                _TAKE_OVER, {**parameters, "retries": retries, "size": size}
+                _TAKE_OVER,
+                {**parameters, "retries": retry, "away": list(away), "probe": probe, "size": size},
             )
+            before = len(rows)
             rows.extend(found)
+            retries -= (len(rows) - before) if retry else 0
     taken: list[Saga] = []
     now = None
     for row in rows:

@@ -26,8 +26,8 @@ _RESULTS: Final[TypeAdapter[StepResults]] = TypeAdapter(StepResults)
 _FAILURE: Final[TypeAdapter[Failure | None]] = TypeAdapter(Failure | None)
 
 _OWN_COLUMNS: Final = (
-    *("saga_id", "kind", "plan_version", "order_id", "user_id", "epoch", "state", "attempts"),
-    *("last_error", "resolution_reason", "create_time", "update_time"),
+    *("saga_id", "kind", "plan_version", "order_id", "user_id", "epoch", "snapshot", "state"),
+    *("attempts", "waits_for", "last_error", "resolution_reason", "create_time", "update_time"),
 )
 """Columns that are fields of a saga as they are."""
 SECOND: Final = sa.literal_column("interval '1 second'", sa.Interval)
@@ -71,6 +71,7 @@ _row: Final = {
     "owner": sa.bindparam("owner", type_=sa.Text),
     "lease_until": CLOCK + sa.bindparam("lease_s", type_=sa.Float) * SECOND,
     "pivot_by": CLOCK + _added.c.time_left_s * SECOND,
+    "snapshot": sa.literal(0, sa.BigInteger),
     "attempts": sa.literal(0, sa.Integer),
     "last_error": sa.literal(""),
     "resolution_reason": sa.literal(""),

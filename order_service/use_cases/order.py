@@ -207,7 +207,7 @@ class Orders:
             aclosing(self._watches.follow(begun.order)) as versions,
         ):
             async for order in versions:
-                if order.version > begun.order.version:
+                if order.state is not begun.order.state:
                     break
         return None
 

@@ -24,10 +24,23 @@ from order_service.model.order import (
 )
 from order_service.model.product import Product, StockMove
 from order_service.model.saga import Saga, SagaRequest
-from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga, WriteSaga
+from order_service.model.saga_command import (
+    CloseSaga,
+    NoteFailure,
+    ResolveSaga,
+    RetrySaga,
+    WriteSaga,
+)
 
 OrderCommand: TypeAlias = (
-    CreateOrder | PayOrder | CancelOrder | ExpireOrder | CloseSaga | RetrySaga | ResolveSaga
+    CreateOrder
+    | PayOrder
+    | CancelOrder
+    | ExpireOrder
+    | CloseSaga
+    | NoteFailure
+    | RetrySaga
+    | ResolveSaga
 )
 
 
@@ -50,7 +63,7 @@ class OrderBatch:
     """The saga that paid each paid order, by order_id."""
     new_orders: list[Order] = field(default_factory=list)
     new_sagas: list[Saga] = field(default_factory=list)
-    written_sagas: list[WriteSaga] = field(default_factory=list)
+    written_sagas: dict[str, WriteSaga] = field(default_factory=dict)
     loaded_orders: dict[str, Order] = field(default_factory=dict)
     """Changed orders as they were loaded."""
     loaded_products: dict[str, Product] = field(default_factory=dict)
@@ -94,12 +107,18 @@ class OrderBatch:
         self.sagas_by_request[request] = saga
         return saga
 
-    def write_saga(self, saga: Saga) -> Saga:
-        """Write a locked saga that no replica runs after this."""
-        self.written_sagas.append(WriteSaga(saga, lease_s=0.0))
+    def write_saga(self, saga: Saga) -> None:
+        """Write a locked saga that no replica runs after this.
+
+        If its epoch was raised, a replica that still runs it loses it.
+        """
+        saga.snapshot += 1
+        before = self.written_sagas.get(saga.saga_id)
+        epoch = self.sagas[saga.saga_id].epoch if before is None else before.owned[1]
+        # One write per row: the last command of the batch decides.
+        self.written_sagas[saga.saga_id] = WriteSaga(saga, lease_s=0.0, from_epoch=epoch)
         # Later commands of the batch see its new state.
         self.sagas[saga.saga_id] = saga
-        return saga
 
     def _move_stock(self, order: Order, stock_move: StockMove) -> None:
         for item in order.items:
@@ -113,7 +132,7 @@ def product_ids_of(command: OrderCommand, orders: dict[str, Order]) -> Collectio
     if isinstance(command, CreateOrder):
         return [line.product_id for line in command.lines if is_id(line.product_id)]
     order = orders.get(command.order_id)
-    if order is None or isinstance(command, PayOrder | RetrySaga):
+    if order is None or isinstance(command, PayOrder | NoteFailure | RetrySaga | ResolveSaga):
         return ()
     if isinstance(command, CancelOrder) and order.state is not OrderState.PENDING:
         # A paid order gives its stock back when its cancellation ends.
@@ -124,7 +143,7 @@ def product_ids_of(command: OrderCommand, orders: dict[str, Order]) -> Collectio
 def saga_id_of(command: OrderCommand) -> str | None:
     """The saga that the command needs locked."""
     match command:
-        case CloseSaga(saga):
+        case CloseSaga(saga) | NoteFailure(saga):
             return saga.saga_id
         case RetrySaga() | ResolveSaga():
             return command.saga_id

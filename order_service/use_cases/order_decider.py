@@ -31,7 +31,7 @@ from order_service.model.order import (
     PayOrder,
 )
 from order_service.model.saga import Saga, SagaKind, SagaRequest
-from order_service.model.saga_command import CloseSaga, ResolveSaga, RetrySaga
+from order_service.model.saga_command import CloseSaga, NoteFailure, ResolveSaga, RetrySaga
 from order_service.store import journal as journal_store
 from order_service.store import order as order_store
 from order_service.store import product as product_store
@@ -52,9 +52,9 @@ from order_service.use_cases.saga_decisions import (
     close_saga,
     close_saga_keys,
     find_begun,
-    resolve_saga,
-    retry_saga,
+    note_failure,
 )
+from order_service.use_cases.saga_resolution import resolve_saga, retry_saga
 
 OrderResult = Result[Order | Saga | None] | SagaBegun
 
@@ -125,7 +125,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
 
     def keys(self, command: OrderCommand) -> Sequence[RequestKey]:
         match command:
-            case ExpireOrder():
+            case ExpireOrder() | NoteFailure():
                 return ()
             case CloseSaga():
                 return close_saga_keys(command)
@@ -153,6 +153,8 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
                 return _expire_order(batch, command)
             case CloseSaga():
                 return close_saga(batch, records, command)
+            case NoteFailure():
+                return note_failure(batch, command)
             case RetrySaga():
                 return retry_saga(batch, records, command)
             case ResolveSaga():
@@ -171,7 +173,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             raise StaleRead
         await order_store.add(connection, batch.new_orders)
         # Ended sagas first: an order has one live saga, and its next may begin in the same batch.
-        await journal_store.write(connection, batch.written_sagas)
+        await journal_store.write(connection, batch.written_sagas.values())
         await saga_store.add(
             connection, batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
         )
@@ -195,7 +197,7 @@ class OrderLane:
         self._on_change = on_change
 
     @overload
-    async def submit(self, command: CreateOrder | CloseSaga) -> Result[Order]: ...
+    async def submit(self, command: CreateOrder | CloseSaga | NoteFailure) -> Result[Order]: ...
     @overload
     async def submit(self, command: PayOrder | CancelOrder) -> Result[Order] | SagaBegun: ...
     @overload

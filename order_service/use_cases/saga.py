@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from common.db.engines import Database, read_by_id, reading
-from common.errors import InvalidPageToken
+from common.db.errors import RecordConflict
+from common.db.idempotency import IdempotencyStore
+from common.errors import InvalidPageToken, RequestInProgress
 from common.ids import is_id
+from common.money import Money
 from common.paging import Page
 from common.request_key import Result
+from common.rpc.convert import money_from
+from order_service.clients import Services, get_payments
 from order_service.errors import SagaNotFound
-from order_service.model.saga import Saga, SagaState
-from order_service.model.saga_command import ResolveSaga, RetrySaga
+from order_service.model.saga import Saga, SagaState, StepState
+from order_service.model.saga_command import ResolveSaga, RetrySaga, RetrySagas
+from order_service.saga.payment_poll import confirmation_of, payment_step
+from order_service.saga.plan import plan_of
 from order_service.store import saga as store
+from order_service.store import saga_waiting
 from order_service.use_cases.order_decider import OrderLane
+from tally.payment.v1.payment_pb2 import Payment
 
+_COUNT_BODY: Final[TypeAdapter[int]] = TypeAdapter(int)
 _ID_MAX: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 class Sagas:
     """The sagas of all orders."""
 
-    def __init__(self, database: Database, lane: OrderLane) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lane: OrderLane,
+        services: Services,
+        idempotency: IdempotencyStore,
+    ) -> None:
         self._database = database
         self._lane = lane
+        self._services = services
+        self._idempotency = idempotency
 
     async def get_saga(self, saga_id: str) -> Saga:
         """The saga as last journalled. Raises SagaNotFound."""
@@ -49,15 +70,56 @@ class Sagas:
         return page.cut(found, lambda saga: [saga.saga_id])
 
     async def retry(self, saga_id: str, request_id: str) -> Result[Saga]:
-        """Let a saga that needs attention continue. Raises SagaNotFound, SagaNotRetryable."""
+        """Make a saga due that waits. Raises SagaNotFound, SagaNotRetryable if it has ended."""
         saga = await self.get_saga(saga_id)
         return await self._lane.submit(RetrySaga(saga_id, saga.order_id, request_id))
 
-    async def resolve(self, saga_id: str, reason: str, request_id: str) -> Result[Saga]:
-        """Close a saga that needs attention, and move its order the way the saga was going.
+    async def retry_many(self, command: RetrySagas) -> Result[int]:
+        """Make all sagas due that wait and match the command; returns how many.
 
-        If it is unknown whether the gateway charged, the attempt counts as not paid: the
-        operator has made sure of that. Raises SagaNotFound, SagaNotRetryable.
+        Raises RequestIdReused, RequestInProgress or DatabaseUnavailable.
         """
-        saga = await self.get_saga(saga_id)
-        return await self._lane.submit(ResolveSaga(saga_id, saga.order_id, reason, request_id))
+        try:
+            async with self._database.begin("retry_sagas") as connection:
+                records = await self._idempotency.load(connection, [command.key])
+                if (replayed := records.replay(command, _COUNT_BODY)) is not None:
+                    return replayed
+                count = await saga_waiting.retry(connection, command)
+                result = records.answer(command, count, _COUNT_BODY)
+                await self._idempotency.save(connection, records)
+                return result
+        except RecordConflict:
+            raise RequestInProgress(request_id=command.request_id) from None
+
+    async def resolve(self, command: ResolveSaga) -> Result[Saga]:
+        """Close a saga: undo all that has begun, except what the command lets stand.
+
+        Raises SagaNotFound, SagaNotRetryable, InvalidField naming standing, RequestIdReused, or
+        what the payment service refuses when it is asked for a payment that should stand.
+        """
+        saga = await self.get_saga(command.saga_id)
+        left = None
+        if any(self._is_payment(saga, standing.step) for standing in command.standing):
+            left = await self._left_of_payment(saga)
+        command = replace(command, order_id=saga.order_id, left_of_payment=left)
+        return await self._lane.submit(command)
+
+    def _is_payment(self, saga: Saga, name: str) -> bool:
+        plan_of(saga)  # It describes the steps of an earlier release.
+        step = payment_step(saga)
+        return step is not None and step.name == name
+
+    async def _left_of_payment(self, saga: Saga) -> Money | None:
+        """What is confirmed, and certain not to be given back by Tally; None if that is not so."""
+        request_id = confirmation_of(saga)
+        payment = (await get_payments(self._services, [request_id])).get(request_id)
+        if payment is None or payment.state != Payment.STATE_CONFIRMED:
+            return None
+        step = payment_step(saga)
+        assert step is not None
+        cancels = payment.HasField("cancel_request_time") or step.undo_begun
+        begun = step.undoes and step.state is not StepState.PENDING
+        if (cancels or begun) and not payment.refund_refusal_code:
+            return None
+        amount = money_from(payment.amount)
+        return replace(amount, amount_minor=amount.amount_minor - payment.refunded.amount_minor)

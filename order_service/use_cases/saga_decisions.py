@@ -4,13 +4,13 @@ PayOrder      PENDING → PAYING                       and the saga's row, RUNNI
 CancelOrder   PAID → CANCELLING                      and the saga's row, RUNNING
 CloseSaga     PAYING → PAID | PENDING | EXPIRED,     and the saga's end and its record
               CANCELLING → CANCELLED
-ResolveSaga   the same, by an operator's decision
-RetrySaga     the order stays as it is
+              of a RESOLVING saga: the order stays as it is
+NoteFailure   the order stays as it is, with the reason why its saga cannot end
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from pydantic import TypeAdapter
@@ -18,10 +18,10 @@ from pydantic import TypeAdapter
 from common.db.idempotency import REFUSED, IdempotencyRecords, Record
 from common.errors import CurrencyMismatch, Overloaded, RequestIdReused
 from common.request_key import RequestKey, Result
-from order_service.errors import PaymentOutcomeUnknown, SagaLost, SagaNotFound, SagaNotRetryable
+from order_service.errors import SagaLost
 from order_service.model.order import CancelOrder, Order, PayOrder
 from order_service.model.saga import ACTIVE, LIVE, Saga, SagaKind, SagaRequest, SagaState
-from order_service.model.saga_command import CloseSaga, PayAttempt, ResolveSaga, RetrySaga
+from order_service.model.saga_command import CloseSaga, NoteFailure, PayAttempt
 from order_service.model.saga_input import CancelInput, Failure, PayInput
 from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, plan_of
 from order_service.use_cases.order_batch import OrderBatch
@@ -29,7 +29,6 @@ from order_service.use_cases.order_batch import OrderBatch
 ORDER_BODY: Final[TypeAdapter[Order]] = TypeAdapter(Order)
 """An order in an idempotency record."""
 _FAILURE_BODY: Final[TypeAdapter[Failure]] = TypeAdapter(Failure)
-_SAGA_BODY: Final[TypeAdapter[Saga]] = TypeAdapter(Saga)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,19 +141,35 @@ def close_saga_keys(command: CloseSaga) -> list[RequestKey]:
 def close_saga(batch: OrderBatch, records: IdempotencyRecords, command: CloseSaga) -> Result[Order]:
     """End a saga whose steps are done or undone. Raises SagaLost if its epoch has changed."""
     saga = command.saga
+    _require_own(batch, saga)
+    plan = plan_of(saga)
+    assert plan is not None, "a saga is closed by a release that knows its plan"
+    closed = plan.closed(saga, batch.now)
+    order = batch.orders[saga.order_id]
+    if saga.state is not SagaState.RESOLVING:
+        order = _move(batch, records, order, closed)
+    batch.write_saga(closed)
+    return Result(order)
+
+
+def note_failure(batch: OrderBatch, command: NoteFailure) -> Result[Order]:
+    """Show on the order why its saga cannot end. Raises SagaLost if its epoch has changed."""
+    _require_own(batch, command.saga)
+    order = batch.orders[command.order_id]
+    return Result(batch.move(order.note_failure(command.reason, batch.now)))
+
+
+def _require_own(batch: OrderBatch, saga: Saga) -> None:
+    """Raise SagaLost unless the row still has the epoch of the replica that runs the saga."""
     row = batch.sagas.get(saga.saga_id)
     if row is None or row.epoch != saga.epoch or row.state not in ACTIVE:
         raise SagaLost(saga_id=saga.saga_id)
-    plan = plan_of(saga)
-    assert plan is not None, "a saga is closed by a release that knows its plan"
-    return Result(_close(batch, records, plan.closed(saga, batch.now)))
 
 
-def _close(batch: OrderBatch, records: IdempotencyRecords, saga: Saga) -> Order:
-    """Move the order as the saga's outcome demands, record the response, write the saga."""
-    order = batch.orders[saga.order_id]
-    if saga.kind is SagaKind.CANCEL_ORDER:
-        order = batch.move(order.complete_cancel(batch.now))
+def _move(batch: OrderBatch, records: IdempotencyRecords, order: Order, saga: Saga) -> Order:
+    """Move the order as the saga's outcome demands, and record the response."""
+    if isinstance(saga.asked, CancelInput):
+        order = batch.move(order.complete_cancel(saga.asked.reason, batch.now))
     elif saga.failure is not None:
         order = batch.move(order.return_to_pending(saga.failure.reason, batch.now))
         records.refuse(PayAttempt(saga), saga.failure, _FAILURE_BODY)
@@ -162,7 +177,6 @@ def _close(batch: OrderBatch, records: IdempotencyRecords, saga: Saga) -> Order:
         order = batch.move(_paid(batch, order, saga))
         records.answer(PayAttempt(saga), order, ORDER_BODY)
         batch.payers[order.order_id] = saga.saga_id
-    batch.write_saga(saga)
     return order
 
 
@@ -176,49 +190,3 @@ def _paid(batch: OrderBatch, order: Order, saga: Saga) -> Order:
         coupon_id=saga.asked.coupon_id if saga.asked.uses_coupon else None,
         payment_id=saga.facts.payment_id,
     )
-
-
-# -- operators -----------------------------------------------------------------------------------
-
-
-def retry_saga(batch: OrderBatch, records: IdempotencyRecords, command: RetrySaga) -> Result[Saga]:
-    """Let a parked saga continue."""
-    saga = _locked_saga(batch, command)
-    if (replayed := records.replay(command, _SAGA_BODY)) is not None:
-        return replayed
-    _require_parked(saga)
-    saga.retry()
-    batch.write_saga(saga)
-    retried = replace(saga, next_attempt_time=batch.now, update_time=batch.now)
-    return records.answer(command, retried, _SAGA_BODY)
-
-
-def resolve_saga(
-    batch: OrderBatch, records: IdempotencyRecords, command: ResolveSaga
-) -> Result[Saga]:
-    """Close a parked saga by an operator's decision, and move its order."""
-    saga = _locked_saga(batch, command)
-    if (replayed := records.replay(command, _SAGA_BODY)) is not None:
-        return replayed
-    _require_parked(saga)
-    plan = plan_of(saga)
-    decided = plan is not None and plan.decided(saga)
-    if saga.kind is SagaKind.PAY_ORDER and saga.failure is None and not decided:
-        # The outcome of the charge is unknown. The operator has checked that it was not charged.
-        saga.failure = Failure.of(PaymentOutcomeUnknown(order_id=saga.order_id))
-    resolved = saga.closed(SagaState.RESOLVED)
-    resolved.resolution_reason = command.reason
-    _close(batch, records, resolved)
-    return records.answer(command, replace(resolved, update_time=batch.now), _SAGA_BODY)
-
-
-def _locked_saga(batch: OrderBatch, command: RetrySaga | ResolveSaga) -> Saga:
-    saga = batch.sagas.get(command.saga_id)
-    if saga is None:
-        raise SagaNotFound(saga_id=command.saga_id)
-    return saga
-
-
-def _require_parked(saga: Saga) -> None:
-    if saga.state is not SagaState.NEEDS_ATTENTION:
-        raise SagaNotRetryable(saga_id=saga.saga_id, state=saga.state.value)

@@ -4,7 +4,7 @@ The gateway is at the other end of a network, so there are three kinds of outcom
 confuses them charges a customer twice or not at all:
 
 - the gateway reported the payment's state: ``Confirmed``, ``Declined``, ``Cancelled``,
-  ``NotFound``, ``NotCancellable``;
+  ``PartlyCancelled``, ``Unsupported``, ``NotFound``, ``NotCancellable``;
 - this call changed nothing there: ``NotSent``, ``Rejected``;
 - the state is not known: ``Unknown``, ``Mismatch``.
 
@@ -35,6 +35,14 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class Refund:
+    """A part of a charge that was given back, with the reason that the gateway has for it."""
+
+    amount_minor: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmed:
     """The money was taken, exactly the requested amount, and has not been given back."""
 
@@ -48,6 +56,29 @@ class Cancelled:
 
     transaction_id: str
     amount: Money
+    refunds: tuple[Refund, ...] = ()
+    """Its parts; empty if the gateway did not list them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartlyCancelled:
+    """The money was taken, and ``refunded_minor`` of it given back: more than 0, less than all."""
+
+    transaction_id: str
+    amount: Money
+    refunded_minor: int
+    refunds: tuple[Refund, ...] = ()
+    """Its parts; empty if the gateway did not list them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """Not charged yet, in a status that Tally does not serve: the customer may still pay.
+
+    An example is WAITING_FOR_DEPOSIT, a virtual account. The account has to be closed by a cancel.
+    """
+
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +139,7 @@ class Mismatch:
 
 
 Inconclusive = NotSent | Rejected | Unknown | Mismatch
-ConfirmOutcome = Confirmed | Declined | Cancelled | Inconclusive
-FindOutcome = Confirmed | Declined | Cancelled | NotFound | Inconclusive
-CancelOutcome = Cancelled | NotCancellable | NotFound | Inconclusive
+ConfirmOutcome = Confirmed | Declined | Cancelled | PartlyCancelled | Unsupported | Inconclusive
+FindOutcome = ConfirmOutcome | NotFound
+CancelOutcome = Cancelled | Declined | NotCancellable | NotFound | Inconclusive
 GatewayOutcome = ConfirmOutcome | FindOutcome | CancelOutcome

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from common import failpoints
 from common.breaker import CircuitBreaker, CircuitOpen
+from common.money import Money
 from payment_service.gateway.outcomes import (
     Cancelled,
     CancelOutcome,
@@ -30,7 +31,6 @@ from payment_service.gateway.outcomes import (
     Declined,
     FindOutcome,
     Mismatch,
-    NotCancellable,
     NotFound,
     NotSent,
     Rejected,
@@ -154,27 +154,29 @@ class TossGateway:
         response = await self._exchange(self._finds, "GET", _path(charge))
         return read_find(response, charge) if isinstance(response, Response) else response
 
-    async def cancel(self, charge: Charge, reason: str) -> CancelOutcome:
-        """Give all of the money back. Safe to repeat with the same charge."""
+    async def cancel(
+        self, charge: Charge, reason: str, amount: Money | None = None
+    ) -> CancelOutcome:
+        """Give back all that is left of the money, or ``amount`` of it.
+
+        Safe to repeat with the same charge.
+        """
         if charge.payment_key in _UNADDRESSABLE:
             return NotFound()
+        body: dict[str, Any] = {"cancelReason": reason[:REASON_CHARACTERS_MAX] or "cancelled"}
+        if amount is not None:
+            body["cancelAmount"] = amount.amount_minor
         response = await self._exchange(
-            self._cancels,
-            "POST",
-            f"{_path(charge)}/cancel",
-            {"cancelReason": reason[:REASON_CHARACTERS_MAX] or "cancelled"},
-            charge.idempotency_key,
+            self._cancels, "POST", f"{_path(charge)}/cancel", body, charge.idempotency_key
         )
         if not isinstance(response, Response):
             return response
         if response.error_code != ALREADY_CANCELED:
-            return read_cancel(response, charge)
+            return read_cancel(response, charge, amount)
         found = await self.find(charge)
         match found:
-            case Cancelled() | Mismatch():
+            case Cancelled() | Declined() | Mismatch():
                 return found
-            case Declined(code):
-                return NotCancellable(code)
             case _:
                 return Unknown("already cancelled, and the look-up had no result")
 

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
+from common.money import Money
 from payment_service.gateway.outcomes import (
     Cancelled,
     CancelOutcome,
@@ -26,8 +27,11 @@ from payment_service.gateway.outcomes import (
     Mismatch,
     NotCancellable,
     NotFound,
+    PartlyCancelled,
+    Refund,
     Rejected,
     Unknown,
+    Unsupported,
 )
 
 
@@ -120,12 +124,18 @@ def read_find(response: Response, charge: Charge) -> FindOutcome:
     return _read_failure(response)
 
 
-def read_cancel(response: Response, charge: Charge) -> CancelOutcome:
-    """The outcome of a cancel call. The caller looks up ALREADY_CANCELED."""
+def read_cancel(response: Response, charge: Charge, amount: Money | None) -> CancelOutcome:
+    """The outcome of a cancel call. The caller looks up ALREADY_CANCELED.
+
+    ``amount``: what was to be given back; None for all that was left. What is left then at the
+    gateway was given back by other means.
+    """
     if response.status == _OK:
         outcome = _read_payment(response.body, charge)
-        if isinstance(outcome, Cancelled | Mismatch):
+        if isinstance(outcome, Cancelled | Declined | Mismatch):
             return outcome
+        if isinstance(outcome, PartlyCancelled) and amount is not None:
+            return Cancelled(outcome.transaction_id, outcome.amount, outcome.refunds)
         return Unknown("cancelled, but not in that status")
     code = response.client_error_code
     if code == NOT_FOUND:
@@ -142,9 +152,7 @@ def _read_failure(response: Response) -> Rejected | Unknown:
     return Unknown(f"{response.status} {code or ''}".rstrip())
 
 
-def _read_payment(
-    body: dict[str, Any], charge: Charge
-) -> Confirmed | Cancelled | Declined | NotFound | Mismatch | Unknown:
+def _read_payment(body: dict[str, Any], charge: Charge) -> FindOutcome:
     """Read a payment object. Whatever it says is checked against the charge."""
     status = body.get("status")
     if isinstance(status, str) and status in _NOT_CHARGED:
@@ -156,28 +164,59 @@ def _read_payment(
     if differing:
         return Mismatch(differing)
     match status:
-        case "DONE" | "CANCELED":
-            return _read_settled(body, charge)
+        case "CANCELED" if body.get("approvedAt", "") is None:
+            # A virtual account that was closed before a deposit: nothing was ever taken.
+            return Declined(status)
+        case "DONE" | "CANCELED" | "PARTIAL_CANCELED":
+            return _read_taken(body, charge)
         case "ABORTED" | "EXPIRED":
             return Declined(_failure_code(body) or status)
         case "READY" | "IN_PROGRESS":
             return NotFound()
-        case "PARTIAL_CANCELED":
-            # Tally gives back all or nothing: this payment was changed by other means.
-            return Mismatch(("balanceAmount",))
+        case str() if _CODE.fullmatch(status):
+            return Unsupported(status)
         case _:
-            return Unknown("a payment in an unknown status")
+            return Unknown("a payment without a readable status")
 
 
-def _read_settled(body: dict[str, Any], charge: Charge) -> Confirmed | Cancelled | Mismatch:
+def _read_taken(
+    body: dict[str, Any], charge: Charge
+) -> Confirmed | Cancelled | PartlyCancelled | Mismatch:
+    """Read a payment whose money was taken; perhaps some of it was given back."""
     transaction_id = body.get("lastTransactionKey")
     if not isinstance(transaction_id, str) or not _TRANSACTION_ID.fullmatch(transaction_id):
         return Mismatch(("lastTransactionKey",))
-    done = body["status"] == "DONE"
-    if not _is_amount(body.get("balanceAmount"), charge.amount.amount_minor if done else 0):
+    amount_minor, balance = charge.amount.amount_minor, body.get("balanceAmount")
+    # The type counts too: True == 1 and 1000.0 == 1000, and neither is an amount.
+    if type(balance) is not int:
         return Mismatch(("balanceAmount",))
-    outcome = Confirmed if done else Cancelled
-    return outcome(transaction_id, charge.amount)
+    refunds = _read_refunds(body, amount_minor - balance)
+    match body["status"]:
+        case "DONE" if balance == amount_minor:
+            return Confirmed(transaction_id, charge.amount)
+        case "CANCELED" if balance == 0:
+            return Cancelled(transaction_id, charge.amount, refunds)
+        case "PARTIAL_CANCELED" if 0 < balance < amount_minor:
+            refunded_minor = amount_minor - balance
+            return PartlyCancelled(transaction_id, charge.amount, refunded_minor, refunds)
+        case _:
+            return Mismatch(("balanceAmount",))
+
+
+def _read_refunds(body: dict[str, Any], refunded_minor: int) -> tuple[Refund, ...]:
+    """The refunds that the payment lists; empty if they are not exactly what was refunded."""
+    listed = body.get("cancels")
+    if not isinstance(listed, list):
+        return ()
+    refunds = []
+    for one in listed:
+        amount_minor = one.get("cancelAmount") if isinstance(one, dict) else None
+        if type(amount_minor) is not int or amount_minor <= 0:
+            return ()
+        reason = one.get("cancelReason")
+        refunds.append(Refund(amount_minor, reason if isinstance(reason, str) else ""))
+    whole = sum(refund.amount_minor for refund in refunds) == refunded_minor
+    return tuple(refunds) if whole else ()
 
 
 def _differing(body: dict[str, Any], charge: Charge) -> tuple[str, ...]:

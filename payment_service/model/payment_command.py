@@ -1,7 +1,8 @@
-"""Commands about payments: from clients, and from the work at the gateway."""
+"""Commands about payments: from clients, from operators, and from the work at the gateway."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -48,6 +49,8 @@ class CancelPayment:
     """The id of this call as a lease holder; not part of the request's content."""
     requested: bool = False
     """Whether this call stored the cancellation request; not part of the request's content."""
+    record_only: bool = False
+    """Whether the response is due when the cancellation is stored; not part of the content."""
 
     @property
     def key(self) -> RequestKey:
@@ -63,6 +66,15 @@ class CancelPayment:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginConfirm:
+    """Ask for permission to send a confirm to the gateway, at the last moment before it."""
+
+    payment_id: str
+    confirm_key: RequestKey
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecordOutcome:
     """Store the outcome of a call to the gateway."""
 
@@ -74,9 +86,50 @@ class RecordOutcome:
     """Until the next try, if this outcome leaves the payment open."""
     keep_lease: bool = False
     """Whether the holder itself continues at once."""
+    age: timedelta = timedelta(0)
+    """How long ago the call began that had this outcome."""
 
 
-Command = ConfirmPayment | CancelPayment | RecordOutcome
+class Resolution(enum.StrEnum):
+    """What a person has found out or done."""
+
+    NOT_CHARGED = "NOT_CHARGED"
+    CHARGED = "CHARGED"
+    REFUNDED_OUTSIDE = "REFUNDED_OUTSIDE"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvePayment:
+    """Settle a payment as a person says, unless the gateway contradicts it."""
+
+    payment_id: str
+    resolution: Resolution
+    amount: Money | None
+    """How much was given back; None unless REFUNDED_OUTSIDE."""
+    reason: str
+    request_id: str
+    confirm_key: RequestKey
+    """The payment's; not part of the request's content, nor are the fields after it."""
+    found: GatewayOutcome
+    """What the gateway reported just now. A final status is already recorded."""
+    refunded_before_minor: int
+    """How much of the payment was given back before the gateway was asked."""
+
+    @property
+    def key(self) -> RequestKey:
+        return RequestKey("ResolvePayment", "", self.request_id)
+
+    @property
+    def digest(self) -> bytes:
+        amount = ("", 0) if self.amount is None else (self.amount.currency_code, self.amount_minor)
+        return digest_of(self.payment_id, self.resolution.value, *amount, self.reason)
+
+    @property
+    def amount_minor(self) -> int:
+        return 0 if self.amount is None else self.amount.amount_minor
+
+
+Command = ConfirmPayment | CancelPayment | ResolvePayment | BeginConfirm | RecordOutcome
 
 
 def confirm_key(user_id: str, request_id: str) -> RequestKey:

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
 from common.db.unnest import arrays, same, unnest
-from payment_service.model.payment import Confirmation, PaymentState
+from payment_service.model.confirmation import Confirmation
+from payment_service.model.payment import PaymentState
 from payment_service.store.payment import to_confirmation
 from payment_service.tables import payments
 

@@ -13,15 +13,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row
-from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.money import Money
 from common.paging import Page
 from common.request_key import RequestKey
-from payment_service.model.payment import BEGINNING, Confirmation, Payment, PaymentState
+from payment_service.model.confirmation import Confirmation
+from payment_service.model.payment import BEGINNING, Payment, PaymentState
 from payment_service.model.payment_command import (
+    BeginConfirm,
+    CancelPayment,
     Command,
     ConfirmPayment,
     RecordOutcome,
+    ResolvePayment,
     confirm_key,
 )
 from payment_service.tables import payments
@@ -148,12 +152,17 @@ async def load(
     connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
 ) -> LoadedPayments:
     """Lock the payments that the commands concern."""
-    outcomes = [command for command in commands if isinstance(command, RecordOutcome)]
-    requests = [command for command in commands if not isinstance(command, RecordOutcome)]
+    by_id: list[BeginConfirm | RecordOutcome | ResolvePayment] = []
+    requests: list[ConfirmPayment | CancelPayment] = []
+    for command in commands:
+        if isinstance(command, ConfirmPayment | CancelPayment):
+            requests.append(command)
+        else:
+            by_id.append(command)
     parameters = {
         **arrays(_key, [claim for claim in requests if isinstance(claim, ConfirmPayment)]),
         **arrays(_request, [request.confirm_key for request in requests]),
-        **arrays(_id, outcomes),
+        **arrays(_id, by_id),
     }
     loaded = LoadedPayments()
     for row in await connection.execute(_LOCK if wait_for_locks else _LOCK_FREE, parameters):
@@ -171,7 +180,7 @@ async def load(
 
 # -- writes --------------------------------------------------------------------------------------
 
-_new = unnest("new", *payments.c)
+_new = unnest("new", *(column for column in payments.c if column.name != "checked_time"))
 _ADD: Final = (
     insert_from(payments, _new, ["payment_key"])
     .on_conflict_do_nothing()
@@ -189,6 +198,13 @@ _MUTABLE: Final = (
     "tries",
     "version",
     "update_time",
+    "refunded_minor",
+    "refunded_outside_minor",
+    "cancel_request_time",
+    "refund_refusal_code",
+    "resolution_reason",
+    "unsupported_status",
+    "confirm_time",
 )
 _changed = unnest("changed", *payments.c[("payment_id", *_MUTABLE)], loaded_version=sa.BigInteger)
 # The conditional update. Every change raises the version, so it says more than the state would.
@@ -288,6 +304,24 @@ async def read_claims(
         else:
             other = found
     return same, other
+
+
+_asked = unnest("asked", payments.c.request_id)
+# By the index on request_id. Newest first: of several users' payments the oldest is read last.
+_CONFIRMATIONS: Final = (
+    sa.select(payments)
+    .join_from(_asked, payments, same(payments, _asked))
+    .order_by(payments.c.create_time.desc(), payments.c.payment_id.desc())
+)
+
+
+async def read_confirmations(
+    connection: AsyncConnection, request_ids: Collection[str]
+) -> dict[str, Payment]:
+    """The payments of these confirmations as last committed, by request_id."""
+    parameters = arrays_of_tuples(_asked, [(request_id,) for request_id in request_ids])
+    rows = await connection.execute(_CONFIRMATIONS, parameters)
+    return {row.request_id: to_confirmation(row).payment for row in rows}
 
 
 async def read_payments(

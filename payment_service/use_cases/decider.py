@@ -18,16 +18,20 @@ from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.request_key import RequestKey, Result
 from payment_service import tables
-from payment_service.errors import PaymentKeyUsed
+from payment_service.errors import PaymentKeyUsed, PaymentNotFound
 from payment_service.locking import advisory_keys
-from payment_service.model.payment import TOMBSTONE_REASON, Confirmation, Payment, PaymentState
+from payment_service.model.confirmation import TOMBSTONE_REASON, Confirmation
+from payment_service.model.payment import Payment, PaymentState
 from payment_service.model.payment_command import (
+    BeginConfirm,
     CancelPayment,
     Command,
     ConfirmPayment,
     RecordOutcome,
+    ResolvePayment,
     cancelled,
 )
+from payment_service.model.resolution import resolve
 from payment_service.store import payment as store
 
 _BODY: Final[TypeAdapter[Payment | None]] = TypeAdapter(Payment | None)
@@ -37,7 +41,8 @@ Posted = Result[Payment | None]
 
 Reply = Posted | Confirmation | None
 """The response of a call; or its payment, if the payment's holder has work left at the gateway.
-For a recorded outcome: the payment after it, or None if the claim is deleted."""
+For a recorded outcome: the payment after it, or None if the claim is deleted. For BeginConfirm: the
+payment, or None if no confirm may be sent."""
 
 
 def translate(constraint: str, command: Command) -> Refusal | None:
@@ -63,11 +68,21 @@ class _Batch:
 class PaymentDecider(Decider[Command, Reply, _Batch]):
     """Decides a batch of payment commands in an open transaction."""
 
-    def __init__(self, idempotency: IdempotencyStore, gateway: str, lease: timedelta) -> None:
-        """``gateway``: the name stored with new payments. ``lease``: how long a lease lasts."""
+    def __init__(
+        self,
+        idempotency: IdempotencyStore,
+        gateway: str,
+        lease: timedelta,
+        confirm_window: timedelta,
+    ) -> None:
+        """``gateway``: the name stored with new payments. ``lease``: how long a lease lasts.
+
+        ``confirm_window``: how long after its last confirm a key can still be confirmed.
+        """
         super().__init__(idempotency)
         self._gateway = gateway
         self._lease = lease
+        self._confirm_window = confirm_window
 
     async def load(
         self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
@@ -78,7 +93,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         return _Batch(loaded, blocked)
 
     def keys(self, command: Command) -> set[RequestKey]:
-        if isinstance(command, RecordOutcome):
+        if isinstance(command, BeginConfirm | RecordOutcome):
             return {command.confirm_key}
         return {command.key, command.confirm_key}
 
@@ -87,7 +102,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             if key in batch.blocked_keys:
                 return RowLocked(key)
         blocked = batch.payments.blocked
-        if isinstance(command, RecordOutcome):
+        if isinstance(command, BeginConfirm | RecordOutcome | ResolvePayment):
             row = blocked.get(command.payment_id)
         else:
             row = blocked.get(command.confirm_key)
@@ -97,12 +112,18 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
 
     def decide(self, batch: _Batch, records: IdempotencyRecords, command: Command) -> Reply:
         match command:
+            case BeginConfirm():
+                return self._begin(batch.payments, records, command)
             case RecordOutcome():
                 return self._record(batch.payments, records, command)
             case ConfirmPayment():
                 return _replay(records, command) or self._claim(batch.payments, command)
             case CancelPayment():
                 return _replay(records, command) or self._cancel(batch.payments, records, command)
+            case ResolvePayment():
+                return records.replay(command, _BODY) or self._resolve(
+                    batch.payments, records, command
+                )
 
     async def save(
         self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
@@ -130,19 +151,21 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         payments.add(claim)
         return replace(claim)
 
+    def _begin(
+        self, payments: store.LoadedPayments, records: IdempotencyRecords, command: BeginConfirm
+    ) -> Confirmation | None:
+        confirmation = _confirmation_of(payments, records, command)
+        if confirmation is None or not confirmation.begin_confirm(command.holder, payments.now):
+            return None
+        return replace(confirmation)
+
     def _record(
         self, payments: store.LoadedPayments, records: IdempotencyRecords, command: RecordOutcome
     ) -> Confirmation | None:
-        confirmation = payments.by_id.get(command.payment_id)
-        if confirmation is None or confirmation.released:
+        confirmation = _confirmation_of(payments, records, command)
+        if confirmation is None:
             return None
-        if records.is_cancelled(command.confirm_key):
-            # The claim missed a tombstone, although the advisory lock should prevent that. The
-            # key of the idempotency record is the last guard.
-            confirmation.request_cancel(
-                TOMBSTONE_REASON, None, command.holder, payments.now, self._lease
-            )
-        confirmation.record(command, payments.now, self._lease)
+        confirmation.record(command, payments.now, self._lease, self._confirm_window)
         if confirmation.released:
             payments.release(confirmation)
             return None
@@ -162,17 +185,46 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         if confirmation is None:
             # The claim that this call requested to cancel may have been deleted meanwhile.
             return _answer_cancel(records, command, None, replayed=before and not command.requested)
-        confirmation.request_cancel(
-            command.reason, command.request_id, command.holder, payments.now, self._lease
-        )
+        confirmation.request_cancel(command.reason, command.request_id, payments.now)
         first = confirmation.cancel_request_id == command.request_id
         if first and confirmation.cancel_reason != command.reason:
             raise RequestIdReused(request_id=command.request_id)
-        if not confirmation.open:
+        if not confirmation.open and not confirmation.refund_refused:
             replayed = before if confirmation.cancel_reason is None else not first
             return _answer_cancel(records, command, confirmation.payment, replayed=replayed)
+        if command.record_only:
+            # Not recorded: the same request_id without record_only waits for the refund.
+            return Result(confirmation.payment, replayed=before)
+        if confirmation.refund_refused:
+            raise confirmation.payment.refund_refused()
         confirmation.acquire(command.holder, payments.now, self._lease)
         return replace(confirmation)
+
+    def _resolve(
+        self, payments: store.LoadedPayments, records: IdempotencyRecords, command: ResolvePayment
+    ) -> Posted:
+        confirmation = _confirmation_of(payments, records, command)
+        if confirmation is None:
+            raise PaymentNotFound(payment_id=command.payment_id)
+        resolve(confirmation, command, payments.now)
+        _answer(records, confirmation)
+        return records.answer(command, confirmation.payment, _BODY)
+
+
+def _confirmation_of(
+    payments: store.LoadedPayments,
+    records: IdempotencyRecords,
+    command: BeginConfirm | RecordOutcome | ResolvePayment,
+) -> Confirmation | None:
+    """The payment that a replica works on; None if its claim is deleted."""
+    confirmation = payments.by_id.get(command.payment_id)
+    if confirmation is None or confirmation.released:
+        return None
+    if records.is_cancelled(command.confirm_key):
+        # The claim missed a tombstone, although the advisory lock should prevent that. The key of
+        # the idempotency record is the last guard.
+        confirmation.request_cancel(TOMBSTONE_REASON, None, payments.now)
+    return confirmation
 
 
 def _replay(records: IdempotencyRecords, command: ConfirmPayment | CancelPayment) -> Posted | None:
@@ -186,16 +238,19 @@ def _replay(records: IdempotencyRecords, command: ConfirmPayment | CancelPayment
     if record.state == REFUSED:
         assert replayed is not None
         assert replayed.value is not None
-        raise replayed.value.declined()
+        raise replayed.value.refusal()
     return replayed
 
 
 def _answer(records: IdempotencyRecords, confirmation: Confirmation) -> None:
     """Record the response of a finished confirmation, once, unless it has a tombstone."""
     payment = confirmation.payment
+    to_give_back = confirmation.cancel_reason is not None
     match payment.state:
-        case PaymentState.CANCELLED:
-            # Also if the money was given back by other means.
+        case PaymentState.CANCELLED | PaymentState.CONFIRMED if (
+            payment.state is PaymentState.CANCELLED or to_give_back
+        ):
+            # Also if it was not a request that cancelled the payment.
             if not records.is_cancelled(confirmation.key):
                 records.cancel(confirmation.key)
         case PaymentState.CONFIRMED if records.get(confirmation.key) is None:

@@ -7,6 +7,7 @@ of time stops nothing, and gets the outcome by the same request_id.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -19,15 +20,25 @@ from common.db.idempotency import IdempotencyStore
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
+from common.money import Money
 from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
-from payment_service.gateway.outcomes import NotSent, Rejected
+from payment_service.gateway.outcomes import NotSent, Rejected, Unknown
 from payment_service.gateway.toss import TossGateway
 from payment_service.locking import BATCH_MAX, STRATEGIES
-from payment_service.model.payment import Confirmation, Payment, PaymentState
-from payment_service.model.payment_command import CancelPayment, Command, ConfirmPayment
+from payment_service.model.confirmation import Confirmation
+from payment_service.model.payment import Payment, PaymentState
+from payment_service.model.payment_command import (
+    CancelPayment,
+    Command,
+    ConfirmPayment,
+    Resolution,
+    ResolvePayment,
+    cancelled,
+)
+from payment_service.model.resolution import check_amount
 from payment_service.store import payment as store
 from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
 from payment_service.use_cases.resolver import Resolver
@@ -52,16 +63,18 @@ class Payments:
         idempotency: IdempotencyStore,
         *,
         lease_s: float,
+        confirm_window_s: float,
         resolve_concurrency: int,
     ) -> None:
         lease = timedelta(seconds=lease_s)
+        confirm_window = timedelta(seconds=confirm_window_s)
         self._database = database
         self._marks = marks
         self._idempotency = idempotency
         self.lane: Lane[Command, Reply] = Lane(
             "payment",
             database,
-            PaymentDecider(idempotency, gateway.name, lease),
+            PaymentDecider(idempotency, gateway.name, lease, confirm_window),
             # The first line is a mark, not a lock.
             NoLocks(),
             STRATEGIES,
@@ -130,11 +143,19 @@ class Payments:
             raise claimed.payment.outcome_unknown() from None
         if confirmation is None:
             await self._marks.clear(mark, command.holder)
-            raise GatewayUnavailable(payment_key=command.payment_key)
+            raise await self._not_sent(command)
         if confirmation.payment.state is PaymentState.UNKNOWN:
             raise confirmation.payment.outcome_unknown()
         await self._marks.done(mark, confirmation.payment.payment_id)
         return Result(confirmation.result())
+
+    async def _not_sent(self, command: ConfirmPayment) -> Refusal:
+        """The refusal of a request whose claim is deleted, since its confirm was not sent."""
+        async with reading(self._database) as connection:
+            records = await self._idempotency.load(connection, [command.key])
+        if records.is_cancelled(command.key):
+            return cancelled(command.key)
+        return GatewayUnavailable(payment_key=command.payment_key)
 
     async def _read_marked(self, command: ConfirmPayment) -> Posted | None:
         """The finished payment of a marked key, or its refusal raised, read without a transaction.
@@ -177,8 +198,10 @@ class Payments:
     async def cancel(self, command: CancelPayment) -> Posted:
         """Undo a confirmation, or prevent it for ever; or replay that.
 
-        Raises PaymentInProgress, PaymentOutcomeUnknown, GatewayUnavailable, RequestIdReused, or
-        what the lane raises. The cancellation request is stored before any of the first three.
+        With ``record_only``, the response is due when the cancellation is stored; the sweep of any
+        replica carries it out. Raises PaymentInProgress, PaymentOutcomeUnknown, GatewayUnavailable,
+        RefundRefused, RequestIdReused, or what the lane raises. The cancellation is stored before
+        any of the first four.
         """
         until = _wait_until()
         while True:
@@ -207,6 +230,43 @@ class Payments:
             raise left.payment.outcome_unknown()
         return await self._decide(_requested(command, stored))
 
+    # -- resolve -------------------------------------------------------------------------------
+
+    async def resolve(
+        self,
+        payment_id: str,
+        resolution: Resolution,
+        amount: Money | None,
+        reason: str,
+        request_id: str,
+    ) -> Posted:
+        """Settle a payment on a person's word, after the gateway was asked; or replay that.
+
+        Raises PaymentNotFound, PaymentOutcomeDiffers, PaymentOutcomeUnknown, PaymentInProgress,
+        RequestIdReused, InvalidField or CurrencyMismatch for the amount, or what the lane raises.
+        """
+        check_amount(resolution, amount)
+        seen = await read_by_id(self._database, payment_id, store.read_payment)
+        if seen is None:
+            raise PaymentNotFound(payment_id=payment_id)
+        command = ResolvePayment(
+            payment_id,
+            resolution,
+            amount,
+            reason,
+            request_id,
+            seen.key,
+            found=Unknown("not asked"),
+            refunded_before_minor=seen.payment.refunded_minor,
+        )
+        async with reading(self._database) as connection:
+            records = await self._idempotency.load(connection, [command.key])
+        if records.get(command.key) is None:
+            command = replace(command, found=await self.resolver.look_up(seen))
+        reply = await self.lane.submit(command)
+        assert isinstance(reply, Result)
+        return reply
+
     # -- reads ---------------------------------------------------------------------------------
 
     async def get_payment(self, payment_id: str, user_id: str) -> Payment:
@@ -215,6 +275,12 @@ class Payments:
         if found is None or found.payment.user_id != user_id:
             raise PaymentNotFound(user_id=user_id, payment_id=payment_id)
         return found.payment
+
+    async def get_confirmations(self, request_ids: Sequence[str]) -> list[Payment | None]:
+        """The payment of each confirmation as last committed, in the order of ``request_ids``."""
+        async with reading(self._database) as connection:
+            found = await store.read_confirmations(connection, set(request_ids))
+        return [found.get(request_id) for request_id in request_ids]
 
     async def list_payments(
         self, user_id: str, order_id: str | None, page: Page

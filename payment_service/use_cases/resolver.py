@@ -6,8 +6,11 @@ live replica loses a lease, that costs one more call to the gateway, and nothing
 
 An unknown outcome is looked up by the payment_key. If the gateway does not know the key, the
 confirm is sent again under the same idempotency key: a first confirm that is still in transit then
-only gets the second one's response. A payment that is confirmed and cancelled is given back. No
-outcome is ever guessed.
+only gets the second one's response. No outcome is ever guessed.
+
+A payment that carries a cancellation is never confirmed: each confirm needs the permission of the
+database right before it is sent (BeginConfirm). It is only looked up, and given back if it was
+charged. A refund that the gateway refuses for good ends the work; a person has to settle it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -24,7 +28,7 @@ from prometheus_client import Counter
 from common.backoff import Backoff
 from common.batching.lane import Lane
 from common.db.engines import Database
-from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id
 from common.metrics import REGISTRY
 from common.tasks import DetachedTasks
@@ -37,12 +41,15 @@ from payment_service.gateway.outcomes import (
     NotCancellable,
     NotFound,
     NotSent,
+    PartlyCancelled,
     Rejected,
     Unknown,
+    Unsupported,
 )
 from payment_service.gateway.toss import TossGateway
-from payment_service.model.payment import Confirmation, PaymentState
-from payment_service.model.payment_command import Command, RecordOutcome
+from payment_service.model.confirmation import Confirmation
+from payment_service.model.payment import PaymentState
+from payment_service.model.payment_command import BeginConfirm, Command, RecordOutcome
 from payment_service.store import lease as store
 from payment_service.use_cases.decider import Reply
 
@@ -58,7 +65,9 @@ _STORE_RETRY: Final = Backoff(0.2, 6.4, jitter=(0.0, 1.0))
 OUTCOME_LABELS: Final[dict[type[object], str]] = {
     Confirmed: "Confirmed",
     Cancelled: "Cancelled",
+    PartlyCancelled: "PartlyCancelled",
     Declined: "Declined",
+    Unsupported: "Unsupported",
     NotFound: "NotFound",
     NotCancellable: "NotCancellable",
     NotSent: "NotSent",
@@ -150,9 +159,7 @@ class Resolver:
         An unknown outcome is retried in the background if a slot is free.
         """
         with self._holding(confirmation) as holder:
-            outcome = await _counted(
-                "confirm", confirmation, self._gateway.confirm(confirmation.charge)
-            )
+            outcome = await self._confirm(confirmation)
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
             keep_lease = isinstance(outcome, Unknown | Mismatch) and self._slots_free > 0
@@ -178,31 +185,63 @@ class Resolver:
         """
         with self._holding(confirmation) as holder:
             while True:
+                begun = _now()
                 outcome = await self._step(confirmation)
-                left = await self._record(confirmation, outcome, keep_lease=True)
+                age = timedelta(seconds=_now() - begun)
+                left = await self._record(confirmation, outcome, keep_lease=True, age=age)
+                if left is not None and left.refund_refused and not confirmation.refund_refused:
+                    _log_refund_refused(left)
                 if left is None or not left.open or left.holder != holder:
                     return outcome, left
                 confirmation = left
 
+    async def look_up(self, confirmation: Confirmation) -> GatewayOutcome:
+        """Ask the gateway about any payment, without a lease; record what it did."""
+        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
+        await self._record(replace(confirmation, holder=new_id()), found, keep_lease=False)
+        return found
+
     async def _step(self, confirmation: Confirmation) -> GatewayOutcome:
         """Look up an unknown outcome, or give back what was charged."""
-        charge = confirmation.charge
         if confirmation.payment.state is PaymentState.CONFIRMED:
-            assert confirmation.cancel_reason is not None
-            cancelling = self._gateway.cancel(confirmation.refund, confirmation.cancel_reason)
-            outcome = await _counted("cancel", confirmation, cancelling)
-            if not isinstance(outcome, NotCancellable):
-                return outcome
-            # Perhaps the money was given back by other means, which is as good.
-            found = await _counted("find", confirmation, self._gateway.find(charge))
-            return found if isinstance(found, Cancelled) else outcome
-        found = await _counted("find", confirmation, self._gateway.find(charge))
-        if not isinstance(found, NotFound):
+            return await self._refund(confirmation)
+        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
+        if not isinstance(found, NotFound) or confirmation.cancel_reason is not None:
             return found
-        return await _counted("confirm", confirmation, self._gateway.confirm(charge))
+        return await self._confirm(confirmation)
+
+    async def _refund(self, confirmation: Confirmation) -> GatewayOutcome:
+        """Give back what is left of the charge."""
+        assert confirmation.cancel_reason is not None
+        refund, amount = confirmation.refund, confirmation.refund_amount
+        cancelling = self._gateway.cancel(refund, confirmation.cancel_reason, amount)
+        outcome = await _counted("cancel", confirmation, cancelling)
+        if not isinstance(outcome, NotCancellable):
+            return outcome
+        # Perhaps the money was given back by other means, which is as good. The refusal is definite
+        # if the gateway has the charge and it is not given back.
+        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
+        return outcome if isinstance(found, Confirmed | PartlyCancelled) else found
+
+    async def _confirm(self, confirmation: Confirmation) -> GatewayOutcome:
+        """Send a confirm, if the payment may still be confirmed by this replica."""
+        assert confirmation.holder is not None
+        begin = BeginConfirm(confirmation.payment.payment_id, confirmation.key, confirmation.holder)
+        try:
+            permitted = await self._lane.submit(begin)
+        except Refusal as refusal:
+            return NotSent(f"not permitted: {refusal.reason}")
+        if permitted is None:
+            return NotSent("not permitted: cancelled, or acquired by another replica")
+        return await _counted("confirm", confirmation, self._gateway.confirm(confirmation.charge))
 
     async def _record(
-        self, confirmation: Confirmation, outcome: GatewayOutcome, *, keep_lease: bool
+        self,
+        confirmation: Confirmation,
+        outcome: GatewayOutcome,
+        *,
+        keep_lease: bool,
+        age: timedelta = timedelta(0),
     ) -> Confirmation | None:
         """Record an outcome. Another call would be needed to get it again, so this is retried.
 
@@ -216,6 +255,7 @@ class Resolver:
             confirmation.holder,
             timedelta(seconds=_RETRY.pause_s(confirmation.tries + 1)),
             keep_lease=keep_lease,
+            age=age,
         )
         attempt = 1
         while True:
@@ -237,7 +277,7 @@ async def _counted(
     """The outcome of a call, counted; logged if it needs an operator."""
     outcome = await call
     _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
-    if isinstance(outcome, Mismatch | NotCancellable | Rejected) or (
+    if isinstance(outcome, Mismatch | Rejected) or (
         operation == "cancel" and isinstance(outcome, NotFound)
     ):
         # None of these resolves itself.
@@ -248,3 +288,17 @@ async def _counted(
             payment_id=confirmation.payment.payment_id,
         )
     return outcome
+
+
+def _log_refund_refused(confirmation: Confirmation) -> None:
+    payment = confirmation.payment
+    _log.error(
+        "refund_refused",
+        code=payment.refund_refusal_code,
+        payment_id=payment.payment_id,
+        order_id=payment.order_id,
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

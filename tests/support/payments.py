@@ -14,6 +14,7 @@ from contextlib import (
 )
 from typing import Any, Final, TypeAlias, TypeVar
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
@@ -81,13 +82,37 @@ def cancel(
     *,
     user_id: str = "ann",
     reason: str = "no longer wanted",
+    record_only: bool | None = None,
 ) -> pb.CancelPaymentRequest:
     return pb.CancelPaymentRequest(
         confirm_request_id=confirm_request_id,
         user_id=user_id,
         reason=reason,
         request_id=request_id,
+        record_only=record_only,
     )
+
+
+def resolution(
+    payment_id: str,
+    outcome: int,
+    request_id: str = "r1",
+    *,
+    amount_minor: int = 0,
+    reason: str = "seen at the counter",
+) -> pb.ResolvePaymentRequest:
+    """``amount_minor``: 0 for none."""
+    return pb.ResolvePaymentRequest(
+        payment_id=payment_id,
+        outcome=outcome,  # type: ignore[arg-type]
+        amount=won(amount_minor) if amount_minor else None,
+        reason=reason,
+        request_id=request_id,
+    )
+
+
+def charged(payment_id: str, request_id: str) -> pb.ResolvePaymentRequest:
+    return resolution(payment_id, pb.ResolvePaymentRequest.OUTCOME_CHARGED, request_id)
 
 
 @asynccontextmanager
@@ -119,6 +144,20 @@ async def insert_claim(connection: AsyncConnection, key: str, user_id: str = "an
         " now() - interval '1 s', 0, 1, now(), now()) RETURNING payment_id"
     )
     return str(await connection.scalar(inserting, {"key": key, "user_id": user_id}))
+
+
+async def charge(
+    gateway: GatewaySimulator, key: str, amount_minor: int, *, idempotency_key: str = ""
+) -> None:
+    """Confirm at the gateway, past the payment service."""
+    async with httpx.AsyncClient(
+        base_url=gateway.url, auth=(gateway.secret_key, ""), trust_env=False
+    ) as merchant:
+        await merchant.post(
+            "/v1/payments/confirm",
+            json={"paymentKey": key, "orderId": "order-1", "amount": amount_minor},
+            headers={"Idempotency-Key": idempotency_key} if idempotency_key else {},
+        )
 
 
 @contextmanager

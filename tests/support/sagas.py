@@ -7,7 +7,7 @@ a call is in its request_id: a step added to a plan needs no change here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, cast
@@ -38,7 +38,7 @@ DISCOUNT: Final = 100
 
 ORDER: Final[Order] = sentinel.order
 """What every saga ends with."""
-LIMITS: Final = SagaLimits(backoff_s=0.0, backoff_max_s=0.0, attempts_max=8, unreached_max=2)
+LIMITS: Final = SagaLimits(unreached_max=2)
 
 REFUSED: Final = RemoteRefusal(Code.FAILED_PRECONDITION, "NO_THANKS", "refused", {"id": "x"})
 LOST: Final = RemoteRefusal(Code.UNAVAILABLE, "", "connection reset", {})
@@ -46,6 +46,9 @@ IN_PROGRESS: Final = RemoteRefusal(
     Code.ABORTED, "PAYMENT_IN_PROGRESS", "try again", {}, retry_after_s=1.0
 )
 UNREACHED: Final = RemoteRefusal(Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE", "not reached", {})
+REFUND_REFUSED: Final = RemoteRefusal(
+    Code.FAILED_PRECONDITION, "REFUND_REFUSED", "not cancellable", {"code": "NOT_CANCELABLE"}
+)
 
 
 Errors: TypeAlias = dict[str, list[BaseException]]
@@ -146,6 +149,8 @@ class MemoryJournal(SagaJournal):
         """The states of the steps, write by write."""
         self.crash_when: Callable[[Saga], bool] = lambda _saga: False
         """Called with what is about to be written; true: the replica dies before, once."""
+        self.notes: list[str] = []
+        """What orders show, reason by reason."""
         self.errors: dict[str, list[Exception]] = {}
         """What the next calls of a method fail with."""
         for saga in sagas:
@@ -163,8 +168,15 @@ class MemoryJournal(SagaJournal):
         self._require_epoch(saga)
 
     async def take_over(
-        self, *, lease_s: float, uses_gateway: bool, capacity: int, retries: int
+        self,
+        *,
+        lease_s: float,
+        uses_gateway: bool,
+        capacity: int,
+        retries: int,
+        away: Collection[str] = (),
     ) -> TakenOver:
+        """As the real one, when every saga that waits is due."""
         due = [
             row
             for row in self.rows.values()
@@ -177,6 +189,8 @@ class MemoryJournal(SagaJournal):
         taken = first + again[: max(min(retries, capacity - len(first)), 0)]
         for row in taken:
             row.epoch += 1
+            for step in row.steps:
+                step.next_attempt_time = None
         return TakenOver([row.copy() for row in taken], NOW)
 
     async def close(self, saga: Saga) -> Order:
@@ -185,12 +199,17 @@ class MemoryJournal(SagaJournal):
         assert plan is not None
         closed = plan.closed(saga, NOW)
         self._put(closed)
-        states = {
-            (SagaKind.PAY_ORDER, SagaState.COMPLETED): "PAID",
-            (SagaKind.PAY_ORDER, SagaState.COMPENSATED): "PENDING",
-            (SagaKind.CANCEL_ORDER, SagaState.COMPLETED): "CANCELLED",
-        }
-        self.orders[saga.order_id] = states[saga.kind, closed.state]
+        if saga.state is SagaState.RESOLVING:
+            return ORDER
+        if saga.kind is SagaKind.CANCEL_ORDER:
+            self.orders[saga.order_id] = "CANCELLED"
+        else:
+            self.orders[saga.order_id] = "PENDING" if saga.failure else "PAID"
+        return ORDER
+
+    async def note(self, saga: Saga, reason: str) -> Order:
+        self._require_epoch(saga)
+        self.notes.append(reason)
         return ORDER
 
     async def _fail(self, method: str) -> None:
@@ -251,8 +270,11 @@ def saga_of(plan: Plan, asked: SagaInput | None = None, **fields: Any) -> Saga:
         "asked": asked,
         "steps": [StepRecord(name) for name in plan.names],
         "time_left_s": 60.0,
+        "create_time": NOW,
     }
-    return Saga(**{**values, **fields})
+    saga = Saga(**{**values, **fields})
+    plan.describe_steps(saga)
+    return saga
 
 
 class SagaRun:
@@ -293,7 +315,12 @@ class SagaRun:
     async def run(self, takeovers_max: int = 20) -> SagaRun:
         """Execute the saga; a new replica takes it over each time it is left."""
         await self.first()
-        while self.row.state in ACTIVE and self.takeovers < takeovers_max:
+        return await self.go_on(takeovers_max)
+
+    async def go_on(self, takeovers_max: int = 20) -> SagaRun:
+        """Let new replicas take the saga over until it ends."""
+        until = self.takeovers + takeovers_max
+        while self.row.state in ACTIVE and self.takeovers < until:
             self.takeovers += 1
             runner = self.runner()
             await runner.sweep()

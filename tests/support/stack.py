@@ -83,9 +83,12 @@ class Wire(Gates):
         direct = ServiceClient.call
 
         async def call(client: Any, method: Any, request: Any, **options: Any) -> Any:
-            return await self._send(
-                lambda: direct(client, method, request, **options), request.request_id
-            )
+            def send() -> Any:
+                return direct(client, method, request, **options)
+
+            # A read has no request_id.
+            request_id = getattr(request, "request_id", "")
+            return await (self._send(send, request_id) if request_id else send())
 
         patch.setattr(ServiceClient, "call", call)
 
@@ -173,15 +176,34 @@ class Stack:
         )
 
     async def parked(self, step: str) -> tuple[pb.Order, pb.PayOrderRequest, pb.Saga]:
-        """A saga whose step keeps failing until it needs attention, after three attempts."""
+        """A saga that needs attention, and whose step would be tried again in an hour."""
         undo = step.endswith(":undo")
         order, request = await self.order_paid_by_all("decline_" if undo else "key")
-        self.wire.faults[step] = ["lost"] * 3
+        self.wire.faults[step] = ["lost"] * 1_000
         paying = asyncio.ensure_future(self.pay(request))
         await self.until(order, pb.Order.STATE_PAYING)
-        saga = await self.until_saga(order, pb.Saga.STATE_NEEDS_ATTENTION)
+        await self.until_saga(order, pb.Saga.STATE_NEEDS_ATTENTION)
         paying.cancel()
-        return order, request, saga
+        await self.postpone(order)
+        del self.wire.faults[step]
+        return order, request, await self.saga(order)
+
+    async def postpone(self, order: pb.Order) -> None:
+        """Let the order's saga, which waits, wait for an hour."""
+        in_an_hour = "now() + interval '1 hour'"
+        steps = (
+            "(SELECT jsonb_agg(jsonb_set(step, '{next_attempt_time}', to_jsonb("
+            f"{in_an_hour}))) FROM jsonb_array_elements(steps) AS step)"
+        )
+        await until(
+            lambda: self.databases.sql(
+                "order",
+                f"UPDATE sagas SET lease_until = {in_an_hour}, next_attempt_time = {in_an_hour},"
+                f" steps = {steps} WHERE order_id = '{order.order_id}' AND owner IS NULL"
+                " AND state = 'NEEDS_ATTENTION' RETURNING saga_id",
+            ),
+            bool,
+        )
 
     async def saga(self, order: pb.Order) -> pb.Saga:
         """The order's newest saga."""

@@ -25,12 +25,15 @@ from tests.support.contract import (
     is_read,
 )
 
-FOR_OTHER_SERVICES: Final = {"RefundDeduction", "RedeemCoupon", "RestoreCoupon", "CancelPayment"}
+FOR_OTHER_SERVICES: Final = {
+    *("RefundDeduction", "RedeemCoupon", "RestoreCoupon", "CancelPayment", "GetConfirmations")
+}
 NOT_REASONS: Final = {
     *("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"),
-    *("RESOURCE_EXHAUSTED", "NEEDS_ATTENTION"),
+    *("RESOURCE_EXHAUSTED", "NEEDS_ATTENTION", "WAITING_FOR_DEPOSIT"),
+    "TALLY_PAYMENT_CONFIRM_WINDOW_S",
 }
-"""Codes and states in the comments of methods."""
+"""Codes, states and settings in the comments of methods."""
 _COMMENTED: Final = re.compile(r"((?:^ *//.*\n)+) *(?:rpc|service) (\w+)", re.MULTILINE)
 COMMENTS: Final = {
     name: comment

@@ -27,7 +27,12 @@ Order = order_pb2.Order
 Saga = order_pb2.Saga
 Payment = payment_pb2.Payment
 FINAL: Final = frozenset({Order.STATE_PAID, Order.STATE_CANCELLED, Order.STATE_EXPIRED})
-OPEN_SAGAS: Final = (Saga.STATE_RUNNING, Saga.STATE_COMPENSATING, Saga.STATE_NEEDS_ATTENTION)
+OPEN_SAGAS: Final = (
+    Saga.STATE_RUNNING,
+    Saga.STATE_COMPENSATING,
+    Saga.STATE_NEEDS_ATTENTION,
+    Saga.STATE_RESOLVING,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,11 @@
-"""The HTTP side: authentication, latency, concurrent calls of a key, and lost responses."""
+"""The HTTP side: authentication, latency, concurrent calls of a key, and lost responses.
+
+Below ``/_simulator`` is what no merchant has: the record, and what people do elsewhere.
+
+- ``GET charges``: every payment key that a call has named;
+- ``POST payments/KEY/cancel``: a refund in the gateway's dashboard, with a cancel call's body;
+- ``POST payments/KEY/deposit``: the customer pays into the virtual account.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +65,16 @@ class Simulator:
                 Route("/v1/payments/{key}/cancel", self._guarded(self._cancel), methods=["POST"]),
                 Route("/v1/payments/{key}", self._guarded(self._find), methods=["GET"]),
                 Route("/_simulator/charges", self._guarded(self._charges), methods=["GET"]),
+                Route(
+                    "/_simulator/payments/{key}/cancel",
+                    self._guarded(self._dashboard_cancel),
+                    methods=["POST"],
+                ),
+                Route(
+                    "/_simulator/payments/{key}/deposit",
+                    self._guarded(self._deposit),
+                    methods=["POST"],
+                ),
             ]
         )
 
@@ -97,6 +114,13 @@ class Simulator:
         reply = self.ledger.find(request.path_params["key"])
         await asyncio.sleep(self.latency.half_s())
         return _response(reply)
+
+    async def _dashboard_cancel(self, request: Request) -> Response:
+        cancel = read_cancel(await _body(request))
+        return _response(self.ledger.dashboard_cancel(request.path_params["key"], cancel))
+
+    async def _deposit(self, request: Request) -> Response:
+        return _response(self.ledger.deposit(request.path_params["key"]))
 
     async def _charges(self, _: Request) -> Response:
         """Every payment key that a call has named."""

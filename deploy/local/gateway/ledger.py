@@ -1,5 +1,7 @@
 """The gateway's durable record: payments, cancels, calls and stored responses in a SQLite file.
 
+``dashboard_cancels`` names the cancels that people made in the gateway's own dashboard.
+
 Every decision is one transaction, flushed to disk before the response is sent: neither kill -9 nor
 a lost response can make the record and the response differ. The primary key of ``payments`` allows
 one charge per payment key.
@@ -40,6 +42,9 @@ CREATE TABLE IF NOT EXISTS cancels (
     canceled_at     TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS cancels_by_payment ON cancels (payment_key);
+CREATE TABLE IF NOT EXISTS dashboard_cancels (
+    transaction_key TEXT PRIMARY KEY REFERENCES cancels
+) STRICT;
 CREATE TABLE IF NOT EXISTS calls (
     call_id         INTEGER PRIMARY KEY,
     operation       TEXT NOT NULL,
@@ -84,6 +89,7 @@ SELECT payment_key AS paymentKey, sum(operation = 'confirm') AS confirmCalls,
 """
 
 _SEOUL: Final = timezone(timedelta(hours=9))
+_OK: Final = 200
 _SERVER_ERROR: Final = 500
 
 
@@ -123,6 +129,27 @@ class Ledger:
             idempotency_key,
             lambda: self._decide_cancel(payment_key, request),
         )
+
+    def dashboard_cancel(self, payment_key: str, request: Cancel) -> Reply:
+        """Cancel what a person cancels in the dashboard, whatever the key's behaviour."""
+        with self._transaction():
+            payment = self._payment(payment_key)
+            if payment is None or payment["status"] not in {"DONE", "PARTIAL_CANCELED"}:
+                return error("NOT_CANCELABLE_PAYMENT")
+            reply = self._give_back(payment, request)
+            if reply.status == _OK:
+                self._insert("dashboard_cancels", reply.body["lastTransactionKey"])
+        return reply
+
+    def deposit(self, payment_key: str) -> Reply:
+        """The customer pays into the virtual account."""
+        with self._transaction():
+            changed = self._db.execute(
+                "UPDATE payments SET status = 'DONE', approved_at = ?"
+                " WHERE payment_key = ? AND status = 'WAITING_FOR_DEPOSIT'",
+                (_now(), payment_key),
+            ).rowcount
+        return self.find(payment_key) if changed else error("ALREADY_PROCESSED_PAYMENT")
 
     def find(self, payment_key: str) -> Reply:
         """The payment as it is now."""
@@ -176,10 +203,13 @@ class Ledger:
         match behaviour_of(request.payment_key):
             case Behaviour.DECLINE:
                 return self._decline(request, "REJECT_CARD_PAYMENT")
-            case Behaviour.ERROR if self._confirms(request.payment_key) == 0:
+            case Behaviour.ERROR | Behaviour.ERROR_ONCE if not self._confirms(request.payment_key):
                 return error("FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING")
             case Behaviour.ERROR:
                 return self._decline(request, "REJECT_CARD_COMPANY")
+            case Behaviour.DEPOSIT:
+                payment = self._record(request, "WAITING_FOR_DEPOSIT", None)
+                return Reply(200, payment, fresh=True)
             case _:
                 payment = self._record(request, "DONE", None)
                 return Reply(200, payment, fresh=True)
@@ -194,8 +224,16 @@ class Ledger:
             return error("NOT_FOUND_PAYMENT")
         if payment["status"] == "CANCELED":
             return error("ALREADY_CANCELED_PAYMENT")
+        if payment["status"] == "WAITING_FOR_DEPOSIT":
+            return self._close(payment_key)
         if payment["status"] not in {"DONE", "PARTIAL_CANCELED"}:
             return error("NOT_CANCELABLE_PAYMENT")
+        if behaviour_of(payment_key) is Behaviour.NO_REFUND:
+            return error("NOT_CANCELABLE_PAYMENT")
+        return self._give_back(payment, request)
+
+    def _give_back(self, payment: dict[str, Any], request: Cancel) -> Reply:
+        payment_key = payment["paymentKey"]
         left = payment["balanceAmount"]
         amount = left if request.amount is None else request.amount
         if amount > left:
@@ -207,6 +245,14 @@ class Ledger:
             "UPDATE payments SET status = ?, balance_amount = ?, transaction_key = ?"
             " WHERE payment_key = ?",
             (status, left - amount, transaction_key, payment_key),
+        )
+        return Reply(200, self._payment(payment_key) or {}, fresh=True)
+
+    def _close(self, payment_key: str) -> Reply:
+        """Close a virtual account before its deposit: nothing was taken, nothing is given back."""
+        self._db.execute(
+            "UPDATE payments SET status = 'CANCELED', balance_amount = 0 WHERE payment_key = ?",
+            (payment_key,),
         )
         return Reply(200, self._payment(payment_key) or {}, fresh=True)
 

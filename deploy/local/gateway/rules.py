@@ -5,9 +5,13 @@
 | decline_                | no      | 403 REJECT_CARD_PAYMENT; recorded as ABORTED                 |
 | error_                  | no      | first call of the key: 500, nothing recorded; second:        |
 |                         |         | 403 REJECT_CARD_COMPANY, recorded as ABORTED                 |
+| error_once_             | yes     | first call of the key: 500, nothing recorded; second: 200    |
 | error_after_charge_     | yes     | 500 to the call that charged; repeated, 200                  |
 | timeout_after_charge_   | yes     | none to the call that charged; repeated, 200                 |
 | slow_                   | yes     | 200, after some seconds (default 3)                          |
+| deposit_                | no      | 200, recorded as WAITING_FOR_DEPOSIT: a virtual account;     |
+|                         |         | charged when the customer deposits (see ``app``)             |
+| no_refund_              | yes     | 200; its cancel calls: 403 NOT_CANCELABLE_PAYMENT            |
 | anything else           | yes     | 200                                                          |
 
 An ``error_`` payment is never charged, and still reaches an end: after the 500 a query returns
@@ -27,8 +31,11 @@ class Behaviour(enum.Enum):
     DECLINE = "decline_"
     ERROR_AFTER_CHARGE = "error_after_charge_"
     ERROR = "error_"
+    ERROR_ONCE = "error_once_"
     TIMEOUT_AFTER_CHARGE = "timeout_after_charge_"
     SLOW = "slow_"
+    DEPOSIT = "deposit_"
+    NO_REFUND = "no_refund_"
 
 
 # Longest first: error_after_charge_ begins with error_, and every key with "".

@@ -66,6 +66,23 @@ class GatewaySimulator(LocalServer):
         self.child.stop(signal.SIGKILL)
         self.child = None
 
+    def refund_in_dashboard(
+        self, payment_key: str, amount_minor: int | None = None, reason: str = "at the counter"
+    ) -> None:
+        """Give back all that is left of a charge, or an amount, in the gateway's own dashboard."""
+        body: dict[str, Any] = {"cancelReason": reason}
+        if amount_minor is not None:
+            body["cancelAmount"] = amount_minor
+        self._control(f"payments/{payment_key}/cancel", body)
+
+    def deposit(self, payment_key: str) -> None:
+        """Pay into the virtual account of a ``deposit_`` key."""
+        self._control(f"payments/{payment_key}/deposit", {})
+
+    def _control(self, path: str, body: dict[str, Any]) -> None:
+        with httpx.Client(auth=(self.secret_key, ""), trust_env=False, timeout=60) as client:
+            client.post(f"{self.url}/_simulator/{path}", json=body).raise_for_status()
+
     def charges(self) -> dict[str, dict[str, Any]]:
         """The record of every payment key that was ever confirmed or cancelled, by key.
 

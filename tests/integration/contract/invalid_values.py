@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tally.order.v1.order_pb2 import OrderLine
+from tally.order.v1.order_pb2 import OrderLine, StandingEffect
 from tally.type.v1.money_pb2 import Money
 from tests.integration.contract.statuses import (
     BAD_TOKEN,
@@ -146,6 +146,17 @@ def lifetime() -> Kind:
     return Kind(lambda path: _all([None, *durations], invalid(path)))
 
 
+def age() -> Kind:
+    """A duration from 0 to 3650 days, or none."""
+    most = 3650 * 86_400
+    bad = [
+        *((-1, 0), (0, -1), (most, 1), (most + 1, 0), (2**63 - 1, 0), (-(2**63), 0)),
+        *((1, -1), (-1, 1), (0, 10**9), (0, 2**31 - 1), (1, -(2**31)), (5, 10**9)),
+    ]
+    durations = [Duration(seconds=seconds, nanos=nanos) for seconds, nanos in bad]
+    return Kind(lambda path: _all(durations, invalid(path)), required=False)
+
+
 def state() -> Kind:
     """A value of an enum, not the unspecified one."""
     return Kind(lambda path: _all([0, 99, -1, 2**31 - 1, -(2**31)], invalid(path)), required=False)
@@ -186,6 +197,20 @@ def lines() -> Kind:
     return Kind(lambda path: [*_all(bad, invalid(path)), (too_large, WHOLE_REQUEST)])
 
 
+def standing() -> Kind:
+    """Up to 16 effects, one per step; the fields of an effect have kinds of their own."""
+
+    def of(*steps: str) -> list[StandingEffect]:
+        return [StandingEffect(step=step, reason="x") for step in steps]
+
+    many = of(*("a" * i for i in range(1, 18)))
+    bad = [many, of("confirm_payment", "x", "confirm_payment")]
+    too_large = of(*["x" * 900] * 100)
+    return Kind(
+        lambda path: [*_all(bad, invalid(path)), (too_large, WHOLE_REQUEST)], required=False
+    )
+
+
 def _all(values: list[Any], expected: ExpectedStatus) -> Values:
     return [(value, expected) for value in values]
 
@@ -206,6 +231,11 @@ _KINDS: Final = {
     "page_token": page_token(),
     "page_size": number(0, 2**31 - 1, bits=32),
     "state": state(),
+    "kind": state(),
+    "last_reason": text(" ", "a", "A B", "É", longest=64),
+    "age": age(),
+    "standing": standing(),
+    "step": text(" ", "A", "a b", "é", longest=64),
     "name": text(" ", "\u3000", "a\tb", longest=200),
     "reason": text(" ", "\u3000", "a\tb", longest=500),
     "currency_code": text("krw", "KR", "KR ", "KRWX", "ＫＲＷ", longest=3),
@@ -229,6 +259,7 @@ _KINDS: Final = {
     "ListPaymentsRequest.order_id": client_id(),
     "PayOrderRequest.coupon_id": client_id(),
     "GetSagaRequest.order_id": own_id("SAGA_NOT_FOUND"),
+    "StandingEffect.amount": money(1),
     "SetCartItemRequest.quantity": number(0, 10**6),
     "OrderLine.quantity": number(1, 10**6),
 }

@@ -53,10 +53,14 @@ def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
         message.order_id = seed.pending_orders[-1]
     elif isinstance(value, Money):
         value.amount_minor += 1
+    elif field.is_repeated and name == "ResolveSaga":
+        value[1].reason += "-other"
     elif field.is_repeated:
         value[1].quantity += 1
     elif field.message_type is not None:
         value.seconds += 1
+    elif field.name == "last_reason":
+        message.last_reason += "_OTHER"
     elif field.type == FieldDescriptor.TYPE_STRING:
         setattr(message, field.name, f"{value}-other")
     else:

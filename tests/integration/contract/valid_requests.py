@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tally.order.v1.order_pb2 import Order, OrderLine, Saga
+from tally.order.v1.order_pb2 import Order, OrderLine, Saga, StandingEffect
 from tests.support.balances import won
 from tests.support.contract import METHODS_BY_NAME, message_class
 
@@ -119,7 +119,19 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
         "ListSagas": {"state": Saga.STATE_COMPLETED},
         "GetSaga": {"saga_id": seed.sagas[0]},
         "RetrySaga": {"saga_id": seed.sagas[0]},
-        "ResolveSaga": {"saga_id": seed.sagas[0]},
+        "RetrySagas": {
+            "state": Saga.STATE_RUNNING,
+            "kind": Saga.KIND_PAY_ORDER,
+            "last_reason": "OVERLOADED",
+            "age": Duration(seconds=1),
+        },
+        "ResolveSaga": {
+            "saga_id": seed.sagas[0],
+            "standing": [
+                StandingEffect(step=step, reason="x")
+                for step in ("redeem_coupon", "deduct_balance")
+            ],
+        },
         "ConfirmPayment": {"order_id": "order-1", "amount": won(1_000)},
         "CancelPayment": {},
         "GetPayment": {"payment_id": seed.payments[0]},

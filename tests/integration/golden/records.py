@@ -67,9 +67,13 @@ async def load(release: Path, databases: StackDatabases) -> None:
         connection = await asyncpg.connect(databases.urls[service].owner)
         try:
             for table, group in itertools.groupby(rows, key=lambda row: row["table"]):
+                inserted = [row["row"] for row in group]
+                # Columns that a later release added get their defaults.
+                columns = ", ".join(inserted[0])
                 await connection.execute(
-                    f"INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, $1)",
-                    json.dumps([row["row"] for row in group]),
+                    f"INSERT INTO {table} ({columns}) SELECT {columns}"
+                    f" FROM json_populate_recordset(NULL::{table}, $1)",
+                    json.dumps(inserted),
                 )
         finally:
             await connection.close()

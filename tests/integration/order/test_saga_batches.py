@@ -18,11 +18,13 @@ from common.request_key import Result
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.errors import SagaLost
 from order_service.model.order import CancelOrder, Order, OrderState, PayOrder
-from order_service.model.saga import Saga, SagaState
+from order_service.model.saga import Saga, SagaState, StepState
 from order_service.model.saga_command import (
     CloseSaga,
+    NoteFailure,
     ResolveSaga,
     RetrySaga,
+    Standing,
     TakeOverSagas,
     WriteSaga,
 )
@@ -37,6 +39,7 @@ from order_service.use_cases.saga_decisions import SagaBegun
 from tests.support.orders import open_shop
 
 TIMES = OrderTimes(expiry=timedelta(minutes=15), pay_within_s=20.0, saga_lease_s=600.0)
+COMPENSATING = SagaState.COMPENSATING
 DECLINED = RemoteRefusal(Code.FAILED_PRECONDITION, "PAYMENT_DECLINED", "no", {})
 
 
@@ -72,9 +75,14 @@ class Batches:
         assert closed.value.state is OrderState.PAID
         return saga
 
-    async def park(self) -> Saga:
+    async def park(self, done: str = "") -> Saga:
+        """A saga that needs attention, with the step ``done``."""
         saga = await self.begin()
-        saga.park("UNAVAILABLE")
+        if done:
+            saga.step(done).state = StepState.DONE
+        saga.wait("UNAVAILABLE", None)
+        saga.flag()
+        saga.snapshot += 1
         async with self.database.begin() as connection:
             await journal_store.write(connection, [WriteSaga(saga, 0.0)])
         return saga
@@ -82,7 +90,9 @@ class Batches:
     async def take_over(self) -> Saga:
         """The one live saga is taken over by another replica."""
         plans = [(kind.value, version) for kind, version in PLANS]
-        one = TakeOverSagas("two", 600.0, uses_gateway=True, capacity=1, retries=1, plans=plans)
+        one = TakeOverSagas(
+            "two", 600.0, uses_gateway=True, capacity=1, retries=1, away=(), plans=plans
+        )
         async with self.database.begin() as connection:
             await connection.execute(sa.text("UPDATE sagas SET lease_until = '-infinity'"))
             (taken,) = [
@@ -198,32 +208,44 @@ async def test_a_saga_is_closed_once(batches: Batches) -> None:
     assert (await batches.order()).state is OrderState.PAID
 
 
-@pytest.mark.parametrize("second", [ResolveSaga, RetrySaga])
-async def test_a_resolved_saga_has_ended_for_the_rest_of_the_batch(
-    batches: Batches, second: type[Any]
-) -> None:
+def resolve(batches: Batches, saga: Saga, request_id: str, *standing: Standing) -> ResolveSaga:
+    return ResolveSaga(saga.saga_id, batches.order_id, "paid back", standing, request_id)
+
+
+async def test_a_resolved_saga_is_lost_to_its_replica_in_the_same_batch(batches: Batches) -> None:
     saga = await batches.park()
-    resolve = ResolveSaga(saga.saga_id, batches.order_id, "paid back", "o1")
-    text = ("again",) if second is ResolveSaga else ()
-    other = second(saga.saga_id, batches.order_id, *text, "o2")
-    resolved, refused, again = await batches.decide(resolve, other, resolve)
-    assert (resolved.value.state, resolved.replayed) == (SagaState.RESOLVED, False)
+    commands = [
+        resolve(batches, saga, "o1"),
+        resolve(batches, saga, "o2"),
+        RetrySaga(saga.saga_id, batches.order_id, "o3"),
+        CloseSaga(saga),
+        NoteFailure(saga, "REFUND_REFUSED"),
+        resolve(batches, saga, "o1"),
+    ]
+    resolved, refused, retried, closed, noted, again = await batches.decide(*commands)
+    assert (resolved.value.state, resolved.value.epoch) == (SagaState.COMPENSATING, 2)
     assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
-    assert again == replace(resolved, replayed=True)
-    assert (await batches.saga(saga.saga_id)).state is SagaState.RESOLVED
-    assert (await batches.order()).state is OrderState.PENDING
-
-
-async def test_a_retried_saga_is_not_resolved_in_the_same_batch(batches: Batches) -> None:
-    saga = await batches.park()
-    retried, refused = await batches.decide(
-        RetrySaga(saga.saga_id, batches.order_id, "o1"),
-        ResolveSaga(saga.saga_id, batches.order_id, "paid back", "o2"),
-    )
     assert isinstance(retried, Result)
-    assert reason_of(refused) == "SAGA_NOT_RETRYABLE"
-    assert (await batches.saga(saga.saga_id)).state is SagaState.RUNNING
+    assert isinstance(closed, SagaLost)
+    assert isinstance(noted, SagaLost)
+    assert again == replace(resolved, replayed=True)
+    row = await batches.saga(saga.saga_id)
+    assert (row.state, row.epoch, row.resolution_reason) == (COMPENSATING, 2, "paid back")
     assert (await batches.order()).state is OrderState.PAYING
+
+
+async def test_a_refused_resolution_changes_nothing_for_the_rest_of_the_batch(
+    batches: Batches,
+) -> None:
+    saga = await batches.park(done="redeem_coupon")
+    good, wrong = (Standing(step, None, "x") for step in ("redeem_coupon", "deduct_balance"))
+    refused, resolved = await batches.decide(
+        resolve(batches, saga, "o1", good, wrong), resolve(batches, saga, "o2")
+    )
+    assert reason_of(refused) == "INVALID_FIELD"
+    assert isinstance(resolved, Result)
+    steps = (await batches.saga(saga.saga_id)).steps
+    assert [step.state for step in steps[:2]] == [StepState.DONE, StepState.PENDING]
 
 
 async def test_without_capacity_only_a_repetition_has_a_result(batches: Batches) -> None:

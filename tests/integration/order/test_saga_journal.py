@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -45,10 +45,10 @@ class Sagas:
         self.one, self.two = self.journal("one"), self.journal("two")
 
     def journal(self, owner: str) -> SagaJournal:
-        async def never(saga: Saga) -> Order:
+        async def never(saga: Saga, _reason: str = "") -> Order:
             raise AssertionError(saga)
 
-        self.journals.append(SagaJournal(self.database, owner=owner, close=never))
+        self.journals.append(SagaJournal(self.database, owner=owner, close=never, note=never))
         return self.journals[-1]
 
     async def add(
@@ -75,7 +75,9 @@ class Sagas:
         return found
 
     async def close(self, saga: Saga) -> None:
-        closed = WriteSaga(saga.closed(SagaState.COMPLETED), 0.0)
+        ended = saga.closed(SagaState.COMPLETED)
+        ended.snapshot += 1
+        closed = WriteSaga(ended, 0.0)
         async with self.database.begin() as connection:
             await journal_store.write(connection, [closed])
 
@@ -98,12 +100,14 @@ async def taken_over(
     *,
     uses_gateway: bool = True,
     retries: int | None = None,
+    away: Sequence[str] = (),
 ) -> list[Saga]:
     taken = await journal.take_over(
         lease_s=LEASE_S,
         uses_gateway=uses_gateway,
         capacity=capacity,
         retries=capacity if retries is None else retries,
+        away=away,
     )
     return list(taken.sagas)
 
@@ -170,22 +174,25 @@ async def test_a_stale_replica_writes_nothing(sagas: Sagas) -> None:
     assert states == [PENDING, BEGUN, PENDING, PENDING]
 
 
-async def test_control_without_the_epoch_the_stale_write_lands(
-    sagas: Sagas, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes need neither the epoch nor a higher number."""
     naive = sa.text("UPDATE sagas SET steps = CAST(:steps AS jsonb) WHERE saga_id = :saga_id")
 
     async def lock_any(_: Any, owned: Any, **_wait: Any) -> Any:
         return set(owned), frozenset()
 
-    async def write_unfenced(connection: AsyncConnection, writes: Any) -> Any:
+    async def write_unfenced(connection: AsyncConnection, writes: Any) -> None:
         for write in writes:
             steps = store._STEPS.dump_json(write.saga.steps).decode()
             await connection.execute(naive, {"steps": steps, "saga_id": write.saga.saga_id})
-        return {write.owned for write in writes}
 
     monkeypatch.setattr(journal_store, "lock_owned", lock_any)
     monkeypatch.setattr(journal_store, "write", write_unfenced)
+
+
+@pytest.mark.usefixtures("unguarded")
+async def test_control_without_the_epoch_the_stale_write_lands(sagas: Sagas) -> None:
     saga = await sagas.add(lease_s=0)
     (taken,) = await taken_over(sagas.two)
     begin(taken, 1)
@@ -231,7 +238,7 @@ async def test_a_renewed_lease_keeps_other_replicas_away(sagas: Sagas) -> None:
 
 async def test_a_late_heartbeat_does_not_delay_a_saga_that_waits(sagas: Sagas) -> None:
     saga = await sagas.add()
-    saga.wait("UNAVAILABLE")
+    saga.wait("UNAVAILABLE", None)
     await sagas.one.write(saga, lease_s=0)
     assert (await sagas.read(saga)).next_attempt_time is not None
     await sagas.one.renew(saga, lease_s=LEASE_S)
@@ -242,12 +249,85 @@ async def test_a_late_heartbeat_does_not_delay_a_saga_that_waits(sagas: Sagas) -
 
 async def test_a_waiting_saga_is_not_taken_over_before_its_time(sagas: Sagas) -> None:
     saga = await sagas.add()
-    saga.wait("UNAVAILABLE")
+    saga.wait("UNAVAILABLE", None)
     await sagas.one.write(saga, lease_s=LEASE_S)
     assert await taken_over(sagas.one) == []
-    saga.park("UNAVAILABLE")
+    saga.flag()
     await sagas.one.write(saga, lease_s=0)
-    assert await taken_over(sagas.one) == [], "a parked saga waits for a person"
+    (taken,) = await taken_over(sagas.one)
+    assert taken.state is SagaState.NEEDS_ATTENTION, "a person should look, and it goes on"
+
+
+async def waiting_for(sagas: Sagas, name: str | None, *, lease_s: float = 0) -> Saga:
+    """A saga that waits in its row."""
+    saga = await sagas.add()
+    saga.postpone(begin(saga, 0), "UNAVAILABLE", datetime.now(UTC) + timedelta(hours=1))
+    saga.wait("UNAVAILABLE", name)
+    await sagas.one.write(saga, lease_s=lease_s)
+    return saga
+
+
+async def test_of_the_sagas_that_wait_for_a_service_that_is_away_one_goes_on(sagas: Sagas) -> None:
+    away = [await waiting_for(sagas, "coupon") for _ in range(3)]
+    other = await waiting_for(sagas, "balance")
+    unknown = await waiting_for(sagas, None)
+    taken = {saga.saga_id for saga in await taken_over(sagas.one, away=["coupon"])}
+    probes = taken - {other.saga_id, unknown.saga_id}
+    assert len(taken) == 3
+    assert len(probes) == 1
+    assert probes < {saga.saga_id for saga in away}
+
+
+async def test_a_service_that_is_back_makes_its_sagas_due(sagas: Sagas) -> None:
+    waiting = [await waiting_for(sagas, name, lease_s=LEASE_S) for name in ("coupon", "balance")]
+    running = await sagas.add()
+    assert await sagas.one.wake_waiting_for("coupon") == 1
+    (taken,) = await taken_over(sagas.two)
+    assert taken.saga_id == waiting[0].saga_id
+    assert all(step.next_attempt_time is None for step in taken.steps)
+    assert [step.name for step in taken.steps] == [step.name for step in waiting[0].steps]
+    assert taken.attempts == 1, "it counts as a retry"
+    assert (await sagas.read(running)).epoch == 1
+
+
+async def test_sagas_that_wait_for_a_payment_are_read_in_order_and_woken(sagas: Sagas) -> None:
+    names = ("gateway", "payment", "gateway")
+    waiting = [await waiting_for(sagas, name, lease_s=LEASE_S) for name in names]
+    await waiting_for(sagas, "balance", lease_s=LEASE_S)
+    ids = sorted(saga.saga_id for saga in waiting)
+    first = await sagas.one.read_waiting(after="", size=2)
+    assert [saga.saga_id for saga in first] == ids[:2]
+    (rest,) = await sagas.one.read_waiting(after=ids[1], size=2)
+    assert rest.saga_id == ids[2]
+    assert await sagas.one.wake(ids[:1]) == 1
+    (taken,) = await taken_over(sagas.two, retries=0)
+    assert (taken.saga_id, taken.attempts) == (ids[0], 0), "what is decided is no retry"
+    assert await sagas.one.wake(ids[:1]) == 0, "a replica runs it"
+
+
+async def write_late(sagas: Sagas, *, together: bool) -> StepState:
+    """An older snapshot is written after a newer one, which had begun a step; the step then."""
+    saga = await sagas.add()
+    older, newer = saga.copy(), saga.copy()
+    begin(newer, 0)
+    older.snapshot, newer.snapshot = 1, 2
+    writes = [WriteSaga(one, LEASE_S) for one in (newer, older)]
+    for batch in [writes] if together else [[write] for write in writes]:
+        async with sagas.database.begin() as connection:
+            await sagas.one._decide(connection, batch, wait_for_locks=True)
+    return (await sagas.read(saga)).steps[0].state
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "in two"])
+async def test_an_older_snapshot_replaces_no_newer_one(sagas: Sagas, together: bool) -> None:
+    assert await write_late(sagas, together=together) is BEGUN
+
+
+@pytest.mark.usefixtures("unguarded")
+async def test_control_without_its_number_an_older_snapshot_erases_a_begun_step(
+    sagas: Sagas,
+) -> None:
+    assert await write_late(sagas, together=False) is PENDING
 
 
 async def test_a_saga_of_an_unknown_plan_is_not_taken_over(sagas: Sagas) -> None:
@@ -279,7 +359,7 @@ async def test_a_takeover_is_of_one_bulkhead(sagas: Sagas, plan: Plan, asked: Sa
 async def test_sagas_that_failed_before_come_last_and_are_limited(sagas: Sagas) -> None:
     failed = [await sagas.add(lease_s=0) for _ in range(3)]
     for saga in failed:
-        saga.wait("UNAVAILABLE")
+        saga.wait("UNAVAILABLE", None)
         await sagas.one.write(saga, lease_s=0)
     left = await sagas.add(lease_s=0)
     assert [saga.saga_id for saga in await taken_over(sagas.one, capacity=1, retries=1)] == [

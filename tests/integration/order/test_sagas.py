@@ -6,8 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tally.order.v1 import order_pb2 as pb
+from tally.payment.v1 import payment_pb2
+from tally.type.v1.money_pb2 import Money
 from tests.support.orders import Shop, cancel, fresh, pay
 from tests.support.pages import pages_of
 from tests.support.refusals import refused
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest.fixture(scope="module")
 def stack_options() -> dict[str, Any]:
     # No heartbeat comes between a test and the lease that it lets expire.
-    return {"saga_attempts_max": 3, "saga_lease_s": 600.0}
+    return {"saga_attention_s": 0.001, "saga_lease_s": 600.0}
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +123,11 @@ async def test_a_saga_is_returned_with_its_steps(stack: Stack) -> None:
     assert not complete.HasField("begin_time")
     assert (redeem.attempts, deduct.attempts, confirm.attempts) == (2, 3, 2)
     assert confirm.last_error == "FAILED_PRECONDITION PAYMENT_DECLINED"
-    times = [
-        saga.create_time,
-        *(step.begin_time for step in (redeem, deduct, confirm)),
-        confirm.end_time,
-        redeem.end_time,
-    ]
-    nanoseconds = [time.ToNanoseconds() for time in times]
+    begins = [saga.create_time, *(step.begin_time for step in (redeem, deduct, confirm))]
+    nanoseconds = [time.ToNanoseconds() for time in begins]
     assert nanoseconds == sorted(nanoseconds)
+    for step in (redeem, deduct, confirm):
+        assert step.end_time.ToNanoseconds() > nanoseconds[-1], "undone after the refusal"
     assert not saga.HasField("next_attempt_time")
     by_id = await stack.sagas.GetSaga(pb.GetSagaRequest(saga_id=saga.saga_id))
     assert by_id.saga == saga
@@ -137,12 +137,14 @@ def retry(saga: pb.Saga, request_id: str = "") -> pb.RetrySagaRequest:
     return pb.RetrySagaRequest(saga_id=saga.saga_id, request_id=request_id or fresh())
 
 
-def resolve(saga: pb.Saga, reason: str) -> pb.ResolveSagaRequest:
-    return pb.ResolveSagaRequest(saga_id=saga.saga_id, reason=reason, request_id=fresh())
+def resolve(saga: pb.Saga, reason: str, *standing: pb.StandingEffect) -> pb.ResolveSagaRequest:
+    return pb.ResolveSagaRequest(
+        saga_id=saga.saga_id, reason=reason, request_id=fresh(), standing=standing
+    )
 
 
 @pytest.mark.parametrize("step", [f"{step}:undo" for step in STEPS])
-async def test_a_retried_saga_continues(stack: Stack, step: str) -> None:
+async def test_a_retried_saga_continues_at_once(stack: Stack, step: str) -> None:
     order, request, saga = await stack.parked(step)
     assert saga.last_error == "UNAVAILABLE"
     assert (await stack.shop.get(order)).state == ORDER.STATE_PAYING
@@ -150,7 +152,8 @@ async def test_a_retried_saga_continues(stack: Stack, step: str) -> None:
         await stack.shop.orders.PayOrder(request, timeout=SOON_S)
     retrying = retry(saga)
     retried = await stack.sagas.RetrySaga(retrying)
-    assert retried.saga.state == SAGA.STATE_COMPENSATING
+    assert retried.saga.state == SAGA.STATE_NEEDS_ATTENTION
+    assert retried.saga.next_attempt_time.ToNanoseconds() < saga.next_attempt_time.ToNanoseconds()
     again = await stack.sagas.RetrySaga(retrying)
     assert (again.replayed, again.saga) == (True, retried.saga)
     await stack.until_saga(order, SAGA.STATE_COMPENSATED)
@@ -164,6 +167,37 @@ async def test_a_retried_saga_continues(stack: Stack, step: str) -> None:
         await stack.sagas.RetrySaga(retry(other, retrying.request_id))
 
 
+async def test_sagas_are_retried_by_state_kind_reason_and_age(stack: Stack) -> None:
+    order, _, _ = await stack.parked("deduct_balance:undo")
+    hour = Duration(seconds=3_600)
+    others: list[dict[str, Any]] = [
+        {"state": SAGA.STATE_RESOLVING},
+        {"kind": SAGA.KIND_CANCEL_ORDER},
+        {"last_reason": "PAYMENT_DECLINED"},
+        {"age": hour},
+    ]
+    for filters in others:
+        request = pb.RetrySagasRequest(**filters, request_id=fresh())
+        assert (await stack.sagas.RetrySagas(request)).count == 0
+    assert (await stack.saga(order)).state == SAGA.STATE_NEEDS_ATTENTION
+    request = pb.RetrySagasRequest(
+        state=SAGA.STATE_NEEDS_ATTENTION,
+        kind=SAGA.KIND_PAY_ORDER,
+        last_reason="UNAVAILABLE",
+        age=Duration(nanos=1),
+        request_id=fresh(),
+    )
+    retried = await stack.sagas.RetrySagas(request)
+    assert retried.count >= 1, "those that other tests left wait too"
+    assert not retried.replayed
+    await stack.until_saga(order, SAGA.STATE_COMPENSATED)
+    again = await stack.sagas.RetrySagas(request)
+    assert (again.count, again.replayed) == (retried.count, True)
+    request.last_reason = "OTHER"
+    with refused("REQUEST_ID_REUSED"):
+        await stack.sagas.RetrySagas(request)
+
+
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
@@ -171,35 +205,105 @@ async def test_a_retried_saga_continues(stack: Stack, step: str) -> None:
         ("confirm_payment", "PAYMENT_OUTCOME_UNKNOWN"),
     ],
 )
-async def test_a_resolved_saga_frees_its_order_as_not_paid(
+async def test_a_resolved_saga_gives_back_and_frees_its_order(
     stack: Stack, step: str, reason: str
 ) -> None:
     order, request, saga = await stack.parked(step)
-    resolving = resolve(saga, "gave everything back")
+    resolving = resolve(saga, "nothing was charged")
     resolved = await stack.sagas.ResolveSaga(resolving)
-    assert resolved.saga.state == SAGA.STATE_RESOLVED
-    assert resolved.saga.resolution_reason == "gave everything back"
+    assert resolved.saga.state == SAGA.STATE_COMPENSATING
+    assert resolved.saga.epoch == saga.epoch + 1
+    assert resolved.saga.resolution_reason == "nothing was charged"
     again = await stack.sagas.ResolveSaga(resolving)
     assert (again.replayed, again.saga) == (True, resolved.saga)
-    assert (await stack.saga(order)).resolution_reason == "gave everything back"
+    done = await stack.until_saga(order, SAGA.STATE_RESOLVED)
+    assert {each.state for each in done.steps[:3]} <= {STEP.STATE_COMPENSATED, STEP.STATE_PENDING}
+    assert await stack.taken(request) == NOTHING_TAKEN
     now = await stack.shop.get(order)
     assert (now.state, now.failure_reason) == (ORDER.STATE_PENDING, reason)
     with refused(reason):
         await stack.pay(request)
     with refused("SAGA_NOT_RETRYABLE"):
         await stack.sagas.ResolveSaga(resolve(saga, "again"))
-    assert (await stack.pay(pay(order))).order.state == ORDER.STATE_PAID
+    # The coupon is free again, and so is the order.
+    key = fresh("key")
+    paying = pay(order, coupon_id=request.coupon_id, balance=4_000, payment_key=key)
+    assert (await stack.pay(paying)).order.state == ORDER.STATE_PAID
+    assert await stack.taken(paying) == ALL_TAKEN
 
 
-async def test_a_resolved_cancellation_cancels_the_order(stack: Stack) -> None:
+@pytest.mark.parametrize("step", ["redeem_coupon:undo", "deduct_balance:undo"])
+async def test_a_resolved_saga_keeps_its_order_while_a_service_is_away(
+    stack: Stack, step: str
+) -> None:
+    order, request, saga = await stack.parked(step)
+    stack.wire.faults[step] = ["lost"] * 1_000
+    await stack.sagas.ResolveSaga(resolve(saga, "by hand"))
+    await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
+    assert (await stack.shop.get(order)).state == ORDER.STATE_PAYING
+    with refused("SAGA_NOT_RETRYABLE"):
+        await stack.sagas.ResolveSaga(resolve(saga, "again"))
+    del stack.wire.faults[step]
+    await stack.until(order, ORDER.STATE_PENDING)
+    await stack.until_saga(order, SAGA.STATE_RESOLVED)
+    assert await stack.taken(request) == NOTHING_TAKEN
+
+
+async def test_an_effect_that_has_landed_may_stand(stack: Stack) -> None:
+    order, request, saga = await stack.parked("confirm_payment")
+    keeps = pb.StandingEffect(step="deduct_balance", reason="paid at the counter")
+    unknown = pb.StandingEffect(step="confirm_payment", reason="perhaps charged")
+    for wrong in (unknown, pb.StandingEffect(step="complete_order", reason="x")):
+        with refused("INVALID_FIELD", field="standing"):
+            await stack.sagas.ResolveSaga(resolve(saga, "by hand", keeps, wrong))
+    assert await stack.saga(order) == saga
+    await stack.sagas.ResolveSaga(resolve(saga, "by hand", keeps))
+    done = await stack.until_saga(order, SAGA.STATE_RESOLVED)
+    standing = next(step for step in done.steps if step.name == "deduct_balance")
+    assert standing.state == STEP.STATE_STANDING
+    assert (standing.standing_minor, standing.standing_reason) == (4_000, "paid at the counter")
+    assert (await stack.shop.get(order)).state == ORDER.STATE_PENDING
+    assert await stack.taken(request) == (16_000, 0, NOTHING_TAKEN[2])
+
+
+async def test_a_resolved_cancellation_gives_back_and_cancels_the_order(stack: Stack) -> None:
     order, request = await stack.order_paid_by_all()
     await stack.pay(request)
-    stack.wire.faults["restore_coupon"] = ["lost"] * 3
+    stack.wire.faults["restore_coupon"] = ["lost"] * 1_000
     await stack.shop.orders.CancelOrder(cancel(order, fresh()), timeout=SOON_S)
     saga = await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
+    # What does not depend on the coupon is given back.
+    assert (await stack.taken(request))[:2] == NOTHING_TAKEN[:2]
     await stack.sagas.ResolveSaga(resolve(saga, "by hand"))
-    assert (await stack.shop.get(order)).state == ORDER.STATE_CANCELLED
+    assert (await stack.shop.get(order)).state == ORDER.STATE_CANCELLING
+    del stack.wire.faults["restore_coupon"]
+    await stack.until(order, ORDER.STATE_CANCELLED)
+    await stack.until_saga(order, SAGA.STATE_RESOLVED)
+    assert await stack.taken(request) == NOTHING_TAKEN
     assert await stack.shop.stock(order.items[0].product_id) == (5, 0, 0)
+
+
+async def test_a_decided_payment_wakes_its_saga(stack: Stack) -> None:
+    """The saga would ask in an hour; the payment service knows already."""
+    order, request = await stack.order_paid_by_all()
+    stack.wire.faults["confirm_payment"] = ["lost"] * 1_000
+    paying = asyncio.ensure_future(stack.pay(request))
+    await stack.until(order, ORDER.STATE_PAYING)
+    await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
+    await stack.postpone(order)
+    del stack.wire.faults["confirm_payment"]
+    (confirm,) = [s for s in (await stack.saga(order)).steps if s.name == "confirm_payment"]
+    await stack.payment.ConfirmPayment(
+        payment_pb2.ConfirmPaymentRequest(
+            order_id=order.order_id,
+            user_id=order.user_id,
+            amount=Money(currency_code="KRW", amount_minor=5_000),
+            payment_key=request.payment_key,
+            request_id=confirm.request_id,
+        )
+    )
+    assert (await paying).order.state == ORDER.STATE_PAID
+    assert await stack.taken(request) == ALL_TAKEN
 
 
 async def test_sagas_are_listed_newest_first_by_state_and_in_pages(stack: Stack) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.pages import pages_of
-from tests.support.payments import confirm, held_at_gateway, key_of, only_payment, until_state
+from tests.support.payments import (
+    cancel,
+    confirm,
+    held_at_gateway,
+    key_of,
+    only_payment,
+    until_state,
+)
 from tests.support.refusals import outcome, refused
 from tests.support.time_limits import SOON_S
 
@@ -127,3 +134,18 @@ async def test_payments_are_listed_in_pages_newest_first(payment: Any) -> None:
     assert await pages_of(payment.ListPayments, of_user) == [newest[:3], newest[3:6], newest[6:]]
     of_order = pb.ListPaymentsRequest(user_id="ann", order_id="order-1")
     assert await pages_of(payment.ListPayments, of_order) == [newest[1::2]]
+
+
+async def test_confirmations_are_read_by_their_request_ids(payment: Any, elsewhere: Any) -> None:
+    with refused("PAYMENT_DECLINED"):
+        await payment.ConfirmPayment(confirm(key_of("decline_"), "declined"))
+    oldest = (await payment.ConfirmPayment(confirm(key_of(), "c1"))).payment
+    await payment.ConfirmPayment(confirm(key_of(), "c1", user_id="bob"))
+    await payment.CancelPayment(cancel("never"))
+    asked = ["never", "c1", "declined", "c1", *(f"unknown-{number}" for number in range(496))]
+    read = await elsewhere.GetConfirmations(pb.GetConfirmationsRequest(confirm_request_ids=asked))
+    found = read.confirmations
+    assert [each.confirm_request_id for each in found] == asked
+    assert [each.HasField("payment") for each in found] == [False, True, True, True] + [False] * 496
+    assert found[1].payment == found[3].payment == oldest
+    assert found[2].payment.state == pb.Payment.STATE_DECLINED

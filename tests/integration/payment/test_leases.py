@@ -64,6 +64,7 @@ class Replica:
             NoMarks(),
             IdempotencyStore(answers),
             lease_s=LEASE_S,
+            confirm_window_s=900,
             resolve_concurrency=4,
         )
         command = ConfirmPayment("order-1", "ann", Money("KRW", 1), key_of(), "c1", new_id())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import httpx
 import pytest
 
 from common.db.engines import Database
@@ -14,6 +13,7 @@ from tally.payment.v1 import payment_pb2 as pb
 from tests.support.payments import (
     SHORT_GATEWAY_LIMITS,
     Serve,
+    charge,
     confirm,
     insert_claim,
     key_of,
@@ -23,20 +23,6 @@ from tests.support.payments import (
 )
 from tests.support.refusals import refused
 from tests.support.time_limits import SOON_S
-
-
-async def charge(
-    gateway: GatewaySimulator, key: str, amount_minor: int, *, idempotency_key: str = ""
-) -> None:
-    """Confirm at the gateway, past the payment service."""
-    async with httpx.AsyncClient(
-        base_url=gateway.url, auth=(gateway.secret_key, ""), trust_env=False
-    ) as merchant:
-        await merchant.post(
-            "/v1/payments/confirm",
-            json={"paymentKey": key, "orderId": "order-1", "amount": amount_minor},
-            headers={"Idempotency-Key": idempotency_key} if idempotency_key else {},
-        )
 
 
 @pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])

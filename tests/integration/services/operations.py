@@ -33,13 +33,19 @@ from order_service.model.saga_command import (
 from order_service.saga.journal import JournalCommand
 from order_service.use_cases.order_batch import OrderCommand
 from order_service.use_cases.product import ProductCommand
-from payment_service.model.payment_command import CancelPayment, ConfirmPayment, RecordOutcome
+from payment_service.model.payment_command import (
+    BeginConfirm,
+    CancelPayment,
+    ConfirmPayment,
+    RecordOutcome,
+    ResolvePayment,
+)
 from tally.order.v1 import order_pb2 as pb
 from tests.support.balances import charge, deduct, refund
 from tests.support.coupons import campaign, issue, redeem, restore
 from tests.support.orders import cancel, create_product, fresh, pay, restock, set_item
 from tests.support.payments import cancel as cancel_confirmation
-from tests.support.payments import confirm
+from tests.support.payments import charged, confirm
 from tests.support.stack import Stack
 from tests.support.statements import recorded_transactions
 
@@ -135,9 +141,16 @@ async def cancel_payment(stack: Stack) -> Calls:
     return lambda: stack.payment.CancelPayment(cancel_confirmation(confirmation, fresh()))
 
 
+async def resolve_payment(stack: Stack) -> Calls:
+    paid = (await stack.payment.ConfirmPayment(confirm(fresh("key"), fresh()))).payment
+    return lambda: stack.payment.ResolvePayment(charged(paid.payment_id, fresh()))
+
+
 PAYMENT: Final = [
     Operation(ConfirmPayment, confirm_payment, "payments", sql="INTO payments"),
+    Operation(BeginConfirm, confirm_payment, "payments", sql="UPDATE payments"),
     Operation(RecordOutcome, confirm_payment, "payments", sql="UPDATE payments"),
+    Operation(ResolvePayment, resolve_payment, "payments"),
     Operation(CancelPayment, cancel_payment, "payments"),
 ]
 

@@ -68,7 +68,7 @@ def redis_url() -> str:
 @pytest.fixture(scope="module")
 def stack_options() -> dict[str, Any]:
     """With leases so short that they are renewed while a test waits."""
-    return {"saga_attempts_max": 3, "saga_lease_s": 3.0, "expiry_interval_s": 0.1}
+    return {"saga_attention_s": 0.001, "saga_lease_s": 3.0, "expiry_interval_s": 0.1}
 
 
 @pytest.mark.asyncio(loop_scope="module")

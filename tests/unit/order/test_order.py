@@ -57,7 +57,8 @@ METHODS: dict[str, Callable[[Order], Order]] = {
     "cancel": lambda made: made.cancel("why", NOW),
     "cancel_overdue": lambda made: made.cancel("why", LATER),
     "begin_cancel": lambda made: made.begin_cancel("why", NOW),
-    "complete_cancel": lambda made: made.complete_cancel(NOW),
+    "note_failure": lambda made: made.note_failure("REFUND_REFUSED", NOW),
+    "complete_cancel": lambda made: made.complete_cancel("changed my mind", NOW),
     "expire": lambda made: made.expire(LATER),
 }
 LEGAL = {
@@ -70,6 +71,8 @@ LEGAL = {
     (PAYING, "return_too_late"): (EXPIRED, StockMove.RELEASE),
     (PAID, "begin_cancel"): (CANCELLING, None),
     (CANCELLING, "complete_cancel"): (CANCELLED, StockMove.TAKE_BACK),
+    (PAYING, "note_failure"): (PAYING, None),
+    (CANCELLING, "note_failure"): (CANCELLING, None),
 }
 """The state after each method, and what becomes of the order's stock."""
 PATHS = {

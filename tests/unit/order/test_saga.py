@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import MutableMapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ from common.errors import Code, DatabaseUnavailable, RemoteRefusal
 from order_service.errors import SagaLost
 from order_service.model.saga import Saga, SagaState, StepState
 from order_service.model.saga_input import Failure
-from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, PLANS, Pivot, Plan, plan_of
+from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, Pivot, Plan, plan_of
 from tests.support.sagas import (
     CANCEL_INPUT,
     IN_PROGRESS,
     LIMITS,
     LOST,
     NOW,
+    REFUND_REFUSED,
     REFUSED,
     SAGA_ID,
     UNREACHED,
@@ -33,10 +35,12 @@ PAY_STEPS = [step.name for step in PAY_ORDER.steps]
 PIVOT = next(step.name for step in PAY_ORDER.steps if isinstance(step, Pivot))
 BEFORE_PIVOT = PAY_STEPS[: PAY_STEPS.index(PIVOT)]
 CANCEL_STEPS = [step.name for step in CANCEL_ORDER.steps]
-STEPS = [(plan, step.name) for plan in PLANS.values() for step in plan.steps]
+PLANS = [PAY_ORDER, CANCEL_ORDER]
+STEPS = [(plan, step.name) for plan in PLANS for step in plan.steps]
+LONG_AGO = NOW - timedelta(seconds=LIMITS.attention_s)
 UNDOS = [(step, failing) for at, failing in enumerate(PAY_STEPS) for step in PAY_STEPS[: at + 1]]
 
-each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=lambda plan: plan.kind.value)
+each_plan = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.kind.value)
 each_pay_step = pytest.mark.parametrize("step", PAY_STEPS)
 applied_or_not = pytest.mark.parametrize("applied", [True, False], ids=["applied", "not applied"])
 each_crash = pytest.mark.parametrize("where", ["before the call", "after the call", "with result"])
@@ -47,8 +51,8 @@ def paying(errors: Errors | None = None, *, applied: bool = False) -> SagaRun:
 
 
 def undos_from(step: str) -> list[str]:
-    """The undos after a failure at ``step``: of it and of all before, the last first."""
-    return [f"{name}:undo" for name in reversed(PAY_STEPS[: PAY_STEPS.index(step) + 1])]
+    """The undos after a failure at ``step``: of it and of all before."""
+    return [f"{name}:undo" for name in PAY_STEPS[: PAY_STEPS.index(step) + 1]]
 
 
 def assert_completed(run: SagaRun) -> None:
@@ -90,7 +94,7 @@ def crash_at(run: SagaRun, call: str, where: str) -> None:
 
 
 @each_plan
-async def test_each_step_is_called_once_after_one_write(plan: Plan) -> None:
+async def test_each_step_is_called_once_after_it_was_written(plan: Plan) -> None:
     run = await SagaRun(saga_of(plan)).run()
     assert_completed(run)
     assert run.takeovers == 0
@@ -98,12 +102,16 @@ async def test_each_step_is_called_once_after_one_write(plan: Plan) -> None:
     assert ids == [f"{SAGA_ID}:{step.name}" for step in plan.steps]
     count = len(plan.steps)
     begun = [(*["DONE"] * at, "BEGUN", *["PENDING"] * (count - at)) for at in range(count)]
+    if plan is CANCEL_ORDER:
+        begun = [(*["BEGUN"] * count, "PENDING")]
     assert run.journal.history == [*begun, ("DONE",) * (count + 1)]
     # The last step has the time of its transaction.
-    *times, _, _ = [time for step in run.row.steps for time in (step.begin_time, step.end_time)]
-    known = [time for time in times if time is not None]
-    assert len(known) == 2 * count
-    assert [NOW, *known] == sorted([NOW, *known])
+    *steps, _ = run.row.steps
+    begins, ends = [step.begin_time or NOW for step in steps], [step.end_time for step in steps]
+    for begin, end in zip(begins, ends, strict=True):
+        assert end is not None
+        assert NOW < begin < end
+    assert begins == sorted(begins)
 
 
 @each_plan
@@ -120,10 +128,10 @@ async def test_a_cancellation_compensates_the_steps_of_the_saga_that_paid() -> N
 
 
 @each_pay_step
-async def test_a_refused_step_and_all_before_it_are_undone_in_reverse(step: str) -> None:
+async def test_a_refused_step_and_all_before_it_are_undone_together(step: str) -> None:
     run = await paying({step: [REFUSED]}).run()
     assert_compensated(run, step)
-    assert run.services.undos == undos_from(step)
+    assert sorted(run.services.undos) == sorted(undos_from(step))
     assert run.row.failure == Failure.of(REFUSED)
     # The refused call arrives once more, late.
     late = next(r for r in run.services.requests if r.request_id == f"{SAGA_ID}:{step}")
@@ -139,7 +147,7 @@ async def test_an_unknown_step_before_the_pivot_is_undone_as_a_refused_one(
 ) -> None:
     run = await paying({step: [LOST]}, applied=applied).run()
     assert_compensated(run, step)
-    assert run.services.undos == undos_from(step)
+    assert sorted(run.services.undos) == sorted(undos_from(step))
     assert run.failure.reason == "GATEWAY_UNAVAILABLE"
     assert run.failure.metadata["step"] == step
 
@@ -203,12 +211,16 @@ async def test_only_unreached_calls_in_a_row_count() -> None:
     assert run.services.calls.count(PIVOT) == 8
 
 
-async def test_a_pivot_that_stays_unknown_needs_attention() -> None:
-    run = await paying({PIVOT: [LOST] * 100}).run()
+async def test_a_pivot_that_stays_unknown_needs_attention_and_goes_on() -> None:
+    run = SagaRun(saga_of(PAY_ORDER, create_time=LONG_AGO), {PIVOT: [LOST] * 100})
+    await run.run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
-    assert run.row.failure is None
+    assert (run.row.failure, run.row.waits_for) == (None, "payment")
     assert run.services.undos == []
     assert run.order == "PAYING"
+    run.services.errors.clear()
+    await run.go_on()
+    assert_completed(run)
 
 
 # -- compensation, cancellation and the end ------------------------------------------------------
@@ -224,21 +236,40 @@ async def test_an_undo_that_fails_is_repeated_until_it_succeeds(step: str, times
 
 
 @each_pay_step
-async def test_an_undo_that_keeps_failing_needs_attention(step: str) -> None:
-    run = await paying({PAY_STEPS[-1]: [REFUSED], f"{step}:undo": [LOST] * 100}).run()
+async def test_an_undo_that_keeps_failing_stops_no_other_undo(step: str) -> None:
+    errors: Errors = {PIVOT: [REFUSED], f"{step}:undo": [LOST] * 100}
+    run = await SagaRun(saga_of(PAY_ORDER, create_time=LONG_AGO), errors).run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert run.row.last_error == "UNAVAILABLE"
     assert run.order == "PAYING"
+    assert run.services.effects == [f"{SAGA_ID}:{step}"] * (step != PIVOT)
+    for other in set(PAY_STEPS) - {step}:
+        assert run.row.step(other).state is StepState.COMPENSATED
+        assert run.services.undos.count(f"{other}:undo") == 1
     run.services.errors.clear()
-    await retried(run)
-    assert_compensated(run, PAY_STEPS[-1])
+    await run.go_on()
+    assert_compensated(run, PIVOT)
 
 
-async def retried(run: SagaRun) -> None:
-    """A person has let the saga continue."""
-    run.row.retry()
-    run.saga = run.row.copy()
-    await run.run()
+@pytest.mark.parametrize(
+    ("plan", "call"), [(PAY_ORDER, f"{PIVOT}:undo"), (CANCEL_ORDER, "cancel_payment")]
+)
+async def test_a_refund_that_is_refused_is_reported_and_holds_up_nothing_else(
+    plan: Plan, call: str
+) -> None:
+    run = SagaRun(saga_of(plan), {PIVOT: [REFUSED], call: [REFUND_REFUSED] * 3})
+    await run.first()
+    step = run.row.step(call.partition(":")[0])
+    assert run.row.state is SagaState.NEEDS_ATTENTION
+    assert step.last_error == "FAILED_PRECONDITION REFUND_REFUSED"
+    assert run.row.waits_for == "gateway"
+    assert run.journal.notes == ["REFUND_REFUSED"]
+    open_steps = [each for each in run.row.steps if each.to_undo and each.participant]
+    assert [each for each in open_steps if each.state is not StepState.DONE] == [step]
+    # A person refunds by other means and records it: then the same call succeeds.
+    await run.go_on()
+    assert run.row.state in {SagaState.COMPENSATED, SagaState.COMPLETED}
+    assert run.journal.notes == ["REFUND_REFUSED"]
 
 
 @pytest.mark.parametrize("error", [REFUSED, LOST, UNREACHED], ids=["refused", "lost", "unreached"])
@@ -276,8 +307,7 @@ async def test_a_crash_while_undoing_is_taken_over_and_undone(
     crash_at(run, f"{step}:undo", where)
     assert_compensated(await run.run(), failing)
     assert run.takeovers == 1
-    # The undo of the crash is called twice, and always from the last to the first.
-    assert list(dict.fromkeys(run.services.undos)) == undos_from(failing)
+    assert sorted(set(run.services.undos)) == sorted(undos_from(failing))
 
 
 def defect(*_: Any) -> Any:
@@ -288,19 +318,19 @@ def defect(*_: Any) -> Any:
 async def test_a_saga_that_meets_a_defect_needs_attention(
     where: str, monkeypatch: pytest.MonkeyPatch, logged: list[MutableMapping[str, Any]]
 ) -> None:
-    run = paying()
+    run = SagaRun(saga_of(PAY_ORDER, create_time=LONG_AGO))
     with monkeypatch.context() as patch:
         if where == "close":
-            run.journal.errors["close"] = [KeyError("defect")] * LIMITS.attempts_max
+            run.journal.errors["close"] = [KeyError("defect")] * 3
         else:
             patch.setattr(Plan, where, defect)
-        await run.run()
+        await run.run(takeovers_max=2)
     assert run.row.state is SagaState.NEEDS_ATTENTION
-    assert run.row.attempts == LIMITS.attempts_max
+    assert run.row.attempts == 3
     assert run.row.last_error == "INTERNAL"
     events = Counter(each["event"] for each in logged)
-    assert (events["saga_failed"], events["saga_needs_attention"]) == (LIMITS.attempts_max, 1)
-    await retried(run)
+    assert (events["saga_failed"], events["saga_needs_attention"]) == (3, 1)
+    await run.go_on()
     assert_completed(run)
 
 
@@ -322,8 +352,8 @@ async def test_without_its_journal_a_saga_calls_nothing(
 async def test_a_plan_with_other_steps_is_not_executed() -> None:
     saga = saga_of(PAY_ORDER)
     saga.steps[0].name = "redeem_voucher"
-    run = await SagaRun(saga).run()
+    run = SagaRun(saga)
+    await run.first()
     assert plan_of(saga) is None
     assert run.services.calls == []
-    assert run.row.state is SagaState.NEEDS_ATTENTION
     assert "plan" in run.row.last_error

@@ -30,11 +30,13 @@ from payment_service.gateway.outcomes import (
     Rejected,
     Unknown,
 )
-from payment_service.model.payment import UNDECIDED, Confirmation, PaymentState
+from payment_service.model.confirmation import Confirmation
+from payment_service.model.payment import UNDECIDED, PaymentState
 from payment_service.model.payment_command import ConfirmPayment, RecordOutcome, confirm_key
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LEASE = timedelta(seconds=10)
+WINDOW = timedelta(seconds=30)
 PAUSE = timedelta(seconds=1)
 WON = Money("KRW", 100)
 COMMAND = ConfirmPayment("order-1", "ann", WON, "key", "c1", holder="holder-0")
@@ -54,7 +56,7 @@ def record(
     keep_lease: bool = False,
 ) -> None:
     command = RecordOutcome("id", confirm_key("ann", "c1"), outcome, holder, PAUSE, keep_lease)
-    confirmation.record(command, now, LEASE)
+    confirmation.record(command, now, LEASE, WINDOW)
 
 
 class Truth(enum.Enum):
@@ -68,10 +70,15 @@ class Truth(enum.Enum):
 
 @dataclass
 class Call:
-    """A confirm in transit to the gateway, and its outcome."""
+    """A confirm: to be sent, in transit to the gateway, or with its outcome."""
 
     holder: str
+    sent: datetime | None = None
     outcome: GatewayOutcome | None = None
+
+    def may_arrive(self, now: datetime) -> bool:
+        """Whether the gateway would still accept it."""
+        return self.outcome is None and self.sent is not None and now < self.sent + WINDOW
 
 
 class PaymentMachine(RuleBasedStateMachine):
@@ -86,6 +93,8 @@ class PaymentMachine(RuleBasedStateMachine):
         self.workers: list[str] = []
         """The holders that acquired the payment, dead or alive."""
         self.cancel_requested = False
+        self.said_not_charged = False
+        self.refunded_outside = False
         self.final: PaymentState | None = None
 
     @property
@@ -96,14 +105,29 @@ class PaymentMachine(RuleBasedStateMachine):
     def deleted(self) -> bool:
         return self.confirmation.released
 
-    @rule(seconds=st.sampled_from([1, 12]))
+    @precondition(lambda self: self.deleted)
+    @rule()
+    def the_key_is_claimed_again(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    @rule(seconds=st.sampled_from([1, 12, 31]))
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
-    @precondition(lambda self: any(call.outcome is None for call in self.calls))
+    @precondition(lambda self: any(call.sent is None for call in self.calls))
+    @rule()
+    def a_confirm_is_sent(self) -> None:
+        call = next(call for call in self.calls if call.sent is None)
+        may_be_sent = not self.deleted and self.confirmation.begin_confirm(call.holder, self.now)
+        assert not (may_be_sent and self.cancel_requested)
+        call.sent = self.now
+        if not may_be_sent:
+            call.outcome = NotSent("not permitted")
+
+    @precondition(lambda self: any(call.may_arrive(self.now) for call in self.calls))
     @rule(declines=st.booleans(), loses=st.booleans())
     def a_confirm_arrives(self, declines: bool, loses: bool) -> None:
-        call = next(call for call in self.calls if call.outcome is None)
+        call = next(call for call in self.calls if call.may_arrive(self.now))
         if self.truth is Truth.NOTHING:
             self.truth = Truth.DECLINED if declines else Truth.CHARGED
         # A repetition gets the first response, even if the money was given back since.
@@ -115,7 +139,7 @@ class PaymentMachine(RuleBasedStateMachine):
     def a_confirm_never_leaves(self, outcome: GatewayOutcome) -> None:
         call = self.calls[-1]
         if call.outcome is None:
-            call.outcome = outcome
+            call.outcome, call.sent = outcome, self.now
 
     @precondition(lambda self: any(call.outcome for call in self.calls))
     @rule(data=st.data(), keep_lease=st.booleans())
@@ -148,12 +172,15 @@ class PaymentMachine(RuleBasedStateMachine):
         outcome: GatewayOutcome = self.truth.value
         if self.state is PaymentState.CONFIRMED:
             assert self.truth in {Truth.CHARGED, Truth.GIVEN_BACK}, "only what was charged"
-            self.truth, outcome = Truth.GIVEN_BACK, CANCELLED
-        elif self.truth is Truth.NOTHING:
-            if data.draw(st.booleans(), label="the confirm leaves"):
-                self.calls.append(Call(holder))
-                return
-            outcome = NotSent("no connection")
+            if self.truth is Truth.CHARGED and data.draw(
+                st.booleans(), label="the refund is refused"
+            ):
+                outcome = NotCancellable("NOT_CANCELABLE_PAYMENT")
+            else:
+                self.truth, outcome = Truth.GIVEN_BACK, CANCELLED
+        elif self.truth is Truth.NOTHING and not self.cancel_requested:
+            self.calls.append(Call(holder))
+            return
         outcome = Unknown("lost") if loses else outcome
         record(self.confirmation, outcome, holder=holder, now=self.now)
 
@@ -161,18 +188,40 @@ class PaymentMachine(RuleBasedStateMachine):
     @rule()
     def a_cancellation_is_requested(self) -> None:
         final = self.state in {PaymentState.DECLINED, PaymentState.CANCELLED}
-        self.confirmation.request_cancel("reason", "x1", "canceller", self.now, LEASE)
+        self.confirmation.request_cancel("reason", "x1", self.now)
         self.cancel_requested = self.cancel_requested or not final
         if self.confirmation.open and self.confirmation.acquire("canceller", self.now, LEASE):
             self.workers.append("canceller")
 
+    @precondition(lambda self: not self.deleted and self.state is PaymentState.UNKNOWN)
+    @rule()
+    def a_person_says_that_nothing_was_charged(self) -> None:
+        """Right or wrong."""
+        self.confirmation.settle_as_not_charged(self.now)
+        self.said_not_charged = True
+
+    @precondition(lambda self: self.truth is Truth.CHARGED)
+    @rule()
+    def it_is_refunded_outside(self) -> None:
+        self.truth = Truth.GIVEN_BACK
+        self.refunded_outside = True
+
+    @precondition(lambda self: not self.deleted)
+    @rule()
+    def it_is_looked_up_without_a_lease(self) -> None:
+        record(self.confirmation, self.truth.value, holder="checker", now=self.now)
+
     @invariant()
     def the_state_is_what_the_gateway_did(self) -> None:
         match self.state:
-            case PaymentState.CONFIRMED if self.cancel_requested:
+            case PaymentState.CONFIRMED if self.confirmation.cancel_reason or self.refunded_outside:
                 assert self.truth in {Truth.CHARGED, Truth.GIVEN_BACK}
             case PaymentState.CONFIRMED:
                 assert self.truth is Truth.CHARGED
+            case PaymentState.DECLINED if self.confirmation.settled_as_not_charged:
+                assert self.said_not_charged or self.truth is Truth.NOTHING
+                if not self.said_not_charged:
+                    assert not [call for call in self.calls if call.may_arrive(self.now)]
             case PaymentState.DECLINED:
                 assert self.truth is Truth.DECLINED
             case PaymentState.CANCELLED:
@@ -182,7 +231,7 @@ class PaymentMachine(RuleBasedStateMachine):
     def a_freed_key_was_never_sent(self) -> None:
         if self.deleted:
             assert self.truth is Truth.NOTHING
-            assert not [call for call in self.calls if call.outcome is None]
+            assert not [call for call in self.calls if call.may_arrive(self.now)]
 
     @invariant()
     def an_open_payment_is_due_at_some_time(self) -> None:
@@ -194,14 +243,18 @@ class PaymentMachine(RuleBasedStateMachine):
     def a_final_state_does_not_change(self) -> None:
         if self.final is not None:
             assert self.state is self.final
-        if self.state in {PaymentState.DECLINED, PaymentState.CANCELLED}:
+        final = self.state in {PaymentState.DECLINED, PaymentState.CANCELLED}
+        if final and not self.confirmation.settled_as_not_charged:
             self.final = self.state
 
     @invariant()
     def a_cancellation_request_is_never_lost(self) -> None:
+        confirmation = self.confirmation
         if self.cancel_requested and not self.deleted and self.state is not PaymentState.DECLINED:
-            assert self.confirmation.cancel_reason is not None
-            assert self.confirmation.open or self.state is PaymentState.CANCELLED
+            assert confirmation.cancel_reason is not None
+            assert confirmation.payment.cancel_request_time is not None
+            ended = self.state is PaymentState.CANCELLED or confirmation.refund_refused
+            assert confirmation.open or ended
 
 
 TestPayment = PaymentMachine.TestCase
@@ -277,7 +330,7 @@ def test_the_result_of_a_finished_confirmation() -> None:
         refused.result()
     assert raised.value.metadata == {"payment_id": "id", "failure_code": "NO"}
     record(undone, CANCELLED)
-    cancelling.request_cancel("reason", "x1", "canceller", START, LEASE)
+    cancelling.request_cancel("reason", "x1", START)
     record(cancelling, CONFIRMED)
     for cancelled in (undone, cancelling):
         with pytest.raises(PaymentCancelled):
@@ -295,12 +348,12 @@ def test_a_payments_update_time_never_goes_back() -> None:
 def test_each_try_of_a_refund_has_its_own_idempotency_key() -> None:
     paid = claimed()
     record(paid, CONFIRMED)
-    paid.request_cancel("no", "x1", "holder-1", START, LEASE)
+    paid.request_cancel("no", "x1", START)
     assert paid.acquire("holder-1", START, LEASE)
     first = paid.refund.idempotency_key
     assert paid.acquire("holder-1", START, LEASE)
     assert paid.refund.idempotency_key == first
-    record(paid, NotCancellable("NOT_CANCELABLE_AMOUNT"), holder="holder-1")
+    record(paid, Rejected("UNAUTHORIZED_KEY"), holder="holder-1")
     assert paid.acquire("holder-2", START, LEASE)
     assert paid.refund.idempotency_key != first
     assert paid.charge == claimed().charge

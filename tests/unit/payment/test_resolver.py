@@ -11,8 +11,9 @@ import pytest
 
 from common.money import Money
 from payment_service.gateway.outcomes import Charge, FindOutcome, GatewayOutcome, Unknown
-from payment_service.model.payment import BEGINNING, Confirmation
-from payment_service.model.payment_command import ConfirmPayment, RecordOutcome
+from payment_service.model.confirmation import Confirmation
+from payment_service.model.payment import BEGINNING
+from payment_service.model.payment_command import BeginConfirm, ConfirmPayment, RecordOutcome
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.resolver import OUTCOME_LABELS, Resolver
 from tests.support.time_limits import LONG_S
@@ -54,10 +55,13 @@ class FakeLane:
         self.payments[f"p{number}"] = made
         return replace(made)
 
-    async def submit(self, command: RecordOutcome) -> Confirmation:
+    async def submit(self, command: BeginConfirm | RecordOutcome) -> Confirmation:
         await asyncio.sleep(0)
         payment = self.payments[command.payment_id]
-        payment.record(command, BEGINNING, LEASE)
+        if isinstance(command, BeginConfirm):
+            assert payment.begin_confirm(command.holder, BEGINNING)
+        else:
+            payment.record(command, BEGINNING, LEASE, confirm_window=LEASE)
         return replace(payment)
 
 
@@ -100,7 +104,9 @@ async def test_the_resolver_gets_what_the_calls_leave_of_the_grace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway: Any = SilentGateway()
-    payments = Payments(NONE, gateway, NONE, NONE, lease_s=15, resolve_concurrency=1)
+    payments = Payments(
+        NONE, gateway, NONE, NONE, lease_s=15, confirm_window_s=900, resolve_concurrency=1
+    )
     limits: list[float] = []
 
     async def close(limit_s: float) -> None:

@@ -115,6 +115,15 @@ async def test_each_operation_sends_its_own_request() -> None:
     await toss.aclose()
 
 
+@pytest.mark.parametrize(("balance", "done"), [(600, True), (0, True), (15_000, False)])
+async def test_a_part_is_given_back_by_its_amount(balance: int, done: bool) -> None:
+    status = {0: "CANCELED", 15_000: "DONE"}.get(balance, "PARTIAL_CANCELED")
+    toss, requests = returning(paid(status=status, balanceAmount=balance))
+    found = await toss.cancel(CHARGE, "no", Money("KRW", 14_400))
+    assert isinstance(found, Cancelled) is done
+    assert json.loads(requests[0].content) == {"cancelReason": "no", "cancelAmount": 14_400}
+
+
 @pytest.mark.parametrize(("reason", "sent"), [("r" * 300, "r" * 200), ("", "cancelled")])
 async def test_cancel_sends_a_bounded_reason_that_is_not_empty(reason: str, sent: str) -> None:
     toss, requests = returning(given_back())

@@ -14,8 +14,11 @@ from payment_service.gateway.outcomes import (
     NotCancellable,
     NotFound,
     NotSent,
+    PartlyCancelled,
+    Refund,
     Rejected,
     Unknown,
+    Unsupported,
 )
 from payment_service.gateway.toss import BODY_BYTES_MAX
 from payment_service.gateway.toss_responses import DECLINES, TALLY_FAULTS
@@ -45,13 +48,17 @@ WRONG_MONEY: dict[str, list[object]] = {
     "balanceAmount": [0, 14_999, None, "15000"],
     "lastTransactionKey": ["", None, 7, "a\0b", "x" * 201],
 }
-NOT_CHARGED: dict[str, tuple[object, object]] = {
-    "ABORTED": (Declined("ABORTED"), Declined("ABORTED")),
-    "EXPIRED": (Declined("EXPIRED"), Declined("EXPIRED")),
-    "READY": (Unknown, NotFound()),
-    "IN_PROGRESS": (Unknown, NotFound()),
+NOT_CHARGED: dict[str, tuple[object, object, object]] = {
+    "ABORTED": (Declined("ABORTED"), Declined("ABORTED"), Declined("ABORTED")),
+    "EXPIRED": (Declined("EXPIRED"), Declined("EXPIRED"), Declined("EXPIRED")),
+    "READY": (Unknown, NotFound(), Unknown),
+    "IN_PROGRESS": (Unknown, NotFound(), Unknown),
 }
-OTHER_STATUSES: list[object] = ["WAITING_FOR_DEPOSIT", "SOMETHING_NEW", None, []]
+UNSUPPORTED = ["WAITING_FOR_DEPOSIT", "SOMETHING_NEW"]
+UNREADABLE_STATUSES: list[object] = [None, [], "done", "x" * 200]
+PARTS = [{"cancelAmount": 5_000, "cancelReason": "a"}, {"cancelAmount": 1_000}]
+PARTLY = {"status": "PARTIAL_CANCELED", "balanceAmount": 9_000}
+BAD_PARTS: list[object] = [None, {}, [None], [{"cancelAmount": "5000"}], PARTS[:1], PARTS * 2]
 OF_ANOTHER_ORDER = {"orderId": "order-2", "currency": "USD", "totalAmount": 1}
 FAILURES: list[tuple[object, str]] = [
     ({"code": "REJECT_CARD_PAYMENT"}, "REJECT_CARD_PAYMENT"),
@@ -107,7 +114,33 @@ def row(reply: httpx.Response | Exception, *expected: object) -> Row:
 ROWS: dict[str, Row] = {
     "paid": row(paid(), CONFIRMED, CONFIRMED, Unknown),
     "given back": row(given_back(), CANCELLED),
-    "partly given back": row(paid(status="PARTIAL_CANCELED"), Mismatch(("balanceAmount",))),
+    "partly given back": row(
+        paid(**PARTLY, cancels=PARTS),
+        PartlyCancelled(
+            "transaction-1", CHARGE.amount, 6_000, (Refund(5_000, "a"), Refund(1_000, ""))
+        ),
+        PartlyCancelled(
+            "transaction-1", CHARGE.amount, 6_000, (Refund(5_000, "a"), Refund(1_000, ""))
+        ),
+        Unknown,
+    ),
+    **{
+        f"partly given back, listed as {parts}"[:60]: row(
+            paid(**PARTLY, cancels=parts),
+            PartlyCancelled("transaction-1", CHARGE.amount, 6_000),
+            PartlyCancelled("transaction-1", CHARGE.amount, 6_000),
+            Unknown,
+        )
+        for parts in BAD_PARTS
+    },
+    **{
+        f"partly given back, {balance} left": row(
+            paid(status="PARTIAL_CANCELED", balanceAmount=balance), Mismatch(("balanceAmount",))
+        )
+        for balance in (0, 15_000, -1)
+    },
+    "closed before a deposit": row(given_back(approvedAt=None), Declined("CANCELED")),
+    "given back after a deposit": row(given_back(approvedAt="2026-01-01T00:00:00"), CANCELLED),
     "not found": row(
         refused(404, "NOT_FOUND_PAYMENT"), Declined("NOT_FOUND_PAYMENT"), NotFound(), NotFound()
     ),
@@ -125,8 +158,8 @@ ROWS: dict[str, Row] = {
         for value in values
     },
     **{
-        f"{status}, {content}": row(paid(status=status, **changes), confirm, find, Unknown)
-        for status, (confirm, find) in NOT_CHARGED.items()
+        f"{status}, {content}": row(paid(status=status, **changes), *expected)
+        for status, expected in NOT_CHARGED.items()
         for content, changes in {"same": {}, "another order": OF_ANOTHER_ORDER}.items()
     },
     **{
@@ -136,12 +169,24 @@ ROWS: dict[str, Row] = {
         for status in NOT_CHARGED
     },
     **{
-        f"failure {failure}": row(
-            paid(status="ABORTED", failure=failure), Declined(code), Declined(code), Unknown
-        )
+        f"failure {failure}": row(paid(status="ABORTED", failure=failure), Declined(code))
         for failure, code in FAILURES
     },
-    **{f"status {status}": row(paid(status=status), Unknown) for status in OTHER_STATUSES},
+    **{
+        f"status {status}": row(
+            paid(status=status), Unsupported(status), Unsupported(status), Unknown
+        )
+        for status in UNSUPPORTED
+    },
+    **{
+        f"status {status}, another order": row(
+            paid(status=status, orderId="order-2"), Mismatch(("orderId",))
+        )
+        for status in UNSUPPORTED
+    },
+    **{
+        f"status {status}"[:20]: row(paid(status=status), Unknown) for status in UNREADABLE_STATUSES
+    },
     **{f"{status} {code}": row(refused(status, code), Unknown) for status, code in OUTCOME_OPEN},
     **{code: row(refused(403, code), Rejected(code)) for code in sorted(TALLY_FAULTS)},
     **{name: row(response, Unknown) for name, response in UNREADABLE.items()},
@@ -174,7 +219,7 @@ async def test_a_decline_counts_with_a_4xx_only(code: str) -> None:
         (given_back(), CANCELLED, CANCELLED),
         (given_back(totalAmount=1), Mismatch(("totalAmount",)), Mismatch(("totalAmount",))),
         (paid(orderId="of-another"), Mismatch(("orderId",)), Mismatch(("orderId",))),
-        (paid(status="ABORTED"), Declined("ABORTED"), NotCancellable("ABORTED")),
+        (paid(status="ABORTED"), Declined("ABORTED"), Declined("ABORTED")),
         (refused(404, "NOT_FOUND_PAYMENT"), Unknown, Unknown),
         (refused(401, "UNAUTHORIZED_KEY"), Unknown, Unknown),
         (refused(500, "UNKNOWN_PAYMENT_ERROR"), Unknown, Unknown),

@@ -1597,7 +1597,7 @@ class RetrySagasRequest(_message.Message):
     """
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
-        """Only sagas that began at least this long ago (optional)."""
+        """Only sagas that began at least this long ago (optional), at most 3650 days."""
 
     def __init__(
         self,

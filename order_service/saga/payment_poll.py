@@ -1,0 +1,68 @@
+"""Wakes the sagas whose payments have been decided at the gateway.
+
+The payment service resolves an unknown payment itself. Its sagas wait in their rows meanwhile; one
+call asks for many of them, so that none waits for its next attempt when its payment is decided.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from common.errors import Refusal
+from order_service.clients import Services, get_payments
+from order_service.model.saga import Saga, StepRecord
+from order_service.saga.journal import SagaJournal
+from order_service.saga.plan import PAYMENT
+from tally.payment.v1.payment_pb2 import Payment
+
+POLL_S: Final = 1.0
+SIZE: Final = 500
+"""Payments asked for in one call: the limit of GetConfirmations."""
+_OPEN: Final = frozenset({Payment.STATE_PENDING, Payment.STATE_UNKNOWN})
+_NOT_CHARGED: Final = frozenset({Payment.STATE_DECLINED, Payment.STATE_CANCELLED})
+
+
+class PaymentPoll:
+    """Asks for the payments that sagas wait for, some at a time."""
+
+    def __init__(self, services: Services, journal: SagaJournal) -> None:
+        self._services = services
+        self._journal = journal
+        self._after = ""
+
+    async def poll(self) -> int:
+        """Wake the sagas whose payments are decided; returns how many."""
+        waiting = await self._journal.read_waiting(after=self._after, size=SIZE)
+        self._after = waiting[-1].saga_id if len(waiting) == SIZE else ""
+        if not waiting:
+            return 0
+        sagas = {confirmation_of(saga): saga for saga in waiting}
+        try:
+            payments = await get_payments(self._services, list(sagas))
+        except Refusal:
+            return 0  # Each saga tries again by itself.
+        decided = [
+            saga.saga_id
+            for request_id, saga in sagas.items()
+            if is_decided(saga, payments.get(request_id))
+        ]
+        return await self._journal.wake(decided)
+
+
+def payment_step(saga: Saga) -> StepRecord | None:
+    """The step that charges or refunds the payment."""
+    return next((step for step in saga.steps if step.participant == PAYMENT.name), None)
+
+
+def confirmation_of(saga: Saga) -> str:
+    """The request_id of the confirmation that the saga makes or undoes."""
+    step = payment_step(saga)
+    assert step is not None, "only a saga with a payment waits for the gateway"
+    return step.undoes or step.request_id
+
+
+def is_decided(saga: Saga, payment: Payment | None) -> bool:
+    """Whether the payment's state lets the saga go on."""
+    if payment is None:
+        return False
+    return payment.state in _NOT_CHARGED if saga.gives_back else payment.state not in _OPEN

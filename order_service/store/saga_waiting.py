@@ -1,0 +1,106 @@
+"""Sagas that wait in their rows, in SQL: which of them wait for what, and to make them due.
+
+No replica changes a saga that waits: its next owner reads it under a new epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.row_locks import CLOCK, locked
+from order_service.model.saga import Saga
+from order_service.model.saga_command import RetrySagas
+from order_service.store.journal import is_active
+from order_service.store.saga import SECOND, to_saga
+from order_service.tables import sagas
+
+ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
+
+_waits: Final = sa.and_(is_active, sagas.c.owner.is_(None))
+_WAITING: Final = (
+    sa.select(sagas)
+    .where(
+        _waits,
+        sagas.c.waits_for == sa.any_(sa.bindparam("waits_for", type_=ARRAY(sa.Text))),
+        sagas.c.saga_id > sa.bindparam("after", type_=sagas.c.saga_id.type),
+    )
+    .order_by(sagas.c.saga_id)
+    .limit(sa.bindparam("size"))
+)
+_steps_due: Final = sa.literal_column(
+    "(SELECT jsonb_agg(jsonb_set(step, '{next_attempt_time}', 'null') ORDER BY position)"
+    " FROM jsonb_array_elements(sagas.steps) WITH ORDINALITY AS _ (step, position))",
+    JSONB,
+)
+
+
+def _make_due(*conditions: sa.ColumnElement[bool], **values: object) -> sa.Update:
+    """UPDATE of the sagas that wait and meet the conditions: every step is due now."""
+    due = locked(
+        sagas,
+        sa.select(sagas.c.saga_id).where(_waits, *conditions),
+        order_by=[sagas.c.saga_id],
+        skip_locked=True,
+        name="waiting",
+    )
+    return (
+        sa.update(sagas)
+        .values(lease_until=CLOCK, next_attempt_time=CLOCK, steps=_steps_due, **values)
+        .where(sagas.c.saga_id == due.c.saga_id)
+    )
+
+
+# Without failed attempts: what is decided does not wait for its share of the retries.
+_WAKE: Final = _make_due(
+    sagas.c.saga_id == sa.any_(sa.bindparam("saga_ids", type_=ARRAY(sagas.c.saga_id.type))),
+    attempts=0,
+    waits_for=None,
+)
+_WAKE_WAITING_FOR: Final = _make_due(sagas.c.waits_for == sa.bindparam("participant"))
+
+
+_state, _kind, _reason = (
+    sa.bindparam(name, type_=sa.Text) for name in ("wanted_state", "wanted_kind", "last_reason")
+)
+_RETRY: Final = _make_due(
+    sa.or_(_state.is_(None), sagas.c.state == _state),
+    sa.or_(_kind.is_(None), sagas.c.kind == _kind),
+    sa.or_(
+        _reason.is_(None), sa.func.right(sagas.c.last_error, sa.func.length(_reason)) == _reason
+    ),
+    sagas.c.create_time <= CLOCK - sa.bindparam("age_s", type_=sa.Float) * SECOND,
+)
+
+
+async def read_waiting(
+    connection: AsyncConnection, waits_for: Collection[str], *, after: str, size: int
+) -> list[Saga]:
+    """At most ``size`` sagas that wait for one of these, with ids above ``after``, ascending."""
+    parameters = {"waits_for": list(waits_for), "after": after or ID_MIN, "size": size}
+    return [to_saga(row) for row in await connection.execute(_WAITING, parameters)]
+
+
+async def wake(connection: AsyncConnection, saga_ids: Collection[str]) -> int:
+    """Make these sagas due, if they wait; returns how many."""
+    return (await connection.execute(_WAKE, {"saga_ids": list(saga_ids)})).rowcount
+
+
+async def wake_waiting_for(connection: AsyncConnection, participant: str) -> int:
+    """Make all sagas due that wait for a participant; returns how many."""
+    return (await connection.execute(_WAKE_WAITING_FOR, {"participant": participant})).rowcount
+
+
+async def retry(connection: AsyncConnection, command: RetrySagas) -> int:
+    """Make all sagas due that wait and match; returns how many."""
+    parameters = {
+        "wanted_state": command.state,
+        "wanted_kind": command.kind,
+        "last_reason": command.last_reason,
+        "age_s": command.age_s,
+    }
+    return (await connection.execute(_RETRY, parameters)).rowcount
