@@ -30,6 +30,9 @@ SELECT 'saga ' || saga_id || ': ' || kind || ' ' || state || ' ' || last_error
  WHERE state NOT IN ('COMPLETED', 'COMPENSATED', 'RESOLVED')
 """
 _ORDERS: Final = "SELECT order_id::text, state, paid_by_gateway_minor FROM orders"
+_REFUNDED_OUTSIDE: Final = """
+SELECT payment_key FROM payments WHERE refunded_outside_minor = amount_minor
+"""
 _CHARGES: Final = """
 SELECT payment_key, order_id, total_amount, balance_amount FROM payments
  WHERE approved_at IS NOT NULL
@@ -62,13 +65,19 @@ async def _until_none(stack: FaultyStack, statement: str, limit_s: float) -> lis
 
 async def wrong(stack: FaultyStack, told: Iterable[Told]) -> list[str]:
     """What customers were told and is not so, and charges that belong to no order."""
-    connection = await asyncpg.connect(stack.backends.databases["order"].audit)
+    rows = await _read(stack, "order", _ORDERS)
+    states = {row["order_id"]: (row["state"], row["paid_by_gateway_minor"]) for row in rows}
+    outside = {row["payment_key"] for row in await _read(stack, "payment", _REFUNDED_OUTSIDE)}
+    return [*_promises(states, told), *_charges(stack, states, outside)]
+
+
+async def _read(stack: FaultyStack, service: str, statement: str) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(stack.backends.databases[service].audit)
     try:
-        rows = await connection.fetch(_ORDERS)
+        rows: list[asyncpg.Record] = await connection.fetch(statement)
     finally:
         await connection.close()
-    states = {row["order_id"]: (row["state"], row["paid_by_gateway_minor"]) for row in rows}
-    return [*_promises(states, told), *_charges(stack, states)]
+    return rows
 
 
 def _promises(states: dict[str, tuple[str, int]], told: Iterable[Told]) -> Iterable[str]:
@@ -86,12 +95,16 @@ def _promises(states: dict[str, tuple[str, int]], told: Iterable[Told]) -> Itera
             yield f"{one.order_id} ({one.kind.name}): told {one.paid} {one.cancelled}, is {state}"
 
 
-def _charges(stack: FaultyStack, states: dict[str, tuple[str, int]]) -> Iterable[str]:
+def _charges(
+    stack: FaultyStack, states: dict[str, tuple[str, int]], outside: set[str]
+) -> Iterable[str]:
     """Each charge belongs to exactly one order that is paid by it, or is given back."""
     charged: dict[str, int] = {}
     record = sqlite3.connect(f"file:{stack.plan.data_dir / GATEWAY_RECORD}?mode=ro", uri=True)
     try:
         for key, order_id, total, left in record.execute(_CHARGES):
+            if key in outside:
+                left = 0  # noqa: PLW2901 - given back by a person
             if left:
                 charged[order_id] = charged.get(order_id, 0) + total
             state, amount = states.get(order_id, ("missing", 0))

@@ -22,6 +22,8 @@ from common.rpc.status import from_rpc_error, is_retryable
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
+from tally.payment.v1 import payment_pb2
+from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tests.faults.stack import FaultyStack, running
 from tests.integration.local.test_runner import free_base_port
 from tests.support.balances import charge
@@ -37,6 +39,7 @@ from tests.support.orders import (
 )
 
 PRICE: Final = 10_000
+NO_REFUND: Final = "no_refund_"
 ATTEMPT_S: Final = 6.0
 PATIENCE_S: Final = 25.0
 _PAUSE_S: Final = 0.2
@@ -70,6 +73,8 @@ KINDS: Final = (
     Kind(name="charged, no reply", balance=4_000, key="timeout_after_charge_"),
     Kind(name="charged, 500", coupon=True, key="error_after_charge_"),
     Kind(name="500, declined", coupon=True, balance=1_000, key="error_"),
+    Kind(name="deposit", coupon=True, balance=1_000, key="deposit_"),
+    Kind(name="refund refused", balance=4_000, key=NO_REFUND, cancels=True),
     Kind(name="not paid, cancelled", pays=False, cancels=True),
     Kind(name="left to expire", pays=False, waits=True),
 )
@@ -96,6 +101,7 @@ class Customers:
     """All replicas, in turns."""
     balance: Any
     coupon: Any
+    payment: Any
     campaign_id: str = ""
     product_id: str = ""
     finished: list[Told] = field(default_factory=list)
@@ -149,8 +155,39 @@ class Customers:
             told.paid = await self._ask(shop.orders.PayOrder, paying)
         paid = told.paid == "PAID"
         if kind.cancels or not (paid or kind.waits):
-            told.cancelled = await self._ask(shop.orders.CancelOrder, cancel(order, "x"))
+            async with self._refunding(order, kind):
+                told.cancelled = await self._ask(shop.orders.CancelOrder, cancel(order, "x"))
         self.finished.append(told)
+
+    @asynccontextmanager
+    async def _refunding(self, order: pb.Order, kind: Kind) -> AsyncIterator[None]:
+        """Refund by other means what the gateway does not refund, and record it."""
+        if kind.key != NO_REFUND:
+            yield
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._refund_outside(order))
+            yield
+
+    async def _refund_outside(self, order: pb.Order) -> None:
+        """What a person does about a refused refund of the order."""
+        wanted = payment_pb2.ListPaymentsRequest(user_id=order.user_id, order_id=order.order_id)
+        until_s = asyncio.get_running_loop().time() + PATIENCE_S
+        while asyncio.get_running_loop().time() < until_s:
+            listed = await self._insist(self.payment.ListPayments, wanted)
+            for payment in listed.payments if listed is not None else ():
+                if not payment.refund_refusal_code:
+                    continue
+                request = payment_pb2.ResolvePaymentRequest(
+                    payment_id=payment.payment_id,
+                    outcome=payment_pb2.ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE,
+                    amount=payment.amount,
+                    reason="in cash",
+                    request_id=f"refund-{order.order_id}",
+                )
+                if await self._insist(self.payment.ResolvePayment, request) is not None:
+                    return
+            await asyncio.sleep(_PAUSE_S)
 
     async def keep_shop(self, shop: Shop) -> None:
         """What is done beside orders: campaign, product, stock, cart, an operator's calls."""
@@ -163,12 +200,15 @@ class Customers:
             product_id = made.product.product_id
             await self._insist(shop.products.RestockProduct, restock(product_id, 5, _fresh("r")))
             await self._insist(shop.carts.SetCartItem, set_item(user, product_id, 1))
-        listed = await self._insist(shop.sagas.ListSagas, pb.ListSagasRequest(page_size=1))
-        for saga in listed.sagas if listed is not None else ():
-            retry = pb.RetrySagaRequest(saga_id=saga.saga_id, request_id=_fresh("retry"))
-            await self._insist(shop.sagas.RetrySaga, retry)
-            if saga.state == pb.Saga.STATE_COMPLETED:
-                # Refused, since it has ended; the decision is a transaction all the same.
+        retry_all = pb.RetrySagasRequest(request_id=_fresh("retry"))
+        await self._insist(shop.sagas.RetrySagas, retry_all)
+        for state in (None, pb.Saga.STATE_NEEDS_ATTENTION):
+            asked = pb.ListSagasRequest(page_size=1, state=state)
+            listed = await self._insist(shop.sagas.ListSagas, asked)
+            for saga in listed.sagas if listed is not None else ():
+                retry = pb.RetrySagaRequest(saga_id=saga.saga_id, request_id=_fresh("retry"))
+                await self._insist(shop.sagas.RetrySaga, retry)
+                # Refused if it does not need attention; that is a transaction all the same.
                 resolve = pb.ResolveSagaRequest(
                     saga_id=saga.saga_id, reason="none", request_id=_fresh("resolve")
                 )
@@ -227,6 +267,7 @@ async def customers(stack: FaultyStack) -> AsyncIterator[Customers]:
             Shop.at(await opened(orders)),
             BalanceServiceStub(await opened(stack.plan.addresses("balance"))),
             CouponServiceStub(await opened(stack.plan.addresses("coupon"))),
+            PaymentServiceStub(await opened(stack.plan.addresses("payment"))),
         )
         await found.open()
         yield found

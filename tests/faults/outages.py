@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.faults.books import unfinished_sagas, wrong
-from tests.faults.load import KINDS, Customers, fresh_stack
+from tests.faults.load import KINDS, NO_REFUND, Customers, fresh_stack
 from tests.faults.stack import FaultyStack
 from tests.support.databases import name_of
 
@@ -24,10 +24,12 @@ COMPRESSED: Final = {
     "TALLY_ORDER_SAGA_LEASE_S": "1",
     "TALLY_ORDER_SAGA_SWEEP_INTERVAL_S": "0.1",
     "TALLY_ORDER_SAGA_BACKOFF_MAX_S": "0.5",
+    "TALLY_ORDER_SAGA_ATTENTION_S": "15",
     "TALLY_ORDER_PAY_WITHIN_S": "1",
     "TALLY_ORDER_ORDER_EXPIRY_S": "45",
     "TALLY_ORDER_EXPIRY_INTERVAL_S": "0.2",
     "TALLY_PAYMENT_LEASE_S": "1",
+    "TALLY_PAYMENT_CONFIRM_WINDOW_S": "45",
     "TALLY_PAYMENT_RESOLVE_INTERVAL_S": "0.1",
     "TALLY_PAYMENT_GATEWAY_TIMEOUT_S": "0.5",
     "TALLY_PAYMENT_GATEWAY_BREAKER_PAUSE_S": "0.25",
@@ -35,7 +37,8 @@ COMPRESSED: Final = {
 _ROUND_S: Final = 1.5
 _LOAD_AROUND_S: Final = 1.0
 """How long the load runs before and after the outage."""
-_BUYERS: Final = tuple(kind for kind in KINDS if kind.pays)
+_BUYERS: Final = tuple(kind for kind in KINDS if kind.pays and kind.key != NO_REFUND)
+"""No person is needed for what they do."""
 
 
 @dataclass(frozen=True, slots=True)

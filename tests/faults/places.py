@@ -83,6 +83,7 @@ PLACES: Final = (
         ("PayOrder", BEGINS),
         ("CancelOrder", BEGINS),
         ("CloseSaga", "lane.order.CloseSaga.before"),
+        ("NoteFailure", "lane.order.NoteFailure.before"),
         ("ExpireOrder", "lane.order.ExpireOrder.before"),
         ("RetrySaga", OPERATOR),
         ("ResolveSaga", OPERATOR),
@@ -95,14 +96,18 @@ PLACES: Final = (
     *_lane(
         *("payment", "payment"),
         ("ConfirmPayment", "call.ConfirmPayment.before"),
+        ("BeginConfirm", "gateway.confirm.before"),
         ("RecordOutcome", "gateway.confirm.after"),
         ("CancelPayment", "call.CancelPayment.before"),
+        ("ResolvePayment", OPERATOR),
     ),
     Place(
         name="transaction.saga_takeover",
         service="order",
         interruption="lane.saga.WriteSaga.before",
     ),
+    Place(name="transaction.saga_wake", service="order", interruption="gateway.confirm.after"),
+    Place(name="transaction.retry_sagas", service="order", no_recovery=OPERATOR),
     Place(name="transaction.cart", service="order", no_recovery=NO_SAGA),
     Place(
         name="transaction.payment_acquisition",
@@ -121,6 +126,7 @@ PLACES: Final = (
         no_first_run=AT_START,
     ),
     *_calls("RedeemCoupon", "DeductBalance", "ConfirmPayment"),
+    Place(name="call.GetConfirmations", service="order", interruption="gateway.confirm.after"),
     *_calls("RestoreCoupon", "RefundDeduction", "CancelPayment"),
     Place(
         name="gateway.confirm",

@@ -25,7 +25,7 @@ PACKAGES: Final = (
     "order_service",
     "payment_service",
 )
-OUTSIDE_LANES: Final = {"SetCartItem", "ClearCart", "TakeOverSagas"}
+OUTSIDE_LANES: Final = {"SetCartItem", "ClearCart", "TakeOverSagas", "RetrySagas"}
 """Commands with a transaction of their own."""
 
 
