@@ -143,7 +143,8 @@ def resolve(saga: pb.Saga, reason: str, *standing: pb.StandingEffect) -> pb.Reso
     )
 
 
-@pytest.mark.parametrize("step", [f"{step}:undo" for step in STEPS])
+# Without that of the payment: the poll wakes it, since the payment is decided.
+@pytest.mark.parametrize("step", ["redeem_coupon:undo", "deduct_balance:undo"])
 async def test_a_retried_saga_continues_at_once(stack: Stack, step: str) -> None:
     order, request, saga = await stack.parked(step)
     assert saga.last_error == "UNAVAILABLE"
