@@ -18,7 +18,7 @@ import grpc
 
 from common.errors import Code, Refusal
 from common.rpc.channels import open_channel
-from common.rpc.status import from_rpc_error, is_retryable
+from common.rpc.status import from_rpc_error
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
@@ -43,9 +43,8 @@ NO_REFUND: Final = "no_refund_"
 ATTEMPT_S: Final = 6.0
 PATIENCE_S: Final = 25.0
 _PAUSE_S: Final = 0.2
-_DEFINITE: Final = frozenset(
-    {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION}
-)
+_DEFECT: Final = Code.INTERNAL
+"""It leaves open whether the call had its effect: it is repeated."""
 _numbers = itertools.count()
 
 
@@ -241,7 +240,7 @@ async def _repeat(method: Any, request: Any) -> Any:
             return await method(request, timeout=ATTEMPT_S)
         except grpc.aio.AioRpcError as error:
             refusal = from_rpc_error(error)
-            if refusal.reason and refusal.code in _DEFINITE and not is_retryable(refusal):
+            if refusal.reason and refusal.retry_after_s is None and refusal.code is not _DEFECT:
                 raise refusal from None
         await asyncio.sleep(_PAUSE_S)
     return None

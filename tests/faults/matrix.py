@@ -33,6 +33,10 @@ STILL_S: Final = 0.4
 """From the interruption to the cell's fault: what was in flight elsewhere has ended, and the lease
 of what was interrupted has not."""
 TRIES_MAX: Final = 3
+LISTED_MAX: Final = 40
+"""Lines that are reported of one breach."""
+BROKEN_MAX: Final = 5
+"""Cells that did not hold, after which the run ends: each costs a stack."""
 SETTINGS: Final = {
     "TALLY_ORDER_SAGA_LEASE_S": f"{LEASE_S}",
     "TALLY_ORDER_SAGA_SWEEP_INTERVAL_S": "0.2",
@@ -63,6 +67,7 @@ class Results:
     held: set[Cell] = field(default_factory=set)
     broken: dict[Cell, list[str]] = field(default_factory=dict)
     never_fired: set[Cell] = field(default_factory=set)
+    not_run: set[Cell] = field(default_factory=set)
     unlisted: set[str] = field(default_factory=set)
     """Places that were passed and are in no list."""
     orders: int = 0
@@ -71,7 +76,7 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        return not (self.broken or self.never_fired or self.unlisted)
+        return not (self.broken or self.never_fired or self.not_run or self.unlisted)
 
 
 def batches(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -111,47 +116,48 @@ class Matrix:
     def __init__(self, report: Callable[[str], None]) -> None:
         self.results = Results()
         self._report = report
+        self._tries: Counter[Cell] = Counter()
 
     async def run(self, cells: Sequence[Cell]) -> Results:
         """Run all cells. Enter it in the main thread."""
         started = time.monotonic()
         left = batches(cells)
-        while left:
-            left = await self._on_one_stack(left)
+        while left and len(self.results.broken) < BROKEN_MAX:
+            async with fresh_stack(SETTINGS) as (stack, crowd):
+                left = await self.run_on(stack, crowd, left)
+                self.results.restarts += stack.restarts
+        self.results.not_run = {cell for batch in left for cell in batch}
         self.results.seconds = time.monotonic() - started
         return self.results
 
-    async def _on_one_stack(self, left: list[list[Cell]]) -> list[list[Cell]]:
-        """Run batches until one breaks the books; returns what is left to run."""
-        tries: Counter[Cell] = Counter()
-        async with fresh_stack(SETTINGS) as (stack, crowd):
-            while left:
-                batch, *left = left
-                shot = Shot(stack, crowd, batch)
-                began = time.monotonic()
-                found = await shot.run()
-                took_s = time.monotonic() - began
-                self._report(
-                    f"{len(left):4} left  {took_s:5.1f} s  {len(shot.told):3} orders  "
-                    f"{'broken' if found else 'held'}  "
-                    + "; ".join(f"{'' if c in shot.fired else 'NOT FIRED '}{c}" for c in batch)
-                )
-                self.results.orders += len(shot.told)
-                self.results.unlisted |= reached(stack.failpoints) - set(NAMES)
-                if found:
-                    for line in found[:40]:
-                        self._report(f"      {line}")
-                    left = self._after_a_breach(batch, found) + left
-                    break
-                self.results.held |= shot.fired
-                for cell in shot.not_fired:
-                    tries[cell] += 1
-                    if tries[cell] < TRIES_MAX:
-                        left.append([cell])
-                    else:
-                        self.results.never_fired.add(cell)
-            self.results.restarts += stack.restarts
+    async def run_on(
+        self, stack: FaultyStack, crowd: Customers, left: list[list[Cell]]
+    ) -> list[list[Cell]]:
+        """Run batches on one stack until one breaks the books; returns what is left to run."""
+        while left:
+            batch, *left = left
+            shot = Shot(stack, crowd, batch)
+            began = time.monotonic()
+            found = await shot.run()
+            self._report(_line(shot, len(left), time.monotonic() - began, found))
+            self.results.orders += len(shot.told)
+            self.results.unlisted |= reached(stack.failpoints) - set(NAMES)
+            if found:
+                return self._after_a_breach(batch, found) + left
+            self.results.held |= shot.fired
+            left += self._again(shot.not_fired)
         return left
+
+    def _again(self, not_fired: Iterable[Cell]) -> list[list[Cell]]:
+        """Batches of one cell each, for cells that have not fired too often yet."""
+        again = []
+        for cell in not_fired:
+            self._tries[cell] += 1
+            if self._tries[cell] < TRIES_MAX:
+                again.append([cell])
+            else:
+                self.results.never_fired.add(cell)
+        return again
 
     def _after_a_breach(self, batch: list[Cell], found: list[str]) -> list[list[Cell]]:
         if len(batch) == 1:
@@ -160,13 +166,20 @@ class Matrix:
         return [[cell] for cell in batch]
 
 
+def _line(shot: Shot, left: int, took_s: float, found: Sequence[str]) -> str:
+    cells = "; ".join(f"{'' if c in shot.fired else 'NOT FIRED '}{c}" for c in shot.batch)
+    verdict = "broken" if found else "held"
+    line = f"{left:4} left  {took_s:5.1f} s  {len(shot.told):3} orders  {verdict}  {cells}"
+    return "\n      ".join((line, *found[:LISTED_MAX]))
+
+
 class Shot:
     """One batch: load, faults, healing, and the check of the books."""
 
     def __init__(self, stack: FaultyStack, crowd: Customers, batch: Sequence[Cell]) -> None:
         self._stack = stack
         self._crowd = crowd
-        self._batch = batch
+        self.batch = batch
         self._before = len(fired(stack.failpoints))
         self._finished = len(crowd.finished)
         self._deaths: list[str] = []
@@ -182,12 +195,12 @@ class Shot:
 
     @property
     def fired(self) -> set[Cell]:
-        return set(self._batch) - self.not_fired
+        return set(self.batch) - self.not_fired
 
     @property
     def not_fired(self) -> set[Cell]:
         names = self._names
-        return {c for c in self._batch if names[c.name] < 1 + (c.name in self._interruptions)}
+        return {c for c in self.batch if names[c.name] < 1 + (c.name in self._interruptions)}
 
     @property
     def told(self) -> list[Told]:
@@ -195,7 +208,7 @@ class Shot:
 
     @property
     def _interruptions(self) -> set[str]:
-        return {cell.interruption for cell in self._batch} - {""}
+        return {cell.interruption for cell in self.batch} - {""}
 
     async def run(self) -> list[str]:
         """What is wrong afterwards; nothing if the books hold."""
@@ -214,7 +227,7 @@ class Shot:
         ]
 
     def _arm(self) -> None:
-        for cell in self._batch:
+        for cell in self.batch:
             if cell.place.with_error:
                 error = Armed(cell.place.with_error, Action.ERROR, cell.place.service)
                 arm(self._stack.failpoints, error)

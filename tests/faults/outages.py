@@ -127,7 +127,7 @@ async def run(
         while left:
             async with fresh_stack(length.settings) as (stack, crowd):
                 while left:
-                    outcome = await _outage(stack, crowd, left.pop(0), length)
+                    outcome = await outage(stack, crowd, left.pop(0), length)
                     outcomes.append(outcome)
                     report(_line(outcome))
                     if not outcome.held:
@@ -144,9 +144,10 @@ def _line(outcome: Outcome) -> str:
     return "\n      ".join((line, *outcome.wrong[:40]))
 
 
-async def _outage(
+async def outage(
     stack: FaultyStack, crowd: Customers, dependency: Dependency, length: Length
 ) -> Outcome:
+    """Take a dependency away under load, give it back, and watch the sagas end."""
     finished = len(crowd.finished)
     async with _loaded(crowd):
         await asyncio.sleep(_LOAD_AROUND_S)

@@ -3,15 +3,18 @@ test-outages`."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 import pytest
+import pytest_asyncio
 
-from tests.faults import outages
-from tests.faults.matrix import SETTINGS, Matrix
-from tests.faults.outages import DEPENDENCIES, Length
+from tests.faults.load import Customers, fresh_stack
+from tests.faults.matrix import SETTINGS, Matrix, batches
+from tests.faults.outages import DEPENDENCIES, Length, outage
 from tests.faults.places import Cell, cells
+from tests.faults.stack import FaultyStack
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CELLS = (
     "lane.account.DeductBalance.before, error, first run",
@@ -23,7 +26,6 @@ CELLS = (
     "lane.saga.WriteSaga.before, cancel, recovery",
     "lane.payment.RecordOutcome.after, pause, recovery",
 )
-AWAY = ("order database", "payment service", "gateway")
 
 
 def named(names: Iterable[str]) -> list[Cell]:
@@ -31,19 +33,30 @@ def named(names: Iterable[str]) -> list[Cell]:
     return [by_name[name] for name in names]
 
 
-@pytest.mark.timeout(400)
-def test_books_hold_after_crashes_in_first_run_and_recovery() -> None:
-    lines: list[str] = []
-    results = asyncio.run(Matrix(lines.append).run(named(CELLS)))
-    assert results.complete, "\n".join(lines)
-    assert len(results.held) == len(CELLS)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def opened() -> AsyncIterator[tuple[FaultyStack, Customers]]:
+    """One stack and its customers for the module."""
+    async with fresh_stack(SETTINGS) as opened:
+        yield opened
 
 
-@pytest.mark.timeout(400)
-def test_sagas_end_after_a_dependency_was_away() -> None:
+@pytest.mark.timeout(300)
+async def test_books_hold_after_crashes_in_first_run_and_recovery(
+    opened: tuple[FaultyStack, Customers],
+) -> None:
     lines: list[str] = []
-    chosen = [one for one in DEPENDENCIES if one.name in AWAY]
-    short = Length("1 s", 1.0, SETTINGS)
-    outcomes = asyncio.run(outages.run(lines.append, [short], chosen))
-    assert all(outcome.held for outcome in outcomes), "\n".join(lines)
-    assert len(outcomes) == len(AWAY)
+    matrix = Matrix(lines.append)
+    left = await matrix.run_on(*opened, batches(named(CELLS)))
+    assert not left, "\n".join(lines)
+    assert matrix.results.complete, "\n".join(lines)
+    assert len(matrix.results.held) == len(CELLS)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["order database", "payment service"])
+async def test_sagas_end_after_a_dependency_was_away(
+    name: str, opened: tuple[FaultyStack, Customers]
+) -> None:
+    dependency = next(one for one in DEPENDENCIES if one.name == name)
+    outcome = await outage(*opened, dependency, Length("1 s", 1.0, SETTINGS))
+    assert outcome.held, outcome
