@@ -74,6 +74,10 @@ test-outages: $(STAMP) ## Take each dependency away for 1 s, 30 s and 15 minutes
 failpoints: $(STAMP) ## List the failpoints, at which a test lets a service fail
 	@$(BIN)/python -m tests.faults list
 
+.PHONY: test-mutants
+test-mutants: $(STAMP) ## Plant bugs in copies of the project, one by one; the tests must catch each (20 minutes)
+	@$(BIN)/python -m tests.mutants $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; change nothing
 	@$(BIN)/ruff check .

@@ -23,7 +23,7 @@ class InsufficientFunds(Refusal, reason="INSUFFICIENT_FUNDS"):
 
 
 class BalanceLimitExceeded(Refusal, reason="BALANCE_LIMIT_EXCEEDED"):
-    """The balance would exceed its limit of 10^18 minor units."""
+    """The balance would exceed 10^18 minor units, or the sum of all its charges 2^63 - 1."""
 
 
 class DeductionCancelled(Refusal, reason="DEDUCTION_CANCELLED"):

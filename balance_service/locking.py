@@ -19,7 +19,12 @@ STRATEGIES: Final[Strategies] = {
         redis_key=ACCOUNT_KEY,
         rows=RowStrategy.VERSION,
         rounds_max=10,
-        guards=(tables.AVAILABLE_NOT_NEGATIVE, tables.SEQUENCE_ONCE, tables.REQUEST_ONCE),
+        guards=(
+            tables.AVAILABLE_NOT_NEGATIVE,
+            tables.AVAILABLE_WAS_CHARGED,
+            tables.SEQUENCE_ONCE,
+            tables.REQUEST_ONCE,
+        ),
         why="A charge can always be repeated, so it need not wait: the row's version shows who "
         "was first, and the others add again. Each round takes the Redis lock anew; no pause "
         "between two rounds holds it.",

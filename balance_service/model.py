@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from balance_service.errors import AccountNotFound, BalanceLimitExceeded, InsufficientFunds
-from common.money import BALANCE_MAX, Money
+from common.money import BALANCE_MAX, INT64_MAX, Money
 from common.request_key import RequestKey, digest_of
 
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -141,6 +141,11 @@ class Account:
     available_minor: int = 0
     version: int = 0
     update_time: datetime = BEGINNING
+    charged_minor: int = 0
+    """The sum of all charges up to ``charged_at_version``. What is available and what refunds may
+    still put back add up to it: while it fits in 64 bits, every later balance does."""
+    charged_at_version: int = 0
+    """Below the version after a write by a release that did not count the charges."""
     loaded_version: int = field(init=False)
     entries: list[Entry] = field(init=False, default_factory=list)
     """The entries of this batch, to be saved with the account."""
@@ -153,11 +158,28 @@ class Account:
         """An account begins with its first entry; before that its row is only a place to wait."""
         return self.version > 0
 
+    @property
+    def charges_counted(self) -> bool:
+        """Whether ``charged_minor`` has every charge."""
+        return self.charged_at_version == self.version
+
+    def count_charges(self, minor: int) -> None:
+        """Add the charges that were not counted, up to the version."""
+        # A release that did not count them may have charged more than the limit.
+        self.charged_minor = min(self.charged_minor + minor, INT64_MAX)
+        self.charged_at_version = self.version
+
     def charge(self, command: ChargeBalance, entry_id: str, now: datetime) -> Entry:
-        """Add the amount. Raises BalanceLimitExceeded."""
+        """Add the amount; the charges must be counted. Raises BalanceLimitExceeded.
+
+        A charge is the only change that can make a later refund too large, so it is the only one
+        that the limits apply to.
+        """
+        assert self.charges_counted, "the sum of the charges is older than the account"
         amount = command.amount.amount_minor
-        if self.available_minor + amount > BALANCE_MAX:
+        if self.available_minor + amount > BALANCE_MAX or self.charged_minor + amount > INT64_MAX:
             raise BalanceLimitExceeded(user_id=self.id.user_id, currency_code=self.id.currency_code)
+        self.charged_minor += amount
         return self._enter(entry_id, Kind.CHARGE, amount, now, command.request_id)
 
     def deduct(self, command: DeductBalance, entry_id: str, now: datetime) -> Entry:
@@ -177,7 +199,10 @@ class Account:
     def refund(
         self, command: RefundDeduction, deduction: Entry, entry_id: str, now: datetime
     ) -> Entry:
-        """Put the whole deduction back. Never refused, not even above the limit for charges."""
+        """Put the whole deduction back. Never refused, not even above the limit for charges.
+
+        The balance stays within the sum of the charges, which ``charge`` limits.
+        """
         assert deduction.account_id == self.id
         return self._enter(
             entry_id,
@@ -201,6 +226,8 @@ class Account:
         refund_of: str | None = None,
     ) -> Entry:
         self.available_minor += amount_minor
+        if self.charges_counted:
+            self.charged_at_version += 1
         self.version += 1
         # The database's clock may be set back; an account's history is not.
         self.update_time = max(self.update_time, now)

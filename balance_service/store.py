@@ -45,6 +45,25 @@ _OPEN: Final = (
     .on_conflict_do_nothing()
 )
 
+# Up to the account's version: entries that were added since it was read are not its own yet.
+_behind = unnest("behind", *_account_key, *accounts.c["version", "charged_at_version"])
+_COUNT_CHARGES: Final = (
+    sa.select(
+        *_behind.c[AccountId._fields], sa.func.sum(ledger_entries.c.amount_minor).label("charged")
+    )
+    .join_from(
+        _behind,
+        ledger_entries,
+        sa.and_(
+            same(ledger_entries, _behind, AccountId._fields),
+            ledger_entries.c.kind == Kind.CHARGE,
+            ledger_entries.c.sequence > _behind.c.charged_at_version,
+            ledger_entries.c.sequence <= _behind.c.version,
+        ),
+    )
+    .group_by(*_behind.c[AccountId._fields])
+)
+
 _changed = unnest("changed", *accounts.c, loaded_version=sa.BigInteger)
 # An UPDATE locks rows in the order of its plan. Rows that may not be locked yet are therefore
 # locked in ascending order first. A row that changed, or that another transaction has locked, is
@@ -58,9 +77,13 @@ _unchanged = locked(
     skip_locked=True,
     name="unchanged",
 )
+_WRITTEN: Final = (
+    *("available_minor", "version", "update_time"),
+    *("charged_minor", "charged_at_version"),
+)
 _SAVE: Final = (
     sa.update(accounts)
-    .values({name: _unchanged.c[name] for name in ("available_minor", "version", "update_time")})
+    .values({name: _unchanged.c[name] for name in _WRITTEN})
     .where(same(accounts, _unchanged, AccountId._fields))
     .returning(*_account_key)
 )
@@ -84,6 +107,23 @@ async def open_accounts(connection: AsyncConnection, missing: Iterable[AccountId
     await connection.execute(_OPEN, arrays(_opened, sorted(missing)))
 
 
+async def count_charges(connection: AsyncConnection, behind: Sequence[Account]) -> None:
+    """Bring the accounts' sums of charges up to their versions, from the ledger."""
+    rows = [
+        {
+            "user_id": account.id.user_id,
+            "currency_code": account.id.currency_code,
+            "version": account.version,
+            "charged_at_version": account.charged_at_version,
+        }
+        for account in behind
+    ]
+    found = await connection.execute(_COUNT_CHARGES, arrays(_behind, rows))
+    charged = {AccountId(row.user_id, row.currency_code): int(row.charged) for row in found}
+    for account in behind:
+        account.count_charges(charged.get(account.id, 0))
+
+
 async def save(connection: AsyncConnection, changed: Iterable[Account]) -> set[AccountId]:
     """Write the accounts whose version is still the loaded one; returns which those were."""
     rows = [
@@ -93,6 +133,8 @@ async def save(connection: AsyncConnection, changed: Iterable[Account]) -> set[A
             "available_minor": account.available_minor,
             "version": account.version,
             "update_time": account.update_time,
+            "charged_minor": account.charged_minor,
+            "charged_at_version": account.charged_at_version,
             "loaded_version": account.loaded_version,
         }
         for account in changed
@@ -195,7 +237,14 @@ async def read_entries(
 
 def _to_account(row: sa.Row[Any]) -> Account:
     account_id = AccountId(row.user_id, row.currency_code)
-    return Account(account_id, row.available_minor, row.version, row.update_time)
+    return Account(
+        account_id,
+        row.available_minor,
+        row.version,
+        row.update_time,
+        row.charged_minor,
+        row.charged_at_version,
+    )
 
 
 def _to_entry(row: sa.Row[Any]) -> Entry:

@@ -8,10 +8,11 @@ import sqlalchemy as sa
 
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "balance_0001"
+SCHEMA: Final = "balance_0002"
 """The oldest migration this release can serve on."""
 
 AVAILABLE_NOT_NEGATIVE: Final = "accounts_available_not_negative"
+AVAILABLE_WAS_CHARGED: Final = "accounts_available_was_charged"
 SEQUENCE_ONCE: Final = "ledger_entries_pkey"
 REQUEST_ONCE: Final = "ledger_entries_request_once"
 REFUND_ONCE: Final = "ledger_entries_refund_once"
@@ -26,7 +27,15 @@ accounts = sa.Table(
     sa.Column("available_minor", sa.BigInteger, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("update_time", sa.DateTime(timezone=True), nullable=False),
+    # The sum of the charges up to that version. A replica of a release before balance_0002 raises
+    # the version alone; the next charge here adds the entries in between.
+    sa.Column("charged_minor", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("charged_at_version", sa.BigInteger, nullable=False, server_default="0"),
     sa.CheckConstraint("available_minor >= 0", name=AVAILABLE_NOT_NEGATIVE),
+    sa.CheckConstraint(
+        "charged_at_version < version OR available_minor <= charged_minor",
+        name=AVAILABLE_WAS_CHARGED,
+    ),
 )
 
 # No foreign key to accounts: it would look the account up once for every entry of a batch, and an

@@ -126,6 +126,14 @@ class _Decider(Decider[Command, Posted, _Batch]):
         if missing:
             await store.open_accounts(connection, missing)
             loaded = await store.load(connection, keys, lock=lock, wait_for_locks=wait_for_locks)
+        charged = {command.account_id for command in commands if isinstance(command, ChargeBalance)}
+        behind = [
+            account
+            for account in loaded.found.values()
+            if account.id in charged and not account.charges_counted
+        ]
+        if behind:
+            await store.count_charges(connection, behind)
         return _Batch(loaded.found, loaded.blocked, loaded.now or BEGINNING)
 
     async def load_after_records(

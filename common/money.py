@@ -14,7 +14,10 @@ AMOUNT_MAX: Final = 10**15
 """Largest amount in a request, in minor units."""
 
 BALANCE_MAX: Final = 10**18
-"""Largest balance, in minor units; still a tenth of what 64 bits hold."""
+"""Largest balance after a charge, in minor units; still a tenth of what 64 bits hold."""
+
+INT64_MAX: Final = 2**63 - 1
+"""Largest number that a column or a field of a message holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,6 @@ from common.db.errors import (
     sqlstate,
 )
 from common.db.idempotency import CLEAN_UP_INTERVAL_S, IdempotencyStore
-from common.db.migrations import migrate as migrate_database
 from common.db.revisions import ForeignSchema
 from common.environment import SettingsError, source_of, unknown_names
 from common.locking.redis import connection_problem
@@ -159,6 +158,9 @@ def migrations_of(settings_type: type[ServiceSettings]) -> Path:
 
 async def migrate(settings: ServiceSettings) -> None:
     """Bring the service's database to this release's schema."""
+    # Imported when it is needed: a replica that serves starts without Alembic.
+    from common.db.migrations import migrate as migrate_database  # noqa: PLC0415
+
     url = settings.owner_database_url.get_secret_value()
     await migrate_database(url, migrations_of(type(settings)), wait_s=settings.migrate_wait_s)
 

@@ -8,7 +8,12 @@ from common.ids import new_id
 from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
 from payment_service.model.payment import Payment, PaymentState
-from payment_service.model.payment_command import CancelPayment, ConfirmPayment, Resolution
+from payment_service.model.payment_command import (
+    CancelPayment,
+    ConfirmPayment,
+    Resolution,
+    ResolvePayment,
+)
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc
@@ -75,11 +80,13 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         self, request: pb.ResolvePaymentRequest, context: Any
     ) -> pb.ResolvePaymentResponse:
         posted = await self._payments.resolve(
-            request.payment_id,
-            _RESOLUTIONS[request.outcome],
-            money_from(request.amount) if request.HasField("amount") else None,
-            request.reason,
-            request.request_id,
+            ResolvePayment(
+                request.payment_id,
+                _RESOLUTIONS[request.outcome],
+                money_from(request.amount) if request.HasField("amount") else None,
+                request.reason,
+                request.request_id,
+            )
         )
         assert posted.value is not None
         return pb.ResolvePaymentResponse(payment=_payment(posted.value), replayed=posted.replayed)

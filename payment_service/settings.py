@@ -66,6 +66,13 @@ class PaymentSettings(ServiceSettings):
     resolve_interval_s: float = seconds(
         0.5, "Time between two searches for payments with an unknown outcome.", most=60
     )
+    recheck_days: int = count(
+        7,
+        "Days for which the gateway is asked once a day about a payment, to see refunds that were "
+        "made in its own dashboard; 0: never.",
+        most=365,
+        least=0,
+    )
     resolve_concurrency: int = count(
         16, "Payments whose outcome is looked up at once, at most.", most=1_000
     )

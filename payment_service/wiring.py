@@ -18,6 +18,8 @@ from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
 from payment_service.tables import SCHEMA, answers
 from payment_service.use_cases.payment import Payments
+from payment_service.use_cases.recheck import INTERVAL_S as RECHECK_INTERVAL_S
+from payment_service.use_cases.recheck import Recheck
 from tally.payment.v1.payment_pb2_grpc import add_PaymentServiceServicer_to_server
 
 
@@ -45,12 +47,16 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             "payment_heartbeat", settings.lease_s / 3, lambda _: resolver.renew_leases()
         )
         sweep = PeriodicJob("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
+        recheck = Recheck(database, resolver, days=settings.recheck_days)
+        jobs = [sweep]
+        if settings.recheck_days:
+            jobs.append(PeriodicJob("recheck", RECHECK_INTERVAL_S, recheck.run))
         # Leases are renewed until the last payment is finished: the grace is longer than a lease.
         async with run_periodic_jobs(
             heartbeat, ready=database.checked, is_unavailable=is_unavailable
         ):
             try:
-                async with run_service_jobs(database, idempotency, sweep):
+                async with run_service_jobs(database, idempotency, *jobs):
                     yield Application(
                         services=[(add_PaymentServiceServicer_to_server, servicer)],
                         ready=partial(check_ready, database, schema=SCHEMA),

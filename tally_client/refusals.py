@@ -78,7 +78,7 @@ class InsufficientFunds(FailedPrecondition, reason="INSUFFICIENT_FUNDS"):
 
 
 class BalanceLimitExceeded(FailedPrecondition, reason="BALANCE_LIMIT_EXCEEDED"):
-    """The balance would exceed 10^18."""
+    """The balance would exceed 10^18, or the sum of all charges of the account 2^63 - 1."""
 
 
 class DeductionCancelled(FailedPrecondition, reason="DEDUCTION_CANCELLED"):

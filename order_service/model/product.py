@@ -16,7 +16,11 @@ from common.money import Money
 from common.request_key import RequestKey, digest_of
 
 STOCK_MAX: Final = 10**12
-"""Largest free stock of one product after a restock."""
+"""Largest free stock of one product after a restock.
+
+All that was ever stocked is at most this and what orders have reserved or bought. An order takes
+10^6 of a product: 64 bits hold what 9 * 10^12 orders buy.
+"""
 
 
 @dataclass(frozen=True, slots=True)

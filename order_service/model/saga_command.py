@@ -57,7 +57,8 @@ class RetrySagas:
     state: SagaState | None
     kind: SagaKind | None
     last_reason: str | None
-    age_s: float
+    age_us: int
+    """How long ago they began, at least, in microseconds."""
     request_id: str
 
     @property
@@ -66,7 +67,7 @@ class RetrySagas:
 
     @property
     def digest(self) -> bytes:
-        return digest_of(self.state, self.kind, self.last_reason, repr(self.age_s))
+        return digest_of(self.state, self.kind, self.last_reason, self.age_us)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.paging import Page
-from common.rpc.convert import money_from, time_to
+from common.rpc.convert import microseconds_from, money_from, time_to
 from order_service.model.saga import Saga, SagaKind, SagaState, StepRecord, StepState
 from order_service.model.saga_command import ResolveSaga, RetrySagas, Standing
 from order_service.use_cases.saga import Sagas
@@ -54,7 +54,7 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
                 _STATES_BY_NUMBER[request.state] if request.HasField("state") else None,
                 _KINDS_BY_NUMBER[request.kind] if request.HasField("kind") else None,
                 request.last_reason if request.HasField("last_reason") else None,
-                request.age.ToTimedelta().total_seconds(),
+                microseconds_from(request.age, "age"),
                 request.request_id,
             )
         )

@@ -16,9 +16,10 @@ from common.db.row_locks import CLOCK, locked
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RetrySagas
 from order_service.store.journal import is_active
-from order_service.store.saga import SECOND, to_saga
+from order_service.store.saga import to_saga
 from order_service.tables import sagas
 
+MICROSECOND: Final = sa.literal_column("interval '1 microsecond'", sa.Interval)
 ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
 
 _waits: Final = sa.and_(is_active, sagas.c.owner.is_(None))
@@ -73,7 +74,7 @@ _RETRY: Final = _make_due(
     sa.or_(
         _reason.is_(None), sa.func.right(sagas.c.last_error, sa.func.length(_reason)) == _reason
     ),
-    sagas.c.create_time <= CLOCK - sa.bindparam("age_s", type_=sa.Float) * SECOND,
+    sagas.c.create_time <= CLOCK - sa.bindparam("age_us", type_=sa.BigInteger) * MICROSECOND,
 )
 
 
@@ -101,6 +102,6 @@ async def retry(connection: AsyncConnection, command: RetrySagas) -> int:
         "wanted_state": command.state,
         "wanted_kind": command.kind,
         "last_reason": command.last_reason,
-        "age_s": command.age_s,
+        "age_us": command.age_us,
     }
     return (await connection.execute(_RETRY, parameters)).rowcount

@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from common.money import Money
 from common.request_key import RequestKey, digest_of
 from payment_service.errors import PaymentCancelled
-from payment_service.gateway.outcomes import GatewayOutcome
+from payment_service.gateway.outcomes import GatewayOutcome, Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,10 @@ class Resolution(enum.StrEnum):
     REFUNDED_OUTSIDE = "REFUNDED_OUTSIDE"
 
 
+_NO_KEY: Final = RequestKey("", "", "")
+_NOT_ASKED: Final = Unknown("not asked")
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvePayment:
     """Settle a payment as a person says, unless the gateway contradicts it."""
@@ -108,11 +113,11 @@ class ResolvePayment:
     """How much was given back; None unless REFUNDED_OUTSIDE."""
     reason: str
     request_id: str
-    confirm_key: RequestKey
-    """The payment's; not part of the request's content, nor are the fields after it."""
-    found: GatewayOutcome
+    confirm_key: RequestKey = _NO_KEY
+    """The payment's, once it is read; not part of the request's content, as what follows."""
+    found: GatewayOutcome = _NOT_ASKED
     """What the gateway reported just now. A final status is already recorded."""
-    refunded_before_minor: int
+    refunded_before_minor: int = 0
     """How much of the payment was given back before the gateway was asked."""
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 
 from common.errors import CurrencyMismatch, InvalidField
-from common.money import Money
 from payment_service.errors import PaymentInProgress, PaymentOutcomeDiffers
 from payment_service.gateway.outcomes import Inconclusive, Unsupported
 from payment_service.model.confirmation import Confirmation
@@ -13,9 +12,9 @@ from payment_service.model.payment import PaymentState
 from payment_service.model.payment_command import Resolution, ResolvePayment
 
 
-def check_amount(resolution: Resolution, amount: Money | None) -> None:
+def check_amount(command: ResolvePayment) -> None:
     """Raise InvalidField unless the amount is there exactly if the resolution needs it."""
-    if (amount is not None) != (resolution is Resolution.REFUNDED_OUTSIDE):
+    if (command.amount is not None) != (command.resolution is Resolution.REFUNDED_OUTSIDE):
         raise InvalidField("amount", "required with OUTCOME_REFUNDED_OUTSIDE, and only with it")
 
 

@@ -34,7 +34,7 @@ from payment_service.model.payment_command import (
 from payment_service.model.resolution import resolve
 from payment_service.store import payment as store
 
-_BODY: Final[TypeAdapter[Payment | None]] = TypeAdapter(Payment | None)
+BODY: Final[TypeAdapter[Payment | None]] = TypeAdapter(Payment | None)
 
 Posted = Result[Payment | None]
 """The response of a call: the payment, or None if there was none to cancel."""
@@ -121,7 +121,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             case CancelPayment():
                 return _replay(records, command) or self._cancel(batch.payments, records, command)
             case ResolvePayment():
-                return records.replay(command, _BODY) or self._resolve(
+                return records.replay(command, BODY) or self._resolve(
                     batch.payments, records, command
                 )
 
@@ -208,7 +208,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             raise PaymentNotFound(payment_id=command.payment_id)
         resolve(confirmation, command, payments.now)
         _answer(records, confirmation)
-        return records.answer(command, confirmation.payment, _BODY)
+        return records.answer(command, confirmation.payment, BODY)
 
 
 def _confirmation_of(
@@ -234,7 +234,7 @@ def _replay(records: IdempotencyRecords, command: ConfirmPayment | CancelPayment
         return None
     if record.cancelled:
         raise cancelled(command.key)
-    replayed = records.replay(command, _BODY)
+    replayed = records.replay(command, BODY)
     if record.state == REFUSED:
         assert replayed is not None
         assert replayed.value is not None
@@ -254,13 +254,13 @@ def _answer(records: IdempotencyRecords, confirmation: Confirmation) -> None:
             if not records.is_cancelled(confirmation.key):
                 records.cancel(confirmation.key)
         case PaymentState.CONFIRMED if records.get(confirmation.key) is None:
-            records.answer(confirmation, payment, _BODY)
+            records.answer(confirmation, payment, BODY)
         case PaymentState.DECLINED if records.get(confirmation.key) is None:
-            records.refuse(confirmation, payment, _BODY)
+            records.refuse(confirmation, payment, BODY)
 
 
 def _answer_cancel(
     records: IdempotencyRecords, command: CancelPayment, payment: Payment | None, *, replayed: bool
 ) -> Posted:
-    records.answer(command, payment, _BODY)
+    records.answer(command, payment, BODY)
     return Result(payment, replayed=replayed)

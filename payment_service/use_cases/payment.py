@@ -20,12 +20,11 @@ from common.db.idempotency import IdempotencyStore
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
-from common.money import Money
 from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
-from payment_service.gateway.outcomes import NotSent, Rejected, Unknown
+from payment_service.gateway.outcomes import NotSent, Rejected
 from payment_service.gateway.toss import TossGateway
 from payment_service.locking import BATCH_MAX, STRATEGIES
 from payment_service.model.confirmation import Confirmation
@@ -34,13 +33,12 @@ from payment_service.model.payment_command import (
     CancelPayment,
     Command,
     ConfirmPayment,
-    Resolution,
     ResolvePayment,
     cancelled,
 )
 from payment_service.model.resolution import check_amount
 from payment_service.store import payment as store
-from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
+from payment_service.use_cases.decider import BODY, PaymentDecider, Posted, Reply, translate
 from payment_service.use_cases.resolver import Resolver
 
 WAIT_S_MAX: Final = 5.0
@@ -232,37 +230,27 @@ class Payments:
 
     # -- resolve -------------------------------------------------------------------------------
 
-    async def resolve(
-        self,
-        payment_id: str,
-        resolution: Resolution,
-        amount: Money | None,
-        reason: str,
-        request_id: str,
-    ) -> Posted:
+    async def resolve(self, command: ResolvePayment) -> Posted:
         """Settle a payment on a person's word, after the gateway was asked; or replay that.
 
         Raises PaymentNotFound, PaymentOutcomeDiffers, PaymentOutcomeUnknown, PaymentInProgress,
         RequestIdReused, InvalidField or CurrencyMismatch for the amount, or what the lane raises.
         """
-        check_amount(resolution, amount)
-        seen = await read_by_id(self._database, payment_id, store.read_payment)
-        if seen is None:
-            raise PaymentNotFound(payment_id=payment_id)
-        command = ResolvePayment(
-            payment_id,
-            resolution,
-            amount,
-            reason,
-            request_id,
-            seen.key,
-            found=Unknown("not asked"),
-            refunded_before_minor=seen.payment.refunded_minor,
-        )
         async with reading(self._database) as connection:
             records = await self._idempotency.load(connection, [command.key])
-        if records.get(command.key) is None:
-            command = replace(command, found=await self.resolver.look_up(seen))
+        replayed = records.replay(command, BODY)
+        if replayed is not None:
+            return replayed
+        check_amount(command)
+        seen = await read_by_id(self._database, command.payment_id, store.read_payment)
+        if seen is None:
+            raise PaymentNotFound(payment_id=command.payment_id)
+        command = replace(
+            command,
+            confirm_key=seen.key,
+            found=await self.resolver.look_up(seen),
+            refunded_before_minor=seen.payment.refunded_minor,
+        )
         reply = await self.lane.submit(command)
         assert isinstance(reply, Result)
         return reply

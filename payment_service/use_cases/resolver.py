@@ -11,6 +11,9 @@ only gets the second one's response. No outcome is ever guessed.
 A payment that carries a cancellation is never confirmed: each confirm needs the permission of the
 database right before it is sent (BeginConfirm). It is only looked up, and given back if it was
 charged. A refund that the gateway refuses for good ends the work; a person has to settle it.
+
+A status that Tally does not serve is stored, and its account closed at the gateway, before the
+payment is refused.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
 _FIRST_RETRY_S: Final = 0.05
 """The pause before the first retry, if the replica that made the first call has a free slot."""
+CLOSE_REASON: Final = "payment method not supported"
+"""Sent to the gateway when an account is closed that no request has cancelled."""
 STORE_TRIES_MAX: Final = 6
 _STORE_RETRY: Final = Backoff(0.2, 6.4, jitter=(0.0, 1.0))
 
@@ -156,22 +161,27 @@ class Resolver:
     async def charge(self, confirmation: Confirmation) -> Confirmation | None:
         """Make the claim's first call and record its outcome; None if the claim is deleted.
 
-        An unknown outcome is retried in the background if a slot is free.
+        An unknown outcome is retried in the background if a slot is free. An account in a status
+        that Tally does not serve is closed at once.
         """
         with self._holding(confirmation) as holder:
             outcome = await self._confirm(confirmation)
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
-            keep_lease = isinstance(outcome, Unknown | Mismatch) and self._slots_free > 0
-            if keep_lease:
+            to_close = isinstance(outcome, Unsupported)
+            retry = isinstance(outcome, Unknown | Mismatch) and self._slots_free > 0
+            if retry:
                 self._reserved += 1
             try:
-                left = await self._record(confirmation, outcome, keep_lease=keep_lease)
+                left = await self._record(confirmation, outcome, keep_lease=retry or to_close)
             finally:
-                if keep_lease:
+                if retry:
                     self._reserved -= 1
-        if left is not None and left.open and left.holder == holder:
-            self._tasks.start(self._retry(left))
+        if left is None or not left.open or left.holder != holder:
+            return left
+        if to_close:
+            return (await self.work(left))[1]
+        self._tasks.start(self._retry(left))
         return left
 
     async def _retry(self, confirmation: Confirmation) -> None:
@@ -202,9 +212,11 @@ class Resolver:
         return found
 
     async def _step(self, confirmation: Confirmation) -> GatewayOutcome:
-        """Look up an unknown outcome, or give back what was charged."""
+        """Look up an unknown outcome, close an account, or give back what was charged."""
         if confirmation.payment.state is PaymentState.CONFIRMED:
             return await self._refund(confirmation)
+        if confirmation.payment.unsupported_status is not None:
+            return await self._close_account(confirmation)
         found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
         if not isinstance(found, NotFound) or confirmation.cancel_reason is not None:
             return found
@@ -222,6 +234,17 @@ class Resolver:
         # if the gateway has the charge and it is not given back.
         found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
         return outcome if isinstance(found, Confirmed | PartlyCancelled) else found
+
+    async def _close_account(self, confirmation: Confirmation) -> GatewayOutcome:
+        """Cancel a payment that the customer could still pay in a way that Tally does not serve."""
+        reason = confirmation.cancel_reason or CLOSE_REASON
+        closing = self._gateway.cancel(confirmation.refund, reason)
+        outcome = await _counted("cancel", confirmation, closing)
+        if not isinstance(outcome, NotCancellable):
+            return outcome
+        # Perhaps the customer has paid meanwhile.
+        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
+        return found if isinstance(found, Confirmed | PartlyCancelled | Declined) else outcome
 
     async def _confirm(self, confirmation: Confirmation) -> GatewayOutcome:
         """Send a confirm, if the payment may still be confirmed by this replica."""
@@ -277,8 +300,12 @@ async def _counted(
     """The outcome of a call, counted; logged if it needs an operator."""
     outcome = await call
     _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
-    if isinstance(outcome, Mismatch | Rejected) or (
-        operation == "cancel" and isinstance(outcome, NotFound)
+    confirmed = confirmation.payment.state is PaymentState.CONFIRMED
+    if (
+        isinstance(outcome, Mismatch | Rejected)
+        or (operation == "cancel" and isinstance(outcome, NotFound))
+        or (confirmed and isinstance(outcome, Declined | NotFound))
+        or (not confirmed and isinstance(outcome, NotCancellable))
     ):
         # None of these resolves itself.
         _log.error(

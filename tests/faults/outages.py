@@ -112,6 +112,12 @@ DEPENDENCIES: Final = (
     *map(_service, ("balance", "coupon", "order", "payment")),
     Dependency("Redis", lambda stack: stack.kill_redis(), lambda stack: stack.redis.start()),
     Dependency("gateway", lambda stack: stack.gateway.kill(), lambda stack: stack.gateway.start()),
+    # Connected, and silent: it is unknown whether a payment was charged.
+    Dependency(
+        "gateway, silent",
+        lambda stack: stack.gateway_child.send(signal.SIGSTOP),
+        lambda stack: stack.gateway_child.send(signal.SIGCONT),
+    ),
 )
 
 

@@ -120,6 +120,12 @@ PLACES: Final = (
         interruption="gateway.confirm.before",
     ),
     Place(
+        name="transaction.payment_recheck",
+        service="payment",
+        interruption="gateway.confirm.before",
+        no_first_run=AT_START,
+    ),
+    Place(
         name="transaction.clean_up_answers",
         service="balance",
         interruption="lane.account.DeductBalance.before",

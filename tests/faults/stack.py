@@ -89,6 +89,11 @@ class FaultyStack(Stack):
     def gateway(self) -> GatewaySimulator:
         return self._gateway
 
+    @property
+    def gateway_child(self) -> Child:
+        assert self._gateway.child is not None
+        return self._gateway.child
+
     def kill_redis(self) -> None:
         """End it as kill -9 does; ``redis.start`` starts it empty, at the same address."""
         assert self._valkey.child is not None

@@ -51,21 +51,62 @@ async def available(balance: Any, user_id: str) -> int:
 
 
 def check_ledger(crowd: Crowd[Any]) -> None:
-    """Each balance is the sum of its entries and its last balance_after, without gaps."""
+    """Each balance is the sum of its entries and its last balance_after, without gaps.
+
+    The sum of its charges is that of its entries.
+    """
     wrong = crowd.number(
         """
         SELECT count(*) FROM accounts a LEFT JOIN (
             SELECT user_id, currency_code, sum(amount_minor) AS total, count(*) AS entries,
                    max(sequence) AS last,
+                   sum(amount_minor) FILTER (WHERE kind = 'CHARGE') AS charged,
                    (array_agg(balance_after_minor ORDER BY sequence DESC))[1] AS after
             FROM ledger_entries GROUP BY user_id, currency_code) e
         USING (user_id, currency_code)
-        WHERE (a.available_minor, a.available_minor, a.version, a.version) IS DISTINCT FROM
-              (coalesce(e.total, 0), coalesce(e.after, 0), coalesce(e.entries, 0),
-               coalesce(e.last, 0));
+        WHERE (a.available_minor, a.available_minor, a.version, a.version, a.version)
+              IS DISTINCT FROM (coalesce(e.total, 0), coalesce(e.after, 0),
+                                coalesce(e.entries, 0), coalesce(e.last, 0), a.charged_at_version)
+           OR a.charged_minor <> coalesce(e.charged, 0);
         """
     )
     assert wrong == 0
+
+
+# -- the release before balance_0002 -------------------------------------------------------------
+
+
+def written_before(
+    user_id: str, *amounts_minor: int, version: int = 0, available_minor: int = 0
+) -> str:
+    """SQL that changes an account in the statements of that release, which counts no charges.
+
+    ``amounts_minor``: positive ones are charges, negative ones deductions; their request_ids are
+    ``old-`` and the sequence. ``version``, ``available_minor``: of the account before; without,
+    it is opened.
+    """
+    entries = []
+    for number, amount in enumerate(amounts_minor, version + 1):
+        available_minor += amount
+        kind = "CHARGE" if amount > 0 else "DEDUCT"
+        entries.append(
+            f"('{user_id}', 'KRW', {number}, gen_random_uuid(), '{kind}', {amount},"
+            f" {available_minor}, 'old-{number}', NULL, NULL, now())"
+        )
+    opened = (
+        "INSERT INTO accounts (user_id, currency_code, available_minor, version, update_time)"
+        f" VALUES ('{user_id}', 'KRW', 0, 0, now()) ON CONFLICT DO NOTHING;"
+    )
+    return f"""
+        {opened}
+        UPDATE accounts SET available_minor = {available_minor},
+               version = {version + len(entries)}, update_time = now()
+         WHERE user_id = '{user_id}' AND version = {version};
+        INSERT INTO ledger_entries (user_id, currency_code, sequence, entry_id, kind, amount_minor,
+                                    balance_after_minor, request_id, order_id, refund_of,
+                                    create_time)
+        VALUES {", ".join(entries)};
+        """
 
 
 # -- removed guards ------------------------------------------------------------------------------
@@ -78,7 +119,7 @@ def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
         store,
         "_SAVE",
         sa.update(accounts)
-        .values({name: changed.c[name] for name in ("available_minor", "version", "update_time")})
+        .values({name: changed.c[name] for name in store._WRITTEN})
         .where(*(column == changed.c[column.key] for column in store._account_key))
         .returning(*store._account_key),
     )
@@ -89,6 +130,7 @@ def drop_constraints(crowd: Crowd[Any]) -> None:
     crowd.sql(
         f"""
         ALTER TABLE ledger_entries DROP CONSTRAINT {tables.SEQUENCE_ONCE};
-        ALTER TABLE accounts DROP CONSTRAINT {tables.AVAILABLE_NOT_NEGATIVE};
+        ALTER TABLE accounts DROP CONSTRAINT {tables.AVAILABLE_NOT_NEGATIVE},
+                             DROP CONSTRAINT {tables.AVAILABLE_WAS_CHARGED};
         """
     )

@@ -20,11 +20,13 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.engines import Database
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service.gateway.outcomes import Charge, ConfirmOutcome
 from payment_service.gateway.toss import TossGateway
 from payment_service.settings import PaymentSettings
+from payment_service.tables import payments
 from payment_service.wiring import build
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
@@ -144,6 +146,17 @@ async def insert_claim(connection: AsyncConnection, key: str, user_id: str = "an
         " now() - interval '1 s', 0, 1, now(), now()) RETURNING payment_id"
     )
     return str(await connection.scalar(inserting, {"key": key, "user_id": user_id}))
+
+
+async def unknown_payment(sessions: Database, key: str) -> str:
+    """A payment that the gateway does not know, and that no replica works on; returns its id."""
+    async with sessions.begin() as connection:
+        payment_id = await insert_claim(connection, key)
+        later = sa.func.now() + sa.text("interval '1 h'")
+        await connection.execute(
+            sa.update(payments).values(state="UNKNOWN", holder=None, due_time=later)
+        )
+    return payment_id
 
 
 async def charge(

@@ -228,7 +228,7 @@ class Ledger:
             return self._close(payment_key)
         if payment["status"] not in {"DONE", "PARTIAL_CANCELED"}:
             return error("NOT_CANCELABLE_PAYMENT")
-        if behaviour_of(payment_key) is Behaviour.NO_REFUND:
+        if behaviour_of(payment_key) in {Behaviour.NO_REFUND, Behaviour.DEPOSIT}:
             return error("NOT_CANCELABLE_PAYMENT")
         return self._give_back(payment, request)
 

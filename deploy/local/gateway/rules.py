@@ -10,7 +10,8 @@
 | timeout_after_charge_   | yes     | none to the call that charged; repeated, 200                 |
 | slow_                   | yes     | 200, after some seconds (default 3)                          |
 | deposit_                | no      | 200, recorded as WAITING_FOR_DEPOSIT: a virtual account;     |
-|                         |         | charged when the customer deposits (see ``app``)             |
+|                         |         | charged when the customer deposits (see ``app``); a cancel   |
+|                         |         | before closes it, after the deposit: as ``no_refund_``       |
 | no_refund_              | yes     | 200; its cancel calls: 403 NOT_CANCELABLE_PAYMENT            |
 | anything else           | yes     | 200                                                          |
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from balance_service import store
+from common.money import INT64_MAX
 from tests.support.balances import (
     available,
     charge,
@@ -20,6 +21,7 @@ from tests.support.balances import (
     drop_constraints,
     forget_versions,
     refund,
+    written_before,
 )
 from tests.support.crowd import RIVALS, Crowd, without_redis
 from tests.support.guards import forget_row_locks
@@ -76,6 +78,44 @@ async def test_two_charges_that_read_the_same_balance_both_count(
     else:
         assert await left_in(crowd) == 300
         check_ledger(crowd)
+
+
+# -- the limit of all charges --------------------------------------------------------------------
+
+
+def charge_up_to_the_limit_but(crowd: Crowd[Any], room: int) -> None:
+    """All of it is spent again."""
+    amounts = [10**18] * 9 + [INT64_MAX - 9 * 10**18 - room]
+    crowd.sql(written_before("ann", *(signed for each in amounts for signed in (each, -each))))
+
+
+async def test_of_charges_at_the_limit_as_many_succeed_as_fit(crowd: Crowd[Any]) -> None:
+    charge_up_to_the_limit_but(crowd, RIVALS // 2)
+    charges = [charge("ann", 1, f"c{number}") for number in range(RIVALS)]
+    results = await crowd.race("ChargeBalance", charges, until_final=True)
+    assert results.refusals == {"BALANCE_LIMIT_EXCEEDED": RIVALS // 2}
+    assert await left_in(crowd) == RIVALS // 2
+    check_ledger(crowd)
+
+
+@pytest.mark.parametrize("guards", [True, False], ids=["guards", "none"])
+@without_redis
+async def test_two_charges_that_read_the_same_sum_exceed_no_limit(
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch, *, guards: bool
+) -> None:
+    charge_up_to_the_limit_but(crowd, 1)
+    if not guards:
+        forget_versions(monkeypatch)
+        drop_constraints(crowd)
+    meeting = meet_after(monkeypatch, store, "load")
+    charges = [charge("ann", 1, request_id) for request_id in ("one", "two")]
+    results = await crowd.race("ChargeBalance", charges)
+    assert meeting.met
+    if guards:
+        assert results.refusals == {"BALANCE_LIMIT_EXCEEDED": 1}
+        check_ledger(crowd)
+    else:
+        assert not results.refusals, "charged beyond 64 bits"
 
 
 # -- deductions (R2) -----------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from common.errors import (
 from common.locking.locks import Grant, Locks, NoLocks
 from common.locking.strategy import RowStrategy, Strategies, Strategy
 from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_roles import ServiceUrls
+from tests.support.databases import name_of
 
 INSERT = sa.text("INSERT INTO numbers SELECT unnest(CAST(:numbers AS bigint[]))")
 
@@ -164,6 +166,34 @@ async def test_a_cancellation_inside_a_batch_does_not_end_the_lane(database: Dat
     assert await lane.submit(Insert(2)) == -2
 
 
+GATE = """
+CREATE FUNCTION wait_at_the_gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS
+    'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON numbers DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION wait_at_the_gate();
+"""
+"""A transaction that has inserted a number waits in its COMMIT while another one has the lock."""
+CLOSE_GATE = sa.text("SELECT pg_advisory_lock(1)")
+OPEN_GATE = sa.text("SELECT pg_advisory_unlock(1)")
+AT_THE_GATE = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+
+
+async def test_a_reply_comes_after_the_commit(
+    database: Database, core_urls: ServiceUrls, postgres_server: PostgresServer
+) -> None:
+    postgres_server.run_sql(GATE, database=name_of(core_urls))
+    lane = lane_of(database, Inserts())
+    async with database.reads.connect() as gate:
+        await gate.execute(CLOSE_GATE)
+        reply = asyncio.ensure_future(lane.submit(Insert(1)))
+        while not await gate.scalar(AT_THE_GATE):  # noqa: ASYNC110 - from outside
+            await asyncio.sleep(0.01)
+        assert not reply.done()
+        await gate.execute(OPEN_GATE)
+        assert await reply == -1
+    assert await stored(database) == [1]
+
+
 # -- the database away ---------------------------------------------------------------------------
 
 
@@ -286,3 +316,40 @@ async def test_a_busy_redis_lock_delays_a_command_and_refuses_none(database: Dat
     lane = lane_of(database, decide, locks=BusyLocks())
     assert await submit_all(lane, [1, 2, 3]) == [-1, -2, -3]
     assert decide.batches == [[2, 3], [1]], "decided without the lock, after the others"
+
+
+class ObservedLocks(NoLocks):
+    """Every key is free; ``freed`` has what was committed when a lock was freed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.freed: list[list[int]] = []
+
+    async def acquire(self, keys: Collection[str]) -> Grant:
+        return Grant("token", frozenset(keys), frozenset())
+
+    async def release(self, grant: Grant) -> None:
+        self.freed.append(await stored(self._database))
+
+
+async def test_redis_locks_are_freed_after_the_commit(database: Database) -> None:
+    """A lock that is freed earlier lets the next owner read rows that are about to change."""
+    locks = ObservedLocks(database)
+    lane = lane_of(database, Inserts(), locks=locks)
+    assert await lane.submit(Insert(1)) == -1
+    await lane.close()
+    assert locks.freed == [[1]]
+
+
+async def test_redis_locks_of_an_unknown_commit_are_left_to_expire(database: Database) -> None:
+    """The lost transaction may still be committed while another owner reads."""
+
+    def lose_connection(_numbers: Sequence[int], _wait: bool) -> None:
+        raise ConnectionResetError
+
+    locks = ObservedLocks(database)
+    lane = lane_of(database, Inserts(lose_connection), locks=locks)
+    with pytest.raises(DatabaseUnavailable):
+        await lane.submit(Insert(1))
+    await lane.close()
+    assert locks.freed == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -211,6 +211,17 @@ def standing() -> Kind:
     )
 
 
+def client_ids() -> Kind:
+    """1 to 500 ids that callers chose."""
+    malformed = ((["a b", "x"], 0), (["x" * 65], 0), (["x", ""], 1), (["x", "a\0"], 1))
+    return Kind(
+        lambda path: [
+            *_all([[], ["x"] * 501], invalid(path)),
+            *((ids, invalid(f"{path}[{number}]")) for ids, number in malformed),
+        ]
+    )
+
+
 def _all(values: list[Any], expected: ExpectedStatus) -> Values:
     return [(value, expected) for value in values]
 
@@ -232,6 +243,9 @@ _KINDS: Final = {
     "page_size": number(0, 2**31 - 1, bits=32),
     "state": state(),
     "kind": state(),
+    "outcome": replace(state(), required=True),
+    "record_only": Kind(lambda _: [], required=False),
+    "confirm_request_ids": client_ids(),
     "last_reason": text(" ", "a", "A B", "É", longest=64),
     "age": age(),
     "standing": standing(),
@@ -260,6 +274,7 @@ _KINDS: Final = {
     "PayOrderRequest.coupon_id": client_id(),
     "GetSagaRequest.order_id": own_id("SAGA_NOT_FOUND"),
     "StandingEffect.amount": money(1),
+    "ResolvePaymentRequest.amount": money(1),
     "SetCartItemRequest.quantity": number(0, 10**6),
     "OrderLine.quantity": number(1, 10**6),
 }

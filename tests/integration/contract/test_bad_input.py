@@ -54,6 +54,7 @@ async def test_tables_have_every_method(services: Services) -> None:
         pytest.param(method, field.name, id=f"{method.name}.{field.name}")
         for method in METHODS
         for field in method.input_type.fields
+        if field.type != field.TYPE_BOOL  # every value is valid
     ],
 )
 async def test_a_broken_field_is_named_and_nothing_is_done(

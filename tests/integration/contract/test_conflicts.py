@@ -61,6 +61,8 @@ def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
         value.seconds += 1
     elif field.name == "last_reason":
         message.last_reason += "_OTHER"
+    elif field.name == "outcome":
+        message.outcome -= 1
     elif field.type == FieldDescriptor.TYPE_STRING:
         setattr(message, field.name, f"{value}-other")
     else:
@@ -71,8 +73,8 @@ def variants(request: Any, name: str, seed: Seed) -> dict[str, Any]:
     """The request with each field changed, and without each optional field."""
     found = {}
     for field in request.DESCRIPTOR.fields:
-        if field.name in {"user_id", "request_id"}:
-            continue  # another user's request, or another intent
+        if field.name in {"user_id", "request_id", "record_only"}:
+            continue  # another user's request, another intent, or not a part of it
         choice = field.containing_oneof
         if choice is not None and len(choice.fields) > 1 and not request.HasField(field.name):
             continue  # the choice that was not made

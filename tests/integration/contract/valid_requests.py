@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tally.order.v1.order_pb2 import Order, OrderLine, Saga, StandingEffect
+from tally.payment.v1.payment_pb2 import ResolvePaymentRequest
 from tests.support.balances import won
 from tests.support.contract import METHODS_BY_NAME, message_class
 
@@ -133,7 +134,13 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
             ],
         },
         "ConfirmPayment": {"order_id": "order-1", "amount": won(1_000)},
-        "CancelPayment": {},
+        "CancelPayment": {"record_only": True},
+        "GetConfirmations": {"confirm_request_ids": ["c-1", "c-2"]},
+        "ResolvePayment": {
+            "payment_id": seed.payments[2],
+            "outcome": ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE,
+            "amount": won(1),
+        },
         "GetPayment": {"payment_id": seed.payments[0]},
         "ListPayments": {"order_id": "order-1"},
     }

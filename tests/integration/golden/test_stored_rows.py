@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -33,7 +34,15 @@ SERVICES_OFFERED = [
     for file in (balance_pb2, coupon_pb2, order_pb2, payment_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
-LIVE = ("STATE_RUNNING", "STATE_COMPENSATING", "STATE_NEEDS_ATTENTION")
+LIVE = ("STATE_RUNNING", "STATE_COMPENSATING", "STATE_NEEDS_ATTENTION", "STATE_RESOLVING")
+LATER = {
+    "tally.order.v1.SagaService/RetrySagas",
+    "tally.payment.v1.PaymentService/ResolvePayment",
+    ("tally.order.v1.Saga.State", order_pb2.Saga.STATE_RESOLVING),
+    ("tally.order.v1.SagaStep.State", order_pb2.SagaStep.STATE_STANDING),
+    *(("tally.payment.v1.ResolvePaymentRequest.Outcome", number) for number in (1, 2, 3)),
+}
+"""Methods and states that the releases with records do not have."""
 DUE = {
     "order": "UPDATE sagas SET lease_until = now(), next_attempt_time = NULL"
     " WHERE lease_until > now()",
@@ -63,7 +72,18 @@ async def test_each_recorded_call_gets_the_recorded_reply(release: Path, stack: 
         reply = await caller.reply(record)
         if "refusal" in reply and "message" not in expected.get("refusal", {"message": ""}):
             reply = {"refusal": words_dropped(reply["refusal"])}
-        assert reply == expected, (record["call"], record["request"])
+        assert within(expected, reply) == expected, (record["call"], record["request"])
+
+
+def within(expected: Any, value: Any) -> Any:
+    """The value without the fields that a later release added."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return {
+            name: within(expected[name], part) for name, part in value.items() if name in expected
+        }
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        return [within(old, new) for old, new in zip(expected, value, strict=True)]
+    return value
 
 
 async def test_unfinished_sagas_and_payments_come_to_their_end(
@@ -138,12 +158,16 @@ def paths(value: object, path: str = "") -> Iterator[str]:
 def test_records_replay_each_mutation_and_show_each_state(release: Path) -> None:
     responses = [(record, response(record)) for record in recorded_calls(release)]
     replayed = {record["call"] for record, got in responses if getattr(got, "replayed", False)}
-    assert replayed == {
-        f"{service.full_name}/{method.name}"
-        for service in SERVICES_OFFERED
-        for method in service.methods
-        if "request_id" in method.input_type.fields_by_name
-    }
+    assert (
+        replayed
+        == {
+            f"{service.full_name}/{method.name}"
+            for service in SERVICES_OFFERED
+            for method in service.methods
+            if "request_id" in method.input_type.fields_by_name
+        }
+        - LATER
+    )
     enums = {
         enum
         for service in SERVICES_OFFERED
@@ -151,7 +175,8 @@ def test_records_replay_each_mutation_and_show_each_state(release: Path) -> None
         for enum in message.enum_types
     }
     shown = {value for _, got in responses for value in enum_values(got)}
-    assert shown == {(enum.full_name, value.number) for enum in enums for value in enum.values[1:]}
+    known = {(enum.full_name, value.number) for enum in enums for value in enum.values[1:]}
+    assert shown == known - LATER
 
 
 def enum_values(message: Message | None) -> Iterator[tuple[str, int]]:

@@ -115,23 +115,17 @@ async def test_a_payment_at_the_gateway_is_awaited_and_given_back(
     assert gateway.charges()[key]["payment"]["status"] == "CANCELED"
 
 
-@pytest.mark.parametrize(
-    ("prefix", "state", "status"),
-    [
-        ("timeout_after_charge_", pb.Payment.STATE_CANCELLED, "CANCELED"),
-        ("error_after_charge_", pb.Payment.STATE_CANCELLED, "CANCELED"),
-        ("error_", pb.Payment.STATE_DECLINED, "ABORTED"),
-    ],
-)
+@pytest.mark.parametrize("prefix", ["timeout_after_charge_", "error_after_charge_"])
 async def test_an_unknown_payment_is_looked_up_and_given_back(
-    serve: Serve, gateway: GatewaySimulator, prefix: str, state: int, status: str
+    serve: Serve, gateway: GatewaySimulator, prefix: str
 ) -> None:
     key = key_of(prefix)
     async with serve(2, gateway, **SHORT_GATEWAY_LIMITS) as (payment, elsewhere):
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
             await payment.ConfirmPayment(confirm(key))
-        assert (await elsewhere.CancelPayment(cancel())).payment.state == state
-        assert gateway.charges()[key]["payment"]["status"] == status
+        given_back = (await elsewhere.CancelPayment(cancel())).payment
+        assert given_back.state == pb.Payment.STATE_CANCELLED
+        assert gateway.charges()[key]["payment"]["status"] == "CANCELED"
         with refused("PAYMENT_CANCELLED"):
             await payment.ConfirmPayment(confirm(key))
 

@@ -22,8 +22,8 @@ from tests.support.payments import (
     cancel,
     charge,
     confirm,
-    insert_claim,
     key_of,
+    unknown_payment,
     until_state,
 )
 from tests.support.refusals import outcome, refused
@@ -103,17 +103,6 @@ async def test_a_repeated_confirm_that_has_not_begun_is_not_sent(
     record = gateway.charges()[key]
     assert record["confirmCalls"] == (1 if guarded else 2)
     assert (record["payment"] is None) is guarded
-
-
-async def unknown_payment(sessions: Database, key: str) -> str:
-    """A payment that the gateway does not know, and that no replica works on; returns its id."""
-    async with sessions.begin() as connection:
-        payment_id = await insert_claim(connection, key)
-        later = sa.func.now() + sa.text("interval '1 h'")
-        await connection.execute(
-            sa.update(payments).values(state="UNKNOWN", holder=None, due_time=later)
-        )
-    return payment_id
 
 
 async def let_time_pass(sessions: Database, *, seconds: float) -> None:

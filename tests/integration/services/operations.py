@@ -24,9 +24,11 @@ from order_service.model.order import CancelOrder, CreateOrder, ExpireOrder, Lin
 from order_service.model.product import CreateProduct, RestockProduct
 from order_service.model.saga_command import (
     CloseSaga,
+    NoteFailure,
     RenewLease,
     ResolveSaga,
     RetrySaga,
+    RetrySagas,
     TakeOverSagas,
     WriteSaga,
 )
@@ -45,7 +47,7 @@ from tests.support.balances import charge, deduct, refund
 from tests.support.coupons import campaign, issue, redeem, restore
 from tests.support.orders import cancel, create_product, fresh, pay, restock, set_item
 from tests.support.payments import cancel as cancel_confirmation
-from tests.support.payments import charged, confirm
+from tests.support.payments import charged, confirm, until
 from tests.support.stack import Stack
 from tests.support.statements import recorded_transactions
 
@@ -230,6 +232,29 @@ async def retry_saga(stack: Stack) -> Calls:
     return calls
 
 
+async def retry_sagas(stack: Stack) -> Calls:
+    order, _, _ = await stack.parked("deduct_balance:undo")
+
+    async def calls() -> None:
+        await stack.sagas.RetrySagas(pb.RetrySagasRequest(request_id=fresh()))
+        await stack.until_saga(order, SAGA.STATE_COMPENSATED)
+
+    return calls
+
+
+async def note_failure(stack: Stack) -> Calls:
+    order, request = await stack.order_paid_by_all("no_refund_")
+    await stack.pay(request)
+
+    async def calls() -> None:
+        cancelling = asyncio.ensure_future(stack.cancel(cancel(order, fresh())))
+        refused = "REFUND_REFUSED"
+        await until(lambda: stack.shop.get(order), lambda now: now.failure_reason == refused)
+        cancelling.cancel()
+
+    return calls
+
+
 async def resolve_saga(stack: Stack) -> Calls:
     _, _, saga = await stack.parked("deduct_balance:undo")
     return lambda: stack.sagas.ResolveSaga(
@@ -250,7 +275,9 @@ ORDER_OPERATIONS: Final = [
     Operation(WriteSaga, pay_order, "sagas", "epoch", sql="AS written"),
     Operation(RenewLease, pay_slowly, "sagas", "epoch", sql="AS renewed"),
     Operation(TakeOverSagas, retry_saga, "sagas", sql="due AS"),
+    Operation(NoteFailure, note_failure, "orders", "state", sql="AS wanted"),
     Operation(RetrySaga, retry_saga, "sagas", sql="INTO answers"),
+    Operation(RetrySagas, retry_sagas, "sagas", sql="waiting AS"),
     Operation(ResolveSaga, resolve_saga, "sagas"),
 ]
 
@@ -269,7 +296,7 @@ LANES: Final[dict[str, tuple[object, ...]]] = {
     "order": (OrderCommand, ProductCommand, JournalCommand),
 }
 """The types of commands that each service's lanes take."""
-OUTSIDE_LANES: Final = {"order": {SetCartItem, ClearCart, TakeOverSagas}}
+OUTSIDE_LANES: Final = {"order": {SetCartItem, ClearCart, TakeOverSagas, RetrySagas}}
 REDIS_KEYS: Final[dict[str, dict[object, str]]] = {
     "balance": {
         ChargeBalance("ann", WON, "c"): "balance:user:ann",

@@ -19,10 +19,11 @@ URL = "postgresql://u:hunter2@db:5432/tally"
 def restored_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    configuration = structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
+    structlog.configure(**configuration)
 
 
 def configure(level: str = "info", output: Literal["json", "console"] = "json") -> None:

@@ -37,7 +37,9 @@ class Balance(_message.Message):
     """Counts the changes of the account: 1 after its first charge, one more with each change."""
     @_builtins.property
     def available(self) -> _money_pb2.Money:
-        """What can be spent, 0 to 10^18, in the account's currency."""
+        """What can be spent, in the account's currency: 0 to 10^18 after a charge, more only after
+        refunds.
+        """
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:

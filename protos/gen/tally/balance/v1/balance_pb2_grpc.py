@@ -92,7 +92,9 @@ class BalanceServiceServicer:
     def ChargeBalance(self, request, context):
         """Adds money to an account, opening it if this is its first charge.
 
-        Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18.
+        Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18, or the
+        sum of all charges of the account 2^63 - 1. That sum is what is available and what refunds may
+        still put back: within it, no refund is too large.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,8 +118,8 @@ class BalanceServiceServicer:
         The whole deduction is refunded exactly once, whatever the request_id of this call; a second
         call returns the first one's entry with `replayed` set. The deduction's request_id is
         cancelled whether the deduction has arrived or not: if it arrives later or again, it is
-        refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limit
-        of a balance does not apply to a refund.
+        refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limits
+        of ChargeBalance do not apply to a refund: it may leave more than 10^18, up to 2^63 - 1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -29,7 +29,9 @@ class BalanceServiceStub:
     ChargeBalance: _aio.UnaryUnaryMultiCallable[_balance_pb2.ChargeBalanceRequest, _balance_pb2.ChargeBalanceResponse]
     """Adds money to an account, opening it if this is its first charge.
 
-    Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18.
+    Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18, or the
+    sum of all charges of the account 2^63 - 1. That sum is what is available and what refunds may
+    still put back: within it, no refund is too large.
     """
     DeductBalance: _aio.UnaryUnaryMultiCallable[_balance_pb2.DeductBalanceRequest, _balance_pb2.DeductBalanceResponse]
     """Takes money from an account. The balance never goes below zero.
@@ -45,8 +47,8 @@ class BalanceServiceStub:
     The whole deduction is refunded exactly once, whatever the request_id of this call; a second
     call returns the first one's entry with `replayed` set. The deduction's request_id is
     cancelled whether the deduction has arrived or not: if it arrives later or again, it is
-    refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limit
-    of a balance does not apply to a refund.
+    refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limits
+    of ChargeBalance do not apply to a refund: it may leave more than 10^18, up to 2^63 - 1.
     """
     GetBalance: _aio.UnaryUnaryMultiCallable[_balance_pb2.GetBalanceRequest, _balance_pb2.GetBalanceResponse]
     """Reads the balance of one account.
@@ -86,7 +88,9 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_balance_pb2.ChargeBalanceResponse]:
         """Adds money to an account, opening it if this is its first charge.
 
-        Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18.
+        Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18, or the
+        sum of all charges of the account 2^63 - 1. That sum is what is available and what refunds may
+        still put back: within it, no refund is too large.
         """
 
     @_abc_1.abstractmethod
@@ -114,8 +118,8 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         The whole deduction is refunded exactly once, whatever the request_id of this call; a second
         call returns the first one's entry with `replayed` set. The deduction's request_id is
         cancelled whether the deduction has arrived or not: if it arrives later or again, it is
-        refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limit
-        of a balance does not apply to a refund.
+        refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limits
+        of ChargeBalance do not apply to a refund: it may leave more than 10^18, up to 2^63 - 1.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,14 @@
+"""All planted bugs, by part of the project."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.balance import BALANCE
+from tests.mutants.common import COMMON
+from tests.mutants.coupon import COUPON
+from tests.mutants.order import ORDER
+from tests.mutants.payment import PAYMENT
+from tests.mutants.sagas import SAGAS
+
+MUTANTS: Final = (*COMMON, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT)

@@ -1,0 +1,190 @@
+"""Planted bugs of common: lanes, row locks, idempotency, Redis locks and marks, the gRPC server."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.mutant import Mutant
+
+_LANE: Final = "tests/integration/common/test_lane.py::"
+_ROWS: Final = "tests/integration/common/test_row_locks.py::"
+_RECORDS: Final = "tests/integration/common/test_idempotency.py::"
+_REDIS: Final = "tests/integration/common/test_redis_locks.py::"
+_BALANCE: Final = "tests/integration/balance/test_balance.py::"
+_CAMPAIGNS: Final = "tests/integration/coupon/test_campaigns.py::"
+_CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
+_MARKS: Final = "tests/integration/common/test_marks.py::"
+_HANDLERS: Final = "tests/integration/common/test_handlers.py::"
+
+COMMON: Final = (
+    Mutant(
+        "reply-before-commit",
+        "a lane replies while the batch's transaction is not committed yet",
+        file="common/batching/batch.py",
+        old="""        async with engine.connect() as connection, connection.begin():
+            commands = [entry.command for entry in entries]
+            outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
+            assert len(outcomes) == len(commands), "one outcome per command"
+        return outcomes""",
+        new="""        connection = await engine.connect()
+        await connection.begin()
+        commands = [entry.command for entry in entries]
+        outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
+
+        async def commit_later() -> None:
+            await asyncio.sleep(0.01)
+            await connection.commit()
+            await connection.close()
+
+        globals().setdefault("_commits", []).append(asyncio.create_task(commit_later()))
+        return outcomes""",
+        tests=(f"{_LANE}test_a_reply_comes_after_the_commit",),
+    ),
+    Mutant(
+        "unlock-before-commit",
+        "a lane frees its Redis locks before the batch is committed",
+        file="common/batching/lane.py",
+        old="""        certain = True
+        if entries:
+            certain = await self._decide(entries)
+        elif""",
+        new="""        certain = True
+        if grant is not None:
+            await self._locks.release(grant)
+        if entries:
+            certain = await self._decide(entries)
+        elif""",
+        tests=(f"{_LANE}test_redis_locks_are_freed_after_the_commit",),
+    ),
+    Mutant(
+        "unlock-of-an-unknown-commit",
+        "a lane frees its Redis locks although nobody knows whether the batch was committed",
+        file="common/batching/lane.py",
+        old="if grant is not None and certain:",
+        new="if grant is not None:",
+        tests=(f"{_LANE}test_redis_locks_of_an_unknown_commit_are_left_to_expire",),
+    ),
+    Mutant(
+        "unlock-of-another-owner",
+        "a Redis lock is freed whoever holds it",
+        file="common/locking/redis_lock.py",
+        old="  if redis.call('GET', key) == ARGV[1] then freed",
+        new="  if redis.call('GET', key) then freed",
+        tests=(f"{_REDIS}test_only_the_owner_frees_a_lock",),
+    ),
+    Mutant(
+        "one-bad-command-fails-all",
+        "a command that breaks a constraint fails its whole batch",
+        file="common/batching/batch.py",
+        old="            if divisible and len(entries) > 1:\n                return None\n",
+        new="",
+        tests=(f"{_LANE}test_one_bad_command_fails_alone",),
+    ),
+    Mutant(
+        "no-retry-after-a-lost-connection",
+        "a batch is not run again after its connection was lost",
+        file="common/batching/batch.py",
+        old="Fault.CONNECTION: 3,",
+        new="Fault.CONNECTION: 1,",
+        tests=(f"{_LANE}test_a_batch_is_run_again_after_a_lost_connection",),
+    ),
+    Mutant(
+        "callers-who-left-do-not-count",
+        "a caller that gives up frees its place in the queue at once",
+        file="common/batching/lane.py",
+        old="        return await entry.reply\n",
+        new="""        try:
+            return await entry.reply
+        except asyncio.CancelledError:
+            self._leave(entry)
+            raise
+""",
+        tests=(f"{_LANE}test_callers_who_left_count_towards_the_depth",),
+    ),
+    Mutant(
+        "unsorted-row-locks",
+        "rows are locked in the order in which the plan finds them",
+        file="common/db/row_locks.py",
+        old="        selected.order_by(*order_by)\n        .with_for_update",
+        new="        selected.order_by(*(column.desc() for column in order_by))\n"
+        "        .with_for_update",
+        tests=(f"{_ROWS}test_rows_are_locked_in_ascending_order",),
+    ),
+    Mutant(
+        "locked-rows-not-reported",
+        "a row that another transaction has locked looks as if it did not exist",
+        file="common/db/row_locks.py",
+        old="return replace(locked, blocked=frozenset(map(self._key_of, existing))"
+        " - locked.found.keys())",
+        new="return locked",
+        tests=(f"{_ROWS}test_rows_locked_by_another_are_reported",),
+    ),
+    Mutant(
+        "clock-before-the-lock",
+        "the batch's time is that of the transaction's begin, before it waited for a row",
+        file="common/db/row_locks.py",
+        old="CLOCK: Final = sa.func.clock_timestamp(type_=TIME)",
+        new="CLOCK: Final = sa.func.transaction_timestamp(type_=TIME)",
+        tests=(f"{_ROWS}test_the_clock_is_read_after_the_wait",),
+    ),
+    Mutant(
+        "no-idempotency-check",
+        "the record of an earlier call is not replayed",
+        file="common/db/idempotency.py",
+        old="        if record is None:\n            return None\n        return Result(body",
+        new="        if record is None or record.state == ANSWERED:\n"
+        "            return None\n        return Result(body",
+        tests=(
+            f"{_BALANCE}test_a_repeated_request_is_replayed_and_has_one_effect",
+            f"{_CAMPAIGNS}test_campaign_is_created_once_and_read_back",
+        ),
+    ),
+    Mutant(
+        "content-not-compared",
+        "a request_id with other content gets the first response",
+        file="common/db/idempotency.py",
+        old="if self.digest != command.digest:",
+        new="if self.digest != command.digest and self.body is None:",
+        tests=(f"{_CONFLICTS}test_request_id_with_other_content_is_refused[ChargeBalance]",),
+    ),
+    Mutant(
+        "tombstone-over-anything",
+        "a tombstone replaces a record that its transaction has not read",
+        file="common/db/idempotency.py",
+        old="inserting.excluded.state == CANCELLED, inserting.excluded.digest == table.c.digest\n",
+        new="inserting.excluded.state == CANCELLED\n",
+        tests=(f"{_RECORDS}test_a_tombstone_replaces_only_the_record_that_was_read",),
+    ),
+    Mutant(
+        "tombstones-cleaned-up",
+        "tombstones are deleted after 30 days as other records are",
+        file="common/db/idempotency.py",
+        old="""        .where(table.c.state != sa.literal_column(f"'{CANCELLED}'"))\n""",
+        new="",
+        tests=(f"{_RECORDS}test_old_records_are_cleaned_up_in_batches_and_tombstones_stay",),
+    ),
+    Mutant(
+        "second-record-ignored",
+        "that another transaction recorded the request first is not noticed",
+        file="common/db/idempotency.py",
+        old="        if result.rowcount != len(rows):\n            raise RecordConflict\n",
+        new="",
+        tests=(f"{_RECORDS}test_the_second_to_record_a_request_writes_nothing",),
+    ),
+    Mutant(
+        "mark-of-another-owner",
+        "a mark in progress is cleared whoever has set it",
+        file="common/locking/marks.py",
+        old="""if redis.call('GET', KEYS[1]) == ARGV[1] then return""",
+        new="""if redis.call('GET', KEYS[1]) then return""",
+        tests=(f"{_MARKS}test_only_its_owner_clears_a_mark_in_progress",),
+    ),
+    Mutant(
+        "late-calls-begin",
+        "a call whose deadline is almost over begins its method",
+        file="common/rpc/handlers.py",
+        old="                elif left_s > LEAST_TIME_S:\n                    response",
+        new="                elif left_s > 0:\n                    response",
+        tests=(f"{_HANDLERS}test_a_call_with_too_little_time_is_refused_before_the_method_runs",),
+    ),
+)

@@ -1,0 +1,130 @@
+"""Planted bugs of the payment service and its gateway adapter."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.mutant import Mutant
+
+_MODEL: Final = "tests/unit/payment/test_model.py::"
+_FENCE: Final = "tests/integration/payment/test_fence.py::"
+_OUTCOMES: Final = "tests/integration/payment/test_outcomes.py::"
+_LEASES: Final = "tests/integration/payment/test_leases.py::"
+_REFUSED: Final = "tests/integration/payment/test_refund_refused.py::"
+_CANCEL: Final = "tests/integration/payment/test_cancel.py::"
+_CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
+_RACES: Final = "tests/concurrency/test_payment.py::"
+
+PAYMENT: Final = (
+    Mutant(
+        "payment-key-not-unique",
+        "the database accepts two payments of one key",
+        file="payment_service/migrations/0001_payments.py",
+        old="CONSTRAINT payments_key_once UNIQUE (payment_key),",
+        new="CONSTRAINT payments_key_once UNIQUE (payment_key, payment_id),",
+        tests=(f"{_RACES}test_the_unique_key_alone_is_sufficient",),
+    ),
+    Mutant(
+        "confirm-after-cancellation",
+        "a confirm is sent for a payment that carries a cancellation",
+        file="payment_service/model/confirmation.py",
+        old="if not leased or not self.undecided or self.cancel_reason is not None:",
+        new="if not leased or not self.undecided:",
+        tests=(
+            f"{_FENCE}test_a_first_confirm_that_has_not_begun_is_not_sent",
+            f"{_FENCE}test_a_repeated_confirm_that_has_not_begun_is_not_sent",
+        ),
+    ),
+    Mutant(
+        "cancel-without-tombstone",
+        "a cancellation does not prevent the confirmation that arrives after it",
+        file="payment_service/use_cases/decider.py",
+        old="# repeated, is refused.\n            records.cancel(command.confirm_key)\n",
+        new="# repeated, is refused.\n            pass\n",
+        tests=(f"{_CANCEL}test_a_cancellation_before_the_confirmation_prevents_it",),
+    ),
+    Mutant(
+        "key-free-after-an-unknown-outcome",
+        "a confirm without a reply frees its payment key",
+        file="payment_service/model/confirmation.py",
+        old="if first_call and isinstance(command.outcome, NotSent | Rejected):",
+        new="if first_call and isinstance(command.outcome, NotSent | Rejected | Unknown):",
+        tests=(
+            f"{_MODEL}test_only_the_claims_own_first_call_frees_the_key",
+            f"{_OUTCOMES}test_an_unknown_key_is_not_free",
+        ),
+    ),
+    Mutant(
+        "claim-of-a-dead-replica-freed",
+        "the lease of a claim that may have been sent expires without a trace",
+        file="payment_service/store/lease.py",
+        old="state=sa.case((_pending, PaymentState.UNKNOWN.value), else_=payments.c.state),",
+        new="state=payments.c.state,",
+        tests=(f"{_OUTCOMES}test_a_claim_that_another_replica_acquired_is_not_freed",),
+    ),
+    Mutant(
+        "amount-of-the-gateway-trusted",
+        "the amount in a reply of the gateway is not compared",
+        file="payment_service/gateway/toss_responses.py",
+        old="return type(found) is int and found == expected_minor",
+        new="return type(found) is int",
+        tests=(f"{_OUTCOMES}test_another_amount_under_the_key_stays_unknown",),
+    ),
+    Mutant(
+        "not-found-is-not-charged",
+        "a key that the gateway does not know counts as never charged at once",
+        file="payment_service/model/confirmation.py",
+        old="return cancelled and self.confirm_time <= asked_before",
+        new="return cancelled",
+        tests=(
+            f"{_FENCE}test_a_charge_that_arrives_after_the_cancellation_is_given_back",
+            f"{_FENCE}test_a_cancelled_unknown_payment_ends_when_its_key_is_over",
+        ),
+    ),
+    Mutant(
+        "another-key-for-each-confirm",
+        "a repeated confirm has another idempotency key at the gateway",
+        file="payment_service/model/confirmation.py",
+        old='idempotency_key=f"confirm:{payment.payment_id}",',
+        new='idempotency_key=f"confirm:{payment.payment_id}:{self.tries}",',
+        tests=(
+            f"{_OUTCOMES}test_a_confirm_that_charged_nothing_is_sent_again",
+            f"{_MODEL}test_each_try_of_a_refund_has_its_own_idempotency_key",
+        ),
+    ),
+    Mutant(
+        "refund-of-the-rest-twice",
+        "each try at refunding a part has its own idempotency key at the gateway",
+        file="payment_service/model/confirmation.py",
+        old='part = self.tries if amount is None else f"rest-{amount.amount_minor}"',
+        new="part = self.tries",
+        tests=(f"{_MODEL}test_each_try_of_a_refund_has_its_own_idempotency_key",),
+    ),
+    Mutant(
+        "lease-of-another-renewed",
+        "a replica renews the lease of a payment that another has acquired",
+        file="payment_service/store/lease.py",
+        old="sa.select(payments.c.payment_id).join(_held, same(payments, _held)),",
+        new='sa.select(payments.c.payment_id).join(_held, same(payments, _held, ["payment_id"])),',
+        tests=(f"{_LEASES}test_a_lease_that_another_replica_acquired_is_not_renewed",),
+    ),
+    Mutant(
+        "refund-refused-without-a-look",
+        "a refused refund counts as final although the money was given back by other means",
+        file="payment_service/use_cases/resolver.py",
+        old="return outcome if isinstance(found, Confirmed | PartlyCancelled) else found",
+        new="return outcome",
+        tests=(f"{_REFUSED}test_a_refund_made_in_the_dashboard_is_as_good",),
+    ),
+    Mutant(
+        "payment-of-other-content",
+        "a repeated confirmation of other content gets the first one's result",
+        file="payment_service/model/confirmation.py",
+        old="if command.digest != self.digest:",
+        new="if not command.digest:",
+        tests=(
+            f"{_CONFLICTS}test_request_id_with_other_content_is_refused[ConfirmPayment]",
+            f"{_RACES}test_one_request_sent_five_times_has_one_response",
+        ),
+    ),
+)
