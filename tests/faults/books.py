@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import asyncpg
@@ -13,6 +14,9 @@ import asyncpg
 from deploy.local.plan import GATEWAY_RECORD
 from tests.faults.load import Told
 from tests.faults.stack import FaultyStack
+
+States = dict[str, tuple[str, int]]
+"""The state of each order, and what it says the gateway has charged for it."""
 
 FINAL_LIMIT_S: Final = 30.0
 _POLL_S: Final = 0.2
@@ -68,7 +72,10 @@ async def wrong(stack: FaultyStack, told: Iterable[Told]) -> list[str]:
     rows = await _read(stack, "order", _ORDERS)
     states = {row["order_id"]: (row["state"], row["paid_by_gateway_minor"]) for row in rows}
     outside = {row["payment_key"] for row in await _read(stack, "payment", _REFUNDED_OUTSIDE)}
-    return [*_promises(states, told), *_charges(stack, states, outside)]
+    return [
+        *broken_promises(states, told),
+        *wrong_charges(stack.plan.data_dir / GATEWAY_RECORD, states, outside),
+    ]
 
 
 async def _read(stack: FaultyStack, service: str, statement: str) -> list[asyncpg.Record]:
@@ -80,7 +87,8 @@ async def _read(stack: FaultyStack, service: str, statement: str) -> list[asyncp
     return rows
 
 
-def _promises(states: dict[str, tuple[str, int]], told: Iterable[Told]) -> Iterable[str]:
+def broken_promises(states: States, told: Iterable[Told]) -> Iterable[str]:
+    """Orders that are not what their customers were told."""
     for one in told:
         state, _ = states.get(one.order_id, ("missing", 0))
         if one.cancelled in {"CANCELLED", "CANCELLING"}:
@@ -95,12 +103,13 @@ def _promises(states: dict[str, tuple[str, int]], told: Iterable[Told]) -> Itera
             yield f"{one.order_id} ({one.kind.name}): told {one.paid} {one.cancelled}, is {state}"
 
 
-def _charges(
-    stack: FaultyStack, states: dict[str, tuple[str, int]], outside: set[str]
-) -> Iterable[str]:
-    """Each charge belongs to exactly one order that is paid by it, or is given back."""
+def wrong_charges(gateway_record: Path, states: States, outside: set[str]) -> Iterable[str]:
+    """Charges that are kept and belong to no paid order, and paid orders without their charge.
+
+    ``outside``: the keys of payments that a person has refunded by other means.
+    """
     charged: dict[str, int] = {}
-    record = sqlite3.connect(f"file:{stack.plan.data_dir / GATEWAY_RECORD}?mode=ro", uri=True)
+    record = sqlite3.connect(f"file:{gateway_record}?mode=ro", uri=True)
     try:
         for key, order_id, total, left in record.execute(_CHARGES):
             if key in outside:
