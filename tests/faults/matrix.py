@@ -53,8 +53,8 @@ SETTINGS: Final = {
     "TALLY_GRACE_S": "1",
 }
 _AT_ONCE: Final = {
-    FIRST_RUN: {"order": 2, "payment": 2, "balance": 1, "coupon": 1},
-    RECOVERY: {"order": 1, "payment": 1, "balance": 1, "coupon": 1},
+    FIRST_RUN: {"order": 3, "payment": 2, "balance": 2, "coupon": 2},
+    RECOVERY: {"order": 2, "payment": 2, "balance": 2, "coupon": 2},
 }
 """Cells of one batch, by service: each has two replicas."""
 _POLL_S: Final = 0.02
