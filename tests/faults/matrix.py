@@ -54,7 +54,7 @@ SETTINGS: Final = {
 }
 _AT_ONCE: Final = {
     FIRST_RUN: {"order": 3, "payment": 2, "balance": 2, "coupon": 2},
-    RECOVERY: {"order": 2, "payment": 2, "balance": 2, "coupon": 2},
+    RECOVERY: {"order": 2, "payment": 3, "balance": 2, "coupon": 2},
 }
 """Cells of one batch, by service: each has two replicas."""
 _POLL_S: Final = 0.02
@@ -80,10 +80,7 @@ class Results:
 
 
 def batches(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells that run at once: of one phase and of different places.
-
-    Their interruptions are of different services, or the same one.
-    """
+    """Cells that run at once: of one phase, at different failpoints, after the same interruption."""
     grouped: list[list[Cell]] = []
     waiting = list(cells)
     while waiting:
@@ -99,10 +96,9 @@ def batches(cells: Iterable[Cell]) -> list[list[Cell]]:
 def _fits(cell: Cell, batch: Sequence[Cell]) -> bool:
     if not batch:
         return True
-    if cell.phase != batch[0].phase or cell.place in {one.place for one in batch}:
+    if cell.phase != batch[0].phase or cell.name in {one.name for one in batch}:
         return False
-    interruptions = {one.interruption for one in (cell, *batch)} - {""}
-    if len({NAMES[one].service for one in interruptions}) < len(interruptions):
+    if cell.interruption != batch[0].interruption:
         return False
     if any(one.place.with_error for one in (cell, *batch)):
         return False

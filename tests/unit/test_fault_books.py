@@ -77,9 +77,11 @@ def test_every_cell_is_in_exactly_one_batch() -> None:
 
 def test_cells_of_a_batch_do_not_hide_each_other() -> None:
     for batch in batches(cells()):
-        assert len({cell.place for cell in batch}) == len(batch)
+        assert len({cell.name for cell in batch}) == len(batch)
         assert len({cell.phase for cell in batch}) == 1
-        assert (batch[0].phase == RECOVERY) == any(cell.interruption for cell in batch)
+        interruptions = {cell.interruption for cell in batch}
+        assert len(interruptions) == 1
+        assert (batch[0].phase == RECOVERY) == any(interruptions)
 
 
 def test_a_run_with_a_failpoint_that_never_fired_is_incomplete() -> None:
