@@ -126,6 +126,14 @@ class Customers:
             for kind in kinds:
                 group.create_task(self.serve(kind, shop))
 
+    async def leave(self) -> None:
+        """Wait until every customer has been told something for good, or has gone away."""
+        ended = await asyncio.gather(*self.rounds, return_exceptions=True)
+        self.rounds.clear()
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
+
     async def serve(self, kind: Kind, shop: Shop) -> None:
         """Everything that one customer does."""
         user = _fresh("user")

@@ -23,8 +23,8 @@ from tests.support.orders import Shop
 
 LEASE_S: Final = 1.0
 PAUSE_S: Final = 2.5 * LEASE_S
-FIRE_LIMIT_S: Final = 12.0
-"""How long the load goes on for a failpoint that has not fired."""
+FIRE_LIMIT_S: Final = 15.0
+"""How long the load goes on for failpoints that have not fired."""
 ROUND_S: Final = 0.5
 """Between the beginnings of two rounds of customers, at least."""
 ROUNDS_MAX: Final = 3
@@ -80,7 +80,7 @@ class Results:
 
 
 def batches(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells that run at once: of one phase, at different failpoints, after the same interruption."""
+    """Cells that run at once: of one phase and interruption, at different failpoints."""
     grouped: list[list[Cell]] = []
     waiting = list(cells)
     while waiting:
@@ -213,6 +213,7 @@ class Shot:
                 await self._interrupt()
             self._arm()
             await self._load(lambda: not self.not_fired, new=not self._interruptions)
+            await self._crowd.leave()
             disarm_all(self._stack.failpoints)
             await self._stack.healthy()
         return [
@@ -227,48 +228,36 @@ class Shot:
             if cell.place.with_error:
                 error = Armed(cell.place.with_error, Action.ERROR, cell.place.service)
                 arm(self._stack.failpoints, error)
-            armed = Armed(cell.name, cell.action, self._process_of(cell), PAUSE_S)
+            armed = Armed(cell.name, cell.action, cell.place.service, PAUSE_S)
             arm(self._stack.failpoints, armed)
 
-    def _process_of(self, cell: Cell) -> str:
-        """Where the fault happens: in recovery by the order service, not in the replica killed.
-
-        All customers use that one: what the other passes is recovery.
-        """
-        killed = {one.replica for one in self._records if one.name in self._interruptions}
-        survivors = {"order-0": "order-1", "order-1": "order-0"}
-        for replica in killed & set(survivors):
-            if cell.place.service == "order":
-                return survivors[replica]
-        return cell.place.service
-
     async def _interrupt(self) -> None:
-        """Kill a process where it is about to do what recovery will do for it."""
+        """Kill a process where it is about to do what recovery will do for it.
+
+        Its customers go away: what happens afterwards is recovery.
+        """
         for name in self._interruptions:
             arm(self._stack.failpoints, Armed(name, Action.KILL))
-        await self._load(lambda: set(self._names) >= self._interruptions, new=True, wait=False)
+        await self._load(lambda: set(self._names) >= self._interruptions, new=True)
+        for customers in self._crowd.rounds:
+            customers.cancel()
         await asyncio.sleep(STILL_S)
 
-    async def _load(self, done: Callable[[], bool], *, new: bool, wait: bool = True) -> None:
-        """Send rounds of customers until ``done``, or for FIRE_LIMIT_S; then wait for them.
+    async def _load(self, done: Callable[[], bool], *, new: bool) -> None:
+        """Send rounds of customers until ``done``, or for FIRE_LIMIT_S.
 
         Without ``new`` no customer begins: what is interrupted has to suffice.
         """
         until_s = time.monotonic() + FIRE_LIMIT_S
         rounds = self._crowd.rounds
-        number = 0
         next_s = time.monotonic()
         while not done() and time.monotonic() < until_s:
             running = sum(not one.done() for one in rounds)
             if new and time.monotonic() >= next_s and running < ROUNDS_MAX:
-                # An interruption needs a replica that gets no customers.
-                shop = self._crowd.shops[number % len(self._crowd.shops) if wait else 0]
+                shop = self._crowd.shops[len(rounds) % len(self._crowd.shops)]
                 rounds.append(asyncio.create_task(self._round(shop)))
-                number, next_s = number + 1, time.monotonic() + ROUND_S
+                next_s = time.monotonic() + ROUND_S
             await asyncio.sleep(_POLL_S)
-        if wait:
-            await asyncio.gather(*rounds)
-            rounds.clear()
 
     async def _round(self, shop: Shop) -> None:
         await asyncio.gather(self._crowd.round(shop), self._crowd.keep_shop(shop))

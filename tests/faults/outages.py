@@ -166,8 +166,7 @@ async def outage(
         await asyncio.sleep(_LOAD_AROUND_S)
     left = await unfinished_sagas(stack, limit_s=back_s + ENDED_LIMIT_S - time.monotonic())
     ended_s = None if left else time.monotonic() - back_s
-    await asyncio.gather(*crowd.rounds)
-    crowd.rounds.clear()
+    await crowd.leave()
     told = crowd.finished[finished:]
     found = [*left, *await wrong(stack, told), *await stack.differences()]
     return Outcome(dependency.name, length.name, len(told), open_sagas, ended_s, tuple(found))
