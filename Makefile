@@ -46,9 +46,12 @@ audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (
 grpcurl: $(STAMP) ## Call a running service, e.g. ARGS='-plaintext localhost:50051 list'
 	@$(BIN)/grpcurl $(ARGS)
 
+# The tests start some hundred processes: only the first one compiles the modules. Files are given
+# out in the order of tests/conftest.py.
 .PHONY: test
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP) ## Run all tests in WORKERS=2 processes, or some: ARGS='tests/unit -k saga'
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-concurrency
 test-concurrency: $(STAMP) ## Run only the concurrency tests, each with its control
@@ -133,3 +136,4 @@ lock: $(STAMP) ## Resolve requirements/*.in again and pin the result with hashes
 .PHONY: clean
 clean: ## Remove .venv, caches and .tally with all its data
 	rm -rf $(VENV) .tally .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

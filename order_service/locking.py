@@ -1,8 +1,8 @@
 """The locking strategy of every order operation, in one table.
 
-**The lock order is the same everywhere**: orders ascending, then products ascending, then sagas
-ascending, then idempotency records ascending. A new order locks no order row: no other command
-knows its id yet.
+**The lock order is the same everywhere**: orders ascending, then products ascending, then entries
+of the stock journal ascending, then sagas ascending, then idempotency records ascending. A new
+order locks no order row: no other command knows its id yet.
 """
 
 from __future__ import annotations
@@ -100,13 +100,15 @@ STRATEGIES: Final[Strategies] = {
     ),
     CreateProduct: Strategy(
         rows=RowStrategy.INSERT,
-        guards=(tables.PRODUCT_ONCE, tables.RECORD_ONCE),
-        why="A new row under a new id has no contender; a duplicate finds the stored response.",
+        guards=(tables.PRODUCT_ONCE, tables.STOCK_ENTRY_ONCE, tables.RECORD_ONCE),
+        why="A new row under a new id has no contender; a duplicate finds the stored response, or "
+        "after 30 days the entry of the stock journal.",
     ),
     RestockProduct: Strategy(
         rows=RowStrategy.FOR_UPDATE,
-        guards=_STOCK,
-        why="It contends with the orders of the same product for its row.",
+        guards=(*_STOCK, tables.STOCK_ENTRY_ONCE),
+        why="It contends with the orders of the same product for its row. A duplicate is as that "
+        "of CreateProduct.",
     ),
     SetCartItem: Strategy(
         rows=RowStrategy.VERSION,

@@ -7,9 +7,10 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
+from common.db.heartbeat import heartbeat_table
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "order_0003"
+SCHEMA: Final = "order_0004"
 """The oldest migration this release can serve on."""
 
 STOCK_NOT_OVERSOLD: Final = "products_stock_not_oversold"
@@ -23,6 +24,7 @@ ONE_LIVE_PER_ORDER: Final = "sagas_one_live_per_order"
 SAGA_REQUEST_ONCE: Final = "sagas_request_once"
 SAGA_ONCE: Final = "sagas_pkey"
 PRODUCT_ONCE: Final = "products_pkey"
+STOCK_ENTRY_ONCE: Final = "stock_entries_pkey"
 RECORD_ONCE: Final = "answers_pkey"
 
 metadata = sa.MetaData()
@@ -46,6 +48,21 @@ products = sa.Table(
     sa.CheckConstraint("reserved + sold <= stocked", name=STOCK_NOT_OVERSOLD),
     sa.CheckConstraint("reserved >= 0 AND sold >= 0", name=STOCK_NOT_NEGATIVE),
     sa.Index("products_newest", "create_time", "product_id"),
+)
+
+# Append-only. The quantity is NULL in entries that the database wrote for a replica of the earlier
+# release: it is the difference to the entry before.
+stock_entries = sa.Table(
+    "stock_entries",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("product_id", _uuid, nullable=False),
+    sa.Column("quantity", sa.BigInteger),
+    sa.Column("stocked_after", sa.BigInteger, nullable=False),
+    sa.Column("product_version", sa.BigInteger, nullable=False),
+    sa.Column("create_time", _time, nullable=False),
+    sa.UniqueConstraint("product_id", "product_version", name="stock_entries_version_once"),
 )
 
 orders = sa.Table(
@@ -144,5 +161,7 @@ sagas = sa.Table(
         ),
     ),
 )
+
+heartbeat = heartbeat_table(metadata)
 
 answers = idempotency_table(metadata)

@@ -6,9 +6,10 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from common.db.heartbeat import heartbeat_table
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "payment_0002"
+SCHEMA: Final = "payment_0003"
 """The oldest migration this release can serve on."""
 
 KEY_ONCE: Final = "payments_key_once"
@@ -69,5 +70,7 @@ payments = sa.Table(
         postgresql_where=sa.text("state = 'CONFIRMED' OR failure_code = 'NOT_CHARGED'"),
     ),
 )
+
+heartbeat = heartbeat_table(metadata)
 
 answers = idempotency_table(metadata)

@@ -8,6 +8,7 @@ from functools import partial
 
 from common.db.engines import open_database
 from common.db.errors import is_unavailable
+from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
 from common.locking.marks import open_marks
@@ -16,7 +17,7 @@ from common.tasks import PeriodicJob, run_periodic_jobs
 from payment_service.gateway.toss import TossGateway
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
-from payment_service.tables import SCHEMA, answers
+from payment_service.tables import SCHEMA, answers, heartbeat
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.recheck import INTERVAL_S as RECHECK_INTERVAL_S
 from payment_service.use_cases.recheck import Recheck
@@ -43,17 +44,17 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
         )
         servicer = PaymentServicer(payments)
         resolver = payments.resolver
-        heartbeat = PeriodicJob(
+        renewal = PeriodicJob(
             "payment_heartbeat", settings.lease_s / 3, lambda _: resolver.renew_leases()
         )
         sweep = PeriodicJob("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
         recheck = Recheck(database, resolver, days=settings.recheck_days)
-        jobs = [sweep]
+        jobs = [sweep, heartbeat_job(database, heartbeat)]
         if settings.recheck_days:
             jobs.append(PeriodicJob("recheck", RECHECK_INTERVAL_S, recheck.run))
         # Leases are renewed until the last payment is finished: the grace is longer than a lease.
         async with run_periodic_jobs(
-            heartbeat, ready=database.checked, is_unavailable=is_unavailable
+            renewal, ready=database.checked, is_unavailable=is_unavailable
         ):
             try:
                 async with run_service_jobs(database, idempotency, *jobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 import structlog
@@ -10,7 +11,7 @@ import structlog
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
-from tests.support.databases import Databases, clone_of
+from tests.support.databases import ROOT, Databases, clone_of
 
 # Tracebacks as a replica logs them. The default, with every local variable, takes seconds each.
 structlog.configure(
@@ -19,6 +20,15 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+LONGEST: Final = ("replicas", "load", "manifests", "local", "start")
+"""Folders of tests/integration whose files take a minute and more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: of two processes, neither is left alone with one at the end."""
+    folders = [ROOT / "tests" / "integration" / name for name in LONGEST]
+    items.sort(key=lambda item: item.path.parent not in folders)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ one snapshot of each database. `python -m deploy.audit --help`.
 sources.py      where the databases and the gateway's record are
 snapshots.py    one read-only snapshot of each of them
 checks.py       a check within one database: SQL that returns the rows that differ
-balance.py coupon.py order.py payment.py    those checks, by service
+balance.py coupon.py payment.py    those checks, by service
+order.py order_sagas.py order_answers.py    the order service's
 merge_join.py   two ordered streams, joined by key
-sagas.py        what each order claims, compared with what each service did for it
+claims.py       what each attempt to pay an order claims of the other services
+sagas.py        the claims, compared with what each service did
 gateway.py      payments, compared with the gateway's record
 audit_pass.py   the differences that one pass finds
 audit.py        all checks, repeated while a difference is unexplained

@@ -42,7 +42,7 @@ def check(
     settle_s
         For how many seconds the audit is repeated while a difference is unexplained.
     overdue_s
-        After how many seconds an order, payment or saga must have ended.
+        For how many seconds an order, payment or saga may be due before nothing moves it.
     json
         Write the report as JSON.
     """

@@ -1,14 +1,16 @@
-"""What one pass over the books finds: figures, differences, and differences that are explained."""
+"""What one pass over the books finds: figures, differences, notes, and sums of captures."""
 
 from __future__ import annotations
 
-from collections import Counter
+import enum
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 KEPT_MAX: Final = 1_000
-"""How many differences of one check are kept; the others are only counted."""
+"""How many differences of one check, and how many notes of one kind, are kept; the others are only
+counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,21 @@ class Difference:
     """Found within one snapshot: another pass would find it again."""
 
 
+class Note(enum.StrEnum):
+    """What is listed without being a difference."""
+
+    UNDER_WAY = "under_way"
+    """A payment or an attempt to pay that moves."""
+    GIVING_BACK = "being_given_back"
+    """An effect that is being undone, by work that moves."""
+    STANDING = "standing"
+    """An effect that stays by a person's decision."""
+    REFUNDED_OUTSIDE = "refunded_outside"
+    """Money that was given back, and not by Tally."""
+    NEEDS_ATTENTION = "needs_attention"
+    """What a person should look at. It explains a difference only while it moves."""
+
+
 @dataclass(slots=True)
 class AuditPass:
     """Everything that one pass finds."""
@@ -28,8 +45,9 @@ class AuditPass:
     """By invariant, and by check and row: the same keys in every pass."""
     more: Counter[str] = field(default_factory=Counter)
     """By invariant, the differences that were only counted."""
-    in_flight: dict[str, str] = field(default_factory=dict)
-    """By key, differences that a running saga or an undecided payment explains."""
+    notes: dict[Note, list[str]] = field(default_factory=lambda: defaultdict(list))
+    more_notes: Counter[Note] = field(default_factory=Counter)
+    """Notes that were only counted."""
     figures: dict[str, list[str]] = field(default_factory=dict)
     _kept: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -45,9 +63,12 @@ class AuditPass:
                 self._kept[invariant, check] += 1
                 self.differences[key] = Difference(text, certain)
 
-    def add_in_flight(self, check: str, row: str, text: str) -> None:
-        """Record a difference that is explained."""
-        self.in_flight[f"{check}: {row}"] = text
+    def add_note(self, note: Note, text: str) -> None:
+        """Record what is to be listed."""
+        if len(self.notes[note]) < KEPT_MAX:
+            self.notes[note].append(text)
+        else:
+            self.more_notes[note] += 1
 
     def add_figure(self, invariant: str, text: str) -> None:
         """Record a count or a sum."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, answers_figure
+from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, ServiceChecks, answers_figure
 
 _CURRENCIES: Final = """
 SELECT currency_code, coalesce(charged, 0) AS charged, coalesce(spent, 0) AS spent,
@@ -65,14 +65,23 @@ SELECT user_id || ' ' || currency_code AS key,
            CASE WHEN e.entries <> e.highest OR e.lowest <> 1
                 THEN format('%s entries numbered %s to %s', e.entries, e.lowest, e.highest) END,
            CASE WHEN a.version <> coalesce(e.highest, 0)
-                THEN format('version %s, last entry %s', a.version, coalesce(e.highest, 0)) END
+                THEN format('version %s, last entry %s', a.version, coalesce(e.highest, 0)) END,
+           CASE WHEN a.charged_at_version = a.version AND a.charged_minor <> coalesce(e.charged, 0)
+                THEN format('%s charged, sum of its charges %s',
+                            a.charged_minor, coalesce(e.charged, 0)) END,
+           CASE WHEN a.charged_at_version > a.version
+                THEN format('charges summed at version %s of %s', a.charged_at_version, a.version)
+                END,
+           CASE WHEN a.update_time <> last.create_time
+                THEN format('changed at %s, last entry at %s', a.update_time, last.create_time) END
        ), '') AS difference
   FROM accounts AS a
   FULL JOIN (SELECT user_id, currency_code, sum(amount_minor) AS total, count(*) AS entries,
+                    sum(amount_minor) FILTER (WHERE kind = 'CHARGE') AS charged,
                     min(sequence) AS lowest, max(sequence) AS highest
                FROM ledger_entries GROUP BY user_id, currency_code) AS e
  USING (user_id, currency_code)
-  LEFT JOIN (SELECT user_id, currency_code, sequence AS highest, balance_after_minor
+  LEFT JOIN (SELECT user_id, currency_code, sequence AS highest, balance_after_minor, create_time
                FROM ledger_entries) AS last
  USING (user_id, currency_code, highest)
 """,
@@ -84,11 +93,18 @@ SELECT user_id || ' ' || currency_code AS key,
 SELECT user_id || ' ' || currency_code || ' ' || lpad(sequence::text, 19, '0') AS key,
        format('account of %s in %s: entry %s (%s) has %s as the balance after it, and %s as the'
               ' balance before it', user_id, currency_code, sequence, amount_minor,
-              balance_after_minor, before_minor) AS difference
-  FROM (SELECT *, coalesce(lag(balance_after_minor) OVER (
-                      PARTITION BY user_id, currency_code ORDER BY sequence), 0) AS before_minor
-          FROM ledger_entries) AS entry
+              balance_after_minor, before_minor)
+       || CASE WHEN create_time < before_time
+          THEN format(', and came at %s, before the one before it at %s', create_time, before_time)
+          ELSE '' END AS difference
+  FROM (SELECT *, coalesce(lag(balance_after_minor) OVER entries, 0) AS before_minor,
+               lag(create_time) OVER entries AS before_time
+          FROM ledger_entries
+        WINDOW entries AS (PARTITION BY user_id, currency_code ORDER BY sequence)) AS entry
  WHERE balance_after_minor <> before_minor + amount_minor OR balance_after_minor < 0
+    OR create_time < before_time
+    OR CASE kind WHEN 'DEDUCT' THEN amount_minor >= 0 ELSE amount_minor <= 0 END
+    OR (kind = 'REFUND') <> (refund_of IS NOT NULL)
 """,
     ),
     Check(
@@ -129,12 +145,15 @@ SELECT concat_ws(' ', kind, user_id, request_id) AS key,
            WHEN kind = 'REFUND' THEN NULL
            WHEN state <> 'ANSWERED'
            THEN format('%s, and in the ledger with %s', lower(state), amount_minor)
-           WHEN answer ->> 'entry_id' <> entry_id::text
-                OR answer ->> 'sequence' <> sequence::text
-                OR answer ->> 'amount_minor' <> amount_minor::text
-                OR answer ->> 'balance_after_minor' <> balance_after_minor::text
-           THEN format('answered as entry %s with %s, in the ledger as %s with %s',
-                       answer ->> 'sequence', answer ->> 'amount_minor', sequence, amount_minor)
+           WHEN NOT answer @> jsonb_build_object(
+                    'entry_id', entry_id, 'account_id', jsonb_build_array(user_id, currency_code),
+                    'sequence', sequence, 'kind', kind, 'amount_minor', amount_minor,
+                    'balance_after_minor', balance_after_minor, 'request_id', request_id,
+                    'order_id', order_id, 'refund_of', refund_of)
+                OR (answer ->> 'create_time')::timestamptz <> create_time
+           THEN format('answered as entry %s with %s, in the ledger as %s with %s: %s',
+                       answer ->> 'sequence', answer ->> 'amount_minor', sequence, amount_minor,
+                       answer)
        END AS difference
   FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer,
                CASE method WHEN 'ChargeBalance' THEN 'CHARGE' WHEN 'DeductBalance' THEN 'DEDUCT'
@@ -158,9 +177,15 @@ SELECT concat_ws(' ', a.scope, a.request_id) AS key,
               a.request_id, a.scope, a.answer ->> 'entry_id') AS difference
   FROM (SELECT *, body::jsonb AS answer FROM answers WHERE method = 'RefundDeduction') AS a
   LEFT JOIN ledger_entries AS r
-    ON r.user_id = a.scope AND r.kind = 'REFUND' AND r.entry_id::text = a.answer ->> 'entry_id'
-   AND r.amount_minor::text = a.answer ->> 'amount_minor'
+    ON r.user_id = a.scope AND r.kind = 'REFUND' AND r.refund_of = a.answer ->> 'refund_of'
+   AND a.answer @> jsonb_build_object(
+           'entry_id', r.entry_id, 'account_id', jsonb_build_array(r.user_id, r.currency_code),
+           'sequence', r.sequence, 'kind', 'REFUND', 'amount_minor', r.amount_minor,
+           'balance_after_minor', r.balance_after_minor, 'request_id', r.request_id,
+           'order_id', r.order_id)
  WHERE jsonb_typeof(a.answer) <> 'null' AND r.entry_id IS NULL
 """,
     ),
 )
+
+SERVICE: Final = ServiceChecks(CHECKS, FIGURES)

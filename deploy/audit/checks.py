@@ -1,8 +1,12 @@
-"""Checks within one snapshot: a statement that returns the rows that differ."""
+"""Checks within one snapshot: a statement that returns the rows that differ.
+
+A statement may use the parameter ``:overdue_s``, and OVERDUE, which is true of a row whose
+``due_time`` is further in the past than that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
@@ -10,10 +14,23 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deploy.audit.audit_pass import KEPT_MAX, AuditPass
+from deploy.audit.audit_pass import KEPT_MAX, AuditPass, Note
 
 ANSWERS_KEPT: Final = "interval '29 days'"
 """An effect younger than this has a stored answer: answers are kept for at least 30 days."""
+
+
+def moving(due_time: str) -> str:
+    """SQL: whether a replica has the work at ``due_time``, or will have, or had it just now.
+
+    The age is taken against the service's heartbeat ``h`` and not the clock, and counts from the
+    end of the service's last pause at the earliest: a stack that is stopped gets the verdict that
+    it had while it ran, and nothing is overdue for the time in which nothing ran.
+    """
+    return (
+        f"greatest({due_time}, h.begin_time)"
+        " >= h.beat_time - make_interval(secs => CAST(:overdue_s AS double precision))"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +54,51 @@ class Figure:
     sql: str
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is listed without being a difference. ``sql`` selects ``text``, in order."""
+
+    note: Note
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceChecks:
+    """All that is read within one service's database."""
+
+    checks: Sequence[Check]
+    figures: Sequence[Figure]
+    listings: Sequence[Listing] = ()
+
+
 def answers_figure(template: str) -> Figure:
     """The number of stored answers."""
     return Figure("I8", template, "SELECT count(*) AS answers FROM answers")
 
 
+HEARTBEAT: Final = Check(
+    "I6",
+    "heartbeat",
+    """
+SELECT 'heartbeat' AS key, 'the heartbeat is gone: nothing can be overdue' AS difference
+ WHERE NOT EXISTS (SELECT FROM heartbeat)
+""",
+)
+
+
 async def run_checks(
-    connection: AsyncConnection,
-    found: AuditPass,
-    checks: Iterable[Check],
-    figures: Iterable[Figure],
-    *,
-    overdue_s: float,
+    connection: AsyncConnection, found: AuditPass, service: ServiceChecks, *, overdue_s: float
 ) -> None:
-    """Add the differences of all checks and all figures to ``found``."""
-    for figure in figures:
+    """Add the differences of all checks, all figures and all notes to ``found``."""
+    for figure in service.figures:
         for row in (await connection.execute(sa.text(figure.sql))).mappings():
             # A sum of bigints is a Decimal, which may be formatted as 1E+5.
             values = {k: int(v) if isinstance(v, Decimal) else v for k, v in row.items()}
             found.add_figure(figure.invariant, figure.template.format_map(values))
-    for check in checks:
+    for check in service.checks:
         await _run(connection, found, check, overdue_s)
+    for listing in service.listings:
+        await _list(connection, found, listing)
 
 
 async def _run(
@@ -74,3 +115,14 @@ async def _run(
         found.add_difference(invariants, check.name, row.key, row.difference, certain=check.certain)
     for invariant in invariants if rows else ():
         found.more[invariant] += rows[0].total - len(rows)
+
+
+async def _list(connection: AsyncConnection, found: AuditPass, listing: Listing) -> None:
+    statement = sa.text(
+        f"SELECT text, count(*) OVER () AS total FROM ({listing.sql}) AS listed LIMIT {KEPT_MAX}"  # noqa: S608 - a constant of this package
+    )
+    rows = (await connection.execute(statement)).all()
+    for row in rows:
+        found.add_note(listing.note, row.text)
+    if rows:
+        found.more_notes[listing.note] += rows[0].total - len(rows)

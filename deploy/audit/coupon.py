@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, answers_figure
+from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, ServiceChecks, answers_figure
 
 FIGURES: Final = (
     Figure(
@@ -55,14 +55,48 @@ SELECT coupon_id::text || coalesce(' ' || r.request_id, '') AS key,
            WHEN c.redeem_request_id IS NULL
            THEN format('not in use, and its redemption %s by order %s is live',
                        r.request_id, r.order_id)
-           WHEN r.order_id <> c.order_id OR r.user_id <> c.user_id
-                OR r.request_id <> c.redeem_request_id
+           WHEN (r.order_id, r.user_id, r.request_id, r.redeem_time)
+                IS DISTINCT FROM (c.order_id, c.user_id, c.redeem_request_id, c.redeem_time)
            THEN format('in use by order %s under %s, redeemed by order %s under %s', c.order_id,
                        c.redeem_request_id, r.order_id, r.request_id) END AS difference
-  FROM (SELECT coupon_id, user_id, order_id, redeem_request_id
-          FROM coupons WHERE redeem_request_id IS NOT NULL) AS c
-  FULL JOIN (SELECT coupon_id, user_id, order_id, request_id
+  FROM (SELECT coupon_id, user_id, order_id, redeem_request_id, redeem_time
+          FROM coupons
+         WHERE num_nonnulls(redeem_request_id, order_id, redeem_time) > 0) AS c
+  FULL JOIN (SELECT coupon_id, user_id, order_id, request_id, redeem_time
                FROM redemptions WHERE restore_time IS NULL) AS r USING (coupon_id)
+""",
+    ),
+    # Issued while the campaign is open, valid for its coupons' lifetime, redeemed while valid.
+    Check(
+        "I5",
+        "times of the coupon",
+        """
+SELECT coupon_id::text AS key,
+       format('coupon %s, issued %s and valid until %s, of a campaign from %s to %s with a lifetime'
+              ' of %s', coupon_id, issue_time, expire_time, start_time, end_time,
+              make_interval(secs => coupon_lifetime_us / 1e6)) AS difference
+  FROM coupons
+  JOIN campaigns AS c USING (campaign_id)
+ WHERE issue_time < start_time OR issue_time >= end_time OR c.create_time > issue_time
+    OR extract(epoch FROM expire_time - issue_time) * 1000000 <> coupon_lifetime_us
+""",
+    ),
+    Check(
+        "I5",
+        "times of the redemption",
+        """
+SELECT concat_ws(' ', r.user_id, r.request_id) AS key,
+       format('redemption %s: ', r.request_id) || CASE
+           WHEN c.coupon_id IS NULL
+           THEN format('coupon %s of %s does not exist', r.coupon_id, r.user_id)
+           ELSE format('redeemed %s and restored %s, coupon %s is issued %s and valid until %s',
+                       r.redeem_time, r.restore_time, r.coupon_id, c.issue_time, c.expire_time)
+           END AS difference
+  FROM redemptions AS r
+  LEFT JOIN coupons AS c ON c.coupon_id = r.coupon_id AND c.user_id = r.user_id
+ WHERE c.coupon_id IS NULL OR r.redeem_time < c.issue_time OR r.redeem_time >= c.expire_time
+    OR r.restore_time < r.redeem_time
+    OR (r.restore_time IS NULL) <> (r.restore_request_id IS NULL)
 """,
     ),
     # The terms of a campaign never change.
@@ -98,11 +132,14 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
            WHEN a.state IS NULL
            THEN CASE WHEN c.issue_time > now() - {ANSWERS_KEPT}
                 THEN format('coupon %s is issued, and not answered', c.coupon_id) END
-           WHEN c.coupon_id::text IS DISTINCT FROM answer ->> 'coupon_id'
-                OR c.issue_number::text <> answer ->> 'issue_number'
-           THEN format('answered with coupon %s as number %s, issued is %s as number %s',
+           WHEN NOT answer @> jsonb_build_object(
+                    'coupon_id', c.coupon_id, 'campaign_id', c.campaign_id,
+                    'issue_number', c.issue_number, 'request_id', c.request_id)
+                OR (answer ->> 'issue_time')::timestamptz IS DISTINCT FROM c.issue_time
+                OR (answer ->> 'expire_time')::timestamptz IS DISTINCT FROM c.expire_time
+           THEN format('answered with coupon %s as number %s, issued is %s as number %s: %s',
                        answer ->> 'coupon_id', answer ->> 'issue_number', c.coupon_id,
-                       c.issue_number) END AS difference
+                       c.issue_number, answer) END AS difference
   FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer
           FROM answers WHERE method = 'IssueCoupon') AS a
   FULL JOIN coupons AS c USING (user_id, request_id)
@@ -125,14 +162,78 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
                 THEN format('coupon %s is redeemed, and not answered', r.coupon_id) END
            WHEN a.state <> 'ANSWERED'
            THEN format('%s, and coupon %s is redeemed', lower(a.state), r.coupon_id)
-           WHEN a.discount ->> 'amount_minor' IS DISTINCT FROM r.discount_minor::text
-                OR a.discount ->> 'currency_code' IS DISTINCT FROM r.currency_code
-           THEN format('answered with %s, redeemed with %s %s',
-                       coalesce(a.discount::text, 'no discount'), r.currency_code, r.discount_minor)
+           WHEN a.answer -> 'discount' ->> 'amount_minor' IS DISTINCT FROM r.discount_minor::text
+                OR a.answer -> 'discount' ->> 'currency_code' IS DISTINCT FROM r.currency_code
+                OR a.answer -> 'coupon' ->> 'coupon_id' IS DISTINCT FROM r.coupon_id::text
+                OR a.answer -> 'coupon' ->> 'order_id' IS DISTINCT FROM r.order_id
+           THEN format('answered with %s, redeemed is coupon %s by order %s with %s %s',
+                       a.answer, r.coupon_id, r.order_id, r.currency_code, r.discount_minor)
        END AS difference
-  FROM (SELECT scope AS user_id, request_id, state, body::jsonb -> 'discount' AS discount
+  FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer
           FROM answers WHERE method = 'RedeemCoupon') AS a
   FULL JOIN redemptions AS r USING (user_id, request_id)
 """,  # noqa: S608 - a constant
     ),
+    # If there was no such coupon, the answer has none. The restoration of a redemption is answered
+    # with the coupon at that time; a second one too, and one of a redemption that never came.
+    Check(
+        "I8",
+        "restoration and its answer",
+        f"""
+SELECT concat_ws(' ', user_id, request_id) AS key,
+       format('RestoreCoupon %s of %s: ', request_id, user_id) || CASE
+           WHEN a.state IS NULL
+           THEN CASE WHEN r.restore_time > now() - {ANSWERS_KEPT}
+                THEN format('coupon %s is restored, and it is not answered', r.coupon_id) END
+           WHEN jsonb_typeof(coupon) = 'null' THEN NULL
+           WHEN c.coupon_id IS NULL
+           THEN format('answered with coupon %s, which does not exist', coupon ->> 'coupon_id')
+           WHEN NOT coupon @> jsonb_build_object(
+                    'campaign_id', c.campaign_id, 'issue_number', c.issue_number,
+                    'request_id', c.issued_by)
+                OR r.coupon_id <> c.coupon_id
+                OR r.restore_time <> (coupon ->> 'as_of')::timestamptz
+           THEN format('answered with coupon %s as of %s, restored is %s at %s',
+                       coupon ->> 'coupon_id', coupon ->> 'as_of', r.coupon_id, r.restore_time)
+       END AS difference
+  FROM (SELECT scope AS user_id, request_id, state, body::jsonb -> 'coupon' AS coupon
+          FROM answers WHERE method = 'RestoreCoupon') AS a
+  FULL JOIN (SELECT user_id, restore_request_id AS request_id, coupon_id, restore_time
+               FROM redemptions WHERE restore_time IS NOT NULL) AS r USING (user_id, request_id)
+  LEFT JOIN (SELECT coupon_id, user_id AS owner, campaign_id, issue_number,
+                    request_id AS issued_by FROM coupons) AS c
+    ON c.coupon_id::text = coupon ->> 'coupon_id' AND c.owner = user_id
+""",  # noqa: S608 - a constant
+    ),
+    Check(
+        "I8",
+        "campaign and its answer",
+        f"""
+SELECT request_id AS key,
+       format('CreateCampaign %s: ', request_id) || CASE
+           WHEN c.campaign_id IS NULL
+           THEN format('answered with campaign %s, which does not exist', answer ->> 'campaign_id')
+           WHEN a.state IS NULL
+           THEN CASE WHEN c.create_time > now() - {ANSWERS_KEPT}
+                THEN format('campaign %s exists, and is not answered', c.campaign_id) END
+           WHEN NOT answer @> jsonb_build_object(
+                    'campaign_id', c.campaign_id, 'name', c.name, 'quantity', c.quantity,
+                    'coupon_lifetime_us', c.coupon_lifetime_us,
+                    'terms', jsonb_build_object(
+                        'currency_code', c.currency_code,
+                        'fixed_discount_minor', c.fixed_discount_minor,
+                        'percent_discount', c.percent_discount,
+                        'max_discount_minor', c.max_discount_minor,
+                        'min_order_minor', c.min_order_minor))
+                OR (answer ->> 'start_time')::timestamptz IS DISTINCT FROM c.start_time
+                OR (answer ->> 'end_time')::timestamptz IS DISTINCT FROM c.end_time
+           THEN format('answered with %s, and campaign %s has other terms', answer, c.campaign_id)
+       END AS difference
+  FROM (SELECT request_id, state, body::jsonb AS answer
+          FROM answers WHERE method = 'CreateCampaign') AS a
+  FULL JOIN campaigns AS c USING (request_id)
+""",  # noqa: S608 - a constant
+    ),
 )
+
+SERVICE: Final = ServiceChecks(CHECKS, FIGURES)

@@ -1,10 +1,13 @@
-"""Checks of the order service: stock, orders, their sagas, and the stored answers."""
+"""Checks of the order service: stock and orders. Its sagas and answers have files of their own."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, answers_figure
+from deploy.audit.checks import Check, Figure, ServiceChecks, answers_figure
+from deploy.audit.claims import LIVE
+from deploy.audit.order_answers import ANSWER_CHECKS
+from deploy.audit.order_sagas import LISTINGS, SAGA_CHECKS
 
 FIGURES: Final = (
     Figure(
@@ -33,12 +36,12 @@ SELECT count(*) AS orders, count(*) FILTER (WHERE state = 'PAID') AS paid,
     ),
     Figure(
         "I6",
-        "{sagas:,} sagas ({live:,} not ended, {resolved:,} closed by an operator)",
-        """
-SELECT count(*) AS sagas, count(*) FILTER (WHERE state = 'RESOLVED') AS resolved,
-       count(*) FILTER (WHERE state IN ('RUNNING', 'COMPENSATING', 'NEEDS_ATTENTION')) AS live
+        "{sagas:,} sagas ({live:,} not ended, {resolved:,} closed by a person)",
+        f"""
+SELECT count(*) AS sagas, count(*) FILTER (WHERE state IN ('RESOLVING', 'RESOLVED')) AS resolved,
+       count(*) FILTER (WHERE state IN {LIVE}) AS live
   FROM sagas
-""",
+""",  # noqa: S608 - a constant
     ),
     answers_figure("{answers:,} about orders"),
 )
@@ -67,6 +70,66 @@ SELECT product_id::text AS key,
  USING (product_id)
 """,
     ),
+    # An entry without a quantity was written by the database for a replica of an earlier release.
+    Check(
+        "I4",
+        "stock journal",
+        """
+SELECT product_id || ' ' || lpad(product_version::text, 19, '0') AS key,
+       format('product %s: ', product_id) || CASE
+           WHEN p.product_id IS NULL THEN 'is in the stock journal and does not exist'
+           WHEN e.product_id IS NULL THEN format('%s stocked, and not in the journal', p.stocked)
+           ELSE format('journal entry %s %s of version %s has %s stocked with %s added; before it'
+                       ' %s, and the product has %s stocked', e.kind, e.request_id,
+                       product_version, stocked_after, coalesce(quantity::text, 'not recorded'),
+                       before, p.stocked) END AS difference
+  FROM products AS p
+  FULL JOIN (SELECT *, coalesce(lag(stocked_after) OVER entries, 0) AS before,
+                    lag(create_time) OVER entries AS time_before,
+                    row_number() OVER entries = 1 AS first,
+                    lead(product_id) OVER entries IS NULL AS last
+               FROM stock_entries
+             WINDOW entries AS (PARTITION BY product_id ORDER BY product_version)) AS e
+ USING (product_id)
+ WHERE e.product_id IS NULL OR p.product_id IS NULL
+    OR stocked_after - before <> quantity OR stocked_after < before
+    OR first <> (e.kind <> 'RESTOCKED') OR e.kind = 'CREATED' AND product_version <> 1
+    OR last AND stocked_after <> p.stocked
+    OR product_version > p.version OR e.create_time < time_before
+    OR e.create_time > p.update_time OR p.create_time > p.update_time
+""",
+    ),
+    # Name and price of a product never change.
+    Check(
+        "I6",
+        "lines of the order",
+        """
+SELECT i.order_id || ' ' || i.product_id AS key,
+       format('order %s: %s of product %s at %s', i.order_id, i.quantity, i.product_id,
+              i.unit_price_minor) || CASE
+           WHEN o.order_id IS NULL THEN ', and there is no such order'
+           WHEN p.product_id IS NULL THEN ', and there is no such product'
+           ELSE format(' %s, and the product costs %s %s', o.currency_code, p.price_minor,
+                       p.currency_code) END AS difference
+  FROM order_items AS i
+  LEFT JOIN orders AS o USING (order_id)
+  LEFT JOIN products AS p USING (product_id)
+ WHERE (i.unit_price_minor, o.currency_code) IS DISTINCT FROM (p.price_minor, p.currency_code)
+    OR i.quantity < 1 OR o.order_id IS NULL OR p.product_id IS NULL
+""",
+    ),
+    Check(
+        "I6",
+        "times of the order",
+        """
+SELECT order_id::text AS key,
+       format('order %s (%s): created %s, to be paid until %s, changed %s', order_id, state,
+              create_time, expire_time, update_time) AS difference
+  FROM orders
+ WHERE update_time < create_time OR expire_time <= create_time
+    OR state = 'EXPIRED' AND update_time < expire_time
+""",
+    ),
     # An order that was cancelled after it had been paid keeps its amounts; one cancelled before
     # has none.
     Check(
@@ -77,8 +140,9 @@ SELECT o.order_id::text AS key,
        format('order %s (%s): lines %s, subtotal %s, discount %s, by balance %s, by gateway %s%s',
               o.order_id, o.state, coalesce(i.amount_minor, 0), o.subtotal_minor, o.discount_minor,
               o.paid_by_balance_minor, o.paid_by_gateway_minor,
-              CASE WHEN (o.payment_id IS NULL) <> (o.paid_by_gateway_minor = 0)
-                   THEN format(', payment %s', coalesce(o.payment_id, 'none')) END) AS difference
+              concat(CASE WHEN (o.payment_id IS NULL) <> (o.paid_by_gateway_minor = 0)
+                          THEN format(', payment %s', coalesce(o.payment_id, 'none')) END,
+                     ', coupon ' || o.coupon_id)) AS difference
   FROM (SELECT *, discount_minor + paid_by_balance_minor + paid_by_gateway_minor AS covered,
                EXISTS (SELECT FROM sagas AS s
                         WHERE s.order_id = orders.order_id AND s.kind = 'PAY_ORDER'
@@ -93,12 +157,13 @@ SELECT o.order_id::text AS key,
            THEN o.subtotal_minor ELSE 0 END
     OR least(o.discount_minor, o.paid_by_balance_minor, o.paid_by_gateway_minor) < 0
     OR (o.payment_id IS NULL) <> (o.paid_by_gateway_minor = 0)
+    OR o.coupon_id IS NOT NULL AND o.covered = 0 AND o.subtotal_minor > 0 AND o.state <> 'PAYING'
 """,
     ),
     Check(
         "I6",
         "transitions of the order",
-        """
+        f"""
 SELECT o.order_id::text AS key,
        format('order %s is %s, with %s payments completed, %s under way, %s cancellations'
               ' completed, %s under way', o.order_id, o.state, s.paid, s.paying, s.cancelled,
@@ -109,143 +174,18 @@ SELECT o.order_id::text AS key,
               count(*) FILTER (WHERE kind = 'PAY_ORDER' AND live) AS paying,
               count(*) FILTER (WHERE kind = 'CANCEL_ORDER' AND done) AS cancelled,
               count(*) FILTER (WHERE kind = 'CANCEL_ORDER' AND live) AS cancelling
-         FROM (SELECT kind, state = 'COMPLETED' OR state = 'RESOLVED' AND failure IS NULL AS done,
-                      state IN ('RUNNING', 'COMPENSATING', 'NEEDS_ATTENTION') AS live
+         FROM (SELECT kind, state IN {LIVE} AS live,
+                      state = 'COMPLETED' OR failure IS NULL AND state IN ('RESOLVING', 'RESOLVED')
+                          AS done
                  FROM sagas WHERE sagas.order_id = o.order_id) AS saga) AS s
  WHERE (o.state, s.paid, s.paying, s.cancelled, s.cancelling) NOT IN (
        VALUES ('PENDING', 0, 0, 0, 0), ('PAYING', 0, 1, 0, 0), ('PAID', 1, 0, 0, 0),
               ('CANCELLING', 1, 0, 0, 1), ('CANCELLED', 0, 0, 0, 0), ('CANCELLED', 1, 0, 1, 0),
               ('EXPIRED', 0, 0, 0, 0))
-""",
-    ),
-    # The saga's create_time is the time that was compared with expire_time when it began.
-    Check(
-        "I6",
-        "attempt after the order's expiry",
-        """
-SELECT s.saga_id::text AS key,
-       format('order %s, to be paid until %s: saga %s began to pay it at %s', o.order_id,
-              o.expire_time, s.saga_id, s.create_time) AS difference
-  FROM sagas AS s
-  JOIN orders AS o USING (order_id)
- WHERE s.kind = 'PAY_ORDER' AND s.create_time >= o.expire_time
-""",
-    ),
-    Check(
-        "I6",
-        "ended saga",
-        """
-SELECT s.saga_id::text AS key,
-       format('saga %s (%s) of order %s: %s', s.saga_id, s.state, s.order_id, CASE
-           WHEN o.order_id IS NULL THEN 'there is no such order'
-           ELSE 'steps ' || (SELECT string_agg(
-               format('%s %s', step ->> 'name', step ->> 'state'), ', ')
-               FROM jsonb_array_elements(s.steps) AS step) END) AS difference
-  FROM sagas AS s
-  LEFT JOIN orders AS o ON o.order_id = s.order_id AND o.user_id = s.user_id
- WHERE o.order_id IS NULL
-    OR EXISTS (SELECT FROM jsonb_array_elements(s.steps) AS step
-                WHERE CASE s.state
-                      WHEN 'COMPLETED' THEN step ->> 'state' NOT IN ('DONE', 'SKIPPED')
-                      WHEN 'COMPENSATED'
-                      THEN step ->> 'state' NOT IN ('PENDING', 'SKIPPED', 'COMPENSATED')
-                      ELSE false END)
-""",
-    ),
-    # Nothing can end while the database is down: the time begins at its start.
-    Check(
-        "I6",
-        "overdue",
-        """
-SELECT key, difference
-  FROM (SELECT 'order ' || order_id AS key,
-               format('order %s is %s since %s', order_id, state, update_time) AS difference,
-               CASE state WHEN 'PENDING' THEN expire_time ELSE update_time END AS due_time
-          FROM orders WHERE state IN ('PENDING', 'PAYING', 'CANCELLING')
-         UNION ALL
-        SELECT 'saga ' || saga_id,
-               format('saga %s of order %s, begun %s, is %s: %s', saga_id, order_id, create_time,
-                      state, coalesce(nullif(last_error, ''), 'no error')),
-               create_time
-          FROM sagas WHERE state IN ('RUNNING', 'COMPENSATING', 'NEEDS_ATTENTION')) AS open
- WHERE greatest(due_time, pg_postmaster_start_time())
-       < now() - make_interval(secs => CAST(:overdue_s AS double precision))
-""",
-        certain=False,
-    ),
-    Check(
-        "I8",
-        "order and its answer",
-        f"""
-SELECT concat_ws(' ', user_id, request_id) AS key,
-       format('CreateOrder %s of %s: ', request_id, user_id) || CASE
-           WHEN o.order_id IS NULL
-           THEN format('answered with order %s, which does not exist', answer ->> 'order_id')
-           WHEN a.state IS NULL
-           THEN CASE WHEN o.create_time > now() - {ANSWERS_KEPT}
-                THEN format('order %s exists, and is not answered', o.order_id) END
-           WHEN o.order_id::text IS DISTINCT FROM answer ->> 'order_id'
-                OR o.subtotal_minor::text IS DISTINCT FROM answer ->> 'subtotal_minor'
-           THEN format('answered with order %s over %s, created is %s over %s',
-                       answer ->> 'order_id', answer ->> 'subtotal_minor', o.order_id,
-                       o.subtotal_minor)
-       END AS difference
-  FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer
-          FROM answers WHERE method = 'CreateOrder') AS a
-  FULL JOIN orders AS o USING (user_id, request_id)
 """,  # noqa: S608 - a constant
     ),
-    Check(
-        "I8",
-        "attempt to pay and its answer",
-        f"""
-SELECT concat_ws(' ', user_id, request_id, s.saga_id) AS key,
-       format('PayOrder %s of %s: %s, and its saga %s', request_id, user_id,
-              coalesce(lower(a.state), 'not answered'),
-              coalesce(s.saga_id || ' is ' || s.state, 'does not exist')) AS difference
-  FROM (SELECT scope AS user_id, request_id, state
-          FROM answers WHERE method = 'PayOrder') AS a
-  FULL JOIN (SELECT * FROM sagas WHERE kind = 'PAY_ORDER') AS s USING (user_id, request_id)
- WHERE CASE
-       WHEN a.state IS NULL THEN s.state IN ('COMPLETED', 'COMPENSATED', 'RESOLVED')
-                                 AND s.update_time > now() - {ANSWERS_KEPT}
-       WHEN s.saga_id IS NULL THEN true
-       WHEN a.state = 'ANSWERED' THEN s.failure IS NOT NULL
-                                      OR s.state NOT IN ('COMPLETED', 'RESOLVED')
-       WHEN a.state = 'REFUSED' THEN s.state NOT IN ('COMPENSATED', 'RESOLVED')
-       ELSE true END
-""",  # noqa: S608 - a constant
-    ),
-    # An order keeps what it was paid with, also when it is cancelled.
-    Check(
-        "I8",
-        "answer about paying",
-        """
-SELECT concat_ws(' ', a.scope, a.request_id) AS key,
-       format('PayOrder %s of %s: answered with discount %s, by balance %s, by gateway %s, and'
-              ' order %s has %s, %s, %s', a.request_id, a.scope, answer ->> 'discount_minor',
-              answer ->> 'paid_by_balance_minor', answer ->> 'paid_by_gateway_minor',
-              answer ->> 'order_id', o.discount_minor, o.paid_by_balance_minor,
-              o.paid_by_gateway_minor) AS difference
-  FROM (SELECT *, body::jsonb AS answer
-          FROM answers WHERE method = 'PayOrder' AND state = 'ANSWERED') AS a
-  LEFT JOIN orders AS o ON o.order_id::text = answer ->> 'order_id' AND o.user_id = a.scope
- WHERE (answer ->> 'discount_minor', answer ->> 'paid_by_balance_minor',
-        answer ->> 'paid_by_gateway_minor', answer ->> 'payment_id')
-       IS DISTINCT FROM (o.discount_minor::text, o.paid_by_balance_minor::text,
-                         o.paid_by_gateway_minor::text, o.payment_id)
-""",
-    ),
-    Check(
-        "I8",
-        "answer about cancelling",
-        """
-SELECT concat_ws(' ', a.scope, a.request_id) AS key,
-       format('CancelOrder %s of %s: answered, and order %s %s', a.request_id, a.scope,
-              a.answer ->> 'order_id', coalesce('is ' || o.state, 'does not exist')) AS difference
-  FROM (SELECT *, body::jsonb AS answer FROM answers WHERE method = 'CancelOrder') AS a
-  LEFT JOIN orders AS o ON o.order_id::text = a.answer ->> 'order_id'
- WHERE o.order_id IS NULL OR o.user_id <> a.scope OR o.state NOT IN ('CANCELLING', 'CANCELLED')
-""",
-    ),
+    *SAGA_CHECKS,
+    *ANSWER_CHECKS,
 )
+
+SERVICE: Final = ServiceChecks(CHECKS, FIGURES, LISTINGS)

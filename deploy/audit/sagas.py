@@ -14,55 +14,27 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from deploy.audit.audit_pass import AuditPass
+from deploy.audit.audit_pass import AuditPass, Note
+from deploy.audit.claims import Expected, claims
 from deploy.audit.merge_join import merge_join, stream
 from deploy.audit.snapshots import Books
 
 
-class Expected(enum.StrEnum):
-    """What an attempt to pay leaves behind, by its state and that of the order's cancellation."""
+class Use(enum.StrEnum):
+    """What an amount that was taken is for."""
 
-    DONE = "DONE"
-    UNDONE = "UNDONE"
-    """Done, and undone by the cancellation of the order."""
-    NOTHING = "NOTHING"
-    """No effect that is still in force."""
-    OPEN = "OPEN"
-    """Under way: any effect, or none."""
-    RESOLVED = "RESOLVED"
-    """An operator closed it, and corrected the effects by means that the audit cannot see."""
+    PAID = "paid by orders"
+    UNDER_WAY = "under way"
+    GIVING_BACK = "being given back"
+    STANDING = "standing"
+    DIRECT = "direct"
+    """Taken by a call without an order; the service's own checks cover it."""
+    OUTSIDE = "refunded outside Tally"
+    """Of what orders paid, negative."""
 
 
-# An order that counts as paid without an attempt that paid it claims effects under its own id,
-# where there are none.
-CLAIMS: Final = """
-SELECT s.saga_id::text COLLATE "C" AS saga_id, s.user_id COLLATE "C" AS user_id,
-       s.order_id::text AS order_id,
-       CASE WHEN s.state IN ('RUNNING', 'COMPENSATING', 'NEEDS_ATTENTION') THEN 'OPEN'
-            WHEN s.state = 'RESOLVED' THEN 'RESOLVED'
-            WHEN s.state = 'COMPENSATED' THEN 'NOTHING'
-            WHEN c.state = 'COMPLETED' THEN 'UNDONE'
-            WHEN c.state = 'RESOLVED' THEN 'RESOLVED'
-            WHEN c.state IS NOT NULL THEN 'OPEN'
-            ELSE 'DONE' END AS expected,
-       o.currency_code, o.subtotal_minor, o.discount_minor, o.paid_by_balance_minor,
-       o.paid_by_gateway_minor, o.coupon_id, o.payment_id
-  FROM sagas AS s
-  JOIN orders AS o ON o.order_id = s.order_id
-  LEFT JOIN sagas AS c
-    ON c.order_id = s.order_id AND c.kind = 'CANCEL_ORDER' AND s.state = 'COMPLETED'
- WHERE s.kind = 'PAY_ORDER'
- UNION ALL
-SELECT o.order_id::text, o.user_id, o.order_id::text, 'DONE',
-       o.currency_code, o.subtotal_minor, o.discount_minor, o.paid_by_balance_minor,
-       o.paid_by_gateway_minor, o.coupon_id, o.payment_id
-  FROM orders AS o
- WHERE o.state IN ('PAID', 'CANCELLING')
-   AND NOT EXISTS (SELECT FROM sagas AS s
-                    WHERE s.order_id = o.order_id AND s.kind = 'PAY_ORDER'
-                      AND s.state IN ('COMPLETED', 'RESOLVED'))
- ORDER BY 1, 2
-"""
+Uses = Counter[tuple[Use, str]]
+"""Amounts in minor units, by use and currency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +46,30 @@ class Participant:
     """What one effect is called."""
     invariants: Sequence[str]
     step: str
+    reversal: str
     table: str
     where: str
     """Which rows of the table are effects."""
     columns: str
-    """Of an effect, besides those that each has: at least ``amount_minor`` and ``live``."""
+    """Of an effect, besides those that each has: ``amount_minor``, ``live``, ``left_minor`` (what
+    is taken and not given back), ``outside_minor`` (given back, and not by Tally), ``cancelled``
+    (a cancellation is recorded), ``state``."""
     claimed_amount: str
     """The order's column with the amount that is claimed, in minor units."""
     same: Sequence[str]
     """Columns that are equal in a claim and its effect."""
-    figure: str
+    paid: str
+    """What orders did with the sum, for the figure."""
     joins: str = ""
-    direct_where: str = ""
-    """Which rows count as direct, if not all of ``where``."""
 
     @property
     def _of_saga(self) -> str:
         return rf"e.request_id ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}\:{self.step}$'"
+
+    @property
+    def claims(self) -> str:
+        """SQL: what attempts claim, ordered by saga and user."""
+        return claims(self.step, self.reversal)
 
     @property
     def effects(self) -> str:
@@ -103,10 +82,13 @@ class Participant:
         )
 
     @property
-    def count_direct(self) -> str:
-        """SQL: the number of effects outside any saga, which the service's own checks cover."""
-        where = self.direct_where or self.where
-        return f"SELECT count(*) FROM {self.table} AS e WHERE {where} AND NOT ({self._of_saga})"  # noqa: S608 - constants
+    def direct(self) -> str:
+        """SQL: by currency, the number of live effects outside any saga, and what is left."""
+        return (
+            "SELECT currency_code, cancelled, count(*) AS effects, sum(left_minor) AS left_minor"  # noqa: S608 - constants
+            f" FROM (SELECT e.currency_code, {self.columns} FROM {self.table} AS e {self.joins}"
+            f" WHERE {self.where} AND NOT ({self._of_saga})) AS effect WHERE live GROUP BY 1, 2"
+        )
 
     def amount(self, claim: sa.Row[Any]) -> int:
         """The amount that is claimed, in minor units."""
@@ -118,33 +100,36 @@ class Participant:
             return claim.coupon_id is not None
         return self.amount(claim) > 0
 
-    def differing(self, claim: sa.Row[Any], effect: sa.Row[Any]) -> list[str]:
-        """What of the effect is not as the order claims."""
+    def differing(self, claim: sa.Row[Any], effect: sa.Row[Any]) -> str:
+        """What of the effect is not as the order claims; '' if nothing."""
         pairs: list[tuple[str, object, object]] = [
             ("amount", self.amount(claim), effect.amount_minor)
         ]
         pairs += [(name, getattr(claim, name), getattr(effect, name)) for name in self.same]
         if self.service == "payment" and effect.state not in {"CONFIRMED", "CANCELLED"}:
             pairs.append(("state", "CONFIRMED or CANCELLED", effect.state))
-        return [
+        return ", ".join(
             f"{name} {actual} and not {claimed}"
             for name, claimed, actual in pairs
             if claimed != actual
-        ]
+        )
 
 
+_TAKEN: Final = "0 AS outside_minor, false AS cancelled, '' AS state"
 PARTICIPANTS: Final = (
     Participant(
         service="balance",
         noun="deduction",
         invariants=("I3",),
         step="deduct_balance",
+        reversal="refund_deduction",
         table="ledger_entries",
         where="e.kind = 'DEDUCT'",
-        columns="-e.amount_minor AS amount_minor, r.entry_id IS NULL AS live",
+        columns="-e.amount_minor AS amount_minor, r.entry_id IS NULL AS live,"
+        f" CASE WHEN r.entry_id IS NULL THEN -e.amount_minor ELSE 0 END AS left_minor, {_TAKEN}",
         claimed_amount="paid_by_balance_minor",
         same=("order_id", "currency_code"),
-        figure="orders paid {sums} by balance ({direct:,} direct deductions)",
+        paid="paid by balance",
         joins=(
             "LEFT JOIN ledger_entries AS r ON r.user_id = e.user_id AND r.refund_of = e.request_id"
             " AND r.refund_of IS NOT NULL"
@@ -155,81 +140,184 @@ PARTICIPANTS: Final = (
         noun="redemption",
         invariants=("I5",),
         step="redeem_coupon",
+        reversal="restore_coupon",
         table="redemptions",
         where="true",
         columns=(
             "e.discount_minor AS amount_minor, e.restore_time IS NULL AS live,"
-            " e.coupon_id::text AS coupon_id, e.order_amount_minor AS subtotal_minor"
+            " CASE WHEN e.restore_time IS NULL THEN e.discount_minor ELSE 0 END AS left_minor,"
+            f" e.coupon_id::text AS coupon_id, e.order_amount_minor AS subtotal_minor, {_TAKEN}"
         ),
         claimed_amount="discount_minor",
         same=("order_id", "currency_code", "coupon_id", "subtotal_minor"),
-        figure="orders saved {sums} ({direct:,} direct redemptions)",
+        paid="saved by coupons",
     ),
     Participant(
         service="payment",
         noun="payment",
         invariants=("I3", "I7"),
         step="confirm_payment",
+        reversal="cancel_payment",
         table="payments",
         where="e.state <> 'DECLINED'",
+        # A payment that an earlier release cancelled has no sum of refunds.
         columns=(
             "e.amount_minor, e.state <> 'CANCELLED' AS live, e.payment_id::text AS payment_id,"
+            " CASE e.state WHEN 'CONFIRMED' THEN e.amount_minor - e.refunded_minor ELSE 0 END"
+            " AS left_minor, e.refunded_outside_minor AS outside_minor,"
+            " e.cancel_reason IS NOT NULL AS cancelled,"
             " e.state || CASE WHEN e.state = 'CONFIRMED' AND e.cancel_reason IS NOT NULL"
             " THEN ', to be refunded' ELSE '' END AS state"
         ),
         claimed_amount="paid_by_gateway_minor",
         same=("order_id", "currency_code", "payment_id"),
-        figure="orders paid {sums} through the gateway ({direct:,} direct payments)",
-        direct_where="e.state NOT IN ('DECLINED', 'CANCELLED')",
+        paid="paid through the gateway",
     ),
 )
 
 
-async def compare(books: Books, found: AuditPass, participant: Participant) -> None:
-    """Compare every claim with its effect, and every effect with its claim."""
-    paid: Counter[str] = Counter()
-    claims = stream(books["order"], CLAIMS, 2)
+async def compare(
+    books: Books, found: AuditPass, participant: Participant, *, overdue_s: float
+) -> Uses:
+    """Compare every claim with its effect, and every effect with its claim.
+
+    Returns what the amounts that the service took, and did not give back, are for.
+    """
+    uses: Uses = Counter()
+    made = stream(books["order"], participant.claims, 2, overdue_s=overdue_s)
     effects = stream(books[participant.service], participant.effects, 2)
-    async for (saga_id, user_id), claim, effect in merge_join(claims, effects):
-        done = claim is not None and claim.expected == Expected.DONE
-        if claim is not None and done and participant.is_needed(claim):
-            paid[claim.currency_code] += participant.amount(claim)
-        difference = difference_of(participant, claim, effect)
-        if difference is None:
-            continue
+    async for (saga_id, user_id), claim, effect in merge_join(made, effects):
+        _count(uses, participant, claim, effect)
         subject = f"order {claim.order_id}" if claim else f"saga {saga_id} of {user_id}"
-        text = f"{subject}: {difference}"
-        if claim is not None and claim.expected in {Expected.OPEN, Expected.RESOLVED}:
-            found.add_in_flight(participant.noun, saga_id, text)
-        else:
+        difference = difference_of(participant, claim, effect)
+        if difference is not None:
             row = f"{saga_id} {user_id}"
+            text = f"{subject}: {difference}"
             found.add_difference(participant.invariants, participant.noun, row, text)
-    direct = await books[participant.service].scalar(sa.text(participant.count_direct))
-    sums = " + ".join(f"{currency} {paid[currency]:,}" for currency in sorted(paid)) or "nothing"
-    figure = participant.figure.format(sums=sums, direct=direct)
-    found.add_figure(participant.invariants[0], figure)
+        elif claim is not None and effect is not None and effect.live:
+            _add_note(found, participant, claim, effect)
+    direct = 0
+    for group in await books[participant.service].execute(sa.text(participant.direct)):
+        direct += group.effects
+        use = Use.GIVING_BACK if group.cancelled else Use.DIRECT
+        uses[use, group.currency_code] += int(group.left_minor)
+    found.add_figure(participant.invariants[0], _figure(participant, uses, direct))
+    return uses
+
+
+def _figure(participant: Participant, uses: Uses, direct: int) -> str:
+    parts = [f"orders {participant.paid} {_sums(uses, Use.PAID)}"]
+    parts += [
+        f"{_sums(uses, use)} {use}"
+        for use in (Use.UNDER_WAY, Use.GIVING_BACK, Use.STANDING)
+        if any(amount for (each, _), amount in uses.items() if each is use)
+    ]
+    if direct:
+        parts.append(f"{_sums(uses, Use.DIRECT)} by {direct:,} direct {participant.noun}s")
+    return ", ".join(parts)
+
+
+def _sums(uses: Uses, use: Use) -> str:
+    amounts = {currency: amount for (each, currency), amount in uses.items() if each is use}
+    return " + ".join(f"{currency} {amounts[currency]:,}" for currency in sorted(amounts)) or "0"
+
+
+def _count(
+    uses: Uses, participant: Participant, claim: sa.Row[Any] | None, effect: sa.Row[Any] | None
+) -> None:
+    """Count what was taken under its use. For what orders paid, their own amounts are counted."""
+    if claim is None:
+        return
+    match claim.expected:
+        case Expected.DONE:
+            if participant.is_needed(claim):
+                uses[Use.PAID, claim.currency_code] += participant.amount(claim)
+            if effect is not None and effect.outside_minor:
+                uses[Use.OUTSIDE, effect.currency_code] -= int(effect.outside_minor)
+            return
+        case Expected.OPEN:
+            given_back = claim.giving_back or (effect is not None and effect.cancelled)
+            use = Use.GIVING_BACK if given_back else Use.UNDER_WAY
+        case Expected.STANDING:
+            use = Use.STANDING
+        case _:
+            return
+    if effect is not None and effect.left_minor:
+        uses[use, effect.currency_code] += int(effect.left_minor)
+
+
+def _add_note(
+    found: AuditPass, participant: Participant, claim: sa.Row[Any], effect: sa.Row[Any]
+) -> None:
+    text = f"order {claim.order_id}: {participant.noun} of {_money(effect)}"
+    if claim.expected == Expected.STANDING:
+        why = claim.standing_reason or "no reason is recorded"
+        found.add_note(Note.STANDING, f"{text}, left by saga {claim.closed_by}: {why}")
+    elif claim.expected == Expected.OPEN:
+        given_back = claim.giving_back or effect.cancelled
+        note = Note.GIVING_BACK if given_back else Note.UNDER_WAY
+        found.add_note(note, f"{text}, by saga {claim.closed_by}")
+
+
+def _money(effect: sa.Row[Any]) -> str:
+    return f"{effect.currency_code} {effect.amount_minor:,}"
 
 
 def difference_of(
     participant: Participant, claim: sa.Row[Any] | None, effect: sa.Row[Any] | None
 ) -> str | None:
-    """How a claim and an effect differ, or what is under way; None if they agree."""
+    """How a claim and an effect differ; None if they agree, or if work that moves explains it."""
     noun = participant.noun
-    live = f"{effect.currency_code} {effect.amount_minor:,}" if effect and effect.live else ""
+    live = _money(effect) if effect is not None and effect.live else ""
     """The amount of an effect in force."""
     if claim is None:
         return f"{noun} of {live}, and no such saga" if live else None
-    if claim.expected in {Expected.OPEN, Expected.RESOLVED}:
-        state = "under way" if claim.expected == Expected.OPEN else "closed by an operator"
-        return f"{state}, {noun} of {live}" if live else None
-    if claim.expected == Expected.NOTHING or not participant.is_needed(claim):
+    match claim.expected:
+        case Expected.OPEN:
+            if claim.fenced and effect is not None and effect.live and not effect.cancelled:
+                return f"{noun} of {live} is to be given back, and has no cancellation"
+            return None
+        case Expected.STUCK:
+            return f"{noun} of {live}, and saga {claim.closed_by} does not move" if live else None
+        case Expected.UNACCOUNTED if live:
+            return (
+                f"{noun} of {live} is unaccounted: an earlier release closed saga"
+                f" {claim.closed_by} and left it in force; call ResolveSaga for that saga, which"
+                " undoes it, or records that it stands"
+            )
+        case Expected.STANDING:
+            return _standing(participant, claim, effect)
+        case Expected.NOTHING | Expected.UNACCOUNTED:
+            return f"{noun} of {live}, and this attempt paid nothing" if live else None
+    if not participant.is_needed(claim):
         return f"{noun} of {live}, and this attempt paid nothing" if live else None
+    return _paid(participant, claim, effect)
+
+
+def _paid(participant: Participant, claim: sa.Row[Any], effect: sa.Row[Any] | None) -> str | None:
+    """How the effect of the attempt that paid differs: in force, or undone by a cancellation."""
+    noun = participant.noun
     claimed = f"{claim.currency_code} {participant.amount(claim):,}"
     if effect is None:
         return f"{claimed} recorded, and there is no {noun}"
-    if claim.expected == Expected.DONE and not live:
+    outside = effect.outside_minor == effect.amount_minor
+    if claim.expected == Expected.DONE and not effect.live and not outside:
         return f"{claimed} recorded, and the {noun} is undone"
-    if claim.expected == Expected.UNDONE and live:
-        return f"cancelled, and the {noun} of {live} is not undone"
+    if claim.expected == Expected.UNDONE and effect.live:
+        return f"cancelled, and the {noun} of {_money(effect)} is not undone"
     differing = participant.differing(claim, effect)
-    return f"{noun} with {', '.join(differing)}" if differing else None
+    return f"{noun} with {differing}" if differing else None
+
+
+def _standing(
+    participant: Participant, claim: sa.Row[Any], effect: sa.Row[Any] | None
+) -> str | None:
+    """Whether exactly the recorded amount stands, less what was given back outside Tally since."""
+    stands = f"{claim.currency_code} {claim.standing_minor:,} of the {participant.noun} stand"
+    if effect is None:
+        return f"{stands}, and there is none"
+    if effect.currency_code != claim.currency_code or effect.order_id != claim.order_id:
+        return f"{stands}, and it is in {effect.currency_code} for order {effect.order_id}"
+    if not effect.left_minor <= claim.standing_minor <= effect.left_minor + effect.outside_minor:
+        return f"{stands}, and {effect.left_minor:,} are in force"
+    return None

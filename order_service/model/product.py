@@ -67,6 +67,28 @@ class StockMove(enum.Enum):
     TAKE_BACK = "sold → free"
 
 
+class StockEntryKind(enum.StrEnum):
+    """Why a product's total stock changed. A third kind, OPENING, is of products that were there
+    before the journal; only a migration writes it."""
+
+    CREATED = "CREATED"
+    RESTOCKED = "RESTOCKED"
+
+
+@dataclass(frozen=True, slots=True)
+class StockEntry:
+    """One entry of the stock journal, which is append-only and kept for ever."""
+
+    kind: StockEntryKind
+    request_id: str
+    product_id: str
+    quantity: int
+    stocked_after: int
+    """``Product.stocked`` after the change."""
+    product_version: int
+    create_time: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
     """A product at one version. Its price and name never change."""
@@ -81,6 +103,19 @@ class Product:
     version: int
     create_time: datetime
     update_time: datetime
+
+    def entry(self, command: CreateProduct | RestockProduct) -> StockEntry:
+        """The journal's entry of the command that led to this version."""
+        created = isinstance(command, CreateProduct)
+        return StockEntry(
+            kind=StockEntryKind.CREATED if created else StockEntryKind.RESTOCKED,
+            request_id=command.request_id,
+            product_id=self.product_id,
+            quantity=command.stock if isinstance(command, CreateProduct) else command.quantity,
+            stocked_after=self.stocked,
+            product_version=self.version,
+            create_time=self.update_time,
+        )
 
     @classmethod
     def create(cls, command: CreateProduct, product_id: str, now: datetime) -> Product:

@@ -14,8 +14,8 @@ from common.db.rows import from_row
 from common.db.unnest import arrays, insert_from, unnest
 from common.money import Money
 from common.paging import Page
-from order_service.model.product import Product
-from order_service.tables import products
+from order_service.model.product import Product, StockEntry
+from order_service.tables import products, stock_entries
 
 _PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id")
 
@@ -40,6 +40,9 @@ _SAVE: Final = (
 
 _added = unnest("new", *products.c)
 _ADD: Final = insert_from(products, _added)
+
+_entries = unnest("entry", *stock_entries.c)
+_ADD_ENTRIES: Final = insert_from(stock_entries, _entries, ("kind", "request_id"))
 
 
 async def lock(
@@ -71,6 +74,12 @@ async def add(connection: AsyncConnection, new: Collection[Product]) -> None:
     if new:
         rows = [_to_row(product) for product in sorted(new, key=lambda row: row.product_id)]
         await connection.execute(_ADD, arrays(_added, rows))
+
+
+async def add_entries(connection: AsyncConnection, entries: Collection[StockEntry]) -> None:
+    """Append to the stock journal, in ascending order."""
+    if entries:
+        await connection.execute(_ADD_ENTRIES, arrays(_entries, entries))
 
 
 # -- reads ---------------------------------------------------------------------------------------

@@ -17,14 +17,16 @@ from common.db.engines import Database, read_by_id, reading
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import read_clock
+from common.errors import Refusal, RequestIdReused
 from common.ids import is_id, new_id
 from common.locking.locks import Locks
 from common.paging import Page, TimePosition
 from common.request_key import RequestKey, Result
 from order_service.errors import ProductNotFound
 from order_service.locking import STRATEGIES
-from order_service.model.product import CreateProduct, Product, RestockProduct
+from order_service.model.product import CreateProduct, Product, RestockProduct, StockEntry
 from order_service.store import product as store
+from order_service.tables import STOCK_ENTRY_ONCE
 
 ProductCommand: TypeAlias = CreateProduct | RestockProduct
 
@@ -37,7 +39,7 @@ class Products:
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
         self.lane: Lane[ProductCommand, Result[Product]] = Lane(
-            "product", database, _Decider(idempotency), locks, STRATEGIES
+            "product", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )
 
     async def write(self, command: ProductCommand) -> Result[Product]:
@@ -76,6 +78,7 @@ class _Batch:
     loaded: dict[str, Product] = field(default_factory=dict)
     """Changed products as they were loaded."""
     new: list[Product] = field(default_factory=list)
+    entries: list[StockEntry] = field(default_factory=list)
 
 
 class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
@@ -109,6 +112,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
             batch.new.append(product)
         else:
             product = _restock(batch, command)
+        batch.entries.append(product.entry(command))
         return records.answer(command, product, _BODY)
 
     async def save(
@@ -121,6 +125,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
         if not await store.save(connection, changed):
             raise StaleRead
         await store.add(connection, batch.new)
+        await store.add_entries(connection, batch.entries)
         return {}
 
 
@@ -132,3 +137,11 @@ def _restock(batch: _Batch, command: RestockProduct) -> Product:
     batch.loaded.setdefault(product.product_id, before)
     batch.products[product.product_id] = product
     return product
+
+
+def _translate(constraint: str, command: ProductCommand) -> Refusal | None:
+    """The refusal for a violated constraint."""
+    if constraint == STOCK_ENTRY_ONCE:
+        # The record was deleted after 30 days; the journal's entry stays.
+        return RequestIdReused(request_id=command.request_id)
+    return None

@@ -27,16 +27,7 @@ from common.errors import RequestIdReused
 from common.money import Money
 from common.request_key import RequestKey
 from payment_service.gateway.outcomes import (
-    Cancelled,
     Charge,
-    Confirmed,
-    Declined,
-    NotCancellable,
-    NotFound,
-    NotSent,
-    PartlyCancelled,
-    Rejected,
-    Unsupported,
 )
 from payment_service.model.payment import (
     BEGINNING,
@@ -48,7 +39,6 @@ from payment_service.model.payment import (
 )
 from payment_service.model.payment_command import (
     ConfirmPayment,
-    RecordOutcome,
     cancelled,
     confirm_key,
     digest_of_payment,
@@ -56,8 +46,6 @@ from payment_service.model.payment_command import (
 
 TOMBSTONE_REASON: Final = "cancelled before it was confirmed"
 """Stored as the cancel reason of a claim whose request already had a tombstone."""
-FOUND_LATER_REASON: Final = "charged after the payment was settled as not charged"
-"""Stored as the cancel reason of a charge that was found too late."""
 
 
 @dataclass(slots=True)
@@ -214,7 +202,7 @@ class Confirmation:
             raise cancelled(self.key)
         return self.payment
 
-    # -- outcomes of the gateway ---------------------------------------------------------------
+    # -- confirms ------------------------------------------------------------------------------
 
     def begin_confirm(self, holder: str, now: datetime) -> bool:
         """Note that a confirm is about to be sent; returns whether it may be sent.
@@ -228,86 +216,19 @@ class Confirmation:
         self.version += 1
         return True
 
-    def record(
-        self, command: RecordOutcome, now: datetime, lease: timedelta, confirm_window: timedelta
-    ) -> None:
-        """Apply an outcome of the gateway.
+    # -- changes of state ----------------------------------------------------------------------
 
-        ``confirm_window``: how long after its last confirm a key can still be confirmed. What the
-        gateway did counts in every state; other outcomes change open payments only.
-        """
-        if self.released:
-            return
-        held = command.holder == self.holder
-        first_call = held and self.payment.state is PaymentState.PENDING
-        if first_call and isinstance(command.outcome, NotSent | Rejected):
-            # The state is PENDING until a second replica acquires the payment: this was the
-            # claim's only call. After that, one call that did nothing proves nothing.
-            self.released = True
-            self.version += 1
-            return
-        if not self._apply(command, now, confirm_window, held=held):
-            if not held:
-                return
-            if not (first_call and command.keep_lease):
-                self._postpone(command.pause, now)
-                return
-            self._become(PaymentState.UNKNOWN, now)
-        self._hold(command.holder if held and command.keep_lease else None, now, lease)
+    def release(self) -> None:
+        """Free the key: the claim is deleted."""
+        self.released = True
+        self.version += 1
 
-    def _apply(
-        self, command: RecordOutcome, now: datetime, confirm_window: timedelta, *, held: bool
-    ) -> bool:
-        """Change the payment to what the gateway reported; returns whether that changed it."""
-        match command.outcome:
-            case Confirmed(transaction_id) if self.undecided or self.settled_as_not_charged:
-                self._charged(transaction_id, now)
-            case Cancelled() | PartlyCancelled() as found if self._is_news(found):
-                self._refunded(found, now)
-            case Declined(code) if self.undecided:
-                self._declined(self.payment.unsupported_status or code, now)
-            case NotFound() if self._never_charged(now - command.age - confirm_window):
-                self._declined(NOT_CHARGED, now)
-            case NotCancellable(code) if held and not self.undecided:
-                self.payment = replace(self.payment, refund_refusal_code=code)
-                self._become(self.payment.state, now)
-            case Unsupported(status) if held and self.undecided:
-                self.payment = replace(self.payment, unsupported_status=status)
-                self._become(PaymentState.UNKNOWN, now)
-            case _:
-                return False
-        return True
-
-    def _charged(self, transaction_id: str, now: datetime) -> None:
-        if self.settled_as_not_charged:
-            self._cancel(FOUND_LATER_REASON, None, now)
-        self.payment = replace(
-            self.payment, gateway_transaction_id=transaction_id, failure_code=None
-        )
-        self._become(PaymentState.CONFIRMED, now)
-
-    def _declined(self, code: str, now: datetime) -> None:
+    def declined(self, code: str, now: datetime) -> None:
+        """Note that nothing was charged, and why."""
         self.payment = replace(self.payment, failure_code=code)
-        self._become(PaymentState.DECLINED, now)
+        self.become(PaymentState.DECLINED, now)
 
-    def _never_charged(self, asked_before: datetime) -> bool:
-        """Whether a look-up without a result proves it: no confirm can arrive any more."""
-        cancelled = self.undecided and self.cancel_reason is not None
-        return cancelled and self.confirm_time <= asked_before
-
-    def _is_news(self, found: Cancelled | PartlyCancelled) -> bool:
-        """Whether more was given back than is recorded, of a charge that there was."""
-        if self.undecided or self.settled_as_not_charged:
-            return True
-        confirmed = self.payment.state is PaymentState.CONFIRMED
-        return confirmed and self._given_back(found)[0] > self.payment.refunded_minor
-
-    def _refunded(self, found: Cancelled | PartlyCancelled, now: datetime) -> None:
-        if self.settled_as_not_charged and isinstance(found, PartlyCancelled):
-            self._cancel(FOUND_LATER_REASON, None, now)
-        self._give_back(*self._given_back(found), now, found.transaction_id)
-
-    def _give_back(
+    def give_back(
         self, refunded_minor: int, outside_minor: int, now: datetime, transaction_id: str = ""
     ) -> None:
         """Record how much has been given back in all, and how much of it outside Tally."""
@@ -320,41 +241,19 @@ class Confirmation:
             refunded_outside_minor=outside_minor,
         )
         whole = refunded_minor == payment.amount.amount_minor
-        self._become(PaymentState.CANCELLED if whole else PaymentState.CONFIRMED, now)
-
-    def _given_back(self, found: Cancelled | PartlyCancelled) -> tuple[int, int]:
-        """What the gateway reports as given back, in all and outside Tally, in minor units."""
-        amount_minor = self.payment.amount.amount_minor
-        whole = isinstance(found, Cancelled)
-        at_gateway = amount_minor if isinstance(found, Cancelled) else found.refunded_minor
-        own = self._own_part(found, at_gateway)
-        # A person may have recorded a refund before the gateway reports it: it is counted once.
-        outside = max(self.payment.refunded_outside_minor, at_gateway - own)
-        refunded = amount_minor if whole else min(amount_minor, own + outside)
-        return refunded, min(outside, refunded)
-
-    def _own_part(self, found: Cancelled | PartlyCancelled, at_gateway: int) -> int:
-        """How much of it Tally gave back: the parts that have this cancellation's reason."""
-        reason = self.cancel_reason
-        if reason is None or self.payment.state is not PaymentState.CONFIRMED:
-            return 0
-        if not found.refunds:
-            return at_gateway
-        # The gateway cuts long reasons.
-        own = [one for one in found.refunds if one.reason and reason.startswith(one.reason)]
-        return sum(one.amount_minor for one in own)
+        self.become(PaymentState.CANCELLED if whole else PaymentState.CONFIRMED, now)
 
     # -- outcomes of a person ------------------------------------------------------------------
 
     def settle_as_not_charged(self, now: datetime) -> None:
         """Decline an undecided payment on a person's word: it is never confirmed after it."""
-        self._declined(NOT_CHARGED, now)
+        self.declined(NOT_CHARGED, now)
         self.holder = self.due_time = None
 
     def refund_outside(self, more_minor: int, now: datetime) -> None:
         """Record that more of a charge was given back by other means."""
         payment = self.payment
-        self._give_back(
+        self.give_back(
             payment.refunded_minor + more_minor, payment.refunded_outside_minor + more_minor, now
         )
         if not self.open:
@@ -374,9 +273,9 @@ class Confirmation:
             return self.holder == holder
         if self.payment.state is PaymentState.PENDING:
             # The claim's replica is gone, and may have called the gateway before.
-            self._become(PaymentState.UNKNOWN, now)
+            self.become(PaymentState.UNKNOWN, now)
         self.tries += 1
-        self._hold(holder, now, lease)
+        self.hold(holder, now, lease)
         return True
 
     def request_cancel(self, reason: str, request_id: str | None, now: datetime) -> None:
@@ -388,34 +287,38 @@ class Confirmation:
         if self.payment.state not in CANCELLABLE:
             return
         if self.cancel_reason is None:
-            self._cancel(reason, request_id, now)
+            self.cancel(reason, request_id, now)
         elif self.payment.cancel_request_time is None:
             # An earlier release stored the cancellation without its time.
             self.payment = replace(self.payment, cancel_request_time=now)
             self.version += 1
 
-    def _cancel(self, reason: str, request_id: str | None, now: datetime) -> None:
+    def cancel(self, reason: str, request_id: str | None, now: datetime) -> None:
+        """Note a cancellation, in whatever state the payment is."""
         self.cancel_reason, self.cancel_request_id = reason, request_id
         self.payment = replace(self.payment, cancel_request_time=now)
         if self.holder is None:
             self.due_time = now
         self.version += 1
 
-    def _become(self, state: PaymentState, now: datetime) -> None:
+    def become(self, state: PaymentState, now: datetime) -> None:
+        """Change the state, and the time of the last change."""
         # The database's clock may be set back; a payment's update_time must not go back.
         update_time = max(self.payment.update_time, now)
         self.payment = replace(self.payment, state=state, update_time=update_time)
         self.version += 1
 
-    def _hold(self, holder: str | None, now: datetime, lease: timedelta) -> None:
+    def hold(self, holder: str | None, now: datetime, lease: timedelta) -> None:
+        """Give the lease of an open payment to ``holder``; None: any replica may take it now."""
         self.holder = holder if self.open else None
         self.due_time = None if not self.open else now + lease if holder else now
         self.version += 1
 
-    def _postpone(self, pause: timedelta, now: datetime) -> None:
+    def postpone(self, pause: timedelta, now: datetime) -> None:
+        """End the lease of an open payment, until the next try after ``pause``."""
         if not self.open:
             return
         if self.payment.state is PaymentState.PENDING:
-            self._become(PaymentState.UNKNOWN, now)
+            self.become(PaymentState.UNKNOWN, now)
         self.holder, self.due_time = None, now + pause
         self.version += 1

@@ -21,6 +21,7 @@ from payment_service import tables
 from payment_service.errors import PaymentKeyUsed, PaymentNotFound
 from payment_service.locking import advisory_keys
 from payment_service.model.confirmation import TOMBSTONE_REASON, Confirmation
+from payment_service.model.outcome import record
 from payment_service.model.payment import Payment, PaymentState
 from payment_service.model.payment_command import (
     BeginConfirm,
@@ -165,7 +166,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         confirmation = _confirmation_of(payments, records, command)
         if confirmation is None:
             return None
-        confirmation.record(command, payments.now, self._lease, self._confirm_window)
+        record(confirmation, command, payments.now, self._lease, self._confirm_window)
         if confirmation.released:
             payments.release(confirmation)
             return None

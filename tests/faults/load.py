@@ -103,6 +103,7 @@ class Customers:
     payment: Any
     campaign_id: str = ""
     product_id: str = ""
+    orders: int = 0
     finished: list[Told] = field(default_factory=list)
     rounds: list[asyncio.Task[None]] = field(default_factory=list)
     """Those that have not been awaited."""
@@ -150,6 +151,7 @@ class Customers:
         if created is None:
             return
         order: pb.Order = created.order
+        self.orders += 1
         told = Told(kind, order.order_id)
         if kind.pays:
             paying = pay(

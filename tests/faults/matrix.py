@@ -136,7 +136,7 @@ class Matrix:
             began = time.monotonic()
             found = await shot.run()
             self._report(_line(shot, len(left), time.monotonic() - began, found))
-            self.results.orders += len(shot.told)
+            self.results.orders += shot.orders
             self.results.unlisted |= reached(stack.failpoints) - set(NAMES)
             if found:
                 return self._after_a_breach(batch, found) + left
@@ -165,7 +165,7 @@ class Matrix:
 def _line(shot: Shot, left: int, took_s: float, found: Sequence[str]) -> str:
     cells = "; ".join(f"{'' if c in shot.fired else 'NOT FIRED '}{c}" for c in shot.batch)
     verdict = "broken" if found else "held"
-    line = f"{left:4} left  {took_s:5.1f} s  {len(shot.told):3} orders  {verdict}  {cells}"
+    line = f"{left:4} left  {took_s:5.1f} s  {shot.orders:3} orders  {verdict}  {cells}"
     return "\n      ".join((line, *found[:LISTED_MAX]))
 
 
@@ -178,6 +178,7 @@ class Shot:
         self.batch = batch
         self._before = len(fired(stack.failpoints))
         self._finished = len(crowd.finished)
+        self._orders = crowd.orders
         self._deaths: list[str] = []
 
     @property
@@ -188,6 +189,10 @@ class Shot:
     @property
     def _records(self) -> list[Fired]:
         return fired(self._stack.failpoints)[self._before :]
+
+    @property
+    def orders(self) -> int:
+        return self._crowd.orders - self._orders
 
     @property
     def fired(self) -> set[Cell]:

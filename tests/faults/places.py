@@ -107,6 +107,7 @@ PLACES: Final = (
         interruption="lane.saga.WriteSaga.before",
     ),
     Place(name="transaction.saga_wake", service="order", interruption="gateway.confirm.after"),
+    Place(name="transaction.heartbeat", service="order", interruption="lane.saga.WriteSaga.before"),
     Place(name="transaction.retry_sagas", service="order", no_recovery=OPERATOR),
     Place(name="transaction.cart", service="order", no_recovery=NO_SAGA),
     Place(

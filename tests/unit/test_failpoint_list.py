@@ -98,6 +98,11 @@ def test_every_transaction_outside_lanes_is_listed() -> None:
     assert listed("transaction") == first_texts("begin") | {"cart"}
 
 
+def test_every_transaction_outside_lanes_has_a_name() -> None:
+    unnamed = [call for call in calls("begin") if not call.args and not call.keywords]
+    assert [ast.unparse(call) for call in unnamed if "database" in ast.unparse(call)] == []
+
+
 def test_every_call_of_sagas_is_listed() -> None:
     methods = {
         call.args[0].attr

@@ -63,9 +63,7 @@ async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> Non
     try:
         await _wait_for_server(engine, wait_s)
         async with engine.connect() as connection:
-            # Without a time limit: this lock delays no call.
-            await connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
-            await connection.commit()
+            await _wait_for_other_jobs(connection)
             await _migrate_with_lock_timeout(connection, versions)
     finally:
         await engine.dispose()
@@ -95,6 +93,19 @@ async def _connect(engine: AsyncEngine) -> None:
     except TimeoutError:
         # It has no text, and ``describe_failure`` would take it for the readiness probe's.
         raise OSError(f"nothing within {CONNECT_TIMEOUT_S:g} s") from None
+
+
+async def _wait_for_other_jobs(connection: AsyncConnection) -> None:
+    """Take the lock of migrations for the session. No time limit: it delays no call.
+
+    Not by one statement that waits: an index that is created CONCURRENTLY waits for the transaction
+    of every statement, and the two would wait for each other.
+    """
+    try_lock = sa.text("SELECT pg_try_advisory_lock(:key)")
+    while not await connection.scalar(try_lock, {"key": _LOCK}):
+        await connection.rollback()
+        await asyncio.sleep(POLL_S)
+    await connection.commit()
 
 
 def _is_temporary(error: BaseException) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,15 @@ class GatewaySimulator(LocalServer):
         if amount_minor is not None:
             body["cancelAmount"] = amount_minor
         self._control(f"payments/{payment_key}/cancel", body)
+
+    def dashboard_refunds(self) -> dict[str, int]:
+        """How much of each payment key was given back in the dashboard, from the data file."""
+        refunded = (
+            "SELECT payment_key, sum(amount) FROM cancels JOIN dashboard_cancels"
+            " USING (transaction_key) GROUP BY payment_key"
+        )
+        with closing(sqlite3.connect(self._data_file)) as record:
+            return dict(record.execute(refunded).fetchall())
 
     def deposit(self, payment_key: str) -> None:
         """Pay into the virtual account of a ``deposit_`` key."""

@@ -17,13 +17,18 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from deploy.local.gateway.ledger import Ledger
 
-NOW: Final = "now()"
-LATER: Final = "2100-01-01"
+_NOW: Final = datetime.now(UTC)
+NOW: Final = _NOW.isoformat()
+"""The last heartbeat, whenever the test runs."""
+BEFORE: Final = (_NOW - timedelta(hours=1)).isoformat()
+TOMORROW: Final = (_NOW + timedelta(days=1)).isoformat()
+A_DAY_US: Final = 86_400_000_000
 
 
 def uid(number: int) -> str:
@@ -36,37 +41,48 @@ A, B, C, D, E, F = (uid(number) for number in range(11, 17))
 PAY_A, PAY_B, PAY_C, PAY_D, CANCEL_B = (uid(number) for number in range(21, 26))
 PAID_A, PAID_B, DECLINED_C, DIRECT, UNKNOWN = (uid(number) for number in range(31, 36))
 
-_NEW: Final = {"create_time": NOW, "update_time": NOW}
+_NEW: Final = {"create_time": BEFORE, "update_time": NOW}
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "accounts": {"currency_code": "KRW", "update_time": NOW},
     "ledger_entries": {"currency_code": "KRW", "create_time": NOW},
     "answers": {"digest": ""},
     "campaigns": {"currency_code": "KRW", "name": "c", "request_id": "campaign-1"}
-    | {"start_time": NOW, "end_time": LATER, "create_time": NOW, "coupon_lifetime_us": 1},
-    "coupons": {"campaign_id": CAMPAIGN, "issue_time": NOW, "expire_time": LATER}
+    | {"fixed_discount_minor": None, "min_order_minor": None, "start_time": BEFORE}
+    | {"end_time": TOMORROW, "create_time": BEFORE, "coupon_lifetime_us": A_DAY_US},
+    "coupons": {"campaign_id": CAMPAIGN, "issue_time": NOW, "expire_time": TOMORROW}
     | {"request_id": "issue-1"},
     "redemptions": {"currency_code": "KRW", "redeem_time": NOW},
     "payments": {"currency_code": "KRW", "gateway": "toss", "tries": 0, "version": 1, **_NEW},
-    "products": {"name": "p", "currency_code": "KRW", "price_minor": 250, "version": 1, **_NEW},
-    "orders": {"currency_code": "KRW", "failure_reason": "", "version": 1, "expire_time": LATER}
+    "products": {"name": "p", "currency_code": "KRW", "price_minor": 250, "version": 9, **_NEW},
+    "stock_entries": {"product_id": PRODUCT, "create_time": BEFORE},
+    "orders": {"currency_code": "KRW", "failure_reason": "", "version": 1, "expire_time": TOMORROW}
     | _NEW,
-    "sagas": {"plan_version": 1, "asked": {}, "facts": {}, "epoch": 1, "lease_until": NOW}
-    | {"attempts": 0, "last_error": "", "resolution_reason": "", **_NEW},
+    "sagas": {"plan_version": 2, "epoch": 1, "lease_until": NOW, "attempts": 0}
+    | {"last_error": "", "resolution_reason": "", **_NEW},
 }
 """What the rows of a table have in common."""
+HEARTBEAT: Final = f"""
+UPDATE heartbeat
+   SET begin_time = '{NOW}'::timestamptz - interval '1 day', beat_time = '{NOW}';
+"""
 
 
 def insert(table: str, columns: str, *values: Any) -> str:
     """``columns`` are separated by blanks, and completed by the table's defaults."""
-    row = _DEFAULTS.get(table, {}) | dict(zip(columns.split(), values, strict=True))
+    row = completed(table, columns, *values)
     literals = ", ".join(map(_literal, row.values()))
     return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({literals});\n"
+
+
+def completed(table: str, columns: str, *values: Any) -> dict[str, Any]:
+    """The whole row, as it is in the answer about it."""
+    return _DEFAULTS.get(table, {}) | dict(zip(columns.split(), values, strict=True))
 
 
 def _literal(value: Any) -> str:
     if value is None:
         return "NULL"
-    if value == NOW or isinstance(value, int):
+    if isinstance(value, int):
         return str(value)
     if isinstance(value, dict | list):
         value = json.dumps(value)
@@ -114,11 +130,14 @@ def _account(
     for sequence, (kind, amount, request_id, order_id, refund_of) in enumerate(entries, 1):
         available += amount
         entry = (uid(first_id + sequence), sequence, amount, available)
-        script += ledger_entry(user, entry, kind, request_id, order_id, refund_of)
+        request = (kind, request_id, order_id, refund_of)
+        script += ledger_entry(user, entry, *request)
         state = "CANCELLED" if request_id in undone else "ANSWERED"
-        script += answer(_METHODS[kind], user, request_id, entry_body(entry), state)
-    columns = "user_id available_minor version"
-    return script + insert("accounts", columns, user, available, len(entries))
+        script += answer(_METHODS[kind], user, request_id, entry_body(user, entry, *request), state)
+    charged = sum(amount for kind, amount, *_ in entries if kind == "CHARGE")
+    columns = "user_id available_minor version charged_minor charged_at_version"
+    values = (user, available, len(entries), charged, len(entries))
+    return script + insert("accounts", columns, *values)
 
 
 Entry = tuple[str, int, int, int]
@@ -132,9 +151,11 @@ def ledger_entry(user: str, entry: Entry, *request: str | None) -> str:
     return insert("ledger_entries", columns, user, *entry, *request)
 
 
-def entry_body(entry: Entry) -> dict[str, Any]:
+def entry_body(user: str, entry: Entry, *request: str | None) -> dict[str, Any]:
     """The body of an entry's answer."""
-    return dict(zip(_ENTRY_COLUMNS.split(), entry, strict=True))
+    columns = f"{_ENTRY_COLUMNS} kind request_id order_id refund_of"
+    row = completed("ledger_entries", columns, *entry, *request)
+    return row | {"account_id": [user, row.pop("currency_code")]}
 
 
 # -- coupon ----------------------------------------------------------------------------------------
@@ -142,26 +163,35 @@ def entry_body(entry: Entry) -> dict[str, Any]:
 
 def coupon() -> str:
     """A campaign with two coupons, one redeemed and one restored."""
+    columns = "campaign_id percent_discount max_discount_minor quantity issued"
+    values = (CAMPAIGN, 15, 500, 3, 2)
+    row = completed("campaigns", columns, *values)
+    body = row | {"terms": row, "issued": 0}
+    restored = _coupon_row(COUPON_B, "bob", 2) | {"as_of": NOW}
     return (
-        insert(
-            "campaigns",
-            "campaign_id percent_discount max_discount_minor quantity issued",
-            *(CAMPAIGN, 15, 500, 3, 2),
-        )
+        insert("campaigns", columns, *values)
+        + answer("CreateCampaign", "", "campaign-1", body)
         + _coupon(COUPON_A, "ann", 1, f"{PAY_A}:redeem_coupon", A, NOW)
         + _coupon(COUPON_B, "bob", 2, None, None, None)
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500)
         + redemption(
             "bob", PAY_B, COUPON_B, order_id=B, order_amount=2_000, discount=300, restored=True
         )
+        + answer("RestoreCoupon", "bob", "restore-1", {"coupon": restored})
     )
 
 
+_COUPON_COLUMNS: Final = "coupon_id user_id issue_number"
+
+
+def _coupon_row(coupon_id: str, user: str, number: int) -> dict[str, Any]:
+    return completed("coupons", _COUPON_COLUMNS, coupon_id, user, number)
+
+
 def _coupon(coupon_id: str, user: str, number: int, *use: str | None) -> str:
-    columns = "coupon_id user_id issue_number redeem_request_id order_id redeem_time"
-    body = {"coupon_id": coupon_id, "issue_number": number}
+    columns = f"{_COUPON_COLUMNS} redeem_request_id order_id redeem_time"
     return insert("coupons", columns, coupon_id, user, number, *use) + answer(
-        "IssueCoupon", user, "issue-1", body
+        "IssueCoupon", user, "issue-1", _coupon_row(coupon_id, user, number)
     )
 
 
@@ -186,26 +216,40 @@ def redemption(
         "RedeemCoupon",
         user,
         request_id,
-        {"discount": {"currency_code": "KRW", "amount_minor": discount}},
+        redemption_body(coupon_id, order_id, discount),
         "CANCELLED" if restored else "ANSWERED",
     )
+
+
+def redemption_body(coupon_id: str, order_id: str, discount: int) -> dict[str, Any]:
+    """The body of a redemption's answer."""
+    return {
+        "coupon": {"coupon_id": coupon_id, "order_id": order_id},
+        "discount": {"currency_code": "KRW", "amount_minor": discount},
+    }
 
 
 # -- payment ---------------------------------------------------------------------------------------
 
 
+DIRECTLY: Final = "elsewhere"
 PAYMENTS = (
     (PAID_A, "ann", f"{PAY_A}:confirm_payment", (A, 1_500), "CONFIRMED"),
     (PAID_B, "bob", f"{PAY_B}:confirm_payment", (B, 700), "CANCELLED"),
     (DECLINED_C, "ann", f"{PAY_C}:confirm_payment", (C, 600), "DECLINED"),
-    (DIRECT, "bob", "direct-1", ("elsewhere", 900), "CONFIRMED"),
-    (UNKNOWN, "bob", "direct-2", ("elsewhere", 60), "UNKNOWN"),
+    (DIRECT, "bob", "direct-1", (DIRECTLY, 900), "CONFIRMED"),
+    (UNKNOWN, "bob", "direct-2", (DIRECTLY, 60), "UNKNOWN"),
 )
 
 
 def payment() -> str:
     """Payments of sagas, and two direct ones."""
-    return "".join(payment_row(*row) for row in PAYMENTS)
+    cancelled = payment_body(PAID_B, B, 700, "CANCELLED")
+    return (
+        HEARTBEAT
+        + "".join(payment_row(*row) for row in PAYMENTS)
+        + answer("CancelPayment", "bob", f"{CANCEL_B}:cancel_payment", cancelled)
+    )
 
 
 _ANSWERS = {"CONFIRMED": "ANSWERED", "DECLINED": "REFUSED", "CANCELLED": "CANCELLED"}
@@ -215,31 +259,43 @@ def payment_row(
     payment_id: str, user: str, request_id: str, paid: tuple[str, int], state: str
 ) -> str:
     """``paid``: the order, and the amount."""
-    key = f"key-{payment_id[-2:]}"
-    transaction = f"t {key}" if state in {"CONFIRMED", "CANCELLED"} else None
+    cancelled = state == "CANCELLED"
     script = insert(
         "payments",
         "payment_id payment_key user_id request_id order_id amount_minor state"
-        " gateway_transaction_id failure_code cancel_reason due_time",
-        *(payment_id, key, user, request_id, *paid, state, transaction),
-        "REJECT" if state == "DECLINED" else None,
-        "r" if state == "CANCELLED" else None,
+        " gateway_transaction_id failure_code cancel_reason cancel_request_time refunded_minor"
+        " due_time",
+        *(payment_id, _key(payment_id), user, request_id, *paid, state),
+        *(_transaction(payment_id, state), "REJECT" if state == "DECLINED" else None),
+        *(("r", NOW, paid[1]) if cancelled else (None, None, 0)),
         NOW if state == "UNKNOWN" else None,
     )
     if state in _ANSWERS:
-        body = payment_body(payment_id, paid[1], transaction)
+        body = payment_body(payment_id, *paid, state) | {"user_id": user}
         script += answer("ConfirmPayment", user, request_id, body, _ANSWERS[state])
     return script
 
 
-def payment_body(payment_id: str, amount: int, transaction: str | None) -> dict[str, Any]:
-    """The body of a payment's answer."""
-    money = {"currency_code": "KRW", "amount_minor": amount}
+def _key(payment_id: str) -> str:
+    return f"key-{payment_id[-2:]}"
+
+
+def _transaction(payment_id: str, state: str) -> str | None:
+    return f"t {_key(payment_id)}" if state in {"CONFIRMED", "CANCELLED"} else None
+
+
+def payment_body(payment_id: str, order_id: str, amount: int, state: str) -> dict[str, Any]:
+    """The body of the answer about a payment of bob."""
     return {
         "payment_id": payment_id,
-        "amount": money,
-        "state": "CONFIRMED",
-        "gateway_transaction_id": transaction,
+        "user_id": "bob",
+        "order_id": order_id,
+        "payment_key": _key(payment_id),
+        "amount": {"currency_code": "KRW", "amount_minor": amount},
+        "state": state,
+        "gateway": "toss",
+        "gateway_transaction_id": _transaction(payment_id, state),
+        "failure_code": "REJECT" if state == "DECLINED" else None,
     }
 
 
@@ -255,6 +311,7 @@ def write_gateway(record: Path) -> None:
         if state != "DECLINED":
             left = 0 if state == "CANCELLED" else amount
             script += gateway_charge(f"key-{payment_id[-2:]}", order_id, amount, left)
+    script += f"UPDATE payments SET transaction_key = 'c' WHERE payment_key = '{_key(PAID_B)}';"
     on_gateway(record, script)
 
 
@@ -263,6 +320,8 @@ def gateway_charge(key: str, order_id: str, amount: int, left: int) -> str:
     return (
         f"INSERT INTO payments VALUES ('{key}', '{order_id}', '{status}', 'KRW', {amount}, {left},"
         f" 't {key}', 'then', 'then', NULL);\n"
+        f"INSERT INTO answers VALUES ('POST /v1/payments/confirm', 'confirm:{key}', 200,"
+        f""" '{{"paymentKey": "{key}", "lastTransactionKey": "t {key}"}}');\n"""
     )
 
 
@@ -286,24 +345,53 @@ def order() -> str:
         " complete_order PENDING"
     )
     cancelled = "cancel_payment DONE, refund_deduction DONE, restore_coupon DONE, cancel_order DONE"
+    asked_b = {"balance_minor": 1_000, "gateway_minor": 700, "coupon_id": COUPON_B}
     return (
-        insert("products", "product_id stocked reserved sold", PRODUCT, 100, 4 + 1, 20)
+        HEARTBEAT
+        + insert("products", "product_id stocked reserved sold", PRODUCT, 100, 4 + 1, 20)
+        + stock_entry("CREATED", "product-1", 60, 60, 1)
+        + stock_entry("RESTOCKED", "restock-1", 40, 100, 2)
         + order_row(A, "ann", 20, "PAID", (500, 3_000, 1_500), coupon=COUPON_A, payment=PAID_A)
         + order_row(B, "bob", 8, "CANCELLED", (300, 1_000, 700), coupon=COUPON_B, payment=PAID_B)
         + order_row(C, "ann", 4, "PENDING")
         + order_row(D, "bob", 1, "PAYING")
         + order_row(E, "ann", 7, "EXPIRED")
         + order_row(F, "ann", 3, "CANCELLED")
-        + saga(PAY_A, A, "ann", "COMPLETED", paid)
-        + saga(PAY_B, B, "bob", "COMPLETED", paid)
-        + saga(PAY_C, C, "ann", "COMPENSATED", failed)
-        + saga(PAY_D, D, "bob", "RUNNING", running)
-        + saga(CANCEL_B, B, "bob", "COMPLETED", cancelled, kind="CANCEL_ORDER")
-        + answer("PayOrder", "ann", f"pay-{PAY_A}", _paid_body(A, (500, 3_000, 1_500), PAID_A))
-        + answer("PayOrder", "bob", f"pay-{PAY_B}", _paid_body(B, (300, 1_000, 700), PAID_B))
+        + saga(
+            *(PAY_A, A, "ann", "COMPLETED", paid, 5_000),
+            asked={"balance_minor": 3_000, "coupon_id": COUPON_A},
+            facts={"discount_minor": 500, "payment_id": PAID_A},
+        )
+        + saga(
+            *(PAY_B, B, "bob", "COMPLETED", paid, 2_000),
+            asked={"balance_minor": 1_000, "coupon_id": COUPON_B},
+            facts={"discount_minor": 300, "payment_id": PAID_B},
+        )
+        + saga(PAY_C, C, "ann", "COMPENSATED", failed, 1_000)
+        + saga(PAY_D, D, "bob", "RUNNING", running, 250)
+        + saga(
+            *(CANCEL_B, B, "bob", "COMPLETED", cancelled, 2_000),
+            kind="CANCEL_ORDER",
+            asked=asked_b | {"pay_saga_id": PAY_B},
+        )
+        + answer("PayOrder", "ann", f"pay-{PAY_A}", _paid_body(A, PAID_A))
+        + answer("PayOrder", "bob", f"pay-{PAY_B}", _paid_body(B, PAID_B))
         + answer("PayOrder", "ann", f"pay-{PAY_C}", {"reason": "r"}, "REFUSED")
-        + answer("CancelOrder", "bob", "cancel-b", {"order_id": B})
-        + answer("CancelOrder", "ann", "cancel-f", {"order_id": F})
+        + answer("CancelOrder", "bob", "cancel-b", _paid_body(B, PAID_B) | {"state": "CANCELLING"})
+        + answer("CancelOrder", "ann", "cancel-f", unpaid_body(F, "ann", 3))
+    )
+
+
+_METHOD_OF: Final = {"CREATED": "CreateProduct", "RESTOCKED": "RestockProduct"}
+
+
+def stock_entry(kind: str, request_id: str, quantity: int, stocked: int, version: int) -> str:
+    """An entry of the stock journal, and its answer."""
+    columns = "kind request_id quantity stocked_after product_version"
+    body = completed("products", "product_id stocked version", PRODUCT, stocked, version)
+    body |= {"price": {"currency_code": "KRW", "amount_minor": 250}}
+    return insert("stock_entries", columns, kind, request_id, quantity, stocked, version) + answer(
+        _METHOD_OF[kind], "", request_id, body
     )
 
 
@@ -321,38 +409,88 @@ def order_row(
     order = insert(
         "orders",
         "order_id user_id request_id subtotal_minor discount_minor paid_by_balance_minor"
-        " paid_by_gateway_minor coupon_id payment_id state",
+        " paid_by_gateway_minor coupon_id payment_id state expire_time",
         *(order_id, user, request_id, quantity * 250, *paid, coupon, payment, state),
+        NOW if state == "EXPIRED" else TOMORROW,
     )
     line = (order_id, PRODUCT, quantity, 250)
+    body = unpaid_body(order_id, user, quantity)
+    body["expire_time"] = NOW if state == "EXPIRED" else TOMORROW
     return (
         order
         + insert("order_items", "order_id product_id quantity unit_price_minor", *line)
-        + answer(
-            "CreateOrder",
-            user,
-            request_id,
-            {"order_id": order_id, "subtotal_minor": quantity * 250},
-        )
+        + answer("CreateOrder", user, request_id, body)
     )
 
 
-def _paid_body(order_id: str, paid: tuple[int, int, int], payment_id: str) -> dict[str, Any]:
+def unpaid_body(order_id: str, user: str, quantity: int) -> dict[str, Any]:
+    """The body of the answer about a new order."""
+    columns = "order_id user_id subtotal_minor state"
+    body = completed("orders", columns, order_id, user, quantity * 250, "PENDING")
+    amounts = ("discount_minor", "paid_by_balance_minor", "paid_by_gateway_minor")
+    items = [{"product_id": PRODUCT, "quantity": quantity, "unit_price_minor": 250}]
+    return body | dict.fromkeys(amounts, 0) | {"items": items, "payment_id": None}
+
+
+_PAID: Final = {
+    A: ("ann", 20, (500, 3_000, 1_500), COUPON_A),
+    B: ("bob", 8, (300, 1_000, 700), COUPON_B),
+}
+
+
+def _paid_body(order_id: str, payment_id: str) -> dict[str, Any]:
+    user, quantity, paid, coupon_id = _PAID[order_id]
     names = ("discount_minor", "paid_by_balance_minor", "paid_by_gateway_minor")
-    return {"order_id": order_id, "payment_id": payment_id, **dict(zip(names, paid, strict=True))}
+    body = unpaid_body(order_id, user, quantity) | dict(zip(names, paid, strict=True))
+    return body | {"payment_id": payment_id, "coupon_id": coupon_id, "state": "PAID"}
 
 
-def saga(
-    saga_id: str, order_id: str, user: str, state: str, steps: str, *, kind: str = "PAY_ORDER"
+def saga(  # noqa: PLR0917 - a row, in the order of its columns
+    saga_id: str,
+    order_id: str,
+    user: str,
+    state: str,
+    steps: str,
+    subtotal: int,
+    *,
+    kind: str = "PAY_ORDER",
+    asked: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> str:
     pairs = [step.split() for step in steps.split(", ")]
+    request = {"request_id": f"pay-{saga_id}", "currency_code": "KRW", "subtotal_minor": subtotal}
     return insert(
         "sagas",
-        "saga_id kind order_id user_id request_id state steps failure",
+        "saga_id kind order_id user_id request_id state steps failure asked facts",
         *(saga_id, kind, order_id, user, f"pay-{saga_id}", state),
-        [{"name": name, "state": step_state} for name, step_state in pairs],
+        [_step(name, step_state) for name, step_state in pairs],
         {"reason": "r"} if state == "COMPENSATED" else None,
+        request | (asked or {}),
+        {"discount_minor": 0, "payment_id": None} | (facts or {}),
     )
+
+
+_PARTICIPANTS: Final = {
+    "redeem_coupon": "coupon",
+    "restore_coupon": "coupon",
+    "deduct_balance": "balance",
+    "refund_deduction": "balance",
+    "confirm_payment": "payment",
+    "cancel_payment": "payment",
+}
+
+
+def _step(name: str, state: str) -> dict[str, Any]:
+    ended = state in {"DONE", "COMPENSATED"}
+    reversal = name in {"restore_coupon", "refund_deduction", "cancel_payment"}
+    return {
+        "participant": _PARTICIPANTS.get(name, ""),
+        "undoes": "the step of the saga that paid" if reversal else "",
+        "name": name,
+        "state": state,
+        "begin_time": BEFORE if ended else None,
+        "end_time": NOW if ended else None,
+    }
 
 
 BOOKS: Final = {"balance": balance, "coupon": coupon, "order": order, "payment": payment}

@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import make_url
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
+from common.urls import engine_url
+from deploy.audit.audit import Limits, check_books
+from deploy.audit.audit_pass import AuditPass
+from deploy.audit.snapshots import Books as Snapshots
 from deploy.audit.sources import Sources
 from deploy.local.plan import SERVICES
 from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_files import SUPERUSER
 from tests.integration.audit.books import BOOKS, on_gateway, write_gateway
 from tests.support.databases import Databases
+
+SHIFT = """
+DO $$
+DECLARE one record;
+BEGIN
+    FOR one IN SELECT table_name, string_agg(
+                          format('%I = %I - interval ''{age}''', column_name, column_name), ', ')
+                          AS changes
+                 FROM information_schema.columns
+                WHERE table_schema = 'public' AND data_type = 'timestamp with time zone'
+                GROUP BY table_name
+    LOOP
+        EXECUTE format('UPDATE %I SET %s', one.table_name, one.changes);
+    END LOOP;
+    IF to_regclass('sagas') IS NOT NULL THEN
+        UPDATE sagas SET steps = (
+               SELECT jsonb_agg(step || jsonb_build_object(
+                          'begin_time', (step ->> 'begin_time')::timestamptz - interval '{age}',
+                          'end_time', (step ->> 'end_time')::timestamptz - interval '{age}'))
+                 FROM jsonb_array_elements(steps) AS step);
+    END IF;
+END $$
+"""
+"""Changes every time in a database."""
 
 
 @dataclass
@@ -44,6 +77,41 @@ class Books:
             self.copies.append(copy)
             self.urls[where], name = urls.audit, copy
         self.server.run_sql(script, database=name)
+
+    async def pass_with(self, where: str, script: str) -> AuditPass:
+        """What one pass finds after a change of one book, which is undone afterwards.
+
+        The checks run in the transaction of the change: no database has to be copied.
+        """
+        if where == "gateway":
+            self.change(where, script)
+        async with AsyncExitStack() as exits:
+            connections = {}
+            for service, url in self.urls.items():
+                engine = create_async_engine(
+                    self._superuser_url(url),
+                    poolclass=NullPool,
+                    connect_args={"server_settings": {"jit": "off", "timezone": "UTC"}},
+                )
+                connection = await exits.enter_async_context(engine.connect())
+                connections[service] = connection
+                await connection.execute(sa.text("SELECT 1"))  # begins the transaction
+                if service == where:
+                    driver = (await connection.get_raw_connection()).driver_connection
+                    assert driver is not None
+                    await driver.execute(script)
+            gateway = sqlite3.connect(self.gateway_record)
+            gateway.row_factory = sqlite3.Row
+            exits.callback(gateway.close)
+            return await check_books(Snapshots(connections, gateway), Limits())
+
+    def _superuser_url(self, url: str) -> URL:
+        password = self.server.files.passwords[SUPERUSER]
+        return make_url(engine_url(url)).set(username=SUPERUSER, password=password)
+
+    def shift(self, where: str, age: str) -> None:
+        """Let everything in one service's book have happened ``age`` earlier."""
+        self.change(where, SHIFT.format(age=age))
 
 
 def _database(url: str) -> str:

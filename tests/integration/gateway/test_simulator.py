@@ -166,6 +166,42 @@ async def test_only_charges_can_be_cancelled(merchant: Merchant) -> None:
     assert refusal(await merchant.cancel("absent", "c-2")) == (404, "NOT_FOUND_PAYMENT")
 
 
+async def test_a_virtual_account_is_closed_or_deposited(
+    simulator: GatewaySimulator, merchant: Merchant
+) -> None:
+    for key in ("deposit_closed", "deposit_paid"):
+        opened = (await merchant.confirm(key)).json()
+        assert (opened["status"], opened["approvedAt"]) == ("WAITING_FOR_DEPOSIT", None)
+    closed = (await merchant.cancel("deposit_closed", "c-1")).json()
+    assert (closed["status"], closed["approvedAt"], closed["cancels"]) == ("CANCELED", None, None)
+    again = await merchant.cancel("deposit_closed", "c-2")
+    assert refusal(again) == (400, "ALREADY_CANCELED_PAYMENT")
+    simulator.deposit("deposit_paid")
+    paid = (await merchant.find("deposit_paid")).json()
+    assert (paid["status"], paid["balanceAmount"]) == ("DONE", 15_000)
+    assert refusal(await merchant.cancel("deposit_paid", "c-1")) == (403, "NOT_CANCELABLE_PAYMENT")
+
+
+async def test_refunds_in_the_dashboard_are_recorded_apart(
+    simulator: GatewaySimulator, merchant: Merchant
+) -> None:
+    await merchant.confirm("no_refund_1")
+    assert refusal(await merchant.cancel("no_refund_1", "c-1")) == (403, "NOT_CANCELABLE_PAYMENT")
+    simulator.refund_in_dashboard("no_refund_1", 4_000)
+    part = (await merchant.find("no_refund_1")).json()
+    assert (part["status"], part["balanceAmount"]) == ("PARTIAL_CANCELED", 11_000)
+    simulator.refund_in_dashboard("no_refund_1")
+    await merchant.confirm("plain")
+    await merchant.cancel("plain", "c-1")
+    assert simulator.dashboard_refunds() == {"no_refund_1": 15_000}
+
+
+async def test_a_confirm_that_is_lost_once_is_charged_when_repeated(merchant: Merchant) -> None:
+    assert (await merchant.confirm("error_once_1")).status_code == 500
+    assert refusal(await merchant.find("error_once_1")) == (404, "NOT_FOUND_PAYMENT")
+    assert (await merchant.confirm("error_once_1")).json()["status"] == "DONE"
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -38,5 +38,9 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     """All services, on freshly migrated databases with the release's rows."""
     await load(release, golden_databases)
-    async with running_stack(golden_databases, gateway, "", Wire(), orders=1) as running:
+    # Of a cancelled payment that the gateway does not know, the key is over at once.
+    payment = {"confirm_window_s": 0.1}
+    async with running_stack(
+        golden_databases, gateway, "", Wire(), orders=1, payment=payment
+    ) as running:
         yield running

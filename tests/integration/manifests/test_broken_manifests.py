@@ -14,6 +14,7 @@ from tests.support.cluster.manifest import Object
 from tests.unit.deploy.kubernetes.manifests import MULTI, Overlay
 
 SMALL = Changes(replicas={"balance": 1, "coupon": 1, "order": 1, "payment": 1})
+ONLY_PAYMENT = Changes(replicas={**dict.fromkeys(("balance", "coupon", "order"), 0), "payment": 1})
 FROM_NOWHERE = {"name": "TALLY_LOG_LEVEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.nom"}}}
 
 pytestmark = pytest.mark.timeout(300)
@@ -92,7 +93,7 @@ async def test_a_container_that_ends_is_named_with_its_log(tmp_path: Path) -> No
 
     message = r"(?s)Deployment payment, pod payment-.*ended with .*TALLY_PAYMENT_DATABASE_URL: need"
     with pytest.raises(ClusterError, match=message):
-        async with Cluster.start(load(OVERLAY), tmp_path, SMALL, make_secrets):
+        async with Cluster.start(load(OVERLAY), tmp_path, ONLY_PAYMENT, make_secrets):
             pytest.fail("the cluster started")
 
 

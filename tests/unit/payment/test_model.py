@@ -30,6 +30,7 @@ from payment_service.gateway.outcomes import (
     Rejected,
     Unknown,
 )
+from payment_service.model import outcome as outcome_rules
 from payment_service.model.confirmation import Confirmation
 from payment_service.model.payment import UNDECIDED, PaymentState
 from payment_service.model.payment_command import ConfirmPayment, RecordOutcome, confirm_key
@@ -56,7 +57,7 @@ def record(
     keep_lease: bool = False,
 ) -> None:
     command = RecordOutcome("id", confirm_key("ann", "c1"), outcome, holder, PAUSE, keep_lease)
-    confirmation.record(command, now, LEASE, WINDOW)
+    outcome_rules.record(confirmation, command, now, LEASE, WINDOW)
 
 
 class Truth(enum.Enum):

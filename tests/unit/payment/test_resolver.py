@@ -12,6 +12,7 @@ import pytest
 from common.money import Money
 from payment_service.gateway.outcomes import Charge, FindOutcome, GatewayOutcome, Unknown
 from payment_service.model.confirmation import Confirmation
+from payment_service.model.outcome import record
 from payment_service.model.payment import BEGINNING
 from payment_service.model.payment_command import BeginConfirm, ConfirmPayment, RecordOutcome
 from payment_service.use_cases.payment import Payments
@@ -61,7 +62,7 @@ class FakeLane:
         if isinstance(command, BeginConfirm):
             assert payment.begin_confirm(command.holder, BEGINNING)
         else:
-            payment.record(command, BEGINNING, LEASE, confirm_window=LEASE)
+            record(payment, command, BEGINNING, LEASE, confirm_window=LEASE)
         return replace(payment)
 
 

@@ -93,7 +93,10 @@ class Payment(_message.Message):
     gateway_transaction_id: _builtins.str
     """The gateway's own id of the charge; empty while there is none."""
     failure_code: _builtins.str
-    """The gateway's code for the decline; empty unless declined."""
+    """The gateway's code for the decline; empty unless declined. NOT_CHARGED if the gateway did not
+    decline: it did not know the payment when its key could not be confirmed any more, or a person
+    said so (ResolvePayment). The gateway's status if the payment's method is not supported.
+    """
     refund_refusal_code: _builtins.str
     """The gateway's code if it refused the refund for good (REFUND_REFUSED); empty otherwise."""
     resolution_reason: _builtins.str
@@ -116,8 +119,8 @@ class Payment(_message.Message):
 
     @_builtins.property
     def cancel_request_time(self) -> _timestamp_pb2.Timestamp:
-        """When the cancellation was stored; unset if there is none. The payment is never confirmed after
-        it.
+        """When the cancellation was stored; unset if there is none, or if an earlier release stored it and
+        CancelPayment was not called since. The payment is never confirmed after it.
         """
 
     @_builtins.property
@@ -520,11 +523,17 @@ class ResolvePaymentRequest(_message.Message):
         OUTCOME_UNSPECIFIED: ResolvePaymentRequest._Outcome.ValueType  # 0
         """Not used."""
         OUTCOME_NOT_CHARGED: ResolvePaymentRequest._Outcome.ValueType  # 1
-        """Nothing was charged, and nothing will be. Of an UNKNOWN payment."""
+        """Nothing was charged. Of an UNKNOWN payment, also while the gateway does not answer. The payment
+        is never confirmed after it; a charge that is found later is given back.
+        """
         OUTCOME_CHARGED: ResolvePaymentRequest._Outcome.ValueType  # 2
         """The amount was charged. Of an UNKNOWN payment; the gateway must confirm it."""
         OUTCOME_REFUNDED_OUTSIDE: ResolvePaymentRequest._Outcome.ValueType  # 3
-        """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment."""
+        """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment,
+        also one whose refund the gateway refused; if a refund by Tally is still being tried, only the
+        whole rest. All of it makes the payment CANCELLED. What the gateway itself reports as refunded
+        is already counted, and a part of it that is recorded in the same call counts once.
+        """
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
         """What a person has found out or done."""
@@ -532,11 +541,17 @@ class ResolvePaymentRequest(_message.Message):
     OUTCOME_UNSPECIFIED: ResolvePaymentRequest.Outcome.ValueType  # 0
     """Not used."""
     OUTCOME_NOT_CHARGED: ResolvePaymentRequest.Outcome.ValueType  # 1
-    """Nothing was charged, and nothing will be. Of an UNKNOWN payment."""
+    """Nothing was charged. Of an UNKNOWN payment, also while the gateway does not answer. The payment
+    is never confirmed after it; a charge that is found later is given back.
+    """
     OUTCOME_CHARGED: ResolvePaymentRequest.Outcome.ValueType  # 2
     """The amount was charged. Of an UNKNOWN payment; the gateway must confirm it."""
     OUTCOME_REFUNDED_OUTSIDE: ResolvePaymentRequest.Outcome.ValueType  # 3
-    """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment."""
+    """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment,
+    also one whose refund the gateway refused; if a refund by Tally is still being tried, only the
+    whole rest. All of it makes the payment CANCELLED. What the gateway itself reports as refunded
+    is already counted, and a part of it that is recorded in the same call counts once.
+    """
 
     PAYMENT_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int

@@ -38,7 +38,7 @@ class PaymentServiceStub:
     certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
     PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
     same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
-    the gateway's status in the metadata, if the customer chose a method that Tally does not serve
+    the gateway's status in the metadata (gateway_status), if the customer chose a method that Tally does not serve
     yet, such as a virtual account (WAITING_FOR_DEPOSIT): the payment is closed at the gateway
     before the refusal is returned, and the refusal is stored.
     """
@@ -55,7 +55,7 @@ class PaymentServiceStub:
     Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
     gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
     reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
-    gateway's code in the metadata, if the gateway refused the refund for good: no further refund
+    gateway's code in the metadata (gateway_code), if the gateway refused the refund for good: no further refund
     is tried, and a person has to settle the payment (ResolvePayment).
     """
     GetConfirmations: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetConfirmationsRequest, _payment_pb2.GetConfirmationsResponse]
@@ -72,7 +72,10 @@ class PaymentServiceStub:
 
     Errors: NOT_FOUND / PAYMENT_NOT_FOUND; FAILED_PRECONDITION / PAYMENT_OUTCOME_DIFFERS if the
     gateway reported another outcome (which is stored), or if the payment's state does not allow
-    the outcome; the metadata has the state and the gateway's status.
+    the outcome; the metadata has the payment's state and what the gateway reported
+    (gateway_outcome). INVALID_ARGUMENT / CURRENCY_MISMATCH if amount is in another currency;
+    ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while a refund is at the gateway; UNAVAILABLE /
+    PAYMENT_OUTCOME_UNKNOWN if only the gateway could confirm the outcome, and it did not answer.
     """
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentRequest, _payment_pb2.GetPaymentResponse]
     """Reads one payment of a user.
@@ -115,7 +118,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
         PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
         same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
-        the gateway's status in the metadata, if the customer chose a method that Tally does not serve
+        the gateway's status in the metadata (gateway_status), if the customer chose a method that Tally does not serve
         yet, such as a virtual account (WAITING_FOR_DEPOSIT): the payment is closed at the gateway
         before the refusal is returned, and the refusal is stored.
         """
@@ -138,7 +141,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
         gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
         reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
-        gateway's code in the metadata, if the gateway refused the refund for good: no further refund
+        gateway's code in the metadata (gateway_code), if the gateway refused the refund for good: no further refund
         is tried, and a person has to settle the payment (ResolvePayment).
         """
 
@@ -167,7 +170,10 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND / PAYMENT_NOT_FOUND; FAILED_PRECONDITION / PAYMENT_OUTCOME_DIFFERS if the
         gateway reported another outcome (which is stored), or if the payment's state does not allow
-        the outcome; the metadata has the state and the gateway's status.
+        the outcome; the metadata has the payment's state and what the gateway reported
+        (gateway_outcome). INVALID_ARGUMENT / CURRENCY_MISMATCH if amount is in another currency;
+        ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while a refund is at the gateway; UNAVAILABLE /
+        PAYMENT_OUTCOME_UNKNOWN if only the gateway could confirm the outcome, and it did not answer.
         """
 
     @_abc_1.abstractmethod
