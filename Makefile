@@ -65,6 +65,18 @@ test-kills: $(STAMP) ## Kill each kind of process during a demo, restart the sta
 test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; check balancing, restarts and kills (14 minutes)
 	@$(BIN)/python -m pytest tests/replicas $(ARGS)
 
+.PHONY: test-crash
+test-crash: $(STAMP) ## Let real processes fail at every failpoint, write docs/guides/failures.md (30 minutes)
+	@$(BIN)/python -m tests.faults crash $(ARGS)
+
+.PHONY: test-outages
+test-outages: $(STAMP) ## Take each dependency away for 1 s, 30 s and 15 minutes, compressed (20 minutes)
+	@$(BIN)/python -m tests.faults outages $(ARGS)
+
+.PHONY: failpoints
+failpoints: $(STAMP) ## List the failpoints, at which a test lets a service fail
+	@$(BIN)/python -m tests.faults list
+
 .PHONY: test-mutants
 test-mutants: $(STAMP) ## Plant bugs in copies of the project, one by one; the tests must catch each (20 minutes)
 	@$(BIN)/python -m tests.mutants $(ARGS)

@@ -21,6 +21,7 @@ class CircuitBreaker:
     """
 
     def __init__(self, name: str, *, failures_max: int, open_s: float) -> None:
+        self.name = name
         self._circuit = Context(name, failures_max, open_s)
         self._in_trial = False
 

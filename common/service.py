@@ -21,8 +21,9 @@ from typing import Final, TypeAlias, TypeVar
 
 import structlog
 import uvloop
+from pydantic import SecretStr
 
-from common import logs, tracing
+from common import failpoints, logs, tracing
 from common.addresses import split_host_port
 from common.db.engines import Database
 from common.db.errors import (
@@ -91,6 +92,12 @@ def main(settings_type: type[S], build: Build[S], argv: Sequence[str] | None = N
         if command == "migrate":
             _run(settings, command, migrate(settings))
         else:
+            failpoints.start(
+                service=settings.service,
+                replica=settings.replica,
+                bind=settings.bind,
+                urls=_urls(settings),
+            )
             tracing.start(
                 service=settings.service, replica=settings.replica, read_refusal=from_trailing
             )
@@ -101,6 +108,16 @@ def main(settings_type: type[S], build: Build[S], argv: Sequence[str] | None = N
     finally:
         # After the loop: sagas that are handed over create the last spans.
         tracing.stop()
+
+
+def _urls(settings: ServiceSettings) -> list[str]:
+    """The URLs among the settings: those of databases, of Redis and of the gateway."""
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    return [
+        value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in values.items()
+        if name.endswith("_url")
+    ]
 
 
 def _run(settings: ServiceSettings, command: Command, work: Coroutine[None, None, None]) -> None:

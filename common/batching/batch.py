@@ -24,6 +24,7 @@ from typing import Final, Generic, TypeVar
 import structlog
 from prometheus_client import Counter, Histogram
 
+from common import failpoints
 from common.backoff import Backoff
 from common.batching.outcomes import Decide, Outcome, QueuedCommand, RowLocked
 from common.db.engines import Database
@@ -74,7 +75,15 @@ class Attempt(Generic[C, R]):
             commands = [entry.command for entry in entries]
             outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
             assert len(outcomes) == len(commands), "one outcome per command"
+            if failpoints.enabled:
+                self._hit(entries, "before")
+        if failpoints.enabled:
+            self._hit(entries, "after")
         return outcomes
+
+    def _hit(self, entries: Sequence[QueuedCommand[C, R]], when: str) -> None:
+        for name in sorted({type(entry.command).__name__ for entry in entries}):
+            failpoints.hit(f"lane.{self.lane}.{name}.{when}")
 
 
 @dataclass(frozen=True, slots=True)

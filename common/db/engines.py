@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from common import failpoints
 from common.db.errors import map_database_errors
 from common.environment import source_of
 from common.ids import is_id
@@ -61,9 +62,15 @@ class Database:
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set when the readiness probe has passed once and the server's durability was checked."""
 
-    def begin(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction outside any lane, for sweeps and clean-ups."""
-        return self.waiting.begin()
+    @asynccontextmanager
+    async def begin(self, purpose: str = "other") -> AsyncIterator[AsyncConnection]:
+        """A transaction outside any lane, for sweeps and clean-ups; ``purpose`` names it."""
+        async with self.waiting.begin() as connection:
+            yield connection
+            if failpoints.enabled:
+                failpoints.hit(f"transaction.{purpose}.before")
+        if failpoints.enabled:
+            failpoints.hit(f"transaction.{purpose}.after")
 
     async def close(self) -> None:
         """Close every connection within CLOSE_S; those of a silent server are dropped."""

@@ -61,7 +61,7 @@ def heartbeat_job(database: Database, table: sa.Table) -> PeriodicJob:
     beat = _beat(table)
 
     async def run(_stopping: object) -> None:
-        async with database.begin() as connection:
+        async with database.begin("heartbeat") as connection:
             await connection.execute(beat)
 
     return PeriodicJob("heartbeat", INTERVAL_S, run)

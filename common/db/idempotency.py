@@ -197,7 +197,7 @@ class IdempotencyStore:
         """
         deleted = 0
         while True:
-            async with database.begin() as connection:
+            async with database.begin("clean_up_answers") as connection:
                 result = await connection.execute(self._clean_up)
             deleted += result.rowcount
             if result.rowcount < CLEAN_UP_ROWS or stopping.is_set():

@@ -89,7 +89,8 @@ class RedisMarks:
     async def begin(self, key: str, owner: str) -> str | None:
         try:
             found = await self._calls.call(
-                lambda: self._begin(keys=[key], args=[f"IN_PROGRESS:{owner}", LIFE_MS])
+                "begin_mark",
+                lambda: self._begin(keys=[key], args=[f"IN_PROGRESS:{owner}", LIFE_MS]),
             )
         except RedisUnavailable:
             _marks.labels("absent").inc()
@@ -99,8 +100,12 @@ class RedisMarks:
 
     async def done(self, key: str, result: str) -> None:
         with suppress(RedisUnavailable):
-            await self._calls.call(lambda: self._redis.set(key, f"DONE:{result}", px=LIFE_MS))
+            await self._calls.call(
+                "set_mark", lambda: self._redis.set(key, f"DONE:{result}", px=LIFE_MS)
+            )
 
     async def clear(self, key: str, owner: str) -> None:
         with suppress(RedisUnavailable):
-            await self._calls.call(lambda: self._clear(keys=[key], args=[f"IN_PROGRESS:{owner}"]))
+            await self._calls.call(
+                "clear_mark", lambda: self._clear(keys=[key], args=[f"IN_PROGRESS:{owner}"])
+            )

@@ -9,8 +9,10 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from common import failpoints
 from common.breaker import CircuitBreaker, CircuitOpen
 
 T = TypeVar("T")
@@ -61,11 +63,16 @@ class RedisCalls:
         self._event = event
         self._breaker = CircuitBreaker("redis", failures_max=FAILURES_MAX, open_s=OPEN_S)
 
-    async def call(self, send: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, operation: str, send: Callable[[], Awaitable[T]]) -> T:
         """The reply to one call. Raises RedisUnavailable."""
         try:
             async with self._breaker.call():
-                return await send()
+                if failpoints.enabled:
+                    failpoints.hit(f"redis.{operation}.before", RedisConnectionError)
+                reply = await send()
+                if failpoints.enabled:
+                    failpoints.hit(f"redis.{operation}.after", RedisConnectionError)
+                return reply
         except CircuitOpen:
             raise RedisUnavailable from None
         except (RedisError, OSError, TimeoutError) as error:

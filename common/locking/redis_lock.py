@@ -72,7 +72,7 @@ class RedisLocks:
         token = new_id()
         try:
             taken = await self._calls.call(
-                lambda: self._acquire(keys=wanted, args=[token, LEASE_MS])
+                "acquire_locks", lambda: self._acquire(keys=wanted, args=[token, LEASE_MS])
             )
         except RedisUnavailable:
             _absent.set(1)
@@ -92,7 +92,8 @@ class RedisLocks:
             return
         try:
             await self._calls.call(
-                lambda: self._release(keys=sorted(grant.acquired), args=[grant.token])
+                "release_locks",
+                lambda: self._release(keys=sorted(grant.acquired), args=[grant.token]),
             )
         except RedisUnavailable:
             _absent.set(1)

@@ -7,7 +7,7 @@ from typing import Generic, Self, TypeVar
 
 import grpc
 
-from common import deadlines, tracing
+from common import deadlines, failpoints, tracing
 from common.rpc import retry
 from common.rpc.handlers import LEAST_TIME_S
 from common.rpc.status import from_rpc_error
@@ -55,10 +55,25 @@ class ServiceClient(Generic[Stub]):
         async def attempt() -> Response:
             timeout_s = deadlines.timeout_for(limit_s, least_s=LEAST_TIME_S)
             try:
-                return await method(request, timeout=timeout_s)
+                if failpoints.enabled:
+                    _hit(request, "before")
+                response = await method(request, timeout=timeout_s)
+                if failpoints.enabled:
+                    _hit(request, "after")
+                return response  # noqa: TRY300 - one block: a failpoint fails as the call does
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
 
         return await retry.call_with_retries(
             type(request).__name__, attempt, attempts_max=attempts_max
         )
+
+
+def _hit(request: object, when: str) -> None:
+    method = type(request).__name__.removesuffix("Request")
+    failpoints.hit(f"call.{method}.{when}", _connection_lost)
+
+
+def _connection_lost() -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "connection lost")

@@ -88,7 +88,7 @@ class SagaJournal:
         Only sagas of plans that this release knows; the others are left to a newer replica.
         """
         command = TakeOverSagas(self._owner, lease_s, uses_gateway, capacity, retries, away, _PLANS)
-        async with self._database.begin() as connection:
+        async with self._database.begin("saga_takeover") as connection:
             return await store.take_over(connection, command)
 
     async def read_waiting(self, *, after: str, size: int) -> list[Saga]:
@@ -102,12 +102,12 @@ class SagaJournal:
         """Make these sagas due now, before those that failed; returns how many of them waited."""
         if not saga_ids:
             return 0
-        async with self._database.begin() as connection:
+        async with self._database.begin("saga_wake") as connection:
             return await saga_waiting.wake(connection, saga_ids)
 
     async def wake_waiting_for(self, participant: str) -> int:
         """Make all sagas due now that wait for a participant; returns how many."""
-        async with self._database.begin() as connection:
+        async with self._database.begin("saga_wake") as connection:
             return await saga_waiting.wake_waiting_for(connection, participant)
 
     async def _decide(

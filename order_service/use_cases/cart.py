@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
+from common import failpoints
 from common.db.engines import Database, reading
 from common.db.errors import map_database_errors
 from common.errors import InvalidField
@@ -71,6 +72,10 @@ async def _writing(database: Database) -> AsyncIterator[tuple[AsyncConnection, A
     with map_database_errors():
         async with database.waiting.connect() as connection, connection.begin() as transaction:
             yield connection, transaction
+            if failpoints.enabled and transaction.is_active:
+                failpoints.hit("transaction.cart.before")
+        if failpoints.enabled:
+            failpoints.hit("transaction.cart.after")
 
 
 async def _raise_version(connection: AsyncConnection, command: SetCartItem | ClearCart) -> None:

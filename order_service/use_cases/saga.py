@@ -80,7 +80,7 @@ class Sagas:
         Raises RequestIdReused, RequestInProgress or DatabaseUnavailable.
         """
         try:
-            async with self._database.begin() as connection:
+            async with self._database.begin("retry_sagas") as connection:
                 records = await self._idempotency.load(connection, [command.key])
                 if (replayed := records.replay(command, _COUNT_BODY)) is not None:
                     return replayed

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from itertools import islice
 from typing import Final
 
+from common import failpoints
 from common.db.engines import Database, reading
 from order_service.model.order import SETTLED, Order
 from order_service.store.order import read_changed
@@ -42,8 +43,12 @@ class Watches:
 
     def report(self, order: Order) -> None:
         """Report a committed change of an order."""
+        if failpoints.enabled:
+            failpoints.hit("publish.order.before")
         if (watched := self._watched.get(order.order_id)) is not None:
             watched.update(order)
+        if failpoints.enabled:
+            failpoints.hit("publish.order.after")
 
     async def poll(self) -> None:
         """Find what other replicas have changed."""

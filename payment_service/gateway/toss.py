@@ -20,6 +20,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import SecretStr
 
+from common import failpoints
 from common.breaker import CircuitBreaker, CircuitOpen
 from common.money import Money
 from payment_service.gateway.outcomes import (
@@ -194,17 +195,21 @@ class TossGateway:
         request = self._client.build_request(method, path, json=body, headers=headers)
         try:
             async with breaker.call():
-                return await self._send(request)
+                return await self._send(request, breaker.name)
         except CircuitOpen as circuit:
             return NotSent(str(circuit))
         except _Failed as failed:
             return failed.outcome
 
-    async def _send(self, request: httpx.Request) -> Response:
+    async def _send(self, request: httpx.Request, operation: str) -> Response:
         try:
             async with asyncio.timeout(self._timeout_s):
+                if failpoints.enabled:
+                    failpoints.hit(f"gateway.{operation}.before", _never_connected)
                 response = await self._client.send(request, stream=True)
                 try:
+                    if failpoints.enabled:
+                        failpoints.hit(f"gateway.{operation}.after", _reply_lost)
                     return await _read(response)
                 finally:
                     await response.aclose()
@@ -212,6 +217,14 @@ class TossGateway:
             raise _Failed(NotSent(type(error).__name__)) from error
         except (httpx.HTTPError, TimeoutError) as error:
             raise _Failed(Unknown(type(error).__name__)) from error
+
+
+def _never_connected() -> httpx.ConnectError:
+    return httpx.ConnectError("failpoint")
+
+
+def _reply_lost() -> httpx.ReadError:
+    return httpx.ReadError("failpoint")
 
 
 async def _read(received: httpx.Response) -> Response:

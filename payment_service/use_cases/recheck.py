@@ -34,7 +34,7 @@ class Recheck:
 
         Ends when the gateway does not answer: the others are due again after some minutes.
         """
-        async with self._database.begin() as connection:
+        async with self._database.begin("payment_recheck") as connection:
             due = await store.claim_due(connection, age_max=self._age_max, size=BATCH_MAX)
         for number, confirmation in enumerate(due):
             if stopping.is_set():
@@ -42,7 +42,7 @@ class Recheck:
             found = await self._resolver.look_up(confirmation)
             if isinstance(found, NotSent | Rejected | Unknown):
                 return number
-            async with self._database.begin() as connection:
+            async with self._database.begin("payment_recheck") as connection:
                 payment_id = confirmation.payment.payment_id
                 await store.mark_checked(connection, payment_id, age_max=self._age_max)
         return len(due)

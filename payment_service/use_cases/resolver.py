@@ -129,7 +129,7 @@ class Resolver:
         size = self._slots_free
         if size <= 0:
             return 0
-        async with self._database.begin() as connection:
+        async with self._database.begin("payment_acquisition") as connection:
             acquired = await store.acquire_due(
                 connection, holder=new_id(), lease=self._lease, size=size
             )
@@ -141,7 +141,7 @@ class Resolver:
         """Renew the lease of every payment that this replica works on; returns how many."""
         if not self._held:
             return 0
-        async with self._database.begin() as connection:
+        async with self._database.begin("payment_renewal") as connection:
             return await store.renew(connection, self._held, lease=self._lease)
 
     @contextmanager

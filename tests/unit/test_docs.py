@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from common import failpoints
 from deploy import reference
 from deploy.local.plan import PROJECT
 
@@ -122,7 +123,7 @@ def test_every_command_exists(page: Path) -> None:
 
 @every_page
 def test_every_setting_exists(page: Path) -> None:
-    known = set(_SETTING.findall(reference.page())) | {"TALLY_SECRETS_DIR"}
+    known = set(_SETTING.findall(reference.page())) | {"TALLY_SECRETS_DIR", failpoints.VARIABLE}
     for settings in reference.SETTINGS:
         own = f"TALLY_{settings.service.upper()}_"
         known |= {own + name.upper() for name in settings.model_fields}

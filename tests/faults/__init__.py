@@ -1,0 +1,1 @@
+"""Faults in real processes: the crash matrix (`make test-crash`), outages (`make test-outages`)."""
