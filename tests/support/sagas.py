@@ -47,7 +47,10 @@ IN_PROGRESS: Final = RemoteRefusal(
 )
 UNREACHED: Final = RemoteRefusal(Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE", "not reached", {})
 REFUND_REFUSED: Final = RemoteRefusal(
-    Code.FAILED_PRECONDITION, "REFUND_REFUSED", "not cancellable", {"code": "NOT_CANCELABLE"}
+    Code.FAILED_PRECONDITION,
+    "REFUND_REFUSED",
+    "not cancellable",
+    {"gateway_code": "NOT_CANCELABLE_PAYMENT"},
 )
 
 
