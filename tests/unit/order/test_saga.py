@@ -215,7 +215,7 @@ async def test_a_pivot_that_stays_unknown_needs_attention_and_goes_on() -> None:
     run = SagaRun(saga_of(PAY_ORDER, create_time=LONG_AGO), {PIVOT: [LOST] * 100})
     await run.run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
-    assert (run.row.failure, run.row.waits_for) == (None, "payment")
+    assert (run.row.failure, run.row.waits_for) == (None, ["payment"])
     assert run.services.undos == []
     assert run.order == "PAYING"
     run.services.errors.clear()
@@ -262,14 +262,14 @@ async def test_a_refund_that_is_refused_is_reported_and_holds_up_nothing_else(
     step = run.row.step(call.partition(":")[0])
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert step.last_error == "FAILED_PRECONDITION REFUND_REFUSED NOT_CANCELABLE_PAYMENT"
-    assert run.row.waits_for == "gateway"
-    assert run.journal.notes == ["REFUND_REFUSED"]
+    assert run.row.waits_for == ["gateway"]
+    assert run.journal.notes == ["REFUND_REFUSED NOT_CANCELABLE_PAYMENT"]
     open_steps = [each for each in run.row.steps if each.to_undo and each.participant]
     assert [each for each in open_steps if each.state is not StepState.DONE] == [step]
     # A person refunds by other means and records it: then the same call succeeds.
     await run.go_on()
     assert run.row.state in {SagaState.COMPENSATED, SagaState.COMPLETED}
-    assert run.journal.notes == ["REFUND_REFUSED"]
+    assert run.journal.notes == ["REFUND_REFUSED NOT_CANCELABLE_PAYMENT"]
 
 
 @pytest.mark.parametrize("error", [REFUSED, LOST, UNREACHED], ids=["refused", "lost", "unreached"])
