@@ -95,8 +95,12 @@ def crash_at(run: SagaRun, call: str, where: str) -> None:
 
 @each_plan
 async def test_each_step_is_called_once_after_it_was_written(plan: Plan) -> None:
-    run = await SagaRun(saga_of(plan)).run()
+    run = SagaRun(saga_of(plan))
+    states: list[StepState] = []
+    run.services.on_call = lambda step: states.append(run.row.step(step).state)
+    await run.run()
     assert_completed(run)
+    assert states == [StepState.BEGUN] * len(plan.steps), "in the journal, when it is called"
     assert run.takeovers == 0
     ids = [request.request_id for request in run.services.requests]
     assert ids == [f"{SAGA_ID}:{step.name}" for step in plan.steps]
