@@ -153,8 +153,8 @@ SAGAS: Final = (
         "undone-effect-may-stand",
         "an effect whose compensation has begun can be recorded as standing",
         file="order_service/use_cases/saga_resolution.py",
-        old="if not landed or step.undo_begun or",
-        new="if not landed or",
+        old="if not landed or (step.undo_begun and saga.state is not SagaState.RESOLVED):",
+        new="if not landed:",
         tests=(f"{_SAGAS}test_a_resolved_saga_keeps_its_order_while_a_service_is_away",),
     ),
     Mutant(
