@@ -32,6 +32,7 @@ from common.db.engines import Database
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id
 from common.metrics import REGISTRY
+from common.money import Money
 from common.tasks import DetachedTasks
 from payment_service.gateway.outcomes import (
     Cancelled,
@@ -49,6 +50,7 @@ from payment_service.gateway.outcomes import (
 )
 from payment_service.gateway.toss import TossGateway
 from payment_service.model.confirmation import Confirmation
+from payment_service.model.outcome import is_known
 from payment_service.model.payment import PaymentState
 from payment_service.model.payment_command import BeginConfirm, Command, RecordOutcome
 from payment_service.store import lease as store
@@ -229,26 +231,28 @@ class Resolver:
     async def _refund(self, confirmation: Confirmation) -> GatewayOutcome:
         """Give back what is left of the charge."""
         assert confirmation.cancel_reason is not None
-        refund, amount = confirmation.refund, confirmation.refund_amount
-        cancelling = self._gateway.cancel(refund, confirmation.cancel_reason, amount)
-        outcome = await _counted("cancel", confirmation, cancelling)
-        if not isinstance(outcome, NotCancellable):
-            return outcome
-        # Perhaps the money was given back by other means, which is as good. The refusal is definite
-        # if the gateway has the charge and it is not given back.
-        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
-        return outcome if isinstance(found, Confirmed | PartlyCancelled) else found
+        return await self._cancel(
+            confirmation, confirmation.cancel_reason, confirmation.refund_amount
+        )
 
     async def _close_account(self, confirmation: Confirmation) -> GatewayOutcome:
         """Cancel a payment that the customer could still pay in a way that Tally does not serve."""
-        reason = confirmation.cancel_reason or CLOSE_REASON
-        closing = self._gateway.cancel(confirmation.refund, reason)
-        outcome = await _counted("cancel", confirmation, closing)
+        return await self._cancel(confirmation, confirmation.cancel_reason or CLOSE_REASON)
+
+    async def _cancel(
+        self, confirmation: Confirmation, reason: str, amount: Money | None = None
+    ) -> GatewayOutcome:
+        """Cancel at the gateway. A refusal is definite if nothing else has happened there.
+
+        Otherwise the outcome is what has: the customer has paid meanwhile, or others have refunded,
+        the whole or a part. Once it is recorded, the rest is cancelled.
+        """
+        cancelling = self._gateway.cancel(confirmation.refund, reason, amount)
+        outcome = await _counted("cancel", confirmation, cancelling)
         if not isinstance(outcome, NotCancellable):
             return outcome
-        # Perhaps the customer has paid meanwhile.
         found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
-        return found if isinstance(found, Confirmed | PartlyCancelled | Declined) else outcome
+        return outcome if is_known(confirmation, found) else found
 
     async def _confirm(
         self, confirmation: Confirmation, *, permitted_until_s: float = 0.0

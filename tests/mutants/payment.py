@@ -112,7 +112,7 @@ PAYMENT: Final = (
         "refund-refused-without-a-look",
         "a refused refund counts as final although the money was given back by other means",
         file="payment_service/use_cases/resolver.py",
-        old="return outcome if isinstance(found, Confirmed | PartlyCancelled) else found",
+        old="return outcome if is_known(confirmation, found) else found",
         new="return outcome",
         tests=(f"{_REFUSED}test_a_refund_made_in_the_dashboard_is_as_good",),
     ),
