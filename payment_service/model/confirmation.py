@@ -12,8 +12,9 @@ lease, else the time of the next try. A replica that lost its lease may still st
 for certain (charged, declined, given back), but only the holder may free the key, send a confirm,
 store a refused refund or set the next try.
 
-A payment that carries a cancellation (``cancel_reason``) is never confirmed again. If the gateway
-still does not know it when its key cannot be confirmed any more, it is DECLINED with NOT_CHARGED.
+No confirm is permitted for a payment that carries a cancellation (``cancel_reason``); one that was
+permitted before may be in transit. If the gateway still does not know the payment when its key
+cannot be confirmed any more, it is DECLINED with NOT_CHARGED.
 Should a charge be found after all, the payment is CONFIRMED again and given back.
 """
 
@@ -26,9 +27,7 @@ from typing import Final
 from common.errors import RequestIdReused
 from common.money import Money
 from common.request_key import RequestKey
-from payment_service.gateway.outcomes import (
-    Charge,
-)
+from payment_service.gateway.outcomes import Charge
 from payment_service.model.payment import (
     BEGINNING,
     CANCELLABLE,
@@ -246,7 +245,7 @@ class Confirmation:
     # -- outcomes of a person ------------------------------------------------------------------
 
     def settle_as_not_charged(self, now: datetime) -> None:
-        """Decline an undecided payment on a person's word: it is never confirmed after it."""
+        """Decline an undecided payment on a person's word: no confirm is permitted after it."""
         self.declined(NOT_CHARGED, now)
         self.holder = self.due_time = None
 

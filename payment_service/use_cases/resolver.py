@@ -8,15 +8,17 @@ An unknown outcome is looked up by the payment_key. If the gateway does not know
 confirm is sent again under the same idempotency key: a first confirm that is still in transit then
 only gets the second one's response. No outcome is ever guessed.
 
-A payment that carries a cancellation is never confirmed: each confirm needs the permission of the
-database right before it is sent, from its claim or from BeginConfirm. It is only looked up, and
-given back if it was charged. A refund that the gateway refuses for good ends the work; a person has
-to settle it.
+No confirm is permitted for a payment that carries a cancellation: it is only looked up, and given
+back if it was charged. Each confirm needs a permission of the database that is at most PERMISSION_S
+old when it is sent, from its claim or from BeginConfirm. One that was permitted before the
+cancellation was stored counts as in transit. A refund that the gateway refuses for good ends the
+work; a person has to settle it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -60,9 +62,11 @@ OutcomeT = TypeVar("OutcomeT", bound=GatewayOutcome)
 
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
-CLAIM_PERMITS_S: Final = 0.5
-"""How long a claim permits its first confirm without another transaction. A cancellation that is
-stored in that time finds the confirm in transit, as between a permission and the socket."""
+PERMISSION_S: Final = 0.5
+"""How long the database's permission for a confirm lasts, from before it was asked for: well below
+a lease. A cancellation that is stored in that time finds the confirm in transit."""
+PERMISSIONS_MAX: Final = 3
+"""How often a permission is asked for that comes too late, until the confirm is given up."""
 _FIRST_RETRY_S: Final = 0.05
 """The pause before the first retry, if the replica that made the first call has a free slot."""
 CLOSE_REASON: Final = "payment method not supported"
@@ -169,9 +173,7 @@ class Resolver:
         that Tally does not serve is closed at once.
         """
         with self._holding(confirmation) as holder:
-            outcome = await self._confirm(
-                confirmation, permitted_until_s=claimed_s + CLAIM_PERMITS_S
-            )
+            outcome = await self._confirm(confirmation, permitted_s=claimed_s)
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
             to_close = isinstance(outcome, Unsupported)
@@ -255,12 +257,20 @@ class Resolver:
         return outcome if is_known(confirmation, found) else found
 
     async def _confirm(
-        self, confirmation: Confirmation, *, permitted_until_s: float = 0.0
+        self, confirmation: Confirmation, *, permitted_s: float = -math.inf
     ) -> GatewayOutcome:
-        """Send a confirm, if the payment may still be confirmed by this replica."""
+        """Send a confirm, if the payment may still be confirmed by this replica.
+
+        ``permitted_s``: the event loop's time before its claim, which was a permission too.
+        """
         assert confirmation.holder is not None
         begin = BeginConfirm(confirmation.payment.payment_id, confirmation.key, confirmation.holder)
-        if _now() >= permitted_until_s:
+        asked = 0
+        while _now() - permitted_s > PERMISSION_S:
+            if asked == PERMISSIONS_MAX:
+                return NotSent("not permitted in time")
+            asked += 1
+            permitted_s = _now()
             try:
                 permitted = await self._lane.submit(begin)
             except Refusal as refusal:
