@@ -180,7 +180,7 @@ async def load(
 
 # -- writes --------------------------------------------------------------------------------------
 
-_new = unnest("new", *(column for column in payments.c if column.name != "checked_time"))
+_new = unnest("new", *payments.c)
 _ADD: Final = (
     insert_from(payments, _new, ["payment_key"])
     .on_conflict_do_nothing()
@@ -205,6 +205,7 @@ _MUTABLE: Final = (
     "resolution_reason",
     "unsupported_status",
     "confirm_time",
+    "check_time",
 )
 _changed = unnest("changed", *payments.c[("payment_id", *_MUTABLE)], loaded_version=sa.BigInteger)
 # The conditional update. Every change raises the version, so it says more than the state would.

@@ -126,14 +126,15 @@ class Resolver:
         await self._tasks.close(limit_s)
 
     @property
-    def _slots_free(self) -> int:
+    def slots_free(self) -> int:
+        """How many more payments this replica may work on."""
         return self._concurrency - len(self._tasks) - self._reserved
 
     # -- leases --------------------------------------------------------------------------------
 
     async def sweep(self) -> int:
         """Acquire due payments, as many as slots are free, and start; returns how many."""
-        size = self._slots_free
+        size = self.slots_free
         if size <= 0:
             return 0
         async with self._database.begin("payment_acquisition") as connection:
@@ -177,7 +178,7 @@ class Resolver:
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
             to_close = isinstance(outcome, Unsupported)
-            retry = isinstance(outcome, Unknown | Mismatch) and self._slots_free > 0
+            retry = isinstance(outcome, Unknown | Mismatch) and self.slots_free > 0
             if retry:
                 self._reserved += 1
             try:
