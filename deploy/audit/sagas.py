@@ -29,7 +29,7 @@ class Use(enum.StrEnum):
     DIRECT = "direct"
     """Taken by a call without an order; the service's own checks cover it."""
     OUTSIDE = "refunded outside Tally"
-    """Of what orders paid, negative."""
+    """Of what orders paid, negative: their amounts are counted as a whole."""
 
 
 Uses = Counter[tuple[Use, str]]

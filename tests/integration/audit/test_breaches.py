@@ -681,6 +681,12 @@ the gateway has captured without a payment | I3 I7 | charge
 the gateway has captured another amount | I3 I7 | charge
     at the gateway 1,600 captured and 0 refunded
     UPDATE payments SET total_amount = 1600 WHERE order_id = '{A}'
+the gateway has captured another amount of a payment under way | I3 I7 | charge
+    payment {UNKNOWN} key key-35: UNKNOWN over 60, at the gateway 61 captured
+    UPDATE payments SET total_amount = 61, balance_amount = 61 WHERE payment_key = 'key-35'
+the gateway has captured a payment under way for another order | I3 I7 | charge
+    payment {UNKNOWN} key key-35: at the gateway for {C} and not {DIRECTLY}
+    UPDATE payments SET order_id = '{C}' WHERE payment_key = 'key-35'
 the gateway has captured another currency | I3 I7 | charge
     payment {PAID_A} key key-31: at the gateway for USD and not KRW
     UPDATE payments SET currency = 'USD' WHERE order_id = '{A}'
