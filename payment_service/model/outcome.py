@@ -95,6 +95,11 @@ def _apply(
         case Unsupported(status) if held and undecided:
             payment.payment = replace(payment.payment, unsupported_status=status)
             payment.become(PaymentState.UNKNOWN, now)
+        case Unsupported(status) if payment.settled_as_not_charged:
+            # The customer could still pay: the account has to be closed.
+            payment.cancel(FOUND_LATER_REASON, None, now)
+            payment.payment = replace(payment.payment, unsupported_status=status, failure_code=None)
+            payment.become(PaymentState.UNKNOWN, now)
         case _:
             return False
     return True
