@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest.fixture(scope="module")
 def stack_options() -> dict[str, Any]:
     return {
-        "payment": {**SHORT_GATEWAY_LIMITS, "confirm_window_s": 1.0},
+        "payment": {**SHORT_GATEWAY_LIMITS, "confirm_window_s": 4.0},
         "saga_attention_s": 0.001,
     }
 
