@@ -26,6 +26,7 @@ from tests.integration.audit.books import (
     DECLINED_C,
     DIRECT,
     DIRECTLY,
+    HOUR_PASSES,
     NOW,
     PAID_A,
     PAID_B,
@@ -315,13 +316,13 @@ a saga is not moved | I6 I3 | overdue
     UPDATE sagas SET lease_until = '{BEFORE}' WHERE saga_id = '{PAY_D}'
 the service runs and nothing moves | I6 | overdue
     is RUNNING and due since
-    UPDATE heartbeat SET beat_time = beat_time + interval '1 hour'
+    {HOUR_PASSES}
 a saga that does not move explains nothing | I3 I6 | deduction
     order {D}: deduction of KRW 250, and saga {PAY_D} does not move
     UPDATE sagas SET lease_until = '{BEFORE}' WHERE saga_id = '{PAY_D}'
 a saga that waits too long explains nothing | I3 I6 | deduction
     order {D}: deduction of KRW 250, and saga {PAY_D} does not move
-    UPDATE heartbeat SET beat_time = beat_time + interval '1 hour'
+    {HOUR_PASSES}
 an order's line is not in its answer | I8 | order and its answer
     CreateOrder create-{E} of ann: answered with order {E} over 1750
     UPDATE order_items SET quantity = 8 WHERE order_id = '{E}'
@@ -376,14 +377,14 @@ a coupon's saga is another user's | I5 | redemption
 a coupon's saga does not move | I5 | redemption
     order {A}: redemption of KRW 500, and saga {PAY_A} does not move
     {RUNNING_A}
-    UPDATE heartbeat SET beat_time = beat_time + interval '1 hour'
+    {HOUR_PASSES}
 a payment's saga is another user's | I3 I7 | payment
     saga {PAY_A} of ann: payment of KRW 1,500, and no such saga
     UPDATE sagas SET user_id = 'eve' WHERE saga_id = '{PAY_A}'
 a payment's saga does not move | I3 I7 | payment
     order {A}: payment of KRW 1,500, and saga {PAY_A} does not move
     {RUNNING_A}
-    UPDATE heartbeat SET beat_time = beat_time + interval '1 hour'
+    {HOUR_PASSES}
 an attempt's saga is gone | I3 | deduction
     saga {PAY_D} of bob: deduction of KRW 250, and no such saga
     DELETE FROM sagas WHERE saga_id = '{PAY_D}'
@@ -610,10 +611,10 @@ a payment is not moved | I6 I7 | overdue payment
     UPDATE payments SET due_time = '{BEFORE}' WHERE payment_id = '{UNKNOWN}'
 the service runs and no payment moves | I6 I7 | overdue payment
     payment {UNKNOWN} of order elsewhere is UNKNOWN and due since
-    UPDATE heartbeat SET beat_time = beat_time + interval '1 hour'
+    {HOUR_PASSES}
 a charge of a payment that does not move | I3 I7 | charge
     payment {UNKNOWN} key key-35: UNKNOWN, 60 at the gateway, and nothing moves
-    UPDATE heartbeat SET beat_time = beat_time + interval '1 hour'
+    {HOUR_PASSES}
 a refund has no next try | I7 | open payment without a next try
     payment {DIRECT} of order elsewhere is CONFIRMED, to be refunded, and no try is due
     ALTER TABLE payments DROP CONSTRAINT payments_due_while_open;
