@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from common.db.heartbeat import heartbeat_table
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "order_0004"
+SCHEMA: Final = "order_0005"
 """The oldest migration this release can serve on."""
 
 STOCK_NOT_OVERSOLD: Final = "products_stock_not_oversold"

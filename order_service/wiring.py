@@ -28,7 +28,7 @@ from order_service.servicer.order import OrderServicer
 from order_service.servicer.product import ProductServicer
 from order_service.servicer.saga import SagaServicer
 from order_service.settings import OrderSettings
-from order_service.tables import SCHEMA, answers, heartbeat
+from order_service.tables import SCHEMA, answers
 from order_service.use_cases.cart import Carts
 from order_service.use_cases.order import Orders
 from order_service.use_cases.order_decider import OrderDecider, OrderLane, OrderTimes
@@ -72,7 +72,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
             run_service_jobs(
                 database,
                 idempotency,
-                heartbeat_job(database, heartbeat),
+                heartbeat_job(database),
                 PeriodicJob(
                     "saga_heartbeat", settings.saga_lease_s / RENEWAL_PARTS, lambda _: runner.beat()
                 ),

@@ -17,7 +17,7 @@ from common.tasks import PeriodicJob, run_periodic_jobs
 from payment_service.gateway.toss import TossGateway
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
-from payment_service.tables import SCHEMA, answers, heartbeat
+from payment_service.tables import SCHEMA, answers
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.recheck import INTERVAL_S as RECHECK_INTERVAL_S
 from payment_service.use_cases.recheck import Recheck
@@ -56,7 +56,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
         )
         jobs = [
             sweep,
-            heartbeat_job(database, heartbeat),
+            heartbeat_job(database),
             PeriodicJob("recheck", RECHECK_INTERVAL_S, recheck.run),
         ]
         # Leases are renewed until the last payment is finished: the grace is longer than a lease.

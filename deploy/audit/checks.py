@@ -22,13 +22,14 @@ ANSWERS_KEPT: Final = "interval '29 days'"
 def moving(due_time: str) -> str:
     """SQL: whether a replica has the work at ``due_time``, or will have, or had it just now.
 
-    The age is taken against the service's heartbeat ``h`` and not the clock, and counts from the
-    end of the service's last pause at the earliest: a stack that is stopped gets the verdict that
-    it had while it ran, and nothing is overdue for the time in which nothing ran.
+    The age is the time in which the service has run since then, as its heartbeat ``h`` records it,
+    and not the clock's: a stack that is stopped gets the verdict that it had while it ran, and
+    nothing is overdue for the time in which nothing ran.
     """
+    ran = f"h.runs * tstzmultirange(tstzrange({due_time}, NULL))"
     return (
-        f"greatest({due_time}, h.begin_time)"
-        " >= h.beat_time - make_interval(secs => CAST(:overdue_s AS double precision))"
+        f"(SELECT coalesce(extract(epoch FROM sum(upper(run) - lower(run))), 0)"  # noqa: S608 - constants
+        f" FROM unnest({ran}) AS run) <= CAST(:overdue_s AS double precision)"
     )
 
 

@@ -3,7 +3,8 @@
 Revision ID: order_0004
 
 ``stock_entries`` has one row for each change of ``products.stocked``, for good: the sum of a
-product's entries is what was ever stocked of it. Products that exist get one OPENING entry.
+product's entries is what was ever stocked of it. Products that exist get an OPENING entry by the
+next revision.
 
 A replica of the earlier release creates and restocks products without entries as long as it runs.
 Its stored answer has all that an entry needs, so the trigger on ``answers`` writes the entry in the
@@ -39,17 +40,6 @@ CREATE TABLE stock_entries (
 );
 """
 
-# The slow part, which locks nothing.
-OPENING = """
-INSERT INTO stock_entries (kind, request_id, product_id, quantity, stocked_after, product_version,
-                           create_time)
-SELECT 'OPENING', product_id::text, product_id, stocked, stocked, version, update_time
-  FROM products;
-"""
-
-# Creating the trigger waits for the transactions that write answers, and keeps new ones waiting
-# until the revision is committed. What was stocked between the two statements is then visible, and
-# is added to the opening entries; from then on the trigger sees every change.
 FUNCTION = """
 CREATE FUNCTION stock_entries_of_earlier_release() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -70,22 +60,12 @@ BEGIN
     RETURN NULL;
 END $$
 """
+# It waits for the transactions that write answers, and keeps new ones waiting until the revision is
+# committed: so it is the last statement, and the products are read by a revision of their own.
 TRIGGER = """
 CREATE TRIGGER answers_stock_entry AFTER INSERT ON answers FOR EACH ROW
     WHEN (NEW.method IN ('CreateProduct', 'RestockProduct') AND NEW.state = 'ANSWERED')
     EXECUTE FUNCTION stock_entries_of_earlier_release();
-"""
-
-CATCH_UP = """
-INSERT INTO stock_entries AS entry (kind, request_id, product_id, quantity, stocked_after,
-                                    product_version, create_time)
-SELECT 'OPENING', p.product_id::text, p.product_id, p.stocked, p.stocked, p.version, p.update_time
-  FROM products AS p
-  LEFT JOIN stock_entries AS known ON known.product_id = p.product_id
- WHERE known.stocked_after IS DISTINCT FROM p.stocked
-    ON CONFLICT (kind, request_id) DO UPDATE
-   SET quantity = excluded.quantity, stocked_after = excluded.stocked_after,
-       product_version = excluded.product_version, create_time = excluded.create_time;
 """
 
 # The runtime role can add entries, and neither change nor delete them.
@@ -96,6 +76,6 @@ GRANT SELECT ON stock_entries TO tally_order_audit;
 
 
 def upgrade() -> None:
-    execute(TABLE, RIGHTS, heartbeat.DDL, heartbeat.rights("order"), OPENING)
+    execute(TABLE, RIGHTS, heartbeat.DDL, heartbeat.rights("order"))
     op.execute(FUNCTION)  # not split at its semicolons
-    execute(TRIGGER, CATCH_UP)
+    execute(TRIGGER)

@@ -27,6 +27,7 @@ _NOW: Final = datetime.now(UTC)
 NOW: Final = _NOW.isoformat()
 """The last heartbeat, whenever the test runs."""
 BEFORE: Final = (_NOW - timedelta(hours=1)).isoformat()
+_A_DAY_AGO: Final = (_NOW - timedelta(days=1)).isoformat()
 TOMORROW: Final = (_NOW + timedelta(days=1)).isoformat()
 A_DAY_US: Final = 86_400_000_000
 
@@ -63,8 +64,13 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 """What the rows of a table have in common."""
 HEARTBEAT: Final = f"""
 UPDATE heartbeat
-   SET begin_time = '{NOW}'::timestamptz - interval '1 day', beat_time = '{NOW}';
+   SET runs = '{{[{_A_DAY_AGO},{NOW})}}', beat_time = '{NOW}';
 """
+HOUR_PASSES: Final = """
+UPDATE heartbeat SET beat_time = beat_time + interval '1 hour',
+       runs = tstzmultirange(tstzrange(lower(runs), beat_time + interval '1 hour'))
+"""
+"""The service runs for another hour."""
 
 
 def insert(table: str, columns: str, *values: Any) -> str:

@@ -31,6 +31,12 @@ SHIFT = """
 DO $$
 DECLARE one record;
 BEGIN
+    IF to_regclass('heartbeat') IS NOT NULL THEN
+        UPDATE heartbeat SET runs = (
+               SELECT range_agg(tstzrange(lower(run) - interval '{age}',
+                                          upper(run) - interval '{age}'))
+                 FROM unnest(runs) AS run);
+    END IF;
     FOR one IN SELECT table_name, string_agg(
                           format('%I = %I - interval ''{age}''', column_name, column_name), ', ')
                           AS changes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import AsyncMock
 
@@ -12,6 +13,7 @@ import asyncpg
 import pytest
 
 from common.db.migrations import migrate
+from deploy.audit import order as audit_of_orders
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.store import product as product_store
@@ -102,32 +104,90 @@ async def test_stocking_by_the_earlier_release_has_entries(
         await shop.products.RestockProduct(restock(tea, 2, "r0"))
 
 
+# -- products that are older than the journal ------------------------------------------------------
+
+VERSIONS = ROOT / "order_service" / "migrations"
+OLD, BEFORE_TRIGGER, BEFORE_COPY, DURING_COPY, NEW = (str(uuid.UUID(int=n)) for n in range(1, 6))
+
+
 @pytest.fixture
-def earlier_versions(tmp_path: Path) -> Path:
-    """The revisions before the journal."""
-    for file in (ROOT / "order_service" / "migrations").glob("000[123]_*.py"):
-        shutil.copy(file, tmp_path)
-    return tmp_path
+def until(tmp_path: Path) -> Callable[[int], Path]:
+    """The revisions up to a number."""
+
+    def copied(number: int) -> Path:
+        for file in VERSIONS.glob("0*.py"):
+            if int(file.name[:4]) <= number:
+                shutil.copy(file, tmp_path)
+        return tmp_path
+
+    return copied
 
 
-async def test_products_before_the_journal_get_an_opening_entry(
-    postgres_server: PostgresServer, earlier_versions: Path
+@pytest.fixture
+def older_database(
+    postgres_server: PostgresServer, order_database: ServiceUrls
+) -> Iterator[ServiceUrls]:
+    """An empty database, without a schema."""
+    del order_database  # its server has the roles of the service
+    name = "test_opening"
+    yield postgres_server.create_database(name, service="order")
+    postgres_server.drop_database(name)
+
+
+def stocked(product_id: str, request_id: str, quantity: int) -> str:
+    """SQL: what a replica of the earlier release writes in the transaction of a stocking."""
+    method = "CreateProduct" if request_id == "create" else "RestockProduct"
+    change = (
+        f"INSERT INTO products VALUES ('{product_id}', 'p', 'KRW', 1, {quantity}, 0, 0, 1, now(),"
+        " now());"
+        if request_id == "create"
+        else f"UPDATE products SET stocked = stocked + {quantity}, version = version + 1,"
+        f" update_time = now() WHERE product_id = '{product_id}';"
+    )
+    return (
+        f"{change} INSERT INTO answers (method, scope, request_id, digest, state, body)"
+        f" SELECT '{method}', '', '{request_id} {product_id}', '', 'ANSWERED', json_build_object("
+        "'product_id', product_id, 'stocked', stocked, 'version', version, 'update_time',"
+        f" update_time) FROM products WHERE product_id = '{product_id}';"
+    )
+
+
+async def test_each_older_product_gets_an_opening_entry_whatever_happens_meanwhile(
+    postgres_server: PostgresServer, older_database: ServiceUrls, until: Callable[[int], Path]
 ) -> None:
-    postgres_server.provision("order")
-    urls = postgres_server.create_database("test_opening", service="order")
+    """The copy also does not wait for a transaction that writes answers."""
+    name = name_of(older_database)
+    await migrate(older_database.owner, until(3))
+    for product_id in (OLD, BEFORE_TRIGGER, BEFORE_COPY, DURING_COPY):
+        postgres_server.run_sql(stocked(product_id, "create", 7), database=name)
+    postgres_server.run_sql(stocked(BEFORE_TRIGGER, "restock", 2), database=name)
+    await migrate(older_database.owner, until(4))
+    for script in (stocked(BEFORE_COPY, "restock", 2), stocked(NEW, "create", 7)):
+        postgres_server.run_sql(f"BEGIN; {script} COMMIT", database=name)
+    writer = await asyncpg.connect(older_database.runtime)
     try:
-        await migrate(urls.owner, earlier_versions)
-        run = postgres_server.run_sql
-        run(
-            "INSERT INTO products SELECT gen_random_uuid(), 'p', 'KRW', 1, n, 0, 0, n, now(), now()"
-            " FROM generate_series(1, 3) AS n",
-            database=name_of(urls),
-        )
-        await migrate(urls.owner, ROOT / "order_service" / "migrations")
-        assert run(
-            "SELECT kind, quantity, stocked_after, product_version FROM stock_entries"
-            " JOIN products USING (product_id) ORDER BY stocked",
-            database=name_of(urls),
-        ).split() == [f"OPENING|{n}|{n}|{n}" for n in (1, 2, 3)]
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute(stocked(DURING_COPY, "restock", 2))
+        await migrate(older_database.owner, until(5))
+        await transaction.commit()
     finally:
-        postgres_server.drop_database("test_opening")
+        await writer.close()
+    for product_id in (OLD, BEFORE_TRIGGER, BEFORE_COPY, DURING_COPY, NEW):
+        postgres_server.run_sql(stocked(product_id, "again", 1), database=name)
+    journal = postgres_server.run_sql(
+        "SELECT right(product_id::text, 1) || ' ' || string_agg(concat_ws(' ', kind, quantity,"
+        " stocked_after), ', ' ORDER BY product_version) FROM stock_entries GROUP BY product_id"
+        " ORDER BY product_id",
+        database=name,
+    )
+    assert journal.splitlines() == [
+        "1 OPENING 7 7, RESTOCKED 8",
+        "2 OPENING 9 9, RESTOCKED 10",
+        "3 OPENING 0 0, RESTOCKED 9, RESTOCKED 10",
+        "4 OPENING 7 7, RESTOCKED 9, RESTOCKED 10",
+        "5 CREATED 7 7, RESTOCKED 8",
+    ]
+    check = next(check for check in audit_of_orders.CHECKS if check.name == "stock journal")
+    differences = f"SELECT difference FROM ({check.sql}) AS checked WHERE difference IS NOT NULL"
+    assert not postgres_server.run_sql(differences, database=name)

@@ -8,18 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import sqlalchemy as sa
 
-import order_service.tables
-import payment_service.tables
 from common.db.engines import Database, open_engines
-from common.db.heartbeat import INTERVAL_S, PAUSE_S, heartbeat_job
+from common.db.heartbeat import INTERVAL_S, PAUSE_S, RUNS_MAX, heartbeat_job
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import Databases, name_of
 
-TABLES = {"order": order_service.tables.heartbeat, "payment": payment_service.tables.heartbeat}
 
-
-@pytest.fixture(params=TABLES)
+@pytest.fixture(params=["order", "payment"])
 def urls(databases: Databases, request: pytest.FixtureRequest) -> Iterator[ServiceUrls]:
     with databases.clone(request.param) as urls:
         yield urls
@@ -33,23 +29,28 @@ async def database(urls: ServiceUrls) -> AsyncIterator[Database]:
 
 
 async def beat(database: Database) -> None:
-    table = order_service.tables.heartbeat  # the same in both services
-    await heartbeat_job(database, table).run(asyncio.Event())
+    await heartbeat_job(database).run(asyncio.Event())
 
 
-async def row(database: Database) -> tuple[object, object, int]:
-    """When it began and beat, and how often the row was written."""
+async def row(database: Database) -> tuple[float, int, int, int]:
+    """The seconds in which the service ran, in how many runs, its last beat, and which transaction
+    wrote the row."""
     async with database.begin() as connection:
-        statement = "SELECT begin_time, beat_time, xmin::text::bigint FROM heartbeat"
+        statement = (
+            "SELECT (SELECT extract(epoch FROM sum(upper(run) - lower(run)))::float"
+            " FROM unnest(runs) AS run), (SELECT count(*) FROM unnest(runs)),"
+            " extract(epoch FROM beat_time)::bigint, xmin::text::bigint FROM heartbeat"
+        )
         found = (await connection.execute(sa.text(statement))).one()
-    return found[0], found[1], found[2]
+    return found[0], found[1], found[2], found[3]
 
 
 def age(server: PostgresServer, urls: ServiceUrls, seconds: float) -> None:
     """Let the last beat be ``seconds`` ago."""
     server.run_sql(
-        f"UPDATE heartbeat SET begin_time = now() - interval '1 day',"
-        f" beat_time = now() - interval '{seconds} seconds'",
+        f"UPDATE heartbeat SET beat_time = now() - interval '{seconds} seconds',"
+        f" runs = tstzmultirange(tstzrange(now() - interval '{seconds + 100} seconds',"
+        f" now() - interval '{seconds} seconds'))",
         database=name_of(urls),
     )
 
@@ -61,19 +62,57 @@ async def test_replicas_together_write_once_in_an_interval(
     before = await row(database)
     await asyncio.gather(*(beat(database) for _ in range(8)))
     after = await row(database)
-    assert after[0] == before[0]
-    assert after[2] != before[2]
+    assert after[3] != before[3]
     await beat(database)
     assert await row(database) == after
 
 
-async def test_after_a_pause_the_time_begins_anew(
+@pytest.mark.parametrize(("since_s", "runs_on"), [(PAUSE_S - 5, True), (PAUSE_S + 5, False)])
+async def test_time_without_a_beat_counts_unless_it_is_a_pause(
+    database: Database,
+    urls: ServiceUrls,
+    postgres_server: PostgresServer,
+    since_s: float,
+    *,
+    runs_on: bool,
+) -> None:
+    age(postgres_server, urls, since_s)
+    await beat(database)
+    ran_s, runs, *_ = await row(database)
+    assert runs == 1
+    assert (ran_s > 100) is runs_on
+
+
+async def test_runs_before_and_after_a_pause_add_up(
     database: Database, urls: ServiceUrls, postgres_server: PostgresServer
 ) -> None:
-    age(postgres_server, urls, PAUSE_S + 1)
+    age(postgres_server, urls, 3_600)
     await beat(database)
-    begin, last, _ = await row(database)
-    assert begin == last
+    postgres_server.run_sql(
+        "UPDATE heartbeat SET beat_time = beat_time - interval '10 seconds'",
+        database=name_of(urls),
+    )
+    await beat(database)
+    ran_s, runs, *_ = await row(database)
+    assert runs == 2
+    assert 110 <= ran_s < 3_600
+
+
+async def test_only_the_newest_runs_are_kept(
+    database: Database, urls: ServiceUrls, postgres_server: PostgresServer
+) -> None:
+    postgres_server.run_sql(
+        "UPDATE heartbeat SET beat_time = now() - interval '1 hour', runs = ("
+        "SELECT range_agg(tstzrange(day, day + interval '1 minute'))"
+        f" FROM generate_series(now() - interval '{RUNS_MAX + 50} days', now() - interval '1 day',"
+        " interval '1 day') AS day)",
+        database=name_of(urls),
+    )
+    ran_s, *_ = await row(database)
+    assert ran_s == (RUNS_MAX + 50) * 60
+    await beat(database)
+    ran_s, runs, *_ = await row(database)
+    assert (ran_s, runs) == ((RUNS_MAX - 1) * 60, RUNS_MAX - 1)
 
 
 async def test_a_clock_that_was_set_back_changes_nothing(
