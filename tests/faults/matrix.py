@@ -7,10 +7,9 @@ runs again alone, on a new stack, so that the fault has one name.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +17,7 @@ from common.failpoints import Action, Armed, Fired, arm, disarm_all, fired, reac
 from tests.faults.books import unfinished, wrong
 from tests.faults.load import Customers, Told, fresh_stack
 from tests.faults.places import FIRST_RUN, NAMES, RECOVERY, Cell
-from tests.faults.stack import FaultyStack
+from tests.faults.stack import FaultyStack, beside
 from tests.support.orders import Shop
 
 LEASE_S: Final = 1.0
@@ -213,17 +212,19 @@ class Shot:
 
     async def run(self) -> list[str]:
         """What is wrong afterwards; nothing if the books hold."""
-        async with self._restarting():
-            if self._interruptions:
-                await self._interrupt()
-            self._arm()
-            await self._load(lambda: not self.not_fired, new=not self._interruptions)
-            await self._crowd.leave()
-            disarm_all(self._stack.failpoints)
-            await self._stack.healthy()
+        async with beside(self._crowd.settle_refunds()):
+            async with beside(self._restart()):
+                if self._interruptions:
+                    await self._interrupt()
+                self._arm()
+                await self._load(lambda: not self.not_fired, new=not self._interruptions)
+                await self._crowd.leave()
+                disarm_all(self._stack.failpoints)
+                await self._stack.healthy()
+            left = await unfinished(self._stack)
         return [
             *self._deaths,
-            *await unfinished(self._stack),
+            *left,
             *await wrong(self._stack, self.told),
             *await self._stack.differences(),
         ]
@@ -267,22 +268,11 @@ class Shot:
     async def _round(self, shop: Shop) -> None:
         await asyncio.gather(self._crowd.round(shop), self._crowd.keep_shop(shop))
 
-    @contextlib.asynccontextmanager
-    async def _restarting(self) -> AsyncIterator[None]:
-        """Restart what dies during the block. Only a failpoint may end a process."""
-
-        async def restart() -> None:
-            while True:
-                for child in self._stack.restart_dead():
-                    killed = {one.pid for one in fired(self._stack.failpoints)}
-                    if child.pid not in killed:
-                        self._deaths.append(f"{child.name} ended by itself: {child.exit_code()}")
-                await asyncio.sleep(_POLL_S)
-
-        task = asyncio.create_task(restart())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+    async def _restart(self) -> None:
+        """Restart what dies, for ever. Only a failpoint may end a process."""
+        while True:
+            for child in self._stack.restart_dead():
+                killed = {one.pid for one in fired(self._stack.failpoints)}
+                if child.pid not in killed:
+                    self._deaths.append(f"{child.name} ended by itself: {child.exit_code()}")
+            await asyncio.sleep(_POLL_S)
