@@ -169,12 +169,13 @@ class Customers:
 
     async def settle_refunds(self) -> None:
         """For ever: refund by other means what the gateway does not refund, and record it."""
-        attention = pb.ListSagasRequest(state=pb.Saga.STATE_NEEDS_ATTENTION)
         while True:
-            listed = await self._insist(self.shop.sagas.ListSagas, attention)
-            for saga in listed.sagas if listed is not None else ():
-                if saga.last_error.endswith("REFUND_REFUSED"):
-                    await self._settle_refund(saga)
+            for state in (pb.Saga.STATE_NEEDS_ATTENTION, pb.Saga.STATE_RESOLVING):
+                asked = pb.ListSagasRequest(state=state)
+                listed = await self._insist(self.shop.sagas.ListSagas, asked)
+                for saga in listed.sagas if listed is not None else ():
+                    if saga.last_error.endswith("REFUND_REFUSED"):
+                        await self._settle_refund(saga)
             await asyncio.sleep(_PAUSE_S)
 
     async def _settle_refund(self, saga: pb.Saga) -> None:
