@@ -63,6 +63,6 @@ def confirmation_of(saga: Saga) -> str:
 
 def is_decided(saga: Saga, payment: Payment | None) -> bool:
     """Whether the payment's state lets the saga go on."""
-    if payment is None:
-        return False
-    return payment.state in _NOT_CHARGED if saga.gives_back else payment.state not in _OPEN
+    if saga.gives_back:
+        return payment is None or payment.state in _NOT_CHARGED
+    return payment is not None and payment.state not in _OPEN

@@ -131,11 +131,12 @@ class Payments:
             finished = await self._read_marked(command)
             if finished is not None:
                 return finished
+        claimed_s = _now()
         claimed = await self._decide(command)
         if isinstance(claimed, Result) or claimed.holder != command.holder:
             return claimed
         try:
-            confirmation = await self.resolver.charge(claimed)
+            confirmation = await self.resolver.charge(claimed, claimed_s)
         except Refusal:
             # It may be charged and the database unavailable: this is not GATEWAY_UNAVAILABLE.
             raise claimed.payment.outcome_unknown() from None

@@ -9,11 +9,9 @@ confirm is sent again under the same idempotency key: a first confirm that is st
 only gets the second one's response. No outcome is ever guessed.
 
 A payment that carries a cancellation is never confirmed: each confirm needs the permission of the
-database right before it is sent (BeginConfirm). It is only looked up, and given back if it was
-charged. A refund that the gateway refuses for good ends the work; a person has to settle it.
-
-A status that Tally does not serve is stored, and its account closed at the gateway, before the
-payment is refused.
+database right before it is sent, from its claim or from BeginConfirm. It is only looked up, and
+given back if it was charged. A refund that the gateway refuses for good ends the work; a person has
+to settle it.
 """
 
 from __future__ import annotations
@@ -60,6 +58,9 @@ OutcomeT = TypeVar("OutcomeT", bound=GatewayOutcome)
 
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
+CLAIM_PERMITS_S: Final = 0.5
+"""How long a claim permits its first confirm without another transaction. A cancellation that is
+stored in that time finds the confirm in transit, as between a permission and the socket."""
 _FIRST_RETRY_S: Final = 0.05
 """The pause before the first retry, if the replica that made the first call has a free slot."""
 CLOSE_REASON: Final = "payment method not supported"
@@ -158,14 +159,17 @@ class Resolver:
 
     # -- work ----------------------------------------------------------------------------------
 
-    async def charge(self, confirmation: Confirmation) -> Confirmation | None:
+    async def charge(self, confirmation: Confirmation, claimed_s: float) -> Confirmation | None:
         """Make the claim's first call and record its outcome; None if the claim is deleted.
 
+        ``claimed_s``: the event loop's time before the claim, which permits a confirm for a moment.
         An unknown outcome is retried in the background if a slot is free. An account in a status
         that Tally does not serve is closed at once.
         """
         with self._holding(confirmation) as holder:
-            outcome = await self._confirm(confirmation)
+            outcome = await self._confirm(
+                confirmation, permitted_until_s=claimed_s + CLAIM_PERMITS_S
+            )
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
             to_close = isinstance(outcome, Unsupported)
@@ -246,16 +250,19 @@ class Resolver:
         found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
         return found if isinstance(found, Confirmed | PartlyCancelled | Declined) else outcome
 
-    async def _confirm(self, confirmation: Confirmation) -> GatewayOutcome:
+    async def _confirm(
+        self, confirmation: Confirmation, *, permitted_until_s: float = 0.0
+    ) -> GatewayOutcome:
         """Send a confirm, if the payment may still be confirmed by this replica."""
         assert confirmation.holder is not None
         begin = BeginConfirm(confirmation.payment.payment_id, confirmation.key, confirmation.holder)
-        try:
-            permitted = await self._lane.submit(begin)
-        except Refusal as refusal:
-            return NotSent(f"not permitted: {refusal.reason}")
-        if permitted is None:
-            return NotSent("not permitted: cancelled, or acquired by another replica")
+        if _now() >= permitted_until_s:
+            try:
+                permitted = await self._lane.submit(begin)
+            except Refusal as refusal:
+                return NotSent(f"not permitted: {refusal.reason}")
+            if permitted is None:
+                return NotSent("not permitted: cancelled, or acquired by another replica")
         return await _counted("confirm", confirmation, self._gateway.confirm(confirmation.charge))
 
     async def _record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.mutants.audit import AUDIT
 from tests.mutants.balance import BALANCE
 from tests.mutants.common import COMMON
 from tests.mutants.coupon import COUPON
@@ -11,4 +12,4 @@ from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
 from tests.mutants.sagas import SAGAS
 
-MUTANTS: Final = (*COMMON, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT)
+MUTANTS: Final = (*COMMON, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT, *AUDIT)

@@ -46,9 +46,9 @@ PAYMENT: Final = (
     Mutant(
         "key-free-after-an-unknown-outcome",
         "a confirm without a reply frees its payment key",
-        file="payment_service/model/confirmation.py",
+        file="payment_service/model/outcome.py",
         old="if first_call and isinstance(command.outcome, NotSent | Rejected):",
-        new="if first_call and isinstance(command.outcome, NotSent | Rejected | Unknown):",
+        new="if first_call and not isinstance(command.outcome, Confirmed | Declined | Cancelled):",
         tests=(
             f"{_MODEL}test_only_the_claims_own_first_call_frees_the_key",
             f"{_OUTCOMES}test_an_unknown_key_is_not_free",
@@ -73,8 +73,8 @@ PAYMENT: Final = (
     Mutant(
         "not-found-is-not-charged",
         "a key that the gateway does not know counts as never charged at once",
-        file="payment_service/model/confirmation.py",
-        old="return cancelled and self.confirm_time <= asked_before",
+        file="payment_service/model/outcome.py",
+        old="return cancelled and payment.confirm_time <= asked_before",
         new="return cancelled",
         tests=(
             f"{_FENCE}test_a_charge_that_arrives_after_the_cancellation_is_given_back",

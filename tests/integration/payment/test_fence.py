@@ -41,10 +41,13 @@ def held_before_confirm(monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> It
     reached, release = asyncio.Event(), asyncio.Event()
     send = Resolver._confirm
 
-    async def delayed(resolver: Resolver, confirmation: Confirmation) -> Any:
+    async def delayed(resolver: Resolver, confirmation: Confirmation, **until: float) -> Any:
         reached.set()
         await release.wait()
-        return await send(resolver, confirmation)
+        return await send(resolver, confirmation, **until)
+
+    # However soon the test goes on, the claim's own permission is over.
+    monkeypatch.setattr("payment_service.use_cases.resolver.CLAIM_PERMITS_S", 0.0)
 
     if not guarded:
         monkeypatch.setattr(Confirmation, "begin_confirm", lambda *_: True)

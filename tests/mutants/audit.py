@@ -1,0 +1,83 @@
+"""Planted bugs of the audit: breaches that it would not see, or excuse."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.mutants.mutant import Mutant
+
+_AUDIT: Final = "tests/integration/audit/test_audit.py::"
+_BREACH: Final = "tests/integration/audit/test_breaches.py::test_audit_reports_breach"
+_EXPLAINED: Final = (
+    "tests/integration/audit/test_explained.py::test_what_is_not_explained_is_a_breach"
+)
+_COMMAND: Final = "tests/integration/audit/test_command.py::"
+
+AUDIT: Final = (
+    Mutant(
+        "stuck-saga-explains",
+        "a saga that does not move explains what it has taken",
+        file="deploy/audit/claims.py",
+        old="""            THEN CASE WHEN p.state = 'COMPENSATED' THEN 'NOTHING'
+                      WHEN {moving("s.lease_until")} THEN 'OPEN' ELSE 'STUCK' END""",
+        new="""            THEN CASE WHEN p.state = 'COMPENSATED' THEN 'NOTHING' ELSE 'OPEN' END""",
+        tests=(f"{_BREACH}[order: a saga that does not move explains nothing]",),
+    ),
+    Mutant(
+        "resolved-saga-explains",
+        "a saga that a person closed explains any effect for ever",
+        file="deploy/audit/claims.py",
+        old="THEN CASE s.plan_version WHEN 1 THEN 'UNACCOUNTED' ELSE 'NOTHING' END",
+        new="THEN CASE s.plan_version WHEN 1 THEN 'UNACCOUNTED' ELSE 'OPEN' END",
+        tests=(f"{_EXPLAINED}[a closed attempt left a deduction]",),
+    ),
+    Mutant(
+        "age-by-the-clock",
+        "the age of work is taken against the clock: a stopped stack gets another verdict",
+        file="deploy/audit/checks.py",
+        old='" >= h.beat_time - make_interval',
+        new='" >= clock_timestamp() - make_interval',
+        tests=(f"{_AUDIT}test_what_moved_is_not_overdue_when_the_stack_is_stopped",),
+    ),
+    Mutant(
+        "effect-without-a-saga-accepted",
+        "an effect that no saga claims is accepted",
+        file="deploy/audit/sagas.py",
+        old='        return f"{noun} of {live}, and no such saga" if live else None\n',
+        new="        return None\n",
+        tests=(f"{_BREACH}[balance: a deduction belongs to no saga]",),
+    ),
+    Mutant(
+        "standing-amount-not-compared",
+        "any amount may stand once a person has let one stand",
+        file="deploy/audit/sagas.py",
+        old="    if not effect.left_minor <= claim.standing_minor"
+        " <= effect.left_minor + effect.outside_minor:\n",
+        new="    if not effect.left_minor <= effect.left_minor + effect.outside_minor:\n",
+        tests=(f"{_EXPLAINED}[a deduction stands with another amount]",),
+    ),
+    Mutant(
+        "charge-of-a-declined-payment-accepted",
+        "what the gateway has captured is compared for confirmed payments only",
+        file="deploy/audit/gateway.py",
+        old="if captured != (amount if charged else 0) or",
+        new="if charged and captured != amount or",
+        tests=(f"{_BREACH}[gateway: the gateway has charged a declined card]",),
+    ),
+    Mutant(
+        "stock-total-not-compared",
+        "the stock of a product is not compared with the journal of its stockings",
+        file="deploy/audit/order.py",
+        old="    OR last AND stocked_after <> p.stocked\n",
+        new="",
+        tests=(f"{_BREACH}[order: the total stock is raised]",),
+    ),
+    Mutant(
+        "breach-with-exit-0",
+        "the audit reports a breach and exits with 0",
+        file="deploy/audit/__main__.py",
+        old="return HOLDS if report.holds else BREACH",
+        new="return HOLDS if report.lines else BREACH",
+        tests=(f"{_COMMAND}test_breach_exits_1_as_text_and_as_json",),
+    ),
+)
