@@ -19,10 +19,10 @@ from order_service.clients import open_services
 from order_service.model.order import Order
 from order_service.model.saga import Saga
 from order_service.model.saga_command import CloseSaga, NoteFailure
-from order_service.saga.execution import SagaLimits
 from order_service.saga.journal import SagaJournal
 from order_service.saga.payment_poll import POLL_S, PaymentPoll
 from order_service.saga.runner import RENEWAL_PARTS, Runner
+from order_service.saga.running import SagaLimits
 from order_service.servicer.cart import CartServicer
 from order_service.servicer.order import OrderServicer
 from order_service.servicer.product import ProductServicer

@@ -284,5 +284,6 @@ class Saga:
 
 
 def describe(refusal: Refusal) -> str:
-    """A refusal for operators: code and reason."""
-    return f"{refusal.code} {refusal.reason}".strip()
+    """A refusal for operators: code and reason, and the gateway's own code if it refused."""
+    parts = (refusal.code.value, refusal.reason, refusal.metadata.get("gateway_code", ""))
+    return " ".join(part for part in parts if part)

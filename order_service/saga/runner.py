@@ -28,9 +28,10 @@ from common.metrics import REGISTRY
 from order_service.clients import Services
 from order_service.errors import SagaLost
 from order_service.model.saga import Saga
-from order_service.saga.execution import RunningSaga, SagaEnd, SagaExecution, SagaLimits
+from order_service.saga.execution import SagaExecution
 from order_service.saga.journal import SagaJournal
 from order_service.saga.peers import Peers
+from order_service.saga.running import RunningSaga, SagaEnd, SagaLimits
 
 RENEWAL_PARTS: Final = 3
 """A lease is renewed this often in its time."""

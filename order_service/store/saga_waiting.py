@@ -72,7 +72,8 @@ _RETRY: Final = _make_due(
     sa.or_(_state.is_(None), sagas.c.state == _state),
     sa.or_(_kind.is_(None), sagas.c.kind == _kind),
     sa.or_(
-        _reason.is_(None), sa.func.right(sagas.c.last_error, sa.func.length(_reason)) == _reason
+        _reason.is_(None),
+        _reason == sa.any_(sa.func.string_to_array(sagas.c.last_error, sa.literal_column("' '"))),
     ),
     sagas.c.create_time <= CLOCK - sa.bindparam("age_us", type_=sa.BigInteger) * MICROSECOND,
 )

@@ -30,8 +30,8 @@ from order_service.model.order import (
     OrderState,
     PayOrder,
 )
-from order_service.saga.execution import SagaEnd
 from order_service.saga.runner import Runner
+from order_service.saga.running import SagaEnd
 from order_service.store import order as store
 from order_service.use_cases.order_decider import OrderLane
 from order_service.use_cases.saga_decisions import SagaBegun, stored_response

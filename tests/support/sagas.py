@@ -19,10 +19,10 @@ from order_service.errors import SagaLost
 from order_service.model.order import Order
 from order_service.model.saga import ACTIVE, Saga, SagaKind, SagaState, StepRecord
 from order_service.model.saga_input import CancelInput, PayInput, SagaInput
-from order_service.saga.execution import SagaEnd, SagaLimits
 from order_service.saga.journal import SagaJournal
 from order_service.saga.plan import PLANS, Plan, plan_of
 from order_service.saga.runner import Runner
+from order_service.saga.running import SagaEnd, SagaLimits
 from order_service.store.journal import TakenOver
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
@@ -47,7 +47,10 @@ IN_PROGRESS: Final = RemoteRefusal(
 )
 UNREACHED: Final = RemoteRefusal(Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE", "not reached", {})
 REFUND_REFUSED: Final = RemoteRefusal(
-    Code.FAILED_PRECONDITION, "REFUND_REFUSED", "not cancellable", {"code": "NOT_CANCELABLE"}
+    Code.FAILED_PRECONDITION,
+    "REFUND_REFUSED",
+    "not cancellable",
+    {"gateway_code": "NOT_CANCELABLE_PAYMENT"},
 )
 
 

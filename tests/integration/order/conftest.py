@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from common.db.engines import open_engines
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import name_of
 from tests.support.orders import Shop, open_shop
+from tests.support.saga_rows import Sagas
 from tests.support.stack import no_faults, stack, stack_databases, stack_options
 
 __all__ = ["no_faults", "stack", "stack_databases", "stack_options"]
@@ -26,3 +28,15 @@ async def shop(order_database: ServiceUrls, redis_url: str) -> AsyncIterator[Sho
 def sql(order_database: ServiceUrls, postgres_server: PostgresServer) -> Callable[[str], str]:
     """Runs SQL in the test's database as superuser; returns its output, unaligned."""
     return lambda text: postgres_server.run_sql(text, database=name_of(order_database))
+
+
+@pytest.fixture
+async def sagas(order_database: ServiceUrls) -> AsyncIterator[Sagas]:
+    opened = open_engines(order_database.runtime, application_name="journal test", pool_size=9)
+    made = Sagas(opened)
+    try:
+        yield made
+        for each in made.journals:
+            await each.lane.close()
+    finally:
+        await opened.close()

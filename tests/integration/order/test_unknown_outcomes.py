@@ -103,7 +103,7 @@ async def test_a_refused_refund_is_reported_and_settled_by_a_person(
 
     def has_refusal(saga: pb.Saga) -> bool:
         errors = [step.last_error for step in saga.steps]
-        return "FAILED_PRECONDITION REFUND_REFUSED" in errors
+        return "FAILED_PRECONDITION REFUND_REFUSED NOT_CANCELABLE_PAYMENT" in errors
 
     saga = await until(lambda: stack.saga(order), has_refusal)
     # Everything else is given back.

@@ -12,9 +12,9 @@ import pytest
 from common.errors import DatabaseUnavailable, Internal
 from order_service.model.saga import Saga, SagaState, StepState
 from order_service.model.saga_input import Failure
-from order_service.saga.execution import SagaEnd, SagaLimits
 from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, Plan
 from order_service.saga.runner import Runner
+from order_service.saga.running import SagaEnd, SagaLimits
 from tests.support.sagas import (
     LOST,
     NOW,

@@ -261,7 +261,7 @@ async def test_a_refund_that_is_refused_is_reported_and_holds_up_nothing_else(
     await run.first()
     step = run.row.step(call.partition(":")[0])
     assert run.row.state is SagaState.NEEDS_ATTENTION
-    assert step.last_error == "FAILED_PRECONDITION REFUND_REFUSED"
+    assert step.last_error == "FAILED_PRECONDITION REFUND_REFUSED NOT_CANCELABLE_PAYMENT"
     assert run.row.waits_for == "gateway"
     assert run.journal.notes == ["REFUND_REFUSED"]
     open_steps = [each for each in run.row.steps if each.to_undo and each.participant]

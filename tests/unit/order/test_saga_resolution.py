@@ -79,7 +79,10 @@ async def test_a_refund_that_is_refused_keeps_the_saga_resolving_and_not_the_ord
     run.services.errors = {"confirm_payment:undo": [REFUND_REFUSED] * 100}
     await run.go_on()
     assert (run.row.state, run.order) == (SagaState.RESOLVING, "PENDING")
-    assert run.row.step("confirm_payment").last_error == "FAILED_PRECONDITION REFUND_REFUSED"
+    assert (
+        run.row.step("confirm_payment").last_error
+        == "FAILED_PRECONDITION REFUND_REFUSED NOT_CANCELABLE_PAYMENT"
+    )
     assert run.journal.notes == []
     run.services.errors.clear()
     await run.go_on()

@@ -12,7 +12,7 @@ from common.tasks import STOP_S
 from common.tracing import FLUSH_S
 from deploy.kubernetes.release import number
 from deploy.local import gateway
-from order_service.saga.execution import SagaLimits
+from order_service.saga.running import SagaLimits
 from tests.unit.deploy.kubernetes.engine import (
     LASTING,
     OVERLAY,

@@ -1234,7 +1234,9 @@ class Saga(_message.Message):
     attempts: _builtins.int
     """How often in a row it had to wait for a step that failed."""
     last_error: _builtins.str
-    """The last error, as code and reason; empty if there was none."""
+    """The last error, as code and reason, with the gateway's own code if it refused; empty if there
+    was none.
+    """
     resolution_reason: _builtins.str
     """The reason given to ResolveSaga; empty if nobody called it."""
     @_builtins.property
@@ -1350,7 +1352,9 @@ class SagaStep(_message.Message):
     attempts: _builtins.int
     """How often the step, or its compensation, was tried."""
     last_error: _builtins.str
-    """The last error, as code and reason; empty if there was none."""
+    """The last error, as code and reason, with the gateway's own code if it refused; empty if there
+    was none.
+    """
     participant: _builtins.str
     """The service that carries it out: "coupon", "balance" or "payment"; empty for a local step."""
     request_id: _builtins.str
@@ -1588,8 +1592,8 @@ class RetrySagasRequest(_message.Message):
     kind: Global___Saga.Kind.ValueType
     """Only sagas of this kind (optional)."""
     last_reason: _builtins.str
-    """Only sagas whose last_error ends with this reason, such as GATEWAY_UNAVAILABLE (optional): 1-64
-    characters of A-Z and _.
+    """Only sagas whose last_error has this code or reason, such as GATEWAY_UNAVAILABLE (optional):
+    1-64 characters of A-Z and _.
     """
     request_id: _builtins.str
     """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
