@@ -31,6 +31,8 @@ ROUNDS_MAX: Final = 3
 STILL_S: Final = 0.4
 """From the interruption to the cell's fault: what was in flight elsewhere has ended, and the lease
 of what was interrupted has not."""
+BUSY_S: Final = 0.5
+"""How long customers come before a process is killed."""
 TRIES_MAX: Final = 3
 LISTED_MAX: Final = 40
 """Lines that are reported of one breach."""
@@ -242,6 +244,9 @@ class Shot:
 
         Its customers go away: what happens afterwards is recovery.
         """
+        busy_s = time.monotonic() + BUSY_S
+        # Several sagas are to be recovered: one alone cannot survive every fault of a batch.
+        await self._load(lambda: time.monotonic() > busy_s, new=True)
         for name in self._interruptions:
             arm(self._stack.failpoints, Armed(name, Action.KILL))
         await self._load(lambda: set(self._names) >= self._interruptions, new=True)
