@@ -174,7 +174,7 @@ class Customers:
                 asked = pb.ListSagasRequest(state=state)
                 listed = await self._insist(self.shop.sagas.ListSagas, asked)
                 for saga in listed.sagas if listed is not None else ():
-                    if saga.last_error.endswith("REFUND_REFUSED"):
+                    if "REFUND_REFUSED" in saga.last_error:
                         await self._settle_refund(saga)
             await asyncio.sleep(_PAUSE_S)
 
