@@ -116,7 +116,8 @@ async def test_a_refused_refund_is_reported_and_settled_by_a_person(
     if cancelled:
         assert saga.state == SAGA.STATE_NEEDS_ATTENTION
         now = await until(
-            lambda: stack.shop.get(order), lambda now: now.failure_reason == "REFUND_REFUSED"
+            lambda: stack.shop.get(order),
+            lambda now: now.failure_reason == "REFUND_REFUSED NOT_CANCELABLE_PAYMENT",
         )
         assert now.state == ORDER.STATE_CANCELLING
     else:
