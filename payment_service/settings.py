@@ -68,8 +68,9 @@ class PaymentSettings(ServiceSettings):
     )
     recheck_days: int = count(
         7,
-        "Days for which the gateway is asked once a day about a payment, to see refunds that were "
-        "made in its own dashboard; 0: never.",
+        "Days after a payment's last change for which the gateway is asked about it once a day, to "
+        "see refunds that were made in its own dashboard; 0: never. About a payment that counts as "
+        "not charged it is asked from a minute after on, at least until its key is over.",
         most=365,
         least=0,
     )

@@ -10,6 +10,7 @@ balance.py coupon.py payment.py    those checks, by service
 order.py order_sagas.py order_answers.py    the order service's
 merge_join.py   two ordered streams, joined by key
 claims.py       what each attempt to pay an order claims of the other services
+participants.py what each service did for these attempts
 sagas.py        the claims, compared with what each service did
 gateway.py      payments, compared with the gateway's record
 audit_pass.py   the differences that one pass finds

@@ -10,6 +10,7 @@ from typing import Final
 from deploy.audit import balance, coupon, gateway, order, payment, sagas
 from deploy.audit.audit_pass import AuditPass
 from deploy.audit.checks import ServiceChecks, run_checks
+from deploy.audit.participants import PARTICIPANTS
 from deploy.audit.report import Report
 from deploy.audit.snapshots import Books, database_errors, take_snapshots
 from deploy.audit.sources import Sources
@@ -62,7 +63,7 @@ async def check_books(books: Books, limits: Limits) -> AuditPass:
         with database_errors(service):
             await run_checks(books[service], found, checks, overdue_s=limits.overdue_s)
     uses = {}
-    for participant in sagas.PARTICIPANTS:
+    for participant in PARTICIPANTS:
         with database_errors(f"{participant.service} or order"):
             uses[participant.service] = await sagas.compare(
                 books, found, participant, overdue_s=limits.overdue_s

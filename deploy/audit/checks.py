@@ -1,7 +1,6 @@
 """Checks within one snapshot: a statement that returns the rows that differ.
 
-A statement may use the parameter ``:overdue_s``, and OVERDUE, which is true of a row whose
-``due_time`` is further in the past than that.
+A statement may use the parameter ``:overdue_s``, as ``moving`` does.
 """
 
 from __future__ import annotations

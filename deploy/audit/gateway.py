@@ -57,6 +57,8 @@ class _Sums:
     captured: Counter[str] = field(default_factory=Counter)
     refunded: Counter[str] = field(default_factory=Counter)
     """By the gateway, and by other means."""
+    outside: Counter[str] = field(default_factory=Counter)
+    """Of it, what was given back outside Tally."""
     unknown: Counter[str] = field(default_factory=Counter)
     """What the gateway has for payments whose outcome payment_service does not know yet."""
     ahead: Counter[str] = field(default_factory=Counter)
@@ -98,13 +100,16 @@ def _add(sums: _Sums, payment: sa.Row[Any] | None, record: sqlite3.Row | None) -
     if payment is None:
         return
     currency = payment.currency_code
+    sums.outside[currency] += payment.outside_minor
     if payment.state in {"PENDING", "UNKNOWN"}:
         sums.unknown[currency] += captured - refunded
-    elif payment.open:
-        sums.ahead[currency] += refunded - payment.refunded_minor
-    else:
-        # Given back by other means, such as cash: the gateway does not know of it.
-        sums.refunded[currency] += max(payment.refunded_minor - refunded, 0)
+        return
+    # Given back by other means, such as cash: the gateway does not know of it.
+    known = payment.outside_minor if payment.open else payment.refunded_minor
+    given_back = max(refunded, known)
+    sums.refunded[currency] += given_back - refunded
+    if payment.open:
+        sums.ahead[currency] += given_back - payment.refunded_minor
 
 
 def _compare_sums(found: AuditPass, sums: _Sums, uses: Uses) -> None:
@@ -112,13 +117,19 @@ def _compare_sums(found: AuditPass, sums: _Sums, uses: Uses) -> None:
     for currency in sorted(sums.captured | {code: 1 for _, code in uses}):
         left = sums.captured[currency] - sums.refunded[currency]
         parts = {str(use): uses[use, currency] for use in Use}
+        # It is counted with the refunds, whatever the payment was for.
+        parts[str(Use.PAID)] += parts.pop(str(Use.OUTSIDE))
         parts[str(Use.UNDER_WAY)] += sums.unknown[currency]
         parts[str(Use.GIVING_BACK)] -= sums.ahead[currency]
         total = sum(parts.values())
         shown = [f"{amount:,} {name}" for name, amount in parts.items() if amount] or ["0"]
+        outside = sums.outside[currency]
+        refunds = f"{sums.refunded[currency] - outside:,} refunded"
+        if outside:
+            refunds += f" - {outside:,} refunded outside Tally"
         figure = (
-            f"gateway {currency} {sums.captured[currency]:,} captured -"
-            f" {sums.refunded[currency]:,} refunded = {' + '.join(shown).replace('+ -', '- ')}"
+            f"gateway {currency} {sums.captured[currency]:,} captured - {refunds} ="
+            f" {' + '.join(shown).replace('+ -', '- ')}"
         )
         found.add_figure("I3", figure)
         # Under load the sums differ as long as single rows do.
@@ -134,11 +145,15 @@ def difference_of(payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> st
     refunded = 0 if record is None else int(record["refunded"])
     if payment is None:
         return f"{captured:,} captured, and there is no such payment" if captured else None
-    if payment.open:
-        if payment.moving or not captured:
-            return None
-        return f"{payment.state}, {captured - refunded:,} at the gateway, and nothing moves"
     amount = payment.amount_minor
+    if payment.open:
+        if not captured:
+            return None
+        if not payment.moving:
+            return f"{payment.state}, {captured - refunded:,} at the gateway, and nothing moves"
+        if captured != amount:
+            return f"{payment.state} over {amount:,}, at the gateway {captured:,} captured"
+        return None if record is None else _of_another(payment, record)
     charged = payment.state in {"CONFIRMED", "CANCELLED"}
     by_tally = payment.refunded_minor - payment.outside_minor
     if captured != (amount if charged else 0) or not by_tally <= refunded <= payment.refunded_minor:
@@ -157,6 +172,11 @@ def _differing(payment: sa.Row[Any], record: sqlite3.Row) -> str | None:
         return f"the gateway's balance is {record['balance_amount']:,}, and {left:,} are left"
     if (wrong := _wrong_transaction(payment.gateway_transaction_id, record)) is not None:
         return wrong
+    return _of_another(payment, record)
+
+
+def _of_another(payment: sa.Row[Any], record: sqlite3.Row) -> str | None:
+    """Whether a charge is in another currency than its payment, or for another order."""
     pairs = ((payment.currency_code, record["currency"]), (payment.order_id, record["order_id"]))
     differing = [f"{gateway} and not {own}" for own, gateway in pairs if own != gateway]
     return f"at the gateway for {', '.join(differing)}" if differing else None

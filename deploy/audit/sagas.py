@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 
 from deploy.audit.audit_pass import AuditPass, Note
-from deploy.audit.claims import Expected, claims
+from deploy.audit.claims import Expected
 from deploy.audit.merge_join import merge_join, stream
+from deploy.audit.participants import Participant
 from deploy.audit.snapshots import Books
 
 
@@ -30,150 +29,11 @@ class Use(enum.StrEnum):
     DIRECT = "direct"
     """Taken by a call without an order; the service's own checks cover it."""
     OUTSIDE = "refunded outside Tally"
-    """Of what orders paid, negative."""
+    """Of what orders paid, negative: their amounts are counted as a whole."""
 
 
 Uses = Counter[tuple[Use, str]]
 """Amounts in minor units, by use and currency."""
-
-
-@dataclass(frozen=True, slots=True)
-class Participant:
-    """One service's part in paying an order."""
-
-    service: str
-    noun: str
-    """What one effect is called."""
-    invariants: Sequence[str]
-    step: str
-    reversal: str
-    table: str
-    where: str
-    """Which rows of the table are effects."""
-    columns: str
-    """Of an effect, besides those that each has: ``amount_minor``, ``live``, ``left_minor`` (what
-    is taken and not given back), ``outside_minor`` (given back, and not by Tally), ``cancelled``
-    (a cancellation is recorded), ``state``."""
-    claimed_amount: str
-    """The order's column with the amount that is claimed, in minor units."""
-    same: Sequence[str]
-    """Columns that are equal in a claim and its effect."""
-    paid: str
-    """What orders did with the sum, for the figure."""
-    joins: str = ""
-
-    @property
-    def _of_saga(self) -> str:
-        return rf"e.request_id ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}\:{self.step}$'"
-
-    @property
-    def claims(self) -> str:
-        """SQL: what attempts claim, ordered by saga and user."""
-        return claims(self.step, self.reversal)
-
-    @property
-    def effects(self) -> str:
-        """SQL: the effects of sagas, ordered by saga and user."""
-        return (
-            'SELECT left(e.request_id, 36) COLLATE "C" AS saga_id,'  # noqa: S608 - constants
-            f' e.user_id COLLATE "C" AS user_id, e.order_id, e.currency_code, {self.columns}'
-            f" FROM {self.table} AS e {self.joins}"
-            f" WHERE {self.where} AND {self._of_saga} ORDER BY 1, 2"
-        )
-
-    @property
-    def direct(self) -> str:
-        """SQL: by currency, the number of live effects outside any saga, and what is left."""
-        return (
-            "SELECT currency_code, cancelled, count(*) AS effects, sum(left_minor) AS left_minor"  # noqa: S608 - constants
-            f" FROM (SELECT e.currency_code, {self.columns} FROM {self.table} AS e {self.joins}"
-            f" WHERE {self.where} AND NOT ({self._of_saga})) AS effect WHERE live GROUP BY 1, 2"
-        )
-
-    def amount(self, claim: sa.Row[Any]) -> int:
-        """The amount that is claimed, in minor units."""
-        return int(getattr(claim, self.claimed_amount))
-
-    def is_needed(self, claim: sa.Row[Any]) -> bool:
-        """Whether the claim is about this service at all."""
-        if self.service == "coupon":
-            return claim.coupon_id is not None
-        return self.amount(claim) > 0
-
-    def differing(self, claim: sa.Row[Any], effect: sa.Row[Any]) -> str:
-        """What of the effect is not as the order claims; '' if nothing."""
-        pairs: list[tuple[str, object, object]] = [
-            ("amount", self.amount(claim), effect.amount_minor)
-        ]
-        pairs += [(name, getattr(claim, name), getattr(effect, name)) for name in self.same]
-        if self.service == "payment" and effect.state not in {"CONFIRMED", "CANCELLED"}:
-            pairs.append(("state", "CONFIRMED or CANCELLED", effect.state))
-        return ", ".join(
-            f"{name} {actual} and not {claimed}"
-            for name, claimed, actual in pairs
-            if claimed != actual
-        )
-
-
-_TAKEN: Final = "0 AS outside_minor, false AS cancelled, '' AS state"
-PARTICIPANTS: Final = (
-    Participant(
-        service="balance",
-        noun="deduction",
-        invariants=("I3",),
-        step="deduct_balance",
-        reversal="refund_deduction",
-        table="ledger_entries",
-        where="e.kind = 'DEDUCT'",
-        columns="-e.amount_minor AS amount_minor, r.entry_id IS NULL AS live,"
-        f" CASE WHEN r.entry_id IS NULL THEN -e.amount_minor ELSE 0 END AS left_minor, {_TAKEN}",
-        claimed_amount="paid_by_balance_minor",
-        same=("order_id", "currency_code"),
-        paid="paid by balance",
-        joins=(
-            "LEFT JOIN ledger_entries AS r ON r.user_id = e.user_id AND r.refund_of = e.request_id"
-            " AND r.refund_of IS NOT NULL"
-        ),
-    ),
-    Participant(
-        service="coupon",
-        noun="redemption",
-        invariants=("I5",),
-        step="redeem_coupon",
-        reversal="restore_coupon",
-        table="redemptions",
-        where="true",
-        columns=(
-            "e.discount_minor AS amount_minor, e.restore_time IS NULL AS live,"
-            " CASE WHEN e.restore_time IS NULL THEN e.discount_minor ELSE 0 END AS left_minor,"
-            f" e.coupon_id::text AS coupon_id, e.order_amount_minor AS subtotal_minor, {_TAKEN}"
-        ),
-        claimed_amount="discount_minor",
-        same=("order_id", "currency_code", "coupon_id", "subtotal_minor"),
-        paid="saved by coupons",
-    ),
-    Participant(
-        service="payment",
-        noun="payment",
-        invariants=("I3", "I7"),
-        step="confirm_payment",
-        reversal="cancel_payment",
-        table="payments",
-        where="e.state <> 'DECLINED'",
-        # A payment that an earlier release cancelled has no sum of refunds.
-        columns=(
-            "e.amount_minor, e.state <> 'CANCELLED' AS live, e.payment_id::text AS payment_id,"
-            " CASE e.state WHEN 'CONFIRMED' THEN e.amount_minor - e.refunded_minor ELSE 0 END"
-            " AS left_minor, e.refunded_outside_minor AS outside_minor,"
-            " e.cancel_reason IS NOT NULL AS cancelled,"
-            " e.state || CASE WHEN e.state = 'CONFIRMED' AND e.cancel_reason IS NOT NULL"
-            " THEN ', to be refunded' ELSE '' END AS state"
-        ),
-        claimed_amount="paid_by_gateway_minor",
-        same=("order_id", "currency_code", "payment_id"),
-        paid="paid through the gateway",
-    ),
-)
 
 
 async def compare(
@@ -231,7 +91,7 @@ def _count(
     match claim.expected:
         case Expected.DONE:
             if participant.is_needed(claim):
-                uses[Use.PAID, claim.currency_code] += participant.amount(claim)
+                uses[Use.PAID, claim.currency_code] += participant.amount(claim) or 0
             if effect is not None and effect.outside_minor:
                 uses[Use.OUTSIDE, effect.currency_code] -= int(effect.outside_minor)
             return
@@ -274,9 +134,7 @@ def difference_of(
         return f"{noun} of {live}, and no such saga" if live else None
     match claim.expected:
         case Expected.OPEN:
-            if claim.fenced and effect is not None and effect.live and not effect.cancelled:
-                return f"{noun} of {live} is to be given back, and has no cancellation"
-            return None
+            return _open(participant, claim, effect)
         case Expected.STUCK:
             return f"{noun} of {live}, and saga {claim.closed_by} does not move" if live else None
         case Expected.UNACCOUNTED if live:
@@ -294,10 +152,31 @@ def difference_of(
     return _paid(participant, claim, effect)
 
 
+def _open(participant: Participant, claim: sa.Row[Any], effect: sa.Row[Any] | None) -> str | None:
+    """How the effect of a saga that moves differs from the one that it asks for.
+
+    The saga explains whether the effect is in force, unless its journal says so, and nothing else.
+    """
+    noun = participant.noun
+    needed = participant.is_needed(claim)
+    if effect is None:
+        missing = claim.taken and needed
+        return f"the {noun} is recorded as done, and there is none" if missing else None
+    if not needed:
+        return f"{noun} of {_money(effect)}, and this attempt asks for none"
+    if differing := participant.differing(claim, effect):
+        return f"{noun} with {differing}"
+    if claim.in_force and not effect.live and not effect.outside_minor:
+        return f"the {noun} of {_money(effect)} is undone, and no saga has begun to undo it"
+    if claim.fenced and effect.live and not effect.cancelled:
+        return f"{noun} of {_money(effect)} is to be given back, and has no cancellation"
+    return None
+
+
 def _paid(participant: Participant, claim: sa.Row[Any], effect: sa.Row[Any] | None) -> str | None:
     """How the effect of the attempt that paid differs: in force, or undone by a cancellation."""
     noun = participant.noun
-    claimed = f"{claim.currency_code} {participant.amount(claim):,}"
+    claimed = f"{claim.currency_code} {participant.amount(claim) or 0:,}"
     if effect is None:
         return f"{claimed} recorded, and there is no {noun}"
     outside = effect.outside_minor == effect.amount_minor

@@ -10,6 +10,7 @@ from payment_service.gateway.outcomes import (
     Cancelled,
     Confirmed,
     Declined,
+    GatewayOutcome,
     NotCancellable,
     NotFound,
     NotSent,
@@ -54,6 +55,19 @@ def record(
             return
         payment.become(PaymentState.UNKNOWN, now)
     payment.hold(command.holder if held and command.keep_lease else None, now, lease)
+
+
+def is_known(payment: Confirmation, found: GatewayOutcome) -> bool:
+    """Whether the gateway still has the payment in the state that is recorded."""
+    match found:
+        case Unsupported():
+            return payment.undecided
+        case Confirmed():
+            return not payment.undecided
+        case PartlyCancelled():
+            return not _is_news(payment, found)
+        case _:
+            return False
 
 
 def _apply(

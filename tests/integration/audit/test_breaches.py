@@ -15,8 +15,8 @@ import order_service.tables
 import payment_service.tables
 from deploy.audit.audit import SERVICES
 from deploy.audit.gateway import PAYMENTS, RECORDS
+from deploy.audit.participants import PARTICIPANTS
 from deploy.audit.report import INVARIANTS
-from deploy.audit.sagas import PARTICIPANTS
 from tests.integration.audit.books import (
     BEFORE,
     CAMPAIGN,
@@ -66,9 +66,15 @@ RESOLVED_C = {
     "resolution_reason": "gave it back",
 }
 RUNNING_A = f"""
-UPDATE sagas SET state = 'RUNNING', steps = '[]' WHERE saga_id = '{PAY_A}';
+UPDATE sagas SET state = 'RUNNING' WHERE saga_id = '{PAY_A}';
 """
-"""The attempt that paid A is under way."""
+"""The attempt that paid A has done all its steps, and is under way."""
+CANCELLING_B = f"""
+UPDATE sagas SET state = 'RUNNING', steps = jsonb_set(steps, '{{1,state}}', '"BEGUN"')
+WHERE saga_id = '{CANCEL_B}';
+"""
+"""The cancellation of B is under way."""
+REFUND_D = ("REFUND", "undone", D, f"{PAY_D}:deduct_balance")
 BREACHES: Final = {
     "balance": f"""
 the sum of charges is wrong | I2 | account
@@ -78,6 +84,21 @@ charges are summed at a version to come | I2 | account
     account of ann in KRW: charges summed at version 5 of 4
     ALTER TABLE accounts DROP CONSTRAINT accounts_charged_at_version;
     UPDATE accounts SET charged_at_version = 5 WHERE user_id = 'ann'
+an attempt under way deducted another amount | I3 | deduction
+    order {D}: deduction with amount 251 and not 250
+    UPDATE ledger_entries SET amount_minor = -251 WHERE entry_id = '{uid(205)}'
+an attempt under way deducted in another currency | I3 | deduction
+    order {D}: deduction with currency_code USD and not KRW
+    UPDATE ledger_entries SET currency_code = 'USD' WHERE entry_id = '{uid(205)}'
+an attempt under way deducted for another order | I3 | deduction
+    order {D}: deduction with order_id {A} and not {D}
+    UPDATE ledger_entries SET order_id = '{A}' WHERE entry_id = '{uid(205)}'
+an attempt under way has lost its deduction | I3 | deduction
+    order {D}: the deduction is recorded as done, and there is none
+    DELETE FROM ledger_entries WHERE entry_id = '{uid(205)}'
+an attempt under way has its deduction undone by nobody | I3 | deduction
+    order {D}: the deduction of KRW 250 is undone, and no saga has begun to undo it
+    {ledger_entry("bob", (NOBODY, 6, 250, 4_900), *REFUND_D)}
 an account changed at another time than its last entry | I2 | account
     account of ann in KRW: changed at
     UPDATE accounts SET update_time = '{BEFORE}' WHERE user_id = 'ann'
@@ -163,6 +184,51 @@ a refunded deduction is not cancelled | I8 | entry and its answer
     UPDATE answers SET state = 'ANSWERED', body = 'null' WHERE request_id = '{PAY_C}:deduct_balance'
 """,
     "order": f"""
+a step that has not begun has deducted | I3 | deduction
+    order {D}: deduction of KRW 250, and this attempt paid nothing
+    UPDATE sagas SET steps = jsonb_set(steps, '{{1,state}}', '"PENDING"') WHERE saga_id = '{PAY_D}'
+a step that was skipped has deducted | I3 | deduction
+    order {D}: deduction of KRW 250, and this attempt paid nothing
+    UPDATE sagas SET steps = jsonb_set(steps, '{{1,state}}', '"SKIPPED"') WHERE saga_id = '{PAY_D}'
+a saga of an unknown plan has not begun to deduct | I3 | deduction
+    order {D}: deduction of KRW 250, and this attempt paid nothing
+    UPDATE sagas SET plan_version = 9, steps = '[]' WHERE saga_id = '{PAY_D}'
+an attempt needs attention and deducted another amount | I3 | deduction
+    order {D}: deduction with amount 250 and not 249
+    UPDATE sagas SET state = 'NEEDS_ATTENTION', asked = asked || '{{"balance_minor": 249}}',
+    steps = jsonb_set(steps, '{{1,state}}', '"UNKNOWN"') WHERE saga_id = '{PAY_D}'
+an attempt under way deducted, and asked for the gateway | I3 | deduction
+    order {D}: deduction of KRW 250, and this attempt asks for none
+    UPDATE sagas SET asked = asked || '{{"payment_key": "k"}}' WHERE saga_id = '{PAY_D}'
+an attempt under way found another discount | I5 I3 I7 | redemption
+    order {A}: redemption with amount 500 and not 499
+    {RUNNING_A}
+    UPDATE sagas SET facts = jsonb_set(facts, '{{discount_minor}}', '499')
+an attempt under way leaves another amount for the gateway | I3 I7 | payment
+    order {A}: payment with amount 1500 and not 1400
+    {RUNNING_A}
+    UPDATE sagas SET asked = jsonb_set(asked, '{{balance_minor}}', '3100')
+    WHERE saga_id = '{PAY_A}'
+an attempt under way asked for another coupon | I5 | redemption
+    order {A}: redemption with coupon_id {COUPON_A} and not {COUPON_B}
+    {RUNNING_A}
+    UPDATE sagas SET asked = jsonb_set(asked, '{{coupon_id}}', '"{COUPON_B}"')
+    WHERE saga_id = '{PAY_A}'
+an attempt under way found another payment | I3 I7 | payment
+    order {A}: payment with payment_id {PAID_A} and not {NOBODY}
+    {RUNNING_A}
+    UPDATE sagas SET facts = jsonb_set(facts, '{{payment_id}}', '"{NOBODY}"')
+    WHERE saga_id = '{PAY_A}'
+a cancellation under way is of another amount | I3 | deduction
+    order {B}: deduction with amount 1000 and not 999
+    {CANCELLING_B}
+    UPDATE orders SET paid_by_balance_minor = 999, paid_by_gateway_minor = 701
+    WHERE order_id = '{B}'
+a cancellation has not begun, and the deduction is undone | I3 | deduction
+    order {B}: the deduction of KRW 1,000 is undone, and no saga has begun to undo it
+    {CANCELLING_B}
+    UPDATE sagas SET steps = jsonb_set(steps, '{{1,state}}', '"PENDING"')
+    WHERE saga_id = '{CANCEL_B}'
 the total stock is raised | I4 | stock journal
     has 100 stocked with 40 added; before it 60, and the product has 101 stocked
     UPDATE products SET stocked = stocked + 1
@@ -615,6 +681,12 @@ the gateway has captured without a payment | I3 I7 | charge
 the gateway has captured another amount | I3 I7 | charge
     at the gateway 1,600 captured and 0 refunded
     UPDATE payments SET total_amount = 1600 WHERE order_id = '{A}'
+the gateway has captured another amount of a payment under way | I3 I7 | charge
+    payment {UNKNOWN} key key-35: UNKNOWN over 60, at the gateway 61 captured
+    UPDATE payments SET total_amount = 61, balance_amount = 61 WHERE payment_key = 'key-35'
+the gateway has captured a payment under way for another order | I3 I7 | charge
+    payment {UNKNOWN} key key-35: at the gateway for {C} and not {DIRECTLY}
+    UPDATE payments SET order_id = '{C}' WHERE payment_key = 'key-35'
 the gateway has captured another currency | I3 I7 | charge
     payment {PAID_A} key key-31: at the gateway for USD and not KRW
     UPDATE payments SET currency = 'USD' WHERE order_id = '{A}'

@@ -207,21 +207,21 @@ EXPLAINED = (
         {"payment": outside(DIRECT, 300), "gateway": dashboard("key-34", 300, 600)},
         Note.REFUNDED_OUTSIDE,
         f"payment {DIRECT} of order elsewhere: KRW 300 of 900: by hand",
-        "KRW 300 refunded outside Tally",
+        "3,160 captured - 700 refunded - 300 refunded outside Tally = 1,500 paid by orders",
     ),
     Explained(
         "a payment was refunded in part by other means",
         {"payment": outside(DIRECT, 300)},
         Note.REFUNDED_OUTSIDE,
         f"payment {DIRECT} of order elsewhere: KRW 300 of 900",
-        "3,160 captured - 1,000 refunded",
+        "3,160 captured - 700 refunded - 300 refunded outside Tally = 1,500 paid by orders",
     ),
     Explained(
         "a paid order's payment was refunded in part",
         {"payment": outside(PAID_A, 300), "gateway": dashboard("key-31", 300, 1_200)},
         Note.REFUNDED_OUTSIDE,
         f"payment {PAID_A} of order {A}: KRW 300 of 1500",
-        "1,500 paid by orders + 60 under way + 900 direct - 300 refunded outside Tally",
+        "- 300 refunded outside Tally = 1,200 paid by orders + 60 under way + 900 direct",
     ),
     Explained(
         "a paid order's payment was refunded as a whole",
@@ -233,6 +233,20 @@ EXPLAINED = (
         },
         Note.REFUNDED_OUTSIDE,
         f"payment {PAID_A} of order {A}: KRW 1500 of 1500",
+        "- 1,500 refunded outside Tally = 60 under way + 900 direct",
+    ),
+    Explained(
+        "payments of a paid order, a direct one and one to be refunded were refunded in part",
+        {
+            "payment": outside(PAID_A, 300)
+            + outside(DIRECT, 200)
+            + TO_BE_REFUNDED.format(f"'{NOW}'", "NULL"),
+            "gateway": dashboard("key-31", 300, 1_200),
+        },
+        Note.REFUNDED_OUTSIDE,
+        f"payment {DIRECT} of order elsewhere: KRW 200 of 900",
+        "- 700 refunded - 500 refunded outside Tally = 1,200 paid by orders + 60 under way"
+        " + 700 being given back",
     ),
     Explained(
         "an earlier release restocked",

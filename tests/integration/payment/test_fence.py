@@ -41,13 +41,11 @@ def held_before_confirm(monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> It
     reached, release = asyncio.Event(), asyncio.Event()
     send = Resolver._confirm
 
-    async def delayed(resolver: Resolver, confirmation: Confirmation, **until: float) -> Any:
+    async def delayed(resolver: Resolver, confirmation: Confirmation, **_: float) -> Any:
         reached.set()
         await release.wait()
-        return await send(resolver, confirmation, **until)
-
-    # However soon the test goes on, the claim's own permission is over.
-    monkeypatch.setattr("payment_service.use_cases.resolver.CLAIM_PERMITS_S", 0.0)
+        # However soon the test goes on, the claim's own permission is over.
+        return await send(resolver, confirmation)
 
     if not guarded:
         monkeypatch.setattr(Confirmation, "begin_confirm", lambda *_: True)
