@@ -94,6 +94,7 @@ SELECT s.saga_id::text COLLATE "C" AS saga_id, s.user_id COLLATE "C" AS user_id,
        coalesce(r.fenced, p.fenced, false) AS fenced,
        c.saga_id IS NOT NULL OR s.failure IS NOT NULL AS giving_back,
        coalesce(c.saga_id, s.saga_id)::text AS closed_by,
+       coalesce(c.state, s.state) = 'RESOLVING' AS resolving,
        coalesce(r.standing_minor, p.standing_minor) AS standing_minor,
        coalesce(r.standing_reason, p.standing_reason) AS standing_reason,
        o.currency_code, o.subtotal_minor, {of_attempt}
@@ -113,8 +114,8 @@ SELECT s.saga_id::text COLLATE "C" AS saga_id, s.user_id COLLATE "C" AS user_id,
   LEFT JOIN LATERAL {_step("c", reversal)} AS r ON true
  WHERE s.kind = 'PAY_ORDER'
  UNION ALL
-SELECT o.order_id::text, o.user_id, o.order_id::text, 'DONE', true, true, false, false, '', 0, '',
-       o.currency_code, o.subtotal_minor, {of_order}
+SELECT o.order_id::text, o.user_id, o.order_id::text, 'DONE', true, true, false, false, '',
+       false, 0, '', o.currency_code, o.subtotal_minor, {of_order}
   FROM orders AS o
  WHERE o.state IN ('PAID', 'CANCELLING')
    AND NOT EXISTS (SELECT FROM sagas AS s

@@ -27,7 +27,7 @@ class Participant:
     columns: str
     """Of an effect, besides those that each has: ``amount_minor``, ``live``, ``left_minor`` (what
     is taken and not given back), ``outside_minor`` (given back, and not by Tally), ``cancelled``
-    (a cancellation is recorded), ``state``."""
+    (a cancellation is recorded), ``refused`` (the gateway refused to give it back), ``state``."""
     claimed_amount: str
     """The order's column with the amount that is claimed, in minor units."""
     same: Sequence[str]
@@ -95,7 +95,7 @@ class Participant:
         )
 
 
-_TAKEN: Final = "0 AS outside_minor, false AS cancelled, '' AS state"
+_TAKEN: Final = "0 AS outside_minor, false AS cancelled, false AS refused, '' AS state"
 PARTICIPANTS: Final = (
     Participant(
         service="balance",
@@ -146,6 +146,7 @@ PARTICIPANTS: Final = (
             " CASE e.state WHEN 'CONFIRMED' THEN e.amount_minor - e.refunded_minor ELSE 0 END"
             " AS left_minor, e.refunded_outside_minor AS outside_minor,"
             " e.cancel_reason IS NOT NULL AS cancelled,"
+            " e.state = 'CONFIRMED' AND e.refund_refusal_code IS NOT NULL AS refused,"
             " e.state || CASE WHEN e.state = 'CONFIRMED' AND e.cancel_reason IS NOT NULL"
             " THEN ', to be refunded' ELSE '' END AS state"
         ),

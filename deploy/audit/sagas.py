@@ -117,6 +117,11 @@ def _add_note(
         given_back = claim.giving_back or effect.cancelled
         note = Note.GIVING_BACK if given_back else Note.UNDER_WAY
         found.add_note(note, f"{text}, by saga {claim.closed_by}")
+        if claim.resolving and effect.refused:
+            waits = (
+                f"saga {claim.closed_by} of order {claim.order_id} is RESOLVING, and waits for a"
+            )
+            found.add_note(Note.NEEDS_ATTENTION, f"{waits} {participant.noun} that is not refunded")
 
 
 def _money(effect: sa.Row[Any]) -> str:

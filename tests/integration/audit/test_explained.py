@@ -89,6 +89,11 @@ PAID_AGAIN = (
         payment_body(PAID_B, B, 700, "CONFIRMED"),
     )
 )
+REFUSED_REFUND_B = (
+    "UPDATE payments SET state = 'CONFIRMED', refunded_minor = 0, cancel_request_id = 'c',"
+    f" refund_refusal_code = 'NOT_CANCELABLE' WHERE payment_id = '{PAID_B}';"
+    f"DELETE FROM answers WHERE request_id = '{CANCEL_B}:cancel_payment'"
+)
 CHARGED_AGAIN = (
     "DELETE FROM cancels; UPDATE payments SET status = 'DONE', balance_amount = 700,"
     f" transaction_key = 't key-32' WHERE order_id = '{B}'"
@@ -182,6 +187,18 @@ EXPLAINED = (
         Note.GIVING_BACK,
         f"order {D}: deduction of KRW 250, by saga {PAY_D}",
         "KRW 250 being given back",
+    ),
+    Explained(
+        "a closed cancellation waits for a refund that the gateway refused",
+        {
+            "order": f"UPDATE sagas SET state = 'RESOLVING', resolution_reason = 'why', steps ="
+            f" {steps(cancel_payment='UNKNOWN', refund_deduction='DONE', restore_coupon='DONE')}"
+            f" WHERE saga_id = '{CANCEL_B}'",
+            "payment": REFUSED_REFUND_B,
+            "gateway": CHARGED_AGAIN,
+        },
+        Note.NEEDS_ATTENTION,
+        f"saga {CANCEL_B} of order {B} is RESOLVING, and waits for a payment that is not refunded",
     ),
     Explained(
         "a deduction stands",
