@@ -37,7 +37,7 @@ from payment_service.model.payment_command import (
     cancelled,
 )
 from payment_service.model.resolution import check_amount
-from payment_service.store import payment as store
+from payment_service.store import reads as store
 from payment_service.use_cases.decider import BODY, PaymentDecider, Posted, Reply, translate
 from payment_service.use_cases.resolver import Resolver
 

@@ -19,34 +19,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
-from prometheus_client import Counter
 
 from common.backoff import Backoff
 from common.batching.lane import Lane
 from common.db.engines import Database
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id
-from common.metrics import REGISTRY
 from common.money import Money
 from common.tasks import DetachedTasks
 from payment_service.gateway.outcomes import (
-    Cancelled,
-    Confirmed,
-    Declined,
     GatewayOutcome,
     Mismatch,
     NotCancellable,
     NotFound,
     NotSent,
-    PartlyCancelled,
-    Rejected,
     Unknown,
     Unsupported,
 )
@@ -57,8 +50,7 @@ from payment_service.model.payment import PaymentState
 from payment_service.model.payment_command import BeginConfirm, Command, RecordOutcome
 from payment_service.store import lease as store
 from payment_service.use_cases.decider import Reply
-
-OutcomeT = TypeVar("OutcomeT", bound=GatewayOutcome)
+from payment_service.use_cases.gateway_calls import counted
 
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
@@ -74,26 +66,6 @@ CLOSE_REASON: Final = "payment method not supported"
 STORE_TRIES_MAX: Final = 6
 _STORE_RETRY: Final = Backoff(0.2, 6.4, jitter=(0.0, 1.0))
 
-OUTCOME_LABELS: Final[dict[type[object], str]] = {
-    Confirmed: "Confirmed",
-    Cancelled: "Cancelled",
-    PartlyCancelled: "PartlyCancelled",
-    Declined: "Declined",
-    Unsupported: "Unsupported",
-    NotFound: "NotFound",
-    NotCancellable: "NotCancellable",
-    NotSent: "NotSent",
-    Rejected: "Rejected",
-    Unknown: "Unknown",
-    Mismatch: "Mismatch",
-}
-"""Values of the metric's label, which dashboards and alerts use."""
-_outcomes = Counter(
-    "tally_gateway_outcomes",
-    "Outcomes of calls to the payment gateway, by operation.",
-    ("asked", "outcome"),
-    registry=REGISTRY,
-)
 _log = structlog.stdlib.get_logger()
 
 
@@ -216,7 +188,7 @@ class Resolver:
 
     async def look_up(self, confirmation: Confirmation) -> GatewayOutcome:
         """Ask the gateway about any payment, without a lease; record what it did."""
-        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
+        found = await counted("find", confirmation, self._gateway.find(confirmation.charge))
         await self._record(replace(confirmation, holder=new_id()), found, keep_lease=False)
         return found
 
@@ -226,7 +198,7 @@ class Resolver:
             return await self._refund(confirmation)
         if confirmation.payment.unsupported_status is not None:
             return await self._close_account(confirmation)
-        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
+        found = await counted("find", confirmation, self._gateway.find(confirmation.charge))
         if not isinstance(found, NotFound) or confirmation.cancel_reason is not None:
             return found
         return await self._confirm(confirmation)
@@ -251,10 +223,10 @@ class Resolver:
         the whole or a part. Once it is recorded, the rest is cancelled.
         """
         cancelling = self._gateway.cancel(confirmation.refund, reason, amount)
-        outcome = await _counted("cancel", confirmation, cancelling)
+        outcome = await counted("cancel", confirmation, cancelling)
         if not isinstance(outcome, NotCancellable):
             return outcome
-        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
+        found = await counted("find", confirmation, self._gateway.find(confirmation.charge))
         return outcome if is_known(confirmation, found) else found
 
     async def _confirm(
@@ -278,7 +250,7 @@ class Resolver:
                 return NotSent(f"not permitted: {refusal.reason}")
             if permitted is None:
                 return NotSent("not permitted: cancelled, or acquired by another replica")
-        return await _counted("confirm", confirmation, self._gateway.confirm(confirmation.charge))
+        return await counted("confirm", confirmation, self._gateway.confirm(confirmation.charge))
 
     async def _record(
         self,
@@ -314,29 +286,6 @@ class Resolver:
             else:
                 assert recorded is None or isinstance(recorded, Confirmation)
                 return recorded
-
-
-async def _counted(
-    operation: str, confirmation: Confirmation, call: Awaitable[OutcomeT]
-) -> OutcomeT:
-    """The outcome of a call, counted; logged if it needs an operator."""
-    outcome = await call
-    _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
-    confirmed = confirmation.payment.state is PaymentState.CONFIRMED
-    if (
-        isinstance(outcome, Mismatch | Rejected)
-        or (operation == "cancel" and isinstance(outcome, NotFound))
-        or (confirmed and isinstance(outcome, Declined | NotFound))
-        or (not confirmed and isinstance(outcome, NotCancellable))
-    ):
-        # None of these resolves itself.
-        _log.error(
-            "gateway_needs_attention",
-            asked=operation,
-            outcome=repr(outcome),
-            payment_id=confirmation.payment.payment_id,
-        )
-    return outcome
 
 
 def _log_refund_refused(confirmation: Confirmation) -> None:

@@ -15,8 +15,9 @@ from payment_service.model.confirmation import Confirmation
 from payment_service.model.outcome import record
 from payment_service.model.payment import BEGINNING
 from payment_service.model.payment_command import BeginConfirm, ConfirmPayment, RecordOutcome
+from payment_service.use_cases.gateway_calls import OUTCOME_LABELS
 from payment_service.use_cases.payment import Payments
-from payment_service.use_cases.resolver import OUTCOME_LABELS, Resolver
+from payment_service.use_cases.resolver import Resolver
 from tests.support.time_limits import LONG_S
 
 LEASE = timedelta(seconds=15)

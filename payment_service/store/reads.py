@@ -1,0 +1,92 @@
+"""Payments as last committed, read without locks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.keyset import newest_first, rows_of
+from common.db.unnest import arrays_of_tuples, same, unnest
+from common.paging import Page
+from payment_service.model.confirmation import Confirmation
+from payment_service.model.payment import Payment
+from payment_service.model.payment_command import ConfirmPayment
+from payment_service.store.payment import to_confirmation
+from payment_service.tables import payments
+
+_BY_ID: Final = sa.select(payments).where(payments.c.payment_id == sa.bindparam("payment_id"))
+_CLAIMS: Final = sa.select(payments).where(
+    sa.or_(
+        payments.c.payment_key == sa.bindparam("payment_key"),
+        sa.and_(
+            payments.c.user_id == sa.bindparam("user_id"),
+            payments.c.request_id == sa.bindparam("request_id"),
+        ),
+    )
+)
+_NEWEST: Final = newest_first(
+    sa.select(payments).where(payments.c.user_id == sa.bindparam("user_id")),
+    payments.c.create_time,
+    payments.c.payment_id,
+)
+_NEWEST_OF_ORDER: Final = _NEWEST.where(payments.c.order_id == sa.bindparam("order_id"))
+
+
+async def read_payment(connection: AsyncConnection, payment_id: str) -> Confirmation | None:
+    """One payment as last committed."""
+    row = (await connection.execute(_BY_ID, {"payment_id": payment_id})).one_or_none()
+    return None if row is None else to_confirmation(row)
+
+
+async def read_claims(
+    connection: AsyncConnection, command: ConfirmPayment
+) -> tuple[Confirmation | None, Confirmation | None]:
+    """The command's own payment, and another request's with its key, as last committed."""
+    rows = await connection.execute(
+        _CLAIMS,
+        {
+            "payment_key": command.payment_key,
+            "user_id": command.user_id,
+            "request_id": command.request_id,
+        },
+    )
+    same = other = None
+    for found in map(to_confirmation, rows):
+        if found.key == command.key:
+            same = found
+        else:
+            other = found
+    return same, other
+
+
+_asked = unnest("asked", payments.c.request_id)
+# By the index on request_id. Newest first: of several users' payments the oldest is read last.
+_CONFIRMATIONS: Final = (
+    sa.select(payments)
+    .join_from(_asked, payments, same(payments, _asked))
+    .order_by(payments.c.create_time.desc(), payments.c.payment_id.desc())
+)
+
+
+async def read_confirmations(
+    connection: AsyncConnection, request_ids: Collection[str]
+) -> dict[str, Payment]:
+    """The payments of these confirmations as last committed, by request_id."""
+    parameters = arrays_of_tuples(_asked, [(request_id,) for request_id in request_ids])
+    rows = await connection.execute(_CONFIRMATIONS, parameters)
+    return {row.request_id: to_confirmation(row).payment for row in rows}
+
+
+async def read_payments(
+    connection: AsyncConnection, user_id: str, order_id: str | None, page: Page
+) -> list[Payment]:
+    """The page's payments of the user, newest first, and one more if there is one."""
+    parameters = {"user_id": user_id, **rows_of(page)}
+    if order_id is None:
+        rows = await connection.execute(_NEWEST, parameters)
+    else:
+        rows = await connection.execute(_NEWEST_OF_ORDER, {**parameters, "order_id": order_id})
+    return [to_confirmation(row).payment for row in rows]
