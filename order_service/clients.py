@@ -82,7 +82,8 @@ _DEFINITE: Final = frozenset(
     {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION}
 )
 _UNREACHED: Final = frozenset({"GATEWAY_UNAVAILABLE", "PAYMENT_IN_PROGRESS"})
-_AT_GATEWAY: Final = _UNREACHED | {"PAYMENT_OUTCOME_UNKNOWN", "REFUND_REFUSED"}
+_GATEWAY_AWAY: Final = frozenset({"GATEWAY_UNAVAILABLE", "PAYMENT_OUTCOME_UNKNOWN"})
+_AT_GATEWAY: Final = _GATEWAY_AWAY | {"PAYMENT_IN_PROGRESS", "REFUND_REFUSED"}
 _AWAY: Final = frozenset({"", "DATABASE_UNAVAILABLE", "REPLICA_NOT_READY"})
 GATEWAY: Final = "gateway"
 """What a saga waits for if the payment service replied, and the payment is not decided."""
@@ -93,9 +94,16 @@ def is_away(refusal: Refusal) -> bool:
     return refusal.reason in _AWAY
 
 
+def is_gateway_away(refusal: Refusal) -> bool:
+    """Whether the payment service replied, and the gateway behind it did not."""
+    return refusal.reason in _GATEWAY_AWAY
+
+
 def waits_for(participant: str, refusal: Refusal) -> str:
-    """What a step waits for that failed at ``participant``."""
-    return GATEWAY if refusal.reason in _AT_GATEWAY else participant
+    """What a step waits for that failed at ``participant``; '' for nothing in particular."""
+    if refusal.reason in _AT_GATEWAY:
+        return GATEWAY
+    return participant if is_away(refusal) else ""
 
 
 def is_refund_refused(refusal: Refusal) -> bool:

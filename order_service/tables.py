@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.heartbeat import heartbeat_table
 from common.db.idempotency import idempotency_table
@@ -139,7 +139,7 @@ sagas = sa.Table(
     sa.Column("pivot_by", _time),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_attempt_time", _time),
-    sa.Column("waits_for", sa.Text),
+    sa.Column("waits_for", ARRAY(sa.Text), nullable=False),
     sa.Column("last_error", sa.Text, nullable=False),
     sa.Column("resolution_reason", sa.Text, nullable=False),
     sa.Column("create_time", _time, nullable=False),

@@ -55,9 +55,9 @@ STRATEGIES: Final[Strategies] = {
         rows=RowStrategy.CONDITIONAL_UPDATE,
         guards=(tables.REQUEST_ONCE, tables.CANCEL_REQUEST_ONCE, tables.DUE_WHILE_OPEN),
         why="The cancellation is stored first, for ever; whichever replica works on the payment, "
-        "now or after a crash, carries it out. From then on no confirm is sent. A payment that "
-        "the gateway does not know may still be charged by a confirm in transit: the gateway is "
-        "asked until it names a final status, or until the key cannot be confirmed any more. A "
+        "now or after a crash, carries it out. From then on no confirm is permitted. A payment "
+        "that the gateway does not know may still be charged by a confirm in transit: the gateway "
+        "is asked until it names a final status, or until the key cannot be confirmed any more. A "
         "charge that is found is given back.",
     ),
     ResolvePayment: Strategy(

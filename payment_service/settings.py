@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final, Self
 
 import httpx
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
+from common.environment import source_of
 from common.settings import ServiceSettings, count, seconds
 from common.urls import BindAddress
 from payment_service.gateway.toss import TossOptions
@@ -21,6 +22,10 @@ def _http_url(url: str) -> str:
     if url and not valid:
         raise ValueError("must be http://host:port or https://host")
     return url
+
+
+WINDOW_MARGIN_S: Final = 1.0
+"""From the permission of a confirm to the start of its call, and from its end to the next clock."""
 
 
 class PaymentSettings(ServiceSettings):
@@ -60,7 +65,7 @@ class PaymentSettings(ServiceSettings):
         900.0,
         "Time in which a payment_key can still be confirmed after a confirm that may have been "
         "sent. A cancelled payment that the gateway does not know after it was never charged. "
-        "Longer than the gateway keeps a key open and than one gateway call.",
+        "Longer than the gateway keeps a key open, and than GATEWAY_TIMEOUT_S by a second or more.",
         most=86_400,
     )
     resolve_interval_s: float = seconds(
@@ -68,14 +73,25 @@ class PaymentSettings(ServiceSettings):
     )
     recheck_days: int = count(
         7,
-        "Days for which the gateway is asked once a day about a payment, to see refunds that were "
-        "made in its own dashboard; 0: never.",
+        "Days after a payment's last change for which the gateway is asked about it once a day, to "
+        "see refunds that were made in its own dashboard; 0: never. About a payment that counts as "
+        "not charged it is asked from a minute after on, at least until its key is over.",
         most=365,
         least=0,
     )
     resolve_concurrency: int = count(
         16, "Payments whose outcome is looked up at once, at most.", most=1_000
     )
+
+    @model_validator(mode="after")
+    def _window_outlasts_a_call(self) -> Self:
+        # Otherwise a confirm that is still at the gateway might count as one that cannot arrive.
+        if self.confirm_window_s < self.gateway_timeout_s + WINDOW_MARGIN_S:
+            timeout = source_of(self.service, "gateway_timeout_s")
+            raise ValueError(
+                f"confirm_window_s must be at least {WINDOW_MARGIN_S:g} s more than {timeout}"
+            )
+        return self
 
     def toss(self) -> TossOptions:
         """How to reach the gateway."""

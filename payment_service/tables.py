@@ -51,7 +51,7 @@ payments = sa.Table(
     sa.Column("resolution_reason", sa.Text),
     sa.Column("unsupported_status", sa.Text),
     sa.Column("confirm_time", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("checked_time", sa.DateTime(timezone=True)),
+    sa.Column("check_time", sa.DateTime(timezone=True)),
     sa.UniqueConstraint("payment_key", name=KEY_ONCE),
     sa.UniqueConstraint("user_id", "request_id", name=REQUEST_ONCE),
     sa.Index("payments_newest", "user_id", sa.text("create_time DESC"), sa.text("payment_id DESC")),
@@ -64,11 +64,7 @@ payments = sa.Table(
     ),
     sa.Index("payments_due", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
     sa.Index("payments_by_request", "request_id"),
-    sa.Index(
-        "payments_to_check",
-        sa.text("coalesce(checked_time, create_time)"),
-        postgresql_where=sa.text("state = 'CONFIRMED' OR failure_code = 'NOT_CHARGED'"),
-    ),
+    sa.Index("payments_to_check", "check_time", postgresql_where=sa.text("check_time IS NOT NULL")),
 )
 
 heartbeat = heartbeat_table(metadata)

@@ -48,10 +48,17 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             "payment_heartbeat", settings.lease_s / 3, lambda _: resolver.renew_leases()
         )
         sweep = PeriodicJob("resolve", settings.resolve_interval_s, lambda _: resolver.sweep())
-        recheck = Recheck(database, resolver, days=settings.recheck_days)
-        jobs = [sweep, heartbeat_job(database)]
-        if settings.recheck_days:
-            jobs.append(PeriodicJob("recheck", RECHECK_INTERVAL_S, recheck.run))
+        recheck = Recheck(
+            database,
+            resolver,
+            days=settings.recheck_days,
+            confirm_window_s=settings.confirm_window_s,
+        )
+        jobs = [
+            sweep,
+            heartbeat_job(database),
+            PeriodicJob("recheck", RECHECK_INTERVAL_S, recheck.run),
+        ]
         # Leases are renewed until the last payment is finished: the grace is longer than a lease.
         async with run_periodic_jobs(
             renewal, ready=database.checked, is_unavailable=is_unavailable

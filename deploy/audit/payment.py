@@ -82,6 +82,8 @@ SELECT concat_ws(' ', a.method, a.scope, a.request_id) AS key,
         OR a.method = 'CancelPayment' AND p.user_id <> a.scope
         OR p.state <> answer ->> 'state'
            AND NOT (p.state = 'CANCELLED' AND p.refunded_outside_minor > 0)
+           AND NOT (a.method = 'ResolvePayment' AND answer ->> 'state' = 'CONFIRMED'
+                    AND p.state = 'CANCELLED' AND p.cancel_reason IS NOT NULL)
            AND NOT (coalesce(answer ->> 'failure_code', '') = 'NOT_CHARGED'
                     AND p.cancel_reason IS NOT NULL)
         OR a.method = 'ResolvePayment' AND p.resolution_reason IS NULL)

@@ -150,6 +150,9 @@ def difference_of(
             )
         case Expected.STANDING:
             return _standing(participant, claim, effect)
+        case Expected.NOTHING if effect is not None and effect.live and effect.cancelled:
+            # A charge that came late. It is given back: the payment's own checks watch over that.
+            return None
         case Expected.NOTHING | Expected.UNACCOUNTED:
             return f"{noun} of {live}, and this attempt paid nothing" if live else None
     if not participant.is_needed(claim):

@@ -18,7 +18,7 @@ down_revision = "order_0002"
 
 COLUMNS = """
 ALTER TABLE sagas ADD COLUMN IF NOT EXISTS snapshot bigint NOT NULL DEFAULT 0;
-ALTER TABLE sagas ADD COLUMN IF NOT EXISTS waits_for text;
+ALTER TABLE sagas ADD COLUMN IF NOT EXISTS waits_for text[] NOT NULL DEFAULT '{}';
 """
 
 # A new CHECK is first valid for new rows only, and then for all without a lock that stops writes.

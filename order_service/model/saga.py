@@ -12,6 +12,7 @@ another service and after it. Times are the database's.
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -97,6 +98,8 @@ class StepRecord:
     """Failed attempts in a row, of the step or of its compensation."""
     next_attempt_time: datetime | None = None
     """Until then the step waits, after a failed attempt."""
+    waits_for: str = ""
+    """What it waits for: a participant that did not reply, or the gateway behind one."""
     undo_begun: bool = False
     """A compensation may have arrived: the effect cannot stand any more."""
     fenced: bool = False
@@ -106,7 +109,7 @@ class StepRecord:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do for it."""
+        """Whether it is done, has nothing to do, or stands."""
         return self.state in {StepState.DONE, StepState.SKIPPED, StepState.STANDING}
 
     @property
@@ -117,6 +120,15 @@ class StepRecord:
     def is_due(self, now: datetime) -> bool:
         """Whether the step does not wait after a failed attempt."""
         return self.next_attempt_time is None or self.next_attempt_time <= now
+
+    def postpone(self, error: str, until: datetime, waits_for: str) -> None:
+        """The step, or its compensation, did not succeed: try it again later."""
+        self.failures += 1
+        self.last_error, self.next_attempt_time, self.waits_for = error, until, waits_for
+
+    def succeed(self) -> None:
+        """Nothing of it waits any more."""
+        self.failures, self.next_attempt_time, self.waits_for = 0, None, ""
 
 
 @dataclass(slots=True)
@@ -139,8 +151,8 @@ class Saga:
     """Rises with each write of the journal, so that a late older write cannot replace a newer."""
     attempts: int = 0
     """How often in a row the saga had to wait."""
-    waits_for: str | None = None
-    """What it waits for: a participant that did not reply, or the gateway behind one."""
+    waits_for: list[str] = field(default_factory=list)
+    """What its steps wait for; empty if one of them waits for nothing in particular."""
     time_left_s: float | None = None
     """When it was loaded: seconds in which it may still reach the pivot. None: no limit."""
     waits: bool = False
@@ -221,7 +233,8 @@ class Saga:
     def fence(self, step: StepRecord) -> None:
         """The cancellation of the step's payment is stored."""
         step.fenced = True
-        step.failures, step.next_attempt_time, step.last_error = 0, None, ""
+        step.last_error = ""
+        step.succeed()
         self.attempts = 0
 
     def leave_unknown(self, step: StepRecord, error: str, *, unreached: bool = False) -> None:
@@ -229,15 +242,10 @@ class Saga:
         step.state, step.last_error = StepState.UNKNOWN, error
         step.unreached = step.unreached + 1 if unreached else 0
 
-    def postpone(self, step: StepRecord, error: str, until: datetime) -> None:
-        """The step, or its compensation, did not succeed: try it again later."""
-        step.failures += 1
-        step.last_error, step.next_attempt_time = error, until
-
-    def wait(self, error: str, waits_for: str | None) -> None:
+    def wait(self, error: str, waits_for: Collection[str] = ()) -> None:
         """No step is due: let the saga wait in its row."""
         self.attempts += 1
-        self.last_error, self.waits_for = error, waits_for
+        self.last_error, self.waits_for = error, sorted(waits_for)
         self.waits = True
 
     def flag(self) -> bool:
@@ -255,9 +263,11 @@ class Saga:
 
     def resolve(self, reason: str, failure: Refusal) -> None:
         """Undo all that has begun and does not stand, by a person's decision."""
-        self.resolution_reason = reason
-        if self.state is SagaState.RESOLVED:
-            # Of an earlier release: its order was released then.
+        # Both reasons are kept, if an earlier release closed it before.
+        before = self.resolution_reason
+        self.resolution_reason = f"{before}; {reason}" if before else reason
+        if self.state in {SagaState.RESOLVED, SagaState.RESOLVING}:
+            # Its order is released.
             self.state = SagaState.RESOLVING
         elif self.kind is SagaKind.PAY_ORDER:
             self.failure = self.failure or Failure.of(failure)
@@ -272,14 +282,14 @@ class Saga:
 
     def closed(self, state: SagaState) -> Saga:
         """A copy in the state after its order moved. Its transaction may have to run again."""
-        return replace(self.copy(), state=state, waits=True, attempts=0, waits_for=None)
+        return replace(self.copy(), state=state, waits=True, attempts=0, waits_for=[])
 
     def _resume(self) -> None:
         self.waits, self.next_attempt_time = False, None
 
     def _succeed(self, step: StepRecord, now: datetime) -> None:
         step.end_time = now
-        step.failures, step.next_attempt_time = 0, None
+        step.succeed()
         self.attempts = 0
 
 

@@ -90,8 +90,10 @@ class ResolveSaga:
     standing: tuple[Standing, ...]
     request_id: str
     left_of_payment: Money | None = None
-    """What the payment service has confirmed and not given back, if it is known that it will not
-    do so; not part of the request's content."""
+    """What is confirmed of the payment and not given back, unless its cancellation is stored and
+    not refused; not part of the request's content."""
+    refund_refused: bool = False
+    """Whether the gateway has refused the refund for good; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:
@@ -166,6 +168,6 @@ class TakeOverSagas:
     retries: int
     """How many of them at most have failed before. The others come first."""
     away: Collection[str]
-    """Participants that are away: of the sagas that wait for one of them, one is taken over."""
+    """What is away: of the sagas that wait for nothing else, one for each is taken over."""
     plans: Collection[tuple[str, int]]
     """The plans that this release knows, as (kind, version)."""

@@ -9,7 +9,7 @@ waits for all of them and writes their results in one snapshot.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -39,6 +39,8 @@ from order_service.saga.running import RunningSaga, SagaEnd, SagaLimits
 
 T = TypeVar("T")
 
+REFUND_REFUSED_S: Final = 600.0
+"""Between attempts at a refund that the gateway has refused for good."""
 JOURNAL_BACKOFF: Final = Backoff(0.05, 1.0)
 """Between attempts at a write of the journal, besides those of the lane."""
 
@@ -212,15 +214,21 @@ class SagaExecution:
             if record.undoes:
                 saga.leave_unknown(record, error)
             self._postpone(running, record, reply)
-            if refused and saga.state in LIVE:
-                self._flag(running, error)
-                if error != before:
-                    reason = reply.reason
-                    await self._journalled(running, lambda: self._journal.note(saga, reason))
+            if refused and error != before:
+                await self._after_refund_refused(running, error)
         elif record.undoes:
             saga.complete(record, reply, running.now)
         else:
             saga.compensate(record, running.now)
+
+    async def _after_refund_refused(self, running: RunningSaga, error: str) -> None:
+        """Show it to a person and, if the saga still owns its order, on the order."""
+        saga = running.saga
+        saga.flag()
+        self._report(running, error)
+        if saga.state in LIVE:
+            reason = error.partition(" ")[2]
+            await self._journalled(running, lambda: self._journal.note(saga, reason))
 
     async def _close(self, running: RunningSaga) -> bool:
         saga = running.saga
@@ -240,21 +248,25 @@ class SagaExecution:
 
     def _postpone(self, running: RunningSaga, record: StepRecord, reply: Refusal) -> None:
         pause_s = self._backoff.pause_s(record.failures + 1)
-        saga = running.saga
-        saga.postpone(record, describe(reply), running.now + timedelta(seconds=pause_s))
-        saga.waits_for = waits_for(record.participant, reply)
+        if is_refund_refused(reply):
+            # A person has to act, and the poll of payments notices.
+            pause_s = REFUND_REFUSED_S
+        until = running.now + timedelta(seconds=pause_s)
+        record.postpone(describe(reply), until, waits_for(record.participant, reply))
 
     async def _wait_for(self, running: RunningSaga, records: list[StepRecord]) -> bool:
         """Let the saga wait in its row until the earliest of its steps is due."""
         first = min(records, key=_next_attempt)
         pause_s = max(0.0, (_next_attempt(first) - running.now).total_seconds())
-        return await self._wait(running, first.last_error, running.saga.waits_for, pause_s)
+        # If one step waits for nothing in particular, the saga waits for its time only.
+        names = {record.waits_for for record in records}
+        return await self._wait(running, first.last_error, set() if "" in names else names, pause_s)
 
     async def _wait(
         self,
         running: RunningSaga,
         error: str,
-        waits_for: str | None = None,
+        waits_for: Collection[str] = (),
         pause_s: float | None = None,
     ) -> bool:
         """Let the saga wait in its row. When it fails for too long, a person should look."""
@@ -269,16 +281,21 @@ class SagaExecution:
         return False
 
     def _flag(self, running: RunningSaga, error: str) -> None:
+        if running.saga.flag():
+            self._report(running, error)
+
+    def _report(self, running: RunningSaga, error: str) -> None:
+        """Tell operators that a person should look."""
         saga = running.saga
-        if saga.flag():
-            _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
-            _log.error(
-                "saga_needs_attention",
-                saga_id=saga.saga_id,
-                order_id=saga.order_id,
-                kind=saga.kind.value,
-                error=error,
-            )
+        _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
+        _log.error(
+            "saga_needs_attention",
+            saga_id=saga.saga_id,
+            order_id=saga.order_id,
+            user_id=saga.user_id,
+            kind=saga.kind.value,
+            error=error,
+        )
 
     # -- the journal and the calls ---------------------------------------------------------------
 

@@ -99,16 +99,11 @@ class SagaJournal:
             )
 
     async def wake(self, saga_ids: Collection[str]) -> int:
-        """Make these sagas due now, before those that failed; returns how many of them waited."""
+        """Make these sagas due now, before other retries; returns how many of them waited."""
         if not saga_ids:
             return 0
         async with self._database.begin("saga_wake") as connection:
             return await saga_waiting.wake(connection, saga_ids)
-
-    async def wake_waiting_for(self, participant: str) -> int:
-        """Make all sagas due now that wait for a participant; returns how many."""
-        async with self._database.begin("saga_wake") as connection:
-            return await saga_waiting.wake_waiting_for(connection, participant)
 
     async def _decide(
         self,

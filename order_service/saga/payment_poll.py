@@ -6,20 +6,22 @@ call asks for many of them, so that none waits for its next attempt when its pay
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from common.errors import Refusal
 from order_service.clients import Services, get_payments
 from order_service.model.saga import Saga, StepRecord
 from order_service.saga.journal import SagaJournal
-from order_service.saga.plan import PAYMENT
+from order_service.saga.plan import PAYMENT, plan_of
 from tally.payment.v1.payment_pb2 import Payment
 
 POLL_S: Final = 1.0
 SIZE: Final = 500
 """Payments asked for in one call: the limit of GetConfirmations."""
+WOKEN_MAX: Final = 10_000
 _OPEN: Final = frozenset({Payment.STATE_PENDING, Payment.STATE_UNKNOWN})
-_NOT_CHARGED: Final = frozenset({Payment.STATE_DECLINED, Payment.STATE_CANCELLED})
+_GIVEN_BACK: Final = frozenset({Payment.STATE_DECLINED, Payment.STATE_CANCELLED})
 
 
 class PaymentPoll:
@@ -29,14 +31,21 @@ class PaymentPoll:
         self._services = services
         self._journal = journal
         self._after = ""
+        self._woken: deque[str] = deque(maxlen=WOKEN_MAX)
+        """Sagas woken last: one that then fails for another reason waits for its own time."""
 
     async def poll(self) -> int:
         """Wake the sagas whose payments are decided; returns how many."""
         waiting = await self._journal.read_waiting(after=self._after, size=SIZE)
         self._after = waiting[-1].saga_id if len(waiting) == SIZE else ""
-        if not waiting:
+        known = set(self._woken)
+        sagas = {
+            confirmation_of(saga): saga
+            for saga in waiting
+            if saga.saga_id not in known and plan_of(saga) is not None and payment_step(saga)
+        }
+        if not sagas:
             return 0
-        sagas = {confirmation_of(saga): saga for saga in waiting}
         try:
             payments = await get_payments(self._services, list(sagas))
         except Refusal:
@@ -46,7 +55,9 @@ class PaymentPoll:
             for request_id, saga in sagas.items()
             if is_decided(saga, payments.get(request_id))
         ]
-        return await self._journal.wake(decided)
+        woken = await self._journal.wake(decided)
+        self._woken.extend(decided)
+        return woken
 
 
 def payment_step(saga: Saga) -> StepRecord | None:
@@ -57,12 +68,12 @@ def payment_step(saga: Saga) -> StepRecord | None:
 def confirmation_of(saga: Saga) -> str:
     """The request_id of the confirmation that the saga makes or undoes."""
     step = payment_step(saga)
-    assert step is not None, "only a saga with a payment waits for the gateway"
+    assert step is not None, "only a saga with a payment waits for one"
     return step.undoes or step.request_id
 
 
 def is_decided(saga: Saga, payment: Payment | None) -> bool:
     """Whether the payment's state lets the saga go on."""
     if saga.gives_back:
-        return payment is None or payment.state in _NOT_CHARGED
+        return payment is None or payment.state in _GIVEN_BACK
     return payment is not None and payment.state not in _OPEN

@@ -1,7 +1,8 @@
-"""The services that sagas call: which of them are away, as this replica has seen it.
+"""The services that sagas call, and the gateway: which are away, as this replica has seen it.
 
-While a service is away, its sagas wait in their rows. One of them goes on as a probe; when it gets
-a reply, the others are due again (``Runner``).
+While one is away, the sagas that wait for nothing else stay in their rows, and the sweep lets one
+of them go on as a probe (``Runner``). Its first reply ends that: the others are taken over as they
+become due, at the pace of retries.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections import Counter
 from typing import Final
 
 from common.errors import Refusal
-from order_service.clients import is_away
+from order_service.clients import GATEWAY, is_away, is_gateway_away
+from order_service.model.saga_input import StepResults
+from order_service.saga.plan import PAYMENT
 
 FAILURES_MAX: Final = 5
 """Calls in a row without a reply, after which a service counts as away."""
@@ -21,22 +24,19 @@ class Peers:
 
     def __init__(self) -> None:
         self._failures: Counter[str] = Counter()
-        self._back: set[str] = set()
 
-    def note(self, participant: str, reply: object) -> None:
+    def note(self, participant: str, reply: StepResults | Refusal) -> None:
         """Note the reply to a call, or the refusal that came instead."""
         if isinstance(reply, Refusal) and is_away(reply):
             self._failures[participant] += 1
             return
-        if self._failures.pop(participant, 0) >= FAILURES_MAX:
-            self._back.add(participant)
+        self._failures.pop(participant, None)
+        if isinstance(reply, Refusal) and is_gateway_away(reply):
+            self._failures[GATEWAY] += 1
+        elif participant == PAYMENT.name:
+            self._failures.pop(GATEWAY, None)
 
     @property
     def away(self) -> list[str]:
-        """The participants that are away."""
+        """What is away."""
         return sorted(name for name, count in self._failures.items() if count >= FAILURES_MAX)
-
-    def take_back(self) -> set[str]:
-        """The participants that replied again since the last call."""
-        back, self._back = self._back, set()
-        return back

@@ -65,7 +65,8 @@ class Participant:
     name: str
     undo: Call
     fence: Call | None = None
-    """Stores that the effect has to be undone, if undoing it may take long. It never fails then."""
+    """Stores that the effect has to be undone, if undoing it may take long: after that it is
+    certain to be."""
 
 
 COUPON: Final = Participant("coupon", undo=restore_coupon)
@@ -161,11 +162,8 @@ class Plan:
             record = saga.step(step.name)
             if not record.participant:
                 step.describe(saga, record)
-
-    def decided(self, saga: Saga) -> bool:
-        """Whether the saga can only go forward: its pivot is passed, or it has none."""
-        pivots = [step.name for step in self.steps if isinstance(step, Pivot)]
-        return all(saga.step(name).over for name in pivots)
+                # That release did not store whether a compensation had been called.
+                record.undo_begun = saga.failure is not None and record.to_undo
 
     def next_step(self, saga: Saga) -> Step | None:
         """The next step to do; skips those that are not needed. None: the saga has to be closed.

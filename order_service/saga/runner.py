@@ -109,12 +109,8 @@ class Runner:
     async def sweep(self, stopping: asyncio.Event | None = None) -> int:
         """Take over sagas that are due or whose lease has expired; returns how many.
 
-        Sagas that waited for a participant are due when it replies again. Ends after the batch in
-        which ``stopping`` is set.
+        Ends after the batch in which ``stopping`` is set.
         """
-        for participant in self._peers.take_back():
-            count = await self._journal.wake_waiting_for(participant)
-            _log.info("sagas_released", participant=participant, count=count)
         total = 0
         for uses_gateway in (False, True):
             more = True
@@ -130,7 +126,7 @@ class Runner:
         """Fill a bulkhead; returns how many were taken over, and whether more may be due.
 
         Sagas that have failed before take a quarter of it at most: they leave capacity for those of
-        dead replicas and for new payments. While a participant is away, one of its sagas goes on.
+        dead replicas and for new payments. While a service is away, one of its sagas goes on.
         """
         capacity = self.limits.running_max - self._in_use[uses_gateway]
         if capacity <= 0 or self._execution.stopping:

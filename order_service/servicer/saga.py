@@ -108,6 +108,7 @@ def _step(step: StepRecord) -> pb.SagaStep:
         participant=step.participant,
         request_id=step.request_id,
         fenced=step.fenced,
+        undo_begun=step.undo_begun,
         standing_minor=step.standing_minor,
         standing_reason=step.standing_reason,
     )

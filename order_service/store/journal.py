@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,13 +15,11 @@ from common.db.row_locks import CLOCK, RowLocks, locked
 from common.db.unnest import arrays, same, unnest
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
-from order_service.store.saga import SECOND, to_row, to_saga
+from order_service.store.saga import SECOND, readable, to_row
 from order_service.tables import sagas
 
 OwnedKey = tuple[str, int]
 """A saga by (saga_id, epoch): the row as long as no other replica has taken it over."""
-
-_log = structlog.stdlib.get_logger()
 
 # Literals, as in the partial index: the planner would not match it with parameters.
 is_active: Final = sagas.c.state.in_(
@@ -41,8 +38,10 @@ _OWNED: Final[RowLocks[OwnedKey]] = RowLocks(
 
 _written = unnest(
     "written",
-    *sagas.c["saga_id", "epoch", "snapshot", "plan_version", "state", "attempts", "waits_for"],
+    *sagas.c["saga_id", "epoch", "snapshot", "plan_version", "state", "attempts"],
     *sagas.c["last_error", "resolution_reason"],
+    # As text: arrays of arrays are matrices in PostgreSQL.
+    waits_for=sa.Text,
     steps=sa.Text,
     facts=sa.Text,
     failure=sa.Text,
@@ -51,7 +50,7 @@ _written = unnest(
     from_epoch=sa.BigInteger,
 )
 _COPIED: Final = (
-    *("epoch", "snapshot", "plan_version", "state", "attempts", "waits_for"),
+    *("epoch", "snapshot", "plan_version", "state", "attempts"),
     *("last_error", "resolution_reason"),
 )
 _until: Final = CLOCK + _written.c.lease_s * SECOND
@@ -61,6 +60,7 @@ _WRITE: Final = (
         {
             **{name: sa.cast(_written.c[name], JSONB) for name in ("steps", "facts", "failure")},
             **{name: _written.c[name] for name in _COPIED},
+            "waits_for": sa.func.string_to_array(_written.c.waits_for, sa.literal_column("','")),
             "owner": sa.case((_written.c.waits, sa.null()), else_=sagas.c.owner),
             "lease_until": _until,
             "next_attempt_time": sa.case(
@@ -111,6 +111,7 @@ async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> N
     rows = [
         {
             **to_row(one.saga),
+            "waits_for": ",".join(one.saga.waits_for),
             "lease_s": one.lease_s,
             "waits": one.saga.waits,
             "from_epoch": one.owned[1],
@@ -138,22 +139,28 @@ _uses_gateway: Final = sa.or_(
         _gateway_minor > sa.literal_column("'0'::jsonb"),
     ),
 )
+# A saga that a replica ran until it died is no retry, even if it had failed before.
+_is_retry: Final = sa.and_(sagas.c.owner.is_(None), sagas.c.attempts > 0)
 _probe: Final = sa.bindparam("probe", type_=sa.Text)
+_waits_for_away: Final = sa.and_(
+    sa.func.cardinality(sagas.c.waits_for) > 0,
+    sagas.c.waits_for.contained_by(sa.bindparam("away", type_=ARRAY(sa.Text))),
+)
 _due = locked(
     sagas,
     sa.select(sagas.c.saga_id)
     .where(
         is_active,
         sagas.c.lease_until < sa.func.now(),
-        (sagas.c.attempts > 0) == sa.bindparam("retries", type_=sa.Boolean),
-        sa.func.coalesce(sagas.c.waits_for, "")
-        != sa.all_(sa.bindparam("away", type_=ARRAY(sa.Text))),
-        sa.or_(_probe.is_(None), sagas.c.waits_for == _probe),
+        _is_retry == sa.bindparam("retries", type_=sa.Boolean),
+        _waits_for_away == sa.bindparam("probes", type_=sa.Boolean),
+        sa.or_(_probe.is_(None), _probe == sa.any_(sagas.c.waits_for)),
         _uses_gateway == sa.bindparam("uses_gateway", type_=sa.Boolean),
         sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.bindparam("plans", expanding=True)),
     )
     .limit(sa.bindparam("size")),
-    order_by=[sagas.c.lease_until],
+    # What was woken, since its payment is decided, waits for nothing: it comes first.
+    order_by=[sa.func.cardinality(sagas.c.waits_for), sagas.c.lease_until],
     skip_locked=True,
     name="due",
 )
@@ -197,27 +204,17 @@ async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> Take
     }
     rows: list[sa.Row[Any]] = []
     retries = command.retries
-    # Sagas of dead replicas, then retries, then one probe for each participant that is away.
+    # Sagas of dead replicas, then retries, then one probe for each service that is away.
     for retry, away, probe, most in (
-        (False, (), None, command.capacity),
-        (True, command.away, None, command.capacity),
-        *((True, (), name, 1) for name in command.away),
+        (False, [], None, command.capacity),
+        (True, list(command.away), None, command.capacity),
+        *((True, list(command.away), name, 1) for name in command.away),
     ):
         size = min(most, command.capacity - len(rows), retries if retry else most)
         if size > 0:
-            found = await connection.execute(
-                _TAKE_OVER,
-                {**parameters, "retries": retry, "away": list(away), "probe": probe, "size": size},
-            )
+            pick = {"retries": retry, "away": away, "probes": probe is not None, "probe": probe}
+            found = await connection.execute(_TAKE_OVER, {**parameters, **pick, "size": size})
             before = len(rows)
             rows.extend(found)
             retries -= (len(rows) - before) if retry else 0
-    taken: list[Saga] = []
-    now = None
-    for row in rows:
-        now = row.now if now is None else max(now, row.now)
-        try:
-            taken.append(to_saga(row))
-        except (ValueError, LookupError, TypeError):
-            _log.exception("saga_not_readable", saga_id=row.saga_id)
-    return TakenOver(taken, now)
+    return TakenOver(readable(rows), max((row.now for row in rows), default=None))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,6 +25,8 @@ _INPUT: Final[dict[SagaKind, TypeAdapter[SagaInput]]] = {
 _STEPS: Final[TypeAdapter[list[StepRecord]]] = TypeAdapter(list[StepRecord])
 _RESULTS: Final[TypeAdapter[StepResults]] = TypeAdapter(StepResults)
 _FAILURE: Final[TypeAdapter[Failure | None]] = TypeAdapter(Failure | None)
+
+_log = structlog.stdlib.get_logger()
 
 _OWN_COLUMNS: Final = (
     *("saga_id", "kind", "plan_version", "order_id", "user_id", "epoch", "snapshot", "state"),
@@ -169,6 +172,17 @@ def to_row(saga: Saga) -> dict[str, object]:
         "facts": _RESULTS.dump_json(saga.facts).decode(),
         "failure": _FAILURE.dump_json(saga.failure).decode() if saga.failure else None,
     }
+
+
+def readable(rows: Iterable[sa.Row[Any]]) -> list[Saga]:
+    """The sagas of these rows; one that cannot be read is logged, and does not stop the others."""
+    found = []
+    for row in rows:
+        try:
+            found.append(to_saga(row))
+        except (ValueError, LookupError, TypeError):
+            _log.exception("saga_not_readable", saga_id=row.saga_id)
+    return found
 
 
 def to_saga(row: sa.Row[Any]) -> Saga:

@@ -16,9 +16,12 @@ from common.db.row_locks import CLOCK, locked
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RetrySagas
 from order_service.store.journal import is_active
-from order_service.store.saga import to_saga
+from order_service.store.saga import readable
 from order_service.tables import sagas
 
+ROWS_MAX: Final = 1_000
+"""Sagas made due in one statement."""
+_NOTHING: Final = sa.literal_column("'{}'::text[]", ARRAY(sa.Text))
 MICROSECOND: Final = sa.literal_column("interval '1 microsecond'", sa.Interval)
 ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
 
@@ -27,7 +30,7 @@ _WAITING: Final = (
     sa.select(sagas)
     .where(
         _waits,
-        sagas.c.waits_for == sa.any_(sa.bindparam("waits_for", type_=ARRAY(sa.Text))),
+        sagas.c.waits_for.overlap(sa.bindparam("waits_for", type_=ARRAY(sa.Text))),
         sagas.c.saga_id > sa.bindparam("after", type_=sagas.c.saga_id.type),
     )
     .order_by(sagas.c.saga_id)
@@ -40,29 +43,30 @@ _steps_due: Final = sa.literal_column(
 )
 
 
-def _make_due(*conditions: sa.ColumnElement[bool], **values: object) -> sa.Update:
-    """UPDATE of the sagas that wait and meet the conditions: every step is due now."""
+def _make_due(*conditions: sa.ColumnElement[bool]) -> sa.Update:
+    """UPDATE of the sagas that wait and meet the conditions: every step is due now.
+
+    Some at a time: a statement has a time limit. It counts as a retry of each.
+    """
     due = locked(
         sagas,
-        sa.select(sagas.c.saga_id).where(_waits, *conditions),
+        sa.select(sagas.c.saga_id)
+        .where(_waits, sagas.c.lease_until > CLOCK, *conditions)
+        .limit(ROWS_MAX),
         order_by=[sagas.c.saga_id],
         skip_locked=True,
         name="waiting",
     )
     return (
         sa.update(sagas)
-        .values(lease_until=CLOCK, next_attempt_time=CLOCK, steps=_steps_due, **values)
+        .values(lease_until=CLOCK, next_attempt_time=CLOCK, waits_for=_NOTHING, steps=_steps_due)
         .where(sagas.c.saga_id == due.c.saga_id)
     )
 
 
-# Without failed attempts: what is decided does not wait for its share of the retries.
 _WAKE: Final = _make_due(
-    sagas.c.saga_id == sa.any_(sa.bindparam("saga_ids", type_=ARRAY(sagas.c.saga_id.type))),
-    attempts=0,
-    waits_for=None,
+    sagas.c.saga_id == sa.any_(sa.bindparam("saga_ids", type_=ARRAY(sagas.c.saga_id.type)))
 )
-_WAKE_WAITING_FOR: Final = _make_due(sagas.c.waits_for == sa.bindparam("participant"))
 
 
 _state, _kind, _reason = (
@@ -84,7 +88,7 @@ async def read_waiting(
 ) -> list[Saga]:
     """At most ``size`` sagas that wait for one of these, with ids above ``after``, ascending."""
     parameters = {"waits_for": list(waits_for), "after": after or ID_MIN, "size": size}
-    return [to_saga(row) for row in await connection.execute(_WAITING, parameters)]
+    return readable(await connection.execute(_WAITING, parameters))
 
 
 async def wake(connection: AsyncConnection, saga_ids: Collection[str]) -> int:
@@ -92,17 +96,17 @@ async def wake(connection: AsyncConnection, saga_ids: Collection[str]) -> int:
     return (await connection.execute(_WAKE, {"saga_ids": list(saga_ids)})).rowcount
 
 
-async def wake_waiting_for(connection: AsyncConnection, participant: str) -> int:
-    """Make all sagas due that wait for a participant; returns how many."""
-    return (await connection.execute(_WAKE_WAITING_FOR, {"participant": participant})).rowcount
-
-
 async def retry(connection: AsyncConnection, command: RetrySagas) -> int:
-    """Make all sagas due that wait and match; returns how many."""
+    """Make all sagas due that wait for a later time and match; returns how many."""
     parameters = {
         "wanted_state": command.state,
         "wanted_kind": command.kind,
         "last_reason": command.last_reason,
         "age_us": command.age_us,
     }
-    return (await connection.execute(_RETRY, parameters)).rowcount
+    count = 0
+    while True:
+        made_due = (await connection.execute(_RETRY, parameters)).rowcount
+        count += made_due
+        if made_due < ROWS_MAX:
+            return count

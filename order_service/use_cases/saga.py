@@ -12,13 +12,12 @@ from common.db.errors import RecordConflict
 from common.db.idempotency import IdempotencyStore
 from common.errors import InvalidPageToken, RequestInProgress
 from common.ids import is_id
-from common.money import Money
 from common.paging import Page
 from common.request_key import Result
 from common.rpc.convert import money_from
 from order_service.clients import Services, get_payments
 from order_service.errors import SagaNotFound
-from order_service.model.saga import Saga, SagaState, StepState
+from order_service.model.saga import Saga, SagaState
 from order_service.model.saga_command import ResolveSaga, RetrySaga, RetrySagas
 from order_service.saga.payment_poll import confirmation_of, payment_step
 from order_service.saga.plan import plan_of
@@ -98,28 +97,30 @@ class Sagas:
         what the payment service refuses when it is asked for a payment that should stand.
         """
         saga = await self.get_saga(command.saga_id)
-        left = None
-        if any(self._is_payment(saga, standing.step) for standing in command.standing):
-            left = await self._left_of_payment(saga)
-        command = replace(command, order_id=saga.order_id, left_of_payment=left)
+        command = replace(command, order_id=saga.order_id)
+        if any(_is_payment(saga, standing.step) for standing in command.standing):
+            async with reading(self._database) as connection:
+                records = await self._idempotency.load(connection, [command.key])
+            if records.get(command.key) is None:
+                command = await self._with_payment(command, saga)
         return await self._lane.submit(command)
 
-    def _is_payment(self, saga: Saga, name: str) -> bool:
-        plan_of(saga)  # It describes the steps of an earlier release.
-        step = payment_step(saga)
-        return step is not None and step.name == name
-
-    async def _left_of_payment(self, saga: Saga) -> Money | None:
-        """What is confirmed, and certain not to be given back by Tally; None if that is not so."""
+    async def _with_payment(self, command: ResolveSaga, saga: Saga) -> ResolveSaga:
+        """The command with what the payment service knows; the saga's row decides with it."""
         request_id = confirmation_of(saga)
         payment = (await get_payments(self._services, [request_id])).get(request_id)
         if payment is None or payment.state != Payment.STATE_CONFIRMED:
-            return None
-        step = payment_step(saga)
-        assert step is not None
-        cancels = payment.HasField("cancel_request_time") or step.undo_begun
-        begun = step.undoes and step.state is not StepState.PENDING
-        if (cancels or begun) and not payment.refund_refusal_code:
-            return None
+            return command
+        refused = bool(payment.refund_refusal_code)
+        if payment.HasField("cancel_request_time") and not refused:
+            return command
         amount = money_from(payment.amount)
-        return replace(amount, amount_minor=amount.amount_minor - payment.refunded.amount_minor)
+        left_minor = amount.amount_minor - payment.refunded.amount_minor
+        left = replace(amount, amount_minor=left_minor)
+        return replace(command, left_of_payment=left, refund_refused=refused)
+
+
+def _is_payment(saga: Saga, name: str) -> bool:
+    plan_of(saga)  # It describes the steps of an earlier release.
+    step = payment_step(saga)
+    return step is not None and step.name == name

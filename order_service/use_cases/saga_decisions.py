@@ -145,6 +145,9 @@ def close_saga(batch: OrderBatch, records: IdempotencyRecords, command: CloseSag
     plan = plan_of(saga)
     assert plan is not None, "a saga is closed by a release that knows its plan"
     closed = plan.closed(saga, batch.now)
+    if closed.state is SagaState.RESOLVING:
+        # Its replica has released the order. Whatever it still writes must not own it again.
+        closed.epoch += 1
     order = batch.orders[saga.order_id]
     if saga.state is not SagaState.RESOLVING:
         order = _move(batch, records, order, closed)

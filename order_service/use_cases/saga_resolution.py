@@ -90,7 +90,7 @@ def _locked_saga(batch: OrderBatch, command: RetrySaga | ResolveSaga) -> Saga:
 def _require_resolvable(saga: Saga, plan: Plan | None) -> None:
     """Raise SagaNotRetryable for a saga that ends by itself, or that cannot be undone."""
     needs_attention = saga.state is SagaState.NEEDS_ATTENTION and not saga.resolution_reason
-    # An earlier release closed sagas without undoing anything.
+    # The earlier release closed sagas without undoing anything.
     unaccounted = saga.state is SagaState.RESOLVED and plan is not None and _is_left(saga)
     unknown = plan is None and saga.state in ACTIVE
     if not (needs_attention or unaccounted or unknown):
@@ -104,8 +104,6 @@ def _require_resolvable(saga: Saga, plan: Plan | None) -> None:
 
 def _is_left(saga: Saga) -> bool:
     """Whether a saga that was closed has left an effect that nobody undid."""
-    if saga.plan_version >= current_plan(saga.kind).version:
-        return False
     if saga.kind is SagaKind.PAY_ORDER and saga.failure is None:
         return False  # It was closed as paid.
     return any(step.to_undo or (step.undoes and not step.over) for step in saga.steps)
@@ -129,7 +127,8 @@ def _let_stand(saga: Saga, order: Order, standing: Standing, command: ResolveSag
 
 def _left_of_payment(step: StepRecord, standing: Standing, command: ResolveSaga) -> int:
     left = command.left_of_payment
-    if left is None:
+    begun = step.undo_begun or (step.undoes and step.state is not StepState.PENDING)
+    if left is None or (begun and not command.refund_refused):
         raise InvalidField(
             "standing",
             f"{step.name}: it is not known that its payment is confirmed and will not be refunded;"
@@ -149,7 +148,8 @@ def _landed(saga: Saga, order: Order, step: StepRecord, standing: Standing) -> i
         raise InvalidField("standing", f"{step.name}: only a payment has an amount")
     # Of a cancellation, the effect is that of the saga that paid, unless it may be undone already.
     landed = step.state is (StepState.PENDING if step.undoes else StepState.DONE)
-    if not landed or step.undo_begun or (saga.failure is not None and saga.plan_version == 1):
+    # One that the earlier release closed is named by the audit if its effect is in force.
+    if not landed or (step.undo_begun and saga.state is not SagaState.RESOLVED):
         raise InvalidField("standing", f"{step.name} is not known to have landed: it is undone")
     if step.participant == BALANCE.name:
         return saga.parts.balance_minor

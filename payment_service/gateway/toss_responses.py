@@ -94,7 +94,7 @@ NOT_CANCELLABLE: Final = _codes("""
 """)
 
 _REJECTING_STATUSES: Final = frozenset({401, 429})
-_NOT_CHARGED: Final = frozenset({"READY", "IN_PROGRESS", "ABORTED", "EXPIRED"})
+_WITHOUT_CHARGE: Final = frozenset({"READY", "IN_PROGRESS", "ABORTED", "EXPIRED"})
 _OK: Final = 200
 _CODE: Final = re.compile(r"[A-Z0-9_]{1,100}")
 _TRANSACTION_ID: Final = re.compile(r"[!-~]{1,200}")
@@ -155,7 +155,7 @@ def _read_failure(response: Response) -> Rejected | Unknown:
 def _read_payment(body: dict[str, Any], charge: Charge) -> FindOutcome:
     """Read a payment object. Whatever it says is checked against the charge."""
     status = body.get("status")
-    if isinstance(status, str) and status in _NOT_CHARGED:
+    if isinstance(status, str) and status in _WITHOUT_CHARGE:
         # If no money was taken, it does not matter for which order the key was opened.
         same = body.get("paymentKey") == charge.payment_key
         differing: tuple[str, ...] = () if same else ("paymentKey",)

@@ -16,7 +16,8 @@ revision = "payment_0002"
 down_revision = "payment_0001"
 
 # Neither a constant default nor a constraint that is NOT VALID reads the table: the lock is short.
-# now() is evaluated once, for all existing rows.
+# now() in ADD COLUMN is evaluated once, for all existing rows. The default of check_time is for new
+# rows of the earlier release only: existing rows are not checked.
 COLUMNS = """
 ALTER TABLE payments
     ADD COLUMN IF NOT EXISTS refunded_minor bigint NOT NULL DEFAULT 0,
@@ -26,7 +27,8 @@ ALTER TABLE payments
     ADD COLUMN IF NOT EXISTS resolution_reason text,
     ADD COLUMN IF NOT EXISTS unsupported_status text,
     ADD COLUMN IF NOT EXISTS confirm_time timestamptz NOT NULL DEFAULT now(),
-    ADD COLUMN IF NOT EXISTS checked_time timestamptz,
+    ADD COLUMN IF NOT EXISTS check_time timestamptz,
+    ALTER COLUMN check_time SET DEFAULT now() + interval '1 day',
     DROP CONSTRAINT IF EXISTS payments_due_while_open,
     DROP CONSTRAINT IF EXISTS payments_refunded_at_most_once,
     DROP CONSTRAINT IF EXISTS payments_refund_refused_while_confirmed,
@@ -53,8 +55,8 @@ ALTER TABLE payments
 DROP INDEX CONCURRENTLY IF EXISTS payments_by_request;
 CREATE INDEX CONCURRENTLY payments_by_request ON payments (request_id);
 DROP INDEX CONCURRENTLY IF EXISTS payments_to_check;
-CREATE INDEX CONCURRENTLY payments_to_check ON payments ((coalesce(checked_time, create_time)))
-    WHERE state = 'CONFIRMED' OR failure_code = 'NOT_CHARGED';
+CREATE INDEX CONCURRENTLY payments_to_check ON payments (check_time)
+    WHERE check_time IS NOT NULL;
 """
 
 

@@ -12,8 +12,9 @@ lease, else the time of the next try. A replica that lost its lease may still st
 for certain (charged, declined, given back), but only the holder may free the key, send a confirm,
 store a refused refund or set the next try.
 
-A payment that carries a cancellation (``cancel_reason``) is never confirmed again. If the gateway
-still does not know it when its key cannot be confirmed any more, it is DECLINED with NOT_CHARGED.
+No confirm is permitted for a payment that carries a cancellation (``cancel_reason``); one that was
+permitted before may be in transit. If the gateway still does not know the payment when its key
+cannot be confirmed any more, it is DECLINED with NOT_CHARGED.
 Should a charge be found after all, the payment is CONFIRMED again and given back.
 """
 
@@ -26,9 +27,7 @@ from typing import Final
 from common.errors import RequestIdReused
 from common.money import Money
 from common.request_key import RequestKey
-from payment_service.gateway.outcomes import (
-    Charge,
-)
+from payment_service.gateway.outcomes import Charge
 from payment_service.model.payment import (
     BEGINNING,
     CANCELLABLE,
@@ -48,6 +47,11 @@ TOMBSTONE_REASON: Final = "cancelled before it was confirmed"
 """Stored as the cancel reason of a claim whose request already had a tombstone."""
 
 
+CHECK_INTERVAL: Final = timedelta(days=1)
+FIRST_CHECK: Final = timedelta(minutes=1)
+"""How soon the gateway is asked again about a payment that was settled as not charged."""
+
+
 @dataclass(slots=True)
 class Confirmation:
     """A payment and the work on it, as loaded and as this batch changes it."""
@@ -64,6 +68,8 @@ class Confirmation:
     version: int = 0
     confirm_time: datetime = BEGINNING
     """When a confirm may have been sent last."""
+    check_time: datetime | None = None
+    """When the gateway is asked again about a settled payment; None: no more."""
     loaded_version: int = field(init=False)
     released: bool = field(init=False, default=False)
     """The claim has to be deleted: the key is free again."""
@@ -216,6 +222,27 @@ class Confirmation:
         self.version += 1
         return True
 
+    # -- checks --------------------------------------------------------------------------------
+
+    def next_check(self, now: datetime) -> datetime | None:
+        """When the gateway is asked next about the payment; None if that is of no use.
+
+        Others may refund what was charged. A payment that counts as not charged may be charged by
+        a confirm in transit: it is asked about soon, and then after as long as it is settled.
+        """
+        if self.settled_as_not_charged:
+            settled = now - self.payment.update_time
+            return now + min(max(settled, FIRST_CHECK), CHECK_INTERVAL)
+        charged = self.payment.state is PaymentState.CONFIRMED and not self.open
+        return now + CHECK_INTERVAL if charged else None
+
+    def check_until(self, age_max: timedelta, confirm_window: timedelta) -> datetime:
+        """When the checks end: the first one after this time is the last."""
+        until = self.payment.update_time + age_max
+        if self.settled_as_not_charged:
+            until = max(until, self.confirm_time + confirm_window)
+        return until
+
     # -- changes of state ----------------------------------------------------------------------
 
     def release(self) -> None:
@@ -246,7 +273,7 @@ class Confirmation:
     # -- outcomes of a person ------------------------------------------------------------------
 
     def settle_as_not_charged(self, now: datetime) -> None:
-        """Decline an undecided payment on a person's word: it is never confirmed after it."""
+        """Decline an undecided payment on a person's word: no confirm is permitted after it."""
         self.declined(NOT_CHARGED, now)
         self.holder = self.due_time = None
 
@@ -297,6 +324,7 @@ class Confirmation:
         """Note a cancellation, in whatever state the payment is."""
         self.cancel_reason, self.cancel_request_id = reason, request_id
         self.payment = replace(self.payment, cancel_request_time=now)
+        self.check_time = None
         if self.holder is None:
             self.due_time = now
         self.version += 1
@@ -306,6 +334,7 @@ class Confirmation:
         # The database's clock may be set back; a payment's update_time must not go back.
         update_time = max(self.payment.update_time, now)
         self.payment = replace(self.payment, state=state, update_time=update_time)
+        self.check_time = self.next_check(update_time)
         self.version += 1
 
     def hold(self, holder: str | None, now: datetime, lease: timedelta) -> None:

@@ -10,6 +10,7 @@ from payment_service.gateway.outcomes import (
     Cancelled,
     Confirmed,
     Declined,
+    GatewayOutcome,
     NotCancellable,
     NotFound,
     NotSent,
@@ -56,6 +57,19 @@ def record(
     payment.hold(command.holder if held and command.keep_lease else None, now, lease)
 
 
+def is_known(payment: Confirmation, found: GatewayOutcome) -> bool:
+    """Whether the gateway still has the payment in the state that is recorded."""
+    match found:
+        case Unsupported():
+            return payment.undecided
+        case Confirmed():
+            return not payment.undecided
+        case PartlyCancelled():
+            return not _is_news(payment, found)
+        case _:
+            return False
+
+
 def _apply(
     payment: Confirmation,
     command: RecordOutcome,
@@ -80,6 +94,11 @@ def _apply(
             payment.become(payment.payment.state, now)
         case Unsupported(status) if held and undecided:
             payment.payment = replace(payment.payment, unsupported_status=status)
+            payment.become(PaymentState.UNKNOWN, now)
+        case Unsupported(status) if payment.settled_as_not_charged:
+            # The customer could still pay: the account has to be closed.
+            payment.cancel(FOUND_LATER_REASON, None, now)
+            payment.payment = replace(payment.payment, unsupported_status=status, failure_code=None)
             payment.become(PaymentState.UNKNOWN, now)
         case _:
             return False

@@ -27,7 +27,9 @@ def resolve(confirmation: Confirmation, command: ResolvePayment, now: datetime) 
     match command.resolution, confirmation.payment.state:
         case Resolution.NOT_CHARGED, PaymentState.DECLINED:
             pass
-        case Resolution.NOT_CHARGED, PaymentState.UNKNOWN if not _may_be_paid(command):
+        case Resolution.NOT_CHARGED, PaymentState.UNKNOWN if not _may_be_paid(
+            confirmation, command
+        ):
             confirmation.settle_as_not_charged(now)
         case Resolution.CHARGED, PaymentState.CONFIRMED:
             pass
@@ -46,9 +48,10 @@ def resolve(confirmation: Confirmation, command: ResolvePayment, now: datetime) 
     confirmation.note_resolution(command.reason)
 
 
-def _may_be_paid(command: ResolvePayment) -> bool:
-    """Whether the customer may still pay, whatever a person says."""
-    return isinstance(command.found, Unsupported)
+def _may_be_paid(confirmation: Confirmation, command: ResolvePayment) -> bool:
+    """Whether the customer may still pay, whatever a person says: an account is not closed yet."""
+    to_close = confirmation.payment.unsupported_status is not None
+    return to_close or isinstance(command.found, Unsupported)
 
 
 def _refund_outside(confirmation: Confirmation, command: ResolvePayment, now: datetime) -> None:
@@ -64,6 +67,9 @@ def _refund_outside(confirmation: Confirmation, command: ResolvePayment, now: da
     if confirmation.open and confirmation.holder is not None:
         # The refund is at the gateway just now.
         raise PaymentInProgress(payment_key=payment.payment_key)
+    if confirmation.open and isinstance(command.found, Inconclusive):
+        # Tally's own refund may have arrived, and only its reply is lost.
+        raise payment.outcome_unknown()
     if confirmation.open and more < payment.left_minor:
         raise InvalidField("amount", "the whole rest, which is about to be refunded")
     confirmation.refund_outside(more, now)

@@ -37,9 +37,21 @@ _OF_WORK: Final = [each.name for each in fields(Confirmation) if each.name in pa
 
 
 def to_confirmation(row: sa.Row[Any]) -> Confirmation:
-    amount = Money(row.currency_code, row.amount_minor)
-    payment = from_row(Payment, row, amount=amount, state=PaymentState(row.state))
+    payment = from_row(
+        Payment,
+        row,
+        amount=Money(row.currency_code, row.amount_minor),
+        state=PaymentState(row.state),
+        cancel_request_time=_cancel_request_time(row),
+    )
     return from_row(Confirmation, row, payment=payment)
+
+
+def _cancel_request_time(row: sa.Row[Any]) -> datetime | None:
+    """Of a cancellation that the earlier release stored, without its time: the last change."""
+    stored: datetime | None = row.cancel_request_time
+    changed: datetime = row.update_time
+    return changed if stored is None and row.cancel_reason is not None else stored
 
 
 def _to_row(confirmation: Confirmation) -> dict[str, object]:
@@ -180,7 +192,7 @@ async def load(
 
 # -- writes --------------------------------------------------------------------------------------
 
-_new = unnest("new", *(column for column in payments.c if column.name != "checked_time"))
+_new = unnest("new", *payments.c)
 _ADD: Final = (
     insert_from(payments, _new, ["payment_key"])
     .on_conflict_do_nothing()
@@ -205,6 +217,7 @@ _MUTABLE: Final = (
     "resolution_reason",
     "unsupported_status",
     "confirm_time",
+    "check_time",
 )
 _changed = unnest("changed", *payments.c[("payment_id", *_MUTABLE)], loaded_version=sa.BigInteger)
 # The conditional update. Every change raises the version, so it says more than the state would.

@@ -1,76 +1,73 @@
-"""Payments that the gateway is asked about again, since others may have refunded them there."""
+"""Settled payments that the gateway is asked about again."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.row_locks import CLOCK, TIME, locked
+from common.db.row_locks import TIME, locked
 from payment_service.model.confirmation import Confirmation
-from payment_service.model.payment import NOT_CHARGED, PaymentState
 from payment_service.store.payment import to_confirmation
 from payment_service.tables import payments
 
-INTERVAL: Final = timedelta(days=1)
 AGAIN_AFTER: Final = timedelta(minutes=10)
 """When a payment is due again whose check did not end."""
 
-_checked = sa.func.coalesce(payments.c.checked_time, payments.c.create_time, type_=TIME)
-_interval = sa.literal(INTERVAL, sa.Interval)
-_age_max = sa.bindparam("age_max", type_=sa.Interval)
-# The bounds of _checked are those of the index. A payment of the last days was checked later than
-# it was created, so the lower bound excludes only older ones. An open payment is looked up anyway.
+# Not clock_timestamp(): a condition on an index may not change while it is evaluated.
+_now = sa.func.now(type_=TIME)
 _due = locked(
     payments,
     sa.select(payments.c.payment_id)
-    .where(
-        sa.or_(
-            payments.c.state == sa.literal_column(f"'{PaymentState.CONFIRMED.value}'"),
-            payments.c.failure_code == sa.literal_column(f"'{NOT_CHARGED}'"),
-        ),
-        _checked > CLOCK - _age_max - _interval,
-        _checked <= CLOCK - _interval,
-        payments.c.create_time > CLOCK - _age_max - _interval,
-        payments.c.due_time.is_(None),
-    )
+    .where(payments.c.check_time <= _now)
     .limit(sa.bindparam("size")),
-    order_by=[_checked],
+    order_by=[payments.c.check_time],
     skip_locked=True,
     name="due",
 )
-_CLAIM: Final = (
+CLAIM: Final = (
     sa.update(payments)
-    .values(checked_time=CLOCK - _interval + sa.literal(AGAIN_AFTER, sa.Interval))
+    .values(check_time=_now + sa.literal(AGAIN_AFTER, sa.Interval))
     .where(payments.c.payment_id == _due.c.payment_id)
     .returning(payments)
 )
-# After the last check, the payment is not due at any time.
+# If the payment was changed meanwhile, so was the time of its next check.
 _MARK: Final = (
     sa.update(payments)
-    .values(
-        checked_time=sa.case(
-            (payments.c.create_time > CLOCK - _age_max, CLOCK),
-            else_=sa.text("CAST('infinity' AS timestamptz)"),
-        )
+    .values(check_time=sa.bindparam("next_time"))
+    .where(
+        payments.c.payment_id == sa.bindparam("checked_id"),
+        payments.c.check_time == sa.bindparam("claimed_until"),
     )
-    .where(payments.c.payment_id == sa.bindparam("checked_id"))
 )
 
 
-async def claim_due(
-    connection: AsyncConnection, *, age_max: timedelta, size: int
-) -> list[Confirmation]:
-    """At most ``size`` settled payments up to ``age_max`` old, unchecked for a day, not locked.
+async def claim_due(connection: AsyncConnection, *, size: int) -> list[Confirmation]:
+    """At most ``size`` payments that are due for a check and not locked, the longest due first.
 
     Other replicas leave them alone for AGAIN_AFTER.
     """
-    rows = await connection.execute(_CLAIM, {"age_max": age_max, "size": size})
+    rows = await connection.execute(CLAIM, {"size": size})
     return [to_confirmation(row) for row in rows]
 
 
-async def mark_checked(connection: AsyncConnection, payment_id: str, *, age_max: timedelta) -> None:
-    """Note that the gateway reported the payment's state now."""
-    await connection.execute(_MARK, {"checked_id": payment_id, "age_max": age_max})
+def claimed_at(claimed: Confirmation) -> datetime:
+    """When the payment was claimed, by the database's clock."""
+    assert claimed.check_time is not None
+    return claimed.check_time - AGAIN_AFTER
+
+
+async def mark_checked(
+    connection: AsyncConnection, claimed: Confirmation, next_time: datetime | None
+) -> None:
+    """Note when the payment is checked next, unless it was changed since it was claimed."""
+    await connection.execute(
+        _MARK,
+        {
+            "checked_id": claimed.payment.payment_id,
+            "claimed_until": claimed.check_time,
+            "next_time": next_time,
+        },
+    )

@@ -1,4 +1,4 @@
-"""A daily question at the gateway about payments that Tally regards as settled.
+"""Questions at the gateway about payments that Tally regards as settled.
 
 People refund in the gateway's own dashboard, which does not tell Tally. And a payment that counts
 as never charged (NOT_CHARGED) may turn out to be charged: then it is given back.
@@ -12,37 +12,63 @@ from typing import Final
 
 from common.db.engines import Database
 from payment_service.gateway.outcomes import NotSent, Rejected, Unknown
+from payment_service.model.confirmation import Confirmation
 from payment_service.store import recheck as store
 from payment_service.use_cases.resolver import Resolver
 
-BATCH_MAX: Final = 50
-"""Payments of one run: the gateway is asked about one after the other."""
+CONCURRENCY_MAX: Final = 8
+"""Payments that a replica asks about at once, and not more than the resolver has free slots."""
+RUN_MAX: Final = 600
+"""Payments of one run, so that the checks of a backlog are at most ten in a second."""
 INTERVAL_S: Final = 60.0
 """Time between two runs of a replica. All replicas share the work."""
 
 
 class Recheck:
-    """Asks the gateway about settled payments, once a day until they are some days old."""
+    """Asks the gateway about settled payments, until they are some days old."""
 
-    def __init__(self, database: Database, resolver: Resolver, *, days: int) -> None:
+    def __init__(
+        self, database: Database, resolver: Resolver, *, days: int, confirm_window_s: float
+    ) -> None:
+        """``days``: for how long after its last change a payment is asked about; 0: charges never.
+
+        A payment that counts as not charged is asked about at least until its key cannot be
+        confirmed any more, ``confirm_window_s`` after its last confirm.
+        """
         self._database = database
         self._resolver = resolver
         self._age_max = timedelta(days=days)
+        self._confirm_window = timedelta(seconds=confirm_window_s)
 
     async def run(self, stopping: asyncio.Event) -> int:
-        """Ask about the payments that are due, one batch; returns how many answers there were.
+        """Ask about payments that are due, about RUN_MAX at most; returns the number of answers.
 
-        Ends when the gateway does not answer: the others are due again after some minutes.
+        Ends when the gateway does not answer: what was claimed is due again after some minutes.
         """
-        async with self._database.begin("payment_recheck") as connection:
-            due = await store.claim_due(connection, age_max=self._age_max, size=BATCH_MAX)
-        for number, confirmation in enumerate(due):
-            if stopping.is_set():
-                return number
-            found = await self._resolver.look_up(confirmation)
-            if isinstance(found, NotSent | Rejected | Unknown):
-                return number
+        checked = 0
+        while checked < RUN_MAX and not stopping.is_set():
+            size = min(CONCURRENCY_MAX, self._resolver.slots_free)
+            if size <= 0:
+                break
             async with self._database.begin("payment_recheck") as connection:
-                payment_id = confirmation.payment.payment_id
-                await store.mark_checked(connection, payment_id, age_max=self._age_max)
-        return len(due)
+                due = await store.claim_due(connection, size=size)
+            answers = sum(await asyncio.gather(*(self._check(claimed) for claimed in due)))
+            checked += answers
+            if answers < size:
+                break
+        return checked
+
+    async def _check(self, claimed: Confirmation) -> bool:
+        """Ask about one payment; returns whether the gateway answered."""
+        now = store.claimed_at(claimed)
+        next_time = claimed.next_check(now)
+        useful = next_time is not None and (self._age_max or claimed.settled_as_not_charged)
+        if useful:
+            found = await self._resolver.look_up(claimed)
+            if isinstance(found, NotSent | Rejected | Unknown):
+                return False
+        if not useful or now >= claimed.check_until(self._age_max, self._confirm_window):
+            next_time = None
+        async with self._database.begin("payment_recheck") as connection:
+            await store.mark_checked(connection, claimed, next_time)
+        return True

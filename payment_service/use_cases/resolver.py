@@ -8,15 +8,17 @@ An unknown outcome is looked up by the payment_key. If the gateway does not know
 confirm is sent again under the same idempotency key: a first confirm that is still in transit then
 only gets the second one's response. No outcome is ever guessed.
 
-A payment that carries a cancellation is never confirmed: each confirm needs the permission of the
-database right before it is sent, from its claim or from BeginConfirm. It is only looked up, and
-given back if it was charged. A refund that the gateway refuses for good ends the work; a person has
-to settle it.
+No confirm is permitted for a payment that carries a cancellation: it is only looked up, and given
+back if it was charged. Each confirm needs a permission of the database that is at most PERMISSION_S
+old when it is sent, from its claim or from BeginConfirm. One that was permitted before the
+cancellation was stored counts as in transit. A refund that the gateway refuses for good ends the
+work; a person has to settle it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +34,7 @@ from common.db.engines import Database
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id
 from common.metrics import REGISTRY
+from common.money import Money
 from common.tasks import DetachedTasks
 from payment_service.gateway.outcomes import (
     Cancelled,
@@ -49,6 +52,7 @@ from payment_service.gateway.outcomes import (
 )
 from payment_service.gateway.toss import TossGateway
 from payment_service.model.confirmation import Confirmation
+from payment_service.model.outcome import is_known
 from payment_service.model.payment import PaymentState
 from payment_service.model.payment_command import BeginConfirm, Command, RecordOutcome
 from payment_service.store import lease as store
@@ -58,9 +62,11 @@ OutcomeT = TypeVar("OutcomeT", bound=GatewayOutcome)
 
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
-CLAIM_PERMITS_S: Final = 0.5
-"""How long a claim permits its first confirm without another transaction. A cancellation that is
-stored in that time finds the confirm in transit, as between a permission and the socket."""
+PERMISSION_S: Final = 0.5
+"""How long the database's permission for a confirm lasts, from before it was asked for: well below
+a lease. A cancellation that is stored in that time finds the confirm in transit."""
+PERMISSIONS_MAX: Final = 3
+"""How often a permission is asked for that comes too late, until the confirm is given up."""
 _FIRST_RETRY_S: Final = 0.05
 """The pause before the first retry, if the replica that made the first call has a free slot."""
 CLOSE_REASON: Final = "payment method not supported"
@@ -120,14 +126,15 @@ class Resolver:
         await self._tasks.close(limit_s)
 
     @property
-    def _slots_free(self) -> int:
+    def slots_free(self) -> int:
+        """How many more payments this replica may work on."""
         return self._concurrency - len(self._tasks) - self._reserved
 
     # -- leases --------------------------------------------------------------------------------
 
     async def sweep(self) -> int:
         """Acquire due payments, as many as slots are free, and start; returns how many."""
-        size = self._slots_free
+        size = self.slots_free
         if size <= 0:
             return 0
         async with self._database.begin("payment_acquisition") as connection:
@@ -167,13 +174,11 @@ class Resolver:
         that Tally does not serve is closed at once.
         """
         with self._holding(confirmation) as holder:
-            outcome = await self._confirm(
-                confirmation, permitted_until_s=claimed_s + CLAIM_PERMITS_S
-            )
+            outcome = await self._confirm(confirmation, permitted_s=claimed_s)
             # A confirmed payment is open only if it was cancelled meanwhile. That is too rare to
             # reserve a slot for every payment: the sweep gives it back.
             to_close = isinstance(outcome, Unsupported)
-            retry = isinstance(outcome, Unknown | Mismatch) and self._slots_free > 0
+            retry = isinstance(outcome, Unknown | Mismatch) and self.slots_free > 0
             if retry:
                 self._reserved += 1
             try:
@@ -229,34 +234,44 @@ class Resolver:
     async def _refund(self, confirmation: Confirmation) -> GatewayOutcome:
         """Give back what is left of the charge."""
         assert confirmation.cancel_reason is not None
-        refund, amount = confirmation.refund, confirmation.refund_amount
-        cancelling = self._gateway.cancel(refund, confirmation.cancel_reason, amount)
-        outcome = await _counted("cancel", confirmation, cancelling)
-        if not isinstance(outcome, NotCancellable):
-            return outcome
-        # Perhaps the money was given back by other means, which is as good. The refusal is definite
-        # if the gateway has the charge and it is not given back.
-        found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
-        return outcome if isinstance(found, Confirmed | PartlyCancelled) else found
+        return await self._cancel(
+            confirmation, confirmation.cancel_reason, confirmation.refund_amount
+        )
 
     async def _close_account(self, confirmation: Confirmation) -> GatewayOutcome:
         """Cancel a payment that the customer could still pay in a way that Tally does not serve."""
-        reason = confirmation.cancel_reason or CLOSE_REASON
-        closing = self._gateway.cancel(confirmation.refund, reason)
-        outcome = await _counted("cancel", confirmation, closing)
+        return await self._cancel(confirmation, confirmation.cancel_reason or CLOSE_REASON)
+
+    async def _cancel(
+        self, confirmation: Confirmation, reason: str, amount: Money | None = None
+    ) -> GatewayOutcome:
+        """Cancel at the gateway. A refusal is definite if nothing else has happened there.
+
+        Otherwise the outcome is what has: the customer has paid meanwhile, or others have refunded,
+        the whole or a part. Once it is recorded, the rest is cancelled.
+        """
+        cancelling = self._gateway.cancel(confirmation.refund, reason, amount)
+        outcome = await _counted("cancel", confirmation, cancelling)
         if not isinstance(outcome, NotCancellable):
             return outcome
-        # Perhaps the customer has paid meanwhile.
         found = await _counted("find", confirmation, self._gateway.find(confirmation.charge))
-        return found if isinstance(found, Confirmed | PartlyCancelled | Declined) else outcome
+        return outcome if is_known(confirmation, found) else found
 
     async def _confirm(
-        self, confirmation: Confirmation, *, permitted_until_s: float = 0.0
+        self, confirmation: Confirmation, *, permitted_s: float = -math.inf
     ) -> GatewayOutcome:
-        """Send a confirm, if the payment may still be confirmed by this replica."""
+        """Send a confirm, if the payment may still be confirmed by this replica.
+
+        ``permitted_s``: the event loop's time before its claim, which was a permission too.
+        """
         assert confirmation.holder is not None
         begin = BeginConfirm(confirmation.payment.payment_id, confirmation.key, confirmation.holder)
-        if _now() >= permitted_until_s:
+        asked = 0
+        while _now() - permitted_s > PERMISSION_S:
+            if asked == PERMISSIONS_MAX:
+                return NotSent("not permitted in time")
+            asked += 1
+            permitted_s = _now()
             try:
                 permitted = await self._lane.submit(begin)
             except Refusal as refusal:

@@ -164,39 +164,34 @@ class Customers:
             told.paid = await self._ask(shop.orders.PayOrder, paying)
         paid = told.paid == "PAID"
         if kind.cancels or not (paid or kind.waits):
-            async with self._refunding(order, kind):
-                told.cancelled = await self._ask(shop.orders.CancelOrder, cancel(order, "x"))
+            told.cancelled = await self._ask(shop.orders.CancelOrder, cancel(order, "x"))
         self.finished.append(told)
 
-    @asynccontextmanager
-    async def _refunding(self, order: pb.Order, kind: Kind) -> AsyncIterator[None]:
-        """Refund by other means what the gateway does not refund, and record it."""
-        if kind.key != NO_REFUND:
-            yield
-            return
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._refund_outside(order))
-            yield
-
-    async def _refund_outside(self, order: pb.Order) -> None:
-        """What a person does about a refused refund of the order."""
-        wanted = payment_pb2.ListPaymentsRequest(user_id=order.user_id, order_id=order.order_id)
-        until_s = asyncio.get_running_loop().time() + PATIENCE_S
-        while asyncio.get_running_loop().time() < until_s:
-            listed = await self._insist(self.payment.ListPayments, wanted)
-            for payment in listed.payments if listed is not None else ():
-                if not payment.refund_refusal_code:
-                    continue
-                request = payment_pb2.ResolvePaymentRequest(
-                    payment_id=payment.payment_id,
-                    outcome=payment_pb2.ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE,
-                    amount=payment.amount,
-                    reason="in cash",
-                    request_id=f"refund-{order.order_id}",
-                )
-                if await self._insist(self.payment.ResolvePayment, request) is not None:
-                    return
+    async def settle_refunds(self) -> None:
+        """For ever: refund by other means what the gateway does not refund, and record it."""
+        while True:
+            for state in (pb.Saga.STATE_NEEDS_ATTENTION, pb.Saga.STATE_RESOLVING):
+                asked = pb.ListSagasRequest(state=state)
+                listed = await self._insist(self.shop.sagas.ListSagas, asked)
+                for saga in listed.sagas if listed is not None else ():
+                    if "REFUND_REFUSED" in saga.last_error:
+                        await self._settle_refund(saga)
             await asyncio.sleep(_PAUSE_S)
+
+    async def _settle_refund(self, saga: pb.Saga) -> None:
+        wanted = payment_pb2.ListPaymentsRequest(user_id=saga.user_id, order_id=saga.order_id)
+        listed = await self._insist(self.payment.ListPayments, wanted)
+        for payment in listed.payments if listed is not None else ():
+            if not payment.refund_refusal_code:
+                continue
+            request = payment_pb2.ResolvePaymentRequest(
+                payment_id=payment.payment_id,
+                outcome=payment_pb2.ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE,
+                amount=payment.amount,
+                reason="in cash",
+                request_id=f"refund-{payment.payment_id}",
+            )
+            await self._insist(self.payment.ResolvePayment, request)
 
     async def keep_shop(self, shop: Shop) -> None:
         """What is done beside orders: campaign, product, stock, cart, an operator's calls."""

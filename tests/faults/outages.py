@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tests.faults.books import unfinished_sagas, wrong
 from tests.faults.load import KINDS, NO_REFUND, Customers, fresh_stack
-from tests.faults.stack import FaultyStack
+from tests.faults.stack import FaultyStack, beside
 from tests.support.databases import name_of
 
 ENDED_LIMIT_S: Final = 60.0
@@ -155,7 +154,7 @@ async def outage(
 ) -> Outcome:
     """Take a dependency away under load, give it back, and watch the sagas end."""
     finished = len(crowd.finished)
-    async with _loaded(crowd):
+    async with beside(_load(crowd)):
         await asyncio.sleep(_LOAD_AROUND_S)
         dependency.leave(stack)
         await asyncio.sleep(length.away_s)
@@ -172,19 +171,8 @@ async def outage(
     return Outcome(dependency.name, length.name, len(told), open_sagas, ended_s, tuple(found))
 
 
-@contextlib.asynccontextmanager
-async def _loaded(crowd: Customers) -> AsyncIterator[None]:
-    """Rounds of customers begin during the block."""
-
-    async def load() -> None:
-        while True:
-            crowd.rounds.append(asyncio.create_task(crowd.round(crowd.shop, _BUYERS)))
-            await asyncio.sleep(_ROUND_S)
-
-    task = asyncio.create_task(load())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+async def _load(crowd: Customers) -> None:
+    """Rounds of customers, for ever."""
+    while True:
+        crowd.rounds.append(asyncio.create_task(crowd.round(crowd.shop, _BUYERS)))
+        await asyncio.sleep(_ROUND_S)

@@ -24,12 +24,12 @@ AUDIT: Final = (
         tests=(f"{_BREACH}[order: a saga that does not move explains nothing]",),
     ),
     Mutant(
-        "resolved-saga-explains",
-        "a saga that a person closed explains any effect for ever",
+        "closed-saga-explains",
+        "a saga that an earlier release closed explains what it left in force",
         file="deploy/audit/claims.py",
         old="THEN CASE s.plan_version WHEN 1 THEN 'UNACCOUNTED' ELSE 'NOTHING' END",
-        new="THEN CASE s.plan_version WHEN 1 THEN 'UNACCOUNTED' ELSE 'OPEN' END",
-        tests=(f"{_EXPLAINED}[a closed attempt left a deduction]",),
+        new="THEN CASE s.plan_version WHEN 1 THEN 'OPEN' ELSE 'NOTHING' END",
+        tests=(f"{_EXPLAINED}[an earlier release closed an attempt and left a deduction]",),
     ),
     Mutant(
         "age-by-the-clock",

@@ -74,10 +74,10 @@ BALANCE: Final = (
     ),
     Mutant(
         "charge-without-version",
-        "a charge is written over any version, and its constraint is gone",
+        "a charge is written although its account has changed since it was read",
         file="balance_service/store.py",
         old="    .where(accounts.c.version == _changed.c.loaded_version),\n",
-        new="",
+        new="    .where(sa.true()),\n",
         tests=(
             f"{_STRATEGIES}test_an_operations_statements_follow_its_row_strategy[ChargeBalance]",
         ),

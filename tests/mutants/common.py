@@ -21,23 +21,24 @@ COMMON: Final = (
         "reply-before-commit",
         "a lane replies while the batch's transaction is not committed yet",
         file="common/batching/batch.py",
-        old="""        async with engine.connect() as connection, connection.begin():
-            commands = [entry.command for entry in entries]
-            outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
-            assert len(outcomes) == len(commands), "one outcome per command"
-        return outcomes""",
-        new="""        connection = await engine.connect()
-        await connection.begin()
-        commands = [entry.command for entry in entries]
-        outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
+        old="        async with engine.connect() as connection, connection.begin():\n",
+        new="""        import contextlib
 
-        async def commit_later() -> None:
-            await asyncio.sleep(0.01)
-            await connection.commit()
-            await connection.close()
+        @contextlib.asynccontextmanager
+        async def committed_later():
+            connection = await engine.connect()
+            await connection.begin()
+            yield connection
 
-        globals().setdefault("_commits", []).append(asyncio.create_task(commit_later()))
-        return outcomes""",
+            async def commit():
+                await asyncio.sleep(0.01)
+                await connection.commit()
+                await connection.close()
+
+            globals().setdefault("_commits", []).append(asyncio.create_task(commit()))
+
+        async with committed_later() as connection:
+""",
         tests=(f"{_LANE}test_a_reply_comes_after_the_commit",),
     ),
     Mutant(
@@ -123,8 +124,8 @@ COMMON: Final = (
         "clock-before-the-lock",
         "the batch's time is that of the transaction's begin, before it waited for a row",
         file="common/db/row_locks.py",
-        old="CLOCK: Final = sa.func.clock_timestamp(type_=TIME)",
-        new="CLOCK: Final = sa.func.transaction_timestamp(type_=TIME)",
+        old='return sa.select(cte, CLOCK.label("now"))',
+        new='return sa.select(cte, sa.func.transaction_timestamp(type_=TIME).label("now"))',
         tests=(f"{_ROWS}test_the_clock_is_read_after_the_wait",),
     ),
     Mutant(

@@ -36,14 +36,12 @@ COUPON: Final = (
         ),
     ),
     Mutant(
-        "second-coupon-of-a-user",
-        "the coupons that users have are not looked up before others are issued",
-        file="coupon_service/use_cases/campaign.py",
-        old="""        existing = batch.coupons.get(command.claim)
-        if existing is not None:""",
-        new="""        existing = batch.coupons.get(command.claim)
-        if existing is not None and existing.redeem_time is not None:""",
-        tests=(f"{_ISSUANCE}test_hundred_calls_of_one_user_get_one_coupon",),
+        "two-coupons-of-a-user",
+        "the database accepts two coupons of one campaign for one user",
+        file="coupon_service/migrations/0001_campaigns_coupons_redemptions.py",
+        old="CONSTRAINT coupons_user_once UNIQUE (campaign_id, user_id),",
+        new="CONSTRAINT coupons_user_once UNIQUE (campaign_id, user_id, coupon_id),",
+        tests=("tests/integration/services/test_schema.py::test_the_migrations_make_the_tables",),
     ),
     Mutant(
         "two-live-redemptions",
@@ -59,7 +57,7 @@ COUPON: Final = (
         file="coupon_service/store/coupon.py",
         old="    .where(coupons.c.redeem_request_id"
         ".is_not_distinct_from(_changed.c.loaded_request_id)),\n",
-        new="",
+        new="    .where(sa.true()),\n",
         tests=(
             f"{_REDEMPTIONS}test_one_order_gets_the_coupon_with_either_guard",
             f"{_REDEMPTIONS}test_late_restoration_leaves_the_next_redemption_alone",
@@ -72,7 +70,7 @@ COUPON: Final = (
         old="if self.state is CouponState.REDEEMED:\n            raise coupon_not_usable(command)",
         new="if self.state is CouponState.REDEEMED and self.order_id == command.order_id:\n"
         "            raise coupon_not_usable(command)",
-        tests=(f"{_USE}test_one_order_redeems_a_coupon_and_copies_are_replayed",),
+        tests=(f"{_MODEL}TestCouponMachine",),
     ),
     Mutant(
         "restore-without-tombstone",

@@ -13,7 +13,6 @@ _EXPIRY: Final = "tests/integration/order/test_expiry.py::"
 _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _STRATEGIES: Final = "tests/integration/services/test_strategies.py::"
 _JOURNAL: Final = "tests/integration/order/test_saga_journal.py::"
-_MOVES: Final = "tests/concurrency/order/test_moves.py::"
 _CARTS: Final = "tests/integration/order/test_carts.py::"
 _BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 
@@ -65,7 +64,7 @@ ORDER: Final = (
         old="return self.state is OrderState.PENDING and now >= self.expire_time",
         new="return self.state in {OrderState.PENDING, OrderState.PAYING}"
         " and now >= self.expire_time",
-        tests=(f"{_EXPIRY}test_a_paying_order_does_not_expire",),
+        tests=(f"{_MODEL}test_only_legal_transitions_can_be_made",),
     ),
     Mutant(
         "payable-after-expiry",
@@ -142,7 +141,7 @@ ORDER: Final = (
         old="        orders.c.version == _changed.c.loaded_version,\n"
         "        orders.c.state == _changed.c.loaded_state,\n",
         new="",
-        tests=(f"{_MOVES}test_each_guard_alone_lets_cancel_or_expiry_win",),
+        tests=(f"{_STRATEGIES}test_an_operations_statements_follow_its_row_strategy[CancelOrder]",),
     ),
     Mutant(
         "orders-of-other-users",

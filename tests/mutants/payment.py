@@ -10,7 +10,7 @@ _MODEL: Final = "tests/unit/payment/test_model.py::"
 _FENCE: Final = "tests/integration/payment/test_fence.py::"
 _OUTCOMES: Final = "tests/integration/payment/test_outcomes.py::"
 _LEASES: Final = "tests/integration/payment/test_leases.py::"
-_REFUSED: Final = "tests/integration/payment/test_refund_refused.py::"
+_REPLIES: Final = "tests/unit/payment/test_toss_responses.py::"
 _CANCEL: Final = "tests/integration/payment/test_cancel.py::"
 _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _RACES: Final = "tests/concurrency/test_payment.py::"
@@ -68,7 +68,7 @@ PAYMENT: Final = (
         file="payment_service/gateway/toss_responses.py",
         old="return type(found) is int and found == expected_minor",
         new="return type(found) is int",
-        tests=(f"{_OUTCOMES}test_another_amount_under_the_key_stays_unknown",),
+        tests=(f"{_REPLIES}test_each_reply_has_one_outcome_per_operation",),
     ),
     Mutant(
         "not-found-is-not-charged",
@@ -98,7 +98,7 @@ PAYMENT: Final = (
         file="payment_service/model/confirmation.py",
         old='part = self.tries if amount is None else f"rest-{amount.amount_minor}"',
         new="part = self.tries",
-        tests=(f"{_MODEL}test_each_try_of_a_refund_has_its_own_idempotency_key",),
+        tests=(f"{_MODEL}test_all_tries_at_refunding_a_part_have_one_idempotency_key",),
     ),
     Mutant(
         "lease-of-another-renewed",
@@ -107,14 +107,6 @@ PAYMENT: Final = (
         old="sa.select(payments.c.payment_id).join(_held, same(payments, _held)),",
         new='sa.select(payments.c.payment_id).join(_held, same(payments, _held, ["payment_id"])),',
         tests=(f"{_LEASES}test_a_lease_that_another_replica_acquired_is_not_renewed",),
-    ),
-    Mutant(
-        "refund-refused-without-a-look",
-        "a refused refund counts as final although the money was given back by other means",
-        file="payment_service/use_cases/resolver.py",
-        old="return outcome if isinstance(found, Confirmed | PartlyCancelled) else found",
-        new="return outcome",
-        tests=(f"{_REFUSED}test_a_refund_made_in_the_dashboard_is_as_good",),
     ),
     Mutant(
         "payment-of-other-content",

@@ -9,6 +9,7 @@ from tests.mutants.mutant import Mutant
 _STEPS: Final = "tests/unit/order/test_saga.py::"
 _RESOLUTION: Final = "tests/unit/order/test_saga_resolution.py::"
 _JOURNAL: Final = "tests/integration/order/test_saga_journal.py::"
+_TAKEOVERS: Final = "tests/integration/order/test_saga_takeover.py::"
 _BATCHES: Final = "tests/integration/order/test_saga_batches.py::"
 _PAY: Final = "tests/integration/order/test_pay_order.py::"
 _SAGAS: Final = "tests/integration/order/test_sagas.py::"
@@ -90,12 +91,12 @@ SAGAS: Final = (
         tests=(f"{_JOURNAL}test_a_renewed_lease_keeps_other_replicas_away",),
     ),
     Mutant(
-        "journal-without-epoch",
-        "the journal is written under any epoch",
+        "journal-of-an-ended-saga",
+        "a saga that has ended is written as if it went on",
         file="order_service/store/journal.py",
         old="    return sa.and_(same(sagas, wanted), is_active)\n",
-        new='    return sa.and_(same(sagas, wanted, ["saga_id"]), is_active)\n',
-        tests=(f"{_JOURNAL}test_a_stale_replica_writes_nothing",),
+        new="    return same(sagas, wanted)\n",
+        tests=(f"{_JOURNAL}test_an_ended_saga_is_neither_written_nor_taken_over",),
     ),
     Mutant(
         "older-snapshot-last",
@@ -111,7 +112,7 @@ SAGAS: Final = (
         file="order_service/store/journal.py",
         old="size = min(most, command.capacity - len(rows), retries if retry else most)",
         new="size = min(most, command.capacity - len(rows))",
-        tests=(f"{_JOURNAL}test_sagas_that_failed_before_come_last_and_are_limited",),
+        tests=(f"{_TAKEOVERS}test_sagas_that_failed_before_come_last_and_are_limited",),
     ),
     Mutant(
         "close-under-any-epoch",
@@ -149,12 +150,12 @@ SAGAS: Final = (
         tests=(f"{_SAGAS}test_a_resolved_saga_gives_back_and_frees_its_order",),
     ),
     Mutant(
-        "unknown-effect-may-stand",
-        "an effect that may not have happened can be recorded as standing",
+        "undone-effect-may-stand",
+        "an effect whose compensation has begun can be recorded as standing",
         file="order_service/use_cases/saga_resolution.py",
-        old="landed = step.state is (StepState.PENDING if step.undoes else StepState.DONE)",
-        new="landed = True",
-        tests=(f"{_SAGAS}test_an_effect_that_has_landed_may_stand",),
+        old="if not landed or (step.undo_begun and saga.state is not SagaState.RESOLVED):",
+        new="if not landed:",
+        tests=(f"{_SAGAS}test_a_resolved_saga_keeps_its_order_while_a_service_is_away",),
     ),
     Mutant(
         "standing-effect-undone",

@@ -148,13 +148,15 @@ async def insert_claim(connection: AsyncConnection, key: str, user_id: str = "an
     return str(await connection.scalar(inserting, {"key": key, "user_id": user_id}))
 
 
-async def unknown_payment(sessions: Database, key: str) -> str:
+async def unknown_payment(sessions: Database, key: str, user_id: str = "ann") -> str:
     """A payment that the gateway does not know, and that no replica works on; returns its id."""
     async with sessions.begin() as connection:
-        payment_id = await insert_claim(connection, key)
+        payment_id = await insert_claim(connection, key, user_id)
         later = sa.func.now() + sa.text("interval '1 h'")
         await connection.execute(
-            sa.update(payments).values(state="UNKNOWN", holder=None, due_time=later)
+            sa.update(payments)
+            .where(payments.c.payment_id == payment_id)
+            .values(state="UNKNOWN", holder=None, due_time=later)
         )
     return payment_id
 

@@ -74,6 +74,8 @@ class FakeServices(Gates):
     requests: list[Any] = field(default_factory=list)
     effects: list[str] = field(default_factory=list)
     """The request_ids that have an effect which is not compensated."""
+    on_call: Callable[[str], None] = lambda _step: None
+    """Called with the step of each call, when it arrives."""
     cancelled: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class FakeServices(Gates):
         step = request.request_id.partition(":")[2]
         self.calls.append(step)
         self.requests.append(request)
+        self.on_call(step)
         await self.pass_through(step)
         await asyncio.sleep(0)
         if errors := self.errors.get(step):

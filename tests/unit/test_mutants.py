@@ -15,7 +15,8 @@ each_mutant = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: muta
 
 @each_mutant
 def test_a_planted_bug_fits_the_code(mutant: Mutant) -> None:
-    assert mutant.patched((ROOT / mutant.file).read_text())
+    patched = mutant.patched((ROOT / mutant.file).read_text(encoding="utf-8"))
+    compile(patched, mutant.file, "exec")
 
 
 @each_mutant
@@ -28,3 +29,10 @@ def test_the_tests_that_catch_a_planted_bug_exist(mutant: Mutant) -> None:
 
 def test_there_are_enough_planted_bugs_each_with_its_own_name() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= BUGS_MIN
+
+
+def test_the_guide_has_each_planted_bug() -> None:
+    text = (ROOT / "docs" / "guides" / "planted-bugs.md").read_text(encoding="utf-8")
+    assert re.findall(
+        r"^\| ([a-z0-9-]+) \| .* \| `[Tt]est_?\w+` \| \d+ \|$", text, re.MULTILINE
+    ) == [mutant.name for mutant in MUTANTS]

@@ -59,7 +59,7 @@ UNCHECKED: Final = {
     "payments.version": _SET_ANEW,
     "payments.update_time": _SET_ANEW,
     "payments.confirm_time": _WORK,
-    "payments.checked_time": _WORK,
+    "payments.check_time": _WORK,
     "payments.refund_refusal_code": _TEXT,
     "payments.resolution_reason": _TEXT,
     "payments.unsupported_status": _TEXT,

@@ -135,6 +135,14 @@ class Explained:
 
 EXPLAINED = (
     Explained(
+        "what a person settled as charged was given back later",
+        {
+            "payment": f"UPDATE payments SET resolution_reason = 'seen' WHERE payment_id ="
+            f" '{PAID_B}';"
+            + answer("ResolvePayment", "", "settle-1", payment_body(PAID_B, B, 700, "CONFIRMED"))
+        },
+    ),
+    Explained(
         "a refund is under way for a second, of an old payment",
         {"payment": TO_BE_REFUNDED.format(f"'{NOW}'", "NULL")},
         Note.GIVING_BACK,

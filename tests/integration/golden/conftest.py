@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from deploy.local.gateway.simulator import GatewaySimulator
@@ -38,9 +39,9 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     """All services, on freshly migrated databases with the release's rows."""
     await load(release, golden_databases)
-    # Of a cancelled payment that the gateway does not know, the key is over at once.
-    payment = {"confirm_window_s": 0.1}
-    async with running_stack(
-        golden_databases, gateway, "", Wire(), orders=1, payment=payment
-    ) as running:
+    # Of a cancelled payment that the gateway does not know, the key is over.
+    connection = await asyncpg.connect(golden_databases.urls["payment"].owner)
+    await connection.execute("UPDATE payments SET confirm_time = now() - interval '1 h'")
+    await connection.close()
+    async with running_stack(golden_databases, gateway, "", Wire(), orders=1) as running:
         yield running

@@ -80,7 +80,7 @@ class Batches:
         saga = await self.begin()
         if done:
             saga.step(done).state = StepState.DONE
-        saga.wait("UNAVAILABLE", None)
+        saga.wait("UNAVAILABLE")
         saga.flag()
         saga.snapshot += 1
         async with self.database.begin() as connection:

@@ -142,7 +142,7 @@ async def test_a_renewed_lease_keeps_other_replicas_away(sagas: Sagas) -> None:
 
 async def test_a_late_heartbeat_does_not_delay_a_saga_that_waits(sagas: Sagas) -> None:
     saga = await sagas.add()
-    saga.wait("UNAVAILABLE", None)
+    saga.wait("UNAVAILABLE")
     await sagas.one.write(saga, lease_s=0)
     assert (await sagas.read(saga)).next_attempt_time is not None
     await sagas.one.renew(saga, lease_s=LEASE_S)

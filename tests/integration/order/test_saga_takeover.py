@@ -22,7 +22,7 @@ from tests.support.sagas import CANCEL_INPUT, pay_input
 
 async def test_a_waiting_saga_is_not_taken_over_before_its_time(sagas: Sagas) -> None:
     saga = await sagas.add()
-    saga.wait("UNAVAILABLE", None)
+    saga.wait("UNAVAILABLE")
     await sagas.one.write(saga, lease_s=LEASE_S)
     assert await taken_over(sagas.one) == []
     saga.flag()
@@ -31,51 +31,66 @@ async def test_a_waiting_saga_is_not_taken_over_before_its_time(sagas: Sagas) ->
     assert taken.state is SagaState.NEEDS_ATTENTION, "a person should look, and it goes on"
 
 
-async def waiting_for(sagas: Sagas, name: str | None, *, lease_s: float = 0) -> Saga:
+async def waiting_for(sagas: Sagas, *names: str, lease_s: float = 0) -> Saga:
     """A saga that waits in its row."""
     saga = await sagas.add()
-    saga.postpone(begin(saga, 0), "UNAVAILABLE", datetime.now(UTC) + timedelta(hours=1))
-    saga.wait("UNAVAILABLE", name)
+    begin(saga, 0).postpone("UNAVAILABLE", datetime.now(UTC) + timedelta(hours=1), "")
+    saga.wait("UNAVAILABLE", names)
     await sagas.one.write(saga, lease_s=lease_s)
     return saga
 
 
 async def test_of_the_sagas_that_wait_for_a_service_that_is_away_one_goes_on(sagas: Sagas) -> None:
     away = [await waiting_for(sagas, "coupon") for _ in range(3)]
-    other = await waiting_for(sagas, "balance")
-    unknown = await waiting_for(sagas, None)
+    others = [
+        await waiting_for(sagas, *names) for names in (("balance",), ("balance", "coupon"), ())
+    ]
     taken = {saga.saga_id for saga in await taken_over(sagas.one, away=["coupon"])}
-    probes = taken - {other.saga_id, unknown.saga_id}
-    assert len(taken) == 3
+    probes = taken - {saga.saga_id for saga in others}
+    assert len(taken) == 4
     assert len(probes) == 1
     assert probes < {saga.saga_id for saga in away}
 
 
-async def test_a_service_that_is_back_makes_its_sagas_due(sagas: Sagas) -> None:
-    waiting = [await waiting_for(sagas, name, lease_s=LEASE_S) for name in ("coupon", "balance")]
-    running = await sagas.add()
-    assert await sagas.one.wake_waiting_for("coupon") == 1
-    (taken,) = await taken_over(sagas.two)
-    assert taken.saga_id == waiting[0].saga_id
-    assert all(step.next_attempt_time is None for step in taken.steps)
-    assert [step.name for step in taken.steps] == [step.name for step in waiting[0].steps]
-    assert taken.attempts == 1, "it counts as a retry"
-    assert (await sagas.read(running)).epoch == 1
-
-
 async def test_sagas_that_wait_for_a_payment_are_read_in_order_and_woken(sagas: Sagas) -> None:
-    names = ("gateway", "payment", "gateway")
-    waiting = [await waiting_for(sagas, name, lease_s=LEASE_S) for name in names]
+    waits = (("gateway",), ("payment",), ("balance", "gateway"))
+    waiting = [await waiting_for(sagas, *names, lease_s=LEASE_S) for names in waits]
     await waiting_for(sagas, "balance", lease_s=LEASE_S)
     ids = sorted(saga.saga_id for saga in waiting)
     first = await sagas.one.read_waiting(after="", size=2)
     assert [saga.saga_id for saga in first] == ids[:2]
     (rest,) = await sagas.one.read_waiting(after=ids[1], size=2)
     assert rest.saga_id == ids[2]
+    await waiting_for(sagas, "balance")
     assert await sagas.one.wake(ids[:1]) == 1
-    (taken,) = await taken_over(sagas.two, retries=0)
-    assert (taken.saga_id, taken.attempts) == (ids[0], 0), "what is decided is no retry"
+    (taken,) = await taken_over(sagas.two, retries=1)
+    assert (taken.saga_id, taken.attempts) == (ids[0], 1), "it is the first of the retries"
+    assert [step.next_attempt_time for step in taken.steps] == [None] * len(taken.steps)
+    assert [step.name for step in taken.steps] == [step.name for step in waiting[0].steps]
     assert await sagas.one.wake(ids[:1]) == 0, "a replica runs it"
+
+
+async def test_a_row_that_cannot_be_read_does_not_stop_the_poll(sagas: Sagas) -> None:
+    broken, good = [await waiting_for(sagas, "gateway", lease_s=LEASE_S) for _ in range(2)]
+    async with sagas.database.begin() as connection:
+        await connection.execute(
+            sa.update(table).values(asked=[]).where(table.c.saga_id == broken.saga_id)
+        )
+    (found,) = await sagas.one.read_waiting(after="", size=2)
+    assert found.saga_id == good.saga_id
+
+
+async def test_a_dead_replicas_saga_comes_before_retries_although_it_had_failed(
+    sagas: Sagas,
+) -> None:
+    waiting = await waiting_for(sagas)
+    saga = await sagas.add(lease_s=0)
+    saga.attempts = 3
+    await sagas.one.write(saga, lease_s=0)
+    (taken,) = await taken_over(sagas.two, capacity=1)
+    assert taken.saga_id == saga.saga_id
+    (taken,) = await taken_over(sagas.two, capacity=1)
+    assert taken.saga_id == waiting.saga_id
 
 
 async def test_a_saga_of_an_unknown_plan_is_not_taken_over(sagas: Sagas) -> None:
@@ -107,7 +122,7 @@ async def test_a_takeover_is_of_one_bulkhead(sagas: Sagas, plan: Plan, asked: Sa
 async def test_sagas_that_failed_before_come_last_and_are_limited(sagas: Sagas) -> None:
     failed = [await sagas.add(lease_s=0) for _ in range(3)]
     for saga in failed:
-        saga.wait("UNAVAILABLE", None)
+        saga.wait("UNAVAILABLE")
         await sagas.one.write(saga, lease_s=0)
     left = await sagas.add(lease_s=0)
     assert [saga.saga_id for saga in await taken_over(sagas.one, capacity=1, retries=1)] == [

@@ -239,6 +239,9 @@ async def test_a_resolved_saga_keeps_its_order_while_a_service_is_away(
 ) -> None:
     order, request, saga = await stack.parked(step)
     stack.wire.faults[step] = ["lost"] * 1_000
+    undone = pb.StandingEffect(step=step.removesuffix(":undo"), reason="perhaps not undone")
+    with refused("INVALID_FIELD", field="standing"):
+        await stack.sagas.ResolveSaga(resolve(saga, "by hand", undone))
     await stack.sagas.ResolveSaga(resolve(saga, "by hand"))
     await stack.until_saga(order, SAGA.STATE_NEEDS_ATTENTION)
     assert (await stack.shop.get(order)).state == ORDER.STATE_PAYING

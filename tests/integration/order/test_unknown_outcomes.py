@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest.fixture(scope="module")
 def stack_options() -> dict[str, Any]:
     return {
-        "payment": {**SHORT_GATEWAY_LIMITS, "confirm_window_s": 1.0},
+        "payment": {**SHORT_GATEWAY_LIMITS, "confirm_window_s": 4.0},
         "saga_attention_s": 0.001,
     }
 
@@ -116,7 +116,8 @@ async def test_a_refused_refund_is_reported_and_settled_by_a_person(
     if cancelled:
         assert saga.state == SAGA.STATE_NEEDS_ATTENTION
         now = await until(
-            lambda: stack.shop.get(order), lambda now: now.failure_reason == "REFUND_REFUSED"
+            lambda: stack.shop.get(order),
+            lambda now: now.failure_reason == "REFUND_REFUSED NOT_CANCELABLE_PAYMENT",
         )
         assert now.state == ORDER.STATE_CANCELLING
     else:

@@ -41,13 +41,11 @@ def held_before_confirm(monkeypatch: pytest.MonkeyPatch, *, guarded: bool) -> It
     reached, release = asyncio.Event(), asyncio.Event()
     send = Resolver._confirm
 
-    async def delayed(resolver: Resolver, confirmation: Confirmation, **until: float) -> Any:
+    async def delayed(resolver: Resolver, confirmation: Confirmation, **_: float) -> Any:
         reached.set()
         await release.wait()
-        return await send(resolver, confirmation, **until)
-
-    # However soon the test goes on, the claim's own permission is over.
-    monkeypatch.setattr("payment_service.use_cases.resolver.CLAIM_PERMITS_S", 0.0)
+        # However soon the test goes on, the claim's own permission is over.
+        return await send(resolver, confirmation)
 
     if not guarded:
         monkeypatch.setattr(Confirmation, "begin_confirm", lambda *_: True)
@@ -82,27 +80,29 @@ async def test_a_first_confirm_that_has_not_begun_is_not_sent(
 
 @IN_TIME
 async def test_a_repeated_confirm_that_has_not_begun_is_not_sent(
-    serve: Serve,
+    payment: Any,
+    elsewhere: Any,
     gateway: GatewaySimulator,
+    sessions: Database,
     monkeypatch: pytest.MonkeyPatch,
     *,
     guarded: bool,
 ) -> None:
     """The gateway answers 500, nothing arrives, and the next confirm would be charged."""
     key = key_of("error_once_")
-    async with serve(2, gateway, confirm_window_s=1.0) as (one, other):
-        with held_before_confirm(monkeypatch, guarded=guarded) as (reached, release):
-            release.set()
-            with refused("PAYMENT_OUTCOME_UNKNOWN"):
-                await one.ConfirmPayment(confirm(key))
-            release.clear()
-            reached.clear()
-            await reached.wait()
-            unknown = (await other.CancelPayment(cancel(record_only=True))).payment
-            release.set()
-            assert unknown.state == pb.Payment.STATE_UNKNOWN
-            ended = pb.Payment.STATE_DECLINED if guarded else pb.Payment.STATE_CANCELLED
-            await until_state(other, unknown.payment_id, ended)
+    with held_before_confirm(monkeypatch, guarded=guarded) as (reached, release):
+        release.set()
+        with refused("PAYMENT_OUTCOME_UNKNOWN"):
+            await payment.ConfirmPayment(confirm(key))
+        release.clear()
+        reached.clear()
+        await reached.wait()
+        unknown = (await elsewhere.CancelPayment(cancel(record_only=True))).payment
+        await let_time_pass(sessions, seconds=900)
+        release.set()
+        assert unknown.state == pb.Payment.STATE_UNKNOWN
+        ended = pb.Payment.STATE_DECLINED if guarded else pb.Payment.STATE_CANCELLED
+        await until_state(elsewhere, unknown.payment_id, ended)
     record = gateway.charges()[key]
     assert record["confirmCalls"] == (1 if guarded else 2)
     assert (record["payment"] is None) is guarded

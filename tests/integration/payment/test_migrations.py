@@ -107,11 +107,12 @@ async def test_an_unknown_payment_of_a_resolved_saga_is_decided(
     key = key_of()
     await insert(earlier, key)
     await migrate(urls.owner, VERSIONS)
-    async with payment_replicas(2, urls, gateway, "", confirm_window_s=0.001) as (one, other):
+    async with payment_replicas(2, urls, gateway, "") as (one, other):
         unknown = await only_payment(one)
         if cancelled:
             await one.CancelPayment(cancel(record_only=True))
-        await earlier.execute("UPDATE payments SET due_time = now()")
+        over = "confirm_time = confirm_time - interval '1 h'"
+        await earlier.execute(f"UPDATE payments SET due_time = now(), {over}")
         ended = pb.Payment.STATE_DECLINED if cancelled else pb.Payment.STATE_CONFIRMED
         await until_state(other, unknown.payment_id, ended)
     assert (key in gateway.charges()) is not cancelled
@@ -150,6 +151,7 @@ async def test_a_migration_that_ended_in_the_middle_is_repeated(
         " FROM pg_index WHERE indexrelid = 'payments_by_request'::regclass AND indisvalid"
     )
     assert indexed.endswith("(request_id)")
+    await owner.execute("DROP TABLE heartbeat")
     await owner.execute("UPDATE alembic_version SET version_num = 'payment_0001'")
     await migrate(urls.owner, VERSIONS)
     unchecked = "SELECT count(*) FROM pg_constraint WHERE NOT convalidated"

@@ -81,3 +81,31 @@ async def test_a_cancel_of_a_partly_refunded_payment_gives_back_the_rest(
     assert done.state == pb.Payment.STATE_CANCELLED
     assert (done.refunded.amount_minor, done.refunded_outside.amount_minor) == (15_000, 4_000)
     assert gateway.charges()[key]["payment"]["balanceAmount"] == 0
+
+
+async def test_after_two_partial_refunds_elsewhere_the_rest_is_given_back(
+    payment: Any, gateway: GatewaySimulator
+) -> None:
+    """The gateway has less than Tally asks for, since it reported the first refund only."""
+    key = key_of()
+    paid = (await payment.ConfirmPayment(confirm(key))).payment
+    gateway.refund_in_dashboard(key, 4_000)
+    await payment.ResolvePayment(charged(paid.payment_id, "r1"))
+    gateway.refund_in_dashboard(key, 5_000)
+    done = (await payment.CancelPayment(cancel())).payment
+    assert done.state == pb.Payment.STATE_CANCELLED
+    assert (done.refunded.amount_minor, done.refunded_outside.amount_minor) == (15_000, 9_000)
+    assert gateway.charges()[key]["payment"]["balanceAmount"] == 0
+
+
+async def test_a_partial_refund_elsewhere_is_kept_when_the_rest_is_refused(
+    payment: Any, gateway: GatewaySimulator
+) -> None:
+    key = key_of("no_refund_")
+    await payment.ConfirmPayment(confirm(key))
+    gateway.refund_in_dashboard(key, 4_000)
+    with refused("REFUND_REFUSED"):
+        await payment.CancelPayment(cancel())
+    kept = await only_payment(payment)
+    assert (kept.state, kept.refund_refusal_code) == (pb.Payment.STATE_CONFIRMED, CODE)
+    assert kept.refunded.amount_minor == kept.refunded_outside.amount_minor == 4_000

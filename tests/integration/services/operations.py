@@ -248,7 +248,7 @@ async def note_failure(stack: Stack) -> Calls:
 
     async def calls() -> None:
         cancelling = asyncio.ensure_future(stack.cancel(cancel(order, fresh())))
-        refused = "REFUND_REFUSED"
+        refused = "REFUND_REFUSED NOT_CANCELABLE_PAYMENT"
         await until(lambda: stack.shop.get(order), lambda now: now.failure_reason == refused)
         cancelling.cancel()
 

@@ -194,11 +194,12 @@ class Stock(RuleBasedStateMachine):
         self.batch.orders[new.order_id] = new
         return new.order_id
 
-    @rule(order_id=order_ids, method=st.sampled_from(sorted(METHODS)))
-    def move(self, order_id: str, method: str) -> None:
+    @rule(order_id=order_ids, data=st.data())
+    def move(self, order_id: str, data: st.DataObject) -> None:
         before = self.batch.orders[order_id]
-        if (before.state, method) in LEGAL:
-            self.batch.move(METHODS[method](before))
+        legal = sorted(method for state, method in LEGAL if state is before.state)
+        if legal:
+            self.batch.move(METHODS[data.draw(st.sampled_from(legal))](before))
 
     @rule(index=st.integers(0, 2), quantity=st.integers(1, 5))
     def restock(self, index: int, quantity: int) -> None:

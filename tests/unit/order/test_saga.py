@@ -95,8 +95,12 @@ def crash_at(run: SagaRun, call: str, where: str) -> None:
 
 @each_plan
 async def test_each_step_is_called_once_after_it_was_written(plan: Plan) -> None:
-    run = await SagaRun(saga_of(plan)).run()
+    run = SagaRun(saga_of(plan))
+    states: list[StepState] = []
+    run.services.on_call = lambda step: states.append(run.row.step(step).state)
+    await run.run()
     assert_completed(run)
+    assert states == [StepState.BEGUN] * len(plan.steps), "in the journal, when it is called"
     assert run.takeovers == 0
     ids = [request.request_id for request in run.services.requests]
     assert ids == [f"{SAGA_ID}:{step.name}" for step in plan.steps]
@@ -215,7 +219,7 @@ async def test_a_pivot_that_stays_unknown_needs_attention_and_goes_on() -> None:
     run = SagaRun(saga_of(PAY_ORDER, create_time=LONG_AGO), {PIVOT: [LOST] * 100})
     await run.run()
     assert run.row.state is SagaState.NEEDS_ATTENTION
-    assert (run.row.failure, run.row.waits_for) == (None, "payment")
+    assert (run.row.failure, run.row.waits_for) == (None, ["payment"])
     assert run.services.undos == []
     assert run.order == "PAYING"
     run.services.errors.clear()
@@ -262,14 +266,14 @@ async def test_a_refund_that_is_refused_is_reported_and_holds_up_nothing_else(
     step = run.row.step(call.partition(":")[0])
     assert run.row.state is SagaState.NEEDS_ATTENTION
     assert step.last_error == "FAILED_PRECONDITION REFUND_REFUSED NOT_CANCELABLE_PAYMENT"
-    assert run.row.waits_for == "gateway"
-    assert run.journal.notes == ["REFUND_REFUSED"]
+    assert run.row.waits_for == ["gateway"]
+    assert run.journal.notes == ["REFUND_REFUSED NOT_CANCELABLE_PAYMENT"]
     open_steps = [each for each in run.row.steps if each.to_undo and each.participant]
     assert [each for each in open_steps if each.state is not StepState.DONE] == [step]
     # A person refunds by other means and records it: then the same call succeeds.
     await run.go_on()
     assert run.row.state in {SagaState.COMPENSATED, SagaState.COMPLETED}
-    assert run.journal.notes == ["REFUND_REFUSED"]
+    assert run.journal.notes == ["REFUND_REFUSED NOT_CANCELABLE_PAYMENT"]
 
 
 @pytest.mark.parametrize("error", [REFUSED, LOST, UNREACHED], ids=["refused", "lost", "unreached"])

@@ -358,3 +358,16 @@ def test_each_try_of_a_refund_has_its_own_idempotency_key() -> None:
     assert paid.acquire("holder-2", START, LEASE)
     assert paid.refund.idempotency_key != first
     assert paid.charge == claimed().charge
+
+
+def test_all_tries_at_refunding_a_part_have_one_idempotency_key() -> None:
+    """Under another key the gateway would give the part back again."""
+    paid = claimed()
+    record(paid, CONFIRMED)
+    paid.payment = replace(paid.payment, refunded_minor=1)
+    paid.request_cancel("no", "x1", START)
+    assert paid.acquire("holder-1", START, LEASE)
+    first = paid.refund.idempotency_key
+    record(paid, Rejected("UNAUTHORIZED_KEY"), holder="holder-1")
+    assert paid.acquire("holder-2", START, LEASE)
+    assert paid.refund.idempotency_key == first

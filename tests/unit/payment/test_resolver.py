@@ -29,10 +29,11 @@ class SilentGateway:
     name = "toss"
 
     def __init__(self) -> None:
-        self.finding = 0
+        self.confirming = self.finding = 0
         self.release = asyncio.Event()
 
     async def confirm(self, charge: Charge) -> Unknown:
+        self.confirming += 1
         await asyncio.sleep(0)
         return Unknown("silent")
 
@@ -83,6 +84,40 @@ async def test_first_calls_that_end_together_keep_to_the_slots() -> None:
     assert gateway.finding == 3
     gateway.release.set()
     await resolver.close(10)
+
+
+@pytest.mark.parametrize(
+    ("claimed_for_s", "commits_s", "sent"),
+    [
+        (0.4, [], True),
+        (0.6, [0.4], True),
+        (0.6, [0.6, 3.0, 0.4], True),
+        (0.6, [0.6, 0.6, 0.6], False),
+    ],
+)
+async def test_a_confirm_is_sent_only_under_a_fresh_permission(
+    claimed_for_s: float,
+    commits_s: list[float],
+    sent: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``commits_s``: how long each permission takes, or the replica is paused after it."""
+    clock = [100.0 + claimed_for_s]
+    monkeypatch.setattr("payment_service.use_cases.resolver._now", lambda: clock[0])
+    gateway, lane = SilentGateway(), FakeLane()
+    submit, left_s = lane.submit, list(commits_s)
+
+    async def slow(command: BeginConfirm | RecordOutcome) -> Confirmation:
+        if isinstance(command, BeginConfirm):
+            clock[0] += left_s.pop(0)
+        return await submit(command)
+
+    monkeypatch.setattr(lane, "submit", slow)
+    resolver = Resolver(NONE, cast(Any, lane), cast(Any, gateway), lease=LEASE, concurrency=0)
+    await resolver.charge(lane.claim(1), 100.0)
+    assert (gateway.confirming, left_s) == (int(sent), [])
+    # What was not sent frees the key.
+    assert lane.payments["p1"].released is not sent
 
 
 def test_every_outcome_has_its_metric_label() -> None:

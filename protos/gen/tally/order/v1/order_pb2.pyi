@@ -1299,7 +1299,7 @@ class SagaStep(_message.Message):
         STATE_BEGUN: SagaStep._State.ValueType  # 2
         """Started: the call may have had its effect."""
         STATE_DONE: SagaStep._State.ValueType  # 3
-        """Done."""
+        """Done. In a cancellation: given back."""
         STATE_REFUSED: SagaStep._State.ValueType  # 4
         """Refused by the other service."""
         STATE_UNKNOWN: SagaStep._State.ValueType  # 5
@@ -1321,7 +1321,7 @@ class SagaStep(_message.Message):
     STATE_BEGUN: SagaStep.State.ValueType  # 2
     """Started: the call may have had its effect."""
     STATE_DONE: SagaStep.State.ValueType  # 3
-    """Done."""
+    """Done. In a cancellation: given back."""
     STATE_REFUSED: SagaStep.State.ValueType  # 4
     """Refused by the other service."""
     STATE_UNKNOWN: SagaStep.State.ValueType  # 5
@@ -1345,6 +1345,7 @@ class SagaStep(_message.Message):
     FENCED_FIELD_NUMBER: _builtins.int
     STANDING_MINOR_FIELD_NUMBER: _builtins.int
     STANDING_REASON_FIELD_NUMBER: _builtins.int
+    UNDO_BEGUN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What the step does, such as "deduct_balance"."""
     state: Global___SagaStep.State.ValueType
@@ -1365,6 +1366,10 @@ class SagaStep(_message.Message):
     """How much of its effect stands, in minor units of the order's currency; 0 unless STANDING."""
     standing_reason: _builtins.str
     """Why its effect stands; empty unless STANDING."""
+    undo_begun: _builtins.bool
+    """A call that undoes it was made; whether it has had its effect, state says. In a cancellation the
+    steps themselves undo, and DONE means given back.
+    """
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
         """When it was started; unset if it was not."""
@@ -1392,10 +1397,11 @@ class SagaStep(_message.Message):
         fenced: _builtins.bool = ...,
         standing_minor: _builtins.int = ...,
         standing_reason: _builtins.str = ...,
+        undo_begun: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "end_time", b"end_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "begin_time", b"begin_time", "end_time", b"end_time", "fenced", b"fenced", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "participant", b"participant", "request_id", b"request_id", "standing_minor", b"standing_minor", "standing_reason", b"standing_reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "begin_time", b"begin_time", "end_time", b"end_time", "fenced", b"fenced", "last_error", b"last_error", "name", b"name", "next_attempt_time", b"next_attempt_time", "participant", b"participant", "request_id", b"request_id", "standing_minor", b"standing_minor", "standing_reason", b"standing_reason", "state", b"state", "undo_begun", b"undo_begun"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -119,8 +119,8 @@ class Payment(_message.Message):
 
     @_builtins.property
     def cancel_request_time(self) -> _timestamp_pb2.Timestamp:
-        """When the cancellation was stored; unset if there is none, or if an earlier release stored it and
-        CancelPayment was not called since. The payment is never confirmed after it.
+        """When the cancellation was stored; unset if there is none, or if an earlier release stored it
+        and CancelPayment was not called since. No confirm is permitted after it.
         """
 
     @_builtins.property
@@ -259,8 +259,8 @@ class CancelPaymentRequest(_message.Message):
     refused.
     """
     record_only: _builtins.bool
-    """Answer as soon as the cancellation is stored (optional); a replica then carries it out. Not part
-    of the request's content: the same request_id without it waits for the refund.
+    """Answer as soon as the cancellation is stored (optional); a replica then carries it out. Not
+    part of the request's content: the same request_id without it waits for the refund.
     """
     def __init__(
         self,
@@ -523,16 +523,16 @@ class ResolvePaymentRequest(_message.Message):
         OUTCOME_UNSPECIFIED: ResolvePaymentRequest._Outcome.ValueType  # 0
         """Not used."""
         OUTCOME_NOT_CHARGED: ResolvePaymentRequest._Outcome.ValueType  # 1
-        """Nothing was charged. Of an UNKNOWN payment, also while the gateway does not answer. The payment
-        is never confirmed after it; a charge that is found later is given back.
+        """Nothing was charged. Of an UNKNOWN payment, also while the gateway does not answer. No
+        confirm is permitted after it; a charge that is found later is given back.
         """
         OUTCOME_CHARGED: ResolvePaymentRequest._Outcome.ValueType  # 2
         """The amount was charged. Of an UNKNOWN payment; the gateway must confirm it."""
         OUTCOME_REFUNDED_OUTSIDE: ResolvePaymentRequest._Outcome.ValueType  # 3
         """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment,
-        also one whose refund the gateway refused; if a refund by Tally is still being tried, only the
-        whole rest. All of it makes the payment CANCELLED. What the gateway itself reports as refunded
-        is already counted, and a part of it that is recorded in the same call counts once.
+        also one whose refund the gateway refused; if a refund by Tally is still being tried, only
+        the whole rest. All of it makes the payment CANCELLED. What the gateway itself reports as
+        refunded is already counted, and a part of it that is recorded in the same call counts once.
         """
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
@@ -541,16 +541,16 @@ class ResolvePaymentRequest(_message.Message):
     OUTCOME_UNSPECIFIED: ResolvePaymentRequest.Outcome.ValueType  # 0
     """Not used."""
     OUTCOME_NOT_CHARGED: ResolvePaymentRequest.Outcome.ValueType  # 1
-    """Nothing was charged. Of an UNKNOWN payment, also while the gateway does not answer. The payment
-    is never confirmed after it; a charge that is found later is given back.
+    """Nothing was charged. Of an UNKNOWN payment, also while the gateway does not answer. No
+    confirm is permitted after it; a charge that is found later is given back.
     """
     OUTCOME_CHARGED: ResolvePaymentRequest.Outcome.ValueType  # 2
     """The amount was charged. Of an UNKNOWN payment; the gateway must confirm it."""
     OUTCOME_REFUNDED_OUTSIDE: ResolvePaymentRequest.Outcome.ValueType  # 3
     """The money, or a part of it (amount), was given back by other means. Of a CONFIRMED payment,
-    also one whose refund the gateway refused; if a refund by Tally is still being tried, only the
-    whole rest. All of it makes the payment CANCELLED. What the gateway itself reports as refunded
-    is already counted, and a part of it that is recorded in the same call counts once.
+    also one whose refund the gateway refused; if a refund by Tally is still being tried, only
+    the whole rest. All of it makes the payment CANCELLED. What the gateway itself reports as
+    refunded is already counted, and a part of it that is recorded in the same call counts once.
     """
 
     PAYMENT_ID_FIELD_NUMBER: _builtins.int

@@ -102,9 +102,9 @@ class PaymentServiceServicer:
         certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
         PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
         same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
-        the gateway's status in the metadata (gateway_status), if the customer chose a method that Tally does not serve
-        yet, such as a virtual account (WAITING_FOR_DEPOSIT): the payment is closed at the gateway
-        before the refusal is returned, and the refusal is stored.
+        the gateway's status in the metadata (gateway_status), if the customer chose a method that
+        Tally does not serve yet, such as a virtual account (WAITING_FOR_DEPOSIT): the payment is
+        closed at the gateway before the refusal is returned, and the refusal is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,18 +113,19 @@ class PaymentServiceServicer:
     def CancelPayment(self, request, context):
         """For other services only: undoes one confirmation, and cancels its request_id permanently.
 
-        The cancellation is stored first. From then on the gateway is never called to confirm this
-        payment: a CONFIRMED payment is refunded; of an UNKNOWN one the gateway is asked until it
-        reports a final status, or until the key can certainly not be confirmed any more
-        (TALLY_PAYMENT_CONFIRM_WINDOW_S), and a charge that is found is refunded. The confirmation's
-        request_id is cancelled whether the confirmation has arrived or not: if it arrives later or
-        again, it is refused with PAYMENT_CANCELLED. If nothing was paid, the call still succeeds.
+        The cancellation is stored first. From then on no confirm is permitted for this payment; one
+        that was permitted before, at most 0.5 s ago, counts as in transit. A CONFIRMED payment is
+        refunded; of an UNKNOWN one the gateway is asked until it reports a final status, or until the
+        key can certainly not be confirmed any more (TALLY_PAYMENT_CONFIRM_WINDOW_S), and a charge that
+        is found is refunded. The confirmation's request_id is cancelled whether the confirmation has
+        arrived or not: if it arrives later or again, it is refused with PAYMENT_CANCELLED. If nothing
+        was paid, the call still succeeds.
 
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
         gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
         reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
-        gateway's code in the metadata (gateway_code), if the gateway refused the refund for good: no further refund
-        is tried, and a person has to settle the payment (ResolvePayment).
+        gateway's code in the metadata (gateway_code), if the gateway refused the refund for good: no
+        further refund is tried, and a person has to settle the payment (ResolvePayment).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
