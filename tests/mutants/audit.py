@@ -19,8 +19,16 @@ AUDIT: Final = (
         "a saga that does not move explains what it has taken",
         file="deploy/audit/claims.py",
         old="""WHEN {moving("s.lease_until")} THEN 'OPEN' ELSE 'STUCK' END""",
-        new="""ELSE 'OPEN' END""",
+        new="ELSE 'OPEN' END",
         tests=(f"{_BREACH}[order: a saga that does not move explains nothing]",),
+    ),
+    Mutant(
+        "moving-saga-explains-any-amount",
+        "a saga that moves explains what it has taken, whatever the amount",
+        file="deploy/audit/sagas.py",
+        old='        return f"{noun} with {differing}"\n',
+        new="        return None\n",
+        tests=(f"{_BREACH}[balance: an attempt under way deducted another amount]",),
     ),
     Mutant(
         "closed-saga-explains",

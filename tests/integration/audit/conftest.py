@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from common.urls import engine_url
@@ -84,40 +85,39 @@ class Books:
             self.urls[where], name = urls.audit, copy
         self.server.run_sql(script, database=name)
 
+    def shift(self, where: str, age: str) -> None:
+        """Let everything in one service's book have happened ``age`` earlier."""
+        self.change(where, SHIFT.format(age=age))
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Sessions with the clean databases, which are kept: no test has to copy or to connect."""
+
+    connections: dict[str, AsyncConnection]
+    clean_gateway: Path
+
     async def pass_with(self, where: str, script: str) -> AuditPass:
         """What one pass finds after a change of one book, which is undone afterwards.
 
-        The checks run in the transaction of the change: no database has to be copied.
+        The checks run in the transaction of the change.
         """
-        if where == "gateway":
-            self.change(where, script)
         async with AsyncExitStack() as exits:
-            connections = {}
-            for service, url in self.urls.items():
-                engine = create_async_engine(
-                    self._superuser_url(url),
-                    poolclass=NullPool,
-                    connect_args={"server_settings": {"jit": "off", "timezone": "UTC"}},
-                )
-                connection = await exits.enter_async_context(engine.connect())
-                connections[service] = connection
+            for service, connection in self.connections.items():
                 await connection.execute(sa.text("SELECT 1"))  # begins the transaction
+                exits.push_async_callback(connection.rollback)
                 if service == where:
                     driver = (await connection.get_raw_connection()).driver_connection
                     assert driver is not None
                     await driver.execute(script)
-            gateway = sqlite3.connect(self.gateway_record)
+            gateway = exits.enter_context(closing(sqlite3.connect(self.clean_gateway)))
             gateway.row_factory = sqlite3.Row
-            exits.callback(gateway.close)
-            return await check_books(Snapshots(connections, gateway), Limits())
-
-    def _superuser_url(self, url: str) -> URL:
-        password = self.server.files.passwords[SUPERUSER]
-        return make_url(engine_url(url)).set(username=SUPERUSER, password=password)
-
-    def shift(self, where: str, age: str) -> None:
-        """Let everything in one service's book have happened ``age`` earlier."""
-        self.change(where, SHIFT.format(age=age))
+            if where == "gateway":
+                # Not by executescript(), which commits first.
+                gateway.execute("BEGIN")
+                for statement in filter(str.strip, script.split(";\n")):
+                    gateway.execute(statement.strip().rstrip(";"))
+            return await check_books(Snapshots(self.connections, gateway), Limits())
 
 
 def _database(url: str) -> str:
@@ -152,3 +152,20 @@ def books(
     yield books
     for copy in books.copies:
         books.server.drop_database(copy)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def planted(
+    databases: Databases, clean_urls: dict[str, str], clean_gateway: Path
+) -> AsyncIterator[Planted]:
+    password = databases.server.files.passwords[SUPERUSER]
+    async with AsyncExitStack() as exits:
+        connections = {}
+        for service, url in clean_urls.items():
+            engine = create_async_engine(
+                make_url(engine_url(url)).set(username=SUPERUSER, password=password),
+                poolclass=NullPool,
+                connect_args={"server_settings": {"jit": "off", "timezone": "UTC"}},
+            )
+            connections[service] = await exits.enter_async_context(engine.connect())
+        yield Planted(connections, clean_gateway)

@@ -134,48 +134,6 @@ async def test_what_moved_is_not_overdue_when_the_stack_is_stopped(
     assert not late
 
 
-def running(*seconds: int, pause_s: int) -> str:
-    """SQL: the service has run for these times, with a pause before each, the last until now."""
-    ranges, after_s = [], 0
-    for one in reversed(seconds):
-        ranges.append(
-            f"tstzrange(beat_time - interval '{after_s + one} seconds',"
-            f" beat_time - interval '{after_s} seconds')"
-        )
-        after_s += one + pause_s
-    return f"UPDATE heartbeat SET runs = tstzmultirange({', '.join(ranges)});"
-
-
-@pytest.mark.parametrize(
-    ("runs", "overdue"),
-    [
-        (running(59, pause_s=0), False),
-        (running(61, pause_s=0), True),
-        (running(29, 30, pause_s=20), False),
-        (running(30, 30, 1, pause_s=20), True),
-        (running(30, 31, pause_s=86_400), True),
-    ],
-    ids=["59 s", "61 s", "59 s in two runs", "61 s in three runs", "61 s and a day's pause"],
-)
-async def test_work_is_overdue_by_the_time_in_which_its_service_ran(
-    books: Books, runs: str, *, overdue: bool
-) -> None:
-    stuck = f"UPDATE sagas SET lease_until = {STUCK} WHERE saga_id = '{PAY_D}';"
-    found = await books.pass_with("order", stuck + runs)
-    late = [key for _, key in found.differences if key.startswith("overdue: saga")]
-    assert bool(late) is overdue, found.differences
-
-
-async def test_work_gets_its_time_after_a_pause(books: Books) -> None:
-    """It was due before the pause, and the service had run for a day before that."""
-    due = (
-        "UPDATE sagas SET lease_until = beat_time - interval '1 hour' FROM heartbeat"
-        f" WHERE saga_id = '{PAY_D}';"
-    )
-    found = await books.pass_with("order", due + running(86_400, 50, pause_s=3_600))
-    assert not found.differences
-
-
 async def test_answers_are_not_required_after_30_days(books: Books) -> None:
     for where in ("balance", "coupon", "order", "payment"):
         books.shift(where, "31 days")

@@ -26,7 +26,7 @@ from tests.integration.audit.breaches import (
     payment,
     sagas,
 )
-from tests.integration.audit.conftest import Books
+from tests.integration.audit.conftest import Planted
 
 BREACHES: Final = {
     "balance": balance.BREACHES,
@@ -62,11 +62,12 @@ def breaches() -> Iterator[Breach]:
             yield Breach(where, name, set(invariants.split()), check, reported.strip(), sql)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     "breach", [*breaches()], ids=lambda breach: f"{breach.where}: {breach.name}"
 )
-async def test_audit_reports_breach(books: Books, breach: Breach) -> None:
-    found = await books.pass_with(breach.where, breach.sql)
+async def test_audit_reports_breach(planted: Planted, breach: Breach) -> None:
+    found = await planted.pass_with(breach.where, breach.sql)
     assert breach.invariants <= {invariant for invariant, _ in found.differences}, found.differences
     reports = [
         difference.text

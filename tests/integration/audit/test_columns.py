@@ -16,7 +16,7 @@ import balance_service.tables
 import coupon_service.tables
 import order_service.tables
 import payment_service.tables
-from tests.integration.audit.conftest import Books
+from tests.integration.audit.conftest import Planted
 
 METADATA: Final = {
     "balance": balance_service.tables.metadata,
@@ -108,16 +108,17 @@ END $$;
 """
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("service", "column"),
     [*columns()],
     ids=lambda one: str(one) if isinstance(one, sa.Column) else one,
 )
 async def test_any_other_value_is_a_breach(
-    books: Books, service: str, column: sa.Column[object]
+    planted: Planted, service: str, column: sa.Column[object]
 ) -> None:
     update = f"UPDATE {column.table.name} SET {column.name} = {changed(column)}"
-    assert (await books.pass_with(service, f"{DROP_CONSTRAINTS} {update}")).differences
+    assert (await planted.pass_with(service, f"{DROP_CONSTRAINTS} {update}")).differences
 
 
 def test_what_is_not_checked_exists() -> None:
