@@ -36,6 +36,7 @@ from payment_service.store import lease
 from payment_service.store import payment as store
 from payment_service.tables import answers, payments
 from payment_service.use_cases.decider import PaymentDecider
+from payment_service.use_cases.resolver import Resolver
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.crowd import RIVALS, Crowd, in_groups, without_redis
 from tests.support.payments import (
@@ -183,6 +184,14 @@ async def test_the_tombstone_alone_prevents_a_cancelled_confirm(
     """Each has read that there is no payment before the other writes."""
     if not guarded:
         monkeypatch.setattr(Confirmation, "request_cancel", lambda *_, **__: None)
+    send = Resolver._confirm
+
+    async def after_the_claims_permission(
+        resolver: Resolver, confirmation: Confirmation, **_: float
+    ) -> Any:
+        return await send(resolver, confirmation)
+
+    monkeypatch.setattr(Resolver, "_confirm", after_the_claims_permission)
     key = key_of()
     confirming = asyncio.ensure_future(outcome(crowd.turn(0).ConfirmPayment(confirm(key))))
     cancelled = await crowd.turn(1).CancelPayment(cancel())
