@@ -40,10 +40,12 @@ WITH approvals AS MATERIALIZED (
 SELECT p.payment_key, p.order_id, p.currency, p.balance_amount, p.transaction_key,
        CASE WHEN p.approved_at IS NULL THEN 0 ELSE p.total_amount END AS captured,
        coalesce(sum(c.amount), 0) AS refunded,
+       coalesce(sum(CASE WHEN d.transaction_key IS NULL THEN c.amount END), 0) AS by_call,
        coalesce(group_concat(c.transaction_key, ' '), '') AS refunds,
        a.transaction_key AS approval
   FROM payments AS p
   LEFT JOIN cancels AS c ON c.payment_key = p.payment_key
+  LEFT JOIN dashboard_cancels AS d ON d.transaction_key = c.transaction_key
   LEFT JOIN approvals AS a ON a.payment_key = p.payment_key
  GROUP BY p.payment_key, a.transaction_key
  ORDER BY p.payment_key
@@ -162,6 +164,9 @@ def difference_of(payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> st
             f" ({payment.outside_minor:,} of it outside Tally), at the gateway {captured:,}"
             f" captured and {refunded:,} refunded"
         )
+    if record is not None and record["by_call"] > by_tally:
+        # Given back twice, perhaps: by Tally's call, and by a person who recorded another refund.
+        return f"{record['by_call']:,} refunded by Tally's calls, and {by_tally:,} are recorded"
     return None if record is None or not captured else _differing(payment, record)
 
 

@@ -116,6 +116,7 @@ def outside(payment_id: str, amount: int, *, state: str = "CONFIRMED") -> str:
 def dashboard(key: str, amount: int, left: int) -> str:
     return (
         f"INSERT INTO cancels VALUES ('d', '{key}', {amount}, 'r', 'then');"
+        "INSERT INTO dashboard_cancels VALUES ('d');"
         f"UPDATE payments SET balance_amount = {left}, transaction_key = 'd'"
         f" WHERE payment_key = '{key}'"
     )

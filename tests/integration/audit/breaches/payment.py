@@ -72,6 +72,9 @@ the heartbeat is gone | I6 | heartbeat
 a refund outside Tally is not at the gateway | I3 I7 | charge
     CONFIRMED over 900 with 100 refunded (0 of it outside Tally), at the gateway 900
     UPDATE payments SET refunded_minor = 100 WHERE payment_id = '{DIRECT}'
+a refund by Tally is recorded as made outside it | I3 I7 | charge
+    payment {PAID_B} key key-32: 700 refunded by Tally's calls, and 0 are recorded
+    UPDATE payments SET refunded_outside_minor = 700 WHERE payment_id = '{PAID_B}'
 a payment belongs to no saga | I3 I7 I8 | payment
     saga {NOBODY} of bob: payment of KRW 900, and no such saga
     UPDATE payments SET request_id = '{NOBODY}:confirm_payment' WHERE payment_id = '{DIRECT}'
