@@ -39,7 +39,7 @@ from order_service.use_cases.saga_decisions import SagaBegun
 from tests.support.orders import open_shop
 
 TIMES = OrderTimes(expiry=timedelta(minutes=15), pay_within_s=20.0, saga_lease_s=600.0)
-COMPENSATING = SagaState.COMPENSATING
+COMPENSATING, UNKNOWN = SagaState.COMPENSATING, StepState.UNKNOWN
 DECLINED = RemoteRefusal(Code.FAILED_PRECONDITION, "PAYMENT_DECLINED", "no", {})
 
 
@@ -261,3 +261,19 @@ async def test_without_capacity_only_a_repetition_has_a_result(batches: Batches)
     (replayed,) = await batches.decide(without_capacity)
     assert replayed.replayed
     assert replayed.value.state is OrderState.PAID
+
+
+async def test_a_saga_that_releases_its_order_is_lost_to_its_replica(batches: Batches) -> None:
+    """Its replica may repeat the close: the reply to the first COMMIT may be lost."""
+    parked = await batches.park()
+    await batches.decide(resolve(batches, parked, "o1"))
+    saga = await batches.take_over()
+    saga.step("confirm_payment").state, saga.step("confirm_payment").fenced = UNKNOWN, True
+    (released,) = await batches.decide(CloseSaga(saga))
+    assert released.value.state is OrderState.PENDING
+    row = await batches.saga(saga.saga_id)
+    assert (row.state, row.epoch) == (SagaState.RESOLVING, saga.epoch + 1)
+    again, noted = await batches.decide(CloseSaga(saga), NoteFailure(saga, "REFUND_REFUSED"))
+    assert isinstance(again, SagaLost)
+    assert isinstance(noted, SagaLost)
+    assert (await batches.order()).version == released.value.version
