@@ -31,8 +31,9 @@ class PaymentPoll:
         self._services = services
         self._journal = journal
         self._after = ""
-        self._woken: deque[str] = deque(maxlen=WOKEN_MAX)
-        """Sagas woken last: one that then fails for another reason waits for its own time."""
+        self._woken: deque[tuple[str, bool]] = deque(maxlen=WOKEN_MAX)
+        """Sagas woken last, by id and direction: one that then fails for another reason waits for
+        its own time."""
 
     async def poll(self) -> int:
         """Wake the sagas whose payments are decided; returns how many."""
@@ -42,7 +43,9 @@ class PaymentPoll:
         sagas = {
             confirmation_of(saga): saga
             for saga in waiting
-            if saga.saga_id not in known and plan_of(saga) is not None and payment_step(saga)
+            if (saga.saga_id, saga.gives_back) not in known
+            and plan_of(saga) is not None
+            and payment_step(saga)
         }
         if not sagas:
             return 0
@@ -51,12 +54,10 @@ class PaymentPoll:
         except Refusal:
             return 0  # Each saga tries again by itself.
         decided = [
-            saga.saga_id
-            for request_id, saga in sagas.items()
-            if is_decided(saga, payments.get(request_id))
+            saga for request_id, saga in sagas.items() if is_decided(saga, payments.get(request_id))
         ]
-        woken = await self._journal.wake(decided)
-        self._woken.extend(decided)
+        woken = await self._journal.wake([saga.saga_id for saga in decided])
+        self._woken.extend((saga.saga_id, saga.gives_back) for saga in decided)
         return woken
 
 

@@ -54,6 +54,12 @@ async def test_a_saga_is_woken_once_however_often_it_waits_again(
     for _ in range(3):
         await poll.poll()
     assert journal.woken == [SAGA_ID]
+    # The other direction is another decision.
+    saga.turn_back(NotPaid())
+    payments[confirmation_of(saga)] = Payment(state=CANCELLED)
+    for _ in range(3):
+        await poll.poll()
+    assert journal.woken == [SAGA_ID] * 2
 
 
 @pytest.mark.parametrize(
