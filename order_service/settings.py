@@ -58,7 +58,7 @@ class OrderSettings(ServiceSettings):
     )
     saga_attention_s: float = seconds(
         300.0,
-        "Age at which a saga that still fails is reported as NEEDS_ATTENTION. It goes on.",
+        "Age at which a saga that still fails is reported as NEEDS_ATTENTION. It continues.",
         most=86_400,
     )
     saga_backoff_max_s: float = seconds(

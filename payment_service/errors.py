@@ -25,7 +25,7 @@ class PaymentMethodNotSupported(Refusal, reason="PAYMENT_METHOD_NOT_SUPPORTED"):
 
 
 class RefundRefused(Refusal, reason="REFUND_REFUSED"):
-    """The gateway refused the refund for good; a person has to settle the payment.
+    """The gateway refused the refund permanently; a person has to settle the payment.
 
     The metadata has ``gateway_code``, the gateway's code for the refusal.
     """

@@ -63,8 +63,8 @@ STRATEGIES: Final[Strategies] = {
     ResolvePayment: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,
         guards=(tables.OUTCOME, tables.REFUNDED_AT_MOST_ONCE, tables.DUE_WHILE_OPEN),
-        why="A person's word is stored on the row as it is when it is locked, after the gateway "
-        "was asked: what the gateway reported before wins, and what it reports later still counts.",
+        why="A person's statement is stored on the row as it is when it is locked, after a call to "
+        "the gateway: what it reported before counts first, and so does what it reports later.",
     ),
 }
 BATCH_MAX: Final = 64

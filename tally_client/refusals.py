@@ -137,7 +137,7 @@ class PaymentOutcomeDiffers(FailedPrecondition, reason="PAYMENT_OUTCOME_DIFFERS"
 
 
 class RefundRefused(FailedPrecondition, reason="REFUND_REFUSED"):
-    """The gateway refused the refund for good; ``metadata["gateway_code"]`` has its code."""
+    """The gateway refused the refund permanently; ``metadata["gateway_code"]`` has its code."""
 
 
 class PaymentCancelled(FailedPrecondition, reason="PAYMENT_CANCELLED"):

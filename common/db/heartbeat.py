@@ -1,7 +1,7 @@
 """The heartbeat: one row in a service's database, with the times in which a replica ran.
 
 The audit takes ages against it instead of the clock: what waits for a service is overdue by the sum
-of the times in which the service ran since then. So a stack that is stopped gets the verdict that
+of the times in which the service ran since then. So a stack that is stopped has the verdict that
 it had while it ran, work gets its time after a pause, and a service that is restarted again and
 again cannot put it off.
 """

@@ -23,7 +23,7 @@ def moving(due_time: str) -> str:
     """SQL: whether a replica has the work at ``due_time``, or will have, or had it just now.
 
     The age is the time in which the service has run since then, as its heartbeat ``h`` records it,
-    and not the clock's: a stack that is stopped gets the verdict that it had while it ran, and
+    and not the clock's: a stack that is stopped has the verdict that it had while it ran, and
     nothing is overdue for the time in which nothing ran.
     """
     ran = f"h.runs * tstzmultirange(tstzrange({due_time}, NULL))"

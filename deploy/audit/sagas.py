@@ -151,7 +151,7 @@ def difference_of(
         case Expected.STANDING:
             return _standing(participant, claim, effect)
         case Expected.NOTHING if effect is not None and effect.live and effect.cancelled:
-            # A charge that came late. It is given back: the payment's own checks watch over that.
+            # A charge that came late. It is given back: the payment's own checks are about that.
             return None
         case Expected.NOTHING | Expected.UNACCOUNTED:
             return f"{noun} of {live}, and this attempt paid nothing" if live else None

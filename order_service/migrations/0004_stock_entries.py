@@ -2,7 +2,7 @@
 
 Revision ID: order_0004
 
-``stock_entries`` has one row for each change of ``products.stocked``, for good: the sum of a
+``stock_entries`` has one row for each change of ``products.stocked``, permanently: the sum of a
 product's entries is what was ever stocked of it. Products that exist get an OPENING entry by the
 next revision.
 

@@ -5,7 +5,7 @@ another service and after it. Times are the database's.
 
     RUNNING ─┬─► COMPLETED
              └─► COMPENSATING ─► COMPENSATED
-    either of them ─► NEEDS_ATTENTION, which goes on as before and ends in the same way
+    either of them ─► NEEDS_ATTENTION, which continues as before and ends in the same way
     NEEDS_ATTENTION ─► closed by a person: COMPENSATING ─► (RESOLVING ─►) RESOLVED
 """
 
@@ -45,7 +45,7 @@ class SagaState(enum.StrEnum):
     COMPLETED = "COMPLETED"
     COMPENSATED = "COMPENSATED"
     NEEDS_ATTENTION = "NEEDS_ATTENTION"
-    """A person should look. It goes on as before: its failure says in which direction."""
+    """A person should look. It continues as before: its failure says in which direction."""
     RESOLVING = "RESOLVING"
     """A person closed it and its order is released; what is left is being undone."""
     RESOLVED = "RESOLVED"
@@ -249,7 +249,7 @@ class Saga:
         self.waits = True
 
     def flag(self) -> bool:
-        """Report that a person should look; returns whether that is new. The saga goes on."""
+        """Report that a person should look; returns whether that is new. The saga continues."""
         if self.state not in {SagaState.RUNNING, SagaState.COMPENSATING}:
             return False
         self.state = SagaState.NEEDS_ATTENTION

@@ -93,7 +93,7 @@ class ResolveSaga:
     """What is confirmed of the payment and not given back, unless its cancellation is stored and
     not refused; not part of the request's content."""
     refund_refused: bool = False
-    """Whether the gateway has refused the refund for good; not part of the request's content."""
+    """Whether the gateway has refused the refund permanently; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:

@@ -40,7 +40,7 @@ from order_service.saga.running import RunningSaga, SagaEnd, SagaLimits
 T = TypeVar("T")
 
 REFUND_REFUSED_S: Final = 600.0
-"""Between attempts at a refund that the gateway has refused for good."""
+"""Between attempts at a refund that the gateway has refused permanently."""
 JOURNAL_BACKOFF: Final = Backoff(0.05, 1.0)
 """Between attempts at a write of the journal, besides those of the lane."""
 
@@ -285,7 +285,7 @@ class SagaExecution:
             self._report(running, error)
 
     def _report(self, running: RunningSaga, error: str) -> None:
-        """Tell operators that a person should look."""
+        """Report to operators that a person should look."""
         saga = running.saga
         _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
         _log.error(

@@ -126,7 +126,7 @@ class Runner:
         """Fill a bulkhead; returns how many were taken over, and whether more may be due.
 
         Sagas that have failed before take a quarter of it at most: they leave capacity for those of
-        dead replicas and for new payments. While a service is away, one of its sagas goes on.
+        dead replicas and for new payments. While a service is away, one of its sagas continues.
         """
         capacity = self.limits.running_max - self._in_use[uses_gateway]
         if capacity <= 0 or self._execution.stopping:

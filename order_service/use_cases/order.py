@@ -1,7 +1,7 @@
 """Orders: create, pay, cancel, expire, read, list and watch.
 
 PayOrder and CancelOrder begin a saga and wait for its end. The saga does not depend on its caller:
-if the caller's deadline passes or its connection is lost, the saga goes on; the same request_id
+if the caller's deadline passes or its connection is lost, the saga continues; the same request_id
 later waits for it or gets its stored response.
 """
 

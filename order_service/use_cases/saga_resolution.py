@@ -103,7 +103,7 @@ def _require_resolvable(saga: Saga, plan: Plan | None) -> None:
 
 
 def _is_left(saga: Saga) -> bool:
-    """Whether a saga that was closed has left an effect that nobody undid."""
+    """Whether a saga that was closed has left an effect that was not undone."""
     if saga.kind is SagaKind.PAY_ORDER and saga.failure is None:
         return False  # It was closed as paid.
     return any(step.to_undo or (step.undoes and not step.over) for step in saga.steps)

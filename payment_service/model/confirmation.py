@@ -142,7 +142,7 @@ class Confirmation:
 
     @property
     def refund_refused(self) -> bool:
-        """Whether the gateway refused the refund for good, and nothing has settled it since."""
+        """Whether the gateway refused the refund permanently, and nothing has settled it since."""
         return (
             self.payment.state is PaymentState.CONFIRMED
             and self.payment.refund_refusal_code is not None
@@ -273,7 +273,7 @@ class Confirmation:
     # -- outcomes of a person ------------------------------------------------------------------
 
     def settle_as_not_charged(self, now: datetime) -> None:
-        """Decline an undecided payment on a person's word: no confirm is permitted after it."""
+        """Decline an undecided payment, as a person states: no confirm is permitted after it."""
         self.declined(NOT_CHARGED, now)
         self.holder = self.due_time = None
 

@@ -65,7 +65,7 @@ def is_known(payment: Confirmation, found: GatewayOutcome) -> bool:
         case Confirmed():
             return not payment.undecided
         case PartlyCancelled():
-            return not _is_news(payment, found)
+            return not _is_new(payment, found)
         case _:
             return False
 
@@ -83,7 +83,7 @@ def _apply(
     match command.outcome:
         case Confirmed(transaction_id) if undecided or payment.settled_as_not_charged:
             _charged(payment, transaction_id, now)
-        case Cancelled() | PartlyCancelled() as found if _is_news(payment, found):
+        case Cancelled() | PartlyCancelled() as found if _is_new(payment, found):
             _refunded(payment, found, now)
         case Declined(code) if undecided:
             payment.declined(payment.payment.unsupported_status or code, now)
@@ -123,7 +123,7 @@ def _never_charged(payment: Confirmation, asked_before: datetime) -> bool:
 # -- refunds -------------------------------------------------------------------------------------
 
 
-def _is_news(payment: Confirmation, found: Cancelled | PartlyCancelled) -> bool:
+def _is_new(payment: Confirmation, found: Cancelled | PartlyCancelled) -> bool:
     """Whether more was given back than is recorded, of a charge that there was."""
     if payment.undecided or payment.settled_as_not_charged:
         return True

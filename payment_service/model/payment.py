@@ -66,7 +66,7 @@ class Payment:
     cancel_request_time: datetime | None = None
     """When the cancellation was stored; None also if an earlier release stored it."""
     refund_refusal_code: str | None = None
-    """The gateway's code if it refused the refund for good."""
+    """The gateway's code if it refused the refund permanently."""
     resolution_reason: str | None = None
     """What a person said who settled the payment."""
     unsupported_status: str | None = None

@@ -21,7 +21,7 @@ def check_amount(command: ResolvePayment) -> None:
 def resolve(confirmation: Confirmation, command: ResolvePayment, now: datetime) -> None:
     """Settle the payment; nothing changes but the reason if it is settled in this way already.
 
-    Raises PaymentOutcomeDiffers, PaymentOutcomeUnknown if only the gateway could tell and did not,
+    Raises PaymentOutcomeDiffers, PaymentOutcomeUnknown if only the gateway knows and did not reply,
     PaymentInProgress, CurrencyMismatch or InvalidField.
     """
     match command.resolution, confirmation.payment.state:
@@ -49,7 +49,7 @@ def resolve(confirmation: Confirmation, command: ResolvePayment, now: datetime) 
 
 
 def _may_be_paid(confirmation: Confirmation, command: ResolvePayment) -> bool:
-    """Whether the customer may still pay, whatever a person says: an account is not closed yet."""
+    """Whether the customer may still pay, since an account is not closed yet."""
     to_close = confirmation.payment.unsupported_status is not None
     return to_close or isinstance(command.found, Unsupported)
 

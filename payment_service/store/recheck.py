@@ -47,7 +47,7 @@ _MARK: Final = (
 async def claim_due(connection: AsyncConnection, *, size: int) -> list[Confirmation]:
     """At most ``size`` payments that are due for a check and not locked, the longest due first.
 
-    Other replicas leave them alone for AGAIN_AFTER.
+    Other replicas do not claim them for AGAIN_AFTER.
     """
     rows = await connection.execute(CLAIM, {"size": size})
     return [to_confirmation(row) for row in rows]

@@ -232,7 +232,7 @@ class Payments:
     # -- resolve -------------------------------------------------------------------------------
 
     async def resolve(self, command: ResolvePayment) -> Posted:
-        """Settle a payment on a person's word, after the gateway was asked; or replay that.
+        """Settle a payment on a person's statement, after the gateway was asked; or replay that.
 
         Raises PaymentNotFound, PaymentOutcomeDiffers, PaymentOutcomeUnknown, PaymentInProgress,
         RequestIdReused, InvalidField or CurrencyMismatch for the amount, or what the lane raises.

@@ -1,7 +1,7 @@
 """Questions at the gateway about payments that Tally regards as settled.
 
-People refund in the gateway's own dashboard, which does not tell Tally. And a payment that counts
-as never charged (NOT_CHARGED) may turn out to be charged: then it is given back.
+People refund in the gateway's own dashboard, and the gateway does not report that. A payment that
+counts as never charged (NOT_CHARGED) may turn out to be charged: then it is given back.
 """
 
 from __future__ import annotations

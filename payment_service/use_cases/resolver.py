@@ -11,7 +11,7 @@ only gets the second one's response. No outcome is ever guessed.
 No confirm is permitted for a payment that carries a cancellation: it is only looked up, and given
 back if it was charged. Each confirm needs a permission of the database that is at most PERMISSION_S
 old when it is sent, from its claim or from BeginConfirm. One that was permitted before the
-cancellation was stored counts as in transit. A refund that the gateway refuses for good ends the
+cancellation was stored counts as in transit. A refund that the gateway refuses permanently ends the
 work; a person has to settle it.
 """
 

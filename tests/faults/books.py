@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from deploy.local.plan import GATEWAY_RECORD
-from tests.faults.load import Told
+from tests.faults.load import Replies
 from tests.faults.stack import FaultyStack
 
 States = dict[str, tuple[str, int]]
@@ -67,13 +67,13 @@ async def _until_none(stack: FaultyStack, statement: str, limit_s: float) -> lis
         await connection.close()
 
 
-async def wrong(stack: FaultyStack, told: Iterable[Told]) -> list[str]:
-    """What customers were told and is not so, and charges that belong to no order."""
+async def wrong(stack: FaultyStack, replies: Iterable[Replies]) -> list[str]:
+    """Replies that the order contradicts, and charges that belong to no order."""
     rows = await _read(stack, "order", _ORDERS)
     states = {row["order_id"]: (row["state"], row["paid_by_gateway_minor"]) for row in rows}
     outside = {row["payment_key"] for row in await _read(stack, "payment", _REFUNDED_OUTSIDE)}
     return [
-        *broken_promises(states, told),
+        *broken_promises(states, replies),
         *wrong_charges(stack.plan.data_dir / GATEWAY_RECORD, states, outside),
     ]
 
@@ -87,9 +87,9 @@ async def _read(stack: FaultyStack, service: str, statement: str) -> list[asyncp
     return rows
 
 
-def broken_promises(states: States, told: Iterable[Told]) -> Iterable[str]:
-    """Orders that are not what their customers were told."""
-    for one in told:
+def broken_promises(states: States, replies: Iterable[Replies]) -> Iterable[str]:
+    """Orders that contradict the replies of their customers."""
+    for one in replies:
         state, _ = states.get(one.order_id, ("missing", 0))
         if one.cancelled in {"CANCELLED", "CANCELLING"}:
             expected = state == "CANCELLED"
@@ -100,7 +100,8 @@ def broken_promises(states: States, told: Iterable[Told]) -> Iterable[str]:
         else:
             expected = True
         if not expected:
-            yield f"{one.order_id} ({one.kind.name}): told {one.paid} {one.cancelled}, is {state}"
+            got = f"{one.paid} {one.cancelled}"
+            yield f"{one.order_id} ({one.kind.name}): replied {got}, is {state}"
 
 
 def wrong_charges(gateway_record: Path, states: States, outside: set[str]) -> Iterable[str]:

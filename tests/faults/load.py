@@ -1,6 +1,6 @@
-"""Customers of every kind, each of whom repeats its calls until they are answered for good.
+"""Customers of every kind, each of whom repeats its calls until the reply is final.
 
-``Customers.finished`` keeps what each was told, for the comparison with the books.
+``Customers.finished`` keeps the replies to each, for the comparison with the books.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ KINDS: Final = (
 
 
 @dataclass(slots=True)
-class Told:
-    """What a customer was told of its order; '' where it was told nothing for good."""
+class Replies:
+    """The last replies about a customer's order; '' where there was none that is final."""
 
     kind: Kind
     order_id: str
@@ -104,7 +104,7 @@ class Customers:
     campaign_id: str = ""
     product_id: str = ""
     orders: int = 0
-    finished: list[Told] = field(default_factory=list)
+    finished: list[Replies] = field(default_factory=list)
     rounds: list[asyncio.Task[None]] = field(default_factory=list)
     """Those that have not been awaited."""
 
@@ -128,7 +128,7 @@ class Customers:
                 group.create_task(self.serve(kind, shop))
 
     async def leave(self) -> None:
-        """Wait until every customer has been told something for good, or has gone away."""
+        """Wait until every customer has a final reply, or has gone away."""
         ended = await asyncio.gather(*self.rounds, return_exceptions=True)
         self.rounds.clear()
         for outcome in ended:
@@ -152,7 +152,7 @@ class Customers:
             return
         order: pb.Order = created.order
         self.orders += 1
-        told = Told(kind, order.order_id)
+        replies = Replies(kind, order.order_id)
         if kind.pays:
             paying = pay(
                 order,
@@ -161,11 +161,11 @@ class Customers:
                 **({"balance": kind.balance} if kind.balance else {}),
                 **({"payment_key": f"{kind.key}{order.order_id}"} if kind.key else {}),
             )
-            told.paid = await self._ask(shop.orders.PayOrder, paying)
-        paid = told.paid == "PAID"
+            replies.paid = await self._ask(shop.orders.PayOrder, paying)
+        paid = replies.paid == "PAID"
         if kind.cancels or not (paid or kind.waits):
-            told.cancelled = await self._ask(shop.orders.CancelOrder, cancel(order, "x"))
-        self.finished.append(told)
+            replies.cancelled = await self._ask(shop.orders.CancelOrder, cancel(order, "x"))
+        self.finished.append(replies)
 
     async def settle_refunds(self) -> None:
         """For ever: refund by other means what the gateway does not refund, and record it."""
@@ -235,7 +235,7 @@ class Customers:
 
 
 async def _repeat(method: Any, request: Any) -> Any:
-    """The response to a call that is repeated until it is answered for good.
+    """The response to a call that is repeated until the reply is final.
 
     None if that does not happen in PATIENCE_S. Raises a definite refusal.
     """

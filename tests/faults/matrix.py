@@ -15,7 +15,7 @@ from typing import Final
 
 from common.failpoints import Action, Armed, Fired, arm, disarm_all, fired, reached
 from tests.faults.books import unfinished, wrong
-from tests.faults.load import Customers, Told, fresh_stack
+from tests.faults.load import Customers, Replies, fresh_stack
 from tests.faults.places import FIRST_RUN, NAMES, RECOVERY, Cell
 from tests.faults.stack import FaultyStack, beside
 from tests.support.orders import Shop
@@ -205,7 +205,7 @@ class Shot:
         return {c for c in self.batch if names[c.name] < 1 + (c.name in self._interruptions)}
 
     @property
-    def told(self) -> list[Told]:
+    def replies(self) -> list[Replies]:
         return self._crowd.finished[self._finished :]
 
     @property
@@ -227,7 +227,7 @@ class Shot:
         return [
             *self._deaths,
             *left,
-            *await wrong(self._stack, self.told),
+            *await wrong(self._stack, self.replies),
             *await self._stack.differences(),
         ]
 

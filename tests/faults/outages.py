@@ -166,9 +166,9 @@ async def outage(
     left = await unfinished_sagas(stack, limit_s=back_s + ENDED_LIMIT_S - time.monotonic())
     ended_s = None if left else time.monotonic() - back_s
     await crowd.leave()
-    told = crowd.finished[finished:]
-    found = [*left, *await wrong(stack, told), *await stack.differences()]
-    return Outcome(dependency.name, length.name, len(told), open_sagas, ended_s, tuple(found))
+    replies = crowd.finished[finished:]
+    found = [*left, *await wrong(stack, replies), *await stack.differences()]
+    return Outcome(dependency.name, length.name, len(replies), open_sagas, ended_s, tuple(found))
 
 
 async def _load(crowd: Customers) -> None:

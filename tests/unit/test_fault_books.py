@@ -11,7 +11,7 @@ import pytest
 
 from deploy.local.gateway.ledger import Ledger
 from tests.faults.books import broken_promises, wrong_charges
-from tests.faults.load import KINDS, Told
+from tests.faults.load import KINDS, Replies
 from tests.faults.matrix import Results, batches
 from tests.faults.places import RECOVERY, cells
 
@@ -20,22 +20,22 @@ CANCELS = next(kind for kind in KINDS if kind.name == "cancelled")
 
 
 @pytest.mark.parametrize(
-    ("told", "state", "kept"),
+    ("replies", "state", "kept"),
     [
-        (Told(BY_ALL, "o", paid="PAID"), "PAID", True),
-        (Told(BY_ALL, "o", paid="PAID"), "EXPIRED", False),
-        (Told(BY_ALL, "o", paid="PAYMENT_DECLINED"), "CANCELLED", True),
-        (Told(BY_ALL, "o", paid="PAYMENT_DECLINED"), "PAID", False),
-        (Told(CANCELS, "o", paid="PAID", cancelled="CANCELLED"), "CANCELLED", True),
-        (Told(CANCELS, "o", paid="PAID", cancelled="CANCELLED"), "PAID", False),
-        (Told(CANCELS, "o", paid="PAID"), "CANCELLED", True),
-        (Told(BY_ALL, "o"), "PAID", True),
-        (Told(BY_ALL, "o", paid="PAID"), "", False),
+        (Replies(BY_ALL, "o", paid="PAID"), "PAID", True),
+        (Replies(BY_ALL, "o", paid="PAID"), "EXPIRED", False),
+        (Replies(BY_ALL, "o", paid="PAYMENT_DECLINED"), "CANCELLED", True),
+        (Replies(BY_ALL, "o", paid="PAYMENT_DECLINED"), "PAID", False),
+        (Replies(CANCELS, "o", paid="PAID", cancelled="CANCELLED"), "CANCELLED", True),
+        (Replies(CANCELS, "o", paid="PAID", cancelled="CANCELLED"), "PAID", False),
+        (Replies(CANCELS, "o", paid="PAID"), "CANCELLED", True),
+        (Replies(BY_ALL, "o"), "PAID", True),
+        (Replies(BY_ALL, "o", paid="PAID"), "", False),
     ],
 )
-def test_a_broken_promise_to_a_customer_is_seen(told: Told, state: str, kept: bool) -> None:
+def test_a_broken_promise_to_a_customer_is_seen(replies: Replies, state: str, kept: bool) -> None:
     states = {"o": (state, 0)} if state else {}
-    assert (not list(broken_promises(states, [told]))) == kept
+    assert (not list(broken_promises(states, [replies]))) == kept
 
 
 @pytest.mark.parametrize(

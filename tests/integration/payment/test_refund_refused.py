@@ -1,4 +1,4 @@
-"""A refund that the gateway refuses for good, and one that somebody else has made."""
+"""A refund that the gateway refuses permanently, and one that somebody else has made."""
 
 from __future__ import annotations
 

@@ -1238,7 +1238,7 @@ class Saga(_message.Message):
     was none.
     """
     resolution_reason: _builtins.str
-    """The reason given to ResolveSaga; empty if nobody called it."""
+    """The reason given to ResolveSaga; empty if it was not called."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___SagaStep]:
         """Its steps, in the order in which they are done."""

@@ -98,7 +98,7 @@ class Payment(_message.Message):
     said so (ResolvePayment). The gateway's status if the payment's method is not supported.
     """
     refund_refusal_code: _builtins.str
-    """The gateway's code if it refused the refund for good (REFUND_REFUSED); empty otherwise."""
+    """The gateway's code if it refused the refund permanently (REFUND_REFUSED); empty otherwise."""
     resolution_reason: _builtins.str
     """The reason given to ResolvePayment; empty if no person settled the payment."""
     @_builtins.property

@@ -124,7 +124,7 @@ class PaymentServiceServicer:
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
         gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
         reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
-        gateway's code in the metadata (gateway_code), if the gateway refused the refund for good: no
+        gateway's code in the metadata (gateway_code), if the gateway refused the refund permanently: no
         further refund is tried, and a person has to settle the payment (ResolvePayment).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -56,7 +56,7 @@ class PaymentServiceStub:
     Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
     gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
     reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
-    gateway's code in the metadata (gateway_code), if the gateway refused the refund for good: no
+    gateway's code in the metadata (gateway_code), if the gateway refused the refund permanently: no
     further refund is tried, and a person has to settle the payment (ResolvePayment).
     """
     GetConfirmations: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetConfirmationsRequest, _payment_pb2.GetConfirmationsResponse]
@@ -143,7 +143,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
         gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
         reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
-        gateway's code in the metadata (gateway_code), if the gateway refused the refund for good: no
+        gateway's code in the metadata (gateway_code), if the gateway refused the refund permanently: no
         further refund is tried, and a person has to settle the payment (ResolvePayment).
         """
 
