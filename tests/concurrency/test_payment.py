@@ -185,16 +185,20 @@ async def test_the_tombstone_alone_prevents_a_cancelled_confirm(
     if not guarded:
         monkeypatch.setattr(Confirmation, "request_cancel", lambda *_, **__: None)
     send = Resolver._confirm
+    tombstone = asyncio.Event()
 
     async def after_the_claims_permission(
         resolver: Resolver, confirmation: Confirmation, **_: float
     ) -> Any:
+        # Permitted before the tombstone is committed, it would be charged and given back.
+        await tombstone.wait()
         return await send(resolver, confirmation)
 
     monkeypatch.setattr(Resolver, "_confirm", after_the_claims_permission)
     key = key_of()
     confirming = asyncio.ensure_future(outcome(crowd.turn(0).ConfirmPayment(confirm(key))))
     cancelled = await crowd.turn(1).CancelPayment(cancel())
+    tombstone.set()
     confirmed = await confirming
     assert meeting.met
     assert not cancelled.HasField("payment")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -123,6 +123,18 @@ async def _result(outcome: Any) -> Any:
     return outcome
 
 
+_ITERATIONS_TO_ACCEPT = 5
+
+
+@contextmanager
+def _aborted(writer: asyncio.StreamWriter) -> Iterator[None]:
+    """Abort the connection at the end, however the block ends."""
+    try:
+        yield
+    finally:
+        writer.transport.abort()
+
+
 class TcpProxy:
     """A TCP proxy before a server, which can die or hang as the server would."""
 
@@ -162,10 +174,13 @@ class TcpProxy:
             connections.add(connection)
             proxy._writers.add(writer)
             # Only the end of the proxy cancels it, and asyncio reports that as an error.
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, ConnectionError), _aborted(writer):
+                if not server.is_serving():
+                    return  # accepted while the proxy ended
                 server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
                 proxy._writers.add(server_writer)
-                await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
+                with _aborted(server_writer):
+                    await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
                 proxy._writers -= {writer, server_writer}
 
         connections: set[asyncio.Task[Any]] = set()
@@ -181,4 +196,6 @@ class TcpProxy:
             for each in connections:
                 each.cancel()
             await asyncio.gather(*connections, return_exceptions=True)
-            await asyncio.sleep(0)
+            # What the loop has just accepted becomes a connection some iterations later.
+            for _ in range(_ITERATIONS_TO_ACCEPT):
+                await asyncio.sleep(0)
