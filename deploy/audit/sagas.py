@@ -54,7 +54,7 @@ async def compare(
             row = f"{saga_id} {user_id}"
             text = f"{subject}: {difference}"
             found.add_difference(participant.invariants, participant.noun, row, text)
-        elif claim is not None and effect is not None and effect.live:
+        elif claim is not None and effect is not None:
             _add_note(found, participant, claim, effect)
     direct = 0
     for group in await books[participant.service].execute(sa.text(participant.direct)):
@@ -100,6 +100,8 @@ def _count(
             use = Use.GIVING_BACK if given_back else Use.UNDER_WAY
         case Expected.STANDING:
             use = Use.STANDING
+        case Expected.NOTHING if effect is not None and effect.cancelled:
+            use = Use.GIVING_BACK
         case _:
             return
     if effect is not None and effect.left_minor:
@@ -112,8 +114,9 @@ def _add_note(
     text = f"order {claim.order_id}: {participant.noun} of {_money(effect)}"
     if claim.expected == Expected.STANDING:
         why = claim.standing_reason or "no reason is recorded"
-        found.add_note(Note.STANDING, f"{text}, left by saga {claim.closed_by}: {why}")
-    elif claim.expected == Expected.OPEN:
+        since = "" if effect.live else "; given back since"
+        found.add_note(Note.STANDING, f"{text}, left by saga {claim.closed_by}: {why}{since}")
+    elif claim.expected == Expected.OPEN and effect.live:
         given_back = claim.giving_back or effect.cancelled
         note = Note.GIVING_BACK if given_back else Note.UNDER_WAY
         found.add_note(note, f"{text}, by saga {claim.closed_by}")
@@ -199,12 +202,17 @@ def _paid(participant: Participant, claim: sa.Row[Any], effect: sa.Row[Any] | No
 def _standing(
     participant: Participant, claim: sa.Row[Any], effect: sa.Row[Any] | None
 ) -> str | None:
-    """Whether exactly the recorded amount stands, less what was given back outside Tally since."""
+    """Whether exactly the recorded amount stands, less what was given back outside Tally since.
+
+    What stands may be undone later by a call of its own, which the effect records.
+    """
     stands = f"{claim.currency_code} {claim.standing_minor:,} of the {participant.noun} stand"
     if effect is None:
         return f"{stands}, and there is none"
     if effect.currency_code != claim.currency_code or effect.order_id != claim.order_id:
         return f"{stands}, and it is in {effect.currency_code} for order {effect.order_id}"
+    if not effect.live and effect.amount_minor == claim.standing_minor:
+        return None
     if not effect.left_minor <= claim.standing_minor <= effect.left_minor + effect.outside_minor:
         return f"{stands}, and {effect.left_minor:,} are in force"
     return None

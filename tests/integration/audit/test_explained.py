@@ -14,6 +14,7 @@ from deploy.audit.report import as_text
 from tests.integration.audit.books import (
     CANCEL_B,
     COUPON_B,
+    DECLINED_C,
     DIRECT,
     NOW,
     PAID_A,
@@ -23,8 +24,10 @@ from tests.integration.audit.books import (
     PAY_D,
     A,
     B,
+    C,
     D,
     answer,
+    gateway_charge,
     payment_body,
     redemption_body,
 )
@@ -222,6 +225,32 @@ EXPLAINED = (
         "+ 700 standing",
     ),
     Explained(
+        "a charge came late, is cancelled and is being given back",
+        {
+            "payment": "UPDATE payments SET state = 'CONFIRMED', failure_code = NULL,"
+            " gateway_transaction_id = 't key-33', cancel_reason = 'r', cancel_request_id = 'c',"
+            f" cancel_request_time = '{NOW}', due_time = '{NOW}'"
+            f" WHERE payment_id = '{DECLINED_C}';"
+            "UPDATE answers SET state = 'CANCELLED', body = NULL"
+            f" WHERE request_id = '{PAY_C}:confirm_payment'",
+            "gateway": "DELETE FROM payments WHERE payment_key = 'key-33';"
+            + gateway_charge("key-33", C, 600, 600),
+        },
+        Note.GIVING_BACK,
+        f"payment {DECLINED_C} key key-33: CONFIRMED, 600 at the gateway",
+        "+ 600 being given back",
+    ),
+    Explained(
+        "a payment stood and was given back later",
+        {
+            "order": f"UPDATE sagas SET state = 'RESOLVED', resolution_reason = 'why', steps ="
+            f" {steps(cancel_payment=('kept', 700), refund_deduction='DONE')}"
+            f" WHERE saga_id = '{CANCEL_B}'",
+        },
+        Note.STANDING,
+        f"order {B}: payment of KRW 700, left by saga {CANCEL_B}: kept; given back since",
+    ),
+    Explained(
         "an earlier release closed an attempt that is undone",
         {
             "order": f"UPDATE sagas SET state = 'RESOLVED', resolution_reason = 'why',"
@@ -324,16 +353,16 @@ async def test_what_is_explained_is_listed_and_no_breach(books: Books, one: Expl
 # -- the same, and not explained -------------------------------------------------------------------
 
 UNEXPLAINED = {
+    "a payment was given back, and another amount stands": (
+        {
+            "order": f"UPDATE sagas SET state = 'RESOLVED', resolution_reason = 'why', steps ="
+            f" {steps(cancel_payment=('kept', 699))} WHERE saga_id = '{CANCEL_B}'"
+        },
+        f"order {B}: KRW 699 of the payment stand, and 0 are in force",
+    ),
     "a deduction stands with another amount": (
         {"order": closed(PAY_D, "RESOLVED", D, steps(deduct_balance=("a gift", 249)))},
         f"order {D}: KRW 249 of the deduction stand, and 250 are in force",
-    ),
-    "a payment stands and was refunded": (
-        {
-            "order": f"UPDATE sagas SET state = 'RESOLVED', resolution_reason = 'why', steps ="
-            f" {steps(cancel_payment=('kept', 700))} WHERE saga_id = '{CANCEL_B}'"
-        },
-        f"order {B}: KRW 700 of the payment stand, and 0 are in force",
     ),
     "a closed attempt left a deduction": (
         {"order": closed(PAY_D, "RESOLVED", D, steps(deduct_balance="COMPENSATED"))},
