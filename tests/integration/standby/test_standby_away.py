@@ -16,7 +16,7 @@ from tests.support.databases import StackDatabases
 from tests.support.standby import Standby
 from tests.support.time_limits import LONG_S
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 OF_NO_SAGA: Final = {"RetrySaga", "ResolveSaga"}
 """No saga in these services needs attention."""
