@@ -10,6 +10,8 @@ A failed transaction is classified (``common.db.errors``); then the batch is
 - run again a few times after a deadlock or a lock timeout, then CONFLICT_RETRIES_EXHAUSTED;
 - run again a few times when the connection was lost, then DATABASE_UNAVAILABLE. If a lost COMMIT
   had succeeded, the next attempt finds the idempotency records;
+- given up with DATABASE_UNAVAILABLE when its COMMIT does not return in time: it goes on by itself,
+  and holds its row locks, so that no other attempt gets by it (``common.db.transactions``);
 - halved, if Tally has a defect, so that only the command that triggers it gets the error.
 """
 
@@ -71,7 +73,7 @@ class Attempt(Generic[C, R]):
     ) -> Sequence[Outcome[R]]:
         """One transaction: decide all commands, commit once. Any exception rolls back."""
         engine = self.database.waiting if wait_for_locks else self.database.lanes
-        async with engine.connect() as connection, connection.begin():
+        async with self.database.transactions.begin(engine) as connection:
             commands = [entry.command for entry in entries]
             outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
             assert len(outcomes) == len(commands), "one outcome per command"
@@ -167,7 +169,8 @@ def _give_up(
     *,
     lost: bool,
 ) -> Done[C, R]:
-    if lost:
+    # A row that is held while a COMMIT has not returned is held by that transaction, most likely.
+    if lost or (fault is Fault.HELD and attempt.database.transactions.pending):
         _log.warning("database_unavailable", lane=attempt.lane, error=type(error).__name__)
         return Done(entries, [DatabaseUnavailable() for _ in entries], certain=False)
     if fault is Fault.HELD:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from common import failpoints
 from common.db.errors import map_database_errors
+from common.db.transactions import Session, Transactions
 from common.environment import source_of
 from common.ids import is_id
 from common.settings import ServiceSettings
@@ -61,19 +62,27 @@ class Database:
     """The variable or file that the address came from, for the operator."""
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set when the readiness probe has passed once and the server's durability was checked."""
+    transactions: Transactions = field(default_factory=Transactions, compare=False)
 
     @asynccontextmanager
     async def begin(self, purpose: str = "other") -> AsyncIterator[AsyncConnection]:
-        """A transaction outside any lane, for sweeps and clean-ups; ``purpose`` names it."""
-        async with self.waiting.begin() as connection:
+        """A transaction outside any lane; ``purpose`` names it.
+
+        Committed at the end of the block, unless it is rolled back there (``Transactions.begin``).
+        """
+        async with self.transactions.begin(self.waiting) as connection:
             yield connection
-            if failpoints.enabled:
+            if failpoints.enabled and connection.in_transaction():
                 failpoints.hit(f"transaction.{purpose}.before")
         if failpoints.enabled:
             failpoints.hit(f"transaction.{purpose}.after")
 
     async def close(self) -> None:
-        """Close every connection within CLOSE_S; those of a silent server are dropped."""
+        """Close every connection within CLOSE_S; those of a silent server are dropped.
+
+        COMMITs that have not returned go on in the server (``Transactions.abort``).
+        """
+        await self.transactions.abort()
         engines = (self.lanes, self.waiting, self.reads, self.probe)
         closing = {asyncio.create_task(engine.dispose()) for engine in engines}
         # Without a limit the driver waits for each of them, one after the other.
@@ -110,11 +119,12 @@ def open_engines(
             # A lane runs its batch again when a connection is stale; a single read is not repeated.
             pool_pre_ping=single,
             connect_args={
+                "connection_class": Session,
                 "timeout": CONNECT_TIMEOUT_S,
                 # During a failover the name may still lead to the old primary, a standby by then:
                 # its rows are old, and such a session would stay when the name has moved.
                 "target_session_attrs": "read-write",
-                # The client gives up a little after the server should have.
+                # The client gives up a little after the server should have; not for COMMIT.
                 "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 1,
                 "server_settings": {
                     "application_name": f"{application_name} {purpose}",

@@ -25,6 +25,7 @@ from common.db.engines import Database
 from common.db.errors import RecordConflict
 from common.db.row_locks import CLOCK, TIME, locked
 from common.db.rows import from_row
+from common.db.transactions import commit_as_a_write
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.errors import RequestIdReused
 from common.request_key import IdempotentCommand, RequestKey, Result
@@ -110,6 +111,8 @@ class IdempotencyRecords:
 
     def __init__(self, found: dict[RequestKey, Record]) -> None:
         self._known = found
+        self.found = bool(found)
+        """Whether the database had a record of any of these requests."""
         self.new: dict[RequestKey, Record] = {}
         """What this batch added."""
 
@@ -178,8 +181,14 @@ class IdempotencyStore:
         )
 
     async def save(self, connection: AsyncConnection, records: IdempotencyRecords) -> None:
-        """Write what is new, in ascending order. Raises RecordConflict if another was first."""
+        """Write what is new, in ascending order. Raises RecordConflict if another was first.
+
+        If nothing is new and records were found, what is replayed must be as durable as when it
+        was written: the server that wrote it may have lost its standby before it replied.
+        """
         if not records.new:
+            if records.found:
+                await commit_as_a_write(connection)
             return
         rows = [
             (*key, record.state, record.digest, record.body)

@@ -70,11 +70,12 @@ async def check_ready(database: Database, *, schema: str) -> None:
 
 
 async def _read_state(database: Database) -> Probed:
-    """Raises ReadOnlyDatabase for a session that takes no writes."""
+    """Raises ReadOnlyDatabase for a session that takes no writes, or CommitsPending."""
     async with database.probe.connect() as connection:
         found, read_only = (await connection.execute(_PROBE)).one()
         if read_only:
             raise ReadOnlyDatabase
+        await database.transactions.check(connection)
         warnings = [] if database.checked.is_set() else await durability_warnings(connection)
     return found or "", warnings
 

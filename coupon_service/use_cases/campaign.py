@@ -135,7 +135,7 @@ _FINAL: Final = (CampaignState.SOLD_OUT, CampaignState.ENDED)
 class Issuance:
     """Issues coupons in one replica.
 
-    A read without a lock answers most calls; the lane has those that may get a coupon.
+    A read without a lock refuses most calls; the lane has those that may get a coupon, or got it.
     """
 
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
@@ -155,8 +155,8 @@ class Issuance:
         Raises CampaignNotFound, CouponAlreadyIssued, CampaignNotOpen, CouponSoldOut,
         RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
-        final = _final_outcome(command, await self._snapshots.load(command))
-        return final or await self.lane.submit(command)
+        _refuse_final(command, await self._snapshots.load(command))
+        return await self.lane.submit(command)
 
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""
@@ -164,21 +164,19 @@ class Issuance:
         await self._snapshots.close()
 
 
-def _final_outcome(command: IssueCoupon, snapshot: coupon_store.IssueSnapshot) -> Issued | None:
-    """The outcome that no later commit changes, if there is one: it needs no lock.
+def _refuse_final(command: IssueCoupon, snapshot: coupon_store.IssueSnapshot) -> None:
+    """Raise the refusal that no later commit changes, if there is one: it needs no lock.
 
-    The record comes first: a repeated call gets its coupon again, whatever happened since.
+    A call that was answered before is not refused, whatever happened since: the lane replays it.
     """
     if snapshot.record is not None:
-        body = snapshot.record.body_for(command)
-        return Result(_ISSUED_BODY.validate_json(body), replayed=True)
+        return
     if snapshot.campaign is None:
         raise CampaignNotFound(campaign_id=command.campaign_id)
     if snapshot.coupon is not None:
-        return _replay_or_refuse(command, snapshot.coupon)
-    if snapshot.campaign.state in _FINAL:
+        _replay_or_refuse(command, snapshot.coupon)
+    elif snapshot.campaign.state in _FINAL:
         snapshot.campaign.admit(command.user_id)
-    return None
 
 
 def _replay_or_refuse(command: IssueCoupon, coupon: Coupon) -> Issued:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common import failpoints
 from common.db.engines import Database, reading
 from common.db.errors import map_database_errors
+from common.db.transactions import commit_as_a_write
 from common.errors import InvalidField
 from common.ids import is_id
 from order_service.errors import CartChanged, ProductNotFound
@@ -40,7 +40,7 @@ class Carts:
         """
         if not is_id(command.product_id):
             raise ProductNotFound(product_id=command.product_id)
-        async with _writing(self._database) as (connection, transaction):
+        async with _writing(self._database) as connection:
             if await read_product(connection, command.product_id) is None:
                 raise ProductNotFound(product_id=command.product_id)
             await _raise_version(connection, command)
@@ -50,32 +50,35 @@ class Carts:
                 if await store.count_items(connection, command.user_id) > ITEMS_MAX:
                     raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
                 return await store.read_cart(connection, command.user_id)
-            await transaction.rollback()
-        return await self.get_cart(command.user_id)
+            await connection.rollback()
+        return await self._unchanged(command.user_id)
 
     async def clear(self, command: ClearCart) -> Cart:
         """Remove everything. Raises CartChanged."""
-        async with _writing(self._database) as (connection, transaction):
+        async with _writing(self._database) as connection:
             await _raise_version(connection, command)
             if await store.clear(connection, command.user_id):
                 return await store.read_cart(connection, command.user_id)
-            await transaction.rollback()
-        return await self.get_cart(command.user_id)
+            await connection.rollback()
+        return await self._unchanged(command.user_id)
+
+    async def _unchanged(self, user_id: str) -> Cart:
+        """The cart for a command that changed nothing: it confirms what another one wrote."""
+        async with _writing(self._database) as connection:
+            cart = await store.read_cart(connection, user_id)
+            await commit_as_a_write(connection)
+            return cart
 
 
 @asynccontextmanager
-async def _writing(database: Database) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
+async def _writing(database: Database) -> AsyncIterator[AsyncConnection]:
     """A transaction, committed at the end unless it is rolled back. It is never retried.
 
     Raises DatabaseUnavailable or ConflictRetriesExhausted.
     """
     with map_database_errors():
-        async with database.waiting.connect() as connection, connection.begin() as transaction:
-            yield connection, transaction
-            if failpoints.enabled and transaction.is_active:
-                failpoints.hit("transaction.cart.before")
-        if failpoints.enabled:
-            failpoints.hit("transaction.cart.after")
+        async with database.begin("cart") as connection:
+            yield connection
 
 
 async def _raise_version(connection: AsyncConnection, command: SetCartItem | ClearCart) -> None:

@@ -34,7 +34,7 @@ from order_service.saga.runner import Runner
 from order_service.saga.running import SagaEnd
 from order_service.store import order as store
 from order_service.use_cases.order_decider import OrderLane
-from order_service.use_cases.saga_decisions import SagaBegun, stored_response
+from order_service.use_cases.saga_decisions import SagaBegun
 from order_service.use_cases.watch import Watches
 
 SWEEP_ROWS: Final = 256
@@ -106,13 +106,11 @@ class Orders:
             if ended.failure is not None:
                 raise ended.failure.refusal()
             return Result(ended.order, replayed=not first)
-        # Another replica ended the saga: its response is in the database.
-        async with reading(self._database) as connection:
-            records = await self._idempotency.load(connection, [command.key])
-        record = records.get(command.key)
-        if record is None:
+        # Another replica ended the saga: the lane replays its response, which a read may not do.
+        stored = await self._submit(command)
+        if isinstance(stored, SagaBegun):
             raise RequestInProgress(request_id=command.request_id)
-        return replace(stored_response(record, command), replayed=not first)
+        return replace(stored, replayed=not first)
 
     async def cancel(self, command: CancelOrder) -> Result[Order]:
         """Cancel the order, or replay that. A PAID one is returned when it is CANCELLED.
@@ -131,11 +129,11 @@ class Orders:
             ended = await self._wait_for_end(begun, end, None if first else JOIN_S)
         except TimeoutError:
             return Result(begun.order, replayed=not first)
-        order = (
-            await self.get_order(command.order_id, command.user_id)
-            if ended is None
-            else ended.order
-        )
+        if ended is not None:
+            return Result(ended.order, replayed=not first)
+        # Another replica ended the saga: the lane replays with its order, which a read may not do.
+        stored = await self._submit(command)
+        order = stored.order if isinstance(stored, SagaBegun) else stored.value
         return Result(order, replayed=not first)
 
     async def expire_due(self, stopping: asyncio.Event | None = None) -> int:

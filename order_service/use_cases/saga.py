@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import TypeAdapter
 
 from common.db.engines import Database, read_by_id, reading
-from common.db.errors import RecordConflict
+from common.db.errors import RecordConflict, map_database_errors
 from common.db.idempotency import IdempotencyStore
 from common.errors import InvalidPageToken, RequestInProgress
 from common.ids import is_id
@@ -79,16 +79,20 @@ class Sagas:
         Raises RequestIdReused, RequestInProgress or DatabaseUnavailable.
         """
         try:
-            async with self._database.begin("retry_sagas") as connection:
-                records = await self._idempotency.load(connection, [command.key])
-                if (replayed := records.replay(command, _COUNT_BODY)) is not None:
-                    return replayed
-                count = await saga_waiting.retry(connection, command)
-                result = records.answer(command, count, _COUNT_BODY)
-                await self._idempotency.save(connection, records)
-                return result
+            with map_database_errors():
+                return await self._retry_many(command)
         except RecordConflict:
             raise RequestInProgress(request_id=command.request_id) from None
+
+    async def _retry_many(self, command: RetrySagas) -> Result[int]:
+        async with self._database.begin("retry_sagas") as connection:
+            records = await self._idempotency.load(connection, [command.key])
+            result = records.replay(command, _COUNT_BODY)
+            if result is None:
+                count = await saga_waiting.retry(connection, command)
+                result = records.answer(command, count, _COUNT_BODY)
+            await self._idempotency.save(connection, records)
+            return result
 
     async def resolve(self, command: ResolveSaga) -> Result[Saga]:
         """Close a saga: undo all that has begun, except what the command lets stand.

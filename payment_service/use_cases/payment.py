@@ -34,11 +34,10 @@ from payment_service.model.payment_command import (
     Command,
     ConfirmPayment,
     ResolvePayment,
-    cancelled,
 )
 from payment_service.model.resolution import check_amount
 from payment_service.store import reads as store
-from payment_service.use_cases.decider import BODY, PaymentDecider, Posted, Reply, translate
+from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
 from payment_service.use_cases.resolver import Resolver
 
 WAIT_S_MAX: Final = 5.0
@@ -128,9 +127,7 @@ class Payments:
         mark = STRATEGIES[ConfirmPayment].mark_of(command)
         assert mark is not None
         if await self._marks.begin(mark, command.holder) is not None:
-            finished = await self._read_marked(command)
-            if finished is not None:
-                return finished
+            await self._refuse_marked(command)
         claimed_s = _now()
         claimed = await self._decide(command)
         if isinstance(claimed, Result) or claimed.holder != command.holder:
@@ -153,26 +150,21 @@ class Payments:
         async with reading(self._database) as connection:
             records = await self._idempotency.load(connection, [command.key])
         if records.is_cancelled(command.key):
-            return cancelled(command.key)
+            # The lane raises the refusal, when the tombstone is durable.
+            await self._decide(command)
         return GatewayUnavailable(payment_key=command.payment_key)
 
-    async def _read_marked(self, command: ConfirmPayment) -> Posted | None:
-        """The finished payment of a marked key, or its refusal raised, read without a transaction.
+    async def _refuse_marked(self, command: ConfirmPayment) -> None:
+        """Raise the refusal of a marked key that another request has, read without a transaction.
 
-        The mark itself decides nothing. None if the key is free, or the request has a record or is
-        in progress: the claim decides.
+        The mark itself decides nothing. A request that has a record or a payment is replayed by the
+        claim, whose COMMIT waits until that is durable.
         """
         async with reading(self._database) as connection:
             records = await self._idempotency.load(connection, [command.key])
             same, other = await store.read_claims(connection, command)
-        if records.get(command.key) is not None:
-            return None
-        if same is not None:
-            same.check_same(command)
-            return None if same.open else Result(same.result(), replayed=True)
-        if other is not None:
+        if records.get(command.key) is None and same is None and other is not None:
             raise other.payment.key_taken()
-        return None
 
     async def _watch(self, seen: Confirmation, until: float) -> Confirmation | None:
         """Wait until the payment is not open; returns it as last seen if time runs out."""
@@ -239,22 +231,26 @@ class Payments:
         """
         async with reading(self._database) as connection:
             records = await self._idempotency.load(connection, [command.key])
-        replayed = records.replay(command, BODY)
-        if replayed is not None:
-            return replayed
+        if records.get(command.key) is None:
+            command = await self._looked_up(command)
+        # A request that has a record is replayed by the lane, whose COMMIT waits until that is
+        # durable.
+        reply = await self.lane.submit(command)
+        assert isinstance(reply, Result)
+        return reply
+
+    async def _looked_up(self, command: ResolvePayment) -> ResolvePayment:
+        """The command with what the gateway says; the payment's row decides with it."""
         check_amount(command)
         seen = await read_by_id(self._database, command.payment_id, store.read_payment)
         if seen is None:
             raise PaymentNotFound(payment_id=command.payment_id)
-        command = replace(
+        return replace(
             command,
             confirm_key=seen.key,
             found=await self.resolver.look_up(seen),
             refunded_before_minor=seen.payment.refunded_minor,
         )
-        reply = await self.lane.submit(command)
-        assert isinstance(reply, Result)
-        return reply
 
     # -- reads ---------------------------------------------------------------------------------
 

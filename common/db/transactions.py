@@ -1,0 +1,198 @@
+"""The one way to run a transaction, and the COMMITs that have not returned.
+
+With synchronous replication COMMIT waits until a standby has the transaction, without a limit: the
+server has none, and ends the wait only if somebody cancels it. Then what was committed is visible,
+replayed and lost in a failover. A cancel request is what the driver sends when its own time limit
+passes, when the task that waits is cancelled, and when the connection is closed. So COMMIT has no
+time limit of the driver, and runs in a task that nothing cancels. When the caller's limit passes,
+the outcome is unknown to it; the connection stays checked out until COMMIT returns, because an
+abandoned backend keeps its row locks, and a pool that opened others would fill the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from common.tasks import finished_within
+
+COMMIT_WAIT_S: Final = 4.0
+"""How long the caller of a transaction waits for its COMMIT: less than most calls take."""
+ABORT_S: Final = 1.0
+"""How long COMMITs get to end after their sockets were aborted. No server is asked."""
+
+_COMMIT: Final = "COMMIT;"
+"""The driver's statement."""
+_WRITE: Final = sa.text("SELECT pg_logical_emit_message(true, 'tally', '')")
+_WAITING: Final = sa.text(
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND usename = current_user AND wait_event = 'SyncRep'"
+)
+
+_log = structlog.stdlib.get_logger()
+
+
+class Session(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
+    """A session of the driver whose COMMIT has no time limit."""
+
+    __slots__ = ()
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        """As the driver's; ``timeout`` in seconds, None: ``command_timeout``."""
+        if query == _COMMIT:
+            timeout = math.inf
+        return await super().execute(query, *args, timeout=timeout)
+
+
+class CommitPending(TimeoutError):  # noqa: N818 - its base names it
+    """A COMMIT has not returned in time; or every connection of the pool waits for one.
+
+    What was committed may become visible later. It is classified as a server that is silent, so
+    that nothing runs the transaction again meanwhile.
+    """
+
+
+class CommitsPending(Exception):  # noqa: N818 - a state, not a fault
+    """No connection is left for writes; the message says what the COMMITs wait for."""
+
+
+@dataclass(slots=True)
+class _Commit:
+    """A COMMIT that has not returned."""
+
+    engine: AsyncEngine
+    session: Session
+    abandoned: bool = False
+    """Whether its caller does not wait for it any more."""
+
+
+class Transactions:
+    """The transactions of a service's database, in every pool."""
+
+    def __init__(self) -> None:
+        self._commits: dict[asyncio.Task[None], _Commit] = {}
+        self._connecting: dict[asyncio.Timeout, AsyncEngine] = {}
+        """Callers that wait for a connection of a pool."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a COMMIT has not returned within its caller's time. It holds row locks."""
+        return any(commit.abandoned for commit in self._commits.values())
+
+    @asynccontextmanager
+    async def begin(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """A transaction on a connection of the pool, committed at the end of the block.
+
+        An exception in the block rolls back. Raises CommitPending if the COMMIT does not return
+        within COMMIT_WAIT_S, or at once if no connection of the pool is left since all wait for
+        theirs. If the caller is cancelled during the COMMIT, it goes on.
+        """
+        if self._is_full(engine):
+            raise CommitPending
+        async with AsyncExitStack() as stack:
+            async with self._refused_when_full(engine):
+                connection = await stack.enter_async_context(engine.connect())
+            session = _session(connection)
+            # Every transaction begins here: the driver sends BEGIN before the first statement.
+            await stack.enter_async_context(connection.begin())
+            yield connection
+            ending = stack.pop_all()
+        await self._commit(_Commit(engine, session), ending)
+
+    async def _commit(self, commit: _Commit, ending: AsyncExitStack) -> None:
+        # In a context of its own: it may outlive the call that started it.
+        task = asyncio.get_running_loop().create_task(
+            ending.aclose(), name="commit", context=contextvars.Context()
+        )
+        self._commits[task] = commit
+        task.add_done_callback(self._on_return)
+        returned = False
+        try:
+            returned = await finished_within(task, COMMIT_WAIT_S)
+        finally:
+            if not returned:
+                commit.abandoned = True
+                self._refuse_if_full(commit.engine)
+        if not returned:
+            raise CommitPending
+        task.result()
+
+    def _on_return(self, task: asyncio.Task[None]) -> None:
+        abandoned = self._commits.pop(task).abandoned
+        error = None if task.cancelled() else task.exception()
+        if abandoned and error is not None:
+            _log.warning("late_commit_lost", error=type(error).__name__)
+
+    # -- pools without a connection that is left -------------------------------------------------
+
+    def _is_full(self, engine: AsyncEngine) -> bool:
+        """Whether every connection of the pool waits for a COMMIT that nobody waits for."""
+        pool = engine.pool
+        assert isinstance(pool, sa.QueuePool)
+        pending = sum(one.abandoned and one.engine is engine for one in self._commits.values())
+        return pending >= pool.size()
+
+    @asynccontextmanager
+    async def _refused_when_full(self, engine: AsyncEngine) -> AsyncIterator[None]:
+        async with asyncio.timeout(None) as limit:
+            self._connecting[limit] = engine
+            try:
+                yield
+            finally:
+                self._connecting.pop(limit, None)
+
+    def _refuse_if_full(self, engine: AsyncEngine) -> None:
+        """Refuse those who wait for a connection, if none can come."""
+        if self._is_full(engine):
+            now = asyncio.get_running_loop().time()
+            for limit in [limit for limit, of in self._connecting.items() if of is engine]:
+                del self._connecting[limit]
+                limit.reschedule(now)
+
+    async def check(self, connection: AsyncConnection) -> None:
+        """Raise CommitsPending if a pool has no connection left. Asks the server what for."""
+        if not any(self._is_full(commit.engine) for commit in self._commits.values()):
+            return
+        waiting = (await connection.execute(_WAITING)).scalar_one()
+        cause = "a standby of synchronous_standby_names" if waiting else "the server"
+        raise CommitsPending(f"every connection for writes has a COMMIT that waits for {cause}")
+
+    # -- shutdown --------------------------------------------------------------------------------
+
+    async def abort(self) -> None:
+        """Abort the sockets of COMMITs that have not returned, at shutdown.
+
+        They go on in the server. Closing their connections would send cancel requests.
+        """
+        if not self._commits:
+            return
+        _log.warning("commits_aborted", commits=len(self._commits))
+        for commit in self._commits.values():
+            commit.session.terminate()
+        await asyncio.wait(set(self._commits), timeout=ABORT_S)
+
+
+async def commit_as_a_write(connection: AsyncConnection) -> None:
+    """Let the COMMIT of a transaction that wrote nothing wait for a standby, as a write's does.
+
+    What it read is durable then: the standby has everything before this transaction. For a reply
+    to a write that was made before.
+    """
+    await connection.execute(_WRITE)
+
+
+def _session(connection: AsyncConnection) -> Session:
+    assert connection.sync_connection is not None
+    session = connection.sync_connection.connection.driver_connection
+    assert isinstance(session, Session)
+    return session
