@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Final
 
 from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.engines import Database, read_by_id, reading
+from common.db.engines import Database
 from common.db.errors import RecordConflict
 from common.db.idempotency import IdempotencyStore
+from common.db.repeat import in_transaction, read, read_by_id
 from common.errors import InvalidPageToken, RequestInProgress
 from common.ids import is_id
 from common.paging import Page
@@ -64,8 +66,12 @@ class Sagas:
         before = str(page.after[0]) if page.after else _ID_MAX
         if not is_id(before):
             raise InvalidPageToken
-        async with reading(self._database) as connection:
-            found = await store.read_sagas(connection, state, before=before, size=page.size + 1)
+        found = await read(
+            self._database,
+            lambda connection: store.read_sagas(
+                connection, state, before=before, size=page.size + 1
+            ),
+        )
         return page.cut(found, lambda saga: [saga.saga_id])
 
     async def retry(self, saga_id: str, request_id: str) -> Result[Saga]:
@@ -78,15 +84,18 @@ class Sagas:
 
         Raises RequestIdReused, RequestInProgress or DatabaseUnavailable.
         """
+
+        async def retry(connection: AsyncConnection) -> Result[int]:
+            records = await self._idempotency.load(connection, [command.key])
+            if (replayed := records.replay(command, _COUNT_BODY)) is not None:
+                return replayed
+            count = await saga_waiting.retry(connection, command)
+            result = records.answer(command, count, _COUNT_BODY)
+            await self._idempotency.save(connection, records)
+            return result
+
         try:
-            async with self._database.begin("retry_sagas") as connection:
-                records = await self._idempotency.load(connection, [command.key])
-                if (replayed := records.replay(command, _COUNT_BODY)) is not None:
-                    return replayed
-                count = await saga_waiting.retry(connection, command)
-                result = records.answer(command, count, _COUNT_BODY)
-                await self._idempotency.save(connection, records)
-                return result
+            return await in_transaction(self._database, "retry_sagas", retry, idempotent=True)
         except RecordConflict:
             raise RequestInProgress(request_id=command.request_id) from None
 
@@ -99,8 +108,10 @@ class Sagas:
         saga = await self.get_saga(command.saga_id)
         command = replace(command, order_id=saga.order_id)
         if any(_is_payment(saga, standing.step) for standing in command.standing):
-            async with reading(self._database) as connection:
-                records = await self._idempotency.load(connection, [command.key])
+            key = command.key
+            records = await read(
+                self._database, lambda connection: self._idempotency.load(connection, [key])
+            )
             if records.get(command.key) is None:
                 command = await self._with_payment(command, saga)
         return await self._lane.submit(command)
