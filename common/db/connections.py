@@ -110,8 +110,9 @@ class Connector:
         try:
             url = engine_url(self.url_file.read_text(encoding="utf-8").strip())
         except (OSError, ValueError) as error:
-            # ValueError has no text of the file. The password of the start may be valid still.
-            _log.warning("database url not read", file=str(self.url_file), reason=str(error))
+            # No text of the file is logged. The password of the start may be valid still.
+            reason = (isinstance(error, OSError) and error.strerror) or "malformed"
+            _log.warning("database url not read", file=str(self.url_file), reason=reason)
             return {}
         found = {"user": url.username, "password": url.password}
         return {name: str(value) for name, value in found.items() if value}

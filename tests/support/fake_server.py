@@ -207,9 +207,9 @@ class TcpProxy:
             with suppress(asyncio.CancelledError, ConnectionError), _aborted(writer):
                 if not server.is_serving():
                     return  # accepted while the proxy ended
+                proxy.flows.append(flow := _Flow())
                 server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
                 proxy._writers.add(server_writer)
-                proxy.flows.append(flow := _Flow())
                 with _aborted(server_writer):
                     await asyncio.gather(
                         pump(flow, reader, server_writer), pump(flow, server_reader, writer)
