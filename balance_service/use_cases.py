@@ -29,9 +29,10 @@ from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database, read_by_id, reading
+from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.repeat import read, read_by_id
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
@@ -64,16 +65,17 @@ class Accounts:
 
     async def get_account(self, account_id: AccountId) -> Account:
         """The account as last committed. Raises AccountNotFound."""
-        async with reading(self._database) as connection:
-            account = await store.read_account(connection, account_id)
+        account = await read(
+            self._database, lambda connection: store.read_account(connection, account_id)
+        )
         if account is None:
             raise account_not_found(account_id)
         return account
 
     async def get_entry(self, entry_id: str, user_id: str) -> Entry:
         """The user's entry. Raises LedgerEntryNotFound, also if it is another user's."""
-        read = partial(store.read_entry, user_id=user_id)
-        entry = await read_by_id(self._database, entry_id, read)
+        find = partial(store.read_entry, user_id=user_id)
+        entry = await read_by_id(self._database, entry_id, find)
         if entry is None:
             raise LedgerEntryNotFound(user_id=user_id, entry_id=entry_id)
         return entry
@@ -81,12 +83,15 @@ class Accounts:
     async def list_entries(self, account_id: AccountId, page: Page) -> tuple[list[Entry], str]:
         """A page of the ledger, newest first, and the next page's token ('' at the end)."""
         before = int(page.after[0]) if page.after else _SEQUENCE_MAX
-        async with reading(self._database) as connection:
+
+        async def entries_of(connection: AsyncConnection) -> list[Entry]:
             if await store.read_account(connection, account_id) is None:
                 raise account_not_found(account_id)
-            entries = await store.read_entries(
+            return await store.read_entries(
                 connection, account_id, before=before, size=page.size + 1
             )
+
+        entries = await read(self._database, entries_of)
         return page.cut(entries, lambda entry: [entry.sequence])
 
 

@@ -53,15 +53,26 @@ def secrets_dir() -> Path | None:
 
 def source_of(service: str, field: str) -> str:
     """The variable or file that a setting came from; if none, the variable to set."""
-    names = [f"{prefix}{field.upper()}" for prefix in prefixes(service)]
+    source = _source(service, field)
+    return str(source) if source else f"{prefixes(service)[0]}{field.upper()}"
+
+
+def file_of(service: str, field: str) -> Path | None:
+    """The file that a setting came from; None if it came from a variable, or is not set."""
+    source = _source(service, field)
+    return source if isinstance(source, Path) else None
+
+
+def _source(service: str, field: str) -> str | Path | None:
     variables = {name.upper() for name in os.environ}
     files = {file.name.upper(): file for file in _secret_files(secrets_dir())}
-    for name in names:
+    for prefix in prefixes(service):
+        name = f"{prefix}{field.upper()}"
         if name in variables:
             return name
         if name in files:
-            return str(files[name])
-    return names[0]
+            return files[name]
+    return None
 
 
 def unknown_names(service: str, fields: Collection[str]) -> list[str]:

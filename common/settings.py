@@ -1,5 +1,8 @@
 """Settings of a service: read once from the environment and from secret files, then frozen.
 
+Only the role and password of a database URL are read again, if they are in a file, for each session
+(``common.db.connections``).
+
 Each field can be given for one service (``TALLY_BALANCE_POOL_SIZE``) or for all services
 (``TALLY_POOL_SIZE``); the first wins. With ``TALLY_SECRETS_DIR`` set, a file in that directory with
 the variable's name, in upper or lower case, is read too; the variable itself wins over the file.

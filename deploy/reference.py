@@ -32,8 +32,9 @@ with one line that names the variable and never its value.
 
 Every setting can be given for one service (`{PREFIX}BALANCE_POOL_SIZE`) or for all services
 (`{PREFIX}POOL_SIZE`); the service's own wins. With `{SECRETS_DIR}` set, a file in that directory
-with the variable's name is read too; the variable itself wins over the file. Settings whose names
-end in `_S` are in seconds.
+with the variable's name is read too; the variable itself wins over the file. Role and password of a
+database URL in a file are read again for each new session. Settings whose names end in `_S` are in
+seconds.
 
 The settings of every service come first, then those of one service, with the defaults that differ
 from the common ones.

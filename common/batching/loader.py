@@ -14,14 +14,13 @@ from typing import Final, Generic, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.engines import Database, reading
-from common.errors import DatabaseUnavailable
+from common.db.engines import Database
+from common.db.repeat import read
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 BATCH_MAX: Final = 256
-TRIES_MAX: Final = 3
 
 
 class BatchLoader(Generic[K, V]):
@@ -75,24 +74,12 @@ class BatchLoader(Generic[K, V]):
     async def _load(self, batch: Sequence[tuple[K, asyncio.Future[V]]]) -> None:
         if not batch:
             return
-        values = await self._try([key for key, _ in batch])
+        keys = [key for key, _ in batch]
+        values = await read(self._database, lambda connection: self._read(connection, keys))
+        assert len(values) == len(keys), "one value per key"
         for (_, value), loaded in zip(batch, values, strict=True):
             if not value.done():
                 value.set_result(loaded)
-
-    async def _try(self, keys: Sequence[K]) -> Sequence[V]:
-        """A read changes nothing: if only the connection was lost, it is made again."""
-        for left in reversed(range(TRIES_MAX)):
-            try:
-                async with reading(self._database) as connection:
-                    values = await self._read(connection, keys)
-            except DatabaseUnavailable:
-                if not left:
-                    raise
-            else:
-                assert len(values) == len(keys), "one value per key"
-                return values
-        raise AssertionError("the last try returns or raises")
 
 
 def _fail(batch: Iterable[tuple[K, asyncio.Future[V]]], error: BaseException) -> None:

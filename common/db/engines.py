@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from pathlib import Path
+from typing import Final
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from common import failpoints
-from common.db.errors import map_database_errors
-from common.db.transactions import Session, Transactions
-from common.environment import source_of
-from common.ids import is_id
+from common.db.connections import SERVER_SETTINGS, Connector
+from common.db.sessions import SessionRules
+from common.db.transactions import Transactions
+from common.environment import file_of, source_of
 from common.settings import ServiceSettings
 from common.urls import engine_url
-
-T = TypeVar("T")
 
 _PLANS: Final = {
     # Every statement looks rows up by key, from arrays of unknown length. It is planned once, for
@@ -31,7 +30,6 @@ _PLANS: Final = {
     "random_page_cost": "1.1",
     "jit": "off",
 }
-CONNECT_TIMEOUT_S: Final = 3.0
 CLOSE_S: Final = 2.0
 """How long closing may take. A server that answers needs a moment."""
 LOCK_TIMEOUT_MS: Final = 1_000
@@ -95,32 +93,35 @@ class Database:
 
 
 def open_engines(
-    url: str, *, application_name: str, pool_size: int, setting: str = "the database"
+    url: str,
+    *,
+    application_name: str,
+    pool_size: int,
+    setting: str = "the database",
+    url_file: Path | None = None,
 ) -> Database:
     """Engines with ``pool_size`` connections in all. No session waits without a limit.
 
     One connection is the probe's. Of the others, lanes, waiting transactions and reads get a third
     each, at least one: many readers cannot take a write's connection, nor a locked row that
-    of everyone else's batch.
+    of everyone else's batch. ``url_file``: see ``Connector``.
     """
     shared = pool_size - 1
     third = max(shared // 3, 1)
+    connector = Connector(url_file)
 
     def engine(
         purpose: str, size: int, lock_timeout_ms: int, *, single: bool = False
     ) -> AsyncEngine:
-        return create_async_engine(
+        made = create_async_engine(
             engine_url(url),
             isolation_level="AUTOCOMMIT" if single else None,
             pool_size=size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
             pool_use_lifo=True,
-            # A lane runs its batch again when a connection is stale; a single read is not repeated.
-            pool_pre_ping=single,
             connect_args={
-                "connection_class": Session,
-                "timeout": CONNECT_TIMEOUT_S,
+                "async_creator_fn": connector.connect,
                 # During a failover the name may still lead to the old primary, a standby by then:
                 # its rows are old, and such a session would stay when the name has moved.
                 "target_session_attrs": "read-write",
@@ -133,10 +134,13 @@ def open_engines(
                     # A replica that is frozen inside a transaction loses it, and its row locks.
                     "idle_in_transaction_session_timeout": str(IDLE_TIMEOUT_MS),
                     "timezone": "UTC",
+                    **SERVER_SETTINGS,
                     **_PLANS,
                 },
             },
         )
+        SessionRules.apply_to(made)
+        return made
 
     return Database(
         lanes=engine("lanes", third, LANE_LOCK_TIMEOUT_MS),
@@ -155,29 +159,9 @@ async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
         application_name=f"tally {settings.service} {settings.replica}"[:48],
         pool_size=settings.pool_size,
         setting=source_of(settings.service, "database_url"),
+        url_file=file_of(settings.service, "database_url"),
     )
     try:
         yield database
     finally:
         await database.close()
-
-
-async def read_by_id(
-    database: Database, id_: str, read: Callable[[AsyncConnection, str], Awaitable[T | None]]
-) -> T | None:
-    """What one ``read`` finds; None, without asking, for text that cannot be an id.
-
-    Raises DatabaseUnavailable.
-    """
-    if not is_id(id_):
-        return None
-    async with reading(database) as connection:
-        return await read(connection, id_)
-
-
-@asynccontextmanager
-async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
-    """A connection for a few single reads. Raises DatabaseUnavailable if the server is away."""
-    with map_database_errors():
-        async with database.reads.connect() as connection:
-            yield connection

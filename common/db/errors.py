@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from typing import Final
 
 import sqlalchemy as sa
-from asyncpg.exceptions import TargetServerAttributeNotMatched
+from asyncpg.exceptions import (
+    InvalidCachedStatementError,
+    OutdatedSchemaCacheError,
+    TargetServerAttributeNotMatched,
+)
 from sqlalchemy import exc
 
 from common import logs
@@ -22,9 +26,10 @@ UNIQUE_VIOLATION: Final = "23505"
 UNDEFINED_TABLE: Final = "42P01"
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
+READ_ONLY: Final = "25006"
 _CONTENTION: Final = {"40001", "40P01"}
 _UNREACHABLE: Final = {
-    "25006",  # read-only: a failover is under way and this is the old primary
+    READ_ONLY,  # a failover is under way and this is the old primary
     "57014",  # statement_timeout
     "25P03",  # idle_in_transaction_session_timeout
     "57P01",
@@ -95,7 +100,8 @@ def classify(error: BaseException) -> Fault:
         # memory or disk; 58: I/O. The server has the fault, not the command.
         return Fault.CONNECTION
     if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or not state):
-        # Without a SQLSTATE the server did not answer: asyncpg's InterfaceError.
+        # Without a SQLSTATE the server did not answer (asyncpg's InterfaceError), or a prepared
+        # statement is older than a change of the schema, which the next try prepares again.
         return Fault.CONNECTION
     if isinstance(error, OSError | TimeoutError | exc.TimeoutError):
         return Fault.CONNECTION
@@ -103,6 +109,27 @@ def classify(error: BaseException) -> Fault:
         # Raised while connecting, where SQLAlchemy does not wrap it.
         return Fault.CONNECTION
     return Fault.UNEXPECTED
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a driver's error means that its session is of no use any more.
+
+    The driver's time limit has passed, the connection broke, or the session is on a server that was
+    the primary. The server may well be usable from a fresh session.
+    """
+    return isinstance(error, OSError) or getattr(error, "sqlstate", None) == READ_ONLY
+
+
+def repeat_helps(error: BaseException) -> bool:
+    """Whether a statement failed only since its session, or its prepared statement, is of no use.
+
+    That is a lost session (``is_lost``), or a schema that changed after the preparation.
+    """
+    if isinstance(error, exc.DBAPIError):
+        cause = getattr(error.orig, "__cause__", None)
+        outdated = isinstance(cause, InvalidCachedStatementError | OutdatedSchemaCacheError)
+        return error.connection_invalidated or outdated
+    return is_lost(error)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import TSTZMULTIRANGE
 
 from common.db.engines import Database
+from common.db.repeat import in_transaction
 from common.db.row_locks import CLOCK, TIME
 from common.tasks import PeriodicJob
 
@@ -82,7 +83,8 @@ def heartbeat_job(database: Database) -> PeriodicJob:
     """The job that writes the row, unless another replica has just written it."""
 
     async def run(_stopping: object) -> None:
-        async with database.begin("heartbeat") as connection:
-            await connection.execute(_BEAT)
+        await in_transaction(
+            database, "heartbeat", lambda connection: connection.execute(_BEAT), idempotent=True
+        )
 
     return PeriodicJob("heartbeat", INTERVAL_S, run)

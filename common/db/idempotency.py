@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
 from common.db.errors import RecordConflict
+from common.db.repeat import in_transaction
 from common.db.row_locks import CLOCK, TIME, locked
 from common.db.rows import from_row
 from common.db.transactions import commit_as_a_write
@@ -206,8 +207,12 @@ class IdempotencyStore:
         """
         deleted = 0
         while True:
-            async with database.begin("clean_up_answers") as connection:
-                result = await connection.execute(self._clean_up)
+            result = await in_transaction(
+                database,
+                "clean_up_answers",
+                lambda connection: connection.execute(self._clean_up),
+                idempotent=True,
+            )
             deleted += result.rowcount
             if result.rowcount < CLEAN_UP_ROWS or stopping.is_set():
                 return deleted

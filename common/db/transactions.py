@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import asyncpg
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from common.db.connections import Session
 from common.tasks import finished_within
 
 COMMIT_WAIT_S: Final = 4.0
@@ -31,8 +30,6 @@ COMMIT_WAIT_S: Final = 4.0
 ABORT_S: Final = 1.0
 """How long COMMITs get to end after their sockets were aborted. No server is asked."""
 
-_COMMIT: Final = "COMMIT;"
-"""The driver's statement."""
 _WRITE: Final = sa.text("SELECT pg_logical_emit_message(true, 'tally', '')")
 _WAITING: Final = sa.text(
     "SELECT count(*) FROM pg_stat_activity"
@@ -40,18 +37,6 @@ _WAITING: Final = sa.text(
 )
 
 _log = structlog.stdlib.get_logger()
-
-
-class Session(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
-    """A session of the driver whose COMMIT has no time limit."""
-
-    __slots__ = ()
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """As the driver's; ``timeout`` in seconds, None: ``command_timeout``."""
-        if query == _COMMIT:
-            timeout = math.inf
-        return await super().execute(query, *args, timeout=timeout)
 
 
 class CommitPending(TimeoutError):  # noqa: N818 - its base names it

@@ -1,6 +1,6 @@
 """The gRPC health service, for load balancers and probes.
 
-``""`` is readiness: NOT_SERVING at first, then the result of a probe of what the service needs.
+``""`` is readiness: NOT_SERVING at first, then as the probes of what the service needs find it.
 ``liveness`` is SERVING as long as the event loop runs: to restart a replica does not repair its
 database.
 """
@@ -21,6 +21,9 @@ from common.errors import Code, Refusal
 READINESS: Final = ""
 LIVENESS: Final = "liveness"
 PROBE_TIMEOUT_S: Final = 2.0
+FAILURES_MAX: Final = 3
+"""So many failed probes in a row make a replica that was ready NOT_SERVING. All replicas probe one
+database: if a short pause of it took them all out, clients would have none left to wait at."""
 
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -56,11 +59,17 @@ class Health(health_pb2_grpc.HealthServicer):
         self._set(ready=False)
 
     async def follow(self, ready: Ready, interval_s: float) -> None:
-        """Probe for ever, and set readiness accordingly. A probe that hangs counts as failed."""
-        last = ""
+        """Probe for ever, and set readiness accordingly. A probe that hangs counts as failed.
+
+        One success makes the replica ready, FAILURES_MAX failures in a row make it not ready.
+        """
+        last, failed = "", 0
         while True:
             problem = await _probe_problem(ready)
-            if problem != last or self.ready == bool(problem):
+            failed = failed + 1 if problem else 0
+            if self.ready and 0 < failed < FAILURES_MAX:
+                _log.warning("readiness probe failed", reason=problem, in_a_row=failed)
+            elif problem != last or self.ready == bool(problem):
                 self._set(ready=not problem)
                 if problem and not self._draining:
                     _log.warning("not ready", reason=problem)

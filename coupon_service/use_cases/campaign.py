@@ -14,8 +14,9 @@ from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database, read_by_id, reading
+from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.repeat import read, read_by_id
 from common.db.row_locks import read_clock
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
@@ -70,8 +71,9 @@ class Campaigns:
 
     async def list_campaigns(self, page: Page) -> tuple[list[Campaign], str]:
         """A page of all campaigns, newest first, and the next page's token ('' at the end)."""
-        async with reading(self._database) as connection:
-            found = await store.read_campaigns(connection, page)
+        found = await read(
+            self._database, lambda connection: store.read_campaigns(connection, page)
+        )
         return page.cut(
             found, lambda campaign: TimePosition(campaign.create_time, campaign.campaign_id).key
         )

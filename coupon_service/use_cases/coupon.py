@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database, read_by_id, reading
+from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.repeat import read, read_by_id
 from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
 from common.locking.locks import Locks
@@ -72,16 +73,17 @@ class Redemptions:
 
     async def get_coupon(self, coupon_id: str, user_id: str) -> Coupon:
         """The user's coupon as last committed. Raises CouponNotFound or DatabaseUnavailable."""
-        read = partial(store.read_coupon, user_id=user_id)
-        coupon = await read_by_id(self._database, coupon_id, read)
+        find = partial(store.read_coupon, user_id=user_id)
+        coupon = await read_by_id(self._database, coupon_id, find)
         if coupon is None:
             raise CouponNotFound(user_id=user_id, coupon_id=coupon_id)
         return coupon
 
     async def list_coupons(self, user_id: str, page: Page) -> tuple[list[Coupon], str]:
         """A page of the user's coupons, newest first, and the next page's token ('' at the end)."""
-        async with reading(self._database) as connection:
-            found = await store.read_coupons(connection, user_id, page)
+        found = await read(
+            self._database, lambda connection: store.read_coupons(connection, user_id, page)
+        )
         return page.cut(found, lambda coupon: TimePosition(coupon.issue_time, coupon.coupon_id).key)
 
 

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked
-from common.db.engines import Database, reading
+from common.db.engines import Database
+from common.db.repeat import in_transaction, read
 from common.locking.locks import NoLocks
 from order_service.clients import GATEWAY
 from order_service.errors import SagaLost
@@ -88,22 +89,31 @@ class SagaJournal:
         Only sagas of plans that this release knows; the others are left to a newer replica.
         """
         command = TakeOverSagas(self._owner, lease_s, uses_gateway, capacity, retries, away, _PLANS)
-        async with self._database.begin("saga_takeover") as connection:
-            return await store.take_over(connection, command)
+        return await in_transaction(
+            self._database,
+            "saga_takeover",
+            lambda connection: store.take_over(connection, command),
+        )
 
     async def read_waiting(self, *, after: str, size: int) -> list[Saga]:
         """Sagas that wait for a payment, ``size`` at most, with ids above ``after``."""
-        async with reading(self._database) as connection:
-            return await saga_waiting.read_waiting(
+        return await read(
+            self._database,
+            lambda connection: saga_waiting.read_waiting(
                 connection, (GATEWAY, PAYMENT.name), after=after, size=size
-            )
+            ),
+        )
 
     async def wake(self, saga_ids: Collection[str]) -> int:
         """Make these sagas due now, before other retries; returns how many of them waited."""
         if not saga_ids:
             return 0
-        async with self._database.begin("saga_wake") as connection:
-            return await saga_waiting.wake(connection, saga_ids)
+        return await in_transaction(
+            self._database,
+            "saga_wake",
+            lambda connection: saga_waiting.wake(connection, saga_ids),
+            idempotent=True,
+        )
 
     async def _decide(
         self,

@@ -5,13 +5,10 @@ No lane: two concurrent changes of one cart come from one person, who has to see
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.engines import Database, reading
-from common.db.errors import map_database_errors
+from common.db.engines import Database
+from common.db.repeat import Work, in_transaction, read
 from common.db.transactions import commit_as_a_write
 from common.errors import InvalidField
 from common.ids import is_id
@@ -29,8 +26,7 @@ class Carts:
 
     async def get_cart(self, user_id: str) -> Cart:
         """The cart as last committed; empty and at version 0 if it was never changed."""
-        async with reading(self._database) as connection:
-            return await store.read_cart(connection, user_id)
+        return await read(self._database, lambda connection: store.read_cart(connection, user_id))
 
     async def set_item(self, command: SetCartItem) -> Cart:
         """Set one line. Setting the value that it has changes nothing, not even the version.
@@ -40,45 +36,55 @@ class Carts:
         """
         if not is_id(command.product_id):
             raise ProductNotFound(product_id=command.product_id)
-        async with _writing(self._database) as connection:
+
+        async def change(connection: AsyncConnection) -> Cart:
             if await read_product(connection, command.product_id) is None:
                 raise ProductNotFound(product_id=command.product_id)
             await _raise_version(connection, command)
-            if await store.set_item(
+            if not await store.set_item(
                 connection, command.user_id, command.product_id, command.quantity
             ):
-                if await store.count_items(connection, command.user_id) > ITEMS_MAX:
-                    raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
-                return await store.read_cart(connection, command.user_id)
-            await connection.rollback()
-        return await self._unchanged(command.user_id)
+                raise _Unchanged
+            if await store.count_items(connection, command.user_id) > ITEMS_MAX:
+                raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
+            return await store.read_cart(connection, command.user_id)
+
+        return await self._changed(command.user_id, change)
 
     async def clear(self, command: ClearCart) -> Cart:
         """Remove everything. Raises CartChanged."""
-        async with _writing(self._database) as connection:
+
+        async def change(connection: AsyncConnection) -> Cart:
             await _raise_version(connection, command)
-            if await store.clear(connection, command.user_id):
-                return await store.read_cart(connection, command.user_id)
-            await connection.rollback()
-        return await self._unchanged(command.user_id)
+            if not await store.clear(connection, command.user_id):
+                raise _Unchanged
+            return await store.read_cart(connection, command.user_id)
+
+        return await self._changed(command.user_id, change)
+
+    async def _changed(self, user_id: str, change: Work[Cart]) -> Cart:
+        """The cart after ``change``. Raises DatabaseUnavailable or ConflictRetriesExhausted.
+
+        It is not repeated once its COMMIT was sent: it would find its own change of the version.
+        """
+        try:
+            return await in_transaction(self._database, "cart", change)
+        except _Unchanged:
+            return await self._unchanged(user_id)
 
     async def _unchanged(self, user_id: str) -> Cart:
         """The cart for a command that changed nothing: it confirms what another one wrote."""
-        async with _writing(self._database) as connection:
+
+        async def confirm(connection: AsyncConnection) -> Cart:
             cart = await store.read_cart(connection, user_id)
             await commit_as_a_write(connection)
             return cart
 
+        return await in_transaction(self._database, "cart", confirm, idempotent=True)
 
-@asynccontextmanager
-async def _writing(database: Database) -> AsyncIterator[AsyncConnection]:
-    """A transaction, committed at the end unless it is rolled back. It is never retried.
 
-    Raises DatabaseUnavailable or ConflictRetriesExhausted.
-    """
-    with map_database_errors():
-        async with database.begin("cart") as connection:
-            yield connection
+class _Unchanged(Exception):  # noqa: N818 - a state, not a fault
+    """The cart has these lines already: its new version is rolled back."""
 
 
 async def _raise_version(connection: AsyncConnection, command: SetCartItem | ClearCart) -> None:

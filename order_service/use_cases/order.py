@@ -11,11 +11,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeAlias
 
 from common import deadlines
-from common.db.engines import Database, read_by_id, reading
+from common.db.engines import Database
 from common.db.idempotency import IdempotencyStore
+from common.db.repeat import read, read_by_id
 from common.errors import RequestInProgress
 from common.ids import is_id, new_id
 from common.paging import Page, TimePosition
@@ -143,8 +145,7 @@ class Orders:
         """
         total = 0
         while True:
-            async with reading(self._database) as connection:
-                due = await store.read_due(connection, size=SWEEP_ROWS)
+            due = await read(self._database, partial(store.read_due, size=SWEEP_ROWS))
             results = await asyncio.gather(
                 *(self._lane.submit(ExpireOrder(order_id)) for order_id in due)
             )
@@ -222,8 +223,9 @@ class Orders:
         self, user_id: str, state: OrderState | None, page: Page
     ) -> tuple[list[Order], str]:
         """A page of the user's orders, newest first, and the next page's token ('' at the end)."""
-        async with reading(self._database) as connection:
-            found = await store.read_orders(connection, user_id, state, page)
+        found = await read(
+            self._database, lambda connection: store.read_orders(connection, user_id, state, page)
+        )
         return page.cut(found, lambda order: TimePosition(order.create_time, order.order_id).key)
 
     async def watch(self, order_id: str, user_id: str) -> AsyncGenerator[Order]:

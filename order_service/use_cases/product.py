@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database, read_by_id, reading
+from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.repeat import read, read_by_id
 from common.db.row_locks import read_clock
 from common.errors import Refusal, RequestIdReused
 from common.ids import is_id, new_id
@@ -61,8 +62,7 @@ class Products:
 
     async def list_products(self, page: Page) -> tuple[list[Product], str]:
         """A page of all products, newest first, and the next page's token ('' at the end)."""
-        async with reading(self._database) as connection:
-            found = await store.read_products(connection, page)
+        found = await read(self._database, lambda connection: store.read_products(connection, page))
         return page.cut(
             found, lambda product: TimePosition(product.create_time, product.product_id).key
         )

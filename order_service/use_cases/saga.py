@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Final
 
 from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.engines import Database, read_by_id, reading
-from common.db.errors import RecordConflict, map_database_errors
+from common.db.engines import Database
+from common.db.errors import RecordConflict
 from common.db.idempotency import IdempotencyStore
+from common.db.repeat import in_transaction, read, read_by_id
 from common.errors import InvalidPageToken, RequestInProgress
 from common.ids import is_id
 from common.paging import Page
@@ -64,8 +66,12 @@ class Sagas:
         before = str(page.after[0]) if page.after else _ID_MAX
         if not is_id(before):
             raise InvalidPageToken
-        async with reading(self._database) as connection:
-            found = await store.read_sagas(connection, state, before=before, size=page.size + 1)
+        found = await read(
+            self._database,
+            lambda connection: store.read_sagas(
+                connection, state, before=before, size=page.size + 1
+            ),
+        )
         return page.cut(found, lambda saga: [saga.saga_id])
 
     async def retry(self, saga_id: str, request_id: str) -> Result[Saga]:
@@ -78,14 +84,8 @@ class Sagas:
 
         Raises RequestIdReused, RequestInProgress or DatabaseUnavailable.
         """
-        try:
-            with map_database_errors():
-                return await self._retry_many(command)
-        except RecordConflict:
-            raise RequestInProgress(request_id=command.request_id) from None
 
-    async def _retry_many(self, command: RetrySagas) -> Result[int]:
-        async with self._database.begin("retry_sagas") as connection:
+        async def retry(connection: AsyncConnection) -> Result[int]:
             records = await self._idempotency.load(connection, [command.key])
             result = records.replay(command, _COUNT_BODY)
             if result is None:
@@ -93,6 +93,11 @@ class Sagas:
                 result = records.answer(command, count, _COUNT_BODY)
             await self._idempotency.save(connection, records)
             return result
+
+        try:
+            return await in_transaction(self._database, "retry_sagas", retry, idempotent=True)
+        except RecordConflict:
+            raise RequestInProgress(request_id=command.request_id) from None
 
     async def resolve(self, command: ResolveSaga) -> Result[Saga]:
         """Close a saga: undo all that has begun, except what the command lets stand.
@@ -103,8 +108,10 @@ class Sagas:
         saga = await self.get_saga(command.saga_id)
         command = replace(command, order_id=saga.order_id)
         if any(_is_payment(saga, standing.step) for standing in command.standing):
-            async with reading(self._database) as connection:
-                records = await self._idempotency.load(connection, [command.key])
+            key = command.key
+            records = await read(
+                self._database, lambda connection: self._idempotency.load(connection, [key])
+            )
             if records.get(command.key) is None:
                 command = await self._with_payment(command, saga)
         return await self._lane.submit(command)

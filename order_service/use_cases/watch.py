@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from common import failpoints
-from common.db.engines import Database, reading
+from common.db.engines import Database
+from common.db.repeat import read
 from order_service.model.order import SETTLED, Order
 from order_service.store.order import read_changed
 
@@ -54,8 +56,7 @@ class Watches:
         """Find what other replicas have changed."""
         known = iter([(order_id, watched.latest) for order_id, watched in self._watched.items()])
         while part := dict(islice(known, POLL_ROWS_MAX)):
-            async with reading(self._database) as connection:
-                changed = await read_changed(connection, part)
+            changed = await read(self._database, partial(read_changed, known=part))
             for order in changed:
                 self.report(order)
 

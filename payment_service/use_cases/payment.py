@@ -12,11 +12,14 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from common import deadlines
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits
-from common.db.engines import Database, read_by_id, reading
-from common.db.idempotency import IdempotencyStore
+from common.db.engines import Database
+from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.repeat import read, read_by_id
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
@@ -147,8 +150,7 @@ class Payments:
 
     async def _not_sent(self, command: ConfirmPayment) -> Refusal:
         """The refusal of a request whose claim is deleted, since its confirm was not sent."""
-        async with reading(self._database) as connection:
-            records = await self._idempotency.load(connection, [command.key])
+        records = await self._records(command.key)
         if records.is_cancelled(command.key):
             # The lane raises the refusal, when the tombstone is durable.
             await self._decide(command)
@@ -160,10 +162,16 @@ class Payments:
         The mark itself decides nothing. A request that has a record or a payment is replayed by the
         claim, whose COMMIT waits until that is durable.
         """
-        async with reading(self._database) as connection:
+
+        async def claims(
+            connection: AsyncConnection,
+        ) -> tuple[bool, Confirmation | None, Confirmation | None]:
             records = await self._idempotency.load(connection, [command.key])
-            same, other = await store.read_claims(connection, command)
-        if records.get(command.key) is None and same is None and other is not None:
+            answered = records.get(command.key) is not None
+            return answered, *await store.read_claims(connection, command)
+
+        answered, same, other = await read(self._database, claims)
+        if not answered and same is None and other is not None:
             raise other.payment.key_taken()
 
     async def _watch(self, seen: Confirmation, until: float) -> Confirmation | None:
@@ -172,12 +180,16 @@ class Payments:
         while (left_s := until - _now()) > 0:
             await asyncio.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 1.5, _POLL_S_MAX)
-            async with reading(self._database) as connection:
-                found = await store.read_payment(connection, seen.payment.payment_id)
+            found = await read_by_id(self._database, seen.payment.payment_id, store.read_payment)
             if found is None or not found.open:
                 return None
             seen = found
         return seen
+
+    async def _records(self, key: RequestKey) -> IdempotencyRecords:
+        return await read(
+            self._database, lambda connection: self._idempotency.load(connection, [key])
+        )
 
     async def _decide(self, command: ConfirmPayment | CancelPayment) -> Posted | Confirmation:
         reply = await self.lane.submit(command)
@@ -229,8 +241,7 @@ class Payments:
         Raises PaymentNotFound, PaymentOutcomeDiffers, PaymentOutcomeUnknown, PaymentInProgress,
         RequestIdReused, InvalidField or CurrencyMismatch for the amount, or what the lane raises.
         """
-        async with reading(self._database) as connection:
-            records = await self._idempotency.load(connection, [command.key])
+        records = await self._records(command.key)
         if records.get(command.key) is None:
             command = await self._looked_up(command)
         # A request that has a record is replayed by the lane, whose COMMIT waits until that is
@@ -263,16 +274,20 @@ class Payments:
 
     async def get_confirmations(self, request_ids: Sequence[str]) -> list[Payment | None]:
         """The payment of each confirmation as last committed, in the order of ``request_ids``."""
-        async with reading(self._database) as connection:
-            found = await store.read_confirmations(connection, set(request_ids))
+        found = await read(
+            self._database,
+            lambda connection: store.read_confirmations(connection, set(request_ids)),
+        )
         return [found.get(request_id) for request_id in request_ids]
 
     async def list_payments(
         self, user_id: str, order_id: str | None, page: Page
     ) -> tuple[list[Payment], str]:
         """A page of a user's payments, newest first, and the next page's token ('' at the end)."""
-        async with reading(self._database) as connection:
-            found = await store.read_payments(connection, user_id, order_id, page)
+        found = await read(
+            self._database,
+            lambda connection: store.read_payments(connection, user_id, order_id, page),
+        )
         return page.cut(found, lambda each: TimePosition(each.create_time, each.payment_id).key)
 
 

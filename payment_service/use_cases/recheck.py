@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from common.db.engines import Database
+from common.db.repeat import in_transaction
 from payment_service.gateway.outcomes import NotSent, Rejected, Unknown
 from payment_service.model.confirmation import Confirmation
 from payment_service.store import recheck as store
@@ -50,8 +52,9 @@ class Recheck:
             size = min(CONCURRENCY_MAX, self._resolver.slots_free)
             if size <= 0:
                 break
-            async with self._database.begin("payment_recheck") as connection:
-                due = await store.claim_due(connection, size=size)
+            due = await in_transaction(
+                self._database, "payment_recheck", partial(store.claim_due, size=size)
+            )
             answers = sum(await asyncio.gather(*(self._check(claimed) for claimed in due)))
             checked += answers
             if answers < size:
@@ -69,6 +72,10 @@ class Recheck:
                 return False
         if not useful or now >= claimed.check_until(self._age_max, self._confirm_window):
             next_time = None
-        async with self._database.begin("payment_recheck") as connection:
-            await store.mark_checked(connection, claimed, next_time)
+        await in_transaction(
+            self._database,
+            "payment_recheck",
+            lambda connection: store.mark_checked(connection, claimed, next_time),
+            idempotent=True,
+        )
         return True

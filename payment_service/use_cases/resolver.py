@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -30,6 +31,7 @@ import structlog
 from common.backoff import Backoff
 from common.batching.lane import Lane
 from common.db.engines import Database
+from common.db.repeat import in_transaction
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id
 from common.money import Money
@@ -109,10 +111,11 @@ class Resolver:
         size = self.slots_free
         if size <= 0:
             return 0
-        async with self._database.begin("payment_acquisition") as connection:
-            acquired = await store.acquire_due(
-                connection, holder=new_id(), lease=self._lease, size=size
-            )
+        acquired = await in_transaction(
+            self._database,
+            "payment_acquisition",
+            partial(store.acquire_due, holder=new_id(), lease=self._lease, size=size),
+        )
         for confirmation in acquired:
             self._tasks.start(self.work(confirmation))
         return len(acquired)
@@ -121,8 +124,12 @@ class Resolver:
         """Renew the lease of every payment that this replica works on; returns how many."""
         if not self._held:
             return 0
-        async with self._database.begin("payment_renewal") as connection:
-            return await store.renew(connection, self._held, lease=self._lease)
+        return await in_transaction(
+            self._database,
+            "payment_renewal",
+            lambda connection: store.renew(connection, self._held, lease=self._lease),
+            idempotent=True,
+        )
 
     @contextmanager
     def _holding(self, confirmation: Confirmation) -> Iterator[str]:

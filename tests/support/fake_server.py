@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -135,20 +137,41 @@ def _aborted(writer: asyncio.StreamWriter) -> Iterator[None]:
         writer.transport.abort()
 
 
+@dataclass
+class _Flow:
+    """One connection through a proxy."""
+
+    used_s: float = field(default_factory=time.monotonic)
+    forgotten: bool = False
+
+
 class TcpProxy:
-    """A TCP proxy before a server, which can die or hang as the server would."""
+    """A TCP proxy before a server, which can die or hang as the server would.
+
+    It can also forget connections, as NATs and firewalls do: what is sent over one is lost then,
+    and neither side learns of it.
+    """
 
     def __init__(self) -> None:
         self.address = ""
         self.forwards = asyncio.Event()
         """Clear it, and connections stay open and silent until it is set."""
         self.forwards.set()
+        self.forgets_after_s = math.inf
+        """The time without data after which a connection is forgotten."""
+        self.flows: list[_Flow] = []
+        """Every connection so far."""
         self._writers: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
         """Abort every open connection."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def forget(self) -> None:
+        """Forget every open connection."""
+        for flow in self.flows:
+            flow.forgotten = True
 
     @classmethod
     @asynccontextmanager
@@ -157,10 +180,17 @@ class TcpProxy:
         proxy = cls()
         host, _, server_port = address.rpartition(":")
 
-        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def pump(
+            flow: _Flow, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
             try:
                 while data := await reader.read(65_536):
                     await proxy.forwards.wait()
+                    idle_s = time.monotonic() - flow.used_s
+                    flow.used_s += idle_s
+                    flow.forgotten |= idle_s > proxy.forgets_after_s
+                    if flow.forgotten:
+                        continue
                     writer.write(data)
                     await writer.drain()
             except ConnectionError:
@@ -177,10 +207,13 @@ class TcpProxy:
             with suppress(asyncio.CancelledError, ConnectionError), _aborted(writer):
                 if not server.is_serving():
                     return  # accepted while the proxy ended
+                proxy.flows.append(flow := _Flow())
                 server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
                 proxy._writers.add(server_writer)
                 with _aborted(server_writer):
-                    await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
+                    await asyncio.gather(
+                        pump(flow, reader, server_writer), pump(flow, server_reader, writer)
+                    )
                 proxy._writers -= {writer, server_writer}
 
         connections: set[asyncio.Task[Any]] = set()

@@ -21,7 +21,7 @@ import order_service.clients
 import order_service.use_cases.order
 import payment_service.use_cases.payment
 from common.batching import batch
-from common.db import engines, transactions
+from common.db import connections, engines, transactions
 from common.rpc import health
 
 LONG_S: Final = 60.0
@@ -32,7 +32,7 @@ SOON_S: Final = MARGIN_S + 0.5
 """As a call's deadline: the service replies after half a second, with time left for the reply."""
 
 _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
-    (engines, "CONNECT_TIMEOUT_S", LONG_S),
+    (connections, "CONNECT_TIMEOUT_S", LONG_S),
     (transactions, "COMMIT_WAIT_S", LONG_S),
     (engines, "POOL_TIMEOUT_S", LONG_S),
     (engines, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),

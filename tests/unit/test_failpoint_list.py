@@ -53,9 +53,9 @@ def pattern(argument: ast.expr) -> str:
     return re.escape(str(argument.value))
 
 
-def first_texts(name: str) -> set[str]:
-    """The first argument of each call of this name, where it is a text."""
-    found = (call.args[0] for call in calls(name) if call.args)
+def first_texts(name: str, *, position: int = 0) -> set[str]:
+    """The argument in this position of each call of this name, where it is a text."""
+    found = (call.args[position] for call in calls(name) if len(call.args) > position)
     return {str(one.value) for one in found if isinstance(one, ast.Constant) and one.value}
 
 
@@ -94,13 +94,12 @@ def test_every_command_of_every_lane_is_listed() -> None:
 
 
 def test_every_transaction_outside_lanes_is_listed() -> None:
-    # The cart's transaction is opened by itself, because it can be rolled back.
-    assert listed("transaction") == first_texts("begin") | {"cart"}
+    assert listed("transaction") == first_texts("in_transaction", position=1)
 
 
-def test_every_transaction_outside_lanes_has_a_name() -> None:
-    unnamed = [call for call in calls("begin") if not call.args and not call.keywords]
-    assert [ast.unparse(call) for call in unnamed if "database" in ast.unparse(call)] == []
+def test_every_transaction_outside_lanes_has_a_name_and_the_one_repeat() -> None:
+    begun = {ast.unparse(call) for call in calls("begin") if "database" in ast.unparse(call)}
+    assert begun == set(), "common.db.repeat.in_transaction begins them"
 
 
 def test_every_call_of_sagas_is_listed() -> None:

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from common.db.engines import CONNECT_TIMEOUT_S
+from common.db.connections import CONNECT_TIMEOUT_S
 from common.db.errors import LOCK_NOT_AVAILABLE, describe_failure, sqlstate
 from common.db.revisions import require_own
 from common.urls import engine_url

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 
 from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA
-from common.db.engines import Database, open_engines, reading
+from common.db.engines import Database, open_engines
 from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
+from common.db.repeat import read
 from common.errors import DatabaseUnavailable
 from common.service import migrations_of
 from deploy.local.postgres import PostgresServer
@@ -82,7 +83,6 @@ async def test_a_hot_standby_is_not_served_from(standby: ServiceUrls) -> None:
             await check_ready(database, schema=SCHEMA)
         # What is read there may be old.
         with pytest.raises(DatabaseUnavailable):
-            async with reading(database):
-                pass
+            await read(database, lambda connection: connection.execute(sa.text("SELECT")))
     finally:
         await database.close()

@@ -209,6 +209,38 @@ async def test_during_the_drain_delay_calls_are_still_served() -> None:
         client.server._settings = settings(drain_delay_s=0.0)
 
 
+@pytest.mark.parametrize(
+    ("probes", "readiness"),
+    [
+        pytest.param("xx.", "xx.", id="start"),
+        pytest.param(".x.xx.", "......", id="short-pauses-of-the-database"),
+        pytest.param(".xx.xxx", "......x", id="several-in-a-row"),
+        pytest.param(".xxxx.xx.", "...xx....", id="one-success-is-enough"),
+    ],
+)
+async def test_only_several_failed_probes_in_a_row_take_a_replica_out(
+    probes: str, readiness: str
+) -> None:
+    """x: the probe fails, or the replica is not ready after it."""
+    health, left, seen = Health(), list(probes), ""
+    ended = asyncio.Event()
+
+    async def ready() -> None:
+        nonlocal seen
+        if len(left) < len(probes):
+            seen += "." if health.ready else "x"
+        if not left:
+            ended.set()
+            await asyncio.Event().wait()
+        if left.pop(0) == "x":
+            raise RuntimeError("gone")
+
+    following = asyncio.create_task(health.follow(ready, 0.0))
+    await ended.wait()
+    following.cancel()
+    assert seen == readiness
+
+
 async def test_a_probe_that_passes_during_the_drain_changes_nothing() -> None:
     health = Health()
     health.drain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, get_args
 
 import pytest
@@ -69,6 +70,27 @@ def redis_url() -> str:
 def stack_options() -> dict[str, Any]:
     """With leases so short that they are renewed while a test waits."""
     return {"saga_attention_s": 0.001, "saga_lease_s": 3.0, "expiry_interval_s": 0.1}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(operation, id=f"{service}-{operation.command.__name__}")
+        for service, (_, operations) in SERVICES.items()
+        for operation in operations
+        if operation is operations[0] or operation.command in OUTSIDE_LANES.get(service, set())
+    ],
+)
+async def test_an_operation_succeeds_when_every_idle_session_has_ended(
+    stack: Stack, operation: Operation
+) -> None:
+    """As after ``idle_session_timeout``: an operation of a lane in each service, and all others."""
+    calls = await operation.prepare(stack)
+    idle = "datname = current_database() AND state = 'idle' AND pid <> pg_backend_pid()"
+    end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {idle}"
+    await asyncio.gather(*(stack.databases.sql(service, end) for service in SERVICES))
+    await calls()
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -1,0 +1,84 @@
+"""Reads, and transactions outside lanes: each is run again once when its session was lost.
+
+A session can be lost through no fault of the work in it: the server ended it, a failover made its
+server read-only, a firewall forgot its connection, a column's type changed under its prepared
+statements. The repeat has a fresh session (``common.db.sessions``). A lane runs its batch again in
+the same cases, more often (``common.batching.batch``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TypeAlias, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.db.engines import Database
+from common.db.errors import map_database_errors, repeat_helps
+from common.db.transactions import CommitPending
+from common.ids import is_id
+
+T = TypeVar("T")
+
+Work: TypeAlias = Callable[[AsyncConnection], Awaitable[T]]
+"""What is done with a connection. It may be called twice, so it keeps nothing between calls."""
+
+
+async def read(database: Database, work: Work[T]) -> T:
+    """What ``work`` reads by a few single statements, as last committed.
+
+    Raises DatabaseUnavailable.
+    """
+    return await _run_twice(database.reads.connect, work, idempotent=True)
+
+
+async def read_by_id(
+    database: Database, id_: str, find: Callable[[AsyncConnection, str], Awaitable[T | None]]
+) -> T | None:
+    """What one ``find`` reads; None, without asking, for text that cannot be an id.
+
+    Raises DatabaseUnavailable.
+    """
+    if not is_id(id_):
+        return None
+    return await read(database, lambda connection: find(connection, id_))
+
+
+async def in_transaction(
+    database: Database, purpose: str, work: Work[T], *, idempotent: bool = False
+) -> T:
+    """What ``work`` returns, when its transaction has committed. An exception rolls it back.
+
+    ``purpose`` names it. After a loss while COMMIT was under way only an ``idempotent`` one is run
+    again: it changes nothing more if the first had committed. Raises DatabaseUnavailable, or
+    ConflictRetriesExhausted.
+    """
+    return await _run_twice(partial(database.begin, purpose), work, idempotent=idempotent)
+
+
+async def _run_twice(
+    begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+    work: Work[T],
+    *,
+    idempotent: bool,
+) -> T:
+    tries = 0
+    with map_database_errors():
+        while True:
+            tries += 1
+            # Where no session can be opened, another try would find the same.
+            repeatable = False
+            try:
+                async with begin() as connection:
+                    repeatable = True
+                    result = await work(connection)
+                    # From here on the server may have committed.
+                    repeatable = idempotent
+            except Exception as error:
+                pending = isinstance(error, CommitPending)
+                if tries > 1 or not repeatable or pending or not repeat_helps(error):
+                    raise
+            else:
+                return result
