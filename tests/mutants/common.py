@@ -14,6 +14,8 @@ _BALANCE: Final = "tests/integration/balance/test_balance.py::"
 _CAMPAIGNS: Final = "tests/integration/coupon/test_campaigns.py::"
 _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _MARKS: Final = "tests/integration/common/test_marks.py::"
+_SESSIONS: Final = "tests/integration/common/test_sessions.py::"
+_SERVER: Final = "tests/integration/common/test_server.py::"
 _HANDLERS: Final = "tests/integration/common/test_handlers.py::"
 
 COMMON: Final = (
@@ -187,5 +189,45 @@ COMMON: Final = (
         old="                elif left_s > LEAST_TIME_S:\n                    response",
         new="                elif left_s > 0:\n                    response",
         tests=(f"{_HANDLERS}test_a_call_with_too_little_time_is_refused_before_the_method_runs",),
+    ),
+    Mutant(
+        "lost-session-not-replaced",
+        "work outside a lane is not run again when its session was lost",
+        file="common/db/repeat.py",
+        old="if tries > 1 or not repeatable",
+        new="if tries > 0 or not repeatable",
+        tests=(f"{_SESSIONS}test_work_survives_the_loss_of_every_pooled_session",),
+    ),
+    Mutant(
+        "repeat-of-an-unknown-commit",
+        "a transaction is run again although its COMMIT may have succeeded",
+        file="common/db/repeat.py",
+        old="repeatable = idempotent\n",
+        new="repeatable = True\n",
+        tests=(f"{_SESSIONS}test_a_loss_at_commit_is_repeated_only_where_that_is_idempotent",),
+    ),
+    Mutant(
+        "suspect-sessions-used",
+        "the other sessions of a pool are used although one of them has just broken",
+        file="common/db/sessions.py",
+        old="            self._lost_s = now\n",
+        new="",
+        tests=(f"{_SESSIONS}test_a_session_that_broke_makes_the_older_ones_of_its_pool_suspect",),
+    ),
+    Mutant(
+        "a-look-up-for-each-session",
+        "each session that is opened looks the name up by itself",
+        file="common/db/connections.py",
+        old="        if task is None:\n            loop",
+        new="        if task is None or task:\n            loop",
+        tests=(f"{_SESSIONS}test_a_silent_name_server_holds_one_thread_and_heals",),
+    ),
+    Mutant(
+        "out-after-one-failed-probe",
+        "one failed readiness probe makes a replica NOT_SERVING",
+        file="common/rpc/health.py",
+        old="if self.ready and 0 < failed < FAILURES_MAX:",
+        new="if False:",
+        tests=(f"{_SERVER}test_only_several_failed_probes_in_a_row_take_a_replica_out",),
     ),
 )

@@ -15,8 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from balance_service.settings import BalanceSettings
+from common import settings
 from common.db import connections, engines, sessions
-from common.db.engines import Database, open_engines
+from common.db.engines import Database, open_database, open_engines
 from common.db.repeat import in_transaction, read
 from common.errors import DatabaseUnavailable
 from deploy.local.postgres import PostgresServer
@@ -290,24 +292,24 @@ async def test_a_silent_name_server_holds_one_thread_and_heals(
 
 
 async def test_a_password_changed_in_its_file_is_used_without_a_restart(
-    core_urls: ServiceUrls, postgres_server: PostgresServer, tmp_path: Path
+    core_urls: ServiceUrls,
+    postgres_server: PostgresServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Open sessions go on with the old one."""
     role = f"rotated_{uuid.uuid4().hex[:12]}"
     url = make_url(core_urls.runtime).set(username=role)
     file = tmp_path / "TALLY_BALANCE_DATABASE_URL"
+    monkeypatch.setenv("TALLY_SECRETS_DIR", str(tmp_path))
 
     def write(password: str) -> None:
         file.write_text(url.set(password=password).render_as_string(hide_password=False) + "\n")
 
-    postgres_server.run_sql(
-        f"CREATE ROLE {role} LOGIN PASSWORD 'one' IN ROLE tally_balance_runtime"
-    )
+    rights = "LOGIN PASSWORD 'one' IN ROLE tally_balance_runtime"
+    postgres_server.run_sql(f"CREATE ROLE {role} {rights}")
     write("one")
-    database = open_engines(
-        file.read_text().strip(), application_name="rotated", pool_size=4, url_file=file
-    )
-    try:
+    async with open_database(settings.read(BalanceSettings)) as database:
         first = await read(database, pid)
         postgres_server.run_sql(f"ALTER ROLE {role} PASSWORD 'two'")
         assert await read(database, pid) == first
@@ -320,6 +322,4 @@ async def test_a_password_changed_in_its_file_is_used_without_a_restart(
         async with database.reads.connect() as connection:
             await connection.invalidate()
         assert await read(database, pid)
-    finally:
-        await database.close()
-        postgres_server.run_sql(f"DROP ROLE {role}")
+    postgres_server.run_sql(f"DROP ROLE {role}")
