@@ -64,8 +64,8 @@ class Redemptions:
     async def write(self, command: Command) -> Changed:
         """Redeem or restore the coupon, or replay it.
 
-        Raises CouponNotFound, CouponNotUsable, CouponExpired, OrderAmountTooSmall,
-        CurrencyMismatch, RedemptionCancelled, InvalidField, RequestIdReused,
+        Raises CouponNotFound, CouponNotUsable, CouponExpired, CouponWithoutEffect,
+        OrderAmountTooSmall, CurrencyMismatch, RedemptionCancelled, InvalidField, RequestIdReused,
         ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
         return await self.lane.submit(command)

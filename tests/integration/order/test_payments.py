@@ -136,6 +136,22 @@ async def test_a_refusal_is_stored_and_a_new_attempt_may_succeed(stack: Stack) -
     assert (paid.state, paid.failure_reason) == (ORDER.STATE_PAID, "")
 
 
+async def test_a_coupon_without_effect_ends_the_attempt_before_anything_moves(
+    stack: Stack,
+) -> None:
+    ann = await stack.user(100)
+    order, coupon_id = await stack.order(ann, 50), await stack.coupon_of(ann, percent_discount=1)
+    for replica in range(2):
+        with refused("COUPON_WITHOUT_EFFECT"):
+            await stack.pay(pay(order, "p1", coupon_id=coupon_id), replica)
+    assert stack.wire.calls == ["redeem_coupon", "redeem_coupon:undo"]
+    now = await stack.shop.get(order)
+    assert (now.state, now.failure_reason) == (ORDER.STATE_PENDING, "COUPON_WITHOUT_EFFECT")
+    assert await stack.coupon_state(coupon_id, ann) == ISSUED
+    paid = (await stack.pay(pay(order, "p2"))).order
+    assert (paid.state, paid.paid_by_balance.amount_minor) == (ORDER.STATE_PAID, 50)
+
+
 @pytest.mark.parametrize("prefix", ["decline_", "error_"])
 async def test_a_declined_payment_puts_everything_back_before_it_returns(
     stack: Stack, prefix: str

@@ -667,7 +667,9 @@ class RedeemCouponResponse(_message.Message):
 
     @_builtins.property
     def discount(self) -> _money_pb2.Money:
-        """What it takes off the order: 0 to the order's amount."""
+        """What it takes off the order: 1 to the order's amount; 0 only in a stored response of a release
+        that used such coupons up.
+        """
 
     def __init__(
         self,

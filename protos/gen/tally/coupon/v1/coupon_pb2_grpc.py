@@ -155,7 +155,8 @@ class CouponServiceServicer:
 
         Errors: NOT_FOUND / COUPON_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION
         / COUPON_NOT_USABLE if it is redeemed already, COUPON_EXPIRED after its expire_time,
-        ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, REDEMPTION_CANCELLED if
+        ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, COUPON_WITHOUT_EFFECT if it would
+        take nothing off (the percentage of a small amount is rounded down), REDEMPTION_CANCELLED if
         RestoreCoupon has cancelled this request_id; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
         has another currency than the campaign.
         """
