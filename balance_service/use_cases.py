@@ -29,6 +29,7 @@ from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked, VersionConflict
+from common.currencies import is_listed
 from common.db.engines import Database, read_by_id, reading
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
@@ -58,7 +59,7 @@ class Accounts:
         """Carry the command out, or replay it.
 
         Raises AccountNotFound, InsufficientFunds, BalanceLimitExceeded, DeductionCancelled,
-        RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
+        InvalidField, RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
         return await self.lane.submit(command)
 
@@ -122,6 +123,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
             if isinstance(command, ChargeBalance)
             and command.account_id not in loaded.found
             and command.account_id not in loaded.blocked
+            and is_listed(command.account_id.currency_code)
         }
         if missing:
             await store.open_accounts(connection, missing)
@@ -202,8 +204,9 @@ def _account_key(command: Command) -> store.AccountKey:
 
 
 def _charge(batch: _Batch, command: ChargeBalance) -> Entry:
-    # A charge that found no row has inserted one.
-    return batch.accounts[command.account_id].charge(command, new_id(), batch.now)
+    # A charge that found no row has inserted one, unless it is refused for its currency.
+    account = batch.accounts.get(command.account_id) or Account(command.account_id)
+    return account.charge(command, new_id(), batch.now)
 
 
 def _deduct(batch: _Batch, command: DeductBalance) -> Entry:

@@ -57,7 +57,8 @@ class Campaigns:
     async def create(self, command: CreateCampaign) -> Created:
         """Create the campaign, or replay it.
 
-        Raises RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
+        Raises InvalidField, RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or
+        Overloaded.
         """
         return await self.lane.submit(command)
 

@@ -11,6 +11,7 @@ _ROWS: Final = "tests/integration/common/test_row_locks.py::"
 _RECORDS: Final = "tests/integration/common/test_idempotency.py::"
 _REDIS: Final = "tests/integration/common/test_redis_locks.py::"
 _BALANCE: Final = "tests/integration/balance/test_balance.py::"
+_BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 _CAMPAIGNS: Final = "tests/integration/coupon/test_campaigns.py::"
 _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _MARKS: Final = "tests/integration/common/test_marks.py::"
@@ -179,6 +180,14 @@ COMMON: Final = (
         old="""if redis.call('GET', KEYS[1]) == ARGV[1] then return""",
         new="""if redis.call('GET', KEYS[1]) then return""",
         tests=(f"{_MARKS}test_only_its_owner_clears_a_mark_in_progress",),
+    ),
+    Mutant(
+        "currency-not-listed",
+        "an account is opened in any three letters",
+        file="common/currencies.py",
+        old="if not is_listed(currency_code):",
+        new="if not currency_code.isupper():",
+        tests=(f"{_BAD_INPUT}test_nothing_is_opened_in_a_currency_that_is_not_listed",),
     ),
     Mutant(
         "late-calls-begin",

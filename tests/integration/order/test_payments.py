@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
+from common import currencies
 from common.ids import new_id
 from order_service.use_cases import order as use_cases
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2 as pb
 from tally.payment.v1 import payment_pb2
+from tests.support.balances import available, charge, won
 from tests.support.orders import cancel, fresh, pay
 from tests.support.refusals import refused
 from tests.support.stack import ALL_TAKEN, NOTHING_TAKEN, Stack
@@ -69,6 +71,31 @@ async def test_an_order_is_paid_in_every_way(
         pb.SagaStep.STATE_DONE,
         pb.SagaStep.STATE_SKIPPED,
     }
+
+
+async def test_what_exists_in_a_currency_that_is_withdrawn_is_used_to_the_end(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = fresh("user")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(currencies, "LISTED", {"ABC"})
+        opened = await stack.balance.ChargeBalance(charge(ann, 100, "c1", currency="ABC"))
+        product_id = await stack.shop.product(5, price=100, currency="ABC")
+        coupon_id = await stack.coupon_of(ann, fixed_discount=won(20, currency="ABC"))
+    again = await stack.balance.ChargeBalance(charge(ann, 100, "c1", currency="ABC"))
+    assert (again.replayed, again.entry) == (True, opened.entry)
+    await stack.balance.ChargeBalance(charge(ann, 100, "c2", currency="ABC"))
+    order = await stack.shop.order(ann, {product_id: 1})
+    request = pay(order, coupon_id=coupon_id, balance=50, payment_key=fresh("key"))
+    request.balance_amount.currency_code = "ABC"
+    paid = (await stack.pay(request)).order
+    assert (paid.state, paid.total, paid.paid_by_gateway.amount_minor) == (
+        ORDER.STATE_PAID,
+        won(80, currency="ABC"),
+        30,
+    )
+    assert (await stack.cancel(cancel(order, "x1"))).order.state == ORDER.STATE_CANCELLED
+    assert await available(stack.balance, ann, currency="ABC") == 200
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ class CouponServiceServicer:
     def CreateCampaign(self, request, context):
         """Creates a campaign. Coupons can be issued from start_time on, until end_time.
 
-        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency.
+        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency,
+        INVALID_FIELD naming the currency_code of an amount if that currency is not listed (Money).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

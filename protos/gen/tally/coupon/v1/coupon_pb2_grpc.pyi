@@ -26,7 +26,8 @@ class CouponServiceStub:
     CreateCampaign: _aio.UnaryUnaryMultiCallable[_coupon_pb2.CreateCampaignRequest, _coupon_pb2.CreateCampaignResponse]
     """Creates a campaign. Coupons can be issued from start_time on, until end_time.
 
-    Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency.
+    Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency,
+    INVALID_FIELD naming the currency_code of an amount if that currency is not listed (Money).
     """
     GetCampaign: _aio.UnaryUnaryMultiCallable[_coupon_pb2.GetCampaignRequest, _coupon_pb2.GetCampaignResponse]
     """Reads one campaign.
@@ -94,7 +95,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_coupon_pb2.CreateCampaignResponse]:
         """Creates a campaign. Coupons can be issued from start_time on, until end_time.
 
-        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency.
+        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency,
+        INVALID_FIELD naming the currency_code of an amount if that currency is not listed (Money).
         """
 
     @_abc_1.abstractmethod

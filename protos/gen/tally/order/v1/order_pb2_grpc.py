@@ -75,6 +75,9 @@ class ProductServiceServicer:
 
     def CreateProduct(self, request, context):
         """Creates a product.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD naming price.currency_code if the currency is not
+        listed (Money).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

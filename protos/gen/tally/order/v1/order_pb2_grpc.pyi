@@ -24,7 +24,11 @@ class ProductServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.CreateProductRequest, _order_pb2.CreateProductResponse]
-    """Creates a product."""
+    """Creates a product.
+
+    Errors: INVALID_ARGUMENT / INVALID_FIELD naming price.currency_code if the currency is not
+    listed (Money).
+    """
     RestockProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.RestockProductRequest, _order_pb2.RestockProductResponse]
     """Adds to the stock of a product.
 
@@ -58,7 +62,11 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.CreateProductRequest,
         context: _aio.ServicerContext[_order_pb2.CreateProductRequest, _abc.Awaitable[_order_pb2.CreateProductResponse]],
     ) -> _abc.Awaitable[_order_pb2.CreateProductResponse]:
-        """Creates a product."""
+        """Creates a product.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD naming price.currency_code if the currency is not
+        listed (Money).
+        """
 
     @_abc_1.abstractmethod
     def RestockProduct(
