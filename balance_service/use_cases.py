@@ -36,7 +36,7 @@ from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
-from common.paging import Page
+from common.paging import Found, Page
 from common.request_key import RequestKey, Result
 
 Posted = Result[Entry | None]
@@ -79,8 +79,8 @@ class Accounts:
             raise LedgerEntryNotFound(user_id=user_id, entry_id=entry_id)
         return entry
 
-    async def list_entries(self, account_id: AccountId, page: Page) -> tuple[list[Entry], str]:
-        """A page of the ledger, newest first, and the next page's token ('' at the end)."""
+    async def list_entries(self, account_id: AccountId, page: Page) -> Found[Entry]:
+        """A page of the ledger, newest first."""
         before = int(page.after[0]) if page.after else _SEQUENCE_MAX
         async with reading(self._database) as connection:
             if await store.read_account(connection, account_id) is None:
@@ -88,7 +88,7 @@ class Accounts:
             entries = await store.read_entries(
                 connection, account_id, before=before, size=page.size + 1
             )
-        return page.cut(entries, lambda entry: [entry.sequence])
+        return Found(page, entries, lambda entry: [entry.sequence])
 
 
 def _translate(constraint: str, command: Command) -> Refusal | None:

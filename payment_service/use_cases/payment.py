@@ -20,7 +20,7 @@ from common.db.idempotency import IdempotencyStore
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
-from common.paging import Page, TimePosition
+from common.paging import Found, Page, TimePosition
 from common.request_key import RequestKey, Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
@@ -271,13 +271,11 @@ class Payments:
             found = await store.read_confirmations(connection, set(request_ids))
         return [found.get(request_id) for request_id in request_ids]
 
-    async def list_payments(
-        self, user_id: str, order_id: str | None, page: Page
-    ) -> tuple[list[Payment], str]:
-        """A page of a user's payments, newest first, and the next page's token ('' at the end)."""
+    async def list_payments(self, user_id: str, order_id: str | None, page: Page) -> Found[Payment]:
+        """A page of a user's payments, newest first."""
         async with reading(self._database) as connection:
             found = await store.read_payments(connection, user_id, order_id, page)
-        return page.cut(found, lambda each: TimePosition(each.create_time, each.payment_id).key)
+        return Found(page, found, lambda each: TimePosition(each.create_time, each.payment_id).key)
 
 
 def _requested(command: CancelPayment, seen: Confirmation) -> CancelPayment:
