@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from common import failpoints
 from common.db.errors import map_database_errors
+from common.db.pool_clock import use_monotonic_clock
 from common.environment import source_of
 from common.ids import is_id
 from common.settings import ServiceSettings
@@ -43,6 +44,7 @@ IDLE_TIMEOUT_MS: Final = 6_000
 POOL_TIMEOUT_S: Final = 3.0
 
 _log = structlog.stdlib.get_logger()
+use_monotonic_clock()
 
 
 @dataclass(frozen=True, slots=True)
