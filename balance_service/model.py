@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from balance_service.errors import AccountNotFound, BalanceLimitExceeded, InsufficientFunds
+from common.currencies import require_listed
 from common.money import BALANCE_MAX, INT64_MAX, Money
 from common.request_key import RequestKey, digest_of
 
@@ -170,12 +171,17 @@ class Account:
         self.charged_at_version = self.version
 
     def charge(self, command: ChargeBalance, entry_id: str, now: datetime) -> Entry:
-        """Add the amount; the charges must be counted. Raises BalanceLimitExceeded.
+        """Add the amount; the charges must be counted.
+
+        Raises BalanceLimitExceeded, or InvalidField if it would open an account in a currency that
+        is not listed.
 
         A charge is the only change that can make a later refund too large, so it is the only one
         that the limits apply to.
         """
         assert self.charges_counted, "the sum of the charges is older than the account"
+        if not self.exists:
+            require_listed(self.id.currency_code, "amount.currency_code")
         amount = command.amount.amount_minor
         if self.available_minor + amount > BALANCE_MAX or self.charged_minor + amount > INT64_MAX:
             raise BalanceLimitExceeded(user_id=self.id.user_id, currency_code=self.id.currency_code)

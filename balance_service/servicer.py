@@ -77,10 +77,9 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
     ) -> pb.ListLedgerEntriesResponse:
         account_id = AccountId(request.user_id, request.currency_code)
         page = Page.of(request.page_size, request.page_token, filters=account_id, key=[int])
-        entries, next_page_token = await self._accounts.list_entries(account_id, page)
-        return pb.ListLedgerEntriesResponse(
-            entries=[_entry(entry) for entry in entries], next_page_token=next_page_token
-        )
+        found = await self._accounts.list_entries(account_id, page)
+        entries, next_page_token = found.messages(_entry)
+        return pb.ListLedgerEntriesResponse(entries=entries, next_page_token=next_page_token)
 
 
 def _response(of_type: type[Response], posted: Posted) -> Response:

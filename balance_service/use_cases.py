@@ -29,6 +29,7 @@ from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked, VersionConflict
+from common.currencies import is_listed
 from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
@@ -36,7 +37,7 @@ from common.db.repeat import read, read_by_id
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
-from common.paging import Page
+from common.paging import Found, Page
 from common.request_key import RequestKey, Result
 
 Posted = Result[Entry | None]
@@ -59,7 +60,7 @@ class Accounts:
         """Carry the command out, or replay it.
 
         Raises AccountNotFound, InsufficientFunds, BalanceLimitExceeded, DeductionCancelled,
-        RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
+        InvalidField, RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
         return await self.lane.submit(command)
 
@@ -80,8 +81,8 @@ class Accounts:
             raise LedgerEntryNotFound(user_id=user_id, entry_id=entry_id)
         return entry
 
-    async def list_entries(self, account_id: AccountId, page: Page) -> tuple[list[Entry], str]:
-        """A page of the ledger, newest first, and the next page's token ('' at the end)."""
+    async def list_entries(self, account_id: AccountId, page: Page) -> Found[Entry]:
+        """A page of the ledger, newest first."""
         before = int(page.after[0]) if page.after else _SEQUENCE_MAX
 
         async def entries_of(connection: AsyncConnection) -> list[Entry]:
@@ -92,7 +93,7 @@ class Accounts:
             )
 
         entries = await read(self._database, entries_of)
-        return page.cut(entries, lambda entry: [entry.sequence])
+        return Found(page, entries, lambda entry: [entry.sequence])
 
 
 def _translate(constraint: str, command: Command) -> Refusal | None:
@@ -127,6 +128,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
             if isinstance(command, ChargeBalance)
             and command.account_id not in loaded.found
             and command.account_id not in loaded.blocked
+            and is_listed(command.account_id.currency_code)
         }
         if missing:
             await store.open_accounts(connection, missing)
@@ -207,8 +209,9 @@ def _account_key(command: Command) -> store.AccountKey:
 
 
 def _charge(batch: _Batch, command: ChargeBalance) -> Entry:
-    # A charge that found no row has inserted one.
-    return batch.accounts[command.account_id].charge(command, new_id(), batch.now)
+    # A charge that found no row has inserted one, unless it is refused for its currency.
+    account = batch.accounts.get(command.account_id) or Account(command.account_id)
+    return account.charge(command, new_id(), batch.now)
 
 
 def _deduct(batch: _Batch, command: DeductBalance) -> Entry:

@@ -1,5 +1,7 @@
 """Lists in pages, by keyset: a page begins after the last row of the page before it.
 
+A page is limited in rows and in bytes.
+
 A token holds the position of a row and the filters of the list; nothing in it is secret, and
 nothing is trusted.
 """
@@ -12,15 +14,27 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from common.errors import InvalidPageToken
 from common.ids import is_id
 
+
+class Message(Protocol):
+    """A message of a response."""
+
+    def ByteSize(self) -> int: ...  # noqa: N802 - protobuf's name
+
+
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 SIZE_DEFAULT: Final = 50
 SIZE_MAX: Final = 500
+BYTES_MAX: Final = 1024 * 1024
+"""A page ends before the messages in it have more bytes: by default gRPC clients accept 4 MiB."""
+_FRAME_BYTES: Final = 6
+"""At most, of a message's tag and length in its response."""
 _TOKEN_MAX: Final = 1_000
 
 Key = Sequence[str | int]
@@ -58,18 +72,37 @@ class Page:
             time_position(page)
         return page
 
-    def cut(self, found: Sequence[T], key: Callable[[T], Key]) -> tuple[list[T], str]:
-        """The page's rows and the next page's token, '' at the end.
-
-        ``found``: up to one row more than the page holds. ``key``: a row's position in the list.
-        """
-        if len(found) <= self.size:
-            return list(found), ""
-        return list(found[: self.size]), self._token(key(found[self.size - 1]))
-
-    def _token(self, last: Key) -> str:
+    def token(self, last: Key) -> str:
+        """The token of the page that follows a row at this position."""
         text = json.dumps([list(self.filters), list(last)], separators=(",", ":"))
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """The rows found for a page: at most one more than it holds."""
+
+    page: Page
+    rows: Sequence[T]
+    key: Callable[[T], Key]
+    """A row's position in the list."""
+
+    def messages(self, message_of: Callable[[T], M]) -> tuple[list[M], str]:
+        """The page's rows as messages, and the next page's token, '' at the end.
+
+        The page ends early, but not without a row, before it has more than BYTES_MAX bytes.
+        """
+        messages: list[M] = []
+        size_bytes = 0
+        for row in self.rows[: self.page.size]:
+            message = message_of(row)
+            size_bytes += message.ByteSize() + _FRAME_BYTES
+            if messages and size_bytes > BYTES_MAX:
+                break
+            messages.append(message)
+        if len(messages) == len(self.rows):
+            return messages, ""
+        return messages, self.page.token(self.key(self.rows[len(messages) - 1]))
 
 
 # -- lists sorted by creation time and id, newest first -------------------------------------------

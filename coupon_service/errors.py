@@ -38,6 +38,10 @@ class CouponExpired(Refusal, reason="COUPON_EXPIRED"):
     """The coupon's expire_time has passed."""
 
 
+class CouponWithoutEffect(Refusal, reason="COUPON_WITHOUT_EFFECT"):
+    """The coupon would take nothing off the order; it is not used up."""
+
+
 class OrderAmountTooSmall(Refusal, reason="ORDER_AMOUNT_TOO_SMALL"):
     """The order costs less than the coupon's campaign asks for."""
 

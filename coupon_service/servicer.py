@@ -64,11 +64,9 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         self, request: pb.ListCampaignsRequest, context: Any
     ) -> pb.ListCampaignsResponse:
         page = Page.of(request.page_size, request.page_token, filters=["campaigns"])
-        campaigns, next_page_token = await self._campaigns.list_campaigns(page)
-        return pb.ListCampaignsResponse(
-            campaigns=[_campaign(campaign) for campaign in campaigns],
-            next_page_token=next_page_token,
-        )
+        found = await self._campaigns.list_campaigns(page)
+        campaigns, next_page_token = found.messages(_campaign)
+        return pb.ListCampaignsResponse(campaigns=campaigns, next_page_token=next_page_token)
 
     async def IssueCoupon(
         self, request: pb.IssueCouponRequest, context: Any
@@ -87,10 +85,9 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     ) -> pb.ListCouponsResponse:
         filters = ["coupons", request.user_id]
         page = Page.of(request.page_size, request.page_token, filters=filters)
-        coupons, next_page_token = await self._redemptions.list_coupons(request.user_id, page)
-        return pb.ListCouponsResponse(
-            coupons=[_coupon(coupon) for coupon in coupons], next_page_token=next_page_token
-        )
+        found = await self._redemptions.list_coupons(request.user_id, page)
+        coupons, next_page_token = found.messages(_coupon)
+        return pb.ListCouponsResponse(coupons=coupons, next_page_token=next_page_token)
 
     async def RedeemCoupon(
         self, request: pb.RedeemCouponRequest, context: Any

@@ -103,12 +103,9 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         order_id = request.order_id or None
         filters = ["payments", request.user_id, order_id or ""]
         page = Page.of(request.page_size, request.page_token, filters=filters)
-        payments, next_page_token = await self._payments.list_payments(
-            request.user_id, order_id, page
-        )
-        return pb.ListPaymentsResponse(
-            payments=[_payment(payment) for payment in payments], next_page_token=next_page_token
-        )
+        found = await self._payments.list_payments(request.user_id, order_id, page)
+        payments, next_page_token = found.messages(_payment)
+        return pb.ListPaymentsResponse(payments=payments, next_page_token=next_page_token)
 
 
 def _payment(payment: Payment) -> pb.Payment:

@@ -32,6 +32,7 @@ __all__ = [
     "CouponNotFound",
     "CouponNotUsable",
     "CouponSoldOut",
+    "CouponWithoutEffect",
     "CurrencyMismatch",
     "DatabaseUnavailable",
     "DeadlineExceeded",

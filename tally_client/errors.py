@@ -10,10 +10,10 @@
     │   └── CouponAlreadyIssued, PaymentKeyUsed
     ├── FailedPrecondition        the state does not allow the call; nothing was done
     │   └── InsufficientFunds, BalanceLimitExceeded, DeductionCancelled, CampaignNotOpen,
-    │       CouponNotUsable, CouponExpired, OrderAmountTooSmall, RedemptionCancelled, OutOfStock,
-    │       OrderNotPayable, OrderNotCancellable, PaymentKeyRequired, PaymentDeclined,
-    │       PaymentCancelled, PaymentMethodNotSupported, PaymentOutcomeDiffers, RefundRefused,
-    │       SagaNotRetryable
+    │       CouponNotUsable, CouponExpired, CouponWithoutEffect, OrderAmountTooSmall,
+    │       RedemptionCancelled, OutOfStock, OrderNotPayable, OrderNotCancellable,
+    │       PaymentKeyRequired, PaymentDeclined, PaymentCancelled, PaymentMethodNotSupported,
+    │       PaymentOutcomeDiffers, RefundRefused, SagaNotRetryable
     ├── Aborted                   another call conflicts, or the same one is in progress
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         something ran out, or there are too many calls

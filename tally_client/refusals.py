@@ -97,6 +97,10 @@ class CouponExpired(FailedPrecondition, reason="COUPON_EXPIRED"):
     """The coupon's expire_time has passed."""
 
 
+class CouponWithoutEffect(FailedPrecondition, reason="COUPON_WITHOUT_EFFECT"):
+    """The coupon would take nothing off the order; it is not used up."""
+
+
 class OrderAmountTooSmall(FailedPrecondition, reason="ORDER_AMOUNT_TOO_SMALL"):
     """The order is below the campaign's min_order_amount."""
 

@@ -96,13 +96,17 @@ class Record:
         """Whether the record is a tombstone."""
         return self.state == CANCELLED
 
+    def check_same(self, command: IdempotentCommand) -> None:
+        """Raise RequestIdReused unless the command has the same content as the recorded request."""
+        if self.digest != command.digest:
+            raise RequestIdReused(request_id=command.key.request_id)
+
     def body_for(self, command: IdempotentCommand) -> str:
         """The stored body, if the command has the same content as the recorded request.
 
         Raises RequestIdReused if it has not. Check ``cancelled`` first.
         """
-        if self.digest != command.digest:
-            raise RequestIdReused(request_id=command.key.request_id)
+        self.check_same(command)
         assert self.body is not None
         return self.body
 

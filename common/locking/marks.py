@@ -13,10 +13,18 @@ from typing import Final, Protocol
 from prometheus_client import Counter
 from redis.asyncio import Redis
 
-from common.locking.redis import RedisCalls, RedisUnavailable, open_redis
+from common.locking.redis import (
+    RedisCalls,
+    RedisUnavailable,
+    Script,
+    UnexpectedReply,
+    open_redis,
+)
 from common.metrics import REGISTRY
 
 LIFE_MS: Final = 120_000
+_IN_PROGRESS: Final = "IN_PROGRESS:"
+_DONE: Final = "DONE:"
 
 # One round trip, and repeatable: an owner that finds its own mark has set it.
 _BEGIN: Final = """
@@ -81,31 +89,53 @@ class RedisMarks:
     """Marks in one Redis. Call it from tasks that are not cancelled (see ``open_redis``)."""
 
     def __init__(self, redis: Redis) -> None:
-        self._begin = redis.register_script(_BEGIN)
-        self._clear = redis.register_script(_CLEAR)
+        self._begin = Script(redis, _BEGIN)
+        self._clear = Script(redis, _CLEAR)
         self._redis = redis
-        self._calls = RedisCalls("redis_mark_absent")
+        self._calls = RedisCalls(redis, "redis_mark_absent")
 
     async def begin(self, key: str, owner: str) -> str | None:
         try:
             found = await self._calls.call(
                 "begin_mark",
-                lambda: self._begin(keys=[key], args=[f"IN_PROGRESS:{owner}", LIFE_MS]),
+                lambda: self._begin([key], f"{_IN_PROGRESS}{owner}", LIFE_MS),
+                _read_mark,
             )
         except RedisUnavailable:
             _marks.labels("absent").inc()
             return None
         _marks.labels("found" if found else "set").inc()
-        return str(found) if found else None
+        return found
 
     async def done(self, key: str, result: str) -> None:
         with suppress(RedisUnavailable):
             await self._calls.call(
-                "set_mark", lambda: self._redis.set(key, f"DONE:{result}", px=LIFE_MS)
+                "set_mark",
+                lambda: self._redis.set(key, f"{_DONE}{result}", px=LIFE_MS),
+                _read_set,
             )
 
     async def clear(self, key: str, owner: str) -> None:
         with suppress(RedisUnavailable):
             await self._calls.call(
-                "clear_mark", lambda: self._clear(keys=[key], args=[f"IN_PROGRESS:{owner}"])
+                "clear_mark",
+                lambda: self._clear([key], f"{_IN_PROGRESS}{owner}"),
+                _read_cleared,
             )
+
+
+def _read_mark(reply: object) -> str | None:
+    """Another owner's mark; None if there was none. Raises UnexpectedReply."""
+    if reply is None or (isinstance(reply, str) and reply.startswith((_IN_PROGRESS, _DONE))):
+        return reply
+    raise UnexpectedReply
+
+
+def _read_set(reply: object) -> None:
+    if reply is not True:
+        raise UnexpectedReply
+
+
+def _read_cleared(reply: object) -> None:
+    if type(reply) is not int or reply not in (0, 1):
+        raise UnexpectedReply

@@ -1,21 +1,30 @@
 """The first line of defence on Redis or Valkey: one script for all keys of a batch.
 
-Redis orders contenders and decides nothing. Every key has a lease after which it expires, no
-answer within 100 ms counts as absent, and a circuit breaker skips Redis while it fails.
+Redis orders contenders and decides nothing. Every key has a lease after which it expires; an
+error, no reply within 100 ms, or one of another form counts as absent, and a circuit breaker skips
+Redis while it fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
+import structlog
 from prometheus_client import Counter, Gauge
 from redis.asyncio import Redis
+from redis.exceptions import ClusterCrossSlotError
 
 from common.ids import new_id
 from common.locking.locks import Grant, Locks, NoLocks
-from common.locking.redis import RedisCalls, RedisUnavailable, open_redis
+from common.locking.redis import (
+    RedisCalls,
+    RedisUnavailable,
+    Script,
+    UnexpectedReply,
+    open_redis,
+)
 from common.metrics import REGISTRY
 
 LEASE_MS: Final = 2_000
@@ -39,10 +48,12 @@ return freed
 
 _keys = Counter(
     "tally_lock_keys",
-    "Lock keys asked for, by outcome: held, busy or absent (Redis unavailable).",
+    "Lock keys asked for, by outcome: held, busy, absent (Redis unavailable) or cross_slot (a "
+    "cluster has the keys of the batch on several nodes).",
     ("outcome",),
     registry=REGISTRY,
 )
+_log = structlog.stdlib.get_logger()
 _absent = Gauge(
     "tally_lock_absent", "1 while locking goes on without Redis, else 0.", registry=REGISTRY
 )
@@ -62,9 +73,10 @@ class RedisLocks:
     """Locks on one Redis. Call it from tasks that are not cancelled (a lane's own)."""
 
     def __init__(self, redis: Redis) -> None:
-        self._acquire = redis.register_script(_ACQUIRE)
-        self._release = redis.register_script(_RELEASE)
-        self._calls = RedisCalls("redis_lock_absent")
+        self._acquire = Script(redis, _ACQUIRE)
+        self._release = Script(redis, _RELEASE)
+        self._calls = RedisCalls(redis, "redis_lock_absent")
+        self._cross_slot_logged = False
 
     async def acquire(self, keys: Collection[str]) -> Grant:
         """Take the keys that are free and report those that are busy."""
@@ -72,13 +84,16 @@ class RedisLocks:
         token = new_id()
         try:
             taken = await self._calls.call(
-                "acquire_locks", lambda: self._acquire(keys=wanted, args=[token, LEASE_MS])
+                "acquire_locks",
+                lambda: self._send(wanted, token),
+                lambda reply: _read_taken(reply, len(wanted)),
             )
         except RedisUnavailable:
-            _absent.set(1)
-            _keys.labels("absent").inc(len(wanted))
             # If they were taken and the reply was lost, they expire; others wait 50 ms for them.
-            return Grant(token, frozenset(), frozenset())
+            return _no_grant(token, wanted, "absent")
+        if taken is None:
+            self._log_cross_slot()
+            return _no_grant(token, wanted, "cross_slot")
         _absent.set(0)
         acquired = frozenset(key for key, ok in zip(wanted, taken, strict=True) if ok)
         busy = frozenset(wanted) - acquired
@@ -90,12 +105,60 @@ class RedisLocks:
         """Free the keys that the grant still owns."""
         if not grant.acquired:
             return
+        owned = sorted(grant.acquired)
         try:
             await self._calls.call(
                 "release_locks",
-                lambda: self._release(keys=sorted(grant.acquired), args=[grant.token]),
+                lambda: self._release(owned, grant.token),
+                lambda reply: _read_freed(reply, len(owned)),
             )
         except RedisUnavailable:
             _absent.set(1)
         else:
             _absent.set(0)
+
+    async def _send(self, wanted: Sequence[str], token: str) -> object:
+        """The reply of the script; _CROSS_SLOT from a cluster that has the keys on several nodes.
+
+        That is no failure: the cluster replies, and would grant the keys one by one.
+        """
+        try:
+            return await self._acquire(wanted, token, LEASE_MS)
+        except ClusterCrossSlotError:
+            return _CROSS_SLOT
+
+    def _log_cross_slot(self) -> None:
+        if not self._cross_slot_logged:
+            self._cross_slot_logged = True
+            _log.warning(
+                "redis_lock_cross_slot",
+                reason="Redis is a cluster: a batch that needs several locks gets none",
+            )
+
+
+_CROSS_SLOT: Final = object()
+
+
+def _no_grant(token: str, wanted: Sequence[str], outcome: str) -> Grant:
+    _absent.set(1)
+    _keys.labels(outcome).inc(len(wanted))
+    return Grant(token, frozenset(), frozenset())
+
+
+def _read_taken(reply: object, wanted: int) -> list[bool] | None:
+    """Whether each key was taken; None for _CROSS_SLOT. Raises UnexpectedReply."""
+    if reply is _CROSS_SLOT:
+        return None
+    if not isinstance(reply, list) or len(reply) != wanted:
+        raise UnexpectedReply
+    # The type counts too: True == 1.
+    if not all(type(taken) is int and taken in (0, 1) for taken in reply):
+        raise UnexpectedReply
+    return [taken == 1 for taken in reply]
+
+
+def _read_freed(reply: object, owned: int) -> int:
+    """How many keys were freed. Raises UnexpectedReply."""
+    if type(reply) is not int or not 0 <= reply <= owned:
+        raise UnexpectedReply
+    return reply

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
+from common.currencies import require_listed
 from common.errors import CurrencyMismatch, InvalidField
 from common.money import Money
 from common.request_key import RequestKey, digest_of
@@ -45,6 +46,17 @@ class Terms:
             max_discount.amount_minor if max_discount else None,
             min_order_amount.amount_minor if min_order_amount else None,
         )
+
+    def require_listed_currency(self) -> None:
+        """Raise InvalidField for the first amount unless its currency is listed."""
+        for field, amount_minor in (
+            ("fixed_discount", self.fixed_discount_minor),
+            ("max_discount", self.max_discount_minor),
+            ("min_order_amount", self.min_order_minor),
+        ):
+            if amount_minor is not None:
+                assert self.currency_code is not None, "an amount has its currency"
+                require_listed(self.currency_code, f"{field}.currency_code")
 
     def discount(self, order_amount: Money) -> Money:
         """The discount on an order: from 0 to its amount. A percentage is rounded down.
@@ -129,6 +141,8 @@ class Campaign:
 
     @classmethod
     def create(cls, command: CreateCampaign, campaign_id: str, now: datetime) -> Campaign:
+        """A new campaign. Raises InvalidField if the currency of its amounts is not listed."""
+        command.terms.require_listed_currency()
         return cls(
             campaign_id,
             command.name,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from common.money import Money
 from common.request_key import RequestKey, digest_of
-from coupon_service.errors import CouponExpired, CouponNotUsable
+from coupon_service.errors import CouponExpired, CouponNotUsable, CouponWithoutEffect
 from coupon_service.model.campaign import Campaign, Terms
 
 
@@ -185,11 +185,17 @@ class Coupon:
         return replace(self, as_of=as_of, redeem_request_id=None, order_id=None, redeem_time=None)
 
     def redeem(self, command: RedeemCoupon, terms: Terms) -> tuple[Coupon, Redemption]:
-        """Redeem it now. Raises CouponNotUsable, CouponExpired, or as ``Terms.discount``."""
+        """Redeem it now.
+
+        Raises CouponNotUsable, CouponExpired, CouponWithoutEffect, or as ``Terms.discount``.
+        """
         if self.state is CouponState.REDEEMED:
             raise coupon_not_usable(command)
         if self.state is CouponState.EXPIRED:
             raise CouponExpired(coupon_id=self.coupon_id, expire_time=self.expire_time.isoformat())
+        discount = terms.discount(command.order_amount)
+        if discount.amount_minor == 0:
+            raise CouponWithoutEffect(coupon_id=self.coupon_id)
         redemption = Redemption(
             self.user_id,
             command.request_id,
@@ -197,7 +203,7 @@ class Coupon:
             command.order_id,
             command.order_amount.currency_code,
             command.order_amount.amount_minor,
-            terms.discount(command.order_amount).amount_minor,
+            discount.amount_minor,
             self.as_of,
         )
         redeemed = replace(

@@ -21,7 +21,7 @@ from common.db.row_locks import read_clock
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
-from common.paging import Page, TimePosition
+from common.paging import Found, Page, TimePosition
 from common.request_key import RequestKey, Result
 from coupon_service.errors import CampaignNotFound, CouponAlreadyIssued, CouponSoldOut
 from coupon_service.locking import STRATEGIES
@@ -58,7 +58,8 @@ class Campaigns:
     async def create(self, command: CreateCampaign) -> Created:
         """Create the campaign, or replay it.
 
-        Raises RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
+        Raises InvalidField, RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or
+        Overloaded.
         """
         return await self.lane.submit(command)
 
@@ -69,13 +70,15 @@ class Campaigns:
             raise CampaignNotFound(campaign_id=campaign_id)
         return campaign
 
-    async def list_campaigns(self, page: Page) -> tuple[list[Campaign], str]:
-        """A page of all campaigns, newest first, and the next page's token ('' at the end)."""
+    async def list_campaigns(self, page: Page) -> Found[Campaign]:
+        """A page of all campaigns, newest first."""
         found = await read(
             self._database, lambda connection: store.read_campaigns(connection, page)
         )
-        return page.cut(
-            found, lambda campaign: TimePosition(campaign.create_time, campaign.campaign_id).key
+        return Found(
+            page,
+            found,
+            lambda campaign: TimePosition(campaign.create_time, campaign.campaign_id).key,
         )
 
 

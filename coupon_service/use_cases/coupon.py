@@ -20,7 +20,7 @@ from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
 from common.locking.locks import Locks
 from common.money import Money
-from common.paging import Page, TimePosition
+from common.paging import Found, Page, TimePosition
 from common.request_key import RequestKey, Result
 from coupon_service.errors import CouponNotFound, RedemptionCancelled
 from coupon_service.locking import STRATEGIES
@@ -65,8 +65,8 @@ class Redemptions:
     async def write(self, command: Command) -> Changed:
         """Redeem or restore the coupon, or replay it.
 
-        Raises CouponNotFound, CouponNotUsable, CouponExpired, OrderAmountTooSmall,
-        CurrencyMismatch, RedemptionCancelled, InvalidField, RequestIdReused,
+        Raises CouponNotFound, CouponNotUsable, CouponExpired, CouponWithoutEffect,
+        OrderAmountTooSmall, CurrencyMismatch, RedemptionCancelled, InvalidField, RequestIdReused,
         ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
         return await self.lane.submit(command)
@@ -79,12 +79,14 @@ class Redemptions:
             raise CouponNotFound(user_id=user_id, coupon_id=coupon_id)
         return coupon
 
-    async def list_coupons(self, user_id: str, page: Page) -> tuple[list[Coupon], str]:
-        """A page of the user's coupons, newest first, and the next page's token ('' at the end)."""
+    async def list_coupons(self, user_id: str, page: Page) -> Found[Coupon]:
+        """A page of the user's coupons, newest first."""
         found = await read(
             self._database, lambda connection: store.read_coupons(connection, user_id, page)
         )
-        return page.cut(found, lambda coupon: TimePosition(coupon.issue_time, coupon.coupon_id).key)
+        return Found(
+            page, found, lambda coupon: TimePosition(coupon.issue_time, coupon.coupon_id).key
+        )
 
 
 def _translate(constraint: str, command: Command) -> Refusal | None:

@@ -22,10 +22,14 @@ def binary() -> Path:
 class ValkeyServer(LocalServer):
     """One server, with a password of its own."""
 
-    def __init__(self, data_dir: Path, port: int = 0, log_file: Path | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, port: int = 0, log_file: Path | None = None, *, options: str = ""
+    ) -> None:
+        """``options``: further lines of its configuration file."""
         self.data_dir = data_dir.absolute()
         super().__init__("Valkey", port, log_file or self.data_dir / "valkey.log")
         self._password = new_password()
+        self._options = options
 
     @property
     def url(self) -> str:
@@ -38,7 +42,7 @@ class ValkeyServer(LocalServer):
         write_secret(
             config,
             f"bind {HOST}\nport {self.port}\nrequirepass {self._password}\n"
-            'save ""\nappendonly no\ndaemonize no\n',
+            f'save ""\nappendonly no\ndaemonize no\n{self._options}',
         )
         return Child(
             "valkey",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from common.currencies import require_listed
 from common.errors import InvalidField
 from common.money import Money
 from common.request_key import RequestKey, digest_of
@@ -119,7 +120,11 @@ class Product:
 
     @classmethod
     def create(cls, command: CreateProduct, product_id: str, now: datetime) -> Product:
-        """A new product; all of its stock is free."""
+        """A new product; all of its stock is free.
+
+        Raises InvalidField if its currency is not listed.
+        """
+        require_listed(command.price.currency_code, "price.currency_code")
         return cls(product_id, command.name, command.price, command.stock, 0, 0, 1, now, now)
 
     @property

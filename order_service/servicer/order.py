@@ -61,10 +61,9 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
         filters = ("orders", request.user_id, state.value if state else "")
         page = Page.of(request.page_size, request.page_token, filters=filters)
-        orders, next_page_token = await self._orders.list_orders(request.user_id, state, page)
-        return pb.ListOrdersResponse(
-            orders=[_order(order) for order in orders], next_page_token=next_page_token
-        )
+        found = await self._orders.list_orders(request.user_id, state, page)
+        orders, next_page_token = found.messages(_order)
+        return pb.ListOrdersResponse(orders=orders, next_page_token=next_page_token)
 
     async def WatchOrder(
         self, request: pb.WatchOrderRequest, context: Any

@@ -44,10 +44,9 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
         self, request: pb.ListProductsRequest, context: Any
     ) -> pb.ListProductsResponse:
         page = Page.of(request.page_size, request.page_token, filters=())
-        products, next_page_token = await self._products.list_products(page)
-        return pb.ListProductsResponse(
-            products=[_product(product) for product in products], next_page_token=next_page_token
-        )
+        found = await self._products.list_products(page)
+        products, next_page_token = found.messages(_product)
+        return pb.ListProductsResponse(products=products, next_page_token=next_page_token)
 
 
 def _product(product: Product) -> pb.Product:

@@ -30,10 +30,9 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
         filters = (state.value if state else "",)
         page = Page.of(request.page_size, request.page_token, filters=filters, key=(str,))
-        sagas, next_page_token = await self._sagas.list_sagas(state, page)
-        return pb.ListSagasResponse(
-            sagas=[_saga(saga) for saga in sagas], next_page_token=next_page_token
-        )
+        found = await self._sagas.list_sagas(state, page)
+        sagas, next_page_token = found.messages(_saga)
+        return pb.ListSagasResponse(sagas=sagas, next_page_token=next_page_token)
 
     async def GetSaga(self, request: pb.GetSagaRequest, context: Any) -> pb.GetSagaResponse:
         if request.WhichOneof("target") == "saga_id":

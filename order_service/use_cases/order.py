@@ -20,7 +20,7 @@ from common.db.idempotency import IdempotencyStore
 from common.db.repeat import read, read_by_id
 from common.errors import RequestInProgress
 from common.ids import is_id, new_id
-from common.paging import Page, TimePosition
+from common.paging import Found, Page, TimePosition
 from common.request_key import Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from order_service.errors import OrderNotFound, ProductNotFound
@@ -219,14 +219,12 @@ class Orders:
             raise OrderNotFound(order_id=order_id)
         return order
 
-    async def list_orders(
-        self, user_id: str, state: OrderState | None, page: Page
-    ) -> tuple[list[Order], str]:
-        """A page of the user's orders, newest first, and the next page's token ('' at the end)."""
+    async def list_orders(self, user_id: str, state: OrderState | None, page: Page) -> Found[Order]:
+        """A page of the user's orders, newest first."""
         found = await read(
             self._database, lambda connection: store.read_orders(connection, user_id, state, page)
         )
-        return page.cut(found, lambda order: TimePosition(order.create_time, order.order_id).key)
+        return Found(page, found, lambda order: TimePosition(order.create_time, order.order_id).key)
 
     async def watch(self, order_id: str, user_id: str) -> AsyncGenerator[Order]:
         """The order now and after each change, until it is settled. Raises OrderNotFound."""

@@ -21,7 +21,7 @@ from common.db.row_locks import read_clock
 from common.errors import Refusal, RequestIdReused
 from common.ids import is_id, new_id
 from common.locking.locks import Locks
-from common.paging import Page, TimePosition
+from common.paging import Found, Page, TimePosition
 from common.request_key import RequestKey, Result
 from order_service.errors import ProductNotFound
 from order_service.locking import STRATEGIES
@@ -60,11 +60,11 @@ class Products:
             raise ProductNotFound(product_id=product_id)
         return product
 
-    async def list_products(self, page: Page) -> tuple[list[Product], str]:
-        """A page of all products, newest first, and the next page's token ('' at the end)."""
+    async def list_products(self, page: Page) -> Found[Product]:
+        """A page of all products, newest first."""
         found = await read(self._database, lambda connection: store.read_products(connection, page))
-        return page.cut(
-            found, lambda product: TimePosition(product.create_time, product.product_id).key
+        return Found(
+            page, found, lambda product: TimePosition(product.create_time, product.product_id).key
         )
 
 

@@ -14,7 +14,7 @@ from common.db.idempotency import IdempotencyStore
 from common.db.repeat import in_transaction, read, read_by_id
 from common.errors import InvalidPageToken, RequestInProgress
 from common.ids import is_id
-from common.paging import Page
+from common.paging import Found, Page
 from common.request_key import Result
 from common.rpc.convert import money_from
 from order_service.clients import Services, get_payments
@@ -61,8 +61,8 @@ class Sagas:
             raise SagaNotFound(order_id=order_id)
         return saga
 
-    async def list_sagas(self, state: SagaState | None, page: Page) -> tuple[list[Saga], str]:
-        """A page of the sagas, newest first, and the next page's token ('' at the end)."""
+    async def list_sagas(self, state: SagaState | None, page: Page) -> Found[Saga]:
+        """A page of the sagas, newest first."""
         before = str(page.after[0]) if page.after else _ID_MAX
         if not is_id(before):
             raise InvalidPageToken
@@ -72,7 +72,7 @@ class Sagas:
                 connection, state, before=before, size=page.size + 1
             ),
         )
-        return page.cut(found, lambda saga: [saga.saga_id])
+        return Found(page, found, lambda saga: [saga.saga_id])
 
     async def retry(self, saga_id: str, request_id: str) -> Result[Saga]:
         """Make a saga due that waits. Raises SagaNotFound, SagaNotRetryable if it has ended."""

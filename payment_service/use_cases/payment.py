@@ -23,7 +23,7 @@ from common.db.repeat import read, read_by_id
 from common.errors import DeadlineTooShort, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
-from common.paging import Page, TimePosition
+from common.paging import Found, Page, TimePosition
 from common.request_key import RequestKey, Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
@@ -241,11 +241,12 @@ class Payments:
         Raises PaymentNotFound, PaymentOutcomeDiffers, PaymentOutcomeUnknown, PaymentInProgress,
         RequestIdReused, InvalidField or CurrencyMismatch for the amount, or what the lane raises.
         """
-        records = await self._records(command.key)
-        if records.get(command.key) is None:
+        record = (await self._records(command.key)).get(command.key)
+        if record is None:
             command = await self._looked_up(command)
-        # A request that has a record is replayed by the lane, whose COMMIT waits until that is
-        # durable.
+        else:
+            # The lane replays it: its COMMIT waits until the record is durable.
+            record.check_same(command)
         reply = await self.lane.submit(command)
         assert isinstance(reply, Result)
         return reply
@@ -280,15 +281,13 @@ class Payments:
         )
         return [found.get(request_id) for request_id in request_ids]
 
-    async def list_payments(
-        self, user_id: str, order_id: str | None, page: Page
-    ) -> tuple[list[Payment], str]:
-        """A page of a user's payments, newest first, and the next page's token ('' at the end)."""
+    async def list_payments(self, user_id: str, order_id: str | None, page: Page) -> Found[Payment]:
+        """A page of a user's payments, newest first."""
         found = await read(
             self._database,
             lambda connection: store.read_payments(connection, user_id, order_id, page),
         )
-        return page.cut(found, lambda each: TimePosition(each.create_time, each.payment_id).key)
+        return Found(page, found, lambda each: TimePosition(each.create_time, each.payment_id).key)
 
 
 def _requested(command: CancelPayment, seen: Confirmation) -> CancelPayment:

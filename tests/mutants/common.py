@@ -10,7 +10,9 @@ _LANE: Final = "tests/integration/common/test_lane.py::"
 _ROWS: Final = "tests/integration/common/test_row_locks.py::"
 _RECORDS: Final = "tests/integration/common/test_idempotency.py::"
 _REDIS: Final = "tests/integration/common/test_redis_locks.py::"
+_REPLIES: Final = "tests/integration/common/test_redis_replies.py::"
 _BALANCE: Final = "tests/integration/balance/test_balance.py::"
+_BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 _CAMPAIGNS: Final = "tests/integration/coupon/test_campaigns.py::"
 _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _MARKS: Final = "tests/integration/common/test_marks.py::"
@@ -181,6 +183,22 @@ COMMON: Final = (
         old="""if redis.call('GET', KEYS[1]) == ARGV[1] then return""",
         new="""if redis.call('GET', KEYS[1]) then return""",
         tests=(f"{_MARKS}test_only_its_owner_clears_a_mark_in_progress",),
+    ),
+    Mutant(
+        "demoted-server-kept",
+        "a connection to a Redis that refuses every write is used again",
+        file="common/locking/redis.py",
+        old="            await self._disconnect()\n",
+        new="            pass\n",
+        tests=(f"{_REPLIES}test_after_a_wrong_reply_the_server_is_connected_anew",),
+    ),
+    Mutant(
+        "currency-not-listed",
+        "an account is opened in any three letters",
+        file="common/currencies.py",
+        old="if not is_listed(currency_code):",
+        new="if not currency_code.isupper():",
+        tests=(f"{_BAD_INPUT}test_nothing_is_opened_in_a_currency_that_is_not_listed",),
     ),
     Mutant(
         "late-calls-begin",

@@ -73,6 +73,14 @@ COUPON: Final = (
         tests=(f"{_MODEL}TestCouponMachine",),
     ),
     Mutant(
+        "redeem-for-nothing",
+        "a coupon that takes nothing off an order is used up",
+        file="coupon_service/model/coupon.py",
+        old="if discount.amount_minor == 0:",
+        new="if discount.amount_minor < 0:",
+        tests=(f"{_USE}test_a_coupon_that_takes_nothing_off_is_not_used_up",),
+    ),
+    Mutant(
         "restore-without-tombstone",
         "a restoration before its redemption does not prevent it",
         file="coupon_service/use_cases/coupon.py",

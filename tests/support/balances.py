@@ -37,17 +37,18 @@ def refund(user_id: str, deduct_request_id: str, request_id: str) -> pb.RefundDe
     )
 
 
-def balance_of(user_id: str) -> pb.GetBalanceRequest:
-    return pb.GetBalanceRequest(user_id=user_id, currency_code="KRW")
+def balance_of(user_id: str, currency: str = "KRW") -> pb.GetBalanceRequest:
+    return pb.GetBalanceRequest(user_id=user_id, currency_code=currency)
 
 
 def entry_of(user_id: str, entry_id: str) -> pb.GetLedgerEntryRequest:
     return pb.GetLedgerEntryRequest(user_id=user_id, entry_id=entry_id)
 
 
-async def available(balance: Any, user_id: str) -> int:
-    """What the user has to spend, in won."""
-    return int((await balance.GetBalance(balance_of(user_id))).balance.available.amount_minor)
+async def available(balance: Any, user_id: str, currency: str = "KRW") -> int:
+    """What the user has to spend, in minor units."""
+    request = balance_of(user_id, currency)
+    return int((await balance.GetBalance(request)).balance.available.amount_minor)
 
 
 def check_ledger(crowd: Crowd[Any]) -> None:

@@ -154,6 +154,8 @@ class TcpProxy:
 
     def __init__(self) -> None:
         self.address = ""
+        self.target = ""
+        """The server of new connections; those that are open keep theirs."""
         self.forwards = asyncio.Event()
         """Clear it, and connections stay open and silent until it is set."""
         self.forwards.set()
@@ -178,7 +180,7 @@ class TcpProxy:
     async def to(cls, address: str, port: int = 0) -> AsyncIterator[TcpProxy]:
         """A proxy to ``address``, listening at its own ``address``."""
         proxy = cls()
-        host, _, server_port = address.rpartition(":")
+        proxy.target = address
 
         async def pump(
             flow: _Flow, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -208,6 +210,7 @@ class TcpProxy:
                 if not server.is_serving():
                     return  # accepted while the proxy ended
                 proxy.flows.append(flow := _Flow())
+                host, _, server_port = proxy.target.rpartition(":")
                 server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
                 proxy._writers.add(server_writer)
                 with _aborted(server_writer):

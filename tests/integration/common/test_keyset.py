@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
+from google.protobuf.wrappers_pb2 import StringValue
 
 from common.db.engines import Database
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import TIME
 from common.db.unnest import arrays, unnest
 from common.ids import new_id
-from common.paging import Page, TimePosition
+from common.paging import Found, Page, TimePosition
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 _ROWS = unnest("listed", time=TIME, id=sa.Uuid(as_uuid=False))
@@ -36,9 +37,10 @@ async def test_pages_hold_every_row_once_newest_first(database: Database) -> Non
             page = Page.of(4, token, filters=["mine"])
             parameters = arrays(_ROWS, rows) | rows_of(page)
             found = (await connection.execute(_LIST, parameters)).all()
-            cut, token = page.cut(found, lambda row: TimePosition(row.time, row.id).key)
+            listing = Found(page, found, lambda row: TimePosition(row.time, row.id).key)
+            cut, token = listing.messages(lambda row: StringValue(value=row.id))
             assert len(cut) <= 4
-            listed += [row.id for row in cut]
+            listed += [message.value for message in cut]
             if not token:
                 break
     in_order = sorted(rows, key=lambda row: (row.time, row.id), reverse=True)

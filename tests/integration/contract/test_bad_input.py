@@ -86,6 +86,30 @@ async def test_user_without_anything_is_refused(services: Services, name: str, r
         assert await services.differences(request, not_found(reason)) == []
 
 
+@pytest.mark.parametrize("code", ["ABC", "KWR", "ZZZ", "DEM", "XXX", "XTS", "XAU"])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("ChargeBalance", "amount"),
+        ("CreateCampaign", "fixed_discount"),
+        ("CreateCampaign", "max_discount"),
+        ("CreateCampaign", "min_order_amount"),
+        ("CreateProduct", "price"),
+    ],
+)
+async def test_nothing_is_opened_in_a_currency_that_is_not_listed(
+    services: Services, name: str, field: str, code: str
+) -> None:
+    request = services.valid(name)
+    if name == "CreateCampaign":
+        request.ClearField("max_discount")
+        request.ClearField("min_order_amount")
+        request.percent_discount = 1
+    getattr(request, field).CopyFrom(Money(currency_code=code, amount_minor=1))
+    async with services.unchanged():
+        assert await services.differences(request, invalid(f"{field}.currency_code")) == []
+
+
 async def test_campaign_must_end_after_its_start(services: Services) -> None:
     request = services.valid("CreateCampaign")
     found = []

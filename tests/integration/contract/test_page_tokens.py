@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
+from common import paging
 from tally.order.v1.order_pb2 import Order, Saga
 from tests.integration.contract.invalid_values import token_of
 from tests.integration.contract.services import OTHER_USER, Services
 from tests.integration.contract.statuses import BAD_TOKEN
 from tests.support.contract import METHODS, is_list
 from tests.support.orders import UNKNOWN_ID
+from tests.support.pages import pages_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -126,3 +128,16 @@ async def test_page_size_above_the_largest_is_reduced(
     everything = await services.call(services.valid(method.name, page_size=2**31 - 1))
     assert not everything.next_page_token
     assert await services.call(services.valid(method.name, page_size=0)) == everything
+
+
+@every_list
+async def test_a_page_ends_before_it_has_too_many_bytes(
+    services: Services, method: MethodDescriptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One item always fits; the pages together are the whole list."""
+    request = services.valid(method.name, page_size=500)
+    (everything,) = await pages_of(services.call, request)
+    assert len(everything) > 1
+    monkeypatch.setattr(paging, "BYTES_MAX", 1)
+    pages = await pages_of(services.call, request)
+    assert pages == [[each] for each in everything]

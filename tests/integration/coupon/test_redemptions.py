@@ -52,6 +52,35 @@ async def test_a_discount_has_the_orders_currency_and_minimum(coupon: Any) -> No
     assert response.discount == won(500, currency="USD")
 
 
+async def test_a_coupon_that_takes_nothing_off_is_not_used_up(coupon: Any) -> None:
+    owned = await issued(coupon, percent_discount=1)
+    with refused("COUPON_WITHOUT_EFFECT") as ended:
+        await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", amount=50))
+    assert ended.refusal.metadata == {"coupon_id": owned.coupon_id}
+    assert ended.refusal.retry_after_s is None
+    assert await current(coupon, owned) == owned
+    response = await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", amount=100))
+    assert response.discount == won(1)
+
+
+async def test_a_stored_redemption_of_nothing_is_replayed_and_restored(
+    coupon: Any, sql: Callable[[str], str]
+) -> None:
+    """An earlier release redeemed coupons that took nothing off."""
+    owned = await issued(coupon, percent_discount=1)
+    request = redeem(owned.coupon_id, "ann", "r1", amount=100)
+    await coupon.RedeemCoupon(request)
+    sql(
+        "UPDATE redemptions SET discount_minor = 0;"
+        "UPDATE answers SET body = jsonb_set(body::jsonb, '{discount,amount_minor}', '0')::text"
+        " WHERE method = 'RedeemCoupon'"
+    )
+    again = await coupon.RedeemCoupon(request)
+    assert (again.replayed, again.discount) == (True, won(0))
+    restored = await coupon.RestoreCoupon(restore(owned.coupon_id, "ann", "r1", "s1"))
+    assert restored.coupon == owned
+
+
 async def test_expired_coupon_is_shown_and_refused(coupon: Any) -> None:
     owned = await issued(coupon, lifetime=MICROSECOND)
     assert owned.state == pb.Coupon.STATE_ISSUED

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
+from common import paging
+from deploy.local.postgres_roles import ServiceUrls
 from tally.order.v1 import order_pb2 as pb
-from tests.support.orders import Shop, cancel, create_order, create_product
+from tests.support.orders import Shop, cancel, create_order, create_product, open_shop
 from tests.support.pages import pages_of
 from tests.support.refusals import refused
 
@@ -92,6 +96,28 @@ async def test_orders_are_listed_in_pages_newest_first(shop: Shop) -> None:
     pending = [each.order_id for each in reversed(made[1::2])]
     assert await listed(shop, state=pb.Order.STATE_PENDING) == pending
     assert await listed(shop, state=pb.Order.STATE_PAID) == []
+
+
+async def test_500_orders_of_100_lines_are_listed_in_pages_that_fit(
+    order_database: ServiceUrls, sql: Callable[[str], str]
+) -> None:
+    sql(
+        "INSERT INTO orders SELECT gen_random_uuid(), 'ann', 'r' || n, 'KRW', 1, 0, 0, 0, NULL,"
+        " NULL, 'PENDING', '', 1, now(), now() + interval '1 day',"
+        " now() FROM generate_series(1, 500) AS n;"
+        "INSERT INTO order_items SELECT order_id, gen_random_uuid(), 1000000, 1000000000"
+        " FROM orders, generate_series(1, 100)"
+    )
+    request = pb.ListOrdersRequest(user_id="ann", page_size=500)
+    pages: list[list[str]] = []
+    async with open_shop(1, database_url=order_database.runtime, redis_url="") as shop:
+        while not pages or request.page_token:
+            page = await shop.orders.ListOrders(request)
+            assert page.ByteSize() <= paging.BYTES_MAX
+            pages.append([order.order_id for order in page.orders])
+            request.page_token = page.next_page_token
+    assert len(set(chain.from_iterable(pages))) == 500
+    assert all(len(page) > 50 for page in pages[:-1])
 
 
 async def listed(shop: Shop, **state: Any) -> list[str]:

@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
+from common import currencies
 from common.ids import new_id
 from order_service.use_cases import order as use_cases
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2 as pb
 from tally.payment.v1 import payment_pb2
+from tests.support.balances import available, charge, won
 from tests.support.orders import cancel, fresh, pay
 from tests.support.refusals import refused
 from tests.support.stack import ALL_TAKEN, NOTHING_TAKEN, Stack
@@ -69,6 +71,31 @@ async def test_an_order_is_paid_in_every_way(
         pb.SagaStep.STATE_DONE,
         pb.SagaStep.STATE_SKIPPED,
     }
+
+
+async def test_what_exists_in_a_currency_that_is_withdrawn_is_used_to_the_end(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = fresh("user")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(currencies, "LISTED", {"ABC"})
+        opened = await stack.balance.ChargeBalance(charge(ann, 100, "c1", currency="ABC"))
+        product_id = await stack.shop.product(5, price=100, currency="ABC")
+        coupon_id = await stack.coupon_of(ann, fixed_discount=won(20, currency="ABC"))
+    again = await stack.balance.ChargeBalance(charge(ann, 100, "c1", currency="ABC"))
+    assert (again.replayed, again.entry) == (True, opened.entry)
+    await stack.balance.ChargeBalance(charge(ann, 100, "c2", currency="ABC"))
+    order = await stack.shop.order(ann, {product_id: 1})
+    request = pay(order, coupon_id=coupon_id, balance=50, payment_key=fresh("key"))
+    request.balance_amount.currency_code = "ABC"
+    paid = (await stack.pay(request)).order
+    assert (paid.state, paid.total, paid.paid_by_gateway.amount_minor) == (
+        ORDER.STATE_PAID,
+        won(80, currency="ABC"),
+        30,
+    )
+    assert (await stack.cancel(cancel(order, "x1"))).order.state == ORDER.STATE_CANCELLED
+    assert await available(stack.balance, ann, currency="ABC") == 200
 
 
 @pytest.mark.parametrize(
@@ -134,6 +161,22 @@ async def test_a_refusal_is_stored_and_a_new_attempt_may_succeed(stack: Stack) -
     assert (now.state, now.failure_reason) == (ORDER.STATE_PENDING, "INSUFFICIENT_FUNDS")
     paid = (await stack.pay(pay(order, "p2", payment_key=fresh("key")))).order
     assert (paid.state, paid.failure_reason) == (ORDER.STATE_PAID, "")
+
+
+async def test_a_coupon_without_effect_ends_the_attempt_before_anything_moves(
+    stack: Stack,
+) -> None:
+    ann = await stack.user(100)
+    order, coupon_id = await stack.order(ann, 50), await stack.coupon_of(ann, percent_discount=1)
+    for replica in range(2):
+        with refused("COUPON_WITHOUT_EFFECT"):
+            await stack.pay(pay(order, "p1", coupon_id=coupon_id), replica)
+    assert stack.wire.calls == ["redeem_coupon", "redeem_coupon:undo"]
+    now = await stack.shop.get(order)
+    assert (now.state, now.failure_reason) == (ORDER.STATE_PENDING, "COUPON_WITHOUT_EFFECT")
+    assert await stack.coupon_state(coupon_id, ann) == ISSUED
+    paid = (await stack.pay(pay(order, "p2"))).order
+    assert (paid.state, paid.paid_by_balance.amount_minor) == (ORDER.STATE_PAID, 50)
 
 
 @pytest.mark.parametrize("prefix", ["decline_", "error_"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from common import settings
+from common import paging, settings
 from common.rpc import server, status, validation
 from deploy.local.plan import PROJECT
 from tests.unit.test_docs import missing_tests, prose
@@ -34,6 +34,7 @@ def test_the_guides_figures_are_those_of_the_code() -> None:
         f"takes {server.METADATA_BYTES_MAX // 1024} KiB",
         f"above {2 * server.METADATA_BYTES_MAX // 1024} KiB",
         f"{status.STATUS_BYTES_MAX:,} bytes",
+        f"more than {paging.BYTES_MAX // 1024**2} MiB",
         f"`TALLY_DEFAULT_DEADLINE_S` ({fields['default_deadline_s'].default:g} s)",
         f"`TALLY_MAX_CONNECTION_AGE_S` ({fields['max_connection_age_s'].default:g} s)",
         f"every {server.CLIENT_PING_LEAST_MS // 1000} s",

@@ -20,6 +20,7 @@ from coupon_service.errors import (
     CouponExpired,
     CouponNotUsable,
     CouponSoldOut,
+    CouponWithoutEffect,
     OrderAmountTooSmall,
 )
 from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign, Terms
@@ -200,8 +201,12 @@ class CouponMachine(RuleBasedStateMachine):
         except CouponExpired:
             assert not self.live()
             assert self.coupon.as_of >= self.coupon.expire_time
+        except CouponWithoutEffect:
+            assert not self.live()
+            assert amount < 10
         else:
             assert not self.live()
+            assert redemption.discount.amount_minor > 0
             assert redemption.discount == Money("KRW", amount // 10)
             self.redemptions[request_id] = redemption
 

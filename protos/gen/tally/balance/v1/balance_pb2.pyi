@@ -484,7 +484,9 @@ class ListLedgerEntriesRequest(_message.Message):
     currency_code: _builtins.str
     """The currency of the account, an ISO-4217 code: three capital letters."""
     page_size: _builtins.int
-    """How many entries to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many entries to return at most (optional): 50 if left out or 0, above 500 is read as 500.
+    A page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
     page_token: _builtins.str
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the newest entry. At most 1024 characters.

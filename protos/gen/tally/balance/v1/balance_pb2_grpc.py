@@ -94,7 +94,8 @@ class BalanceServiceServicer:
 
         Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18, or the
         sum of all charges of the account 2^63 - 1. That sum is what is available and what refunds may
-        still put back: within it, no refund is too large.
+        still put back: within it, no refund is too large. INVALID_ARGUMENT / INVALID_FIELD naming
+        amount.currency_code if a first charge is in a currency that is not listed (Money).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

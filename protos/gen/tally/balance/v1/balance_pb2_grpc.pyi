@@ -31,7 +31,8 @@ class BalanceServiceStub:
 
     Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18, or the
     sum of all charges of the account 2^63 - 1. That sum is what is available and what refunds may
-    still put back: within it, no refund is too large.
+    still put back: within it, no refund is too large. INVALID_ARGUMENT / INVALID_FIELD naming
+    amount.currency_code if a first charge is in a currency that is not listed (Money).
     """
     DeductBalance: _aio.UnaryUnaryMultiCallable[_balance_pb2.DeductBalanceRequest, _balance_pb2.DeductBalanceResponse]
     """Takes money from an account. The balance never goes below zero.
@@ -90,7 +91,8 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: FAILED_PRECONDITION / BALANCE_LIMIT_EXCEEDED if the balance would exceed 10^18, or the
         sum of all charges of the account 2^63 - 1. That sum is what is available and what refunds may
-        still put back: within it, no refund is too large.
+        still put back: within it, no refund is too large. INVALID_ARGUMENT / INVALID_FIELD naming
+        amount.currency_code if a first charge is in a currency that is not listed (Money).
         """
 
     @_abc_1.abstractmethod

@@ -383,7 +383,9 @@ class ListCampaignsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500. A
+    page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
     page_token: _builtins.str
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the first. At most 1024 characters.
@@ -555,7 +557,9 @@ class ListCouponsRequest(_message.Message):
     user_id: _builtins.str
     """The user they belong to: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     page_size: _builtins.int
-    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500. A
+    page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
     page_token: _builtins.str
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the first. At most 1024 characters.
@@ -667,7 +671,9 @@ class RedeemCouponResponse(_message.Message):
 
     @_builtins.property
     def discount(self) -> _money_pb2.Money:
-        """What it takes off the order: 0 to the order's amount."""
+        """What it takes off the order: 1 to the order's amount; 0 only in a stored response of a release
+        that used such coupons up.
+        """
 
     def __init__(
         self,

@@ -96,7 +96,8 @@ class CouponServiceServicer:
     def CreateCampaign(self, request, context):
         """Creates a campaign. Coupons can be issued from start_time on, until end_time.
 
-        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency.
+        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency,
+        INVALID_FIELD naming the currency_code of an amount if that currency is not listed (Money).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +156,8 @@ class CouponServiceServicer:
 
         Errors: NOT_FOUND / COUPON_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION
         / COUPON_NOT_USABLE if it is redeemed already, COUPON_EXPIRED after its expire_time,
-        ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, REDEMPTION_CANCELLED if
+        ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, COUPON_WITHOUT_EFFECT if it would
+        take nothing off (the percentage of a small amount is rounded down), REDEMPTION_CANCELLED if
         RestoreCoupon has cancelled this request_id; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
         has another currency than the campaign.
         """

@@ -26,7 +26,8 @@ class CouponServiceStub:
     CreateCampaign: _aio.UnaryUnaryMultiCallable[_coupon_pb2.CreateCampaignRequest, _coupon_pb2.CreateCampaignResponse]
     """Creates a campaign. Coupons can be issued from start_time on, until end_time.
 
-    Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency.
+    Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency,
+    INVALID_FIELD naming the currency_code of an amount if that currency is not listed (Money).
     """
     GetCampaign: _aio.UnaryUnaryMultiCallable[_coupon_pb2.GetCampaignRequest, _coupon_pb2.GetCampaignResponse]
     """Reads one campaign.
@@ -61,7 +62,8 @@ class CouponServiceStub:
 
     Errors: NOT_FOUND / COUPON_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION
     / COUPON_NOT_USABLE if it is redeemed already, COUPON_EXPIRED after its expire_time,
-    ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, REDEMPTION_CANCELLED if
+    ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, COUPON_WITHOUT_EFFECT if it would
+    take nothing off (the percentage of a small amount is rounded down), REDEMPTION_CANCELLED if
     RestoreCoupon has cancelled this request_id; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
     has another currency than the campaign.
     """
@@ -93,7 +95,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_coupon_pb2.CreateCampaignResponse]:
         """Creates a campaign. Coupons can be issued from start_time on, until end_time.
 
-        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency.
+        Errors: INVALID_ARGUMENT / CURRENCY_MISMATCH if the amounts are not all in one currency,
+        INVALID_FIELD naming the currency_code of an amount if that currency is not listed (Money).
         """
 
     @_abc_1.abstractmethod
@@ -164,7 +167,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND / COUPON_NOT_FOUND, also if it belongs to another user; FAILED_PRECONDITION
         / COUPON_NOT_USABLE if it is redeemed already, COUPON_EXPIRED after its expire_time,
-        ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, REDEMPTION_CANCELLED if
+        ORDER_AMOUNT_TOO_SMALL below the campaign's min_order_amount, COUPON_WITHOUT_EFFECT if it would
+        take nothing off (the percentage of a small amount is rounded down), REDEMPTION_CANCELLED if
         RestoreCoupon has cancelled this request_id; INVALID_ARGUMENT / CURRENCY_MISMATCH if the order
         has another currency than the campaign.
         """

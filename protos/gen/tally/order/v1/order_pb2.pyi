@@ -263,7 +263,9 @@ class ListProductsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500. A
+    page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
     page_token: _builtins.str
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the first. At most 1024 characters.
@@ -1022,7 +1024,9 @@ class ListOrdersRequest(_message.Message):
     state: Global___Order.State.ValueType
     """Only orders in this state (optional)."""
     page_size: _builtins.int
-    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500. A
+    page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
     page_token: _builtins.str
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the first. At most 1024 characters.
@@ -1419,7 +1423,9 @@ class ListSagasRequest(_message.Message):
     state: Global___Saga.State.ValueType
     """Only sagas in this state (optional)."""
     page_size: _builtins.int
-    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500. A
+    page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
     page_token: _builtins.str
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the first. At most 1024 characters.

@@ -75,6 +75,9 @@ class ProductServiceServicer:
 
     def CreateProduct(self, request, context):
         """Creates a product.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD naming price.currency_code if the currency is not
+        listed (Money).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -545,10 +548,10 @@ class OrderServiceServicer:
         AMOUNT_EXCEEDS_DUE if balance_amount is more than the amount due, CURRENCY_MISMATCH if it has
         another currency than the order; FAILED_PRECONDITION / PAYMENT_KEY_REQUIRED if the balance does
         not cover the amount due and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND;
-        FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the
-        balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the
-        payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED or
-        PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
+        FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED, COUPON_WITHOUT_EFFECT or
+        ORDER_AMOUNT_TOO_SMALL. Of the balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION /
+        INSUFFICIENT_FUNDS. Of the payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED
+        or PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
         GATEWAY_UNAVAILABLE. If an operator closed the attempt (SagaService.ResolveSaga): UNAVAILABLE /
         PAYMENT_OUTCOME_UNKNOWN without RetryInfo; everything is then certain to be put back.
         """

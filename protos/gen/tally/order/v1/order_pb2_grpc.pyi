@@ -24,7 +24,11 @@ class ProductServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.CreateProductRequest, _order_pb2.CreateProductResponse]
-    """Creates a product."""
+    """Creates a product.
+
+    Errors: INVALID_ARGUMENT / INVALID_FIELD naming price.currency_code if the currency is not
+    listed (Money).
+    """
     RestockProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.RestockProductRequest, _order_pb2.RestockProductResponse]
     """Adds to the stock of a product.
 
@@ -58,7 +62,11 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.CreateProductRequest,
         context: _aio.ServicerContext[_order_pb2.CreateProductRequest, _abc.Awaitable[_order_pb2.CreateProductResponse]],
     ) -> _abc.Awaitable[_order_pb2.CreateProductResponse]:
-        """Creates a product."""
+        """Creates a product.
+
+        Errors: INVALID_ARGUMENT / INVALID_FIELD naming price.currency_code if the currency is not
+        listed (Money).
+        """
 
     @_abc_1.abstractmethod
     def RestockProduct(
@@ -212,10 +220,10 @@ class OrderServiceStub:
     AMOUNT_EXCEEDS_DUE if balance_amount is more than the amount due, CURRENCY_MISMATCH if it has
     another currency than the order; FAILED_PRECONDITION / PAYMENT_KEY_REQUIRED if the balance does
     not cover the amount due and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND;
-    FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the
-    balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the
-    payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED or
-    PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
+    FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED, COUPON_WITHOUT_EFFECT or
+    ORDER_AMOUNT_TOO_SMALL. Of the balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION /
+    INSUFFICIENT_FUNDS. Of the payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED
+    or PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
     GATEWAY_UNAVAILABLE. If an operator closed the attempt (SagaService.ResolveSaga): UNAVAILABLE /
     PAYMENT_OUTCOME_UNKNOWN without RetryInfo; everything is then certain to be put back.
     """
@@ -296,10 +304,10 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         AMOUNT_EXCEEDS_DUE if balance_amount is more than the amount due, CURRENCY_MISMATCH if it has
         another currency than the order; FAILED_PRECONDITION / PAYMENT_KEY_REQUIRED if the balance does
         not cover the amount due and no key is given. Of the coupon: NOT_FOUND / COUPON_NOT_FOUND;
-        FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED or ORDER_AMOUNT_TOO_SMALL. Of the
-        balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION / INSUFFICIENT_FUNDS. Of the
-        payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED or
-        PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
+        FAILED_PRECONDITION / COUPON_NOT_USABLE, COUPON_EXPIRED, COUPON_WITHOUT_EFFECT or
+        ORDER_AMOUNT_TOO_SMALL. Of the balance: NOT_FOUND / ACCOUNT_NOT_FOUND; FAILED_PRECONDITION /
+        INSUFFICIENT_FUNDS. Of the payment: FAILED_PRECONDITION / PAYMENT_DECLINED, PAYMENT_CANCELLED
+        or PAYMENT_METHOD_NOT_SUPPORTED; ALREADY_EXISTS / PAYMENT_KEY_USED; UNAVAILABLE /
         GATEWAY_UNAVAILABLE. If an operator closed the attempt (SagaService.ResolveSaga): UNAVAILABLE /
         PAYMENT_OUTCOME_UNKNOWN without RetryInfo; everything is then certain to be put back.
         """

@@ -378,7 +378,9 @@ class ListPaymentsRequest(_message.Message):
     order_id: _builtins.str
     """Only payments of this order (optional): 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     page_size: _builtins.int
-    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500."""
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500. A
+    page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
     page_token: _builtins.str
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the first. At most 1024 characters.

@@ -32,6 +32,9 @@ class Money(_message.Message):
     currency_code: _builtins.str
     """ISO-4217 code: three capital letters, such as "KRW" or "USD". An account, an order and a
     payment each have one currency; a request with another one is refused with CURRENCY_MISMATCH.
+    An account, a campaign and a product are opened only in a currency of the published list that
+    has minor units: another code (ABC, XXX, XAU) is INVALID_FIELD. What exists in a currency that
+    was withdrawn later can be charged, spent and refunded.
     """
     amount_minor: _builtins.int
     """The amount in the currency's minor unit: 1250 is 12.50 USD, and 1250 KRW."""
