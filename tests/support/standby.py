@@ -42,7 +42,7 @@ class Standby:
         finally:
             await self._set("''")
             async with asyncio.timeout(LONG_S):
-                while await self._count(_COMMITS):
+                while await self._count(_COMMITS):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 
     async def waiting(self) -> int:
@@ -52,7 +52,7 @@ class Standby:
     async def until_waiting(self, count: int) -> None:
         """Wait until so many COMMITs wait, or more."""
         async with asyncio.timeout(LONG_S):
-            while await self.waiting() < count:
+            while await self.waiting() < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def _until_commits_wait(self) -> None:

@@ -94,8 +94,7 @@ def test_every_command_of_every_lane_is_listed() -> None:
 
 
 def test_every_transaction_outside_lanes_is_listed() -> None:
-    # The cart's transaction is opened by itself, because it can be rolled back.
-    assert listed("transaction") == first_texts("begin") | {"cart"}
+    assert listed("transaction") == first_texts("begin")
 
 
 def test_every_transaction_outside_lanes_has_a_name() -> None:

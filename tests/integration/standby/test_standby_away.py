@@ -31,7 +31,7 @@ REFUSALS: Final = {"DATABASE_UNAVAILABLE", "CONFLICT_RETRIES_EXHAUSTED"}
 
 
 @pytest.fixture(autouse=True)
-def short_waits(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+def short_waits(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set after the services, which start with long limits."""
     monkeypatch.setattr("common.db.transactions.COMMIT_WAIT_S", 0.3)
     monkeypatch.setattr("payment_service.use_cases.resolver.STORE_TRIES_MAX", 1)
@@ -81,7 +81,7 @@ async def test_no_write_is_confirmed_before_the_standby_has_it(
         for _ in range(2):
             assert await replies(services, requests) == none
     async with asyncio.timeout(LONG_S):
-        while None in await replies(services, requests):
+        while None in await replies(services, requests):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     async with services.unchanged():
         again = await replies(services, requests)
