@@ -18,6 +18,8 @@ _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _MARKS: Final = "tests/integration/common/test_marks.py::"
 _SESSIONS: Final = "tests/integration/common/test_sessions.py::"
 _SERVER: Final = "tests/integration/common/test_server.py::"
+_STANDBY: Final = "tests/integration/standby/test_standby_away.py::"
+_TRANSACTIONS: Final = "tests/integration/common/test_transactions.py::"
 _HANDLERS: Final = "tests/integration/common/test_handlers.py::"
 
 COMMON: Final = (
@@ -25,7 +27,7 @@ COMMON: Final = (
         "reply-before-commit",
         "a lane replies while the batch's transaction is not committed yet",
         file="common/batching/batch.py",
-        old="        async with engine.connect() as connection, connection.begin():\n",
+        old="        async with self.database.transactions.begin(engine) as connection:\n",
         new="""        import contextlib
 
         @contextlib.asynccontextmanager
@@ -167,6 +169,30 @@ COMMON: Final = (
         old="""        .where(table.c.state != sa.literal_column(f"'{CANCELLED}'"))\n""",
         new="",
         tests=(f"{_RECORDS}test_old_records_are_cleaned_up_in_batches_and_tombstones_stay",),
+    ),
+    Mutant(
+        "replay-without-wait",
+        "a batch that only replays commits without waiting for the standby",
+        file="common/db/idempotency.py",
+        old="            if records.found:\n",
+        new="            if records.found and records.new:\n",
+        tests=(f"{_STANDBY}test_no_write_is_confirmed_before_the_standby_has_it",),
+    ),
+    Mutant(
+        "commit-with-time-limit",
+        "COMMIT has the driver's time limit, which cancels its wait for the standby",
+        file="common/db/transactions.py",
+        old="        if query == _COMMIT:\n",
+        new='        if query == "":\n',
+        tests=(f"{_TRANSACTIONS}test_commit_has_no_time_limit_of_the_driver",),
+    ),
+    Mutant(
+        "abandoned-commits-not-counted",
+        "connections whose COMMIT waits do not count as taken",
+        file="common/db/transactions.py",
+        old="return pending >= pool.size()",
+        new="return pending > pool.size()",
+        tests=(f"{_TRANSACTIONS}test_without_a_connection_left_writes_are_refused_at_once",),
     ),
     Mutant(
         "second-record-ignored",

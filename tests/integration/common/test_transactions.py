@@ -119,10 +119,13 @@ async def test_commit_has_no_time_limit_of_the_driver(
 
 
 @pytest.mark.usefixtures("short_wait")
-async def test_without_a_connection_left_writes_are_refused_and_readiness_says_why(
+async def test_without_a_connection_left_writes_are_refused_at_once(
     core_urls: ServiceUrls, standby: Standby, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that wait for a connection already: the pool has one, and its limit is long."""
+    """Also those that wait for a connection already, and readiness says why.
+
+    The pool has one connection, and its own limit is long.
+    """
     monkeypatch.setattr("common.db.engines.POOL_TIMEOUT_S", LONG_S)
     database = open_engines(core_urls.runtime, application_name="full", pool_size=6)
     await check_ready(database, schema=SCHEMA)
