@@ -16,6 +16,7 @@ from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
 from common.db.server_settings import UnsuitableServer
 from common.service import migrations_of
+from common.settings import Pooler as Between
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import C_LOCALE, Databases, created, name_of
@@ -95,16 +96,19 @@ async def test_a_collation_of_the_system_is_a_warning_while_the_database_is_empt
     assert "BUILTIN_LOCALE 'C.UTF-8'" in reason
 
 
-async def test_transactions_and_reads_are_read_committed_whatever_is_the_default(
-    core_urls: ServiceUrls, databases: Databases
+@pytest.mark.parametrize("between", ["none", "transaction"])
+async def test_transactions_are_read_committed_whatever_is_the_default(
+    between: Between, core_urls: ServiceUrls, databases: Databases
 ) -> None:
+    """Single reads too where a session keeps its settings; elsewhere they conflict with nothing."""
     databases.server.run_sql(
         f'ALTER DATABASE "{name_of(core_urls)}"'
         " SET default_transaction_isolation = 'serializable'"
     )
-    database = open_engines(core_urls.runtime, application_name="test", pool_size=4)
+    database = open_engines(core_urls.runtime, application_name="t", pool_size=4, pooler=between)
+    reads = (database.reads, database.probe) if between == "none" else ()
     try:
-        for engine in (database.lanes, database.waiting, database.reads, database.probe):
+        for engine in (database.lanes, database.waiting, *reads):
             async with engine.connect() as connection:
                 shown = await connection.scalar(sa.text("SHOW transaction_isolation"))
             assert shown == "read committed"
