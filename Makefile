@@ -65,6 +65,10 @@ test-kills: $(STAMP) ## Kill each kind of process during a demo, restart the sta
 test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; check balancing, restarts and kills (14 minutes)
 	@$(BIN)/python -m pytest tests/replicas $(ARGS)
 
+.PHONY: test-pooler
+test-pooler: $(STAMP) ## Run the services through PgBouncer 1.21 or newer, the installed one or PGBOUNCER=/path
+	@$(BIN)/python -m pytest tests/pooler $(ARGS)
+
 .PHONY: test-crash
 test-crash: $(STAMP) ## Let real processes fail at every failpoint, write docs/guides/failures.md (30 minutes)
 	@$(BIN)/python -m tests.faults crash $(ARGS)

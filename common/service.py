@@ -36,6 +36,7 @@ from common.db.errors import (
 )
 from common.db.idempotency import CLEAN_UP_INTERVAL_S, IdempotencyStore
 from common.db.revisions import ForeignSchema
+from common.db.server_settings import UnsuitableServer
 from common.environment import SettingsError, source_of, unknown_names
 from common.locking.redis import connection_problem
 from common.metrics import MetricsPage
@@ -140,7 +141,9 @@ def _run(settings: ServiceSettings, command: Command, work: Coroutine[None, None
 
 def _failure(settings: ServiceSettings, command: Command, error: Exception) -> str:
     """What ended the process, in one line. It names the setting, if a setting is the cause."""
-    refused = sqlstate(error) == INSUFFICIENT_PRIVILEGE or isinstance(error, ForeignSchema)
+    refused = sqlstate(error) == INSUFFICIENT_PRIVILEGE or isinstance(
+        error, ForeignSchema | UnsuitableServer
+    )
     if command == "migrate" and (refused or classify(error) is Fault.CONNECTION):
         url = engine_url(settings.owner_database_url.get_secret_value())
         return (

@@ -32,6 +32,9 @@ from common.environment import SettingsError, source_of
 from common.urls import BindAddress, PostgresUrl, RedisUrl
 
 Command: TypeAlias = Literal["serve", "migrate"]
+Pooler: TypeAlias = Literal["none", "transaction"]
+"""What is between a service and its database: nothing, or a pooler that gives each transaction
+whichever session of the server is free."""
 
 
 def _replica_name() -> str:
@@ -138,6 +141,12 @@ class ServiceSettings(BaseSettings):
         "reads.",
         most=500,
         least=4,
+    )
+    pooler: Pooler = Field(
+        default="none",
+        description="What the database's address leads through. `transaction`: PgBouncer 1.21 or "
+        "newer in transaction mode, or another pooler that keeps prepared statements. The owner's "
+        "and the audit's addresses lead to the server itself.",
     )
     metrics_port: int = count(
         0, "Port of the Prometheus page, on the host of BIND; 0: none.", most=65535, least=0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from common import failpoints
 from common.db.connections import SERVER_SETTINGS, Connector
+from common.db.server_settings import TransactionSettings
 from common.db.sessions import SessionRules
 from common.db.transactions import Transactions
 from common.environment import file_of, source_of
-from common.settings import ServiceSettings
+from common.settings import Pooler, ServiceSettings
 from common.urls import engine_url
 
 _PLANS: Final = {
@@ -59,8 +60,15 @@ class Database:
     setting: str = "the database"
     """The variable or file that the address came from, for the operator."""
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
-    """Set when the readiness probe has passed once and the server's durability was checked."""
+    """Set when the readiness probe has passed once."""
     transactions: Transactions = field(default_factory=Transactions, compare=False)
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """The settings that the probe's session asks for at its start; none through a pooler."""
+    transaction_settings: TransactionSettings = field(
+        default_factory=lambda: TransactionSettings("none"), compare=False
+    )
+    warned: set[str] = field(default_factory=set, compare=False)
+    """The warnings about the server that are logged already."""
 
     @asynccontextmanager
     async def begin(self, purpose: str = "other") -> AsyncIterator[AsyncConnection]:
@@ -92,6 +100,20 @@ class Database:
             await asyncio.wait(late, timeout=CLOSE_S / 2)
 
 
+def _session_settings(lock_timeout_ms: int) -> dict[str, str]:
+    """What a session has to be set to. The values are those that ``pg_settings`` shows."""
+    return {
+        "lock_timeout": str(lock_timeout_ms),
+        "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+        # A replica that is frozen inside a transaction loses it, and its row locks.
+        "idle_in_transaction_session_timeout": str(IDLE_TIMEOUT_MS),
+        # For single reads. A transaction names its level when it begins.
+        "default_transaction_isolation": "read committed",
+        "TimeZone": "UTC",
+        **_PLANS,
+    }
+
+
 def open_engines(
     url: str,
     *,
@@ -99,6 +121,7 @@ def open_engines(
     pool_size: int,
     setting: str = "the database",
     url_file: Path | None = None,
+    pooler: Pooler = "none",
 ) -> Database:
     """Engines with ``pool_size`` connections in all. No session waits without a limit.
 
@@ -109,13 +132,16 @@ def open_engines(
     shared = pool_size - 1
     third = max(shared // 3, 1)
     connector = Connector(url_file)
+    transaction_settings = TransactionSettings(pooler)
 
     def engine(
         purpose: str, size: int, lock_timeout_ms: int, *, single: bool = False
     ) -> AsyncEngine:
-        made = create_async_engine(
+        settings = _session_settings(lock_timeout_ms)
+        opened = create_async_engine(
             engine_url(url),
-            isolation_level="AUTOCOMMIT" if single else None,
+            # Nothing relies on more, and SERIALIZABLE by default would refuse what is correct.
+            isolation_level="AUTOCOMMIT" if single else "READ COMMITTED",
             pool_size=size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
@@ -129,18 +155,15 @@ def open_engines(
                 "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 1,
                 "server_settings": {
                     "application_name": f"{application_name} {purpose}",
-                    "lock_timeout": str(lock_timeout_ms),
-                    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
-                    # A replica that is frozen inside a transaction loses it, and its row locks.
-                    "idle_in_transaction_session_timeout": str(IDLE_TIMEOUT_MS),
-                    "timezone": "UTC",
-                    **SERVER_SETTINGS,
-                    **_PLANS,
+                    # A pooler refuses or drops them.
+                    **({**SERVER_SETTINGS, **settings} if pooler == "none" else {}),
                 },
             },
         )
-        SessionRules.apply_to(made)
-        return made
+        SessionRules.apply_to(opened)
+        if not single:
+            transaction_settings.bind(opened, settings)
+        return opened
 
     return Database(
         lanes=engine("lanes", third, LANE_LOCK_TIMEOUT_MS),
@@ -148,6 +171,8 @@ def open_engines(
         reads=engine("reads", max(shared - 2 * third, 1), LOCK_TIMEOUT_MS, single=True),
         probe=engine("probe", 1, LOCK_TIMEOUT_MS, single=True),
         setting=setting,
+        asked=_session_settings(LOCK_TIMEOUT_MS) if pooler == "none" else {},
+        transaction_settings=transaction_settings,
     )
 
 
@@ -160,6 +185,7 @@ async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
         pool_size=settings.pool_size,
         setting=source_of(settings.service, "database_url"),
         url_file=file_of(settings.service, "database_url"),
+        pooler=settings.pooler,
     )
     try:
         yield database

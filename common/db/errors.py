@@ -39,6 +39,10 @@ _UNREACHABLE: Final = {
 }
 
 
+_POOLER: Final = "unsupported startup parameter"
+"""PgBouncer's answer to a session that asks for settings."""
+
+
 class Fault(enum.Enum):
     """What a failed transaction means for the commands in it; values are labels of a metric."""
 
@@ -165,5 +169,7 @@ def describe_failure(error: BaseException, url: sa.URL) -> str:
     cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
     if isinstance(cause, ReadOnlyDatabase | TargetServerAttributeNotMatched):
         return f"{address} takes no writes: a hot standby, or default_transaction_read_only is on"
-    first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    return logs.masked(first_line)
+    first_line = logs.masked((str(cause).strip() or type(cause).__name__).splitlines()[0])
+    if _POOLER in first_line:
+        return f"{first_line}: {address} is a pooler, set TALLY_POOLER=transaction"
+    return first_line

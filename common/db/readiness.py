@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, TypeAlias
+from typing import Final
 
 import sqlalchemy as sa
 import structlog
@@ -18,18 +18,23 @@ from common.db.errors import (
     sqlstate,
 )
 from common.db.revisions import ForeignSchema, require_own
+from common.db.server_settings import (
+    UnsuitableServer,
+    check_server,
+    lost_settings,
+    require_prepared_statements,
+)
 from common.tasks import result_of
 
-_DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
 _PROBE: Final = sa.text(
     "SELECT (SELECT version_num FROM alembic_version),"
     " current_setting('transaction_read_only') = 'on'"
 )
 
-Probed: TypeAlias = tuple[str, list[str]]
-"""The revision of the schema, and warnings about the server."""
+_CHECKED: Final = "server settings checked"
+"""The key of a session's mark."""
 
-_abandoned: set[asyncio.Task[Probed]] = set()
+_abandoned: set[asyncio.Task[str]] = set()
 _log = structlog.stdlib.get_logger()
 
 
@@ -43,16 +48,18 @@ async def check_ready(database: Database, *, schema: str) -> None:
     Revisions are the service's name and a number of four digits. A newer schema is usable: releases
     expand first, and contract only when no replica of the older release is left.
 
-    The first time that it succeeds, it logs a warning for each server setting with which a crash
-    could lose committed transactions.
+    A server that is not set as the books need it is not ready either. It is checked with each new
+    session, since a failover may lead to another server. A setting with which a crash could lose
+    committed transactions is logged once, and so is a pooler that drops a session's settings: from
+    then on each transaction has its own.
     """
     url = database.probe.url
     probe = asyncio.create_task(_read_state(database))
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            found, warnings = await result_of(probe)
+            found = await result_of(probe)
         require_own(found, schema, url.database)
-    except ForeignSchema as error:
+    except (ForeignSchema, UnsuitableServer) as error:
         raise NotReady(f"{database.setting}: {error}") from error
     except Exception as error:
         problem = describe_failure(error, url)
@@ -64,30 +71,50 @@ async def check_ready(database: Database, *, schema: str) -> None:
     if found < schema:
         age = f"the schema of database {url.database} is at {found or 'nothing'}"
         raise NotReady(f"{database.setting}: {age}, this release needs {schema}: run migrate")
-    for warning in warnings:
-        _log.warning("database not durable", setting=database.setting, reason=warning)
     database.checked.set()
 
 
-async def _read_state(database: Database) -> Probed:
-    """Raises ReadOnlyDatabase for a session that takes no writes, or CommitsPending."""
+async def _read_state(database: Database) -> str:
+    """The schema's revision.
+
+    Raises ReadOnlyDatabase for a session that takes no writes, CommitsPending and UnsuitableServer.
+    """
     async with database.probe.connect() as connection:
         found, read_only = (await connection.execute(_PROBE)).one()
         if read_only:
             raise ReadOnlyDatabase
         await database.transactions.check(connection)
-        warnings = [] if database.checked.is_set() else await durability_warnings(connection)
-    return found or "", warnings
+        if _CHECKED not in connection.info:
+            await _check_session(database, connection)
+            connection.info[_CHECKED] = True
+    return found or ""
 
 
-def _abandon(probe: asyncio.Task[Probed]) -> None:
+async def _check_session(database: Database, connection: AsyncConnection) -> None:
+    for warning in await check_server(connection):
+        _warn(database, "database not durable", warning)
+    if not database.asked:
+        await require_prepared_statements(connection)
+    if lost := await lost_settings(connection, database.asked):
+        database.transaction_settings.enabled = True
+        reason = f"a pooler dropped {', '.join(lost)}: set TALLY_POOLER=transaction"
+        _warn(database, "session settings lost", reason)
+
+
+def _warn(database: Database, event: str, reason: str) -> None:
+    if reason not in database.warned:
+        database.warned.add(reason)
+        _log.warning(event, setting=database.setting, reason=reason)
+
+
+def _abandon(probe: asyncio.Task[str]) -> None:
     """Cancel the probe, if it still runs, without waiting for its end.
 
     The driver takes two seconds to close a connection to a silent server, and the result is already
     known.
     """
 
-    def on_done(task: asyncio.Task[Probed]) -> None:
+    def on_done(task: asyncio.Task[str]) -> None:
         _abandoned.discard(task)
         if not task.cancelled():
             # Retrieved, so that asyncio does not log that nobody did.
@@ -96,14 +123,3 @@ def _abandon(probe: asyncio.Task[Probed]) -> None:
     if probe.cancel():
         _abandoned.add(probe)
         probe.add_done_callback(on_done)
-
-
-async def durability_warnings(connection: AsyncConnection) -> list[str]:
-    """The server's settings with which a crash could lose committed transactions."""
-    rows = await connection.execute(
-        sa.text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names) ORDER BY name"),
-        {"names": list(_DURABILITY)},
-    )
-    return [
-        f"{name} is off: a crash may lose committed answers" for name, on in rows if on == "off"
-    ]

@@ -20,6 +20,8 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 
 ROOT = Path(__file__).parents[2]
+C_LOCALE: Final = "LOCALE_PROVIDER libc LOCALE 'C'"
+"""Options of CREATE DATABASE with which it may have any encoding."""
 SERVICES: Final = ("balance", "coupon", "order", "payment")
 
 
@@ -104,6 +106,23 @@ class Databases:
                 thread.submit(asyncio.run, migrate(urls.owner, versions)).result()
             self._templates[service] = name
         return self._templates[service]
+
+
+@contextmanager
+def created(
+    server: PostgresServer, options: str, service: str = "balance"
+) -> Iterator[ServiceUrls]:
+    """An empty database with these options of CREATE DATABASE, dropped afterwards."""
+    server.provision(service)
+    name = f"test_created_{uuid.uuid4().hex[:12]}"
+    server.run_sql(
+        f'CREATE DATABASE "{name}" OWNER "tally_{service}_owner" TEMPLATE template0 {options};'
+        f'GRANT CONNECT ON DATABASE "{name}" TO "tally_{service}_runtime"'
+    )
+    try:
+        yield server.urls(service, name)
+    finally:
+        server.drop_database(name)
 
 
 def clone_of(service: str) -> Any:

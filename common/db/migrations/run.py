@@ -21,6 +21,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from common.db.connections import CONNECT_TIMEOUT_S
 from common.db.errors import LOCK_NOT_AVAILABLE, describe_failure, sqlstate
 from common.db.revisions import require_own
+from common.db.server_settings import (
+    check_server,
+    collation_warning,
+    require_direct,
+    require_writable,
+)
 from common.urls import engine_url
 
 _LOCK: Final = 7_418_201
@@ -57,12 +63,18 @@ async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> Non
 
     A server that is not there yet is waited for, for at most ``wait_s`` seconds. Raises SchemaInUse
     if a table is not released within LOCK_TIMEOUT_S, ForeignSchema if the schema is another
-    service's, and the driver's error if the server rejects the connection or does not come.
+    service's, UnsuitableServer if the server is not set as the books need it or is behind a pooler,
+    and the driver's error if the server rejects the connection or does not come.
     """
-    engine = create_async_engine(engine_url(owner_url), connect_args={"timeout": CONNECT_TIMEOUT_S})
+    engine = create_async_engine(
+        engine_url(owner_url),
+        isolation_level="READ COMMITTED",
+        connect_args={"timeout": CONNECT_TIMEOUT_S},
+    )
     try:
         await _wait_for_server(engine, wait_s)
         async with engine.connect() as connection:
+            await _check(connection)
             await _wait_for_other_jobs(connection)
             await _migrate_with_lock_timeout(connection, versions)
     finally:
@@ -93,6 +105,17 @@ async def _connect(engine: AsyncEngine) -> None:
     except TimeoutError:
         # It has no text, and ``describe_failure`` would take it for the readiness probe's.
         raise OSError(f"nothing within {CONNECT_TIMEOUT_S:g} s") from None
+
+
+async def _check(connection: AsyncConnection) -> None:
+    """Raise UnsuitableServer before anything is changed; log what should be changed early."""
+    await require_direct(connection)
+    await require_writable(connection)
+    for warning in await check_server(connection):
+        _log.warning("database not durable", reason=warning)
+    if warning := await collation_warning(connection):
+        _log.warning("collation may change", reason=warning)
+    await connection.rollback()
 
 
 async def _wait_for_other_jobs(connection: AsyncConnection) -> None:
