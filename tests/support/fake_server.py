@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Self
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
@@ -145,6 +146,10 @@ class TcpProxy:
         self.forwards.set()
         self._writers: set[asyncio.StreamWriter] = set()
 
+    async def before(self, data: bytes, *, to_client: bool, connection: object) -> None:
+        """Await this before forwarding what was received. Raises ConnectionError to cut."""
+        await self.forwards.wait()
+
     def cut(self) -> None:
         """Abort every open connection."""
         for writer in self._writers:
@@ -152,15 +157,19 @@ class TcpProxy:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, address: str, port: int = 0) -> AsyncIterator[TcpProxy]:
+    async def to(cls, address: str, port: int = 0) -> AsyncIterator[Self]:
         """A proxy to ``address``, listening at its own ``address``."""
         proxy = cls()
         host, _, server_port = address.rpartition(":")
 
-        async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def pump(
+            reader: asyncio.StreamReader,
+            writer: asyncio.StreamWriter,
+            before: Callable[[bytes], Awaitable[None]],
+        ) -> None:
             try:
                 while data := await reader.read(65_536):
-                    await proxy.forwards.wait()
+                    await before(data)
                     writer.write(data)
                     await writer.drain()
             except ConnectionError:
@@ -180,7 +189,11 @@ class TcpProxy:
                 server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
                 proxy._writers.add(server_writer)
                 with _aborted(server_writer):
-                    await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer))
+                    before = partial(proxy.before, connection=connection)
+                    await asyncio.gather(
+                        pump(reader, server_writer, partial(before, to_client=False)),
+                        pump(server_reader, writer, partial(before, to_client=True)),
+                    )
                 proxy._writers -= {writer, server_writer}
 
         connections: set[asyncio.Task[Any]] = set()

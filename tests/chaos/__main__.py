@@ -1,0 +1,50 @@
+"""`python -m tests.chaos`: faults of all kinds under load, then the comparison with the books."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from deploy.local.command_line import make_app, report, run_app
+from tests.chaos.run import run
+
+LISTED_MAX: Final = 40
+app = make_app("tests.chaos", "Let everything fail at random times, and compare the books.")
+
+
+@app.default
+def chaos(*, seed: int | None = None, minutes: float = 10.0) -> int:
+    """Run one schedule; exit 0 if the books hold and the run proves something.
+
+    Parameters
+    ----------
+    seed
+        The same seed has the same schedule; without, a new one.
+    minutes
+        How long faults happen; start, healing and comparison come on top.
+    """
+    seed = random.randrange(10**6) if seed is None else seed
+    report(f"seed {seed}, {minutes:g} minutes")
+    directory = Path(tempfile.mkdtemp(prefix="tally-chaos-"))
+    result = asyncio.run(run(seed, minutes, directory / "data", report))
+    for reason, count in result.reasons.items():
+        report(f"{count:8,} {reason}")
+    for violation in result.violations[:LISTED_MAX]:
+        report(f"violation: {violation}")
+    for why in result.invalid:
+        report(f"invalid: {why}")
+    report(str(result))
+    if result.held:
+        shutil.rmtree(directory)
+        return 0
+    report(f"the logs and databases are in {directory}")
+    report(f"run again: make test-chaos ARGS='--seed {seed} --minutes {minutes:g}'")
+    return 1
+
+
+if __name__ == "__main__":
+    run_app(app)
