@@ -7,12 +7,10 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from deploy.local.command_line import make_app, report, run_app
 from tests.chaos.run import run
 
-LISTED_MAX: Final = 40
 app = make_app("tests.chaos", "Let everything fail at random times, and compare the books.")
 
 
@@ -28,22 +26,15 @@ def chaos(*, seed: int | None = None, minutes: float = 10.0) -> int:
         How long faults happen; start, healing and comparison come on top.
     """
     seed = random.randrange(10**6) if seed is None else seed
-    report(f"seed {seed}, {minutes:g} minutes")
     directory = Path(tempfile.mkdtemp(prefix="tally-chaos-"))
     result = asyncio.run(run(seed, minutes, directory / "data", report))
-    for reason, count in result.reasons.items():
-        report(f"{count:8,} {reason}")
-    for violation in result.violations[:LISTED_MAX]:
-        report(f"violation: {violation}")
-    for why in result.invalid:
-        report(f"invalid: {why}")
-    report(str(result))
     if result.held:
         shutil.rmtree(directory)
-        return 0
-    report(f"the logs and databases are in {directory}")
-    report(f"run again: make test-chaos ARGS='--seed {seed} --minutes {minutes:g}'")
-    return 1
+    else:
+        report(f"the logs and databases are in {directory}")
+    for line in result.lines():
+        report(line)
+    return 0 if result.held else 1
 
 
 if __name__ == "__main__":

@@ -23,18 +23,20 @@ from tests.support.payments import cancel, confirm
 
 DEADLINE_MIN_S: Final = 0.01
 DEADLINE_MAX_S: Final = 6.0
+HURRIED: Final = 0.4
+"""The share of calls whose deadline may be as short as this; others leave time for a reply."""
 DUPLICATES_MAX: Final = 16
-DUPLICATED: Final = 0.2
+DUPLICATED: Final = 0.15
 """The share of requests that are sent several times at once."""
 ABANDONED: Final = 0.05
 """The share of unknown outcomes that nobody asks about again."""
 PATIENCE_S: Final = 25.0
-PAUSE_S: Final = 0.1
-CUSTOMERS: Final = 6
-CLIENTS: Final = 4
+PAUSE_S: Final = 0.2
+CUSTOMERS: Final = 5
+CLIENTS: Final = 3
 """Clients that change the same few accounts."""
 ACCOUNTS: Final = tuple(f"busy-{number}" for number in range(3))
-MERCHANTS: Final = 2
+MERCHANTS: Final = 3
 """Clients that confirm and cancel payments without an order."""
 REPEATERS: Final = 2
 """Clients that repeat earlier requests, with the same content and with other content."""
@@ -114,8 +116,8 @@ class Traffic:
         await asyncio.gather(*self._calls)
 
     def _deadline_s(self) -> float:
-        low, high = math.log(DEADLINE_MIN_S), math.log(DEADLINE_MAX_S)
-        return math.exp(self._random.uniform(low, high))
+        low_s = DEADLINE_MIN_S if self._random.random() < HURRIED else DEADLINE_MAX_S / 4
+        return math.exp(self._random.uniform(math.log(low_s), math.log(DEADLINE_MAX_S)))
 
     # -- clients ---------------------------------------------------------------------------------
 

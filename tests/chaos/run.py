@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from tests.faults.matrix import SETTINGS as CRASH_SETTINGS
 from tests.faults.stack import beside
 
 SETTINGS: Final = CRASH_SETTINGS | {
+    "TALLY_PAYMENT_GATEWAY_BREAKER_PAUSE_S": "0.3",
     # Longer than a fault can delay a confirm: the simulator never closes a key.
     "TALLY_PAYMENT_CONFIRM_WINDOW_S": "10",
 }
@@ -37,6 +38,7 @@ PROGRESS: Final = (
     "ConfirmPayment",
 )
 """Methods that succeed again in each quarter without faults."""
+LISTED_MAX: Final = 40
 _POLL_S: Final = 0.2
 _OPEN_PAYMENTS: Final = """
 SELECT payment_key || ': ' || state AS line FROM payments WHERE state IN ('PENDING', 'UNKNOWN')
@@ -53,6 +55,7 @@ class Result:
     """What came out of a run."""
 
     seed: int
+    minutes: float
     replies: dict[Outcome, int]
     reasons: dict[str, int]
     requests: int
@@ -60,7 +63,6 @@ class Result:
     happened: dict[str, int]
     """Faults, by kind."""
     orders: int
-    restarts: int
     seconds: float
     violations: list[str] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
@@ -70,51 +72,79 @@ class Result:
     def held(self) -> bool:
         return not (self.violations or self.invalid)
 
-    def __str__(self) -> str:
-        """The figures in one line."""
+    @property
+    def figures(self) -> str:
+        """One line."""
         return (
-            f"seed {self.seed}: {self.requests:,} requests in {_counted(self.replies)}, "
-            f"{self.orders:,} orders, {sum(self.happened.values())} faults of "
-            f"{len(self.happened)} kinds, {self.restarts} restarts of replicas, "
+            f"seed {self.seed}, {self.minutes:g} minutes: {self.requests:,} requests in "
+            f"{_counted(self.replies)}, {self.orders:,} orders, "
+            f"{sum(self.happened.values())} faults of {len(self.happened)} kinds, "
             f"{self.repeated:,} requests repeated at the end, "
             f"{len(self.violations)} violations, {self.seconds:.0f} s"
         )
 
+    def lines(self) -> Iterator[str]:
+        """All of it, the figures last."""
+        for reason, count in self.reasons.items():
+            yield f"{count:8,} {reason}"
+        for violation in self.violations[:LISTED_MAX]:
+            yield f"violation: {violation}"
+        for why in self.invalid:
+            yield f"invalid: {why}"
+        if not self.held:
+            again = f"--seed {self.seed} --minutes {self.minutes:g}"
+            yield f"run again: make test-chaos ARGS='{again}'"
+        yield self.figures
+
 
 async def run(seed: int, minutes: float, data_dir: Path, report: Callable[[str], None]) -> Result:
-    """One run on a new stack in ``data_dir``. Reports its schedule first."""
-    began_s = time.monotonic()
-    planned = rounds(seed, minutes)
-    for number, round_ in enumerate(planned, 1):
-        report(f"round {number} of {len(planned)}:")
-        for fault in round_.faults:
-            report(f"  {fault}")
-    traffic = Traffic(seed)
+    """One run on a new stack in ``data_dir``."""
+    report(described(seed, minutes))
     async with opened(data_dir, SETTINGS) as stack, customers(stack) as crowd:
-        crowd.repeat = traffic.repeat
-        report("started")
-        faults_ = Faults(stack)
-        async with beside(crowd.settle_refunds()):
-            violations = await _under_load(crowd, traffic, faults_, planned, report)
-            violations += [*faults_.deaths, *await _not_final(stack)]
-        report("healed")
-        replies = dict(traffic.history.counts)
-        invalid = _invalid(traffic.history, faults_, len(planned))
-        repeated = await traffic.repeat_answered()
-        violations += await _wrong(stack, crowd, traffic)
-        return Result(
-            seed=seed,
-            replies=replies,
-            reasons=dict(traffic.history.reasons.most_common()),
-            requests=len(traffic.history.intents),
-            repeated=repeated,
-            happened=dict(faults_.happened),
-            orders=crowd.orders,
-            restarts=stack.restarts,
-            seconds=time.monotonic() - began_s,
-            violations=violations,
-            invalid=invalid,
-        )
+        return await run_on(stack, crowd, seed, minutes, report)
+
+
+def described(seed: int, minutes: float) -> str:
+    """The schedule of a seed."""
+    lines = [f"seed {seed}, {minutes:g} minutes"]
+    for number, each in enumerate(rounds(seed, minutes), 1):
+        lines += [f"round {number}", *(f"  {fault}" for fault in each.faults)]
+    return "\n".join(lines)
+
+
+async def run_on(
+    stack: ChaosStack, crowd: Customers, seed: int, minutes: float, report: Callable[[str], None]
+) -> Result:
+    """One run with the customers of this stack."""
+    began_s, finished = time.monotonic(), len(crowd.finished)
+    planned, faults, traffic = rounds(seed, minutes), Faults(stack), Traffic(seed)
+    crowd.repeat = traffic.repeat
+    async with beside(crowd.settle_refunds()):
+        violations = await _under_load(crowd, traffic, faults, planned, report)
+        violations += [*faults.deaths, *await _not_final(stack)]
+    replies = dict(traffic.history.counts)
+    # What was lost would be done anew by a repetition.
+    records, ledger = await _books(stack)
+    repeated = await traffic.repeat_answered()
+    violations += [
+        *wrong_replies(traffic.history, records),
+        *out_of_order(traffic.history, ledger),
+        *await wrong(stack, crowd.finished[finished:], await _paid_directly(stack)),
+        *await stack.differences(),
+    ]
+    return Result(
+        seed=seed,
+        minutes=minutes,
+        replies=replies,
+        reasons=dict(traffic.history.reasons.most_common()),
+        requests=len(traffic.history.intents),
+        repeated=repeated,
+        happened=dict(faults.happened),
+        orders=len(crowd.finished) - finished,
+        seconds=time.monotonic() - began_s,
+        violations=violations,
+        invalid=_invalid(traffic.history, faults, len(planned)),
+    )
 
 
 async def _under_load(
@@ -175,33 +205,30 @@ def _invalid(history: History, faults: Faults, rounds_: int) -> list[str]:
     return found
 
 
-async def _wrong(stack: ChaosStack, crowd: Customers, traffic: Traffic) -> list[str]:
-    """What the books contradict, and what the audit finds."""
-    records: Records = {
-        RequestKey(row["method"], row["scope"], row["request_id"]): row["state"]
+async def _books(stack: ChaosStack) -> tuple[Records, Ledger]:
+    records = {
+        RequestKey(row["method"], row["scope"], row["request_id"]): str(row["state"])
         for service in SERVICES
         for row in await read(stack, service, _RECORDS)
     }
-    ledger: Ledger = {
+    ledger = {
         (row["user_id"], row["kind"], row["request_id"]): (
             row["sequence"],
             row["balance_after_minor"],
         )
         for row in await read(stack, "balance", _LEDGER)
     }
-    payments = {row["order_id"]: row for row in await read(stack, "payment", _DIRECT)}
-    paid: States = {
-        order_id: ("PAID", row["amount_minor"])
+    return records, ledger
+
+
+async def _paid_directly(stack: ChaosStack) -> States:
+    """What merchants have paid without an order, as if each were one."""
+    return {
+        row["order_id"]: ("PAID", row["amount_minor"])
         if row["state"] == "CONFIRMED"
         else (row["state"], 0)
-        for order_id, row in payments.items()
+        for row in await read(stack, "payment", _DIRECT)
     }
-    return [
-        *wrong_replies(traffic.history, records),
-        *out_of_order(traffic.history, ledger),
-        *await wrong(stack, crowd.finished, paid),
-        *await stack.differences(),
-    ]
 
 
 def _counted(replies: Mapping[Outcome, int]) -> str:

@@ -21,13 +21,17 @@ REPLICAS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of fault: ``action`` on one of the targets, for a random time in the range."""
+    """A kind of fault: ``action`` on one of the targets, for a random time in the range.
+
+    ``times``: how often in each round.
+    """
 
     action: str
     place: str
     targets: tuple[str, ...]
     least_s: float = 0.5
     most_s: float = 2.0
+    times: int = 1
 
     def __str__(self) -> str:
         return f"{self.action} {self.place}"
@@ -65,7 +69,7 @@ def _with_replicas(*services: str) -> tuple[str, ...]:
 _CALLERS: Final = {
     "database": _with_replicas(*SERVICES),
     "Redis": (EVERY,),
-    "gateway": _with_replicas("payment"),
+    "gateway": ("payment",),
     "peers": _with_replicas("order"),
 }
 """Whose connections to each side fail at once. Peers are the other services."""
@@ -76,10 +80,9 @@ TERMINATE: Final = "terminate sessions of"
 
 
 def _kinds() -> Iterator[Kind]:
-    for service in SERVICES:
-        replicas = tuple(f"{service}-{number}" for number in range(REPLICAS))
-        yield Kind(KILL, f"{service} replica", replicas)
-        yield Kind(PAUSE, f"{service} replica", replicas, 2 * LEASE_S, 3 * LEASE_S)
+    replicas = tuple(name for name in _with_replicas(*SERVICES) if name not in SERVICES)
+    yield Kind(KILL, "replica", replicas, times=2)
+    yield Kind(PAUSE, "replica", replicas, 2 * LEASE_S, 3 * LEASE_S, times=2)
     for side, callers in _CALLERS.items():
         for action in LINK_ACTIONS:
             yield Kind(action, side, callers)
@@ -111,5 +114,6 @@ def _round(source: random.Random, length_s: float) -> Round:
             source.uniform(kind.least_s, kind.most_s),
         )
         for kind in KINDS
+        for _ in range(kind.times)
     ]
     return Round(sorted(faults, key=lambda fault: fault.at_s), quiet_s=(1 - FAULTY) * length_s)

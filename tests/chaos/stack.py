@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,8 +33,8 @@ from tests.faults.stack import FaultyStack, running
 from tests.integration.local.test_runner import free_base_port
 from tests.support.databases import name_of
 
-MEET_LIMIT_S = 5.0
-"""How much longer the fault of a link lasts if nothing has passed there."""
+MEET_LIMIT_S = 30.0
+"""How much longer a fault lasts if there is nothing that it meets."""
 _POLL_S = 0.05
 T = TypeVar("T")
 Do = Callable[[Fault], Coroutine[Any, Any, bool]]
@@ -54,10 +54,10 @@ class ChaosStack(FaultyStack):
     def environment(self, service: str, replica: int) -> dict[str, str]:
         return self.links.lead(service, replica, super().environment(service, replica))
 
-    def replica(self, name: str) -> Child:
-        """The process of a replica such as ``order-1``."""
+    def address(self, name: str) -> str:
+        """The address of a replica such as ``order-1``."""
         service, _, number = name.rpartition("-")
-        return self.replicas[self.plan.addresses(service)[int(number)]]
+        return self.plan.addresses(service)[int(number)]
 
     async def kept(self, call: Callable[[], T]) -> T:
         """Make a call that starts processes, while the links still work."""
@@ -93,10 +93,11 @@ class Faults:
         """Replicas that ended and were not killed."""
         self._stack = stack
         self._killed: set[int] = set()
+        self._kills = asyncio.Lock()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._do: dict[tuple[str, str], Do] = {
-            **{(KILL, f"{service} replica"): self._kill for service in SERVICES},
-            **{(PAUSE, f"{service} replica"): self._pause_replica for service in SERVICES},
+            (KILL, "replica"): self._kill,
+            (PAUSE, "replica"): self._pause_replica,
             (RESTART, "PostgreSQL"): self._restart_postgres,
             (TERMINATE, "PostgreSQL"): self._terminate,
             (RESTART, "Redis server"): self._restart_redis,
@@ -131,11 +132,14 @@ class Faults:
     # -- replicas --------------------------------------------------------------------------------
 
     async def _kill(self, fault: Fault) -> bool:
-        child = self._stack.replica(fault.target)
-        self._killed.add(child.pid)
-        child.send(signal.SIGKILL)
-        await asyncio.sleep(fault.duration_s)
-        await self._stack.kept(self._restart_dead)
+        # One after the other: on a slow machine a replica needs long to start.
+        async with self._kills:
+            child = self._stack.replicas[self._stack.address(fault.target)]
+            self._killed.add(child.pid)
+            child.send(signal.SIGKILL)
+            await asyncio.sleep(fault.duration_s)
+            await self._stack.kept(self._restart_dead)
+            await self._stack.healthy(self._stack.address(fault.target))
         return True
 
     def _restart_dead(self) -> None:
@@ -144,7 +148,8 @@ class Faults:
                 self.deaths.append(f"{child.name} ended by itself: {child.exit_code()}")
 
     async def _pause_replica(self, fault: Fault) -> bool:
-        return await _paused(self._stack.replica(fault.target), fault.duration_s)
+        child = self._stack.replicas[self._stack.address(fault.target)]
+        return await _paused(child, fault.duration_s)
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -154,13 +159,16 @@ class Faults:
         for link in links:
             link.fail(fault.kind.action)
         await asyncio.sleep(fault.duration_s)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(MEET_LIMIT_S):
-                while sum(link.hits for link in links) == before:  # noqa: ASYNC110 - many links
-                    await asyncio.sleep(_POLL_S)
+
+        def met() -> bool:
+            return sum(link.hits for link in links) > before
+
+        until_s = time.monotonic() + MEET_LIMIT_S
+        while not met() and time.monotonic() < until_s:  # noqa: ASYNC110 - counted by many links
+            await asyncio.sleep(_POLL_S)
         for link in links:
             link.heal()
-        return sum(link.hits for link in links) > before
+        return met()
 
     # -- PostgreSQL ------------------------------------------------------------------------------
 
@@ -179,8 +187,13 @@ class Faults:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE datname = '{name}' AND usename LIKE '%runtime%'"
         )
-        ended = await asyncio.to_thread(self._stack.postgres.run_sql, statement)
-        return "t" in ended.split()
+        until_s = time.monotonic() + MEET_LIMIT_S
+        while time.monotonic() < until_s:
+            ended = await asyncio.to_thread(self._stack.postgres.run_sql, statement)
+            if "t" in ended.split():
+                return True
+            await asyncio.sleep(_POLL_S)
+        return False
 
     # -- Redis -----------------------------------------------------------------------------------
 

@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
+
+from google.protobuf.text_format import MessageToString
 
 from common.errors import Code
 from common.request_key import RequestKey
@@ -21,6 +24,8 @@ Ledger = Mapping[tuple[str, str, str], tuple[int, int]]
 """Sequence and balance after each entry, by user, kind (as in the database) and request_id."""
 
 ANSWERED, CANCELLED = "ANSWERED", "CANCELLED"
+LISTED_MAX: Final = 3
+"""Of each account: one change at the wrong place contradicts all that follow."""
 _PREVENTED: Final = frozenset({"DEDUCTION_CANCELLED", "PAYMENT_CANCELLED"})
 _LATEST: Final = frozenset({"CancelOrder", "CancelPayment"})
 """Methods whose response is the row as it is now, on its way to its end."""
@@ -65,7 +70,7 @@ def _of_repeats(intent: Intent) -> Iterator[str]:
     if intent.key.method not in _LATEST:
         first, *others = (_content(call.response) for call in answered)
         if any(other != first for other in others):
-            yield f"OK with different responses: {first} and {others}"
+            yield f"OK with different responses: {' and '.join(map(_line, (first, *others)))}"
     first_s = min(call.end_s for call in answered)
     for call in intent.of(Outcome.REFUSED):
         expected = intent.prevented and call.reason in _PREVENTED
@@ -88,6 +93,10 @@ def _content(response: Any) -> Any:
     same.CopyFrom(response)
     same.ClearField("replayed")
     return same
+
+
+def _line(response: Any) -> str:
+    return MessageToString(response, as_one_line=True)
 
 
 def _in_the_books(intent: Intent, records: Records) -> Iterator[str]:
@@ -114,7 +123,8 @@ def out_of_order(history: History, ledger: Ledger) -> Iterator[str]:
     """
     for user_id in {read.user_id for read in history.reads}:
         operations = [*_changes(history, ledger, user_id), *_reads(history, user_id)]
-        yield from (f"account {user_id}: {what}" for what in _violations(operations))
+        for what in itertools.islice(_violations(operations), LISTED_MAX):
+            yield f"account {user_id}: {what}"
         balances = {
             sequence: after for (user, _, _), (sequence, after) in ledger.items() if user == user_id
         }

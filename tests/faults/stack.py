@@ -28,7 +28,7 @@ from deploy.local.processes import Child, stop_all
 from deploy.local.stack import SERVICE_STOP_LIMIT_S, Stack
 from deploy.local.valkey import ValkeyServer
 
-READY_LIMIT_S: Final = 60.0
+READY_LIMIT_S: Final = 120.0
 _POLL_S: Final = 0.05
 S = TypeVar("S", bound="FaultyStack")
 
@@ -65,10 +65,10 @@ class FaultyStack(Stack):
                 self.restarts += 1
         return dead
 
-    async def healthy(self) -> None:
-        """Wait until every replica serves. Raises TimeoutError."""
+    async def healthy(self, *addresses: str) -> None:
+        """Wait until these replicas serve, or all. Raises TimeoutError."""
         async with asyncio.timeout(READY_LIMIT_S):
-            for address in self.replicas:
+            for address in addresses or self.replicas:
                 while not await asyncio.to_thread(_serves, address):  # noqa: ASYNC110 - a server
                     await asyncio.sleep(_POLL_S)
 
