@@ -56,8 +56,6 @@ class Traffic:
 
     def __init__(self, seed: int) -> None:
         self.history = History()
-        self.orders_of_merchants: dict[str, Intent] = {}
-        """Their confirmations, by order_id."""
         self.stopping = False
         """Set it, and every client ends when its last request has a final reply."""
         self._random = random.Random(f"load {seed}")
@@ -178,7 +176,6 @@ class Traffic:
             )
             cancelling = cancel(f"{name}-c", f"{name}-x", user_id=name)
             intent = self.history.intent(payment.ConfirmPayment, confirming)
-            self.orders_of_merchants[name] = intent
             order = [(payment.ConfirmPayment, confirming), (payment.CancelPayment, cancelling)]
             if self._random.random() < 0.2:
                 order.reverse()

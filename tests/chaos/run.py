@@ -14,7 +14,13 @@ from tests.chaos.history import History, Outcome
 from tests.chaos.load import Traffic
 from tests.chaos.schedule import SERVICES, Round, rounds
 from tests.chaos.stack import ChaosStack, Faults, opened
-from tests.chaos.verdict import Ledger, Records, out_of_order, wrong_replies
+from tests.chaos.verdict import (
+    Ledger,
+    Records,
+    kept_though_cancelled,
+    out_of_order,
+    wrong_replies,
+)
 from tests.faults.books import States, read, unfinished, wrong
 from tests.faults.load import Customers, customers
 from tests.faults.matrix import SETTINGS as CRASH_SETTINGS
@@ -92,8 +98,7 @@ class Result:
         for why in self.invalid:
             yield f"invalid: {why}"
         if not self.held:
-            again = f"--seed {self.seed} --minutes {self.minutes:g}"
-            yield f"run again: make test-chaos ARGS='{again}'"
+            yield _again(self.seed, self.minutes)
         yield self.figures
 
 
@@ -106,7 +111,7 @@ async def run(seed: int, minutes: float, data_dir: Path, report: Callable[[str],
 
 def described(seed: int, minutes: float) -> str:
     """The schedule of a seed."""
-    lines = [f"seed {seed}, {minutes:g} minutes"]
+    lines = [_again(seed, minutes)]
     for number, each in enumerate(rounds(seed, minutes), 1):
         lines += [f"round {number}", *(f"  {fault}" for fault in each.faults)]
     return "\n".join(lines)
@@ -126,10 +131,12 @@ async def run_on(
     # What was lost would be done anew by a repetition.
     records, ledger = await _books(stack)
     repeated = await traffic.repeat_answered()
+    paid = await _paid_directly(stack)
     violations += [
         *wrong_replies(traffic.history, records),
         *out_of_order(traffic.history, ledger),
-        *await wrong(stack, crowd.finished[finished:], await _paid_directly(stack)),
+        *kept_though_cancelled(traffic.history, paid),
+        *await wrong(stack, crowd.finished[finished:], paid),
         *await stack.differences(),
     ]
     return Result(
@@ -229,6 +236,10 @@ async def _paid_directly(stack: ChaosStack) -> States:
         else (row["state"], 0)
         for row in await read(stack, "payment", _DIRECT)
     }
+
+
+def _again(seed: int, minutes: float) -> str:
+    return f"run again: make test-chaos ARGS='--seed {seed} --minutes {minutes:g}'"
 
 
 def _counted(replies: Mapping[Outcome, int]) -> str:

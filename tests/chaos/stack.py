@@ -25,7 +25,6 @@ from tests.chaos.schedule import (
     PAUSE,
     REPLICAS,
     RESTART,
-    SERVICES,
     TERMINATE,
     Fault,
 )
@@ -238,7 +237,7 @@ def _place_of(fault: Fault) -> str:
     place, service = (
         text.replace("-", " ").split()[0] for text in (fault.kind.place, fault.target)
     )
-    return f"{place} of {service}" if place in {"database", *SERVICES} else place
+    return f"{place} of {service}" if place in {"database", "replica"} else place
 
 
 async def _paused(child: Child, duration_s: float) -> bool:

@@ -17,6 +17,7 @@ from google.protobuf.text_format import MessageToString
 from common.errors import Code
 from common.request_key import RequestKey
 from tests.chaos.history import Call, History, Intent, Outcome
+from tests.faults.books import States
 
 Records = Mapping[RequestKey, str]
 """The state of each stored answer."""
@@ -111,6 +112,17 @@ def _in_the_books(intent: Intent, records: Records) -> Iterator[str]:
         yield f"OK, and the books have {state}"
     elif intent.outcome_is(Outcome.REFUSED) and state == ANSWERED:
         yield f"{intent.calls[0].reason}, and the books have {state}"
+
+
+def kept_though_cancelled(history: History, states: States) -> Iterator[str]:
+    """Payments of merchants that are confirmed although their cancellation was answered.
+
+    ``states``: of their orders, by the user_id, of whom each has one.
+    """
+    for key, intent in history.intents.items():
+        paid = states.get(key.scope, ("", 0))[0] == "PAID"
+        if key.method == "CancelPayment" and intent.answered and paid:
+            yield f"CancelPayment {key.scope}: OK, and the payment is confirmed"
 
 
 # -- one order for each account --------------------------------------------------------------------

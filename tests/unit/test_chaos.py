@@ -14,8 +14,9 @@ from tests.chaos.changes import changed
 from tests.chaos.history import Call, History, Intent, Outcome, Read, outcome_of
 from tests.chaos.links import Link
 from tests.chaos.schedule import CUT, FAULTY, HOLD, KINDS, LOSE, LOSE_COMMIT, rounds
-from tests.chaos.verdict import out_of_order, wrong_replies
+from tests.chaos.verdict import kept_though_cancelled, out_of_order, wrong_replies
 from tests.support.balances import charge
+from tests.support.payments import cancel
 
 KEY = RequestKey("ChargeBalance", "ann", "c1")
 
@@ -104,6 +105,13 @@ def test_a_change_that_is_not_in_the_ledger_is_seen() -> None:
     history = history_of(ok(0, 1, sequence=1))
     history.reads.append(Read("ann", 2, 3, version=0, available_minor=0))
     assert list(out_of_order(history, {("ann", "CHARGE", "before"): (0, 0)}))
+
+
+def test_a_payment_that_is_kept_after_its_cancellation_is_seen() -> None:
+    key = RequestKey("CancelPayment", "ann", "x1")
+    history = History({key: Intent(key, None, cancel(), [ok()])})
+    assert list(kept_though_cancelled(history, {"ann": ("PAID", 5)}))
+    assert not list(kept_though_cancelled(history, {"ann": ("CANCELLED", 0)}))
 
 
 @pytest.mark.parametrize(
