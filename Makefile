@@ -59,7 +59,7 @@ test-concurrency: $(STAMP) ## Run only the concurrency tests, each with its cont
 
 .PHONY: test-kills
 test-kills: $(STAMP) ## Kill each kind of process during a demo, restart the stack, audit (12 minutes)
-	@$(BIN)/python -m pytest tests/chaos $(ARGS)
+	@$(BIN)/python -m pytest tests/chaos/test_kill_any_process.py $(ARGS)
 
 .PHONY: test-replicas
 test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; check balancing, restarts and kills (14 minutes)
@@ -76,6 +76,10 @@ test-crash: $(STAMP) ## Let real processes fail at every failpoint, write docs/g
 .PHONY: test-outages
 test-outages: $(STAMP) ## Take each dependency away for 1 s, 30 s and 15 minutes, compressed (20 minutes)
 	@$(BIN)/python -m tests.faults outages $(ARGS)
+
+.PHONY: test-chaos
+test-chaos: $(STAMP) ## Mix faults of all kinds under load, compare replies and books (ARGS='--seed 1 --minutes 10')
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: failpoints
 failpoints: $(STAMP) ## List the failpoints, at which a test lets a service fail

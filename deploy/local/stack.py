@@ -103,6 +103,10 @@ class Stack(Startable):
             },
         }
 
+    def environment(self, service: str, replica: int) -> dict[str, str]:
+        """The environment in which a replica runs."""
+        return replica_environment(self.plan, service, replica, self.backends)
+
     def newly_dead(self) -> list[Child]:
         """The processes that have ended since the last call: servers first, then replicas."""
         children = [*(server.child for server in self._servers), *self.replicas.values()]
@@ -171,7 +175,7 @@ class Stack(Startable):
                 child = self._spawn(
                     f"{service}-{replica}",
                     [f"{service}_service"],
-                    replica_environment(self.plan, service, replica, self.backends),
+                    self.environment(service, replica),
                 )
                 self.replicas[address] = child
                 replicas.append(child)

@@ -1,1 +1,2 @@
-"""Kills of each process, followed by an audit of the books. Long: `make test-kills`."""
+"""Faults at random times: kills of each process (`make test-kills`) and all kinds of faults
+(`make test-chaos`)."""

@@ -43,10 +43,10 @@ SELECT payment_key, order_id, total_amount, balance_amount FROM payments
 """
 
 
-async def unfinished(stack: FaultyStack) -> list[str]:
-    """Orders and sagas that have not ended within FINAL_LIMIT_S."""
+async def unfinished(stack: FaultyStack, *, limit_s: float = FINAL_LIMIT_S) -> list[str]:
+    """Orders and sagas that have not ended within the time."""
     statement = f"{_OPEN_ORDERS} UNION ALL {_OPEN_SAGAS}"
-    return await _until_none(stack, statement, FINAL_LIMIT_S)
+    return await _until_none(stack, statement, limit_s)
 
 
 async def unfinished_sagas(stack: FaultyStack, *, limit_s: float) -> list[str]:
@@ -67,18 +67,24 @@ async def _until_none(stack: FaultyStack, statement: str, limit_s: float) -> lis
         await connection.close()
 
 
-async def wrong(stack: FaultyStack, replies: Iterable[Replies]) -> list[str]:
-    """Replies that the order contradicts, and charges that belong to no order."""
-    rows = await _read(stack, "order", _ORDERS)
+async def wrong(
+    stack: FaultyStack, replies: Iterable[Replies], of_others: States | None = None
+) -> list[str]:
+    """Replies that the order contradicts, and charges that belong to no order.
+
+    ``of_others``: orders that another system has paid for by the payment service.
+    """
+    rows = await read(stack, "order", _ORDERS)
     states = {row["order_id"]: (row["state"], row["paid_by_gateway_minor"]) for row in rows}
-    outside = {row["payment_key"] for row in await _read(stack, "payment", _REFUNDED_OUTSIDE)}
+    outside = {row["payment_key"] for row in await read(stack, "payment", _REFUNDED_OUTSIDE)}
     return [
         *broken_promises(states, replies),
-        *wrong_charges(stack.plan.data_dir / GATEWAY_RECORD, states, outside),
+        *wrong_charges(stack.plan.data_dir / GATEWAY_RECORD, states | (of_others or {}), outside),
     ]
 
 
-async def _read(stack: FaultyStack, service: str, statement: str) -> list[asyncpg.Record]:
+async def read(stack: FaultyStack, service: str, statement: str) -> list[asyncpg.Record]:
+    """Rows of a service's database."""
     connection = await asyncpg.connect(stack.backends.databases[service].audit)
     try:
         rows: list[asyncpg.Record] = await connection.fetch(statement)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,9 @@ _PAUSE_S: Final = 0.2
 _DEFECT: Final = Code.INTERNAL
 """It leaves open whether the call had its effect: it is repeated."""
 _numbers = itertools.count()
+Repeat = Callable[[Any, Any], Awaitable[Any]]
+"""Makes a call until the reply is final: its response, or None if none came in time. Raises a
+definite Refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,8 @@ class Customers:
     campaign_id: str = ""
     product_id: str = ""
     orders: int = 0
+    repeat: Repeat = field(default_factory=lambda: repeated)
+    """How every call is made; it may be replaced after ``open``."""
     finished: list[Replies] = field(default_factory=list)
     rounds: list[asyncio.Task[None]] = field(default_factory=list)
     """Those that have not been awaited."""
@@ -221,7 +226,7 @@ class Customers:
     async def _ask(self, method: Any, request: Any) -> str:
         """The state of the order in the response, or the reason of a refusal; '' if neither."""
         try:
-            response = await _repeat(method, request)
+            response = await self.repeat(method, request)
         except Refusal as refusal:
             return refusal.reason
         return "" if response is None else pb.Order.State.Name(response.order.state)[6:]
@@ -229,12 +234,12 @@ class Customers:
     async def _insist(self, method: Any, request: Any) -> Any:
         """The response; None if the call was refused, or not answered in time."""
         try:
-            return await _repeat(method, request)
+            return await self.repeat(method, request)
         except Refusal:
             return None
 
 
-async def _repeat(method: Any, request: Any) -> Any:
+async def repeated(method: Any, request: Any) -> Any:
     """The response to a call that is repeated until the reply is final.
 
     None if that does not happen in PATIENCE_S. Raises a definite refusal.
@@ -284,7 +289,7 @@ async def fresh_stack(
     """A new stack and its customers. Enter it in the main thread."""
     with (
         tempfile.TemporaryDirectory(prefix="tally-faults-") as directory,
-        running(Path(directory) / "data", free_base_port(), settings) as stack,
+        running(Path(directory) / "data", free_base_port(), settings, FaultyStack) as stack,
     ):
         async with customers(stack) as crowd:
             yield stack, crowd

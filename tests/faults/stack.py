@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 
@@ -21,7 +21,6 @@ from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.plan import (
     GATEWAY_RECORD,
     Plan,
-    replica_environment,
     use_own_servers,
 )
 from deploy.local.postgres import PostgresServer
@@ -29,8 +28,9 @@ from deploy.local.processes import Child, stop_all
 from deploy.local.stack import SERVICE_STOP_LIMIT_S, Stack
 from deploy.local.valkey import ValkeyServer
 
-READY_LIMIT_S: Final = 60.0
+READY_LIMIT_S: Final = 120.0
 _POLL_S: Final = 0.05
+S = TypeVar("S", bound="FaultyStack")
 
 
 class FaultyStack(Stack):
@@ -58,17 +58,17 @@ class FaultyStack(Stack):
                 if child.exit_code() is None:
                     continue
                 dead.append(child)
-                environment = replica_environment(self.plan, service, replica, self.backends)
+                environment = self.environment(service, replica)
                 started = self._spawn(f"{service}-{replica}", [f"{service}_service"], environment)
                 self.replicas[address] = started
                 self._restarted.append(started)
                 self.restarts += 1
         return dead
 
-    async def healthy(self) -> None:
-        """Wait until every replica serves. Raises TimeoutError."""
+    async def healthy(self, *addresses: str) -> None:
+        """Wait until these replicas serve, or all. Raises TimeoutError."""
         async with asyncio.timeout(READY_LIMIT_S):
-            for address in self.replicas:
+            for address in addresses or self.replicas:
                 while not await asyncio.to_thread(_serves, address):  # noqa: ASYNC110 - a server
                     await asyncio.sleep(_POLL_S)
 
@@ -121,12 +121,20 @@ def _serves(address: str) -> bool:
 
 
 @contextmanager
-def running(data_dir: Path, base_port: int, settings: Mapping[str, str]) -> Iterator[FaultyStack]:
-    """A stack with these settings, stopped at the end. Enter it in the main thread."""
+def running(
+    data_dir: Path,
+    base_port: int,
+    settings: Mapping[str, str],
+    make: Callable[[Path, int], S],
+) -> Iterator[S]:
+    """A stack with these settings, stopped at the end.
+
+    Enter it in the main thread, or in one that lives as long as the stack (see Child).
+    """
     before = dict(os.environ)
     try:
         use_own_servers(**settings, **{failpoints.VARIABLE: str(data_dir / "failpoints")})
-        stack = FaultyStack(data_dir, base_port)
+        stack = make(data_dir, base_port)
         try:
             stack.start()
             yield stack

@@ -1,4 +1,4 @@
-"""The results of the matrix and of the outages, written into docs/guides/failures.md."""
+"""The results of the matrix, the outages and chaos, written into docs/guides/failures.md."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ import asyncio
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Self
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
@@ -165,6 +166,10 @@ class TcpProxy:
         """Every connection so far."""
         self._writers: set[asyncio.StreamWriter] = set()
 
+    async def before(self, data: bytes, *, to_client: bool, connection: object) -> None:
+        """Await this before forwarding what was received. Raises ConnectionError to cut."""
+        await self.forwards.wait()
+
     def cut(self) -> None:
         """Abort every open connection."""
         for writer in self._writers:
@@ -177,17 +182,20 @@ class TcpProxy:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, address: str, port: int = 0) -> AsyncIterator[TcpProxy]:
+    async def to(cls, address: str, port: int = 0) -> AsyncIterator[Self]:
         """A proxy to ``address``, listening at its own ``address``."""
         proxy = cls()
         proxy.target = address
 
         async def pump(
-            flow: _Flow, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+            flow: _Flow,
+            reader: asyncio.StreamReader,
+            writer: asyncio.StreamWriter,
+            before: Callable[[bytes], Awaitable[None]],
         ) -> None:
             try:
                 while data := await reader.read(65_536):
-                    await proxy.forwards.wait()
+                    await before(data)
                     idle_s = time.monotonic() - flow.used_s
                     flow.used_s += idle_s
                     flow.forgotten |= idle_s > proxy.forgets_after_s
@@ -214,8 +222,10 @@ class TcpProxy:
                 server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
                 proxy._writers.add(server_writer)
                 with _aborted(server_writer):
+                    before = partial(proxy.before, connection=connection)
                     await asyncio.gather(
-                        pump(flow, reader, server_writer), pump(flow, server_reader, writer)
+                        pump(flow, reader, server_writer, partial(before, to_client=False)),
+                        pump(flow, server_reader, writer, partial(before, to_client=True)),
                     )
                 proxy._writers -= {writer, server_writer}
 

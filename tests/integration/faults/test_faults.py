@@ -1,5 +1,5 @@
-"""A small part of the crash matrix and of the outages; all of both: `make test-crash`, `make
-test-outages`."""
+"""A small part of the crash matrix, of the outages and of chaos; all of them: `make test-crash`,
+`make test-outages`, `make test-chaos`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 import pytest_asyncio
 
-from tests.faults.load import Customers, fresh_stack
-from tests.faults.matrix import SETTINGS, Matrix, batches
+from tests.chaos.run import SETTINGS, described, run_on
+from tests.chaos.stack import ChaosStack
+from tests.chaos.stack import opened as chaos_stack
+from tests.faults.load import Customers, customers
+from tests.faults.matrix import Matrix, batches
 from tests.faults.outages import DEPENDENCIES, Length, outage
 from tests.faults.places import Cell, cells
-from tests.faults.stack import FaultyStack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+SEED = 1
+MINUTES = 0.4
+Opened = tuple[ChaosStack, Customers]
 CELLS = (
     "lane.account.DeductBalance.before, error, first run",
     "lane.use_coupon.RedeemCoupon.after, cancel, first run",
@@ -34,16 +39,15 @@ def named(names: Iterable[str]) -> list[Cell]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def opened() -> AsyncIterator[tuple[FaultyStack, Customers]]:
+async def opened(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Opened]:
     """One stack and its customers for the module."""
-    async with fresh_stack(SETTINGS) as opened:
-        yield opened
+    data_dir = tmp_path_factory.mktemp("faults") / "data"
+    async with chaos_stack(data_dir, SETTINGS) as stack, customers(stack) as crowd:
+        yield stack, crowd
 
 
 @pytest.mark.timeout(300)
-async def test_books_hold_after_crashes_in_first_run_and_recovery(
-    opened: tuple[FaultyStack, Customers],
-) -> None:
+async def test_books_hold_after_crashes_in_first_run_and_recovery(opened: Opened) -> None:
     lines: list[str] = []
     matrix = Matrix(lines.append)
     left = await matrix.run_on(*opened, batches(named(CELLS)))
@@ -54,9 +58,14 @@ async def test_books_hold_after_crashes_in_first_run_and_recovery(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["order database", "payment service"])
-async def test_sagas_end_after_a_dependency_was_away(
-    name: str, opened: tuple[FaultyStack, Customers]
-) -> None:
+async def test_sagas_end_after_a_dependency_was_away(name: str, opened: Opened) -> None:
     dependency = next(one for one in DEPENDENCIES if one.name == name)
     outcome = await outage(*opened, dependency, Length("1 s", 1.0, SETTINGS))
     assert outcome.held, outcome
+
+
+@pytest.mark.timeout(600)
+async def test_replies_and_books_agree_after_faults_of_all_kinds(opened: Opened) -> None:
+    print(described(SEED, MINUTES))
+    result = await run_on(*opened, SEED, MINUTES, print)
+    assert result.held, "\n".join(result.lines())

@@ -1,0 +1,230 @@
+"""The load: customers, busy accounts and merchants, with short deadlines and many duplicates."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import grpc
+
+from common.errors import Refusal
+from common.rpc.status import from_rpc_error
+from tests.chaos.changes import changed
+from tests.chaos.history import Call, History, Intent, Outcome, Read, name_of, outcome_of
+from tests.faults.load import KINDS, NO_REFUND, Customers, Kind
+from tests.support.balances import balance_of, charge, deduct, refund
+from tests.support.crowd import in_groups
+from tests.support.payments import cancel, confirm
+
+DEADLINE_MIN_S: Final = 0.01
+DEADLINE_MAX_S: Final = 6.0
+HURRIED: Final = 0.4
+"""The share of calls whose deadline may be as short as this; others leave time for a reply."""
+DUPLICATES_MAX: Final = 16
+DUPLICATED: Final = 0.15
+"""The share of requests that are sent several times at once."""
+ABANDONED: Final = 0.05
+"""The share of unknown outcomes that nobody asks about again."""
+PATIENCE_S: Final = 25.0
+PAUSE_S: Final = 0.2
+CUSTOMERS: Final = 5
+CLIENTS: Final = 3
+"""Clients that change the same few accounts."""
+ACCOUNTS: Final = tuple(f"busy-{number}" for number in range(3))
+MERCHANTS: Final = 3
+"""Clients that confirm and cancel payments without an order."""
+REPEATERS: Final = 2
+"""Clients that repeat earlier requests, with the same content and with other content."""
+REPEATED_AT_THE_END_MAX: Final = 1_000
+REPEATED_AT_ONCE: Final = 16
+ALL_KINDS: Final = (
+    *KINDS,
+    Kind(name="late", balance=4_000, key="slow_"),
+    Kind(name="500, charged", coupon=True, key="error_once_"),
+)
+_KEYS: Final = tuple(sorted({kind.key for kind in ALL_KINDS} - {"", NO_REFUND}))
+"""What a confirm does at the gateway; a refused refund would need a person."""
+
+
+class Traffic:
+    """Makes calls and records them. The choices are those of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.history = History()
+        self.stopping = False
+        """Set it, and every client ends when its last request has a final reply."""
+        self._random = random.Random(f"load {seed}")
+        self._numbers = itertools.count()
+        self._calls: set[asyncio.Task[Call]] = set()
+        """Those in flight."""
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    async def repeat(self, method: Any, request: Any) -> Any:
+        """Send a request until its reply is final, as tests.faults.load.Repeat."""
+        until_s = time.monotonic() + PATIENCE_S
+        while True:
+            # The first final reply counts: the duplicates go on, and may be served much later.
+            for reply in asyncio.as_completed(self.send(method, request)):
+                call = await reply
+                if call.outcome is Outcome.OK:
+                    return call.response
+                if call.final and call.refusal is not None:
+                    raise call.refusal
+            if time.monotonic() > until_s or self._random.random() < ABANDONED:
+                return None
+            await asyncio.sleep(PAUSE_S)
+
+    def send(
+        self, method: Any, request: Any, *, changed: bool = False, deadline_s: float = 0.0
+    ) -> list[asyncio.Task[Call]]:
+        """Send a request once or several times at once, over all replicas, and record it.
+
+        ``deadline_s``: 0 for a random one.
+        """
+        copies = 1
+        if not deadline_s and self._random.random() < DUPLICATED:
+            copies = self._random.randint(2, DUPLICATES_MAX)
+        recorded = hasattr(request, "request_id")
+        intent = self.history.intent(method, request) if recorded else None
+
+        async def one(deadline_s: float) -> Call:
+            call = Call(time.monotonic(), math.inf, Outcome.UNKNOWN, changed=changed)
+            try:
+                call = await _call(method, request, deadline_s, changed=changed)
+            finally:
+                # Also of a call that is cancelled.
+                if intent is not None:
+                    self.history.add(intent, call)
+            return call
+
+        calls = [asyncio.create_task(one(deadline_s or self._deadline_s())) for _ in range(copies)]
+        self._calls.update(calls)
+        for call in calls:
+            call.add_done_callback(self._calls.discard)
+        return calls
+
+    async def all_ended(self) -> None:
+        """Wait until no call is in flight."""
+        await asyncio.gather(*self._calls)
+
+    def _deadline_s(self) -> float:
+        low_s = DEADLINE_MIN_S if self._random.random() < HURRIED else DEADLINE_MAX_S / 4
+        return math.exp(self._random.uniform(math.log(low_s), math.log(DEADLINE_MAX_S)))
+
+    # -- clients ---------------------------------------------------------------------------------
+
+    async def run(self, crowd: Customers) -> None:
+        """All clients, until ``stopping``."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CUSTOMERS):
+                group.create_task(self._shop(crowd))
+            for _ in range(CLIENTS):
+                group.create_task(self._change_accounts(crowd.balance))
+            for _ in range(MERCHANTS):
+                group.create_task(self._confirm_and_cancel(crowd.payment))
+            for _ in range(REPEATERS):
+                group.create_task(self._repeat_earlier())
+
+    async def _shop(self, crowd: Customers) -> None:
+        while not self.stopping:
+            await crowd.serve(self._random.choice(ALL_KINDS), crowd.shop)
+
+    async def _change_accounts(self, balance: Any) -> None:
+        deducted: list[Any] = []
+        while not self.stopping:
+            user_id, number = self._random.choice(ACCOUNTS), next(self._numbers)
+            amount, what = self._random.randint(1, 1_000), self._random.random()
+            with suppress(Refusal):
+                if what < 0.3:
+                    await self._read(balance.GetBalance, user_id)
+                elif what < 0.6:
+                    await self.repeat(
+                        balance.ChargeBalance, charge(user_id, amount, f"charge-{number}")
+                    )
+                elif what < 0.9 or not deducted:
+                    deducted.append(deduct(user_id, amount, f"deduct-{number}"))
+                    await self.repeat(balance.DeductBalance, deducted[-1])
+                else:
+                    original = deducted.pop(self._random.randrange(len(deducted)))
+                    user_id = original.user_id
+                    self.history.intent(balance.DeductBalance, original).prevented = True
+                    await self.repeat(
+                        balance.RefundDeduction,
+                        refund(user_id, original.request_id, f"refund-{number}"),
+                    )
+
+    async def _read(self, method: Any, user_id: str) -> None:
+        call = await _call(method, balance_of(user_id), self._deadline_s())
+        if call.outcome is Outcome.OK:
+            read = call.response.balance
+            self.history.reads.append(
+                Read(user_id, call.start_s, call.end_s, read.version, read.available.amount_minor)
+            )
+
+    async def _confirm_and_cancel(self, payment: Any) -> None:
+        while not self.stopping:
+            number, key = next(self._numbers), self._random.choice(_KEYS)
+            name = f"direct-{number}"
+            confirming = confirm(
+                f"{key}{name}", f"{name}-c", user_id=name, order_id=name, amount_minor=1_000
+            )
+            cancelling = cancel(f"{name}-c", f"{name}-x", user_id=name)
+            intent = self.history.intent(payment.ConfirmPayment, confirming)
+            order = [(payment.ConfirmPayment, confirming), (payment.CancelPayment, cancelling)]
+            if self._random.random() < 0.2:
+                order.reverse()
+            elif self._random.random() < 0.4:
+                del order[1]
+            intent.prevented = len(order) > 1
+            for method, request in order:
+                with suppress(Refusal):
+                    await self.repeat(method, request)
+
+    async def _repeat_earlier(self) -> None:
+        while not self.stopping:
+            await asyncio.sleep(PAUSE_S)
+            if not self.history.intents:
+                continue
+            intent = self._random.choice(list(self.history.intents.values()))
+            if not intent.answered:
+                continue
+            other = changed(intent.request) if self._random.random() < 0.4 else None
+            if other is None:
+                calls = self.send(intent.method, intent.request)
+            else:
+                calls = self.send(intent.method, other, changed=True)
+            await asyncio.gather(*calls)
+
+    # -- after the faults ------------------------------------------------------------------------
+
+    async def repeat_answered(self) -> int:
+        """Repeat what was answered, until each reply is final; returns how many requests."""
+        answered = [one for one in self.history.intents.values() if one.answered]
+        chosen = self._random.sample(answered, min(len(answered), REPEATED_AT_THE_END_MAX))
+
+        async def once_more(intent: Intent) -> None:
+            until_s = time.monotonic() + PATIENCE_S
+            while time.monotonic() < until_s:
+                (sent,) = self.send(intent.method, intent.request, deadline_s=DEADLINE_MAX_S)
+                if (await sent).final:
+                    return
+
+        await in_groups(once_more, chosen, REPEATED_AT_ONCE)
+        return len(chosen)
+
+
+async def _call(method: Any, request: Any, deadline_s: float, *, changed: bool = False) -> Call:
+    start_s = time.monotonic()
+    try:
+        response = await method(request, timeout=deadline_s)
+    except grpc.aio.AioRpcError as error:
+        refusal = from_rpc_error(error)
+        outcome = outcome_of(refusal, name_of(method))
+        return Call(start_s, time.monotonic(), outcome, refusal=refusal, changed=changed)
+    return Call(start_s, time.monotonic(), Outcome.OK, response, changed=changed)
