@@ -42,7 +42,7 @@ class JoinedCalls:
         self._database = database
         self._tasks = tasks
         self._running: dict[SameCall, asyncio.Task[Outcome]] = {}
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[SameCall, _Watched] = {}
 
     async def outcome(
         self, same: SameCall, work: Callable[[], Coroutine[Any, Any, Outcome]], until: float
@@ -53,6 +53,10 @@ class JoinedCalls:
         then; its response is a replay. Raises DeadlineTooShort for a caller that will be gone:
         detached work has no deadline.
         """
+        watched = self._watched.get(same)
+        if watched is not None and watched.seen is not None and not watched.task.done():
+            # It is decided, and others wait for the payment.
+            return watched.seen
         running = self._running.get(same)
         if running is None:
             left_s = deadlines.remaining()
@@ -66,15 +70,14 @@ class JoinedCalls:
         outcome = running.result()
         return replace(outcome, replayed=True) if isinstance(outcome, Result) else outcome
 
-    async def watch(self, seen: Confirmation, until: float) -> Confirmation | None:
+    async def watch(self, same: SameCall, seen: Confirmation, until: float) -> Confirmation | None:
         """Wait until the payment is not open, and return None; or as last seen at ``until``.
 
-        Another replica, or another request, works on it. All that wait for it have one reader.
+        Another replica, or another request, works on it. All that wait have one reader.
         """
-        payment_id = seen.payment.payment_id
-        watched = self._watched.get(payment_id)
+        watched = self._watched.get(same)
         if watched is None or watched.task.done():
-            watched = self._watched[payment_id] = _Watched(seen)
+            watched = self._watched[same] = _Watched(seen)
             watched.task = self._tasks.start(self._read_while_open(watched))
         watched.waiting += 1
         try:
@@ -83,8 +86,8 @@ class JoinedCalls:
             return watched.seen
         finally:
             watched.waiting -= 1
-            if not watched.waiting and self._watched.get(payment_id) is watched:
-                del self._watched[payment_id]
+            if not watched.waiting and self._watched.get(same) is watched:
+                del self._watched[same]
 
     async def _read_while_open(self, watched: _Watched) -> None:
         pause_s = _POLL_S

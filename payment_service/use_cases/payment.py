@@ -101,7 +101,7 @@ class Payments:
             outcome = await self._joined.outcome(same, work, until)
             if isinstance(outcome, Result):
                 return outcome
-            last = await self._joined.watch(outcome, until)
+            last = await self._joined.watch(same, outcome, until)
             if last is None:
                 continue
             if last.payment.state is PaymentState.UNKNOWN:
@@ -190,7 +190,7 @@ class Payments:
             if isinstance(outcome, Result):
                 return outcome
             command = _requested(command, outcome)
-            last = await self._joined.watch(outcome, until)
+            last = await self._joined.watch(same, outcome, until)
             if last is None:
                 continue
             if last.payment.state is PaymentState.PENDING:
