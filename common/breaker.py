@@ -1,11 +1,15 @@
-"""A circuit breaker: after several failures in a row, calls fail at once for a while."""
+"""A circuit breaker: after several failures in a row, calls fail at once for a while.
+
+No library is behind it. The one used before (purgatory) measures the pause on the wall clock,
+so that a clock set back an hour keeps the circuit open for an hour; it raises one shared exception,
+whose traceback grows with every call; and it lets every call through as a trial.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-from purgatory.domain.model import HALF_OPENED, Context, OpenedState
 
 
 class CircuitOpen(Exception):  # noqa: N818 - a state, not a fault
@@ -17,38 +21,46 @@ class CircuitBreaker:
 
     After ``failures_max`` failures the circuit is open for ``open_s`` seconds. Then one call at a
     time is a trial: a success closes the circuit, a failure opens it again. A cancelled call is
-    neither: it says nothing about the place that was called.
+    neither: it says nothing about the place that was called. Calls that were made before the
+    circuit opened change nothing when they end.
     """
 
     def __init__(self, name: str, *, failures_max: int, open_s: float) -> None:
         self.name = name
-        self._circuit = Context(name, failures_max, open_s)
+        self._failures_max = failures_max
+        self._open_s = open_s
+        self._failures = 0
+        self._opened_s: float | None = None
+        """The monotonic time at which the circuit opened; None while it is closed."""
         self._in_trial = False
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a call would be refused now."""
+        if self._opened_s is None:
+            return False
+        return self._in_trial or time.monotonic() - self._opened_s < self._open_s
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
         """A block that counts as a failure if it raises. Raises CircuitOpen before entering it."""
-        circuit = self._circuit
-        if circuit.state == HALF_OPENED and self._in_trial:
-            # The library alone would let every call through.
-            raise CircuitOpen("circuit half-open")
-        try:
-            circuit.handle_new_request()
-        except OpenedState as opened:
-            # The library raises one shared exception: its traceback would grow with every call.
-            opened.__traceback__ = None
-            raise CircuitOpen("circuit open") from None
-        trial = circuit.state == HALF_OPENED
-        self._in_trial = self._in_trial or trial
+        if self.refuses:
+            raise CircuitOpen("circuit half-open" if self._in_trial else "circuit open")
+        trial = self._in_trial = self._opened_s is not None
         try:
             yield
-        except Exception as error:
-            circuit.handle_exception(error)
+        except Exception:
+            self._failed(trial=trial)
             raise
         else:
-            circuit.handle_end_request()
+            if trial or self._opened_s is None:
+                self._failures, self._opened_s = 0, None
         finally:
             if trial:
                 self._in_trial = False
-            # For the library's listeners; there are none.
-            circuit.messages.clear()
+
+    def _failed(self, *, trial: bool) -> None:
+        if self._opened_s is None:
+            self._failures += 1
+        if trial or (self._opened_s is None and self._failures >= self._failures_max):
+            self._opened_s = time.monotonic()

@@ -21,7 +21,6 @@ _PASSWORD_IN_URL: Final = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@]*:
 _LIBRARIES: Final = {
     "sqlalchemy": logging.WARNING,
     "grpc": logging.WARNING,
-    "httpx": logging.WARNING,
 }
 
 

@@ -99,6 +99,19 @@ def is_gateway_away(refusal: Refusal) -> bool:
     return refusal.reason in _GATEWAY_AWAY
 
 
+def is_gateway_known_away(refusal: Refusal) -> bool:
+    """Whether the payment service makes no call to the gateway for some seconds, as it replied."""
+    return is_gateway_away(refusal) and refusal.metadata.get("circuit") == "open"
+
+
+def is_overloaded(refusal: Refusal) -> bool:
+    """Whether the service has more calls than it serves: this call did nothing there.
+
+    An earlier call of the same step may have done something.
+    """
+    return refusal.reason == "OVERLOADED"
+
+
 def waits_for(participant: str, refusal: Refusal) -> str:
     """What a step waits for that failed at ``participant``; '' for nothing in particular."""
     if refusal.reason in _AT_GATEWAY:

@@ -51,7 +51,10 @@ class PaymentInProgress(
 class GatewayUnavailable(
     Refusal, code=Code.UNAVAILABLE, reason="GATEWAY_UNAVAILABLE", retry_after_s=1.0
 ):
-    """The payment gateway could not be reached; this call changed nothing there."""
+    """The payment gateway could not be reached; this call changed nothing there.
+
+    The metadata has ``circuit`` = ``open`` if it is known to be away for some seconds.
+    """
 
 
 class PaymentOutcomeUnknown(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Final, Self
+from urllib.parse import urlsplit
 
-import httpx
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from common.environment import source_of
@@ -15,9 +15,11 @@ from payment_service.gateway.toss import TossOptions
 
 def _http_url(url: str) -> str:
     try:
-        parsed = httpx.URL(url)
-        valid = parsed.scheme in {"http", "https"} and parsed.host and not parsed.userinfo
-    except httpx.InvalidURL:
+        parts = urlsplit(url)
+        named = parts.hostname and parts.port != 0 and "@" not in parts.netloc
+        plain = not (parts.query or parts.fragment or any(each.isspace() for each in url))
+        valid = parts.scheme in {"http", "https"} and named and plain
+    except ValueError:  # a port that is not a number, or too large
         valid = False
     if url and not valid:
         raise ValueError("must be http://host:port or https://host")
@@ -47,9 +49,17 @@ class PaymentSettings(ServiceSettings):
         5.0, "Time limit of one gateway call; after it the outcome counts as unknown.", most=120
     )
     gateway_connect_timeout_s: float = seconds(
-        1.0, "Time limit for connecting to the gateway.", most=30
+        1.0,
+        "Time limit for connecting to the gateway, and for the wait for a free connection; each at "
+        "most a third of GATEWAY_TIMEOUT_S.",
+        most=30,
     )
-    gateway_connections_max: int = count(200, "Connections to the gateway, at most.", most=10_000)
+    gateway_connections_max: int = count(
+        200,
+        "Connections to the gateway, and so calls at once. A call that gets none in time is "
+        "OVERLOADED, and no failure of the gateway.",
+        most=10_000,
+    )
     gateway_breaker_failures: int = count(
         20, "Failed calls in a row after which no call is made for a while.", most=10_000
     )

@@ -26,6 +26,8 @@ from order_service.clients import (
     StepCall,
     StepEffect,
     effect_of,
+    is_gateway_known_away,
+    is_overloaded,
     is_refund_refused,
     waits_for,
 )
@@ -157,13 +159,13 @@ class SagaExecution:
     ) -> bool:
         saga = running.saga
         effect = effect_of(reply)
-        unreached = effect is StepEffect.UNREACHED
+        unreached = effect is StepEffect.UNREACHED or is_overloaded(reply)
         saga.leave_unknown(record, describe(reply), unreached=unreached)
         if effect is StepEffect.REFUSED:
             saga.refuse(record, reply, running.now)
             saga.turn_back(reply)
             return True
-        if unreached and (running.late or record.unreached >= self._limits.unreached_max):
+        if unreached and self._gives_up(running, record, reply):
             # The refusal is stored. It must not have RetryInfo.
             final = reply.reason == NotPaid.reason
             failure = reply if final else NotPaid(step=record.name, cause=_cause(reply))
@@ -172,6 +174,14 @@ class SagaExecution:
             return True
         self._postpone(running, record, reply)
         return await self._wait_for(running, [record])
+
+    def _gives_up(self, running: RunningSaga, record: StepRecord, reply: Refusal) -> bool:
+        """Whether a pivot that was not reached is not called again: nothing is charged."""
+        if is_overloaded(reply):
+            # Only time ends the attempt, and only if no earlier call may have arrived.
+            return running.late and record.unreached == record.attempts
+        tries_over = record.unreached >= self._limits.unreached_max
+        return running.late or tries_over or is_gateway_known_away(reply)
 
     # -- back ------------------------------------------------------------------------------------
 

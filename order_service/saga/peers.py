@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Final
 
 from common.errors import Refusal
-from order_service.clients import GATEWAY, is_away, is_gateway_away
+from order_service.clients import GATEWAY, is_away, is_gateway_away, is_overloaded
 from order_service.model.saga_input import StepResults
 from order_service.saga.plan import PAYMENT
 
@@ -33,10 +33,15 @@ class Peers:
         self._failures.pop(participant, None)
         if isinstance(reply, Refusal) and is_gateway_away(reply):
             self._failures[GATEWAY] += 1
-        elif participant == PAYMENT.name:
+        elif participant == PAYMENT.name and not _is_overloaded(reply):
             self._failures.pop(GATEWAY, None)
 
     @property
     def away(self) -> list[str]:
         """What is away."""
         return sorted(name for name, count in self._failures.items() if count >= FAILURES_MAX)
+
+
+def _is_overloaded(reply: StepResults | Refusal) -> bool:
+    """Whether the reply says nothing about the gateway: the payment service itself is full."""
+    return isinstance(reply, Refusal) and is_overloaded(reply)

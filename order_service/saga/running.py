@@ -27,7 +27,10 @@ class SagaLimits:
     attention_s: float = 300.0
     """Age at which a saga that still fails needs a person's attention."""
     unreached_max: int = 3
-    """How often in a row a gateway that provably was not reached is called before compensation."""
+    """How often in a row a gateway that provably was not reached is called before compensation.
+
+    Not at all again if the payment service's circuit is open.
+    """
     hand_over_s: float = 2.0
     """How long sagas get to end their call when the replica stops."""
 

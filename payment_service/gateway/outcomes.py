@@ -5,10 +5,10 @@ confuses them charges a customer twice or not at all:
 
 - the gateway reported the payment's state: ``Confirmed``, ``Declined``, ``Cancelled``,
   ``PartlyCancelled``, ``Unsupported``, ``NotFound``, ``NotCancellable``;
-- this call changed nothing there: ``NotSent``, ``Rejected``;
+- this call changed nothing there: ``NotSent``, ``Saturated``, ``Rejected``;
 - the state is not known: ``Unknown``, ``Mismatch``.
 
-``NotSent`` and ``Rejected`` are about one call only. If an earlier call of the same confirmation
+The second kind is about one call only. If an earlier call of the same confirmation
 may have arrived, the payment's state stays unknown.
 """
 
@@ -109,6 +109,16 @@ class NotSent:
     """This call provably did not leave: no connection, or the circuit breaker is open."""
 
     reason: str
+    circuit_open: bool = False
+    """Whether calls are known to fail for some seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saturated:
+    """This call did not leave: all slots of this replica for such calls were taken.
+
+    It says nothing about the gateway.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +148,8 @@ class Mismatch:
     fields: tuple[str, ...]
 
 
-Inconclusive = NotSent | Rejected | Unknown | Mismatch
+Untouched = NotSent | Saturated | Rejected
+Inconclusive = Untouched | Unknown | Mismatch
 ConfirmOutcome = Confirmed | Declined | Cancelled | PartlyCancelled | Unsupported | Inconclusive
 FindOutcome = ConfirmOutcome | NotFound
 CancelOutcome = Cancelled | Declined | NotCancellable | NotFound | Inconclusive

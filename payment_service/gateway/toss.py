@@ -3,26 +3,19 @@
 Amounts are sent in minor units: Toss carries KRW, which has no smaller unit. Toss fixes the
 currency when the customer opens the payment, so its confirm has no currency field; ``currency`` is
 sent for other currencies only, as an extension, and checked in every response.
-
-The gateway is not trusted: no redirect is followed, no cookie kept, no compressed or large body
-read, and the whole exchange has one time limit, so that a slow trickle ends too.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 from dataclasses import dataclass
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
 from urllib.parse import quote
 
-import httpx
 from pydantic import SecretStr
 
-from common import failpoints
 from common.breaker import CircuitBreaker, CircuitOpen
 from common.money import Money
+from payment_service.gateway.exchange import ExchangeFailed, ExchangeLimits, Exchanges, NoSlot
 from payment_service.gateway.outcomes import (
     Cancelled,
     CancelOutcome,
@@ -34,6 +27,7 @@ from payment_service.gateway.outcomes import (
     NotFound,
     NotSent,
     Rejected,
+    Saturated,
     Unknown,
 )
 from payment_service.gateway.toss_responses import (
@@ -45,17 +39,8 @@ from payment_service.gateway.toss_responses import (
     read_find,
 )
 
-BODY_BYTES_MAX: Final = 64 * 1024
-"""Above any payment object by far, and small enough to hold for every call in flight."""
-
 REASON_CHARACTERS_MAX: Final = 200
 """Toss' limit on a cancel reason."""
-
-_IDLE_S_MAX: Final = 2.0
-"""Servers close connections that idle for 5 s and more. A call sent at that moment is lost, and
-its outcome unknown until the payment is looked up."""
-
-_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 _UNADDRESSABLE: Final = frozenset({".", ".."})
 """Valid payment keys that a URL path cannot carry: they could be charged but not looked up."""
@@ -74,12 +59,6 @@ class TossOptions:
     breaker_pause_s: float = 5.0
 
 
-class _Failed(Exception):  # noqa: N818 - carries an outcome through the circuit breaker
-    def __init__(self, outcome: NotSent | Unknown) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
-
-
 class TossGateway:
     """Toss Payments. No call raises for a failure of the gateway or the network.
 
@@ -89,30 +68,16 @@ class TossGateway:
     name = "toss"
     """Stored with each payment."""
 
-    def __init__(
-        self, options: TossOptions, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
-        """Prepare the connections; ``transport`` replaces the network."""
-        self._timeout_s = options.timeout_s
-        # Waiting in the pool, TCP and TLS each end before the whole exchange does: then it is
-        # certain that the call never left.
-        connect_s = min(options.connect_timeout_s, options.timeout_s / 3)
-        self._client = httpx.AsyncClient(
-            base_url=options.url,
-            auth=httpx.BasicAuth(options.secret_key.get_secret_value(), ""),
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(options.timeout_s, connect=connect_s, pool=connect_s),
-            limits=httpx.Limits(
-                max_connections=options.connections_max,
-                max_keepalive_connections=options.connections_max,
-                keepalive_expiry=_IDLE_S_MAX,
+    def __init__(self, options: TossOptions) -> None:
+        self._exchanges = Exchanges(
+            options.url,
+            options.secret_key,
+            ExchangeLimits(
+                connect_timeout_s=options.connect_timeout_s,
+                timeout_s=options.timeout_s,
+                slots=options.connections_max,
             ),
-            follow_redirects=False,
-            # A proxy from the environment would receive the secret key.
-            trust_env=False,
-            transport=transport,
         )
-        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         # One circuit per operation: failing confirms must not prevent the finds that resolve them.
         self._confirms, self._finds, self._cancels = (
             CircuitBreaker(
@@ -120,6 +85,11 @@ class TossGateway:
             )
             for operation in ("confirm", "find", "cancel")
         )
+
+    @property
+    def refuses_confirms(self) -> bool:
+        """Whether a confirm is known not to be sent now, since the circuit is open."""
+        return self._confirms.refuses
 
     async def confirm(self, charge: Charge) -> ConfirmOutcome:
         """Take the money. Safe to repeat with the same charge."""
@@ -141,7 +111,7 @@ class TossGateway:
             return read_confirm(response, charge)
         found = await self.find(charge)
         match found:
-            case NotFound() | NotSent() | Rejected():
+            case NotFound() | NotSent() | Saturated() | Rejected():
                 # This call did arrive, so a look-up without a result leaves the outcome open.
                 return Unknown("already processed, and the look-up had no result")
             case _:
@@ -181,7 +151,7 @@ class TossGateway:
                 return Unknown("already cancelled, and the look-up had no result")
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._exchanges.aclose()
 
     async def _exchange(
         self,
@@ -190,64 +160,23 @@ class TossGateway:
         path: str,
         body: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
-    ) -> Response | NotSent | Unknown:
+    ) -> Response | NotSent | Saturated | Unknown:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        request = self._client.build_request(method, path, json=body, headers=headers)
+        if breaker.refuses:
+            # Before the wait for a slot: what is known to fail takes none.
+            return NotSent("circuit open", circuit_open=True)
         try:
-            async with breaker.call():
-                return await self._send(request, breaker.name)
+            # The wait for a slot is outside the breaker: it says nothing about the gateway.
+            async with self._exchanges.slot() as until, breaker.call():
+                return await self._exchanges.send(
+                    breaker.name, method, path, body=body, headers=headers, until=until
+                )
+        except NoSlot:
+            return Saturated()
         except CircuitOpen as circuit:
-            return NotSent(str(circuit))
-        except _Failed as failed:
+            return NotSent(str(circuit), circuit_open=True)
+        except ExchangeFailed as failed:
             return failed.outcome
-
-    async def _send(self, request: httpx.Request, operation: str) -> Response:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                if failpoints.enabled:
-                    failpoints.hit(f"gateway.{operation}.before", _never_connected)
-                response = await self._client.send(request, stream=True)
-                try:
-                    if failpoints.enabled:
-                        failpoints.hit(f"gateway.{operation}.after", _reply_lost)
-                    return await _read(response)
-                finally:
-                    await response.aclose()
-        except _NEVER_SENT as error:
-            raise _Failed(NotSent(type(error).__name__)) from error
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise _Failed(Unknown(type(error).__name__)) from error
-
-
-def _never_connected() -> httpx.ConnectError:
-    return httpx.ConnectError("failpoint")
-
-
-def _reply_lost() -> httpx.ReadError:
-    return httpx.ReadError("failpoint")
-
-
-async def _read(received: httpx.Response) -> Response:
-    """Read a JSON object of bounded size. Raises _Failed for anything else, and for a 5xx."""
-    status = received.status_code
-    content_type = received.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json" or "content-encoding" in received.headers:
-        raise _Failed(Unknown(f"{status}, not in plain JSON"))
-    content = bytearray()
-    async for chunk in received.aiter_raw():
-        content += chunk
-        if len(content) > BODY_BYTES_MAX:
-            raise _Failed(Unknown(f"{status} with too large a body"))
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise _Failed(Unknown(f"{status} with broken JSON")) from error
-    if not isinstance(body, dict):
-        raise _Failed(Unknown(f"{status} with JSON that is not an object"))
-    response = Response(status, body)
-    if status >= 500:
-        raise _Failed(Unknown(f"{status} {response.error_code or ''}".rstrip()))
-    return response
 
 
 def _path(charge: Charge) -> str:

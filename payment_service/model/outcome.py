@@ -13,10 +13,9 @@ from payment_service.gateway.outcomes import (
     GatewayOutcome,
     NotCancellable,
     NotFound,
-    NotSent,
     PartlyCancelled,
-    Rejected,
     Unsupported,
+    Untouched,
 )
 from payment_service.model.confirmation import Confirmation
 from payment_service.model.payment import NOT_CHARGED, PaymentState
@@ -42,7 +41,7 @@ def record(
         return
     held = command.holder == payment.holder
     first_call = held and payment.payment.state is PaymentState.PENDING
-    if first_call and isinstance(command.outcome, NotSent | Rejected):
+    if first_call and isinstance(command.outcome, Untouched):
         # The state is PENDING until a second replica acquires the payment: this was the claim's
         # only call. After that, one call that did nothing proves nothing.
         payment.release()

@@ -9,7 +9,7 @@ from typing import Final
 
 from common.money import Money
 from common.request_key import RequestKey, digest_of
-from payment_service.errors import PaymentCancelled
+from payment_service.errors import GatewayUnavailable, PaymentCancelled
 from payment_service.gateway.outcomes import GatewayOutcome, Unknown
 
 
@@ -24,6 +24,8 @@ class ConfirmPayment:
     request_id: str
     holder: str
     """The id of this call as a lease holder; not part of the request's content."""
+    circuit_open: bool = False
+    """Whether the gateway is known not to be called now; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:
@@ -145,6 +147,13 @@ def confirm_key(user_id: str, request_id: str) -> RequestKey:
 def cancelled(confirm: RequestKey) -> PaymentCancelled:
     """The refusal of a confirmation that has a tombstone."""
     return PaymentCancelled(user_id=confirm.scope, request_id=confirm.request_id)
+
+
+def gateway_unavailable(payment_key: str, *, circuit_open: bool) -> GatewayUnavailable:
+    """The refusal of a confirmation that was not sent."""
+    if circuit_open:
+        return GatewayUnavailable(payment_key=payment_key, circuit="open")
+    return GatewayUnavailable(payment_key=payment_key)
 
 
 def digest_of_payment(order_id: str, amount: Money, payment_key: str) -> bytes:

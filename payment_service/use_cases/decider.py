@@ -31,6 +31,7 @@ from payment_service.model.payment_command import (
     RecordOutcome,
     ResolvePayment,
     cancelled,
+    gateway_unavailable,
 )
 from payment_service.model.resolution import resolve
 from payment_service.store import payment as store
@@ -148,6 +149,8 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         other = payments.by_key.get(command.payment_key)
         if other is not None:
             raise other.payment.key_taken()
+        if command.circuit_open:
+            raise gateway_unavailable(command.payment_key, circuit_open=True)
         claim = Confirmation.claim(command, new_id(), self._gateway, payments.now, self._lease)
         payments.add(claim)
         return replace(claim)

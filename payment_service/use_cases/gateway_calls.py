@@ -20,6 +20,7 @@ from payment_service.gateway.outcomes import (
     NotSent,
     PartlyCancelled,
     Rejected,
+    Saturated,
     Unknown,
     Unsupported,
 )
@@ -37,6 +38,7 @@ OUTCOME_LABELS: Final[dict[type[object], str]] = {
     NotFound: "NotFound",
     NotCancellable: "NotCancellable",
     NotSent: "NotSent",
+    Saturated: "Saturated",
     Rejected: "Rejected",
     Unknown: "Unknown",
     Mismatch: "Mismatch",

@@ -6,28 +6,26 @@ of time stops nothing, and gets the outcome by the same request_id.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common import deadlines
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id
-from common.errors import DeadlineTooShort, Refusal, RequestInProgress
+from common.errors import Overloaded, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
 from common.paging import Found, Page, TimePosition
 from common.request_key import RequestKey, Result
-from common.tasks import DetachedTasks, finished_within, result_of
+from common.tasks import DetachedTasks
 from payment_service.errors import GatewayUnavailable, PaymentInProgress, PaymentNotFound
-from payment_service.gateway.outcomes import NotSent, Rejected
+from payment_service.gateway.outcomes import GatewayOutcome, NotSent, Rejected, Saturated
 from payment_service.gateway.toss import TossGateway
 from payment_service.locking import BATCH_MAX, STRATEGIES
 from payment_service.model.confirmation import Confirmation
@@ -37,19 +35,13 @@ from payment_service.model.payment_command import (
     Command,
     ConfirmPayment,
     ResolvePayment,
+    gateway_unavailable,
 )
 from payment_service.model.resolution import check_amount
 from payment_service.store import reads as store
 from payment_service.use_cases.decider import PaymentDecider, Posted, Reply, translate
+from payment_service.use_cases.joined import JoinedCalls, Outcome, now, wait_until
 from payment_service.use_cases.resolver import Resolver
-
-WAIT_S_MAX: Final = 5.0
-"""How long a call waits for the work that another one has started."""
-MARGIN_S: Final = 0.1
-"""The part of a deadline kept to reply that the wait had no result."""
-_LEAST_S: Final = 0.02
-_POLL_S: Final = 0.01
-_POLL_S_MAX: Final = 0.2
 
 
 class Payments:
@@ -69,6 +61,7 @@ class Payments:
         lease = timedelta(seconds=lease_s)
         confirm_window = timedelta(seconds=confirm_window_s)
         self._database = database
+        self._gateway = gateway
         self._marks = marks
         self._idempotency = idempotency
         self.lane: Lane[Command, Reply] = Lane(
@@ -85,13 +78,13 @@ class Payments:
             database, self.lane, gateway, lease=lease, concurrency=resolve_concurrency
         )
         self._calls = DetachedTasks("payments")
-        self._running: dict[tuple[RequestKey, bytes], asyncio.Task[Posted | Confirmation]] = {}
+        self._joined = JoinedCalls(database, self._calls)
 
     async def close(self, grace_s: float) -> None:
         """Wait for calls and work at the gateway, ``grace_s`` in all, then for the lane."""
-        until = _now() + grace_s
+        until = now() + grace_s
         await self._calls.close(grace_s)
-        await self.resolver.close(max(0.0, until - _now()))
+        await self.resolver.close(max(0.0, until - now()))
         await self.lane.close()
 
     # -- confirm -------------------------------------------------------------------------------
@@ -100,61 +93,61 @@ class Payments:
         """Charge the key, or replay the outcome of this request.
 
         Raises PaymentDeclined, PaymentCancelled, PaymentInProgress, PaymentKeyUsed,
-        GatewayUnavailable, PaymentOutcomeUnknown, RequestInProgress, RequestIdReused, or what the
-        lane raises.
+        GatewayUnavailable, Overloaded, PaymentOutcomeUnknown, RequestInProgress, RequestIdReused,
+        or what the lane raises.
         """
-        until = _wait_until()
-        same_request = (command.key, command.digest)
+        until = wait_until()
+        same = (command.key, command.digest, False)
+        work = partial(self._confirm, command)
         while True:
-            running = self._running.get(same_request)
-            if running is not None:
-                if not await finished_within(running, until - _now()):
-                    raise RequestInProgress(request_id=command.request_id)
-                continue  # its outcome is in the database
-            _check_time()
-            task = self._calls.start(self._confirm(command))
-            self._running[same_request] = task
-            task.add_done_callback(lambda _: self._running.pop(same_request))
-            outcome = await result_of(task)
+            outcome = await self._joined.outcome(same, work, until)
             if isinstance(outcome, Result):
                 return outcome
-            last = await self._watch(outcome, until)
+            last = await self._joined.watch(same, outcome, until)
             if last is None:
                 continue
             if last.payment.state is PaymentState.UNKNOWN:
                 raise last.payment.outcome_unknown()
             raise RequestInProgress(request_id=last.request_id)
 
-    async def _confirm(self, command: ConfirmPayment) -> Posted | Confirmation:
+    async def _confirm(self, command: ConfirmPayment) -> Outcome:
         """Claim the key and charge it, unless another attempt at this request has the lease."""
         mark = STRATEGIES[ConfirmPayment].mark_of(command)
         assert mark is not None
         if await self._marks.begin(mark, command.holder) is not None:
             await self._refuse_marked(command)
-        claimed_s = _now()
-        claimed = await self._decide(command)
+        claimed_s = now()
+        command = replace(command, circuit_open=self._gateway.refuses_confirms)
+        try:
+            claimed = await self._decide(command)
+        except GatewayUnavailable:
+            await self._marks.clear(mark, command.holder)
+            raise
         if isinstance(claimed, Result) or claimed.holder != command.holder:
             return claimed
         try:
-            confirmation = await self.resolver.charge(claimed, claimed_s)
+            outcome, confirmation = await self.resolver.charge(claimed, claimed_s)
         except Refusal:
             # It may be charged and the database unavailable: this is not GATEWAY_UNAVAILABLE.
             raise claimed.payment.outcome_unknown() from None
         if confirmation is None:
             await self._marks.clear(mark, command.holder)
-            raise await self._not_sent(command)
+            raise await self._not_sent(command, outcome)
         if confirmation.payment.state is PaymentState.UNKNOWN:
             raise confirmation.payment.outcome_unknown()
         await self._marks.done(mark, confirmation.payment.payment_id)
         return Result(confirmation.result())
 
-    async def _not_sent(self, command: ConfirmPayment) -> Refusal:
+    async def _not_sent(self, command: ConfirmPayment, outcome: GatewayOutcome) -> Refusal:
         """The refusal of a request whose claim is deleted, since its confirm was not sent."""
         records = await self._records(command.key)
         if records.is_cancelled(command.key):
             # The lane raises the refusal, when the tombstone is durable.
             await self._decide(command)
-        return GatewayUnavailable(payment_key=command.payment_key)
+        if isinstance(outcome, Saturated):
+            return Overloaded(payment_key=command.payment_key)
+        circuit_open = isinstance(outcome, NotSent) and outcome.circuit_open
+        return gateway_unavailable(command.payment_key, circuit_open=circuit_open)
 
     async def _refuse_marked(self, command: ConfirmPayment) -> None:
         """Raise the refusal of a marked key that another request has, read without a transaction.
@@ -174,24 +167,12 @@ class Payments:
         if not answered and same is None and other is not None:
             raise other.payment.key_taken()
 
-    async def _watch(self, seen: Confirmation, until: float) -> Confirmation | None:
-        """Wait until the payment is not open; returns it as last seen if time runs out."""
-        pause_s = _POLL_S
-        while (left_s := until - _now()) > 0:
-            await asyncio.sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * 1.5, _POLL_S_MAX)
-            found = await read_by_id(self._database, seen.payment.payment_id, store.read_payment)
-            if found is None or not found.open:
-                return None
-            seen = found
-        return seen
-
     async def _records(self, key: RequestKey) -> IdempotencyRecords:
         return await read(
             self._database, lambda connection: self._idempotency.load(connection, [key])
         )
 
-    async def _decide(self, command: ConfirmPayment | CancelPayment) -> Posted | Confirmation:
+    async def _decide(self, command: ConfirmPayment | CancelPayment) -> Outcome:
         reply = await self.lane.submit(command)
         assert reply is not None
         return reply
@@ -203,24 +184,25 @@ class Payments:
 
         With ``record_only``, the response is due when the cancellation is stored; the sweep of any
         replica carries it out. Raises PaymentInProgress, PaymentOutcomeUnknown, GatewayUnavailable,
-        RefundRefused, RequestIdReused, or what the lane raises. The cancellation is stored before
-        any of the first four.
+        RefundRefused, Overloaded, RequestInProgress, RequestIdReused, or what the lane raises. The
+        cancellation is stored before any of the first four.
         """
-        until = _wait_until()
+        until = wait_until()
+        same = (command.key, command.digest, command.record_only)
         while True:
-            _check_time()
-            outcome = await result_of(self._calls.start(self._cancel(command)))
+            work = partial(self._cancel, command)
+            outcome = await self._joined.outcome(same, work, until)
             if isinstance(outcome, Result):
                 return outcome
             command = _requested(command, outcome)
-            last = await self._watch(outcome, until)
+            last = await self._joined.watch(same, outcome, until)
             if last is None:
                 continue
             if last.payment.state is PaymentState.PENDING:
                 raise PaymentInProgress(payment_key=last.payment.payment_key)
             raise last.payment.outcome_unknown()
 
-    async def _cancel(self, command: CancelPayment) -> Posted | Confirmation:
+    async def _cancel(self, command: CancelPayment) -> Outcome:
         """Store the cancellation request and carry it out, unless another call has the lease."""
         stored = await self._decide(command)
         if isinstance(stored, Result) or stored.holder != command.holder:
@@ -228,6 +210,8 @@ class Payments:
         outcome, left = await self.resolver.work(stored)
         if left is not None and left.open and left.holder is None:
             # Postponed: the sweep tries again, and so does a repetition of the call.
+            if isinstance(outcome, Saturated):
+                raise Overloaded(payment_id=left.payment.payment_id)
             if isinstance(outcome, NotSent | Rejected):
                 raise GatewayUnavailable(payment_id=left.payment.payment_id)
             raise left.payment.outcome_unknown()
@@ -293,20 +277,3 @@ class Payments:
 def _requested(command: CancelPayment, seen: Confirmation) -> CancelPayment:
     """The command, noting whether the stored cancellation request is its own."""
     return replace(command, requested=seen.cancel_request_id == command.request_id)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _wait_until() -> float:
-    """The loop's time until which this call waits for others."""
-    left_s = deadlines.remaining()
-    return _now() + (WAIT_S_MAX if left_s is None else min(WAIT_S_MAX, left_s - MARGIN_S))
-
-
-def _check_time() -> None:
-    """Raise DeadlineTooShort for a caller that will be gone: detached work has no deadline."""
-    left_s = deadlines.remaining()
-    if left_s is not None and left_s < _LEAST_S:
-        raise DeadlineTooShort

@@ -13,7 +13,7 @@ from typing import Final
 
 from common.db.engines import Database
 from common.db.repeat import in_transaction
-from payment_service.gateway.outcomes import NotSent, Rejected, Unknown
+from payment_service.gateway.outcomes import Unknown, Untouched
 from payment_service.model.confirmation import Confirmation
 from payment_service.store import recheck as store
 from payment_service.use_cases.resolver import Resolver
@@ -68,7 +68,7 @@ class Recheck:
         useful = next_time is not None and (self._age_max or claimed.settled_as_not_charged)
         if useful:
             found = await self._resolver.look_up(claimed)
-            if isinstance(found, NotSent | Rejected | Unknown):
+            if isinstance(found, Untouched | Unknown):
                 return False
         if not useful or now >= claimed.check_until(self._age_max, self._confirm_window):
             next_time = None

@@ -42,6 +42,7 @@ from payment_service.gateway.outcomes import (
     NotCancellable,
     NotFound,
     NotSent,
+    Saturated,
     Unknown,
     Unsupported,
 )
@@ -145,9 +146,12 @@ class Resolver:
 
     # -- work ----------------------------------------------------------------------------------
 
-    async def charge(self, confirmation: Confirmation, claimed_s: float) -> Confirmation | None:
-        """Make the claim's first call and record its outcome; None if the claim is deleted.
+    async def charge(
+        self, confirmation: Confirmation, claimed_s: float
+    ) -> tuple[GatewayOutcome, Confirmation | None]:
+        """Make the claim's first call and record its outcome.
 
+        Returns the last outcome and the payment then; None if the claim is deleted.
         ``claimed_s``: the event loop's time before the claim, which permits a confirm for a moment.
         An unknown outcome is retried in the background if a slot is free. An account in a status
         that Tally does not serve is closed at once.
@@ -166,11 +170,11 @@ class Resolver:
                 if retry:
                     self._reserved -= 1
         if left is None or not left.open or left.holder != holder:
-            return left
+            return outcome, left
         if to_close:
-            return (await self.work(left))[1]
+            return await self.work(left)
         self._tasks.start(self._retry(left))
-        return left
+        return outcome, left
 
     async def _retry(self, confirmation: Confirmation) -> None:
         await asyncio.sleep(_FIRST_RETRY_S)
@@ -253,6 +257,8 @@ class Resolver:
             permitted_s = _now()
             try:
                 permitted = await self._lane.submit(begin)
+            except Overloaded:
+                return Saturated()
             except Refusal as refusal:
                 return NotSent(f"not permitted: {refusal.reason}")
             if permitted is None:

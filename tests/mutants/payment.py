@@ -47,7 +47,7 @@ PAYMENT: Final = (
         "key-free-after-an-unknown-outcome",
         "a confirm without a reply frees its payment key",
         file="payment_service/model/outcome.py",
-        old="if first_call and isinstance(command.outcome, NotSent | Rejected):",
+        old="if first_call and isinstance(command.outcome, Untouched):",
         new="if first_call and not isinstance(command.outcome, Confirmed | Declined | Cancelled):",
         tests=(
             f"{_MODEL}test_only_the_claims_own_first_call_frees_the_key",

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common.db.engines import Database
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
-from payment_service.gateway.outcomes import Charge, ConfirmOutcome
+from payment_service.gateway.outcomes import Charge, GatewayOutcome
 from payment_service.gateway.toss import TossGateway
 from payment_service.settings import PaymentSettings
 from payment_service.tables import payments
@@ -176,22 +176,22 @@ async def charge(
 
 
 @contextmanager
-def held_at_gateway(payment_key: str) -> Iterator[asyncio.Event]:
-    """Delay the responses to confirms of this key until the event is set, or the block ends.
+def held_at_gateway(payment_key: str, operation: str = "confirm") -> Iterator[asyncio.Event]:
+    """Delay the responses to ``operation`` on this key until the event is set, or the block ends.
 
     In the block the key is at the gateway, however slow the machine is.
     """
     release = asyncio.Event()
-    confirm_at_gateway = TossGateway.confirm
+    call = getattr(TossGateway, operation)
 
-    async def delayed(gateway: TossGateway, charge: Charge) -> ConfirmOutcome:
-        outcome = await confirm_at_gateway(gateway, charge)
+    async def delayed(gateway: TossGateway, charge: Charge, *more: object) -> GatewayOutcome:
+        outcome: GatewayOutcome = await call(gateway, charge, *more)
         if charge.payment_key == payment_key:
             await release.wait()
         return outcome
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TossGateway, "confirm", delayed)
+        patch.setattr(TossGateway, operation, delayed)
         try:
             yield release
         finally:

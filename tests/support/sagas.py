@@ -46,6 +46,12 @@ IN_PROGRESS: Final = RemoteRefusal(
     Code.ABORTED, "PAYMENT_IN_PROGRESS", "try again", {}, retry_after_s=1.0
 )
 UNREACHED: Final = RemoteRefusal(Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE", "not reached", {})
+CIRCUIT_OPEN: Final = RemoteRefusal(
+    Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE", "not reached", {"circuit": "open"}, retry_after_s=1.0
+)
+OVERLOADED: Final = RemoteRefusal(
+    Code.RESOURCE_EXHAUSTED, "OVERLOADED", "later", {}, retry_after_s=0.5
+)
 REFUND_REFUSED: Final = RemoteRefusal(
     Code.FAILED_PRECONDITION,
     "REFUND_REFUSED",

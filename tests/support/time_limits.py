@@ -19,7 +19,7 @@ import pytest
 
 import order_service.clients
 import order_service.use_cases.order
-import payment_service.use_cases.payment
+import payment_service.use_cases.joined
 from common.batching import batch
 from common.db import connections, engines, transactions
 from common.rpc import health
@@ -43,8 +43,8 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (order_service.clients, "GATEWAY_ATTEMPT_S", LONG_S),
     (order_service.use_cases.order, "JOIN_S", LONG_S),
     (order_service.use_cases.order, "MARGIN_S", MARGIN_S),
-    (payment_service.use_cases.payment, "WAIT_S_MAX", LONG_S),
-    (payment_service.use_cases.payment, "MARGIN_S", MARGIN_S),
+    (payment_service.use_cases.joined, "WAIT_S_MAX", LONG_S),
+    (payment_service.use_cases.joined, "MARGIN_S", MARGIN_S),
 )
 
 

@@ -31,6 +31,7 @@ from payment_service.gateway.outcomes import (
     NotFound,
     NotSent,
     Rejected,
+    Saturated,
     Unknown,
 )
 from payment_service.gateway.toss import TossGateway
@@ -76,6 +77,7 @@ OUTCOMES: list[tuple[str, str, dict[str, Any]]] = [
     ("confirm", "Declined", {"confirm": Declined("c")}),
     ("confirm", "Cancelled", {"confirm": Cancelled("t", PAID)}),
     ("confirm", "NotSent", {"confirm": NotSent("w")}),
+    ("confirm", "Saturated", {"confirm": Saturated()}),
     ("confirm", "Rejected", {"confirm": Rejected("c")}),
     ("confirm", "Unknown", {"confirm": Unknown("w"), "find": Declined("c")}),
     ("confirm", "Mismatch", {"confirm": Mismatch(("f",)), "find": Declined("c")}),

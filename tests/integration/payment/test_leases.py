@@ -42,6 +42,7 @@ class SlowGateway:
     """A gateway that confirms when ``release`` is set."""
 
     name = "toss"
+    refuses_confirms = False
 
     def __init__(self) -> None:
         self.called, self.release = asyncio.Event(), asyncio.Event()

@@ -17,10 +17,12 @@ from order_service.model.saga_input import Failure
 from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, Pivot, Plan, plan_of
 from tests.support.sagas import (
     CANCEL_INPUT,
+    CIRCUIT_OPEN,
     IN_PROGRESS,
     LIMITS,
     LOST,
     NOW,
+    OVERLOADED,
     REFUND_REFUSED,
     REFUSED,
     SAGA_ID,
@@ -213,6 +215,42 @@ async def test_only_unreached_calls_in_a_row_count() -> None:
     run = await paying({PIVOT: [UNREACHED, LOST, LOST, LOST, UNREACHED, LOST, UNREACHED]}).run()
     assert_completed(run)
     assert run.services.calls.count(PIVOT) == 8
+
+
+async def test_a_pivot_that_is_known_not_to_be_reached_is_called_once() -> None:
+    run = await paying({PIVOT: [CIRCUIT_OPEN] * 100}).run()
+    assert_compensated(run, PIVOT)
+    assert (run.services.calls.count(PIVOT), run.takeovers) == (1, 0)
+    assert run.failure.reason == "GATEWAY_UNAVAILABLE"
+    # The refusal is stored: the same attempt can never succeed.
+    assert run.failure.retry_after_s is None
+
+
+async def test_an_overloaded_payment_service_declines_no_order() -> None:
+    run = await paying({PIVOT: [OVERLOADED] * 10}).run()
+    assert_completed(run)
+    assert run.services.calls.count(PIVOT) == 11
+    assert run.services.undos == []
+
+
+@pytest.mark.parametrize(
+    ("before", "undone"),
+    [([], True), ([UNREACHED], True), ([LOST], False)],
+    ids=["overloaded only", "never reached", "perhaps reached"],
+)
+async def test_an_overload_ends_a_late_attempt_if_no_call_may_have_arrived(
+    before: list[BaseException], undone: bool
+) -> None:
+    run = paying({PIVOT: [*before, OVERLOADED, OVERLOADED]})
+    await run.first()
+    await run.go_on(len(before))
+    assert run.row.state is SagaState.RUNNING
+    run.row.time_left_s = -1.0
+    await run.go_on()
+    if undone:
+        assert_compensated(run, PIVOT)
+    else:
+        assert_completed(run)
 
 
 async def test_a_pivot_that_stays_unknown_needs_attention_and_goes_on() -> None:

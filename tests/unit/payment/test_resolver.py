@@ -72,8 +72,8 @@ async def test_first_calls_that_end_together_keep_to_the_slots() -> None:
     gateway, lane = SilentGateway(), FakeLane()
     resolver = Resolver(NONE, cast(Any, lane), cast(Any, gateway), lease=LEASE, concurrency=3)
     claims = [lane.claim(number) for number in range(10)]
-    left = await asyncio.gather(*(resolver.charge(claim, 0.0) for claim in claims))
-    kept = [confirmation for confirmation in left if confirmation and confirmation.holder]
+    ended = await asyncio.gather(*(resolver.charge(claim, 0.0) for claim in claims))
+    kept = [confirmation for _, confirmation in ended if confirmation and confirmation.holder]
     assert len(kept) == 3
     # The others are due for the sweep, which finds no free slot.
     assert sum(payment.holder is None for payment in lane.payments.values()) == 7

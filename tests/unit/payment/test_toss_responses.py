@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+from dataclasses import replace
 
-import httpx
 import pytest
 
+from payment_service.gateway.exchange import BODY_BYTES_MAX
 from payment_service.gateway.outcomes import (
     Declined,
     Mismatch,
     NotCancellable,
     NotFound,
-    NotSent,
     PartlyCancelled,
     Refund,
     Rejected,
     Unknown,
     Unsupported,
 )
-from payment_service.gateway.toss import BODY_BYTES_MAX
 from payment_service.gateway.toss_responses import DECLINES, TALLY_FAULTS
+from tests.support.gateway_wire import (
+    CUT_IN_BODY,
+    CUT_IN_HEAD,
+    JSON_TYPE,
+    LOST,
+    NOT_HTTP,
+    Reply,
+    Request,
+    hang,
+    reply,
+)
 from tests.unit.payment.test_toss import (
     CANCELLED,
     CHARGE,
     CONFIRMED,
-    JSON,
     PAYMENT,
     given_back,
     outcomes,
@@ -36,8 +46,12 @@ from tests.unit.payment.test_toss import (
 )
 
 
-def raw(content: bytes, headers: dict[str, str] = JSON) -> httpx.Response:
-    return httpx.Response(200, headers=headers, content=content)
+def raw(content: bytes, headers: dict[str, str] = JSON_TYPE) -> Reply:
+    return reply(200, headers=headers, content=content)
+
+
+def html(status: int) -> Reply:
+    return reply(status, content=b"<h1>hello</h1>", headers={"content-type": "text/html"})
 
 
 WRONG_MONEY: dict[str, list[object]] = {
@@ -75,40 +89,40 @@ OUTCOME_OPEN: list[tuple[int, object]] = [
     (500, "FAILED_PAYMENT_INTERNAL_SYSTEM_PROCESSING"),
 ]
 UNREADABLE = {
-    "html": httpx.Response(200, html="<h1>hello</h1>"),
-    "html 404": httpx.Response(404, html="<h1>not here</h1>"),
-    "html 401": httpx.Response(401, html="<h1>log in</h1>"),
-    "text": httpx.Response(200, text=json.dumps(PAYMENT)),
+    "html": html(200),
+    "html 404": html(404),
+    "html 401": html(401),
+    "text": raw(json.dumps(PAYMENT).encode(), {"content-type": "text/plain"}),
     "empty": raw(b""),
-    "no content": httpx.Response(204),
+    "no content": Reply(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "broken": raw(b'{"status": "DONE"'),
     "not UTF-8": raw(b'{"status": "\xff"}'),
-    "list": httpx.Response(200, json=[PAYMENT]),
+    "list": reply(200, [PAYMENT]),
     "null": raw(b"null"),
     "deep": raw(b"[" * 60_000),
     "digits": raw(b"9" * 60_000),
-    "large": httpx.Response(200, json=PAYMENT | {"more": "x" * BODY_BYTES_MAX}),
-    "redirect": httpx.Response(302, headers={"location": "http://elsewhere.test/"}),
-    "redirect with JSON": httpx.Response(
-        307, headers={"location": "http://elsewhere.test/"}, json=PAYMENT
+    "large": reply(200, PAYMENT | {"more": "x" * BODY_BYTES_MAX}),
+    "redirect": reply(302, headers={"location": "http://elsewhere.test/"}),
+    "redirect with JSON": reply(307, PAYMENT, JSON_TYPE | {"location": "http://elsewhere.test/"}),
+    "created": reply(201, PAYMENT),
+    "gzip": raw(
+        gzip.compress(json.dumps(PAYMENT).encode()), JSON_TYPE | {"content-encoding": "gzip"}
     ),
-    "created": httpx.Response(201, json=PAYMENT),
-    "gzip": raw(gzip.compress(json.dumps(PAYMENT).encode()), JSON | {"content-encoding": "gzip"}),
-    "no code": httpx.Response(404, json={}),
+    "no code": reply(404, {}),
+}
+PERHAPS_ARRIVED = {
+    "lost": LOST,
+    "cut in the head": CUT_IN_HEAD,
+    "cut in the body": CUT_IN_BODY,
+    "not HTTP": NOT_HTTP,
 }
 
-NO_CONNECTION = [httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout]
-PERHAPS_ARRIVED = [
-    *(httpx.ReadTimeout, httpx.WriteTimeout, httpx.ReadError, httpx.WriteError),
-    *(httpx.RemoteProtocolError, httpx.LocalProtocolError),
-]
-
-Row = tuple[httpx.Response | Exception, tuple[object, ...]]
+Row = tuple[Reply, tuple[object, ...]]
 
 
-def row(reply: httpx.Response | Exception, *expected: object) -> Row:
+def row(returned: Reply, *expected: object) -> Row:
     """A reply with the outcomes of confirm, find and cancel, or with one for all."""
-    return reply, expected if len(expected) == 3 else expected * 3
+    return returned, expected if len(expected) == 3 else expected * 3
 
 
 ROWS: dict[str, Row] = {
@@ -189,27 +203,27 @@ ROWS: dict[str, Row] = {
     },
     **{f"{status} {code}": row(refused(status, code), Unknown) for status, code in OUTCOME_OPEN},
     **{code: row(refused(403, code), Rejected(code)) for code in sorted(TALLY_FAULTS)},
-    **{name: row(response, Unknown) for name, response in UNREADABLE.items()},
-    **{each.__name__: row(each("…"), NotSent(each.__name__)) for each in NO_CONNECTION},
-    **{each.__name__: row(each("…"), Unknown) for each in PERHAPS_ARRIVED},
+    **{name: row(returned, Unknown) for name, returned in UNREADABLE.items()},
+    **{name: row(returned, Unknown) for name, returned in PERHAPS_ARRIVED.items()},
 }
 
 
-@pytest.mark.parametrize(("reply", "expected"), ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize(("returned", "expected"), ROWS.values(), ids=ROWS)
 async def test_each_reply_has_one_outcome_per_operation(
-    reply: httpx.Response | Exception, expected: tuple[object, ...]
+    returned: Reply, expected: tuple[object, ...]
 ) -> None:
-    toss, requests = returning(reply, reply, reply)
-    assert await outcomes(toss) == expected
-    assert {request.url.host for request in requests} == {"gateway.test"}
+    async with returning(returned, returned, returned) as (toss, wire):
+        assert await outcomes(toss) == expected
+    # Each was sent once: nothing is repeated, and no redirect followed.
+    assert [request.method for request in wire.requests] == ["POST", "GET", "POST"]
 
 
 @pytest.mark.parametrize("code", sorted(DECLINES))
 async def test_a_decline_counts_with_a_4xx_only(code: str) -> None:
-    toss, _ = returning(refused(400, code), refused(403, code), refused(500, code))
-    assert await toss.confirm(CHARGE) == Declined(code)
-    assert await toss.confirm(CHARGE) == Declined(code)
-    assert isinstance(await toss.confirm(CHARGE), Unknown)
+    async with returning(refused(400, code), refused(403, code), refused(500, code)) as (toss, _):
+        assert await toss.confirm(CHARGE) == Declined(code)
+        assert await toss.confirm(CHARGE) == Declined(code)
+        assert isinstance(await toss.confirm(CHARGE), Unknown)
 
 
 @pytest.mark.parametrize(
@@ -223,17 +237,39 @@ async def test_a_decline_counts_with_a_4xx_only(code: str) -> None:
         (refused(404, "NOT_FOUND_PAYMENT"), Unknown, Unknown),
         (refused(401, "UNAUTHORIZED_KEY"), Unknown, Unknown),
         (refused(500, "UNKNOWN_PAYMENT_ERROR"), Unknown, Unknown),
-        # Not NotSent: that would free a payment key that may have been charged.
-        (httpx.ConnectError("refused"), Unknown, Unknown),
+        (LOST, Unknown, Unknown),
     ],
-    ids=str,
 )
 async def test_an_already_processed_payment_is_looked_up(
-    found: httpx.Response | Exception, confirm: object, cancel: object
+    found: Reply, confirm: object, cancel: object
 ) -> None:
     processed, cancelled_before = (
         refused(400, f"ALREADY_{word}_PAYMENT") for word in ("PROCESSED", "CANCELED")
     )
-    toss, _ = returning(processed, found, found, cancelled_before, found)
-    confirmed, _, cancelled = await outcomes(toss)
+    replies = processed, found, found, cancelled_before, found
+    async with returning(*replies) as (toss, _):
+        confirmed, _, cancelled = await outcomes(toss)
     assert (confirmed, cancelled) == (confirm, cancel)
+
+
+@pytest.mark.parametrize("state", ["away", "full"])
+async def test_a_look_up_that_is_not_sent_proves_nothing(state: str) -> None:
+    """Not NotSent or Saturated: that would free a payment key that may have been charged."""
+    processed = refused(400, "ALREADY_PROCESSED_PAYMENT")
+    async with returning(timeout_s=0.3, connections_max=1) as (toss, wire):
+        others: list[asyncio.Future[object]] = []
+
+        async def answer(request: Request) -> Reply:
+            if state == "away":
+                wire.stop()
+            else:
+                # Another call takes the slot before the look-up does.
+                wire.answer = hang
+                others.append(asyncio.ensure_future(toss.confirm(CHARGE)))
+                await asyncio.sleep(0)
+            return replace(processed, closes=True)
+
+        wire.answer = answer
+        assert isinstance(await toss.confirm(CHARGE), Unknown)
+        assert [request.method for request in wire.requests] == ["POST"] * (1 + len(others))
+        await asyncio.gather(*others)

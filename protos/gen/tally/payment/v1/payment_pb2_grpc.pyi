@@ -35,7 +35,9 @@ class PaymentServiceStub:
     CancelPayment has cancelled this request_id; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo)
     while a call with another request_id uses the key; ALREADY_EXISTS / PAYMENT_KEY_USED after
     such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
-    certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
+    certainly not reached: nothing is charged and the key can be used again (metadata circuit =
+    open if it is known to be away for some seconds; then no call was made); RESOURCE_EXHAUSTED /
+    OVERLOADED if this replica has no connection free for it, with the same effect; UNAVAILABLE /
     PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
     same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
     the gateway's status in the metadata (gateway_status), if the customer chose a method that
@@ -55,7 +57,8 @@ class PaymentServiceStub:
 
     Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
     gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
-    reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
+    reached or did not answer: repeat the same call, as after OVERLOADED; the cancellation may be
+    stored, and is carried out then in any case. FAILED_PRECONDITION / REFUND_REFUSED, with the
     gateway's code in the metadata (gateway_code), if the gateway refused the refund permanently: no
     further refund is tried, and a person has to settle the payment (ResolvePayment).
     """
@@ -116,7 +119,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         CancelPayment has cancelled this request_id; ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo)
         while a call with another request_id uses the key; ALREADY_EXISTS / PAYMENT_KEY_USED after
         such a call has paid or was declined; UNAVAILABLE / GATEWAY_UNAVAILABLE if the gateway was
-        certainly not reached: nothing is charged and the key can be used again; UNAVAILABLE /
+        certainly not reached: nothing is charged and the key can be used again (metadata circuit =
+        open if it is known to be away for some seconds; then no call was made); RESOURCE_EXHAUSTED /
+        OVERLOADED if this replica has no connection free for it, with the same effect; UNAVAILABLE /
         PAYMENT_OUTCOME_UNKNOWN if it was reached and the outcome is not known: a later call with the
         same request_id returns the outcome. FAILED_PRECONDITION / PAYMENT_METHOD_NOT_SUPPORTED, with
         the gateway's status in the metadata (gateway_status), if the customer chose a method that
@@ -142,7 +147,8 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: ABORTED / PAYMENT_IN_PROGRESS (with RetryInfo) while the confirmation is at the
         gateway; UNAVAILABLE / GATEWAY_UNAVAILABLE or PAYMENT_OUTCOME_UNKNOWN if the gateway was not
-        reached or did not answer: repeat the same call. FAILED_PRECONDITION / REFUND_REFUSED, with the
+        reached or did not answer: repeat the same call, as after OVERLOADED; the cancellation may be
+        stored, and is carried out then in any case. FAILED_PRECONDITION / REFUND_REFUSED, with the
         gateway's code in the metadata (gateway_code), if the gateway refused the refund permanently: no
         further refund is tried, and a person has to settle the payment (ResolvePayment).
         """
