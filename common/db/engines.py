@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from common import failpoints
 from common.db.errors import map_database_errors
+from common.db.rooms import Rooms
 from common.environment import source_of
 from common.ids import is_id
 from common.settings import ServiceSettings
@@ -33,8 +34,8 @@ _PLANS: Final = {
 CONNECT_TIMEOUT_S: Final = 3.0
 CLOSE_S: Final = 2.0
 """How long closing may take. A server that answers needs a moment."""
-LOCK_TIMEOUT_MS: Final = 1_000
-"""How long a transaction that waits for locks waits for one row."""
+LOCK_TIMEOUT_MS: Final = 200
+"""How long a transaction that waits for locks waits for one row, before others have their turn."""
 LANE_LOCK_TIMEOUT_MS: Final = 50
 """How long a lane's batch waits for a lock. It skips locked rows; what is left are new rows that
 another transaction has inserted and not committed."""
@@ -50,24 +51,34 @@ class Database:
     """A service's database, with a pool for each purpose: none waits for another."""
 
     lanes: AsyncEngine
-    """Transactions of lanes. Every caller of a lane waits for them, so they wait for no lock."""
+    """Transactions of lanes and carts. Every caller waits for them, so they wait for no lock."""
     waiting: AsyncEngine
-    """Transactions that wait for row locks, and sweeps."""
+    """Transactions that wait for row locks, and jobs."""
     reads: AsyncEngine
     """Single statements in autocommit mode."""
     probe: AsyncEngine
     """One session for the readiness probe, which many readers therefore cannot delay."""
+    rooms: Rooms
+    """How many transactions of each purpose have a connection of ``lanes`` or ``waiting``."""
     setting: str = "the database"
     """The variable or file that the address came from, for the operator."""
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set when the readiness probe has passed once and the server's durability was checked."""
 
     @asynccontextmanager
-    async def begin(self, purpose: str = "other") -> AsyncIterator[AsyncConnection]:
-        """A transaction outside any lane, for sweeps and clean-ups; ``purpose`` names it."""
-        async with self.waiting.begin() as connection:
+    async def begin(
+        self, purpose: str = "other", *, of_call: bool = False
+    ) -> AsyncIterator[AsyncConnection]:
+        """A transaction outside any lane; ``purpose`` names it.
+
+        It is one of a job, which skips what is locked; or ``of_call``: a call waits for it, and it
+        waits for no lock. Raises Overloaded if the room for these stays full.
+        """
+        room = self.rooms.calls.place() if of_call else self.rooms.for_job()
+        engine = self.lanes if of_call else self.waiting
+        async with room, engine.begin() as connection:
             yield connection
-            if failpoints.enabled:
+            if failpoints.enabled and connection.in_transaction():
                 failpoints.hit(f"transaction.{purpose}.before")
         if failpoints.enabled:
             failpoints.hit(f"transaction.{purpose}.after")
@@ -133,6 +144,7 @@ def open_engines(
         waiting=engine("waiting", third, LOCK_TIMEOUT_MS),
         reads=engine("reads", max(shared - 2 * third, 1), LOCK_TIMEOUT_MS, single=True),
         probe=engine("probe", 1, LOCK_TIMEOUT_MS, single=True),
+        rooms=Rooms.of(lanes=third, waiting=third),
         setting=setting,
     )
 

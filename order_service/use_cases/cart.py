@@ -1,18 +1,26 @@
 """Carts: each change is a short transaction of its own; the row version detects conflicts.
 
 No lane: two concurrent changes of one cart come from one person, who has to see the conflict.
+
+A replica makes one change of a cart at a time, so that one user takes one connection at most. A
+change whose row another transaction holds waits without a connection and tries again.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common import failpoints
+from common.backoff import Backoff
 from common.db.engines import Database, reading
-from common.db.errors import map_database_errors
+from common.db.errors import LOCK_NOT_AVAILABLE, map_database_errors, sqlstate
+from common.db.rooms import Room
 from common.errors import InvalidField
 from common.ids import is_id
 from order_service.errors import CartChanged, ProductNotFound
@@ -20,12 +28,23 @@ from order_service.model.cart import ITEMS_MAX, Cart, ClearCart, SetCartItem
 from order_service.store import cart as store
 from order_service.store.product import read_product
 
+WAITING_MAX: Final = 128
+"""Changes of one cart that wait in a replica for their turn; more are refused with OVERLOADED."""
+TRIES_MAX: Final = 12
+"""How often a change finds its row held, in about two seconds, until it is refused."""
+_RETRY: Final = Backoff(0.01, 0.25)
+
+_Change = Callable[[AsyncConnection], Awaitable[Cart | None]]
+"""Makes a change in a transaction; the cart then, or None if nothing is to be changed."""
+
 
 class Carts:
     """The carts of all users."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._turns: dict[str, Room] = {}
+        """The turns of the carts that are being changed, by user."""
 
     async def get_cart(self, user_id: str) -> Cart:
         """The cart as last committed; empty and at version 0 if it was never changed."""
@@ -36,46 +55,70 @@ class Carts:
         """Set one line. Setting the value that it has changes nothing, not even the version.
 
         Without an expected version the last writer of a line wins, and other lines stay as they
-        are. Raises ProductNotFound, CartChanged, or InvalidField if the cart is full.
+        are. Raises ProductNotFound, CartChanged, InvalidField if the cart is full, and Overloaded
+        if too many changes of this cart, or of all carts, wait.
         """
         if not is_id(command.product_id):
             raise ProductNotFound(product_id=command.product_id)
-        async with _writing(self._database) as (connection, transaction):
-            if await read_product(connection, command.product_id) is None:
-                raise ProductNotFound(product_id=command.product_id)
-            await _raise_version(connection, command)
-            if await store.set_item(
-                connection, command.user_id, command.product_id, command.quantity
-            ):
-                if await store.count_items(connection, command.user_id) > ITEMS_MAX:
-                    raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
-                return await store.read_cart(connection, command.user_id)
-            await transaction.rollback()
-        return await self.get_cart(command.user_id)
+        return await self._change(command.user_id, partial(_set_item, command=command))
 
     async def clear(self, command: ClearCart) -> Cart:
-        """Remove everything. Raises CartChanged."""
-        async with _writing(self._database) as (connection, transaction):
-            await _raise_version(connection, command)
-            if await store.clear(connection, command.user_id):
-                return await store.read_cart(connection, command.user_id)
-            await transaction.rollback()
-        return await self.get_cart(command.user_id)
+        """Remove everything. Raises CartChanged or Overloaded."""
+        return await self._change(command.user_id, partial(_clear, command=command))
+
+    async def _change(self, user_id: str, change: _Change) -> Cart:
+        """Make the change when it is its turn.
+
+        Raises DatabaseUnavailable, Overloaded, or ConflictRetriesExhausted if the row stays held.
+        """
+        with map_database_errors():
+            async with self._turn(user_id):
+                cart = await self._when_free(user_id, change)
+        return cart or await self.get_cart(user_id)
+
+    async def _when_free(self, user_id: str, change: _Change) -> Cart | None:
+        tries = 0
+        while True:
+            try:
+                async with self._database.begin("cart", of_call=True) as connection:
+                    await store.lock(connection, user_id)
+                    cart = await change(connection)
+                    if cart is None:
+                        await connection.rollback()
+                    return cart
+            except DBAPIError as error:
+                tries += 1
+                if sqlstate(error) != LOCK_NOT_AVAILABLE or tries == TRIES_MAX:
+                    raise
+            await asyncio.sleep(_RETRY.pause_s(tries))
+
+    @asynccontextmanager
+    async def _turn(self, user_id: str) -> AsyncIterator[None]:
+        turns = self._turns.setdefault(user_id, Room("cart", 1, waiting_max=WAITING_MAX))
+        try:
+            async with turns.place():
+                yield
+        finally:
+            if turns.empty:
+                self._turns.pop(user_id, None)
 
 
-@asynccontextmanager
-async def _writing(database: Database) -> AsyncIterator[tuple[AsyncConnection, AsyncTransaction]]:
-    """A transaction, committed at the end unless it is rolled back. It is never retried.
+async def _set_item(connection: AsyncConnection, command: SetCartItem) -> Cart | None:
+    if await read_product(connection, command.product_id) is None:
+        raise ProductNotFound(product_id=command.product_id)
+    await _raise_version(connection, command)
+    if not await store.set_item(connection, command.user_id, command.product_id, command.quantity):
+        return None
+    if await store.count_items(connection, command.user_id) > ITEMS_MAX:
+        raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
+    return await store.read_cart(connection, command.user_id)
 
-    Raises DatabaseUnavailable or ConflictRetriesExhausted.
-    """
-    with map_database_errors():
-        async with database.waiting.connect() as connection, connection.begin() as transaction:
-            yield connection, transaction
-            if failpoints.enabled and transaction.is_active:
-                failpoints.hit("transaction.cart.before")
-        if failpoints.enabled:
-            failpoints.hit("transaction.cart.after")
+
+async def _clear(connection: AsyncConnection, command: ClearCart) -> Cart | None:
+    await _raise_version(connection, command)
+    if not await store.clear(connection, command.user_id):
+        return None
+    return await store.read_cart(connection, command.user_id)
 
 
 async def _raise_version(connection: AsyncConnection, command: SetCartItem | ClearCart) -> None:
