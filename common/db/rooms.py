@@ -39,13 +39,16 @@ class Room:
     """A bound on what is done at once; who comes later waits, in order of arrival."""
 
     def __init__(
-        self, name: str, size: int, *, waiting_max: int | None = None, wait_s: float | None = WAIT_S
+        self, name: str, size: int, *, waiting_max: int | None = None, refuses: bool = True
     ) -> None:
-        """``waiting_max``: how many may wait; None: any number. ``wait_s``: None: without limit."""
+        """``waiting_max``: how many may wait; None: any number.
+
+        ``refuses``: those who have waited for WAIT_S; otherwise they wait without a limit.
+        """
         self.name = name
         self.size = size
         self._waiting_max = waiting_max
-        self._wait_s = wait_s
+        self._refuses = refuses
         self._places = asyncio.Semaphore(size)
         self._waiting = 0
         self._inside = 0
@@ -62,7 +65,7 @@ class Room:
             raise self._full()
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(WAIT_S if self._refuses else None):
                 await self._places.acquire()
         except TimeoutError:
             raise self._full() from None
@@ -102,9 +105,9 @@ class Rooms:
             calls=Room("calls", max(1, lanes - 1)),
             jobs=Room("jobs", JOBS),
             # Callers leave by themselves when their time is over (``Lane``).
-            contended=Room("contended", waiting, wait_s=None),
-            stuck=Room("stuck", max(1, waiting - 1), wait_s=None),
-            waiting=Room("waiting", waiting, wait_s=None),
+            contended=Room("contended", waiting, refuses=False),
+            stuck=Room("stuck", max(1, waiting - 1), refuses=False),
+            waiting=Room("waiting", waiting, refuses=False),
         )
 
     @asynccontextmanager

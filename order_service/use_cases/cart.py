@@ -81,7 +81,9 @@ class Carts:
         while True:
             try:
                 async with self._database.begin("cart", of_call=True) as connection:
-                    await store.lock(connection, user_id)
+                    if tries:
+                        # The first try waits for another replica's change, for a moment.
+                        await store.lock(connection, user_id)
                     cart = await change(connection)
                     if cart is None:
                         await connection.rollback()

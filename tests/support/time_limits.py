@@ -21,7 +21,7 @@ import order_service.clients
 import order_service.use_cases.order
 import payment_service.use_cases.payment
 from common.batching import batch
-from common.db import engines
+from common.db import engines, rooms
 from common.rpc import health
 
 LONG_S: Final = 60.0
@@ -34,6 +34,7 @@ SOON_S: Final = MARGIN_S + 0.5
 _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (engines, "CONNECT_TIMEOUT_S", LONG_S),
     (engines, "POOL_TIMEOUT_S", LONG_S),
+    (rooms, "WAIT_S", LONG_S),
     (engines, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
     (engines, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
     (batch, "UNREACHABLE_S", LONG_S),

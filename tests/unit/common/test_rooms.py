@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from common.db import rooms
 from common.db.rooms import Room, Rooms
 from common.errors import Overloaded
 
@@ -42,8 +43,9 @@ async def test_places_are_taken_in_order_of_arrival() -> None:
     assert room.empty
 
 
-async def test_a_full_room_refuses_with_overloaded() -> None:
-    room = Room("test", 1, waiting_max=1, wait_s=0.01)
+async def test_a_full_room_refuses_with_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "WAIT_S", 0.01)
+    room = Room("test", 1, waiting_max=1)
     first = Guest(room)
     await first.inside.wait()
     waiting = Guest(room)
@@ -77,19 +79,19 @@ async def test_cancelled_guests_keep_no_place() -> None:
 @pytest.mark.parametrize("connections", [1, 2, 5])
 async def test_stuck_rows_leave_a_connection_to_others(connections: int) -> None:
     """With one connection they take turns: one of them waits for it at most."""
-    rooms = Rooms.of(lanes=connections, waiting=connections)
+    made = Rooms.of(lanes=connections, waiting=connections)
 
     async def stay() -> None:
-        async with rooms.for_lock_wait(stuck=True):
+        async with made.for_lock_wait(stuck=True):
             await asyncio.Event().wait()
 
     stuck = [asyncio.create_task(stay()) for _ in range(12)]
     await turns()
-    assert rooms.stuck.size == max(1, connections - 1)
+    assert made.stuck.size == max(1, connections - 1)
     if connections > 1:
-        async with rooms.for_job(), rooms.calls.place():
+        async with made.for_job(), made.calls.place():
             pass
     for task in stuck:
         task.cancel()
     await asyncio.gather(*stuck, return_exceptions=True)
-    assert rooms.waiting.empty
+    assert made.waiting.empty
