@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from common.batching.outcomes import Limits, QueuedCommand
-from common.db.rooms import Rooms
+from common.db.engines import Database
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -29,14 +29,14 @@ class LockWaitQueue(Generic[C, R]):
         fail: Callable[[list[QueuedCommand[C, R]], BaseException], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
         limits: Limits,
-        rooms: Rooms,
+        database: Database,
     ) -> None:
         """``decide`` replies to every entry it gets, or puts it back with ``wait``."""
         self._decide = decide
         self._fail = fail
         self._spawn = spawn
         self._limits = limits
-        self._rooms = rooms
+        self._database = database
         self._queues: dict[Hashable, deque[QueuedCommand[C, R]]] = {}
         self._slots = asyncio.Semaphore(limits.blocked_max)
 
@@ -71,8 +71,8 @@ class LockWaitQueue(Generic[C, R]):
     async def _place(self, *, stuck: bool) -> AsyncIterator[None]:
         """A place for one transaction. Rows that are stuck keep no slot from the others."""
         if stuck:
-            async with self._rooms.for_lock_wait(stuck=True):
+            async with self._database.rooms.for_lock_wait(stuck=True):
                 yield
         else:
-            async with self._slots, self._rooms.for_lock_wait(stuck=False):
+            async with self._slots, self._database.rooms.for_lock_wait(stuck=False):
                 yield
