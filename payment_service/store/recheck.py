@@ -52,12 +52,16 @@ _MARK: Final = (
 )
 
 
-async def claim_due(connection: AsyncConnection, *, size: int) -> list[Confirmation]:
+async def claim_due(
+    connection: AsyncConnection, *, size: int
+) -> tuple[list[Confirmation], bool]:
     """At most ``size`` payments that are due for a check and not locked, the longest due first.
 
     Other replicas do not claim them for AGAIN_AFTER. One that cannot be read is left for as long.
+    Also returns whether there may be more.
     """
-    return readable_confirmations(await connection.execute(CLAIM, {"size": size}))
+    rows = (await connection.execute(CLAIM, {"size": size})).all()
+    return readable_confirmations(rows), len(rows) == size
 
 
 def claimed_at(claimed: Confirmation) -> datetime:
