@@ -37,7 +37,11 @@ class Postponed:
     """
 
     def __init__(
-        self, backoff: Backoff, *, size_max: int = 1_000, clock: Callable[[], float] = time.monotonic
+        self,
+        backoff: Backoff,
+        *,
+        size_max: int = 1_000,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``size_max``: how many pieces are remembered; then the oldest is forgotten."""
         self._backoff = backoff

@@ -170,7 +170,8 @@ _postponed: Final = (
     CLOCK
     + sa.func.least(
         UNREADABLE_S_MAX,
-        sa.bindparam("lease_s", type_=sa.Float) * sa.func.power(2, sa.func.least(sagas.c.attempts, 16)),
+        sa.bindparam("lease_s", type_=sa.Float)
+        * sa.func.power(2, sa.func.least(sagas.c.attempts, 16)),
     )
     * SECOND
 )

@@ -57,7 +57,8 @@ _POSTPONE: Final = (
         holder=None,
         due_time=CLOCK
         + sa.func.least(
-            UNREADABLE_S_MAX, UNREADABLE_S * sa.func.power(2, sa.func.least(payments.c.tries - 1, 16))
+            UNREADABLE_S_MAX,
+            UNREADABLE_S * sa.func.power(2, sa.func.least(payments.c.tries - 1, 16)),
         )
         * sa.literal_column("interval '1 second'", sa.Interval),
     )

@@ -52,9 +52,7 @@ _MARK: Final = (
 )
 
 
-async def claim_due(
-    connection: AsyncConnection, *, size: int
-) -> tuple[list[Confirmation], bool]:
+async def claim_due(connection: AsyncConnection, *, size: int) -> tuple[list[Confirmation], bool]:
     """At most ``size`` payments that are due for a check and not locked, the longest due first.
 
     Other replicas do not claim them for AGAIN_AFTER. One that cannot be read is left for as long.

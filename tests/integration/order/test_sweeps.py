@@ -76,9 +76,9 @@ async def test_an_order_that_cannot_expire_stops_no_other(
             assert await replica.expire_due() == PAGE
             assert await replica.expire_due() == 0
     assert await states(shop, made) == ["PENDING"] + ["EXPIRED"] * PAGE
-    assert [
-        line["order_id"] for line in logged if line["event"] == "order_not_expired"
-    ] == [broken.order_id]
+    assert [line["order_id"] for line in logged if line["event"] == "order_not_expired"] == [
+        broken.order_id
+    ]
 
 
 async def test_one_unreadable_order_hides_no_other(shop: Shop, sql: Sql) -> None:
@@ -93,7 +93,5 @@ async def test_one_unreadable_order_hides_no_other(shop: Shop, sql: Sql) -> None
         found += [order.order_id for order in page.orders]
         if not page.next_page_token:
             break
-        request = pb.ListOrdersRequest(
-            user_id="ann", page_size=2, page_token=page.next_page_token
-        )
+        request = pb.ListOrdersRequest(user_id="ann", page_size=2, page_token=page.next_page_token)
     assert found == [made[n].order_id for n in (3, 1, 0)]

@@ -116,15 +116,13 @@ async def test_one_unreadable_payment_hides_no_other(
             break
     assert found == [made[n] for n in (3, 1, 0)]
     asked = pb.GetConfirmationsRequest(confirm_request_ids=[f"c{n}" for n in range(5)])
-    states = [
-        each.payment.state for each in (await payment.GetConfirmations(asked)).confirmations
-    ]
+    states = [each.payment.state for each in (await payment.GetConfirmations(asked)).confirmations]
     confirmed, unknown = pb.Payment.STATE_CONFIRMED, pb.Payment.STATE_UNKNOWN
     assert states == [confirmed, confirmed, unknown, confirmed, 0]
 
 
 @without_redis
-async def test_checks_go_past_payments_that_cannot_be_checked(
+async def test_checks_go_past_payments_that_cannot_be_checked(  # noqa: PLR0917 - fixtures
     payment: Any,
     sessions: Database,
     databases: Any,
