@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,3 +28,39 @@ class Backoff:
         """The pause after the failed attempt number ``attempt``, counted from 1."""
         doublings = min(attempt - 1, _DOUBLINGS_MAX)
         return min(self.max_s, self.first_s * 2.0**doublings) * random.uniform(*self.jitter)  # noqa: S311
+
+
+class Postponed:
+    """Work that failed in this replica: each piece waits for a pause that grows with its failures.
+
+    For sweeps: what fails again and again is tried less and less often, and stops nothing else.
+    """
+
+    def __init__(
+        self,
+        backoff: Backoff,
+        *,
+        size_max: int = 1_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``size_max``: how many pieces are remembered; then the oldest is forgotten."""
+        self._backoff = backoff
+        self._size_max = size_max
+        self._clock = clock
+        self._failures: dict[str, tuple[int, float]] = {}
+
+    def is_due(self, id_: str) -> bool:
+        """Whether the work may be tried now."""
+        return self._clock() >= self._failures.get(id_, (0, 0.0))[1]
+
+    def fail(self, id_: str) -> bool:
+        """Postpone the work; returns whether this was its first failure."""
+        count = self._failures.pop(id_, (0, 0.0))[0] + 1
+        if len(self._failures) >= self._size_max:
+            del self._failures[next(iter(self._failures))]
+        self._failures[id_] = count, self._clock() + self._backoff.pause_s(count)
+        return count == 1
+
+    def forget(self, id_: str) -> None:
+        """The work has succeeded."""
+        self._failures.pop(id_, None)

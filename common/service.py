@@ -31,7 +31,7 @@ from common.db.errors import (
     Fault,
     classify,
     describe_failure,
-    is_unavailable,
+    failure_of,
     sqlstate,
 )
 from common.db.idempotency import CLEAN_UP_INTERVAL_S, IdempotencyStore
@@ -175,7 +175,7 @@ def run_service_jobs(
     clean_up = PeriodicJob(
         "clean_up_answers", CLEAN_UP_INTERVAL_S, partial(idempotency.clean_up, database)
     )
-    return run_periodic_jobs(clean_up, *jobs, ready=database.checked, is_unavailable=is_unavailable)
+    return run_periodic_jobs(clean_up, *jobs, ready=database.checked, failure_of=failure_of)
 
 
 async def serve(settings: S, build: Build[S], *, stop: asyncio.Event | None = None) -> None:

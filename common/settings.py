@@ -137,8 +137,8 @@ class ServiceSettings(BaseSettings):
     pool_size: int = count(
         8,
         "Database connections of this replica, at most: one for the readiness probe, "
-        "and of the others a third each for writes, for writes that wait for locked rows, and for "
-        "reads.",
+        "and of the others a third each for writes, for background work and writes that wait for "
+        "locked rows, and for reads.",
         most=500,
         least=4,
     )

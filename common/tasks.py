@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import structlog
+from prometheus_client import Counter
 
 from common import tracing
 from common.errors import Refusal
+from common.metrics import REGISTRY
 
 T = TypeVar("T")
 
@@ -23,6 +25,12 @@ CANCEL_S: Final = 2.0
 """How long cancelled jobs get to end: the driver closes their connections."""
 STOP_S: Final = FINISH_S + CANCEL_S
 
+_failures = Counter(
+    "tally_background_work_failures",
+    "Runs of periodic jobs that failed, by the job's name. The next run may succeed.",
+    ("work",),
+    registry=REGISTRY,
+)
 _log = structlog.stdlib.get_logger()
 
 
@@ -101,7 +109,7 @@ class PeriodicJob:
 
 @asynccontextmanager
 async def run_periodic_jobs(
-    *jobs: PeriodicJob, ready: asyncio.Event, is_unavailable: Callable[[BaseException], bool]
+    *jobs: PeriodicJob, ready: asyncio.Event, failure_of: Callable[[BaseException], str]
 ) -> AsyncIterator[None]:
     """Run the jobs until the block ends, whatever they raise.
 
@@ -109,12 +117,12 @@ async def run_periodic_jobs(
     do not run in step. At the end, runs in progress get FINISH_S, all of them together, to commit;
     then they are cancelled, which leaves what a killed replica would leave.
 
-    A failure is logged when it begins or changes, not on each run. Failures that ``is_unavailable``
-    accepts are not logged: the replica's readiness reports them.
+    A failure is logged when it begins or changes, not on each run, and counted each time.
+    ``failure_of`` names it: the same failure by the same text.
     """
     stopping = asyncio.Event()
     tasks = {
-        asyncio.create_task(_repeat(job, ready, stopping, is_unavailable), name=job.name)
+        asyncio.create_task(_repeat(job, ready, stopping, failure_of), name=job.name)
         for job in jobs
     }
     try:
@@ -139,13 +147,15 @@ async def _repeat(
     job: PeriodicJob,
     ready: asyncio.Event,
     stopping: asyncio.Event,
-    is_unavailable: Callable[[BaseException], bool],
+    failure_of: Callable[[BaseException], str],
 ) -> None:
     await ready.wait()
     logged = ""
     while not stopping.is_set():
         error = await _error_of(job, stopping)
-        failure = "" if error is None or is_unavailable(error) else repr(error)[:200]
+        failure = "" if error is None else failure_of(error)
+        if failure:
+            _failures.labels(job.name).inc()
         if failure and failure != logged:
             _log.warning("background_work_failed", work=job.name, error=failure)
         elif logged and not failure:

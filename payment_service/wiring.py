@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 from common.db.engines import open_database
-from common.db.errors import is_unavailable
+from common.db.errors import failure_of
 from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
@@ -60,9 +60,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
             PeriodicJob("recheck", RECHECK_INTERVAL_S, recheck.run),
         ]
         # Leases are renewed until the last payment is finished: the grace is longer than a lease.
-        async with run_periodic_jobs(
-            renewal, ready=database.checked, is_unavailable=is_unavailable
-        ):
+        async with run_periodic_jobs(renewal, ready=database.checked, failure_of=failure_of):
             try:
                 async with run_service_jobs(database, idempotency, *jobs):
                     yield Application(

@@ -12,15 +12,19 @@ A failed transaction is classified (``common.db.errors``); then the batch is
   had succeeded, the next attempt finds the idempotency records;
 - given up with DATABASE_UNAVAILABLE when its COMMIT does not return in time: it goes on by itself,
   and holds its row locks, so that no other attempt gets by it (``common.db.transactions``);
+- divided, if a statement reaches statement_timeout, for a while (SLOW_S): what is fast enough in a
+  smaller batch is written, the rest is refused with DATABASE_UNAVAILABLE;
+- refused with OVERLOADED, if no connection of the lanes became free;
 - halved, if Tally has a defect, so that only the command that triggers it gets the error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 import structlog
@@ -31,7 +35,7 @@ from common.backoff import Backoff
 from common.batching.outcomes import Decide, Outcome, QueuedCommand, RowLocked
 from common.db.engines import Database
 from common.db.errors import Fault, RecordConflict, classify, constraint_name
-from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Refusal
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.metrics import REGISTRY
 
 C = TypeVar("C")
@@ -41,6 +45,12 @@ TRIES_MAX: Final = {Fault.CONTENTION: 5, Fault.CONNECTION: 3, Fault.TAKEN: 3}
 """Tries of one batch by kind of fault; other kinds get one."""
 UNREACHABLE_S: Final = 4.0
 """How long a batch tries to reach the database: less than most callers wait."""
+SLOW_S: Final = 12.0
+"""How long a batch whose statements are too slow is divided: time for about four statements that
+reach their limit. Every other caller of the lane waits meanwhile."""
+SLOW_PARTS: Final = 8
+"""Into how many parts: each try costs a statement's whole limit, and three divisions reach the one
+command of 256."""
 _RETRY: Final = Backoff(0.02, 1.0, jitter=(0.0, 1.0))
 
 _sizes = Histogram(
@@ -105,14 +115,34 @@ async def commit(
     """Carry ``entries`` through in as few transactions as possible."""
     _sizes.labels(attempt.lane).observe(len(entries))
     parts = [entries]
+    slow = _Slow()
     while parts:
         part = parts.pop()
-        done = await _carry(attempt, part, wait_for_locks=wait_for_locks, whole=part is entries)
+        if slow.over:
+            yield _too_slow(attempt, part)
+            continue
+        done = await _carry(
+            attempt, part, wait_for_locks=wait_for_locks, whole=part is entries, slow=slow
+        )
         if done is not None:
             yield done
         else:
-            middle = len(part) // 2
-            parts += [part[middle:], part[:middle]]
+            size = math.ceil(len(part) / (SLOW_PARTS if slow.last else 2))
+            parts += reversed([part[at : at + size] for at in range(0, len(part), size)])
+
+
+@dataclass(slots=True)
+class _Slow:
+    """Whether statements of the batch reached their time limit, and until when it is divided."""
+
+    until_s: float = field(default_factory=lambda: time.monotonic() + SLOW_S)
+    last: bool = False
+    """Whether that was the last fault."""
+    found: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.found and time.monotonic() >= self.until_s
 
 
 async def _carry(
@@ -121,8 +151,9 @@ async def _carry(
     *,
     wait_for_locks: bool,
     whole: bool,
+    slow: _Slow,
 ) -> Done[C, R] | None:
-    """Try until decided. None: halve the batch, since one of its commands causes the fault."""
+    """Try until decided. None: divide the batch, since one of its commands causes the fault."""
     tries: dict[Fault, int] = {}
     begun = time.monotonic()
     while True:
@@ -130,6 +161,8 @@ async def _carry(
             return Done(entries, await attempt.run(entries, wait_for_locks=wait_for_locks))
         except Exception as error:  # noqa: BLE001 - every fault of a batch is handled here
             fault = classify(error)
+            slow.last = fault is Fault.SLOW
+            slow.found = slow.found or slow.last
             tries[fault] = tries.get(fault, 0) + 1
             _faults.labels(attempt.lane, fault.value).inc()
             if _worth_another_try(fault, tries, error, begun=begun, whole=whole):
@@ -137,8 +170,10 @@ async def _carry(
                 await asyncio.sleep(_RETRY.pause_s(tries[fault]))
                 continue
             # A batch that waits for locks is about one row: halving it would find nothing.
-            divisible = fault in {Fault.COMMAND, Fault.TAKEN, Fault.UNEXPECTED} or (
-                fault is Fault.HELD and not wait_for_locks
+            divisible = (
+                fault in {Fault.COMMAND, Fault.TAKEN, Fault.UNEXPECTED}
+                or (fault is Fault.HELD and not wait_for_locks)
+                or (fault is Fault.SLOW and not slow.over)
             )
             if divisible and len(entries) > 1:
                 return None
@@ -173,9 +208,19 @@ def _give_up(
     if lost or (fault is Fault.HELD and attempt.database.transactions.pending):
         _log.warning("database_unavailable", lane=attempt.lane, error=type(error).__name__)
         return Done(entries, [DatabaseUnavailable() for _ in entries], certain=False)
+    if fault is Fault.SLOW:
+        return _too_slow(attempt, entries)
+    if fault is Fault.OVERLOAD:
+        return Done(entries, [Overloaded(lane=attempt.lane) for _ in entries])
     if fault is Fault.HELD:
         return Done(entries, [RowLocked(entry.lock_key or id(entry)) for entry in entries])
     if fault is Fault.CONTENTION or isinstance(error, RecordConflict):
         return Done(entries, [ConflictRetriesExhausted(lane=attempt.lane) for _ in entries])
     name = constraint_name(error)
     return Done(entries, [attempt.translate(name, entry.command) or error for entry in entries])
+
+
+def _too_slow(attempt: Attempt[C, R], entries: Sequence[QueuedCommand[C, R]]) -> Done[C, R]:
+    """Nothing of these was written, and no time is left to divide them further."""
+    _log.warning("batch_too_slow", lane=attempt.lane, commands=len(entries))
+    return Done(entries, [DatabaseUnavailable() for _ in entries])

@@ -56,7 +56,7 @@ class Lane(Generic[C, R]):
         self._busy: deque[QueuedCommand[C, R]] = deque()
         """Commands whose Redis lock is busy."""
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
-            self._decide_blocked, self._fail, self._spawn, self._limits
+            self._decide_blocked, self._fail, self._spawn, self._limits, database
         )
         self._depth = 0
         self._running = False

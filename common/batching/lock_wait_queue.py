@@ -2,17 +2,19 @@
 
 A row that is locked for seconds must not delay the other commands of a batch. So its commands leave
 the lane and wait here in order of arrival. They are decided in transactions that wait for the lock,
-a few transactions at a time.
+a few transactions at a time (``common.db.rooms``).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from common.batching.outcomes import Limits, QueuedCommand
+from common.db.engines import Database
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -27,12 +29,14 @@ class LockWaitQueue(Generic[C, R]):
         fail: Callable[[list[QueuedCommand[C, R]], BaseException], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
         limits: Limits,
+        database: Database,
     ) -> None:
         """``decide`` replies to every entry it gets, or puts it back with ``wait``."""
         self._decide = decide
         self._fail = fail
         self._spawn = spawn
         self._limits = limits
+        self._database = database
         self._queues: dict[Hashable, deque[QueuedCommand[C, R]]] = {}
         self._slots = asyncio.Semaphore(limits.blocked_max)
 
@@ -46,17 +50,29 @@ class LockWaitQueue(Generic[C, R]):
 
     async def _run(self, row: Hashable, queue: deque[QueuedCommand[C, R]]) -> None:
         entries: list[QueuedCommand[C, R]] = []
+        stuck = False
         try:
             while queue:
-                # A slot is taken for one transaction only, so that a few rows locked for long do
-                # not keep all slots from other rows.
-                async with self._slots:
+                # A place is taken for one transaction only, so that a few rows locked for long do
+                # not keep all places from other rows.
+                async with self._place(stuck=stuck):
                     size = min(len(queue), self._limits.batch_max)
                     entries = [queue.popleft() for _ in range(size)]
                     await self._decide(row, entries)
+                    stuck = any(not entry.left for entry in entries)
         except BaseException as error:
             self._fail([*entries, *queue], error)
             if not isinstance(error, Exception):
                 raise
         finally:
             del self._queues[row]
+
+    @asynccontextmanager
+    async def _place(self, *, stuck: bool) -> AsyncIterator[None]:
+        """A place for one transaction. Rows that are stuck keep no slot from the others."""
+        if stuck:
+            async with self._database.rooms.for_lock_wait(stuck=True):
+                yield
+        else:
+            async with self._slots, self._database.rooms.for_lock_wait(stuck=False):
+                yield

@@ -70,8 +70,8 @@ class Limits:
     retry: Backoff = _RETRY
     """Pauses of commands that are decided again after a version conflict."""
     blocked_max: int = 4
-    """Transactions at once that wait for locked rows, beside the lane's own."""
-    blocked_rounds_max: int = 15
+    """Transactions of the lane at once that wait for a row for the first time."""
+    blocked_rounds_max: int = 75
     """How often a command waits for a locked row, each time for lock_timeout, before it is
     refused."""
 

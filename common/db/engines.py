@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from common import failpoints
 from common.db.connections import SERVER_SETTINGS, Connector
+from common.db.rooms import Rooms
 from common.db.server_settings import TransactionSettings
 from common.db.sessions import SessionRules
 from common.db.transactions import Transactions
@@ -33,8 +34,8 @@ _PLANS: Final = {
 }
 CLOSE_S: Final = 2.0
 """How long closing may take. A server that answers needs a moment."""
-LOCK_TIMEOUT_MS: Final = 1_000
-"""How long a transaction that waits for locks waits for one row."""
+LOCK_TIMEOUT_MS: Final = 200
+"""How long a transaction that waits for locks waits for one row, before others have their turn."""
 LANE_LOCK_TIMEOUT_MS: Final = 50
 """How long a lane's batch waits for a lock. It skips locked rows; what is left are new rows that
 another transaction has inserted and not committed."""
@@ -50,13 +51,15 @@ class Database:
     """A service's database, with a pool for each purpose: none waits for another."""
 
     lanes: AsyncEngine
-    """Transactions of lanes. Every caller of a lane waits for them, so they wait for no lock."""
+    """Transactions of lanes and carts. Every caller waits for them, so they wait for no lock."""
     waiting: AsyncEngine
-    """Transactions that wait for row locks, and sweeps."""
+    """Transactions that wait for row locks, and jobs."""
     reads: AsyncEngine
     """Single statements in autocommit mode."""
     probe: AsyncEngine
     """One session for the readiness probe, which many readers therefore cannot delay."""
+    rooms: Rooms
+    """How many transactions of each purpose have a connection of ``lanes`` or ``waiting``."""
     setting: str = "the database"
     """The variable or file that the address came from, for the operator."""
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
@@ -71,12 +74,18 @@ class Database:
     """The warnings about the server that are logged already."""
 
     @asynccontextmanager
-    async def begin(self, purpose: str = "other") -> AsyncIterator[AsyncConnection]:
+    async def begin(
+        self, purpose: str = "other", *, of_call: bool = False
+    ) -> AsyncIterator[AsyncConnection]:
         """A transaction outside any lane; ``purpose`` names it.
 
-        Committed at the end of the block, unless it is rolled back there (``Transactions.begin``).
+        It is one of a job, which skips what is locked; or ``of_call``: a call waits for it, and it
+        waits for no lock. Committed at the end of the block, unless it is rolled back there
+        (``Transactions.begin``). Raises Overloaded if the room for these stays full.
         """
-        async with self.transactions.begin(self.waiting) as connection:
+        room = self.rooms.calls.place() if of_call else self.rooms.for_job()
+        engine = self.lanes if of_call else self.waiting
+        async with room, self.transactions.begin(engine) as connection:
             yield connection
             if failpoints.enabled and connection.in_transaction():
                 failpoints.hit(f"transaction.{purpose}.before")
@@ -170,6 +179,7 @@ def open_engines(
         waiting=engine("waiting", third, LOCK_TIMEOUT_MS),
         reads=engine("reads", max(shared - 2 * third, 1), LOCK_TIMEOUT_MS, single=True),
         probe=engine("probe", 1, LOCK_TIMEOUT_MS, single=True),
+        rooms=Rooms.of(lanes=third, waiting=third),
         setting=setting,
         asked=_session_settings(LOCK_TIMEOUT_MS) if pooler == "none" else {},
         transaction_settings=transaction_settings,

@@ -16,7 +16,7 @@ from asyncpg.exceptions import (
 from sqlalchemy import exc
 
 from common import logs
-from common.errors import ConflictRetriesExhausted, DatabaseUnavailable
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 
 READY_TIMEOUT_S: Final = 1.5
 """Time limit of the readiness probe's statement. Less than the health probe's own limit
@@ -27,10 +27,9 @@ UNDEFINED_TABLE: Final = "42P01"
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 READ_ONLY: Final = "25006"
-_CONTENTION: Final = {"40001", "40P01"}
+QUERY_CANCELED: Final = "57014"
 _UNREACHABLE: Final = {
     READ_ONLY,  # a failover is under way and this is the old primary
-    "57014",  # statement_timeout
     "25P03",  # idle_in_transaction_session_timeout
     "57P01",
     "57P02",
@@ -57,6 +56,12 @@ class Fault(enum.Enum):
     CONNECTION = "connection"
     """The server is unreachable or did not answer: run the batch again. If the lost transaction
     had committed, the idempotency records say so."""
+    SLOW = "slow"
+    """A statement reached statement_timeout, and nothing was written: halve the batch, since one
+    command may be what takes so long, or all of them together."""
+    OVERLOAD = "overload"
+    """No connection of the pool became free in time, and nothing was begun: this replica has too
+    much to do. The server is not at fault."""
     UNEXPECTED = "unexpected"
     """A defect in Tally."""
 
@@ -88,17 +93,26 @@ def constraint_name(error: BaseException) -> str:
     return str(getattr(cause, "constraint_name", None) or "")
 
 
+_FAULTS: Final = {
+    UNIQUE_VIOLATION: Fault.TAKEN,
+    LOCK_NOT_AVAILABLE: Fault.HELD,
+    QUERY_CANCELED: Fault.SLOW,
+    "40001": Fault.CONTENTION,
+    "40P01": Fault.CONTENTION,
+}
+
+
 def classify(error: BaseException) -> Fault:
     """The kind of fault that an exception from a transaction is."""
     state = sqlstate(error)
-    if state == UNIQUE_VIOLATION or isinstance(error, RecordConflict):
+    if isinstance(error, RecordConflict):
         return Fault.TAKEN
+    if isinstance(error, StaleRead):
+        return Fault.CONTENTION
+    if state in _FAULTS:
+        return _FAULTS[state]
     if state[:2] in {"22", "23"}:
         return Fault.COMMAND
-    if state == LOCK_NOT_AVAILABLE:
-        return Fault.HELD
-    if state in _CONTENTION or isinstance(error, StaleRead):
-        return Fault.CONTENTION
     if state[:2] in {"08", "28", "3D", "53", "58"} or state in _UNREACHABLE:
         # 28: rejected, since a password was changed; 3D: no such database; 53: out of connections,
         # memory or disk; 58: I/O. The server has the fault, not the command.
@@ -107,7 +121,9 @@ def classify(error: BaseException) -> Fault:
         # Without a SQLSTATE the server did not answer (asyncpg's InterfaceError), or a prepared
         # statement is older than a change of the schema, which the next try prepares again.
         return Fault.CONNECTION
-    if isinstance(error, OSError | TimeoutError | exc.TimeoutError):
+    if isinstance(error, exc.TimeoutError | Overloaded):
+        return Fault.OVERLOAD
+    if isinstance(error, OSError | TimeoutError):
         return Fault.CONNECTION
     if type(error).__module__.startswith("asyncpg"):
         # Raised while connecting, where SQLAlchemy does not wrap it.
@@ -140,23 +156,39 @@ def repeat_helps(error: BaseException) -> bool:
 def map_database_errors() -> Iterator[None]:
     """Raise the refusals that a lane returns for an unreachable or contended database.
 
-    For SQL outside a lane. Raises DatabaseUnavailable or ConflictRetriesExhausted; any other error
-    passes unchanged.
+    For SQL outside a lane. Raises DatabaseUnavailable, Overloaded or ConflictRetriesExhausted; any
+    other error passes unchanged.
     """
     try:
         yield
     except Exception as error:
         fault = classify(error)
-        if fault is Fault.CONNECTION:
+        if fault in {Fault.CONNECTION, Fault.SLOW}:
             raise DatabaseUnavailable from error
+        if fault is Fault.OVERLOAD and not isinstance(error, Overloaded):
+            raise Overloaded from error
         if fault in {Fault.CONTENTION, Fault.HELD}:
             raise ConflictRetriesExhausted from error
         raise
 
 
-def is_unavailable(error: BaseException) -> bool:
-    """Whether the error means that the database is unreachable, which readiness reports already."""
-    return isinstance(error, DatabaseUnavailable) or classify(error) is Fault.CONNECTION
+_REASONS: Final = {
+    Fault.CONNECTION: DatabaseUnavailable.reason,
+    Fault.SLOW: "statement_timeout",
+    Fault.OVERLOAD: Overloaded.reason,
+    Fault.HELD: "lock_timeout",
+    Fault.CONTENTION: ConflictRetriesExhausted.reason,
+}
+
+
+def failure_of(error: BaseException) -> str:
+    """Why work without a caller failed, in one line for the log.
+
+    The same failure has the same text each time, whatever the driver adds to it.
+    """
+    if isinstance(error, Refusal):
+        return error.reason or error.code
+    return _REASONS.get(classify(error)) or logs.masked(repr(error)[:200])
 
 
 def describe_failure(error: BaseException, url: sa.URL) -> str:

@@ -238,19 +238,13 @@ def _save(table: sa.Table, added: sa.TableValuedAlias) -> sa.Executable:
 
 
 def _clean_up(table: sa.Table) -> sa.Executable:
-    key = table.c[_KEY]
+    # The limit counts rows that could be locked: however many others are held, it goes past them.
+    # They are not locked in key order, and need not be, since none is waited for.
     old = (
-        sa.select(*key)
+        sa.select(*table.c[_KEY])
         .where(table.c.create_time < sa.func.now() - sa.text(f"interval '{KEEP_DAYS} days'"))
         .where(table.c.state != sa.literal_column(f"'{CANCELLED}'"))
-        .order_by(table.c.create_time)
         .limit(CLEAN_UP_ROWS)
-        .subquery("old")
     )
-    deleted = locked(
-        table,
-        sa.select(*key).join_from(old, table, same(table, old)),
-        order_by=list(key),
-        skip_locked=True,
-    )
+    deleted = locked(table, old, order_by=[table.c.create_time], skip_locked=True)
     return sa.delete(table).where(same(table, deleted))

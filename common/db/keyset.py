@@ -1,12 +1,16 @@
-"""Lists by creation time and id, newest first: the statement and its parameters."""
+"""Lists by creation time and id, newest first: the statement, its parameters, and its rows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.paging import Page, time_position
+
+T = TypeVar("T")
 
 
 def newest_first(
@@ -27,3 +31,30 @@ def rows_of(page: Page) -> dict[str, object]:
     """The parameters of ``newest_first``: the page's rows, and one more if there is one."""
     before = time_position(page)
     return {"size": page.size + 1, "before_time": before.time, "before_id": before.id}
+
+
+async def read_readable(
+    connection: AsyncConnection,
+    statement: sa.Select[Any],
+    parameters: Mapping[str, object],
+    after: Callable[[sa.Row[Any]], Mapping[str, object]],
+    convert: Callable[[Sequence[sa.Row[Any]]], Awaitable[list[T]]],
+    *,
+    full: Callable[[], bool] = lambda: False,
+) -> list[T]:
+    """``size`` rows of the list, converted, or fewer at its end; ``size`` is one of the parameters.
+
+    ``convert`` may leave out rows that it cannot read: the rows that follow take their place, since
+    a shorter page would look like the last one. ``after``: the parameters for the rows after one.
+    ``full``: whether what was converted fills a page, and no more rows are needed.
+    """
+    size = parameters["size"]
+    assert isinstance(size, int)
+    asked = dict(parameters)
+    found: list[T] = []
+    while True:
+        rows = (await connection.execute(statement, asked)).all()
+        found += await convert(rows)
+        if len(rows) < size or len(found) >= size or full():
+            return found[:size]
+        asked |= after(rows[-1])

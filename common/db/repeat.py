@@ -47,15 +47,21 @@ async def read_by_id(
 
 
 async def in_transaction(
-    database: Database, purpose: str, work: Work[T], *, idempotent: bool = False
+    database: Database,
+    purpose: str,
+    work: Work[T],
+    *,
+    idempotent: bool = False,
+    of_call: bool = False,
 ) -> T:
     """What ``work`` returns, when its transaction has committed. An exception rolls it back.
 
-    ``purpose`` names it. After a loss while COMMIT was under way only an ``idempotent`` one is run
-    again: it changes nothing more if the first had committed. Raises DatabaseUnavailable, or
-    ConflictRetriesExhausted.
+    ``purpose`` and ``of_call``: see ``Database.begin``. After a loss while COMMIT was under way,
+    only an ``idempotent`` one is run again: it changes nothing more if the first had committed.
+    Raises DatabaseUnavailable, Overloaded, or ConflictRetriesExhausted.
     """
-    return await _run_twice(partial(database.begin, purpose), work, idempotent=idempotent)
+    begin = partial(database.begin, purpose, of_call=of_call)
+    return await _run_twice(begin, work, idempotent=idempotent)
 
 
 async def _run_twice(

@@ -1,13 +1,34 @@
-"""Dataclasses from rows whose columns have the names of their fields."""
+"""Dataclasses from rows whose columns have the names of their fields.
+
+A row that this release cannot read (a state or a JSON body that another release or a person wrote)
+must not stop the rows beside it: ``readable`` skips it, counts it, and logs its id once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+import structlog
+from prometheus_client import Counter
+
+from common.metrics import REGISTRY
 
 T = TypeVar("T")
+
+LOGGED_MAX: Final = 1_000
+"""Ids of unreadable rows that are remembered, so that each is logged once."""
+
+_unreadable = Counter(
+    "tally_unreadable_rows",
+    "How often a row was skipped since this release cannot read it, by kind of row.",
+    ("kind",),
+    registry=REGISTRY,
+)
+_logged: dict[tuple[str, str], None] = {}
+_log = structlog.stdlib.get_logger()
 
 
 def from_row(type_: type[T], row: sa.Row[Any], **fields: object) -> T:
@@ -26,3 +47,30 @@ class _Fields(dict[type, tuple[str, ...]]):
 
 
 _FIELDS: Final = _Fields()
+
+
+def readable(
+    kind: str, rows: Iterable[sa.Row[Any]], convert: Callable[[sa.Row[Any]], T]
+) -> list[T]:
+    """What ``convert`` makes of the rows, without those that it cannot read.
+
+    ``kind`` names the rows, and with ``_id`` their id's column.
+    """
+    found = []
+    for row in rows:
+        try:
+            found.append(convert(row))
+        except (ValueError, LookupError, TypeError) as error:
+            _report(kind, str(getattr(row, f"{kind}_id")), error)
+    return found
+
+
+def _report(kind: str, id_: str, error: Exception) -> None:
+    _unreadable.labels(kind).inc()
+    if (kind, id_) in _logged:
+        return
+    if len(_logged) >= LOGGED_MAX:
+        del _logged[next(iter(_logged))]
+    _logged[kind, id_] = None
+    # The type only: the text of a parser's error repeats the row's content.
+    _log.error("row_not_readable", kind=kind, id=id_, error=type(error).__name__)

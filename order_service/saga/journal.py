@@ -31,6 +31,7 @@ from order_service.saga.plan import PAYMENT, PLANS
 from order_service.store import journal as store
 from order_service.store import saga_waiting
 from order_service.store.journal import TakenOver
+from order_service.store.saga_waiting import WaitingSagas
 
 _PLANS: Final = [(kind.value, version) for kind, version in PLANS]
 
@@ -95,7 +96,7 @@ class SagaJournal:
             lambda connection: store.take_over(connection, command),
         )
 
-    async def read_waiting(self, *, after: str, size: int) -> list[Saga]:
+    async def read_waiting(self, *, after: str, size: int) -> WaitingSagas:
         """Sagas that wait for a payment, ``size`` at most, with ids above ``after``."""
         return await read(
             self._database,

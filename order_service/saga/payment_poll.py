@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from common.errors import Refusal
 from order_service.clients import Services, get_payments
 from order_service.model.saga import Saga, StepRecord
 from order_service.saga.journal import SagaJournal
@@ -36,23 +35,23 @@ class PaymentPoll:
         its own time."""
 
     async def poll(self) -> int:
-        """Wake the sagas whose payments are decided; returns how many."""
+        """Wake the sagas whose payments are decided; returns how many.
+
+        Raises what the payment service refuses; each saga tries again by itself.
+        """
         waiting = await self._journal.read_waiting(after=self._after, size=SIZE)
-        self._after = waiting[-1].saga_id if len(waiting) == SIZE else ""
+        self._after = waiting.after
         known = set(self._woken)
         sagas = {
             confirmation_of(saga): saga
-            for saga in waiting
+            for saga in waiting.sagas
             if (saga.saga_id, saga.gives_back) not in known
             and plan_of(saga) is not None
             and payment_step(saga)
         }
         if not sagas:
             return 0
-        try:
-            payments = await get_payments(self._services, list(sagas))
-        except Refusal:
-            return 0  # Each saga tries again by itself.
+        payments = await get_payments(self._services, list(sagas))
         decided = [
             saga for request_id, saga in sagas.items() if is_decided(saga, payments.get(request_id))
         ]

@@ -142,7 +142,7 @@ class Runner:
             assert taken.now is not None
             with tracing.root("tally.order.saga_taken_up"):
                 self.start(saga, taken.now)
-        return len(taken.sagas), len(taken.sagas) == capacity
+        return len(taken.sagas), taken.full
 
     async def beat(self) -> None:
         """Renew the leases of all running sagas; stop those that are lost.

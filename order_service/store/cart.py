@@ -37,6 +37,12 @@ _RAISE: Final = _inserting.on_conflict_do_update(
     where=sa.or_(_expected.is_(None), carts.c.version == _expected),
 ).returning(carts.c.version)
 
+_LOCK: Final = (
+    sa.select(carts.c.user_id)
+    .where(carts.c.user_id == _user)
+    .with_for_update(key_share=True, nowait=True)
+)
+
 _setting = insert(cart_items).values(
     user_id=_user,
     product_id=sa.bindparam("product_id", type_=_UUID),
@@ -62,6 +68,11 @@ _READ: Final = (
     .where(carts.c.user_id == _user)
     .order_by(cart_items.c.product_id)
 )
+
+
+async def lock(connection: AsyncConnection, user_id: str) -> None:
+    """Lock the cart, if it has a row. Fails at once if another transaction has locked it."""
+    await connection.execute(_LOCK, {"user_id": user_id})
 
 
 async def raise_version(

@@ -15,7 +15,7 @@ from common.db.row_locks import CLOCK, RowLocks, locked
 from common.db.unnest import arrays, same, unnest
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
-from order_service.store.saga import SECOND, readable, to_row
+from order_service.store.saga import SECOND, readable_sagas, to_row
 from order_service.tables import sagas
 
 OwnedKey = tuple[str, int]
@@ -164,6 +164,17 @@ _due = locked(
     skip_locked=True,
     name="due",
 )
+UNREADABLE_S_MAX: Final = 600.0
+"""The longest pause of a saga that this release cannot read; the first is its lease."""
+_postponed: Final = (
+    CLOCK
+    + sa.func.least(
+        UNREADABLE_S_MAX,
+        sa.bindparam("lease_s", type_=sa.Float)
+        * sa.func.power(2, sa.func.least(sagas.c.attempts, 16)),
+    )
+    * SECOND
+)
 _TAKE_OVER: Final = (
     sa.update(sagas)
     .values(
@@ -181,6 +192,20 @@ _TAKE_OVER: Final = (
 )
 
 
+# Nobody can run it: it waits as a saga that failed does, each time for twice as long. A release
+# that can read it takes it over then.
+_POSTPONE: Final = (
+    sa.update(sagas)
+    .values(
+        owner=None,
+        attempts=sagas.c.attempts + 1,
+        lease_until=_postponed,
+        next_attempt_time=_postponed,
+    )
+    .where(sagas.c.saga_id == sa.any_(sa.bindparam("saga_ids", type_=ARRAY(sagas.c.saga_id.type))))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TakenOver:
     """Sagas that a replica took over, and the database's clock at that time."""
@@ -188,13 +213,15 @@ class TakenOver:
     sagas: Sequence[Saga]
     now: datetime | None
     """None if there are no sagas."""
+    full: bool = False
+    """Whether there may be more: as many rows were found as there was capacity for."""
 
 
 async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> TakenOver:
     """Take sagas over under a new epoch.
 
     Of those that wait for a participant that is away, one is taken over as a probe. A row that
-    cannot be read is left until its lease expires again, and does not stop the others.
+    cannot be read is postponed, each time for longer, and does not stop the others.
     """
     parameters: dict[str, object] = {
         "owner": command.owner,
@@ -217,4 +244,9 @@ async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> Take
             before = len(rows)
             rows.extend(found)
             retries -= (len(rows) - before) if retry else 0
-    return TakenOver(readable(rows), max((row.now for row in rows), default=None))
+    found = readable_sagas(rows)
+    if unreadable := {row.saga_id for row in rows} - {saga.saga_id for saga in found}:
+        postponed = {"saga_ids": sorted(unreadable), "lease_s": command.lease_s}
+        await connection.execute(_POSTPONE, postponed)
+    full = len(rows) == command.capacity
+    return TakenOver(found, max((row.now for row in rows), default=None), full)

@@ -9,11 +9,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.keyset import newest_first, rows_of
+from common.db.keyset import newest_first, read_readable, rows_of
 from common.db.row_locks import Locked, RowLocks
-from common.db.rows import from_row
+from common.db.rows import from_row, readable
 from common.db.unnest import arrays, insert_from, same, unnest
-from common.paging import BYTES_MAX, Page
+from common.paging import BYTES_MAX, Page, TimePosition
 from order_service.model.order import Item, Order, OrderState
 from order_service.tables import order_items, orders
 
@@ -62,8 +62,8 @@ async def lock(
 ) -> Locked[str, Order]:
     """Lock the orders (``RowLocks``) and read their lines."""
     locked = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
-    loaded = await _with_items(connection, list(locked.found.values()))
-    return Locked({order.order_id: order for order in loaded}, locked.blocked, locked.now)
+    items = await _read_items(connection, list(locked.found.values()))
+    return locked.map(lambda row: _to_order(row, items[row.order_id]))
 
 
 async def save(connection: AsyncConnection, changed: Iterable[tuple[Order, Order]]) -> bool:
@@ -102,9 +102,17 @@ _NEWEST: Final = newest_first(
 )
 # now() and not clock_timestamp(), which changes during the statement and so cannot use the index.
 _DUE: Final = (
-    sa.select(orders.c.order_id)
-    .where(orders.c.state == sa.literal_column("'PENDING'"), orders.c.expire_time <= sa.func.now())
-    .order_by(orders.c.expire_time)
+    sa.select(orders.c.expire_time, orders.c.order_id)
+    .where(
+        orders.c.state == sa.literal_column("'PENDING'"),
+        orders.c.expire_time <= sa.func.now(),
+        sa.tuple_(orders.c.expire_time, orders.c.order_id)
+        > sa.tuple_(
+            sa.bindparam("after_time", type_=orders.c.expire_time.type),
+            sa.bindparam("after_id", type_=orders.c.order_id.type),
+        ),
+    )
+    .order_by(orders.c.expire_time, orders.c.order_id)
     .limit(sa.bindparam("size"))
 )
 _known = unnest("known", *orders.c["order_id", "version"])
@@ -120,8 +128,10 @@ _LINES_MAX: Final = BYTES_MAX // 50
 
 async def read_order(connection: AsyncConnection, order_id: str) -> Order | None:
     """One order as last committed."""
-    rows = (await connection.execute(_ONE, {"order_id": order_id})).all()
-    return next(iter(await _with_items(connection, rows)), None)
+    row = (await connection.execute(_ONE, {"order_id": order_id})).one_or_none()
+    if row is None:
+        return None
+    return _to_order(row, (await _read_items(connection, [row]))[order_id])
 
 
 async def read_orders(
@@ -132,36 +142,57 @@ async def read_orders(
     Some at a time, and no more once their lines alone fill a page: 500 orders may have 50,000.
     """
     parameters = {"user_id": user_id, "state": state, **rows_of(page)}
-    rows = (await connection.execute(_NEWEST, parameters)).all()
-    read: list[Order] = []
     lines = 0
-    while len(read) < len(rows) and lines <= _LINES_MAX:
-        orders = await _with_items(connection, rows[len(read) : len(read) + _ORDERS_AT_ONCE])
-        lines += sum(len(order.items) for order in orders)
-        read += orders
-    return read
+
+    async def convert(rows: Sequence[sa.Row[Any]]) -> list[Order]:
+        nonlocal lines
+        read: list[Order] = []
+        for at in range(0, len(rows), _ORDERS_AT_ONCE):
+            some = rows[at : at + _ORDERS_AT_ONCE]
+            items = await _read_items(connection, some)
+            read += readable("order", some, lambda row: _to_order(row, items[row.order_id]))  # noqa: B023
+            lines += sum(map(len, items.values()))
+            if lines > _LINES_MAX:
+                break
+        return read
+
+    return await read_readable(
+        connection,
+        _NEWEST,
+        parameters,
+        lambda row: {"before_time": row.create_time, "before_id": row.order_id},
+        convert,
+        full=lambda: lines > _LINES_MAX,
+    )
 
 
-async def read_due(connection: AsyncConnection, *, size: int) -> list[str]:
-    """At most ``size`` pending orders whose time has passed, the longest overdue first."""
-    return list((await connection.execute(_DUE, {"size": size})).scalars())
+async def read_due(
+    connection: AsyncConnection, *, after: TimePosition, size: int
+) -> list[TimePosition]:
+    """At most ``size`` pending orders whose time has passed, the longest overdue first.
+
+    ``after``: the last one of the call before.
+    """
+    asked = {"size": size, "after_time": after.time, "after_id": after.id}
+    return [TimePosition(*row) for row in await connection.execute(_DUE, asked)]
 
 
 async def read_changed(connection: AsyncConnection, known: Mapping[str, Order]) -> list[Order]:
     """Those of the known orders that have a later version now."""
     rows = await connection.execute(_CHANGED, arrays(_known, known.values()))
     # The lines of an order never change, so they need not be read again.
-    return [_to_order(row, known[row.order_id].items) for row in rows]
+    return readable("order", rows, lambda row: _to_order(row, known[row.order_id].items))
 
 
-async def _with_items(connection: AsyncConnection, rows: Sequence[sa.Row[Any]]) -> list[Order]:
-    """Orders from their rows; the lines of all orders are read at once."""
-    if not rows:
-        return []
+async def _read_items(
+    connection: AsyncConnection, rows: Sequence[sa.Row[Any]]
+) -> dict[str, list[Item]]:
+    """The lines of these orders, by order_id, in one statement."""
     items: dict[str, list[Item]] = {row.order_id: [] for row in rows}
-    for row in await connection.execute(_ITEMS, arrays(_item_of, rows)):
-        items[row.order_id].append(Item(row.product_id, row.quantity, row.unit_price_minor))
-    return [_to_order(row, items[row.order_id]) for row in rows]
+    if rows:
+        for row in await connection.execute(_ITEMS, arrays(_item_of, rows)):
+            items[row.order_id].append(Item(row.product_id, row.quantity, row.unit_price_minor))
+    return items
 
 
 def _to_order(row: sa.Row[Any], items: Iterable[Item]) -> Order:

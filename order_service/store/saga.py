@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-import structlog
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.keyset import read_readable
 from common.db.row_locks import CLOCK, Locked, RowLocks
-from common.db.rows import from_row
+from common.db.rows import from_row, readable
 from common.db.unnest import arrays, same, unnest
 from order_service.model.saga import Saga, SagaKind, SagaRequest, SagaState, StepRecord
 from order_service.model.saga_input import CancelInput, Failure, PayInput, SagaInput, StepResults
@@ -25,8 +25,6 @@ _INPUT: Final[dict[SagaKind, TypeAdapter[SagaInput]]] = {
 _STEPS: Final[TypeAdapter[list[StepRecord]]] = TypeAdapter(list[StepRecord])
 _RESULTS: Final[TypeAdapter[StepResults]] = TypeAdapter(StepResults)
 _FAILURE: Final[TypeAdapter[Failure | None]] = TypeAdapter(Failure | None)
-
-_log = structlog.stdlib.get_logger()
 
 _OWN_COLUMNS: Final = (
     *("saga_id", "kind", "plan_version", "order_id", "user_id", "epoch", "snapshot", "state"),
@@ -160,8 +158,17 @@ async def read_sagas(
 ) -> list[Saga]:
     """At most ``size`` sagas with an id below ``before``, newest first."""
     parameters = {"before": before, "size": size, **({"state": state} if state else {})}
-    rows = await connection.execute(_NEWEST_IN_STATE if state else _NEWEST, parameters)
-    return [to_saga(row) for row in rows]
+
+    async def convert(rows: Sequence[sa.Row[Any]]) -> list[Saga]:
+        return readable_sagas(rows)
+
+    return await read_readable(
+        connection,
+        _NEWEST_IN_STATE if state else _NEWEST,
+        parameters,
+        lambda row: {"before": row.saga_id},
+        convert,
+    )
 
 
 def to_row(saga: Saga) -> dict[str, object]:
@@ -174,15 +181,9 @@ def to_row(saga: Saga) -> dict[str, object]:
     }
 
 
-def readable(rows: Iterable[sa.Row[Any]]) -> list[Saga]:
-    """The sagas of these rows; one that cannot be read is logged, and does not stop the others."""
-    found = []
-    for row in rows:
-        try:
-            found.append(to_saga(row))
-        except (ValueError, LookupError, TypeError):
-            _log.exception("saga_not_readable", saga_id=row.saga_id)
-    return found
+def readable_sagas(rows: Iterable[sa.Row[Any]]) -> list[Saga]:
+    """The sagas of these rows, without those that this release cannot read (``readable``)."""
+    return readable("saga", rows, to_saga)
 
 
 def to_saga(row: sa.Row[Any]) -> Saga:

@@ -5,7 +5,8 @@ No replica changes a saga that waits: its next owner reads it under a new epoch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from common.db.row_locks import CLOCK, locked
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RetrySagas
 from order_service.store.journal import is_active
-from order_service.store.saga import readable
+from order_service.store.saga import readable_sagas
 from order_service.tables import sagas
 
 ROWS_MAX: Final = 1_000
@@ -36,9 +37,12 @@ _WAITING: Final = (
     .order_by(sagas.c.saga_id)
     .limit(sa.bindparam("size"))
 )
+# Steps of a form that this release cannot read stay as they are: they must not fail the statement.
 _steps_due: Final = sa.literal_column(
-    "(SELECT jsonb_agg(jsonb_set(step, '{next_attempt_time}', 'null') ORDER BY position)"
-    " FROM jsonb_array_elements(sagas.steps) WITH ORDINALITY AS _ (step, position))",
+    "CASE WHEN sagas.steps @? 'strict $[*] ? (@.type() != \"object\")'"
+    " OR jsonb_typeof(sagas.steps) <> 'array' THEN sagas.steps ELSE"
+    " (SELECT jsonb_agg(jsonb_set(step, '{next_attempt_time}', 'null') ORDER BY position)"
+    " FROM jsonb_array_elements(sagas.steps) WITH ORDINALITY AS _ (step, position)) END",
     JSONB,
 )
 
@@ -83,12 +87,22 @@ _RETRY: Final = _make_due(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingSagas:
+    """Some of the sagas that wait, and where the next begin."""
+
+    sagas: Sequence[Saga]
+    after: str
+    """The id of the last one read; '' if there are no more."""
+
+
 async def read_waiting(
     connection: AsyncConnection, waits_for: Collection[str], *, after: str, size: int
-) -> list[Saga]:
+) -> WaitingSagas:
     """At most ``size`` sagas that wait for one of these, with ids above ``after``, ascending."""
     parameters = {"waits_for": list(waits_for), "after": after or ID_MIN, "size": size}
-    return readable(await connection.execute(_WAITING, parameters))
+    rows = (await connection.execute(_WAITING, parameters)).all()
+    return WaitingSagas(readable_sagas(rows), rows[-1].saga_id if len(rows) == size else "")
 
 
 async def wake(connection: AsyncConnection, saga_ids: Collection[str]) -> int:

@@ -1,21 +1,41 @@
 """Carts: each change is a short transaction of its own; the row version detects conflicts.
 
 No lane: two concurrent changes of one cart come from one person, who has to see the conflict.
+
+A replica makes one change of a cart at a time, so that one user takes one connection at most. A
+change whose row another transaction holds waits without a connection and tries again.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.backoff import Backoff
 from common.db.engines import Database
-from common.db.repeat import Work, in_transaction, read
+from common.db.repeat import in_transaction, read
+from common.db.rooms import Room
 from common.db.transactions import commit_as_a_write
-from common.errors import InvalidField
+from common.errors import ConflictRetriesExhausted, InvalidField
 from common.ids import is_id
 from order_service.errors import CartChanged, ProductNotFound
 from order_service.model.cart import ITEMS_MAX, Cart, ClearCart, SetCartItem
 from order_service.store import cart as store
 from order_service.store.product import read_product
+
+WAITING_MAX: Final = 128
+"""Changes of one cart that wait in a replica for their turn; more are refused with OVERLOADED."""
+TRIES_MAX: Final = 12
+"""How often a change finds its row held, in about two seconds, until it is refused."""
+_RETRY: Final = Backoff(0.01, 0.25)
+
+_Change = Callable[[AsyncConnection], Awaitable[Cart]]
+"""Makes a change in a transaction; the cart then. Raises _Unchanged."""
 
 
 class Carts:
@@ -23,6 +43,8 @@ class Carts:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._turns: dict[str, Room] = {}
+        """The turns of the carts that are being changed, by user."""
 
     async def get_cart(self, user_id: str) -> Cart:
         """The cart as last committed; empty and at version 0 if it was never changed."""
@@ -32,45 +54,46 @@ class Carts:
         """Set one line. Setting the value that it has changes nothing, not even the version.
 
         Without an expected version the last writer of a line wins, and other lines stay as they
-        are. Raises ProductNotFound, CartChanged, or InvalidField if the cart is full.
+        are. Raises ProductNotFound, CartChanged, InvalidField if the cart is full, and Overloaded
+        if too many changes of this cart, or of all carts, wait.
         """
         if not is_id(command.product_id):
             raise ProductNotFound(product_id=command.product_id)
-
-        async def change(connection: AsyncConnection) -> Cart:
-            if await read_product(connection, command.product_id) is None:
-                raise ProductNotFound(product_id=command.product_id)
-            await _raise_version(connection, command)
-            if not await store.set_item(
-                connection, command.user_id, command.product_id, command.quantity
-            ):
-                raise _Unchanged
-            if await store.count_items(connection, command.user_id) > ITEMS_MAX:
-                raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
-            return await store.read_cart(connection, command.user_id)
-
-        return await self._changed(command.user_id, change)
+        return await self._change(command.user_id, partial(_set_item, command=command))
 
     async def clear(self, command: ClearCart) -> Cart:
-        """Remove everything. Raises CartChanged."""
+        """Remove everything. Raises CartChanged or Overloaded."""
+        return await self._change(command.user_id, partial(_clear, command=command))
 
-        async def change(connection: AsyncConnection) -> Cart:
-            await _raise_version(connection, command)
-            if not await store.clear(connection, command.user_id):
-                raise _Unchanged
-            return await store.read_cart(connection, command.user_id)
+    async def _change(self, user_id: str, change: _Change) -> Cart:
+        """Make the change when it is its turn.
 
-        return await self._changed(command.user_id, change)
-
-    async def _changed(self, user_id: str, change: Work[Cart]) -> Cart:
-        """The cart after ``change``. Raises DatabaseUnavailable or ConflictRetriesExhausted.
-
-        It is not repeated once its COMMIT was sent: it would find its own change of the version.
+        Raises DatabaseUnavailable, Overloaded, or ConflictRetriesExhausted if the row stays held.
         """
-        try:
-            return await in_transaction(self._database, "cart", change)
-        except _Unchanged:
-            return await self._unchanged(user_id)
+        async with self._turn(user_id):
+            try:
+                return await self._when_free(user_id, change)
+            except _Unchanged:
+                return await self._unchanged(user_id)
+
+    async def _when_free(self, user_id: str, change: _Change) -> Cart:
+        """Not repeated once its COMMIT was sent: it would find its own change of the version."""
+        tries = 0
+
+        async def work(connection: AsyncConnection) -> Cart:
+            if tries:
+                # The first try waits for another replica's change, for a moment.
+                await store.lock(connection, user_id)
+            return await change(connection)
+
+        while True:
+            try:
+                return await in_transaction(self._database, "cart", work, of_call=True)
+            except ConflictRetriesExhausted:
+                tries += 1
+                if tries == TRIES_MAX:
+                    raise
+            await asyncio.sleep(_RETRY.pause_s(tries))
 
     async def _unchanged(self, user_id: str) -> Cart:
         """The cart for a command that changed nothing: it confirms what another one wrote."""
@@ -80,11 +103,39 @@ class Carts:
             await commit_as_a_write(connection)
             return cart
 
-        return await in_transaction(self._database, "cart", confirm, idempotent=True)
+        return await in_transaction(self._database, "cart", confirm, idempotent=True, of_call=True)
+
+    @asynccontextmanager
+    async def _turn(self, user_id: str) -> AsyncIterator[None]:
+        turns = self._turns.setdefault(user_id, Room("cart", 1, waiting_max=WAITING_MAX))
+        try:
+            async with turns.place():
+                yield
+        finally:
+            if turns.empty:
+                self._turns.pop(user_id, None)
 
 
 class _Unchanged(Exception):  # noqa: N818 - a state, not a fault
     """The cart has these lines already: its new version is rolled back."""
+
+
+async def _set_item(connection: AsyncConnection, command: SetCartItem) -> Cart:
+    if await read_product(connection, command.product_id) is None:
+        raise ProductNotFound(product_id=command.product_id)
+    await _raise_version(connection, command)
+    if not await store.set_item(connection, command.user_id, command.product_id, command.quantity):
+        raise _Unchanged
+    if await store.count_items(connection, command.user_id) > ITEMS_MAX:
+        raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
+    return await store.read_cart(connection, command.user_id)
+
+
+async def _clear(connection: AsyncConnection, command: ClearCart) -> Cart:
+    await _raise_version(connection, command)
+    if not await store.clear(connection, command.user_id):
+        raise _Unchanged
+    return await store.read_cart(connection, command.user_id)
 
 
 async def _raise_version(connection: AsyncConnection, command: SetCartItem | ClearCart) -> None:

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from typing import Final, TypeAlias
 
 from common import deadlines
@@ -27,7 +26,6 @@ from order_service.errors import OrderNotFound, ProductNotFound
 from order_service.model.order import (
     CancelOrder,
     CreateOrder,
-    ExpireOrder,
     Order,
     OrderState,
     PayOrder,
@@ -35,12 +33,11 @@ from order_service.model.order import (
 from order_service.saga.runner import Runner
 from order_service.saga.running import SagaEnd
 from order_service.store import order as store
+from order_service.use_cases.expiry import Expiry
 from order_service.use_cases.order_decider import OrderLane
 from order_service.use_cases.saga_decisions import SagaBegun
 from order_service.use_cases.watch import Watches
 
-SWEEP_ROWS: Final = 256
-"""Overdue orders expired at once: one batch of the lane."""
 JOIN_S: Final = 5.0
 """How long a repetition waits for the first call with its request_id."""
 MARGIN_S: Final = 0.1
@@ -67,6 +64,7 @@ class Orders:
         self._watches = watches
         self._idempotency = idempotency
         self._detached = DetachedTasks("payments")
+        self._expiry = Expiry(database, lane)
 
     async def close(self, limit_s: float) -> None:
         """Wait at most ``limit_s`` for sagas that are being begun."""
@@ -139,21 +137,8 @@ class Orders:
         return Result(order, replayed=not first)
 
     async def expire_due(self, stopping: asyncio.Event | None = None) -> int:
-        """Expire the orders whose time has passed; returns how many this replica expired.
-
-        Ends after the batch in which ``stopping`` is set.
-        """
-        total = 0
-        while True:
-            due = await read(self._database, partial(store.read_due, size=SWEEP_ROWS))
-            results = await asyncio.gather(
-                *(self._lane.submit(ExpireOrder(order_id)) for order_id in due)
-            )
-            expired = sum(result.value is not None for result in results)
-            total += expired
-            stopped = stopping is not None and stopping.is_set()
-            if len(due) < SWEEP_ROWS or not expired or stopped:
-                return total
+        """Expire the orders whose time has passed (``Expiry.run``)."""
+        return await self._expiry.run(stopping)
 
     # -- the wait for a saga ---------------------------------------------------------------------
 

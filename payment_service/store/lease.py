@@ -7,13 +7,14 @@ from datetime import timedelta
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
 from common.db.unnest import arrays, same, unnest
 from payment_service.model.confirmation import Confirmation
 from payment_service.model.payment import PaymentState
-from payment_service.store.payment import to_confirmation
+from payment_service.store.payment import readable_confirmations
 from payment_service.tables import payments
 
 _lease_end = CLOCK + sa.bindparam("lease", type_=sa.Interval)
@@ -47,6 +48,26 @@ _ACQUIRE: Final = (
     .returning(payments)
 )
 
+UNREADABLE_S: Final = 10.0
+UNREADABLE_S_MAX: Final = 600.0
+"""The pauses of a payment that this release cannot read, the first and the longest."""
+_POSTPONE: Final = (
+    sa.update(payments)
+    .values(
+        holder=None,
+        due_time=CLOCK
+        + sa.func.least(
+            UNREADABLE_S_MAX,
+            UNREADABLE_S * sa.func.power(2, sa.func.least(payments.c.tries - 1, 16)),
+        )
+        * sa.literal_column("interval '1 second'", sa.Interval),
+    )
+    .where(
+        payments.c.payment_id
+        == sa.any_(sa.bindparam("payment_ids", type_=ARRAY(payments.c.payment_id.type)))
+    )
+)
+
 _held = unnest("held", *payments.c["payment_id", "holder"])
 # A locked row is not waited for: another transaction records its outcome or acquires it just now.
 _kept = locked(
@@ -67,9 +88,17 @@ _RENEW: Final = (
 async def acquire_due(
     connection: AsyncConnection, *, holder: str, lease: timedelta, size: int
 ) -> list[Confirmation]:
-    """Give ``holder`` the leases of at most ``size`` payments that are due and not locked."""
-    rows = await connection.execute(_ACQUIRE, {"holder": holder, "lease": lease, "size": size})
-    return [to_confirmation(row) for row in rows]
+    """Give ``holder`` the leases of at most ``size`` payments that are due and not locked.
+
+    A payment that cannot be read is postponed, each time for longer, and does not stop the others.
+    """
+    parameters = {"holder": holder, "lease": lease, "size": size}
+    rows = (await connection.execute(_ACQUIRE, parameters)).all()
+    found = readable_confirmations(rows)
+    readable_ids = {confirmation.payment.payment_id for confirmation in found}
+    if unreadable := {row.payment_id for row in rows} - readable_ids:
+        await connection.execute(_POSTPONE, {"payment_ids": sorted(unreadable)})
+    return found
 
 
 async def renew(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
-from common.db.rows import from_row
+from common.db.rows import from_row, readable
 from common.db.unnest import arrays, insert_from, same, unnest
 from common.money import Money
 from common.request_key import RequestKey
@@ -32,6 +32,11 @@ from payment_service.tables import payments
 
 _OF_PAYMENT: Final = [each.name for each in fields(Payment) if each.name in payments.c]
 _OF_WORK: Final = [each.name for each in fields(Confirmation) if each.name in payments.c]
+
+
+def readable_confirmations(rows: Iterable[sa.Row[Any]]) -> list[Confirmation]:
+    """The payments of these rows, without those that this release cannot read (``readable``)."""
+    return readable("payment", rows, to_confirmation)
 
 
 def to_confirmation(row: sa.Row[Any]) -> Confirmation:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Collection, Sequence
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.db.keyset import newest_first, rows_of
+from common.db.keyset import newest_first, read_readable, rows_of
+from common.db.rows import from_row
 from common.db.unnest import arrays_of_tuples, same, unnest
+from common.money import Money
 from common.paging import Page
 from payment_service.model.confirmation import Confirmation
-from payment_service.model.payment import Payment
+from payment_service.model.payment import Payment, PaymentState
 from payment_service.model.payment_command import ConfirmPayment
-from payment_service.store.payment import to_confirmation
+from payment_service.store.payment import readable_confirmations, to_confirmation
 from payment_service.tables import payments
 
 _BY_ID: Final = sa.select(payments).where(payments.c.payment_id == sa.bindparam("payment_id"))
@@ -74,10 +76,28 @@ _CONFIRMATIONS: Final = (
 async def read_confirmations(
     connection: AsyncConnection, request_ids: Collection[str]
 ) -> dict[str, Payment]:
-    """The payments of these confirmations as last committed, by request_id."""
+    """The payments of these confirmations as last committed, by request_id.
+
+    One that cannot be read is UNKNOWN: it exists, and this release cannot tell what became of it.
+    """
     parameters = arrays_of_tuples(_asked, [(request_id,) for request_id in request_ids])
-    rows = await connection.execute(_CONFIRMATIONS, parameters)
-    return {row.request_id: to_confirmation(row).payment for row in rows}
+    rows = (await connection.execute(_CONFIRMATIONS, parameters)).all()
+    found = {}
+    for row in rows:
+        [payment] = [each.payment for each in readable_confirmations([row])] or [_unknown(row)]
+        found[row.request_id] = payment
+    return found
+
+
+def _unknown(row: sa.Row[Any]) -> Payment:
+    """What can be said of a payment that cannot be read."""
+    return from_row(
+        Payment,
+        row,
+        amount=Money(row.currency_code, row.amount_minor),
+        state=PaymentState.UNKNOWN,
+        cancel_request_time=None,
+    )
 
 
 async def read_payments(
@@ -85,8 +105,17 @@ async def read_payments(
 ) -> list[Payment]:
     """The page's payments of the user, newest first, and one more if there is one."""
     parameters = {"user_id": user_id, **rows_of(page)}
-    if order_id is None:
-        rows = await connection.execute(_NEWEST, parameters)
-    else:
-        rows = await connection.execute(_NEWEST_OF_ORDER, {**parameters, "order_id": order_id})
-    return [to_confirmation(row).payment for row in rows]
+    statement = _NEWEST if order_id is None else _NEWEST_OF_ORDER
+    if order_id is not None:
+        parameters["order_id"] = order_id
+
+    async def convert(rows: Sequence[sa.Row[Any]]) -> list[Payment]:
+        return [each.payment for each in readable_confirmations(rows)]
+
+    return await read_readable(
+        connection,
+        statement,
+        parameters,
+        lambda row: {"before_time": row.create_time, "before_id": row.payment_id},
+        convert,
+    )

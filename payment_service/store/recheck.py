@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import TIME, locked
 from payment_service.model.confirmation import Confirmation
-from payment_service.store.payment import to_confirmation
+from payment_service.store.payment import readable_confirmations
 from payment_service.tables import payments
 
 AGAIN_AFTER: Final = timedelta(minutes=10)
@@ -33,24 +33,33 @@ CLAIM: Final = (
     .where(payments.c.payment_id == _due.c.payment_id)
     .returning(payments)
 )
-# If the payment was changed meanwhile, so was the time of its next check.
+# If the payment was changed meanwhile, so was the time of its next check. A locked row is about to
+# be changed, or is due again after a while.
+_checked = locked(
+    payments,
+    sa.select(payments.c.payment_id).where(
+        payments.c.payment_id == sa.bindparam("checked_id"),
+        payments.c.check_time == sa.bindparam("claimed_until"),
+    ),
+    order_by=[payments.c.payment_id],
+    skip_locked=True,
+    name="checked",
+)
 _MARK: Final = (
     sa.update(payments)
     .values(check_time=sa.bindparam("next_time"))
-    .where(
-        payments.c.payment_id == sa.bindparam("checked_id"),
-        payments.c.check_time == sa.bindparam("claimed_until"),
-    )
+    .where(payments.c.payment_id == _checked.c.payment_id)
 )
 
 
-async def claim_due(connection: AsyncConnection, *, size: int) -> list[Confirmation]:
+async def claim_due(connection: AsyncConnection, *, size: int) -> tuple[list[Confirmation], bool]:
     """At most ``size`` payments that are due for a check and not locked, the longest due first.
 
-    Other replicas do not claim them for AGAIN_AFTER.
+    Other replicas do not claim them for AGAIN_AFTER. One that cannot be read is left for as long.
+    Also returns whether there may be more.
     """
-    rows = await connection.execute(CLAIM, {"size": size})
-    return [to_confirmation(row) for row in rows]
+    rows = (await connection.execute(CLAIM, {"size": size})).all()
+    return readable_confirmations(rows), len(rows) == size
 
 
 def claimed_at(claimed: Confirmation) -> datetime:

@@ -11,8 +11,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
+import structlog
+
 from common.db.engines import Database
+from common.db.errors import failure_of
 from common.db.repeat import in_transaction
+from common.errors import DatabaseUnavailable, Overloaded
 from payment_service.gateway.outcomes import Unknown, Untouched
 from payment_service.model.confirmation import Confirmation
 from payment_service.store import recheck as store
@@ -24,6 +28,8 @@ RUN_MAX: Final = 600
 """Payments of one run, so that the checks of a backlog are at most ten in a second."""
 INTERVAL_S: Final = 60.0
 """Time between two runs of a replica. All replicas share the work."""
+
+_log = structlog.stdlib.get_logger()
 
 
 class Recheck:
@@ -45,21 +51,33 @@ class Recheck:
     async def run(self, stopping: asyncio.Event) -> int:
         """Ask about payments that are due, about RUN_MAX at most; returns the number of answers.
 
-        Ends when the gateway does not answer: what was claimed is due again after some minutes.
+        Ends when the gateway does not answer: what was claimed is due again after some minutes. So
+        is a payment whose check failed, which stops no other.
         """
         checked = 0
         while checked < RUN_MAX and not stopping.is_set():
             size = min(CONCURRENCY_MAX, self._resolver.slots_free)
             if size <= 0:
                 break
-            due = await in_transaction(
+            due, more = await in_transaction(
                 self._database, "payment_recheck", partial(store.claim_due, size=size)
             )
-            answers = sum(await asyncio.gather(*(self._check(claimed) for claimed in due)))
-            checked += answers
-            if answers < size:
+            answers = await asyncio.gather(*(self._check_safely(claimed) for claimed in due))
+            checked += sum(answers)
+            if not more or not all(answers):
                 break
         return checked
+
+    async def _check_safely(self, claimed: Confirmation) -> bool:
+        """As ``_check``; a payment whose check failed is left until it is due again."""
+        try:
+            return await self._check(claimed)
+        except (DatabaseUnavailable, Overloaded):
+            raise  # of all payments: the run has failed
+        except Exception as error:  # noqa: BLE001 - the other payments are checked all the same
+            payment_id = claimed.payment.payment_id
+            _log.warning("recheck_failed", payment_id=payment_id, error=failure_of(error))
+            return True
 
     async def _check(self, claimed: Confirmation) -> bool:
         """Ask about one payment; returns whether the gateway answered."""

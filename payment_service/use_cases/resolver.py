@@ -57,6 +57,9 @@ from payment_service.use_cases.gateway_calls import counted
 
 _RETRY: Final = Backoff(0.25, 30.0)
 """Pauses between two tries at one payment."""
+RECORDING_MAX: Final = 64
+"""Outcomes of the background work that may wait to be recorded without a slot: payments whose rows
+are held must not keep others from the gateway."""
 PERMISSION_S: Final = 0.5
 """How long the database's permission for a confirm lasts, from before it was asked for: well below
 a lease. A cancellation that is stored in that time finds the confirm in transit."""
@@ -93,6 +96,10 @@ class Resolver:
         self._tasks = DetachedTasks("resolver")
         self._reserved = 0
         """Slots for retries of first calls whose outcomes are being recorded."""
+        self._background: set[str] = set()
+        """The payments that take a slot, by payment_id."""
+        self._recording = 0
+        """Those of them whose outcomes are being recorded."""
         self._held: dict[str, str] = {}
         """The holder of each payment that this replica works on, by payment_id."""
 
@@ -103,7 +110,8 @@ class Resolver:
     @property
     def slots_free(self) -> int:
         """How many more payments this replica may work on."""
-        return self._concurrency - len(self._tasks) - self._reserved
+        working = len(self._tasks) - min(self._recording, RECORDING_MAX)
+        return self._concurrency - working - self._reserved
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -118,7 +126,7 @@ class Resolver:
             partial(store.acquire_due, holder=new_id(), lease=self._lease, size=size),
         )
         for confirmation in acquired:
-            self._tasks.start(self.work(confirmation))
+            self._tasks.start(self._work_in_slot(confirmation))
         return len(acquired)
 
     async def renew_leases(self) -> int:
@@ -173,12 +181,17 @@ class Resolver:
             return outcome, left
         if to_close:
             return await self.work(left)
-        self._tasks.start(self._retry(left))
+        self._tasks.start(self._work_in_slot(left, pause_s=_FIRST_RETRY_S))
         return outcome, left
 
-    async def _retry(self, confirmation: Confirmation) -> None:
-        await asyncio.sleep(_FIRST_RETRY_S)
-        await self.work(confirmation)
+    async def _work_in_slot(self, confirmation: Confirmation, pause_s: float = 0.0) -> None:
+        payment_id = confirmation.payment.payment_id
+        self._background.add(payment_id)
+        try:
+            await asyncio.sleep(pause_s)
+            await self.work(confirmation)
+        finally:
+            self._background.discard(payment_id)
 
     async def work(self, confirmation: Confirmation) -> tuple[GatewayOutcome, Confirmation | None]:
         """Work on a payment that this replica holds, as far as the gateway allows.
@@ -278,6 +291,7 @@ class Resolver:
         Raises the refusal of the last try. When the lease ends, any replica looks the payment up.
         """
         assert confirmation.holder is not None
+        in_slot = confirmation.payment.payment_id in self._background
         command = RecordOutcome(
             confirmation.payment.payment_id,
             confirmation.key,
@@ -287,6 +301,13 @@ class Resolver:
             keep_lease=keep_lease,
             age=age,
         )
+        self._recording += in_slot
+        try:
+            return await self._submit(command)
+        finally:
+            self._recording -= in_slot
+
+    async def _submit(self, command: RecordOutcome) -> Confirmation | None:
         attempt = 1
         while True:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -11,8 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import deadlines
+from common.batching import batch
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
+from common.db import engines
 from common.db.engines import Database, open_engines
 from common.errors import (
     Code,
@@ -219,6 +221,68 @@ async def test_without_a_database_every_caller_is_refused() -> None:
     results = await submit_all(lane_of(database, Inserts()), range(3))
     assert [type(result) for result in results] == [DatabaseUnavailable] * 3
     await database.close()
+
+
+# -- too slow, or too much to do -----------------------------------------------------------------
+
+SLOW = """
+CREATE FUNCTION take_long() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_sleep(60); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE INSERT ON numbers FOR EACH ROW WHEN (NEW.number BETWEEN {} AND {})
+    EXECUTE FUNCTION take_long();
+"""
+
+
+@pytest.fixture
+async def limited(
+    core_urls: ServiceUrls, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Database]:
+    """As ``database``, with short limits for a statement and for the pool."""
+    monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_MS", 250)
+    monkeypatch.setattr(engines, "POOL_TIMEOUT_S", 0.05)
+    opened = open_engines(core_urls.runtime, application_name="core test", pool_size=6)
+    yield opened
+    await opened.close()
+
+
+async def test_one_slow_command_fails_alone(
+    limited: Database, core_urls: ServiceUrls, postgres_server: PostgresServer
+) -> None:
+    postgres_server.run_sql(SLOW.format(7, 7), database=name_of(core_urls))
+    decide = Inserts()
+    results = await submit_all(lane_of(limited, decide), range(50))
+    assert isinstance(results.pop(7), DatabaseUnavailable)
+    others = [number for number in range(50) if number != 7]
+    assert results == [-number for number in others]
+    assert await stored(limited) == others
+    assert len([batch for batch in decide.batches if 7 in batch]) <= 3
+
+
+async def test_a_batch_that_is_slow_as_a_whole_is_given_up_in_time(
+    limited: Database,
+    core_urls: ServiceUrls,
+    postgres_server: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When the time to divide it is over, no part of it is tried any more."""
+    monkeypatch.setattr(batch, "SLOW_S", 0.4)
+    postgres_server.run_sql(SLOW.format(0, 50), database=name_of(core_urls))
+    decide = Inserts()
+    results = await submit_all(lane_of(limited, decide), range(50))
+    assert {type(result) for result in results} == {DatabaseUnavailable}
+    assert len(decide.batches) <= 3
+    assert await stored(limited) == []
+
+
+async def test_without_a_free_connection_commands_are_refused_as_overload(
+    limited: Database,
+) -> None:
+    """The server is well: nothing says that the database is unavailable."""
+    lane = lane_of(limited, Inserts())
+    async with limited.lanes.connect():
+        results = await submit_all(lane, range(3))
+    assert [type(result) for result in results] == [Overloaded] * 3
+    assert await submit_all(lane, range(3)) == [0, -1, -2]
 
 
 # -- locked rows and version conflicts -----------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common.batching.lane import Lane
 from common.db.engines import open_engines
@@ -70,6 +71,8 @@ FAULTS = {
     "command": (DBAPIError("", None, Sqlstate("23514")),),
     "contention": (DBAPIError("", None, Sqlstate("40P01")),),
     "connection": (ConnectionResetError(),),
+    "slow": (DBAPIError("", None, Sqlstate("57014")),),
+    "overload": (PoolTimeout(),),
     "unexpected": (ZeroDivisionError(),),
 }
 OUTCOMES: list[tuple[str, str, dict[str, Any]]] = [

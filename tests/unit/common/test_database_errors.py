@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import exc
 
-from common.db.errors import Fault, StaleRead, classify, is_unavailable, map_database_errors
-from common.errors import ConflictRetriesExhausted, DatabaseUnavailable
+from common.db.errors import Fault, StaleRead, classify, failure_of, map_database_errors
+from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded
 
 
 def of_server(sqlstate: str | None) -> exc.DBAPIError:
@@ -24,13 +24,15 @@ CASES = [
     ("connection lost", of_server("08006"), Fault.CONNECTION),
     ("password changed", of_server("28P01"), Fault.CONNECTION),
     ("shutting down", of_server("57P01"), Fault.CONNECTION),
-    ("statement timeout", of_server("57014"), Fault.CONNECTION),
+    ("statement timeout", of_server("57014"), Fault.SLOW),
     ("read-only", of_server("25006"), Fault.CONNECTION),
     ("connections not allowed", of_server("55000"), Fault.CONNECTION),
     ("disk full", of_server("53100"), Fault.CONNECTION),
     ("no answer", of_server(None), Fault.CONNECTION),
     ("refused", ConnectionRefusedError(), Fault.CONNECTION),
     ("too slow", TimeoutError(), Fault.CONNECTION),
+    ("full pool", exc.TimeoutError("QueuePool limit of size 1"), Fault.OVERLOAD),
+    ("full room", Overloaded(room="jobs"), Fault.OVERLOAD),
     # Readiness compares revisions only, so that nothing else would report it.
     ("no such table", of_server("42P01"), Fault.UNEXPECTED),
     ("defect", ZeroDivisionError(), Fault.UNEXPECTED),
@@ -39,6 +41,8 @@ REFUSALS = {
     Fault.CONTENTION: ConflictRetriesExhausted,
     Fault.HELD: ConflictRetriesExhausted,
     Fault.CONNECTION: DatabaseUnavailable,
+    Fault.SLOW: DatabaseUnavailable,
+    Fault.OVERLOAD: Overloaded,
 }
 
 
@@ -47,10 +51,20 @@ REFUSALS = {
 )
 def test_an_error_is_classified_and_refused_accordingly(error: Exception, fault: Fault) -> None:
     assert classify(error) is fault
-    assert is_unavailable(error) == (fault is Fault.CONNECTION)
     with pytest.raises(REFUSALS.get(fault, type(error))), map_database_errors():
         raise error
 
 
-def test_a_refusal_for_the_database_counts_as_unavailable() -> None:
-    assert is_unavailable(DatabaseUnavailable())
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ConnectionRefusedError("of one address"), "DATABASE_UNAVAILABLE"),
+        (DatabaseUnavailable(), "DATABASE_UNAVAILABLE"),
+        (exc.TimeoutError("QueuePool limit of size 1"), "OVERLOADED"),
+        (of_server("57014"), "statement_timeout"),
+        (of_server("55P03"), "lock_timeout"),
+        (ZeroDivisionError("seven"), "ZeroDivisionError('seven')"),
+    ],
+)
+def test_a_failure_of_background_work_is_named(error: Exception, text: str) -> None:
+    assert failure_of(error) == text

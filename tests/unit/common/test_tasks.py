@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 
 import pytest
+from sqlalchemy import exc
 from structlog.testing import capture_logs
 
 from common import deadlines, tasks
+from common.db.errors import failure_of
 from common.errors import Overloaded
+from common.metrics import REGISTRY
 from common.tasks import (
     DetachedTasks,
     PeriodicJob,
@@ -86,10 +89,6 @@ async def test_closing_cancels_tasks_that_do_not_end_in_time() -> None:
 # -- periodic jobs -------------------------------------------------------------------------------
 
 
-class Unavailable(Exception):  # noqa: N818 - a state
-    pass
-
-
 def running(
     *runs: Callable[[asyncio.Event], Awaitable[object]], ready: asyncio.Event | None = None
 ) -> AbstractAsyncContextManager[None]:
@@ -98,15 +97,17 @@ def running(
         ready = asyncio.Event()
         ready.set()
     jobs = [PeriodicJob(name, SHORT_S, run) for name, run in zip("ab", runs, strict=False)]
-    return run_periodic_jobs(
-        *jobs, ready=ready, is_unavailable=lambda error: isinstance(error, Unavailable)
-    )
+    return run_periodic_jobs(*jobs, ready=ready, failure_of=failure_of)
 
 
 @pytest.fixture(autouse=True)
 def long_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs in progress get longer than any test to finish."""
     monkeypatch.setattr(tasks, "FINISH_S", 300.0)
+
+
+def failures(work: str) -> float:
+    return REGISTRY.get_sample_value("tally_background_work_failures_total", {"work": work}) or 0
 
 
 class Run:
@@ -143,20 +144,32 @@ async def test_jobs_start_when_the_service_is_ready() -> None:
         ([LookupError("x"), LookupError("x")], ["LookupError('x')"]),
         ([LookupError("x"), LookupError("y")], ["LookupError('x')", "LookupError('y')"]),
         ([asyncio.CancelledError("inside")], ["CancelledError('inside')"]),
-        ([Unavailable()], []),
+        ([exc.TimeoutError("QueuePool limit"), Overloaded()], ["OVERLOADED"]),
+        ([ConnectionRefusedError(), ConnectionResetError()], ["DATABASE_UNAVAILABLE"]),
+        ([ConnectionRefusedError(), Overloaded()], ["DATABASE_UNAVAILABLE", "OVERLOADED"]),
     ],
-    ids=["once", "repeated", "changed", "cancelled inside", "unavailable"],
+    ids=[
+        "once",
+        "repeated",
+        "changed",
+        "cancelled inside",
+        "full pool",
+        "database away",
+        "away, then full",
+    ],
 )
 async def test_a_failure_is_logged_when_it_begins_or_changes(
     errors: list[BaseException], logged_errors: list[str]
 ) -> None:
-    """A failure ends no job; what readiness reports already is not logged."""
+    """A failure ends no job. The same one is logged once, and counted each time."""
     run = Run(*errors)
+    before = failures("a")
     with capture_logs() as logged:
         async with running(run):
             await run.succeeded.wait()
     assert [line["error"] for line in logged if line["event"] == FAILED] == logged_errors
     assert run.count > len(errors)
+    assert failures("a") == before + len(errors)
 
 
 async def test_a_run_in_progress_is_finished_with_stopping_set() -> None:

@@ -9,9 +9,10 @@ from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
+from common.paging import TimePosition
 from common.request_key import Result
-from order_service.use_cases import order
-from order_service.use_cases.order import SWEEP_ROWS, Orders
+from order_service.use_cases import expiry
+from order_service.use_cases.expiry import SWEEP_ROWS, Expiry
 
 
 async def test_a_sweep_ends_after_its_batch_when_the_service_stops(
@@ -19,14 +20,13 @@ async def test_a_sweep_ends_after_its_batch_when_the_service_stops(
 ) -> None:
     stopping, reads = asyncio.Event(), itertools.count(1)
 
-    async def endless(_connection: Any, *, size: int) -> list[str]:
+    async def endless(_connection: Any, *, after: TimePosition, size: int) -> list[TimePosition]:
         if next(reads) == 2:
             stopping.set()
-        return [str(number) for number in range(size)]
+        return [TimePosition(after.time, str(number)) for number in range(size)]
 
     lane: Any = Mock(submit=AsyncMock(return_value=Result(object())))
     unused: Any = None
-    monkeypatch.setattr(order, "reading", MagicMock())
-    monkeypatch.setattr(order, "store", Mock(read_due=endless))
-    orders = Orders(unused, lane, unused, unused, unused)
-    assert await orders.expire_due(stopping) == 2 * SWEEP_ROWS
+    monkeypatch.setattr(expiry, "reading", MagicMock())
+    monkeypatch.setattr(expiry, "store", Mock(read_due=endless))
+    assert await Expiry(unused, lane).run(stopping) == 2 * SWEEP_ROWS

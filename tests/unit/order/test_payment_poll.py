@@ -14,6 +14,7 @@ from order_service.saga import payment_poll
 from order_service.saga.journal import SagaJournal
 from order_service.saga.payment_poll import PaymentPoll, confirmation_of, is_decided
 from order_service.saga.plan import PAY_ORDER
+from order_service.store.saga_waiting import WaitingSagas
 from tally.payment.v1.payment_pb2 import Payment
 from tests.support.sagas import SAGA_ID, saga_of
 
@@ -28,8 +29,8 @@ class Waiting(SagaJournal):
         self.saga = saga
         self.woken: list[str] = []
 
-    async def read_waiting(self, *, after: str, size: int) -> list[Saga]:
-        return [self.saga.copy()]
+    async def read_waiting(self, *, after: str, size: int) -> WaitingSagas:
+        return WaitingSagas([self.saga.copy()], "")
 
     async def wake(self, saga_ids: Collection[str]) -> int:
         self.woken += saga_ids
