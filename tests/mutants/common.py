@@ -181,7 +181,7 @@ COMMON: Final = (
     Mutant(
         "commit-with-time-limit",
         "COMMIT has the driver's time limit, which cancels its wait for the standby",
-        file="common/db/transactions.py",
+        file="common/db/connections.py",
         old="        if query == _COMMIT:\n",
         new='        if query == "":\n',
         tests=(f"{_TRANSACTIONS}test_commit_has_no_time_limit_of_the_driver",),

@@ -1,4 +1,4 @@
-"""The database's clock is set: what docs/decisions/0009-clocks.md says of it, on real services."""
+"""The database's clock is set: what docs/decisions/0010-clocks.md says of it, on real services."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.stack import ALL_TAKEN, Stack, no_faults, stack
 __all__ = ["no_faults", "stack"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PAGE = PROJECT / "docs" / "decisions" / "0009-clocks.md"
+PAGE = PROJECT / "docs" / "decisions" / "0010-clocks.md"
 # Found before PostgreSQL's own: each session has this search_path.
 CLOCK = """
 CREATE SCHEMA clock;

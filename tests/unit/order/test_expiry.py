@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from typing import Any
-from unittest.mock import AsyncMock, MagicMock, Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -27,6 +27,10 @@ async def test_a_sweep_ends_after_its_batch_when_the_service_stops(
 
     lane: Any = Mock(submit=AsyncMock(return_value=Result(object())))
     unused: Any = None
-    monkeypatch.setattr(expiry, "reading", MagicMock())
+
+    async def without_database(_database: Any, work: Any) -> list[TimePosition]:
+        return await work(None)
+
+    monkeypatch.setattr(expiry, "read", without_database)
     monkeypatch.setattr(expiry, "store", Mock(read_due=endless))
     assert await Expiry(unused, lane).run(stopping) == 2 * SWEEP_ROWS
