@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
 from common.db.errors import map_database_errors, repeat_helps
-from common.db.transactions import CommitPending
 from common.ids import is_id
 
 T = TypeVar("T")
@@ -74,17 +73,19 @@ async def _run_twice(
     with map_database_errors():
         while True:
             tries += 1
-            # Where no session can be opened, another try would find the same.
-            repeatable = False
+            opened = committing = False
             try:
                 async with begin() as connection:
-                    repeatable = True
+                    opened = True
                     result = await work(connection)
-                    # From here on the server may have committed.
-                    repeatable = idempotent
+                    committing = True
             except Exception as error:
-                pending = isinstance(error, CommitPending)
-                if tries > 1 or not repeatable or pending or not repeat_helps(error):
+                # Where no session can be opened, another try would find the same. A COMMIT that
+                # takes long may wait for a standby: a second one would wait too.
+                silent = isinstance(error, TimeoutError)
+                uncertain = committing and (silent or not idempotent)
+                safe = opened and not uncertain
+                if tries > 1 or not safe or not repeat_helps(error):
                     raise
             else:
                 return result

@@ -8,12 +8,17 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
+import grpc
+
 from common import paging
 from deploy.local.postgres_roles import ServiceUrls
+from order_service.settings import OrderSettings
+from order_service.wiring import build
 from tally.order.v1 import order_pb2 as pb
-from tests.support.orders import Shop, cancel, create_order, create_product, open_shop
+from tests.support.orders import Shop, cancel, create_order, create_product
 from tests.support.pages import pages_of
 from tests.support.refusals import refused
+from tests.support.replicas import replicas
 
 
 async def test_an_order_reserves_its_stock_at_the_current_prices(shop: Shop) -> None:
@@ -110,7 +115,13 @@ async def test_500_orders_of_100_lines_are_listed_in_pages_that_fit(
     )
     request = pb.ListOrdersRequest(user_id="ann", page_size=500)
     pages: list[list[str]] = []
-    async with open_shop(1, database_url=order_database.runtime, redis_url="") as shop:
+    settings = {"database_url": order_database.runtime, "redis_url": ""}
+    # A client of any kind: it accepts 4 MiB, and does not follow the server's health.
+    async with (
+        replicas(1, OrderSettings, build, **settings) as [address],
+        grpc.aio.insecure_channel(address) as opened,
+    ):
+        shop = Shop.at(opened)
         while not pages or request.page_token:
             page = await shop.orders.ListOrders(request)
             assert page.ByteSize() <= paging.BYTES_MAX

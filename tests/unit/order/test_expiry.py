@@ -28,7 +28,7 @@ async def test_a_sweep_ends_after_its_batch_when_the_service_stops(
     lane: Any = Mock(submit=AsyncMock(return_value=Result(object())))
     unused: Any = None
 
-    async def without_database(_database: Any, work: Any) -> list[TimePosition]:
+    async def without_database(_database: Any, work: Any) -> Any:
         return await work(None)
 
     monkeypatch.setattr(expiry, "read", without_database)
