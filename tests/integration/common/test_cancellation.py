@@ -92,4 +92,8 @@ async def test_a_cancelled_transaction_rolls_back_and_frees_its_connection(
     assert await stored(database) == before
     async with database.begin() as connection:
         assert await connection.scalar(sessions_with("state LIKE 'idle in%'")) == 0
+    # The server ends an abandoned statement by itself, and frees its rows.
+    async with database.reads.connect() as connection:
+        while await connection.scalar(sessions_with("wait_event = 'PgSleep'")):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     await two_rows(2 * STEPS)

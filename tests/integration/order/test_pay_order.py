@@ -151,14 +151,14 @@ async def test_a_payment_whose_saga_is_lost_returns_the_stored_response(case: Ca
     gate.open()
     assert (await response).order == paid, "as it was when it was paid, not as it is now"
     assert not (await response).replayed
-    assert case.passes == {"PayOrder": 1, "CancelOrder": 1, "CloseSaga": 2}
+    assert case.passes == {"PayOrder": 2, "CancelOrder": 1, "CloseSaga": 2}, "begun and replayed"
 
 
 async def test_a_payment_whose_saga_waits_in_its_row_returns_at_its_end(case: Case) -> None:
     case.services.errors[PAY] = [LOST]
     response = await case.pay()
     assert (response.order.state, response.replayed) == (PAID, False)
-    assert case.passes == {"PayOrder": 1, "CloseSaga": 1}
+    assert case.passes == {"PayOrder": 2, "CloseSaga": 1}, "begun and replayed"
     assert (await case.saga_in(COMPLETED)).epoch == 2
 
 
@@ -242,8 +242,9 @@ async def test_duplicates_on_any_replica_get_the_first_calls_result(
     else:
         assert not first.replayed
         assert all(other.replayed and other.order == first.order for other in others)
-    assert case.passes == {"PayOrder": 3, "CloseSaga": 1}
-    assert case.services.calls.count(PAY) == 1
+    # The other replica has the result of its own watch, or replays the stored one.
+    assert case.passes["PayOrder"] in {3, 4}
+    assert case.passes["CloseSaga"] == case.services.calls.count(PAY) == 1
 
 
 async def test_cancellations_of_a_cancelling_order_wait_only_if_repeated(case: Case) -> None:
