@@ -2,7 +2,7 @@
 
 A row that is locked for seconds must not delay the other commands of a batch. So its commands leave
 the lane and wait here in order of arrival. They are decided in transactions that wait for the lock,
-a few transactions at a time (``common.db.rooms``).
+a few transactions at a time (``common.db.bulkheads``).
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class LockWaitQueue(Generic[C, R]):
     async def _place(self, *, stuck: bool) -> AsyncIterator[None]:
         """A place for one transaction. Rows that are stuck keep no slot from the others."""
         if stuck:
-            async with self._database.rooms.for_lock_wait(stuck=True):
+            async with self._database.bulkheads.for_lock_wait(stuck=True):
                 yield
         else:
-            async with self._slots, self._database.rooms.for_lock_wait(stuck=False):
+            async with self._slots, self._database.bulkheads.for_lock_wait(stuck=False):
                 yield

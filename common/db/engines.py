@@ -13,8 +13,8 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from common import failpoints
+from common.db.bulkheads import Bulkheads
 from common.db.connections import SERVER_SETTINGS, Connector
-from common.db.rooms import Rooms
 from common.db.server_settings import TransactionSettings
 from common.db.sessions import SessionRules
 from common.db.transactions import Transactions
@@ -58,7 +58,7 @@ class Database:
     """Single statements in autocommit mode."""
     probe: AsyncEngine
     """One session for the readiness probe, which many readers therefore cannot delay."""
-    rooms: Rooms
+    bulkheads: Bulkheads
     """How many transactions of each purpose have a connection of ``lanes`` or ``waiting``."""
     setting: str = "the database"
     """The variable or file that the address came from, for the operator."""
@@ -81,11 +81,11 @@ class Database:
 
         It is one of a job, which skips what is locked; or ``of_call``: a call waits for it, and it
         waits for no lock. Committed at the end of the block, unless it is rolled back there
-        (``Transactions.begin``). Raises Overloaded if the room for these stays full.
+        (``Transactions.begin``). Raises Overloaded if the bulkhead for these stays full.
         """
-        room = self.rooms.calls.place() if of_call else self.rooms.for_job()
+        bulkhead = self.bulkheads.calls.place() if of_call else self.bulkheads.for_job()
         engine = self.lanes if of_call else self.waiting
-        async with room, self.transactions.begin(engine) as connection:
+        async with bulkhead, self.transactions.begin(engine) as connection:
             yield connection
             if failpoints.enabled and connection.in_transaction():
                 failpoints.hit(f"transaction.{purpose}.before")
@@ -179,7 +179,7 @@ def open_engines(
         waiting=engine("waiting", third, LOCK_TIMEOUT_MS),
         reads=engine("reads", max(shared - 2 * third, 1), LOCK_TIMEOUT_MS, single=True),
         probe=engine("probe", 1, LOCK_TIMEOUT_MS, single=True),
-        rooms=Rooms.of(lanes=third, waiting=third),
+        bulkheads=Bulkheads.of(lanes=third, waiting=third),
         setting=setting,
         asked=_session_settings(LOCK_TIMEOUT_MS) if pooler == "none" else {},
         transaction_settings=transaction_settings,

@@ -17,9 +17,9 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.backoff import Backoff
+from common.db.bulkheads import Bulkhead
 from common.db.engines import Database
 from common.db.repeat import in_transaction, read
-from common.db.rooms import Room
 from common.db.transactions import commit_as_a_write
 from common.errors import ConflictRetriesExhausted, InvalidField
 from common.ids import is_id
@@ -43,7 +43,7 @@ class Carts:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._turns: dict[str, Room] = {}
+        self._turns: dict[str, Bulkhead] = {}
         """The turns of the carts that are being changed, by user."""
 
     async def get_cart(self, user_id: str) -> Cart:
@@ -107,7 +107,7 @@ class Carts:
 
     @asynccontextmanager
     async def _turn(self, user_id: str) -> AsyncIterator[None]:
-        turns = self._turns.setdefault(user_id, Room("cart", 1, waiting_max=WAITING_MAX))
+        turns = self._turns.setdefault(user_id, Bulkhead("cart", 1, waiting_max=WAITING_MAX))
         try:
             async with turns.place():
                 yield

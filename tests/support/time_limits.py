@@ -21,7 +21,7 @@ import order_service.clients
 import order_service.use_cases.order
 import payment_service.use_cases.joined
 from common.batching import batch
-from common.db import connections, engines, rooms, transactions
+from common.db import bulkheads, connections, engines, transactions
 from common.rpc import health
 
 LONG_S: Final = 60.0
@@ -35,7 +35,7 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (connections, "CONNECT_TIMEOUT_S", LONG_S),
     (transactions, "COMMIT_WAIT_S", LONG_S),
     (engines, "POOL_TIMEOUT_S", LONG_S),
-    (rooms, "WAIT_S", LONG_S),
+    (bulkheads, "WAIT_S", LONG_S),
     (engines, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
     (engines, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
     (batch, "UNREACHABLE_S", LONG_S),

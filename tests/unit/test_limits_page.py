@@ -58,13 +58,16 @@ def test_the_page_has_every_table() -> None:
 
 
 @pytest.mark.parametrize("row", rows_of("pools"), ids=lambda row: row[0])
-async def test_pools_and_rooms_on_the_page_are_those_of_the_code(row: list[str]) -> None:
+async def test_pools_and_bulkheads_on_the_page_are_those_of_the_code(row: list[str]) -> None:
     size, *shown = map(int, row)
     opened = open_engines("postgresql://u:p@127.0.0.1/db", application_name="t", pool_size=size)
-    rooms = opened.rooms
+    bulkheads = opened.bulkheads
     engines: list[Any] = [opened.probe, opened.lanes, opened.waiting, opened.reads]
     pools = [engine.pool.size() for engine in engines]
-    sizes = [room.size for room in (rooms.calls, rooms.jobs, rooms.contended, rooms.stuck)]
+    sizes = [
+        bulkhead.size
+        for bulkhead in (bulkheads.calls, bulkheads.jobs, bulkheads.contended, bulkheads.stuck)
+    ]
     assert shown == pools + sizes
     assert sum(pools) == size
     await opened.close()

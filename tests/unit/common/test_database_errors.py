@@ -32,7 +32,7 @@ CASES = [
     ("refused", ConnectionRefusedError(), Fault.CONNECTION),
     ("too slow", TimeoutError(), Fault.CONNECTION),
     ("full pool", exc.TimeoutError("QueuePool limit of size 1"), Fault.OVERLOAD),
-    ("full room", Overloaded(room="jobs"), Fault.OVERLOAD),
+    ("full bulkhead", Overloaded(bulkhead="jobs"), Fault.OVERLOAD),
     # Readiness compares revisions only, so that nothing else would report it.
     ("no such table", of_server("42P01"), Fault.UNEXPECTED),
     ("defect", ZeroDivisionError(), Fault.UNEXPECTED),

@@ -1,12 +1,12 @@
-"""Rooms: how many transactions of each purpose may have a connection at once.
+"""Bulkheads: how many transactions of each purpose may have a connection at once.
 
 A pool serves its callers in order of arrival, so many callers of one purpose would keep out all
-others. A room bounds a purpose before it asks the pool: the others then wait for a few short
+others. A bulkhead bounds a purpose before it asks the pool: the others then wait for a few short
 transactions at most, however many callers the purpose has.
 
-Transactions that wait for rows are in two rooms. A row for which a whole lock_timeout was not
-enough is stuck: its transactions take turns in a room of their own, and leave a connection to those
-that wait for a moment only.
+Transactions that wait for rows are in two bulkheads. A row for which a whole lock_timeout was not
+enough is stuck: its transactions take turns in a bulkhead of their own, and leave a connection to
+those that wait for a moment only.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from common.errors import Overloaded
 from common.metrics import REGISTRY
 
 WAIT_S: Final = 3.0
-"""How long a transaction waits for its room; then it is refused with OVERLOADED."""
+"""How long a transaction waits for its bulkhead; then it is refused with OVERLOADED."""
 JOBS: Final = 2
 """Transactions of jobs at once: a slow statement of one does not delay the next one."""
 
 _refused = Counter(
-    "tally_room_refusals",
-    "Transactions refused with OVERLOADED since their room was full, by room.",
-    ("room",),
+    "tally_bulkhead_refusals",
+    "Transactions refused with OVERLOADED since their bulkhead was full, by bulkhead.",
+    ("bulkhead",),
     registry=REGISTRY,
 )
 
 
-class Room:
+class Bulkhead:
     """A bound on what is done at once; who comes later waits, in order of arrival."""
 
     def __init__(
@@ -55,12 +55,12 @@ class Room:
 
     @property
     def empty(self) -> bool:
-        """Whether nobody is in the room or waits for it."""
+        """Whether nobody is in the bulkhead or waits for it."""
         return not self._inside and not self._waiting
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place in the room for the block. Raises Overloaded if none is free in time."""
+        """A place in the bulkhead for the block. Raises Overloaded if none is free in time."""
         if self._waiting_max is not None and self._waiting >= self._waiting_max:
             raise self._full()
         self._waiting += 1
@@ -80,34 +80,34 @@ class Room:
 
     def _full(self) -> Overloaded:
         _refused.labels(self.name).inc()
-        return Overloaded(room=self.name)
+        return Overloaded(bulkhead=self.name)
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
-    """The rooms of a service's database."""
+class Bulkheads:
+    """The bulkheads of a service's database."""
 
-    calls: Room
+    calls: Bulkhead
     """Transactions of single calls in the pool of the lanes (carts). They wait for no lock."""
-    jobs: Room
+    jobs: Bulkhead
     """Sweeps, heartbeats and clean-ups. They skip what is locked."""
-    contended: Room
+    contended: Bulkhead
     """Transactions of lanes that wait for a row for the first time."""
-    stuck: Room
+    stuck: Bulkhead
     """Transactions of lanes that have waited for their row before."""
-    waiting: Room
+    waiting: Bulkhead
     """All transactions of the last three: as many as their pool has connections."""
 
     @classmethod
-    def of(cls, *, lanes: int, waiting: int) -> Rooms:
-        """The rooms of pools with this many connections."""
+    def of(cls, *, lanes: int, waiting: int) -> Bulkheads:
+        """The bulkheads of pools with this many connections."""
         return cls(
-            calls=Room("calls", max(1, lanes - 1)),
-            jobs=Room("jobs", JOBS),
+            calls=Bulkhead("calls", max(1, lanes - 1)),
+            jobs=Bulkhead("jobs", JOBS),
             # Callers leave by themselves when their time is over (``Lane``).
-            contended=Room("contended", waiting, refuses=False),
-            stuck=Room("stuck", max(1, waiting - 1), refuses=False),
-            waiting=Room("waiting", waiting, refuses=False),
+            contended=Bulkhead("contended", waiting, refuses=False),
+            stuck=Bulkhead("stuck", max(1, waiting - 1), refuses=False),
+            waiting=Bulkhead("waiting", waiting, refuses=False),
         )
 
     @asynccontextmanager
