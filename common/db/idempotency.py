@@ -116,8 +116,8 @@ class IdempotencyRecords:
 
     def __init__(self, found: dict[RequestKey, Record]) -> None:
         self._known = found
-        self.found = bool(found)
-        """Whether the database had a record of any of these requests."""
+        self.replays = bool(found)
+        """Whether a reply may repeat what was written before: by a record, or by another row."""
         self.new: dict[RequestKey, Record] = {}
         """What this batch added."""
 
@@ -188,11 +188,11 @@ class IdempotencyStore:
     async def save(self, connection: AsyncConnection, records: IdempotencyRecords) -> None:
         """Write what is new, in ascending order. Raises RecordConflict if another was first.
 
-        If nothing is new and records were found, what is replayed must be as durable as when it
+        If nothing is new and something is replayed, that must be as durable as when it
         was written: the server that wrote it may have lost its standby before it replied.
         """
         if not records.new:
-            if records.found:
+            if records.replays:
                 await commit_as_a_write(connection)
             return
         rows = [

@@ -93,9 +93,10 @@ async def _read_state(database: Database) -> str:
 async def _check_session(database: Database, connection: AsyncConnection) -> None:
     for warning in await check_server(connection):
         _warn(database, "database not durable", warning)
-    if not database.asked:
+    lost = await lost_settings(connection, database.asked)
+    if lost or not database.asked:
         await require_prepared_statements(connection)
-    if lost := await lost_settings(connection, database.asked):
+    if lost:
         database.transaction_settings.enabled = True
         reason = f"a pooler dropped {', '.join(lost)}: set TALLY_POOLER=transaction"
         _warn(database, "session settings lost", reason)

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeAlias, TypeVar
 
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
@@ -28,7 +29,7 @@ Work: TypeAlias = Callable[[AsyncConnection], Awaitable[T]]
 async def read(database: Database, work: Work[T]) -> T:
     """What ``work`` reads by a few single statements, as last committed.
 
-    Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable or Overloaded.
     """
     return await _run_twice(database.reads.connect, work, idempotent=True)
 
@@ -38,7 +39,7 @@ async def read_by_id(
 ) -> T | None:
     """What one ``find`` reads; None, without asking, for text that cannot be an id.
 
-    Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable or Overloaded.
     """
     if not is_id(id_):
         return None
@@ -84,7 +85,8 @@ async def _run_twice(
                 # takes long may wait for a standby: a second one would wait too.
                 silent = isinstance(error, TimeoutError)
                 uncertain = committing and (silent or not idempotent)
-                safe = opened and not uncertain
+                # Behind a pooler the transaction's settings are the first to find a session lost.
+                safe = (opened or isinstance(error, exc.DBAPIError)) and not uncertain
                 if tries > 1 or not safe or not repeat_helps(error):
                     raise
             else:

@@ -58,7 +58,7 @@ class _Commit:
     engine: AsyncEngine
     session: Session
     abandoned: bool = False
-    """Whether its caller does not wait for it any more."""
+    """Whether it has taken longer than its caller may wait."""
 
 
 class Transactions:
@@ -80,7 +80,8 @@ class Transactions:
 
         An exception in the block rolls back. Raises CommitPending if the COMMIT does not return
         within COMMIT_WAIT_S, or at once if no connection of the pool is left since all wait for
-        theirs. If the caller is cancelled during the COMMIT, it goes on.
+        theirs; TimeoutError if it waited for a connection already. If the caller is cancelled
+        during the COMMIT, it goes on.
         """
         if self._is_full(engine):
             raise CommitPending
@@ -101,16 +102,19 @@ class Transactions:
         )
         self._commits[task] = commit
         task.add_done_callback(self._on_return)
-        returned = False
-        try:
-            returned = await finished_within(task, COMMIT_WAIT_S)
-        finally:
-            if not returned:
-                commit.abandoned = True
-                self._refuse_if_full(commit.engine)
-        if not returned:
+        # A caller that hangs up earlier changes nothing: this COMMIT is as fast as any other.
+        late = asyncio.get_running_loop().call_later(COMMIT_WAIT_S, self._abandon, commit)
+        task.add_done_callback(lambda _: late.cancel())
+        if not await finished_within(task, COMMIT_WAIT_S):
+            self._abandon(commit)
             raise CommitPending
         task.result()
+
+    def _abandon(self, commit: _Commit) -> None:
+        """The time of its caller is over."""
+        if not commit.abandoned:
+            commit.abandoned = True
+            self._refuse_if_full(commit.engine)
 
     def _on_return(self, task: asyncio.Task[None]) -> None:
         abandoned = self._commits.pop(task).abandoned
@@ -121,7 +125,7 @@ class Transactions:
     # -- pools without a connection that is left -------------------------------------------------
 
     def _is_full(self, engine: AsyncEngine) -> bool:
-        """Whether every connection of the pool waits for a COMMIT that nobody waits for."""
+        """Whether every connection of the pool has a COMMIT that takes too long."""
         pool = engine.pool
         assert isinstance(pool, sa.QueuePool)
         pending = sum(one.abandoned and one.engine is engine for one in self._commits.values())
@@ -150,7 +154,9 @@ class Transactions:
             return
         waiting = (await connection.execute(_WAITING)).scalar_one()
         cause = "a standby of synchronous_standby_names" if waiting else "the server"
-        raise CommitsPending(f"every connection for writes has a COMMIT that waits for {cause}")
+        raise CommitsPending(
+            f"every connection of a pool for writes has a COMMIT that waits for {cause}"
+        )
 
     # -- shutdown --------------------------------------------------------------------------------
 

@@ -248,6 +248,7 @@ class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
         # Before the campaign is checked: COUPON_ALREADY_ISSUED goes before COUPON_SOLD_OUT.
         existing = batch.coupons.get(command.claim)
         if existing is not None:
+            records.replays = True
             return _replay_or_refuse(command, existing)
         coupon = Coupon.issue(campaign, command, new_id())
         batch.coupons[command.claim] = coupon

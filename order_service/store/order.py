@@ -150,8 +150,9 @@ async def read_orders(
         for at in range(0, len(rows), _ORDERS_AT_ONCE):
             some = rows[at : at + _ORDERS_AT_ONCE]
             items = await _read_items(connection, some)
-            read += readable("order", some, lambda row: _to_order(row, items[row.order_id]))  # noqa: B023
-            lines += sum(map(len, items.values()))
+            orders = readable("order", some, lambda row: _to_order(row, items[row.order_id]))  # noqa: B023
+            read += orders
+            lines += sum(len(order.items) for order in orders)
             if lines > _LINES_MAX:
                 break
         return read

@@ -119,7 +119,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
             case RecordOutcome():
                 return self._record(batch.payments, records, command)
             case ConfirmPayment():
-                return _replay(records, command) or self._claim(batch.payments, command)
+                return _replay(records, command) or self._claim(batch.payments, records, command)
             case CancelPayment():
                 return _replay(records, command) or self._cancel(batch.payments, records, command)
             case ResolvePayment():
@@ -137,10 +137,14 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         return {}
 
     def _claim(
-        self, payments: store.LoadedPayments, command: ConfirmPayment
+        self,
+        payments: store.LoadedPayments,
+        records: IdempotencyRecords,
+        command: ConfirmPayment,
     ) -> Posted | Confirmation:
         same = payments.by_request.get(command.key)
         if same is not None:
+            records.replays = True
             same.check_same(command)
             if same.open:
                 return replace(same)

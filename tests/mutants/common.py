@@ -174,8 +174,8 @@ COMMON: Final = (
         "replay-without-wait",
         "a batch that only replays commits without waiting for the standby",
         file="common/db/idempotency.py",
-        old="            if records.found:\n",
-        new="            if records.found and records.new:\n",
+        old="            if records.replays:\n",
+        new="            if records.replays and records.new:\n",
         tests=(f"{_STANDBY}test_no_write_is_confirmed_before_the_standby_has_it",),
     ),
     Mutant(

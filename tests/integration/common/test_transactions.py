@@ -79,6 +79,7 @@ async def test_a_cancelled_caller_does_not_cancel_its_commit(
         caller.cancel()
         await asyncio.wait({caller})
         assert caller.cancelled()
+        assert not database.transactions.pending, "it takes no longer than any other yet"
         assert await stored(database) == []
         assert await standby.waiting() == 1
     assert await stored(database) == [1]

@@ -122,6 +122,8 @@ async def test_a_cancelled_unknown_payment_ends_when_its_key_is_over(
 ) -> None:
     key = key_of()
     await unknown_payment(sessions, key)
+    # Before the payment is due: a sweep would confirm it.
+    await payment.CancelPayment(cancel(record_only=True))
     for replica in (payment, elsewhere):
         await let_time_pass(sessions, seconds=440)
         with refused("PAYMENT_OUTCOME_UNKNOWN"):
