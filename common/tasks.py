@@ -22,7 +22,7 @@ FINISH_S: Final = 1.0
 """How long jobs in progress get to finish at the end. A batch takes a moment, unless the database
 hangs."""
 CANCEL_S: Final = 2.0
-"""How long cancelled jobs get to end: the driver closes their connections."""
+"""How long cancelled jobs get to end: they roll back."""
 STOP_S: Final = FINISH_S + CANCEL_S
 
 _failures = Counter(

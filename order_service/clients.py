@@ -105,9 +105,9 @@ def is_gateway_known_away(refusal: Refusal) -> bool:
 
 
 def is_overloaded(refusal: Refusal) -> bool:
-    """Whether the service has more calls than it serves: this call did nothing there.
+    """Whether a bound of the service's replica is reached: this call did nothing there.
 
-    An earlier call of the same step may have done something.
+    But a CancelPayment may be stored, and an earlier call of the same step may have done something.
     """
     return refusal.reason == "OVERLOADED"
 

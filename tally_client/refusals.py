@@ -173,7 +173,11 @@ class CouponSoldOut(ResourceExhausted, reason="COUPON_SOLD_OUT"):
 
 
 class Overloaded(ResourceExhausted, reason="OVERLOADED"):
-    """The replica has more calls than it can serve; nothing was done."""
+    """A bound of the replica is reached; repeat the call with the same request_id.
+
+    Nothing was done, except that a CancelPayment may be stored, and that a PayOrder or CancelOrder
+    whose saga another replica took over may have had its effect.
+    """
 
 
 class RateLimited(ResourceExhausted, reason="RATE_LIMITED"):

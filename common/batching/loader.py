@@ -38,7 +38,7 @@ class BatchLoader(Generic[K, V]):
         self._task: asyncio.Task[None] | None = None
 
     async def load(self, key: K) -> V:
-        """The value for the key. Raises DatabaseUnavailable."""
+        """The value for the key. Raises DatabaseUnavailable or Overloaded."""
         loop = asyncio.get_running_loop()
         value: asyncio.Future[V] = loop.create_future()
         self._queue.append((key, value))

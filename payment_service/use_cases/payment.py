@@ -185,7 +185,8 @@ class Payments:
         With ``record_only``, the response is due when the cancellation is stored; the sweep of any
         replica carries it out. Raises PaymentInProgress, PaymentOutcomeUnknown, GatewayUnavailable,
         RefundRefused, Overloaded, RequestInProgress, RequestIdReused, or what the lane raises. The
-        cancellation is stored before any of the first four.
+        cancellation is stored before any of the first four, and before an Overloaded for want of a
+        slot at the gateway. What the lane raises comes before that or after it.
         """
         until = wait_until()
         same = (command.key, command.digest, command.record_only)

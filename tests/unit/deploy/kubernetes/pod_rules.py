@@ -269,7 +269,8 @@ def everything_that_lasts_is_probed_in_time(each: Item) -> Iterator[str]:
 def time_to_end_s(drain_s: float, grace_s: float) -> float:
     """From SIGTERM to the exit in the worst case, with a margin (docs/guides/kubernetes.md)."""
     # The grace twice: for calls, and again for work that outlives them.
-    # Order hands over its sagas, payment stops its heartbeat.
+    # Order hands over its sagas, payment stops its heartbeat. COMMITs that have not returned take
+    # ABORT_S more, a second of the margin.
     last_s = max(SagaLimits().hand_over_s, STOP_S) + CLOSE_S + FLUSH_S
     return drain_s + grace_s + CLEAN_UP_S + STOP_S + grace_s + last_s + MARGIN_S
 
