@@ -246,8 +246,8 @@ COMMON: Final = (
         "repeat-of-an-unknown-commit",
         "a transaction is run again although its COMMIT may have succeeded",
         file="common/db/repeat.py",
-        old="safe = opened and not uncertain",
-        new="safe = opened",
+        old=" and not uncertain\n",
+        new="\n",
         tests=(f"{_SESSIONS}test_a_loss_at_commit_is_repeated_only_where_that_is_idempotent",),
     ),
     Mutant(
