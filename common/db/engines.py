@@ -33,7 +33,7 @@ _PLANS: Final = {
     "jit": "off",
 }
 CLOSE_S: Final = 2.0
-"""How long closing may take. A server that answers needs a moment."""
+"""How long closing may take. Sessions end without waiting for the server: it is a guard."""
 LOCK_TIMEOUT_MS: Final = 200
 """How long a transaction that waits for locks waits for one row, before others have their turn."""
 LANE_LOCK_TIMEOUT_MS: Final = 50
@@ -93,14 +93,14 @@ class Database:
             failpoints.hit(f"transaction.{purpose}.after")
 
     async def close(self) -> None:
-        """Close every connection within CLOSE_S; those of a silent server are dropped.
+        """Close every connection within CLOSE_S, without waiting for the server.
 
         COMMITs that have not returned go on in the server (``Transactions.abort``).
         """
         await self.transactions.abort()
         engines = (self.lanes, self.waiting, self.reads, self.probe)
         closing = {asyncio.create_task(engine.dispose()) for engine in engines}
-        # Without a limit the driver waits for each of them, one after the other.
+        # The pools abort their sockets (``common.db.sessions``), so nothing is late as a rule.
         _, late = await asyncio.wait(closing, timeout=CLOSE_S / 2)
         for task in late:
             task.cancel()
