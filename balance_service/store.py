@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service.model import Account, AccountId, Entry, Kind
 from balance_service.tables import accounts, ledger_entries
 from common.db.row_locks import CLOCK, Locked, RowLocks, locked
 from common.db.rows import from_row
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
 
 AccountKey = tuple[str, str | None]
@@ -90,7 +90,7 @@ _SAVE: Final = (
 
 
 async def load(
-    connection: AsyncConnection, keys: Collection[AccountKey], *, lock: bool, wait_for_locks: bool
+    connection: Connection, keys: Collection[AccountKey], *, lock: bool, wait_for_locks: bool
 ) -> Locked[AccountId, Account]:
     """Read the accounts, locked or not (``RowLocks``)."""
     if lock:
@@ -102,12 +102,12 @@ async def load(
     return Locked(found, blocked, locked_rows.now)
 
 
-async def open_accounts(connection: AsyncConnection, missing: Iterable[AccountId]) -> None:
+async def open_accounts(connection: Connection, missing: Iterable[AccountId]) -> None:
     """Insert empty rows for accounts that are about to have their first charge."""
     await connection.execute(_OPEN, arrays(_opened, sorted(missing)))
 
 
-async def count_charges(connection: AsyncConnection, behind: Sequence[Account]) -> None:
+async def count_charges(connection: Connection, behind: Sequence[Account]) -> None:
     """Bring the accounts' sums of charges up to their versions, from the ledger."""
     rows = [
         {
@@ -124,7 +124,7 @@ async def count_charges(connection: AsyncConnection, behind: Sequence[Account]) 
         account.count_charges(charged.get(account.id, 0))
 
 
-async def save(connection: AsyncConnection, changed: Iterable[Account]) -> set[AccountId]:
+async def save(connection: Connection, changed: Iterable[Account]) -> set[AccountId]:
     """Write the accounts whose version is still the loaded one; returns which those were."""
     rows = [
         {
@@ -168,7 +168,7 @@ _FIND_REFUNDS: Final = sa.select(ledger_entries).join_from(
 )
 
 
-async def add_entries(connection: AsyncConnection, entries: Sequence[Entry]) -> None:
+async def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     """Append to the ledger."""
     if not entries:
         return
@@ -176,7 +176,7 @@ async def add_entries(connection: AsyncConnection, entries: Sequence[Entry]) -> 
 
 
 async def find_deductions(
-    connection: AsyncConnection, named: Collection[DeductionKey]
+    connection: Connection, named: Collection[DeductionKey]
 ) -> tuple[dict[DeductionKey, Entry], dict[DeductionKey, Entry]]:
     """The deductions that happened, and their refunds, both by deduction."""
     parameters = arrays(
@@ -213,13 +213,13 @@ _LIST: Final = (
 )
 
 
-async def read_account(connection: AsyncConnection, account_id: AccountId) -> Account | None:
+async def read_account(connection: Connection, account_id: AccountId) -> Account | None:
     """One account as last committed."""
     row = (await connection.execute(_ONE, account_id._asdict())).one_or_none()
     return None if row is None else _to_account(row)
 
 
-async def read_entry(connection: AsyncConnection, entry_id: str, user_id: str) -> Entry | None:
+async def read_entry(connection: Connection, entry_id: str, user_id: str) -> Entry | None:
     """One entry of the user, in any currency, as last committed."""
     asked = {"entry_id": entry_id, "user_id": user_id}
     row = (await connection.execute(_ENTRY, asked)).one_or_none()
@@ -227,7 +227,7 @@ async def read_entry(connection: AsyncConnection, entry_id: str, user_id: str) -
 
 
 async def read_entries(
-    connection: AsyncConnection, account_id: AccountId, *, before: int, size: int
+    connection: Connection, account_id: AccountId, *, before: int, size: int
 ) -> list[Entry]:
     """At most ``size`` entries with a sequence below ``before``, newest first."""
     asked = {**account_id._asdict(), "before": before, "size": size}
@@ -235,7 +235,7 @@ async def read_entries(
     return [_to_entry(row) for row in rows]
 
 
-def _to_account(row: sa.Row[Any]) -> Account:
+def _to_account(row: Row) -> Account:
     account_id = AccountId(row.user_id, row.currency_code)
     return Account(
         account_id,
@@ -247,6 +247,6 @@ def _to_account(row: sa.Row[Any]) -> Account:
     )
 
 
-def _to_entry(row: sa.Row[Any]) -> Entry:
+def _to_entry(row: Row) -> Entry:
     account_id = AccountId(row.user_id, row.currency_code)
     return from_row(Entry, row, account_id=account_id, kind=Kind(row.kind))

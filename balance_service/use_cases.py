@@ -9,7 +9,6 @@ from functools import partial
 from typing import Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service import store
 from balance_service.errors import DeductionCancelled, LedgerEntryNotFound
@@ -34,6 +33,7 @@ from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id
+from common.db.statements import Connection
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
@@ -85,7 +85,7 @@ class Accounts:
         """A page of the ledger, newest first."""
         before = int(page.after[0]) if page.after else _SEQUENCE_MAX
 
-        async def entries_of(connection: AsyncConnection) -> list[Entry]:
+        async def entries_of(connection: Connection) -> list[Entry]:
             if await store.read_account(connection, account_id) is None:
                 raise account_not_found(account_id)
             return await store.read_entries(
@@ -117,7 +117,7 @@ class _Batch:
 
 class _Decider(Decider[Command, Posted, _Batch]):
     async def load(
-        self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> _Batch:
         lock = wait_for_locks or any(needs_row_lock(command) for command in commands)
         keys = {_account_key(command) for command in commands}
@@ -144,7 +144,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
         return _Batch(loaded.found, loaded.blocked, loaded.now or BEGINNING)
 
     async def load_after_records(
-        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
+        self, connection: Connection, batch: _Batch, commands: Sequence[Command]
     ) -> None:
         """Find what the batch's refunds are about. Their accounts are locked by now."""
         named = {
@@ -185,7 +185,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
         return records.answer(command, entry, _BODY)
 
     async def save(
-        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
+        self, connection: Connection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, VersionConflict]:
         changed = [account for account in batch.accounts.values() if account.entries]
         saved = await store.save(connection, changed)

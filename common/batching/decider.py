@@ -13,10 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from common.batching.outcomes import Outcome, RowLocked, VersionConflict
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.statements import Connection
 from common.errors import Refusal
 from common.request_key import RequestKey
 
@@ -36,7 +35,7 @@ class Decider(ABC, Generic[C, R, B]):
         self._idempotency = idempotency
 
     async def __call__(
-        self, connection: AsyncConnection, commands: Sequence[C], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[C], *, wait_for_locks: bool
     ) -> list[Outcome[R]]:
         batch = await self.load(connection, commands, wait_for_locks=wait_for_locks)
         records = await self._idempotency.load(
@@ -62,12 +61,12 @@ class Decider(ABC, Generic[C, R, B]):
 
     @abstractmethod
     async def load(
-        self, connection: AsyncConnection, commands: Sequence[C], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[C], *, wait_for_locks: bool
     ) -> B:
         """Lock or read the rows that the commands concern, in ascending order."""
 
     async def load_after_records(
-        self, connection: AsyncConnection, batch: B, commands: Sequence[C]
+        self, connection: Connection, batch: B, commands: Sequence[C]
     ) -> None:
         """Read rows that must be at least as new as the idempotency records."""
 
@@ -89,7 +88,7 @@ class Decider(ABC, Generic[C, R, B]):
 
     @abstractmethod
     async def save(
-        self, connection: AsyncConnection, batch: B, commands: Sequence[C]
+        self, connection: Connection, batch: B, commands: Sequence[C]
     ) -> Mapping[int, RowLocked | VersionConflict]:
         """Write what the commands changed.
 

@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from common.db.engines import Database
 from common.db.repeat import read
+from common.db.statements import Connection
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -29,7 +28,7 @@ class BatchLoader(Generic[K, V]):
     def __init__(
         self,
         database: Database,
-        read: Callable[[AsyncConnection, Sequence[K]], Awaitable[Sequence[V]]],
+        read: Callable[[Connection, Sequence[K]], Awaitable[Sequence[V]]],
     ) -> None:
         """``read`` returns one value per key, in their order, from one statement."""
         self._database = database

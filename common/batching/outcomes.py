@@ -7,9 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from common.backoff import Backoff
+from common.db.statements import Connection
 from common.errors import Refusal
 
 C = TypeVar("C")
@@ -38,7 +37,7 @@ class Decide(Protocol[C_contra, R_co]):
     """Decides a batch in an open transaction. Never commits; may be called again for the batch."""
 
     async def __call__(
-        self, connection: AsyncConnection, commands: Sequence[C_contra], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[C_contra], *, wait_for_locks: bool
     ) -> Sequence[Outcome[R_co]]:
         """One outcome per command, in their order.
 

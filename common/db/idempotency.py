@@ -19,13 +19,13 @@ from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
 from common.db.errors import RecordConflict
 from common.db.repeat import in_transaction
 from common.db.row_locks import CLOCK, TIME, locked
 from common.db.rows import from_row
+from common.db.statements import Connection
 from common.db.transactions import commit_as_a_write
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.errors import RequestIdReused
@@ -173,9 +173,7 @@ class IdempotencyStore:
         self._save = _save(table, self._added)
         self._clean_up = _clean_up(table)
 
-    async def load(
-        self, connection: AsyncConnection, keys: Iterable[RequestKey]
-    ) -> IdempotencyRecords:
+    async def load(self, connection: Connection, keys: Iterable[RequestKey]) -> IdempotencyRecords:
         """Read the records of ``keys``, after the rows they concern have been locked."""
         rows = await connection.execute(self._find, arrays(self._asked, set(keys)))
         return IdempotencyRecords(
@@ -185,7 +183,7 @@ class IdempotencyStore:
             }
         )
 
-    async def save(self, connection: AsyncConnection, records: IdempotencyRecords) -> None:
+    async def save(self, connection: Connection, records: IdempotencyRecords) -> None:
         """Write what is new, in ascending order. Raises RecordConflict if another was first.
 
         If nothing is new and something is replayed, that must be as durable as when it

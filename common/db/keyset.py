@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.statements import Connection, Row
 from common.paging import Page, time_position
 
 T = TypeVar("T")
@@ -34,11 +34,11 @@ def rows_of(page: Page) -> dict[str, object]:
 
 
 async def read_readable(
-    connection: AsyncConnection,
+    connection: Connection,
     statement: sa.Select[Any],
     parameters: Mapping[str, object],
-    after: Callable[[sa.Row[Any]], Mapping[str, object]],
-    convert: Callable[[Sequence[sa.Row[Any]]], Awaitable[list[T]]],
+    after: Callable[[Row], Mapping[str, object]],
+    convert: Callable[[Sequence[Row]], Awaitable[list[T]]],
     *,
     full: Callable[[], bool] = lambda: False,
 ) -> list[T]:

@@ -7,7 +7,6 @@ from typing import Final
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
 from common.db.errors import (
@@ -24,6 +23,7 @@ from common.db.server_settings import (
     lost_settings,
     require_prepared_statements,
 )
+from common.db.statements import Connection
 from common.tasks import result_of
 
 _PROBE: Final = sa.text(
@@ -90,7 +90,7 @@ async def _read_state(database: Database) -> str:
     return found or ""
 
 
-async def _check_session(database: Database, connection: AsyncConnection) -> None:
+async def _check_session(database: Database, connection: Connection) -> None:
     for warning in await check_server(connection):
         _warn(database, "database not durable", warning)
     lost = await lost_settings(connection, database.asked)

@@ -14,15 +14,15 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from sqlalchemy import exc
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
 from common.db.errors import map_database_errors, repeat_helps
+from common.db.statements import Connection
 from common.ids import is_id
 
 T = TypeVar("T")
 
-Work: TypeAlias = Callable[[AsyncConnection], Awaitable[T]]
+Work: TypeAlias = Callable[[Connection], Awaitable[T]]
 """What is done with a connection. It may be called twice, so it keeps nothing between calls."""
 
 
@@ -35,7 +35,7 @@ async def read(database: Database, work: Work[T]) -> T:
 
 
 async def read_by_id(
-    database: Database, id_: str, find: Callable[[AsyncConnection, str], Awaitable[T | None]]
+    database: Database, id_: str, find: Callable[[Connection, str], Awaitable[T | None]]
 ) -> T | None:
     """What one ``find`` reads; None, without asking, for text that cannot be an id.
 
@@ -65,7 +65,7 @@ async def in_transaction(
 
 
 async def _run_twice(
-    begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+    begin: Callable[[], AbstractAsyncContextManager[Connection]],
     work: Work[T],
     *,
     idempotent: bool,

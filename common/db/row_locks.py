@@ -14,8 +14,8 @@ from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays_of_tuples, same, unnest
 
 K = TypeVar("K", bound=Hashable)
@@ -85,7 +85,7 @@ class RowLocks(Generic[K]):
         ``columns``: what the rows have, if not all columns.
         """
         # One column's value, or a tuple of several.
-        self._key_of: Callable[[sa.Row[Any]], K] = attrgetter(*key)  # type: ignore[assignment]
+        self._key_of: Callable[[Row], K] = attrgetter(*key)  # type: ignore[assignment]
         ordered = [table.c[name] for name in key]
         self._wanted = unnest("wanted", *ordered)
         condition = (matches or partial(same, table))(self._wanted)
@@ -104,8 +104,8 @@ class RowLocks(Generic[K]):
         self._read_keys = sa.select(*ordered).join_from(self._wanted, table, condition)
 
     async def lock(
-        self, connection: AsyncConnection, keys: Collection[K], *, wait_for_locks: bool
-    ) -> Locked[K, sa.Row[Any]]:
+        self, connection: Connection, keys: Collection[K], *, wait_for_locks: bool
+    ) -> Locked[K, Row]:
         """Lock the rows with these keys that exist, and find out which of them are blocked.
 
         With ``wait_for_locks`` the statement waits for other transactions, up to lock_timeout.
@@ -120,15 +120,13 @@ class RowLocks(Generic[K]):
         existing = await connection.execute(self._read_keys, self._parameters(keys))
         return replace(locked, blocked=frozenset(map(self._key_of, existing)) - locked.found.keys())
 
-    async def read(
-        self, connection: AsyncConnection, keys: Collection[K]
-    ) -> Locked[K, sa.Row[Any]]:
+    async def read(self, connection: Connection, keys: Collection[K]) -> Locked[K, Row]:
         """The rows with these keys as last committed, without locks."""
         return await self._execute(connection, self._read, keys)
 
     async def _execute(
-        self, connection: AsyncConnection, statement: sa.Select[Any], keys: Collection[K]
-    ) -> Locked[K, sa.Row[Any]]:
+        self, connection: Connection, statement: sa.Select[Any], keys: Collection[K]
+    ) -> Locked[K, Row]:
         if not keys:
             return Locked({}, frozenset(), None)
         rows = (await connection.execute(statement, self._parameters(keys))).all()
@@ -140,6 +138,6 @@ class RowLocks(Generic[K]):
         return arrays_of_tuples(self._wanted, ordered)
 
 
-async def read_clock(connection: AsyncConnection) -> datetime:
+async def read_clock(connection: Connection) -> datetime:
     """The database's clock, for batches that lock no row."""
     return (await connection.execute(_READ_CLOCK)).scalar_one()

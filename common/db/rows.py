@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter
 
+from common.db.statements import Row
 from common.metrics import REGISTRY
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ _logged: dict[tuple[str, str], None] = {}
 _log = structlog.stdlib.get_logger()
 
 
-def from_row(type_: type[T], row: sa.Row[Any], **fields: object) -> T:
+def from_row(type_: type[T], row: Row, **fields: object) -> T:
     """A dataclass from a row; ``fields`` are those whose column has another name or type."""
     columns = {name: getattr(row, name) for name in _FIELDS[type_] if name not in fields}
     return type_(**columns, **fields)
@@ -49,9 +49,7 @@ class _Fields(dict[type, tuple[str, ...]]):
 _FIELDS: Final = _Fields()
 
 
-def readable(
-    kind: str, rows: Iterable[sa.Row[Any]], convert: Callable[[sa.Row[Any]], T]
-) -> list[T]:
+def readable(kind: str, rows: Iterable[Row], convert: Callable[[Row], T]) -> list[T]:
     """What ``convert`` makes of the rows, without those that it cannot read.
 
     ``kind`` names the rows, and with ``_id`` their id's column.

@@ -7,8 +7,9 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from common.db.statements import Connection
 from common.settings import Pooler
 
 _DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
@@ -48,7 +49,7 @@ class TransactionSettings:
         event.listen(engine.sync_engine, "begin", on_begin)
 
 
-async def check_server(connection: AsyncConnection) -> list[str]:
+async def check_server(connection: Connection) -> list[str]:
     """Warnings about settings with which a crash could lose committed transactions.
 
     Raises UnsuitableServer for a setting with which the books would be wrong.
@@ -68,7 +69,7 @@ async def check_server(connection: AsyncConnection) -> list[str]:
     ]
 
 
-async def _check_collation(connection: AsyncConnection) -> None:
+async def _check_collation(connection: Connection) -> None:
     """Every unique key of text is in an index, sorted by the collation of its time.
 
     In another order, a search misses rows that exist, and a key that is used counts as free.
@@ -84,7 +85,7 @@ async def _check_collation(connection: AsyncConnection) -> None:
     )
 
 
-async def require_writable(connection: AsyncConnection) -> None:
+async def require_writable(connection: Connection) -> None:
     """Raise UnsuitableServer if transactions take no writes."""
     if await connection.scalar(sa.text("SHOW transaction_read_only")) == "on":
         raise UnsuitableServer(
@@ -93,7 +94,7 @@ async def require_writable(connection: AsyncConnection) -> None:
         )
 
 
-async def require_direct(connection: AsyncConnection) -> None:
+async def require_direct(connection: Connection) -> None:
     """Raise UnsuitableServer if a pooler is between this session and the server.
 
     The lock of migrations belongs to a session. Behind a pooler the next transaction may have
@@ -106,7 +107,7 @@ async def require_direct(connection: AsyncConnection) -> None:
         )
 
 
-async def require_prepared_statements(connection: AsyncConnection) -> None:
+async def require_prepared_statements(connection: Connection) -> None:
     """Raise UnsuitableServer if a pooler for transactions does not keep prepared statements.
 
     One that does gives them names of its own. Without that, each transaction may find a session
@@ -119,7 +120,7 @@ async def require_prepared_statements(connection: AsyncConnection) -> None:
         )
 
 
-async def _is_pooled(connection: AsyncConnection) -> bool:
+async def _is_pooled(connection: Connection) -> bool:
     """Whether a pooler is between: it sends clients a process id of its own."""
     driver = (await connection.get_raw_connection()).driver_connection
     assert driver is not None
@@ -127,7 +128,7 @@ async def _is_pooled(connection: AsyncConnection) -> bool:
     return bool(driver.get_server_pid() != server_pid)
 
 
-async def collation_warning(connection: AsyncConnection) -> str:
+async def collation_warning(connection: Connection) -> str:
     """Why a database that is still empty should be created again, or ''."""
     collation = (await connection.execute(_COLLATION)).one()
     if collation.is_builtin or collation.recorded is None or not collation.is_empty:
@@ -139,7 +140,7 @@ async def collation_warning(connection: AsyncConnection) -> str:
     )
 
 
-async def lost_settings(connection: AsyncConnection, asked: Mapping[str, str]) -> list[str]:
+async def lost_settings(connection: Connection, asked: Mapping[str, str]) -> list[str]:
     """The names of the settings that a session asked for at its start and does not have.
 
     A pooler drops them. A setting of database or role that happens to have the same value counts as
@@ -153,7 +154,7 @@ async def lost_settings(connection: AsyncConnection, asked: Mapping[str, str]) -
     ]
 
 
-async def _read(connection: AsyncConnection, names: list[str]) -> dict[str, tuple[str, str]]:
+async def _read(connection: Connection, names: list[str]) -> dict[str, tuple[str, str]]:
     """Each setting's value, in its own unit, and where it is from."""
     rows = await connection.execute(_SETTINGS, {"names": names})
     return {name: (setting, source) for name, setting, source in rows}

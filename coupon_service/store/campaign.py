@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import from_row
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, unnest
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
@@ -33,9 +33,7 @@ _SAVE_ISSUED: Final = (
 )
 
 
-async def add_campaigns(
-    connection: AsyncConnection, created: Sequence[tuple[Campaign, str]]
-) -> None:
+async def add_campaigns(connection: Connection, created: Sequence[tuple[Campaign, str]]) -> None:
     """Insert new campaigns, each with the request_id of its CreateCampaign."""
     if not created:
         return
@@ -47,14 +45,14 @@ async def add_campaigns(
 
 
 async def lock_campaigns(
-    connection: AsyncConnection, campaign_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection, campaign_ids: Collection[str], *, wait_for_locks: bool
 ) -> Locked[str, Campaign]:
     """Lock the campaigns (``RowLocks``)."""
     locked = await _CAMPAIGNS.lock(connection, campaign_ids, wait_for_locks=wait_for_locks)
     return locked.map(to_campaign)
 
 
-async def save_issued(connection: AsyncConnection, changed: Sequence[Campaign]) -> None:
+async def save_issued(connection: Connection, changed: Sequence[Campaign]) -> None:
     """Write how many coupons of these locked campaigns have been issued."""
     if changed:
         await connection.execute(_SAVE_ISSUED, arrays(_counted, changed))
@@ -67,17 +65,17 @@ _ONE: Final = _read.where(campaigns.c.campaign_id == sa.bindparam("campaign_id")
 _NEWEST: Final = newest_first(_read, campaigns.c.create_time, campaigns.c.campaign_id)
 
 
-async def read_campaign(connection: AsyncConnection, campaign_id: str) -> Campaign | None:
+async def read_campaign(connection: Connection, campaign_id: str) -> Campaign | None:
     """One campaign as last committed."""
     row = (await connection.execute(_ONE, {"campaign_id": campaign_id})).one_or_none()
     return None if row is None else to_campaign(row)
 
 
-async def read_campaigns(connection: AsyncConnection, page: Page) -> list[Campaign]:
+async def read_campaigns(connection: Connection, page: Page) -> list[Campaign]:
     """The page's campaigns, newest first, and one more if there is one."""
     return [to_campaign(row) for row in await connection.execute(_NEWEST, rows_of(page))]
 
 
-def to_campaign(row: sa.Row[Any]) -> Campaign:
+def to_campaign(row: Row) -> Campaign:
     """The campaign in a row that has its columns and the clock."""
     return from_row(Campaign, row, terms=from_row(Terms, row), as_of=row.now)

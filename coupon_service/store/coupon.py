@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.idempotency import Record
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
 from common.ids import is_id
 from common.paging import Page
@@ -73,7 +73,7 @@ _ADD_COUPONS: Final = insert_from(coupons, _issued)
 
 
 async def read_snapshots(
-    connection: AsyncConnection, commands: Sequence[IssueCoupon]
+    connection: Connection, commands: Sequence[IssueCoupon]
 ) -> list[IssueSnapshot]:
     """One snapshot per command, in their order, all from one statement. Locks nothing."""
     asked = [
@@ -97,15 +97,13 @@ async def read_snapshots(
     ]
 
 
-async def find_issued(
-    connection: AsyncConnection, claims: Collection[Claim]
-) -> dict[Claim, Coupon]:
+async def find_issued(connection: Connection, claims: Collection[Claim]) -> dict[Claim, Coupon]:
     """The coupons that exist for these claims. Their campaigns must be locked."""
     rows = await connection.execute(_FIND_ISSUED, arrays(_claimed, claims))
     return {Claim(row.campaign_id, row.user_id): _to_coupon(row) for row in rows}
 
 
-async def add_coupons(connection: AsyncConnection, issued: Sequence[Coupon]) -> None:
+async def add_coupons(connection: Connection, issued: Sequence[Coupon]) -> None:
     if issued:
         await connection.execute(_ADD_COUPONS, arrays(_issued, issued))
 
@@ -174,7 +172,7 @@ _RESTORE: Final = (
 
 
 async def load_coupons(
-    connection: AsyncConnection, coupon_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection, coupon_ids: Collection[str], *, wait_for_locks: bool
 ) -> tuple[dict[str, Coupon], dict[str, Terms]]:
     """The coupons and the terms of their campaigns, by coupon_id.
 
@@ -191,7 +189,7 @@ async def load_coupons(
 
 
 async def save_coupons(
-    connection: AsyncConnection, changed: Sequence[Coupon], loaded: Mapping[str, Coupon]
+    connection: Connection, changed: Sequence[Coupon], loaded: Mapping[str, Coupon]
 ) -> set[str]:
     """Write the coupons whose row is still as ``loaded``; returns the ids of these.
 
@@ -213,7 +211,7 @@ async def save_coupons(
 
 
 async def find_redemptions(
-    connection: AsyncConnection, named: Collection[RedemptionId]
+    connection: Connection, named: Collection[RedemptionId]
 ) -> dict[RedemptionId, Redemption]:
     """Those of the named redemptions that happened, restored or not."""
     if not named:
@@ -223,12 +221,12 @@ async def find_redemptions(
     return {redemption.id: redemption for redemption in found}
 
 
-async def add_redemptions(connection: AsyncConnection, added: Sequence[Redemption]) -> None:
+async def add_redemptions(connection: Connection, added: Sequence[Redemption]) -> None:
     if added:
         await connection.execute(_ADD, arrays(_added, added))
 
 
-async def restore_redemptions(connection: AsyncConnection, restored: Sequence[Redemption]) -> None:
+async def restore_redemptions(connection: Connection, restored: Sequence[Redemption]) -> None:
     """Write that these live redemptions were restored."""
     if restored:
         await connection.execute(_RESTORE, arrays(_restored, restored))
@@ -241,19 +239,19 @@ _ONE: Final = _of_user.where(coupons.c.coupon_id == sa.bindparam("coupon_id"))
 _NEWEST: Final = newest_first(_of_user, coupons.c.issue_time, coupons.c.coupon_id)
 
 
-async def read_coupon(connection: AsyncConnection, coupon_id: str, user_id: str) -> Coupon | None:
+async def read_coupon(connection: Connection, coupon_id: str, user_id: str) -> Coupon | None:
     """One coupon of the user as last committed."""
     asked = {"coupon_id": coupon_id, "user_id": user_id}
     row = (await connection.execute(_ONE, asked)).one_or_none()
     return None if row is None else _to_coupon(row)
 
 
-async def read_coupons(connection: AsyncConnection, user_id: str, page: Page) -> list[Coupon]:
+async def read_coupons(connection: Connection, user_id: str, page: Page) -> list[Coupon]:
     """The page's coupons of the user, newest first, and one more if there is one."""
     asked = {"user_id": user_id} | rows_of(page)
     return [_to_coupon(row) for row in await connection.execute(_NEWEST, asked)]
 
 
-def _to_coupon(row: sa.Row[Any]) -> Coupon:
+def _to_coupon(row: Row) -> Coupon:
     """The coupon in a row that has its columns and the clock."""
     return from_row(Coupon, row, as_of=row.now)

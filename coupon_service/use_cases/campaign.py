@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
@@ -18,6 +17,7 @@ from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id
 from common.db.row_locks import read_clock
+from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
@@ -101,7 +101,7 @@ class _Batch:
 class _Decider(Decider[CreateCampaign, Created, _Batch]):
     async def load(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         commands: Sequence[CreateCampaign],
         *,
         wait_for_locks: bool,
@@ -123,7 +123,7 @@ class _Decider(Decider[CreateCampaign, Created, _Batch]):
         return records.answer(command, campaign, _BODY)
 
     async def save(
-        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[CreateCampaign]
+        self, connection: Connection, batch: _Batch, commands: Sequence[CreateCampaign]
     ) -> dict[int, VersionConflict]:
         await store.add_campaigns(connection, batch.created)
         return {}
@@ -217,14 +217,14 @@ class _IssueBatch:
 
 class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
     async def load(
-        self, connection: AsyncConnection, commands: Sequence[IssueCoupon], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[IssueCoupon], *, wait_for_locks: bool
     ) -> _IssueBatch:
         campaign_ids = {command.campaign_id for command in commands}
         locked = await store.lock_campaigns(connection, campaign_ids, wait_for_locks=wait_for_locks)
         return _IssueBatch(locked.found, locked.blocked)
 
     async def load_after_records(
-        self, connection: AsyncConnection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
+        self, connection: Connection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
     ) -> None:
         batch.coupons = await coupon_store.find_issued(
             connection, {command.claim for command in commands}
@@ -256,7 +256,7 @@ class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
         return records.answer(command, coupon, _ISSUED_BODY)
 
     async def save(
-        self, connection: AsyncConnection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
+        self, connection: Connection, batch: _IssueBatch, commands: Sequence[IssueCoupon]
     ) -> dict[int, RowLocked]:
         changed = {coupon.campaign_id for coupon in batch.new}
         await store.save_issued(connection, [batch.campaigns[id_] for id_ in changed])

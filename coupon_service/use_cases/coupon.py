@@ -8,7 +8,6 @@ from functools import partial
 from typing import Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
@@ -16,6 +15,7 @@ from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id
+from common.db.statements import Connection
 from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
 from common.locking.locks import Locks
@@ -123,14 +123,14 @@ class _Batch:
 
 class _Decider(Decider[Command, Changed, _Batch]):
     async def load(
-        self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> _Batch:
         ids = {command.coupon_id for command in commands if is_id(command.coupon_id)}
         loaded, terms = await store.load_coupons(connection, ids, wait_for_locks=wait_for_locks)
         return _Batch(loaded, terms, dict(loaded))
 
     async def load_after_records(
-        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
+        self, connection: Connection, batch: _Batch, commands: Sequence[Command]
     ) -> None:
         """Find the redemptions to restore. One that has a record is always found."""
         named = {
@@ -160,7 +160,7 @@ class _Decider(Decider[Command, Changed, _Batch]):
         return result
 
     async def save(
-        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
+        self, connection: Connection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, RowLocked]:
         changed = [batch.coupons[id_] for id_ in batch.changed]
         saved = await store.save_coupons(connection, changed, batch.loaded)

@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked
 from common.db.engines import Database
 from common.db.repeat import in_transaction, read
+from common.db.statements import Connection
 from common.locking.locks import NoLocks
 from order_service.clients import GATEWAY
 from order_service.errors import SagaLost
@@ -118,7 +117,7 @@ class SagaJournal:
 
     async def _decide(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         commands: Sequence[JournalCommand],
         *,
         wait_for_locks: bool,

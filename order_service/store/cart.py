@@ -6,8 +6,8 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.statements import Connection
 from order_service.model.cart import Cart
 from order_service.model.order import Line
 from order_service.tables import CART_ONCE, cart_items, carts
@@ -70,14 +70,12 @@ _READ: Final = (
 )
 
 
-async def lock(connection: AsyncConnection, user_id: str) -> None:
+async def lock(connection: Connection, user_id: str) -> None:
     """Lock the cart, if it has a row. Fails at once if another transaction has locked it."""
     await connection.execute(_LOCK, {"user_id": user_id})
 
 
-async def raise_version(
-    connection: AsyncConnection, user_id: str, expected_version: int | None
-) -> bool:
+async def raise_version(connection: Connection, user_id: str, expected_version: int | None) -> bool:
     """Raise the cart's version; False if it is not at the expected version.
 
     Until the commit, other changes of this cart wait.
@@ -88,9 +86,7 @@ async def raise_version(
     return raised.one_or_none() is not None
 
 
-async def set_item(
-    connection: AsyncConnection, user_id: str, product_id: str, quantity: int
-) -> bool:
+async def set_item(connection: Connection, user_id: str, product_id: str, quantity: int) -> bool:
     """Set the line, or remove it if the quantity is 0; whether that changed anything."""
     line = {"user_id": user_id, "product_id": product_id}
     if quantity:
@@ -100,18 +96,18 @@ async def set_item(
     return result.rowcount > 0
 
 
-async def clear(connection: AsyncConnection, user_id: str) -> bool:
+async def clear(connection: Connection, user_id: str) -> bool:
     """Remove all lines; whether there were any."""
     return (await connection.execute(_CLEAR, {"user_id": user_id})).rowcount > 0
 
 
-async def count_items(connection: AsyncConnection, user_id: str) -> int:
+async def count_items(connection: Connection, user_id: str) -> int:
     """The number of products in the cart."""
     count: int = (await connection.execute(_COUNT, {"user_id": user_id})).scalar_one()
     return count
 
 
-async def read_cart(connection: AsyncConnection, user_id: str) -> Cart:
+async def read_cart(connection: Connection, user_id: str) -> Cart:
     """The cart as last committed; empty and at version 0 if it was never changed."""
     rows = (await connection.execute(_READ, {"user_id": user_id})).all()
     if not rows:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, RowLocks, locked
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, same, unnest
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
@@ -94,7 +94,7 @@ _RENEW: Final = (
 
 
 async def lock_owned(
-    connection: AsyncConnection, owned: Collection[OwnedKey], *, wait_for_locks: bool
+    connection: Connection, owned: Collection[OwnedKey], *, wait_for_locks: bool
 ) -> tuple[set[OwnedKey], frozenset[OwnedKey]]:
     """Lock active sagas under these epochs: those locked, and those blocked.
 
@@ -104,7 +104,7 @@ async def lock_owned(
     return set(locked_rows.found), locked_rows.blocked
 
 
-async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> None:
+async def write(connection: Connection, writes: Collection[WriteSaga]) -> None:
     """Write sagas that still have the writer's epoch and no newer snapshot. Lock them first."""
     if not writes:
         return
@@ -121,7 +121,7 @@ async def write(connection: AsyncConnection, writes: Collection[WriteSaga]) -> N
     await connection.execute(_WRITE, arrays(_written, rows))
 
 
-async def renew(connection: AsyncConnection, renewals: Collection[RenewLease]) -> None:
+async def renew(connection: Connection, renewals: Collection[RenewLease]) -> None:
     """Extend leases, or give sagas up. Lock them first."""
     if renewals:
         await connection.execute(_RENEW, arrays(_renewed, renewals))
@@ -217,7 +217,7 @@ class TakenOver:
     """Whether there may be more: as many rows were found as there was capacity for."""
 
 
-async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> TakenOver:
+async def take_over(connection: Connection, command: TakeOverSagas) -> TakenOver:
     """Take sagas over under a new epoch.
 
     Of those that wait for a participant that is away, one is taken over as a probe. A row that
@@ -229,7 +229,7 @@ async def take_over(connection: AsyncConnection, command: TakeOverSagas) -> Take
         "uses_gateway": command.uses_gateway,
         "plans": command.plans,
     }
-    rows: list[sa.Row[Any]] = []
+    rows: list[Row] = []
     retries = command.retries
     # Sagas of dead replicas, then retries, then one probe for each service that is away.
     for retry, away, probe, most in (

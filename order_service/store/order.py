@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import newest_first, read_readable, rows_of
 from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row, readable
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
 from common.paging import BYTES_MAX, Page, TimePosition
 from order_service.model.order import Item, Order, OrderState
@@ -58,7 +58,7 @@ _ADD_ITEMS: Final = insert_from(order_items, _added_items)
 
 
 async def lock(
-    connection: AsyncConnection, order_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection, order_ids: Collection[str], *, wait_for_locks: bool
 ) -> Locked[str, Order]:
     """Lock the orders (``RowLocks``) and read their lines."""
     locked = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
@@ -66,7 +66,7 @@ async def lock(
     return locked.map(lambda row: _to_order(row, items[row.order_id]))
 
 
-async def save(connection: AsyncConnection, changed: Iterable[tuple[Order, Order]]) -> bool:
+async def save(connection: Connection, changed: Iterable[tuple[Order, Order]]) -> bool:
     """Write (loaded, changed) pairs; whether each was still in its loaded state and version."""
     rows = [
         {name: getattr(order, name) for name in ("order_id", *_MUTABLE)}
@@ -78,7 +78,7 @@ async def save(connection: AsyncConnection, changed: Iterable[tuple[Order, Order
     return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
 
 
-async def add(connection: AsyncConnection, new: Collection[Order]) -> None:
+async def add(connection: Connection, new: Collection[Order]) -> None:
     """Insert new orders with their lines."""
     if not new:
         return
@@ -126,7 +126,7 @@ _LINES_MAX: Final = BYTES_MAX // 50
 """More lines than a page holds: the message of a line has more than 50 bytes, 36 of them its id."""
 
 
-async def read_order(connection: AsyncConnection, order_id: str) -> Order | None:
+async def read_order(connection: Connection, order_id: str) -> Order | None:
     """One order as last committed."""
     row = (await connection.execute(_ONE, {"order_id": order_id})).one_or_none()
     if row is None:
@@ -135,7 +135,7 @@ async def read_order(connection: AsyncConnection, order_id: str) -> Order | None
 
 
 async def read_orders(
-    connection: AsyncConnection, user_id: str, state: OrderState | None, page: Page
+    connection: Connection, user_id: str, state: OrderState | None, page: Page
 ) -> list[Order]:
     """The page's orders of the user, newest first, and one more if there is one.
 
@@ -144,7 +144,7 @@ async def read_orders(
     parameters = {"user_id": user_id, "state": state, **rows_of(page)}
     lines = 0
 
-    async def convert(rows: Sequence[sa.Row[Any]]) -> list[Order]:
+    async def convert(rows: Sequence[Row]) -> list[Order]:
         nonlocal lines
         read: list[Order] = []
         for at in range(0, len(rows), _ORDERS_AT_ONCE):
@@ -167,9 +167,7 @@ async def read_orders(
     )
 
 
-async def read_due(
-    connection: AsyncConnection, *, after: TimePosition, size: int
-) -> list[TimePosition]:
+async def read_due(connection: Connection, *, after: TimePosition, size: int) -> list[TimePosition]:
     """At most ``size`` pending orders whose time has passed, the longest overdue first.
 
     ``after``: the last one of the call before.
@@ -178,16 +176,14 @@ async def read_due(
     return [TimePosition(*row) for row in await connection.execute(_DUE, asked)]
 
 
-async def read_changed(connection: AsyncConnection, known: Mapping[str, Order]) -> list[Order]:
+async def read_changed(connection: Connection, known: Mapping[str, Order]) -> list[Order]:
     """Those of the known orders that have a later version now."""
     rows = await connection.execute(_CHANGED, arrays(_known, known.values()))
     # The lines of an order never change, so they need not be read again.
     return readable("order", rows, lambda row: _to_order(row, known[row.order_id].items))
 
 
-async def _read_items(
-    connection: AsyncConnection, rows: Sequence[sa.Row[Any]]
-) -> dict[str, list[Item]]:
+async def _read_items(connection: Connection, rows: Sequence[Row]) -> dict[str, list[Item]]:
     """The lines of these orders, by order_id, in one statement."""
     items: dict[str, list[Item]] = {row.order_id: [] for row in rows}
     if rows:
@@ -196,6 +192,6 @@ async def _read_items(
     return items
 
 
-def _to_order(row: sa.Row[Any], items: Iterable[Item]) -> Order:
+def _to_order(row: Row, items: Iterable[Item]) -> Order:
     sorted_items = tuple(sorted(items, key=lambda item: item.product_id))
     return from_row(Order, row, items=sorted_items, state=OrderState(row.state))

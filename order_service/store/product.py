@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, unnest
 from common.money import Money
 from common.paging import Page
@@ -46,14 +46,14 @@ _ADD_ENTRIES: Final = insert_from(stock_entries, _entries, ("kind", "request_id"
 
 
 async def lock(
-    connection: AsyncConnection, product_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection, product_ids: Collection[str], *, wait_for_locks: bool
 ) -> Locked[str, Product]:
     """Lock the products (``RowLocks``)."""
     locked = await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks)
     return locked.map(_to_product)
 
 
-async def save(connection: AsyncConnection, changed: Iterable[tuple[Product, Product]]) -> bool:
+async def save(connection: Connection, changed: Iterable[tuple[Product, Product]]) -> bool:
     """Write (loaded, changed) pairs; whether every product was still at its loaded version."""
     rows = [
         {name: getattr(product, name) - getattr(loaded, name) for name in _COUNTS}
@@ -69,14 +69,14 @@ async def save(connection: AsyncConnection, changed: Iterable[tuple[Product, Pro
     return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
 
 
-async def add(connection: AsyncConnection, new: Collection[Product]) -> None:
+async def add(connection: Connection, new: Collection[Product]) -> None:
     """Insert new products."""
     if new:
         rows = [_to_row(product) for product in sorted(new, key=lambda row: row.product_id)]
         await connection.execute(_ADD, arrays(_added, rows))
 
 
-async def add_entries(connection: AsyncConnection, entries: Collection[StockEntry]) -> None:
+async def add_entries(connection: Connection, entries: Collection[StockEntry]) -> None:
     """Append to the stock journal, in ascending order."""
     if entries:
         await connection.execute(_ADD_ENTRIES, arrays(_entries, entries))
@@ -88,13 +88,13 @@ _ONE: Final = sa.select(products).where(products.c.product_id == sa.bindparam("p
 _NEWEST: Final = newest_first(sa.select(products), products.c.create_time, products.c.product_id)
 
 
-async def read_product(connection: AsyncConnection, product_id: str) -> Product | None:
+async def read_product(connection: Connection, product_id: str) -> Product | None:
     """One product as last committed."""
     row = (await connection.execute(_ONE, {"product_id": product_id})).one_or_none()
     return None if row is None else _to_product(row)
 
 
-async def read_products(connection: AsyncConnection, page: Page) -> list[Product]:
+async def read_products(connection: Connection, page: Page) -> list[Product]:
     """The page's products, newest first, and one more if there is one."""
     return [_to_product(row) for row in await connection.execute(_NEWEST, rows_of(page))]
 
@@ -107,5 +107,5 @@ def _to_row(product: Product) -> dict[str, object]:
     }
 
 
-def _to_product(row: sa.Row[Any]) -> Product:
+def _to_product(row: Row) -> Product:
     return from_row(Product, row, price=Money(row.currency_code, row.price_minor))

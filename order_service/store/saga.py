@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import read_readable
 from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import from_row, readable
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, same, unnest
 from order_service.model.saga import Saga, SagaKind, SagaRequest, SagaState, StepRecord
 from order_service.model.saga_input import CancelInput, Failure, PayInput, SagaInput, StepResults
@@ -83,7 +83,7 @@ _ADD: Final = sa.insert(sagas).from_select(
 
 
 async def lock(
-    connection: AsyncConnection, saga_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection, saga_ids: Collection[str], *, wait_for_locks: bool
 ) -> Locked[str, Saga]:
     """Lock the sagas (``RowLocks``), without regard to their owner."""
     locked = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
@@ -91,23 +91,21 @@ async def lock(
 
 
 async def find_by_request(
-    connection: AsyncConnection, requests: Collection[SagaRequest]
+    connection: Connection, requests: Collection[SagaRequest]
 ) -> dict[SagaRequest, Saga]:
     """The sagas that these requests began."""
     rows = await connection.execute(_FIND, arrays(_by_request, requests))
     return {SagaRequest(row.kind, row.user_id, row.request_id): to_saga(row) for row in rows}
 
 
-async def find_payers(connection: AsyncConnection, order_ids: Collection[str]) -> dict[str, str]:
+async def find_payers(connection: Connection, order_ids: Collection[str]) -> dict[str, str]:
     """The id of the saga that paid each of these orders, by order_id."""
     wanted = [{"order_id": order_id} for order_id in order_ids]
     rows = await connection.execute(_PAID_BY, arrays(_of_order, wanted))
     return {row.order_id: row.saga_id for row in rows}
 
 
-async def add(
-    connection: AsyncConnection, new: Collection[Saga], *, owner: str, lease_s: float
-) -> None:
+async def add(connection: Connection, new: Collection[Saga], *, owner: str, lease_s: float) -> None:
     """Insert new sagas, owned by the replica ``owner`` for ``lease_s`` seconds."""
     if not new:
         return
@@ -141,25 +139,25 @@ _NEWEST: Final = (
 _NEWEST_IN_STATE: Final = _NEWEST.where(sagas.c.state == sa.bindparam("state"))
 
 
-async def read_saga(connection: AsyncConnection, saga_id: str) -> Saga | None:
+async def read_saga(connection: Connection, saga_id: str) -> Saga | None:
     """One saga as last journalled."""
     row = (await connection.execute(_ONE, {"saga_id": saga_id})).one_or_none()
     return None if row is None else to_saga(row)
 
 
-async def read_latest(connection: AsyncConnection, order_id: str) -> Saga | None:
+async def read_latest(connection: Connection, order_id: str) -> Saga | None:
     """The newest saga of an order."""
     row = (await connection.execute(_LATEST, {"order_id": order_id})).one_or_none()
     return None if row is None else to_saga(row)
 
 
 async def read_sagas(
-    connection: AsyncConnection, state: SagaState | None, *, before: str, size: int
+    connection: Connection, state: SagaState | None, *, before: str, size: int
 ) -> list[Saga]:
     """At most ``size`` sagas with an id below ``before``, newest first."""
     parameters = {"before": before, "size": size, **({"state": state} if state else {})}
 
-    async def convert(rows: Sequence[sa.Row[Any]]) -> list[Saga]:
+    async def convert(rows: Sequence[Row]) -> list[Saga]:
         return readable_sagas(rows)
 
     return await read_readable(
@@ -181,12 +179,12 @@ def to_row(saga: Saga) -> dict[str, object]:
     }
 
 
-def readable_sagas(rows: Iterable[sa.Row[Any]]) -> list[Saga]:
+def readable_sagas(rows: Iterable[Row]) -> list[Saga]:
     """The sagas of these rows, without those that this release cannot read (``readable``)."""
     return readable("saga", rows, to_saga)
 
 
-def to_saga(row: sa.Row[Any]) -> Saga:
+def to_saga(row: Row) -> Saga:
     kind = SagaKind(row.kind)
     left_s = getattr(row, "time_left_s", None)
     return from_row(

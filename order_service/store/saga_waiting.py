@@ -11,9 +11,9 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
+from common.db.statements import Connection
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RetrySagas
 from order_service.store.journal import is_active
@@ -97,7 +97,7 @@ class WaitingSagas:
 
 
 async def read_waiting(
-    connection: AsyncConnection, waits_for: Collection[str], *, after: str, size: int
+    connection: Connection, waits_for: Collection[str], *, after: str, size: int
 ) -> WaitingSagas:
     """At most ``size`` sagas that wait for one of these, with ids above ``after``, ascending."""
     parameters = {"waits_for": list(waits_for), "after": after or ID_MIN, "size": size}
@@ -105,12 +105,12 @@ async def read_waiting(
     return WaitingSagas(readable_sagas(rows), rows[-1].saga_id if len(rows) == size else "")
 
 
-async def wake(connection: AsyncConnection, saga_ids: Collection[str]) -> int:
+async def wake(connection: Connection, saga_ids: Collection[str]) -> int:
     """Make these sagas due, if they wait; returns how many."""
     return (await connection.execute(_WAKE, {"saga_ids": list(saga_ids)})).rowcount
 
 
-async def retry(connection: AsyncConnection, command: RetrySagas) -> int:
+async def retry(connection: Connection, command: RetrySagas) -> int:
     """Make all sagas due that wait for a later time and match; returns how many."""
     parameters = {
         "wanted_state": command.state,

@@ -14,12 +14,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from common.backoff import Backoff
 from common.db.bulkheads import Bulkhead
 from common.db.engines import Database
 from common.db.repeat import in_transaction, read
+from common.db.statements import Connection
 from common.db.transactions import commit_as_a_write
 from common.errors import ConflictRetriesExhausted, InvalidField
 from common.ids import is_id
@@ -34,7 +33,7 @@ TRIES_MAX: Final = 12
 """How often a change finds its row held, in about two seconds, until it is refused."""
 _RETRY: Final = Backoff(0.01, 0.25)
 
-_Change = Callable[[AsyncConnection], Awaitable[Cart]]
+_Change = Callable[[Connection], Awaitable[Cart]]
 """Makes a change in a transaction; the cart then. Raises _Unchanged."""
 
 
@@ -80,7 +79,7 @@ class Carts:
         """Not repeated once its COMMIT was sent: it would find its own change of the version."""
         tries = 0
 
-        async def work(connection: AsyncConnection) -> Cart:
+        async def work(connection: Connection) -> Cart:
             if tries:
                 # The first try waits for another replica's change, for a moment.
                 await store.lock(connection, user_id)
@@ -98,7 +97,7 @@ class Carts:
     async def _unchanged(self, user_id: str) -> Cart:
         """The cart for a command that changed nothing: it confirms what another one wrote."""
 
-        async def confirm(connection: AsyncConnection) -> Cart:
+        async def confirm(connection: Connection) -> Cart:
             cart = await store.read_cart(connection, user_id)
             await commit_as_a_write(connection)
             return cart
@@ -120,7 +119,7 @@ class _Unchanged(Exception):  # noqa: N818 - a state, not a fault
     """The cart has these lines already: its new version is rolled back."""
 
 
-async def _set_item(connection: AsyncConnection, command: SetCartItem) -> Cart:
+async def _set_item(connection: Connection, command: SetCartItem) -> Cart:
     if await read_product(connection, command.product_id) is None:
         raise ProductNotFound(product_id=command.product_id)
     await _raise_version(connection, command)
@@ -131,13 +130,13 @@ async def _set_item(connection: AsyncConnection, command: SetCartItem) -> Cart:
     return await store.read_cart(connection, command.user_id)
 
 
-async def _clear(connection: AsyncConnection, command: ClearCart) -> Cart:
+async def _clear(connection: Connection, command: ClearCart) -> Cart:
     await _raise_version(connection, command)
     if not await store.clear(connection, command.user_id):
         raise _Unchanged
     return await store.read_cart(connection, command.user_id)
 
 
-async def _raise_version(connection: AsyncConnection, command: SetCartItem | ClearCart) -> None:
+async def _raise_version(connection: Connection, command: SetCartItem | ClearCart) -> None:
     if not await store.raise_version(connection, command.user_id, command.expected_version):
         raise CartChanged(user_id=command.user_id)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import overload
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked, VersionConflict
@@ -16,6 +14,7 @@ from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import read_clock
+from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
@@ -81,7 +80,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         self._owner = owner
 
     async def load(
-        self, connection: AsyncConnection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
     ) -> OrderBatch:
         """Lock orders, then products, then sagas, each ascending."""
         orders = await order_store.lock(
@@ -105,7 +104,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         )
 
     async def load_after_records(
-        self, connection: AsyncConnection, batch: OrderBatch, commands: Sequence[OrderCommand]
+        self, connection: Connection, batch: OrderBatch, commands: Sequence[OrderCommand]
     ) -> None:
         """Find the sagas that earlier calls with these request_ids began, and who paid orders."""
         requests: set[SagaRequest] = set()
@@ -162,7 +161,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
 
     async def save(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         batch: OrderBatch,
         commands: Sequence[OrderCommand],  # no row can conflict: all are locked
     ) -> dict[int, RowLocked | VersionConflict]:

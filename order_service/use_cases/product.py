@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Final, TypeAlias
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
@@ -18,6 +17,7 @@ from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id
 from common.db.row_locks import read_clock
+from common.db.statements import Connection
 from common.errors import Refusal, RequestIdReused
 from common.ids import is_id, new_id
 from common.locking.locks import Locks
@@ -84,7 +84,7 @@ class _Batch:
 class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
     async def load(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         commands: Sequence[ProductCommand],
         *,
         wait_for_locks: bool,
@@ -117,7 +117,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
 
     async def save(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         batch: _Batch,
         commands: Sequence[ProductCommand],  # no row can conflict: all are locked
     ) -> dict[int, VersionConflict]:

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
 from common.db.errors import RecordConflict
 from common.db.idempotency import IdempotencyStore
 from common.db.repeat import in_transaction, read, read_by_id
+from common.db.statements import Connection
 from common.errors import InvalidPageToken, RequestInProgress
 from common.ids import is_id
 from common.paging import Found, Page
@@ -85,7 +85,7 @@ class Sagas:
         Raises RequestIdReused, RequestInProgress or DatabaseUnavailable.
         """
 
-        async def retry(connection: AsyncConnection) -> Result[int]:
+        async def retry(connection: Connection) -> Result[int]:
             records = await self._idempotency.load(connection, [command.key])
             result = records.replay(command, _COUNT_BODY)
             if result is None:

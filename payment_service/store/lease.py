@@ -8,9 +8,9 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
+from common.db.statements import Connection
 from common.db.unnest import arrays, same, unnest
 from payment_service.model.confirmation import Confirmation
 from payment_service.model.payment import PaymentState
@@ -86,7 +86,7 @@ _RENEW: Final = (
 
 
 async def acquire_due(
-    connection: AsyncConnection, *, holder: str, lease: timedelta, size: int
+    connection: Connection, *, holder: str, lease: timedelta, size: int
 ) -> list[Confirmation]:
     """Give ``holder`` the leases of at most ``size`` payments that are due and not locked.
 
@@ -101,9 +101,7 @@ async def acquire_due(
     return found
 
 
-async def renew(
-    connection: AsyncConnection, holders: Mapping[str, str], *, lease: timedelta
-) -> int:
+async def renew(connection: Connection, holders: Mapping[str, str], *, lease: timedelta) -> int:
     """Renew the leases of ``holders``, by payment_id; returns how many they still hold."""
     rows = [{"payment_id": payment_id, "holder": holder} for payment_id, holder in holders.items()]
     return (await connection.execute(_RENEW, {**arrays(_held, rows), "lease": lease})).rowcount

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row, readable
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
 from common.money import Money
 from common.request_key import RequestKey
@@ -34,12 +34,12 @@ _OF_PAYMENT: Final = [each.name for each in fields(Payment) if each.name in paym
 _OF_WORK: Final = [each.name for each in fields(Confirmation) if each.name in payments.c]
 
 
-def readable_confirmations(rows: Iterable[sa.Row[Any]]) -> list[Confirmation]:
+def readable_confirmations(rows: Iterable[Row]) -> list[Confirmation]:
     """The payments of these rows, without those that this release cannot read (``readable``)."""
     return readable("payment", rows, to_confirmation)
 
 
-def to_confirmation(row: sa.Row[Any]) -> Confirmation:
+def to_confirmation(row: Row) -> Confirmation:
     payment = from_row(
         Payment,
         row,
@@ -50,7 +50,7 @@ def to_confirmation(row: sa.Row[Any]) -> Confirmation:
     return from_row(Confirmation, row, payment=payment)
 
 
-def _cancel_request_time(row: sa.Row[Any]) -> datetime | None:
+def _cancel_request_time(row: Row) -> datetime | None:
     """Of a cancellation that the earlier release stored, without its time: the last change."""
     stored: datetime | None = row.cancel_request_time
     changed: datetime = row.update_time
@@ -78,7 +78,7 @@ _WAIT_ADVISORY: Final = sa.select(_advisory.c.key, sa.func.pg_advisory_xact_lock
 
 
 async def lock_advisory(
-    connection: AsyncConnection, keys: Collection[int], *, wait_for_locks: bool
+    connection: Connection, keys: Collection[int], *, wait_for_locks: bool
 ) -> frozenset[int]:
     """Take the advisory locks until the transaction ends, ascending.
 
@@ -164,7 +164,7 @@ _LOCK_FREE: Final = _lock(skip_locked=True)
 
 
 async def load(
-    connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
+    connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
 ) -> LoadedPayments:
     """Lock the payments that the commands concern."""
     by_id: list[BeginConfirm | RecordOutcome | ResolvePayment] = []
@@ -244,7 +244,7 @@ _DELETE: Final = (
 )
 
 
-async def save(connection: AsyncConnection, confirmations: Iterable[Confirmation]) -> bool:
+async def save(connection: Connection, confirmations: Iterable[Confirmation]) -> bool:
     """Write what the batch changed; returns whether every row was still as loaded.
 
     A claim is inserted if its key and its request are still free.
@@ -263,7 +263,7 @@ async def save(connection: AsyncConnection, confirmations: Iterable[Confirmation
 
 
 async def _write(
-    connection: AsyncConnection,
+    connection: Connection,
     statement: sa.UpdateBase,
     source: sa.TableValuedAlias,
     confirmations: Sequence[Confirmation],

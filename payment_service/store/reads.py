@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.keyset import newest_first, read_readable, rows_of
 from common.db.rows import from_row
+from common.db.statements import Connection, Row
 from common.db.unnest import arrays_of_tuples, same, unnest
 from common.money import Money
 from common.paging import Page
@@ -37,14 +37,14 @@ _NEWEST: Final = newest_first(
 _NEWEST_OF_ORDER: Final = _NEWEST.where(payments.c.order_id == sa.bindparam("order_id"))
 
 
-async def read_payment(connection: AsyncConnection, payment_id: str) -> Confirmation | None:
+async def read_payment(connection: Connection, payment_id: str) -> Confirmation | None:
     """One payment as last committed."""
     row = (await connection.execute(_BY_ID, {"payment_id": payment_id})).one_or_none()
     return None if row is None else to_confirmation(row)
 
 
 async def read_claims(
-    connection: AsyncConnection, command: ConfirmPayment
+    connection: Connection, command: ConfirmPayment
 ) -> tuple[Confirmation | None, Confirmation | None]:
     """The command's own payment, and another request's with its key, as last committed."""
     rows = await connection.execute(
@@ -74,7 +74,7 @@ _CONFIRMATIONS: Final = (
 
 
 async def read_confirmations(
-    connection: AsyncConnection, request_ids: Collection[str]
+    connection: Connection, request_ids: Collection[str]
 ) -> dict[str, Payment]:
     """The payments of these confirmations as last committed, by request_id.
 
@@ -89,7 +89,7 @@ async def read_confirmations(
     return found
 
 
-def _unknown(row: sa.Row[Any]) -> Payment:
+def _unknown(row: Row) -> Payment:
     """What can be said of a payment that cannot be read."""
     return from_row(
         Payment,
@@ -101,7 +101,7 @@ def _unknown(row: sa.Row[Any]) -> Payment:
 
 
 async def read_payments(
-    connection: AsyncConnection, user_id: str, order_id: str | None, page: Page
+    connection: Connection, user_id: str, order_id: str | None, page: Page
 ) -> list[Payment]:
     """The page's payments of the user, newest first, and one more if there is one."""
     parameters = {"user_id": user_id, **rows_of(page)}
@@ -109,7 +109,7 @@ async def read_payments(
     if order_id is not None:
         parameters["order_id"] = order_id
 
-    async def convert(rows: Sequence[sa.Row[Any]]) -> list[Payment]:
+    async def convert(rows: Sequence[Row]) -> list[Payment]:
         return [each.payment for each in readable_confirmations(rows)]
 
     return await read_readable(

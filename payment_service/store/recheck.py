@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.row_locks import TIME, locked
+from common.db.statements import Connection
 from payment_service.model.confirmation import Confirmation
 from payment_service.store.payment import readable_confirmations
 from payment_service.tables import payments
@@ -52,7 +52,7 @@ _MARK: Final = (
 )
 
 
-async def claim_due(connection: AsyncConnection, *, size: int) -> tuple[list[Confirmation], bool]:
+async def claim_due(connection: Connection, *, size: int) -> tuple[list[Confirmation], bool]:
     """At most ``size`` payments that are due for a check and not locked, the longest due first.
 
     Other replicas do not claim them for AGAIN_AFTER. One that cannot be read is left for as long.
@@ -69,7 +69,7 @@ def claimed_at(claimed: Confirmation) -> datetime:
 
 
 async def mark_checked(
-    connection: AsyncConnection, claimed: Confirmation, next_time: datetime | None
+    connection: Connection, claimed: Confirmation, next_time: datetime | None
 ) -> None:
     """Note when the payment is checked next, unless it was changed since it was claimed."""
     await connection.execute(

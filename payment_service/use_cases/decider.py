@@ -8,12 +8,12 @@ from datetime import timedelta
 from typing import Final
 
 from pydantic import TypeAdapter
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.decider import Decider
 from common.batching.outcomes import RowLocked
 from common.db.errors import StaleRead
 from common.db.idempotency import REFUSED, IdempotencyRecords, IdempotencyStore
+from common.db.statements import Connection
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.request_key import RequestKey, Result
@@ -87,7 +87,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         self._confirm_window = confirm_window
 
     async def load(
-        self, connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> _Batch:
         keys = {key for command in commands for key in advisory_keys(command)}
         blocked = await store.lock_advisory(connection, keys, wait_for_locks=wait_for_locks)
@@ -128,7 +128,7 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
                 )
 
     async def save(
-        self, connection: AsyncConnection, batch: _Batch, commands: Sequence[Command]
+        self, connection: Connection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, RowLocked]:
         # A row can only have changed if a lock was not taken. The constraint and the conditional
         # update protect against that.

@@ -11,13 +11,12 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id
+from common.db.statements import Connection
 from common.errors import Overloaded, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
 from common.locking.marks import InProgressMarks
@@ -157,7 +156,7 @@ class Payments:
         """
 
         async def claims(
-            connection: AsyncConnection,
+            connection: Connection,
         ) -> tuple[bool, Confirmation | None, Confirmation | None]:
             records = await self._idempotency.load(connection, [command.key])
             answered = records.get(command.key) is not None

@@ -17,12 +17,12 @@ import pytest
 import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import open_engines
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyStore
 from common.db.row_locks import CLOCK
+from common.db.statements import Connection
 from common.ids import new_id
 from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
@@ -254,7 +254,7 @@ async def freeing(
     load = store.load
 
     async def load_then_acquire(
-        connection: AsyncConnection, commands: Sequence[Command], *, wait_for_locks: bool
+        connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
     ) -> store.LoadedPayments:
         loaded = await load(connection, commands, wait_for_locks=wait_for_locks)
         if isinstance(commands[0], RecordOutcome):

@@ -18,9 +18,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
+from common.db.statements import Connection
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from payment_service.gateway.outcomes import Charge, GatewayOutcome
@@ -138,7 +138,7 @@ async def payment_replicas(
         yield [PaymentServiceStub(opened) for opened in channels]
 
 
-async def insert_claim(connection: AsyncConnection, key: str, user_id: str = "ann") -> str:
+async def insert_claim(connection: Connection, key: str, user_id: str = "ann") -> str:
     """Insert the claim of a dead replica, with an expired lease; returns the payment's id."""
     inserting = sa.text(
         "INSERT INTO payments VALUES (gen_random_uuid(), :key, :user_id, 'c1', 'order-1',"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.statements import Connection
 from tests.support.time_limits import LONG_S
 
 
@@ -41,7 +41,7 @@ def meet_after(monkeypatch: pytest.MonkeyPatch, module: Any, function: str) -> R
     meeting = Rendezvous()
     original: Callable[..., Awaitable[Any]] = getattr(module, function)
 
-    async def and_meet(connection: AsyncConnection, *args: Any, **kwargs: Any) -> Any:
+    async def and_meet(connection: Connection, *args: Any, **kwargs: Any) -> Any:
         result = await original(connection, *args, **kwargs)
         if not meeting.met:
             await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LONG_S:g}s'"))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import deadlines
 from common.batching import batch
@@ -16,6 +15,7 @@ from common.batching.lane import Lane
 from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
 from common.db import engines
 from common.db.engines import Database, open_engines
+from common.db.statements import Connection
 from common.errors import (
     Code,
     ConflictRetriesExhausted,
@@ -73,7 +73,7 @@ class Inserts:
         self.go.set()
 
     async def __call__(
-        self, connection: AsyncConnection, commands: Sequence[Insert], *, wait_for_locks: bool
+        self, connection: Connection, commands: Sequence[Insert], *, wait_for_locks: bool
     ) -> Sequence[Outcome[int]]:
         numbers = [command.number for command in commands]
         self.batches.append(numbers)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.batching.loader import BATCH_MAX, BatchLoader
 from common.db.engines import Database
+from common.db.statements import Connection
 from common.errors import DatabaseUnavailable
 
 _DOUBLE = sa.text("SELECT unnest(CAST(:numbers AS int[])) * 2")
@@ -26,7 +26,7 @@ class Doubling:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def __call__(self, connection: AsyncConnection, numbers: Sequence[int]) -> list[int]:
+    async def __call__(self, connection: Connection, numbers: Sequence[int]) -> list[int]:
         self.batches.append(list(numbers))
         self.begun.set()
         await self.go_on.wait()

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from balance_service.store import _ACCOUNTS as WILDCARD
 from balance_service.tables import accounts
 from common.db.engines import Database
 from common.db.row_locks import Locked, RowLocks, read_clock
+from common.db.statements import Connection
 
 Key = tuple[str, str]
 ANN, ANN_USD, BOB = KEYS = [("ann", "KRW"), ("ann", "USD"), ("bob", "KRW")]
@@ -40,7 +40,7 @@ async def rows(database: Database) -> None:
 
 
 @asynccontextmanager
-async def locked_by_another(database: Database, key: Key) -> AsyncIterator[AsyncConnection]:
+async def locked_by_another(database: Database, key: Key) -> AsyncIterator[Connection]:
     """Another transaction has the row's lock during the block."""
     async with database.lanes.begin() as connection:
         await connection.execute(LOCK_ONE, dict(zip(("user", "currency"), key, strict=True)))
@@ -48,7 +48,7 @@ async def locked_by_another(database: Database, key: Key) -> AsyncIterator[Async
 
 
 @asynccontextmanager
-async def transaction(database: Database) -> AsyncIterator[AsyncConnection]:
+async def transaction(database: Database) -> AsyncIterator[Connection]:
     async with database.begin() as connection:
         await connection.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
         yield connection

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from balance_service.settings import BalanceSettings
 from common import settings
 from common.db import connections, engines, sessions
 from common.db.engines import Database, open_database, open_engines
 from common.db.repeat import in_transaction, read
+from common.db.statements import Connection
 from common.errors import DatabaseUnavailable
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
@@ -36,7 +37,7 @@ SESSIONS = 2
 Lose = Callable[[], Awaitable[object]]
 
 
-async def pid(connection: AsyncConnection) -> int:
+async def pid(connection: Connection) -> int:
     return int((await connection.execute(PID)).scalar_one())
 
 
@@ -105,12 +106,12 @@ NUMBERS = sa.text("SELECT number FROM numbers")
 every_loss = pytest.mark.parametrize("loss", ["ended", "forgotten", "read-only", "retyped"])
 
 
-async def insert(connection: AsyncConnection, *, number: int = 7) -> list[int]:
+async def insert(connection: Connection, *, number: int = 7) -> list[int]:
     await connection.execute(sa.text("INSERT INTO numbers VALUES (:number)"), {"number": number})
     return list((await connection.execute(NUMBERS)).scalars())
 
 
-async def numbers(connection: AsyncConnection) -> list[int]:
+async def numbers(connection: Connection) -> list[int]:
     return list((await connection.execute(NUMBERS)).scalars())
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.db.statements import Connection
 from order_service.errors import SagaLost
 from order_service.model.saga import Saga, SagaState, StepState
 from order_service.model.saga_command import WriteSaga
@@ -86,7 +86,7 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lock_any(_: Any, owned: Any, **_wait: Any) -> Any:
         return set(owned), frozenset()
 
-    async def write_unfenced(connection: AsyncConnection, writes: Any) -> None:
+    async def write_unfenced(connection: Connection, writes: Any) -> None:
         for write in writes:
             steps = store._STEPS.dump_json(write.saga.steps).decode()
             await connection.execute(naive, {"steps": steps, "saga_id": write.saga.saga_id})

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.engines import Database
+from common.db.statements import Connection
 from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator
 from payment_service.locking import advisory_keys
@@ -50,18 +50,18 @@ async def test_a_locked_row_delays_only_its_own_commands(payment: Any, sessions:
     assert (await blocked).payment.state == pb.Payment.STATE_CANCELLED
 
 
-async def take_advisory_locks(connection: AsyncConnection, key: str) -> None:
+async def take_advisory_locks(connection: Connection, key: str) -> None:
     claim = ConfirmPayment("order-1", "ann", Money("KRW", 15_000), key, "c1", "")
     await store.lock_advisory(connection, advisory_keys(claim), wait_for_locks=True)
 
 
-async def insert_key(connection: AsyncConnection, key: str) -> None:
+async def insert_key(connection: Connection, key: str) -> None:
     await insert_claim(connection, key, user_id="bob")
 
 
 @pytest.mark.parametrize("block", [take_advisory_locks, insert_key])
 async def test_a_blocked_claim_delays_only_its_own_key(
-    payment: Any, sessions: Database, block: Callable[[AsyncConnection, str], Awaitable[None]]
+    payment: Any, sessions: Database, block: Callable[[Connection, str], Awaitable[None]]
 ) -> None:
     key = key_of()
     async with sessions.waiting.connect() as other:
