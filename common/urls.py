@@ -43,6 +43,12 @@ def engine_url(text: str) -> URL:
     return url.set(drivername="postgresql+asyncpg", query={"ssl": str(mode)} if mode else {})
 
 
+def connect_arguments(url: URL) -> dict[str, object]:
+    """The arguments of ``asyncpg.connect`` for a URL from ``engine_url``."""
+    named = url.translate_connect_args(username="user")
+    return {**named, **url.query}
+
+
 def _bind(address: str) -> str:
     split_host_port(address)
     return address

@@ -82,8 +82,8 @@ class Attempt(Generic[C, R]):
         self, entries: Sequence[QueuedCommand[C, R]], *, wait_for_locks: bool
     ) -> Sequence[Outcome[R]]:
         """One transaction: decide all commands, commit once. Any exception rolls back."""
-        engine = self.database.waiting if wait_for_locks else self.database.lanes
-        async with self.database.transactions.begin(engine) as connection:
+        pool = self.database.waiting if wait_for_locks else self.database.lanes
+        async with self.database.transactions.begin(pool) as connection:
             commands = [entry.command for entry in entries]
             outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
             assert len(outcomes) == len(commands), "one outcome per command"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from common.db.statements import Compiled, Prepared
 from common.urls import engine_url
 
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -44,28 +46,24 @@ _SOCKET_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_LOST_S * 1_000),
 )
 
-_COMMIT: Final = "COMMIT;"
-"""The driver's statement."""
-
 _log = structlog.stdlib.get_logger()
 
 
 class Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is untyped
-    """A session of the driver that notices that its server is gone, and does not limit COMMIT."""
+    """A session of the driver that notices that its server is gone."""
 
     def __init__(self, protocol: Any, transport: asyncio.Transport, *arguments: Any) -> None:
         super().__init__(protocol, transport, *arguments)
         for level, option, value in _SOCKET_OPTIONS:
             transport.get_extra_info("socket").setsockopt(level, option, value)
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """As the driver's; ``timeout`` in seconds, None: ``command_timeout``, which COMMIT has not.
-
-        ``common.db.transactions`` says why.
-        """
-        if query == _COMMIT:
-            timeout = math.inf
-        return await super().execute(query, *args, timeout=timeout)
+        self.prepared: dict[Compiled, Prepared] = {}
+        """The statements that are prepared in this session."""
+        self.checked = False
+        """Whether the settings of its server are checked (``common.db.readiness``)."""
+        self.made_s = self.used_s = time.monotonic()
+        """When it was opened, and last used."""
+        self.ends_s = math.inf
+        """When it is too old to be used again."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,14 @@ class Connector:
     and new sessions would be on two servers."""
     _look_ups: dict[tuple[str, int], asyncio.Task[Any]] = field(default_factory=dict)
 
-    async def connect(self, host: str, port: int = 5432, **arguments: Any) -> asyncpg.Connection:
+    async def connect(self, host: str, port: int = 5432, **arguments: Any) -> Session:
         """A session with these arguments of asyncpg. Raises TimeoutError, or what asyncpg raises.
 
         It takes CONNECT_TIMEOUT_S at most.
         """
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await self._look_up(host, port)
-            return await asyncpg.connect(
+            session: Session = await asyncpg.connect(
                 host=host,
                 port=port,
                 connection_class=Session,
@@ -93,6 +91,7 @@ class Connector:
                 timeout=None,
                 **{**arguments, **self._credentials()},
             )
+            return session
 
     async def _look_up(self, host: str, port: int) -> None:
         """Wait until the name has an address. Raises OSError.

@@ -1,4 +1,4 @@
-"""The connections to a service's database, with their time limits."""
+"""A service's database: its pools, and the time limits of their sessions."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import sqlalchemy as sa
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from common import failpoints
 from common.db.bulkheads import Bulkheads
-from common.db.connections import SERVER_SETTINGS, Connector
+from common.db.connections import SERVER_SETTINGS, Connector, Session
+from common.db.pool import Pool
 from common.db.server_settings import TransactionSettings
-from common.db.sessions import SessionRules
+from common.db.statements import Connection
 from common.db.transactions import Transactions
 from common.environment import file_of, source_of
 from common.settings import Pooler, ServiceSettings
-from common.urls import engine_url
+from common.urls import connect_arguments, engine_url
 
 _PLANS: Final = {
     # Every statement looks rows up by key, from arrays of unknown length. It is planned once, for
@@ -41,7 +42,6 @@ LANE_LOCK_TIMEOUT_MS: Final = 50
 another transaction has inserted and not committed."""
 STATEMENT_TIMEOUT_MS: Final = 3_000
 IDLE_TIMEOUT_MS: Final = 6_000
-POOL_TIMEOUT_S: Final = 3.0
 
 _log = structlog.stdlib.get_logger()
 
@@ -50,33 +50,33 @@ _log = structlog.stdlib.get_logger()
 class Database:
     """A service's database, with a pool for each purpose: none waits for another."""
 
-    lanes: AsyncEngine
+    lanes: Pool
     """Transactions of lanes and carts. Every caller waits for them, so they wait for no lock."""
-    waiting: AsyncEngine
+    waiting: Pool
     """Transactions that wait for row locks, and jobs."""
-    reads: AsyncEngine
+    reads: Pool
     """Single statements in autocommit mode."""
-    probe: AsyncEngine
+    probe: Pool
     """One session for the readiness probe, which many readers therefore cannot delay."""
     bulkheads: Bulkheads
     """How many transactions of each purpose have a connection of ``lanes`` or ``waiting``."""
+    url: sa.URL
+    """The address, for the operator's messages."""
+    transaction_settings: TransactionSettings
+    transactions: Transactions = field(compare=False)
     setting: str = "the database"
     """The variable or file that the address came from, for the operator."""
     checked: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
     """Set when the readiness probe has passed once."""
-    transactions: Transactions = field(default_factory=Transactions, compare=False)
     asked: Mapping[str, str] = field(default_factory=dict)
     """The settings that the probe's session asks for at its start; none through a pooler."""
-    transaction_settings: TransactionSettings = field(
-        default_factory=lambda: TransactionSettings("none"), compare=False
-    )
     warned: set[str] = field(default_factory=set, compare=False)
     """The warnings about the server that are logged already."""
 
     @asynccontextmanager
     async def begin(
         self, purpose: str = "other", *, of_call: bool = False
-    ) -> AsyncIterator[AsyncConnection]:
+    ) -> AsyncIterator[Connection]:
         """A transaction outside any lane; ``purpose`` names it.
 
         It is one of a job, which skips what is locked; or ``of_call``: a call waits for it, and it
@@ -84,8 +84,8 @@ class Database:
         (``Transactions.begin``). Raises Overloaded if the bulkhead for these stays full.
         """
         bulkhead = self.bulkheads.calls.place() if of_call else self.bulkheads.for_job()
-        engine = self.lanes if of_call else self.waiting
-        async with bulkhead, self.transactions.begin(engine) as connection:
+        pool = self.lanes if of_call else self.waiting
+        async with bulkhead, self.transactions.begin(pool) as connection:
             yield connection
             if failpoints.enabled and connection.in_transaction():
                 failpoints.hit(f"transaction.{purpose}.before")
@@ -93,20 +93,13 @@ class Database:
             failpoints.hit(f"transaction.{purpose}.after")
 
     async def close(self) -> None:
-        """Close every connection within CLOSE_S, without waiting for the server.
+        """Close every connection, without waiting for the server.
 
         COMMITs that have not returned go on in the server (``Transactions.abort``).
         """
         await self.transactions.abort()
-        engines = (self.lanes, self.waiting, self.reads, self.probe)
-        closing = {asyncio.create_task(engine.dispose()) for engine in engines}
-        # The pools abort their sockets (``common.db.sessions``), so nothing is late as a rule.
-        _, late = await asyncio.wait(closing, timeout=CLOSE_S / 2)
-        for task in late:
-            task.cancel()
-        if late:
-            _log.warning("database connections dropped", setting=self.setting)
-            await asyncio.wait(late, timeout=CLOSE_S / 2)
+        for pool in (self.lanes, self.waiting, self.reads, self.probe):
+            pool.close()
 
 
 def _session_settings(lock_timeout_ms: int) -> dict[str, str]:
@@ -132,57 +125,54 @@ def open_engines(
     url_file: Path | None = None,
     pooler: Pooler = "none",
 ) -> Database:
-    """Engines with ``pool_size`` connections in all. No session waits without a limit.
+    """Pools with ``pool_size`` sessions in all. No session waits without a limit.
 
-    One connection is the probe's. Of the others, lanes, waiting transactions and reads get a third
-    each, at least one: many readers cannot take a write's connection, nor a locked row that
+    One session is the probe's. Of the others, lanes, waiting transactions and reads get a third
+    each, at least one: many readers cannot take a write's session, nor a locked row that
     of everyone else's batch. ``url_file``: see ``Connector``.
     """
     shared = pool_size - 1
     third = max(shared // 3, 1)
     connector = Connector(url_file)
-    transaction_settings = TransactionSettings(pooler)
+    address = engine_url(url)
+    settings = {
+        "lanes": _session_settings(LANE_LOCK_TIMEOUT_MS),
+        "waiting": _session_settings(LOCK_TIMEOUT_MS),
+    }
+    transaction_settings = TransactionSettings(pooler, settings)
 
-    def engine(
-        purpose: str, size: int, lock_timeout_ms: int, *, single: bool = False
-    ) -> AsyncEngine:
-        settings = _session_settings(lock_timeout_ms)
-        opened = create_async_engine(
-            engine_url(url),
-            # Nothing relies on more, and SERIALIZABLE by default would refuse what is correct.
-            isolation_level="AUTOCOMMIT" if single else "READ COMMITTED",
-            pool_size=size,
-            max_overflow=0,
-            pool_timeout=POOL_TIMEOUT_S,
-            pool_use_lifo=True,
-            connect_args={
-                "async_creator_fn": connector.connect,
-                # During a failover the name may still lead to the old primary, a standby by then:
-                # its rows are old, and such a session would stay when the name has moved.
-                "target_session_attrs": "read-write",
-                # The client gives up a little after the server should have; not for COMMIT.
-                "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 1,
-                "server_settings": {
-                    "application_name": f"{application_name} {purpose}",
-                    # A pooler refuses or drops them.
-                    **({**SERVER_SETTINGS, **settings} if pooler == "none" else {}),
-                },
+    def pool(name: str, size: int) -> Pool:
+        session_settings = settings.get(name) or _session_settings(LOCK_TIMEOUT_MS)
+        arguments: dict[str, Any] = {
+            **connect_arguments(address),
+            # During a failover the name may still lead to the old primary, a standby by then:
+            # its rows are old, and such a session would stay when the name has moved.
+            "target_session_attrs": "read-write",
+            # The client gives up a little after the server should have; not for COMMIT.
+            "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 1,
+            "server_settings": {
+                "application_name": f"{application_name} {name}",
+                # A pooler refuses or drops them.
+                **({**SERVER_SETTINGS, **session_settings} if pooler == "none" else {}),
             },
-        )
-        SessionRules.apply_to(opened)
-        if not single:
-            transaction_settings.bind(opened, settings)
-        return opened
+        }
+
+        async def open_() -> Session:
+            return await connector.connect(**arguments)
+
+        return Pool(open_, name=name, size=size)
 
     return Database(
-        lanes=engine("lanes", third, LANE_LOCK_TIMEOUT_MS),
-        waiting=engine("waiting", third, LOCK_TIMEOUT_MS),
-        reads=engine("reads", max(shared - 2 * third, 1), LOCK_TIMEOUT_MS, single=True),
-        probe=engine("probe", 1, LOCK_TIMEOUT_MS, single=True),
+        lanes=pool("lanes", third),
+        waiting=pool("waiting", third),
+        reads=pool("reads", max(shared - 2 * third, 1)),
+        probe=pool("probe", 1),
         bulkheads=Bulkheads.of(lanes=third, waiting=third),
+        url=address,
+        transaction_settings=transaction_settings,
+        transactions=Transactions(transaction_settings.of),
         setting=setting,
         asked=_session_settings(LOCK_TIMEOUT_MS) if pooler == "none" else {},
-        transaction_settings=transaction_settings,
     )
 
 

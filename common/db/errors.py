@@ -9,11 +9,11 @@ from typing import Final
 
 import sqlalchemy as sa
 from asyncpg.exceptions import (
+    InterfaceError,
     InvalidCachedStatementError,
     OutdatedSchemaCacheError,
     TargetServerAttributeNotMatched,
 )
-from sqlalchemy import exc
 
 from common import logs
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
@@ -31,6 +31,7 @@ QUERY_CANCELED: Final = "57014"
 _UNREACHABLE: Final = {
     READ_ONLY,  # a failover is under way and this is the old primary
     "25P03",  # idle_in_transaction_session_timeout
+    "57P05",  # idle_session_timeout
     "57P01",
     "57P02",
     "57P03",
@@ -40,6 +41,14 @@ _UNREACHABLE: Final = {
 
 _POOLER: Final = "unsupported startup parameter"
 """PgBouncer's answer to a session that asks for settings."""
+
+
+_OF_NO_USE: Final = (
+    OSError,  # TimeoutError is one
+    InterfaceError,  # the connection is closed
+    InvalidCachedStatementError,
+    OutdatedSchemaCacheError,
+)
 
 
 class Fault(enum.Enum):
@@ -84,13 +93,17 @@ class ReadOnlyDatabase(Exception):  # noqa: N818 - a state, not a fault
 
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE that PostgreSQL returned, or ''."""
-    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+    return str(getattr(_of_driver(error), "sqlstate", None) or "")
 
 
 def constraint_name(error: BaseException) -> str:
     """The name of the violated constraint, or ''."""
-    cause = getattr(getattr(error, "orig", None), "__cause__", None)
-    return str(getattr(cause, "constraint_name", None) or "")
+    return str(getattr(_of_driver(error), "constraint_name", None) or "")
+
+
+def _of_driver(error: BaseException) -> BaseException:
+    """The driver's error, which SQLAlchemy wraps: migrations and the audit use it."""
+    return getattr(getattr(error, "orig", None), "__cause__", None) or error
 
 
 _FAULTS: Final = {
@@ -117,39 +130,25 @@ def classify(error: BaseException) -> Fault:
         # 28: rejected, since a password was changed; 3D: no such database; 53: out of connections,
         # memory or disk; 58: I/O. The server has the fault, not the command.
         return Fault.CONNECTION
-    if isinstance(error, exc.DBAPIError) and (error.connection_invalidated or not state):
-        # Without a SQLSTATE the server did not answer (asyncpg's InterfaceError), or a prepared
-        # statement is older than a change of the schema, which the next try prepares again.
-        return Fault.CONNECTION
-    if isinstance(error, exc.TimeoutError | Overloaded):
+    if isinstance(error, Overloaded):
         return Fault.OVERLOAD
-    if isinstance(error, OSError | TimeoutError):
+    if isinstance(error, OSError) or is_lost(error):
         return Fault.CONNECTION
-    if type(error).__module__.startswith("asyncpg"):
-        # Raised while connecting, where SQLAlchemy does not wrap it.
+    if not state and type(error).__module__.startswith("asyncpg"):
+        # Without a SQLSTATE the server did not answer, or the driver could not connect.
         return Fault.CONNECTION
     return Fault.UNEXPECTED
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a driver's error means that its session is of no use any more.
+    """Whether a session is of no use after a driver's error, though the server may well be usable.
 
-    The driver's time limit has passed, the connection broke, or the session is on a server that was
-    the primary. The server may well be usable from a fresh session.
+    The driver's time limit has passed, the connection broke, the server ended the session or was
+    the primary before a failover, or the schema has changed since statements were prepared. A fresh
+    session may succeed.
     """
-    return isinstance(error, OSError) or getattr(error, "sqlstate", None) == READ_ONLY
-
-
-def repeat_helps(error: BaseException) -> bool:
-    """Whether a statement failed only since its session, or its prepared statement, is of no use.
-
-    That is a lost session (``is_lost``), or a schema that changed after the preparation.
-    """
-    if isinstance(error, exc.DBAPIError):
-        cause = getattr(error.orig, "__cause__", None)
-        outdated = isinstance(cause, InvalidCachedStatementError | OutdatedSchemaCacheError)
-        return error.connection_invalidated or outdated
-    return is_lost(error)
+    state = sqlstate(error)
+    return isinstance(error, _OF_NO_USE) or state[:2] == "08" or state in _UNREACHABLE
 
 
 @contextmanager
@@ -198,7 +197,7 @@ def describe_failure(error: BaseException, url: sa.URL) -> str:
         return f"no answer from {address} within {READY_TIMEOUT_S:g} s"
     if isinstance(error, OSError):
         return f"no answer from {address}: {error.strerror or error}"
-    cause = getattr(getattr(error, "orig", None), "__cause__", None) or error
+    cause = _of_driver(error)
     if isinstance(cause, ReadOnlyDatabase | TargetServerAttributeNotMatched):
         return f"{address} takes no writes: a hot standby, or default_transaction_read_only is on"
     first_line = logs.masked((str(cause).strip() or type(cause).__name__).splitlines()[0])

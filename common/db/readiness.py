@@ -31,9 +31,6 @@ _PROBE: Final = sa.text(
     " current_setting('transaction_read_only') = 'on'"
 )
 
-_CHECKED: Final = "server settings checked"
-"""The key of a session's mark."""
-
 _abandoned: set[asyncio.Task[str]] = set()
 _log = structlog.stdlib.get_logger()
 
@@ -53,7 +50,7 @@ async def check_ready(database: Database, *, schema: str) -> None:
     committed transactions is logged once, and so is a pooler that drops a session's settings: from
     then on each transaction has its own.
     """
-    url = database.probe.url
+    url = database.url
     probe = asyncio.create_task(_read_state(database))
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
@@ -84,9 +81,9 @@ async def _read_state(database: Database) -> str:
         if read_only:
             raise ReadOnlyDatabase
         await database.transactions.check(connection)
-        if _CHECKED not in connection.info:
+        if not connection.session.checked:
             await _check_session(database, connection)
-            connection.info[_CHECKED] = True
+            connection.session.checked = True
     return found or ""
 
 

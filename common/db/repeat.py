@@ -2,7 +2,7 @@
 
 A session can be lost through no fault of the work in it: the server ended it, a failover made its
 server read-only, a firewall forgot its connection, a column's type changed under its prepared
-statements. The repeat has a fresh session (``common.db.sessions``). A lane runs its batch again in
+statements. The repeat has a fresh session (``common.db.pool``). A lane runs its batch again in
 the same cases, more often (``common.batching.batch``).
 """
 
@@ -13,10 +13,8 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-from sqlalchemy import exc
-
 from common.db.engines import Database
-from common.db.errors import map_database_errors, repeat_helps
+from common.db.errors import is_lost, map_database_errors
 from common.db.statements import Connection
 from common.ids import is_id
 
@@ -85,9 +83,7 @@ async def _run_twice(
                 # takes long may wait for a standby: a second one would wait too.
                 silent = isinstance(error, TimeoutError)
                 uncertain = committing and (silent or not idempotent)
-                # Behind a pooler the transaction's settings are the first to find a session lost.
-                safe = (opened or isinstance(error, exc.DBAPIError)) and not uncertain
-                if tries > 1 or not safe or not repeat_helps(error):
+                if tries > 1 or not opened or uncertain or not is_lost(error):
                     raise
             else:
                 return result

@@ -140,4 +140,5 @@ class RowLocks(Generic[K]):
 
 async def read_clock(connection: Connection) -> datetime:
     """The database's clock, for batches that lock no row."""
-    return (await connection.execute(_READ_CLOCK)).scalar_one()
+    now: datetime = (await connection.execute(_READ_CLOCK)).scalar_one()
+    return now

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from common.db.statements import Connection
 from common.settings import Pooler
@@ -32,21 +30,24 @@ class UnsuitableServer(Exception):  # noqa: N818 - a state, not a fault
 
 
 class TransactionSettings:
-    """Gives each transaction its settings, where sessions do not keep those of their start."""
+    """The settings that a transaction begins with, where sessions do not keep those of their start.
 
-    def __init__(self, pooler: Pooler) -> None:
+    By pool: one statement that gives a transaction all of them.
+    """
+
+    def __init__(self, pooler: Pooler, settings: Mapping[str, Mapping[str, str]]) -> None:
+        """``settings``: those of each pool, by its name."""
         self.enabled = pooler == "transaction"
+        self._statements = {
+            pool: sa.select(
+                *(sa.func.set_config(name, value, sa.true()) for name, value in values.items())
+            )
+            for pool, values in settings.items()
+        }
 
-    def bind(self, engine: AsyncEngine, settings: Mapping[str, str]) -> None:
-        """Let the engine's transactions begin with ``settings``, by one statement, if enabled."""
-        local = (sa.func.set_config(name, value, sa.true()) for name, value in settings.items())
-        statement = sa.select(*local)
-
-        def on_begin(connection: sa.Connection) -> None:
-            if self.enabled:
-                connection.execute(statement)
-
-        event.listen(engine.sync_engine, "begin", on_begin)
+    def of(self, pool: str) -> Sequence[sa.Executable]:
+        """The statements with which a transaction of this pool begins."""
+        return (self._statements[pool],) if self.enabled else ()
 
 
 async def check_server(connection: Connection) -> list[str]:
@@ -122,10 +123,8 @@ async def require_prepared_statements(connection: Connection) -> None:
 
 async def _is_pooled(connection: Connection) -> bool:
     """Whether a pooler is between: it sends clients a process id of its own."""
-    driver = (await connection.get_raw_connection()).driver_connection
-    assert driver is not None
     server_pid = await connection.scalar(sa.text("SELECT pg_backend_pid()"))
-    return bool(driver.get_server_pid() != server_pid)
+    return bool(connection.session.get_server_pid() != server_pid)
 
 
 async def collation_warning(connection: Connection) -> str:

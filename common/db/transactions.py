@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from common.db.connections import Session
+from common.db.pool import Pool
+from common.db.statements import Connection
 from common.tasks import finished_within
 
 COMMIT_WAIT_S: Final = 4.0
@@ -55,8 +55,8 @@ class CommitsPending(Exception):  # noqa: N818 - a state, not a fault
 class _Commit:
     """A COMMIT that has not returned."""
 
-    engine: AsyncEngine
-    session: Session
+    pool: Pool
+    connection: Connection
     abandoned: bool = False
     """Whether it has taken longer than its caller may wait."""
 
@@ -64,9 +64,11 @@ class _Commit:
 class Transactions:
     """The transactions of a service's database, in every pool."""
 
-    def __init__(self) -> None:
+    def __init__(self, opening: Callable[[str], Sequence[sa.Executable]]) -> None:
+        """``opening``: the statements with which a transaction of the pool of this name begins."""
+        self._opening = opening
         self._commits: dict[asyncio.Task[None], _Commit] = {}
-        self._connecting: dict[asyncio.Timeout, AsyncEngine] = {}
+        self._connecting: dict[asyncio.Timeout, Pool] = {}
         """Callers that wait for a connection of a pool."""
 
     @property
@@ -75,30 +77,35 @@ class Transactions:
         return any(commit.abandoned for commit in self._commits.values())
 
     @asynccontextmanager
-    async def begin(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """A transaction on a connection of the pool, committed at the end of the block.
+    async def begin(self, pool: Pool) -> AsyncIterator[Connection]:
+        """A transaction on a session of the pool, committed at the end of the block.
 
         An exception in the block rolls back. Raises CommitPending if the COMMIT does not return
-        within COMMIT_WAIT_S, or at once if no connection of the pool is left since all wait for
-        theirs; TimeoutError if it waited for a connection already. If the caller is cancelled
+        within COMMIT_WAIT_S, or at once if no session of the pool is left since all wait for
+        theirs; TimeoutError if it waited for a session already. If the caller is cancelled
         during the COMMIT, it goes on.
         """
-        if self._is_full(engine):
+        if self._is_full(pool):
             raise CommitPending
         async with AsyncExitStack() as stack:
-            async with self._refused_when_full(engine):
-                connection = await stack.enter_async_context(engine.connect())
-            session = _session(connection)
-            # Every transaction begins here: the driver sends BEGIN before the first statement.
-            await stack.enter_async_context(connection.begin())
+            async with self._refused_when_full(pool):
+                connection = await stack.enter_async_context(pool.connect())
+            connection.begin(*self._opening(pool.name))
             yield connection
             ending = stack.pop_all()
-        await self._commit(_Commit(engine, session), ending)
+        if connection.in_transaction():
+            await self._commit(_Commit(pool, connection), ending)
+        else:
+            await ending.aclose()
 
     async def _commit(self, commit: _Commit, ending: AsyncExitStack) -> None:
+        async def run() -> None:
+            async with ending:
+                await commit.connection.commit()
+
         # In a context of its own: it may outlive the call that started it.
         task = asyncio.get_running_loop().create_task(
-            ending.aclose(), name="commit", context=contextvars.Context()
+            run(), name="commit", context=contextvars.Context()
         )
         self._commits[task] = commit
         task.add_done_callback(self._on_return)
@@ -114,7 +121,7 @@ class Transactions:
         """The time of its caller is over."""
         if not commit.abandoned:
             commit.abandoned = True
-            self._refuse_if_full(commit.engine)
+            self._refuse_if_full(commit.pool)
 
     def _on_return(self, task: asyncio.Task[None]) -> None:
         abandoned = self._commits.pop(task).abandoned
@@ -124,33 +131,31 @@ class Transactions:
 
     # -- pools without a connection that is left -------------------------------------------------
 
-    def _is_full(self, engine: AsyncEngine) -> bool:
-        """Whether every connection of the pool has a COMMIT that takes too long."""
-        pool = engine.pool
-        assert isinstance(pool, sa.QueuePool)
-        pending = sum(one.abandoned and one.engine is engine for one in self._commits.values())
-        return pending >= pool.size()
+    def _is_full(self, pool: Pool) -> bool:
+        """Whether every session of the pool has a COMMIT that takes too long."""
+        pending = sum(one.abandoned and one.pool is pool for one in self._commits.values())
+        return pending >= pool.size
 
     @asynccontextmanager
-    async def _refused_when_full(self, engine: AsyncEngine) -> AsyncIterator[None]:
+    async def _refused_when_full(self, pool: Pool) -> AsyncIterator[None]:
         async with asyncio.timeout(None) as limit:
-            self._connecting[limit] = engine
+            self._connecting[limit] = pool
             try:
                 yield
             finally:
                 self._connecting.pop(limit, None)
 
-    def _refuse_if_full(self, engine: AsyncEngine) -> None:
+    def _refuse_if_full(self, pool: Pool) -> None:
         """Refuse those who wait for a connection, if none can come."""
-        if self._is_full(engine):
+        if self._is_full(pool):
             now = asyncio.get_running_loop().time()
-            for limit in [limit for limit, of in self._connecting.items() if of is engine]:
+            for limit in [limit for limit, of in self._connecting.items() if of is pool]:
                 del self._connecting[limit]
                 limit.reschedule(now)
 
-    async def check(self, connection: AsyncConnection) -> None:
+    async def check(self, connection: Connection) -> None:
         """Raise CommitsPending if a pool has no connection left. Asks the server what for."""
-        if not any(self._is_full(commit.engine) for commit in self._commits.values()):
+        if not any(self._is_full(commit.pool) for commit in self._commits.values()):
             return
         waiting = (await connection.execute(_WAITING)).scalar_one()
         cause = "a standby of synchronous_standby_names" if waiting else "the server"
@@ -169,21 +174,14 @@ class Transactions:
             return
         _log.warning("commits_aborted", commits=len(self._commits))
         for commit in self._commits.values():
-            commit.session.terminate()
+            commit.connection.session.terminate()
         await asyncio.wait(set(self._commits), timeout=ABORT_S)
 
 
-async def commit_as_a_write(connection: AsyncConnection) -> None:
+async def commit_as_a_write(connection: Connection) -> None:
     """Let the COMMIT of a transaction that wrote nothing wait for a standby, as a write's does.
 
     What it read is durable then: the standby has everything before this transaction. For a reply
     to a write that was made before.
     """
     await connection.execute(_WRITE)
-
-
-def _session(connection: AsyncConnection) -> Session:
-    assert connection.sync_connection is not None
-    session = connection.sync_connection.connection.driver_connection
-    assert isinstance(session, Session)
-    return session

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.row_locks import CLOCK, RowLocks, locked
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, same, unnest
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
 from order_service.store.saga import SECOND, readable_sagas, to_row
@@ -22,9 +22,10 @@ OwnedKey = tuple[str, int]
 """A saga by (saga_id, epoch): the row as long as no other replica has taken it over."""
 
 # Literals, as in the partial index: the planner would not match it with parameters.
-is_active: Final = sagas.c.state.in_(
-    sa.bindparam("active", [state.value for state in ACTIVE], expanding=True, literal_execute=True)
-)
+_active: Final[list[sa.ColumnElement[str]]] = [
+    sa.literal_column(f"'{state.value}'") for state in ACTIVE
+]
+is_active: Final = sagas.c.state.in_(_active)
 
 
 def _owned(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
@@ -65,9 +66,7 @@ _WRITE: Final = (
             "lease_until": _until,
             "next_attempt_time": sa.case(
                 (
-                    sa.and_(
-                        _written.c.waits, _written.c.state.in_([state.value for state in ACTIVE])
-                    ),
+                    sa.and_(_written.c.waits, _written.c.state.in_(_active)),
                     _until,
                 )
             ),
@@ -146,6 +145,7 @@ _waits_for_away: Final = sa.and_(
     sa.func.cardinality(sagas.c.waits_for) > 0,
     sagas.c.waits_for.contained_by(sa.bindparam("away", type_=ARRAY(sa.Text))),
 )
+_plans = unnest("plan", *sagas.c["kind", "plan_version"])
 _due = locked(
     sagas,
     sa.select(sagas.c.saga_id)
@@ -156,7 +156,7 @@ _due = locked(
         _waits_for_away == sa.bindparam("probes", type_=sa.Boolean),
         sa.or_(_probe.is_(None), _probe == sa.any_(sagas.c.waits_for)),
         _uses_gateway == sa.bindparam("uses_gateway", type_=sa.Boolean),
-        sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.bindparam("plans", expanding=True)),
+        sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.select(_plans)),
     )
     .limit(sa.bindparam("size")),
     # What was woken, since its payment is decided, waits for nothing: it comes first.
@@ -227,7 +227,7 @@ async def take_over(connection: Connection, command: TakeOverSagas) -> TakenOver
         "owner": command.owner,
         "lease_s": command.lease_s,
         "uses_gateway": command.uses_gateway,
-        "plans": command.plans,
+        **arrays_of_tuples(_plans, command.plans),
     }
     rows: list[Row] = []
     retries = command.retries
@@ -240,10 +240,9 @@ async def take_over(connection: Connection, command: TakeOverSagas) -> TakenOver
         size = min(most, command.capacity - len(rows), retries if retry else most)
         if size > 0:
             pick = {"retries": retry, "away": away, "probes": probe is not None, "probe": probe}
-            found = await connection.execute(_TAKE_OVER, {**parameters, **pick, "size": size})
-            before = len(rows)
-            rows.extend(found)
-            retries -= (len(rows) - before) if retry else 0
+            due = await connection.execute(_TAKE_OVER, {**parameters, **pick, "size": size})
+            rows.extend(due)
+            retries -= len(due) if retry else 0
     found = readable_sagas(rows)
     if unreadable := {row.saga_id for row in rows} - {saga.saga_id for saga in found}:
         postponed = {"saga_ids": sorted(unreadable), "lease_s": command.lease_s}

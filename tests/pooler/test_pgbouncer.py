@@ -96,7 +96,7 @@ async def test_settings_go_with_a_transaction_and_end_with_it(
         shown = sa.text("SHOW lock_timeout")
         try:
             await check_ready(database, schema=SCHEMA)
-            async with database.lanes.begin() as connection:
+            async with database.transactions.begin(database.lanes) as connection:
                 assert await connection.scalar(shown) == f"{LANE_LOCK_TIMEOUT_MS}ms"
             async with database.reads.connect() as connection:
                 assert await connection.scalar(shown) == "0"

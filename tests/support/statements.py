@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 
+from common.db.connections import Session
+from common.db.statements import Connection, Parameters, Rows, compiled
 from common.locking.strategy import RowStrategy
 
 Transaction = list[str]
@@ -20,34 +21,30 @@ Transaction = list[str]
 def recorded_transactions() -> Iterator[list[Transaction]]:
     """The transactions that are committed during the block."""
     committed: list[Transaction] = []
-    open_: dict[int, Transaction] = {}
+    open_: dict[Session, Transaction] = {}
+    execute, commit, rollback = Connection.execute, Connection.commit, Connection.rollback
 
-    def begin(connection: sa.Connection) -> None:
-        open_[id(connection)] = []
+    async def on_execute(
+        connection: Connection, statement: sa.Executable, *parameters: Parameters
+    ) -> Rows:
+        rows = await execute(connection, statement, *parameters)
+        if connection.session.is_in_transaction() and rows.rowcount != 0:
+            open_.setdefault(connection.session, []).append(compiled(statement).sql)
+        return rows
 
-    def execute(connection: sa.Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if cursor.rowcount != 0 and id(connection) in open_:
-            open_[id(connection)].append(statement)
+    async def on_commit(connection: Connection) -> None:
+        await commit(connection)
+        committed.append(open_.pop(connection.session, []))
 
-    def rollback(connection: sa.Connection) -> None:
-        open_.pop(id(connection), None)
+    async def on_rollback(connection: Connection) -> None:
+        await rollback(connection)
+        open_.pop(connection.session, None)
 
-    def commit(connection: sa.Connection) -> None:
-        committed.append(open_.pop(id(connection), []))
-
-    listeners: dict[str, Callable[..., None]] = {
-        "begin": begin,
-        "after_cursor_execute": execute,
-        "rollback": rollback,
-        "commit": commit,
-    }
-    for name, listener in listeners.items():
-        event.listen(sa.Engine, name, listener)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "execute", on_execute)
+        patch.setattr(Connection, "commit", on_commit)
+        patch.setattr(Connection, "rollback", on_rollback)
         yield committed
-    finally:
-        for name, listener in listeners.items():
-            event.remove(sa.Engine, name, listener)
 
 
 def row_strategies(transaction: Transaction, table: str, compared: str) -> set[RowStrategy]:

@@ -21,7 +21,7 @@ import order_service.clients
 import order_service.use_cases.order
 import payment_service.use_cases.joined
 from common.batching import batch
-from common.db import bulkheads, connections, engines, transactions
+from common.db import bulkheads, connections, engines, pool, transactions
 from common.rpc import health
 
 LONG_S: Final = 60.0
@@ -34,7 +34,7 @@ SOON_S: Final = MARGIN_S + 0.5
 _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (connections, "CONNECT_TIMEOUT_S", LONG_S),
     (transactions, "COMMIT_WAIT_S", LONG_S),
-    (engines, "POOL_TIMEOUT_S", LONG_S),
+    (pool, "WAIT_S", LONG_S),
     (bulkheads, "WAIT_S", LONG_S),
     (engines, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
     (engines, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),

@@ -62,8 +62,7 @@ async def test_pools_and_bulkheads_on_the_page_are_those_of_the_code(row: list[s
     size, *shown = map(int, row)
     opened = open_engines("postgresql://u:p@127.0.0.1/db", application_name="t", pool_size=size)
     bulkheads = opened.bulkheads
-    engines: list[Any] = [opened.probe, opened.lanes, opened.waiting, opened.reads]
-    pools = [engine.pool.size() for engine in engines]
+    pools = [pool.size for pool in (opened.probe, opened.lanes, opened.waiting, opened.reads)]
     sizes = [
         bulkhead.size
         for bulkhead in (bulkheads.calls, bulkheads.jobs, bulkheads.contended, bulkheads.stuck)

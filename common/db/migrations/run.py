@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from common.db.connections import CONNECT_TIMEOUT_S
+from common.db.connections import CONNECT_TIMEOUT_S, Session
 from common.db.errors import LOCK_NOT_AVAILABLE, describe_failure, sqlstate
 from common.db.revisions import require_own
 from common.db.server_settings import (
@@ -27,6 +27,7 @@ from common.db.server_settings import (
     require_direct,
     require_writable,
 )
+from common.db.statements import Connection
 from common.urls import engine_url
 
 _LOCK: Final = 7_418_201
@@ -69,7 +70,7 @@ async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> Non
     engine = create_async_engine(
         engine_url(owner_url),
         isolation_level="READ COMMITTED",
-        connect_args={"timeout": CONNECT_TIMEOUT_S},
+        connect_args={"timeout": CONNECT_TIMEOUT_S, "connection_class": Session},
     )
     try:
         await _wait_for_server(engine, wait_s)
@@ -109,13 +110,15 @@ async def _connect(engine: AsyncEngine) -> None:
 
 async def _check(connection: AsyncConnection) -> None:
     """Raise UnsuitableServer before anything is changed; log what should be changed early."""
-    await require_direct(connection)
-    await require_writable(connection)
-    for warning in await check_server(connection):
+    session = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(session, Session)
+    checked = Connection(session)
+    await require_direct(checked)
+    await require_writable(checked)
+    for warning in await check_server(checked):
         _log.warning("database not durable", reason=warning)
-    if warning := await collation_warning(connection):
+    if warning := await collation_warning(checked):
         _log.warning("collation may change", reason=warning)
-    await connection.rollback()
 
 
 async def _wait_for_other_jobs(connection: AsyncConnection) -> None:

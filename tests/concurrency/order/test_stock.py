@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from asyncpg import PostgresError
 
+from common.db import engines
+from common.db.engines import Database, open_engines
 from common.db.errors import sqlstate
-from common.urls import engine_url
 from order_service.store import product as product_store
 from order_service.tables import ORDER_REQUEST_ONCE, STOCK_NOT_OVERSOLD
 from tests.support.crowd import RIVALS, Crowd, without_redis
@@ -65,50 +65,50 @@ async def test_the_last_items_of_several_products_in_opposite_orders(crowd: Crow
 
 
 @pytest.fixture
-async def engine(crowd: Crowd[Shop]) -> AsyncIterator[AsyncEngine]:
+async def database(crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
     """Sessions that wait for a row until PostgreSQL finds a deadlock."""
-    engine = create_async_engine(engine_url(crowd.urls.runtime), pool_size=10)
-    yield engine
-    await engine.dispose()
+    monkeypatch.setattr(engines, "LOCK_TIMEOUT_MS", 0)
+    opened = open_engines(crowd.urls.runtime, application_name="steps", pool_size=31)
+    yield opened
+    await opened.close()
 
 
 async def lock_in_steps(
-    engine: AsyncEngine, *steps: Sequence[str], meeting: Rendezvous | None = None
+    database: Database, *steps: Sequence[str], meeting: Rendezvous | None = None
 ) -> str:
     """Lock products step by step in one transaction; the SQLSTATE of its end, or ''."""
-    async with engine.connect() as connection:
-        try:
-            async with connection.begin():
-                for step in steps:
-                    loaded = await product_store.lock(connection, step, wait_for_locks=True)
-                    assert set(loaded.found) == set(step)
-                    if meeting is not None:
-                        await meeting.come()
-        except sa.exc.DBAPIError as error:
-            return sqlstate(error)
+    try:
+        async with database.transactions.begin(database.waiting) as connection:
+            for step in steps:
+                loaded = await product_store.lock(connection, step, wait_for_locks=True)
+                assert set(loaded.found) == set(step)
+                if meeting is not None:
+                    await meeting.come()
+    except PostgresError as error:
+        return sqlstate(error)
     return ""
 
 
 @without_redis
 async def test_products_are_locked_in_one_order_however_they_are_named(
-    crowd: Crowd[Shop], engine: AsyncEngine
+    crowd: Crowd[Shop], database: Database
 ) -> None:
     ids = [await crowd.turn(0).product(1) for _ in range(8)]
 
     async def lock_all(number: int) -> set[str]:
         named = ids if number % 2 else ids[::-1]
-        return {await lock_in_steps(engine, named) for _ in range(20)}
+        return {await lock_in_steps(database, named) for _ in range(20)}
 
     assert await asyncio.gather(*map(lock_all, range(8))) == [{""}] * 8
 
 
 @without_redis
-async def test_control_unsorted_locks_deadlock(crowd: Crowd[Shop], engine: AsyncEngine) -> None:
+async def test_control_unsorted_locks_deadlock(crowd: Crowd[Shop], database: Database) -> None:
     one, two = [await crowd.turn(0).product(1) for _ in range(2)]
     meeting = Rendezvous()
     ends = await asyncio.gather(
-        lock_in_steps(engine, [one], [two], meeting=meeting),
-        lock_in_steps(engine, [two], [one], meeting=meeting),
+        lock_in_steps(database, [one], [two], meeting=meeting),
+        lock_in_steps(database, [two], [one], meeting=meeting),
     )
     assert sorted(ends) == ["", DEADLOCK]
 

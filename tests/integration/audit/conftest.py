@@ -14,10 +14,9 @@ import pytest
 import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from common.db.statements import Connection
 from common.urls import engine_url
 from deploy.audit.audit import Limits, check_books
 from deploy.audit.audit_pass import AuditPass
@@ -95,7 +94,7 @@ class Books:
 class Planted:
     """Sessions with the clean databases, which are kept: no test has to copy or to connect."""
 
-    connections: dict[str, Connection]
+    connections: dict[str, AsyncConnection]
     clean_gateway: Path
 
     async def pass_with(self, where: str, script: str) -> AuditPass:

@@ -13,7 +13,7 @@ from common import deadlines
 from common.batching import batch
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
-from common.db import engines
+from common.db import engines, pool
 from common.db.engines import Database, open_engines
 from common.db.statements import Connection
 from common.errors import (
@@ -100,8 +100,8 @@ def lane_of(
 
 async def stored(database: Database) -> list[int]:
     async with database.reads.connect() as connection:
-        rows = await connection.scalars(sa.text("SELECT number FROM numbers ORDER BY number"))
-        return list(rows)
+        rows = await connection.execute(sa.text("SELECT number FROM numbers ORDER BY number"))
+        return rows.scalars()
 
 
 async def submit_all(lane: Lane[Insert, int], numbers: Sequence[int]) -> list[int | BaseException]:
@@ -239,7 +239,7 @@ async def limited(
 ) -> AsyncIterator[Database]:
     """As ``database``, with short limits for a statement and for the pool."""
     monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_MS", 250)
-    monkeypatch.setattr(engines, "POOL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(pool, "WAIT_S", 0.05)
     opened = open_engines(core_urls.runtime, application_name="core test", pool_size=6)
     yield opened
     await opened.close()

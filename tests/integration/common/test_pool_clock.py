@@ -6,7 +6,7 @@ import time
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from asyncpg import PostgresError
 
 from common.db.engines import Database
 
@@ -23,7 +23,7 @@ async def process_id(database: Database) -> int:
 async def test_a_connection_is_used_again_after_the_clock_was_set(
     database: Database, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
-    with pytest.raises(DBAPIError):
+    with pytest.raises(PostgresError):
         async with database.reads.connect() as connection:
             await connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
     wall_clock = time.time

@@ -33,11 +33,10 @@ async def test_no_more_connections_are_opened_than_the_pool_size(
     database = open_engines(core_urls.runtime, application_name="count", pool_size=pool_size)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
-        for engine in (database.lanes, database.waiting, database.reads, database.probe):
-            pool: sa.QueuePool = engine.pool  # type: ignore[assignment]  # by its options
-            assert pool.size() >= 1
-            for _ in range(pool.size()):
-                connection = await stack.enter_async_context(engine.connect())
+        for pool in (database.lanes, database.waiting, database.reads, database.probe):
+            assert pool.size >= 1
+            for _ in range(pool.size):
+                connection = await stack.enter_async_context(pool.connect())
                 await connection.execute(sa.text("SELECT"))
         sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'count %'"
         assert int(postgres_server.run_sql(sql, name_of(core_urls))) == pool_size

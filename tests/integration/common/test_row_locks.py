@@ -42,7 +42,7 @@ async def rows(database: Database) -> None:
 @asynccontextmanager
 async def locked_by_another(database: Database, key: Key) -> AsyncIterator[Connection]:
     """Another transaction has the row's lock during the block."""
-    async with database.lanes.begin() as connection:
+    async with database.transactions.begin(database.lanes) as connection:
         await connection.execute(LOCK_ONE, dict(zip(("user", "currency"), key, strict=True)))
         yield connection
 

@@ -126,8 +126,8 @@ async def limits(database: Database) -> dict[str, list[str]]:
     """The values of SETTINGS in a transaction of each purpose."""
     found = {}
     for purpose, engine in (("lanes", database.lanes), ("waiting", database.waiting)):
-        async with engine.begin() as connection:
-            rows = (await connection.scalars(sa.text(SETTINGS))).all()
+        async with database.transactions.begin(engine) as connection:
+            rows = (await connection.execute(sa.text(SETTINGS))).scalars()
         found[purpose] = list(rows)
     return found
 
@@ -150,7 +150,6 @@ async def test_behind_a_pooler_each_transaction_has_its_own_settings(
         assert await limits(database) == OWN_LIMITS
         # They end with the transaction: the session is the next client's.
         async with database.lanes.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
             assert await connection.scalar(sa.text("SHOW lock_timeout")) == "0"
         async with database.reads.connect() as connection:
             assert await connection.scalar(sa.text("SELECT 1")) == 1
@@ -170,7 +169,7 @@ async def test_settings_that_a_pooler_dropped_go_with_each_transaction(
             with capture_logs() as logs:
                 for _ in range(2):
                     await check_ready(database, schema=SCHEMA)
-                    await database.probe.dispose()
+                    database.probe.close()
             assert await limits(database) == OWN_LIMITS
         finally:
             await database.close()

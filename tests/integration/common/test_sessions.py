@@ -7,18 +7,19 @@ import socket
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from balance_service.settings import BalanceSettings
 from common import settings
-from common.db import connections, engines, sessions
+from common.db import connections, engines, pool
 from common.db.engines import Database, open_database, open_engines
+from common.db.pool import Pool
 from common.db.repeat import in_transaction, read
 from common.db.statements import Connection
 from common.errors import DatabaseUnavailable
@@ -41,13 +42,12 @@ async def pid(connection: Connection) -> int:
     return int((await connection.execute(PID)).scalar_one())
 
 
-async def fill(engine: AsyncEngine, *, run: sa.TextClause = PID) -> None:
+async def fill(of: Pool, *, run: sa.TextClause = PID) -> None:
     """Open every session of the pool, and run a statement in each."""
-    opened = [await engine.connect() for _ in range(SESSIONS)]
-    for connection in opened:
-        await connection.execute(run)
-        await connection.commit()
-        await connection.close()
+    async with AsyncExitStack() as stack:
+        for _ in range(SESSIONS):
+            connection = await stack.enter_async_context(of.connect())
+            await connection.execute(run)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def database(
     core_urls: ServiceUrls, box: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Database]:
     """Two sessions in each pool, by way of a proxy; every idle one is proven."""
-    monkeypatch.setattr(sessions, "UNPROVEN_IDLE_S", 0.0)
+    monkeypatch.setattr(pool, "UNPROVEN_IDLE_S", 0.0)
     monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_MS", 1_000)
     port = int(box.address.rpartition(":")[2])
     url = at_port(core_urls.runtime, port)
@@ -84,11 +84,11 @@ def lose(
         await asyncio.to_thread(postgres_server.run_sql, text, name_of(core_urls))
 
     async def become_read_only() -> None:
-        for pool in (database.reads, database.waiting, database.lanes):
-            await fill(pool, run=sa.text("SET default_transaction_read_only = on"))
+        for each in (database.reads, database.waiting, database.lanes):
+            await fill(each, run=sa.text("SET default_transaction_read_only = on"))
 
     async def forget() -> None:
-        monkeypatch.setattr(sessions, "PROOF_S", 0.2)
+        monkeypatch.setattr(pool, "PROOF_S", 0.2)
         box.forget()
 
     return {
@@ -125,7 +125,7 @@ async def test_work_survives_the_loss_of_every_pooled_session(
         await fill(engine, run=NUMBERS)
     await lose[loss]()
     if not proven:
-        monkeypatch.setattr(sessions, "UNPROVEN_IDLE_S", 60.0)
+        monkeypatch.setattr(pool, "UNPROVEN_IDLE_S", 60.0)
     _, inserted = await asyncio.gather(
         read(database, numbers), in_transaction(database, "other", insert)
     )
@@ -140,10 +140,10 @@ async def test_a_session_that_broke_makes_the_older_ones_of_its_pool_suspect(
 ) -> None:
     """Otherwise each of them would cost its own wait."""
     await fill(database.reads)
-    monkeypatch.setattr(sessions, "PROOF_S", 0.2)
+    monkeypatch.setattr(pool, "PROOF_S", 0.2)
     box.forget()
     await read(database, pid)
-    monkeypatch.setattr(sessions, "UNPROVEN_IDLE_S", 60.0)
+    monkeypatch.setattr(pool, "UNPROVEN_IDLE_S", 60.0)
     before = len(box.flows)
     await asyncio.gather(*(read(database, pid) for _ in range(SESSIONS)))
     assert len(box.flows) - before == SESSIONS - 1
@@ -203,19 +203,17 @@ async def test_a_session_is_replaced_at_its_age(
 ) -> None:
     first = await read(database, pid)
     assert await read(database, pid) == first
-    monkeypatch.setattr(sessions, "LIFETIME_S", 0.0)
+    monkeypatch.setattr(pool, "LIFETIME_S", 0.0)
     assert await read(database, pid) == first, "it keeps the age that it began with"
     async with database.reads.connect() as connection:
-        await connection.invalidate()
+        connection.session.terminate()
     second = await read(database, pid)
     assert await read(database, pid) != second
 
 
 async def test_both_ends_of_a_session_notice_that_the_other_is_gone(database: Database) -> None:
     async with database.reads.connect() as connection:
-        raw = (await connection.get_raw_connection()).driver_connection
-        assert raw is not None
-        used = raw._transport.get_extra_info("socket")
+        used = connection.session._transport.get_extra_info("socket")
         client = [used.getsockopt(level, name) for level, name, _ in connections._SOCKET_OPTIONS]
         assert client == [value for _, _, value in connections._SOCKET_OPTIONS]
         for name, value in connections.SERVER_SETTINGS.items():
@@ -321,6 +319,6 @@ async def test_a_password_changed_in_its_file_is_used_without_a_restart(
         postgres_server.run_sql(f"ALTER ROLE {role} PASSWORD 'one'")
         file.write_text("half a line")
         async with database.reads.connect() as connection:
-            await connection.invalidate()
+            connection.session.terminate()
         assert await read(database, pid)
     postgres_server.run_sql(f"DROP ROLE {role}")

@@ -127,7 +127,7 @@ async def test_without_a_connection_left_writes_are_refused_at_once(
 
     The pool has one connection, and its own limit is long.
     """
-    monkeypatch.setattr("common.db.engines.POOL_TIMEOUT_S", LONG_S)
+    monkeypatch.setattr("common.db.pool.WAIT_S", LONG_S)
     database = open_engines(core_urls.runtime, application_name="full", pool_size=6)
     await check_ready(database, schema=SCHEMA)
     async with standby.away():

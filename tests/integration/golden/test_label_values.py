@@ -7,12 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common.batching.lane import Lane
 from common.db.engines import open_engines
 from common.db.errors import RecordConflict
+from common.errors import Overloaded
 from common.ids import new_id
 from common.locking.locks import NoLocks
 from common.locking.marks import open_marks
@@ -66,13 +65,13 @@ class Sqlstate(Exception):  # noqa: N818 - what the driver raises has this one a
 
 
 FAULTS = {
-    "taken": (RecordConflict(), DBAPIError("", None, Sqlstate("23505"))),
-    "held": (DBAPIError("", None, Sqlstate("55P03")),),
-    "command": (DBAPIError("", None, Sqlstate("23514")),),
-    "contention": (DBAPIError("", None, Sqlstate("40P01")),),
+    "taken": (RecordConflict(), Sqlstate("23505")),
+    "held": (Sqlstate("55P03"),),
+    "command": (Sqlstate("23514"),),
+    "contention": (Sqlstate("40P01"),),
     "connection": (ConnectionResetError(),),
-    "slow": (DBAPIError("", None, Sqlstate("57014")),),
-    "overload": (PoolTimeout(),),
+    "slow": (Sqlstate("57014"),),
+    "overload": (Overloaded(pool="lanes"),),
     "unexpected": (ZeroDivisionError(),),
 }
 OUTCOMES: list[tuple[str, str, dict[str, Any]]] = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
+from asyncpg import IntegrityConstraintViolationError
 
 from common.db.statements import Connection
 from order_service.errors import SagaLost
@@ -119,7 +119,7 @@ async def test_an_ended_saga_is_neither_written_nor_taken_over(sagas: Sagas) -> 
 
 async def test_an_order_has_one_live_saga(sagas: Sagas) -> None:
     first = await sagas.add()
-    with pytest.raises(IntegrityError, match=ONE_LIVE_PER_ORDER):
+    with pytest.raises(IntegrityConstraintViolationError, match=ONE_LIVE_PER_ORDER):
         await sagas.add(order_id=first.order_id)
     await sagas.close(first)
     await sagas.add(order_id=first.order_id)

@@ -207,7 +207,7 @@ async def test_control_a_read_before_the_write_takes_one_over_twice(sagas: Sagas
 
     async def naive() -> int:
         async with sagas.database.begin() as connection:
-            found = (await connection.scalars(due)).all()
+            found = (await connection.execute(due)).scalars()
             await both_read.wait()
             for saga_id in found:
                 await connection.execute(take, {"id": saga_id})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import asyncpg
+from asyncpg import IntegrityConstraintViolationError
 
 from common.db.engines import Database
+from common.db.statements import compiled
 from payment_service import tables
 from payment_service.store.recheck import CLAIM
 from tests.support.payments import insert_claim
@@ -32,16 +33,14 @@ async def test_the_database_refuses_impossible_states(
     async with sessions.begin() as connection:
         await insert_claim(connection, "key")
     async with sessions.waiting.connect() as connection:
-        with pytest.raises(sa.exc.IntegrityError, match=guard):
+        with pytest.raises(IntegrityConstraintViolationError, match=guard):
             await connection.execute(sa.text(f"UPDATE payments SET {changes}"))
 
 
 async def test_due_payments_are_found_by_an_index(sessions: Database) -> None:
-    claims = CLAIM.compile(dialect=asyncpg.dialect())  # type: ignore[no-untyped-call]
-    values = claims.construct_params({"size": 8})
-    explain = f"EXPLAIN {claims}"
+    claims = compiled(CLAIM)
     async with sessions.begin() as connection:
         # A bound of the index, not only an order and a filter that reads all of it.
-        given = tuple(values[name] for name in claims.positiontup or ())
-        plan = "\n".join(row[0] for row in await connection.exec_driver_sql(explain, given))
-    assert "Index Cond: (check_time <= now())" in plan
+        explained = f"EXPLAIN {claims.sql}"
+        plan = await connection.session.fetch(explained, *claims.values({"size": 8}))
+    assert "Index Cond: (check_time <= now())" in "\n".join(line[0] for line in plan)

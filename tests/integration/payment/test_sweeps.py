@@ -60,13 +60,13 @@ async def damage(sessions: Database, databases: Any, payment_id: str) -> None:
         "ALTER TABLE payments DROP CONSTRAINT payments_outcome;"
         "ALTER TABLE payments DROP CONSTRAINT payments_due_while_open;"
         f"UPDATE payments SET state = 'LATER' WHERE payment_id = '{payment_id}'",
-        database=sessions.reads.url.database,
+        database=sessions.url.database,
     )
 
 
 async def test_due_payments_behind_held_rows_are_acquired(sessions: Database) -> None:
     made = await open_payments(sessions, 5)
-    async with sessions.lanes.begin() as holding:
+    async with sessions.transactions.begin(sessions.lanes) as holding:
         await holding.execute(HELD, {"ids": made[:3]})
         assert await acquire(sessions, 2) == made[3:]
 
@@ -152,5 +152,5 @@ async def test_checks_go_past_payments_that_cannot_be_checked(  # noqa: PLR0917 
         assert await recheck.run(asyncio.Event()) == len(made) - 1
     async with sessions.reads.connect() as connection:
         soon = payments.c.check_time < sa.func.now() + timedelta(hours=1)
-        left = await connection.scalars(sa.select(payments.c.payment_id).where(soon))
+        left = (await connection.execute(sa.select(payments.c.payment_id).where(soon))).scalars()
         assert set(left) == set(made[:2]), "these two are due again after some minutes"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import sqlalchemy as sa
+from asyncpg import PostgresError
 
 from common.db.engines import Database, open_engines
 from common.db.heartbeat import INTERVAL_S, PAUSE_S, RUNS_MAX, heartbeat_job
@@ -129,6 +130,6 @@ async def test_a_table_has_one_row_for_ever(database: Database) -> None:
         "INSERT INTO heartbeat DEFAULT VALUES",
         "DELETE FROM heartbeat",
     ):
-        with pytest.raises(sa.exc.DBAPIError):
+        with pytest.raises(PostgresError):
             async with database.begin() as connection:
                 await connection.execute(sa.text(statement))

@@ -9,10 +9,9 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from common.db.errors import INSUFFICIENT_PRIVILEGE, sqlstate
-from common.db.statements import Connection
 from common.urls import engine_url
 from deploy.local.postgres_roles import ServiceUrls
 from tests.integration.services.operations import SERVICES
@@ -71,7 +70,7 @@ def urls(databases: Databases, service: str) -> Iterator[ServiceUrls]:
 
 
 @pytest.fixture
-async def connection(urls: ServiceUrls, role: str) -> AsyncIterator[Connection]:
+async def connection(urls: ServiceUrls, role: str) -> AsyncIterator[AsyncConnection]:
     engine = create_async_engine(engine_url(getattr(urls, role)))
     async with engine.connect() as opened:
         yield opened
@@ -89,15 +88,15 @@ def differences(connection: sa.Connection, metadata: sa.MetaData) -> list[object
 
 @pytest.mark.parametrize("role", ["owner"])
 @each_service
-async def test_the_migrations_make_the_tables(connection: Connection, service: str) -> None:
+async def test_the_migrations_make_the_tables(connection: AsyncConnection, service: str) -> None:
     tables = import_module(f"{service}_service.tables")
     assert await connection.run_sync(differences, tables.metadata) == []
 
 
 @pytest.mark.parametrize("role", ["owner"])
 @each_service
-async def test_every_guard_of_a_strategy_exists(connection: Connection, service: str) -> None:
-    existing = set(await connection.scalars(UNIQUE))
+async def test_every_guard_of_a_strategy_exists(connection: AsyncConnection, service: str) -> None:
+    existing = set(await connection.execute(UNIQUE)).scalars()
     strategies, _ = SERVICES[service]
     for command, strategy in strategies.items():
         assert strategy.guards, command
@@ -109,7 +108,7 @@ async def test_every_guard_of_a_strategy_exists(connection: Connection, service:
     ("service", "statement"), [(name, text) for name, texts in FORBIDDEN.items() for text in texts]
 )
 async def test_the_service_may_not_change_its_schema_or_the_past(
-    connection: Connection, statement: str
+    connection: AsyncConnection, statement: str
 ) -> None:
     with pytest.raises(sa.exc.ProgrammingError) as refused:
         await connection.execute(sa.text(statement))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import exc
+from asyncpg.exceptions import InterfaceError, PostgresError
 
 from common.db.errors import Fault, StaleRead, classify, failure_of, map_database_errors
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded
 
 
-def of_server(sqlstate: str | None) -> exc.DBAPIError:
-    cause = Exception("as the driver raises it")
-    cause.sqlstate = sqlstate  # type: ignore[attr-defined]
-    return exc.DBAPIError("SELECT", {}, cause)
+def of_server(sqlstate: str) -> PostgresError:
+    """The error that the driver raises for the server's."""
+    error: PostgresError = PostgresError.new({"C": sqlstate, "M": "of the server"})
+    return error
 
 
 CASES = [
@@ -28,10 +28,10 @@ CASES = [
     ("read-only", of_server("25006"), Fault.CONNECTION),
     ("connections not allowed", of_server("55000"), Fault.CONNECTION),
     ("disk full", of_server("53100"), Fault.CONNECTION),
-    ("no answer", of_server(None), Fault.CONNECTION),
+    ("no answer", InterfaceError("connection is closed"), Fault.CONNECTION),
     ("refused", ConnectionRefusedError(), Fault.CONNECTION),
     ("too slow", TimeoutError(), Fault.CONNECTION),
-    ("full pool", exc.TimeoutError("QueuePool limit of size 1"), Fault.OVERLOAD),
+    ("full pool", Overloaded(pool="reads"), Fault.OVERLOAD),
     ("full bulkhead", Overloaded(bulkhead="jobs"), Fault.OVERLOAD),
     # Readiness compares revisions only, so that nothing else would report it.
     ("no such table", of_server("42P01"), Fault.UNEXPECTED),
@@ -60,7 +60,7 @@ def test_an_error_is_classified_and_refused_accordingly(error: Exception, fault:
     [
         (ConnectionRefusedError("of one address"), "DATABASE_UNAVAILABLE"),
         (DatabaseUnavailable(), "DATABASE_UNAVAILABLE"),
-        (exc.TimeoutError("QueuePool limit of size 1"), "OVERLOADED"),
+        (Overloaded(pool="reads"), "OVERLOADED"),
         (of_server("57014"), "statement_timeout"),
         (of_server("55P03"), "lock_timeout"),
         (ZeroDivisionError("seven"), "ZeroDivisionError('seven')"),

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 
 import pytest
-from sqlalchemy import exc
 from structlog.testing import capture_logs
 
 from common import deadlines, tasks
@@ -144,7 +143,7 @@ async def test_jobs_start_when_the_service_is_ready() -> None:
         ([LookupError("x"), LookupError("x")], ["LookupError('x')"]),
         ([LookupError("x"), LookupError("y")], ["LookupError('x')", "LookupError('y')"]),
         ([asyncio.CancelledError("inside")], ["CancelledError('inside')"]),
-        ([exc.TimeoutError("QueuePool limit"), Overloaded()], ["OVERLOADED"]),
+        ([Overloaded(pool="jobs"), Overloaded()], ["OVERLOADED"]),
         ([ConnectionRefusedError(), ConnectionResetError()], ["DATABASE_UNAVAILABLE"]),
         ([ConnectionRefusedError(), Overloaded()], ["DATABASE_UNAVAILABLE", "OVERLOADED"]),
     ],

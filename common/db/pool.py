@@ -1,0 +1,163 @@
+"""A pool of sessions. Which one may be used again: a proven one, not too old, of a usable server.
+
+asyncpg's own pool does most of this. It sends cancel requests when it closes a session, though
+(``common.db.transactions`` says what these do to a COMMIT), it proves no session, it does not tell
+a full pool from a server that is away, and it starts a task for each use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from common.db.connections import Session
+from common.db.errors import is_lost
+from common.db.statements import Connection
+from common.errors import Overloaded
+
+WAIT_S: Final = 3.0
+"""How long a caller waits for a session that others use."""
+UNPROVEN_IDLE_S: Final = 2.0
+"""A session that was idle for longer is asked for a sign of life before it is used. Under load none
+is, so that the round trip costs nothing then."""
+PROOF_S: Final = 1.0
+"""Time limit of that sign of life."""
+LIFETIME_S: Final = 1_800.0
+"""A session is replaced at this age, and up to LIFETIME_JITTER earlier, so that the sessions of a
+start do not end together."""
+LIFETIME_JITTER: Final = 0.2
+
+
+class Pool:
+    """At most ``size`` sessions of one purpose. The one that was used last is used first.
+
+    A session whose server is lost makes the older ones suspect (a failover, a restart, a firewall
+    that lost its table, a changed schema): they are replaced when they are next due, so that a
+    repeat gets a fresh one. Times are monotonic. Sockets are aborted, which waits for no server.
+    """
+
+    def __init__(self, open_: Callable[[], Awaitable[Session]], *, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self._open = open_
+        self._places = asyncio.Semaphore(size)
+        self._idle: list[Session] = []
+        self._lost_s = -math.inf
+        self._settling: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Connection]:
+        """A session for the block, in autocommit mode; a transaction left open is rolled back.
+
+        Raises Overloaded if none is free in time, or what opening one raises: OSError, TimeoutError
+        or the driver's errors.
+        """
+        await self._wait()
+        try:
+            session = await self._acquire()
+        except BaseException:
+            self._places.release()
+            raise
+        try:
+            yield Connection(session)
+        except Exception as error:
+            if is_lost(error):
+                self._lose(session)
+            await self._settle(session)
+            raise
+        except BaseException:
+            # Cancelled, perhaps within a statement, whose end nobody waits for.
+            self._settle_later(session)
+            raise
+        else:
+            await self._settle(session)
+
+    def close(self) -> None:
+        """End every idle session now, and each other when it is released."""
+        self._lost_s = time.monotonic()
+        while self._idle:
+            self._idle.pop().terminate()
+
+    # -- acquiring -------------------------------------------------------------------------------
+
+    async def _wait(self) -> None:
+        if not self._places.locked():
+            await self._places.acquire()
+            return
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._places.acquire()
+        except TimeoutError:
+            raise Overloaded(pool=self.name) from None
+
+    async def _acquire(self) -> Session:
+        while self._idle:
+            session = self._idle.pop()
+            if await self._is_usable(session):
+                return session
+            session.terminate()
+        session = await self._open()
+        jitter = random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - no secret
+        session.ends_s = time.monotonic() + LIFETIME_S * (1 - jitter)
+        return session
+
+    async def _is_usable(self, session: Session) -> bool:
+        now = time.monotonic()
+        if session.is_closed() or session.made_s <= self._lost_s or now > session.ends_s:
+            return False
+        if now - session.used_s <= UNPROVEN_IDLE_S:
+            return True
+        try:
+            await session.execute("SELECT", timeout=PROOF_S)
+        except Exception:  # noqa: BLE001 - whatever it is, the session gave no sign of life
+            self._lose(session)
+            return False
+        except BaseException:
+            session.terminate()
+            raise
+        return True
+
+    # -- releasing -------------------------------------------------------------------------------
+
+    def _lose(self, session: Session) -> None:
+        self._lost_s = time.monotonic()
+        session.terminate()
+
+    async def _settle(self, session: Session, *, cancelled: bool = False) -> None:
+        """End what the session does, and give it back; ``cancelled``: in a statement, perhaps."""
+        try:
+            if not session.is_closed() and session.is_in_transaction():
+                await session.execute("ROLLBACK", timeout=PROOF_S)
+            elif cancelled:
+                await session.execute("SELECT", timeout=PROOF_S)
+        except BaseException as error:
+            session.terminate()
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._release(session)
+
+    def _settle_later(self, session: Session) -> None:
+        """As ``_settle``, without the caller, who has gone.
+
+        The driver has asked the server to cancel a statement that was under way.
+        """
+        task = asyncio.get_running_loop().create_task(
+            self._settle(session, cancelled=True), context=contextvars.Context()
+        )
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    def _release(self, session: Session) -> None:
+        if session.is_closed() or session.is_in_transaction() or session.made_s <= self._lost_s:
+            session.terminate()
+        else:
+            session.used_s = time.monotonic()
+            self._idle.append(session)
+        self._places.release()
