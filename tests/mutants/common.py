@@ -27,19 +27,20 @@ COMMON: Final = (
         "reply-before-commit",
         "a lane replies while the batch's transaction is not committed yet",
         file="common/batching/batch.py",
-        old="        async with self.database.transactions.begin(engine) as connection:\n",
+        old="        async with self.database.transactions.begin(pool) as connection:\n",
         new="""        import contextlib
 
         @contextlib.asynccontextmanager
         async def committed_later():
-            connection = await engine.connect()
-            await connection.begin()
+            opened = pool.connect()
+            connection = await opened.__aenter__()
+            connection.begin()
             yield connection
 
             async def commit():
                 await asyncio.sleep(0.01)
                 await connection.commit()
-                await connection.close()
+                await opened.__aexit__(None, None, None)
 
             globals().setdefault("_commits", []).append(asyncio.create_task(commit()))
 
@@ -181,17 +182,17 @@ COMMON: Final = (
     Mutant(
         "commit-with-time-limit",
         "COMMIT has the driver's time limit, which cancels its wait for the standby",
-        file="common/db/connections.py",
-        old="        if query == _COMMIT:\n",
-        new='        if query == "":\n',
+        file="common/db/statements.py",
+        old='execute("COMMIT", timeout=float("inf"))',
+        new='execute("COMMIT")',
         tests=(f"{_TRANSACTIONS}test_commit_has_no_time_limit_of_the_driver",),
     ),
     Mutant(
         "abandoned-commits-not-counted",
         "connections whose COMMIT waits do not count as taken",
         file="common/db/transactions.py",
-        old="return pending >= pool.size()",
-        new="return pending > pool.size()",
+        old="return pending >= pool.size",
+        new="return pending > pool.size",
         tests=(f"{_TRANSACTIONS}test_without_a_connection_left_writes_are_refused_at_once",),
     ),
     Mutant(
@@ -238,24 +239,24 @@ COMMON: Final = (
         "lost-session-not-replaced",
         "work outside a lane is not run again when its session was lost",
         file="common/db/repeat.py",
-        old="if tries > 1 or not safe",
-        new="if tries > 0 or not safe",
+        old="if tries > 1 or not opened",
+        new="if tries > 0 or not opened",
         tests=(f"{_SESSIONS}test_work_survives_the_loss_of_every_pooled_session",),
     ),
     Mutant(
         "repeat-of-an-unknown-commit",
         "a transaction is run again although its COMMIT may have succeeded",
         file="common/db/repeat.py",
-        old=" and not uncertain\n",
-        new="\n",
+        old=" or uncertain",
+        new="",
         tests=(f"{_SESSIONS}test_a_loss_at_commit_is_repeated_only_where_that_is_idempotent",),
     ),
     Mutant(
         "suspect-sessions-used",
         "the other sessions of a pool are used although one of them has just broken",
-        file="common/db/sessions.py",
-        old="            self._lost_s = now\n",
-        new="",
+        file="common/db/pool.py",
+        old="        self._lost_s = time.monotonic()\n        session.terminate()\n",
+        new="        session.terminate()\n",
         tests=(f"{_SESSIONS}test_a_session_that_broke_makes_the_older_ones_of_its_pool_suspect",),
     ),
     Mutant(

@@ -99,7 +99,7 @@ def test_every_transaction_outside_lanes_is_listed() -> None:
 
 def test_every_transaction_outside_lanes_has_a_name_and_the_one_repeat() -> None:
     begun = {ast.unparse(call) for call in calls("begin") if "database" in ast.unparse(call)}
-    of_lanes = {"self.database.transactions.begin(engine)"}
+    of_lanes = {"self.database.transactions.begin(pool)"}
     assert begun == of_lanes, "common.db.repeat.in_transaction begins the others"
 
 

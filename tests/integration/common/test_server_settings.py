@@ -107,11 +107,14 @@ async def test_transactions_are_read_committed_whatever_is_the_default(
     )
     database = open_engines(core_urls.runtime, application_name="t", pool_size=4, pooler=between)
     reads = (database.reads, database.probe) if between == "none" else ()
+    shown = sa.text("SHOW transaction_isolation")
     try:
-        for engine in (database.lanes, database.waiting, *reads):
-            async with engine.connect() as connection:
-                shown = await connection.scalar(sa.text("SHOW transaction_isolation"))
-            assert shown == "read committed"
+        for pool in (database.lanes, database.waiting):
+            async with database.transactions.begin(pool) as connection:
+                assert await connection.scalar(shown) == "read committed"
+        for pool in reads:
+            async with pool.connect() as connection:
+                assert await connection.scalar(shown) == "read committed"
     finally:
         await database.close()
 

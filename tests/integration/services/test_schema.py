@@ -96,7 +96,7 @@ async def test_the_migrations_make_the_tables(connection: AsyncConnection, servi
 @pytest.mark.parametrize("role", ["owner"])
 @each_service
 async def test_every_guard_of_a_strategy_exists(connection: AsyncConnection, service: str) -> None:
-    existing = set(await connection.execute(UNIQUE)).scalars()
+    existing = set(await connection.scalars(UNIQUE))
     strategies, _ = SERVICES[service]
     for command, strategy in strategies.items():
         assert strategy.guards, command
