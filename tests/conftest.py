@@ -21,8 +21,17 @@ structlog.configure(
     ]
 )
 
-LONGEST: Final = ("replicas", "load", "manifests", "local", "start")
-"""Folders of tests/integration whose files take a minute and more."""
+LONGEST: Final = (
+    "integration/replicas",
+    "integration/faults",
+    "integration/local",
+    "integration/load",
+    "integration/manifests",
+    "integration/start",
+    "concurrency",
+)
+"""Folders of tests whose files take half a minute and more, the longest first."""
+SHORTEST: Final = "unit"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,8 +42,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: of two processes, neither is left alone with one at the end."""
-    folders = [ROOT / "tests" / "integration" / name for name in LONGEST]
-    items.sort(key=lambda item: item.path.parent not in folders)
+    tests = ROOT / "tests"
+
+    def rank(item: pytest.Item) -> int:
+        for number, name in enumerate(LONGEST):
+            if item.path.is_relative_to(tests / name):
+                return number
+        return len(LONGEST) + item.path.is_relative_to(tests / SHORTEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
