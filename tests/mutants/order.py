@@ -14,6 +14,8 @@ _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _STRATEGIES: Final = "tests/integration/services/test_strategies.py::"
 _JOURNAL: Final = "tests/integration/order/test_saga_journal.py::"
 _CARTS: Final = "tests/integration/order/test_carts.py::"
+_BULKHEADS: Final = "tests/integration/order/test_bulkheads.py::"
+_SWEEPS: Final = "tests/integration/order/test_sweeps.py::"
 _BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 
 ORDER: Final = (
@@ -158,5 +160,29 @@ ORDER: Final = (
         old="where=sa.or_(_expected.is_(None), carts.c.version == _expected),",
         new="where=sa.or_(_expected.is_(None), carts.c.version >= _expected),",
         tests=(f"{_CARTS}test_a_change_of_another_version_is_refused",),
+    ),
+    Mutant(
+        "carts-without-a-bulkhead",
+        "changes of carts may have every connection of the lanes",
+        file="common/db/bulkheads.py",
+        old='Bulkhead("calls", max(1, lanes - 1))',
+        new='Bulkhead("calls", 1_000)',
+        tests=(f"{_BULKHEADS}test_changes_of_one_cart_leave_connections_to_others",),
+    ),
+    Mutant(
+        "stuck-rows-have-every-place",
+        "transactions that wait for stuck rows leave no connection to others",
+        file="common/db/bulkheads.py",
+        old='Bulkhead("stuck", max(1, waiting - 1), refuses=False)',
+        new='Bulkhead("stuck", 1_000, refuses=False)',
+        tests=(f"{_BULKHEADS}test_held_products_delay_only_their_own_orders",),
+    ),
+    Mutant(
+        "sweep-ends-at-one-order",
+        "an order that the database refuses ends the sweep",
+        file="order_service/use_cases/expiry.py",
+        old="        except Exception as error:  # noqa",
+        new="        except ValueError as error:  # noqa",
+        tests=(f"{_SWEEPS}test_orders_that_cannot_expire_stop_no_other",),
     ),
 )
