@@ -21,14 +21,36 @@ structlog.configure(
     ]
 )
 
-LONGEST: Final = ("replicas", "load", "manifests", "local", "start")
-"""Folders of tests/integration whose files take a minute and more."""
+LONGEST: Final = (
+    "integration/replicas",
+    "integration/faults",
+    "integration/local",
+    "integration/load",
+    "integration/manifests",
+    "integration/start",
+    "concurrency",
+)
+"""Folders of tests whose files take half a minute and more, the longest first."""
+SHORTEST: Final = "unit"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-redis", action="store_true", help="run all tests but races without Redis"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files: of two processes, neither is left alone with one at the end."""
-    folders = [ROOT / "tests" / "integration" / name for name in LONGEST]
-    items.sort(key=lambda item: item.path.parent not in folders)
+    tests = ROOT / "tests"
+
+    def rank(item: pytest.Item) -> int:
+        for number, name in enumerate(LONGEST):
+            if item.path.is_relative_to(tests / name):
+                return number
+        return len(LONGEST) + item.path.is_relative_to(tests / SHORTEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +67,14 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeySe
         yield server
 
 
-@pytest.fixture(scope="module", params=["redis", "no-redis"])
+@pytest.fixture(scope="module")
 def redis_url(request: pytest.FixtureRequest) -> str:
-    """Every test of correctness passes with Redis and without."""
-    if request.param == "no-redis":
+    """Redis for the services of a test; '' where it asks for "no-redis", or under --no-redis.
+
+    Every test of correctness passes with Redis and without; races always run both ways.
+    """
+    without = request.config.getoption("--no-redis")
+    if getattr(request, "param", "no-redis" if without else "redis") == "no-redis":
         return ""
     server: ValkeyServer = request.getfixturevalue("valkey_server")
     return server.url

@@ -88,7 +88,8 @@ class Bulkheads:
     """The bulkheads of a service's database."""
 
     calls: Bulkhead
-    """Transactions of single calls in the pool of the lanes (carts). They wait for no lock."""
+    """Transactions of single calls (carts) and of what must not wait for sweeps (renewals of
+    leases), in the pool of the lanes. They wait for no lock."""
     jobs: Bulkhead
     """Sweeps, heartbeats and clean-ups. They skip what is locked."""
     contended: Bulkhead

@@ -16,7 +16,6 @@ import structlog
 from common.db.engines import Database
 from common.db.errors import failure_of
 from common.db.repeat import in_transaction
-from common.errors import DatabaseUnavailable, Overloaded
 from payment_service.gateway.outcomes import Unknown, Untouched
 from payment_service.model.confirmation import Confirmation
 from payment_service.store import recheck as store
@@ -52,7 +51,8 @@ class Recheck:
         """Ask about payments that are due, about RUN_MAX at most; returns the number of answers.
 
         Ends when the gateway does not answer: what was claimed is due again after some minutes. So
-        is a payment whose check failed, which stops no other.
+        is a payment whose check failed, which stops no other. Raises DatabaseUnavailable or
+        Overloaded if no payments can be claimed.
         """
         checked = 0
         while checked < RUN_MAX and not stopping.is_set():
@@ -72,8 +72,6 @@ class Recheck:
         """As ``_check``; a payment whose check failed is left until it is due again."""
         try:
             return await self._check(claimed)
-        except (DatabaseUnavailable, Overloaded):
-            raise  # of all payments: the run has failed
         except Exception as error:  # noqa: BLE001 - the other payments are checked all the same
             payment_id = claimed.payment.payment_id
             _log.warning("recheck_failed", payment_id=payment_id, error=failure_of(error))

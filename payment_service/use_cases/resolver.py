@@ -138,6 +138,8 @@ class Resolver:
             "payment_renewal",
             lambda connection: store.renew(connection, self._held, lease=self._lease),
             idempotent=True,
+            # Not among the jobs, where slow sweeps would keep it out until the leases have run out.
+            of_call=True,
         )
 
     @contextmanager

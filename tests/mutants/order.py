@@ -14,6 +14,8 @@ _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _STRATEGIES: Final = "tests/integration/services/test_strategies.py::"
 _JOURNAL: Final = "tests/integration/order/test_saga_journal.py::"
 _CARTS: Final = "tests/integration/order/test_carts.py::"
+_BULKHEADS: Final = "tests/integration/order/test_bulkheads.py::"
+_SWEEPS: Final = "tests/integration/order/test_sweeps.py::"
 _BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 
 ORDER: Final = (
@@ -158,5 +160,21 @@ ORDER: Final = (
         old="where=sa.or_(_expected.is_(None), carts.c.version == _expected),",
         new="where=sa.or_(_expected.is_(None), carts.c.version >= _expected),",
         tests=(f"{_CARTS}test_a_change_of_another_version_is_refused",),
+    ),
+    Mutant(
+        "cart-without-turns",
+        "all changes of one cart ask for connections at once",
+        file="order_service/use_cases/cart.py",
+        old='Bulkhead("cart", 1, waiting_max=WAITING_MAX)',
+        new='Bulkhead("cart", 1_000)',
+        tests=(f"{_BULKHEADS}test_a_held_cart_delays_only_its_own_changes",),
+    ),
+    Mutant(
+        "sweep-ends-at-one-order",
+        "an order that the database refuses ends the sweep",
+        file="order_service/use_cases/expiry.py",
+        old="        except Exception as error:  # noqa",
+        new="        except ValueError as error:  # noqa",
+        tests=(f"{_SWEEPS}test_orders_that_cannot_expire_stop_no_other",),
     ),
 )

@@ -14,6 +14,8 @@ _REPLIES: Final = "tests/unit/payment/test_toss_responses.py::"
 _CANCEL: Final = "tests/integration/payment/test_cancel.py::"
 _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _RACES: Final = "tests/concurrency/test_payment.py::"
+_EXCHANGE: Final = "tests/integration/gateway/test_exchange.py::"
+_DUPLICATES: Final = "tests/integration/payment/test_duplicates.py::"
 
 PAYMENT: Final = (
     Mutant(
@@ -118,5 +120,51 @@ PAYMENT: Final = (
             f"{_CONFLICTS}test_request_id_with_other_content_is_refused[ConfirmPayment]",
             f"{_RACES}test_one_request_sent_five_times_has_one_response",
         ),
+    ),
+    Mutant(
+        "gateway-slot-kept",
+        "a call to the gateway that is cancelled keeps its slot",
+        file="payment_service/gateway/exchange.py",
+        old="""            yield until
+        finally:
+            self._slots.release()
+""",
+        new="""            yield until
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._slots.release()
+            raise
+        else:
+            self._slots.release()
+""",
+        tests=(f"{_EXCHANGE}test_a_call_cancelled_at_any_await_keeps_no_slot",),
+    ),
+    Mutant(
+        "own-saturation-trips-the-breaker",
+        "a call that gets no slot counts as a failure of the gateway",
+        file="payment_service/gateway/toss.py",
+        old="async with self._exchanges.slot() as until, breaker.call():",
+        new="async with breaker.call(), self._exchanges.slot() as until:",
+        tests=(
+            f"{_EXCHANGE}test_a_call_that_gets_no_slot_is_no_failure_of_the_gateway",
+            f"{_EXCHANGE}test_a_trial_that_gets_no_slot_leaves_the_trial_to_the_next_call",
+        ),
+    ),
+    Mutant(
+        "duplicates-do-not-join",
+        "each duplicate of a request takes its own turn at a transaction",
+        file="payment_service/use_cases/joined.py",
+        old="        running = self._running.get(same)\n",
+        new="        running = self._running.get(same) if not same else None\n",
+        tests=(f"{_DUPLICATES}test_duplicates_on_every_replica_join_and_get_the_outcome",),
+    ),
+    Mutant(
+        "renewal-behind-sweeps",
+        "slow sweeps keep the renewal of leases out of the database",
+        file="payment_service/use_cases/resolver.py",
+        old="            of_call=True,\n",
+        new="",
+        tests=(f"{_LEASES}test_leases_are_renewed_while_sweeps_have_every_place_of_jobs",),
     ),
 )

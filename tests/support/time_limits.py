@@ -20,6 +20,7 @@ import pytest
 import order_service.clients
 import order_service.use_cases.order
 import payment_service.use_cases.joined
+import payment_service.use_cases.resolver
 from common.batching import batch
 from common.db import bulkheads, connections, engines, pool, transactions
 from common.rpc import health
@@ -46,6 +47,7 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (order_service.use_cases.order, "MARGIN_S", MARGIN_S),
     (payment_service.use_cases.joined, "WAIT_S_MAX", LONG_S),
     (payment_service.use_cases.joined, "MARGIN_S", MARGIN_S),
+    (payment_service.use_cases.resolver, "PERMISSION_S", LONG_S),
 )
 
 

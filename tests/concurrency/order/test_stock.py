@@ -176,6 +176,7 @@ async def test_the_constraint_alone_lets_a_request_make_one_order(
 # -- carts ---------------------------------------------------------------------------------------
 
 
+@without_redis
 async def test_of_a_hundred_changes_from_one_version_one_is_made(crowd: Crowd[Shop]) -> None:
     tea = await crowd.turn(0).product(1)
     for version in range(2):
@@ -199,6 +200,7 @@ async def add_one(shop: Shop, product_id: str, meeting: Rendezvous, *, with_vers
             return
 
 
+@without_redis
 @pytest.mark.parametrize("with_version", [True, False], ids=["version", "control-no-version"])
 async def test_two_tabs_that_send_the_version_lose_no_change(
     crowd: Crowd[Shop], with_version: bool
@@ -214,6 +216,7 @@ async def test_two_tabs_that_send_the_version_lose_no_change(
     assert item.quantity == (100 if with_version else 50)
 
 
+@without_redis
 async def test_changes_of_different_lines_are_all_kept(
     crowd: Crowd[Shop],
 ) -> None:

@@ -1,6 +1,7 @@
 """A stand-in for a service in tests of the runner: migrates, serves health, ends on SIGTERM.
 
-With a file `fail` in its package it ends at start, with a file `linger` it is never ready.
+Its other calls wait until it ends. With a file `fail` in its package it ends at start, with a file
+`linger` it is never ready.
 """
 
 import os
@@ -17,6 +18,18 @@ PACKAGE = Path(__file__).parent
 PREFIX = f"TALLY_{PACKAGE.name.removesuffix('_service').upper()}_"
 
 
+class EveryOtherCall(grpc.GenericRpcHandler):
+    def __init__(self, stopped: threading.Event) -> None:
+        self._stopped = stopped
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        return grpc.unary_unary_rpc_method_handler(self._wait)
+
+    def _wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        self._stopped.wait()
+        return b""
+
+
 def main() -> None:
     if sys.argv[1:] == ["migrate"]:
         sys.exit(0 if os.environ[f"{PREFIX}OWNER_DATABASE_URL"] else 1)
@@ -29,6 +42,7 @@ def main() -> None:
         servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     server = grpc.server(ThreadPoolExecutor(2))
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers((EveryOtherCall(stopped),))
     server.add_insecure_port(os.environ[f"{PREFIX}BIND"])
     server.start()
     print(sorted(name for name in os.environ if name.startswith("TALLY_")), flush=True)

@@ -17,9 +17,10 @@ import pytest
 from deploy.local.data_dir import locked
 from deploy.local.demo.fresh_data_dir import MARKER, prepare_data_dir
 from deploy.local.errors import RunnerError
-from deploy.local.plan import PROJECT
+from deploy.local.plan import PROJECT, SERVICES
 from tests.integration.local.test_runner import (
     PATIENCE_S,
+    Project,
     alive,
     descendants_of,
     environment_without_tally,
@@ -35,7 +36,7 @@ DEMO_LIMIT_S: Final = 90.0
 class Demo:
     """A running demo with few customers."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, project: Path = PROJECT) -> None:
         self.data_dir = data_dir
         self._output = data_dir.with_name("output")
         with self._output.open("w") as output:
@@ -45,7 +46,7 @@ class Demo:
                     *("--users", "12", "--seed", KILLS_A_BALANCE_REPLICA),
                     *("--base-port", str(free_base_port()), "--gateway-latency-ms", "5-20"),
                 ],
-                cwd=PROJECT,
+                cwd=project,
                 env=environment_without_tally(),
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -64,33 +65,37 @@ class Demo:
         assert not (self.data_dir / "postgres" / "pgdata" / "postmaster.pid").exists()
 
 
-@pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Demo]:
-    running = Demo(tmp_path / "data")
+@contextlib.contextmanager
+def running_demo(data_dir: Path, project: Path = PROJECT) -> Iterator[Demo]:
+    running = Demo(data_dir, project)
     yield running
     running.process.terminate()
     running.process.wait(PATIENCE_S)
 
 
-def test_books_balance_after_a_kill_and_no_process_is_left(demo: Demo) -> None:
-    demo.wait_for_line("The sale")
-    descendants = descendants_of(demo.process.pid)
-    assert demo.process.wait(DEMO_LIMIT_S) == 0, demo.output
-    assert "kill -9 balance-" in demo.output
-    assert "NOT TRUE" not in demo.output
-    assert "6 coupons issued of 6" in demo.output
-    assert "make up" in demo.output
-    demo.assert_nothing_left(descendants)
+def test_books_balance_after_a_kill_and_no_process_is_left(tmp_path: Path) -> None:
+    with running_demo(tmp_path / "data") as demo:
+        demo.wait_for_line("The sale")
+        descendants = descendants_of(demo.process.pid)
+        assert demo.process.wait(DEMO_LIMIT_S) == 0, demo.output
+        assert "kill -9 balance-" in demo.output
+        assert "NOT TRUE" not in demo.output
+        assert "6 coupons issued of 6" in demo.output
+        assert "make up" in demo.output
+        demo.assert_nothing_left(descendants)
 
 
-def test_death_of_a_needed_process_ends_the_demo(demo: Demo) -> None:
-    demo.wait_for_line("charge balances")
-    descendants = descendants_of(demo.process.pid)
-    gateway = next(pid for pid in descendants if "deploy.local.gateway" in command_of(pid))
-    os.kill(gateway, signal.SIGKILL)
-    assert demo.process.wait(PATIENCE_S) == 1
-    assert f"error: gateway (pid {gateway}) died" in demo.output
-    demo.assert_nothing_left(descendants)
+def test_death_of_a_needed_process_ends_the_demo(tmp_path: Path) -> None:
+    """The services are stand-ins, which do not know the calls of the sale."""
+    project = Project(tmp_path, SERVICES)
+    with running_demo(project.data_dir, project.home) as demo:
+        demo.wait_for_line("The sale")
+        descendants = descendants_of(demo.process.pid)
+        gateway = next(pid for pid in descendants if "deploy.local.gateway" in command_of(pid))
+        os.kill(gateway, signal.SIGKILL)
+        assert demo.process.wait(PATIENCE_S) == 1
+        assert f"error: gateway (pid {gateway}) died" in demo.output
+        demo.assert_nothing_left(descendants)
 
 
 def test_data_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:

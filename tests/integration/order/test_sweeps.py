@@ -63,14 +63,25 @@ async def test_overdue_orders_behind_held_rows_expire(
         assert await replica.expire_due() == PAGE + 1
 
 
-async def test_an_order_that_cannot_expire_stops_no_other(
-    shop: Shop, sql: Sql, order_database: ServiceUrls
+# Its stock was already given back: the constraint refuses to do so again.
+REFUSED = "UPDATE products SET reserved = 0 WHERE product_id = '{product_id}'"
+# Its statement reaches its time limit, also alone.
+TOO_SLOW = """
+CREATE FUNCTION too_slow() RETURNS trigger LANGUAGE plpgsql
+    AS $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'query_canceled'; END $$;
+CREATE TRIGGER too_slow BEFORE UPDATE ON orders FOR EACH ROW
+    WHEN (OLD.order_id = '{order_id}') EXECUTE FUNCTION too_slow()
+"""
+
+
+@pytest.mark.parametrize("damage", [REFUSED, TOO_SLOW], ids=["refused", "too slow"])
+async def test_orders_that_cannot_expire_stop_no_other(
+    shop: Shop, sql: Sql, order_database: ServiceUrls, damage: str
 ) -> None:
-    """It is logged once with its id, and tried less and less often."""
+    """Each is logged once with its id, and tried less and less often."""
     made = await overdue(shop, sql, PAGE + 1)
     broken = made[0]
-    # Its stock was already given back: the constraint refuses to do so again.
-    sql(f"UPDATE products SET reserved = 0 WHERE product_id = '{broken.items[0].product_id}'")
+    sql(damage.format(order_id=broken.order_id, product_id=broken.items[0].product_id))
     async with sweeper(order_database) as replica:
         with capture_logs() as logged:
             assert await replica.expire_due() == PAGE

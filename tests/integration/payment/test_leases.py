@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
 
+from common.db import bulkheads
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyStore
 from common.ids import new_id
@@ -129,6 +131,13 @@ async def test_a_renewal_does_not_wait_for_a_locked_row(replica: Replica) -> Non
         await connection.execute(sa.select(payments).with_for_update())
         assert await replica.payments.resolver.renew_leases() == 0
     assert await replica.payments.resolver.renew_leases() == 1
+
+
+async def test_leases_are_renewed_while_sweeps_have_every_place_of_jobs(replica: Replica) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(bulkheads.JOBS):
+            await stack.enter_async_context(replica.database.begin("sweep"))
+        assert await replica.payments.resolver.renew_leases() == 1
 
 
 async def test_a_serving_replica_renews_its_leases(

@@ -135,7 +135,8 @@ class Manifest:
 
 def load(path: Path) -> list[Object]:
     """The objects of a rendered overlay."""
-    return [each for each in yaml.safe_load_all(path.read_text()) if each is not None]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [each for each in yaml.load_all(path.read_text(), loader) if each is not None]
 
 
 def read(objects: Iterable[Object]) -> Manifest:
