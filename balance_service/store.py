@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from balance_service.model import Account, AccountId, Entry, Kind
 from balance_service.tables import accounts, ledger_entries
 from common.db.row_locks import CLOCK, Locked, RowLocks, locked
-from common.db.rows import from_row
+from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
 
@@ -191,11 +191,6 @@ async def find_deductions(
 
 # -- reads ---------------------------------------------------------------------------------------
 
-_ONE: Final = sa.select(accounts).where(
-    accounts.c.user_id == sa.bindparam("user_id"),
-    accounts.c.currency_code == sa.bindparam("currency_code"),
-    accounts.c.version > 0,
-)
 # No index has entry_id: all entries of the user are read, over an index that begins with user_id.
 _ENTRY: Final = sa.select(ledger_entries).where(
     ledger_entries.c.user_id == sa.bindparam("user_id"),
@@ -213,10 +208,13 @@ _LIST: Final = (
 )
 
 
-async def read_account(connection: Connection, account_id: AccountId) -> Account | None:
-    """One account as last committed."""
-    row = (await connection.execute(_ONE, account_id._asdict())).one_or_none()
-    return None if row is None else _to_account(row)
+async def find_accounts(
+    connection: Connection, account_ids: Sequence[AccountId]
+) -> list[Account | Exception | None]:
+    """These accounts as last committed, in their order; None for one without an entry."""
+    found = (await _ACCOUNTS.read(connection, account_ids)).found
+    begun = {key: row for key, row in found.items() if row.version > 0}
+    return one_per_key(account_ids, begun, _to_account)
 
 
 async def read_entry(connection: Connection, entry_id: str, user_id: str) -> Entry | None:

@@ -27,6 +27,7 @@ from balance_service.model import (
 from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
 from common.batching.lane import Lane
+from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.currencies import is_listed
 from common.db.engines import Database
@@ -52,9 +53,15 @@ class Accounts:
 
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
+        self._found = BatchLoader("account", database, store.find_accounts)
         self.lane: Lane[Command, Posted] = Lane(
             "account", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self.lane.close()
+        await self._found.close()
 
     async def write(self, command: Command) -> Posted:
         """Carry the command out, or replay it.
@@ -66,9 +73,7 @@ class Accounts:
 
     async def get_account(self, account_id: AccountId) -> Account:
         """The account as last committed. Raises AccountNotFound."""
-        account = await read(
-            self._database, lambda connection: store.read_account(connection, account_id)
-        )
+        account = await self._found.load(account_id)
         if account is None:
             raise account_not_found(account_id)
         return account
@@ -86,7 +91,8 @@ class Accounts:
         before = int(page.after[0]) if page.after else _SEQUENCE_MAX
 
         async def entries_of(connection: Connection) -> list[Entry]:
-            if await store.read_account(connection, account_id) is None:
+            [account] = await store.find_accounts(connection, [account_id])
+            if account is None:
                 raise account_not_found(account_id)
             return await store.read_entries(
                 connection, account_id, before=before, size=page.size + 1

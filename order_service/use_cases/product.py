@@ -11,11 +11,12 @@ from pydantic import TypeAdapter
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
+from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.repeat import read, read_by_id
+from common.db.repeat import read
 from common.db.row_locks import read_clock
 from common.db.statements import Connection
 from common.errors import Refusal, RequestIdReused
@@ -39,9 +40,15 @@ class Products:
 
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
+        self._found = BatchLoader("product", database, store.find_products)
         self.lane: Lane[ProductCommand, Result[Product]] = Lane(
             "product", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self.lane.close()
+        await self._found.close()
 
     async def write(self, command: ProductCommand) -> Result[Product]:
         """Carry the command out, or replay it.
@@ -55,7 +62,7 @@ class Products:
 
     async def get_product(self, product_id: str) -> Product:
         """The product as last committed. Raises ProductNotFound."""
-        product = await read_by_id(self._database, product_id, store.read_product)
+        product = await load_by_id(self._found, product_id)
         if product is None:
             raise ProductNotFound(product_id=product_id)
         return product
