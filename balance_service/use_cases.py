@@ -16,6 +16,7 @@ from balance_service.locking import STRATEGIES, needs_row_lock
 from balance_service.model import (
     BEGINNING,
     Account,
+    AccountAt,
     AccountId,
     ChargeBalance,
     Command,
@@ -54,6 +55,7 @@ class Accounts:
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
         self._found = BatchLoader("account", database, store.find_accounts)
+        self._past = BatchLoader("past_account", database, store.find_past_accounts)
         self.lane: Lane[Command, Posted] = Lane(
             "account", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )
@@ -62,6 +64,7 @@ class Accounts:
         """Refuse new commands and wait until those accepted are decided."""
         await self.lane.close()
         await self._found.close()
+        await self._past.close()
 
     async def write(self, command: Command) -> Posted:
         """Carry the command out, or replay it.
@@ -77,6 +80,13 @@ class Accounts:
         if account is None:
             raise account_not_found(account_id)
         return account
+
+    async def get_past_account(self, asked: AccountAt) -> Account:
+        """The account as of a time, by the ledger as last committed.
+
+        Raises AccountNotFound before its first entry, or InvalidField for a time in the future.
+        """
+        return (await self._past.load(asked)).require(asked)
 
     async def get_entry(self, entry_id: str, user_id: str) -> Entry:
         """The user's entry. Raises LedgerEntryNotFound, also if it is another user's."""
