@@ -57,7 +57,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         decider = OrderDecider(idempotency, _times(settings), owner=settings.replica)
         lane = OrderLane(database, locks, decider, on_change=watches.report)
         stack.push_async_callback(lane.close)
-        products = Products(database, locks, idempotency)
+        products = Products(database, locks, idempotency, cache_s=settings.product_cache_s)
         stack.push_async_callback(products.close)
         carts = Carts(database)
         stack.push_async_callback(carts.close)
