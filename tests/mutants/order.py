@@ -14,6 +14,7 @@ _CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
 _STRATEGIES: Final = "tests/integration/services/test_strategies.py::"
 _JOURNAL: Final = "tests/integration/order/test_saga_journal.py::"
 _CARTS: Final = "tests/integration/order/test_carts.py::"
+_CACHE: Final = "tests/unit/order/test_product_cache.py::"
 _BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 
 ORDER: Final = (
@@ -158,5 +159,13 @@ ORDER: Final = (
         old="where=sa.or_(_expected.is_(None), carts.c.version == _expected),",
         new="where=sa.or_(_expected.is_(None), carts.c.version >= _expected),",
         tests=(f"{_CARTS}test_a_change_of_another_version_is_refused",),
+    ),
+    Mutant(
+        "products-older-than-allowed",
+        "the age of a cached product counts from the end of its read",
+        file="order_service/use_cases/product_cache.py",
+        old="self._keep(asked, _Kept(now_s, products))",
+        new="self._keep(asked, _Kept(self._clock(), products))",
+        tests=(f"{_CACHE}test_the_age_counts_from_the_begin_of_the_read",),
     ),
 )
