@@ -42,6 +42,10 @@ up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=
 audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data)
 	@$(BIN)/python -m deploy.audit --data-dir $(DATA_DIR) $(ARGS)
 
+.PHONY: rebuild
+rebuild: $(STAMP) ## Rebuild every balance from the ledger, and compare; change nothing (DATA_DIR=.tally/data)
+	@$(BIN)/python -m deploy.rebuild --data-dir $(DATA_DIR) $(ARGS)
+
 .PHONY: grpcurl
 grpcurl: $(STAMP) ## Call a running service, e.g. ARGS='-plaintext localhost:50051 list'
 	@$(BIN)/grpcurl $(ARGS)

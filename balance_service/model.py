@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from balance_service.errors import AccountNotFound, BalanceLimitExceeded, InsufficientFunds
 from common.currencies import require_listed
+from common.errors import InvalidField
 from common.money import BALANCE_MAX, INT64_MAX, Money
 from common.request_key import RequestKey, digest_of
 
@@ -24,6 +25,18 @@ class AccountId(NamedTuple):
 
     user_id: str
     currency_code: str
+
+
+class AccountAt(NamedTuple):
+    """An account as of a time: as its last entry up to then left it."""
+
+    user_id: str
+    currency_code: str
+    time: datetime
+
+    @property
+    def account_id(self) -> AccountId:
+        return AccountId(self.user_id, self.currency_code)
 
 
 class Kind(enum.StrEnum):
@@ -251,6 +264,24 @@ class Account:
         )
         self.entries.append(entry)
         return entry
+
+
+@dataclass(frozen=True, slots=True)
+class PastAccount:
+    """What the ledger says of an account as of a time."""
+
+    account: Account | None
+    """As its last entry up to the time left it, without its charges; None before its first one."""
+    present_time: datetime
+    """The database's clock, or the account's last entry if that is later."""
+
+    def require(self, asked: AccountAt) -> Account:
+        """The account. Raises AccountNotFound, or InvalidField for a time in the future."""
+        if asked.time > self.present_time:
+            raise InvalidField("at_time", "must not be in the future")
+        if self.account is None:
+            raise account_not_found(asked.account_id)
+        return self.account
 
 
 def account_not_found(account_id: AccountId) -> AccountNotFound:

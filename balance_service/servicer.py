@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from balance_service.model import (
+    AccountAt,
     AccountId,
     ChargeBalance,
     DeductBalance,
@@ -15,7 +16,7 @@ from balance_service.model import (
 )
 from balance_service.use_cases import Accounts, Posted
 from common.paging import Page
-from common.rpc.convert import money_from, time_to
+from common.rpc.convert import money_from, time_from, time_to
 from tally.balance.v1 import balance_pb2 as pb
 from tally.balance.v1 import balance_pb2_grpc
 from tally.type.v1.money_pb2 import Money
@@ -57,9 +58,12 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
     async def GetBalance(
         self, request: pb.GetBalanceRequest, context: Any
     ) -> pb.GetBalanceResponse:
-        account = await self._accounts.get_account(
-            AccountId(request.user_id, request.currency_code)
-        )
+        account_id = AccountId(request.user_id, request.currency_code)
+        if request.HasField("at_time"):
+            asked = AccountAt(*account_id, time_from(request.at_time, "at_time"))
+            account = await self._accounts.get_past_account(asked)
+        else:
+            account = await self._accounts.get_account(account_id)
         return pb.GetBalanceResponse(
             balance=_balance(
                 account.id, account.available_minor, account.version, account.update_time

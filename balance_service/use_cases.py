@@ -16,6 +16,7 @@ from balance_service.locking import STRATEGIES, needs_row_lock
 from balance_service.model import (
     BEGINNING,
     Account,
+    AccountAt,
     AccountId,
     ChargeBalance,
     Command,
@@ -27,6 +28,7 @@ from balance_service.model import (
 from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
 from common.batching.lane import Lane
+from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.currencies import is_listed
 from common.db.engines import Database
@@ -52,9 +54,17 @@ class Accounts:
 
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
+        self._found = BatchLoader("account", database, store.find_accounts)
+        self._past = BatchLoader("past_account", database, store.find_past_accounts)
         self.lane: Lane[Command, Posted] = Lane(
             "account", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self.lane.close()
+        await self._found.close()
+        await self._past.close()
 
     async def write(self, command: Command) -> Posted:
         """Carry the command out, or replay it.
@@ -66,12 +76,17 @@ class Accounts:
 
     async def get_account(self, account_id: AccountId) -> Account:
         """The account as last committed. Raises AccountNotFound."""
-        account = await read(
-            self._database, lambda connection: store.read_account(connection, account_id)
-        )
+        account = await self._found.load(account_id)
         if account is None:
             raise account_not_found(account_id)
         return account
+
+    async def get_past_account(self, asked: AccountAt) -> Account:
+        """The account as of a time, by the ledger as last committed.
+
+        Raises AccountNotFound before its first entry, or InvalidField for a time in the future.
+        """
+        return (await self._past.load(asked)).require(asked)
 
     async def get_entry(self, entry_id: str, user_id: str) -> Entry:
         """The user's entry. Raises LedgerEntryNotFound, also if it is another user's."""
@@ -86,7 +101,8 @@ class Accounts:
         before = int(page.after[0]) if page.after else _SEQUENCE_MAX
 
         async def entries_of(connection: Connection) -> list[Entry]:
-            if await store.read_account(connection, account_id) is None:
+            [account] = await store.find_accounts(connection, [account_id])
+            if account is None:
                 raise account_not_found(account_id)
             return await store.read_entries(
                 connection, account_id, before=before, size=page.size + 1

@@ -34,4 +34,4 @@ async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
                     ready=partial(check_ready, database, schema=SCHEMA),
                 )
         finally:
-            await accounts.lane.close()
+            await accounts.close()

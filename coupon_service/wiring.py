@@ -38,6 +38,6 @@ async def build(settings: CouponSettings) -> AsyncIterator[Application]:
                     ready=partial(check_ready, database, schema=SCHEMA),
                 )
         finally:
-            await campaigns.lane.close()
+            await campaigns.close()
             await issuance.close()
-            await redemptions.lane.close()
+            await redemptions.close()

@@ -64,6 +64,13 @@ class OrderSettings(ServiceSettings):
     saga_backoff_max_s: float = seconds(
         10.0, "Longest wait between two attempts at a step.", most=600
     )
+    product_cache_s: float = seconds(
+        0.0,
+        "Age up to which GetProduct and ListProducts may return what this replica read before; "
+        "0: none is kept. Orders and carts never use it.",
+        most=300,
+        least=0,
+    )
     expiry_interval_s: float = seconds(
         1.0, "Time between two sweeps for orders whose time has passed.", most=60
     )

@@ -57,8 +57,10 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         decider = OrderDecider(idempotency, _times(settings), owner=settings.replica)
         lane = OrderLane(database, locks, decider, on_change=watches.report)
         stack.push_async_callback(lane.close)
-        products = Products(database, locks, idempotency)
-        stack.push_async_callback(products.lane.close)
+        products = Products(database, locks, idempotency, cache_s=settings.product_cache_s)
+        stack.push_async_callback(products.close)
+        carts = Carts(database)
+        stack.push_async_callback(carts.close)
         journal = _journal(settings, database, lane)
         stack.push_async_callback(journal.lane.close)
         services = await stack.enter_async_context(open_services(settings))
@@ -85,7 +87,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         yield Application(
             services=[
                 (add_ProductServiceServicer_to_server, ProductServicer(products)),
-                (add_CartServiceServicer_to_server, CartServicer(Carts(database))),
+                (add_CartServiceServicer_to_server, CartServicer(carts)),
                 (add_OrderServiceServicer_to_server, OrderServicer(orders)),
                 (add_SagaServiceServicer_to_server, SagaServicer(sagas)),
             ],

@@ -1,13 +1,14 @@
 """Dataclasses from rows whose columns have the names of their fields.
 
 A row that this release cannot read (a state or a JSON body that another release or a person wrote)
-must not stop the rows beside it: ``readable`` skips it, counts it, and logs its id once.
+must not stop the rows beside it: ``readable`` skips it, counts it, and logs its id once;
+``one_per_key`` returns the error in its place.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
 import structlog
@@ -16,7 +17,11 @@ from prometheus_client import Counter
 from common.db.statements import Row
 from common.metrics import REGISTRY
 
+K = TypeVar("K")
+R = TypeVar("R")
 T = TypeVar("T")
+
+_UNREADABLE: Final = (ValueError, LookupError, TypeError)
 
 LOGGED_MAX: Final = 1_000
 """Ids of unreadable rows that are remembered, so that each is logged once."""
@@ -58,9 +63,27 @@ def readable(kind: str, rows: Iterable[Row], convert: Callable[[Row], T]) -> lis
     for row in rows:
         try:
             found.append(convert(row))
-        except (ValueError, LookupError, TypeError) as error:
+        except _UNREADABLE as error:
             _report(kind, str(getattr(row, f"{kind}_id")), error)
     return found
+
+
+def one_per_key(
+    keys: Iterable[K], found: Mapping[K, R], convert: Callable[[R], T]
+) -> list[T | Exception | None]:
+    """What ``convert`` makes of each key's row, in the order of the keys; None where there is none.
+
+    In the place of a row that it cannot read is the error: it concerns only those who asked for
+    this row, and not the reads of other calls beside it.
+    """
+    values: list[T | Exception | None] = []
+    for key in keys:
+        row = found.get(key)
+        try:
+            values.append(None if row is None else convert(row))
+        except _UNREADABLE as error:
+            values.append(error)
+    return values
 
 
 def _report(kind: str, id_: str, error: Exception) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, Locked, RowLocks
-from common.db.rows import from_row
+from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, unnest
 from common.paging import Page
@@ -61,14 +61,15 @@ async def save_issued(connection: Connection, changed: Sequence[Campaign]) -> No
 # -- reads ---------------------------------------------------------------------------------------
 
 _read = sa.select(campaigns, CLOCK.label("now"))
-_ONE: Final = _read.where(campaigns.c.campaign_id == sa.bindparam("campaign_id"))
 _NEWEST: Final = newest_first(_read, campaigns.c.create_time, campaigns.c.campaign_id)
 
 
-async def read_campaign(connection: Connection, campaign_id: str) -> Campaign | None:
-    """One campaign as last committed."""
-    row = (await connection.execute(_ONE, {"campaign_id": campaign_id})).one_or_none()
-    return None if row is None else to_campaign(row)
+async def find_campaigns(
+    connection: Connection, campaign_ids: Sequence[str]
+) -> list[Campaign | Exception | None]:
+    """These campaigns as last committed, in their order."""
+    found = (await _CAMPAIGNS.read(connection, campaign_ids)).found
+    return one_per_key(campaign_ids, found, to_campaign)
 
 
 async def read_campaigns(connection: Connection, page: Page) -> list[Campaign]:

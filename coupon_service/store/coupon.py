@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from common.db.idempotency import Record
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, locked
-from common.db.rows import from_row
+from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.ids import is_id
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
@@ -235,15 +235,17 @@ async def restore_redemptions(connection: Connection, restored: Sequence[Redempt
 # -- reads ---------------------------------------------------------------------------------------
 
 _of_user = sa.select(coupons, _now).where(coupons.c.user_id == sa.bindparam("user_id"))
-_ONE: Final = _of_user.where(coupons.c.coupon_id == sa.bindparam("coupon_id"))
+_BY_ID: Final = _found.add_columns(_now)
 _NEWEST: Final = newest_first(_of_user, coupons.c.issue_time, coupons.c.coupon_id)
 
 
-async def read_coupon(connection: Connection, coupon_id: str, user_id: str) -> Coupon | None:
-    """One coupon of the user as last committed."""
-    asked = {"coupon_id": coupon_id, "user_id": user_id}
-    row = (await connection.execute(_ONE, asked)).one_or_none()
-    return None if row is None else _to_coupon(row)
+async def find_coupons(
+    connection: Connection, coupon_ids: Sequence[str]
+) -> list[Coupon | Exception | None]:
+    """These coupons as last committed, in their order."""
+    parameters = arrays_of_tuples(_wanted, [(coupon_id,) for coupon_id in coupon_ids])
+    rows = await connection.execute(_BY_ID, parameters)
+    return one_per_key(coupon_ids, {row.coupon_id: row for row in rows}, _to_coupon)
 
 
 async def read_coupons(connection: Connection, user_id: str, page: Page) -> list[Coupon]:

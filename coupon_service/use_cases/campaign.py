@@ -11,11 +11,11 @@ from pydantic import TypeAdapter
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
-from common.batching.loader import BatchLoader
+from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.repeat import read, read_by_id
+from common.db.repeat import read
 from common.db.row_locks import read_clock
 from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
@@ -46,6 +46,7 @@ class Campaigns:
 
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
+        self._found = BatchLoader("campaign", database, store.find_campaigns)
         self.lane: Lane[CreateCampaign, Created] = Lane(
             "create_campaign",
             database,
@@ -54,6 +55,11 @@ class Campaigns:
             STRATEGIES,
             translate=_translate,
         )
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self.lane.close()
+        await self._found.close()
 
     async def create(self, command: CreateCampaign) -> Created:
         """Create the campaign, or replay it.
@@ -65,7 +71,7 @@ class Campaigns:
 
     async def get_campaign(self, campaign_id: str) -> Campaign:
         """The campaign as last committed. Raises CampaignNotFound or DatabaseUnavailable."""
-        campaign = await read_by_id(self._database, campaign_id, store.read_campaign)
+        campaign = await load_by_id(self._found, campaign_id)
         if campaign is None:
             raise CampaignNotFound(campaign_id=campaign_id)
         return campaign
@@ -144,7 +150,7 @@ class Issuance:
     """
 
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
-        self._snapshots = BatchLoader(database, coupon_store.read_snapshots)
+        self._snapshots = BatchLoader("issue_coupon", database, coupon_store.read_snapshots)
         self.lane: Lane[IssueCoupon, Issued] = Lane(
             "issue_coupon",
             database,

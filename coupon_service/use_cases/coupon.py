@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 from pydantic import TypeAdapter
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
+from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.repeat import read, read_by_id
+from common.db.repeat import read
 from common.db.statements import Connection
 from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
@@ -58,9 +58,15 @@ class Redemptions:
 
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
+        self._found = BatchLoader("coupon", database, store.find_coupons)
         self.lane: Lane[Command, Changed] = Lane(
             "use_coupon", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self.lane.close()
+        await self._found.close()
 
     async def write(self, command: Command) -> Changed:
         """Redeem or restore the coupon, or replay it.
@@ -73,9 +79,8 @@ class Redemptions:
 
     async def get_coupon(self, coupon_id: str, user_id: str) -> Coupon:
         """The user's coupon as last committed. Raises CouponNotFound or DatabaseUnavailable."""
-        find = partial(store.read_coupon, user_id=user_id)
-        coupon = await read_by_id(self._database, coupon_id, find)
-        if coupon is None:
+        coupon = await load_by_id(self._found, coupon_id)
+        if coupon is None or coupon.user_id != user_id:
             raise CouponNotFound(user_id=user_id, coupon_id=coupon_id)
         return coupon
 

@@ -63,7 +63,7 @@ async def take_snapshots(sources: Sources) -> AsyncIterator[Books]:
     """All books at this moment. Raises CannotAudit, also for errors within the block."""
     async with AsyncExitStack() as exits:
         databases = {
-            service: await exits.enter_async_context(_connect(service, url))
+            service: await exits.enter_async_context(connect(service, url))
             for service, url in sources.databases.items()
         }
         exits.enter_context(gateway_errors(sources.gateway_record))
@@ -78,7 +78,8 @@ async def take_snapshots(sources: Sources) -> AsyncIterator[Books]:
 
 
 @asynccontextmanager
-async def _connect(service: str, url: str) -> AsyncIterator[AsyncConnection]:
+async def connect(service: str, url: str) -> AsyncIterator[AsyncConnection]:
+    """A read-only session, whose first statement takes its snapshot. Raises CannotAudit."""
     engine = create_async_engine(
         engine_url(url),
         poolclass=NullPool,

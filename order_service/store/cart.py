@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from common.db.statements import Connection
+from common.db.statements import Connection, Row
+from common.db.unnest import arrays_of_tuples, same, unnest
 from order_service.model.cart import Cart
 from order_service.model.order import Line
 from order_service.tables import CART_ONCE, cart_items, carts
@@ -61,12 +64,13 @@ _CLEAR: Final = sa.delete(cart_items).where(cart_items.c.user_id == _user)
 _COUNT: Final = (
     sa.select(sa.func.count()).select_from(cart_items).where(cart_items.c.user_id == _user)
 )
+_asked = unnest("asked", carts.c.user_id)
 # One statement has one snapshot: lines and version belong together.
 _READ: Final = (
-    sa.select(carts.c.version, carts.c.update_time, cart_items.c.product_id, cart_items.c.quantity)
-    .select_from(carts.outerjoin(cart_items, cart_items.c.user_id == carts.c.user_id))
-    .where(carts.c.user_id == _user)
-    .order_by(cart_items.c.product_id)
+    sa.select(carts, *cart_items.c["product_id", "quantity"])
+    .join_from(_asked, carts, same(carts, _asked))
+    .outerjoin(cart_items, cart_items.c.user_id == carts.c.user_id)
+    .order_by(carts.c.user_id, cart_items.c.product_id)
 )
 
 
@@ -107,9 +111,19 @@ async def count_items(connection: Connection, user_id: str) -> int:
     return count
 
 
-async def read_cart(connection: Connection, user_id: str) -> Cart:
-    """The cart as last committed; empty and at version 0 if it was never changed."""
-    rows = (await connection.execute(_READ, {"user_id": user_id})).all()
+async def find_carts(connection: Connection, user_ids: Sequence[str]) -> list[Cart]:
+    """The users' carts as last committed, in their order.
+
+    One that was never changed is empty and at version 0.
+    """
+    parameters = arrays_of_tuples(_asked, [(user_id,) for user_id in user_ids])
+    rows: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in await connection.execute(_READ, parameters):
+        rows[row.user_id].append(row)
+    return [_to_cart(user_id, rows[user_id]) for user_id in user_ids]
+
+
+def _to_cart(user_id: str, rows: Sequence[Row]) -> Cart:
     if not rows:
         return Cart(user_id, (), 0, None)
     lines = tuple(Line(row.product_id, row.quantity) for row in rows if row.product_id is not None)

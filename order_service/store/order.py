@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from common.db.keyset import newest_first, read_readable, rows_of
 from common.db.row_locks import Locked, RowLocks
-from common.db.rows import from_row, readable
+from common.db.rows import from_row, one_per_key, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
 from common.paging import BYTES_MAX, Page, TimePosition
@@ -90,7 +90,6 @@ async def add(connection: Connection, new: Collection[Order]) -> None:
 
 # -- reads ---------------------------------------------------------------------------------------
 
-_ONE: Final = sa.select(orders).where(orders.c.order_id == sa.bindparam("order_id"))
 _state = sa.bindparam("state", type_=sa.Text)
 _NEWEST: Final = newest_first(
     sa.select(orders).where(
@@ -126,12 +125,14 @@ _LINES_MAX: Final = BYTES_MAX // 50
 """More lines than a page holds: the message of a line has more than 50 bytes, 36 of them its id."""
 
 
-async def read_order(connection: Connection, order_id: str) -> Order | None:
-    """One order as last committed."""
-    row = (await connection.execute(_ONE, {"order_id": order_id})).one_or_none()
-    if row is None:
-        return None
-    return _to_order(row, (await _read_items(connection, [row]))[order_id])
+async def find_orders(
+    connection: Connection, order_ids: Sequence[str]
+) -> list[Order | Exception | None]:
+    """These orders as last committed, in their order."""
+    found = (await _ORDERS.read(connection, order_ids)).found
+    # A second statement, of a later moment: the lines of an order never change.
+    items = await _read_items(connection, list(found.values()))
+    return one_per_key(order_ids, found, lambda row: _to_order(row, items[row.order_id]))
 
 
 async def read_orders(

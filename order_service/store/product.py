@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import sqlalchemy as sa
 
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import Locked, RowLocks
-from common.db.rows import from_row
+from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, unnest
 from common.money import Money
@@ -84,14 +84,15 @@ async def add_entries(connection: Connection, entries: Collection[StockEntry]) -
 
 # -- reads ---------------------------------------------------------------------------------------
 
-_ONE: Final = sa.select(products).where(products.c.product_id == sa.bindparam("product_id"))
 _NEWEST: Final = newest_first(sa.select(products), products.c.create_time, products.c.product_id)
 
 
-async def read_product(connection: Connection, product_id: str) -> Product | None:
-    """One product as last committed."""
-    row = (await connection.execute(_ONE, {"product_id": product_id})).one_or_none()
-    return None if row is None else _to_product(row)
+async def find_products(
+    connection: Connection, product_ids: Sequence[str]
+) -> list[Product | Exception | None]:
+    """These products as last committed, in their order."""
+    found = (await _PRODUCTS.read(connection, product_ids)).found
+    return one_per_key(product_ids, found, _to_product)
 
 
 async def read_products(connection: Connection, page: Page) -> list[Product]:

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Final
 
 from common.backoff import Backoff
+from common.batching.loader import BatchLoader
 from common.db.bulkheads import Bulkhead
 from common.db.engines import Database
-from common.db.repeat import in_transaction, read
+from common.db.repeat import in_transaction
 from common.db.statements import Connection
 from common.db.transactions import commit_as_a_write
 from common.errors import ConflictRetriesExhausted, InvalidField
@@ -25,7 +26,7 @@ from common.ids import is_id
 from order_service.errors import CartChanged, ProductNotFound
 from order_service.model.cart import ITEMS_MAX, Cart, ClearCart, SetCartItem
 from order_service.store import cart as store
-from order_service.store.product import read_product
+from order_service.store.product import find_products
 
 WAITING_MAX: Final = 128
 """Changes of one cart that wait in a replica for their turn; more are refused with OVERLOADED."""
@@ -42,12 +43,17 @@ class Carts:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._found = BatchLoader("cart", database, store.find_carts)
         self._turns: dict[str, Bulkhead] = {}
         """The turns of the carts that are being changed, by user."""
 
+    async def close(self) -> None:
+        """Wait until no read is running."""
+        await self._found.close()
+
     async def get_cart(self, user_id: str) -> Cart:
         """The cart as last committed; empty and at version 0 if it was never changed."""
-        return await read(self._database, lambda connection: store.read_cart(connection, user_id))
+        return await self._found.load(user_id)
 
     async def set_item(self, command: SetCartItem) -> Cart:
         """Set one line. Setting the value that it has changes nothing, not even the version.
@@ -98,7 +104,7 @@ class Carts:
         """The cart for a command that changed nothing: it confirms what another one wrote."""
 
         async def confirm(connection: Connection) -> Cart:
-            cart = await store.read_cart(connection, user_id)
+            cart = await _read(connection, user_id)
             await commit_as_a_write(connection)
             return cart
 
@@ -120,21 +126,27 @@ class _Unchanged(Exception):  # noqa: N818 - a state, not a fault
 
 
 async def _set_item(connection: Connection, command: SetCartItem) -> Cart:
-    if await read_product(connection, command.product_id) is None:
+    [product] = await find_products(connection, [command.product_id])
+    if product is None:
         raise ProductNotFound(product_id=command.product_id)
     await _raise_version(connection, command)
     if not await store.set_item(connection, command.user_id, command.product_id, command.quantity):
         raise _Unchanged
     if await store.count_items(connection, command.user_id) > ITEMS_MAX:
         raise InvalidField("product_id", f"the cart holds {ITEMS_MAX} others")
-    return await store.read_cart(connection, command.user_id)
+    return await _read(connection, command.user_id)
+
+
+async def _read(connection: Connection, user_id: str) -> Cart:
+    [cart] = await store.find_carts(connection, [user_id])
+    return cart
 
 
 async def _clear(connection: Connection, command: ClearCart) -> Cart:
     await _raise_version(connection, command)
     if not await store.clear(connection, command.user_id):
         raise _Unchanged
-    return await store.read_cart(connection, command.user_id)
+    return await _read(connection, command.user_id)
 
 
 async def _raise_version(connection: Connection, command: SetCartItem | ClearCart) -> None:

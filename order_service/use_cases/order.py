@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Final, TypeAlias
 
 from common import deadlines
+from common.batching.loader import BatchLoader, load_by_id
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyStore
-from common.db.repeat import read, read_by_id
+from common.db.repeat import read
 from common.errors import RequestInProgress
 from common.ids import is_id, new_id
 from common.paging import Found, Page, TimePosition
@@ -59,6 +60,7 @@ class Orders:
         idempotency: IdempotencyStore,
     ) -> None:
         self._database = database
+        self._found = BatchLoader("order", database, store.find_orders)
         self._lane = lane
         self._runner = runner
         self._watches = watches
@@ -67,8 +69,9 @@ class Orders:
         self._expiry = Expiry(database, lane)
 
     async def close(self, limit_s: float) -> None:
-        """Wait at most ``limit_s`` for sagas that are being begun."""
+        """Wait at most ``limit_s`` for sagas that are being begun, and for reads."""
         await self._detached.close(limit_s)
+        await self._found.close()
 
     # -- writes ----------------------------------------------------------------------------------
 
@@ -199,7 +202,7 @@ class Orders:
 
     async def get_order(self, order_id: str, user_id: str) -> Order:
         """The order as last committed. Raises OrderNotFound, also if it is another user's."""
-        order = await read_by_id(self._database, order_id, store.read_order)
+        order = await load_by_id(self._found, order_id)
         if order is None or order.user_id != user_id:
             raise OrderNotFound(order_id=order_id)
         return order

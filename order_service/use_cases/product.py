@@ -11,11 +11,12 @@ from pydantic import TypeAdapter
 
 from common.batching.decider import Decider
 from common.batching.lane import Lane
+from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.repeat import read, read_by_id
+from common.db.repeat import read
 from common.db.row_locks import read_clock
 from common.db.statements import Connection
 from common.errors import Refusal, RequestIdReused
@@ -28,6 +29,7 @@ from order_service.locking import STRATEGIES
 from order_service.model.product import CreateProduct, Product, RestockProduct, StockEntry
 from order_service.store import product as store
 from order_service.tables import STOCK_ENTRY_ONCE
+from order_service.use_cases.product_cache import ProductCache
 
 ProductCommand: TypeAlias = CreateProduct | RestockProduct
 
@@ -37,11 +39,26 @@ _BODY: Final[TypeAdapter[Product]] = TypeAdapter(Product)
 class Products:
     """All products, as one replica writes and reads them."""
 
-    def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        locks: Locks,
+        idempotency: IdempotencyStore,
+        *,
+        cache_s: float = 0.0,
+    ) -> None:
+        """``cache_s``: how old what is read may be; 0: not at all."""
         self._database = database
+        self._cache = ProductCache(cache_s)
+        self._found = BatchLoader("product", database, store.find_products)
         self.lane: Lane[ProductCommand, Result[Product]] = Lane(
             "product", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )
+
+    async def close(self) -> None:
+        """Refuse new commands and wait until those accepted are decided."""
+        await self.lane.close()
+        await self._found.close()
 
     async def write(self, command: ProductCommand) -> Result[Product]:
         """Carry the command out, or replay it.
@@ -54,15 +71,26 @@ class Products:
         return await self.lane.submit(command)
 
     async def get_product(self, product_id: str) -> Product:
-        """The product as last committed. Raises ProductNotFound."""
-        product = await read_by_id(self._database, product_id, store.read_product)
-        if product is None:
+        """The product as last committed, or from the cache. Raises ProductNotFound."""
+
+        async def load() -> Sequence[Product]:
+            product = await load_by_id(self._found, product_id)
+            return () if product is None else (product,)
+
+        found = await self._cache.read(product_id, load)
+        if not found:
             raise ProductNotFound(product_id=product_id)
-        return product
+        return found[0]
 
     async def list_products(self, page: Page) -> Found[Product]:
-        """A page of all products, newest first."""
-        found = await read(self._database, lambda connection: store.read_products(connection, page))
+        """A page of all products, newest first, as last committed or from the cache."""
+
+        async def load() -> Sequence[Product]:
+            return await read(
+                self._database, lambda connection: store.read_products(connection, page)
+            )
+
+        found = await self._cache.read((page.size, page.after), load)
         return Found(
             page, found, lambda product: TimePosition(product.create_time, product.product_id).key
         )

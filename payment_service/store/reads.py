@@ -8,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from common.db.keyset import newest_first, read_readable, rows_of
-from common.db.rows import from_row
+from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays_of_tuples, same, unnest
 from common.money import Money
@@ -19,7 +19,8 @@ from payment_service.model.payment_command import ConfirmPayment
 from payment_service.store.payment import readable_confirmations, to_confirmation
 from payment_service.tables import payments
 
-_BY_ID: Final = sa.select(payments).where(payments.c.payment_id == sa.bindparam("payment_id"))
+_wanted = unnest("wanted", payments.c.payment_id)
+_BY_ID: Final = sa.select(payments).join_from(_wanted, payments, same(payments, _wanted))
 _CLAIMS: Final = sa.select(payments).where(
     sa.or_(
         payments.c.payment_key == sa.bindparam("payment_key"),
@@ -37,10 +38,13 @@ _NEWEST: Final = newest_first(
 _NEWEST_OF_ORDER: Final = _NEWEST.where(payments.c.order_id == sa.bindparam("order_id"))
 
 
-async def read_payment(connection: Connection, payment_id: str) -> Confirmation | None:
-    """One payment as last committed."""
-    row = (await connection.execute(_BY_ID, {"payment_id": payment_id})).one_or_none()
-    return None if row is None else to_confirmation(row)
+async def find_payments(
+    connection: Connection, payment_ids: Sequence[str]
+) -> list[Confirmation | Exception | None]:
+    """These payments as last committed, in their order."""
+    parameters = arrays_of_tuples(_wanted, [(payment_id,) for payment_id in payment_ids])
+    rows = await connection.execute(_BY_ID, parameters)
+    return one_per_key(payment_ids, {row.payment_id: row for row in rows}, to_confirmation)
 
 
 async def read_claims(

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from common import deadlines
-from common.db.engines import Database
-from common.db.repeat import read_by_id
+from common.batching.loader import BatchLoader, load_by_id
 from common.errors import DeadlineTooShort, RequestInProgress
 from common.request_key import RequestKey, Result
 from common.tasks import DetachedTasks, finished_within, result_of
 from payment_service.model.confirmation import Confirmation
-from payment_service.store import reads as store
 from payment_service.use_cases.decider import Posted
 
 WAIT_S_MAX: Final = 5.0
@@ -38,9 +36,11 @@ SameCall = tuple[RequestKey, bytes, bool]
 class JoinedCalls:
     """The calls of one replica, of which one works for each request."""
 
-    def __init__(self, database: Database, tasks: DetachedTasks) -> None:
-        """``tasks``: where the work runs, detached from its callers."""
-        self._database = database
+    def __init__(
+        self, payments: BatchLoader[str, Confirmation | None], tasks: DetachedTasks
+    ) -> None:
+        """``payments``: reads them. ``tasks``: where the work runs, detached from its callers."""
+        self._payments = payments
         self._tasks = tasks
         self._running: dict[SameCall, asyncio.Task[Outcome]] = {}
         self._watched: dict[SameCall, _Watched] = {}
@@ -98,7 +98,7 @@ class JoinedCalls:
                 return
             pause_s = min(pause_s * 1.5, _POLL_S_MAX)
             payment_id = watched.seen.payment.payment_id
-            found = await read_by_id(self._database, payment_id, store.read_payment)
+            found = await load_by_id(self._payments, payment_id)
             watched.seen = found if found is not None and found.open else None
 
 

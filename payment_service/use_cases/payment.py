@@ -12,10 +12,11 @@ from datetime import timedelta
 from functools import partial
 
 from common.batching.lane import Lane
+from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import Limits
 from common.db.engines import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.repeat import read, read_by_id
+from common.db.repeat import read
 from common.db.statements import Connection
 from common.errors import Overloaded, Refusal, RequestInProgress
 from common.locking.locks import NoLocks
@@ -60,6 +61,7 @@ class Payments:
         lease = timedelta(seconds=lease_s)
         confirm_window = timedelta(seconds=confirm_window_s)
         self._database = database
+        self._found = BatchLoader("payment", database, store.find_payments)
         self._gateway = gateway
         self._marks = marks
         self._idempotency = idempotency
@@ -77,14 +79,15 @@ class Payments:
             database, self.lane, gateway, lease=lease, concurrency=resolve_concurrency
         )
         self._calls = DetachedTasks("payments")
-        self._joined = JoinedCalls(database, self._calls)
+        self._joined = JoinedCalls(self._found, self._calls)
 
     async def close(self, grace_s: float) -> None:
-        """Wait for calls and work at the gateway, ``grace_s`` in all, then for the lane."""
+        """Wait for calls and work at the gateway, ``grace_s`` in all, then for lane and reads."""
         until = now() + grace_s
         await self._calls.close(grace_s)
         await self.resolver.close(max(0.0, until - now()))
         await self.lane.close()
+        await self._found.close()
 
     # -- confirm -------------------------------------------------------------------------------
 
@@ -238,7 +241,7 @@ class Payments:
     async def _looked_up(self, command: ResolvePayment) -> ResolvePayment:
         """The command with what the gateway says; the payment's row decides with it."""
         check_amount(command)
-        seen = await read_by_id(self._database, command.payment_id, store.read_payment)
+        seen = await load_by_id(self._found, command.payment_id)
         if seen is None:
             raise PaymentNotFound(payment_id=command.payment_id)
         return replace(
@@ -252,7 +255,7 @@ class Payments:
 
     async def get_payment(self, payment_id: str, user_id: str) -> Payment:
         """The payment as last committed. Raises PaymentNotFound."""
-        found = await read_by_id(self._database, payment_id, store.read_payment)
+        found = await load_by_id(self._found, payment_id)
         if found is None or found.payment.user_id != user_id:
             raise PaymentNotFound(user_id=user_id, payment_id=payment_id)
         return found.payment

@@ -12,6 +12,7 @@ _EXPLAINED: Final = (
     "tests/integration/audit/test_explained.py::test_what_is_not_explained_is_a_breach"
 )
 _COMMAND: Final = "tests/integration/audit/test_command.py::"
+_REBUILD: Final = "tests/integration/audit/test_rebuild.py::"
 
 AUDIT: Final = (
     Mutant(
@@ -86,5 +87,13 @@ AUDIT: Final = (
         old="return HOLDS if report.holds else BREACH",
         new="return HOLDS if report.lines else BREACH",
         tests=(f"{_COMMAND}test_breach_exits_1_as_text_and_as_json",),
+    ),
+    Mutant(
+        "rebuilt-differently-with-exit-0",
+        "a balance that is not that of the ledger is named, and the command exits with 0",
+        file="deploy/rebuild.py",
+        old="return DIFFERENT if differ else EQUAL",
+        new="return EQUAL",
+        tests=(f"{_REBUILD}test_exit_codes",),
     ),
 )

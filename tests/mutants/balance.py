@@ -7,6 +7,7 @@ from typing import Final
 from tests.mutants.mutant import Mutant
 
 _API: Final = "tests/integration/balance/test_balance.py::"
+_AT_TIME: Final = "tests/integration/balance/test_at_time.py::"
 _RACES: Final = "tests/concurrency/balance/test_accounts.py::"
 _COUNTED: Final = "tests/integration/balance/test_charges_counted.py::"
 _MODEL: Final = "tests/unit/balance/test_model.py::"
@@ -118,5 +119,29 @@ BALANCE: Final = (
         tests=(
             f"{_RACES}test_two_charges_that_read_the_same_balance_both_count[no-redis-constraints]",
         ),
+    ),
+    Mutant(
+        "balance-before-its-entry",
+        "the entry of the very time that is asked about does not count",
+        file="balance_service/store.py",
+        old="_is_up_to_then = ledger_entries.c.create_time <= _bisection.c.time",
+        new="_is_up_to_then = ledger_entries.c.create_time < _bisection.c.time",
+        tests=(f"{_AT_TIME}test_the_last_entry_up_to_the_time_counts",),
+    ),
+    Mutant(
+        "bisection-without-its-middle",
+        "the search for the last entry up to a time leaves out an entry that it has compared",
+        file="balance_service/store.py",
+        old="else_=ledger_entries.c.sequence - 1)",
+        new="else_=ledger_entries.c.sequence - 2)",
+        tests=(f"{_AT_TIME}test_the_search_is_right_for_every_length_and_time",),
+    ),
+    Mutant(
+        "balance-of-the-future",
+        "a balance is returned as of a time that is not over",
+        file="balance_service/model.py",
+        old="if asked.time > self.present_time:",
+        new="if False:",
+        tests=(f"{_AT_TIME}test_a_time_in_the_future_is_refused",),
     ),
 )

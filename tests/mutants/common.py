@@ -7,6 +7,8 @@ from typing import Final
 from tests.mutants.mutant import Mutant
 
 _LANE: Final = "tests/integration/common/test_lane.py::"
+_LOADER: Final = "tests/integration/common/test_loader.py::"
+_READS: Final = "tests/integration/services/test_reads.py::"
 _ROWS: Final = "tests/integration/common/test_row_locks.py::"
 _RECORDS: Final = "tests/integration/common/test_idempotency.py::"
 _REDIS: Final = "tests/integration/common/test_redis_locks.py::"
@@ -274,5 +276,37 @@ COMMON: Final = (
         old="if self.ready and 0 < failed < FAILURES_MAX:",
         new="if False:",
         tests=(f"{_SERVER}test_only_several_failed_probes_in_a_row_take_a_replica_out",),
+    ),
+    Mutant(
+        "join-a-sent-statement",
+        "a read joins the statement that another call of its key has sent before",
+        file="common/batching/loader.py",
+        old="""        value: asyncio.Future[V] = asyncio.get_running_loop().create_future()
+""",
+        new="""        sent = self.__dict__.setdefault("sent", {})
+        if key in sent and not sent[key].done():
+            return await asyncio.shield(sent[key])
+        value = sent[key] = asyncio.get_running_loop().create_future()
+""",
+        tests=(
+            f"{_LOADER}test_a_read_sees_what_was_committed_before_it",
+            f"{_READS}test_a_read_shows_what_was_committed_before_it",
+        ),
+    ),
+    Mutant(
+        "one-failing-key-fails-all",
+        "a key whose statement fails lets the reads of all others in its batch fail",
+        file="common/batching/loader.py",
+        old="if len(keys) > 1 and not over and _may_be_of_one_key(error):",
+        new="if False:",
+        tests=(f"{_LOADER}test_a_key_that_fails_its_statement_fails_alone",),
+    ),
+    Mutant(
+        "a-statement-per-key",
+        "concurrent reads are loaded one by one",
+        file="common/batching/loader.py",
+        old="while self._queue and size < BATCH_MAX:",
+        new="while self._queue and size < 1:",
+        tests=(f"{_READS}test_concurrent_reads_share_a_statement",),
     ),
 )

@@ -8,6 +8,7 @@ from tests.mutants.mutant import Mutant
 
 _MODEL: Final = "tests/unit/coupon/test_model.py::"
 _USE: Final = "tests/integration/coupon/test_redemptions.py::"
+_BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 _CAMPAIGNS: Final = "tests/integration/coupon/test_campaigns.py::"
 _ISSUANCE: Final = "tests/concurrency/coupon/test_issuance.py::"
 _STRATEGIES: Final = "tests/integration/services/test_strategies.py::"
@@ -122,5 +123,13 @@ COUPON: Final = (
         old="return CouponState.EXPIRED if self.as_of >= self.expire_time else CouponState.ISSUED",
         new="return CouponState.ISSUED",
         tests=(f"{_USE}test_expired_coupon_is_shown_and_refused",),
+    ),
+    Mutant(
+        "coupons-of-other-users",
+        "a user can read the coupons of others",
+        file="coupon_service/use_cases/coupon.py",
+        old="if coupon is None or coupon.user_id != user_id:",
+        new="if coupon is None:",
+        tests=(f"{_BAD_INPUT}test_user_without_anything_is_refused",),
     ),
 )

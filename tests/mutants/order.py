@@ -16,6 +16,7 @@ _JOURNAL: Final = "tests/integration/order/test_saga_journal.py::"
 _CARTS: Final = "tests/integration/order/test_carts.py::"
 _BULKHEADS: Final = "tests/integration/order/test_bulkheads.py::"
 _SWEEPS: Final = "tests/integration/order/test_sweeps.py::"
+_CACHE: Final = "tests/unit/order/test_product_cache.py::"
 _BAD_INPUT: Final = "tests/integration/contract/test_bad_input.py::"
 
 ORDER: Final = (
@@ -176,5 +177,13 @@ ORDER: Final = (
         old="        except Exception as error:  # noqa",
         new="        except ValueError as error:  # noqa",
         tests=(f"{_SWEEPS}test_orders_that_cannot_expire_stop_no_other",),
+    ),
+    Mutant(
+        "products-older-than-allowed",
+        "the age of a cached product counts from the end of its read",
+        file="order_service/use_cases/product_cache.py",
+        old="self._keep(asked, _Kept(now_s, products))",
+        new="self._keep(asked, _Kept(self._clock(), products))",
+        tests=(f"{_CACHE}test_the_age_counts_from_the_begin_of_the_read",),
     ),
 )

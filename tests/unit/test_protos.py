@@ -31,7 +31,7 @@ FOR_OTHER_SERVICES: Final = {
 NOT_REASONS: Final = {
     *("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"),
     *("RESOURCE_EXHAUSTED", "NEEDS_ATTENTION", "WAITING_FOR_DEPOSIT"),
-    "TALLY_PAYMENT_CONFIRM_WINDOW_S",
+    *("TALLY_PAYMENT_CONFIRM_WINDOW_S", "TALLY_ORDER_PRODUCT_CACHE_S"),
 }
 """Codes, states and settings in the comments of methods."""
 _COMMENTED: Final = re.compile(r"((?:^ *//.*\n)+) *(?:rpc|service) (\w+)", re.MULTILINE)

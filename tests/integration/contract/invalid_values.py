@@ -135,6 +135,15 @@ def time() -> Kind:
     return Kind(values)
 
 
+def past_time() -> Kind:
+    """A time in the years 1970 to 9999 that is not in the future, or none."""
+    seconds = (-1, -(2**63), _YEAR_10000 - 1, _YEAR_10000, 2**63 - 1)
+    nanos = (-1, 10**9, 2**31 - 1, -(2**31))
+    bad = [(each, 0) for each in seconds] + [(10**9, each) for each in nanos]
+    times = [Timestamp(seconds=second, nanos=nano) for second, nano in bad]
+    return Kind(lambda path: _all(times, invalid(path)), required=False)
+
+
 def lifetime() -> Kind:
     """A duration above 0 of at most 3650 days."""
     most = 3650 * 86_400
@@ -263,6 +272,7 @@ _KINDS: Final = {
     "stock": number(0, 10**12),
     "expected_version": number(0, 2**63 - 1),
     **dict.fromkeys(("start_time", "end_time"), time()),
+    "at_time": past_time(),
     "coupon_lifetime": lifetime(),
     "items": lines(),
     # Ids of other services, whose existence is not checked, and other limits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,7 +77,7 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
         "ChargeBalance": {"amount": won(100)},
         "DeductBalance": {"amount": won(100), "order_id": "order-1"},
         "RefundDeduction": {},
-        "GetBalance": {},
+        "GetBalance": {"at_time": Timestamp(seconds=int(time.time()))},
         "GetLedgerEntry": {"entry_id": seed.entries[0]},
         "ListLedgerEntries": {},
         "CreateCampaign": {

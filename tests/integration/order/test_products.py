@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from deploy.local.postgres_roles import ServiceUrls
 from tally.order.v1 import order_pb2 as pb
-from tests.support.orders import Shop, create_product, restock
+from tests.support.orders import Shop, create_product, open_shop, restock
 from tests.support.pages import pages_of
 from tests.support.refusals import refused
 
@@ -42,3 +43,27 @@ async def test_products_are_listed_in_pages_newest_first(shop: Shop) -> None:
     made = [await shop.product(1) for _ in range(7)]
     pages = await pages_of(shop.products.ListProducts, pb.ListProductsRequest(page_size=3))
     assert [product.product_id for page in pages for product in page] == made[::-1]
+
+
+async def test_orders_do_not_decide_by_what_the_cache_returns(
+    order_database: ServiceUrls, redis_url: str
+) -> None:
+    url = order_database.runtime
+    async with open_shop(1, database_url=url, redis_url=redis_url, product_cache_s=300.0) as shop:
+        tea = await shop.product(2)
+        listed = pb.ListProductsRequest()
+
+        async def shown() -> list[int]:
+            [product] = (await shop.products.ListProducts(listed)).products
+            return [(await shop.stock(tea))[0], product.stock]
+
+        assert await shown() == [2, 2]
+        await shop.order("ann", {tea: 2})
+        assert await shown() == [2, 2], "as read before the order"
+        with refused("OUT_OF_STOCK"):
+            await shop.order("bob", {tea: 1})
+        restocked = (await shop.products.RestockProduct(restock(tea, 5, "r1"))).product
+        assert (restocked.stock, restocked.reserved) == (5, 2)
+        await shop.order("bob", {tea: 5})
+        mug = await shop.product(3)
+        assert await shop.stock(mug) == (3, 0, 0), "what was not read before is read"

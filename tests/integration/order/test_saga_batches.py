@@ -110,8 +110,8 @@ class Batches:
 
     async def order(self) -> Order:
         async with self.database.reads.connect() as connection:
-            order = await order_store.read_order(connection, self.order_id)
-        assert order is not None
+            [order] = await order_store.find_orders(connection, [self.order_id])
+        assert isinstance(order, Order)
         return order
 
 

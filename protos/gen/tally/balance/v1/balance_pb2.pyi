@@ -377,21 +377,36 @@ class GetBalanceRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    AT_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The user who owns the account: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     currency_code: _builtins.str
     """The currency of the account, an ISO-4217 code: three capital letters."""
+    @_builtins.property
+    def at_time(self) -> _timestamp_pb2.Timestamp:
+        """Return the balance as of this time, from the ledger (optional: now). The last entry counts
+        whose create_time is this time or earlier; parts of a microsecond are cut off. In the years
+        1970 to 9999, and not in the future: later than the database's clock and than the account's
+        last entry.
+
+        An entry's time is that of its decision, a little before its commit. What is returned for a
+        time that is some seconds past does not change any more; before that, an entry may be added.
+        """
+
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         currency_code: _builtins.str = ...,
+        at_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_time", b"_at_time", "at_time", b"at_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_time", b"_at_time", "at_time", b"at_time", "currency_code", b"currency_code", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__at_time: _TypeAlias = _typing.Literal["at_time"]  # noqa: Y015
+    _WhichOneofArgType__at_time: _TypeAlias = _typing.Literal["_at_time", b"_at_time"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_time) -> _WhichOneofReturnType__at_time | None: ...
 
 Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
 
@@ -404,7 +419,9 @@ class GetBalanceResponse(_message.Message):
     BALANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def balance(self) -> Global___Balance:
-        """The balance now."""
+        """The balance now, or as of at_time: its version and update_time are those of the last entry
+        that counts.
+        """
 
     def __init__(
         self,

@@ -127,9 +127,11 @@ class BalanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBalance(self, request, context):
-        """Reads the balance of one account.
+        """Reads the balance of one account: as it is now, or as it was at a time (at_time).
 
-        Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency.
+        Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency, or had none
+        at that time: an account begins with its first charge. INVALID_ARGUMENT / INVALID_FIELD naming
+        at_time if it is in the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

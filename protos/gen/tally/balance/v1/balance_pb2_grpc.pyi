@@ -52,9 +52,11 @@ class BalanceServiceStub:
     of ChargeBalance do not apply to a refund: it may leave more than 10^18, up to 2^63 - 1.
     """
     GetBalance: _aio.UnaryUnaryMultiCallable[_balance_pb2.GetBalanceRequest, _balance_pb2.GetBalanceResponse]
-    """Reads the balance of one account.
+    """Reads the balance of one account: as it is now, or as it was at a time (at_time).
 
-    Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency.
+    Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency, or had none
+    at that time: an account begins with its first charge. INVALID_ARGUMENT / INVALID_FIELD naming
+    at_time if it is in the future.
     """
     GetLedgerEntry: _aio.UnaryUnaryMultiCallable[_balance_pb2.GetLedgerEntryRequest, _balance_pb2.GetLedgerEntryResponse]
     """Reads one ledger entry of a user, of whichever currency.
@@ -130,9 +132,11 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _balance_pb2.GetBalanceRequest,
         context: _aio.ServicerContext[_balance_pb2.GetBalanceRequest, _abc.Awaitable[_balance_pb2.GetBalanceResponse]],
     ) -> _abc.Awaitable[_balance_pb2.GetBalanceResponse]:
-        """Reads the balance of one account.
+        """Reads the balance of one account: as it is now, or as it was at a time (at_time).
 
-        Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency.
+        Errors: NOT_FOUND / ACCOUNT_NOT_FOUND if the user has no account in the currency, or had none
+        at that time: an account begins with its first charge. INVALID_ARGUMENT / INVALID_FIELD naming
+        at_time if it is in the future.
         """
 
     @_abc_1.abstractmethod

@@ -94,7 +94,9 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetProduct(self, request, context):
-        """Reads one product.
+        """Reads one product. With TALLY_ORDER_PRODUCT_CACHE_S, which is off by default, it may be as it
+        was up to that many seconds ago, and later in one replica than in another. Orders never decide
+        by it.
 
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
         """
@@ -103,7 +105,7 @@ class ProductServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListProducts(self, request, context):
-        """Lists all products, newest first.
+        """Lists all products, newest first. A page may be as old as a product of GetProduct.
 
         Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """

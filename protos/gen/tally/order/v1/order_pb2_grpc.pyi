@@ -36,12 +36,14 @@ class ProductServiceStub:
     the stock would exceed 10^12.
     """
     GetProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.GetProductRequest, _order_pb2.GetProductResponse]
-    """Reads one product.
+    """Reads one product. With TALLY_ORDER_PRODUCT_CACHE_S, which is off by default, it may be as it
+    was up to that many seconds ago, and later in one replica than in another. Orders never decide
+    by it.
 
     Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
     """
     ListProducts: _aio.UnaryUnaryMultiCallable[_order_pb2.ListProductsRequest, _order_pb2.ListProductsResponse]
-    """Lists all products, newest first.
+    """Lists all products, newest first. A page may be as old as a product of GetProduct.
 
     Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
     """
@@ -86,7 +88,9 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.GetProductRequest,
         context: _aio.ServicerContext[_order_pb2.GetProductRequest, _abc.Awaitable[_order_pb2.GetProductResponse]],
     ) -> _abc.Awaitable[_order_pb2.GetProductResponse]:
-        """Reads one product.
+        """Reads one product. With TALLY_ORDER_PRODUCT_CACHE_S, which is off by default, it may be as it
+        was up to that many seconds ago, and later in one replica than in another. Orders never decide
+        by it.
 
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
         """
@@ -97,7 +101,7 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.ListProductsRequest,
         context: _aio.ServicerContext[_order_pb2.ListProductsRequest, _abc.Awaitable[_order_pb2.ListProductsResponse]],
     ) -> _abc.Awaitable[_order_pb2.ListProductsResponse]:
-        """Lists all products, newest first.
+        """Lists all products, newest first. A page may be as old as a product of GetProduct.
 
         Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """

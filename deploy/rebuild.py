@@ -1,0 +1,111 @@
+"""`python -m deploy.rebuild`: every balance, rebuilt from the ledger and compared. Changes nothing.
+
+It needs the balance database alone: after a restore, or if a stored balance is in doubt. The audit
+compares the same rows among all others, and needs the books of all services.
+
+The database adds up the entries in one snapshot, and only the accounts that differ are read, one at
+a time: the memory needed here does not grow with the number of accounts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from deploy.audit.snapshots import connect, database_errors
+from deploy.audit.sources import CannotAudit
+from deploy.local.command_line import make_app, run_app
+from deploy.local.plan import DEFAULT_DATA_DIR
+from deploy.local.state import audit_urls
+from deploy.local.stop_signals import run_stoppable
+
+EQUAL, DIFFERENT, UNREADABLE = 0, 1, 2
+URL: Final = "TALLY_BALANCE_AUDIT_DATABASE_URL"
+
+_COUNTS: Final = sa.text(
+    "SELECT (SELECT count(*) FROM accounts) AS accounts,"
+    " (SELECT count(*) FROM ledger_entries) AS entries"
+)
+# An account that was opened and not charged has no entry and version 0. Its sequence has no gap, so
+# its version is the number of its entries.
+_DIFFERENCES: Final = sa.text("""
+SELECT user_id, currency_code, stored.available_minor, stored.version, stored.update_time,
+       rebuilt.available_minor AS rebuilt_minor, rebuilt.version AS rebuilt_version,
+       rebuilt.update_time AS rebuilt_time
+  FROM accounts AS stored
+  FULL JOIN (SELECT user_id, currency_code, sum(amount_minor) AS available_minor,
+                    count(*) AS version, max(create_time) AS update_time
+               FROM ledger_entries GROUP BY user_id, currency_code) AS rebuilt
+ USING (user_id, currency_code)
+ WHERE (stored.available_minor, stored.version)
+       IS DISTINCT FROM (coalesce(rebuilt.available_minor, 0), coalesce(rebuilt.version, 0))
+    OR stored.update_time <> rebuilt.update_time
+ ORDER BY user_id, currency_code
+""")
+
+app = make_app("deploy.rebuild", "Rebuild every balance from the ledger, and compare.")
+
+
+@app.default
+def compare(*, data_dir: Path | None = None) -> int:
+    """Exit 0 if every stored balance is that of the ledger, 1 if one is not, 2 if unreadable.
+
+    Each account that differs is one line. Without a data directory, the database that
+    TALLY_BALANCE_AUDIT_DATABASE_URL names is read, and without that the default data directory.
+
+    Parameters
+    ----------
+    data_dir
+        The data directory of a stack, running or stopped.
+    """
+    with _balance_url(data_dir) as url:
+        differ = run_stoppable(rebuild(url))
+    return DIFFERENT if differ else EQUAL
+
+
+@contextlib.contextmanager
+def _balance_url(data_dir: Path | None) -> Iterator[str]:
+    """The audit role's address of the balance database. Raises RunnerError."""
+    if data_dir is None and (url := os.environ.get(URL)):
+        yield url
+        return
+    directory = (data_dir or DEFAULT_DATA_DIR).absolute()
+    with audit_urls(directory) as urls:
+        if "balance" not in urls:
+            raise CannotAudit(f"the stack in {directory} has no balance service")
+        yield urls["balance"]
+
+
+async def rebuild(url: str) -> int:
+    """Print each account that differs, and how many do; returns that. Raises CannotAudit."""
+    differ = 0
+    async with connect("balance", url) as connection:
+        with database_errors("balance"):
+            counts = (await connection.execute(_COUNTS)).one()
+            async with connection.stream(_DIFFERENCES) as rows:
+                async for row in rows:
+                    differ += 1
+                    sys.stdout.write(f"{_difference(row)}\n")
+    total = f"{counts.accounts:,} accounts rebuilt from {counts.entries:,} entries"
+    sys.stdout.write(f"{total}: {differ:,} differ.\n")
+    return differ
+
+
+def _difference(row: sa.Row[Any]) -> str:
+    stored = _state(row.available_minor, row.version, row.update_time)
+    rebuilt = _state(row.rebuilt_minor, row.rebuilt_version, row.rebuilt_time)
+    return f"{row.user_id} {row.currency_code}: stored {stored}; by its entries {rebuilt}"
+
+
+def _state(minor: int | None, version: int | None, time: object) -> str:
+    return "nothing" if version is None else f"{minor} at version {version}, changed {time}"
+
+
+if __name__ == "__main__":
+    run_app(app, failure_code=UNREADABLE)

@@ -1,0 +1,86 @@
+"""`python -m deploy.rebuild`: each balance that is not that of the ledger is named."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from deploy.rebuild import rebuild
+from tests.integration.audit.conftest import Books
+
+ACCOUNTS: Final = """
+INSERT INTO accounts SELECT 'u' || lpad(n::text, 4, '0'), 'KRW', 30, 2, '2026-03-01', 50, 2
+  FROM generate_series(0, 1999) AS n;
+INSERT INTO ledger_entries
+SELECT 'u' || lpad(n::text, 4, '0'), 'KRW', s, gen_random_uuid(),
+       CASE s WHEN 1 THEN 'CHARGE' ELSE 'DEDUCT' END, CASE s WHEN 1 THEN 50 ELSE -20 END,
+       CASE s WHEN 1 THEN 50 ELSE 30 END, 'r' || s, NULL, NULL, '2026-03-01'
+  FROM generate_series(0, 1999) AS n, generate_series(1, 2) AS s;
+INSERT INTO accounts VALUES ('opened', 'KRW', 0, 0, now());
+"""
+DAMAGE: Final = {
+    "balance": "UPDATE accounts SET available_minor = 31 WHERE user_id = '{user}'",
+    "version": "UPDATE accounts SET version = 3 WHERE user_id = '{user}'",
+    "time": "UPDATE accounts SET update_time = now() WHERE user_id = '{user}'",
+    "account": "DELETE FROM accounts WHERE user_id = '{user}'",
+    "entries": "DELETE FROM ledger_entries WHERE user_id = '{user}'",
+    "first entry": "DELETE FROM ledger_entries WHERE user_id = '{user}' AND sequence = 1",
+    "last entry": "DELETE FROM ledger_entries WHERE user_id = '{user}' AND sequence = 2",
+}
+
+
+async def run(url: str, *arguments: str | Path) -> tuple[int, str, str]:
+    """The command's exit code, and what it writes."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deploy.rebuild", *arguments),
+        env=os.environ | {"TALLY_BALANCE_AUDIT_DATABASE_URL": url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, error = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), error.decode()
+
+
+async def test_each_account_that_differs_is_named(
+    books: Books, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage = {f"u{7 * n:04}": script for n, script in enumerate(DAMAGE.values())}
+    scripts = (script.format(user=user) for user, script in damage.items())
+    books.change("balance", ACCOUNTS + ";".join(scripts))
+    assert await rebuild(books.urls["balance"]) == len(damage)
+    *lines, total = capsys.readouterr().out.splitlines()
+    assert [line.partition(" KRW: stored ")[0] for line in lines] == list(damage)
+    assert lines[0].partition(": ")[2] == (
+        "stored 31 at version 2, changed 2026-03-01 00:00:00+00:00;"
+        " by its entries 30 at version 2, changed 2026-03-01 00:00:00+00:00"
+    )
+    assert total.endswith(f" entries: {len(damage)} differ.")
+
+
+async def test_every_difference_is_named_however_many(
+    books: Books, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books.change("balance", f"{ACCOUNTS} DELETE FROM ledger_entries WHERE user_id LIKE 'u%'")
+    assert await rebuild(books.urls["balance"]) == 2_000
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2_001
+    assert lines[-2].startswith("u1999 KRW: ")
+    assert lines[-2].endswith("; by its entries nothing")
+
+
+async def test_exit_codes(books: Books, tmp_path: Path) -> None:
+    code, output, error = await run(books.urls["balance"])
+    assert (code, error, output.count("\n")) == (0, "", 1)
+    books.change("balance", "UPDATE accounts SET version = version + 1 WHERE user_id = 'ann'")
+    code, output, error = await run(books.urls["balance"])
+    assert (code, error) == (1, "")
+    assert output.startswith("ann ")
+    code, output, error = await run(books.urls["balance"], "--data-dir", tmp_path)
+    assert (code, output) == (2, "")
+    assert f"no stack has been started in {tmp_path}" in error
