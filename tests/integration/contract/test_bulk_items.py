@@ -10,35 +10,27 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
-from tally.balance.v1 import balance_pb2 as balance
-from tally.coupon.v1 import coupon_pb2 as coupon
+from tally.coupon.v1.coupon_pb2 import BatchIssueCouponsItem, BatchIssueCouponsRequest
 from tests.integration.contract.invalid_values import invalid_requests
 from tests.integration.contract.services import Services, method_of
 from tests.integration.contract.statuses import WHOLE_REQUEST
 from tests.integration.contract.valid_requests import USER, fresh
-from tests.support.balances import charge, deduct, refund
+from tests.support.balances import batch, charge, deduct, refund
 from tests.support.contract import METHODS_BY_NAME
 from tests.support.coupons import issue
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-def item_of(request: Any) -> Any:
-    """The bulk item that stands for the request."""
-    name = method_of(request).name
-    if name == "IssueCoupon":
-        return coupon.BatchIssueCouponsItem(user_id=request.user_id, request_id=request.request_id)
-    kind = {"ChargeBalance": "charge", "DeductBalance": "deduct", "RefundDeduction": "refund"}
-    return balance.BatchWriteItem(**{kind[name]: request})
-
-
 def bulk_of(requests: list[Any]) -> Any:
-    """The bulk call that stands for the requests."""
-    items = [item_of(request) for request in requests]
-    if isinstance(items[0], balance.BatchWriteItem):
-        return balance.BatchWriteRequest(items=items)
-    campaign_id = requests[0].campaign_id
-    return coupon.BatchIssueCouponsRequest(campaign_id=campaign_id, items=items)
+    """The bulk call that stands for the requests of single calls."""
+    if method_of(requests[0]).name != "IssueCoupon":
+        return batch(*requests)
+    items = [
+        BatchIssueCouponsItem(user_id=request.user_id, request_id=request.request_id)
+        for request in requests
+    ]
+    return BatchIssueCouponsRequest(campaign_id=requests[0].campaign_id, items=items)
 
 
 async def refusal(services: Services, request: Message) -> Status | None:
