@@ -69,7 +69,8 @@ class BulkCalls(Generic[C, R]):
                 chunk.close()
         outcomes = [outcome for chunk in chunks for outcome in chunk.outcomes]
         outcomes += [None] * (len(commands) - len(outcomes))
-        return [RequestInProgress() if outcome is None else outcome for outcome in outcomes]
+        undecided = RequestInProgress()
+        return [undecided if outcome is None else outcome for outcome in outcomes]
 
     def _enter_chunk(self, commands: Sequence[C]) -> _Chunk[R]:
         chunk: _Chunk[R] = _Chunk(len(commands), self._places.release)

@@ -58,19 +58,20 @@ async def decide_items(
     async for position, item in _in_turns(items):
         try:
             commands.append(command_of(item))
-        except Refusal as refusal:
-            invalid[position] = refusal
+        except Refusal as error:
+            invalid[position] = error
     outcomes: list[Value | Exception] = list(await write(commands)) if commands else []
     assert len(outcomes) == len(commands), "one outcome per command"
-    for position, error in invalid.items():  # in ascending order
-        outcomes.insert(position, error)
+    for position, refused in invalid.items():  # in ascending order
+        outcomes.insert(position, refused)
+    statuses: dict[Exception, status_pb2.Status] = {}  # many items may have one exception
     results: list[Result] = []
     codes: Counter[str] = Counter()
     async for _, outcome in _in_turns(outcomes):
         if isinstance(outcome, Exception):
-            status = to_status(
-                outcome if isinstance(outcome, Refusal) else internal(method, outcome)
-            )
+            if (status := statuses.get(outcome)) is None:
+                refusal = outcome if isinstance(outcome, Refusal) else internal(method, outcome)
+                status = statuses[outcome] = to_status(refusal)
             codes[GRPC_CODES[status.code].name] += 1
             results.append(result_of(status))
         else:
