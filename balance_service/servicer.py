@@ -5,26 +5,37 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+
 from balance_service.model import (
     AccountAt,
     AccountId,
     ChargeBalance,
+    Command,
     DeductBalance,
     Entry,
     Kind,
     RefundDeduction,
 )
 from balance_service.use_cases import Accounts, Posted
+from common.errors import InvalidField
 from common.paging import Page
+from common.rpc.bulk import bulk, decide_items
 from common.rpc.convert import money_from, time_from, time_to
+from common.rpc.validation import check
 from tally.balance.v1 import balance_pb2 as pb
 from tally.balance.v1 import balance_pb2_grpc
 from tally.type.v1.money_pb2 import Money
 
 Response = TypeVar(
-    "Response", pb.ChargeBalanceResponse, pb.DeductBalanceResponse, pb.RefundDeductionResponse
+    "Response",
+    pb.ChargeBalanceResponse,
+    pb.DeductBalanceResponse,
+    pb.RefundDeductionResponse,
+    pb.BatchWriteResult.Posted,
 )
 
+_BATCH_WRITE: Final = "/tally.balance.v1.BalanceService/BatchWrite"
 _KINDS: Final = {kind: pb.LedgerEntry.Kind.Value(f"KIND_{kind}") for kind in Kind}
 
 
@@ -35,25 +46,29 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
     async def ChargeBalance(
         self, request: pb.ChargeBalanceRequest, context: Any
     ) -> pb.ChargeBalanceResponse:
-        command = ChargeBalance(request.user_id, money_from(request.amount), request.request_id)
-        return _response(pb.ChargeBalanceResponse, await self._accounts.write(command))
+        posted = await self._accounts.write(_charge_from(request))
+        return _response(pb.ChargeBalanceResponse, posted)
 
     async def DeductBalance(
         self, request: pb.DeductBalanceRequest, context: Any
     ) -> pb.DeductBalanceResponse:
-        command = DeductBalance(
-            request.user_id,
-            money_from(request.amount),
-            request.request_id,
-            request.order_id or None,
-        )
-        return _response(pb.DeductBalanceResponse, await self._accounts.write(command))
+        posted = await self._accounts.write(_deduct_from(request))
+        return _response(pb.DeductBalanceResponse, posted)
 
     async def RefundDeduction(
         self, request: pb.RefundDeductionRequest, context: Any
     ) -> pb.RefundDeductionResponse:
-        command = RefundDeduction(request.user_id, request.deduct_request_id, request.request_id)
-        return _response(pb.RefundDeductionResponse, await self._accounts.write(command))
+        posted = await self._accounts.write(_refund_from(request))
+        return _response(pb.RefundDeductionResponse, posted)
+
+    @bulk
+    async def BatchWrite(
+        self, request: pb.BatchWriteRequest, context: Any
+    ) -> pb.BatchWriteResponse:
+        results = await decide_items(
+            _BATCH_WRITE, request.items, _command_from, self._accounts.write_all, _result
+        )
+        return pb.BatchWriteResponse(results=results)
 
     async def GetBalance(
         self, request: pb.GetBalanceRequest, context: Any
@@ -84,6 +99,48 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
         found = await self._accounts.list_entries(account_id, page)
         entries, next_page_token = found.messages(_entry)
         return pb.ListLedgerEntriesResponse(entries=entries, next_page_token=next_page_token)
+
+
+# -- from proto ----------------------------------------------------------------------------------
+
+
+def _charge_from(request: pb.ChargeBalanceRequest) -> ChargeBalance:
+    return ChargeBalance(request.user_id, money_from(request.amount), request.request_id)
+
+
+def _deduct_from(request: pb.DeductBalanceRequest) -> DeductBalance:
+    return DeductBalance(
+        request.user_id, money_from(request.amount), request.request_id, request.order_id or None
+    )
+
+
+def _refund_from(request: pb.RefundDeductionRequest) -> RefundDeduction:
+    return RefundDeduction(request.user_id, request.deduct_request_id, request.request_id)
+
+
+def _command_from(item: pb.BatchWriteItem) -> Command:
+    """The item's command. Raises InvalidFields."""
+    match item.WhichOneof("write"):
+        case "charge":
+            check(item.charge)
+            return _charge_from(item.charge)
+        case "deduct":
+            check(item.deduct)
+            return _deduct_from(item.deduct)
+        case "refund":
+            check(item.refund)
+            return _refund_from(item.refund)
+        case None:
+            raise InvalidField("write", "one of charge, deduct and refund is required")
+
+
+# -- to proto ------------------------------------------------------------------------------------
+
+
+def _result(outcome: Posted | Status) -> pb.BatchWriteResult:
+    if isinstance(outcome, Status):
+        return pb.BatchWriteResult(error=outcome)
+    return pb.BatchWriteResult(posted=_response(pb.BatchWriteResult.Posted, outcome))
 
 
 def _response(of_type: type[Response], posted: Posted) -> Response:

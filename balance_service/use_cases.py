@@ -74,6 +74,14 @@ class Accounts:
         """
         return await self.lane.submit(command)
 
+    async def write_all(self, commands: Sequence[Command]) -> list[Posted | Exception]:
+        """The outcome of each command by itself, in their order: as of ``write``.
+
+        A command that is not decided before the running call ends has RequestInProgress. Raises
+        Overloaded if the replica stops.
+        """
+        return await self.lane.submit_bulk(commands)
+
     async def get_account(self, account_id: AccountId) -> Account:
         """The account as last committed. Raises AccountNotFound."""
         account = await self._found.load(account_id)

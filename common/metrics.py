@@ -28,6 +28,12 @@ CALLS: Final = Counter(
     ("method", "code"),
     registry=REGISTRY,
 )
+BULK_ITEMS: Final = Counter(
+    "tally_bulk_items",
+    "Items of bulk calls, by the call's full method name and the status code of the item.",
+    ("method", "code"),
+    registry=REGISTRY,
+)
 LATENCY: Final = Histogram(
     "tally_grpc_call_seconds",
     "Time from a unary call's arrival in the handler to its answer, in seconds.",

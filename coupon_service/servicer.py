@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from common.money import Money
 from common.paging import Page
+from common.rpc.bulk import bulk, decide_items
 from common.rpc.convert import microseconds_from, money_from, money_to, time_from, time_to
+from common.rpc.validation import check
 from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign, Terms
 from coupon_service.model.coupon import (
     Coupon,
@@ -17,7 +20,7 @@ from coupon_service.model.coupon import (
     RedeemCoupon,
     RestoreCoupon,
 )
-from coupon_service.use_cases.campaign import Campaigns, Issuance
+from coupon_service.use_cases.campaign import Campaigns, Issuance, Issued
 from coupon_service.use_cases.coupon import Redemptions
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.coupon.v1 import coupon_pb2_grpc
@@ -27,6 +30,7 @@ _CAMPAIGN_STATES: Final = {
     state: pb.Campaign.State.Value(f"STATE_{state}") for state in CampaignState
 }
 _COUPON_STATES: Final = {state: pb.Coupon.State.Value(f"STATE_{state}") for state in CouponState}
+_BATCH_ISSUE: Final = "/tally.coupon.v1.CouponService/BatchIssueCoupons"
 _US: Final = 1_000_000
 
 
@@ -75,6 +79,21 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
             IssueCoupon(request.campaign_id, request.user_id, request.request_id)
         )
         return pb.IssueCouponResponse(coupon=_coupon(issued.value), replayed=issued.replayed)
+
+    @bulk
+    async def BatchIssueCoupons(
+        self, request: pb.BatchIssueCouponsRequest, context: Any
+    ) -> pb.BatchIssueCouponsResponse:
+        campaign = await self._campaigns.get_campaign(request.campaign_id)
+
+        def command_from(item: pb.BatchIssueCouponsItem) -> IssueCoupon:
+            check(item)
+            return IssueCoupon(campaign.campaign_id, item.user_id, item.request_id)
+
+        results = await decide_items(
+            _BATCH_ISSUE, request.items, command_from, self._issuance.issue_all, _issue_result
+        )
+        return pb.BatchIssueCouponsResponse(results=results)
 
     async def GetCoupon(self, request: pb.GetCouponRequest, context: Any) -> pb.GetCouponResponse:
         coupon = await self._redemptions.get_coupon(request.coupon_id, request.user_id)
@@ -139,6 +158,12 @@ def _terms_from(request: pb.CreateCampaignRequest) -> Terms:
 
 
 # -- to proto ------------------------------------------------------------------------------------
+
+
+def _issue_result(outcome: Issued | Status) -> pb.BatchIssueCouponsResult:
+    if isinstance(outcome, Status):
+        return pb.BatchIssueCouponsResult(error=outcome)
+    return pb.BatchIssueCouponsResult(coupon=_coupon(outcome.value), replayed=outcome.replayed)
 
 
 def _campaign(campaign: Campaign) -> pb.Campaign:

@@ -37,9 +37,10 @@ def sources() -> list[str]:
 
     The validation rules are among them: the stubs import them, and no dependency ships a
     `buf.validate.validate_pb2` (protovalidate has its own, in another runtime's format).
+    `google.rpc` is not: googleapis-common-protos has its stubs.
     """
     tally = ((PROTOS, path) for path in (PROTOS / "tally").rglob("*.proto"))
-    third_party = ((THIRD_PARTY, path) for path in THIRD_PARTY.rglob("*.proto"))
+    third_party = ((THIRD_PARTY, path) for path in (THIRD_PARTY / "buf").rglob("*.proto"))
     return sorted(path.relative_to(root).as_posix() for root, path in (*tally, *third_party))
 
 

@@ -15,6 +15,7 @@ from tally_client.client import Tally
 from tally_client.connection import ClientClosed, NotConnected, Target
 from tally_client.errors import *
 from tally_client.refusals import *
+from tally_client.translate import item_error
 
 __all__ = [
     "Aborted",
@@ -86,5 +87,6 @@ __all__ = [
     "Unary",
     "Unavailable",
     "Watch",
+    "item_error",
     "new_request_id",
 ]

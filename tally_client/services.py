@@ -23,6 +23,7 @@ class BalanceService:
         self.refund_deduction = Unary(
             connection, balance.RefundDeductionRequest, balance.RefundDeductionResponse
         )
+        self.batch_write = Unary(connection, balance.BatchWriteRequest, balance.BatchWriteResponse)
         self.get_balance = Unary(connection, balance.GetBalanceRequest, balance.GetBalanceResponse)
         self.get_ledger_entry = Unary(
             connection, balance.GetLedgerEntryRequest, balance.GetLedgerEntryResponse
@@ -44,6 +45,9 @@ class CouponService:
             connection, coupon.ListCampaignsRequest, coupon.ListCampaignsResponse
         )
         self.issue_coupon = Unary(connection, coupon.IssueCouponRequest, coupon.IssueCouponResponse)
+        self.batch_issue_coupons = Unary(
+            connection, coupon.BatchIssueCouponsRequest, coupon.BatchIssueCouponsResponse
+        )
         self.get_coupon = Unary(connection, coupon.GetCouponRequest, coupon.GetCouponResponse)
         self.list_coupons = Listing(
             connection, coupon.ListCouponsRequest, coupon.ListCouponsResponse

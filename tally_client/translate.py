@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 import grpc
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 
-from common.errors import RemoteRefusal
-from common.rpc.status import from_rpc_error
+from common.errors import Code, RemoteRefusal
+from common.rpc.status import GRPC_CODES, from_rpc_error, from_status
 from tally_client import errors, policy
 
 # gRPC's own codes, without a service's answer: the connection failed, a proxy reset the stream
@@ -26,7 +27,24 @@ def to_tally_error(
     error: grpc.aio.AioRpcError, *, method: str, request_id: str, idempotent: bool
 ) -> errors.TallyError:
     """The TallyError for gRPC's error. ``idempotent``: sending the call again is safe."""
-    refusal = from_rpc_error(error)
+    return _error_of(
+        from_rpc_error(error), method=method, request_id=request_id, idempotent=idempotent
+    )
+
+
+def item_error(error: status_pb2.Status) -> errors.TallyError:
+    """The TallyError for an item's ``error`` in the response of a bulk call.
+
+    It is what the single call would have raised. If ``may_repeat`` is set, the item, or the whole
+    bulk call, may be sent again with the same request_id.
+    """
+    code = Code[GRPC_CODES.get(error.code, grpc.StatusCode.UNKNOWN).name]
+    return _error_of(from_status(error, code), method="", request_id="", idempotent=True)
+
+
+def _error_of(
+    refusal: RemoteRefusal, *, method: str, request_id: str, idempotent: bool
+) -> errors.TallyError:
     code = grpc.StatusCode[refusal.code.name]
     kind = _kind(refusal, code)
     if refusal.retry_after_s is not None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections import deque
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import structlog
 
 from common import deadlines
 from common.batching.batch import Attempt, commit
+from common.batching.bulk import BulkCalls
 from common.batching.lock_wait_queue import LockWaitQueue
-from common.batching.outcomes import Decide, Limits, QueuedCommand, RowLocked, VersionConflict
+from common.batching.outcomes import (
+    Decide,
+    Limits,
+    QueuedCommand,
+    Reply,
+    RowLocked,
+    VersionConflict,
+)
+from common.batching.queues import Queues
 from common.db.engines import Database
 from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
 from common.locking.locks import Locks
@@ -52,9 +60,8 @@ class Lane(Generic[C, R]):
         self._limits = limits or Limits()
         self._attempt = Attempt(name, database, decide, translate)
         self._locks = locks
-        self._queue: deque[QueuedCommand[C, R]] = deque()
-        self._busy: deque[QueuedCommand[C, R]] = deque()
-        """Commands whose Redis lock is busy."""
+        self._queues: Queues[C, R] = Queues(self._limits.batch_max)
+        self._bulk_calls: BulkCalls[C, R] = BulkCalls(self._enter_bulk, self._limits)
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
             self._decide_blocked, self._fail, self._spawn, self._limits, database
         )
@@ -76,16 +83,26 @@ class Lane(Generic[C, R]):
         left = deadlines.remaining()
         if left is not None and left < self._limits.least_time_s:
             raise DeadlineTooShort
+        reply: asyncio.Future[R] = loop.create_future()
         entry: QueuedCommand[C, R] = QueuedCommand(
             command,
-            loop.create_future(),
+            reply,
+            self._free_place,
             None if left is None else loop.time() + left - self._limits.least_time_s,
             strategy.key_of(command),
             strategy.rounds_max,
         )
         self._depth += 1
         self._enqueue(entry)
-        return await entry.reply
+        return await reply
+
+    async def submit_bulk(self, commands: Sequence[C]) -> list[R | Exception]:
+        """The outcome of each command by itself, in their order: its result or its exception.
+
+        Commands that are not decided shortly before the running call's deadline have
+        RequestInProgress. Raises Overloaded if the lane is closed.
+        """
+        return await self._bulk_calls.submit(commands)
 
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""
@@ -93,8 +110,15 @@ class Lane(Generic[C, R]):
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
+    def _enter_bulk(self, command: C, reply: Reply[R], on_left: Callable[[], None]) -> None:
+        if self._closed:
+            raise Overloaded(lane=self.name)
+        strategy = self._strategies[type(command)]
+        key, rounds_max = strategy.key_of(command), strategy.rounds_max
+        self._enqueue(QueuedCommand(command, reply, on_left, None, key, rounds_max, bulk=True))
+
     def _enqueue(self, entry: QueuedCommand[C, R]) -> None:
-        self._queue.append(entry)
+        self._queues.append(entry)
         if not self._running:
             self._running = True
             self._spawn(self._run())
@@ -123,7 +147,10 @@ class Lane(Generic[C, R]):
             entry.left = True
             # An entry counts until here, not until its caller gives up: during an outage the
             # entries of callers long gone would fill the memory.
-            self._depth -= 1
+            entry.on_left()
+
+    def _free_place(self) -> None:
+        self._depth -= 1
 
     def _fail(self, entries: list[QueuedCommand[C, R]], error: BaseException) -> None:
         """Reply with a defect of the lane itself: no caller may wait for ever."""
@@ -146,17 +173,15 @@ class Lane(Generic[C, R]):
     async def _run(self) -> None:
         entries: list[QueuedCommand[C, R]] = []
         try:
-            while self._queue or self._busy:
+            while self._queues:
                 await self._linger()
-                entries = self._next_batch()
+                entries = self._queues.next_batch(self._admit)
                 try:
                     await self._batch(entries)
                 except Exception as error:  # noqa: BLE001 - the lane goes on with the next batch
                     self._fail(entries, error)
         except BaseException as error:
-            self._fail([*entries, *self._queue, *self._busy], error)
-            self._queue.clear()
-            self._busy.clear()
+            self._fail([*entries, *self._queues.clear()], error)
             raise
         finally:
             self._running = False
@@ -168,30 +193,12 @@ class Lane(Generic[C, R]):
         batch costs about the same with ten commands as with a hundred. A short queue never waits.
         """
         for _ in range(self._limits.linger_max):
-            before = len(self._queue)
+            before = self._queues.arrived
             if not self._limits.linger_from <= before < self._limits.batch_max:
                 return
             await asyncio.sleep(self._limits.linger_s)
-            if len(self._queue) <= before:
+            if self._queues.arrived <= before:
                 return
-
-    def _next_batch(self) -> list[QueuedCommand[C, R]]:
-        """All that waits, up to the limit.
-
-        Commands of busy keys come first, but in at most half of the batch: many commands of one
-        busy key must not keep out all others.
-        """
-        batch: list[QueuedCommand[C, R]] = []
-        for queue, size_max in (
-            (self._busy, self._limits.batch_max // 2),
-            (self._queue, self._limits.batch_max),
-            (self._busy, self._limits.batch_max),
-        ):
-            while queue and len(batch) < size_max:
-                entry = queue.popleft()
-                if self._admit(entry):
-                    batch.append(entry)
-        return batch
 
     async def _batch(self, entries: list[QueuedCommand[C, R]]) -> None:
         grant = None
@@ -223,7 +230,7 @@ class Lane(Generic[C, R]):
                     staying.append(entry)
                     continue
             going.append(entry)
-        self._busy.extendleft(reversed(staying))
+        self._queues.set_aside(staying)
         return going
 
     async def _decide(self, entries: list[QueuedCommand[C, R]]) -> bool:

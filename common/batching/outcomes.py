@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -15,6 +14,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 C_contra = TypeVar("C_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,10 @@ class Limits:
 
     batch_max: int = 256
     depth_max: int = 4_096
-    """Commands waiting or in flight; beyond them, callers are refused with OVERLOADED."""
+    """Single calls' commands waiting or in flight; beyond them, callers are refused with
+    OVERLOADED. Bulk calls have half as many places of their own, and wait for them."""
+    chunk_max: int = 128
+    """Commands of a bulk call that take their places and enter the lane together."""
     least_time_s: float = 0.02
     """Callers with less time left are refused before anything begins."""
     linger_from: int = 8
@@ -75,15 +78,29 @@ class Limits:
     refused."""
 
 
+class Reply(Protocol[R_contra]):
+    """Where a command's outcome goes: the future of a single call, or a place in a bulk call's."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: R_contra, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class QueuedCommand(Generic[C, R]):
-    """A command in a lane, and the future that its caller waits for."""
+    """A command in a lane, and the reply that its caller waits for."""
 
     command: C
-    reply: asyncio.Future[R]
+    reply: Reply[R]
+    on_left: Callable[[], None]
+    """Called once, when it leaves the lane."""
     deadline: float | None
     lock_key: str | None
     rounds_max: int
+    bulk: bool = False
+    """Whether it is one of a bulk call's."""
     busy_since: float | None = None
     """When its Redis lock was first busy."""
     rounds: int = 0

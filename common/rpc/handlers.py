@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-import uuid
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -27,17 +26,24 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 
 import grpc
-import structlog
 from google.protobuf.message import Message
 
 from common import deadlines, metrics, tracing
-from common.errors import Code, DeadlineTooShort, Internal, Overloaded, Refusal
+from common.errors import Code, DeadlineTooShort, Overloaded, Refusal
+from common.rpc.bulk import is_bulk
+from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.status import DETAILS_KEY, GRPC_CODES, retry_pushback, to_status
-from common.rpc.validation import Parse, parse_request, parse_stream
+from common.rpc.unexpected import internal
+from common.rpc.validation import (
+    BULK_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    Parse,
+    parse_request,
+    parse_stream,
+)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
@@ -55,8 +61,6 @@ CLOCK_SLACK_S: Final = 0.005
 """The event loop's clock has a resolution of a millisecond."""
 _NO_LIMIT: Final = 2**31
 
-_log = structlog.stdlib.get_logger()
-
 
 class ReplicaStopping(Refusal, code=Code.UNAVAILABLE, reason="REPLICA_STOPPING", retry_after_s=0.1):
     """This replica is stopping; repeat the call, another replica answers it."""
@@ -66,14 +70,6 @@ class ReplicaNotReady(
     Refusal, code=Code.UNAVAILABLE, reason="REPLICA_NOT_READY", retry_after_s=1.0
 ):
     """This replica has just started and cannot serve yet; repeat the call, another one may."""
-
-
-@dataclass(slots=True)
-class ConcurrencyLimit:
-    """How many calls run, and how many may. A call takes a slot while it runs."""
-
-    slots: int
-    running: int = 0
 
 
 class HandlerRegistry(grpc.GenericRpcHandler):
@@ -191,6 +187,9 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         if not inspect.iscoroutinefunction(handler.unary_unary):
             raise TypeError(f"{method}: must be an async def")
         run = cast(UnaryMethod, handler.unary_unary)
+        bytes_max = MESSAGE_BYTES_MAX
+        if is_bulk(run):
+            run, bytes_max = _with_slots(run, limit), BULK_BYTES_MAX
         parse, serialize = _codec(handler)
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
@@ -208,7 +207,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(trailing)
                 left_s: float | None = context.time_remaining()
                 deadlines.start(default_s if left_s is None else left_s)
-                request = parse_request(parse, raw)
+                request = parse_request(parse, raw, bytes_max)
                 if left_s is None:
                     # gRPC cancels a call at its client's deadline, but not at the server's.
                     async with asyncio.timeout(default_s):
@@ -307,10 +306,17 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 return deadlines.DeadlineExceeded()
         elif not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
             return None
-        error_id = uuid.uuid4().hex
-        metrics.UNEXPECTED.labels(method).inc()
-        _log.error("unexpected error", method=method, error_id=error_id, exc_info=error)
-        return Internal(error_id=error_id)
+        return internal(method, error)
+
+
+def _with_slots(method: UnaryMethod, limit: ConcurrencyLimit) -> UnaryMethod:
+    """The bulk method with a slot taken for each item."""
+
+    async def run(request: Message, context: Context) -> Message:
+        with limit.bulk(len(cast(Any, request).items)):
+            return await method(request, context)
+
+    return run
 
 
 def _codec(handler: Handler) -> tuple[Parse, Serialize]:

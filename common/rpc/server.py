@@ -18,16 +18,15 @@ from common.environment import source_of
 from common.rpc import reflection
 from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import Health, Ready
-from common.rpc.validation import MESSAGE_BYTES_MAX
+from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
 
 AddToServer: TypeAlias = Callable[[Any, Any], None]
 """A generated ``add_…Servicer_to_server``."""
 
-RECEIVE_BYTES_MAX: Final = 4 * MESSAGE_BYTES_MAX
-"""The transport's own limit. It is above the handlers' limit, so that a message that is somewhat
-too large gets a refusal with a reason, and only a few times above, so that refusing uses little
-memory."""
+RECEIVE_BYTES_MAX: Final = BULK_BYTES_MAX + MESSAGE_BYTES_MAX
+"""The transport's own limit. It is above the handlers' limits, so that a message that is somewhat
+too large gets a refusal with a reason, and not far above, so that refusing uses little memory."""
 PENDING_MAX: Final = 20_000
 STREAMS_PER_SLOT: Final = 3
 """Unary calls and streams have separate slots; as many calls again may wait to be refused."""

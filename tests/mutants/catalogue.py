@@ -6,10 +6,11 @@ from typing import Final
 
 from tests.mutants.audit import AUDIT
 from tests.mutants.balance import BALANCE
+from tests.mutants.bulk import BULK
 from tests.mutants.common import COMMON
 from tests.mutants.coupon import COUPON
 from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
 from tests.mutants.sagas import SAGAS
 
-MUTANTS: Final = (*COMMON, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT, *AUDIT)
+MUTANTS: Final = (*COMMON, *BULK, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT, *AUDIT)

@@ -102,9 +102,9 @@ COMMON: Final = (
         "callers-who-left-do-not-count",
         "a caller that gives up frees its place in the queue at once",
         file="common/batching/lane.py",
-        old="        return await entry.reply\n",
+        old="        return await reply\n",
         new="""        try:
-            return await entry.reply
+            return await reply
         except asyncio.CancelledError:
             self._leave(entry)
             raise

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from google.protobuf.message import Message
 
 from balance_service import store, tables
 from tally.balance.v1 import balance_pb2 as pb
@@ -35,6 +36,20 @@ def refund(user_id: str, deduct_request_id: str, request_id: str) -> pb.RefundDe
     return pb.RefundDeductionRequest(
         user_id=user_id, deduct_request_id=deduct_request_id, request_id=request_id
     )
+
+
+def batch(*requests: Message) -> pb.BatchWriteRequest:
+    """The requests as items of one call."""
+    return pb.BatchWriteRequest(items=[_item(request) for request in requests])
+
+
+def _item(request: Message) -> pb.BatchWriteItem:
+    if isinstance(request, pb.ChargeBalanceRequest):
+        return pb.BatchWriteItem(charge=request)
+    if isinstance(request, pb.DeductBalanceRequest):
+        return pb.BatchWriteItem(deduct=request)
+    assert isinstance(request, pb.RefundDeductionRequest)
+    return pb.BatchWriteItem(refund=request)
 
 
 def balance_of(user_id: str, currency: str = "KRW") -> pb.GetBalanceRequest:

@@ -25,6 +25,8 @@ METHODS_BY_NAME: Final = {method.name: method for method in METHODS}
 """Each method by its name alone, which is unique in the contract."""
 WITHOUT_REQUEST_ID: Final = {"SetCartItem", "ClearCart"}
 """Mutations that are not idempotent."""
+BULK: Final = {"BatchWrite", "BatchIssueCoupons"}
+"""Mutations of many items, each of which has a request_id and an error of its own."""
 REASONS: Final = frozenset(
     """
     INVALID_FIELD CURRENCY_MISMATCH REQUEST_ID_REUSED INVALID_PAGE_TOKEN AMOUNT_EXCEEDS_DUE

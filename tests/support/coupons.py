@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,6 +40,16 @@ def campaign(
 
 def issue(campaign_id: str, user_id: str, request_id: str = "i1") -> pb.IssueCouponRequest:
     return pb.IssueCouponRequest(campaign_id=campaign_id, user_id=user_id, request_id=request_id)
+
+
+def batch_issue(
+    campaign_id: str, user_ids: Iterable[str], request_id: str = "i1"
+) -> pb.BatchIssueCouponsRequest:
+    """Coupons for these users, all with the same request_id, which is each user's own."""
+    items = [
+        pb.BatchIssueCouponsItem(user_id=user_id, request_id=request_id) for user_id in user_ids
+    ]
+    return pb.BatchIssueCouponsRequest(campaign_id=campaign_id, items=items)
 
 
 def redeem(

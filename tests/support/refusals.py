@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import grpc
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
-from common.errors import Refusal
-from common.rpc.status import from_rpc_error
+from common.errors import Code, Refusal
+from common.rpc.status import from_rpc_error, from_status
 
 _TRIES_MAX: Final = 100
 
@@ -38,6 +39,11 @@ def refused(reason: str, *, field: str | None = None) -> Iterator[Refused]:
     assert ended.refusal.reason == reason, f"expected {reason}, got {ended.refusal!r}"
     if field is not None:
         assert field in {violation.field for violation in ended.refusal.fields}
+
+
+def reason_of(error: Status) -> str:
+    """The reason in a bulk item's error; '' if it has none."""
+    return from_status(error, Code.UNKNOWN).reason
 
 
 async def outcome(call: Awaitable[Any]) -> Any:

@@ -16,8 +16,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from protos import generate
 from tally.type.v1.money_pb2 import Money
 from tests.support.contract import (
+    BULK,
     FILES,
     METHODS,
+    METHODS_BY_NAME,
     REASONS,
     WITHOUT_REQUEST_ID,
     every_method,
@@ -81,8 +83,25 @@ def test_no_amount_or_quantity_has_32_bits_or_is_a_float() -> None:
 @every_method
 def test_mutations_take_a_request_id_and_return_replayed(method: MethodDescriptor) -> None:
     takes = "request_id" in method.input_type.fields_by_name
-    assert takes is not (is_read(method) or method.name in WITHOUT_REQUEST_ID)
+    assert takes is not (is_read(method) or method.name in WITHOUT_REQUEST_ID | BULK)
     assert takes is ("replayed" in method.output_type.fields_by_name)
+
+
+def message_of(field: FieldDescriptor) -> Descriptor:
+    assert field.message_type is not None
+    return field.message_type
+
+
+@pytest.mark.parametrize("name", sorted(BULK))
+def test_bulk_items_take_a_request_id_and_results_are_an_error_or_not(name: str) -> None:
+    method = METHODS_BY_NAME[name]
+    item = message_of(method.input_type.fields_by_name["items"])
+    requests = [message_of(field) for each in item.oneofs for field in each.fields] or [item]
+    assert all("request_id" in request.fields_by_name for request in requests)
+    result = message_of(method.output_type.fields_by_name["results"])
+    outcome, error = result.oneofs_by_name["outcome"].fields
+    assert message_of(error).full_name == "google.rpc.Status"
+    assert "replayed" in {*result.fields_by_name, *message_of(outcome).fields_by_name}
 
 
 @every_method

@@ -17,6 +17,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tally.balance.v1.balance_pb2 import BatchWriteItem
+from tally.coupon.v1.coupon_pb2 import BatchIssueCouponsItem
 from tally.order.v1.order_pb2 import OrderLine, StandingEffect
 from tally.type.v1.money_pb2 import Money
 from tests.integration.contract.statuses import (
@@ -27,11 +29,13 @@ from tests.integration.contract.statuses import (
     not_found,
 )
 from tests.integration.contract.valid_requests import copy_of
+from tests.support.contract import BULK
 from tests.support.orders import UNKNOWN_ID
 
 LIMIT: Final = 10**15
-HUGE: Final = "x" * 100_000
+HUGE: Final = "x" * 300_000
 """Beyond the size of a message that a server reads."""
+BULK_BYTES: Final = 256 * 1024
 LARGE: Final = "x" * 40_000
 _YEAR_10000: Final = 253_402_300_800
 
@@ -206,6 +210,13 @@ def lines() -> Kind:
     return Kind(lambda path: [*_all(bad, invalid(path)), (too_large, WHOLE_REQUEST)])
 
 
+def items(item: Message) -> Kind:
+    """1 to 1,000 items of a bulk method. An item's own fields refuse the item: test_bulk_items."""
+    bad = [[], [item] * 1_001, [item] * 2_000]
+    too_large = [item] * (BULK_BYTES // (item.ByteSize() + 2) + 1)
+    return Kind(lambda path: [*_all(bad, invalid(path)), (too_large, WHOLE_REQUEST)])
+
+
 def standing() -> Kind:
     """Up to 16 effects, one per step; the fields of an effect have kinds of their own."""
 
@@ -275,6 +286,8 @@ _KINDS: Final = {
     "at_time": past_time(),
     "coupon_lifetime": lifetime(),
     "items": lines(),
+    "BatchWriteRequest.items": items(BatchWriteItem()),
+    "BatchIssueCouponsRequest.items": items(BatchIssueCouponsItem(user_id="x")),
     # Ids of other services, whose existence is not checked, and other limits.
     "DeductBalanceRequest.order_id": client_id(),
     "RedeemCouponRequest.order_id": client_id(),
@@ -316,7 +329,8 @@ class InvalidRequest:
 def invalid_requests(valid: Message, field: FieldDescriptor) -> Iterator[InvalidRequest]:
     """The request with every invalid value of a field; of a list, also of its second message."""
     places = [(field, field.name)]
-    if field.is_repeated and field.message_type is not None:
+    bulk = valid.DESCRIPTOR.name.removesuffix("Request") in BULK
+    if field.is_repeated and field.message_type is not None and not bulk:
         places += [(inner, f"{field.name}[1].{inner.name}") for inner in field.message_type.fields]
     for place, path in places:
         for value, expected in kind_of(place).values(path):

@@ -10,11 +10,18 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError
 
-from tests.integration.contract.invalid_values import is_required
+from tests.integration.contract.invalid_values import BULK_BYTES, is_required
 from tests.integration.contract.services import DEADLINE_S, Services
 from tests.integration.contract.statuses import WHOLE_REQUEST, Status, invalid
 from tests.integration.contract.valid_requests import fresh
-from tests.support.contract import METHODS, METHODS_BY_NAME, every_method, is_read, message_class
+from tests.support.contract import (
+    BULK,
+    METHODS,
+    METHODS_BY_NAME,
+    every_method,
+    is_read,
+    message_class,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -99,7 +106,8 @@ async def test_request_above_the_message_limit_is_refused(
 ) -> None:
     """Valid but for its size; the replica answers the next request."""
     large = services.valid(method.name).SerializeToString()
-    large += tagged(1999, LENGTH_DELIMITED, b"x" * 65_536)
+    limit = BULK_BYTES if method.name in BULK else 65_536
+    large += tagged(1999, LENGTH_DELIMITED, b"x" * limit)
     async with services.unchanged():
         assert await services.raw_differences(method, large, WHOLE_REQUEST) == []
         await services.call(services.valid("GetBalance"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,9 +12,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tally.balance.v1.balance_pb2 import BatchWriteItem
+from tally.coupon.v1.coupon_pb2 import BatchIssueCouponsItem
 from tally.order.v1.order_pb2 import Order, OrderLine, Saga, StandingEffect
 from tally.payment.v1.payment_pb2 import ResolvePaymentRequest
-from tests.support.balances import won
+from tests.support.balances import charge, deduct, refund, won
 from tests.support.contract import METHODS_BY_NAME, message_class
 
 USER: Final = "ann"
@@ -54,6 +57,13 @@ def valid_request(name: str, seed: Seed, **changes: Any) -> Any:
     return kind(**{**defaults, **fields_by_method(seed)[name], **changes})
 
 
+def bulk_items() -> Iterator[BatchWriteItem]:
+    """An item of each kind."""
+    yield BatchWriteItem(charge=charge(USER, 1_000, fresh()))
+    yield BatchWriteItem(deduct=deduct(USER, 1, fresh()))
+    yield BatchWriteItem(refund=refund(USER, fresh(), fresh()))
+
+
 _DEFAULTS: Final[dict[str, Any]] = {
     "user_id": USER,
     "request_id": fresh,
@@ -89,6 +99,11 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
             "start_time": Timestamp(seconds=10**9),
             "end_time": Timestamp(seconds=4 * 10**9),
             "coupon_lifetime": Duration(seconds=3_600),
+        },
+        "BatchWrite": {"items": [*bulk_items()]},
+        "BatchIssueCoupons": {
+            "campaign_id": seed.campaigns[-1],
+            "items": [BatchIssueCouponsItem(user_id=fresh(), request_id=fresh())] * 2,
         },
         "GetCampaign": {"campaign_id": seed.campaigns[0]},
         "ListCampaigns": {},

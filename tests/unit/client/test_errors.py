@@ -90,6 +90,15 @@ def test_refusal_of_a_service_is_raised_as_its_class(kind: type[Refusal]) -> Non
     assert error.metadata == {"user_id": "ada"}
 
 
+@pytest.mark.parametrize("kind", refusals_of_services(), ids=lambda kind: kind.__qualname__)
+def test_error_of_a_bulk_item_is_that_of_the_single_call(kind: type[Refusal]) -> None:
+    sent = refusal(kind.code.name, kind.reason, metadata={"a": "b"}, retry_after_s=0.5)
+    error = tally_client.item_error(to_status(sent))
+    single = raised(kind.code.name, sent)
+    ids = {"method": "", "request_id": ""}  # the caller has the item
+    assert (type(error), vars(error)) == (type(single), vars(single) | ids)
+
+
 def test_error_has_all_details_and_survives_pickling() -> None:
     sent = refusal(
         "RESOURCE_EXHAUSTED",

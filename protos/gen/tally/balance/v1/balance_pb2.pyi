@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from tally.type.v1 import money_pb2 as _money_pb2
 import builtins as _builtins
 import sys
@@ -368,6 +369,156 @@ class RefundDeductionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RefundDeductionResponse: _TypeAlias = RefundDeductionResponse  # noqa: Y015
+
+@_typing.final
+class BatchWriteRequest(_message.Message):
+    """The request of BatchWrite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchWriteItem]:
+        """What to write, 1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___BatchWriteItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchWriteRequest: _TypeAlias = BatchWriteRequest  # noqa: Y015
+
+@_typing.final
+class BatchWriteItem(_message.Message):
+    """One item of BatchWrite: the request of the call that it stands for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGE_FIELD_NUMBER: _builtins.int
+    DEDUCT_FIELD_NUMBER: _builtins.int
+    REFUND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def charge(self) -> Global___ChargeBalanceRequest:
+        """Charges an account."""
+
+    @_builtins.property
+    def deduct(self) -> Global___DeductBalanceRequest:
+        """Deducts from an account."""
+
+    @_builtins.property
+    def refund(self) -> Global___RefundDeductionRequest:
+        """Refunds a deduction. For other services only, as RefundDeduction is."""
+
+    def __init__(
+        self,
+        *,
+        charge: Global___ChargeBalanceRequest | None = ...,
+        deduct: Global___DeductBalanceRequest | None = ...,
+        refund: Global___RefundDeductionRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "deduct", b"deduct", "refund", b"refund", "write", b"write"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge", "deduct", b"deduct", "refund", b"refund", "write", b"write"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_write: _TypeAlias = _typing.Literal["charge", "deduct", "refund"]  # noqa: Y015
+    _WhichOneofArgType_write: _TypeAlias = _typing.Literal["write", b"write"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_write) -> _WhichOneofReturnType_write | None: ...
+
+Global___BatchWriteItem: _TypeAlias = BatchWriteItem  # noqa: Y015
+
+@_typing.final
+class BatchWriteResponse(_message.Message):
+    """The response of BatchWrite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchWriteResult]:
+        """The outcome of each item, in the order of the items."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchWriteResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchWriteResponse: _TypeAlias = BatchWriteResponse  # noqa: Y015
+
+@_typing.final
+class BatchWriteResult(_message.Message):
+    """The outcome of one item of BatchWrite."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Posted(_message.Message):
+        """What was posted."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        BALANCE_FIELD_NUMBER: _builtins.int
+        ENTRY_FIELD_NUMBER: _builtins.int
+        REPLAYED_FIELD_NUMBER: _builtins.int
+        replayed: _builtins.bool
+        """Whether this is the response of an earlier item or call, as in the single call's response."""
+        @_builtins.property
+        def balance(self) -> Global___Balance:
+            """The balance after it; unset for a refund if nothing had been deducted."""
+
+        @_builtins.property
+        def entry(self) -> Global___LedgerEntry:
+            """Its ledger entry; unset for a refund if nothing had been deducted."""
+
+        def __init__(
+            self,
+            *,
+            balance: Global___Balance | None = ...,
+            entry: Global___LedgerEntry | None = ...,
+            replayed: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "entry", b"entry"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "entry", b"entry", "replayed", b"replayed"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POSTED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def posted(self) -> Global___BatchWriteResult.Posted:
+        """The item was posted, now or before."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why it was not: the code and details that the single call would have returned."""
+
+    def __init__(
+        self,
+        *,
+        posted: Global___BatchWriteResult.Posted | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "posted", b"posted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "posted", b"posted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["posted", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchWriteResult: _TypeAlias = BatchWriteResult  # noqa: Y015
 
 @_typing.final
 class GetBalanceRequest(_message.Message):

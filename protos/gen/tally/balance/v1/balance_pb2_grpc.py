@@ -59,6 +59,11 @@ class BalanceServiceStub:
                 request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.RefundDeductionRequest.SerializeToString,
                 response_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.RefundDeductionResponse.FromString,
                 _registered_method=True)
+        self.BatchWrite = channel.unary_unary(
+                '/tally.balance.v1.BalanceService/BatchWrite',
+                request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.BatchWriteRequest.SerializeToString,
+                response_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.BatchWriteResponse.FromString,
+                _registered_method=True)
         self.GetBalance = channel.unary_unary(
                 '/tally.balance.v1.BalanceService/GetBalance',
                 request_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.GetBalanceRequest.SerializeToString,
@@ -126,6 +131,27 @@ class BalanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchWrite(self, request, context):
+        """Charges, deducts and refunds in bulk: up to 1,000 items in one call, each decided by itself.
+
+        An item is the request of ChargeBalance, DeductBalance or RefundDeduction and has the same
+        outcome as that call: posted, or refused with its error. One item's error concerns no other
+        item, and nothing makes them succeed or fail together. Items are decided in no promised order.
+        Each item's request_id is that of the single call: what was posted before, by either, is
+        replayed. Of two items with one request_id the second replays the first. So the whole call can
+        be repeated as it is, after an error or a lost answer, until no item has an error with
+        RetryInfo.
+
+        The call returns shortly before its deadline. Items that are not decided by then have the error
+        ABORTED / REQUEST_IN_PROGRESS with RetryInfo: they may be posted already, or not at all.
+
+        Errors of the call: INVALID_ARGUMENT / INVALID_FIELD if it has no items, more than 1,000, or is
+        above 256 KiB. An invalid item has that error by itself, with the fields of its own request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetBalance(self, request, context):
         """Reads the balance of one account: as it is now, or as it was at a time (at_time).
 
@@ -173,6 +199,11 @@ def add_BalanceServiceServicer_to_server(servicer, server):
                     servicer.RefundDeduction,
                     request_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.RefundDeductionRequest.FromString,
                     response_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.RefundDeductionResponse.SerializeToString,
+            ),
+            'BatchWrite': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchWrite,
+                    request_deserializer=tally_dot_balance_dot_v1_dot_balance__pb2.BatchWriteRequest.FromString,
+                    response_serializer=tally_dot_balance_dot_v1_dot_balance__pb2.BatchWriteResponse.SerializeToString,
             ),
             'GetBalance': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBalance,
@@ -281,6 +312,33 @@ class BalanceService:
             '/tally.balance.v1.BalanceService/RefundDeduction',
             tally_dot_balance_dot_v1_dot_balance__pb2.RefundDeductionRequest.SerializeToString,
             tally_dot_balance_dot_v1_dot_balance__pb2.RefundDeductionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchWrite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.balance.v1.BalanceService/BatchWrite',
+            tally_dot_balance_dot_v1_dot_balance__pb2.BatchWriteRequest.SerializeToString,
+            tally_dot_balance_dot_v1_dot_balance__pb2.BatchWriteResponse.FromString,
             options,
             channel_credentials,
             insecure,

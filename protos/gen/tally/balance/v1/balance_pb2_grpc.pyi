@@ -51,6 +51,23 @@ class BalanceServiceStub:
     refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limits
     of ChargeBalance do not apply to a refund: it may leave more than 10^18, up to 2^63 - 1.
     """
+    BatchWrite: _aio.UnaryUnaryMultiCallable[_balance_pb2.BatchWriteRequest, _balance_pb2.BatchWriteResponse]
+    """Charges, deducts and refunds in bulk: up to 1,000 items in one call, each decided by itself.
+
+    An item is the request of ChargeBalance, DeductBalance or RefundDeduction and has the same
+    outcome as that call: posted, or refused with its error. One item's error concerns no other
+    item, and nothing makes them succeed or fail together. Items are decided in no promised order.
+    Each item's request_id is that of the single call: what was posted before, by either, is
+    replayed. Of two items with one request_id the second replays the first. So the whole call can
+    be repeated as it is, after an error or a lost answer, until no item has an error with
+    RetryInfo.
+
+    The call returns shortly before its deadline. Items that are not decided by then have the error
+    ABORTED / REQUEST_IN_PROGRESS with RetryInfo: they may be posted already, or not at all.
+
+    Errors of the call: INVALID_ARGUMENT / INVALID_FIELD if it has no items, more than 1,000, or is
+    above 256 KiB. An invalid item has that error by itself, with the fields of its own request.
+    """
     GetBalance: _aio.UnaryUnaryMultiCallable[_balance_pb2.GetBalanceRequest, _balance_pb2.GetBalanceResponse]
     """Reads the balance of one account: as it is now, or as it was at a time (at_time).
 
@@ -124,6 +141,29 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         cancelled whether the deduction has arrived or not: if it arrives later or again, it is
         refused with DEDUCTION_CANCELLED. If nothing was deducted, the call still succeeds. The limits
         of ChargeBalance do not apply to a refund: it may leave more than 10^18, up to 2^63 - 1.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchWrite(
+        self,
+        request: _balance_pb2.BatchWriteRequest,
+        context: _aio.ServicerContext[_balance_pb2.BatchWriteRequest, _abc.Awaitable[_balance_pb2.BatchWriteResponse]],
+    ) -> _abc.Awaitable[_balance_pb2.BatchWriteResponse]:
+        """Charges, deducts and refunds in bulk: up to 1,000 items in one call, each decided by itself.
+
+        An item is the request of ChargeBalance, DeductBalance or RefundDeduction and has the same
+        outcome as that call: posted, or refused with its error. One item's error concerns no other
+        item, and nothing makes them succeed or fail together. Items are decided in no promised order.
+        Each item's request_id is that of the single call: what was posted before, by either, is
+        replayed. Of two items with one request_id the second replays the first. So the whole call can
+        be repeated as it is, after an error or a lost answer, until no item has an error with
+        RetryInfo.
+
+        The call returns shortly before its deadline. Items that are not decided by then have the error
+        ABORTED / REQUEST_IN_PROGRESS with RetryInfo: they may be posted already, or not at all.
+
+        Errors of the call: INVALID_ARGUMENT / INVALID_FIELD if it has no items, more than 1,000, or is
+        above 256 KiB. An invalid item has that error by itself, with the fields of its own request.
         """
 
     @_abc_1.abstractmethod

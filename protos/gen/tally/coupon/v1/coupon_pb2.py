@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tally.type.v1 import money_pb2 as tally_dot_type_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctally/coupon/v1/coupon.proto\x12\x0ftally.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tally/type/v1/money.proto\"\xe0\x04\n\x08\x43\x61mpaign\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x0e\x66ixed_discount\x18\x03 \x01(\x0b\x32\x14.tally.type.v1.MoneyH\x00\x12\x1a\n\x10percent_discount\x18\x04 \x01(\x05H\x00\x12*\n\x0cmax_discount\x18\x05 \x01(\x0b\x32\x14.tally.type.v1.Money\x12.\n\x10min_order_amount\x18\x06 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x10\n\x08quantity\x18\x07 \x01(\x03\x12\x0e\n\x06issued\x18\x08 \x01(\x03\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0f\x63oupon_lifetime\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x05state\x18\x0c \x01(\x0e\x32\x1f.tally.coupon.v1.Campaign.State\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_SCHEDULED\x10\x01\x12\x0e\n\nSTATE_OPEN\x10\x02\x12\x12\n\x0eSTATE_SOLD_OUT\x10\x03\x12\x0f\n\x0bSTATE_ENDED\x10\x04\x42\n\n\x08\x64iscount\"\x82\x03\n\x06\x43oupon\x12\x11\n\tcoupon_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0cissue_number\x18\x04 \x01(\x03\x12,\n\x05state\x18\x05 \x01(\x0e\x32\x1d.tally.coupon.v1.Coupon.State\x12\x10\n\x08order_id\x18\x06 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nissue_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bredeem_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ISSUED\x10\x01\x12\x12\n\x0eSTATE_REDEEMED\x10\x02\x12\x11\n\rSTATE_EXPIRED\x10\x03\"\xfc\x08\n\x15\x43reateCampaignRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xbaH%r#\x18\xc8\x01\x32\x1e^\\P{Cc}*[^\\p{Cc}\\p{Z}]\\P{Cc}*$\x12\xbd\x01\n\x0e\x66ixed_discount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000H\x00\x12%\n\x10percent_discount\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00\x12\xb9\x01\n\x0cmax_discount\x18\x04 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\x12\xbd\x01\n\x10min_order_amount\x18\x05 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\x12 \n\x08quantity\x18\x06 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x01\x12\x44\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\xc8\x01\x01\x12\x42\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\xc8\x01\x01\x12G\n\x0f\x63oupon_lifetime\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\n\"\x06\x08\x80\x86\xb0\x96\x01*\x00\xc8\x01\x01\x12\x30\n\nrequest_id\x18\n \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$:\x8d\x01\xbaH\x89\x01\x1a\x86\x01\n\x19\x65nd_time.after_start_time\x12\x18must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_timeB\x11\n\x08\x64iscount\x12\x05\xbaH\x02\x08\x01\"W\n\x16\x43reateCampaignResponse\x12+\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x19.tally.coupon.v1.Campaign\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"2\n\x12GetCampaignRequest\x12\x1c\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"B\n\x13GetCampaignResponse\x12+\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x19.tally.coupon.v1.Campaign\"c\n\x14ListCampaignsRequest\x12\x1f\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x0c\n\n_page_size\"^\n\x15ListCampaignsResponse\x12,\n\tcampaigns\x18\x01 \x03(\x0b\x32\x19.tally.coupon.v1.Campaign\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x93\x01\n\x12IssueCouponRequest\x12\x1c\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"P\n\x13IssueCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"]\n\x10GetCouponRequest\x12\x1a\n\tcoupon_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"<\n\x11GetCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\"\x90\x01\n\x12ListCouponsRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x1f\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x0c\n\n_page_size\"X\n\x13ListCouponsResponse\x12(\n\x07\x63oupons\x18\x01 \x03(\x0b\x32\x17.tally.coupon.v1.Coupon\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x03\n\x13RedeemCouponRequest\x12\x1a\n\tcoupon_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12.\n\x08order_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xbc\x01\n\x0corder_amount\x18\x04 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x30\n\nrequest_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"y\n\x14RedeemCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\x12&\n\x08\x64iscount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xcc\x01\n\x14RestoreCouponRequest\x12\x1a\n\tcoupon_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x37\n\x11redeem_request_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"R\n\x15RestoreCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x32\x99\x06\n\rCouponService\x12\x66\n\x0e\x43reateCampaign\x12&.tally.coupon.v1.CreateCampaignRequest\x1a\'.tally.coupon.v1.CreateCampaignResponse\"\x03\x90\x02\x02\x12]\n\x0bGetCampaign\x12#.tally.coupon.v1.GetCampaignRequest\x1a$.tally.coupon.v1.GetCampaignResponse\"\x03\x90\x02\x01\x12\x63\n\rListCampaigns\x12%.tally.coupon.v1.ListCampaignsRequest\x1a&.tally.coupon.v1.ListCampaignsResponse\"\x03\x90\x02\x01\x12]\n\x0bIssueCoupon\x12#.tally.coupon.v1.IssueCouponRequest\x1a$.tally.coupon.v1.IssueCouponResponse\"\x03\x90\x02\x02\x12W\n\tGetCoupon\x12!.tally.coupon.v1.GetCouponRequest\x1a\".tally.coupon.v1.GetCouponResponse\"\x03\x90\x02\x01\x12]\n\x0bListCoupons\x12#.tally.coupon.v1.ListCouponsRequest\x1a$.tally.coupon.v1.ListCouponsResponse\"\x03\x90\x02\x01\x12`\n\x0cRedeemCoupon\x12$.tally.coupon.v1.RedeemCouponRequest\x1a%.tally.coupon.v1.RedeemCouponResponse\"\x03\x90\x02\x02\x12\x63\n\rRestoreCoupon\x12%.tally.coupon.v1.RestoreCouponRequest\x1a&.tally.coupon.v1.RestoreCouponResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctally/coupon/v1/coupon.proto\x12\x0ftally.coupon.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19tally/type/v1/money.proto\"\xe0\x04\n\x08\x43\x61mpaign\x12\x13\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x0e\x66ixed_discount\x18\x03 \x01(\x0b\x32\x14.tally.type.v1.MoneyH\x00\x12\x1a\n\x10percent_discount\x18\x04 \x01(\x05H\x00\x12*\n\x0cmax_discount\x18\x05 \x01(\x0b\x32\x14.tally.type.v1.Money\x12.\n\x10min_order_amount\x18\x06 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x10\n\x08quantity\x18\x07 \x01(\x03\x12\x0e\n\x06issued\x18\x08 \x01(\x03\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0f\x63oupon_lifetime\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x05state\x18\x0c \x01(\x0e\x32\x1f.tally.coupon.v1.Campaign.State\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_SCHEDULED\x10\x01\x12\x0e\n\nSTATE_OPEN\x10\x02\x12\x12\n\x0eSTATE_SOLD_OUT\x10\x03\x12\x0f\n\x0bSTATE_ENDED\x10\x04\x42\n\n\x08\x64iscount\"\x82\x03\n\x06\x43oupon\x12\x11\n\tcoupon_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x61mpaign_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0cissue_number\x18\x04 \x01(\x03\x12,\n\x05state\x18\x05 \x01(\x0e\x32\x1d.tally.coupon.v1.Coupon.State\x12\x10\n\x08order_id\x18\x06 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nissue_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bredeem_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ISSUED\x10\x01\x12\x12\n\x0eSTATE_REDEEMED\x10\x02\x12\x11\n\rSTATE_EXPIRED\x10\x03\"\xfc\x08\n\x15\x43reateCampaignRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xbaH%r#\x18\xc8\x01\x32\x1e^\\P{Cc}*[^\\p{Cc}\\p{Z}]\\P{Cc}*$\x12\xbd\x01\n\x0e\x66ixed_discount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000H\x00\x12%\n\x10percent_discount\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01H\x00\x12\xb9\x01\n\x0cmax_discount\x18\x04 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\x12\xbd\x01\n\x10min_order_amount\x18\x05 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\x12 \n\x08quantity\x18\x06 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\xa0\x94\xa5\x8d\x1d(\x01\x12\x44\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\xc8\x01\x01\x12\x42\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\xc8\x01\x01\x12G\n\x0f\x63oupon_lifetime\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\n\"\x06\x08\x80\x86\xb0\x96\x01*\x00\xc8\x01\x01\x12\x30\n\nrequest_id\x18\n \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$:\x8d\x01\xbaH\x89\x01\x1a\x86\x01\n\x19\x65nd_time.after_start_time\x12\x18must be after start_time\x1aO!has(this.start_time) || !has(this.end_time) || this.start_time < this.end_timeB\x11\n\x08\x64iscount\x12\x05\xbaH\x02\x08\x01\"W\n\x16\x43reateCampaignResponse\x12+\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x19.tally.coupon.v1.Campaign\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"2\n\x12GetCampaignRequest\x12\x1c\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"B\n\x13GetCampaignResponse\x12+\n\x08\x63\x61mpaign\x18\x01 \x01(\x0b\x32\x19.tally.coupon.v1.Campaign\"c\n\x14ListCampaignsRequest\x12\x1f\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x0c\n\n_page_size\"^\n\x15ListCampaignsResponse\x12,\n\tcampaigns\x18\x01 \x03(\x0b\x32\x19.tally.coupon.v1.Campaign\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x93\x01\n\x12IssueCouponRequest\x12\x1c\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"P\n\x13IssueCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x81\x01\n\x18\x42\x61tchIssueCouponsRequest\x12\x1c\n\x0b\x63\x61mpaign_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12G\n\x05items\x18\x02 \x03(\x0b\x32&.tally.coupon.v1.BatchIssueCouponsItemB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"x\n\x15\x42\x61tchIssueCouponsItem\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"V\n\x19\x42\x61tchIssueCouponsResponse\x12\x39\n\x07results\x18\x01 \x03(\x0b\x32(.tally.coupon.v1.BatchIssueCouponsResult\"\x86\x01\n\x17\x42\x61tchIssueCouponsResult\x12)\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.CouponH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x42\t\n\x07outcome\"]\n\x10GetCouponRequest\x12\x1a\n\tcoupon_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"<\n\x11GetCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\"\x90\x01\n\x12ListCouponsRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x1f\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x0c\n\n_page_size\"X\n\x13ListCouponsResponse\x12(\n\x07\x63oupons\x18\x01 \x03(\x0b\x32\x17.tally.coupon.v1.Coupon\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x03\n\x13RedeemCouponRequest\x12\x1a\n\tcoupon_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12.\n\x08order_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xbc\x01\n\x0corder_amount\x18\x04 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x30\n\nrequest_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"y\n\x14RedeemCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\x12&\n\x08\x64iscount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xcc\x01\n\x14RestoreCouponRequest\x12\x1a\n\tcoupon_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x37\n\x11redeem_request_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"R\n\x15RestoreCouponResponse\x12\'\n\x06\x63oupon\x18\x01 \x01(\x0b\x32\x17.tally.coupon.v1.Coupon\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x32\x8a\x07\n\rCouponService\x12\x66\n\x0e\x43reateCampaign\x12&.tally.coupon.v1.CreateCampaignRequest\x1a\'.tally.coupon.v1.CreateCampaignResponse\"\x03\x90\x02\x02\x12]\n\x0bGetCampaign\x12#.tally.coupon.v1.GetCampaignRequest\x1a$.tally.coupon.v1.GetCampaignResponse\"\x03\x90\x02\x01\x12\x63\n\rListCampaigns\x12%.tally.coupon.v1.ListCampaignsRequest\x1a&.tally.coupon.v1.ListCampaignsResponse\"\x03\x90\x02\x01\x12]\n\x0bIssueCoupon\x12#.tally.coupon.v1.IssueCouponRequest\x1a$.tally.coupon.v1.IssueCouponResponse\"\x03\x90\x02\x02\x12o\n\x11\x42\x61tchIssueCoupons\x12).tally.coupon.v1.BatchIssueCouponsRequest\x1a*.tally.coupon.v1.BatchIssueCouponsResponse\"\x03\x90\x02\x02\x12W\n\tGetCoupon\x12!.tally.coupon.v1.GetCouponRequest\x1a\".tally.coupon.v1.GetCouponResponse\"\x03\x90\x02\x01\x12]\n\x0bListCoupons\x12#.tally.coupon.v1.ListCouponsRequest\x1a$.tally.coupon.v1.ListCouponsResponse\"\x03\x90\x02\x01\x12`\n\x0cRedeemCoupon\x12$.tally.coupon.v1.RedeemCouponRequest\x1a%.tally.coupon.v1.RedeemCouponResponse\"\x03\x90\x02\x02\x12\x63\n\rRestoreCoupon\x12%.tally.coupon.v1.RestoreCouponRequest\x1a&.tally.coupon.v1.RestoreCouponResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,6 +72,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUECOUPONREQUEST'].fields_by_name['user_id']._serialized_options = b'\272H\031r\027\030@2\023^[A-Za-z0-9._:@-]+$'
   _globals['_ISSUECOUPONREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_ISSUECOUPONREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\031r\027\030@2\023^[A-Za-z0-9._:@-]+$'
+  _globals['_BATCHISSUECOUPONSREQUEST'].fields_by_name['campaign_id']._loaded_options = None
+  _globals['_BATCHISSUECOUPONSREQUEST'].fields_by_name['campaign_id']._serialized_options = b'\272H\004r\002\020\001'
+  _globals['_BATCHISSUECOUPONSREQUEST'].fields_by_name['items']._loaded_options = None
+  _globals['_BATCHISSUECOUPONSREQUEST'].fields_by_name['items']._serialized_options = b'\272H\r\222\001\n\010\001\020\350\007\"\003\330\001\003'
+  _globals['_BATCHISSUECOUPONSITEM'].fields_by_name['user_id']._loaded_options = None
+  _globals['_BATCHISSUECOUPONSITEM'].fields_by_name['user_id']._serialized_options = b'\272H\031r\027\030@2\023^[A-Za-z0-9._:@-]+$'
+  _globals['_BATCHISSUECOUPONSITEM'].fields_by_name['request_id']._loaded_options = None
+  _globals['_BATCHISSUECOUPONSITEM'].fields_by_name['request_id']._serialized_options = b'\272H\031r\027\030@2\023^[A-Za-z0-9._:@-]+$'
   _globals['_GETCOUPONREQUEST'].fields_by_name['coupon_id']._loaded_options = None
   _globals['_GETCOUPONREQUEST'].fields_by_name['coupon_id']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_GETCOUPONREQUEST'].fields_by_name['user_id']._loaded_options = None
@@ -107,6 +116,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COUPONSERVICE'].methods_by_name['ListCampaigns']._serialized_options = b'\220\002\001'
   _globals['_COUPONSERVICE'].methods_by_name['IssueCoupon']._loaded_options = None
   _globals['_COUPONSERVICE'].methods_by_name['IssueCoupon']._serialized_options = b'\220\002\002'
+  _globals['_COUPONSERVICE'].methods_by_name['BatchIssueCoupons']._loaded_options = None
+  _globals['_COUPONSERVICE'].methods_by_name['BatchIssueCoupons']._serialized_options = b'\220\002\002'
   _globals['_COUPONSERVICE'].methods_by_name['GetCoupon']._loaded_options = None
   _globals['_COUPONSERVICE'].methods_by_name['GetCoupon']._serialized_options = b'\220\002\001'
   _globals['_COUPONSERVICE'].methods_by_name['ListCoupons']._loaded_options = None
@@ -115,46 +126,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COUPONSERVICE'].methods_by_name['RedeemCoupon']._serialized_options = b'\220\002\002'
   _globals['_COUPONSERVICE'].methods_by_name['RestoreCoupon']._loaded_options = None
   _globals['_COUPONSERVICE'].methods_by_name['RestoreCoupon']._serialized_options = b'\220\002\002'
-  _globals['_CAMPAIGN']._serialized_start=171
-  _globals['_CAMPAIGN']._serialized_end=779
-  _globals['_CAMPAIGN_STATE']._serialized_start=663
-  _globals['_CAMPAIGN_STATE']._serialized_end=767
-  _globals['_COUPON']._serialized_start=782
-  _globals['_COUPON']._serialized_end=1168
-  _globals['_COUPON_STATE']._serialized_start=1081
-  _globals['_COUPON_STATE']._serialized_end=1168
-  _globals['_CREATECAMPAIGNREQUEST']._serialized_start=1171
-  _globals['_CREATECAMPAIGNREQUEST']._serialized_end=2319
-  _globals['_CREATECAMPAIGNRESPONSE']._serialized_start=2321
-  _globals['_CREATECAMPAIGNRESPONSE']._serialized_end=2408
-  _globals['_GETCAMPAIGNREQUEST']._serialized_start=2410
-  _globals['_GETCAMPAIGNREQUEST']._serialized_end=2460
-  _globals['_GETCAMPAIGNRESPONSE']._serialized_start=2462
-  _globals['_GETCAMPAIGNRESPONSE']._serialized_end=2528
-  _globals['_LISTCAMPAIGNSREQUEST']._serialized_start=2530
-  _globals['_LISTCAMPAIGNSREQUEST']._serialized_end=2629
-  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_start=2631
-  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_end=2725
-  _globals['_ISSUECOUPONREQUEST']._serialized_start=2728
-  _globals['_ISSUECOUPONREQUEST']._serialized_end=2875
-  _globals['_ISSUECOUPONRESPONSE']._serialized_start=2877
-  _globals['_ISSUECOUPONRESPONSE']._serialized_end=2957
-  _globals['_GETCOUPONREQUEST']._serialized_start=2959
-  _globals['_GETCOUPONREQUEST']._serialized_end=3052
-  _globals['_GETCOUPONRESPONSE']._serialized_start=3054
-  _globals['_GETCOUPONRESPONSE']._serialized_end=3114
-  _globals['_LISTCOUPONSREQUEST']._serialized_start=3117
-  _globals['_LISTCOUPONSREQUEST']._serialized_end=3261
-  _globals['_LISTCOUPONSRESPONSE']._serialized_start=3263
-  _globals['_LISTCOUPONSRESPONSE']._serialized_end=3351
-  _globals['_REDEEMCOUPONREQUEST']._serialized_start=3354
-  _globals['_REDEEMCOUPONREQUEST']._serialized_end=3739
-  _globals['_REDEEMCOUPONRESPONSE']._serialized_start=3741
-  _globals['_REDEEMCOUPONRESPONSE']._serialized_end=3862
-  _globals['_RESTORECOUPONREQUEST']._serialized_start=3865
-  _globals['_RESTORECOUPONREQUEST']._serialized_end=4069
-  _globals['_RESTORECOUPONRESPONSE']._serialized_start=4071
-  _globals['_RESTORECOUPONRESPONSE']._serialized_end=4153
-  _globals['_COUPONSERVICE']._serialized_start=4156
-  _globals['_COUPONSERVICE']._serialized_end=4949
+  _globals['_CAMPAIGN']._serialized_start=196
+  _globals['_CAMPAIGN']._serialized_end=804
+  _globals['_CAMPAIGN_STATE']._serialized_start=688
+  _globals['_CAMPAIGN_STATE']._serialized_end=792
+  _globals['_COUPON']._serialized_start=807
+  _globals['_COUPON']._serialized_end=1193
+  _globals['_COUPON_STATE']._serialized_start=1106
+  _globals['_COUPON_STATE']._serialized_end=1193
+  _globals['_CREATECAMPAIGNREQUEST']._serialized_start=1196
+  _globals['_CREATECAMPAIGNREQUEST']._serialized_end=2344
+  _globals['_CREATECAMPAIGNRESPONSE']._serialized_start=2346
+  _globals['_CREATECAMPAIGNRESPONSE']._serialized_end=2433
+  _globals['_GETCAMPAIGNREQUEST']._serialized_start=2435
+  _globals['_GETCAMPAIGNREQUEST']._serialized_end=2485
+  _globals['_GETCAMPAIGNRESPONSE']._serialized_start=2487
+  _globals['_GETCAMPAIGNRESPONSE']._serialized_end=2553
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_start=2555
+  _globals['_LISTCAMPAIGNSREQUEST']._serialized_end=2654
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_start=2656
+  _globals['_LISTCAMPAIGNSRESPONSE']._serialized_end=2750
+  _globals['_ISSUECOUPONREQUEST']._serialized_start=2753
+  _globals['_ISSUECOUPONREQUEST']._serialized_end=2900
+  _globals['_ISSUECOUPONRESPONSE']._serialized_start=2902
+  _globals['_ISSUECOUPONRESPONSE']._serialized_end=2982
+  _globals['_BATCHISSUECOUPONSREQUEST']._serialized_start=2985
+  _globals['_BATCHISSUECOUPONSREQUEST']._serialized_end=3114
+  _globals['_BATCHISSUECOUPONSITEM']._serialized_start=3116
+  _globals['_BATCHISSUECOUPONSITEM']._serialized_end=3236
+  _globals['_BATCHISSUECOUPONSRESPONSE']._serialized_start=3238
+  _globals['_BATCHISSUECOUPONSRESPONSE']._serialized_end=3324
+  _globals['_BATCHISSUECOUPONSRESULT']._serialized_start=3327
+  _globals['_BATCHISSUECOUPONSRESULT']._serialized_end=3461
+  _globals['_GETCOUPONREQUEST']._serialized_start=3463
+  _globals['_GETCOUPONREQUEST']._serialized_end=3556
+  _globals['_GETCOUPONRESPONSE']._serialized_start=3558
+  _globals['_GETCOUPONRESPONSE']._serialized_end=3618
+  _globals['_LISTCOUPONSREQUEST']._serialized_start=3621
+  _globals['_LISTCOUPONSREQUEST']._serialized_end=3765
+  _globals['_LISTCOUPONSRESPONSE']._serialized_start=3767
+  _globals['_LISTCOUPONSRESPONSE']._serialized_end=3855
+  _globals['_REDEEMCOUPONREQUEST']._serialized_start=3858
+  _globals['_REDEEMCOUPONREQUEST']._serialized_end=4243
+  _globals['_REDEEMCOUPONRESPONSE']._serialized_start=4245
+  _globals['_REDEEMCOUPONRESPONSE']._serialized_end=4366
+  _globals['_RESTORECOUPONREQUEST']._serialized_start=4369
+  _globals['_RESTORECOUPONREQUEST']._serialized_end=4573
+  _globals['_RESTORECOUPONRESPONSE']._serialized_start=4575
+  _globals['_RESTORECOUPONRESPONSE']._serialized_end=4657
+  _globals['_COUPONSERVICE']._serialized_start=4660
+  _globals['_COUPONSERVICE']._serialized_end=5566
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from tally.type.v1 import money_pb2 as _money_pb2
 import builtins as _builtins
 import sys
@@ -494,6 +495,123 @@ class IssueCouponResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IssueCouponResponse: _TypeAlias = IssueCouponResponse  # noqa: Y015
+
+@_typing.final
+class BatchIssueCouponsRequest(_message.Message):
+    """The request of BatchIssueCoupons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    campaign_id: _builtins.str
+    """The campaign: an id that CreateCampaign returned."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchIssueCouponsItem]:
+        """Who gets a coupon, 1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        campaign_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___BatchIssueCouponsItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIssueCouponsRequest: _TypeAlias = BatchIssueCouponsRequest  # noqa: Y015
+
+@_typing.final
+class BatchIssueCouponsItem(_message.Message):
+    """One item of BatchIssueCoupons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user who gets the coupon: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    request_id: _builtins.str
+    """Identifies this intent, per user, as IssueCoupon's does: 1-64 characters of
+    A-Z a-z 0-9 . _ : @ -. The same id with the same campaign returns the first coupon again; with
+    another campaign the item is refused.
+    """
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIssueCouponsItem: _TypeAlias = BatchIssueCouponsItem  # noqa: Y015
+
+@_typing.final
+class BatchIssueCouponsResponse(_message.Message):
+    """The response of BatchIssueCoupons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchIssueCouponsResult]:
+        """The outcome of each item, in the order of the items."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchIssueCouponsResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIssueCouponsResponse: _TypeAlias = BatchIssueCouponsResponse  # noqa: Y015
+
+@_typing.final
+class BatchIssueCouponsResult(_message.Message):
+    """The outcome of one item of BatchIssueCoupons."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUPON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether the coupon was issued by an earlier item or call with the same request_id."""
+    @_builtins.property
+    def coupon(self) -> Global___Coupon:
+        """The coupon, as it was issued, now or before."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why none was issued: the code and details that IssueCoupon would have returned."""
+
+    def __init__(
+        self,
+        *,
+        coupon: Global___Coupon | None = ...,
+        error: _status_pb2.Status | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coupon", b"coupon", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupon", b"coupon", "error", b"error", "outcome", b"outcome", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["coupon", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___BatchIssueCouponsResult: _TypeAlias = BatchIssueCouponsResult  # noqa: Y015
 
 @_typing.final
 class GetCouponRequest(_message.Message):

@@ -61,6 +61,11 @@ class CouponServiceStub:
                 request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.IssueCouponRequest.SerializeToString,
                 response_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.IssueCouponResponse.FromString,
                 _registered_method=True)
+        self.BatchIssueCoupons = channel.unary_unary(
+                '/tally.coupon.v1.CouponService/BatchIssueCoupons',
+                request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsRequest.SerializeToString,
+                response_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsResponse.FromString,
+                _registered_method=True)
         self.GetCoupon = channel.unary_unary(
                 '/tally.coupon.v1.CouponService/GetCoupon',
                 request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.GetCouponRequest.SerializeToString,
@@ -133,6 +138,27 @@ class CouponServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchIssueCoupons(self, request, context):
+        """Issues coupons of one campaign in bulk: up to 1,000 users in one call, each decided by itself.
+
+        An item has the same outcome as IssueCoupon for its user would have: a coupon, or its error.
+        One item's error concerns no other item, and nothing makes them succeed or fail together. Items
+        are decided in no promised order. Each item's request_id is that of IssueCoupon: a coupon that
+        was issued before, by either, is replayed. Of two items of one user with one request_id the
+        second replays the first. So the whole call can be repeated as it is, after an error or a lost
+        answer, until no item has an error with RetryInfo.
+
+        The call returns shortly before its deadline. Items that are not decided by then have the error
+        ABORTED / REQUEST_IN_PROGRESS with RetryInfo: their coupons may be issued already, or not.
+
+        Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD if it
+        names no campaign, has no items, more than 1,000, or is above 256 KiB. An invalid item has that
+        error by itself, with the fields of the item.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCoupon(self, request, context):
         """Reads one coupon of a user.
 
@@ -200,6 +226,11 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     servicer.IssueCoupon,
                     request_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.IssueCouponRequest.FromString,
                     response_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.IssueCouponResponse.SerializeToString,
+            ),
+            'BatchIssueCoupons': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchIssueCoupons,
+                    request_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsRequest.FromString,
+                    response_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsResponse.SerializeToString,
             ),
             'GetCoupon': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCoupon,
@@ -337,6 +368,33 @@ class CouponService:
             '/tally.coupon.v1.CouponService/IssueCoupon',
             tally_dot_coupon_dot_v1_dot_coupon__pb2.IssueCouponRequest.SerializeToString,
             tally_dot_coupon_dot_v1_dot_coupon__pb2.IssueCouponResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchIssueCoupons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.coupon.v1.CouponService/BatchIssueCoupons',
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsRequest.SerializeToString,
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,23 @@ class CouponServiceStub:
     campaign, also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure
     and without RetryInfo: it is final).
     """
+    BatchIssueCoupons: _aio.UnaryUnaryMultiCallable[_coupon_pb2.BatchIssueCouponsRequest, _coupon_pb2.BatchIssueCouponsResponse]
+    """Issues coupons of one campaign in bulk: up to 1,000 users in one call, each decided by itself.
+
+    An item has the same outcome as IssueCoupon for its user would have: a coupon, or its error.
+    One item's error concerns no other item, and nothing makes them succeed or fail together. Items
+    are decided in no promised order. Each item's request_id is that of IssueCoupon: a coupon that
+    was issued before, by either, is replayed. Of two items of one user with one request_id the
+    second replays the first. So the whole call can be repeated as it is, after an error or a lost
+    answer, until no item has an error with RetryInfo.
+
+    The call returns shortly before its deadline. Items that are not decided by then have the error
+    ABORTED / REQUEST_IN_PROGRESS with RetryInfo: their coupons may be issued already, or not.
+
+    Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD if it
+    names no campaign, has no items, more than 1,000, or is above 256 KiB. An invalid item has that
+    error by itself, with the fields of the item.
+    """
     GetCoupon: _aio.UnaryUnaryMultiCallable[_coupon_pb2.GetCouponRequest, _coupon_pb2.GetCouponResponse]
     """Reads one coupon of a user.
 
@@ -133,6 +150,29 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         start_time and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED if the user has one of this
         campaign, also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure
         and without RetryInfo: it is final).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchIssueCoupons(
+        self,
+        request: _coupon_pb2.BatchIssueCouponsRequest,
+        context: _aio.ServicerContext[_coupon_pb2.BatchIssueCouponsRequest, _abc.Awaitable[_coupon_pb2.BatchIssueCouponsResponse]],
+    ) -> _abc.Awaitable[_coupon_pb2.BatchIssueCouponsResponse]:
+        """Issues coupons of one campaign in bulk: up to 1,000 users in one call, each decided by itself.
+
+        An item has the same outcome as IssueCoupon for its user would have: a coupon, or its error.
+        One item's error concerns no other item, and nothing makes them succeed or fail together. Items
+        are decided in no promised order. Each item's request_id is that of IssueCoupon: a coupon that
+        was issued before, by either, is replayed. Of two items of one user with one request_id the
+        second replays the first. So the whole call can be repeated as it is, after an error or a lost
+        answer, until no item has an error with RetryInfo.
+
+        The call returns shortly before its deadline. Items that are not decided by then have the error
+        ABORTED / REQUEST_IN_PROGRESS with RetryInfo: their coupons may be issued already, or not.
+
+        Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD if it
+        names no campaign, has no items, more than 1,000, or is above 256 KiB. An invalid item has that
+        error by itself, with the fields of the item.
         """
 
     @_abc_1.abstractmethod

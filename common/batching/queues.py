@@ -1,0 +1,94 @@
+"""The commands of a lane that wait for a batch, and which of them the next batch takes.
+
+Single calls and bulk calls wait apart, so that a bulk call of a thousand commands delays a single
+call by no more than half a batch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from common.batching.outcomes import QueuedCommand
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+
+class Queues(Generic[C, R]):
+    """The waiting commands of one lane."""
+
+    def __init__(self, batch_max: int) -> None:
+        self._batch_max = batch_max
+        self._single: _Queue[C, R] = _Queue()
+        self._bulk: _Queue[C, R] = _Queue()
+
+    def __bool__(self) -> bool:
+        return len(self._single) + len(self._bulk) > 0
+
+    @property
+    def arrived(self) -> int:
+        """How many commands wait for their first batch."""
+        return len(self._single.arrived) + len(self._bulk.arrived)
+
+    def append(self, entry: QueuedCommand[C, R]) -> None:
+        self._of(entry).arrived.append(entry)
+
+    def set_aside(self, entries: Sequence[QueuedCommand[C, R]]) -> None:
+        """Keep entries whose Redis lock is busy for a later batch, before all others."""
+        for entry in reversed(entries):
+            self._of(entry).busy.appendleft(entry)
+
+    def next_batch(self, admit: Callable[[QueuedCommand[C, R]], bool]) -> list[QueuedCommand[C, R]]:
+        """All that ``admit`` lets pass, up to the limit; what it does not has left the lane.
+
+        Bulk calls get at most half of a batch that has commands of single calls, and at least half
+        of any batch if they need it.
+        """
+        half = self._batch_max // 2
+        batch = self._single.take(self._batch_max - min(half, len(self._bulk)), admit)
+        return batch + self._bulk.take(half if batch else self._batch_max, admit)
+
+    def clear(self) -> list[QueuedCommand[C, R]]:
+        """Empty the queues; returns what they had."""
+        return self._single.clear() + self._bulk.clear()
+
+    def _of(self, entry: QueuedCommand[C, R]) -> _Queue[C, R]:
+        return self._bulk if entry.bulk else self._single
+
+
+class _Queue(Generic[C, R]):
+    """Commands in order of arrival, and those of them whose Redis lock was busy."""
+
+    def __init__(self) -> None:
+        self.arrived: deque[QueuedCommand[C, R]] = deque()
+        self.busy: deque[QueuedCommand[C, R]] = deque()
+
+    def __len__(self) -> int:
+        return len(self.arrived) + len(self.busy)
+
+    def take(
+        self, size_max: int, admit: Callable[[QueuedCommand[C, R]], bool]
+    ) -> list[QueuedCommand[C, R]]:
+        """Commands of busy keys come first, but in at most half of a batch while others wait.
+
+        Many commands of one busy key must not keep out all others.
+        """
+        taken: list[QueuedCommand[C, R]] = []
+        for queue, taken_max in (
+            (self.busy, size_max // 2),
+            (self.arrived, size_max),
+            (self.busy, size_max),
+        ):
+            while queue and len(taken) < taken_max:
+                entry = queue.popleft()
+                if admit(entry):
+                    taken.append(entry)
+        return taken
+
+    def clear(self) -> list[QueuedCommand[C, R]]:
+        entries = [*self.busy, *self.arrived]
+        self.busy.clear()
+        self.arrived.clear()
+        return entries

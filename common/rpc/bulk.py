@@ -1,0 +1,90 @@
+"""Bulk methods: a request with many ``items``, each decided by itself, and a result for each.
+
+Such a method may have larger messages than others, and takes a slot of the concurrency limit for
+each item (``common.rpc.concurrency``). An item's error is a google.rpc.Status in its result, the
+same that the single call would have ended with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from google.rpc import status_pb2  # type: ignore[import-untyped]
+
+from common import metrics
+from common.errors import Refusal
+from common.rpc.status import GRPC_CODES, to_status
+from common.rpc.unexpected import internal
+
+F = TypeVar("F", bound=Callable[..., Any])
+Item = TypeVar("Item")
+Command = TypeVar("Command")
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+TURN: Final = 128
+"""Items that are converted in one turn of the event loop, a millisecond or two."""
+_MARK: Final = "_tally_bulk"
+
+
+def bulk(method: F) -> F:
+    """Mark a servicer's method as a bulk method."""
+    setattr(method, _MARK, True)
+    return method
+
+
+def is_bulk(method: object) -> bool:
+    return getattr(method, _MARK, False)
+
+
+async def decide_items(
+    method: str,
+    items: Iterable[Item],
+    command_of: Callable[[Item], Command],
+    write: Callable[[Sequence[Command]], Awaitable[Sequence[Value | Exception]]],
+    result_of: Callable[[Value | status_pb2.Status], Result],
+) -> list[Result]:
+    """One result per item, in their order.
+
+    ``command_of`` raises the Refusal of an item that is not valid. ``write`` gets the commands of
+    the others and returns an outcome for each. ``result_of`` makes the result of a value or status.
+    ``method``: the full name, for metrics and the log.
+    """
+    commands: list[Command] = []
+    invalid: dict[int, Refusal] = {}
+    async for position, item in _in_turns(items):
+        try:
+            commands.append(command_of(item))
+        except Refusal as error:
+            invalid[position] = error
+    outcomes: list[Value | Exception] = list(await write(commands)) if commands else []
+    assert len(outcomes) == len(commands), "one outcome per command"
+    for position, refused in invalid.items():  # in ascending order
+        outcomes.insert(position, refused)
+    statuses: dict[Exception, status_pb2.Status] = {}  # many items may have one exception
+    results: list[Result] = []
+    codes: Counter[str] = Counter()
+    async for _, outcome in _in_turns(outcomes):
+        if isinstance(outcome, Exception):
+            if (status := statuses.get(outcome)) is None:
+                refusal = outcome if isinstance(outcome, Refusal) else internal(method, outcome)
+                status = statuses[outcome] = to_status(refusal)
+            codes[GRPC_CODES[status.code].name] += 1
+            results.append(result_of(status))
+        else:
+            codes["OK"] += 1
+            results.append(result_of(outcome))
+    for code, count in codes.items():
+        metrics.BULK_ITEMS.labels(method, code).inc(count)
+    return results
+
+
+async def _in_turns(values: Iterable[Value]) -> AsyncIterator[tuple[int, Value]]:
+    """Each value with its position; other calls have their turn after every TURN of them."""
+    for position, value in enumerate(values):
+        if position and position % TURN == 0:
+            await asyncio.sleep(0)
+        yield position, value
