@@ -84,13 +84,13 @@ class SagaExecution:
                 pass
         except SagaLost:
             _lost.inc()
-            _log.warning("saga_lost", **_log_fields(saga))
+            _log_of(saga).warning("saga_lost")
         except Refusal as refusal:
             # The journal could not be written while the lease lasted. It has every call that was
             # begun: the replica that takes the saga over repeats the last one.
-            _log.warning("saga_left", error=describe(refusal), **_log_fields(saga))
-        except Exception:
-            _log.exception("saga_failed", **_log_fields(saga))
+            _log_of(saga).warning("saga_left", error=describe(refusal))
+        except Exception:  # noqa: BLE001 - a defect of Tally, which is logged
+            _log_of(saga).exception("saga_failed")
             await self._wait_after_defect(running)
 
     async def _wait_after_defect(self, running: RunningSaga) -> None:
@@ -314,9 +314,12 @@ class SagaExecution:
         return max(0.0, min(self._limits.call_s, left_s))
 
 
-def _log_fields(saga: Saga) -> dict[str, object]:
-    """The fields of a log event about the saga."""
-    return {"saga_id": saga.saga_id, "order_id": saga.order_id, "epoch": saga.epoch}
+def _log_of(saga: Saga) -> structlog.stdlib.BoundLogger:
+    """A log whose events name the saga. Bound only when there is an event: most sagas have none."""
+    log: structlog.stdlib.BoundLogger = _log.bind(
+        saga_id=saga.saga_id, order_id=saga.order_id, epoch=saga.epoch
+    )
+    return log
 
 
 def _next_attempt(record: StepRecord) -> datetime:

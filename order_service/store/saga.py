@@ -44,9 +44,7 @@ SECOND: Final = sa.literal_column("interval '1 second'", sa.Interval)
 # -- with an order's transaction -----------------------------------------------------------------
 
 _SAGAS: Final[RowLocks[str]] = RowLocks(sagas, "saga_id")
-_OWNERS: Final[RowLocks[str]] = RowLocks(
-    sagas, "saga_id", columns=("saga_id", "epoch", "state")
-)
+_OWNERS: Final[RowLocks[str]] = RowLocks(sagas, "saga_id", columns=("saga_id", "epoch", "state"))
 
 _by_request = unnest("asked", *sagas.c["kind", "user_id", "request_id"])
 _FIND: Final = sa.select(sagas).join_from(_by_request, sagas, same(sagas, _by_request))
