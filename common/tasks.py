@@ -83,7 +83,8 @@ class DetachedTasks:
 
 async def result_of(task: asyncio.Future[T]) -> T:
     """The task's result, or its exception raised. If the caller is cancelled, the task goes on."""
-    await asyncio.wait({task})
+    if not task.done():
+        await asyncio.wait({task})
     return task.result()
 
 

@@ -51,6 +51,13 @@ class SagaState(enum.StrEnum):
     RESOLVED = "RESOLVED"
 
 
+class SagaOwner(NamedTuple):
+    """What a saga's row says about who may write it."""
+
+    epoch: int
+    state: SagaState
+
+
 LIVE: Final = (SagaState.RUNNING, SagaState.COMPENSATING, SagaState.NEEDS_ATTENTION)
 """A saga in these states owns its order. An order has at most one."""
 ACTIVE: Final = (*LIVE, SagaState.RESOLVING)
@@ -164,7 +171,10 @@ class Saga:
     update_time: datetime | None = None
 
     def step(self, name: str) -> StepRecord:
-        return next(step for step in self.steps if step.name == name)
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise LookupError(name)
 
     @property
     def parts(self) -> Parts:
@@ -188,6 +198,11 @@ class Saga:
     def fences(self) -> bool:
         """Whether a person closed it and its order is not released yet."""
         return bool(self.resolution_reason) and self.state in LIVE
+
+    def inserted_with(self, step: StepRecord) -> bool:
+        """Whether the step was inserted as begun, and has not been called yet."""
+        untouched = self.epoch == 1 and self.snapshot == 0 and self.failure is None
+        return untouched and step.state is StepState.BEGUN
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -281,8 +296,12 @@ class Saga:
         return replace(self, steps=[replace(step) for step in self.steps])
 
     def closed(self, state: SagaState) -> Saga:
-        """A copy in the state after its order moved. Its transaction may have to run again."""
-        return replace(self.copy(), state=state, waits=True, attempts=0, waits_for=[])
+        """A copy in the state after its order moved. Its transaction may have to run again.
+
+        It shares the records of steps, which no longer change.
+        """
+        steps = list(self.steps)
+        return replace(self, steps=steps, state=state, waits=True, attempts=0, waits_for=[])
 
     def _resume(self) -> None:
         self.waits, self.next_attempt_time = False, None

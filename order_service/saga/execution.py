@@ -1,6 +1,7 @@
 """The execution of one saga: its steps, their compensation, its end.
 
-step journalled as begun ─► call ─► result and the next step's begin in one write ─► call …
+begun with the saga ─► call ─► result and the next step's begin in one write ─► call … ─► the last
+result with the saga's end
 
 Only the saga's own task changes and writes it. Compensations are called side by side; the task
 waits for all of them and writes their results in one snapshot.
@@ -9,21 +10,18 @@ waits for all of them and writes their results in one snapshot.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 from prometheus_client import Counter
 
-from common import deadlines
 from common.backoff import Backoff
-from common.errors import Internal, Refusal
+from common.errors import Refusal
 from common.metrics import REGISTRY
-from common.rpc.status import is_retryable
 from order_service.clients import (
     Services,
-    StepCall,
     StepEffect,
     effect_of,
     is_gateway_known_away,
@@ -34,26 +32,18 @@ from order_service.clients import (
 from order_service.errors import NotPaid, SagaLost
 from order_service.model.saga import LIVE, Saga, SagaState, StepRecord, StepState, describe
 from order_service.model.saga_input import StepResults
+from order_service.saga.calls import StepCalls
 from order_service.saga.journal import SagaJournal
 from order_service.saga.peers import Peers
-from order_service.saga.plan import Call, GiveBack, Pivot, Plan, Step, plan_of
+from order_service.saga.plan import GiveBack, Pivot, Plan, Step, plan_of
 from order_service.saga.running import RunningSaga, SagaEnd, SagaLimits
-
-T = TypeVar("T")
+from order_service.saga.writes import SagaWrites
 
 REFUND_REFUSED_S: Final = 600.0
 """Between attempts at a refund that the gateway has refused permanently."""
-JOURNAL_BACKOFF: Final = Backoff(0.05, 1.0)
-"""Between attempts at a write of the journal, besides those of the lane."""
 
 _log = structlog.stdlib.get_logger()
 
-_steps = Counter(
-    "tally_saga_steps",
-    "Calls made by sagas, by step, direction and outcome.",
-    ("step", "direction", "outcome"),
-    registry=REGISTRY,
-)
 _ended = Counter(
     "tally_sagas",
     "Sagas that ended or began to need attention, by kind and state.",
@@ -71,30 +61,36 @@ class SagaExecution:
     def __init__(
         self, services: Services, journal: SagaJournal, limits: SagaLimits, peers: Peers
     ) -> None:
-        self._services = services
-        self._journal = journal
+        self._calls = StepCalls(services, peers)
+        self._writes = SagaWrites(journal)
         self._limits = limits
-        self._peers = peers
         self._backoff = Backoff(limits.backoff_s, limits.backoff_max_s)
-        self.stopping = False
-        """Set when the replica stops: each saga then waits in its row after its current call."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the replica stops."""
+        return self._writes.stopping
+
+    def stop(self) -> None:
+        """Let each saga wait in its row after its current call."""
+        self._writes.stopping = True
 
     async def run(self, running: RunningSaga) -> None:
         """Execute the saga until it ends, waits, or is lost."""
         saga = running.saga
-        log = _log.bind(saga_id=saga.saga_id, order_id=saga.order_id, epoch=saga.epoch)
         try:
-            while await self._advance(running):
+            plan = plan_of(saga)
+            while await self._advance(running, plan):
                 pass
         except SagaLost:
             _lost.inc()
-            log.warning("saga_lost")
+            _log_of(saga).warning("saga_lost")
         except Refusal as refusal:
             # The journal could not be written while the lease lasted. It has every call that was
             # begun: the replica that takes the saga over repeats the last one.
-            log.warning("saga_left", error=describe(refusal))
-        except Exception:
-            log.exception("saga_failed")
+            _log_of(saga).warning("saga_left", error=describe(refusal))
+        except Exception:  # noqa: BLE001 - a defect of Tally, which is logged
+            _log_of(saga).exception("saga_failed")
             await self._wait_after_defect(running)
 
     async def _wait_after_defect(self, running: RunningSaga) -> None:
@@ -105,14 +101,13 @@ class SagaExecution:
             # Lost, or not writable: the replica that takes the saga over begins from its row.
             _log.warning("saga_left", saga_id=running.saga.saga_id, error=repr(error))
 
-    async def _advance(self, running: RunningSaga) -> bool:
+    async def _advance(self, running: RunningSaga, plan: Plan | None) -> bool:
         """One step of the saga; returns whether another one follows here and now."""
         saga = running.saga
         if self.stopping:
             saga.waits = True
-            await self._write(running, lease_s=0)
+            await self._writes.write(running, lease_s=0)
             return False
-        plan = plan_of(saga)
         if plan is None:
             return await self._wait(running, "the plan is not known to this release")
         if saga.gives_back:
@@ -129,16 +124,19 @@ class SagaExecution:
             saga.turn_back(refusal)
             return True
         if step is None:
-            return await self._close(running)
+            return await self._close(running, plan)
         record = saga.step(step.name)
-        at_pivot = isinstance(step, Pivot) and record.state is not StepState.PENDING
+        written = saga.inserted_with(record)
+        called = record.state is not StepState.PENDING and not written
+        at_pivot = isinstance(step, Pivot) and called
         if running.late and not at_pivot:
             _turn_back_unpaid(saga, NotPaid(step=step.name, cause="TIME_IS_UP"))
             return True
-        saga.begin(record, running.now)
-        await self._write(running, lease_s=self._limits.lease_s)
-        reply = await self._call(
-            record, "do", step.do, step.call(saga), self._limit_s(running, step)
+        if not written:
+            saga.begin(record, running.now)
+            await self._writes.write(running, lease_s=self._limits.lease_s)
+        reply = await self._calls.do(
+            step, record, step.call(saga), limit_s=self._limit_s(running, step)
         )
         if isinstance(reply, StepResults):
             saga.complete(record, reply, running.now)
@@ -190,10 +188,22 @@ class SagaExecution:
         saga = running.saga
         left = plan.left_to_give_back(saga)
         if not left:
-            return await self._close(running)
+            return await self._close(running, plan)
         due = [one for one in left if one.record.is_due(running.now)]
         if not due:
             return await self._wait_for(running, [one.record for one in left])
+        if not all(saga.inserted_with(one.record) for one in due):
+            await self._begin_to_give_back(running, due)
+        replies = await asyncio.gather(
+            *(self._calls.give_back(one, limit_s=self._limits.call_s) for one in due)
+        )
+        for one, reply in zip(due, replies, strict=True):
+            await self._after_give_back(running, one, reply)
+        return True
+
+    async def _begin_to_give_back(self, running: RunningSaga, due: list[GiveBack]) -> None:
+        """Write that these calls begin."""
+        saga = running.saga
         for one in due:
             if one.record.undoes:
                 saga.begin(one.record, running.now)
@@ -201,16 +211,7 @@ class SagaExecution:
                 saga.begin_undo(one.record)
         # This write also makes the decision to turn back durable, before anything is undone: if it
         # were lost in between, the saga would continue with what has been compensated.
-        await self._write(running, lease_s=self._limits.lease_s)
-        replies = await asyncio.gather(
-            *(
-                self._call(one.record, _direction(one), one.do, one.call, self._limits.call_s)
-                for one in due
-            )
-        )
-        for one, reply in zip(due, replies, strict=True):
-            await self._after_give_back(running, one, reply)
-        return True
+        await self._writes.write(running, lease_s=self._limits.lease_s)
 
     async def _after_give_back(
         self, running: RunningSaga, one: GiveBack, reply: StepResults | Refusal
@@ -238,19 +239,17 @@ class SagaExecution:
         self._report(running, error)
         if saga.state in LIVE:
             reason = error.partition(" ")[2]
-            await self._journalled(running, lambda: self._journal.note(saga, reason))
+            await self._writes.note(running, reason)
 
-    async def _close(self, running: RunningSaga) -> bool:
+    async def _close(self, running: RunningSaga, plan: Plan) -> bool:
         saga = running.saga
         try:
-            order = await self._journalled(running, lambda: self._journal.close(saga))
+            order = await self._writes.close(running)
         except SagaLost:
             raise
         except Refusal as refusal:
             return await self._wait(running, describe(refusal))
-        plan = plan_of(saga)
-        assert plan is not None
-        _ended.labels(saga.kind.value, plan.closed(saga, running.now).state.value).inc()
+        _ended.labels(saga.kind.value, plan.state_after(saga).value).inc()
         running.end.set_result(SagaEnd(order, saga.failure))
         return False
 
@@ -287,7 +286,7 @@ class SagaExecution:
             self._flag(running, error)
         if pause_s is None:
             pause_s = self._backoff.pause_s(saga.attempts)
-        await self._write(running, lease_s=pause_s)
+        await self._writes.write(running, lease_s=pause_s)
         return False
 
     def _flag(self, running: RunningSaga, error: str) -> None:
@@ -307,52 +306,6 @@ class SagaExecution:
             error=error,
         )
 
-    # -- the journal and the calls ---------------------------------------------------------------
-
-    async def _write(self, running: RunningSaga, *, lease_s: float) -> None:
-        began_s = asyncio.get_running_loop().time()
-        await self._journalled(running, lambda: self._journal.write(running.saga, lease_s=lease_s))
-        running.lease_until_s = began_s + lease_s
-
-    async def _journalled(self, running: RunningSaga, write: Callable[[], Awaitable[T]]) -> T:
-        """The result of ``write``, repeated while the database is away, for one lease at most.
-
-        Until the lease ends no other replica can continue the saga, so that leaving it earlier
-        gains nothing. Raises SagaLost, and the last refusal.
-        """
-        # Once: a heartbeat that succeeds meanwhile must not prolong the repeats.
-        until_s = running.lease_until_s
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return await write()
-            except SagaLost:
-                raise
-            except Refusal as refusal:
-                pause_s = JOURNAL_BACKOFF.pause_s(attempt)
-                left_s = until_s - asyncio.get_running_loop().time()
-                if not is_retryable(refusal) or pause_s >= left_s or self.stopping:
-                    raise
-            await asyncio.sleep(pause_s)
-
-    async def _call(
-        self, record: StepRecord, direction: str, do: Call, call: StepCall, limit_s: float
-    ) -> StepResults | Refusal:
-        reply: StepResults | Refusal
-        try:
-            with deadlines.within(limit_s):
-                reply = await do(self._services, call)
-        except Refusal as refusal:
-            reply = refusal
-        except Exception:  # noqa: BLE001 - a defect of Tally, perhaps after the call was made
-            _log.exception("saga_call_failed", request_id=call.request_id)
-            reply = Internal()
-        outcome = "done" if isinstance(reply, StepResults) else effect_of(reply).value
-        _steps.labels(record.name, direction, outcome).inc()
-        self._peers.note(record.participant, reply)
-        return reply
-
     def _limit_s(self, running: RunningSaga, step: Step) -> float:
         """Before the pivot no call outlasts the saga's own time."""
         left_s = running.time_left_s
@@ -361,9 +314,12 @@ class SagaExecution:
         return max(0.0, min(self._limits.call_s, left_s))
 
 
-def _direction(one: GiveBack) -> str:
-    """A value of the metric's label: the steps of a cancellation are its own, not compensations."""
-    return "do" if one.record.undoes else "undo"
+def _log_of(saga: Saga) -> structlog.stdlib.BoundLogger:
+    """A log whose events name the saga. Bound only when there is an event: most sagas have none."""
+    log: structlog.stdlib.BoundLogger = _log.bind(
+        saga_id=saga.saga_id, order_id=saga.order_id, epoch=saga.epoch
+    )
+    return log
 
 
 def _next_attempt(record: StepRecord) -> datetime:

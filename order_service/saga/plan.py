@@ -16,6 +16,9 @@ its deduction is done, and one without any part when it begins.
 The last step is local: the order's transition, the end of the saga and its idempotency record are
 one transaction, forward as well as back.
 
+What is called first is begun in the transaction that begins the saga: the journal has it before the
+call, without a write of its own.
+
 A saga keeps its plan's version, the names of its steps, their participants and request_ids. A plan
 that changes gets a new version, and the old one stays in ``PLANS`` until no saga of it is left; a
 replica that does not know a saga's plan leaves it to one that does.
@@ -24,7 +27,7 @@ replica that does not know a saga's plan leaves it to one that does.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -134,13 +137,18 @@ class Plan:
     version: int
     steps: tuple[Step | Reversal, ...]
     close: str
+    names: tuple[str, ...] = field(init=False)
+    """Of all steps, the last one included."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*(step.name for step in self.steps), self.close)
+    def __post_init__(self) -> None:
+        names = (*(step.name for step in self.steps), self.close)
+        object.__setattr__(self, "names", names)
 
     def begin(self, saga_id: str, order: Order, asked: SagaInput, now: datetime) -> Saga:
-        """A new saga of this plan."""
+        """A new saga of this plan, whose first calls have begun.
+
+        Raises as ``next_step`` does.
+        """
         assert isinstance(asked, PayInput if self.kind is SagaKind.PAY_ORDER else CancelInput)
         saga = Saga(
             saga_id=saga_id,
@@ -153,13 +161,23 @@ class Plan:
             create_time=now,
             update_time=now,
         )
-        self.describe_steps(saga)
+        self.begin_first(saga, now)
         return saga
+
+    def begin_first(self, saga: Saga, now: datetime) -> None:
+        """Begin what is called first: one step of an attempt, all of a cancellation."""
+        self.describe_steps(saga)
+        if saga.gives_back:
+            first = [one.record for one in self.left_to_give_back(saga)]
+        else:
+            step = self.next_step(saga)
+            first = [] if step is None else [saga.step(step.name)]
+        for record in first:
+            saga.begin(record, now)
 
     def describe_steps(self, saga: Saga) -> None:
         """Store what a saga of an earlier release does not have."""
-        for step in self.steps:
-            record = saga.step(step.name)
+        for step, record in zip(self.steps, saga.steps, strict=False):
             if not record.participant:
                 step.describe(saga, record)
                 # That release did not store whether a compensation had been called.
@@ -189,16 +207,21 @@ class Plan:
         return list(_left_to_give_back(saga))
 
     def closed(self, saga: Saga, now: datetime) -> Saga:
-        """The saga in the state after its order has moved; in its last one if nothing is left."""
+        """The saga in the state after its order has moved."""
+        closed = saga.closed(self.state_after(saga))
+        if closed.state is SagaState.COMPLETED:
+            # The plan's last step. A new record: the saga itself must not change.
+            closed.steps[-1] = replace(
+                closed.steps[-1], state=StepState.DONE, begin_time=now, end_time=now
+            )
+        return closed
+
+    def state_after(self, saga: Saga) -> SagaState:
+        """The saga's state after its order has moved; the last one if nothing is left to undo."""
         if saga.resolution_reason:
             left = any(_left_to_give_back(saga, fenced=True))
-            return saga.closed(SagaState.RESOLVING if left else SagaState.RESOLVED)
-        if saga.failure is not None:
-            return saga.closed(SagaState.COMPENSATED)
-        closed = saga.closed(SagaState.COMPLETED)
-        record = closed.step(self.close)
-        record.state, record.begin_time, record.end_time = StepState.DONE, now, now
-        return closed
+            return SagaState.RESOLVING if left else SagaState.RESOLVED
+        return SagaState.COMPLETED if saga.failure is None else SagaState.COMPENSATED
 
 
 def _left_to_give_back(saga: Saga, *, fenced: bool = False) -> Iterator[GiveBack]:

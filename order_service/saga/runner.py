@@ -169,7 +169,7 @@ class Runner:
 
     async def hand_over(self) -> None:
         """Stop, and give every saga up so that another replica takes it over at once."""
-        self._execution.stopping = True
+        self._execution.stop()
         if tasks := self._tasks():
             await asyncio.wait(tasks, timeout=self.limits.hand_over_s)
         late = list(self._sagas.values())

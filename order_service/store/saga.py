@@ -14,7 +14,14 @@ from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import from_row, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, same, unnest
-from order_service.model.saga import Saga, SagaKind, SagaRequest, SagaState, StepRecord
+from order_service.model.saga import (
+    Saga,
+    SagaKind,
+    SagaOwner,
+    SagaRequest,
+    SagaState,
+    StepRecord,
+)
 from order_service.model.saga_input import CancelInput, Failure, PayInput, SagaInput, StepResults
 from order_service.tables import sagas
 
@@ -37,6 +44,7 @@ SECOND: Final = sa.literal_column("interval '1 second'", sa.Interval)
 # -- with an order's transaction -----------------------------------------------------------------
 
 _SAGAS: Final[RowLocks[str]] = RowLocks(sagas, "saga_id")
+_OWNERS: Final[RowLocks[str]] = RowLocks(sagas, "saga_id", columns=("saga_id", "epoch", "state"))
 
 _by_request = unnest("asked", *sagas.c["kind", "user_id", "request_id"])
 _FIND: Final = sa.select(sagas).join_from(_by_request, sagas, same(sagas, _by_request))
@@ -88,6 +96,14 @@ async def lock(
     """Lock the sagas (``RowLocks``), without regard to their owner."""
     locked = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
     return locked.map(to_saga)
+
+
+async def lock_owners(
+    connection: Connection, saga_ids: Collection[str], *, wait_for_locks: bool
+) -> Locked[str, SagaOwner]:
+    """As ``lock``, for those who write a saga that they have, and only if it is still theirs."""
+    locked = await _OWNERS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+    return locked.map(lambda row: SagaOwner(row.epoch, SagaState(row.state)))
 
 
 async def find_by_request(

@@ -23,7 +23,7 @@ from order_service.model.order import (
     PayOrder,
 )
 from order_service.model.product import Product, StockMove
-from order_service.model.saga import Saga, SagaRequest
+from order_service.model.saga import Saga, SagaOwner, SagaRequest
 from order_service.model.saga_command import (
     CloseSaga,
     NoteFailure,
@@ -50,8 +50,10 @@ class OrderBatch:
 
     orders: dict[str, Order]
     products: dict[str, Product]
+    owners: dict[str, SagaOwner]
+    """Of all locked sagas, by saga_id."""
     sagas: dict[str, Saga]
-    """Locked sagas, by saga_id."""
+    """Locked sagas, if the batch has commands about what is in their rows."""
     blocked_orders: frozenset[str]
     blocked_products: frozenset[str]
     blocked_sagas: frozenset[str]
@@ -114,10 +116,11 @@ class OrderBatch:
         """
         saga.snapshot += 1
         before = self.written_sagas.get(saga.saga_id)
-        epoch = self.sagas[saga.saga_id].epoch if before is None else before.owned[1]
+        epoch = self.owners[saga.saga_id].epoch if before is None else before.owned[1]
         # One write per row: the last command of the batch decides.
         self.written_sagas[saga.saga_id] = WriteSaga(saga, lease_s=0.0, from_epoch=epoch)
         # Later commands of the batch see its new state.
+        self.owners[saga.saga_id] = SagaOwner(saga.epoch, saga.state)
         self.sagas[saga.saga_id] = saga
 
     def _move_stock(self, order: Order, stock_move: StockMove) -> None:

@@ -13,7 +13,7 @@ from common.batching.outcomes import Outcome, RowLocked, VersionConflict
 from common.db.engines import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.row_locks import read_clock
+from common.db.row_locks import Locked, read_clock
 from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
@@ -29,7 +29,7 @@ from order_service.model.order import (
     OrderState,
     PayOrder,
 )
-from order_service.model.saga import Saga, SagaKind, SagaRequest
+from order_service.model.saga import Saga, SagaKind, SagaOwner, SagaRequest
 from order_service.model.saga_command import CloseSaga, NoteFailure, ResolveSaga, RetrySaga
 from order_service.store import journal as journal_store
 from order_service.store import order as order_store
@@ -90,18 +90,27 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         )
         product_ids = {id_ for one in commands for id_ in product_ids_of(one, orders.found)}
         products = await product_store.lock(connection, product_ids, wait_for_locks=wait_for_locks)
-        saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
-        sagas = await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+        sagas = await self._lock_sagas(connection, commands, wait_for_locks=wait_for_locks)
         times = [loaded.now for loaded in (orders, products, sagas) if loaded.now is not None]
         return OrderBatch(
             orders.found,
             products.found,
-            sagas.found,
+            {id_: SagaOwner(saga.epoch, saga.state) for id_, saga in sagas.found.items()},
+            {id_: saga for id_, saga in sagas.found.items() if isinstance(saga, Saga)},
             orders.blocked,
             products.blocked,
             sagas.blocked,
             max(times) if times else await read_clock(connection),
         )
+
+    async def _lock_sagas(
+        self, connection: Connection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
+    ) -> Locked[str, Saga] | Locked[str, SagaOwner]:
+        """Lock the sagas in one statement. Whole rows are read for operators only."""
+        saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
+        if any(isinstance(one, RetrySaga | ResolveSaga) for one in commands):
+            return await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+        return await saga_store.lock_owners(connection, saga_ids, wait_for_locks=wait_for_locks)
 
     async def load_after_records(
         self, connection: Connection, batch: OrderBatch, commands: Sequence[OrderCommand]

@@ -164,7 +164,7 @@ def note_failure(batch: OrderBatch, command: NoteFailure) -> Result[Order]:
 
 def _require_own(batch: OrderBatch, saga: Saga) -> None:
     """Raise SagaLost unless the row still has the epoch of the replica that runs the saga."""
-    row = batch.sagas.get(saga.saga_id)
+    row = batch.owners.get(saga.saga_id)
     if row is None or row.epoch != saga.epoch or row.state not in ACTIVE:
         raise SagaLost(saga_id=saga.saga_id)
 

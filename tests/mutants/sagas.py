@@ -19,26 +19,34 @@ SAGAS: Final = (
         "call-before-the-journal",
         "a step is called before the journal has that it begins",
         file="order_service/saga/execution.py",
-        old="""        saga.begin(record, running.now)
-        await self._write(running, lease_s=self._limits.lease_s)
-        reply = await self._call(
-            record, "do", step.do, step.call(saga), self._limit_s(running, step)
+        old="""            saga.begin(record, running.now)
+            await self._writes.write(running, lease_s=self._limits.lease_s)
+        reply = await self._calls.do(
+            step, record, step.call(saga), limit_s=self._limit_s(running, step)
         )
 """,
-        new="""        saga.begin(record, running.now)
-        reply = await self._call(
-            record, "do", step.do, step.call(saga), self._limit_s(running, step)
+        new="""            saga.begin(record, running.now)
+        reply = await self._calls.do(
+            step, record, step.call(saga), limit_s=self._limit_s(running, step)
         )
-        await self._write(running, lease_s=self._limits.lease_s)
+        await self._writes.write(running, lease_s=self._limits.lease_s)
 """,
         tests=(f"{_STEPS}test_each_step_is_called_once_after_it_was_written",),
+    ),
+    Mutant(
+        "takeover-calls-as-if-new",
+        "a replica that takes a saga over repeats its first call without a write",
+        file="order_service/model/saga.py",
+        old="untouched = self.epoch == 1 and self.snapshot == 0",
+        new="untouched = self.snapshot == 0",
+        tests=(f"{_STEPS}test_a_saga_whose_replica_dies_before_it_calls_is_taken_over",),
     ),
     Mutant(
         "undo-before-the-journal",
         "compensations are called before the decision to turn back is durable",
         file="order_service/saga/execution.py",
-        old="with what has been compensated.\n        await self._write(running, "
-        "lease_s=self._limits.lease_s)\n",
+        old="with what has been compensated.\n        await self._writes.write("
+        "running, lease_s=self._limits.lease_s)\n",
         new="with what has been compensated.\n",
         tests=(f"{_STEPS}test_a_crash_while_undoing_is_taken_over_and_undone",),
     ),
@@ -72,7 +80,7 @@ SAGAS: Final = (
         file="order_service/saga/execution.py",
         old="if running.late and not at_pivot:",
         new="if running.late and at_pivot:",
-        tests=(f"{_STEPS}test_a_saga_late_for_its_pivot_calls_nothing",),
+        tests=(f"{_STEPS}test_a_saga_late_for_its_pivot_does_no_step",),
     ),
     Mutant(
         "takeover-without-epoch",

@@ -174,6 +174,7 @@ class MemoryJournal(SagaJournal):
 
     async def write(self, saga: Saga, *, lease_s: float) -> None:
         await self._fail("write")
+        saga.snapshot += 1
         self._put(saga)
 
     async def renew(self, saga: Saga, *, lease_s: float) -> None:
@@ -285,7 +286,7 @@ def saga_of(plan: Plan, asked: SagaInput | None = None, **fields: Any) -> Saga:
         "create_time": NOW,
     }
     saga = Saga(**{**values, **fields})
-    plan.describe_steps(saga)
+    plan.begin_first(saga, NOW)
     return saga
 
 

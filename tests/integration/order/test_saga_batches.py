@@ -245,7 +245,7 @@ async def test_a_refused_resolution_changes_nothing_for_the_rest_of_the_batch(
     assert reason_of(refused) == "INVALID_FIELD"
     assert isinstance(resolved, Result)
     steps = (await batches.saga(saga.saga_id)).steps
-    assert [step.state for step in steps[:2]] == [StepState.DONE, StepState.PENDING]
+    assert [step.state for step in steps[:2]] == [StepState.DONE, StepState.BEGUN]
 
 
 async def test_without_capacity_only_a_repetition_has_a_result(batches: Batches) -> None:

@@ -162,7 +162,7 @@ def test_no_more_is_reserved_than_is_free() -> None:
 def batch_of(*rows: Order | Product) -> OrderBatch:
     orders = {row.order_id: row for row in rows if isinstance(row, Order)}
     products = {row.product_id: row for row in rows if isinstance(row, Product)}
-    return OrderBatch(orders, products, {}, frozenset(), frozenset(), frozenset(), NOW)
+    return OrderBatch(orders, products, {}, {}, frozenset(), frozenset(), frozenset(), NOW)
 
 
 class Stock(RuleBasedStateMachine):

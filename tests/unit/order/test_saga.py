@@ -30,6 +30,7 @@ from tests.support.sagas import (
     Crashed,
     Errors,
     SagaRun,
+    pay_input,
     saga_of,
 )
 
@@ -40,6 +41,12 @@ CANCEL_STEPS = [step.name for step in CANCEL_ORDER.steps]
 PLANS = [PAY_ORDER, CANCEL_ORDER]
 STEPS = [(plan, step.name) for plan in PLANS for step in plan.steps]
 LONG_AGO = NOW - timedelta(seconds=LIMITS.attention_s)
+ONLY = {
+    "redeem_coupon": pay_input(),
+    "deduct_balance": pay_input(coupon_id=None),
+    "confirm_payment": pay_input(coupon_id=None, balance_minor=None),
+}
+"""Payments by the step that they begin with."""
 UNDOS = [(step, failing) for at, failing in enumerate(PAY_STEPS) for step in PAY_STEPS[: at + 1]]
 
 each_plan = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.kind.value)
@@ -107,16 +114,17 @@ async def test_each_step_is_called_once_after_it_was_written(plan: Plan) -> None
     ids = [request.request_id for request in run.services.requests]
     assert ids == [f"{SAGA_ID}:{step.name}" for step in plan.steps]
     count = len(plan.steps)
-    begun = [(*["DONE"] * at, "BEGUN", *["PENDING"] * (count - at)) for at in range(count)]
+    # What is called first was inserted as begun.
+    begun = [(*["DONE"] * at, "BEGUN", *["PENDING"] * (count - at)) for at in range(1, count)]
     if plan is CANCEL_ORDER:
-        begun = [(*["BEGUN"] * count, "PENDING")]
+        begun = []
     assert run.journal.history == [*begun, ("DONE",) * (count + 1)]
     # The last step has the time of its transaction.
     *steps, _ = run.row.steps
     begins, ends = [step.begin_time or NOW for step in steps], [step.end_time for step in steps]
     for begin, end in zip(begins, ends, strict=True):
         assert end is not None
-        assert NOW < begin < end
+        assert NOW <= begin < end
     assert begins == sorted(begins)
 
 
@@ -128,6 +136,19 @@ def test_request_ids_of_steps_fit_the_contract(plan: Plan) -> None:
 async def test_a_cancellation_compensates_the_steps_of_the_saga_that_paid() -> None:
     run = await SagaRun(saga_of(CANCEL_ORDER)).run()
     assert run.services.cancelled == {f"{CANCEL_INPUT.pay_saga_id}:{step}" for step in PAY_STEPS}
+
+
+@each_plan
+async def test_a_saga_whose_replica_dies_before_it_calls_is_taken_over(plan: Plan) -> None:
+    run = SagaRun(saga_of(plan))
+    states: list[int] = []
+    run.services.on_call = lambda step: states.append(run.row.step(step).attempts)
+    await run.go_on()
+    assert_completed(run)
+    first = 1 if plan is PAY_ORDER else len(plan.steps)
+    # The replica before may have called them: the journal has both attempts, before the second.
+    assert states == [2] * first + [1] * (len(plan.steps) - first)
+    assert run.row.snapshot > 0
 
 
 # -- before the pivot ----------------------------------------------------------------------------
@@ -158,10 +179,12 @@ async def test_an_unknown_step_before_the_pivot_is_undone_as_a_refused_one(
     assert run.failure.metadata["step"] == step
 
 
-async def test_a_saga_late_for_its_pivot_calls_nothing() -> None:
-    run = await SagaRun(saga_of(PAY_ORDER, time_left_s=-1.0)).run()
-    assert run.row.state is SagaState.COMPENSATED
-    assert run.services.calls == []
+@pytest.mark.parametrize("first", PAY_STEPS)
+async def test_a_saga_late_for_its_pivot_does_no_step(first: str) -> None:
+    run = await SagaRun(saga_of(PAY_ORDER, ONLY[first], time_left_s=-1.0)).run()
+    assert (run.row.state, run.order) == (SagaState.COMPENSATED, "PENDING")
+    assert run.services.calls == [f"{first}:undo"], "it was inserted as begun"
+    assert run.services.effects == []
 
 
 # -- the pivot -----------------------------------------------------------------------------------
@@ -378,7 +401,7 @@ async def test_a_saga_that_meets_a_defect_needs_attention(
 
 @pytest.mark.parametrize("error", [SagaLost(), DatabaseUnavailable()])
 @pytest.mark.parametrize("defective", [True, False])
-async def test_without_its_journal_a_saga_calls_nothing(
+async def test_without_its_journal_a_saga_calls_nothing_that_it_has_not_begun(
     error: Exception, defective: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = paying()
@@ -388,7 +411,8 @@ async def test_without_its_journal_a_saga_calls_nothing(
     # The lease has ended: a write is not repeated.
     assert await run.start(run.runner(replace(LIMITS, lease_s=0.0))) is None
     assert run.row == run.saga
-    assert run.services.calls == []
+    # The row has the first step as begun.
+    assert run.services.calls == ([] if defective else PAY_STEPS[:1])
 
 
 async def test_a_plan_with_other_steps_is_not_executed() -> None:
