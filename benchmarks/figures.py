@@ -36,7 +36,7 @@ class Period:
 
     @property
     def per_second(self) -> float:
-        return self.units / self.seconds
+        return self.units / self.seconds if self.seconds else 0.0
 
     @property
     def failed_part(self) -> float:
@@ -124,7 +124,7 @@ class Measurement:
     def cores(self) -> dict[str, float]:
         """The part of one core that each process used while the subject ran."""
         seconds = sum(period.seconds for period in self.subjects)
-        return {name: used / seconds for name, used in _cpu_s(self.subjects).items()}
+        return {name: used / seconds for name, used in _cpu_s(self.subjects).items() if seconds}
 
     def _of_subject(self, period: Period) -> float:
         match self.row.figure:

@@ -45,8 +45,7 @@ class Audit:
 def running_stack(data_dir: Path, *, replicas: int = 1) -> Iterator[Stack]:
     """A fresh stack, with a gateway that answers at once. Enter it in the main thread."""
     shutil.rmtree(data_dir, ignore_errors=True)
-    # This process starts programs while it calls servers, and forks for nothing else.
-    use_own_servers(**SETTINGS, GRPC_ENABLE_FORK_SUPPORT="0")
+    use_own_servers(**SETTINGS)
     plan = Plan(
         data_dir=data_dir,
         replicas=replicas,
