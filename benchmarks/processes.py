@@ -12,6 +12,7 @@ from typing import Final
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 LOAD: Final = "load generator"
+OTHER: Final = "other"
 NAMES: Final = {
     "balance_service": "balance",
     "coupon_service": "coupon",
@@ -98,11 +99,12 @@ def _processes() -> Iterator[_Process]:
 
 
 def _name(pid: int) -> str:
+    folder = Path(f"/proc/{pid}")
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        # Valkey and PostgreSQL change their command lines.
+        program = (folder / "comm").read_text().strip()
     except OSError:
-        return "other"
-    for word in (words[words.index("-m") + 1 :][:1] if "-m" in words else []) + words[:1]:
-        if (name := NAMES.get(word) or NAMES.get(Path(word).name)) is not None:
-            return name
-    return "other"
+        return OTHER  # it has ended
+    module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
+    return NAMES.get(module) or NAMES.get(program, OTHER)

@@ -43,7 +43,11 @@ class Size:
 
     accounts: int = ACCOUNTS
     products: int = 300
-    orders: int = 1_000
+
+    @property
+    def orders(self) -> int:
+        """Orders that are only read."""
+        return max(1, self.accounts // 10)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from typing import Final, cast
+from urllib.parse import unquote
 
 from hpack import Decoder, Encoder
 
@@ -215,7 +216,7 @@ class Connection(asyncio.Protocol):
                 self._replies[block] = trailers
         code = int(trailers.get("grpc-status", "2"))
         if code:
-            stream.reply.set_exception(CallError(code, trailers.get("grpc-message", "")))
+            stream.reply.set_exception(CallError(code, unquote(trailers.get("grpc-message", ""))))
         else:
             stream.reply.set_result(stream.body[5:])
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.figures import Measurement, Period
 from benchmarks.parts.soak import Memory
-from benchmarks.processes import LOAD
+from benchmarks.processes import LOAD, OTHER
 from benchmarks.report.origin import Origin
 from benchmarks.rows import RSS_MAX_MB, SPREAD_MAX
 from benchmarks.run import Results
@@ -86,7 +86,7 @@ def _costs(measured: Sequence[Measurement]) -> Iterator[str]:
         "if the yardstick uses PostgreSQL too."
     )
     yield ""
-    names = sorted({name for one in measured for name in one.cpu_us} - {LOAD, "other"})
+    names = sorted({name for one in measured for name in one.cpu_us} - {LOAD, OTHER})
     head = ("what", "callers", *names, LOAD, "statements", "syncs", "largest replica, MB")
     rows = []
     for one in measured:

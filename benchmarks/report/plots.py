@@ -9,7 +9,7 @@ import pygal
 from pygal.style import CleanStyle
 
 from benchmarks.figures import Measurement
-from benchmarks.processes import LOAD
+from benchmarks.processes import LOAD, OTHER
 from benchmarks.rows import Figure, Row
 
 ROW_HEIGHT: Final = 34
@@ -38,7 +38,7 @@ def _ratios(shown: Sequence[Measurement]) -> bytes:
 
 def _processor_time(shown: Sequence[Measurement]) -> bytes:
     chart = _chart(pygal.HorizontalStackedBar, shown, "Processor time per unit, µs")
-    for name in sorted({name for one in shown for name in one.cpu_us} - {LOAD, "other"}):
+    for name in sorted({name for one in shown for name in one.cpu_us} - {LOAD, OTHER}):
         chart.add(name, [round(one.cpu_us.get(name, 0.0)) for one in shown[::-1]])
     return bytes(chart.render())
 
