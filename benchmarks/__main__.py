@@ -37,7 +37,7 @@ def bench(
     *,
     quick: Flag = False,
     rows: str = "",
-    rounds: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1))] = 0,
+    rounds: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=2))] = 0,
     seconds: float = 0.0,
     accounts: int = ACCOUNTS,
     soak_minutes: float = SOAK_MINUTES,

@@ -53,6 +53,8 @@ def _chart(kind: Any, shown: Sequence[Measurement], title: str) -> Any:
         legend_at_bottom=True,
         disable_xml_declaration=False,
         print_values=True,
+        truncate_label=-1,
+        truncate_legend=-1,
     )
     chart.x_labels = [one.subjects[0].subject for one in shown[::-1]]
     return chart
