@@ -27,7 +27,9 @@ QUICK: Final = Timing(rounds=3, seconds=0.8, warm_up_s=0.4)
 SOAK_MINUTES: Final = 10.0
 BIG_ACCOUNTS: Final = 1_000_000
 QUICK_PARTS: Final = "main"
-FOLDER: Final = PROJECT / ".tally" / "bench"
+DATA_DIR: Final = PROJECT / ".tally"
+FOLDER: Final = "bench"
+"""In the data directory; removed at the end of a run."""
 
 app = make_app("benchmarks", "Measure Tally against an empty method.")
 
@@ -43,7 +45,7 @@ def bench(
     soak_minutes: float = SOAK_MINUTES,
     big_accounts: int = BIG_ACCOUNTS,
     results: Path = RESULTS,
-    data_dir: Path = FOLDER,
+    data_dir: Path = DATA_DIR,
     publish_page: Annotated[Flag, cyclopts.Parameter(name="--publish")] = False,
 ) -> int:
     """Exit 0 only if the books balance. A target that is missed is a line of the report.
@@ -68,7 +70,7 @@ def bench(
     results
         Where the report is written.
     data_dir
-        For the stacks' data, on a disk like production's. It is removed at the end.
+        A directory on a disk like production's: the data of a run are in its folder bench.
     publish
         Also put the results into docs/guides/performance.md.
     """
@@ -86,7 +88,7 @@ def bench(
         all_callers=not quick,
         soak_minutes=soak_minutes if soaks else 0.0,
         big_accounts=big_accounts,
-        folder=data_dir.absolute(),
+        folder=data_dir.absolute() / FOLDER,
         report=report,
     )
     began = time.monotonic()

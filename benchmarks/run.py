@@ -15,6 +15,7 @@ from benchmarks.parts.soak import Memory, soak
 from benchmarks.rows import Part, Row
 from benchmarks.shop import Size
 from benchmarks.stacks import Audit, audit, running_stack
+from deploy.local.data_dir import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +45,18 @@ class Results:
 
 
 async def run(options: Options) -> Results:
-    """Run the parts. Call it in the main thread."""
+    """Run the parts. Call it in the main thread. Raises DirectoryInUse."""
     results = Results()
-    try:
-        if _rows(options, "main") or options.soak_minutes:
-            await _main(options, results)
-        if _rows(options, "replicas"):
-            await _replicas(options, results)
-        if _rows(options, "big"):
-            await _big(options, results)
-    finally:
-        shutil.rmtree(options.folder, ignore_errors=True)
+    with locked(options.folder):
+        try:
+            if _rows(options, "main") or options.soak_minutes:
+                await _main(options, results)
+            if _rows(options, "replicas"):
+                await _replicas(options, results)
+            if _rows(options, "big"):
+                await _big(options, results)
+        finally:
+            shutil.rmtree(options.folder, ignore_errors=True)
     return results
 
 

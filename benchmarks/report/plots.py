@@ -17,7 +17,7 @@ HEADER_HEIGHT: Final = 130
 
 
 def plots(measured: Sequence[Measurement]) -> dict[str, bytes]:
-    """By file name. Only rates divided by the empty method's: they have one scale."""
+    """By file name. Only rates of calls divided by the empty method's: they have one scale."""
     shown = [one for one in measured if one.is_for_target and _is_rate_to_empty(one.row)]
     if not shown:
         return {}
@@ -49,7 +49,7 @@ def _chart(kind: Any, shown: Sequence[Measurement], title: str) -> Any:
         width=1000,
         height=HEADER_HEIGHT + ROW_HEIGHT * len(shown),
         js=(),
-        style=CleanStyle,
+        style=CleanStyle(font_family="sans-serif", value_font_size=11, label_font_size=11),
         legend_at_bottom=True,
         disable_xml_declaration=False,
         print_values=True,

@@ -40,4 +40,4 @@ def test_short_run_reports_its_rows_and_audits_the_stack(tmp_path: Path) -> None
         (row, side, number) for row in ROWS for side in ("yardstick", "subject") for number in "12"
     ]
     assert all(int(period["units"]) > 0 for period in periods)
-    assert not (tmp_path / "data").exists()
+    assert list((tmp_path / "data").iterdir()) == []
