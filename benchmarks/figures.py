@@ -64,6 +64,8 @@ class Measurement:
     yardsticks: Sequence[Period]
     postgres: PostgresUse
     """Of all rounds. Yardsticks that use PostgreSQL count too."""
+    postgres_steps: int
+    """The subject's steps in that time."""
     sync_ms: float
     """Time of one sync of the disk."""
 
@@ -89,8 +91,12 @@ class Measurement:
 
     @property
     def syncs_per_step(self) -> float:
-        steps = sum(period.steps for period in self.subjects)
-        return self.postgres.syncs / steps if steps else 0.0
+        return self.postgres.syncs / self.postgres_steps if self.postgres_steps else 0.0
+
+    @property
+    def statements_us_per_step(self) -> float:
+        steps = self.postgres_steps
+        return self.postgres.statements_ms * 1000 / steps if steps else 0.0
 
     @property
     def uncounted(self) -> str:

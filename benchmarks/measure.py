@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from benchmarks.processes import usage
 from benchmarks.rows import Figure, Row
 from benchmarks.subjects import Load, Subject
 
+REPORT_INTERVAL_S: Final = 1.1
+FURTHER_S: Final = 0.05
 TAIL_PART: Final = 0.25
 """Of the top rate, in the rows on tail latency."""
 
@@ -47,16 +50,36 @@ async def measure(row: Row, callers: int, place: Place, timing: Timing) -> Measu
     top = await period(subject, warm_up)
     if row.figure is Figure.TAIL:
         load = replace(load, per_second=top.steps / top.seconds * TAIL_PART)
+    await _report_statistics(row, subject)
     before = await postgres_use(place.admin_url)
     subjects, yardsticks, syncs_ms = [], [], []
     for _ in range(timing.rounds):
         yardsticks.append(await period(yardstick, load))
         subjects.append(await period(subject, load))
         syncs_ms.append(sync_ms(place.folder))
+    further_steps = await _report_statistics(row, subject)
     after = await postgres_use(place.admin_url)
     return Measurement(
-        row, callers, subjects, yardsticks, after.since(before), statistics.median(syncs_ms)
+        row,
+        callers,
+        subjects,
+        yardsticks,
+        after.since(before),
+        sum(period.steps for period in subjects) + further_steps,
+        statistics.median(syncs_ms),
     )
+
+
+async def _report_statistics(row: Row, subject: Subject) -> int:
+    """Let PostgreSQL's sessions report what they have done; the steps that this took.
+
+    A session reports after a transaction, at most once per second. Only a row that subtracts the
+    syncs needs them to be exact.
+    """
+    if row.figure is not Figure.LATENCY_LESS_SYNCS:
+        return 0
+    await asyncio.sleep(REPORT_INTERVAL_S)
+    return (await period(subject, Load(row.at, FURTHER_S))).steps
 
 
 async def period(subject: Subject, load: Load) -> Period:

@@ -90,18 +90,16 @@ def _costs(measured: Sequence[Measurement]) -> Iterator[str]:
     head = ("what", "callers", *names, LOAD, "statements", "syncs", "largest replica, MB")
     rows = []
     for one in measured:
-        steps = sum(period.steps for period in one.subjects) or 1
         cells = [
             f"{one.cpu_us[name]:,.0f} ({one.cores[name]:.0%})" if name in one.cpu_us else ""
             for name in (*names, LOAD)
         ]
-        statements_us = one.postgres.statements_ms * 1000 / steps
         rows.append(
             (
                 one.subjects[0].subject,
                 str(one.callers),
                 *cells,
-                f"{statements_us:,.0f}",
+                f"{one.statements_us_per_step:,.0f}",
                 f"{one.syncs_per_step:.2f}",
                 f"{_largest_mb(one):.0f}",
             )

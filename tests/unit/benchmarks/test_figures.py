@@ -35,7 +35,9 @@ def period(
 def measured(
     subjects: Sequence[Period], yardsticks: Sequence[Period], row: Row = ROW, syncs: float = 0
 ) -> Measurement:
-    return Measurement(row, row.at, subjects, yardsticks, PostgresUse(syncs=syncs), sync_ms=0.5)
+    steps = sum(one.steps for one in subjects)
+    use = PostgresUse(syncs=syncs)
+    return Measurement(row, row.at, subjects, yardsticks, use, steps, sync_ms=0.5)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_what_a_figure_divides(figure: Figure, ratio: float) -> None:
 
 
 def test_only_the_callers_of_the_target_have_a_verdict() -> None:
-    one = Measurement(ROW, 64, [period(1)], [period(1)], PostgresUse(), 0.0)
+    one = Measurement(ROW, 64, [period(1)], [period(1)], PostgresUse(), 1, 0.0)
     assert one.verdict == ""
 
 
