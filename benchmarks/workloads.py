@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.load.clients import Clients
+from benchmarks.load.http2 import RESOURCE_EXHAUSTED, CallError
 from benchmarks.servers.empty_server import METHOD as EMPTY
 from benchmarks.shop import (
     CHARGE,
@@ -166,6 +167,8 @@ def order_and_pay_by_all(shop: Shop) -> Workload:
             await each(issue, range(min(missing, shop.size.accounts)))
 
     async def step(clients: Clients) -> None:
+        if not coupons:
+            raise CallError(RESOURCE_EXHAUSTED, "too few coupons were prepared")
         user_number, coupon_id = coupons.popleft()
         number = next(shop.numbers)
         create = shop.order_of(number, number * LINES)

@@ -38,6 +38,7 @@ class CallError(Exception):
         self.code = code
 
 
+RESOURCE_EXHAUSTED: Final = 8
 UNAVAILABLE: Final = 14
 
 
