@@ -122,8 +122,12 @@ manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.tom
 	@$(BIN)/python -m deploy.kubernetes validate
 
 .PHONY: bench
-bench: $(STAMP) ## Measure DeductBalance against an empty gRPC method (minutes, on an idle machine)
-	@$(BIN)/python -m benchmarks.ratio $(ARGS)
+bench: $(STAMP) ## Measure every path against an empty gRPC method, on an idle machine (45 minutes)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(STAMP) ## Measure the same with short periods, without the parts that take minutes (4 minutes)
+	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
 .PHONY: k6
 k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='--users 1000 --vus 20')

@@ -1,0 +1,1 @@
+"""The load generator: callers in a closed loop or at a fixed rate, and their connections."""

@@ -1,0 +1,89 @@
+"""One replica of each service, the empty method, and what Tally is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Set as AbstractSet
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from yarl import URL
+
+from benchmarks import workloads
+from benchmarks.load.clients import clients
+from benchmarks.measure import Place
+from benchmarks.servers import orm_server
+from benchmarks.servers.dbos import dbos
+from benchmarks.servers.pgbench import PgbenchSubject
+from benchmarks.shop import Shop, Size, stock
+from benchmarks.stacks import addresses, admin_url, create_database, server
+from benchmarks.subjects import GrpcSubject, Subject
+from benchmarks.workloads import Workload
+from deploy.local.stack import Stack
+
+EMPTY: Final = "benchmarks.servers.empty_server"
+ORM: Final = "benchmarks.servers.orm_server"
+
+
+def tally(shop: Shop) -> dict[str, Callable[[Shop], Workload]]:
+    """The workloads on Tally, by the names that the rows use."""
+    accounts = shop.size.accounts
+    return {
+        "deduct": partial(workloads.deduct, accounts=accounts),
+        "deduct-hot": partial(workloads.deduct, accounts=1),
+        "charge": partial(workloads.charge, accounts=accounts),
+        "charge-hot": partial(workloads.charge, accounts=1),
+        "get-balance": workloads.get_balance,
+        "get-product": workloads.get_product,
+        "get-order": workloads.get_order,
+        "issue": workloads.issue_coupon,
+        "order": partial(workloads.create_order, hot=False),
+        "order-hot": partial(workloads.create_order, hot=True),
+        "pay": workloads.order_and_pay,
+        "pay-all": workloads.order_and_pay_by_all,
+    }
+
+
+@asynccontextmanager
+async def place(stack: Stack, size: Size, needed: AbstractSet[str]) -> AsyncIterator[Place]:
+    """The subjects with the names in ``needed``; the others are not started."""
+    shop, logs = Shop(size), stack.plan.data_dir / "logs"
+    async with AsyncExitStack() as exits:
+        servers = addresses(stack)
+        servers["empty"] = [await exits.enter_async_context(server("empty", EMPTY, logs=logs))]
+        async with clients("http2", servers) as connected:
+            await stock(shop, connected)
+        subjects: dict[str, Subject] = {"empty": GrpcSubject(workloads.empty(shop), servers)}
+        for name, workload in tally(shop).items():
+            subjects[name] = GrpcSubject(workload(shop), servers)
+        if needed & {"orm", "orm-hot"}:
+            subjects |= await _orm(stack, shop, logs, exits)
+        if "dbos" in needed:
+            url = await create_database(stack, "dbos")
+            subjects["dbos"] = await exits.enter_async_context(
+                dbos(url, products=size.products, accounts=size.accounts)
+            )
+        if "pgbench" in needed:
+            pgbench = PgbenchSubject(URL(await create_database(stack, "pgbench")))
+            await pgbench.create_tables()
+            subjects["pgbench"] = pgbench
+        yield Place(subjects, admin_url(stack), stack.plan.data_dir)
+
+
+async def _orm(
+    stack: Stack, shop: Shop, logs: Path, exits: AsyncExitStack
+) -> dict[str, GrpcSubject]:
+    url = URL(await create_database(stack, "orm")).with_scheme("postgresql+asyncpg")
+    environment = {
+        orm_server.DATABASE_URL: str(url),
+        orm_server.REDIS_URL: stack.backends.redis_url,
+    }
+    accounts = shop.size.accounts
+    running = server("orm", ORM, accounts, logs=logs, **environment)
+    servers = {"orm": [await exits.enter_async_context(running)]}
+    return {
+        name: GrpcSubject(workloads.deduct(shop, accounts=count, server="orm"), servers)
+        for name, count in (("orm", accounts), ("orm-hot", 1))
+    }
