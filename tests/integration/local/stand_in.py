@@ -22,7 +22,9 @@ class EveryOtherCall(grpc.GenericRpcHandler):
     def __init__(self, stopped: threading.Event) -> None:
         self._stopped = stopped
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         return grpc.unary_unary_rpc_method_handler(self._wait)
 
     def _wait(self, request: bytes, context: grpc.ServicerContext) -> bytes:
