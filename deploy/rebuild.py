@@ -99,7 +99,9 @@ async def rebuild(url: str) -> int:
 
 def _difference(row: sa.Row[Any]) -> str:
     stored = _state(row.available_minor, row.version, row.update_time)
-    rebuilt = _state(row.rebuilt_minor, row.rebuilt_version, row.rebuilt_time)
+    # A sum of bigints is a Decimal, which may be formatted as 1E+5.
+    minor = None if row.rebuilt_minor is None else int(row.rebuilt_minor)
+    rebuilt = _state(minor, row.rebuilt_version, row.rebuilt_time)
     return f"{row.user_id} {row.currency_code}: stored {stored}; by its entries {rebuilt}"
 
 

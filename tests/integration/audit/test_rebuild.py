@@ -14,17 +14,17 @@ from deploy.rebuild import rebuild
 from tests.integration.audit.conftest import Books
 
 ACCOUNTS: Final = """
-INSERT INTO accounts SELECT 'u' || lpad(n::text, 4, '0'), 'KRW', 30, 2, '2026-03-01', 50, 2
+INSERT INTO accounts SELECT 'u' || lpad(n::text, 4, '0'), 'KRW', 100000, 2, '2026-03-01', 300000, 2
   FROM generate_series(0, 1999) AS n;
 INSERT INTO ledger_entries
 SELECT 'u' || lpad(n::text, 4, '0'), 'KRW', s, gen_random_uuid(),
-       CASE s WHEN 1 THEN 'CHARGE' ELSE 'DEDUCT' END, CASE s WHEN 1 THEN 50 ELSE -20 END,
-       CASE s WHEN 1 THEN 50 ELSE 30 END, 'r' || s, NULL, NULL, '2026-03-01'
+       CASE s WHEN 1 THEN 'CHARGE' ELSE 'DEDUCT' END, CASE s WHEN 1 THEN 300000 ELSE -200000 END,
+       CASE s WHEN 1 THEN 300000 ELSE 100000 END, 'r' || s, NULL, NULL, '2026-03-01'
   FROM generate_series(0, 1999) AS n, generate_series(1, 2) AS s;
 INSERT INTO accounts VALUES ('opened', 'KRW', 0, 0, now());
 """
 DAMAGE: Final = {
-    "balance": "UPDATE accounts SET available_minor = 31 WHERE user_id = '{user}'",
+    "balance": "UPDATE accounts SET available_minor = 100001 WHERE user_id = '{user}'",
     "version": "UPDATE accounts SET version = 3 WHERE user_id = '{user}'",
     "time": "UPDATE accounts SET update_time = now() WHERE user_id = '{user}'",
     "account": "DELETE FROM accounts WHERE user_id = '{user}'",
@@ -57,8 +57,8 @@ async def test_each_account_that_differs_is_named(
     *lines, total = capsys.readouterr().out.splitlines()
     assert [line.partition(" KRW: stored ")[0] for line in lines] == list(damage)
     assert lines[0].partition(": ")[2] == (
-        "stored 31 at version 2, changed 2026-03-01 00:00:00+00:00;"
-        " by its entries 30 at version 2, changed 2026-03-01 00:00:00+00:00"
+        "stored 100001 at version 2, changed 2026-03-01 00:00:00+00:00;"
+        " by its entries 100000 at version 2, changed 2026-03-01 00:00:00+00:00"
     )
     assert total.endswith(f" entries: {len(damage)} differ.")
 
