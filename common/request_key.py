@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
+
+# ``json.dumps`` would make such an encoder anew for each request.
+_JSON: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 class RequestKey(NamedTuple):
@@ -45,5 +48,4 @@ def digest_of(*content: str | int | bool | None) -> bytes:
     ``content``: all fields after validation except the request_id, in a fixed order. Digests are
     stored: a change of the fields or their order makes every repeated request look reused.
     """
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(_JSON.encode(content).encode(), digest_size=16).digest()

@@ -10,7 +10,14 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from common.money import Money
 from common.paging import Page
 from common.rpc.bulk import bulk, decide_items
-from common.rpc.convert import microseconds_from, money_from, money_to, time_from, time_to
+from common.rpc.convert import (
+    fill_time,
+    microseconds_from,
+    money_from,
+    money_to,
+    time_from,
+    time_to,
+)
 from common.rpc.validation import check
 from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign, Terms
 from coupon_service.model.coupon import (
@@ -90,10 +97,15 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
             check(item)
             return IssueCoupon(campaign.campaign_id, item.user_id, item.request_id)
 
-        results = await decide_items(
-            _BATCH_ISSUE, request.items, command_from, self._issuance.issue_all, _issue_result
+        response = pb.BatchIssueCouponsResponse()
+        await decide_items(
+            _BATCH_ISSUE,
+            request.items,
+            command_from,
+            self._issuance.issue_all,
+            lambda outcome: _fill_result(response.results.add(), outcome),
         )
-        return pb.BatchIssueCouponsResponse(results=results)
+        return response
 
     async def GetCoupon(self, request: pb.GetCouponRequest, context: Any) -> pb.GetCouponResponse:
         coupon = await self._redemptions.get_coupon(request.coupon_id, request.user_id)
@@ -160,10 +172,12 @@ def _terms_from(request: pb.CreateCampaignRequest) -> Terms:
 # -- to proto ------------------------------------------------------------------------------------
 
 
-def _issue_result(outcome: Issued | Status) -> pb.BatchIssueCouponsResult:
+def _fill_result(result: pb.BatchIssueCouponsResult, outcome: Issued | Status) -> None:
     if isinstance(outcome, Status):
-        return pb.BatchIssueCouponsResult(error=outcome)
-    return pb.BatchIssueCouponsResult(coupon=_coupon(outcome.value), replayed=outcome.replayed)
+        result.error.CopyFrom(outcome)
+    else:
+        result.replayed = outcome.replayed
+        _fill_coupon(result.coupon, outcome.value)
 
 
 def _campaign(campaign: Campaign) -> pb.Campaign:
@@ -198,14 +212,21 @@ def _money(terms: Terms, amount_minor: int | None) -> money_pb2.Money | None:
 
 
 def _coupon(coupon: Coupon) -> pb.Coupon:
-    return pb.Coupon(
-        coupon_id=coupon.coupon_id,
-        campaign_id=coupon.campaign_id,
-        user_id=coupon.user_id,
-        issue_number=coupon.issue_number,
-        state=_COUPON_STATES[coupon.state],
-        order_id=coupon.order_id or "",
-        expire_time=time_to(coupon.expire_time),
-        issue_time=time_to(coupon.issue_time),
-        redeem_time=None if coupon.redeem_time is None else time_to(coupon.redeem_time),
-    )
+    message = pb.Coupon()
+    _fill_coupon(message, coupon)
+    return message
+
+
+def _fill_coupon(message: pb.Coupon, coupon: Coupon) -> None:
+    """Set the fields in place: a bulk call has a thousand coupons, which would be copied."""
+    message.coupon_id = coupon.coupon_id
+    message.campaign_id = coupon.campaign_id
+    message.user_id = coupon.user_id
+    message.issue_number = coupon.issue_number
+    message.state = _COUPON_STATES[coupon.state]
+    fill_time(message.expire_time, coupon.expire_time)
+    fill_time(message.issue_time, coupon.issue_time)
+    if coupon.order_id is not None:
+        message.order_id = coupon.order_id
+    if coupon.redeem_time is not None:
+        fill_time(message.redeem_time, coupon.redeem_time)

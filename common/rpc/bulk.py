@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from google.rpc import status_pb2  # type: ignore[import-untyped]
@@ -23,7 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Item = TypeVar("Item")
 Command = TypeVar("Command")
 Value = TypeVar("Value")
-Result = TypeVar("Result")
 
 TURN: Final = 128
 """Items that are converted in one turn of the event loop, a millisecond or two."""
@@ -42,49 +41,48 @@ def is_bulk(method: object) -> bool:
 
 async def decide_items(
     method: str,
-    items: Iterable[Item],
+    items: Sequence[Item],
     command_of: Callable[[Item], Command],
     write: Callable[[Sequence[Command]], Awaitable[Sequence[Value | Exception]]],
-    result_of: Callable[[Value | status_pb2.Status], Result],
-) -> list[Result]:
-    """One result per item, in their order.
+    add_result: Callable[[Value | status_pb2.Status], None],
+) -> None:
+    """Call ``add_result`` once for each item, in their order, with its value or status.
 
     ``command_of`` raises the Refusal of an item that is not valid. ``write`` gets the commands of
-    the others and returns an outcome for each. ``result_of`` makes the result of a value or status.
-    ``method``: the full name, for metrics and the log.
+    the others and returns an outcome for each. ``method``: the full name, for metrics and the log.
     """
     commands: list[Command] = []
     invalid: dict[int, Refusal] = {}
-    async for position, item in _in_turns(items):
-        try:
-            commands.append(command_of(item))
-        except Refusal as error:
-            invalid[position] = error
+    for turn in _turns(len(items)):
+        for position in turn:
+            try:
+                commands.append(command_of(items[position]))
+            except Refusal as error:
+                invalid[position] = error
+        await asyncio.sleep(0)
     outcomes: list[Value | Exception] = list(await write(commands)) if commands else []
     assert len(outcomes) == len(commands), "one outcome per command"
     for position, refused in invalid.items():  # in ascending order
         outcomes.insert(position, refused)
     statuses: dict[Exception, status_pb2.Status] = {}  # many items may have one exception
-    results: list[Result] = []
     codes: Counter[str] = Counter()
-    async for _, outcome in _in_turns(outcomes):
-        if isinstance(outcome, Exception):
+    for turn in _turns(len(outcomes)):
+        for position in turn:
+            outcome = outcomes[position]
+            if not isinstance(outcome, Exception):
+                codes["OK"] += 1
+                add_result(outcome)
+                continue
             if (status := statuses.get(outcome)) is None:
                 refusal = outcome if isinstance(outcome, Refusal) else internal(method, outcome)
                 status = statuses[outcome] = to_status(refusal)
             codes[GRPC_CODES[status.code].name] += 1
-            results.append(result_of(status))
-        else:
-            codes["OK"] += 1
-            results.append(result_of(outcome))
+            add_result(status)
+        await asyncio.sleep(0)
     for code, count in codes.items():
         metrics.BULK_ITEMS.labels(method, code).inc(count)
-    return results
 
 
-async def _in_turns(values: Iterable[Value]) -> AsyncIterator[tuple[int, Value]]:
-    """Each value with its position; other calls have their turn after every TURN of them."""
-    for position, value in enumerate(values):
-        if position and position % TURN == 0:
-            await asyncio.sleep(0)
-        yield position, value
+def _turns(count: int) -> Iterable[range]:
+    """The positions of ``count`` items, TURN at a time: other calls have their turn in between."""
+    return (range(first, min(first + TURN, count)) for first in range(0, count, TURN))

@@ -27,6 +27,19 @@ def money_to(money: Money) -> money_pb2.Money:
     return money_pb2.Money(currency_code=money.currency_code, amount_minor=money.amount_minor)
 
 
+def fill_money(message: money_pb2.Money, currency_code: str, amount_minor: int) -> None:
+    """Set a field of type Money in place, without a message to copy."""
+    message.currency_code = currency_code
+    message.amount_minor = amount_minor
+
+
+def fill_time(message: Timestamp, time: datetime) -> None:
+    """Set a field of type Timestamp in place, without a message to copy."""
+    since = time - _EPOCH
+    message.seconds = since.days * _S_PER_DAY + since.seconds
+    message.nanos = since.microseconds * 1000
+
+
 def time_to(time: datetime) -> Timestamp:
     # FromDatetime takes three times as long, and most responses have several times.
     since = time - _EPOCH

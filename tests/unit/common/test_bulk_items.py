@@ -75,8 +75,10 @@ async def test_every_item_has_its_result_in_its_place() -> None:
         failed = {5: ConflictRetriesExhausted(), 7: ZeroDivisionError("secret")}
         return [failed.get(command, -command) for command in commands]
 
-    def result_of(outcome: int | Status) -> str:
-        return reason_of(outcome) if isinstance(outcome, Status) else str(outcome)
+    results: list[str] = []
+
+    def add_result(outcome: int | Status) -> None:
+        results.append(reason_of(outcome) if isinstance(outcome, Status) else str(outcome))
 
     def items(code: str) -> float:
         labels = {"method": METHOD, "code": code}
@@ -84,7 +86,7 @@ async def test_every_item_has_its_result_in_its_place() -> None:
 
     counted = {code: items(code) for code in ("OK", "INVALID_ARGUMENT", "ABORTED", "INTERNAL")}
     with capture_logs() as logs:
-        results = await decide_items(METHOD, range(1_000), command_of, write, result_of)
+        await decide_items(METHOD, range(1_000), command_of, write, add_result)
     expected = [str(-n) if n % 10 != 3 else "INVALID_FIELD" for n in range(1_000)]
     expected[0] = "0"
     expected[5], expected[7] = "CONFLICT_RETRIES_EXHAUSTED", "INTERNAL"
@@ -105,5 +107,6 @@ async def test_without_a_valid_item_nothing_is_written() -> None:
     async def write(commands: Sequence[int]) -> list[int | Exception]:
         raise AssertionError("called without commands")
 
-    results = await decide_items(METHOD, [1, 2], command_of, write, lambda status: status)
+    results: list[int | Status] = []
+    await decide_items(METHOD, [1, 2], command_of, write, results.append)
     assert [reason_of(status) for status in results] == ["INVALID_FIELD"] * 2
