@@ -45,11 +45,11 @@ class Sagas:
         lease_s: float = LEASE_S,
         **fields: Any,
     ) -> Saga:
-        """A new saga of replica one, in its row."""
+        """A new saga of replica one, in its row. No step has begun."""
         now = datetime.now(UTC)
         own = {"saga_id": new_id(), "order_id": new_id(), "create_time": now, "update_time": now}
         asked = replace(asked or pay_input(), request_id=new_id())
-        saga = saga_of(plan, asked, **{**own, **fields})
+        saga = saga_of(plan, asked, begun=False, **{**own, **fields})
         async with self.database.begin() as connection:
             await store.add(connection, [saga], owner="one", lease_s=lease_s)
         return saga

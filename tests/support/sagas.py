@@ -270,8 +270,10 @@ CANCEL_INPUT: Final = CancelInput(
 """The cancellation of an order that was paid in every way."""
 
 
-def saga_of(plan: Plan, asked: SagaInput | None = None, **fields: Any) -> Saga:
-    """A new saga that needs every step of the plan."""
+def saga_of(
+    plan: Plan, asked: SagaInput | None = None, *, begun: bool = True, **fields: Any
+) -> Saga:
+    """A new saga that needs every step of the plan; not ``begun``: without its first calls."""
     if asked is None:
         asked = pay_input() if plan.kind is SagaKind.PAY_ORDER else CANCEL_INPUT
     values: dict[str, Any] = {
@@ -286,7 +288,10 @@ def saga_of(plan: Plan, asked: SagaInput | None = None, **fields: Any) -> Saga:
         "create_time": NOW,
     }
     saga = Saga(**{**values, **fields})
-    plan.begin_first(saga, NOW)
+    if begun:
+        plan.begin_first(saga, NOW)
+    else:
+        plan.describe_steps(saga)
     return saga
 
 
