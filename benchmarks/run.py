@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.figures import Measurement
@@ -13,7 +13,7 @@ from benchmarks.measure import Place, Timing, measure
 from benchmarks.parts import big, main, replicas
 from benchmarks.parts.soak import Memory, soak
 from benchmarks.rows import Part, Row
-from benchmarks.shop import Size
+from benchmarks.shop import Shop, Size
 from benchmarks.stacks import Audit, audit, running_stack
 from deploy.local.data_dir import locked
 
@@ -66,16 +66,22 @@ def _rows(options: Options, part: Part) -> list[Row]:
 
 async def _main(options: Options, results: Results) -> None:
     rows = _rows(options, "main")
-    needed = {row.subject for row in rows} | {row.yardstick for row in rows}
-    options.report("starting one replica of each service, and what it is compared with")
+    compared = {row.yardstick for row in rows} & main.COMPARISONS
+    shop = Shop(options.size)
+    options.report("starting one replica of each service, and the empty method")
     with running_stack(options.folder / "main") as stack:
-        async with main.place(stack, options.size, needed) as place:
-            await _measure(rows, place, options, results)
+        async with main.place(stack, shop) as place:
+            own = [row for row in rows if row.yardstick not in compared]
+            await _measure(own, place, options, results)
             if options.soak_minutes:
                 options.report(f"full load for {options.soak_minutes:g} minutes")
                 results.memory = await soak(
                     place, minutes=options.soak_minutes, period_s=options.timing.seconds
                 )
+            async with main.comparisons(stack, shop, compared) as others:
+                both = replace(place, subjects={**place.subjects, **others})
+                compared_rows = [row for row in rows if row.yardstick in compared]
+                await _measure(compared_rows, both, options, results)
         options.report("auditing")
         results.audits["main"] = await audit(stack)
 

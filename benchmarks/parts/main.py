@@ -1,4 +1,4 @@
-"""One replica of each service, the empty method, and what Tally is compared with."""
+"""One replica of each service and the empty method; then what else Tally is compared with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.measure import Place
 from benchmarks.servers import orm_server
 from benchmarks.servers.dbos import dbos
 from benchmarks.servers.pgbench import PgbenchSubject
-from benchmarks.shop import Shop, Size, stock
+from benchmarks.shop import Shop, stock
 from benchmarks.stacks import addresses, admin_url, create_database, server
 from benchmarks.subjects import GrpcSubject, Subject
 from benchmarks.workloads import Workload
@@ -25,6 +25,7 @@ from deploy.local.stack import Stack
 
 EMPTY: Final = "benchmarks.servers.empty_server"
 ORM: Final = "benchmarks.servers.orm_server"
+COMPARISONS: Final = frozenset({"orm", "orm-hot", "dbos", "pgbench"})
 
 
 def tally(shop: Shop) -> dict[str, Callable[[Shop], Workload]]:
@@ -47,29 +48,41 @@ def tally(shop: Shop) -> dict[str, Callable[[Shop], Workload]]:
 
 
 @asynccontextmanager
-async def place(stack: Stack, size: Size, needed: AbstractSet[str]) -> AsyncIterator[Place]:
-    """The subjects with the names in ``needed``; the others are not started."""
-    shop, logs = Shop(size), stack.plan.data_dir / "logs"
-    async with AsyncExitStack() as exits:
-        servers = addresses(stack)
-        servers["empty"] = [await exits.enter_async_context(server("empty", EMPTY, logs=logs))]
+async def place(stack: Stack, shop: Shop) -> AsyncIterator[Place]:
+    """Stock the shop; the workloads on Tally, and the empty method."""
+    servers, logs = addresses(stack), stack.plan.data_dir / "logs"
+    async with server("empty", EMPTY, logs=logs) as empty:
+        servers["empty"] = [empty]
         async with clients("http2", servers) as connected:
             await stock(shop, connected)
         subjects: dict[str, Subject] = {"empty": GrpcSubject(workloads.empty(shop), servers)}
         for name, workload in tally(shop).items():
             subjects[name] = GrpcSubject(workload(shop), servers)
+        yield Place(subjects, admin_url(stack), stack.plan.data_dir)
+
+
+@asynccontextmanager
+async def comparisons(
+    stack: Stack, shop: Shop, needed: AbstractSet[str]
+) -> AsyncIterator[dict[str, Subject]]:
+    """What Tally is compared with, of the names in ``needed``.
+
+    The processes end with the block: even when idle they use processor time.
+    """
+    subjects: dict[str, Subject] = {}
+    async with AsyncExitStack() as exits:
         if needed & {"orm", "orm-hot"}:
-            subjects |= await _orm(stack, shop, logs, exits)
+            subjects |= await _orm(stack, shop, stack.plan.data_dir / "logs", exits)
         if "dbos" in needed:
             url = await create_database(stack, "dbos")
             subjects["dbos"] = await exits.enter_async_context(
-                dbos(url, products=size.products, accounts=size.accounts)
+                dbos(url, products=shop.size.products, accounts=shop.size.accounts)
             )
         if "pgbench" in needed:
             pgbench = PgbenchSubject(URL(await create_database(stack, "pgbench")))
             await pgbench.create_tables()
             subjects["pgbench"] = pgbench
-        yield Place(subjects, admin_url(stack), stack.plan.data_dir)
+        yield subjects
 
 
 async def _orm(

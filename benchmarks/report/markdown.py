@@ -8,7 +8,7 @@ from benchmarks.figures import Measurement, Period
 from benchmarks.parts.soak import Memory
 from benchmarks.processes import LOAD, OTHER
 from benchmarks.report.origin import Origin
-from benchmarks.rows import RSS_MAX_MB, SPREAD_MAX
+from benchmarks.rows import RSS_MAX_MB, SPREAD_MAX, Figure
 from benchmarks.run import Results
 from benchmarks.stacks import Audit
 
@@ -66,7 +66,7 @@ def _rates(measured: Sequence[Measurement]) -> Iterator[str]:
             rows.append(
                 (
                     periods[0].subject + ("" if shown else " (yardstick)"),
-                    str(one.callers),
+                    _load(one, periods),
                     f"{median(periods, 'per_second'):,.0f}",
                     f"{median(periods, 'p50_ms'):.2f}",
                     f"{median(periods, 'p99_ms'):.1f}",
@@ -74,6 +74,10 @@ def _rates(measured: Sequence[Measurement]) -> Iterator[str]:
                 )
             )
     yield from table(head, rows)
+
+
+def _load(one: Measurement, periods: Sequence[Period]) -> str:
+    return "¼ of the rate" if one.row.figure is Figure.TAIL else str(periods[0].callers)
 
 
 def _costs(measured: Sequence[Measurement]) -> Iterator[str]:
@@ -97,7 +101,7 @@ def _costs(measured: Sequence[Measurement]) -> Iterator[str]:
         rows.append(
             (
                 one.subjects[0].subject,
-                str(one.callers),
+                _load(one, one.subjects),
                 *cells,
                 f"{one.statements_us_per_step:,.0f}",
                 f"{one.syncs_per_step:.2f}",
