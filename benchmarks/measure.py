@@ -46,7 +46,8 @@ async def measure(row: Row, callers: int, place: Place, timing: Timing) -> Measu
     subject, yardstick = place.subjects[row.subject], place.subjects[row.yardstick]
     warm_up = Load(callers, timing.warm_up_s)
     load = Load(callers, timing.seconds)
-    await period(yardstick, warm_up)
+    yardstick_callers = row.yardstick_callers or callers
+    await period(yardstick, replace(warm_up, callers=yardstick_callers))
     top = await period(subject, warm_up)
     if row.figure is Figure.TAIL:
         load = replace(load, per_second=top.steps / top.seconds * TAIL_PART)
@@ -54,7 +55,7 @@ async def measure(row: Row, callers: int, place: Place, timing: Timing) -> Measu
     before = await postgres_use(place.admin_url)
     subjects, yardsticks, syncs_ms = [], [], []
     for _ in range(timing.rounds):
-        yardsticks.append(await period(yardstick, load))
+        yardsticks.append(await period(yardstick, replace(load, callers=yardstick_callers)))
         subjects.append(await period(subject, load))
         syncs_ms.append(sync_ms(place.folder))
     further_steps = await _report_statistics(row, subject)

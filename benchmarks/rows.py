@@ -56,6 +56,8 @@ class Row:
     callers: tuple[int, ...] = CALLERS
     at: int = TOP_CALLERS
     part: Part = "main"
+    yardstick_callers: int | None = None
+    """If not those of the subject."""
 
 
 def at_least(value: float) -> Target:
@@ -66,6 +68,8 @@ def at_most(value: float) -> Target:
     return Target(value, at_most=True)
 
 
+BULK_CALLERS: Final = (1, 4)
+"""A replica serves four bulk calls of 1,000 items at once by default."""
 TOP: Final = (TOP_CALLERS,)
 ONE: Final = (1,)
 
@@ -92,6 +96,24 @@ ROWS: Final = (
         "CreateOrder + PayOrder, coupon, balance, gateway of 0 ms: pairs ÷ empty",
         "pay-all",
         at_least(0.08),
+    ),
+    Row(
+        "batch-write",
+        "BatchWrite, items ÷ empty calls at 200 callers",
+        "batch-write",
+        at_least(5),
+        callers=BULK_CALLERS,
+        at=BULK_CALLERS[-1],
+        yardstick_callers=TOP_CALLERS,
+    ),
+    Row(
+        "batch-issue",
+        "BatchIssueCoupons, items ÷ empty calls at 200 callers",
+        "batch-issue",
+        at_least(3),
+        callers=BULK_CALLERS,
+        at=BULK_CALLERS[-1],
+        yardstick_callers=TOP_CALLERS,
     ),
     Row(
         "deduct-alone",

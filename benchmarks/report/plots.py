@@ -25,7 +25,8 @@ def plots(measured: Sequence[Measurement]) -> dict[str, bytes]:
 
 
 def _is_rate_to_empty(row: Row) -> bool:
-    return row.figure is Figure.RATE and row.yardstick == "empty"
+    at_same_callers = row.yardstick_callers is None
+    return row.figure is Figure.RATE and row.yardstick == "empty" and at_same_callers
 
 
 def _ratios(shown: Sequence[Measurement]) -> bytes:
