@@ -57,26 +57,33 @@ class BulkCalls(Generic[C, R]):
             async with asyncio.timeout(None if left_s is None else decided_within_s(left_s)):
                 for first in range(0, len(commands), self._chunk_max):
                     await self._places.acquire()
-                    chunks.append(self._enter_chunk(commands[first : first + self._chunk_max]))
+                    part = commands[first : first + self._chunk_max]
+                    chunk: _Chunk[R] = _Chunk(len(part), self._places.release)
+                    chunks.append(chunk)
+                    self._enter_chunk(chunk, part)
                     # Other calls have their turn, and may enter between two chunks.
                     await asyncio.sleep(0)
-                for chunk in chunks:
-                    await chunk.decided.wait()
+                for each in chunks:
+                    await each.decided.wait()
         except TimeoutError:
             pass  # what is not decided has no outcome
         finally:
-            for chunk in chunks:
-                chunk.close()
-        outcomes = [outcome for chunk in chunks for outcome in chunk.outcomes]
+            for each in chunks:
+                each.close()
+        outcomes = [outcome for each in chunks for outcome in each.outcomes]
         outcomes += [None] * (len(commands) - len(outcomes))
         undecided = RequestInProgress()
         return [undecided if outcome is None else outcome for outcome in outcomes]
 
-    def _enter_chunk(self, commands: Sequence[C]) -> _Chunk[R]:
-        chunk: _Chunk[R] = _Chunk(len(commands), self._places.release)
+    def _enter_chunk(self, chunk: _Chunk[R], commands: Sequence[C]) -> None:
         for position, command in enumerate(commands):
-            self._enter(command, _ItemReply(chunk, position), chunk.leave)
-        return chunk
+            try:
+                self._enter(command, _ItemReply(chunk, position), chunk.leave)
+            except BaseException:
+                # Those that did not enter leave the place, so that it becomes free again.
+                for _ in commands[position:]:
+                    chunk.leave()
+                raise
 
 
 def decided_within_s(left_s: float) -> float:

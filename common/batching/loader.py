@@ -39,6 +39,8 @@ IN_FLIGHT_MAX: Final = 2
 """Statements of one loader at once: while one is on its way, the next is sent."""
 DEPTH_MAX: Final = 4_096
 """Callers that wait for a statement; beyond them, callers are refused with OVERLOADED."""
+CLOSE_S: Final = 1.0
+"""How long closing waits for reads. The calls that wait for them are over by then."""
 DIVIDE_S: Final = 12.0
 """How long a batch that fails is divided; then all that is left of it fails."""
 _DIVIDED: Final = {Fault.COMMAND, Fault.SLOW, Fault.UNEXPECTED}
@@ -81,6 +83,8 @@ class BatchLoader(Generic[K, V]):
     async def load(self, key: K) -> V:
         """The value for the key, as committed when this was called or later.
 
+        Callers of one key share the object: none may change it.
+
         Raises DatabaseUnavailable or Overloaded.
         """
         if len(self._queue) >= DEPTH_MAX:
@@ -92,9 +96,14 @@ class BatchLoader(Generic[K, V]):
         return await value
 
     async def close(self) -> None:
-        """Wait until no read is running."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        """Wait until no read is running, for CLOSE_S at most; then end those that are."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(set(self._tasks), timeout=CLOSE_S)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     def _begin(self) -> None:
         # In a context of its own: the task outlives the call that happened to start it.

@@ -65,6 +65,12 @@ class Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is untyped
         self.ends_s = math.inf
         """When it is too old to be used again."""
 
+    def terminate(self) -> None:
+        """Abort the socket; the server is not asked."""
+        # They refer to the session, which would stay in memory until the collector finds the cycle.
+        self.prepared.clear()
+        super().terminate()
+
 
 @dataclass(frozen=True)
 class Connector:

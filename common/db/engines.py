@@ -80,14 +80,14 @@ class Database:
         """A transaction outside any lane; ``purpose`` names it.
 
         It is one of a job, which skips what is locked; or ``of_call``: a call waits for it, and it
-        waits for no lock. Committed at the end of the block, unless it is rolled back there
-        (``Transactions.begin``). Raises Overloaded if the bulkhead for these stays full.
+        waits for no lock. Committed at the end of the block (``Transactions.begin``). Raises
+        Overloaded if the bulkhead for these stays full.
         """
         bulkhead = self.bulkheads.calls.place() if of_call else self.bulkheads.for_job()
         pool = self.lanes if of_call else self.waiting
         async with bulkhead, self.transactions.begin(pool) as connection:
             yield connection
-            if failpoints.enabled and connection.in_transaction():
+            if failpoints.enabled:
                 failpoints.hit(f"transaction.{purpose}.before")
         if failpoints.enabled:
             failpoints.hit(f"transaction.{purpose}.after")

@@ -45,7 +45,6 @@ _POOLER: Final = "unsupported startup parameter"
 
 _OF_NO_USE: Final = (
     OSError,  # TimeoutError is one
-    InterfaceError,  # the connection is closed
     InvalidCachedStatementError,
     OutdatedSchemaCacheError,
 )
@@ -87,6 +86,13 @@ class RecordConflict(Exception):  # noqa: N818 - another writer was first, which
     """Another transaction recorded one of these requests first: run the batch again."""
 
 
+class CannotConnect(Exception):  # noqa: N818 - a state, not a fault
+    """The server rejected a new session. The cause is the driver's error.
+
+    Whatever its SQLSTATE is, no command is at fault.
+    """
+
+
 class ReadOnlyDatabase(Exception):  # noqa: N818 - a state, not a fault
     """The session is on a hot standby, or read-only by a setting of server, database or role."""
 
@@ -102,7 +108,9 @@ def constraint_name(error: BaseException) -> str:
 
 
 def _of_driver(error: BaseException) -> BaseException:
-    """The driver's error, which SQLAlchemy wraps: migrations and the audit use it."""
+    """The driver's error, if another one wraps it: SQLAlchemy's, or CannotConnect."""
+    if isinstance(error, CannotConnect):
+        return error.__cause__ or error
     return getattr(getattr(error, "orig", None), "__cause__", None) or error
 
 
@@ -117,6 +125,8 @@ _FAULTS: Final = {
 
 def classify(error: BaseException) -> Fault:
     """The kind of fault that an exception from a transaction is."""
+    if isinstance(error, CannotConnect):
+        return Fault.CONNECTION
     state = sqlstate(error)
     if isinstance(error, RecordConflict):
         return Fault.TAKEN
@@ -134,7 +144,7 @@ def classify(error: BaseException) -> Fault:
         return Fault.OVERLOAD
     if isinstance(error, OSError) or is_lost(error):
         return Fault.CONNECTION
-    if not state and type(error).__module__.startswith("asyncpg"):
+    if not state and type(_of_driver(error)).__module__.startswith("asyncpg"):
         # Without a SQLSTATE the server did not answer, or the driver could not connect.
         return Fault.CONNECTION
     return Fault.UNEXPECTED
@@ -147,6 +157,8 @@ def is_lost(error: BaseException) -> bool:
     the primary before a failover, or the schema has changed since statements were prepared. A fresh
     session may succeed.
     """
+    if isinstance(error, InterfaceError):
+        return "closed" in str(error)  # others are defects, such as a second use at the same time
     state = sqlstate(error)
     return isinstance(error, _OF_NO_USE) or state[:2] == "08" or state in _UNREACHABLE
 
@@ -164,8 +176,6 @@ def map_database_errors() -> Iterator[None]:
         fault = classify(error)
         if fault in {Fault.CONNECTION, Fault.SLOW}:
             raise DatabaseUnavailable from error
-        if fault is Fault.OVERLOAD and not isinstance(error, Overloaded):
-            raise Overloaded from error
         if fault in {Fault.CONTENTION, Fault.HELD}:
             raise ConflictRetriesExhausted from error
         raise

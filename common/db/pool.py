@@ -16,8 +16,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from asyncpg import PostgresError
+
 from common.db.connections import Session
-from common.db.errors import is_lost
+from common.db.errors import CannotConnect, is_lost
 from common.db.statements import Connection
 from common.errors import Overloaded
 
@@ -55,8 +57,8 @@ class Pool:
     async def connect(self) -> AsyncIterator[Connection]:
         """A session for the block, in autocommit mode; a transaction left open is rolled back.
 
-        Raises Overloaded if none is free in time, or what opening one raises: OSError, TimeoutError
-        or the driver's errors.
+        Raises Overloaded if none is free in time, or what opening one raises: CannotConnect,
+        OSError, TimeoutError, or the driver's errors without a reply of the server.
         """
         await self._wait()
         try:
@@ -67,9 +69,10 @@ class Pool:
         try:
             yield Connection(session)
         except Exception as error:
-            if is_lost(error):
+            if session.is_closed() or is_lost(error):
                 self._lose(session)
-            await self._settle(session)
+            # An error of a statement's values leaves it prepared and not ended.
+            await self._settle(session, unfinished=True)
             raise
         except BaseException:
             # Cancelled, perhaps within a statement, whose end nobody waits for.
@@ -79,8 +82,8 @@ class Pool:
             await self._settle(session)
 
     def close(self) -> None:
-        """End every idle session now, and each other when it is released."""
-        self._lost_s = time.monotonic()
+        """End every idle session now, and each other, or later one, when it is released."""
+        self._lost_s = math.inf
         while self._idle:
             self._idle.pop().terminate()
 
@@ -102,7 +105,10 @@ class Pool:
             if await self._is_usable(session):
                 return session
             session.terminate()
-        session = await self._open()
+        try:
+            session = await self._open()
+        except PostgresError as error:
+            raise CannotConnect from error
         jitter = random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - no secret
         session.ends_s = time.monotonic() + LIFETIME_S * (1 - jitter)
         return session
@@ -126,16 +132,17 @@ class Pool:
     # -- releasing -------------------------------------------------------------------------------
 
     def _lose(self, session: Session) -> None:
-        self._lost_s = time.monotonic()
+        self._lost_s = max(self._lost_s, time.monotonic())
         session.terminate()
 
-    async def _settle(self, session: Session, *, cancelled: bool = False) -> None:
-        """End what the session does, and give it back; ``cancelled``: in a statement, perhaps."""
+    async def _settle(self, session: Session, *, unfinished: bool = False) -> None:
+        """End what the session does, and give it back; ``unfinished``: a statement, perhaps."""
         try:
+            if unfinished and not session.is_closed() and not session.is_in_transaction():
+                await session.execute("SELECT", timeout=PROOF_S)
+            # It may have been a BEGIN.
             if not session.is_closed() and session.is_in_transaction():
                 await session.execute("ROLLBACK", timeout=PROOF_S)
-            elif cancelled:
-                await session.execute("SELECT", timeout=PROOF_S)
         except BaseException as error:
             session.terminate()
             if not isinstance(error, Exception):
@@ -149,7 +156,7 @@ class Pool:
         The driver has asked the server to cancel a statement that was under way.
         """
         task = asyncio.get_running_loop().create_task(
-            self._settle(session, cancelled=True), context=contextvars.Context()
+            self._settle(session, unfinished=True), context=contextvars.Context()
         )
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)

@@ -164,11 +164,12 @@ class Connection:
         if self._opening is not None:
             await self._open()
         one = compiled(statement)
+        values = one.values(parameters)
         prepared = self.session.prepared.get(one)
         if prepared is None:
             prepared = Prepared.of(await self.session.prepare(one.sql))
             self.session.prepared[one] = prepared
-        records = await prepared.statement.fetch(*one.values(parameters))
+        records = await prepared.statement.fetch(*values)
         return Rows(map(prepared.to_row, records), prepared.statement.get_statusmsg())
 
     async def scalar(self, statement: sa.Executable, parameters: Parameters = _NONE) -> Any:
@@ -184,13 +185,20 @@ class Connection:
 
     async def _open(self) -> None:
         opening, self._opening = self._opening, None
-        await self.session.execute(_BEGIN)
-        for statement in opening or ():
-            await self.execute(statement)
+        try:
+            await self.session.execute(_BEGIN)
+            for statement in opening or ():
+                await self.execute(statement)
+        except BaseException:
+            # Nothing of the block may run outside its transaction, even if it ignores this.
+            self.session.terminate()
+            raise
 
     def in_transaction(self) -> bool:
-        """Whether a transaction is open, or the next statement opens one."""
-        return self._opening is not None or self.session.is_in_transaction()
+        """Whether there is a transaction to commit."""
+        if self._opening is not None or self.session.is_closed():
+            return True  # COMMIT fails if the session is closed
+        return bool(self.session.is_in_transaction())
 
     async def commit(self) -> None:
         """Commit, without a time limit of the driver (``common.db.transactions`` says why)."""
@@ -200,12 +208,6 @@ class Connection:
         status = await self.session.execute("COMMIT", timeout=float("inf"))
         if status != "COMMIT":
             raise RolledBack
-
-    async def rollback(self) -> None:
-        """Undo what the transaction did. What follows is in autocommit mode."""
-        self._opening = None
-        if self.session.is_in_transaction():
-            await self.session.execute("ROLLBACK")
 
 
 class RolledBack(Exception):  # noqa: N818 - what the server did

@@ -165,13 +165,17 @@ class Plan:
         return saga
 
     def begin_first(self, saga: Saga, now: datetime) -> None:
-        """Begin what is called first: one step of an attempt, all of a cancellation."""
+        """Begin what is called first: one step of an attempt, all of a cancellation.
+
+        A pivot begins by a write of its own: once it has begun, no attempt ends by being late, and
+        whoever takes a saga over that was never called could charge at any later time.
+        """
         self.describe_steps(saga)
         if saga.gives_back:
             first = [one.record for one in self.left_to_give_back(saga)]
         else:
             step = self.next_step(saga)
-            first = [] if step is None else [saga.step(step.name)]
+            first = [] if step is None or isinstance(step, Pivot) else [saga.step(step.name)]
         for record in first:
             saga.begin(record, now)
 

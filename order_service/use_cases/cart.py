@@ -127,6 +127,8 @@ class _Unchanged(Exception):  # noqa: N818 - a state, not a fault
 
 async def _set_item(connection: Connection, command: SetCartItem) -> Cart:
     [product] = await find_products(connection, [command.product_id])
+    if isinstance(product, Exception):
+        raise product
     if product is None:
         raise ProductNotFound(product_id=command.product_id)
     await _raise_version(connection, command)

@@ -22,7 +22,7 @@ def recorded_transactions() -> Iterator[list[Transaction]]:
     """The transactions that are committed during the block."""
     committed: list[Transaction] = []
     open_: dict[Session, Transaction] = {}
-    execute, commit, rollback = Connection.execute, Connection.commit, Connection.rollback
+    execute, commit, begin = Connection.execute, Connection.commit, Connection.begin
 
     async def on_execute(
         connection: Connection, statement: sa.Executable, *parameters: Parameters
@@ -36,14 +36,15 @@ def recorded_transactions() -> Iterator[list[Transaction]]:
         await commit(connection)
         committed.append(open_.pop(connection.session, []))
 
-    async def on_rollback(connection: Connection) -> None:
-        await rollback(connection)
+    def on_begin(connection: Connection, *opening: sa.Executable) -> None:
+        # What the session did before was rolled back.
         open_.pop(connection.session, None)
+        begin(connection, *opening)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Connection, "execute", on_execute)
         patch.setattr(Connection, "commit", on_commit)
-        patch.setattr(Connection, "rollback", on_rollback)
+        patch.setattr(Connection, "begin", on_begin)
         yield committed
 
 

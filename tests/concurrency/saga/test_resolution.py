@@ -38,7 +38,7 @@ def keep_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     write = OrderBatch.write_saga
 
     def write_in_epoch(batch: OrderBatch, saga: Saga) -> None:
-        saga.epoch = batch.sagas[saga.saga_id].epoch
+        saga.epoch = batch.owners[saga.saga_id].epoch
         write(batch, saga)
 
     monkeypatch.setattr(OrderBatch, "write_saga", write_in_epoch)

@@ -76,7 +76,7 @@ async def test_a_row_that_cannot_be_read_does_not_stop_the_poll(sagas: Sagas) ->
     broken, good = [await waiting_for(sagas, "gateway", lease_s=LEASE_S) for _ in range(2)]
     async with sagas.database.begin() as connection:
         await connection.execute(
-            sa.update(table).values(asked=[]).where(table.c.saga_id == broken.saga_id)
+            sa.update(table).values(asked="[]").where(table.c.saga_id == broken.saga_id)
         )
     page = await sagas.one.read_waiting(after="", size=2)
     assert [saga.saga_id for saga in page.sagas] == [good.saga_id]

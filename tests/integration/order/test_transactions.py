@@ -47,7 +47,7 @@ def written(transactions: Sequence[Transaction]) -> list[str]:
     [
         (False, None, False, [CREATE, BEGIN, DEDUCT, END]),
         (True, None, False, [CREATE, BEGIN, REDEEM, STEP, DEDUCT, END]),
-        (False, None, True, [CREATE, BEGIN, END]),
+        (False, None, True, [CREATE, BEGIN, STEP, END]),
         (True, 4_000, True, [CREATE, BEGIN, REDEEM, STEP, DEDUCT, STEP, END]),
     ],
     ids=["balance", "coupon and balance", "gateway", "coupon, balance and gateway"],

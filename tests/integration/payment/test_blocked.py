@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -50,6 +51,10 @@ async def test_a_locked_row_delays_only_its_own_commands(payment: Any, sessions:
     assert (await blocked).payment.state == pb.Payment.STATE_CANCELLED
 
 
+class _Undone(Exception):  # noqa: N818 - what is wanted
+    """Rolls the transaction back."""
+
+
 async def take_advisory_locks(connection: Connection, key: str) -> None:
     claim = ConfirmPayment("order-1", "ann", Money("KRW", 15_000), key, "c1", "")
     await store.lock_advisory(connection, advisory_keys(claim), wait_for_locks=True)
@@ -64,12 +69,13 @@ async def test_a_blocked_claim_delays_only_its_own_key(
     payment: Any, sessions: Database, block: Callable[[Connection, str], Awaitable[None]]
 ) -> None:
     key = key_of()
-    async with sessions.waiting.connect() as other:
-        await block(other, key)
-        blocked = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
-        await others(payment)
-        assert not blocked.done()
-        await other.rollback()
+    with suppress(_Undone):
+        async with sessions.transactions.begin(sessions.waiting) as other:
+            await block(other, key)
+            blocked = asyncio.ensure_future(payment.ConfirmPayment(confirm(key)))
+            await others(payment)
+            assert not blocked.done()
+            raise _Undone
     assert (await blocked).payment.state == pb.Payment.STATE_CONFIRMED
 
 
