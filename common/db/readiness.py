@@ -108,8 +108,8 @@ def _warn(database: Database, event: str, reason: str) -> None:
 def _abandon(probe: asyncio.Task[str]) -> None:
     """Cancel the probe, if it still runs, without waiting for its end.
 
-    Its session is settled first, which waits for a silent server (``common.db.pool``), and the result
-    is already known.
+    Its session is settled first, which waits for a silent server (``common.db.pool``), and the
+    result is already known.
     """
 
     def on_done(task: asyncio.Task[str]) -> None:
