@@ -257,7 +257,8 @@ COMMON: Final = (
         "suspect-sessions-used",
         "the other sessions of a pool are used although one of them has just broken",
         file="common/db/pool.py",
-        old="        self._lost_s = max(self._lost_s, time.monotonic())\n        session.terminate()\n",
+        old="        self._lost_s = max(self._lost_s, time.monotonic())\n"
+        "        session.terminate()\n",
         new="        session.terminate()\n",
         tests=(f"{_SESSIONS}test_a_session_that_broke_makes_the_older_ones_of_its_pool_suspect",),
     ),
