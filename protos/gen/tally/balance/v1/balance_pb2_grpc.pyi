@@ -58,9 +58,9 @@ class BalanceServiceStub:
     outcome as that call: posted, or refused with its error. One item's error concerns no other
     item, and nothing makes them succeed or fail together. Items are decided in no promised order.
     Each item's request_id is that of the single call: what was posted before, by either, is
-    replayed. Of two items with one request_id the second replays the first. So the whole call can
-    be repeated as it is, after an error or a lost answer, until no item has an error with
-    RetryInfo.
+    replayed. Of two items with one request_id one is carried out, and the other replays it. So the
+    whole call can be repeated as it is, after an error or a lost answer, until no item has an error
+    with RetryInfo.
 
     The call returns shortly before its deadline. Items that are not decided by then have the error
     ABORTED / REQUEST_IN_PROGRESS with RetryInfo: they may be posted already, or not at all.
@@ -155,9 +155,9 @@ class BalanceServiceServicer(metaclass=_abc_1.ABCMeta):
         outcome as that call: posted, or refused with its error. One item's error concerns no other
         item, and nothing makes them succeed or fail together. Items are decided in no promised order.
         Each item's request_id is that of the single call: what was posted before, by either, is
-        replayed. Of two items with one request_id the second replays the first. So the whole call can
-        be repeated as it is, after an error or a lost answer, until no item has an error with
-        RetryInfo.
+        replayed. Of two items with one request_id one is carried out, and the other replays it. So the
+        whole call can be repeated as it is, after an error or a lost answer, until no item has an error
+        with RetryInfo.
 
         The call returns shortly before its deadline. Items that are not decided by then have the error
         ABORTED / REQUEST_IN_PROGRESS with RetryInfo: they may be posted already, or not at all.

@@ -144,9 +144,9 @@ class CouponServiceServicer:
         An item has the same outcome as IssueCoupon for its user would have: a coupon, or its error.
         One item's error concerns no other item, and nothing makes them succeed or fail together. Items
         are decided in no promised order. Each item's request_id is that of IssueCoupon: a coupon that
-        was issued before, by either, is replayed. Of two items of one user with one request_id the
-        second replays the first. So the whole call can be repeated as it is, after an error or a lost
-        answer, until no item has an error with RetryInfo.
+        was issued before, by either, is replayed. Of two items of one user with one request_id one is
+        carried out, and the other replays it. So the whole call can be repeated as it is, after an
+        error or a lost answer, until no item has an error with RetryInfo.
 
         The call returns shortly before its deadline. Items that are not decided by then have the error
         ABORTED / REQUEST_IN_PROGRESS with RetryInfo: their coupons may be issued already, or not.
