@@ -537,11 +537,12 @@ class GetBalanceRequest(_message.Message):
     def at_time(self) -> _timestamp_pb2.Timestamp:
         """Return the balance as of this time, from the ledger (optional: now). The last entry counts
         whose create_time is this time or earlier; parts of a microsecond are cut off. In the years
-        1970 to 9999, and not in the future: later than the database's clock and than the account's
-        last entry.
+        1970 to 9999. A time later than both the database's clock and the account's last entry is
+        refused.
 
         An entry's time is that of its decision, a little before its commit. What is returned for a
-        time that is some seconds past does not change any more; before that, an entry may be added.
+        time that is some seconds past (more while COMMITs wait for a standby) does not change any more;
+        before that, an entry may be added.
         """
 
     def __init__(
