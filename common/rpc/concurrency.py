@@ -10,7 +10,8 @@ from typing import Final
 from common.errors import Overloaded
 
 BULK_SLOTS_MAX: Final = 128
-"""A bulk call has at most about so many items in work; the others wait in it for their turn."""
+"""A bulk call counts as one slot per item, at most so many: four large calls fit in half of the
+default of 1,024 slots."""
 
 
 @dataclass(slots=True)
