@@ -40,7 +40,7 @@ class BulkCalls(Generic[C, R]):
         self._enter = enter
         self._chunk_max = limits.chunk_max
         # In the order in which calls have asked for them.
-        self._places = asyncio.Semaphore(max(1, limits.depth_max // 2 // limits.chunk_max))
+        self._places = asyncio.Semaphore(max(1, limits.bulk_depth_max // limits.chunk_max))
 
     async def submit(self, commands: Sequence[C]) -> list[R | Exception]:
         """The outcome of each command, in their order: its result, or the exception of a single

@@ -56,7 +56,9 @@ class Limits:
     batch_max: int = 256
     depth_max: int = 4_096
     """Single calls' commands waiting or in flight; beyond them, callers are refused with
-    OVERLOADED. Bulk calls have half as many places of their own, and wait for them."""
+    OVERLOADED."""
+    bulk_depth_max: int = 2_048
+    """Bulk calls' commands waiting or in flight; beyond them, items wait for their turn."""
     chunk_max: int = 128
     """Commands of a bulk call that take their places and enter the lane together."""
     least_time_s: float = 0.02

@@ -1,7 +1,7 @@
 """The commands of a lane that wait for a batch, and which of them the next batch takes.
 
-Single calls and bulk calls wait apart, so that a bulk call of a thousand commands delays a single
-call by no more than half a batch.
+Single calls and bulk calls wait apart. A single call that arrives while a batch of bulk items runs
+waits for that batch; of each further batch, bulk items take at most half while single calls wait.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ BULK: Final = (
         file="common/batching/queues.py",
         old="return self._bulk if entry.bulk else self._single",
         new="return self._single",
-        tests=(f"{_LANE}test_a_bulk_call_delays_single_calls_by_half_a_batch_at_most",),
+        tests=(f"{_LANE}test_bulk_items_take_half_of_a_batch_while_single_calls_wait",),
     ),
     Mutant(
         "bulk-in-the-whole-batch",
@@ -25,7 +25,7 @@ BULK: Final = (
         file="common/batching/queues.py",
         old="self._bulk.take(half if batch else self._batch_max, admit)",
         new="self._bulk.take(self._batch_max - len(batch), admit)",
-        tests=(f"{_LANE}test_a_bulk_call_delays_single_calls_by_half_a_batch_at_most",),
+        tests=(f"{_LANE}test_bulk_items_take_half_of_a_batch_while_single_calls_wait",),
     ),
     Mutant(
         "bulk-without-places",

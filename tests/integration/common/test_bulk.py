@@ -54,7 +54,7 @@ async def until_entered(lane: Lane[Insert, int], commands: int) -> None:
 
 
 @pytest.mark.parametrize("guard", [True, False], ids=["guard", "none"])
-async def test_a_bulk_call_delays_single_calls_by_half_a_batch_at_most(
+async def test_bulk_items_take_half_of_a_batch_while_single_calls_wait(
     database: Database, monkeypatch: pytest.MonkeyPatch, *, guard: bool
 ) -> None:
     """The single calls come when all commands of the bulk call wait."""
@@ -81,7 +81,7 @@ async def test_a_bulk_call_delays_single_calls_by_half_a_batch_at_most(
 async def test_single_calls_are_accepted_while_bulk_calls_fill_their_places(
     database: Database,
 ) -> None:
-    limits = Limits(depth_max=128, chunk_max=32)
+    limits = Limits(depth_max=128, bulk_depth_max=64, chunk_max=32)
     decide, lane, held = await while_a_batch_is_held(database, limits)
     calls = [asyncio.ensure_future(submit_bulk(lane, BULK[at : at + 100])) for at in (0, 100)]
     await until_entered(lane, 64)
@@ -89,7 +89,7 @@ async def test_single_calls_are_accepted_while_bulk_calls_fill_their_places(
     await until_entered(lane, 64 + 127)
     with pytest.raises(Overloaded):
         await lane.submit(Insert(128))
-    assert lane._queues.arrived == 64 + 127, "two chunks: half as many as single calls may have"
+    assert lane._queues.arrived == 64 + 127, "two chunks of a bulk call"
     decide.go.set()
     assert await singles == [-number for number in range(1, 128)]
     outcomes = await asyncio.gather(*calls)
@@ -163,7 +163,7 @@ async def test_what_is_not_decided_at_the_deadline_is_in_progress(database: Data
 
 
 async def test_a_bulk_call_that_waits_for_its_places_ends_in_time(database: Database) -> None:
-    limits = Limits(depth_max=256, chunk_max=128)
+    limits = Limits(bulk_depth_max=128)
     decide, lane, held = await while_a_batch_is_held(database, limits)
     first = asyncio.ensure_future(submit_bulk(lane, BULK[:128]))
     await until_entered(lane, 128)
@@ -177,7 +177,7 @@ async def test_a_bulk_call_that_waits_for_its_places_ends_in_time(database: Data
 
 
 async def test_commands_of_a_caller_that_left_are_not_begun(database: Database) -> None:
-    limits = Limits(depth_max=256, chunk_max=128)
+    limits = Limits(bulk_depth_max=128)
     decide, lane, held = await while_a_batch_is_held(database, limits)
     call = asyncio.ensure_future(submit_bulk(lane, BULK))
     await until_entered(lane, 128)
