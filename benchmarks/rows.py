@@ -223,7 +223,8 @@ ROWS: Final = (
     ),
 )
 RSS_MAX_MB: Final = 130
-"""The target of the part ``soak``: memory of a replica under full load, which does not grow."""
+"""The target of the part ``soak``: memory of a replica under each kind of load in turn, which
+does not grow."""
 
 
 def selected(names: str) -> tuple[Row, ...]:

@@ -74,7 +74,7 @@ async def _main(options: Options, results: Results) -> None:
             own = [row for row in rows if row.yardstick not in compared]
             await _measure(own, place, options, results)
             if options.soak_minutes:
-                options.report(f"full load for {options.soak_minutes:g} minutes")
+                options.report(f"each kind of load in turn for {options.soak_minutes:g} minutes")
                 results.memory = await soak(
                     place, minutes=options.soak_minutes, period_s=options.timing.seconds
                 )

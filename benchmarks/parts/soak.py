@@ -1,4 +1,4 @@
-"""Full load on every service for minutes: the memory of each replica, which must not grow."""
+"""Each kind of load in turn, for minutes: the memory of each replica, which must not grow."""
 
 from __future__ import annotations
 

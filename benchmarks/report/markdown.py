@@ -119,7 +119,7 @@ def _largest_mb(one: Measurement) -> float:
 
 
 def _memory(memory: Sequence[Memory]) -> Iterator[str]:
-    yield "### Memory under full load"
+    yield "### Memory under each kind of load in turn"
     yield ""
     yield f"Resident memory of a replica; target: at most {RSS_MAX_MB} MB, and flat."
     yield ""
