@@ -57,6 +57,11 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP) ## Run all tests in WORKERS=2 processes, or some: ARGS='tests/unit -k saga'
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+.PHONY: test-no-redis
+test-no-redis: export PYTHONDONTWRITEBYTECODE =
+test-no-redis: $(STAMP) ## Run the other half: all tests that `make test` runs with Redis only, without it
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --no-redis tests/integration $(ARGS)
+
 .PHONY: test-concurrency
 test-concurrency: $(STAMP) ## Run only the concurrency tests, each with its control
 	@$(BIN)/python -m pytest tests/concurrency $(ARGS)

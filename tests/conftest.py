@@ -36,7 +36,7 @@ SHORTEST: Final = "unit"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--no-redis", action="store_true", help="run all tests but races without Redis"
+        "--no-redis", action="store_true", help="run without Redis what runs with Redis only by default"
     )
 
 
@@ -71,7 +71,8 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeySe
 def redis_url(request: pytest.FixtureRequest) -> str:
     """Redis for the services of a test; '' where it asks for "no-redis", or under --no-redis.
 
-    Every test of correctness passes with Redis and without; races always run both ways.
+    Integration tests run with Redis only, and without it under --no-redis. Races of operations that
+    lock in Redis run both ways in every run.
     """
     without = request.config.getoption("--no-redis")
     if getattr(request, "param", "no-redis" if without else "redis") == "no-redis":
