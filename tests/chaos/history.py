@@ -99,6 +99,7 @@ class History:
     intents: dict[RequestKey, Intent] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     counts: Counter[Outcome] = field(default_factory=Counter)
+    """Calls by outcome; an item of a bulk call counts as one."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Refusals and unknown outcomes, by reason or code."""
     succeeded_s: dict[str, float] = field(default_factory=dict)
@@ -116,10 +117,13 @@ class History:
         intent.calls.append(call)
         self.counts[call.outcome] += 1
         if call.outcome is Outcome.OK:
-            last_s = self.succeeded_s.get(intent.key.method, 0.0)
-            self.succeeded_s[intent.key.method] = max(last_s, call.start_s)
+            self.succeeded(intent.key.method, call.start_s)
         if call.refusal is not None:
             self.reasons[call.reason or call.refusal.code.value] += 1
+
+    def succeeded(self, method: str, start_s: float) -> None:
+        """A call of this method, begun then, has returned OK."""
+        self.succeeded_s[method] = max(self.succeeded_s.get(method, 0.0), start_s)
 
 
 def outcome_of(refusal: Refusal, method: str) -> Outcome:

@@ -7,13 +7,17 @@ import itertools
 import math
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import Message
 
 from common.errors import Refusal
 from common.rpc.status import from_rpc_error
+from tally.balance.v1.balance_pb2 import DeductBalanceRequest
+from tests.chaos.bulk import BulkCall, bulk_issue, bulk_write, calls_of
 from tests.chaos.changes import changed
 from tests.chaos.history import Call, History, Intent, Outcome, Read, name_of, outcome_of
 from tests.faults.load import KINDS, NO_REFUND, Customers, Kind
@@ -32,10 +36,14 @@ ABANDONED: Final = 0.05
 """The share of unknown outcomes that nobody asks about again."""
 PATIENCE_S: Final = 25.0
 PAUSE_S: Final = 0.2
+ITEMS_MAX: Final = 30
+"""Of a bulk call."""
 CUSTOMERS: Final = 5
 CLIENTS: Final = 3
 """Clients that change the same few accounts."""
 ACCOUNTS: Final = tuple(f"busy-{number}" for number in range(3))
+ISSUERS: Final = 1
+"""Clients that issue coupons in bulk."""
 MERCHANTS: Final = 3
 """Clients that confirm and cancel payments without an order."""
 REPEATERS: Final = 2
@@ -87,9 +95,7 @@ class Traffic:
 
         ``deadline_s``: 0 for a random one.
         """
-        copies = 1
-        if not deadline_s and self._random.random() < DUPLICATED:
-            copies = self._random.randint(2, DUPLICATES_MAX)
+        copies = 1 if deadline_s else self._copies()
         recorded = hasattr(request, "request_id")
         intent = self.history.intent(method, request) if recorded else None
 
@@ -109,9 +115,39 @@ class Traffic:
             call.add_done_callback(self._calls.discard)
         return calls
 
+    async def repeat_bulk(self, bulk: BulkCall) -> None:
+        """Send a bulk call until every item has a final reply, as ``repeat``."""
+        intents = [self.history.intent(*single) for single in bulk.singles]
+        until_s = time.monotonic() + PATIENCE_S
+        while True:
+            await asyncio.gather(*(self._send_bulk(bulk, intents) for _ in range(self._copies())))
+            if all(any(call.final for call in intent.calls) for intent in intents):
+                return
+            if time.monotonic() > until_s or self._random.random() < ABANDONED:
+                return
+            await asyncio.sleep(PAUSE_S)
+
+    async def _send_bulk(self, bulk: BulkCall, intents: Sequence[Intent]) -> None:
+        calls = [Call(time.monotonic(), math.inf, Outcome.UNKNOWN)] * len(intents)
+        try:
+            call = await _call(bulk.method, bulk.request, self._deadline_s())
+            calls = calls_of(bulk, call)
+        finally:
+            # Also of a call that is cancelled.
+            for intent, of_item in zip(intents, calls, strict=True):
+                self.history.add(intent, of_item)
+        if call.outcome is Outcome.OK:
+            self.history.succeeded(name_of(bulk.method), call.start_s)
+
     async def all_ended(self) -> None:
         """Wait until no call is in flight."""
         await asyncio.gather(*self._calls)
+
+    def _copies(self) -> int:
+        """How many times a request is sent at once."""
+        if self._random.random() < DUPLICATED:
+            return self._random.randint(2, DUPLICATES_MAX)
+        return 1
 
     def _deadline_s(self) -> float:
         low_s = DEADLINE_MIN_S if self._random.random() < HURRIED else DEADLINE_MAX_S / 4
@@ -126,6 +162,8 @@ class Traffic:
                 group.create_task(self._shop(crowd))
             for _ in range(CLIENTS):
                 group.create_task(self._change_accounts(crowd.balance))
+            for _ in range(ISSUERS):
+                group.create_task(self._issue_coupons(crowd))
             for _ in range(MERCHANTS):
                 group.create_task(self._confirm_and_cancel(crowd.payment))
             for _ in range(REPEATERS):
@@ -143,7 +181,9 @@ class Traffic:
             with suppress(Refusal):
                 if what < 0.3:
                     await self._read(balance.GetBalance, user_id)
-                elif what < 0.6:
+                elif what < 0.4:
+                    await self._change_in_bulk(balance, number, deducted)
+                elif what < 0.65:
                     await self.repeat(
                         balance.ChargeBalance, charge(user_id, amount, f"charge-{number}")
                     )
@@ -151,13 +191,37 @@ class Traffic:
                     deducted.append(deduct(user_id, amount, f"deduct-{number}"))
                     await self.repeat(balance.DeductBalance, deducted[-1])
                 else:
-                    original = deducted.pop(self._random.randrange(len(deducted)))
-                    user_id = original.user_id
-                    self.history.intent(balance.DeductBalance, original).prevented = True
-                    await self.repeat(
-                        balance.RefundDeduction,
-                        refund(user_id, original.request_id, f"refund-{number}"),
-                    )
+                    refunding = self._refund_one(balance, deducted, f"refund-{number}")
+                    await self.repeat(balance.RefundDeduction, refunding)
+
+    async def _change_in_bulk(self, balance: Any, number: int, deducted: list[Any]) -> None:
+        """Changes of all the accounts; one item is there twice, one is refused."""
+        requests: list[Message] = []
+        for position in range(self._random.randint(1, ITEMS_MAX)):
+            change = self._random.choice((charge, deduct))
+            user_id, amount = self._random.choice(ACCOUNTS), self._random.randint(1, 1_000)
+            requests.append(change(user_id, amount, f"bulk-{number}-{position}"))
+        if deducted:
+            requests.append(self._refund_one(balance, deducted, f"bulk-refund-{number}"))
+        deducted += [each for each in requests if isinstance(each, DeductBalanceRequest)]
+        requests.append(self._random.choice(requests))
+        requests.append(deduct("nobody", 1, f"bulk-{number}"))
+        await self.repeat_bulk(bulk_write(balance, requests))
+
+    def _refund_one(self, balance: Any, deducted: list[Any], request_id: str) -> Message:
+        """The refund of one of these deductions, which may be refused from now on."""
+        original = deducted.pop(self._random.randrange(len(deducted)))
+        self.history.intent(balance.DeductBalance, original).prevented = True
+        return refund(original.user_id, original.request_id, request_id)
+
+    async def _issue_coupons(self, crowd: Customers) -> None:
+        """Coupons for new users, of whom one asks for two."""
+        while not self.stopping:
+            number = next(self._numbers)
+            users = [f"bulk-{number}-{each}" for each in range(self._random.randint(1, ITEMS_MAX))]
+            asked = [*((user_id, "i1") for user_id in users), (users[0], "i2"), (users[-1], "i1")]
+            await self.repeat_bulk(bulk_issue(crowd.coupon, crowd.campaign_id, asked))
+            await asyncio.sleep(PAUSE_S)
 
     async def _read(self, method: Any, user_id: str) -> None:
         call = await _call(method, balance_of(user_id), self._deadline_s())

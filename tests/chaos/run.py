@@ -38,7 +38,9 @@ DEFINITE_MIN: Final = 200
 PROGRESS: Final = (
     "ChargeBalance",
     "DeductBalance",
+    "BatchWrite",
     "IssueCoupon",
+    "BatchIssueCoupons",
     "CreateOrder",
     "PayOrder",
     "ConfirmPayment",

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from common.errors import Code, Refusal, RemoteRefusal
+from common.errors import Code, Refusal, RemoteRefusal, RequestInProgress
 from common.request_key import RequestKey
+from common.rpc.status import to_status
 from tally.balance.v1 import balance_pb2 as pb
+from tests.chaos.bulk import bulk_write, calls_of
 from tests.chaos.changes import changed
 from tests.chaos.history import Call, History, Intent, Outcome, Read, outcome_of
 from tests.chaos.links import Link
 from tests.chaos.schedule import CUT, FAULTY, HOLD, KINDS, LOSE, LOSE_COMMIT, rounds
 from tests.chaos.verdict import kept_though_cancelled, out_of_order, wrong_replies
-from tests.support.balances import charge
+from tests.support.balances import charge, deduct
 from tests.support.payments import cancel
 
+WRITES = ("BatchWrite", "ChargeBalance", "DeductBalance")
 KEY = RequestKey("ChargeBalance", "ann", "c1")
 
 
@@ -188,3 +192,27 @@ async def test_a_link_lets_through_what_its_fault_leaves(
         assert bool(reply) == replied
         assert (link.hits > 0) == bool(fault)
         writer.close()
+
+
+def test_items_of_a_bulk_call_are_recorded_as_their_single_calls() -> None:
+    stub = SimpleNamespace(
+        **{name: SimpleNamespace(_method=f"/b/{name}".encode()) for name in WRITES}
+    )
+    bulk = bulk_write(stub, [charge("ann", 5, "c1"), deduct("ann", 9, "d1"), charge("bob", 1, "c")])
+    assert [method for method, _ in bulk.singles] == [
+        stub.ChargeBalance,
+        stub.DeductBalance,
+        stub.ChargeBalance,
+    ]
+    posted = pb.BatchWriteResult.Posted(entry=pb.LedgerEntry(sequence=1), replayed=True)
+    errors = [to_status(refusal("INSUFFICIENT_FUNDS")), to_status(RequestInProgress())]
+    replied = pb.BatchWriteResponse(
+        results=[
+            pb.BatchWriteResult(posted=posted),
+            *(pb.BatchWriteResult(error=error) for error in errors),
+        ]
+    )
+    first, *others = calls_of(bulk, Call(0, 1, Outcome.OK, replied))
+    assert (first.outcome, first.response) == (Outcome.OK, response(replayed=True))
+    assert [each.outcome for each in others] == [Outcome.REFUSED, Outcome.UNKNOWN]
+    assert calls_of(bulk, UNKNOWN) == [UNKNOWN] * 3
