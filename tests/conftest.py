@@ -36,7 +36,9 @@ SHORTEST: Final = "unit"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--no-redis", action="store_true", help="run without Redis what runs with Redis only by default"
+        "--no-redis",
+        action="store_true",
+        help="run without Redis what runs with Redis only by default",
     )
 
 
