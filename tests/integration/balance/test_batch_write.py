@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+import pytest
 
 from common.rpc.validation import BULK_BYTES_MAX
 from deploy.local.postgres_roles import ServiceUrls
 from tally.balance.v1 import balance_pb2 as pb
 from tests.support.balances import available, batch, charge, deduct, entry_of, refund, won
+from tests.support.bulk_waits import BulkWaits
 from tests.support.crowd import without_redis
 from tests.support.databases import open_transaction
 from tests.support.refusals import reason_of, refused
@@ -103,14 +107,18 @@ async def test_a_thousand_items_of_the_largest_fields_fit(balance: Any) -> None:
 
 @without_redis
 async def test_items_not_decided_at_the_deadline_are_in_progress(
-    balance: Any, balance_database: ServiceUrls
+    balance: Any, balance_database: ServiceUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One account is locked; the call returns in time, and repeated it replays the others."""
     await balance.ChargeBalance(charge("held", 1, "before"))
     items = batch(*(charge(user, 1, "c") for user in ("ann", "held", "bob")))
     lock = "SELECT * FROM accounts WHERE user_id = 'held' FOR UPDATE"
+    waits = BulkWaits(monkeypatch)
     async with open_transaction(balance_database, lock):
-        ann, held, bob = await results_of(balance, items, timeout=1.0)
+        call = asyncio.ensure_future(results_of(balance, items, timeout=60.0))
+        await waits.decided(2)
+        waits.end()
+        ann, held, bob = await call
     assert reason_of(held.error) == "REQUEST_IN_PROGRESS"
     assert "RetryInfo" in str(held.error)
     assert ann.posted.balance.version == bob.posted.balance.version == 1

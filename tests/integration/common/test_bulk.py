@@ -24,6 +24,7 @@ from tests.integration.common.test_lane import (
     stored,
     submit_all,
 )
+from tests.support.bulk_waits import BulkWaits
 
 SINGLE = range(10, 200)
 BULK = range(200, 1_000)
@@ -147,13 +148,18 @@ def test_a_bulk_call_returns_before_its_deadline(left_s: float, within_s: float)
     assert decided_within_s(left_s) == pytest.approx(within_s)
 
 
-async def test_what_is_not_decided_at_the_deadline_is_in_progress(database: Database) -> None:
+async def test_what_is_not_decided_at_the_deadline_is_in_progress(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is in a batch is committed all the same, what waits is not begun any more."""
     decide = Inserts()
     lane = lane_of(database, decide, limits=Limits(batch_max=128))
     decide.go.clear()
-    with deadlines.within(0.2):
-        outcomes = await submit_bulk(lane, BULK)
+    waits = BulkWaits(monkeypatch)
+    call = asyncio.ensure_future(submit_bulk(lane, BULK))
+    await decide.begun.wait()
+    waits.end()
+    outcomes = await call
     assert {type(outcome) for outcome in outcomes} == {RequestInProgress}
     assert len(outcomes) == len(BULK)
     decide.go.set()
@@ -167,7 +173,7 @@ async def test_a_bulk_call_that_waits_for_its_places_ends_in_time(database: Data
     decide, lane, held = await while_a_batch_is_held(database, limits)
     first = asyncio.ensure_future(submit_bulk(lane, BULK[:128]))
     await until_entered(lane, 128)
-    with deadlines.within(0.1):
+    with deadlines.within(0.1):  # whatever happens before it: no place becomes free
         outcomes = await submit_bulk(lane, BULK[128:])
     assert {type(outcome) for outcome in outcomes} == {RequestInProgress}
     decide.go.set()
