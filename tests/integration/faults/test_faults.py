@@ -1,4 +1,4 @@
-"""A small part of the crash matrix, one of the outages, and some chaos.
+"""A small part of the crash matrix, two of the outages, and some chaos.
 
 All of them: `make test-crash`, `make test-outages`, `make test-chaos`.
 """
@@ -59,8 +59,9 @@ async def test_books_hold_after_crashes_in_first_run_and_recovery(opened: Opened
 
 
 @pytest.mark.timeout(300)
-async def test_sagas_end_after_their_database_was_away(opened: Opened) -> None:
-    dependency = next(one for one in DEPENDENCIES if one.name == "order database")
+@pytest.mark.parametrize("name", ["order database", "payment service"])
+async def test_sagas_end_after_what_they_need_was_away(opened: Opened, name: str) -> None:
+    dependency = next(one for one in DEPENDENCIES if one.name == name)
     outcome = await outage(*opened, dependency, Length("1 s", 1.0, SETTINGS))
     assert outcome.held, outcome
 
