@@ -143,7 +143,7 @@ ROWS: Final = (
     ),
     Row(
         "orm",
-        "DeductBalance, 10,000 accounts ÷ the reports' way (ORM session, polling lock)",
+        "DeductBalance, 10,000 accounts ÷ ORM and polling lock",
         "deduct",
         at_least(4),
         yardstick="orm",
@@ -151,7 +151,7 @@ ROWS: Final = (
     ),
     Row(
         "orm-hot",
-        "DeductBalance, 1 account ÷ the reports' way",
+        "DeductBalance, 1 account ÷ ORM and polling lock",
         "deduct-hot",
         at_least(8),
         yardstick="orm-hot",

@@ -1,1 +1,1 @@
-"""What Tally is compared with: the empty method, the reports' way, DBOS, and pgbench."""
+"""What Tally is compared with: the empty method, ORM and polling lock, DBOS, and pgbench."""

@@ -1,8 +1,8 @@
-"""DeductBalance the straightforward way: one ORM session and transaction per request, under a lock.
+"""DeductBalance by ORM and polling lock: a session and transaction per request, under a lock.
 
-As in the reports of shops that met this problem: a lock in Redis per user, which waits by polling
-(redis-py's Lock, its defaults). Inside it the account is read for update, the ledger entry is added
-and the session commits. The request_id is unique, so that a repeated call has no second effect.
+The lock is one in Redis per user, which waits by polling (redis-py's Lock, its defaults). Inside it
+the account is read for update, the ledger entry is added and the session commits. The request_id is
+unique, so that a repeated call has no second effect.
 """
 
 from __future__ import annotations
