@@ -16,6 +16,7 @@ import sys
 from typing import Final
 
 import sqlalchemy as sa
+import uvloop
 from dbos import DBOS, AsyncSQLAlchemyDatasource, DBOSConfig
 
 from benchmarks.load.loop import closed_loop
@@ -122,4 +123,4 @@ async def main(products: int, accounts: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2])))
