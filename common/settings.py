@@ -82,7 +82,7 @@ class ServiceSettings(BaseSettings):
     )
     audit_database_url: PostgresUrl = Field(
         default=SecretStr(""),
-        description="PostgreSQL as the read-only role. Used by the audit only.",
+        description="PostgreSQL as the read-only role. Used by the audit and by rebuild only.",
     )
     redis_url: RedisUrl = Field(
         default=SecretStr(""),
