@@ -127,11 +127,11 @@ manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.tom
 	@$(BIN)/python -m deploy.kubernetes validate
 
 .PHONY: bench
-bench: $(STAMP) ## Measure every path against an empty gRPC method, on an idle machine (45 minutes)
+bench: $(STAMP) ## Measure every path against an empty gRPC method, on an idle machine (about 40 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(STAMP) ## Measure the same with short periods, without the parts that take minutes (4 minutes)
+bench-quick: $(STAMP) ## Measure the same with short periods, without the parts that take minutes (about 4 minutes)
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
 .PHONY: k6
