@@ -175,7 +175,8 @@ class Issuance:
         A command that is not decided before the running call ends has RequestInProgress. Raises
         Overloaded if the replica stops.
         """
-        # Not read beforehand: that costs about as much as it saves, which is one batch of many.
+        # Unlike in ``issue``, final refusals are not looked for by a read beforehand: it costs about
+        # as much as the one batch that it may save.
         return await self.lane.submit_bulk(commands)
 
     async def close(self) -> None:

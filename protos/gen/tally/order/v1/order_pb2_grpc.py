@@ -95,8 +95,7 @@ class ProductServiceServicer:
 
     def GetProduct(self, request, context):
         """Reads one product. With TALLY_ORDER_PRODUCT_CACHE_S, which is off by default, it may be as it
-        was up to that many seconds ago, and later in one replica than in another. Orders never decide
-        by it.
+        was up to that many seconds ago, and replicas may differ. Orders never decide by it.
 
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
         """

@@ -37,8 +37,7 @@ class ProductServiceStub:
     """
     GetProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.GetProductRequest, _order_pb2.GetProductResponse]
     """Reads one product. With TALLY_ORDER_PRODUCT_CACHE_S, which is off by default, it may be as it
-    was up to that many seconds ago, and later in one replica than in another. Orders never decide
-    by it.
+    was up to that many seconds ago, and replicas may differ. Orders never decide by it.
 
     Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
     """
@@ -89,8 +88,7 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_order_pb2.GetProductRequest, _abc.Awaitable[_order_pb2.GetProductResponse]],
     ) -> _abc.Awaitable[_order_pb2.GetProductResponse]:
         """Reads one product. With TALLY_ORDER_PRODUCT_CACHE_S, which is off by default, it may be as it
-        was up to that many seconds ago, and later in one replica than in another. Orders never decide
-        by it.
+        was up to that many seconds ago, and replicas may differ. Orders never decide by it.
 
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
         """
