@@ -175,8 +175,8 @@ class Issuance:
         A command that is not decided before the running call ends has RequestInProgress. Raises
         Overloaded if the replica stops.
         """
-        # Unlike in ``issue``, final refusals are not looked for by a read beforehand: it costs about
-        # as much as the one batch that it may save.
+        # Unlike ``issue``, no read beforehand looks for final refusals: it would cost about as much
+        # as the one batch that it may save.
         return await self.lane.submit_bulk(commands)
 
     async def close(self) -> None:
