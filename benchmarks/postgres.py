@@ -16,7 +16,6 @@ SYNCS: Final = 50
 BLOCK: Final = bytes(8192)
 _STATISTICS: Final = """
     SELECT (SELECT sum(active_time) FROM pg_stat_database)::float8 AS statements_ms,
-           (SELECT sum(xact_commit) FROM pg_stat_database)::float8 AS commits,
            (SELECT sum(fsyncs) FROM pg_stat_io WHERE object = 'wal')::float8 AS syncs
 """
 
@@ -31,14 +30,12 @@ class PostgresUse:
 
     statements_ms: float = 0.0
     """Time in statements, waits for locks and for the disk included."""
-    commits: float = 0.0
     syncs: float = 0.0
     """Syncs of the write-ahead log."""
 
     def since(self, before: PostgresUse) -> PostgresUse:
         return PostgresUse(
             self.statements_ms - before.statements_ms,
-            self.commits - before.commits,
             self.syncs - before.syncs,
         )
 
@@ -47,7 +44,7 @@ async def postgres_use(admin_url: str) -> PostgresUse:
     connection = await asyncpg.connect(admin_url)
     try:
         row = await connection.fetchrow(_STATISTICS)
-        return PostgresUse(row["statements_ms"], row["commits"], row["syncs"])
+        return PostgresUse(row["statements_ms"], row["syncs"])
     finally:
         await connection.close()
 
