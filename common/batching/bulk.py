@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from common import deadlines
 from common.batching.outcomes import Limits, Reply
@@ -17,20 +17,15 @@ from common.errors import RequestInProgress
 
 C = TypeVar("C")
 R = TypeVar("R")
-C_contra = TypeVar("C_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
 
 RETURN_S: Final = 0.25
 """How long before its deadline a bulk call returns: time to build and send a thousand results. If
 the call has less than four times as much to begin with, a quarter of what it has."""
 
 
-class Enter(Protocol[C_contra, R_co]):
-    """Queues one command of a bulk call. Raises Overloaded if the lane is closed."""
-
-    def __call__(
-        self, command: C_contra, reply: Reply[R_co], on_left: Callable[[], None], /
-    ) -> None: ...
+Enter: TypeAlias = Callable[[C, Reply[R], Callable[[], None]], None]
+"""Queues one command of a bulk call: the command, its reply, and what is called when it leaves the
+lane. Raises Overloaded if the lane is closed."""
 
 
 class BulkCalls(Generic[C, R]):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
+from typing import Any, Final, Protocol, TypeVar
 
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
@@ -24,9 +24,16 @@ Item = TypeVar("Item")
 Command = TypeVar("Command")
 Value = TypeVar("Value")
 
-TURN: Final = 128
+TURN_ITEMS: Final = 128
 """Items that are converted in one turn of the event loop, a millisecond or two."""
 _MARK: Final = "_tally_bulk"
+
+
+class BulkRequest(Protocol):
+    """The request of a bulk method."""
+
+    @property
+    def items(self) -> Sized: ...
 
 
 def bulk(method: F) -> F:
@@ -84,5 +91,5 @@ async def decide_items(
 
 
 def _turns(count: int) -> Iterable[range]:
-    """The positions of ``count`` items, TURN at a time: other calls have their turn in between."""
-    return (range(first, min(first + TURN, count)) for first in range(0, count, TURN))
+    """The positions of ``count`` items, TURN_ITEMS at a time: other calls run in between."""
+    return (range(first, min(first + TURN_ITEMS, count)) for first in range(0, count, TURN_ITEMS))

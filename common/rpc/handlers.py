@@ -33,7 +33,7 @@ from google.protobuf.message import Message
 
 from common import deadlines, metrics, tracing
 from common.errors import Code, DeadlineTooShort, Overloaded, Refusal
-from common.rpc.bulk import is_bulk
+from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.status import DETAILS_KEY, GRPC_CODES, retry_pushback, to_status
 from common.rpc.unexpected import internal
@@ -313,7 +313,7 @@ def _with_slots(method: UnaryMethod, limit: ConcurrencyLimit) -> UnaryMethod:
     """The bulk method with a slot taken for each item."""
 
     async def run(request: Message, context: Context) -> Message:
-        with limit.bulk(len(cast(Any, request).items)):
+        with limit.bulk(len(cast(BulkRequest, request).items)):
             return await method(request, context)
 
     return run
