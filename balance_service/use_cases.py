@@ -10,7 +10,6 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from balance_service import store
 from balance_service.errors import DeductionCancelled, LedgerEntryNotFound
 from balance_service.locking import STRATEGIES, needs_row_lock
 from balance_service.model import (
@@ -25,6 +24,8 @@ from balance_service.model import (
     RefundDeduction,
     account_not_found,
 )
+from balance_service.store import account as store
+from balance_service.store import past_account as past_store
 from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider
 from common.batching.lane import Lane
@@ -55,7 +56,7 @@ class Accounts:
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
         self._found = BatchLoader("account", database, store.find_accounts)
-        self._past = BatchLoader("past_account", database, store.find_past_accounts)
+        self._past = BatchLoader("past_account", database, past_store.find_past_accounts)
         self.lane: Lane[Command, Posted] = Lane(
             "account", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
         )

@@ -76,7 +76,7 @@ BALANCE: Final = (
     Mutant(
         "charge-without-version",
         "a charge is written although its account has changed since it was read",
-        file="balance_service/store.py",
+        file="balance_service/store/account.py",
         old="    .where(accounts.c.version == _changed.c.loaded_version),\n",
         new="    .where(sa.true()),\n",
         tests=(
@@ -97,7 +97,7 @@ BALANCE: Final = (
     Mutant(
         "charges-counted-from-the-beginning",
         "charges that are counted already are counted again after a rollout",
-        file="balance_service/store.py",
+        file="balance_service/store/account.py",
         old="            ledger_entries.c.sequence > _behind.c.charged_at_version,\n",
         new="",
         tests=(f"{_COUNTED}test_charges_of_a_replica_that_counts_none_are_counted",),
@@ -123,7 +123,7 @@ BALANCE: Final = (
     Mutant(
         "balance-before-its-entry",
         "the entry of the very time that is asked about does not count",
-        file="balance_service/store.py",
+        file="balance_service/store/past_account.py",
         old="_is_up_to_then = ledger_entries.c.create_time <= _bisection.c.time",
         new="_is_up_to_then = ledger_entries.c.create_time < _bisection.c.time",
         tests=(f"{_AT_TIME}test_the_last_entry_up_to_the_time_counts",),
@@ -131,7 +131,7 @@ BALANCE: Final = (
     Mutant(
         "bisection-without-its-middle",
         "the search for the last entry up to a time leaves out an entry that it has compared",
-        file="balance_service/store.py",
+        file="balance_service/store/past_account.py",
         old="else_=ledger_entries.c.sequence - 1)",
         new="else_=ledger_entries.c.sequence - 2)",
         tests=(f"{_AT_TIME}test_the_search_is_right_for_every_length_and_time",),

@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 from google.protobuf.message import Message
 
-from balance_service import store, tables
+from balance_service import tables
+from balance_service.store import account as store
 from tally.balance.v1 import balance_pb2 as pb
 from tally.type.v1.money_pb2 import Money
 from tests.support.crowd import Crowd

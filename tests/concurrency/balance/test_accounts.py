@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from balance_service import store
+from balance_service.store import account as store
 from common.money import INT64_MAX
 from tests.support.balances import (
     available,

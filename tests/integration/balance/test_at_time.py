@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from balance_service import store
 from balance_service.model import AccountAt, PastAccount
+from balance_service.store import past_account as store
 from common.db.engines import open_engines
 from common.rpc.convert import time_to
 from deploy.local.postgres import PostgresServer

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from balance_service import store
 from balance_service.settings import BalanceSettings
+from balance_service.store import account as store
 from balance_service.wiring import build
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import PostgresFiles

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from balance_service.store import _ACCOUNTS as WILDCARD
+from balance_service.store.account import _ACCOUNTS as WILDCARD
 from balance_service.tables import accounts
 from common.db.engines import Database
 from common.db.row_locks import Locked, RowLocks, read_clock

@@ -1,4 +1,4 @@
-"""The balance service's SQL: set-based statements, each for a whole batch. Never commits."""
+"""SQL for accounts and their ledger: lock and save accounts, add entries, read both."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from balance_service.model import Account, AccountAt, AccountId, Entry, Kind, PastAccount
+from balance_service.model import Account, AccountId, Entry, Kind
 from balance_service.tables import accounts, ledger_entries
-from common.db.row_locks import CLOCK, TIME, Locked, RowLocks, locked
+from common.db.row_locks import CLOCK, Locked, RowLocks, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 
 AccountKey = tuple[str, str | None]
 """An account by (user_id, currency_code); without a currency, all accounts of the user."""
@@ -207,50 +207,6 @@ _LIST: Final = (
     .limit(sa.bindparam("size"))
 )
 
-# An account's sequence has no gap and its times never decrease, so its last entry up to a time is
-# found by bisection over the primary key: 20 look-ups in a million entries, and no index on times.
-_asked = unnest("asked", *_account_key, time=TIME, position=sa.BigInteger)
-_bisection = (
-    sa.select(*_asked.c, _zero.label("low"), accounts.c.version.label("high"))
-    .join_from(_asked, accounts, same(accounts, _asked, AccountId._fields))
-    .cte("bisection", recursive=True)
-)
-_middle = (_bisection.c.low + _bisection.c.high + 1) // 2
-_is_up_to_then = ledger_entries.c.create_time <= _bisection.c.time
-_bisection = _bisection.union_all(
-    sa.select(
-        *_bisection.c[tuple(_asked.c.keys())],
-        sa.case((_is_up_to_then, ledger_entries.c.sequence), else_=_bisection.c.low),
-        sa.case((_is_up_to_then, _bisection.c.high), else_=ledger_entries.c.sequence - 1),
-    )
-    .join_from(
-        _bisection,
-        ledger_entries,
-        sa.and_(
-            same(ledger_entries, _bisection, AccountId._fields),
-            ledger_entries.c.sequence == _middle,
-        ),
-    )
-    .where(_bisection.c.low < _bisection.c.high)
-)
-_PAST: Final = (
-    sa.select(ledger_entries, sa.func.greatest(CLOCK, accounts.c.update_time).label("present_time"))
-    .select_from(_asked)
-    .outerjoin(accounts, same(accounts, _asked, AccountId._fields))
-    .outerjoin(
-        _bisection,
-        sa.and_(_bisection.c.position == _asked.c.position, _bisection.c.low == _bisection.c.high),
-    )
-    .outerjoin(
-        ledger_entries,
-        sa.and_(
-            same(ledger_entries, _asked, AccountId._fields),
-            ledger_entries.c.sequence == _bisection.c.low,
-        ),
-    )
-    .order_by(_asked.c.position)
-)
-
 
 async def find_accounts(
     connection: Connection, account_ids: Sequence[AccountId]
@@ -259,15 +215,6 @@ async def find_accounts(
     found = (await _ACCOUNTS.read(connection, account_ids)).found
     begun = {key: row for key, row in found.items() if row.version > 0}
     return one_per_key(account_ids, begun, _to_account)
-
-
-async def find_past_accounts(
-    connection: Connection, asked: Sequence[AccountAt]
-) -> list[PastAccount]:
-    """The accounts as of these times by the ledger as committed now, in their order."""
-    tuples = [(*each, position) for position, each in enumerate(asked)]
-    rows = await connection.execute(_PAST, arrays_of_tuples(_asked, tuples))
-    return [_to_past_account(each, row) for each, row in zip(asked, rows, strict=True)]
 
 
 async def read_entry(connection: Connection, entry_id: str, user_id: str) -> Entry | None:
@@ -301,10 +248,3 @@ def _to_account(row: Row) -> Account:
 def _to_entry(row: Row) -> Entry:
     account_id = AccountId(row.user_id, row.currency_code)
     return from_row(Entry, row, account_id=account_id, kind=Kind(row.kind))
-
-
-def _to_past_account(asked: AccountAt, row: Row) -> PastAccount:
-    if row.sequence is None:
-        return PastAccount(None, row.present_time)
-    account = Account(asked.account_id, row.balance_after_minor, row.sequence, row.create_time)
-    return PastAccount(account, row.present_time)
