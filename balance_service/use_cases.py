@@ -32,7 +32,7 @@ from common.batching.lane import Lane
 from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.currencies import is_listed
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id

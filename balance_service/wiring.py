@@ -10,7 +10,7 @@ from balance_service.servicer import BalanceServicer
 from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA, answers
 from balance_service.use_cases import Accounts
-from common.db.engines import open_database
+from common.db.database import open_database
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
 from common.locking.redis_lock import open_locks

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from common import failpoints, logs, tracing
 from common.addresses import split_host_port
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import (
     INSUFFICIENT_PRIVILEGE,
     Fault,

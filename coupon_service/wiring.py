@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from common.db.engines import open_database
+from common.db.database import open_database
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
 from common.locking.redis_lock import open_locks

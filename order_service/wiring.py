@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
-from common.db.engines import Database, open_database
+from common.db.database import Database, open_database
 from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready

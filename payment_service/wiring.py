@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
-from common.db.engines import open_database
+from common.db.database import open_database
 from common.db.errors import failure_of
 from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore

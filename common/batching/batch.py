@@ -33,7 +33,7 @@ from prometheus_client import Counter, Histogram
 from common import failpoints
 from common.backoff import Backoff
 from common.batching.outcomes import Decide, Outcome, QueuedCommand, RowLocked
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import Fault, RecordConflict, classify, constraint_name
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.metrics import REGISTRY

@@ -23,7 +23,7 @@ from common.batching.outcomes import (
     VersionConflict,
 )
 from common.batching.queues import Queues
-from common.db.engines import Database
+from common.db.database import Database
 from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
 from common.locking.locks import Locks
 from common.locking.strategy import Strategies

@@ -22,7 +22,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from prometheus_client import Histogram
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import Fault, classify
 from common.db.repeat import read
 from common.db.statements import Connection

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from common.batching.outcomes import Limits, QueuedCommand
-from common.db.engines import Database
+from common.db.database import Database
 
 C = TypeVar("C")
 R = TypeVar("R")

@@ -1,1 +1,1 @@
-"""PostgreSQL: engines, errors, row locks, idempotency records, migrations and readiness."""
+"""PostgreSQL: pools, statements, errors, locks, idempotency records, migrations, readiness."""

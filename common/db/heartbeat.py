@@ -13,7 +13,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import TSTZMULTIRANGE
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.repeat import in_transaction
 from common.db.row_locks import CLOCK, TIME
 from common.tasks import PeriodicJob

@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import RecordConflict
 from common.db.repeat import in_transaction
 from common.db.row_locks import CLOCK, TIME, locked

@@ -8,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 import structlog
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import (
     READY_TIMEOUT_S,
     UNDEFINED_TABLE,

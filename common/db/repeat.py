@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import is_lost, map_database_errors
 from common.db.statements import Connection
 from common.ids import is_id

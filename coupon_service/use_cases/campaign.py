@@ -13,7 +13,7 @@ from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
 from common.db.row_locks import read_clock

@@ -16,7 +16,7 @@ from typing import Final
 
 from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.repeat import in_transaction, read
 from common.db.statements import Connection
 from common.locking.locks import NoLocks

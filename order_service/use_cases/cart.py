@@ -17,7 +17,7 @@ from typing import Final
 from common.backoff import Backoff
 from common.batching.loader import BatchLoader
 from common.db.bulkheads import Bulkhead
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.repeat import in_transaction
 from common.db.statements import Connection
 from common.db.transactions import commit_as_a_write

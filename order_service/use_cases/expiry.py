@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from common.backoff import Backoff, Postponed
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import failure_of
 from common.db.repeat import read
 from common.paging import TimePosition

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from common import deadlines
 from common.batching.loader import BatchLoader, load_by_id
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.idempotency import IdempotencyStore
 from common.db.repeat import read
 from common.errors import RequestInProgress

@@ -10,7 +10,7 @@ from typing import overload
 from common.batching.decider import Decider
 from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked, VersionConflict
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import Locked, read_clock

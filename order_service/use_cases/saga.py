@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import RecordConflict
 from common.db.idempotency import IdempotencyStore
 from common.db.repeat import in_transaction, read, read_by_id

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Final
 
 from common import failpoints
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.repeat import read
 from order_service.model.order import SETTLED, Order
 from order_service.store.order import read_changed

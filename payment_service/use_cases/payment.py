@@ -14,7 +14,7 @@ from functools import partial
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import Limits
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
 from common.db.statements import Connection

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import failure_of
 from common.db.repeat import in_transaction
 from payment_service.gateway.outcomes import Unknown, Untouched

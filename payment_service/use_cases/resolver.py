@@ -30,7 +30,7 @@ import structlog
 
 from common.backoff import Backoff
 from common.batching.lane import Lane
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.repeat import in_transaction
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.ids import new_id

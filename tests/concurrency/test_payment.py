@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from redis.asyncio import Redis
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from common.db.engines import open_engines
+from common.db.database import open_pools
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyStore
 from common.db.row_locks import CLOCK
@@ -218,7 +218,7 @@ class Freeing:
     """A claim whose call was not sent is freed, while another replica acquires the payment."""
 
     def __init__(self, database: ServiceUrls) -> None:
-        self.database = open_engines(database.runtime, application_name="test", pool_size=12)
+        self.database = open_pools(database.runtime, application_name="test", pool_size=12)
         expired = timedelta(seconds=-1)
         self.decide = PaymentDecider(
             IdempotencyStore(answers), "toss", lease=expired, confirm_window=timedelta(minutes=15)

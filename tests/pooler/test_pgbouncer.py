@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA
-from common.db.engines import LANE_LOCK_TIMEOUT_MS, open_engines
+from common.db.database import LANE_LOCK_TIMEOUT_MS, open_pools
 from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
 from common.db.server_settings import UnsuitableServer
@@ -90,7 +90,7 @@ async def test_settings_go_with_a_transaction_and_end_with_it(
     pgbouncer: PgBouncer, databases: Databases
 ) -> None:
     with databases.clone("balance") as urls:
-        database = open_engines(
+        database = open_pools(
             pgbouncer.url(urls.runtime), application_name="t", pool_size=4, pooler="transaction"
         )
         shown = sa.text("SHOW lock_timeout")
@@ -113,7 +113,7 @@ async def test_what_pgbouncer_does_not_do_is_told_with_the_remedy(
     pooler: Pooler, pgbouncer: PgBouncer, reason: str, databases: Databases
 ) -> None:
     with databases.clone("balance") as urls:
-        database = open_engines(
+        database = open_pools(
             pgbouncer.url(urls.runtime), application_name="t", pool_size=4, pooler=pooler
         )
         try:

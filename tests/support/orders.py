@@ -13,7 +13,7 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
-from common.db.engines import open_engines
+from common.db.database import open_pools
 from common.db.idempotency import IdempotencyStore
 from common.locking.locks import NoLocks
 from deploy.local.postgres_roles import ServiceUrls
@@ -102,7 +102,7 @@ async def open_shop(count: int = 2, **settings: Any) -> AsyncIterator[Shop]:
 @asynccontextmanager
 async def sweeper(urls: ServiceUrls) -> AsyncIterator[Orders]:
     """The orders of one more replica without a server, which sweeps when the test calls it."""
-    database = open_engines(urls.runtime, application_name="sweeper", pool_size=3)
+    database = open_pools(urls.runtime, application_name="sweeper", pool_size=3)
     idempotency, watches = IdempotencyStore(tables.answers), Watches(database)
     times = OrderTimes(expiry=timedelta(minutes=15), pay_within_s=20.0, saga_lease_s=10.0)
     decider = OrderDecider(idempotency, times, owner="sweeper")

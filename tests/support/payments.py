@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.statements import Connection
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.ids import new_id
 from order_service.model.order import Order
 from order_service.model.saga import Saga, SagaState, StepRecord

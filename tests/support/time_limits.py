@@ -22,7 +22,7 @@ import order_service.use_cases.order
 import payment_service.use_cases.joined
 import payment_service.use_cases.resolver
 from common.batching import batch
-from common.db import bulkheads, connections, engines, pool, transactions
+from common.db import bulkheads, connections, database, pool, transactions
 from common.rpc import health
 
 LONG_S: Final = 60.0
@@ -37,8 +37,8 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (transactions, "COMMIT_WAIT_S", LONG_S),
     (pool, "WAIT_S", LONG_S),
     (bulkheads, "WAIT_S", LONG_S),
-    (engines, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
-    (engines, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
+    (database, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
+    (database, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
     (batch, "UNREACHABLE_S", LONG_S),
     (health, "PROBE_TIMEOUT_S", LONG_S),
     (order_service.clients, "ATTEMPT_S", LONG_S),

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from common.db.engines import open_engines
+from common.db.database import open_pools
 from deploy import reference
 from deploy.local.plan import PROJECT
 
@@ -60,7 +60,7 @@ def test_the_page_has_every_table() -> None:
 @pytest.mark.parametrize("row", rows_of("pools"), ids=lambda row: row[0])
 async def test_pools_and_bulkheads_on_the_page_are_those_of_the_code(row: list[str]) -> None:
     size, *shown = map(int, row)
-    opened = open_engines("postgresql://u:p@127.0.0.1/db", application_name="t", pool_size=size)
+    opened = open_pools("postgresql://u:p@127.0.0.1/db", application_name="t", pool_size=size)
     bulkheads = opened.bulkheads
     pools = [pool.size for pool in (opened.probe, opened.lanes, opened.waiting, opened.reads)]
     sizes = [

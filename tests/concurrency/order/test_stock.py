@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from asyncpg import PostgresError
 
-from common.db import engines
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from common.db.errors import sqlstate
 from order_service.store import product as product_store
 from order_service.tables import ORDER_REQUEST_ONCE, STOCK_NOT_OVERSOLD
@@ -67,8 +66,8 @@ async def test_the_last_items_of_several_products_in_opposite_orders(crowd: Crow
 @pytest.fixture
 async def database(crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
     """Sessions that wait for a row until PostgreSQL finds a deadlock."""
-    monkeypatch.setattr(engines, "LOCK_TIMEOUT_MS", 0)
-    opened = open_engines(crowd.urls.runtime, application_name="steps", pool_size=31)
+    monkeypatch.setattr("common.db.database.LOCK_TIMEOUT_MS", 0)
+    opened = open_pools(crowd.urls.runtime, application_name="steps", pool_size=31)
     yield opened
     await opened.close()
 

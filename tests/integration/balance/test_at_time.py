@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from balance_service.model import AccountAt, PastAccount
 from balance_service.store import past_account as store
-from common.db.engines import open_engines
+from common.db.database import open_pools
 from common.rpc.convert import time_to
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
@@ -162,7 +162,7 @@ async def test_the_search_is_right_for_every_length_and_time(
         for length in lengths
         for half in range(-1, 2 * length + 1)
     ]
-    database = open_engines(balance_database.runtime, application_name="test", pool_size=4)
+    database = open_pools(balance_database.runtime, application_name="test", pool_size=4)
     async with database.reads.connect() as connection:
         found = await store.find_past_accounts(connection, asked)
     await database.close()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from common.locking.redis import open_redis
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
@@ -34,7 +34,7 @@ def core_urls(databases: Databases) -> Iterator[ServiceUrls]:
 @pytest.fixture
 async def database(core_urls: ServiceUrls) -> AsyncIterator[Database]:
     """One connection for lanes, one for transactions that wait, three for reads."""
-    opened = open_engines(core_urls.runtime, application_name="core test", pool_size=6)
+    opened = open_pools(core_urls.runtime, application_name="core test", pool_size=6)
     yield opened
     await opened.close()
 

@@ -12,7 +12,7 @@ from common.batching.bulk import decided_within_s
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits, Outcome, RowLocked
 from common.batching.queues import Queues
-from common.db.engines import Database
+from common.db.database import Database
 from common.errors import Overloaded, RequestInProgress
 from tests.integration.common.test_lane import (
     BusyLocks,

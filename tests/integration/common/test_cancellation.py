@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from redis.asyncio import Redis
 
-from common.db.engines import Database
+from common.db.database import Database
 
 STEPS = 60
 """Turns of the event loop after which a command is cancelled: before it is sent, while its reply

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 
 from balance_service.tables import answers
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import RecordConflict
 from common.db.idempotency import (
     CLEAN_UP_ROWS,

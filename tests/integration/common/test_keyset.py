@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import TIME
 from common.db.unnest import arrays, unnest

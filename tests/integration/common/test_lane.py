@@ -13,8 +13,8 @@ from common import deadlines
 from common.batching import batch
 from common.batching.lane import Lane
 from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
-from common.db import engines, pool
-from common.db.engines import Database, open_engines
+from common.db import pool
+from common.db.database import Database, open_pools
 from common.db.statements import Connection
 from common.errors import (
     Code,
@@ -215,7 +215,7 @@ async def test_a_batch_is_run_again_after_a_lost_connection(
 
 
 async def test_without_a_database_every_caller_is_refused() -> None:
-    database = open_engines(
+    database = open_pools(
         "postgresql://nobody:x@127.0.0.1:1/none", application_name="t", pool_size=3
     )
     results = await submit_all(lane_of(database, Inserts()), range(3))
@@ -238,9 +238,9 @@ async def limited(
     core_urls: ServiceUrls, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Database]:
     """As ``database``, with short limits for a statement and for the pool."""
-    monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_MS", 250)
+    monkeypatch.setattr("common.db.database.STATEMENT_TIMEOUT_MS", 250)
     monkeypatch.setattr(pool, "WAIT_S", 0.05)
-    opened = open_engines(core_urls.runtime, application_name="core test", pool_size=6)
+    opened = open_pools(core_urls.runtime, application_name="core test", pool_size=6)
     yield opened
     await opened.close()
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from common.batching import loader as loaders
 from common.batching.loader import BATCH_MAX, IN_FLIGHT_MAX, BatchLoader, load_by_id
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from common.db.errors import sqlstate
 from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded
@@ -208,7 +208,7 @@ async def loaded_with(database: Database, state: str) -> tuple[list[Any], int]:
 @pytest.fixture
 async def failing(databases: Databases, core_urls: ServiceUrls) -> AsyncIterator[Database]:
     databases.server.run_sql(FAILS, database=name_of(core_urls))
-    opened = open_engines(core_urls.runtime, application_name="core test", pool_size=6)
+    opened = open_pools(core_urls.runtime, application_name="core test", pool_size=6)
     yield opened
     await opened.close()
 

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from asyncpg import PostgresError
 
-from common.db.engines import Database
+from common.db.database import Database
 
 HOUR_S = 3_600.0
 

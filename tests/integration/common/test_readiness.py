@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
 from common.db.repeat import read
@@ -30,7 +30,7 @@ async def test_no_more_connections_are_opened_than_the_pool_size(
     core_urls: ServiceUrls, postgres_server: PostgresServer, pool_size: int
 ) -> None:
     """All of them at once, the probe's included."""
-    database = open_engines(core_urls.runtime, application_name="count", pool_size=pool_size)
+    database = open_pools(core_urls.runtime, application_name="count", pool_size=pool_size)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         for pool in (database.lanes, database.waiting, database.reads, database.probe):
@@ -76,7 +76,7 @@ def standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 
 
 async def test_a_hot_standby_is_not_served_from(standby: ServiceUrls) -> None:
-    database = open_engines(standby.runtime, application_name="standby", pool_size=8)
+    database = open_pools(standby.runtime, application_name="standby", pool_size=8)
     try:
         with pytest.raises(NotReady, match="takes no writes: a hot standby"):
             await check_ready(database, schema=SCHEMA)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from balance_service.store.account import _ACCOUNTS as WILDCARD
 from balance_service.tables import accounts
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.row_locks import Locked, RowLocks, read_clock
 from common.db.statements import Connection
 

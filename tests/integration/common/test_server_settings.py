@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA
-from common.db.engines import LANE_LOCK_TIMEOUT_MS, LOCK_TIMEOUT_MS, Database, open_engines
+from common.db.database import LANE_LOCK_TIMEOUT_MS, LOCK_TIMEOUT_MS, Database, open_pools
 from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
 from common.db.server_settings import UnsuitableServer
@@ -55,7 +55,7 @@ async def test_another_encoding_than_utf8_is_refused(encoding: str, databases: D
         tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
         assert int(databases.server.run_sql(tables, name_of(urls))) == 0
         set_revision(databases.server, urls)
-        database = open_engines(urls.runtime, application_name="test", pool_size=4)
+        database = open_pools(urls.runtime, application_name="test", pool_size=4)
         try:
             for _ in range(2):
                 with refused(f"server_encoding is {encoding}"):
@@ -105,7 +105,7 @@ async def test_transactions_are_read_committed_whatever_is_the_default(
         f'ALTER DATABASE "{name_of(core_urls)}"'
         " SET default_transaction_isolation = 'serializable'"
     )
-    database = open_engines(core_urls.runtime, application_name="t", pool_size=4, pooler=between)
+    database = open_pools(core_urls.runtime, application_name="t", pool_size=4, pooler=between)
     reads = (database.reads, database.probe) if between == "none" else ()
     shown = sa.text("SHOW transaction_isolation")
     try:
@@ -144,7 +144,7 @@ OWN_LIMITS = {
 async def test_behind_a_pooler_each_transaction_has_its_own_settings(
     pooled: Pooler, core_urls: ServiceUrls
 ) -> None:
-    database = open_engines(
+    database = open_pools(
         pooled.url(core_urls.runtime), application_name="t", pool_size=4, pooler="transaction"
     )
     try:
@@ -167,7 +167,7 @@ async def test_settings_that_a_pooler_dropped_go_with_each_transaction(
 ) -> None:
     """The database's default is what the session asked for: that says nothing of the others."""
     async with pooler(core_urls.runtime) as running:
-        database = open_engines(running.url(core_urls.runtime), application_name="t", pool_size=4)
+        database = open_pools(running.url(core_urls.runtime), application_name="t", pool_size=4)
         try:
             with capture_logs() as logs:
                 for _ in range(2):
@@ -186,7 +186,7 @@ async def test_a_pooler_that_refuses_settings_is_told_with_the_remedy(
     core_urls: ServiceUrls,
 ) -> None:
     async with pooler(core_urls.runtime, refuses=True) as running:
-        database = open_engines(running.url(core_urls.runtime), application_name="t", pool_size=4)
+        database = open_pools(running.url(core_urls.runtime), application_name="t", pool_size=4)
         try:
             with refused("unsupported startup parameter: ", "set TALLY_POOLER=transaction"):
                 await check_ready(database, schema=SCHEMA)
@@ -197,7 +197,7 @@ async def test_a_pooler_that_refuses_settings_is_told_with_the_remedy(
 async def test_a_pooler_without_prepared_statements_is_refused(core_urls: ServiceUrls) -> None:
     """The stand-in passes their names on, as PgBouncer did before 1.21."""
     async with pooler(core_urls.runtime, renames=False) as running:
-        database = open_engines(
+        database = open_pools(
             running.url(core_urls.runtime), application_name="t", pool_size=4, pooler="transaction"
         )
         try:

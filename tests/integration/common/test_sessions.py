@@ -17,8 +17,8 @@ from sqlalchemy.engine import make_url
 
 from balance_service.settings import BalanceSettings
 from common import settings
-from common.db import connections, engines, pool
-from common.db.engines import Database, open_database, open_engines
+from common.db import connections, pool
+from common.db.database import Database, open_database, open_pools
 from common.db.pool import Pool
 from common.db.repeat import in_transaction, read
 from common.db.statements import Connection
@@ -62,10 +62,10 @@ async def database(
 ) -> AsyncIterator[Database]:
     """Two sessions in each pool, by way of a proxy; every idle one is proven."""
     monkeypatch.setattr(pool, "UNPROVEN_IDLE_S", 0.0)
-    monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr("common.db.database.STATEMENT_TIMEOUT_MS", 1_000)
     port = int(box.address.rpartition(":")[2])
     url = at_port(core_urls.runtime, port)
-    opened = open_engines(url, application_name="core test", pool_size=3 * SESSIONS + 1)
+    opened = open_pools(url, application_name="core test", pool_size=3 * SESSIONS + 1)
     yield opened
     await opened.close()
 
@@ -176,7 +176,7 @@ async def test_a_loss_at_commit_is_repeated_only_where_that_is_idempotent(
 async def test_a_server_that_is_away_is_not_tried_twice(core_urls: ServiceUrls) -> None:
     async with TcpProxy.to("127.0.0.1:1") as away:
         url = at_port(core_urls.runtime, int(away.address.rpartition(":")[2]))
-        database = open_engines(url, application_name="away", pool_size=4)
+        database = open_pools(url, application_name="away", pool_size=4)
         with pytest.raises(OSError):
             async with database.reads.connect():
                 pass
@@ -225,9 +225,9 @@ async def test_the_server_ends_the_statement_of_an_abandoned_session(
     core_urls: ServiceUrls, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So its row locks are free long before the statement's own limit."""
-    monkeypatch.setattr(engines, "STATEMENT_TIMEOUT_MS", 60_000)
+    monkeypatch.setattr("common.db.database.STATEMENT_TIMEOUT_MS", 60_000)
     monkeypatch.setitem(connections.SERVER_SETTINGS, "client_connection_check_interval", "20")
-    database = open_engines(core_urls.runtime, application_name="left", pool_size=4)
+    database = open_pools(core_urls.runtime, application_name="left", pool_size=4)
 
     async def sleeping() -> int:
         sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
@@ -272,7 +272,7 @@ async def test_a_silent_name_server_holds_one_thread_and_heals(
     """However often a session is asked for. Other names are looked up meanwhile."""
     monkeypatch.setattr(connections, "CONNECT_TIMEOUT_S", 0.1)
     url = make_url(core_urls.runtime).set(host="db.test").render_as_string(hide_password=False)
-    database = open_engines(url, application_name="names", pool_size=10)
+    database = open_pools(url, application_name="names", pool_size=10)
     names = SilentNames(monkeypatch)
     try:
         for _ in range(4):

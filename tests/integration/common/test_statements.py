@@ -14,7 +14,7 @@ from asyncpg.exceptions import DataError, InterfaceError, PostgresError
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from common.db import statements
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.errors import Fault, classify, constraint_name
 from common.db.statements import RolledBack, compiled
 from common.db.unnest import arrays, arrays_of_tuples, unnest

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from balance_service.tables import SCHEMA
 from common.db import transactions
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from common.db.readiness import NotReady, check_ready
 from common.db.transactions import CommitPending
 from deploy.local.postgres import PostgresServer
@@ -88,7 +88,7 @@ async def test_a_cancelled_caller_does_not_cancel_its_commit(
 async def test_at_shutdown_commits_are_left_to_the_server(
     core_urls: ServiceUrls, database: Database, standby: Standby
 ) -> None:
-    closing = open_engines(core_urls.runtime, application_name="closing", pool_size=6)
+    closing = open_pools(core_urls.runtime, application_name="closing", pool_size=6)
     async with standby.away():
         caller = asyncio.create_task(insert(closing, 1))
         await standby.until_waiting(1)
@@ -105,8 +105,8 @@ async def test_commit_has_no_time_limit_of_the_driver(
 ) -> None:
     """It still waits when a statement that was sent after it has met its limit."""
     # The server has no limit then, and the driver one of a second.
-    monkeypatch.setattr("common.db.engines.STATEMENT_TIMEOUT_MS", 0)
-    database = open_engines(core_urls.runtime, application_name="limits", pool_size=6)
+    monkeypatch.setattr("common.db.database.STATEMENT_TIMEOUT_MS", 0)
+    database = open_pools(core_urls.runtime, application_name="limits", pool_size=6)
     async with standby.away():
         caller = asyncio.create_task(insert(database, 1))
         await standby.until_waiting(1)
@@ -128,7 +128,7 @@ async def test_without_a_connection_left_writes_are_refused_at_once(
     The pool has one connection, and its own limit is long.
     """
     monkeypatch.setattr("common.db.pool.WAIT_S", LONG_S)
-    database = open_engines(core_urls.runtime, application_name="full", pool_size=6)
+    database = open_pools(core_urls.runtime, application_name="full", pool_size=6)
     await check_ready(database, schema=SCHEMA)
     async with standby.away():
         first, second = (asyncio.create_task(insert(database, number)) for number in (1, 2))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.batching.lane import Lane
-from common.db.engines import open_engines
+from common.db.database import open_pools
 from common.db.errors import RecordConflict
 from common.errors import Overloaded
 from common.ids import new_id
@@ -95,7 +95,7 @@ async def test_faults_of_a_lane(payment_database: ServiceUrls) -> None:
     async def fail(*_: Any, **__: Any) -> list[Any]:
         raise errors[-1]
 
-    database = open_engines(payment_database.runtime, application_name="labels", pool_size=2)
+    database = open_pools(payment_database.runtime, application_name="labels", pool_size=2)
     plain = Strategy(rows=RowStrategy.INSERT, guards=(), why="")
     lane: Lane[int, None] = Lane("labels", database, fail, NoLocks(), {int: plain})
     for fault, causes in FAULTS.items():

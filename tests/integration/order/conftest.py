@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from common.db.engines import open_engines
+from common.db.database import open_pools
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import name_of
@@ -32,7 +32,7 @@ def sql(order_database: ServiceUrls, postgres_server: PostgresServer) -> Callabl
 
 @pytest.fixture
 async def sagas(order_database: ServiceUrls) -> AsyncIterator[Sagas]:
-    opened = open_engines(order_database.runtime, application_name="journal test", pool_size=9)
+    opened = open_pools(order_database.runtime, application_name="journal test", pool_size=9)
     made = Sagas(opened)
     try:
         yield made

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from common.db import engines
 from deploy.local.postgres_roles import ServiceUrls
 from tally.order.v1 import order_pb2 as pb
 from tests.support.databases import open_transaction
@@ -53,7 +52,7 @@ async def test_held_products_delay_no_cart(
     order_database: ServiceUrls, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long a transaction waits for its row, no cart waits for it."""
-    monkeypatch.setattr(engines, "LOCK_TIMEOUT_MS", 60_000)
+    monkeypatch.setattr("common.db.database.LOCK_TIMEOUT_MS", 60_000)
     async with open_shop(1, database_url=order_database.runtime, pool_size=4) as shop:
         held = [await shop.product(10) for _ in range(HELD)]
         ids = ", ".join(f"'{id_}'" for id_ in held)

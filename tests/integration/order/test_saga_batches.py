@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from common.db.idempotency import IdempotencyStore
 from common.errors import Code, Refusal, RemoteRefusal
 from common.ids import new_id
@@ -120,7 +120,7 @@ async def batches(order_database: ServiceUrls) -> AsyncIterator[Batches]:
     url = order_database.runtime
     async with open_shop(1, database_url=url, redis_url="") as shop:
         order = await shop.order("ann", {await shop.product(5): 2})
-    database = open_engines(url, application_name="batch test", pool_size=5)
+    database = open_pools(url, application_name="batch test", pool_size=5)
     try:
         yield Batches(database, order.order_id)
     finally:

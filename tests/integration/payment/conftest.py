@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.payments import Serve, payment_replicas
@@ -24,7 +24,7 @@ def own_gateway(tmp_path: Path) -> Iterator[GatewaySimulator]:
 @pytest.fixture
 async def sessions(payment_database: ServiceUrls) -> AsyncIterator[Database]:
     """Connections to the database with the service's own rights."""
-    opened = open_engines(payment_database.runtime, application_name="test", pool_size=12)
+    opened = open_pools(payment_database.runtime, application_name="test", pool_size=12)
     yield opened
     await opened.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.statements import Connection
 from common.money import Money
 from deploy.local.gateway.simulator import GatewaySimulator

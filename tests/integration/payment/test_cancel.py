@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.db.engines import Database
+from common.db.database import Database
 from deploy.local.gateway.simulator import GatewaySimulator
 from payment_service.tables import payments
 from tally.payment.v1 import payment_pb2 as pb

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from common.db import bulkheads
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.idempotency import IdempotencyStore
 from common.ids import new_id
 from common.locking.marks import NoMarks

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.db.engines import Database
+from common.db.database import Database
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.payments import (

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.idempotency import IdempotencyStore
 from common.locking.marks import NoMarks
 from deploy.local.gateway.simulator import GatewaySimulator

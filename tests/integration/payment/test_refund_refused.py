@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from common.db.engines import Database
+from common.db.database import Database
 from deploy.local.gateway.simulator import GatewaySimulator
 from payment_service.tables import payments
 from tally.payment.v1 import payment_pb2 as pb

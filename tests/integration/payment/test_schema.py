@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from asyncpg import IntegrityConstraintViolationError
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.db.statements import compiled
 from payment_service import tables
 from payment_service.store.recheck import CLAIM

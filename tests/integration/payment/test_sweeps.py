@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from common.db.engines import Database
+from common.db.database import Database
 from common.errors import DatabaseUnavailable
 from common.ids import new_id
 from deploy.local.postgres_roles import ServiceUrls

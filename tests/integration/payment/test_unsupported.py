@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from common.db.engines import Database
+from common.db.database import Database
 from deploy.local.gateway.simulator import GatewaySimulator
 from payment_service.gateway.outcomes import Unknown
 from payment_service.gateway.toss import TossGateway

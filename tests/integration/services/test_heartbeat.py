@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from asyncpg import PostgresError
 
-from common.db.engines import Database, open_engines
+from common.db.database import Database, open_pools
 from common.db.heartbeat import INTERVAL_S, PAUSE_S, RUNS_MAX, heartbeat_job
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
@@ -24,7 +24,7 @@ def urls(databases: Databases, request: pytest.FixtureRequest) -> Iterator[Servi
 
 @pytest.fixture
 async def database(urls: ServiceUrls) -> AsyncIterator[Database]:
-    opened = open_engines(urls.runtime, application_name="test", pool_size=4)
+    opened = open_pools(urls.runtime, application_name="test", pool_size=4)
     yield opened
     await opened.close()
 

@@ -49,7 +49,7 @@ def many_connections() -> Iterator[None]:
     """So many that COMMITs which wait leave some for other calls, and short waits for rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALLY_POOL_SIZE", "90")
-        patch.setattr("common.db.engines.LOCK_TIMEOUT_MS", 100)
+        patch.setattr("common.db.database.LOCK_TIMEOUT_MS", 100)
         yield
 
 

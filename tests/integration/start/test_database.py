@@ -6,7 +6,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack
 
-from common.db.engines import CLOSE_S, open_engines
+from common.db.database import CLOSE_S, open_pools
 from common.db.errors import READY_TIMEOUT_S
 from common.db.migrations import migrate
 from deploy.local.postgres import PostgresServer
@@ -114,7 +114,7 @@ async def test_connections_to_a_silent_database_are_closed_in_time(
 ) -> None:
     url = at_port(migrated.runtime, unused_tcp_port)
     async with TcpProxy.to(server_of(migrated.runtime), unused_tcp_port) as proxy:
-        database = open_engines(url, application_name="test", pool_size=31)
+        database = open_pools(url, application_name="test", pool_size=31)
         async with AsyncExitStack() as stack:
             for _ in range(IDLE):
                 await stack.enter_async_context(database.reads.connect())

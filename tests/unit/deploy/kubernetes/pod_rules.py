@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from common.db.engines import CLOSE_S
+from common.db.database import CLOSE_S
 from common.db.transactions import ABORT_S
 from common.rpc.server import CLEAN_UP_S
 from common.tasks import STOP_S

@@ -116,7 +116,7 @@ def _session_settings(lock_timeout_ms: int) -> dict[str, str]:
     }
 
 
-def open_engines(
+def open_pools(
     url: str,
     *,
     application_name: str,
@@ -179,7 +179,7 @@ def open_engines(
 @asynccontextmanager
 async def open_database(settings: ServiceSettings) -> AsyncIterator[Database]:
     """The service's database, from its settings; closed at the end of the block."""
-    database = open_engines(
+    database = open_pools(
         settings.database_url.get_secret_value(),
         application_name=f"tally {settings.service} {settings.replica}"[:48],
         pool_size=settings.pool_size,
