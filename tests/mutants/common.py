@@ -260,7 +260,7 @@ COMMON: Final = (
         old="        self._lost_s = max(self._lost_s, time.monotonic())\n"
         "        session.terminate()\n",
         new="        session.terminate()\n",
-        tests=(f"{_SESSIONS}test_a_session_that_broke_makes_the_older_ones_of_its_pool_suspect",),
+        tests=(f"{_SESSIONS}test_work_survives_the_loss_of_every_pooled_session",),
     ),
     Mutant(
         "a-look-up-for-each-session",

@@ -12,7 +12,7 @@ _OUTCOMES: Final = "tests/integration/payment/test_outcomes.py::"
 _LEASES: Final = "tests/integration/payment/test_leases.py::"
 _REPLIES: Final = "tests/unit/payment/test_toss_responses.py::"
 _CANCEL: Final = "tests/integration/payment/test_cancel.py::"
-_CONFLICTS: Final = "tests/integration/contract/test_conflicts.py::"
+_CONFIRM: Final = "tests/integration/payment/test_confirm.py::"
 _RACES: Final = "tests/concurrency/test_payment.py::"
 _EXCHANGE: Final = "tests/integration/gateway/test_exchange.py::"
 _DUPLICATES: Final = "tests/integration/payment/test_duplicates.py::"
@@ -116,10 +116,7 @@ PAYMENT: Final = (
         file="payment_service/model/confirmation.py",
         old="if command.digest != self.digest:",
         new="if not command.digest:",
-        tests=(
-            f"{_CONFLICTS}test_request_id_with_other_content_is_refused[ConfirmPayment]",
-            f"{_RACES}test_one_request_sent_five_times_has_one_response",
-        ),
+        tests=(f"{_CONFIRM}test_another_request_is_refused_while_the_key_is_in_progress",),
     ),
     Mutant(
         "gateway-slot-kept",
