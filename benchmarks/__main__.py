@@ -39,7 +39,9 @@ def bench(
     *,
     quick: Flag = False,
     rows: str = "",
-    rounds: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=2))] = 0,
+    rounds: Annotated[
+        int | None, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=2))
+    ] = None,
     seconds: float = 0.0,
     accounts: int = ACCOUNTS,
     soak_minutes: float = SOAK_MINUTES,
