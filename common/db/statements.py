@@ -92,11 +92,11 @@ class Compiled:
 
     sql: str
     arguments: Sequence[tuple[str | None, object]]
-    """For each parameter its name and its default, or None and its constant value."""
+    """For each parameter its name, or None and its constant value."""
 
     def values(self, parameters: Parameters) -> list[object]:
         """The values of the parameters, in order. Raises KeyError for one that has none."""
-        return [default if name is None else parameters[name] for name, default in self.arguments]
+        return [value if name is None else parameters[name] for name, value in self.arguments]
 
 
 @lru_cache(COMPILED_MAX)
@@ -110,7 +110,7 @@ def compiled(statement: sa.Executable) -> Compiled:
     arguments = []
     for name in made.positiontup or ():
         bind = made.binds[name]
-        arguments.append((bind.key if bind.required else None, constants[name]))
+        arguments.append((bind.key, None) if bind.required else (None, constants[name]))
     return Compiled(made.string, arguments)
 
 
