@@ -1,11 +1,11 @@
 """A gRPC connection for load: one HTTP/2 connection that sends unary calls, and little else.
 
 A client of grpc.aio takes about as much processor time per call as the server that it loads: on a
-small machine it would be what is measured. This one sends the same frames for about a tenth of
-that. It knows no deadlines, compression or retries, and is for benchmarks only.
+small machine it would be what is measured. This one sends the same frames for less than half of
+that. It supports no deadlines, compression or retries, and is for benchmarks only.
 
 Both directions are cheap because headers are compared as bytes. The requests of a method have the
-same header block once hpack has indexed it. The server is told to index nothing
+same header block once hpack has indexed it. The client's settings forbid the server to index
 (SETTINGS_HEADER_TABLE_SIZE 0), so that equal blocks of a response mean the same headers.
 """
 
