@@ -10,6 +10,7 @@ from typing import Final
 import sqlalchemy as sa
 from asyncpg.exceptions import (
     InterfaceError,
+    InternalClientError,
     InvalidCachedStatementError,
     OutdatedSchemaCacheError,
     TargetServerAttributeNotMatched,
@@ -45,6 +46,9 @@ _POOLER: Final = "unsupported startup parameter"
 
 _OF_NO_USE: Final = (
     OSError,  # TimeoutError is one
+    # The driver met what it did not expect. Most often the server has just announced the end of an
+    # idle session, and the connection's end has not arrived yet: then no SQLSTATE tells it.
+    InternalClientError,
     InvalidCachedStatementError,
     OutdatedSchemaCacheError,
 )

@@ -142,6 +142,7 @@ def _aborted(writer: asyncio.StreamWriter) -> Iterator[None]:
 class _Flow:
     """One connection through a proxy."""
 
+    to_client: asyncio.StreamWriter
     used_s: float = field(default_factory=time.monotonic)
     forgotten: bool = False
 
@@ -217,7 +218,7 @@ class TcpProxy:
             with suppress(asyncio.CancelledError, ConnectionError), _aborted(writer):
                 if not server.is_serving():
                     return  # accepted while the proxy ended
-                proxy.flows.append(flow := _Flow())
+                proxy.flows.append(flow := _Flow(writer))
                 host, _, server_port = proxy.target.rpartition(":")
                 server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
                 proxy._writers.add(server_writer)

@@ -35,6 +35,9 @@ PID = sa.text("SELECT pg_backend_pid()")
 SESSIONS = 2
 """Of each pool; every one of them is lost."""
 
+SHUTDOWN = b"E\x00\x00\x00\x23SFATAL\x00C57P01\x00Mgoing down now\x00\x00"
+"""The server's message that it ends a session. The end of the connection comes after it."""
+
 Lose = Callable[[], Awaitable[object]]
 
 
@@ -87,6 +90,12 @@ def lose(
         for each in (database.reads, database.waiting, database.lanes):
             await fill(each, run=sa.text("SET default_transaction_read_only = on"))
 
+    async def announce() -> None:
+        for flow in box.flows:
+            flow.to_client.write(SHUTDOWN)
+        # So that the driver has read it.
+        await asyncio.sleep(0.05)
+
     async def forget() -> None:
         monkeypatch.setattr(pool, "PROOF_S", 0.2)
         box.forget()
@@ -96,6 +105,7 @@ def lose(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE application_name LIKE 'core test%' AND datname = '{name_of(core_urls)}'"
         ),
+        "announced": announce,
         "forgotten": forget,
         "read-only": become_read_only,
         "retyped": lambda: sql("ALTER TABLE numbers ALTER COLUMN number TYPE numeric"),
@@ -103,7 +113,9 @@ def lose(
 
 
 NUMBERS = sa.text("SELECT number FROM numbers")
-every_loss = pytest.mark.parametrize("loss", ["ended", "forgotten", "read-only", "retyped"])
+every_loss = pytest.mark.parametrize(
+    "loss", ["ended", "announced", "forgotten", "read-only", "retyped"]
+)
 
 
 async def insert(connection: Connection, *, number: int = 7) -> list[int]:
