@@ -5,7 +5,8 @@ round trip. Here many calls share them, and many calls of one key share its row.
 
 An idle loader adds no wait: a statement is sent at once, for one caller. While IN_FLIGHT_MAX
 statements run, callers gather for the next one. A caller never joins a statement that was sent
-before it came: its value was read after it asked, so it sees all that was committed by then.
+before it came: its value was read after it asked, so it sees all that was committed by then. On a
+busy processor a batch waits for callers first (``common.batching.gathering``).
 
 A batch that fails is repeated once if its session was lost (``common.db.repeat``). If one of its
 keys may be the cause, it is halved, down to single keys: one key that fails, fails alone.
@@ -22,6 +23,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from prometheus_client import Histogram
 
+from common.batching.gathering import Gathering
 from common.db.database import Database
 from common.db.errors import Fault, classify
 from common.db.repeat import read
@@ -78,6 +80,7 @@ class BatchLoader(Generic[K, V]):
         self._read = read
         self._queue: deque[tuple[K, asyncio.Future[V]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gathering = Gathering()
         self._observe = _sizes.labels(name).observe
 
     async def load(self, key: K) -> V:
@@ -91,7 +94,7 @@ class BatchLoader(Generic[K, V]):
             raise Overloaded(loader=self.name)
         value: asyncio.Future[V] = asyncio.get_running_loop().create_future()
         self._queue.append((key, value))
-        if len(self._tasks) < IN_FLIGHT_MAX:
+        if len(self._tasks) < IN_FLIGHT_MAX and not self._gathering.waiting:
             self._begin()
         return await value
 
@@ -114,15 +117,18 @@ class BatchLoader(Generic[K, V]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._queue:
+        if self._queue and not self._gathering.waiting:
             # A caller came between the task's last look at the queue and its end.
             self._begin()
 
     async def _run(self) -> None:
         callers: _Callers[K, V] = {}
         try:
-            while self._queue:
+            while self._queue and not self._gathering.waiting:
+                waited = await self._gathering.wait()
                 callers = self._next_batch()
+                if waited:
+                    self._gathering.found(sum(map(len, callers.values())))
                 await self._load(callers)
         except BaseException as error:
             # Such as a CancelledError that the driver raised: nobody may wait for ever.

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 
+from common.db.array_text import writer_of
+
 ColumnType: TypeAlias = type[sa.types.TypeEngine[Any]] | sa.types.TypeEngine[Any]
 
 
@@ -28,14 +30,16 @@ def unnest(name: str, /, *columns: sa.Column[Any], **others: ColumnType) -> sa.T
     """
     shape: dict[str, ColumnType] = {str(column.key): column.type for column in columns}
     shape |= others
+    # As text, which the server parses (``common.db.array_text`` says why).
     parameters = [
-        sa.bindparam(f"{name}_{column}", type_=ARRAY(of_type)) for column, of_type in shape.items()
+        sa.cast(sa.bindparam(f"{name}_{column}", type_=sa.Text), ARRAY(of_type))
+        for column, of_type in shape.items()
     ]
     shaped = [sa.column(column, of_type) for column, of_type in shape.items()]
     return sa.func.unnest(*parameters).table_valued(*shaped).render_derived(name=name)
 
 
-def arrays(source: sa.TableValuedAlias, rows: Iterable[object]) -> dict[str, list[object]]:
+def arrays(source: sa.TableValuedAlias, rows: Iterable[object]) -> dict[str, str]:
     """The parameters of ``source``: one array per column, in the order of ``rows``.
 
     The rows are mappings with the columns' names, or objects with attributes of these names.
@@ -49,13 +53,15 @@ def arrays(source: sa.TableValuedAlias, rows: Iterable[object]) -> dict[str, lis
 
 
 def arrays_of_tuples(
-    source: sa.TableValuedAlias, rows: Iterable[tuple[object, ...]]
-) -> dict[str, list[object]]:
+    source: sa.TableValuedAlias, rows: Iterable[tuple[Any, ...]]
+) -> dict[str, str]:
     """As ``arrays``, of rows that are tuples in the order of the columns."""
-    names = [f"{source.name}_{column.key}" for column in source.c]
     # Transposed in C: row by row, a batch of commands would cost far more.
-    columns = list(zip(*rows, strict=True)) or [()] * len(names)
-    return dict(zip(names, map(list, columns), strict=True))
+    columns = list(zip(*rows, strict=True)) or [()] * len(source.c)
+    return {
+        f"{source.name}_{column.key}": writer_of(column.type)(values)
+        for column, values in zip(source.c, columns, strict=True)
+    }
 
 
 def same(

@@ -77,6 +77,18 @@ async def test_arrays_of_a_type_have_nulls_and_may_be_empty(database: Database, 
             assert (await connection.execute(statement, parameters)).scalars() == values
 
 
+AWKWARD: Final = ["", "NULL", "{}", "a,b", 'say "a"', "C:\\dir\\", "\\", '"', " a ", "a\nb\t", "머그", "'"]
+
+
+@pytest.mark.parametrize("texts", [*([text] for text in AWKWARD), AWKWARD, [*AWKWARD, None]])
+async def test_text_of_an_array_is_read_as_it_was(database: Database, texts: list[str]) -> None:
+    source = unnest("given", at=sa.BigInteger, value=sa.Text)
+    statement = sa.select(source.c.value).order_by(source.c.at)
+    async with database.reads.connect() as connection:
+        parameters = arrays_of_tuples(source, enumerate(texts))
+        assert (await connection.execute(statement, parameters)).scalars() == texts
+
+
 async def test_a_row_has_its_values_by_name_in_order_and_by_position(database: Database) -> None:
     statement = sa.text("SELECT 1 AS one, NULL::uuid AS no_id, 'x' AS count")
     async with database.reads.connect() as connection:
