@@ -35,6 +35,7 @@ from common import deadlines, metrics, tracing
 from common.errors import Code, DeadlineTooShort, Overloaded, Refusal
 from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.concurrency import ConcurrencyLimit
+from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.status import DETAILS_KEY, GRPC_CODES, retry_pushback, to_status
 from common.rpc.unexpected import internal
 from common.rpc.validation import (
@@ -99,7 +100,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._unary = ConcurrencyLimit(0)
         self._streams = ConcurrencyLimit(0)
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
-        self._default_deadline_s = default_deadline_s
+        self._default_deadline = DefaultDeadline(default_deadline_s)
         self._trailing = ((REPLICA_KEY, replica),)
         self._stream_tasks: set[asyncio.Task[object]] = set()
         self._opened = False
@@ -193,7 +194,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         parse, serialize = _codec(handler)
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
-        default_s = self._default_deadline_s
+        default = self._default_deadline
         count_ok = metrics.CALLS.labels(method, "OK").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
@@ -206,12 +207,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             try:
                 context.set_trailing_metadata(trailing)
                 left_s: float | None = context.time_remaining()
-                deadlines.start(default_s if left_s is None else left_s)
+                deadlines.start(default.limit_s if left_s is None else left_s)
                 request = parse_request(parse, raw, bytes_max)
                 if left_s is None:
                     # gRPC cancels a call at its client's deadline, but not at the server's.
-                    async with asyncio.timeout(default_s):
-                        response = await run(request, context)
+                    response = await default.within(run(request, context))
                 elif left_s > LEAST_TIME_S:
                     response = await run(request, context)
                 else:
