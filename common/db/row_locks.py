@@ -133,7 +133,7 @@ class RowLocks(Generic[K]):
         now = max((row.now for row in rows), default=None)
         return Locked({self._key_of(row): row for row in rows}, frozenset(), now)
 
-    def _parameters(self, keys: Collection[K]) -> dict[str, list[object]]:
+    def _parameters(self, keys: Collection[K]) -> dict[str, str]:
         ordered = [key if isinstance(key, tuple) else (key,) for key in keys]
         return arrays_of_tuples(self._wanted, ordered)
 

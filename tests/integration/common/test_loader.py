@@ -9,7 +9,9 @@ from typing import Any, Final
 import pytest
 import sqlalchemy as sa
 
+from common.batching import gathering
 from common.batching import loader as loaders
+from common.batching.gathering import Processor
 from common.batching.loader import BATCH_MAX, IN_FLIGHT_MAX, BatchLoader, load_by_id
 from common.db.database import Database, open_pools
 from common.db.errors import sqlstate
@@ -125,6 +127,27 @@ async def test_text_that_is_no_id_is_not_asked_for(database: Database) -> None:
         raise AssertionError
 
     assert await load_by_id(BatchLoader("id", database, read), "{not-an-id}") is None
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_callers_that_come_one_by_one_share_a_statement_of_a_busy_process(
+    busy: bool, doubling: Loading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: with time to spare, the first ones get a statement each, at once."""
+    monkeypatch.setattr(Processor, "busy", busy)
+    monkeypatch.setattr(gathering, "TRY_EVERY", 0)
+    monkeypatch.setattr(gathering, "GATHER_S", 0.05)
+    loader, read = doubling
+    read.go_on.clear()
+    values = []
+    for number in range(5):
+        values.append(asyncio.ensure_future(loader.load(number)))
+        if not busy:
+            await read.sent(min(len(values), IN_FLIGHT_MAX))
+        await asyncio.sleep(0)
+    read.go_on.set()
+    assert await asyncio.gather(*values) == [0, 2, 4, 6, 8]
+    assert read.batches == ([[0, 1, 2, 3, 4]] if busy else [[0], [1], [2, 3, 4]])
 
 
 # -- fresh values --------------------------------------------------------------------------------

@@ -77,7 +77,20 @@ async def test_arrays_of_a_type_have_nulls_and_may_be_empty(database: Database, 
             assert (await connection.execute(statement, parameters)).scalars() == values
 
 
-AWKWARD: Final = ["", "NULL", "{}", "a,b", 'say "a"', "C:\\dir\\", "\\", '"', " a ", "a\nb\t", "머그", "'"]
+AWKWARD: Final = [
+    "",
+    "NULL",
+    "{}",
+    "a,b",
+    'say "a"',
+    "C:\\dir\\",
+    "\\",
+    '"',
+    " a ",
+    "a\nb\t",
+    "머그",
+    "'",
+]
 
 
 @pytest.mark.parametrize("texts", [*([text] for text in AWKWARD), AWKWARD, [*AWKWARD, None]])
