@@ -45,6 +45,12 @@ class PgBouncer(LocalServer):
         """The URL of a database by way of PgBouncer."""
         return make_url(url).set(port=self.port).render_as_string(hide_password=False)
 
+    def restart(self) -> None:
+        """Let it crash, and start again at its address: every session of its clients is lost."""
+        assert self.child is not None
+        self.child.stop(self.kill_signal)
+        self.start()
+
     def _spawn(self) -> Child:
         config, users = self._data_dir / "pgbouncer.ini", self._data_dir / "users.txt"
         passwords = self._server.files.passwords.items()

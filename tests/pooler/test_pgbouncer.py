@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from balance_service.settings import BalanceSettings
 from balance_service.tables import SCHEMA
+from common.db.connections import SERVER_SETTINGS
 from common.db.database import LANE_LOCK_TIMEOUT_MS, open_pools
 from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
@@ -23,9 +24,8 @@ from deploy.audit.audit import audit
 from deploy.audit.report import as_text
 from deploy.audit.sources import Sources
 from deploy.local.gateway.simulator import GatewaySimulator
-from deploy.local.postgres import PostgresServer
 from tests.pooler.pgbouncer import PgBouncer
-from tests.support.databases import SERVICES, Databases, StackDatabases
+from tests.support.databases import Databases, StackDatabases
 from tests.support.sale import assert_all_sold
 from tests.support.stack import Wire, running_stack
 
@@ -33,22 +33,10 @@ ORDERS: Final = 20
 IGNORED: Final = {
     "ignore_startup_parameters": "lock_timeout, statement_timeout, plan_cache_mode, jit,"
     " idle_in_transaction_session_timeout, default_transaction_isolation, enable_seqscan,"
-    " enable_mergejoin, random_page_cost"
+    f" enable_mergejoin, random_page_cost, {', '.join(SERVER_SETTINGS)}"
 }
 FORGETS: Final = {"max_prepared_statements": "0"}
 REFUSED: Final = "unsupported startup parameter: .* set TALLY_POOLER=transaction"
-
-
-@pytest.fixture
-def pgbouncer(
-    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path: Path
-) -> Iterator[PgBouncer]:
-    """With the settings that the test's parameter names, if it has one."""
-    for service in SERVICES:
-        postgres_server.provision(service)
-    settings: Mapping[str, str] = getattr(request, "param", {})
-    with PgBouncer(tmp_path, postgres_server, settings) as running:
-        yield running
 
 
 @contextmanager
