@@ -102,6 +102,18 @@ class _Method(Generic[Request, Response]):
                 may_repeat=self._idempotent,
             ) from None
 
+    def _readable(self, response: Response | None, request_id: str = "") -> Response:
+        """The response. Raises NoAnswer if its bytes are none: gRPC logs that and returns None."""
+        if response is not None:
+            return response
+        raise NoAnswer(
+            "The response cannot be read.",
+            code=grpc.StatusCode.INTERNAL,
+            method=self.path,
+            request_id=request_id,
+            may_repeat=self._idempotent,
+        )
+
     async def _pause_or_raise(
         self, error: TallyError, wait_s: float | None, deadline: float | None
     ) -> None:
@@ -140,8 +152,7 @@ class Unary(_Method[Request, Response]):
         while True:
             try:
                 with self._tally_errors(request_id):
-                    response: Response = await self._start(request, deadline)
-                    return response
+                    return self._readable(await self._start(request, deadline), request_id)
             except TallyError as error:
                 await self._pause_or_raise(error, policy.wait_s(error, retries), deadline)
             retries += 1
@@ -216,7 +227,7 @@ class Watch(_Method[Request, Response]):
             call = self._start(request, deadline)
             try:
                 async for state in call:
-                    yield state
+                    yield self._readable(state)
             finally:
                 # A consumer that stops early must not be sent more.
                 call.cancel()

@@ -37,6 +37,10 @@ _UNREACHABLE: Final = {
     "57P02",
     "57P03",
     "55000",  # the database accepts no connections: ALLOW_CONNECTIONS false
+    # A pooler has led the session to a server that does not know its prepared statements, or knows
+    # others of these names; or somebody has sent DISCARD ALL.
+    "26000",
+    "42P05",
 }
 
 

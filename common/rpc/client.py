@@ -8,6 +8,7 @@ from typing import Generic, Self, TypeVar
 import grpc
 
 from common import deadlines, failpoints, tracing
+from common.errors import Code, RemoteRefusal
 from common.rpc import retry
 from common.rpc.handlers import LEAST_TIME_S
 from common.rpc.status import from_rpc_error
@@ -60,13 +61,20 @@ class ServiceClient(Generic[Stub]):
                 response = await method(request, timeout=timeout_s)
                 if failpoints.enabled:
                     _hit(request, "after")
-                return response  # noqa: TRY300 - one block: a failpoint fails as the call does
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from None
+            return _readable(response)
 
         return await retry.call_with_retries(
             type(request).__name__, attempt, attempts_max=attempts_max
         )
+
+
+def _readable(response: Response | None) -> Response:
+    """The response. Raises RemoteRefusal if its bytes are none: gRPC logs that and returns None."""
+    if response is None:
+        raise RemoteRefusal(Code.INTERNAL, "", "the response cannot be read", {})
+    return response
 
 
 def _hit(request: object, when: str) -> None:

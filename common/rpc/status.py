@@ -46,10 +46,11 @@ _PEER_MESSAGE: Final = "A service that this call needs did not answer."
 _PEER_RETRY_AFTER_S: Final = 1.0
 
 # Codes without a reason, from the transport: the peer may have failed at any point, and another
-# attempt may succeed. Other bare codes (UNIMPLEMENTED, UNKNOWN, RESOURCE_EXHAUSTED for a message
-# that is too large) would come again.
+# attempt may succeed. INTERNAL is what a proxy makes of a dead replica: it resets the stream. Other
+# bare codes (UNIMPLEMENTED, UNKNOWN, RESOURCE_EXHAUSTED for a message that is too large) would come
+# again.
 _RETRYABLE_BARE_CODES: Final = frozenset(
-    {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED}
+    {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED, Code.INTERNAL}
 )
 
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from tests.mutants.mutant import Mutant
 
+_CLIENTS: Final = "tests/integration/common/test_clients.py::"
 _LANE: Final = "tests/integration/common/test_lane.py::"
 _LOADER: Final = "tests/integration/common/test_loader.py::"
 _READS: Final = "tests/integration/services/test_reads.py::"
@@ -244,6 +245,30 @@ COMMON: Final = (
         old="if tries > 1 or not opened",
         new="if tries > 0 or not opened",
         tests=(f"{_SESSIONS}test_work_survives_the_loss_of_every_pooled_session",),
+    ),
+    Mutant(
+        "announced-end-is-a-defect",
+        "a session whose end the server has announced is taken for a defect of the command",
+        file="common/db/errors.py",
+        old="tells it.\n    InternalClientError,\n",
+        new="tells it.\n",
+        tests=(f"{_SESSIONS}test_work_survives_the_loss_of_every_pooled_session",),
+    ),
+    Mutant(
+        "forgotten-statements-are-a-defect",
+        "a session that has lost its prepared statements is used again",
+        file="common/db/errors.py",
+        old='    "26000",\n',
+        new="",
+        tests=(f"{_SESSIONS}test_work_survives_the_loss_of_every_pooled_session",),
+    ),
+    Mutant(
+        "unreadable-response-is-success",
+        "a response that cannot be read counts as the reply of a call that succeeded",
+        file="common/rpc/client.py",
+        old="    if response is None:\n",
+        new="    if False:\n",
+        tests=(f"{_CLIENTS}test_a_response_that_cannot_be_read_is_no_reply",),
     ),
     Mutant(
         "repeat-of-an-unknown-commit",

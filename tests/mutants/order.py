@@ -171,6 +171,22 @@ ORDER: Final = (
         tests=(f"{_BULKHEADS}test_a_held_cart_delays_only_its_own_changes",),
     ),
     Mutant(
+        "carts-take-every-connection",
+        "transactions of carts may have all connections of the lanes",
+        file="common/db/bulkheads.py",
+        old='calls=Bulkhead("calls", max(1, lanes - 1))',
+        new='calls=Bulkhead("calls", 1_000)',
+        tests=(f"{_BULKHEADS}test_carts_that_wait_leave_a_connection_to_orders",),
+    ),
+    Mutant(
+        "stuck-rows-take-every-turn",
+        "rows that are held for long may have all connections that wait for rows",
+        file="common/db/bulkheads.py",
+        old='stuck=Bulkhead("stuck", max(1, waiting - 1), refuses=False)',
+        new='stuck=Bulkhead("stuck", 1_000, refuses=False)',
+        tests=(f"{_BULKHEADS}test_stuck_rows_leave_a_turn_to_a_row_held_for_a_moment",),
+    ),
+    Mutant(
         "sweep-ends-at-one-order",
         "an order that the database refuses ends the sweep",
         file="order_service/use_cases/expiry.py",

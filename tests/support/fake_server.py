@@ -23,6 +23,7 @@ from tests.support.contract import METHODS_BY_NAME, message_class
 
 HANG: Final = object()
 """An outcome that never comes."""
+_NO_MESSAGE: Final = b"\xff\xff\xff"
 Answer = Callable[[Any], Any] | Sequence[Any]
 """The outcomes of a method's calls, of which the last stays: each a response, an exception or HANG;
 for a stream a list of them. Or a coroutine function, for a stream an asynchronous generator."""
@@ -75,6 +76,36 @@ async def fake_server(
         yield f"127.0.0.1:{port}"
     finally:
         await server.drain()
+
+
+@asynccontextmanager
+async def garbled_server() -> AsyncIterator[str]:
+    """A server that replies OK to every call, with bytes that are no message; its address."""
+
+    class Garbled(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            if "grpc.health" in details.method:
+                return None  # unimplemented, as of a server that has no health
+            method = METHODS_BY_NAME.get(details.method.rpartition("/")[2])
+            if method is not None and method.server_streaming:
+                return grpc.unary_stream_rpc_method_handler(_garbled_stream)
+            return grpc.unary_unary_rpc_method_handler(_garbled)
+
+    server = grpc.aio.server(handlers=(Garbled(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+async def _garbled(request: bytes, context: Any) -> bytes:
+    return _NO_MESSAGE
+
+
+async def _garbled_stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+    yield _NO_MESSAGE
 
 
 @asynccontextmanager

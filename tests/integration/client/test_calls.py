@@ -11,7 +11,7 @@ from common.ids import is_id
 from tally.balance.v1 import balance_pb2
 from tally_client import DeadlineExceeded, InsufficientFunds, NoAnswer, Overloaded, Tally
 from tests.integration.client.messages import DEDUCTED, LIMIT_S, call, deduct, set_item
-from tests.support.fake_server import HANG, TcpProxy, fake_tally, refusal
+from tests.support.fake_server import HANG, TcpProxy, fake_tally, garbled_server, refusal
 
 
 async def test_request_id_is_created_and_sent_with_every_attempt() -> None:
@@ -78,6 +78,16 @@ async def test_no_answer_where_nothing_listens(idempotent: bool) -> None:
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "")
     assert caught.value.may_repeat is idempotent
     assert is_id(caught.value.request_id) is idempotent
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_no_answer_where_the_response_cannot_be_read(idempotent: bool) -> None:
+    """gRPC returns None for it, as if the call had succeeded."""
+    async with garbled_server() as address, Tally(balance=address, order=address) as tally:
+        with pytest.raises(NoAnswer) as caught:
+            await call(tally, idempotent=idempotent)
+        assert caught.value.may_repeat is idempotent
+        assert is_id(caught.value.request_id) is idempotent
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

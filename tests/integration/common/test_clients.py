@@ -9,6 +9,8 @@ from common import deadlines, metrics
 from common.errors import Code, DatabaseUnavailable, DeadlineTooShort, Refusal, RemoteRefusal
 from tests.integration.common.callers import replicas_seen, until_seen
 from tests.integration.common.echo import Echo, Probe, Raising, SoldOut, client_of, serving
+from tests.support.fake_server import garbled_server
+from tests.support.time_limits import LONG_S
 
 
 async def test_calls_are_spread_over_the_replicas_in_turn() -> None:
@@ -88,3 +90,11 @@ async def test_an_unreachable_service_is_a_refusal_without_reason() -> None:
         with pytest.raises(RemoteRefusal) as caught:
             await client.call(client.stub.Say, StringValue(), limit_s=5.0, attempts_max=2)
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "")
+
+
+async def test_a_response_that_cannot_be_read_is_no_reply() -> None:
+    """gRPC returns None for it, as if the call had succeeded."""
+    async with garbled_server() as address, client_of(address) as client:
+        with pytest.raises(RemoteRefusal) as caught:
+            await client.call(client.stub.Say, StringValue(), limit_s=LONG_S, attempts_max=2)
+    assert (caught.value.code, caught.value.reason) == (Code.INTERNAL, "")

@@ -96,6 +96,10 @@ def lose(
         # So that the driver has read it.
         await asyncio.sleep(0.05)
 
+    async def discard() -> None:
+        for each in (database.reads, database.waiting, database.lanes):
+            await fill(each, run=sa.text("DISCARD ALL"))
+
     async def forget() -> None:
         monkeypatch.setattr(pool, "PROOF_S", 0.2)
         box.forget()
@@ -106,6 +110,7 @@ def lose(
             f" WHERE application_name LIKE 'core test%' AND datname = '{name_of(core_urls)}'"
         ),
         "announced": announce,
+        "discarded": discard,
         "forgotten": forget,
         "read-only": become_read_only,
         "retyped": lambda: sql("ALTER TABLE numbers ALTER COLUMN number TYPE numeric"),
@@ -114,7 +119,7 @@ def lose(
 
 NUMBERS = sa.text("SELECT number FROM numbers")
 every_loss = pytest.mark.parametrize(
-    "loss", ["ended", "announced", "forgotten", "read-only", "retyped"]
+    "loss", ["ended", "announced", "discarded", "forgotten", "read-only", "retyped"]
 )
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
+from common.batching.lock_wait_queue import LockWaitQueue
+from common.metrics import REGISTRY
 from deploy.local.postgres_roles import ServiceUrls
 from tally.order.v1 import order_pb2 as pb
 from tests.support.databases import open_transaction
 from tests.support.orders import Shop, open_shop, set_item
 from tests.support.payments import until
 from tests.support.refusals import Results, outcome
+from tests.support.time_limits import LONG_S
 
 HELD = 12
 CHANGES = 900
 OTHERS = 20
 POOLS = [4, 5, 8]
 LOCK = "SELECT FROM products WHERE product_id IN ({}) FOR NO KEY UPDATE"
+TURN = {"lane": "order", "fault": "held"}
 Sql = Callable[[str], str]
 
 
@@ -39,6 +44,30 @@ async def until_held(sql: Sql) -> None:
         ),
         lambda count: int(count) > 0,
     )
+
+
+def turns_in_vain() -> int:
+    """How many transactions have waited for a row that stayed held."""
+    return int(REGISTRY.get_sample_value("tally_lane_faults_total", TURN) or 0)
+
+
+async def until_turns(count: int) -> None:
+    async with asyncio.timeout(LONG_S):
+        while turns_in_vain() < count:  # noqa: ASYNC110 - a counter
+            await asyncio.sleep(0.005)
+
+
+def when_queued(product_id: str, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when a command waits for the row of this product."""
+    queued, wait = asyncio.Event(), LockWaitQueue.wait
+
+    def waiting(queue: Any, entry: Any, row: Any) -> None:
+        wait(queue, entry, row)
+        if product_id in repr(entry.command):
+            queued.set()
+
+    monkeypatch.setattr(LockWaitQueue, "wait", waiting)
+    return queued
 
 
 async def set_by_others(shop: Shop, product_id: str) -> None:
@@ -90,6 +119,47 @@ async def test_held_products_delay_only_their_own_orders(
         await until(lambda: shop.get(overdue), lambda order: order.state == pb.Order.STATE_EXPIRED)
         assert not any(call.done() for call in waiting)
     await asyncio.gather(*waiting)
+
+
+async def test_carts_that_wait_leave_a_connection_to_orders(
+    order_database: ServiceUrls, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the transactions of carts take, one connection of the lanes is not theirs."""
+    for name in ("LANE_LOCK_TIMEOUT_MS", "STATEMENT_TIMEOUT_MS"):
+        monkeypatch.setattr(f"common.db.database.{name}", 60_000)
+    async with open_shop(1, database_url=order_database.runtime, pool_size=8) as shop:
+        tea = await shop.product(10)
+        async with open_transaction(order_database, "LOCK TABLE carts IN EXCLUSIVE MODE"):
+            changes = asyncio.gather(
+                *(shop.carts.SetCartItem(set_item(f"u{n}", tea, 1)) for n in range(OTHERS))
+            )
+            await until_held(sql)
+            await shop.order("bob", {tea: 1})
+            assert not changes.done()
+        await changes
+
+
+async def test_stuck_rows_leave_a_turn_to_a_row_held_for_a_moment(
+    order_database: ServiceUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have waited for longer than a turn do not come first, however many they are."""
+    monkeypatch.setattr("common.db.database.LOCK_TIMEOUT_MS", 100)
+    async with open_shop(1, database_url=order_database.runtime, pool_size=8) as shop:
+        held = [await shop.product(10) for _ in range(HELD)]
+        cup = await shop.product(10)
+        ids = ", ".join(f"'{id_}'" for id_ in held)
+        async with open_transaction(order_database, LOCK.format(ids)):
+            waiting = asyncio.gather(*(shop.order(f"w{n}", {id_: 1}) for n, id_ in enumerate(held)))
+            await until_turns(turns_in_vain() + 2 * HELD)
+            async with open_transaction(order_database, LOCK.format(f"'{cup}'")):
+                queued = when_queued(cup, monkeypatch)
+                short = asyncio.ensure_future(shop.order("cid", {cup: 1}))
+                await queued.wait()
+            before = turns_in_vain()
+            await short
+            assert turns_in_vain() - before < HELD / 2
+            assert not waiting.done()
+        await waiting
 
 
 async def test_a_held_cart_delays_only_its_own_changes(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
-from asyncpg.exceptions import InterfaceError, PostgresError
+import ssl
 
-from common.db.errors import Fault, StaleRead, classify, failure_of, map_database_errors
+import pytest
+from asyncpg.exceptions import (
+    ConnectionDoesNotExistError,
+    InterfaceError,
+    InternalClientError,
+    InvalidCachedStatementError,
+    OutdatedSchemaCacheError,
+    PostgresError,
+)
+
+from common.db.errors import Fault, StaleRead, classify, failure_of, is_lost, map_database_errors
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded
 
 
@@ -37,6 +46,44 @@ CASES = [
     ("no such table", of_server("42P01"), Fault.UNEXPECTED),
     ("defect", ZeroDivisionError(), Fault.UNEXPECTED),
 ]
+OF_NO_USE = {
+    "announced end": InternalClientError("cannot switch to state 12; another operation (11) is"),
+    "unexpected message": InternalClientError("cannot process message 'E'"),
+    "end in a statement": ConnectionDoesNotExistError("connection was closed in the middle"),
+    "known to be closed": InterfaceError("cannot perform operation: connection is closed"),
+    "statement of a closed one": InterfaceError(
+        "cannot call fetch(): the underlying connection is closed"
+    ),
+    "aborted": ConnectionResetError(),
+    "TLS ended": ssl.SSLEOFError(),
+    "silent": TimeoutError(),
+    "column retyped": InvalidCachedStatementError("cached statement plan is invalid"),
+    "type changed": OutdatedSchemaCacheError("unexpected number of attributes"),
+    **{
+        f"SQLSTATE {state}": of_server(state)
+        for state in ("08P01", "25006", "25P03", "26000", "42P05", "57P01", "57P02", "57P05")
+    },
+}
+OF_USE = {
+    "used twice at once": InterfaceError("another operation is in progress"),
+    **{
+        f"SQLSTATE {state}": of_server(state)
+        for state in ("22003", "23505", "40001", "42P01", "53100", "55P03", "57014")
+    },
+}
+
+
+@pytest.mark.parametrize("error", OF_NO_USE.values(), ids=OF_NO_USE)
+def test_a_session_of_no_use_is_the_servers_fault_and_replaced(error: Exception) -> None:
+    assert is_lost(error)
+    assert classify(error) is Fault.CONNECTION
+
+
+@pytest.mark.parametrize("error", OF_USE.values(), ids=OF_USE)
+def test_a_session_stays_after_an_error_of_its_statement(error: Exception) -> None:
+    assert not is_lost(error)
+
+
 REFUSALS = {
     Fault.CONTENTION: ConflictRetriesExhausted,
     Fault.HELD: ConflictRetriesExhausted,

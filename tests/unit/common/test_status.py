@@ -93,8 +93,8 @@ def test_a_reason_of_another_domain_is_ignored() -> None:
 
 BARE = {
     **dict.fromkeys((Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED), True),
-    **dict.fromkeys((Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED), False),
-    **dict.fromkeys((Code.UNKNOWN, Code.INTERNAL), False),
+    Code.INTERNAL: True,
+    **dict.fromkeys((Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED, Code.UNKNOWN), False),
 }
 
 

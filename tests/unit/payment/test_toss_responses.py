@@ -110,11 +110,24 @@ UNREADABLE = {
     ),
     "no code": reply(404, {}),
 }
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 PERHAPS_ARRIVED = {
     "lost": LOST,
     "cut in the head": CUT_IN_HEAD,
     "cut in the body": CUT_IN_BODY,
     "not HTTP": NOT_HTTP,
+    "chunk without a size": Reply(CHUNKED + b"2\r\n{}\r\nx\r\n{}\r\n0\r\n\r\n"),
+    "chunk without an end": Reply(CHUNKED + b"2\r\n{}", closes=True),
+    "two lengths": Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{} "),
+    "negative length": Reply(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}"),
+    "large header": reply(200, PAYMENT, JSON_TYPE | {"x": "y" * 100_000}),
+    "many headers": reply(200, PAYMENT, JSON_TYPE | {f"x-{n}": "y" for n in range(1_000)}),
+    "NUL in a header": reply(200, PAYMENT, JSON_TYPE | {"x": "\0"}),
+    "another protocol": Reply(
+        b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+    ),
+    "status without a number": Reply(b"HTTP/1.1 OK\r\n\r\n"),
+    "only hints": Reply(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3, closes=True),
 }
 
 Row = tuple[Reply, tuple[object, ...]]
