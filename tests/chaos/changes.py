@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-_MONEY: Final = ("amount", "balance_amount", "fixed_discount")
-_TEXTS: Final = ("deduct_request_id", "payment_key", "reason")
+_MONEY: Final = ("amount", "balance_amount", "fixed_discount", "order_amount")
+_TEXTS: Final = ("deduct_request_id", "redeem_request_id", "payment_key", "reason")
 
 
 def changed(request: Any) -> Any:

@@ -92,12 +92,53 @@ class Read:
     available_minor: int
 
 
+@dataclass(frozen=True, slots=True)
+class CartCall:
+    """A change or read of a cart of one product, and what was replied."""
+
+    user_id: str
+    method: str
+    start_s: float
+    end_s: float
+    outcome: Outcome
+    reason: str
+    asked: int
+    """The quantity to set; 0 for a change that empties the cart, or a read."""
+    expected: int | None
+    """The version that the change expects."""
+    version: int = 0
+    """In the reply, with the quantity."""
+    quantity: int = 0
+
+    @classmethod
+    def of(
+        cls, user_id: str, asked: int, expected: int | None, method: Any, call: Call
+    ) -> CartCall:
+        known = (user_id, name_of(method), call.start_s, call.end_s, call.outcome, call.reason)
+        if call.outcome is not Outcome.OK:
+            return cls(*known, asked, expected)
+        cart = call.response.cart
+        quantity = sum(item.quantity for item in cart.items)
+        return cls(*known, asked, expected, cart.version, quantity)
+
+    @property
+    def changes(self) -> bool:
+        return self.method != "GetCart"
+
+    def __str__(self) -> str:
+        asked = f"{self.asked} at {self.expected}" if self.changes else ""
+        return f"{self.method} {asked} replied {self.quantity} in version {self.version}"
+
+
 @dataclass
 class History:
     """All that was asked of a stack."""
 
     intents: dict[RequestKey, Intent] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
+    carts: list[CartCall] = field(default_factory=list)
+    cart_versions: dict[str, int] = field(default_factory=dict)
+    """The version of each cart in the last reply."""
     counts: Counter[Outcome] = field(default_factory=Counter)
     """Calls by outcome; an item of a bulk call counts as one."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -115,9 +156,19 @@ class History:
     def add(self, intent: Intent, call: Call) -> None:
         """Record a call."""
         intent.calls.append(call)
+        self._count(intent.key.method, call)
+
+    def add_cart(self, made: CartCall, call: Call) -> None:
+        """Record a change or read of a cart."""
+        self.carts.append(made)
+        self._count(made.method, call)
+        if made.version:
+            self.cart_versions[made.user_id] = made.version
+
+    def _count(self, method: str, call: Call) -> None:
         self.counts[call.outcome] += 1
         if call.outcome is Outcome.OK:
-            self.succeeded(intent.key.method, call.start_s)
+            self.succeeded(method, call.start_s)
         if call.refusal is not None:
             self.reasons[call.reason or call.refusal.code.value] += 1
 

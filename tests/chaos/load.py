@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-import grpc
 from google.protobuf.message import Message
 
 from common.errors import Refusal
-from common.rpc.status import from_rpc_error
 from tally.balance.v1.balance_pb2 import DeductBalanceRequest
 from tests.chaos.bulk import BulkCall, bulk_issue, bulk_write, calls_of
+from tests.chaos.calls import call_once
+from tests.chaos.carts import change_carts
 from tests.chaos.changes import changed
-from tests.chaos.history import Call, History, Intent, Outcome, Read, name_of, outcome_of
+from tests.chaos.history import Call, History, Intent, Outcome, Read, name_of
+from tests.chaos.redemptions import redeem_coupons
 from tests.faults.load import KINDS, NO_REFUND, Customers, Kind
 from tests.support.balances import balance_of, charge, deduct, refund
 from tests.support.crowd import in_groups
@@ -44,12 +45,18 @@ CLIENTS: Final = 3
 ACCOUNTS: Final = tuple(f"busy-{number}" for number in range(3))
 ISSUERS: Final = 1
 """Clients that issue coupons in bulk."""
+REDEEMERS: Final = 1
+"""Clients that redeem and restore coupons without an order."""
+TABS: Final = 3
+"""Clients that change the same few carts."""
 MERCHANTS: Final = 3
 """Clients that confirm and cancel payments without an order."""
 REPEATERS: Final = 2
 """Clients that repeat earlier requests, with the same content and with other content."""
 REPEATED_AT_THE_END_MAX: Final = 1_000
 REPEATED_AT_ONCE: Final = 16
+SHORT_S: Final = 0.5
+"""A deadline within the shortest fault."""
 ALL_KINDS: Final = (
     *KINDS,
     Kind(name="late", balance=4_000, key="slow_"),
@@ -66,8 +73,9 @@ class Traffic:
         self.history = History()
         self.stopping = False
         """Set it, and every client ends when its last request has a final reply."""
-        self._random = random.Random(f"load {seed}")
-        self._numbers = itertools.count()
+        self.random = random.Random(f"load {seed}")
+        self.numbers = itertools.count(1)
+        """For names and amounts that nobody has used."""
         self._calls: set[asyncio.Task[Call]] = set()
         """Those in flight."""
 
@@ -84,9 +92,14 @@ class Traffic:
                     return call.response
                 if call.final and call.refusal is not None:
                     raise call.refusal
-            if time.monotonic() > until_s or self._random.random() < ABANDONED:
+            if time.monotonic() > until_s or self.random.random() < ABANDONED:
                 return None
             await asyncio.sleep(PAUSE_S)
+
+    async def attempt(self, method: Any, request: Any) -> None:
+        """``repeat``, whatever the final reply is."""
+        with suppress(Refusal):
+            await self.repeat(method, request)
 
     def send(
         self, method: Any, request: Any, *, changed: bool = False, deadline_s: float = 0.0
@@ -102,14 +115,14 @@ class Traffic:
         async def one(deadline_s: float) -> Call:
             call = Call(time.monotonic(), math.inf, Outcome.UNKNOWN, changed=changed)
             try:
-                call = await _call(method, request, deadline_s, changed=changed)
+                call = await call_once(method, request, deadline_s, changed=changed)
             finally:
                 # Also of a call that is cancelled.
                 if intent is not None:
                     self.history.add(intent, call)
             return call
 
-        calls = [asyncio.create_task(one(deadline_s or self._deadline_s())) for _ in range(copies)]
+        calls = [asyncio.create_task(one(deadline_s or self.deadline_s())) for _ in range(copies)]
         self._calls.update(calls)
         for call in calls:
             call.add_done_callback(self._calls.discard)
@@ -123,14 +136,14 @@ class Traffic:
             await asyncio.gather(*(self._send_bulk(bulk, intents) for _ in range(self._copies())))
             if all(any(call.final for call in intent.calls) for intent in intents):
                 return
-            if time.monotonic() > until_s or self._random.random() < ABANDONED:
+            if time.monotonic() > until_s or self.random.random() < ABANDONED:
                 return
             await asyncio.sleep(PAUSE_S)
 
     async def _send_bulk(self, bulk: BulkCall, intents: Sequence[Intent]) -> None:
         calls = [Call(time.monotonic(), math.inf, Outcome.UNKNOWN)] * len(intents)
         try:
-            call = await _call(bulk.method, bulk.request, self._deadline_s())
+            call = await call_once(bulk.method, bulk.request, self.deadline_s())
             calls = calls_of(bulk, call)
         finally:
             # Also of a call that is cancelled.
@@ -145,13 +158,13 @@ class Traffic:
 
     def _copies(self) -> int:
         """How many times a request is sent at once."""
-        if self._random.random() < DUPLICATED:
-            return self._random.randint(2, DUPLICATES_MAX)
+        if self.random.random() < DUPLICATED:
+            return self.random.randint(2, DUPLICATES_MAX)
         return 1
 
-    def _deadline_s(self) -> float:
-        low_s = DEADLINE_MIN_S if self._random.random() < HURRIED else DEADLINE_MAX_S / 4
-        return math.exp(self._random.uniform(math.log(low_s), math.log(DEADLINE_MAX_S)))
+    def deadline_s(self) -> float:
+        low_s = DEADLINE_MIN_S if self.random.random() < HURRIED else DEADLINE_MAX_S / 4
+        return math.exp(self.random.uniform(math.log(low_s), math.log(DEADLINE_MAX_S)))
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -164,6 +177,10 @@ class Traffic:
                 group.create_task(self._change_accounts(crowd.balance))
             for _ in range(ISSUERS):
                 group.create_task(self._issue_coupons(crowd))
+            for _ in range(REDEEMERS):
+                group.create_task(redeem_coupons(self, crowd))
+            for _ in range(TABS):
+                group.create_task(change_carts(self, crowd.shop, crowd.product_id))
             for _ in range(MERCHANTS):
                 group.create_task(self._confirm_and_cancel(crowd.payment))
             for _ in range(REPEATERS):
@@ -171,13 +188,13 @@ class Traffic:
 
     async def _shop(self, crowd: Customers) -> None:
         while not self.stopping:
-            await crowd.serve(self._random.choice(ALL_KINDS), crowd.shop)
+            await crowd.serve(self.random.choice(ALL_KINDS), crowd.shop)
 
     async def _change_accounts(self, balance: Any) -> None:
         deducted: list[Any] = []
         while not self.stopping:
-            user_id, number = self._random.choice(ACCOUNTS), next(self._numbers)
-            amount, what = self._random.randint(1, 1_000), self._random.random()
+            user_id, number = self.random.choice(ACCOUNTS), next(self.numbers)
+            amount, what = self.random.randint(1, 1_000), self.random.random()
             with suppress(Refusal):
                 if what < 0.3:
                     await self._read(balance.GetBalance, user_id)
@@ -197,34 +214,34 @@ class Traffic:
     async def _change_in_bulk(self, balance: Any, number: int, deducted: list[Any]) -> None:
         """Changes of all the accounts; one item is there twice, one is refused."""
         requests: list[Message] = []
-        for position in range(self._random.randint(1, ITEMS_MAX)):
-            change = self._random.choice((charge, deduct))
-            user_id, amount = self._random.choice(ACCOUNTS), self._random.randint(1, 1_000)
+        for position in range(self.random.randint(1, ITEMS_MAX)):
+            change = self.random.choice((charge, deduct))
+            user_id, amount = self.random.choice(ACCOUNTS), self.random.randint(1, 1_000)
             requests.append(change(user_id, amount, f"bulk-{number}-{position}"))
         if deducted:
             requests.append(self._refund_one(balance, deducted, f"bulk-refund-{number}"))
         deducted += [each for each in requests if isinstance(each, DeductBalanceRequest)]
-        requests.append(self._random.choice(requests))
+        requests.append(self.random.choice(requests))
         requests.append(deduct("nobody", 1, f"bulk-{number}"))
         await self.repeat_bulk(bulk_write(balance, requests))
 
     def _refund_one(self, balance: Any, deducted: list[Any], request_id: str) -> Message:
         """The refund of one of these deductions, which may be refused from now on."""
-        original = deducted.pop(self._random.randrange(len(deducted)))
+        original = deducted.pop(self.random.randrange(len(deducted)))
         self.history.intent(balance.DeductBalance, original).prevented = True
         return refund(original.user_id, original.request_id, request_id)
 
     async def _issue_coupons(self, crowd: Customers) -> None:
         """Coupons for new users, of whom one asks for two."""
         while not self.stopping:
-            number = next(self._numbers)
-            users = [f"bulk-{number}-{each}" for each in range(self._random.randint(1, ITEMS_MAX))]
+            number = next(self.numbers)
+            users = [f"bulk-{number}-{each}" for each in range(self.random.randint(1, ITEMS_MAX))]
             asked = [*((user_id, "i1") for user_id in users), (users[0], "i2"), (users[-1], "i1")]
             await self.repeat_bulk(bulk_issue(crowd.coupon, crowd.campaign_id, asked))
             await asyncio.sleep(PAUSE_S)
 
     async def _read(self, method: Any, user_id: str) -> None:
-        call = await _call(method, balance_of(user_id), self._deadline_s())
+        call = await call_once(method, balance_of(user_id), self.deadline_s())
         if call.outcome is Outcome.OK:
             read = call.response.balance
             self.history.reads.append(
@@ -233,7 +250,7 @@ class Traffic:
 
     async def _confirm_and_cancel(self, payment: Any) -> None:
         while not self.stopping:
-            number, key = next(self._numbers), self._random.choice(_KEYS)
+            number, key = next(self.numbers), self.random.choice(_KEYS)
             name = f"direct-{number}"
             confirming = confirm(
                 f"{key}{name}", f"{name}-c", user_id=name, order_id=name, amount_minor=1_000
@@ -241,36 +258,42 @@ class Traffic:
             cancelling = cancel(f"{name}-c", f"{name}-x", user_id=name)
             intent = self.history.intent(payment.ConfirmPayment, confirming)
             order = [(payment.ConfirmPayment, confirming), (payment.CancelPayment, cancelling)]
-            if self._random.random() < 0.2:
+            if self.random.random() < 0.2:
                 order.reverse()
-            elif self._random.random() < 0.4:
+            elif self.random.random() < 0.4:
                 del order[1]
             intent.prevented = len(order) > 1
             for method, request in order:
-                with suppress(Refusal):
-                    await self.repeat(method, request)
+                await self.attempt(method, request)
 
     async def _repeat_earlier(self) -> None:
         while not self.stopping:
             await asyncio.sleep(PAUSE_S)
             if not self.history.intents:
                 continue
-            intent = self._random.choice(list(self.history.intents.values()))
+            intent = self.random.choice(list(self.history.intents.values()))
             if not intent.answered:
                 continue
-            other = changed(intent.request) if self._random.random() < 0.4 else None
+            other = changed(intent.request) if self.random.random() < 0.4 else None
             if other is None:
                 calls = self.send(intent.method, intent.request)
             else:
                 calls = self.send(intent.method, other, changed=True)
             await asyncio.gather(*calls)
 
+    async def repeat_some(self) -> None:
+        """Send some requests that were answered once more, all at once."""
+        answered = [one for one in self.history.intents.values() if one.answered]
+        chosen = self.random.sample(answered, min(len(answered), REPEATED_AT_ONCE))
+        calls = [self.send(one.method, one.request, deadline_s=SHORT_S) for one in chosen]
+        await asyncio.gather(*itertools.chain.from_iterable(calls))
+
     # -- after the faults ------------------------------------------------------------------------
 
     async def repeat_answered(self) -> int:
         """Repeat what was answered, until each reply is final; returns how many requests."""
         answered = [one for one in self.history.intents.values() if one.answered]
-        chosen = self._random.sample(answered, min(len(answered), REPEATED_AT_THE_END_MAX))
+        chosen = self.random.sample(answered, min(len(answered), REPEATED_AT_THE_END_MAX))
 
         async def once_more(intent: Intent) -> None:
             until_s = time.monotonic() + PATIENCE_S
@@ -281,14 +304,3 @@ class Traffic:
 
         await in_groups(once_more, chosen, REPEATED_AT_ONCE)
         return len(chosen)
-
-
-async def _call(method: Any, request: Any, deadline_s: float, *, changed: bool = False) -> Call:
-    start_s = time.monotonic()
-    try:
-        response = await method(request, timeout=deadline_s)
-    except grpc.aio.AioRpcError as error:
-        refusal = from_rpc_error(error)
-        outcome = outcome_of(refusal, name_of(method))
-        return Call(start_s, time.monotonic(), outcome, refusal=refusal, changed=changed)
-    return Call(start_s, time.monotonic(), Outcome.OK, response, changed=changed)

@@ -77,6 +77,10 @@ CUT, HOLD, LOSE, DELAY = LINK_ACTIONS = ("cut", "hold", "lose replies of", "dela
 LOSE_COMMIT: Final = "lose replies to COMMIT of"
 KILL, PAUSE, RESTART, FLUSH, DEMOTE = "kill", "pause", "restart", "flush", "demote"
 TERMINATE: Final = "terminate sessions of"
+AWAY: Final = "no answer of"
+STANDBY: Final = "PostgreSQL standby"
+SET_BACK, SET_FORWARD = CLOCK_ACTIONS = ("set back", "set forward")
+CLOCK: Final = "clock of a replica"
 
 
 def _kinds() -> Iterator[Kind]:
@@ -89,6 +93,10 @@ def _kinds() -> Iterator[Kind]:
     yield Kind(LOSE_COMMIT, "database", _CALLERS["database"])
     yield Kind(RESTART, "PostgreSQL", ("PostgreSQL",), 0.1, 0.5)
     yield Kind(TERMINATE, "PostgreSQL", SERVICES)
+    # COMMITs wait for it: for longer than their callers do, or not.
+    yield Kind(AWAY, STANDBY, ("all databases",), 1.0, 6.0)
+    for action in CLOCK_ACTIONS:
+        yield Kind(action, CLOCK, replicas, 1.5, 3.0)
     for action in (RESTART, FLUSH, PAUSE, DEMOTE):
         yield Kind(action, "Redis server", ("Redis",))
     for action in (RESTART, PAUSE):

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +16,11 @@ from redis.asyncio import Redis
 
 from deploy.local.plan import Plan
 from deploy.local.processes import Child
+from tests.chaos.clocks import STEP_S, Clocks
 from tests.chaos.links import Links
 from tests.chaos.schedule import (
+    AWAY,
+    CLOCK,
     DEMOTE,
     FLUSH,
     KILL,
@@ -25,12 +28,16 @@ from tests.chaos.schedule import (
     PAUSE,
     REPLICAS,
     RESTART,
+    SET_BACK,
+    SET_FORWARD,
+    STANDBY,
     TERMINATE,
     Fault,
 )
 from tests.faults.stack import FaultyStack, running
 from tests.integration.local.test_runner import free_base_port
 from tests.support.databases import name_of
+from tests.support.standby import Standby
 
 MEET_LIMIT_S = 30.0
 """How much longer a fault lasts if there is nothing that it meets."""
@@ -44,14 +51,24 @@ class ChaosStack(FaultyStack):
     """A stack behind links. All its processes are children of one thread of their own."""
 
     def __init__(
-        self, data_dir: Path, base_port: int, links: Links, keeper: ThreadPoolExecutor
+        self,
+        data_dir: Path,
+        base_port: int,
+        links: Links,
+        keeper: ThreadPoolExecutor,
+        clocks: Clocks | None,
     ) -> None:
         super().__init__(data_dir, base_port)
         self.links = links
+        self.clocks = clocks
+        """Those of the replicas; None if they cannot be set."""
         self._keeper = keeper
 
     def environment(self, service: str, replica: int) -> dict[str, str]:
-        return self.links.lead(service, replica, super().environment(service, replica))
+        led = self.links.lead(service, replica, super().environment(service, replica))
+        if self.clocks is None:
+            return led
+        return led | self.clocks.environment(f"{service}-{replica}")
 
     def address(self, name: str) -> str:
         """The address of a replica such as ``order-1``."""
@@ -64,15 +81,17 @@ class ChaosStack(FaultyStack):
 
 
 @asynccontextmanager
-async def opened(data_dir: Path, settings: Mapping[str, str]) -> AsyncIterator[ChaosStack]:
-    """A new stack with these settings."""
+async def opened(
+    data_dir: Path, settings: Mapping[str, str], *, clocks: Clocks | None = None
+) -> AsyncIterator[ChaosStack]:
+    """A new stack with these settings, and with these wall clocks for its replicas."""
     loop, base_port = asyncio.get_running_loop(), free_base_port()
     plan = Plan(data_dir, replicas=REPLICAS, base_port=base_port)
     with ThreadPoolExecutor(max_workers=1) as keeper:
         async with Links.of(plan) as links:
 
             def make(directory: Path, port: int) -> ChaosStack:
-                return ChaosStack(directory, port, links, keeper)
+                return ChaosStack(directory, port, links, keeper, clocks)
 
             runs = running(data_dir, base_port, settings, make)
             stack = await loop.run_in_executor(keeper, runs.__enter__)
@@ -85,11 +104,15 @@ async def opened(data_dir: Path, settings: Mapping[str, str]) -> AsyncIterator[C
 class Faults:
     """Lets the faults of a schedule happen, and counts them."""
 
-    def __init__(self, stack: ChaosStack) -> None:
+    def __init__(self, stack: ChaosStack, repeat_some: Callable[[], Awaitable[None]]) -> None:
+        """``repeat_some`` repeats requests that were answered."""
+        self._repeat_some = repeat_some
         self.happened: Counter[str] = Counter()
         """By the name of their kind, those that met something."""
         self.deaths: list[str] = []
         """Replicas that ended and were not killed."""
+        self.without_standby: list[tuple[float, float]] = []
+        """From when to when no COMMIT was on a standby."""
         self._stack = stack
         self._killed: set[int] = set()
         self._kills = asyncio.Lock()
@@ -99,6 +122,9 @@ class Faults:
             (PAUSE, "replica"): self._pause_replica,
             (RESTART, "PostgreSQL"): self._restart_postgres,
             (TERMINATE, "PostgreSQL"): self._terminate,
+            (AWAY, STANDBY): self._without_standby,
+            (SET_BACK, CLOCK): self._set_clock,
+            (SET_FORWARD, CLOCK): self._set_clock,
             (RESTART, "Redis server"): self._restart_redis,
             (FLUSH, "Redis server"): self._flush,
             (PAUSE, "Redis server"): self._pause_redis,
@@ -108,16 +134,23 @@ class Faults:
         }
 
     @property
+    def left_out(self) -> list[str]:
+        """The kinds that this machine cannot have."""
+        return [str(kind) for kind in KINDS if kind.place == CLOCK and self._stack.clocks is None]
+
+    @property
     def missing(self) -> list[str]:
         """The kinds that never happened."""
-        return [str(kind) for kind in KINDS if not self.happened[str(kind)]]
+        happened = {*self.happened, *self.left_out}
+        return [str(kind) for kind in KINDS if str(kind) not in happened]
 
     async def round(self, faults: Iterable[Fault]) -> None:
         """Let them happen at their times; returns when all are healed and all replicas serve."""
         began_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for fault in faults:
-                group.create_task(self._at_its_time(fault, began_s))
+                if str(fault.kind) not in self.left_out:
+                    group.create_task(self._at_its_time(fault, began_s))
         await self._stack.kept(self._restart_dead)
         await self._stack.healthy()
 
@@ -126,7 +159,8 @@ class Faults:
         # One at a time in one place. What has to wait happens a little later.
         async with self._turns[_place_of(fault)]:
             do = self._do.get((fault.kind.action, fault.kind.place), self._fail_links)
-            self.happened[str(fault.kind)] += await do(fault)
+            if await do(fault):
+                self.happened[str(fault.kind)] += 1
 
     # -- replicas --------------------------------------------------------------------------------
 
@@ -149,6 +183,14 @@ class Faults:
     async def _pause_replica(self, fault: Fault) -> bool:
         child = self._stack.replicas[self._stack.address(fault.target)]
         return await _paused(child, fault.duration_s)
+
+    async def _set_clock(self, fault: Fault) -> bool:
+        clocks = self._stack.clocks
+        assert clocks is not None
+        clocks.set(fault.target, -STEP_S if fault.kind.action == SET_BACK else STEP_S)
+        await asyncio.sleep(fault.duration_s)
+        clocks.set(fault.target, 0)
+        return True
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -194,6 +236,18 @@ class Faults:
             await asyncio.sleep(_POLL_S)
         return False
 
+    async def _without_standby(self, fault: Fault) -> bool:
+        databases = map(name_of, self._stack.backends.databases.values())
+        standby = Standby(self._stack.postgres, databases)
+        async with standby.away():
+            began_s = time.monotonic()
+            while time.monotonic() < began_s + fault.duration_s:
+                # What was answered before is still no answer that the standby has.
+                await asyncio.gather(self._repeat_some(), asyncio.sleep(_POLL_S))
+            waiting = await standby.waiting()
+            self.without_standby.append((began_s, time.monotonic()))
+        return waiting > 0
+
     # -- Redis -----------------------------------------------------------------------------------
 
     async def _restart_redis(self, fault: Fault) -> bool:
@@ -237,7 +291,7 @@ def _place_of(fault: Fault) -> str:
     place, service = (
         text.replace("-", " ").split()[0] for text in (fault.kind.place, fault.target)
     )
-    return f"{place} of {service}" if place in {"database", "replica"} else place
+    return f"{place} of {service}" if place in {"database", "replica", "clock"} else place
 
 
 async def _paused(child: Child, duration_s: float) -> bool:

@@ -16,7 +16,7 @@ from google.protobuf.text_format import MessageToString
 
 from common.errors import Code
 from common.request_key import RequestKey
-from tests.chaos.history import Call, History, Intent, Outcome
+from tests.chaos.history import Call, CartCall, History, Intent, Outcome
 from tests.faults.books import States
 
 Records = Mapping[RequestKey, str]
@@ -27,7 +27,12 @@ Ledger = Mapping[tuple[str, str, str], tuple[int, int]]
 ANSWERED, CANCELLED = "ANSWERED", "CANCELLED"
 LISTED_MAX: Final = 3
 """Of each account: one change at the wrong place contradicts all that follow."""
-_PREVENTED: Final = frozenset({"DEDUCTION_CANCELLED", "PAYMENT_CANCELLED"})
+_PREVENTED: Final = frozenset({"DEDUCTION_CANCELLED", "PAYMENT_CANCELLED", "REDEMPTION_CANCELLED"})
+_UNDOES: Final = {
+    "RefundDeduction": ("DeductBalance", "deduct_request_id"),
+    "RestoreCoupon": ("RedeemCoupon", "redeem_request_id"),
+}
+"""The method whose effect a method undoes, and the field that names its request."""
 _LATEST: Final = frozenset({"CancelOrder", "CancelPayment"})
 """Methods whose response is the row as it is now, on its way to its end."""
 _KINDS: Final = {
@@ -102,8 +107,10 @@ def _line(response: Any) -> str:
 
 def _in_the_books(intent: Intent, records: Records) -> Iterator[str]:
     state = records.get(intent.key)
-    if intent.key.method == "RefundDeduction" and intent.answered:
-        original = RequestKey("DeductBalance", intent.key.scope, intent.request.deduct_request_id)
+    undone = _UNDOES.get(intent.key.method)
+    if undone and intent.answered:
+        method, field = undone
+        original = RequestKey(method, intent.key.scope, getattr(intent.request, field))
         if records.get(original) != CANCELLED:
             yield f"OK, and the books have {records.get(original)} for {original.request_id}"
     if intent.prevented:
@@ -125,6 +132,22 @@ def kept_though_cancelled(history: History, states: States) -> Iterator[str]:
             yield f"CancelPayment {key.scope}: OK, and the payment is confirmed"
 
 
+def answered_while_away(history: History, windows: Iterable[tuple[float, float]]) -> Iterator[str]:
+    """Changes that began and returned OK while no COMMIT could be on the standby."""
+    made: list[tuple[str, Call | CartCall]] = [
+        (intent.key.method, call)
+        for intent in history.intents.values()
+        for call in intent.of(Outcome.OK)
+    ]
+    made += [
+        (call.method, call) for call in history.carts if call.changes and call.outcome is Outcome.OK
+    ]
+    for begin_s, end_s in windows:
+        for method, call in made:
+            if begin_s < call.start_s and call.end_s < end_s:
+                yield f"{method}: OK while the standby was away"
+
+
 # -- one order for each account --------------------------------------------------------------------
 
 
@@ -135,7 +158,7 @@ def out_of_order(history: History, ledger: Ledger) -> Iterator[str]:
     """
     for user_id in {read.user_id for read in history.reads}:
         operations = [*_changes(history, ledger, user_id), *_reads(history, user_id)]
-        for what in itertools.islice(_violations(operations), LISTED_MAX):
+        for what in itertools.islice(violations(operations), LISTED_MAX):
             yield f"account {user_id}: {what}"
         balances = {
             sequence: after for (user, _, _), (sequence, after) in ledger.items() if user == user_id
@@ -175,7 +198,8 @@ def _reads(history: History, user_id: str) -> Iterator[Operation]:
             yield read.start_s, read.end_s, 2 * read.version + 1, f"read of version {read.version}"
 
 
-def _violations(operations: Iterable[Operation]) -> Iterator[str]:
+def violations(operations: Iterable[Operation]) -> Iterator[str]:
+    """Operations that began after one of a higher position had ended."""
     by_start = sorted(operations)
     by_end = sorted(by_start, key=lambda operation: operation[1])
     ended, highest, last = 0, -1, ""

@@ -15,8 +15,13 @@ import asyncpg
 from deploy.local.postgres import PostgresServer
 from tests.support.time_limits import LONG_S
 
-_WAITS: Final = "wait_event = 'SyncRep'"
-_COMMITS: Final = "state = 'active' AND query LIKE 'COMMIT%'"
+_WAITING: Final = """
+SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND datname = ANY($1)
+"""
+_COMMITS: Final = """
+SELECT array_agg(pid || ' ' || query_start) FROM pg_stat_activity
+ WHERE state = 'active' AND query LIKE 'COMMIT%' AND datname = ANY($1)
+"""
 _PROBE: Final = "SELECT pg_logical_emit_message(true, 'test', '')"
 
 
@@ -41,13 +46,14 @@ class Standby:
             yield
         finally:
             await self._set("''")
+            waited = await self._committing()
             async with asyncio.timeout(LONG_S):
-                while await self._count(_COMMITS):  # noqa: ASYNC110 - a server
+                while waited & await self._committing():  # noqa: ASYNC110 - a server
                     await asyncio.sleep(0.01)
 
     async def waiting(self) -> int:
         """How many COMMITs wait."""
-        return await self._count(_WAITS)
+        return int(await self._ask(_WAITING, self._databases))
 
     async def until_waiting(self, count: int) -> None:
         """Wait until so many COMMITs wait, or more."""
@@ -69,9 +75,9 @@ class Standby:
         await self._ask(f"ALTER SYSTEM SET synchronous_standby_names = {names}")
         await self._ask("SELECT pg_reload_conf()")
 
-    async def _count(self, condition: str) -> int:
-        sql = f"SELECT count(*) FROM pg_stat_activity WHERE {condition} AND datname = ANY($1)"
-        return int(await self._ask(sql, self._databases))
+    async def _committing(self) -> set[str]:
+        """The COMMITs that have not returned."""
+        return set(await self._ask(_COMMITS, self._databases) or ())
 
     async def _ask(self, sql: str, *parameters: Any) -> Any:
         connection = await asyncpg.connect(self._server.admin_url)

@@ -90,6 +90,16 @@ def lose(
         for each in (database.reads, database.waiting, database.lanes):
             await fill(each, run=sa.text("SET default_transaction_read_only = on"))
 
+    async def idle() -> None:
+        for each in (database.reads, database.waiting, database.lanes):
+            await fill(each, run=sa.text("SET idle_session_timeout = '50ms'"))
+        left = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'core test%'"
+            f" AND datname = '{name_of(core_urls)}'"
+        )
+        while int(await asyncio.to_thread(postgres_server.run_sql, left)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     async def announce() -> None:
         for flow in box.flows:
             flow.to_client.write(SHUTDOWN)
@@ -105,6 +115,7 @@ def lose(
         box.forget()
 
     return {
+        "idle": idle,
         "ended": lambda: sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE application_name LIKE 'core test%' AND datname = '{name_of(core_urls)}'"
@@ -119,7 +130,7 @@ def lose(
 
 NUMBERS = sa.text("SELECT number FROM numbers")
 every_loss = pytest.mark.parametrize(
-    "loss", ["ended", "announced", "discarded", "forgotten", "read-only", "retyped"]
+    "loss", ["idle", "ended", "announced", "discarded", "forgotten", "read-only", "retyped"]
 )
 
 
