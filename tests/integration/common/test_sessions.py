@@ -29,6 +29,7 @@ from tests.integration.common.test_lane import Insert, Inserts, lane_of
 from tests.integration.start.services import at_port, server_of
 from tests.support.databases import name_of
 from tests.support.fake_server import TcpProxy
+from tests.support.payments import until
 from tests.support.time_limits import LONG_S
 
 PID = sa.text("SELECT pg_backend_pid()")
@@ -86,29 +87,25 @@ def lose(
     async def sql(text: str) -> None:
         await asyncio.to_thread(postgres_server.run_sql, text, name_of(core_urls))
 
-    async def become_read_only() -> None:
+    async def in_each(text: str) -> None:
         for each in (database.reads, database.waiting, database.lanes):
-            await fill(each, run=sa.text("SET default_transaction_read_only = on"))
+            await fill(each, run=sa.text(text))
 
     async def idle() -> None:
-        for each in (database.reads, database.waiting, database.lanes):
-            await fill(each, run=sa.text("SET idle_session_timeout = '50ms'"))
+        await in_each("SET idle_session_timeout = '50ms'")
         left = (
             "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'core test%'"
             f" AND datname = '{name_of(core_urls)}'"
         )
-        while int(await asyncio.to_thread(postgres_server.run_sql, left)):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until(
+            lambda: asyncio.to_thread(postgres_server.run_sql, left), lambda count: not int(count)
+        )
 
     async def announce() -> None:
         for flow in box.flows:
             flow.to_client.write(SHUTDOWN)
         # So that the driver has read it.
         await asyncio.sleep(0.05)
-
-    async def discard() -> None:
-        for each in (database.reads, database.waiting, database.lanes):
-            await fill(each, run=sa.text("DISCARD ALL"))
 
     async def forget() -> None:
         monkeypatch.setattr(pool, "PROOF_S", 0.2)
@@ -121,9 +118,9 @@ def lose(
             f" WHERE application_name LIKE 'core test%' AND datname = '{name_of(core_urls)}'"
         ),
         "announced": announce,
-        "discarded": discard,
+        "discarded": lambda: in_each("DISCARD ALL"),
         "forgotten": forget,
-        "read-only": become_read_only,
+        "read-only": lambda: in_each("SET default_transaction_read_only = on"),
         "retyped": lambda: sql("ALTER TABLE numbers ALTER COLUMN number TYPE numeric"),
     }
 
