@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from common.db.database import open_pools
 from common.db.errors import CannotConnect, Fault, classify, is_lost
 from common.db.repeat import read
+from common.db.statements import Connection
 from common.errors import DatabaseUnavailable
 
 
@@ -34,6 +35,7 @@ GREETING: Final = [
     message(b"K", struct.pack("!ii", 1, 2)),
     READY,
 ]
+SEVEN: Final = sa.text("SELECT 7 AS n")
 INT4: Final = struct.pack("!ihihih", 0, 0, 23, 4, -1, 0)
 PREPARED: Final = [
     message(b"1"),
@@ -95,19 +97,22 @@ async def _request(reader: asyncio.StreamReader) -> None:
         await reader.readexactly(size - 4)
 
 
+async def seven(connection: Connection) -> int:
+    return int(await connection.scalar(SEVEN))
+
+
 @pytest.mark.parametrize("end", ENDS)
 async def test_an_end_at_any_point_is_the_servers_and_loses_the_session(end: str) -> None:
     for step in range(STEPS):
         async with breaking(end, step) as url:
             database = open_pools(url, application_name="broken", pool_size=4)
-            statement = sa.text("SELECT 7 AS n")
             with pytest.raises(Exception) as caught:
                 async with database.reads.connect() as connection:
-                    await connection.execute(statement)
+                    await seven(connection)
             assert classify(caught.value) is Fault.CONNECTION, (step, caught.value)
             assert is_lost(caught.value) or isinstance(caught.value, CannotConnect), step
             with pytest.raises(DatabaseUnavailable):
-                await read(database, lambda each, asked=statement: each.execute(asked))
+                await read(database, seven)
             await database.close()
 
 
@@ -115,5 +120,5 @@ async def test_control_a_server_that_replies_to_the_end_is_understood() -> None:
     async with breaking("closed", STEPS) as url:
         database = open_pools(url, application_name="broken", pool_size=4)
         async with database.reads.connect() as connection:
-            assert await connection.scalar(sa.text("SELECT 7 AS n")) == 7
+            assert await seven(connection) == 7
         await database.close()
