@@ -21,6 +21,12 @@ class SetCartItem:
     quantity: int
     expected_version: int | None
 
+    def is_done_in(self, cart: Cart) -> bool:
+        """Whether this change leaves the cart as it is."""
+        found = (line.quantity for line in cart.lines if line.product_id == self.product_id)
+        as_expected = self.expected_version in {None, cart.version}
+        return as_expected and next(found, 0) == self.quantity
+
 
 @dataclass(frozen=True, slots=True)
 class ClearCart:
@@ -28,6 +34,10 @@ class ClearCart:
 
     user_id: str
     expected_version: int | None
+
+    def is_done_in(self, cart: Cart) -> bool:
+        """Whether this change leaves the cart as it is."""
+        return self.expected_version in {None, cart.version} and not cart.lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,22 +64,27 @@ class Carts:
         """
         if not is_id(command.product_id):
             raise ProductNotFound(product_id=command.product_id)
-        return await self._change(command.user_id, partial(_set_item, command=command))
+        return await self._change(command, partial(_set_item, command=command))
 
     async def clear(self, command: ClearCart) -> Cart:
         """Remove everything. Raises CartChanged or Overloaded."""
-        return await self._change(command.user_id, partial(_clear, command=command))
+        return await self._change(command, partial(_clear, command=command))
 
-    async def _change(self, user_id: str, change: _Change) -> Cart:
+    async def _change(self, command: SetCartItem | ClearCart, change: _Change) -> Cart:
         """Make the change when it is its turn.
 
-        Raises DatabaseUnavailable, Overloaded, or ConflictRetriesExhausted if the row stays held.
+        Raises DatabaseUnavailable, Overloaded, or ConflictRetriesExhausted if the row stays held,
+        or if other replicas change the cart each time.
         """
-        async with self._turn(user_id):
-            try:
-                return await self._when_free(user_id, change)
-            except _Unchanged:
-                return await self._unchanged(user_id)
+        async with self._turn(command.user_id):
+            for _ in range(TRIES_MAX):
+                try:
+                    return await self._when_free(command.user_id, change)
+                except _Unchanged:
+                    cart = await self._unchanged(command.user_id)
+                if command.is_done_in(cart):
+                    return cart
+            raise ConflictRetriesExhausted
 
     async def _when_free(self, user_id: str, change: _Change) -> Cart:
         """Not repeated once its COMMIT was sent: it would find its own change of the version."""

@@ -163,6 +163,14 @@ ORDER: Final = (
         tests=(f"{_CARTS}test_a_change_of_another_version_is_refused",),
     ),
     Mutant(
+        "reply-with-a-later-cart",
+        "the reply to a change that changes nothing shows what another replica wrote after it",
+        file="order_service/use_cases/cart.py",
+        old="                if command.is_done_in(cart):\n",
+        new="                if True:\n",
+        tests=(f"{_CARTS}test_a_reply_has_the_change_though_another_tab_changes_the_cart",),
+    ),
+    Mutant(
         "cart-without-turns",
         "all changes of one cart ask for connections at once",
         file="order_service/use_cases/cart.py",

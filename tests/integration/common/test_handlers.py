@@ -174,6 +174,16 @@ async def test_a_method_has_the_callers_deadline_or_the_default() -> None:
     assert 0 < default.left_s <= 7.0
 
 
+@pytest.mark.parametrize("years", [1, 100])
+async def test_a_deadline_of_many_years_is_a_deadline(years: int) -> None:
+    """gRPC's header has at most eight digits of hours."""
+    echo = Echo()
+    async with connected(echo, default_deadline_s=7.0) as client:
+        assert (await client.say("patient", timeout=years * 365.0 * 86_400)).value == "patient"
+    [call] = echo.received
+    assert call.left_s > 86_400
+
+
 async def test_calls_at_the_same_time_each_have_their_own_deadline() -> None:
     both = asyncio.Barrier(2)
     left: dict[str, float] = {}

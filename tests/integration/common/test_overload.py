@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -32,12 +33,18 @@ class Replica(EchoStub):
     def __init__(self, running: Service, address: str, channel: grpc.aio.Channel) -> None:
         super().__init__(channel)
         self.address = address
-        self._status = Path(f"/proc/{running.process.pid}/status")
+        self._pid = running.process.pid
+        self._status = Path(f"/proc/{self._pid}/status")
 
     def memory(self, kind: str) -> int:
         """Bytes resident now (``VmRSS``), or the maximum so far (``VmHWM``)."""
         [line] = [line for line in self._status.read_text().splitlines() if line.startswith(kind)]
         return int(line.split()[1]) * 1024
+
+    def allow_files(self, more: int) -> None:
+        """Leave it so many file descriptors."""
+        limit = len(list(Path(f"/proc/{self._pid}/fd").iterdir())) + more
+        resource.prlimit(self._pid, resource.RLIMIT_NOFILE, (limit, limit))
 
     async def held(self) -> int:
         [answer] = [answer async for answer in self.count("how many")]
@@ -112,3 +119,27 @@ async def test_calls_above_the_limit_are_refused_and_those_within_it_served(
     assert kinds == {(Code.RESOURCE_EXHAUSTED, "OVERLOADED", 0.5)}
     assert growth < GROWTH_BYTES_MAX
     assert (await replica.say("afterwards", timeout=LIMIT_S)).value == "afterwards"
+
+
+FILES = 10
+
+
+async def test_a_replica_without_file_descriptors_serves_and_then_accepts_again(
+    replica: Replica,
+) -> None:
+    """Who is connected is served; who is not, as soon as others have gone."""
+    await replica.say("first", timeout=LIMIT_S)
+    replica.allow_files(FILES)
+    host, _, port = replica.address.rpartition(":")
+    async with AsyncExitStack() as stack:
+        for _ in range(2 * FILES):
+            _, writer = await asyncio.open_connection(host, int(port))
+            stack.callback(writer.close)
+        assert (await replica.say("connected", timeout=LIMIT_S)).value == "connected"
+        other = EchoStub(await stack.enter_async_context(connection(replica.address)))
+        waiting = asyncio.ensure_future(other.say("later", wait_for_ready=True, timeout=LIMIT_S))
+        assert (await replica.say("meanwhile", timeout=LIMIT_S)).value == "meanwhile"
+        assert not waiting.done()
+    async with connection(replica.address) as channel:
+        reply = await EchoStub(channel).say("after", wait_for_ready=True, timeout=LIMIT_S)
+    assert reply.value == "after"

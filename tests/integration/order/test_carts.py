@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from deploy.local.postgres_roles import ServiceUrls
+from order_service.model.cart import Cart
+from order_service.use_cases.cart import Carts
 from tally.order.v1 import order_pb2 as pb
-from tests.support.orders import Shop, create_product, set_item
+from tests.support.orders import Shop, create_product, open_shop, set_item
 from tests.support.refusals import refused
 
 
@@ -37,6 +42,30 @@ async def test_setting_the_same_value_changes_nothing(shop: Shop) -> None:
     first = (await shop.carts.SetCartItem(set_item("ann", tea, 2))).cart
     assert (await shop.carts.SetCartItem(set_item("ann", tea, 2))).cart == first
     assert (await shop.carts.SetCartItem(set_item("bob", tea, 0))).cart == pb.Cart(user_id="bob")
+
+
+@pytest.mark.parametrize("quantity", [0, 2], ids=["cleared", "set"])
+async def test_a_reply_has_the_change_though_another_tab_changes_the_cart(
+    shop: Shop, order_database: ServiceUrls, monkeypatch: pytest.MonkeyPatch, quantity: int
+) -> None:
+    """The cart is as asked for at first, and no more when that is confirmed."""
+    tea = await shop.product(1)
+    await shop.carts.SetCartItem(set_item("ann", tea, quantity))
+    clear, change = pb.ClearCartRequest(user_id="ann"), set_item("ann", tea, quantity)
+    async with open_shop(1, database_url=order_database.runtime) as other:
+        confirm, others = Carts._unchanged, [set_item("ann", tea, 7)]
+
+        async def later(carts: Carts, user_id: str) -> Cart:
+            if others:
+                await other.carts.SetCartItem(others.pop())
+            return await confirm(carts, user_id)
+
+        monkeypatch.setattr(Carts, "_unchanged", later)
+        calling = shop.carts.SetCartItem(change) if quantity else shop.carts.ClearCart(clear)
+        cart = (await calling).cart
+    assert lines(cart) == ([(tea, quantity)] if quantity else [])
+    assert not others
+    assert await shop.cart("ann") == cart
 
 
 async def test_a_change_of_another_version_is_refused(shop: Shop) -> None:
