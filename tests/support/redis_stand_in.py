@@ -24,6 +24,8 @@ class RedisStandIn:
         """One reply in Redis' protocol, or bytes that are none."""
         self.greets = True
         """Whether the handshake gets its proper replies too."""
+        self.hangs_up = False
+        """Whether the connection ends with ``reply``."""
         self.received = 0
         """How many commands got ``reply``."""
         self.connections = 0
@@ -40,7 +42,7 @@ class RedisStandIn:
             writers.add(writer)
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 await stand_in._serve(reader, writer)
-            writer.transport.abort()
+            writer.close()
 
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         stand_in.url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
@@ -64,3 +66,5 @@ class RedisStandIn:
             self.received += known is None
             writer.write(self.reply if known is None else known)
             await writer.drain()
+            if known is None and self.hangs_up:
+                return

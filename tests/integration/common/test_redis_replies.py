@@ -84,6 +84,18 @@ async def test_a_wrong_reply_to_an_acquire_is_no_grant_and_locks_come_back(
     await until_locked(locks, KEYS)
 
 
+@pytest.mark.parametrize("greets", [True, False], ids=["", "handshake"])
+async def test_a_connection_that_ends_within_a_reply_is_no_grant(
+    server: RedisStandIn, locks: Locks, greets: bool
+) -> None:
+    """Wherever it ends; and locks come back."""
+    for size in range(len(BOTH_TAKEN)):
+        server.reply, server.greets, server.hangs_up = BOTH_TAKEN[:size], greets, True
+        assert (await locks.acquire(KEYS)).acquired == frozenset()
+        server.reply, server.greets, server.hangs_up = BOTH_TAKEN, True, False
+        await until_locked(locks, KEYS)
+
+
 @wrong(b":0\r\n", b":1\r\n", b":2\r\n")
 async def test_a_wrong_reply_to_a_release_is_ignored_and_locks_come_back(
     server: RedisStandIn, locks: Locks, reply: bytes
