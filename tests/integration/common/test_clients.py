@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common import deadlines, metrics
 from common.errors import Code, DatabaseUnavailable, DeadlineTooShort, Refusal, RemoteRefusal
 from tests.integration.common.callers import replicas_seen, until_seen
-from tests.integration.common.echo import Echo, Probe, Raising, SoldOut, client_of, serving
+from tests.integration.common.echo import NAME, Echo, Probe, Raising, SoldOut, client_of, serving
 from tests.support.fake_server import garbled_server
 from tests.support.time_limits import LONG_S
 
@@ -98,3 +101,25 @@ async def test_a_response_that_cannot_be_read_is_no_reply() -> None:
         with pytest.raises(RemoteRefusal) as caught:
             await client.call(client.stub.Say, StringValue(), limit_s=LONG_S, attempts_max=2)
     assert (caught.value.code, caught.value.reason) == (Code.INTERNAL, "")
+
+
+async def test_a_stream_that_a_proxy_resets_is_sent_again() -> None:
+    """A proxy that loses its server ends the stream; gRPC makes a bare INTERNAL of that."""
+    calls = 0
+
+    async def say(request: bytes, context: Any) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await context.abort(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2")
+        return request
+
+    server = grpc.aio.server()
+    handlers = {"Say": grpc.unary_unary_rpc_method_handler(say)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with client_of(f"127.0.0.1:{port}") as client:
+        response = await client.call(client.stub.Say, StringValue(value="there"), limit_s=LONG_S)
+    await server.stop(None)
+    assert (response.value, calls) == ("there", 2)
