@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,9 +25,11 @@ from deploy.audit.audit import audit
 from deploy.audit.report import as_text
 from deploy.audit.sources import Sources
 from deploy.local.gateway.simulator import GatewaySimulator
+from tests.faults.stack import beside
 from tests.pooler.pgbouncer import PgBouncer
 from tests.support.databases import Databases, StackDatabases
-from tests.support.sale import assert_all_sold
+from tests.support.payments import until
+from tests.support.sale import assert_all_sold, sale
 from tests.support.stack import Wire, running_stack
 
 ORDERS: Final = 20
@@ -36,6 +39,13 @@ IGNORED: Final = {
     f" enable_mergejoin, random_page_cost, {', '.join(SERVER_SETTINGS)}"
 }
 FORGETS: Final = {"max_prepared_statements": "0"}
+LOSE: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE '%runtime'
+"""
+LIVE_SAGAS: Final = """
+SELECT count(*) FROM sagas WHERE state NOT IN ('COMPLETED', 'COMPENSATED', 'RESOLVED')
+"""
+MAY_BE_TRIED_AGAIN: Final = {"DATABASE_UNAVAILABLE", "GATEWAY_UNAVAILABLE", "PAYMENT_IN_PROGRESS"}
 REFUSED: Final = "unsupported startup parameter: .* set TALLY_POOLER=transaction"
 
 
@@ -72,6 +82,33 @@ async def test_a_sale_through_pgbouncer_is_paid_and_audited(
         urls = {service: each.audit for service, each in pooled.urls.items()}
         report = await audit(Sources(urls, record))
     assert report.holds, as_text(report)
+
+
+async def test_the_books_hold_after_a_sale_in_which_sessions_are_lost(
+    pgbouncer: PgBouncer, databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the server, and of PgBouncer. Who is not served learns that it may try again."""
+    monkeypatch.setenv("TALLY_POOLER", "transaction")
+    record = tmp_path / "gateway.db"
+    with GatewaySimulator(record) as gateway, pooled_databases(databases, pgbouncer) as pooled:
+        async with running_stack(pooled, gateway, "", Wire()) as stack:
+            async with beside(lose_sessions(pooled, pgbouncer)):
+                results = await sale(stack, ORDERS)
+            assert set(results.refusals) <= MAY_BE_TRIED_AGAIN
+            await until(lambda: pooled.sql("order", LIVE_SAGAS), lambda count: not int(count))
+        urls = {service: each.audit for service, each in pooled.urls.items()}
+        report = await audit(Sources(urls, record))
+    assert report.holds, as_text(report)
+
+
+async def lose_sessions(pooled: StackDatabases, pgbouncer: PgBouncer) -> None:
+    """From the first customer on: end those of the server, five times; then PgBouncer's too."""
+    await until(lambda: pooled.sql("balance", "SELECT count(*) FROM accounts"), int)
+    while True:
+        for _ in range(5):
+            await asyncio.to_thread(pooled.server.run_sql, LOSE)
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(pgbouncer.restart)
 
 
 async def test_settings_go_with_a_transaction_and_end_with_it(
