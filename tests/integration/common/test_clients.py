@@ -115,7 +115,7 @@ async def test_a_stream_that_a_proxy_resets_is_sent_again() -> None:
         return request
 
     server = grpc.aio.server()
-    handlers = {"Say": grpc.unary_unary_rpc_method_handler(say)}
+    handlers: dict[str, Any] = {"Say": grpc.unary_unary_rpc_method_handler(say)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
