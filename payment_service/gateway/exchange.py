@@ -20,6 +20,8 @@ from typing import Final
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.tracing import Trace
 from pydantic import SecretStr
 from yarl import URL
 
@@ -80,7 +82,7 @@ class Exchanges:
         self._slots = asyncio.Semaphore(limits.slots)
         authorization = aiohttp.encode_basic_auth(secret_key.get_secret_value(), "")
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 # The slots are the limit. Idle connections are those of slots that are free again.
                 limit=0,
                 keepalive_timeout=_IDLE_S_MAX,
@@ -154,6 +156,23 @@ class Exchanges:
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Uses no connection again on which bytes have arrived since its last response.
+
+    They answer nothing that was asked (RFC 9112, 9.2). The library would take them for the response
+    to the next request, and an error of the gateway does not name the payment that it is about.
+    """
+
+    async def _get(
+        self, key: ConnectionKey, traces: list[Trace]
+    ) -> aiohttp.connector.Connection | None:
+        while (found := await super()._get(key, traces)) is not None:
+            if found.protocol is not None and not found.protocol.should_close:
+                return found
+            found.close()
+        return None
 
 
 async def _once(request: ClientRequest, send: ClientHandlerType) -> ClientResponse:

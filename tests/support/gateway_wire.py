@@ -134,6 +134,11 @@ class GatewayWire:
         assert self._server is not None
         self._server.close()
 
+    def send(self, unasked: Reply) -> None:
+        """Send on every connection what no request asked for."""
+        for writer in self._writers:
+            writer.write(unasked.raw)
+
     def drop_connections(self) -> None:
         """Close every connection, as a server that restarts does."""
         for writer in self._writers:

@@ -313,6 +313,25 @@ async def test_connections_are_used_again_until_they_idle_too_long(
         assert wire.connections == 2
 
 
+UNASKED = {
+    "an error": reply(400, {"code": "REJECT_CARD_PAYMENT", "message": "Another card's."}),
+    "a time limit": reply(408, {"code": "REQUEST_TIMEOUT", "message": "Nothing was sent."}),
+    "no http": Reply(b"BYE"),
+}
+
+
+@pytest.mark.parametrize("unasked", UNASKED)
+async def test_what_came_on_an_idle_connection_answers_no_request(unasked: str) -> None:
+    """An error does not name the payment that it is about."""
+    async with gateway_wire(pays) as wire, adapter(wire.url) as toss:
+        assert type(await toss.confirm(charge(1))) is Confirmed
+        wire.send(UNASKED[unasked])
+        for _ in range(AWAITS_MAX):  # until the library has read it
+            await asyncio.sleep(0)
+        assert type(await toss.confirm(charge(2))) is Confirmed
+        assert len(wire.requests) == 2
+
+
 @pytest.mark.parametrize("operation", ["confirm", "find", "cancel"])
 async def test_no_request_is_sent_twice(operation: str) -> None:
     """The library alone repeats a GET on a connection that the server closed."""
