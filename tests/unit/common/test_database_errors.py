@@ -36,6 +36,8 @@ CASES = [
     ("statement timeout", of_server("57014"), Fault.SLOW),
     ("read-only", of_server("25006"), Fault.CONNECTION),
     ("connections not allowed", of_server("55000"), Fault.CONNECTION),
+    ("prepared statement lost", of_server("26000"), Fault.CONNECTION),
+    ("prepared statement of another client", of_server("42P05"), Fault.CONNECTION),
     ("disk full", of_server("53100"), Fault.CONNECTION),
     ("no answer", InterfaceError("connection is closed"), Fault.CONNECTION),
     ("refused", ConnectionRefusedError(), Fault.CONNECTION),
