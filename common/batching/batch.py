@@ -6,7 +6,7 @@ A failed transaction is classified (``common.db.errors``); then the batch is
   attempt reads its record. Still violated: halved until the one command is found, and the
   constraint translated to a refusal;
 - halved, if another transaction holds an uncommitted row that the batch inserts too, until the one
-  command is found; it then waits for the lock;
+  command is found; it then waits for the lock, with all others of its Redis key;
 - run again a few times after a deadlock or a lock timeout, then CONFLICT_RETRIES_EXHAUSTED;
 - run again a few times when the connection was lost, then DATABASE_UNAVAILABLE. If a lost COMMIT
   had succeeded, the next attempt finds the idempotency records;
@@ -32,7 +32,7 @@ from prometheus_client import Counter, Histogram
 
 from common import failpoints
 from common.backoff import Backoff
-from common.batching.outcomes import Decide, Outcome, QueuedCommand, RowLocked
+from common.batching.outcomes import Decide, HeldKey, Outcome, QueuedCommand, RowLocked
 from common.db.database import Database
 from common.db.errors import Fault, RecordConflict, classify, constraint_name
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
@@ -116,8 +116,16 @@ async def commit(
     _sizes.labels(attempt.lane).observe(len(entries))
     parts = [entries]
     slow = _Slow()
+    held: set[HeldKey] = set()
     while parts:
         part = parts.pop()
+        if held:
+            # Each of them would cost its part the whole lock_timeout again.
+            waiting, part = divide(part, held.__contains__)
+            if waiting:
+                yield Done(waiting, [_locked(entry) for entry in waiting])
+            if not part:
+                continue
         if slow.over:
             yield _too_slow(attempt, part)
             continue
@@ -125,10 +133,33 @@ async def commit(
             attempt, part, wait_for_locks=wait_for_locks, whole=part is entries, slow=slow
         )
         if done is not None:
+            held.update(_held_keys(done))
             yield done
         else:
             size = math.ceil(len(part) / (SLOW_PARTS if slow.last else 2))
             parts += reversed([part[at : at + size] for at in range(0, len(part), size)])
+
+
+def divide(
+    entries: Sequence[QueuedCommand[C, R]], is_held: Callable[[HeldKey], bool]
+) -> tuple[list[QueuedCommand[C, R]], list[QueuedCommand[C, R]]]:
+    """The entries whose keys are held, and the others."""
+    held: list[QueuedCommand[C, R]] = []
+    others: list[QueuedCommand[C, R]] = []
+    for entry in entries:
+        waits = entry.lock_key is not None and is_held(HeldKey(entry.lock_key))
+        (held if waits else others).append(entry)
+    return held, others
+
+
+def _held_keys(done: Done[C, R]) -> list[HeldKey]:
+    locked = [outcome.row for outcome in done.outcomes if isinstance(outcome, RowLocked)]
+    return [row for row in locked if isinstance(row, HeldKey)]
+
+
+def _locked(entry: QueuedCommand[C, R]) -> RowLocked:
+    """The outcome of a command that found a row held, which the database does not name."""
+    return RowLocked(id(entry) if entry.lock_key is None else HeldKey(entry.lock_key))
 
 
 @dataclass(slots=True)
@@ -213,7 +244,7 @@ def _give_up(
     if fault is Fault.OVERLOAD:
         return Done(entries, [Overloaded(lane=attempt.lane) for _ in entries])
     if fault is Fault.HELD:
-        return Done(entries, [RowLocked(entry.lock_key or id(entry)) for entry in entries])
+        return Done(entries, [_locked(entry) for entry in entries])
     if fault is Fault.CONTENTION or isinstance(error, RecordConflict):
         return Done(entries, [ConflictRetriesExhausted(lane=attempt.lane) for _ in entries])
     name = constraint_name(error)

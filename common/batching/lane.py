@@ -11,11 +11,12 @@ from typing import Generic, TypeVar
 import structlog
 
 from common import deadlines
-from common.batching.batch import Attempt, commit
+from common.batching.batch import Attempt, commit, divide
 from common.batching.bulk import BulkCalls
 from common.batching.lock_wait_queue import LockWaitQueue
 from common.batching.outcomes import (
     Decide,
+    HeldKey,
     Limits,
     QueuedCommand,
     Reply,
@@ -201,6 +202,11 @@ class Lane(Generic[C, R]):
                 return
 
     async def _batch(self, entries: list[QueuedCommand[C, R]]) -> None:
+        held, entries = divide(entries, self._blocked.is_held)
+        for entry in held:
+            # In this batch it would delay all others until the database refuses to wait.
+            assert entry.lock_key is not None
+            self._blocked.wait(entry, HeldKey(entry.lock_key))
         grant = None
         if keys := {entry.lock_key for entry in entries if entry.lock_key}:
             grant = await self._locks.acquire(keys)

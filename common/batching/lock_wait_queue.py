@@ -38,6 +38,7 @@ class LockWaitQueue(Generic[C, R]):
         self._limits = limits
         self._database = database
         self._queues: dict[Hashable, deque[QueuedCommand[C, R]]] = {}
+        self._held: set[Hashable] = set()
         self._slots = asyncio.Semaphore(limits.blocked_max)
 
     def wait(self, entry: QueuedCommand[C, R], row: Hashable) -> None:
@@ -45,8 +46,13 @@ class LockWaitQueue(Generic[C, R]):
         queue = self._queues.get(row)
         if queue is None:
             queue = self._queues[row] = deque()
+            self._held.add(row)
             self._spawn(self._run(row, queue))
         queue.append(entry)
+
+    def is_held(self, row: Hashable) -> bool:
+        """Whether commands wait for the row, and none of them has got it yet."""
+        return row in self._held
 
     async def _run(self, row: Hashable, queue: deque[QueuedCommand[C, R]]) -> None:
         entries: list[QueuedCommand[C, R]] = []
@@ -60,12 +66,15 @@ class LockWaitQueue(Generic[C, R]):
                     entries = [queue.popleft() for _ in range(size)]
                     await self._decide(row, entries)
                     stuck = any(not entry.left for entry in entries)
+                if not stuck:
+                    self._held.discard(row)
         except BaseException as error:
             self._fail([*entries, *queue], error)
             if not isinstance(error, Exception):
                 raise
         finally:
             del self._queues[row]
+            self._held.discard(row)
 
     @asynccontextmanager
     async def _place(self, *, stuck: bool) -> AsyncIterator[None]:

@@ -25,6 +25,14 @@ class RowLocked:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldKey:
+    """The row of a ``RowLocked`` that is not known: one of those that commands of this Redis key
+    insert, and that another transaction has inserted and not committed."""
+
+    lock_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class VersionConflict:
     """The row changed between reading and writing: decide this command again."""
 

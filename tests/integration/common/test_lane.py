@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
+from asyncpg.exceptions import UniqueViolationError
 
 from common import deadlines
 from common.batching import batch
@@ -15,6 +17,7 @@ from common.batching.lane import Lane
 from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
 from common.db import pool
 from common.db.database import Database, open_pools
+from common.db.errors import UNIQUE_VIOLATION, sqlstate
 from common.db.statements import Connection
 from common.errors import (
     Code,
@@ -29,7 +32,7 @@ from common.locking.locks import Grant, Locks, NoLocks
 from common.locking.strategy import RowStrategy, Strategies, Strategy
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.support.databases import name_of
+from tests.support.databases import name_of, open_transaction
 
 INSERT = sa.text("INSERT INTO numbers SELECT unnest(CAST(:numbers AS bigint[]))")
 
@@ -303,6 +306,38 @@ async def test_a_locked_row_delays_only_its_own_command(database: Database) -> N
     assert not waiting.done()
     released.set()
     assert await waiting == -1
+
+
+async def test_commands_of_a_held_key_enter_no_further_batch(
+    database: Database, core_urls: ServiceUrls
+) -> None:
+    """Each would delay all others of its batch by the whole lock_timeout, and its halves again."""
+    entered = 0
+
+    def count(numbers: Sequence[int], waits: bool) -> None:
+        nonlocal entered
+        entered += 1 in numbers and not waits
+
+    lane = lane_of(database, Inserts(count))
+    async with open_transaction(core_urls, "INSERT INTO numbers VALUES (1)"):
+        held = asyncio.ensure_future(submit_all(lane, [1, 1, 1]))
+        assert await submit_all(lane, range(2, 10)) == [-number for number in range(2, 10)]
+        # The batches in which the first of them was found: the whole, and one of each two halves.
+        assert 1 <= entered <= 5
+        entered = 0
+        later = []
+        for number in range(10, 15):
+            later.append(asyncio.ensure_future(submit_all(lane, [1])))
+            assert await lane.submit(Insert(number)) == -number
+        assert entered == 0
+        assert not any(each.done() for each in (held, *later))
+    # The other transaction has committed: this number exists.
+    for outcome in [*await held, *itertools.chain(*await asyncio.gather(*later))]:
+        assert isinstance(outcome, BaseException)
+        assert sqlstate(outcome) == UNIQUE_VIOLATION
+    with pytest.raises(UniqueViolationError):
+        await lane.submit(Insert(1))
+    assert entered > 0, "it is free again"
 
 
 async def test_after_several_version_conflicts_the_lock_is_waited_for(database: Database) -> None:
