@@ -37,8 +37,14 @@ class IssueSnapshot:
     """The idempotency record of the command."""
 
 
+# The method is a column too: with a constant, the planner would read the records of all calls to
+# this method once, as long as there are few, and keep that plan when there are millions.
 _asked = unnest(
-    "asked", *coupons.c[Claim._fields], asked_request_id=sa.Text, position=sa.BigInteger
+    "asked",
+    *coupons.c[Claim._fields],
+    answers.c.method,
+    asked_request_id=sa.Text,
+    position=sa.BigInteger,
 )
 # Campaign and coupon have the ids that were asked for, if they exist. Selected only once, these
 # columns let both be read from one row.
@@ -57,7 +63,7 @@ _SNAPSHOTS: Final = (
     .outerjoin(
         answers,
         sa.and_(
-            answers.c.method == sa.literal("IssueCoupon"),
+            answers.c.method == _asked.c.method,
             answers.c.scope == _asked.c.user_id,
             answers.c.request_id == _asked.c.asked_request_id,
         ),
@@ -81,6 +87,7 @@ async def read_snapshots(
             # Text that cannot be an id becomes NULL, which is no campaign's id.
             "campaign_id": command.campaign_id if is_id(command.campaign_id) else None,
             "user_id": command.user_id,
+            "method": command.key.method,
             "asked_request_id": command.request_id,
             "position": position,
         }
@@ -167,7 +174,8 @@ _RESTORE: Final = (
     sa.update(redemptions)
     .values({name: _restored.c[name] for name in ("restore_request_id", "restore_time")})
     .where(same(redemptions, _restored, RedemptionId._fields))
-    .where(redemptions.c.restore_time.is_(None))
+    # Not of restore_time: the planner would read the whole index of live redemptions.
+    .where(redemptions.c.restore_request_id.is_(None))
 )
 
 
