@@ -25,9 +25,9 @@ STRATEGIES: Final[Strategies] = {
         redis_key=CAMPAIGN_KEY,
         rows=RowStrategy.FOR_UPDATE,
         guards=(tables.ISSUED_WITHIN_QUANTITY, tables.USER_ONCE, tables.NUMBER_ONCE),
-        why="All users want the same row at the same moment, and the order of arrival decides. A "
-        "read without a lock refuses users who have a coupon or come too late; the others queue "
-        "for the campaign's row, which counts the numbers.",
+        why="All users want the same row at the same moment, and the order of arrival decides: "
+        "they queue for the campaign's row, which counts the numbers. Once the campaign is over, a "
+        "read without a lock refuses those who come too late.",
     ),
     RedeemCoupon: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,

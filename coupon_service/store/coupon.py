@@ -14,7 +14,6 @@ from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
-from common.ids import is_id
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
@@ -84,8 +83,7 @@ async def read_snapshots(
     """One snapshot per command, in their order, all from one statement. Locks nothing."""
     asked = [
         {
-            # Text that cannot be an id becomes NULL, which is no campaign's id.
-            "campaign_id": command.campaign_id if is_id(command.campaign_id) else None,
+            "campaign_id": command.campaign_id,
             "user_id": command.user_id,
             "method": command.key.method,
             "asked_request_id": command.request_id,
