@@ -48,10 +48,14 @@ class Expected(enum.StrEnum):
 
 
 def _step(saga: str, name: str) -> str:
-    """SQL: one step of the saga, for those states in which the steps decide."""
+    """SQL: one step of the saga, for those states in which the steps decide.
+
+    A field that has its default is not stored.
+    """
     return (
-        f"(SELECT step ->> 'state' AS state, (step ->> 'fenced')::boolean AS fenced,"  # noqa: S608 - constants
-        f" step ->> 'standing_reason' AS standing_reason,"
+        f"(SELECT coalesce(step ->> 'state', 'PENDING') AS state,"  # noqa: S608 - constants
+        f" coalesce((step ->> 'fenced')::boolean, false) AS fenced,"
+        f" coalesce(step ->> 'standing_reason', '') AS standing_reason,"
         f" coalesce((step ->> 'standing_minor')::numeric, 0) AS standing_minor"
         f" FROM jsonb_array_elements({saga}.steps) AS step"
         f" WHERE {saga}.state NOT IN ('COMPLETED', 'COMPENSATED') AND step ->> 'name' = '{name}'"

@@ -30,20 +30,23 @@ SELECT s.saga_id::text AS key,
        format('saga %s (%s) of order %s: %s', s.saga_id, s.state, s.order_id, CASE
            WHEN o.order_id IS NULL THEN 'there is no such order'
            ELSE 'steps ' || (SELECT string_agg(
-               format('%s %s', step ->> 'name', step ->> 'state'), ', ')
+               format('%s %s', step ->> 'name', coalesce(step ->> 'state', 'PENDING')), ', ')
                FROM jsonb_array_elements(s.steps) AS step) END) AS difference
   FROM sagas AS s
   LEFT JOIN orders AS o ON o.order_id = s.order_id AND o.user_id = s.user_id
  WHERE o.order_id IS NULL
     OR EXISTS (SELECT FROM jsonb_array_elements(s.steps) AS step
+                -- A field that has its default is not stored.
+                CROSS JOIN LATERAL (SELECT coalesce(step ->> 'state', 'PENDING') AS state) AS its
                 WHERE CASE s.state
-                      WHEN 'COMPLETED' THEN step ->> 'state' NOT IN ('DONE', 'SKIPPED')
+                      WHEN 'COMPLETED' THEN its.state NOT IN ('DONE', 'SKIPPED')
                       WHEN 'COMPENSATED'
-                      THEN step ->> 'state' NOT IN ('PENDING', 'SKIPPED', 'COMPENSATED')
+                      THEN its.state NOT IN ('PENDING', 'SKIPPED', 'COMPENSATED')
                       WHEN 'RESOLVED'
                       THEN s.plan_version <> 1 AND step ->> 'participant' <> ''
-                           AND step ->> 'state' NOT IN ('SKIPPED', 'COMPENSATED', 'STANDING',
-                               CASE step ->> 'undoes' WHEN '' THEN 'PENDING' ELSE 'DONE' END)
+                           AND its.state NOT IN ('SKIPPED', 'COMPENSATED', 'STANDING',
+                               CASE coalesce(step ->> 'undoes', '') WHEN '' THEN 'PENDING'
+                                                                    ELSE 'DONE' END)
                       ELSE false END)
 """,
     ),

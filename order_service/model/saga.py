@@ -85,7 +85,10 @@ _MAY_HAVE_LANDED: Final = frozenset(
 
 @dataclass(slots=True)
 class StepRecord:
-    """One step in the journal."""
+    """One step in the journal.
+
+    A field that has its default is not stored, so a default never changes.
+    """
 
     name: str
     state: StepState = StepState.PENDING

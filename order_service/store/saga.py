@@ -189,7 +189,8 @@ def to_row(saga: Saga) -> dict[str, object]:
     """The columns of a saga, those in JSON as text."""
     return {
         **{name: getattr(saga, name) for name in _OWN_COLUMNS},
-        "steps": _STEPS.dump_json(saga.steps).decode(),
+        # Without defaults: most fields of most steps have theirs.
+        "steps": _STEPS.dump_json(saga.steps, exclude_defaults=True).decode(),
         "facts": _RESULTS.dump_json(saga.facts).decode(),
         "failure": _FAILURE.dump_json(saga.failure).decode() if saga.failure else None,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from common.errors import Refusal
@@ -97,3 +99,25 @@ async def test_a_saga_resolved_by_that_release_is_left_alone(at: int, state: Ste
     await run.go_on()
     assert run.row.state is SagaState.RESOLVED
     assert run.services.effects == []
+
+
+def test_a_field_that_is_not_stored_has_the_default_of_its_first_release() -> None:
+    assert asdict(StepRecord("deduct_balance")) == {
+        "name": "deduct_balance",
+        "state": "PENDING",
+        "attempts": 0,
+        "begin_time": None,
+        "end_time": None,
+        "last_error": "",
+        "unreached": 0,
+        "participant": "",
+        "request_id": "",
+        "undoes": "",
+        "failures": 0,
+        "next_attempt_time": None,
+        "waits_for": "",
+        "undo_begun": False,
+        "fenced": False,
+        "standing_minor": 0,
+        "standing_reason": "",
+    }

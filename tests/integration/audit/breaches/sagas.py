@@ -100,6 +100,9 @@ an answer is about a saga that does not exist | I8 | answer about a saga
 an ended saga left a step begun | I6 | ended saga
     saga {PAY_C} (COMPENSATED) of order {C}: steps redeem_coupon SKIPPED, deduct_balance BEGUN
     UPDATE sagas SET steps = jsonb_set(steps, '{{1,state}}', '"BEGUN"') WHERE saga_id = '{PAY_C}'
+a completed saga left a step pending, which is not stored | I6 | ended saga
+    deduct_balance PENDING
+    UPDATE sagas SET steps = steps #- '{{1,state}}' WHERE saga_id = '{PAY_A}'
 a saga has no order | I6 | ended saga
     there is no such order
     {saga(NOBODY, uid(98), "ann", "RUNNING", "complete_order PENDING", 1)}
