@@ -1,0 +1,96 @@
+"""The channel on which Redis says that a waiter of this process owns its keys now."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from redis.asyncio import Redis
+
+from common.backoff import Backoff
+from common.locking.key_scripts import CHANNEL
+
+PING_S: Final = 0.5
+"""After this much silence the connection is asked whether it lives; after as much again it is
+dead. Meanwhile waiters ask by themselves (``key_line.HEARTBEAT_S``)."""
+_RECONNECT: Final = Backoff(0.01, 1.0)
+_FORM: Final = re.compile(r"(\d+):(\d+):(\d+)")
+
+_log = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A message: the acquisition with this number owns a key."""
+
+    number: int
+    fence: int
+    server_ms: int
+    """When, by the server's clock."""
+
+
+class GrantChannel:
+    """One subscription of the process, kept up until ``run`` is cancelled."""
+
+    def __init__(
+        self,
+        open_connection: Callable[[], Redis],
+        process: str,
+        deliver: Callable[[Granted], None],
+        wake_all: Callable[[], None],
+    ) -> None:
+        """``wake_all`` is called when it is subscribed (again): messages may have been missed."""
+        self._open = open_connection
+        self._name = f"{CHANNEL}{process}"
+        self._deliver = deliver
+        self._wake_all = wake_all
+        self.ready = False
+        """Whether Redis has acknowledged the subscription. Only then may anyone queue."""
+
+    async def run(self) -> None:
+        """Subscribe, read, and subscribe again when the connection is lost."""
+        attempt = 0
+        while True:
+            try:
+                async with self._open() as redis:
+                    await self._subscribe(redis)
+            except Exception as error:  # noqa: BLE001 - the client has no list of what it raises
+                _log.info("lock_channel_lost", error=type(error).__name__)
+            attempt = 1 if self.ready else attempt + 1
+            self.ready = False
+            await asyncio.sleep(_RECONNECT.pause_s(attempt))
+
+    async def _subscribe(self, redis: Redis) -> None:
+        async with redis.pubsub() as pubsub:
+            await pubsub.subscribe(self._name)
+            asked = False
+            while True:
+                message = await pubsub.get_message(timeout=PING_S)
+                if message is None:
+                    if asked:
+                        return
+                    await _within(PING_S, pubsub.ping())
+                asked = message is None
+                if message is not None:
+                    self._read(message)
+
+    def _read(self, message: dict[str, Any]) -> None:
+        if message["type"] == "subscribe":
+            self.ready = True
+            self._wake_all()
+        elif message["type"] == "message":
+            parts = _FORM.fullmatch(str(message["data"]))
+            # Anyone with access to Redis can publish: what has another form is ignored.
+            if parts is not None:
+                with suppress(ValueError):
+                    self._deliver(Granted(*map(int, parts.groups())))
+
+
+async def _within(limit_s: float, sending: Awaitable[object]) -> None:
+    async with asyncio.timeout(limit_s):
+        await sending

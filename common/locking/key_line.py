@@ -1,0 +1,222 @@
+"""Those of this process that want one set of keys, in order of arrival.
+
+A line has one task, which sends every command about its keys: what a caller cancels is its wait,
+never a command in flight. The line as a whole waits in Redis once, whatever its length. When it
+owns the keys, up to TURNS_MAX of its callers hold them one after the other without a round trip;
+then the next process has its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import Counter
+
+from common.backoff import Backoff
+from common.locking.grant_channel import Granted
+from common.locking.key_commands import Entered, KeyCommands, Keys
+from common.locking.key_lease import Hold, KeyLease
+from common.locking.key_scripts import TURNS_MAX
+from common.locking.lock_errors import LockBusy, LockUnavailable
+from common.locking.redis import RedisUnavailable
+from common.metrics import REGISTRY
+
+HEARTBEAT_S: Final = 1.0
+"""How often a waiter asks Redis by itself: a message may be lost, an owner may have died."""
+EXPIRY_SLACK_S: Final = 0.002
+"""Redis counts a time to live in milliseconds."""
+_SPIN: Final = Backoff(0.001, 0.05)
+
+_losses = Counter(
+    "tally_key_lock_losses",
+    "Locks that ended before their holder, by lock and kind: lost (while held) or stale (handed "
+    "over, and found after its lease).",
+    ("lock", "kind"),
+    registry=REGISTRY,
+)
+
+
+class Waiting(enum.Enum):
+    """What a caller does about a busy key."""
+
+    SIMPLE = "fail at once"
+    SPIN = "ask again after a pause that doubles, up to 50 ms"
+    HANDOFF = "queue, and be woken by the release; first come, first served"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all lines of a lock share."""
+
+    name: str
+    commands: KeyCommands
+    waiting: Waiting
+    lease_s: float
+    may_queue: Callable[[], bool]
+    """Whether messages of releases arrive."""
+    unknown: Callable[[Keys, int], None]
+    """Called with an acquisition whose command had no reply."""
+
+
+class KeyLine:
+    """The callers of one set of keys; ``serve`` runs while there are any."""
+
+    def __init__(self, terms: Terms, keys: Keys) -> None:
+        self._terms = terms
+        self._keys = keys
+        self._loop = asyncio.get_running_loop()
+        self._callers: deque[asyncio.Future[Hold]] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._message: Granted | None = None
+        self._hold: Hold | None = None
+        self.number = 0
+        """Of the acquisition that waits in Redis, or 0."""
+
+    def join(self) -> asyncio.Future[Hold]:
+        """A place at the end of the line. Its holder may cancel it."""
+        caller: asyncio.Future[Hold] = self._loop.create_future()
+        self._callers.append(caller)
+        return caller
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anyone still waits."""
+        while self._callers and self._callers[0].done():
+            self._callers.popleft()
+        return bool(self._callers)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a new caller would have to wait for another one."""
+        return self.wanted or (self._hold is not None and not self._hold.ended.done())
+
+    def wake(self) -> None:
+        """Let the line look again: a caller has left, or messages may have been missed."""
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def granted(self, message: Granted) -> None:
+        """Redis has made this line the owner of a key."""
+        self._message = message
+        self.wake()
+
+    def fail(self, error: Exception) -> None:
+        """Let all callers have ``error``."""
+        while self.wanted:
+            self._callers.popleft().set_exception(error)
+
+    async def serve(self) -> None:
+        """Take the keys for the callers, until nobody waits."""
+        owned = 0
+        while self.wanted:
+            try:
+                lease, fence, path = await self._take(owned)
+                owned = 0
+                if lease is not None:
+                    owned = await self._lend(lease, fence, path)
+                if owned and not self.wanted:
+                    await self._terms.commands.free(self._keys, owned)
+                    owned = 0
+            except RedisUnavailable:
+                self.fail(LockUnavailable())
+                if owned:
+                    await self._free_if_possible(owned)
+                owned = 0
+
+    # -- Redis -------------------------------------------------------------------------------------
+
+    async def _take(self, owned: int) -> tuple[KeyLease | None, int | None, str]:
+        """Own the keys: the lease, its first fence, and how. No lease if nobody waits any more.
+
+        ``owned``: the acquisition to pass on in the same round trip, or 0.
+        """
+        commands, waiting = self._terms.commands, self._terms.waiting
+        number = self.number = commands.new_number()
+        self._message = None
+        attempt = 0
+        try:
+            while True:
+                attempt += 1
+                queues = waiting is Waiting.HANDOFF and self._terms.may_queue()
+                began = self._loop.time()
+                if owned and attempt == 1:
+                    entered = await commands.pass_on(self._keys, owned, number, waits=queues)
+                else:
+                    entered = await commands.enter(self._keys, number, waits=queues)
+                if entered.granted:
+                    return self._lease(began, number), entered.fence, "reply"
+                if waiting is Waiting.SIMPLE:
+                    self.fail(LockBusy())
+                    return None, None, ""
+                await self._pause(entered, attempt, queues=queues)
+                if not self.wanted:
+                    # Gives up the place in the queue, or passes on what was granted meanwhile.
+                    await commands.free(self._keys, number)
+                    return None, None, ""
+                message, self._message = self._message, None
+                if message is not None and len(self._keys) == 1:
+                    # Granted at the server's time server_ms: on this clock, not before this.
+                    at = began + (message.server_ms - entered.server_ms) / 1000
+                    lease = self._lease(min(at, self._loop.time()), number)
+                    if not lease.lost:
+                        return lease, message.fence, "message"
+                    # This process was paused for longer than the lease.
+                    _losses.labels(self._terms.name, "stale").inc()
+                    await lease.stop()
+        except RedisUnavailable:
+            # The command may have been executed, or may still be.
+            self._terms.unknown(self._keys, number)
+            self.fail(LockUnavailable())
+            await self._free_if_possible(number)
+            raise
+        finally:
+            self.number = 0
+
+    async def _free_if_possible(self, number: int) -> None:
+        """What cannot be freed now, the end of its lease frees."""
+        with suppress(RedisUnavailable):
+            await self._terms.commands.free(self._keys, number)
+
+    def _lease(self, began: float, number: int) -> KeyLease:
+        lease_s = self._terms.lease_s
+        until = began + lease_s - self._terms.commands.drift_s
+        return KeyLease(self._terms.commands, self._keys, number, lease_s=lease_s, until=until)
+
+    async def _pause(self, entered: Entered, attempt: int, *, queues: bool) -> None:
+        """Wait for a message, at most until it is time to ask again."""
+        if self._message is not None or not self.wanted:
+            return
+        pause_s = _SPIN.pause_s(attempt)
+        if queues:
+            # The present owner's lease ends then, unless it renews it.
+            expires_s = entered.free_in_s + EXPIRY_SLACK_S
+            pause_s = min(HEARTBEAT_S, expires_s) if entered.free_in_s >= 0 else HEARTBEAT_S
+        self._wake = self._loop.create_future()
+        timer = self._loop.call_later(pause_s, self.wake)
+        try:
+            await self._wake
+        finally:
+            timer.cancel()
+            self._wake = None
+
+    # -- the callers -------------------------------------------------------------------------------
+
+    async def _lend(self, lease: KeyLease, fence: int | None, path: str) -> int:
+        """Let callers hold the keys in turn; the number to free, or 0 if it shall expire."""
+        turn = 0
+        while turn < TURNS_MAX and self.wanted and not lease.lost and not lease.left_to_expire:
+            fence_now = None if fence is None else fence + turn
+            self._hold = Hold(lease, fence_now, "local" if turn else path)
+            self._callers.popleft().set_result(self._hold)
+            await self._hold.ended
+            turn += 1
+        await lease.stop()
+        if lease.lost:
+            _losses.labels(self._terms.name, "lost" if turn else "stale").inc()
+        return 0 if lease.left_to_expire else lease.number

@@ -1,0 +1,337 @@
+"""Locks on keys in Redis, for a task at a time: ``async with locks.hold([key], wait_s=...)``.
+
+They order those who want the same rows, over all replicas, and decide nothing: a lease can end
+while its holder is paused. PostgreSQL decides, by row lock, version, or the lock's fence.
+
+    async with open_key_locks(url, "seats", waiting=Waiting.HANDOFF) as locks:
+        async with locks.hold(["seat:{7}:A1", "seat:{7}:A2"], wait_s=0.05) as hold:
+            ...  # begin, write, hold.check(), commit
+
+The order is always: lock, begin, write, commit, unlock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from types import TracebackType
+from typing import Final
+
+from prometheus_client import Counter, Histogram
+
+from common import deadlines
+from common.locking.grant_channel import GrantChannel, Granted
+from common.locking.key_commands import KeyCommands, Keys, NodeCommands
+from common.locking.key_lease import Hold
+from common.locking.key_line import KeyLine, Terms, Waiting
+from common.locking.key_scripts import has_slot
+from common.locking.lock_errors import InvalidLock, LockBusy, LockLost, LockUnavailable
+from common.locking.redis import RedisUnavailable, open_redis
+from common.metrics import LATENCY_BUCKETS_S, REGISTRY
+from common.tasks import DetachedTasks
+
+LEASE_S: Final = 2.0
+"""Longer than a transaction takes, shorter than anyone would want to wait for a dead replica."""
+LEASE_LEAST_S: Final = 0.3
+"""Three renewals in a lease, each with the time limit of a command."""
+LEASE_MOST_S: Final = 600.0
+WAIT_MOST_S: Final = 600.0
+KEYS_MAX: Final = 128
+KEY_BYTES_MAX: Final = 512
+UNKNOWN_MAX: Final = 1_000
+"""Acquisitions without a reply that are remembered."""
+CLOSE_S: Final = 1.0
+"""How long releases in flight get at the end."""
+
+_acquired = Counter(
+    "tally_key_lock_acquisitions",
+    "Locks taken, by lock and path: reply (at once, or by asking again), message (handed over by "
+    "another process), local (by the same process) or absent (Redis unavailable: not locked).",
+    ("lock", "path"),
+    registry=REGISTRY,
+)
+_refused = Counter(
+    "tally_key_lock_refusals",
+    "Locks not taken, by lock and reason: busy (the wait limit passed) or absent (Redis "
+    "unavailable, for a caller that needs the lock).",
+    ("lock", "reason"),
+    registry=REGISTRY,
+)
+_wait = Histogram(
+    "tally_key_lock_wait_seconds",
+    "Time from asking for a lock to holding it, in seconds.",
+    ("lock",),
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+_held = Histogram(
+    "tally_key_lock_hold_seconds",
+    "Time from holding a lock to its release or loss, in seconds.",
+    ("lock",),
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+
+
+class KeyLocks:
+    """Locks of one name: what they wait like and how long their lease is, is the same for all."""
+
+    def __init__(
+        self, name: str, commands: KeyCommands | None, *, waiting: Waiting, lease_s: float
+    ) -> None:
+        """``commands``: None where no Redis is configured."""
+        if not LEASE_LEAST_S <= lease_s <= LEASE_MOST_S:
+            raise InvalidLock(f"lease_s must be from {LEASE_LEAST_S:g} to {LEASE_MOST_S:g}")
+        self._waiting = waiting
+        self._terms = None
+        if commands is not None:
+            self._terms = Terms(name, commands, waiting, lease_s, self._channel_ready, self.leave)
+        self._lines: dict[Keys, KeyLine] = {}
+        self._unknown: dict[int, Keys] = {}
+        self._tasks = DetachedTasks(f"locks {name}")
+        self._channel: GrantChannel | None = None
+        self._wait = _wait.labels(name)
+        self._held = _held.labels(name)
+        self._acquired = {
+            path: _acquired.labels(name, path) for path in ("reply", "message", "local", "absent")
+        }
+        self._refused = {reason: _refused.labels(name, reason) for reason in ("busy", "absent")}
+
+    def hold(
+        self,
+        keys: Collection[str],
+        *,
+        wait_s: float = 0.0,
+        required: bool = False,
+        cancel_on_loss: bool = False,
+    ) -> Holding:
+        """Hold all ``keys``, or none, while the ``async with`` block runs. Not reentrant.
+
+        ``wait_s``: how long to wait for them, and no longer than the running call's deadline; the
+        lease is a limit of its own, and is renewed while the block runs. 0 with SIMPLE only.
+        ``required``: raise LockUnavailable when Redis is; else the block runs unguarded, since the
+        database decides. ``cancel_on_loss``: cancel the block when the lock is lost, and raise
+        LockLost; else its loss is counted, and ``Hold.check`` raises it.
+
+        Raises InvalidLock, and on entering the block LockBusy.
+        """
+        return Holding(self, _valid_keys(keys), self._valid_wait(wait_s), required, cancel_on_loss)
+
+    def _valid_wait(self, wait_s: float) -> float:
+        if self._waiting is Waiting.SIMPLE:
+            if wait_s != 0.0:
+                raise InvalidLock("wait_s must be 0: SIMPLE does not wait")
+        elif not 0.0 < wait_s <= WAIT_MOST_S:
+            raise InvalidLock(f"wait_s must be above 0 and at most {WAIT_MOST_S:g}")
+        return wait_s
+
+    async def close(self) -> None:
+        """Wait for the releases in flight."""
+        await self._tasks.close(CLOSE_S)
+
+    def listen(self, channel: GrantChannel) -> None:
+        """Be woken by what ``channel`` receives."""
+        self._channel = channel
+
+    def deliver(self, message: Granted) -> None:
+        """Wake the line that waits in Redis under the message's number.
+
+        A number that was given up is freed by a command that is under way, unless its fate was
+        unknown.
+        """
+        for line in self._lines.values():
+            if line.number == message.number:
+                line.granted(message)
+                return
+        keys = self._unknown.pop(message.number, None)
+        if keys is not None:
+            self._tasks.start(self._free(keys, message.number))
+
+    def leave(self, keys: Keys, number: int) -> None:
+        """Note an acquisition whose command had no reply: it may be granted later."""
+        while len(self._unknown) >= UNKNOWN_MAX:
+            del self._unknown[next(iter(self._unknown))]
+        self._unknown[number] = keys
+
+    async def _free(self, keys: Keys, number: int) -> None:
+        assert self._terms is not None
+        with suppress(RedisUnavailable):
+            await self._terms.commands.free(keys, number)
+
+    def wake_all(self) -> None:
+        for line in self._lines.values():
+            line.wake()
+
+    def _channel_ready(self) -> bool:
+        return self._channel is not None and self._channel.ready
+
+    # -- for Holding -------------------------------------------------------------------------------
+
+    async def acquire(self, keys: Keys, wait_s: float, *, required: bool) -> Hold:
+        """A hold that has to be ended. Raises LockBusy or LockUnavailable."""
+        began = asyncio.get_running_loop().time()
+        try:
+            hold = await self._join(keys, deadlines.timeout_for(wait_s) if wait_s else 0.0)
+        except LockBusy:
+            self._refused["busy"].inc()
+            raise
+        except LockUnavailable:
+            if required:
+                self._refused["absent"].inc()
+                raise
+            hold = Hold(None, None, "absent")
+        self._acquired[hold.path].inc()
+        self._wait.observe(hold.began - began)
+        return hold
+
+    async def _join(self, keys: Keys, wait_s: float) -> Hold:
+        if self._terms is None:
+            raise LockUnavailable
+        line = self._lines.get(keys)
+        if line is None:
+            line = self._lines[keys] = KeyLine(self._terms, keys)
+            caller = line.join()
+            self._tasks.start(self._serve(line, keys))
+        elif self._waiting is Waiting.SIMPLE and line.busy:
+            raise LockBusy
+        else:
+            caller = line.join()
+        timer = None
+        if wait_s:
+            timer = asyncio.get_running_loop().call_later(wait_s, _give_up, caller)
+        try:
+            return await caller
+        except asyncio.CancelledError:
+            if not caller.cancelled() and caller.done() and caller.exception() is None:
+                # Granted at the moment of the cancellation: to the next one.
+                caller.result().end()
+            line.wake()
+            raise
+        except LockBusy:
+            line.wake()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _serve(self, line: KeyLine, keys: Keys) -> None:
+        try:
+            await line.serve()
+        finally:
+            # Nothing was awaited since the line found that nobody waits.
+            del self._lines[keys]
+            line.fail(LockUnavailable())
+
+    def ended(self, hold: Hold) -> None:
+        """Let the next one have the keys; never waits."""
+        self._held.observe(asyncio.get_running_loop().time() - hold.began)
+        hold.end()
+
+
+def _give_up(caller: asyncio.Future[Hold]) -> None:
+    if not caller.done():
+        caller.set_exception(LockBusy())
+
+
+def _valid_keys(keys: Collection[str]) -> Keys:
+    """Sorted, each once. Raises InvalidLock."""
+    if isinstance(keys, str):
+        raise InvalidLock("keys must be a collection of keys")
+    valid = tuple(sorted(set(keys)))
+    if not 0 < len(valid) <= KEYS_MAX:
+        raise InvalidLock(f"there must be 1 to {KEYS_MAX} keys")
+    for key in valid:
+        if not 0 < len(key.encode()) <= KEY_BYTES_MAX:
+            raise InvalidLock(f"a key must have 1 to {KEY_BYTES_MAX} bytes")
+        if not has_slot(key):
+            raise InvalidLock("a key may have braces only as one hash tag, {tag}")
+    return valid
+
+
+class Holding:
+    """The ``async with`` block of ``KeyLocks.hold``."""
+
+    def __init__(
+        self, locks: KeyLocks, keys: Keys, wait_s: float, required: bool, cancel_on_loss: bool
+    ) -> None:
+        self._locks = locks
+        self._keys = keys
+        self._wait_s = wait_s
+        self._required = required
+        self._cancel_on_loss = cancel_on_loss
+        self._hold: Hold | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._cancelled = False
+
+    async def __aenter__(self) -> Hold:
+        assert self._hold is None, "one block each"
+        hold = self._hold = await self._locks.acquire(
+            self._keys, self._wait_s, required=self._required
+        )
+        if self._cancel_on_loss:
+            self._task = asyncio.current_task()
+            assert self._task is not None
+            self._cancelling = self._task.cancelling()
+            hold.when_lost(self._cancel)
+        return hold
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Raises LockLost if the block was cancelled for it, or ended without noticing it."""
+        hold = self._hold
+        assert hold is not None
+        lost = self._cancel_on_loss and hold.lost
+        hold.when_lost(None)
+        self._locks.ended(hold)
+        if self._cancelled:
+            assert self._task is not None
+            # As in asyncio.timeout: another's cancellation is not taken for this one.
+            if self._task.uncancel() > self._cancelling or kind is not asyncio.CancelledError:
+                lost = lost and kind is None
+        elif kind is not None:
+            lost = False
+        if lost:
+            raise LockLost from error
+
+    def _cancel(self) -> None:
+        assert self._task is not None
+        self._cancelled = True
+        self._task.cancel()
+
+
+@asynccontextmanager
+async def open_key_locks(
+    url: str, name: str, *, waiting: Waiting, lease_s: float = LEASE_S
+) -> AsyncIterator[KeyLocks]:
+    """Locks on the Redis at ``url``; an empty URL means that no lock is ever there.
+
+    ``name``: in metrics; from the code. All who lock the same keys use the same name, strategy and
+    lease. Raises InvalidLock.
+    """
+    if not url:
+        yield KeyLocks(name, None, waiting=waiting, lease_s=lease_s)
+        return
+    async with AsyncExitStack() as exits:
+        commands = NodeCommands(await exits.enter_async_context(open_redis(url)), lease_s)
+        locks = KeyLocks(name, commands, waiting=waiting, lease_s=lease_s)
+        if waiting is Waiting.HANDOFF:
+            channel = GrantChannel(
+                lambda: open_redis(url), commands.process, locks.deliver, locks.wake_all
+            )
+            locks.listen(channel)
+            reading = asyncio.create_task(channel.run())
+            exits.push_async_callback(_cancel, reading)
+        exits.push_async_callback(locks.close)
+        yield locks
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,144 @@
+"""The scripts of the key locks. PostgreSQL decides; these order those who want the same keys.
+
+A lock key has three keys in Redis, all in one slot:
+
+- the key itself: its owner, with the owner's lease as its time to live;
+- ``{key}:queue``: the waiters in order of arrival, at most one of a process for a set of keys;
+- ``{key}:fence``: the last fence, kept for FENCE_MS after its last use.
+
+Owner and waiter are named ``<process>:<number>``; a number is used for one acquisition only, and
+each reply begins with it, so that a reply which belongs to another command is recognised.
+
+A release makes the next waiter the owner and publishes that on the channel of its process. PUBLISH
+returns how many connections listen there: a process that is gone is passed over. A fence is at
+least the server's time in microseconds: it rises after a flush or an empty restart too, and through
+a clock that was set back by less than FENCE_MS.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+CHANNEL: Final = "tally:locks:"
+"""What the name of a process' channel begins with."""
+_SLOT: Final = re.compile(r"[^{}]+|[^{}]*\{[^{}]+\}[^{}]*")
+TURNS_MAX: Final = 8
+"""Fences of one grant: as many holders of the same process may follow each other."""
+FENCE_MS: Final = 86_400_000
+QUEUE_MS: Final = 10_000
+"""Time to live of a queue in which nobody waits any more; who waits renews it every second."""
+
+_COMMON: Final = f"""
+local lease = ARGV[1]
+
+-- The next fence of the keys first to last, and the server's time in milliseconds.
+local function raise(first, last)
+  local time = redis.call('TIME')
+  local fence = time[1] * 1000000 + time[2]
+  local now_ms = math.floor(fence / 1000)
+  for i = first, last, 3 do
+    local before = tonumber(redis.call('GET', KEYS[i + 2]) or 0)
+    if before >= fence then fence = before + 1 end
+  end
+  for i = first, last, 3 do
+    local highest = string.format('%.0f', fence + {TURNS_MAX - 1})
+    redis.call('SET', KEYS[i + 2], highest, 'PX', {FENCE_MS})
+  end
+  return fence, now_ms
+end
+
+-- Make the first waiter whose process listens the owner of key i; returns it, or nothing.
+local function hand_over(i)
+  local id = redis.call('LPOP', KEYS[i + 1])
+  while id do
+    local fence, now_ms = raise(i, i)
+    local process, number = string.match(id, '^(.*):(%d+)$')
+    local message = string.format('%s:%.0f:%.0f', number, fence, now_ms)
+    if redis.call('PUBLISH', '{CHANNEL}' .. process, message) > 0 then
+      redis.call('SET', KEYS[i], id, 'PX', lease)
+      return id
+    end
+    id = redis.call('LPOP', KEYS[i + 1])
+  end
+end
+
+-- Take id out of all queues and away from the keys that it owns; returns the number of those.
+local function free(id)
+  local freed = 0
+  for i = 1, #KEYS, 3 do
+    redis.call('LREM', KEYS[i + 1], 0, id)
+    if redis.call('GET', KEYS[i]) == id then
+      freed = freed + 1
+      if not hand_over(i) then redis.call('DEL', KEYS[i]) end
+    end
+  end
+  return freed
+end
+
+-- Own all keys, or none: then wait in the queue of the first busy one, if asked to.
+local function enter(id, number, waits)
+  for i = 1, #KEYS, 3 do
+    local owner = redis.call('GET', KEYS[i]) or hand_over(i)
+    if owner and owner ~= id then
+      if waits == '1' then
+        for j = 1, #KEYS, 3 do
+          if redis.call('GET', KEYS[j]) == id and not hand_over(j) then
+            redis.call('DEL', KEYS[j])
+          end
+        end
+        if not redis.call('LPOS', KEYS[i + 1], id) then redis.call('RPUSH', KEYS[i + 1], id) end
+        redis.call('PEXPIRE', KEYS[i + 1], {QUEUE_MS})
+      end
+      local time = redis.call('TIME')
+      local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+      return {{number, 0, redis.call('PTTL', KEYS[i]), now_ms}}
+    end
+  end
+  local fence, now_ms = raise(1, #KEYS)
+  for i = 1, #KEYS, 3 do
+    redis.call('SET', KEYS[i], id, 'PX', lease)
+    if #KEYS > 3 then redis.call('LREM', KEYS[i + 1], 0, id) end
+  end
+  return {{number, fence, 0, now_ms}}
+end
+"""
+
+ENTER: Final = f"{_COMMON}return enter(ARGV[2], tonumber(ARGV[3]), ARGV[4])"
+"""Lease in ms, id, number, whether to wait. Repeatable: an owner gets its keys again, renewed."""
+
+FREE: Final = f"{_COMMON}return {{tonumber(ARGV[3]), free(ARGV[2])}}"
+"""Lease in ms of the next owner, id, number. Repeatable."""
+
+PASS_ON: Final = f"""{_COMMON}
+free(ARGV[5])
+return enter(ARGV[2], tonumber(ARGV[3]), ARGV[4])
+"""
+"""FREE of the id ARGV[5], and ENTER behind all who wait."""
+
+RENEW: Final = """
+local owned = 0
+for _, key in ipairs(KEYS) do
+  if redis.call('GET', key) == ARGV[2] then
+    redis.call('PEXPIRE', key, ARGV[1])
+    owned = owned + 1
+  end
+end
+return {tonumber(ARGV[3]), owned}
+"""
+"""Lease in ms, id, number; KEYS are the owners' keys only. Never creates a key: lost is lost."""
+
+
+def has_slot(key: str) -> bool:
+    """Whether all names of the key are in one slot: it has one hash tag, or no braces."""
+    return _SLOT.fullmatch(key) is not None
+
+
+def redis_keys(keys: tuple[str, ...]) -> list[str]:
+    """KEYS of the scripts: owner, queue and fence of each key, in the key's slot."""
+    return [name for key in keys for name in (key, *_beside(key))]
+
+
+def _beside(key: str) -> tuple[str, str]:
+    stem = key if "{" in key else f"{{{key}}}"
+    return f"{stem}:queue", f"{stem}:fence"

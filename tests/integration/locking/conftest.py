@@ -1,0 +1,56 @@
+"""Key locks of two replicas on one Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+from redis.asyncio import Redis
+
+from common.ids import new_id
+from common.locking.key_line import Waiting
+from common.locking.key_locks import KeyLocks, open_key_locks
+from deploy.local.valkey import ValkeyServer
+from tests.support.time_limits import LONG_S
+
+
+@pytest.fixture
+def key() -> str:
+    return f"lock:{new_id()}"
+
+
+@pytest.fixture
+async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(valkey_server.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command fails because the tests keep the machine busy."""
+    monkeypatch.setattr("common.locking.redis.TIMEOUT_S", LONG_S)
+
+
+@pytest.fixture
+async def replicas(
+    valkey_server: ValkeyServer, slow_machine: None
+) -> AsyncIterator[list[KeyLocks]]:
+    """Two replicas that wait by handoff."""
+    async with AsyncExitStack() as exits:
+        opened = [
+            await exits.enter_async_context(
+                open_key_locks(valkey_server.url, "test", waiting=Waiting.HANDOFF)
+            )
+            for _ in range(2)
+        ]
+        for locks in opened:
+            await until(locks._channel_ready)
+        yield opened
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LONG_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)

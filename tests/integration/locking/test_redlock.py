@@ -1,0 +1,121 @@
+"""Redlock: more than half of the nodes grant a lock, whatever happens to the others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from common.locking import redis as redis_calls
+from common.locking.key_line import Waiting
+from common.locking.key_locks import KeyLocks
+from common.locking.lock_errors import InvalidLock, LockBusy, LockUnavailable
+from common.locking.redlock import open_redlock
+from deploy.local.valkey import ValkeyServer
+from tests.support.time_limits import LONG_S
+
+NODES = 3
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[ValkeyServer]]:
+    servers = [ValkeyServer(tmp_path / str(number)) for number in range(NODES)]
+    for server in servers:
+        server.start()
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+async def replicas(
+    nodes: list[ValkeyServer], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[list[KeyLocks]]:
+    monkeypatch.setattr(redis_calls, "OPEN_S", 0.01)
+    monkeypatch.setattr(redis_calls, "TIMEOUT_S", LONG_S)
+    async with AsyncExitStack() as exits:
+        urls = [server.url for server in nodes]
+        yield [
+            await exits.enter_async_context(open_redlock(urls, "test", waiting=Waiting.SIMPLE))
+            for _ in range(2)
+        ]
+
+
+async def free_again(replicas: list[KeyLocks], key: str) -> None:
+    for locks in replicas:
+        async with locks.hold([key], required=True):
+            pass
+        await locks.close()
+
+
+async def test_a_majority_excludes_and_gives_no_fence(replicas: list[KeyLocks], key: str) -> None:
+    async with replicas[0].hold([key], required=True) as hold:
+        assert hold.guarded
+        assert hold.fence is None
+        with pytest.raises(LockBusy):
+            await replicas[1].hold([key], required=True).__aenter__()
+    await replicas[0].close()
+    await free_again(replicas, key)
+
+
+async def test_a_minority_that_is_away_changes_nothing(
+    replicas: list[KeyLocks], nodes: list[ValkeyServer], key: str
+) -> None:
+    nodes[0].stop()
+    async with replicas[0].hold([key], required=True):
+        with pytest.raises(LockBusy):
+            await replicas[1].hold([key], required=True).__aenter__()
+    await replicas[0].close()
+    await free_again(replicas, key)
+    nodes[1].stop()
+    with pytest.raises(LockUnavailable):
+        await replicas[0].hold([key], required=True).__aenter__()
+    async with replicas[0].hold([key]) as hold:
+        assert not hold.guarded
+
+
+async def test_a_loser_rolls_back_on_all_nodes(
+    replicas: list[KeyLocks], nodes: list[ValkeyServer], key: str
+) -> None:
+    """Two of three nodes are another's: the third must not stay locked."""
+    for node in nodes[:2]:
+        async with Redis.from_url(node.url) as client:
+            await client.set(key, "another:1")
+    with pytest.raises(LockBusy):
+        await replicas[0].hold([key], required=True).__aenter__()
+    await replicas[0].close()
+    async with Redis.from_url(nodes[2].url) as client:
+        assert not await client.exists(key)
+
+
+async def test_a_node_restarted_empty_is_why_the_database_decides(
+    replicas: list[KeyLocks], nodes: list[ValkeyServer], key: str
+) -> None:
+    """It may let in a second holder, and neither has a fence that PostgreSQL could compare."""
+    async with Redis.from_url(nodes[0].url) as client:
+        await client.set(key, "another:1")
+    async with replicas[0].hold([key], required=True) as first:
+        # The nodes 1 and 2 have granted it. One forgets it, and the other's owner of node 0 ends.
+        async with Redis.from_url(nodes[0].url) as client:
+            await client.delete(key)
+        nodes[1].stop()
+        nodes[1].start()
+        async with replicas[1].hold([key], required=True) as second:
+            assert (first.fence, second.fence) == (None, None)
+
+
+@pytest.mark.parametrize("urls", [[], ["redis://a", "redis://b"], ["redis://a"] * 3])
+async def test_fewer_than_three_different_nodes_are_refused(urls: list[str]) -> None:
+    with pytest.raises(InvalidLock):
+        async with open_redlock(urls, "test"):
+            pass
+
+
+async def test_a_common_queue_of_independent_nodes_is_refused() -> None:
+    urls = [f"redis://{number}" for number in range(3)]
+    with pytest.raises(InvalidLock):
+        async with open_redlock(urls, "test", waiting=Waiting.HANDOFF):
+            pass
