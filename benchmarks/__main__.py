@@ -56,9 +56,10 @@ def bench(
     ----------
     quick
         Short periods, each row at the number of callers of its target only, and nothing that
-        takes minutes (the parts replicas, big and soak).
+        takes minutes (the parts locks, replicas, big and soak).
     rows
-        Keys of rows (benchmarks/rows.py) or parts (main, replicas, big, soak), separated by commas.
+        Keys of rows (benchmarks/rows.py) or parts (main, locks, replicas, big, soak), separated by
+        commas.
     rounds
         Rounds of each row.
     seconds

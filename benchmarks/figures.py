@@ -140,10 +140,12 @@ class Measurement:
                 return period.p50_ms
             case Figure.LATENCY_LESS_SYNCS:
                 return period.p50_ms - self.syncs_per_step * self.sync_ms
-            case Figure.TAIL:
+            case Figure.TAIL | Figure.TAILS:
                 return period.p99_ms
 
     def _of_yardstick(self, period: Period) -> float:
+        if self.row.figure is Figure.TAILS:
+            return period.p99_ms
         return period.per_second if self.row.figure is Figure.RATE else period.p50_ms
 
 

@@ -18,6 +18,7 @@ NAMES: Final = {
     "coupon_service": "coupon",
     "order_service": "order",
     "payment_service": "payment",
+    "benchmarks.servers.lock_worker": "waiters for locks",
     "deploy.local.gateway": "gateway simulator",
     "benchmarks.servers.empty_server": "empty method",
     "benchmarks.servers.orm_server": "ORM server",

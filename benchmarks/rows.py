@@ -17,7 +17,7 @@ FAILED_MAX: Final = 0.01
 CALLERS: Final = (1, 64, 200)
 TOP_CALLERS: Final = CALLERS[-1]
 
-Part: TypeAlias = Literal["main", "replicas", "big", "soak"]
+Part: TypeAlias = Literal["main", "locks", "replicas", "big", "soak"]
 
 
 class Figure(enum.Enum):
@@ -26,6 +26,7 @@ class Figure(enum.Enum):
     RATE = "units per second ÷ units per second"
     LATENCY = "p50 ÷ p50"
     LATENCY_LESS_SYNCS = "(p50 less the log syncs of a step) ÷ p50"
+    TAILS = "p99 ÷ p99"
     TAIL = "p99 ÷ p50, both at a quarter of the subject's top rate"
 
 
@@ -68,12 +69,28 @@ def at_most(value: float) -> Target:
     return Target(value, at_most=True)
 
 
+def against(yardstick: str, waiters: int, target: float | None, what: str) -> Row:
+    """A row of handoffs between waiters of 4 processes, which acquire once each."""
+    return Row(
+        f"{yardstick}-{waiters}",
+        f"{waiters} waiters: handoffs ÷ {what}",
+        "handoff",
+        None if target is None else at_least(target),
+        yardstick=yardstick,
+        callers=(waiters,),
+        at=waiters,
+        part="locks",
+    )
+
+
 BULK_CALLERS: Final = (1, 4)
 """A replica serves four bulk calls of 1,000 items at once by default."""
+WAITERS: Final = (2, 16, 200, 1000)
+"""For a lock."""
 TOP: Final = (TOP_CALLERS,)
 ONE: Final = (1,)
 
-ROWS: Final = (
+SERVICE_ROWS: Final = (
     Row("deduct", "DeductBalance, 10,000 accounts ÷ empty", "deduct", at_least(0.80)),
     Row("deduct-hot", "DeductBalance, 1 account ÷ empty", "deduct-hot", at_least(0.80)),
     Row("charge", "ChargeBalance, 10,000 accounts ÷ empty", "charge", at_least(0.80)),
@@ -222,6 +239,35 @@ ROWS: Final = (
         part="big",
     ),
 )
+LOCK_ROWS: Final = (
+    Row(
+        "locks-free",
+        "a lock without contention ÷ its two script calls",
+        "locks-free",
+        at_least(0.95),
+        yardstick="scripts",
+        callers=ONE,
+        at=1,
+        part="locks",
+    ),
+    *(against("redis-py", waiters, 20, "redis-py's Lock") for waiters in (2, 16, 200)),
+    against("redis-py-1ms", 2, 1.2, "redis-py's Lock, sleep 1 ms"),
+    *(against("redis-py-1ms", waiters, 3, "redis-py's Lock, sleep 1 ms") for waiters in (16, 200)),
+    against("python-redis-lock", 16, None, "python-redis-lock (no target)"),
+    against("pottery", 16, None, "pottery's AIORedlock (no target)"),
+    *(against("hop", waiters, 0.7, "one script and one publish") for waiters in (2, 16, 1000)),
+    Row(
+        "handoff-tail",
+        "200 waiters: p99 of a handoff ÷ p99 of PINGs of the same processes meanwhile",
+        "handoff",
+        at_most(5),
+        yardstick="pings",
+        figure=Figure.TAILS,
+        callers=TOP,
+        part="locks",
+    ),
+)
+ROWS: Final = SERVICE_ROWS + LOCK_ROWS
 RSS_MAX_MB: Final = 130
 """The target of the part ``soak``: memory of a replica under each kind of load in turn, which
 does not grow."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.figures import Measurement
 from benchmarks.measure import Place, Timing, measure
-from benchmarks.parts import big, main, replicas
+from benchmarks.parts import big, locks, main, replicas
 from benchmarks.parts.soak import Memory, soak
 from benchmarks.rows import Part, Row
 from benchmarks.shop import Shop, Size
@@ -51,6 +51,8 @@ async def run(options: Options) -> Results:
         try:
             if _rows(options, "main") or options.soak_minutes:
                 await _main(options, results)
+            if _rows(options, "locks"):
+                await _locks(options, results)
             if _rows(options, "replicas"):
                 await _replicas(options, results)
             if _rows(options, "big"):
@@ -84,6 +86,13 @@ async def _main(options: Options, results: Results) -> None:
                 await _measure(compared_rows, both, options, results)
         options.report("auditing")
         results.audits["main"] = await audit(stack)
+
+
+async def _locks(options: Options, results: Results) -> None:
+    options.report("starting a stack for its Valkey")
+    with running_stack(options.folder / "locks") as stack:
+        await _measure(_rows(options, "locks"), locks.place(stack), options, results)
+        results.audits["locks"] = await audit(stack)
 
 
 async def _replicas(options: Options, results: Results) -> None:

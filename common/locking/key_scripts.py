@@ -22,7 +22,7 @@ from typing import Final
 
 CHANNEL: Final = "tally:locks:"
 """What the name of a process' channel begins with."""
-_SLOT: Final = re.compile(r"[^{}]+|[^{}]*\{[^{}]+\}[^{}]*")
+_HASH_TAG: Final = re.compile(r"[^{}]*\{[^{}]+\}[^{}]*")
 TURNS_MAX: Final = 8
 """Fences of one grant: as many holders of the same process may follow each other."""
 FENCE_MS: Final = 86_400_000
@@ -131,7 +131,7 @@ return {tonumber(ARGV[3]), owned}
 
 def has_slot(key: str) -> bool:
     """Whether all names of the key are in one slot: it has one hash tag, or no braces."""
-    return _SLOT.fullmatch(key) is not None
+    return ("{" not in key and "}" not in key) or _HASH_TAG.fullmatch(key) is not None
 
 
 def redis_keys(keys: tuple[str, ...]) -> list[str]:

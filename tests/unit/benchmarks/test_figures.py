@@ -13,7 +13,17 @@ from benchmarks.parts.soak import Memory
 from benchmarks.postgres import PostgresUse
 from benchmarks.report.markdown import as_markdown
 from benchmarks.report.origin import Origin
-from benchmarks.rows import BULK_CALLERS, CALLERS, ROWS, Figure, Row, at_least, at_most, selected
+from benchmarks.rows import (
+    BULK_CALLERS,
+    CALLERS,
+    ROWS,
+    WAITERS,
+    Figure,
+    Row,
+    at_least,
+    at_most,
+    selected,
+)
 from benchmarks.run import Results
 
 ROW = Row("it", "it ÷ empty", "it", at_least(0.5))
@@ -74,11 +84,12 @@ def test_ratio_is_the_median_of_neighbouring_periods() -> None:
         (Figure.LATENCY, 4.0),
         (Figure.LATENCY_LESS_SYNCS, 3.0),  # two syncs of 0.5 ms each
         (Figure.TAIL, 9.0),
+        (Figure.TAILS, 3.0),
     ],
 )
 def test_what_a_figure_divides(figure: Figure, ratio: float) -> None:
     row = Row("it", "it", "it", at_most(9), figure=figure)
-    subjects, yardsticks = [period(100, p50_ms=4, p99_ms=9)], [period(1000, p50_ms=1)]
+    subjects, yardsticks = [period(100, p50_ms=4, p99_ms=9)], [period(1000, p50_ms=1, p99_ms=3)]
     one = measured(subjects, yardsticks, row, syncs=200)
     assert one.ratio == pytest.approx(ratio)
     assert one.verdict == "reached"
@@ -117,7 +128,7 @@ def test_rows_are_distinct_and_measured_where_their_target_is() -> None:
     assert len({row.key for row in ROWS}) == len(ROWS)
     for row in ROWS:
         assert row.at in row.callers, row.key
-        assert set(row.callers) <= {*CALLERS, *BULK_CALLERS}, row.key
+        assert set(row.callers) <= {*CALLERS, *BULK_CALLERS, *WAITERS}, row.key
 
 
 def test_rows_are_selected_by_key_and_by_part() -> None:
