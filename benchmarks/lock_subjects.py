@@ -17,7 +17,7 @@ from common.ids import new_id
 from common.locking import key_scripts
 from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
-from common.locking.redis import Script, open_redis
+from common.locking.redis import Script, open_server
 from deploy.local.plan import PROJECT
 
 WORKER: Final = "benchmarks.servers.lock_worker"
@@ -204,7 +204,7 @@ class Uncontended:
         return step
 
     async def _scripts(self, keys: Iterator[str], exits: AsyncExitStack) -> Step:
-        redis = await exits.enter_async_context(open_redis(self.redis_url))
+        redis = await exits.enter_async_context(open_server(self.redis_url))
         enter, free = Script(redis, key_scripts.ENTER), Script(redis, key_scripts.FREE)
         owner, numbers = new_id(), itertools.count(1)
 

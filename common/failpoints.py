@@ -159,7 +159,7 @@ def _is_loopback(host: str) -> bool:
 
 def _uses_tls(url: str) -> bool:
     mode = url.partition("sslmode=")[2] or url.partition("ssl=")[2]
-    return url.startswith(("rediss:", "https:")) or mode not in {"", "disable"}
+    return url.startswith(("rediss:", "rediss+", "https:")) or mode not in {"", "disable"}
 
 
 # -- the side of the test ------------------------------------------------------------------------

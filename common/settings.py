@@ -86,7 +86,8 @@ class ServiceSettings(BaseSettings):
     )
     redis_url: RedisUrl = Field(
         default=SecretStr(""),
-        description="Redis or Valkey for the first line of locks; empty: none.",
+        description="Redis or Valkey for the first line of locks: redis://host:port/0, "
+        "redis+sentinel://host:port,…/service, redis+cluster://host:port,…; empty: none.",
     )
     bind: BindAddress = Field(
         default="127.0.0.1:50051",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, SecretStr
 from sqlalchemy.engine import URL, make_url
@@ -16,8 +17,16 @@ SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verif
 
 _POSTGRES: Final = re.compile(r"postgresql://[^\s/?#]+/[^\s/?#]+(\?[^\s#]*)?")
 _REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+_REDIS_NODES: Final = re.compile(
+    r"redis(?P<tls>s?)\+(?P<kind>sentinel|cluster)://"
+    r"(?:(?P<user>[^:@/\s]*):(?P<password>[^@/\s]*)@)?"
+    r"(?P<addresses>[^/@\s?#]+)(?:/(?P<service>[^/\s?#]+)(?:/(?P<database>\d{1,4}))?)?/?"
+)
 _POSTGRES_FORM: Final = "must be postgresql://user:password@host:port/database"
-_REDIS_FORM: Final = "must be redis://, rediss:// or unix:// with an address, or empty"
+_REDIS_FORM: Final = (
+    "must be redis://, rediss:// or unix:// with an address, redis+sentinel://host:port,…/service, "
+    "redis+cluster://host:port,…, or empty"
+)
 
 
 def engine_url(text: str) -> URL:
@@ -49,6 +58,46 @@ def connect_arguments(url: URL) -> dict[str, object]:
     return {**named, **url.query}
 
 
+@dataclass(frozen=True, slots=True)
+class RedisNodes:
+    """Several servers by which one Redis is found."""
+
+    addresses: tuple[tuple[str, int], ...]
+    service: str
+    """The name under which Sentinels know the primary; '' for a cluster."""
+    database: int
+    user: str | None
+    password: str | None
+    """Of Redis; Sentinels are asked without one."""
+    tls: bool
+
+
+def redis_nodes(text: str) -> RedisNodes | None:
+    """The parts of a URL of Sentinels or of a cluster; None for one of a single server.
+
+    Raises ValueError, without the URL's text, for a URL of several servers that has another form.
+    """
+    if not text.partition(":")[0].endswith(("+sentinel", "+cluster")):
+        return None
+    match = _REDIS_NODES.fullmatch(text)
+    if match is None or (match["kind"] == "sentinel") != bool(match["service"]):
+        raise ValueError(_REDIS_FORM)
+    try:
+        pairs = [split_host_port(each) for each in match["addresses"].split(",")]
+    except ValueError:
+        raise ValueError(_REDIS_FORM) from None
+    if not all(port for _, port in pairs):
+        raise ValueError(_REDIS_FORM)
+    return RedisNodes(
+        tuple((host.strip("[]"), port) for host, port in pairs),
+        match["service"] or "",
+        int(match["database"] or 0),
+        unquote(match["user"] or "") or None,
+        unquote(match["password"] or "") or None,
+        bool(match["tls"]),
+    )
+
+
 def _bind(address: str) -> str:
     split_host_port(address)
     return address
@@ -63,6 +112,8 @@ def _postgres_url(url: SecretStr) -> SecretStr:
 def _redis_url(url: SecretStr) -> SecretStr:
     text = url.get_secret_value()
     if not text:
+        return url
+    if redis_nodes(text) is not None:
         return url
     try:
         parts = urlsplit(text)

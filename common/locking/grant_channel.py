@@ -7,10 +7,11 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from common.backoff import Backoff
 from common.locking.key_scripts import CHANNEL
@@ -89,6 +90,50 @@ class GrantChannel:
             if parts is not None:
                 with suppress(ValueError):
                     self._deliver(Granted(*map(int, parts.groups())))
+
+
+class ClusterChannels:
+    """A subscription on each primary of a cluster, since each one counts its own subscribers only.
+
+    The nodes pass messages on to each other, so that one arrives several times: it is for a number
+    that is used once.
+    """
+
+    def __init__(
+        self,
+        cluster: RedisCluster,
+        open_node: Callable[[str, int], Redis],
+        channel: Callable[[Callable[[], Redis]], GrantChannel],
+    ) -> None:
+        self._cluster = cluster
+        self._open_node = open_node
+        self._channel = channel
+        self._channels: dict[tuple[str, int], tuple[GrantChannel, asyncio.Task[None]]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether all primaries have acknowledged their subscription."""
+        channels = self._channels.values()
+        return bool(channels) and all(channel.ready for channel, _ in channels)
+
+    async def run(self) -> None:
+        """Subscribe where the cluster's primaries are, until it is cancelled."""
+        try:
+            while True:
+                with suppress(Exception):  # the locks' own calls say what is wrong
+                    await self._cluster.initialize()
+                primaries = self._cluster.get_primaries()
+                self._follow({(node.host, int(node.port)) for node in primaries})
+                await asyncio.sleep(PING_S)
+        finally:
+            self._follow(set())
+
+    def _follow(self, primaries: set[tuple[str, int]]) -> None:
+        for place in primaries - self._channels.keys():
+            channel = self._channel(partial(self._open_node, *place))
+            self._channels[place] = channel, asyncio.create_task(channel.run())
+        for place in self._channels.keys() - primaries:
+            self._channels.pop(place)[1].cancel()
 
 
 async def _within(limit_s: float, sending: Awaitable[object]) -> None:

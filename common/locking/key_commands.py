@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from common.ids import new_id
 from common.locking import key_scripts
@@ -63,7 +63,7 @@ class NodeCommands:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Redis | RedisCluster,
         lease_s: float,
         *,
         process: str = "",

@@ -13,21 +13,29 @@ The order is always: lock, begin, write, commit, unlock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Final
 
 from prometheus_client import Counter, Histogram
+from redis.asyncio import Redis, RedisCluster
 
 from common import deadlines
-from common.locking.grant_channel import GrantChannel, Granted
+from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted
 from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
 from common.locking.key_scripts import has_slot
 from common.locking.lock_errors import InvalidLock, LockBusy, LockLost, LockUnavailable
-from common.locking.redis import RedisUnavailable, open_redis
+from common.locking.redis import (
+    RedisUnavailable,
+    cluster_node,
+    open_redis,
+    open_server,
+    slot_of,
+)
 from common.metrics import LATENCY_BUCKETS_S, REGISTRY
 from common.tasks import DetachedTasks
 
@@ -78,19 +86,27 @@ class KeyLocks:
     """Locks of one name: what they wait like and how long their lease is, is the same for all."""
 
     def __init__(
-        self, name: str, commands: KeyCommands | None, *, waiting: Waiting, lease_s: float
+        self,
+        name: str,
+        commands: KeyCommands | None,
+        *,
+        waiting: Waiting,
+        lease_s: float,
+        one_slot: bool = False,
     ) -> None:
-        """``commands``: None where no Redis is configured."""
+        """``commands``: None where no Redis is configured. ``one_slot``: refuse keys of several
+        slots, since a node of a cluster has only its own."""
         if not LEASE_LEAST_S <= lease_s <= LEASE_MOST_S:
             raise InvalidLock(f"lease_s must be from {LEASE_LEAST_S:g} to {LEASE_MOST_S:g}")
         self._waiting = waiting
+        self._one_slot = one_slot
         self._terms = None
         if commands is not None:
             self._terms = Terms(name, commands, waiting, lease_s, self._channel_ready, self.leave)
         self._lines: dict[Keys, KeyLine] = {}
         self._unknown: dict[int, Keys] = {}
         self._tasks = DetachedTasks(f"locks {name}")
-        self._channel: GrantChannel | None = None
+        self._channel: GrantChannel | ClusterChannels | None = None
         self._wait = _wait.labels(name)
         self._held = _held.labels(name)
         self._acquired = {
@@ -116,7 +132,10 @@ class KeyLocks:
 
         Raises InvalidLock, and on entering the block LockBusy.
         """
-        return Holding(self, _valid_keys(keys), self._valid_wait(wait_s), required, cancel_on_loss)
+        valid = _valid_keys(keys)
+        if self._one_slot and len(set(map(slot_of, valid))) > 1:
+            raise InvalidLock("in a cluster, several keys need one hash tag")
+        return Holding(self, valid, self._valid_wait(wait_s), required, cancel_on_loss)
 
     def _valid_wait(self, wait_s: float) -> float:
         if self._waiting is Waiting.SIMPLE:
@@ -130,7 +149,7 @@ class KeyLocks:
         """Wait for the releases in flight."""
         await self._tasks.close(CLOSE_S)
 
-    def listen(self, channel: GrantChannel) -> None:
+    def listen(self, channel: GrantChannel | ClusterChannels) -> None:
         """Be woken by what ``channel`` receives."""
         self._channel = channel
 
@@ -318,17 +337,29 @@ async def open_key_locks(
         yield KeyLocks(name, None, waiting=waiting, lease_s=lease_s)
         return
     async with AsyncExitStack() as exits:
-        commands = NodeCommands(await exits.enter_async_context(open_redis(url)), lease_s)
-        locks = KeyLocks(name, commands, waiting=waiting, lease_s=lease_s)
+        redis = open_redis(url)
+        await exits.enter_async_context(redis)
+        commands = NodeCommands(redis, lease_s)
+        one_slot = isinstance(redis, RedisCluster)
+        locks = KeyLocks(name, commands, waiting=waiting, lease_s=lease_s, one_slot=one_slot)
         if waiting is Waiting.HANDOFF:
-            channel = GrantChannel(
-                lambda: open_redis(url), commands.process, locks.deliver, locks.wake_all
-            )
+            channel = _channel(redis, url, commands.process, locks)
             locks.listen(channel)
             reading = asyncio.create_task(channel.run())
             exits.push_async_callback(_cancel, reading)
         exits.push_async_callback(locks.close)
         yield locks
+
+
+def _channel(
+    redis: Redis | RedisCluster, url: str, process: str, locks: KeyLocks
+) -> GrantChannel | ClusterChannels:
+    def on(opened: Callable[[], Redis]) -> GrantChannel:
+        return GrantChannel(opened, process, locks.deliver, locks.wake_all)
+
+    if isinstance(redis, RedisCluster):
+        return ClusterChannels(redis, partial(cluster_node, url), on)
+    return on(partial(open_server, url))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
 
 from prometheus_client import Counter
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from common.locking.redis import (
     RedisCalls,
@@ -88,7 +88,7 @@ async def open_marks(url: str) -> AsyncIterator[InProgressMarks]:
 class RedisMarks:
     """Marks in one Redis. Call it from tasks that are not cancelled (see ``open_redis``)."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis | RedisCluster) -> None:
         self._begin = Script(redis, _BEGIN)
         self._clear = Script(redis, _CLEAR)
         self._redis = redis

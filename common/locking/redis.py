@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from common import failpoints
 from common.breaker import CircuitBreaker, CircuitOpen
+from common.urls import RedisNodes, redis_nodes
 
 T = TypeVar("T")
 
@@ -26,21 +30,70 @@ OPEN_S: Final = 2.0
 _log = structlog.stdlib.get_logger()
 
 
-def open_redis(url: str) -> Redis:
+def open_redis(url: str) -> Redis | RedisCluster:
     """A client that gives up fast and never sends a command twice on its own.
+
+    ``url``: one server, Sentinels that know the primary, or some nodes of a cluster
+    (``common.urls``). The client library finds the server; a redirected command was not executed.
 
     A script repeated after a lost reply would find the locks of its own first run. A command in
     flight is ended by the client's own time limit, which also closes the connection, and by nothing
     else: a cancelled command has handed its reply to the next caller before (redis-py #2624 and
     #2665).
     """
-    return Redis.from_url(
-        url,
-        socket_timeout=TIMEOUT_S,
-        socket_connect_timeout=TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
+    nodes = redis_nodes(url)
+    if nodes is None or nodes.service:
+        return open_server(url)
+    startup = [ClusterNode(host, port, **_credentials(nodes)) for host, port in nodes.addresses]
+    return RedisCluster(startup_nodes=startup, **_credentials(nodes), **_options())
+
+
+def open_server(url: str) -> Redis:
+    """A client of the one server at ``url``, or of the primary that Sentinels name."""
+    nodes = redis_nodes(url)
+    if nodes is None:
+        return Redis.from_url(url, **_options())
+    sentinel = Sentinel(list(nodes.addresses), sentinel_kwargs=_options())  # type: ignore[no-untyped-call]
+    primary: Redis = sentinel.master_for(
+        nodes.service, _Primary, db=nodes.database, **_credentials(nodes), **_options()
     )
+    return primary
+
+
+class _Primary(Redis):
+    """The primary that Sentinels name. It closes its connections to them too."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await super().aclose(close_connection_pool)
+        pool = self.connection_pool
+        assert isinstance(pool, SentinelConnectionPool)
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
+
+
+def cluster_node(url: str, host: str, port: int) -> Redis:
+    """A client of one node of the cluster at ``url``."""
+    nodes = redis_nodes(url)
+    assert nodes is not None
+    return Redis(host=host, port=port, **_credentials(nodes), **_options())
+
+
+def slot_of(key: str) -> int:
+    """The slot of the key in a cluster."""
+    return key_slot(key.encode())
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": True,
+    }
+
+
+def _credentials(nodes: RedisNodes) -> dict[str, Any]:
+    return {"username": nodes.user, "password": nodes.password, "ssl": nodes.tls}
 
 
 async def connection_problem(url: str) -> str:
@@ -49,7 +102,8 @@ async def connection_problem(url: str) -> str:
     Raises TypeError or ValueError for an option of the URL that the client rejects.
     """
     async with open_redis(url) as redis:
-        redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        if isinstance(redis, Redis):
+            redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             return "" if await redis.ping() is True else "what replies there is not Redis"
         except Exception as error:  # noqa: BLE001 - as in ``RedisCalls.call``
@@ -67,7 +121,7 @@ class UnexpectedReply(Exception):  # noqa: N818 - about the server, not about th
 class Script:
     """A Lua script, sent by its digest, and whole to a server that does not have it."""
 
-    def __init__(self, redis: Redis, text: str) -> None:
+    def __init__(self, redis: Redis | RedisCluster, text: str) -> None:
         self._redis = redis
         self._text = text
         # Not the server's answer to SCRIPT LOAD, as in the client's own class: it may be wrong.
@@ -84,7 +138,7 @@ class Script:
 class RedisCalls:
     """Calls behind a circuit breaker. Use it from tasks that are not cancelled (``open_redis``)."""
 
-    def __init__(self, redis: Redis, event: str) -> None:
+    def __init__(self, redis: Redis | RedisCluster, event: str) -> None:
         """``event``: the log event of a failed call."""
         self._redis = redis
         self._event = event
@@ -119,5 +173,7 @@ class RedisCalls:
         slots, another server may be found there; and the replies of a connection that sent a wrong
         one may be those of other commands.
         """
+        if isinstance(self._redis, RedisCluster):
+            return  # the client has noted by itself which node failed
         with suppress(Exception):
             await self._redis.connection_pool.disconnect(inuse_connections=False)

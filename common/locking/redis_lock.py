@@ -7,13 +7,15 @@ Redis while it fails.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain, groupby
 from typing import Final
 
 import structlog
 from prometheus_client import Counter, Gauge
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ClusterCrossSlotError
 
 from common.ids import new_id
@@ -24,6 +26,7 @@ from common.locking.redis import (
     Script,
     UnexpectedReply,
     open_redis,
+    slot_of,
 )
 from common.metrics import REGISTRY
 
@@ -72,7 +75,8 @@ async def open_locks(url: str) -> AsyncIterator[Locks]:
 class RedisLocks:
     """Locks on one Redis. Call it from tasks that are not cancelled (a lane's own)."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis | RedisCluster) -> None:
+        self._redis = redis
         self._acquire = Script(redis, _ACQUIRE)
         self._release = Script(redis, _RELEASE)
         self._calls = RedisCalls(redis, "redis_lock_absent")
@@ -80,12 +84,13 @@ class RedisLocks:
 
     async def acquire(self, keys: Collection[str]) -> Grant:
         """Take the keys that are free and report those that are busy."""
-        wanted = sorted(keys)
+        parts = self._parts(keys)
+        wanted = list(chain.from_iterable(parts))
         token = new_id()
         try:
             taken = await self._calls.call(
                 "acquire_locks",
-                lambda: self._send(wanted, token),
+                lambda: self._send(parts, token),
                 lambda reply: _read_taken(reply, len(wanted)),
             )
         except RedisUnavailable:
@@ -105,27 +110,45 @@ class RedisLocks:
         """Free the keys that the grant still owns."""
         if not grant.acquired:
             return
-        owned = sorted(grant.acquired)
+        parts = self._parts(grant.acquired)
         try:
             await self._calls.call(
                 "release_locks",
-                lambda: self._release(owned, grant.token),
-                lambda reply: _read_freed(reply, len(owned)),
+                lambda: self._send_release(parts, grant.token),
+                lambda reply: _read_freed(reply, len(grant.acquired)),
             )
         except RedisUnavailable:
             _absent.set(1)
         else:
             _absent.set(0)
 
-    async def _send(self, wanted: Sequence[str], token: str) -> object:
-        """The reply of the script; _CROSS_SLOT from a cluster that has the keys on several nodes.
+    def _parts(self, keys: Collection[str]) -> list[list[str]]:
+        """The keys that one script takes: all, or those of one slot of a cluster."""
+        ordered = sorted(keys)
+        if not isinstance(self._redis, RedisCluster):
+            return [ordered]
+        slots = groupby(sorted(ordered, key=slot_of), slot_of)
+        return [list(part) for _, part in slots]
 
-        That is no failure: the cluster replies, and would grant the keys one by one.
+    async def _send(self, parts: Sequence[Sequence[str]], token: str) -> object:
+        """The reply to all parts; _CROSS_SLOT from a server that has not all of the keys.
+
+        That is no failure: a node of a cluster replies, and would grant the keys one by one.
         """
         try:
-            return await self._acquire(wanted, token, LEASE_MS)
+            if len(parts) == 1:
+                return await self._acquire(parts[0], token, LEASE_MS)
+            asked = (self._acquire(part, token, LEASE_MS) for part in parts)
+            replies = await asyncio.gather(*asked)
         except ClusterCrossSlotError:
             return _CROSS_SLOT
+        return [each for reply in replies if isinstance(reply, list) for each in reply]
+
+    async def _send_release(self, parts: Sequence[Sequence[str]], token: str) -> object:
+        if len(parts) == 1:
+            return await self._release(parts[0], token)
+        replies = await asyncio.gather(*(self._release(part, token) for part in parts))
+        return sum(reply for reply in replies if type(reply) is int)
 
     def _log_cross_slot(self) -> None:
         if not self._cross_slot_logged:

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from common.db.database import Database, open_pools
-from common.locking.redis import open_redis
+from common.locking.redis import open_server
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases, name_of
@@ -44,6 +44,6 @@ async def redis(
     valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Redis]:
     monkeypatch.setattr("common.locking.redis.TIMEOUT_S", LONG_S)
-    client = open_redis(valkey_server.url)
+    client = open_server(valkey_server.url)
     yield client
     await client.aclose()

@@ -40,6 +40,8 @@ TEXTS = {
     "redis_url": [
         *(SECRET, f"http://{SECRET}", f"redis://:{SECRET}@h:port/0", f"redis://:{SECRET}@h:99999"),
         *("redis:// h", "redis://", "unix://", f"redis://:{SECRET}@h:0"),
+        *(f"redis+sentinel://:{SECRET}@h:1", f"redis+sentinel://:{SECRET}@h/s", "redis+cluster://"),
+        *(f"redis+cluster://:{SECRET}@h:1,i:0", f"redis+cluster://h:1/{SECRET}", "x+cluster://h:1"),
     ],
     "gateway_url": [SECRET, f"ftp://{SECRET}", f"http://u:{SECRET}@h", "http://", "http://[::1"],
     "balance_address": PEERS,

@@ -78,6 +78,7 @@ def test_passwords_in_urls_are_masked_everywhere(
         ("see http://host:80/a@b and me@x", "see http://host:80/a@b and me@x"),
         (f"<{URL}?a=b>", "<postgresql://u:***@db:5432/tally?a=b>"),
         ("redis://:hunter2@h/0", "redis://:***@h/0"),
+        ("redis+cluster://u:hunter2@h:1,i:2", "redis+cluster://u:***@h:1,i:2"),
     ],
 )
 def test_only_passwords_are_masked(text: str, expected: str) -> None:
