@@ -66,6 +66,10 @@ test-no-redis: $(STAMP) ## Run the other half: all tests that `make test` runs w
 test-concurrency: $(STAMP) ## Run only the concurrency tests, each with its control
 	@$(BIN)/python -m pytest tests/concurrency $(ARGS)
 
+.PHONY: test-locks
+test-locks: $(STAMP) ## Pass a lock on a million times between four processes; check overlaps and fairness (15 minutes)
+	@$(BIN)/python -m pytest tests/lock_runs $(ARGS)
+
 .PHONY: test-kills
 test-kills: $(STAMP) ## Kill each kind of process during a demo, restart the stack, audit (12 minutes)
 	@$(BIN)/python -m pytest tests/chaos/test_kill_any_process.py $(ARGS)

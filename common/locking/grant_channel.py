@@ -19,6 +19,7 @@ from common.locking.key_scripts import CHANNEL
 PING_S: Final = 0.5
 """After this much silence the connection is asked whether it lives; after as much again it is
 dead. Meanwhile waiters ask by themselves (``key_line.HEARTBEAT_S``)."""
+CANCEL_AGAIN_S: Final = 0.05
 _RECONNECT: Final = Backoff(0.01, 1.0)
 _FORM: Final = re.compile(r"(\d+):(\d+):(\d+)")
 
@@ -61,7 +62,8 @@ class GrantChannel:
                 async with self._open() as redis:
                     await self._subscribe(redis)
             except Exception as error:  # noqa: BLE001 - the client has no list of what it raises
-                _log.info("lock_channel_lost", error=type(error).__name__)
+                if self.ready or not attempt:
+                    _log.info("lock_channel_lost", error=type(error).__name__)
             attempt = 1 if self.ready else attempt + 1
             self.ready = False
             await asyncio.sleep(_RECONNECT.pause_s(attempt))
@@ -126,7 +128,8 @@ class ClusterChannels:
                 self._follow({(node.host, int(node.port)) for node in primaries})
                 await asyncio.sleep(PING_S)
         finally:
-            self._follow(set())
+            tasks = [task for _, task in self._channels.values()]
+            await asyncio.gather(*map(ended, tasks))
 
     def _follow(self, primaries: set[tuple[str, int]]) -> None:
         for place in primaries - self._channels.keys():
@@ -134,6 +137,17 @@ class ClusterChannels:
             self._channels[place] = channel, asyncio.create_task(channel.run())
         for place in self._channels.keys() - primaries:
             self._channels.pop(place)[1].cancel()
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel the task until it has ended: the client library can miss a cancellation.
+
+    It awaits with ``asyncio.wait_for``, which in Python 3.11 returns a result that arrives together
+    with the cancellation.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
 
 
 async def _within(limit_s: float, sending: Awaitable[object]) -> None:

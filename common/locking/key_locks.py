@@ -23,7 +23,7 @@ from prometheus_client import Counter, Histogram
 from redis.asyncio import Redis, RedisCluster
 
 from common import deadlines
-from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted
+from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted, ended
 from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
@@ -149,7 +149,7 @@ class KeyLocks:
         """Wait for the releases in flight."""
         await self._tasks.close(CLOSE_S)
 
-    def listen(self, channel: GrantChannel | ClusterChannels) -> None:
+    def listen(self, channel: GrantChannel | ClusterChannels | None) -> None:
         """Be woken by what ``channel`` receives."""
         self._channel = channel
 
@@ -346,7 +346,7 @@ async def open_key_locks(
             channel = _channel(redis, url, commands.process, locks)
             locks.listen(channel)
             reading = asyncio.create_task(channel.run())
-            exits.push_async_callback(_cancel, reading)
+            exits.push_async_callback(ended, reading)
         exits.push_async_callback(locks.close)
         yield locks
 
@@ -360,9 +360,3 @@ def _channel(
     if isinstance(redis, RedisCluster):
         return ClusterChannels(redis, partial(cluster_node, url), on)
     return on(partial(open_server, url))
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
