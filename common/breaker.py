@@ -8,8 +8,7 @@ whose traceback grows with every call; and it lets every call through as a trial
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
 
 class CircuitOpen(Exception):  # noqa: N818 - a state, not a fault
@@ -41,26 +40,49 @@ class CircuitBreaker:
             return False
         return self._in_trial or time.monotonic() - self._opened_s < self._open_s
 
-    @asynccontextmanager
-    async def call(self) -> AsyncIterator[None]:
+    def call(self) -> _Call:
         """A block that counts as a failure if it raises. Raises CircuitOpen before entering it."""
+        return _Call(self)
+
+    def begin(self) -> bool:
+        """Whether the call that begins now is a trial. Raises CircuitOpen. For ``_Call``."""
         if self.refuses:
             raise CircuitOpen("circuit half-open" if self._in_trial else "circuit open")
-        trial = self._in_trial = self._opened_s is not None
-        try:
-            yield
-        except Exception:
+        self._in_trial = self._opened_s is not None
+        return self._in_trial
+
+    def end(self, error: BaseException | None, *, trial: bool) -> None:
+        """Note the outcome of a call. For ``_Call``."""
+        if isinstance(error, Exception):
             self._failed(trial=trial)
-            raise
-        else:
-            if trial or self._opened_s is None:
-                self._failures, self._opened_s = 0, None
-        finally:
-            if trial:
-                self._in_trial = False
+        elif error is None and (trial or self._opened_s is None):
+            self._failures, self._opened_s = 0, None
+        if trial:
+            self._in_trial = False
 
     def _failed(self, *, trial: bool) -> None:
         if self._opened_s is None:
             self._failures += 1
         if trial or (self._opened_s is None and self._failures >= self._failures_max):
             self._opened_s = time.monotonic()
+
+
+class _Call:
+    """One call, as a class: a generator's context manager costs several times as much."""
+
+    __slots__ = ("_breaker", "_trial")
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+        self._trial = False
+
+    async def __aenter__(self) -> None:
+        self._trial = self._breaker.begin()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._breaker.end(error, trial=self._trial)

@@ -35,7 +35,8 @@ class KeyLease:
         self._lost = False
         self.on_lost: Callable[[], None] | None = None
         """Called once, when the lease is lost."""
-        self._stopping = asyncio.Event()
+        self._stopping: asyncio.Event | None = None
+        self._stopped = False
         self._keeping: asyncio.Task[None] | None = None
         self._end: asyncio.TimerHandle | None = None
         self._begin = self._loop.call_at(self.until - lease_s * (1 - 1 / RENEWALS), self._keep)
@@ -48,19 +49,21 @@ class KeyLease:
     async def stop(self) -> None:
         """End the renewals. One in flight is awaited: none reaches Redis after the release."""
         self._begin.cancel()
-        self._stopping.set()
-        if self._keeping is not None:
+        self._stopped = True
+        if self._keeping is not None and self._stopping is not None:
+            self._stopping.set()
             await self._keeping
         if self._end is not None:
             self._end.cancel()
 
     def _keep(self) -> None:
         self._end = self._loop.call_at(self.until, self._lose)
-        self._keeping = self._loop.create_task(self._renew_repeatedly())
+        self._stopping = asyncio.Event()
+        self._keeping = self._loop.create_task(self._renew_repeatedly(self._stopping))
 
-    async def _renew_repeatedly(self) -> None:
+    async def _renew_repeatedly(self, stopping: asyncio.Event) -> None:
         pause_s = self._lease_s / RENEWALS
-        while not self._stopping.is_set() and not self.lost:
+        while not self._stopped and not self.lost:
             began = self._loop.time()
             try:
                 owned = await self._commands.renew(self.keys, self.number)
@@ -75,10 +78,10 @@ class KeyLease:
                 pause_s = self._lease_s / RENEWALS
             try:
                 async with asyncio.timeout(pause_s):
-                    await self._stopping.wait()
+                    await stopping.wait()
             except TimeoutError:
                 continue
-        if not self._stopping.is_set():
+        if not self._stopped:
             self._lose()
 
     def _extend(self, until: float) -> None:
@@ -88,7 +91,7 @@ class KeyLease:
         self._end = self._loop.call_at(until, self._lose)
 
     def _lose(self) -> None:
-        if not self._lost and not self._stopping.is_set():
+        if not self._lost and not self._stopped:
             self._lost = True
             if self.on_lost is not None:
                 self.on_lost()

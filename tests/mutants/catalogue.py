@@ -9,8 +9,9 @@ from tests.mutants.balance import BALANCE
 from tests.mutants.bulk import BULK
 from tests.mutants.common import COMMON
 from tests.mutants.coupon import COUPON
+from tests.mutants.locks import LOCKS
 from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
 from tests.mutants.sagas import SAGAS
 
-MUTANTS: Final = (*COMMON, *BULK, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT, *AUDIT)
+MUTANTS: Final = (*COMMON, *BULK, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT, *AUDIT, *LOCKS)

@@ -128,6 +128,21 @@ async def test_of_several_keys_a_waiter_holds_none(
     assert not await redis.exists(key, other)
 
 
+async def test_of_several_keys_a_waiter_keeps_none_that_was_handed_over(
+    replicas: list[KeyLocks], redis: Redis, key: str
+) -> None:
+    """One key is handed over while the other is still busy: it is free for others."""
+    keys = [f"{key}:{letter}" for letter in "ab"]
+    first, second = [await taken(replicas[0], [each]) for each in keys]
+    both = asyncio.create_task(taken(replicas[1], keys))
+    await queued(redis, keys[0], 1)
+    replicas[0].ended(first)
+    await queued(redis, keys[1], 1)
+    assert not await redis.exists(keys[0])
+    replicas[0].ended(second)
+    replicas[1].ended(await both)
+
+
 async def test_opposite_orders_of_keys_do_not_deadlock(replicas: list[KeyLocks], key: str) -> None:
     keys = [f"{key}:{letter}" for letter in "abc"]
 
