@@ -27,26 +27,17 @@ from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted,
 from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
-from common.locking.key_scripts import has_slot
-from common.locking.lock_errors import InvalidLock, LockBusy, LockLost, LockUnavailable
+from common.locking.lock_errors import LockBusy, LockLost, LockUnavailable
+from common.locking.lock_limits import LEASE_S, check_lease, check_wait, valid_keys
 from common.locking.redis import (
     RedisUnavailable,
     cluster_node,
     open_redis,
     open_server,
-    slot_of,
 )
 from common.metrics import LATENCY_BUCKETS_S, REGISTRY
 from common.tasks import DetachedTasks
 
-LEASE_S: Final = 2.0
-"""Longer than a transaction takes, shorter than anyone would want to wait for a dead replica."""
-LEASE_LEAST_S: Final = 0.3
-"""Three renewals in a lease, each with the time limit of a command."""
-LEASE_MOST_S: Final = 600.0
-WAIT_MOST_S: Final = 600.0
-KEYS_MAX: Final = 128
-KEY_BYTES_MAX: Final = 512
 UNKNOWN_MAX: Final = 1_000
 """Acquisitions without a reply that are remembered."""
 CLOSE_S: Final = 1.0
@@ -96,8 +87,7 @@ class KeyLocks:
     ) -> None:
         """``commands``: None where no Redis is configured. ``one_slot``: refuse keys of several
         slots, since a node of a cluster has only its own."""
-        if not LEASE_LEAST_S <= lease_s <= LEASE_MOST_S:
-            raise InvalidLock(f"lease_s must be from {LEASE_LEAST_S:g} to {LEASE_MOST_S:g}")
+        check_lease(lease_s)
         self._waiting = waiting
         self._one_slot = one_slot
         self._terms = None
@@ -132,18 +122,9 @@ class KeyLocks:
 
         Raises InvalidLock, and on entering the block LockBusy.
         """
-        valid = _valid_keys(keys)
-        if self._one_slot and len(set(map(slot_of, valid))) > 1:
-            raise InvalidLock("in a cluster, several keys need one hash tag")
-        return Holding(self, valid, self._valid_wait(wait_s), required, cancel_on_loss)
-
-    def _valid_wait(self, wait_s: float) -> float:
-        if self._waiting is Waiting.SIMPLE:
-            if wait_s != 0.0:
-                raise InvalidLock("wait_s must be 0: SIMPLE does not wait")
-        elif not 0.0 < wait_s <= WAIT_MOST_S:
-            raise InvalidLock(f"wait_s must be above 0 and at most {WAIT_MOST_S:g}")
-        return wait_s
+        check_wait(wait_s, waits=self._waiting is not Waiting.SIMPLE)
+        valid = valid_keys(keys, one_slot=self._one_slot)
+        return Holding(self, valid, wait_s, required, cancel_on_loss)
 
     async def close(self) -> None:
         """Wait for the releases in flight."""
@@ -251,21 +232,6 @@ class KeyLocks:
 def _give_up(caller: asyncio.Future[Hold]) -> None:
     if not caller.done():
         caller.set_exception(LockBusy())
-
-
-def _valid_keys(keys: Collection[str]) -> Keys:
-    """Sorted, each once. Raises InvalidLock."""
-    if isinstance(keys, str):
-        raise InvalidLock("keys must be a collection of keys")
-    valid = tuple(sorted(set(keys)))
-    if not 0 < len(valid) <= KEYS_MAX:
-        raise InvalidLock(f"there must be 1 to {KEYS_MAX} keys")
-    for key in valid:
-        if not 0 < len(key.encode()) <= KEY_BYTES_MAX:
-            raise InvalidLock(f"a key must have 1 to {KEY_BYTES_MAX} bytes")
-        if not has_slot(key):
-            raise InvalidLock("a key may have braces only as one hash tag, {tag}")
-    return valid
 
 
 class Holding:

@@ -16,8 +16,9 @@ from typing import Final, TypeVar
 from common.ids import new_id
 from common.locking.key_commands import Entered, Keys, NodeCommands
 from common.locking.key_line import Waiting
-from common.locking.key_locks import LEASE_S, KeyLocks
+from common.locking.key_locks import KeyLocks
 from common.locking.lock_errors import InvalidLock
+from common.locking.lock_limits import LEASE_S
 from common.locking.redis import RedisUnavailable, open_redis
 
 T = TypeVar("T")

@@ -14,9 +14,10 @@ from common import deadlines
 from common.ids import new_id
 from common.locking.key_lease import Hold
 from common.locking.key_line import Waiting
-from common.locking.key_locks import KEY_BYTES_MAX, KEYS_MAX, KeyLocks, open_key_locks
+from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import TURNS_MAX, redis_keys
 from common.locking.lock_errors import InvalidLock, LockBusy, LockLost, LockUnavailable
+from common.locking.lock_limits import KEY_BYTES_MAX, KEYS_MAX
 from common.metrics import REGISTRY
 from deploy.local.valkey import ValkeyServer
 from tests.integration.locking.conftest import until
