@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
-from common.errors import Code, NotFound, QuotaViolation, Refusal
+from common.errors import Code, FieldViolation, NotFound, QuotaViolation, Refusal
 
 
 class ProductNotFound(NotFound, reason="PRODUCT_NOT_FOUND"):
@@ -31,6 +32,87 @@ class OutOfStock(Refusal, reason="OUT_OF_STOCK"):
             QuotaViolation(f"product:{product_id}", f"{free} free, {asked} asked")
             for product_id, free, asked in short
         )
+
+
+class ProductSeated(Refusal, reason="PRODUCT_SEATED"):
+    """The product has seats: order them by their labels, and add stock by adding seats."""
+
+
+class ProductNotSeated(Refusal, reason="PRODUCT_NOT_SEATED"):
+    """The product has stock that is not seats."""
+
+
+class SeatsNotNamed(ProductSeated):
+    """The product has seats, and the line does not name those that it orders."""
+
+    def __init__(self, product_id: str, field: str) -> None:
+        """``field``: the path of the line's seats."""
+        super().__init__(product_id=product_id)
+        self.fields = (FieldViolation(field, "must name the seats"),)
+
+
+class SeatsNamed(ProductNotSeated):
+    """The line names seats of a product that has none."""
+
+    def __init__(self, product_id: str, field: str) -> None:
+        """``field``: the path of the line's seats."""
+        super().__init__(product_id=product_id)
+        self.fields = (FieldViolation(field, "must be empty: the product has no seats"),)
+
+
+class SeatNotFound(NotFound, reason="SEAT_NOT_FOUND"):
+    """The product has no seat with this label."""
+
+    def __init__(self, product_id: str, fields: Iterable[str]) -> None:
+        """``fields``: the paths of the labels."""
+        super().__init__(product_id=product_id)
+        self.fields = tuple(FieldViolation(field, "no such seat") for field in fields)
+
+
+class SeatTaken(Refusal, reason="SEAT_TAKEN"):
+    """A seat is taken, and an order gets all of its seats or none."""
+
+    def __init__(self, product_id: str, taken: Iterable[tuple[int, str]]) -> None:
+        """``product_id``: of the first one; ``taken``: line and label of each."""
+        super().__init__(product_id=product_id)
+        # Not the product_id of each: with the longest labels of 100 products the status would not
+        # fit into a trailer.
+        self.quota = tuple(QuotaViolation(f"items[{line}]:{label}", "") for line, label in taken)
+
+
+class SeatExists(Refusal, code=Code.ALREADY_EXISTS, reason="SEAT_EXISTS"):
+    """The product has some of these seats; none was added."""
+
+    def __init__(self, product_id: str, existing: Mapping[int, str]) -> None:
+        """``existing``: the labels, by their position in the request."""
+        super().__init__(product_id=product_id)
+        if len(existing) <= LABELS_NAMED_MAX:
+            self.quota = tuple(QuotaViolation(label, "") for label in existing.values())
+        else:
+            self.quota = tuple(QuotaViolation("labels", text) for text in _ranges(existing))
+
+
+LABELS_NAMED_MAX: Final = 100
+_RANGES_CHARS_MAX: Final = 110
+"""Positions of labels in one description, which a status cuts at 120 bytes."""
+
+
+def _ranges(positions: Iterable[int]) -> Iterator[str]:
+    """The positions as texts such as "0-41,43", ascending, none too long for a description."""
+    runs: list[tuple[int, int]] = []
+    for position in sorted(positions):
+        if runs and runs[-1][1] == position - 1:
+            runs[-1] = (runs[-1][0], position)
+        else:
+            runs.append((position, position))
+    text = ""
+    for first, last in runs:
+        run = str(first) if first == last else f"{first}-{last}"
+        if len(text) + len(run) >= _RANGES_CHARS_MAX:
+            yield text
+            text = ""
+        text = f"{text},{run}" if text else run
+    yield text
 
 
 class OrderNotPayable(Refusal, reason="ORDER_NOT_PAYABLE"):

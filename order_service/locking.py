@@ -1,8 +1,8 @@
 """The locking strategy of every order operation, in one table.
 
-**The lock order is the same everywhere**: orders ascending, then products ascending, then entries
-of the stock journal ascending, then sagas ascending, then idempotency records ascending. A new
-order locks no order row: no other command knows its id yet.
+**The lock order is the same everywhere**: orders ascending, then products ascending, then seats
+ascending, then entries of the stock journal ascending, then sagas ascending, then idempotency
+records ascending. A new order locks no order row: no other command knows its id yet.
 """
 
 from __future__ import annotations
@@ -24,18 +24,30 @@ from order_service.model.saga_command import (
     TakeOverSagas,
     WriteSaga,
 )
+from order_service.model.seat import AddSeats
 
 USER_KEY: Final = "order:create:user:{user_id}"
+SEAT_KEY: Final = "seat:{{{product_id}}}:{label}"
+"""The product is the hash tag: the seats of one product are on one node of a cluster."""
 _STOCK: Final = (tables.STOCK_NOT_OVERSOLD, tables.STOCK_NOT_NEGATIVE)
 
 STRATEGIES: Final[Strategies] = {
     CreateOrder: Strategy(
         rows=RowStrategy.FOR_UPDATE,
-        guards=(*_STOCK, tables.ORDER_REQUEST_ONCE, tables.ITEM_ONCE),
+        guards=(
+            *_STOCK,
+            tables.SEAT_LIVE_ONCE,
+            tables.ORDER_REQUEST_ONCE,
+            tables.ITEM_ONCE,
+        ),
         redis_key=USER_KEY,
+        redis_key_of_each=("seats", SEAT_KEY),
         why="Whether there is enough of every product is decided on the locked rows, locked in "
-        "ascending id order, so that A+B cannot deadlock with B+A. The key only keeps a user's "
-        "own duplicates from contending for the rows.",
+        "ascending id order, so that A+B cannot deadlock with B+A. The user's key only keeps a "
+        "user's own duplicates from contending for the rows. The lock of a product also serialises "
+        "the orders of its seats, which are written WHERE version and state = those loaded. The "
+        "keys of the seats keep those who lose off the transaction: they wait for the winner's "
+        "commit and find the seat taken by a read without locks.",
     ),
     CancelOrder: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,
@@ -106,9 +118,14 @@ STRATEGIES: Final[Strategies] = {
     ),
     RestockProduct: Strategy(
         rows=RowStrategy.FOR_UPDATE,
-        guards=(*_STOCK, tables.STOCK_ENTRY_ONCE),
+        guards=(*_STOCK, tables.SEATS_ALL_OR_NONE, tables.STOCK_ENTRY_ONCE),
         why="It contends with the orders of the same product for its row. A duplicate is as that "
         "of CreateProduct.",
+    ),
+    AddSeats: Strategy(
+        rows=RowStrategy.FOR_UPDATE,
+        guards=(*_STOCK, tables.SEATS_ALL_OR_NONE, tables.SEAT_ONCE, tables.STOCK_ENTRY_ONCE),
+        why="As RestockProduct: which seats exist is read under the lock of the product.",
     ),
     SetCartItem: Strategy(
         rows=RowStrategy.VERSION,

@@ -10,11 +10,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from common.db.heartbeat import heartbeat_table
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "order_0005"
+SCHEMA: Final = "order_0008"
 """The oldest migration this release can serve on."""
 
 STOCK_NOT_OVERSOLD: Final = "products_stock_not_oversold"
 STOCK_NOT_NEGATIVE: Final = "products_stock_not_negative"
+SEATS_ALL_OR_NONE: Final = "products_seats_all_or_none"
+SEAT_ONCE: Final = "seats_pkey"
+SEAT_LIVE_ONCE: Final = "order_seats_live_once"
 ORDER_STATE: Final = "orders_state"
 ORDER_PAID_IN_FULL: Final = "orders_paid_in_full"
 ORDER_REQUEST_ONCE: Final = "orders_request_once"
@@ -31,6 +34,7 @@ metadata = sa.MetaData()
 
 _uuid: Final = sa.UUID(as_uuid=False)
 _time: Final = sa.DateTime(timezone=True)
+_label: Final = sa.Text(collation="C")
 
 products = sa.Table(
     "products",
@@ -45,9 +49,24 @@ products = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("create_time", _time, nullable=False),
     sa.Column("update_time", _time, nullable=False),
+    sa.Column("seats", sa.BigInteger, nullable=False, server_default="0"),
     sa.CheckConstraint("reserved + sold <= stocked", name=STOCK_NOT_OVERSOLD),
     sa.CheckConstraint("reserved >= 0 AND sold >= 0", name=STOCK_NOT_NEGATIVE),
+    sa.CheckConstraint("seats IN (0, stocked) AND seats >= 0", name=SEATS_ALL_OR_NONE),
     sa.Index("products_newest", "create_time", "product_id"),
+)
+
+# A seat changes in the transaction that changes its product, and to the same version.
+seats = sa.Table(
+    "seats",
+    metadata,
+    sa.Column("product_id", _uuid, primary_key=True),
+    sa.Column("label", _label, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("order_id", _uuid),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Index("seats_changed", "product_id", "version"),
 )
 
 # Append-only. The quantity is NULL in entries that the database wrote for a replica of the earlier
@@ -98,6 +117,18 @@ order_items = sa.Table(
     sa.Column("product_id", _uuid, primary_key=True),
     sa.Column("quantity", sa.BigInteger, nullable=False),
     sa.Column("unit_price_minor", sa.BigInteger, nullable=False),
+    sa.Column("seated", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+
+order_seats = sa.Table(
+    "order_seats",
+    metadata,
+    sa.Column("order_id", _uuid, primary_key=True),
+    sa.Column("product_id", _uuid, primary_key=True),
+    sa.Column("label", _label, primary_key=True),
+    # Whether the order still has the seat.
+    sa.Column("live", sa.Boolean, nullable=False),
+    sa.Index(SEAT_LIVE_ONCE, "product_id", "label", unique=True, postgresql_where=sa.text("live")),
 )
 
 carts = sa.Table(

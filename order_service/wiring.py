@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -27,6 +27,7 @@ from order_service.servicer.cart import CartServicer
 from order_service.servicer.order import OrderServicer
 from order_service.servicer.product import ProductServicer
 from order_service.servicer.saga import SagaServicer
+from order_service.servicer.seat import SeatServicer
 from order_service.settings import OrderSettings
 from order_service.tables import SCHEMA, answers
 from order_service.use_cases.cart import Carts
@@ -34,16 +35,19 @@ from order_service.use_cases.order import Orders
 from order_service.use_cases.order_decider import OrderDecider, OrderLane, OrderTimes
 from order_service.use_cases.product import Products
 from order_service.use_cases.saga import Sagas
+from order_service.use_cases.seat import Seats, TakenSeats
+from order_service.use_cases.seat_watch import SeatWatches
 from order_service.use_cases.watch import Watches
 from tally.order.v1.order_pb2_grpc import (
     add_CartServiceServicer_to_server,
     add_OrderServiceServicer_to_server,
     add_ProductServiceServicer_to_server,
     add_SagaServiceServicer_to_server,
+    add_SeatServiceServicer_to_server,
 )
 
 WATCH_S: Final = 0.25
-"""How late, about, a follower of an order gets a change that another replica made."""
+"""How late, about, a follower of an order or of seats gets a change that another replica made."""
 
 
 @asynccontextmanager
@@ -53,11 +57,23 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         locks = await stack.enter_async_context(open_locks(settings.redis_url.get_secret_value()))
-        watches = Watches(database)
-        decider = OrderDecider(idempotency, _times(settings), owner=settings.replica)
-        lane = OrderLane(database, locks, decider, on_change=watches.report)
+        watches, seat_watches = Watches(database), SeatWatches(database)
+        stack.push_async_callback(seat_watches.close)
+        lane = OrderLane(
+            database,
+            locks,
+            OrderDecider(idempotency, _times(settings), owner=settings.replica),
+            on_change=_both(watches.report, seat_watches.report),
+            taken_seats=TakenSeats(database, idempotency),
+        )
         stack.push_async_callback(lane.close)
-        products = Products(database, locks, idempotency, cache_s=settings.product_cache_s)
+        products = Products(
+            database,
+            locks,
+            idempotency,
+            cache_s=settings.product_cache_s,
+            on_seats=seat_watches.report_product,
+        )
         stack.push_async_callback(products.close)
         carts = Carts(database)
         stack.push_async_callback(carts.close)
@@ -82,17 +98,30 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
                 PeriodicJob("saga_payments", POLL_S, lambda _: poll.poll()),
                 PeriodicJob("expire_orders", settings.expiry_interval_s, orders.expire_due),
                 PeriodicJob("watch_orders", WATCH_S, lambda _: watches.poll()),
+                PeriodicJob("watch_seats", WATCH_S, lambda _: seat_watches.poll()),
             )
         )
         yield Application(
             services=[
                 (add_ProductServiceServicer_to_server, ProductServicer(products)),
+                (
+                    add_SeatServiceServicer_to_server,
+                    SeatServicer(Seats(database, products), seat_watches),
+                ),
                 (add_CartServiceServicer_to_server, CartServicer(carts)),
                 (add_OrderServiceServicer_to_server, OrderServicer(orders)),
                 (add_SagaServiceServicer_to_server, SagaServicer(sagas)),
             ],
             ready=partial(check_ready, database, schema=SCHEMA),
         )
+
+
+def _both(*calls: Callable[[Order], None]) -> Callable[[Order], None]:
+    def report(order: Order) -> None:
+        for call in calls:
+            call(order)
+
+    return report
 
 
 def _times(settings: OrderSettings) -> OrderTimes:

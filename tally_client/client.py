@@ -16,6 +16,7 @@ from tally_client.services import (
     PaymentService,
     ProductService,
     SagaService,
+    SeatService,
 )
 
 
@@ -50,6 +51,7 @@ class Tally:
         self.balance = BalanceService(to_balance)
         self.coupon = CouponService(to_coupon)
         self.product = ProductService(to_order)
+        self.seat = SeatService(to_order)
         self.cart = CartService(to_order)
         self.order = OrderService(to_order)
         self.saga = SagaService(to_order)

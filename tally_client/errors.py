@@ -5,15 +5,16 @@
     │   └── InvalidField, CurrencyMismatch, RequestIdReused, InvalidPageToken, AmountExceedsDue
     ├── NotFound
     │   └── AccountNotFound, LedgerEntryNotFound, CampaignNotFound, CouponNotFound,
-    │       ProductNotFound, OrderNotFound, PaymentNotFound, SagaNotFound
+    │       ProductNotFound, OrderNotFound, PaymentNotFound, SagaNotFound, SeatNotFound
     ├── AlreadyExists
-    │   └── CouponAlreadyIssued, PaymentKeyUsed
+    │   └── CouponAlreadyIssued, PaymentKeyUsed, SeatExists
     ├── FailedPrecondition        the state does not allow the call; nothing was done
     │   └── InsufficientFunds, BalanceLimitExceeded, DeductionCancelled, CampaignNotOpen,
     │       CouponNotUsable, CouponExpired, CouponWithoutEffect, OrderAmountTooSmall,
-    │       RedemptionCancelled, OutOfStock, OrderNotPayable, OrderNotCancellable,
-    │       PaymentKeyRequired, PaymentDeclined, PaymentCancelled, PaymentMethodNotSupported,
-    │       PaymentOutcomeDiffers, RefundRefused, SagaNotRetryable
+    │       RedemptionCancelled, OutOfStock, SeatTaken, ProductSeated, ProductNotSeated,
+    │       OrderNotPayable, OrderNotCancellable, PaymentKeyRequired, PaymentDeclined,
+    │       PaymentCancelled, PaymentMethodNotSupported, PaymentOutcomeDiffers, RefundRefused,
+    │       SagaNotRetryable
     ├── Aborted                   another call conflicts, or the same one is in progress
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         something ran out, or there are too many calls

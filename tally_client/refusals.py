@@ -65,12 +65,20 @@ class SagaNotFound(NotFound, reason="SAGA_NOT_FOUND"):
     """There is no such saga."""
 
 
+class SeatNotFound(NotFound, reason="SEAT_NOT_FOUND"):
+    """The product has no seat with one of the labels; ``fields`` names up to 10 of them."""
+
+
 class CouponAlreadyIssued(AlreadyExists, reason="COUPON_ALREADY_ISSUED"):
     """The user already has a coupon of this campaign; ``metadata`` names it."""
 
 
 class PaymentKeyUsed(AlreadyExists, reason="PAYMENT_KEY_USED"):
     """The payment_key was charged or declined under another request_id."""
+
+
+class SeatExists(AlreadyExists, reason="SEAT_EXISTS"):
+    """The product has some of these seats; ``quota`` names them. None was added."""
 
 
 class InsufficientFunds(FailedPrecondition, reason="INSUFFICIENT_FUNDS"):
@@ -111,6 +119,18 @@ class RedemptionCancelled(FailedPrecondition, reason="REDEMPTION_CANCELLED"):
 
 class OutOfStock(FailedPrecondition, reason="OUT_OF_STOCK"):
     """Less stock is free than was ordered; ``quota`` names every product that is short."""
+
+
+class SeatTaken(FailedPrecondition, reason="SEAT_TAKEN"):
+    """Other orders have some of the seats; ``quota`` names each, by line and label."""
+
+
+class ProductSeated(FailedPrecondition, reason="PRODUCT_SEATED"):
+    """The product has seats: a line must name them, and its stock grows by adding seats."""
+
+
+class ProductNotSeated(FailedPrecondition, reason="PRODUCT_NOT_SEATED"):
+    """The product has no seats, or stock that is not seats."""
 
 
 class OrderNotPayable(FailedPrecondition, reason="ORDER_NOT_PAYABLE"):

@@ -70,10 +70,19 @@ class ProductService:
         self.restock_product = Unary(
             connection, order.RestockProductRequest, order.RestockProductResponse
         )
+        self.add_seats = Unary(connection, order.AddSeatsRequest, order.AddSeatsResponse)
         self.get_product = Unary(connection, order.GetProductRequest, order.GetProductResponse)
         self.list_products = Listing(
             connection, order.ListProductsRequest, order.ListProductsResponse
         )
+
+
+class SeatService:
+    """The seats of products."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.list_seats = Listing(connection, order.ListSeatsRequest, order.ListSeatsResponse)
+        self.watch_seats = Watch(connection, order.WatchSeatsRequest, order.WatchSeatsResponse)
 
 
 class CartService:

@@ -147,8 +147,8 @@ def divide(
     held: list[QueuedCommand[C, R]] = []
     others: list[QueuedCommand[C, R]] = []
     for entry in entries:
-        waits = entry.lock_key is not None and is_held(HeldKey(entry.lock_key))
-        (held if waits else others).append(entry)
+        key = entry.held_key
+        (held if key is not None and is_held(key) else others).append(entry)
     return held, others
 
 
@@ -159,7 +159,7 @@ def _held_keys(done: Done[C, R]) -> list[HeldKey]:
 
 def _locked(entry: QueuedCommand[C, R]) -> RowLocked:
     """The outcome of a command that found a row held, which the database does not name."""
-    return RowLocked(id(entry) if entry.lock_key is None else HeldKey(entry.lock_key))
+    return RowLocked(entry.held_key or id(entry))
 
 
 @dataclass(slots=True)

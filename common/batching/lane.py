@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import random
 from collections.abc import Callable, Coroutine, Hashable, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import structlog
@@ -16,9 +17,9 @@ from common.batching.bulk import BulkCalls
 from common.batching.lock_wait_queue import LockWaitQueue
 from common.batching.outcomes import (
     Decide,
-    HeldKey,
     Limits,
     QueuedCommand,
+    RefuseEarly,
     Reply,
     RowLocked,
     VersionConflict,
@@ -26,7 +27,7 @@ from common.batching.outcomes import (
 from common.batching.queues import Queues
 from common.db.database import Database
 from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
-from common.locking.locks import Locks
+from common.locking.locks import Grant, Locks
 from common.locking.strategy import Strategies
 
 C = TypeVar("C")
@@ -51,16 +52,19 @@ class Lane(Generic[C, R]):
         *,
         translate: Callable[[str, C], Refusal | None] = lambda _constraint, _command: None,
         limits: Limits | None = None,
+        refuse_early: RefuseEarly[C] | None = None,
     ) -> None:
-        """``strategies`` must have every command type: Redis key and rounds come from there.
+        """``strategies`` must have every command type: Redis keys and rounds come from there.
 
         ``translate``: the refusal for a violated constraint, by its name; None if it is a defect.
+        ``refuse_early``: what to refuse before any lock, each time before a command is decided.
         """
         self.name = name
         self._strategies = strategies
         self._limits = limits or Limits()
         self._attempt = Attempt(name, database, decide, translate)
         self._locks = locks
+        self._refuse_early = refuse_early
         self._queues: Queues[C, R] = Queues(self._limits.batch_max)
         self._bulk_calls: BulkCalls[C, R] = BulkCalls(self._enter_bulk, self._limits)
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
@@ -90,7 +94,7 @@ class Lane(Generic[C, R]):
             reply,
             self._free_place,
             None if left is None else loop.time() + left - self._limits.least_time_s,
-            strategy.key_of(command),
+            strategy.keys_of(command),
             strategy.rounds_max,
         )
         self._depth += 1
@@ -115,8 +119,8 @@ class Lane(Generic[C, R]):
         if self._closed:
             raise Overloaded(lane=self.name)
         strategy = self._strategies[type(command)]
-        key, rounds_max = strategy.key_of(command), strategy.rounds_max
-        self._enqueue(QueuedCommand(command, reply, on_left, None, key, rounds_max, bulk=True))
+        keys, rounds_max = strategy.keys_of(command), strategy.rounds_max
+        self._enqueue(QueuedCommand(command, reply, on_left, None, keys, rounds_max, bulk=True))
 
     def _enqueue(self, entry: QueuedCommand[C, R]) -> None:
         self._queues.append(entry)
@@ -202,15 +206,21 @@ class Lane(Generic[C, R]):
                 return
 
     async def _batch(self, entries: list[QueuedCommand[C, R]]) -> None:
-        held, entries = divide(entries, self._blocked.is_held)
-        for entry in held:
-            # In this batch it would delay all others until the database refuses to wait.
-            assert entry.lock_key is not None
-            self._blocked.wait(entry, HeldKey(entry.lock_key))
+        if self._blocked.has_held:
+            held, entries = divide(entries, self._blocked.is_held)
+            for entry in held:
+                # In this batch it would delay all others until the database refuses to wait.
+                self._blocked.wait(entry, entry.held_key)
+        if self._refuse_early is not None:
+            entries = await self._without_refused(entries, self._refuse_early)
+            if not entries:
+                return
         grant = None
-        if keys := {entry.lock_key for entry in entries if entry.lock_key}:
+        if keys := {key for entry in entries for key in entry.lock_keys}:
             grant = await self._locks.acquire(keys)
-            entries = self._set_busy_aside(entries, grant.busy)
+            if grant.busy:
+                entries = self._set_busy_aside(entries, grant.busy)
+                grant = await self._release_unneeded(grant, entries)
         certain = True
         if entries:
             certain = await self._decide(entries)
@@ -220,16 +230,32 @@ class Lane(Generic[C, R]):
             # If the commit's outcome is unknown the lock is not freed: its lease expires.
             await self._locks.release(grant)
 
+    async def _without_refused(
+        self, entries: list[QueuedCommand[C, R]], refuse_early: RefuseEarly[C]
+    ) -> list[QueuedCommand[C, R]]:
+        """Reply to the entries that need no lock to be refused; returns the others."""
+        refusals = await refuse_early([entry.command for entry in entries])
+        for position, refusal in refusals.items():
+            self._reply(entries[position], refusal)
+        return [entry for at, entry in enumerate(entries) if at not in refusals]
+
+    async def _release_unneeded(
+        self, grant: Grant, entries: Sequence[QueuedCommand[C, R]]
+    ) -> Grant:
+        """Free the keys of entries that were set aside: who waits for one key holds no other."""
+        needed = {key for entry in entries for key in entry.lock_keys}
+        if unneeded := grant.acquired - needed:
+            await self._locks.release(replace(grant, acquired=unneeded))
+        return replace(grant, acquired=grant.acquired - unneeded)
+
     def _set_busy_aside(
         self, entries: list[QueuedCommand[C, R]], busy: frozenset[str]
     ) -> list[QueuedCommand[C, R]]:
         """The entries to decide now. Those of a busy key wait for a later batch, for a while."""
-        if not busy:
-            return entries
         now = asyncio.get_running_loop().time()
         going, staying = [], []
         for entry in entries:
-            if entry.lock_key in busy:
+            if not busy.isdisjoint(entry.lock_keys):
                 if entry.busy_since is None:
                     entry.busy_since = now
                 if now - entry.busy_since < self._limits.busy_key_s:
@@ -264,7 +290,7 @@ class Lane(Generic[C, R]):
                 self._reply(entry, ConflictRetriesExhausted(lane=self.name))
             elif entry.rounds > entry.rounds_max // 2:
                 # Versions failed several times: wait for the row's lock instead.
-                self._blocked.wait(entry, entry.lock_key or id(entry))
+                self._blocked.wait(entry, entry.wait_key)
             else:
                 again.append(entry)
         if not again:

@@ -50,6 +50,11 @@ class LockWaitQueue(Generic[C, R]):
             self._spawn(self._run(row, queue))
         queue.append(entry)
 
+    @property
+    def has_held(self) -> bool:
+        """Whether there is a row that ``is_held``."""
+        return bool(self._held)
+
     def is_held(self, row: Hashable) -> bool:
         """Whether commands wait for the row, and none of them has got it yet."""
         return row in self._held

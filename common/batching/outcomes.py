@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -52,6 +52,13 @@ class Decide(Protocol[C_contra, R_co]):
         ``wait_for_locks``: lock all rows and wait for other transactions, up to lock_timeout,
         instead of returning ``RowLocked``.
         """
+
+
+class RefuseEarly(Protocol[C_contra]):
+    """Finds commands that need no lock to be refused, such as orders for what is sold."""
+
+    async def __call__(self, commands: Sequence[C_contra], /) -> Mapping[int, Refusal]:
+        """The refusals, by the commands' positions. Never raises; what it misses is decided."""
 
 
 _RETRY: Final = Backoff(0.01, 0.1, jitter=(0.0, 1.0))
@@ -107,7 +114,7 @@ class QueuedCommand(Generic[C, R]):
     on_left: Callable[[], None]
     """Called once, when it leaves the lane."""
     deadline: float | None
-    lock_key: str | None
+    lock_keys: tuple[str, ...]
     rounds_max: int
     bulk: bool = False
     """Whether it is one of a bulk call's."""
@@ -117,6 +124,17 @@ class QueuedCommand(Generic[C, R]):
     """How often it was decided without a result."""
     left: bool = False
     """Whether it has left the lane, with a reply or because its caller is gone."""
+
+    @property
+    def wait_key(self) -> Hashable:
+        """What it waits for when no row is known: the first of its keys."""
+        return self.lock_keys[0] if self.lock_keys else id(self)
+
+    @property
+    def held_key(self) -> HeldKey | None:
+        """What it waits for when another transaction holds a row that the database does not name:
+        the first of its keys, which other commands that insert the row have too."""
+        return HeldKey(self.lock_keys[0]) if self.lock_keys else None
 
     @property
     def waits(self) -> bool:

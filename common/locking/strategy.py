@@ -13,8 +13,11 @@ without one (``common.batching.lane``).
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 
 
 class RowStrategy(enum.Enum):
@@ -37,23 +40,41 @@ class Strategy:
     redis_key: str | None = None
     """Template of the Redis lock's key, with the command's attributes in braces; None where
     contenders need no order."""
+    redis_key_of_each: tuple[str, str] | None = None
+    """Of a command that locks several things: its attribute that lists them, and the template of
+    the key of each. The command takes all of its keys, or holds none."""
     mark: str | None = None
     """Template of an in-progress mark's key; a mark is a hint, not a lock."""
     rounds_max: int = 1
     """How often the operation is decided if the version of its row changes each time; then it is
     refused with CONFLICT_RETRIES_EXHAUSTED. Operations that lock their rows have one round."""
 
-    def key_of(self, command: object) -> str | None:
-        """The key of the command's Redis lock."""
-        return _format(self.redis_key, command)
+    def keys_of(self, command: object) -> tuple[str, ...]:
+        """The keys of the command's Redis locks."""
+        key = _format(self.redis_key, command)
+        keys = () if key is None else (key,)
+        if self.redis_key_of_each is None:
+            return keys
+        name, template = self.redis_key_of_each
+        things: Iterable[object] = getattr(command, name)
+        return (*keys, *(key for thing in things if (key := _format(template, thing))))
 
     def mark_of(self, command: object) -> str | None:
         """The key of the command's mark."""
         return _format(self.mark, command)
 
 
+_NAME: Final = re.compile(r"\{(\w+)\}")
+
+
 def _format(template: str | None, command: object) -> str | None:
-    return None if template is None else template.replace("{", "{0.").format(command)
+    return None if template is None else _positional(template).format(command)
+
+
+@lru_cache
+def _positional(template: str) -> str:
+    """The template with attributes of the first argument; ``{{`` stays, as for a hash tag."""
+    return _NAME.sub(r"{0.\1}", template)
 
 
 Strategies = Mapping[type, Strategy]

@@ -8,6 +8,7 @@ from deploy.audit.checks import Check, Figure, ServiceChecks, answers_figure
 from deploy.audit.claims import LIVE
 from deploy.audit.order_answers import ANSWER_CHECKS
 from deploy.audit.order_sagas import LISTINGS, SAGA_CHECKS
+from deploy.audit.order_seats import SEAT_CHECKS, SEAT_FIGURE
 
 FIGURES: Final = (
     Figure(
@@ -21,6 +22,7 @@ SELECT count(*) AS products, coalesce(sum(stocked), 0) AS stocked,
   FROM products
 """,
     ),
+    SEAT_FIGURE,
     Figure(
         "I6",
         "{orders:,} orders ({paid:,} paid, {cancelled:,} cancelled, {expired:,} expired,"
@@ -75,7 +77,7 @@ SELECT product_id::text AS key,
         "I4",
         "stock journal",
         """
-SELECT product_id || ' ' || lpad(product_version::text, 19, '0') AS key,
+SELECT concat_ws(' ', product_id, lpad(product_version::text, 19, '0')) AS key,
        format('product %s: ', product_id) || CASE
            WHEN p.product_id IS NULL THEN 'is in the stock journal and does not exist'
            WHEN e.product_id IS NULL THEN format('%s stocked, and not in the journal', p.stocked)
@@ -93,7 +95,7 @@ SELECT product_id || ' ' || lpad(product_version::text, 19, '0') AS key,
  USING (product_id)
  WHERE e.product_id IS NULL OR p.product_id IS NULL
     OR stocked_after - before <> quantity OR stocked_after < before
-    OR first <> (e.kind <> 'RESTOCKED') OR e.kind = 'CREATED' AND product_version <> 1
+    OR first <> (e.kind IN ('CREATED', 'OPENING')) OR e.kind = 'CREATED' AND product_version <> 1
     OR last AND stocked_after <> p.stocked
     OR product_version > p.version OR e.create_time < time_before
     OR e.create_time > p.update_time OR p.create_time > p.update_time
@@ -184,6 +186,7 @@ SELECT o.order_id::text AS key,
               ('EXPIRED', 0, 0, 0, 0))
 """,  # noqa: S608 - a constant
     ),
+    *SEAT_CHECKS,
     *SAGA_CHECKS,
     *ANSWER_CHECKS,
 )

@@ -34,7 +34,11 @@ SELECT concat_ws(' ', user_id, request_id) AS key,
   FULL JOIN orders AS o USING (user_id, request_id)
   LEFT JOIN (SELECT order_id, jsonb_agg(jsonb_build_object(
                         'product_id', product_id, 'quantity', quantity,
-                        'unit_price_minor', unit_price_minor)) AS items
+                        'unit_price_minor', unit_price_minor)
+                    || CASE WHEN seated THEN jsonb_build_object('seats', (
+                           SELECT jsonb_agg(label) FROM order_seats AS s
+                            WHERE s.order_id = order_items.order_id
+                              AND s.product_id = order_items.product_id)) ELSE '{{}}' END) AS items
                FROM order_items GROUP BY order_id) AS i USING (order_id)
 """,  # noqa: S608 - a constant
     ),
@@ -57,9 +61,10 @@ SELECT concat_ws(' ', kind, request_id) AS key,
                         'currency_code', p.currency_code, 'amount_minor', p.price_minor))
            THEN format('answered with %s, and the entry of product %s has %s stocked', answer,
                        e.product_id, stocked_after) END AS difference
-  FROM (SELECT CASE method WHEN 'CreateProduct' THEN 'CREATED' ELSE 'RESTOCKED' END AS kind,
+  FROM (SELECT CASE method WHEN 'CreateProduct' THEN 'CREATED'
+                           WHEN 'RestockProduct' THEN 'RESTOCKED' ELSE 'SEATED' END AS kind,
                request_id, body::jsonb AS answer
-          FROM answers WHERE method IN ('CreateProduct', 'RestockProduct')) AS a
+          FROM answers WHERE method IN ('CreateProduct', 'RestockProduct', 'AddSeats')) AS a
   FULL JOIN (SELECT * FROM stock_entries WHERE kind <> 'OPENING') AS e USING (kind, request_id)
   LEFT JOIN products AS p ON p.product_id = e.product_id
 """,  # noqa: S608 - a constant

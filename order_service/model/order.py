@@ -7,7 +7,7 @@ every legal transition, with what it does to the stock of the order's products.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -17,6 +17,7 @@ from common.money import AMOUNT_MAX, Money
 from common.request_key import RequestKey, digest_of
 from order_service.errors import OrderNotCancellable, OrderNotPayable, PaymentInProgress
 from order_service.model.product import Product, StockMove
+from order_service.model.seat import ORDER_SEATS_MAX, SeatKey, check_labels
 
 
 class OrderState(enum.StrEnum):
@@ -54,10 +55,11 @@ class IllegalTransition(Exception):  # noqa: N818 - a defect of the caller; no c
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A product and a quantity of it."""
+    """A product and a quantity of it, and the labels of its seats if it has some."""
 
     product_id: str
     quantity: int
+    seats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,24 @@ class CreateOrder:
         # The order of the lines is not content.
         content: list[str | int] = []
         for line in sorted(self.lines, key=lambda line: line.product_id):
-            content += [line.product_id, line.quantity]
+            # A label cannot be taken for the next line's product_id, which is longer.
+            content += [line.product_id, line.quantity, *sorted(line.seats)]
         return digest_of(*content)
+
+    @property
+    def seats(self) -> list[SeatKey]:
+        """The seats of all lines."""
+        return seats_of(self.lines)
+
+    def check_seats(self) -> None:
+        """Raise InvalidField unless each line names no seats, or as many as it orders."""
+        for number, line in enumerate(self.lines):
+            field = f"items[{number}].seats"
+            check_labels(line.seats, field)
+            if line.seats and len(line.seats) != line.quantity:
+                raise InvalidField(field, "must be as many as quantity")
+        if len(self.seats) > ORDER_SEATS_MAX:
+            raise InvalidField("items", f"must have at most {ORDER_SEATS_MAX} seats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +164,8 @@ class Item:
     product_id: str
     quantity: int
     unit_price_minor: int
+    seats: tuple[str, ...] = ()
+    """The labels of its seats, ascending."""
 
     @property
     def amount_minor(self) -> int:
@@ -200,7 +220,12 @@ class Order:
                     product_id=product.product_id,
                 )
         items = [
-            Item(line.product_id, line.quantity, product.price.amount_minor)
+            Item(
+                line.product_id,
+                line.quantity,
+                product.price.amount_minor,
+                tuple(sorted(line.seats)),
+            )
             for line, product in zip(command.lines, products, strict=True)
         ]
         subtotal_minor = sum(item.amount_minor for item in items)
@@ -234,6 +259,11 @@ class Order:
     @property
     def product_ids(self) -> list[str]:
         return [item.product_id for item in self.items]
+
+    @property
+    def seats(self) -> list[SeatKey]:
+        """The seats of all lines."""
+        return seats_of(self.items)
 
     def begin_payment(self, now: datetime, *, coupon_id: str | None = None) -> Order:
         """PENDING → PAYING, while its time has not passed.
@@ -317,6 +347,11 @@ class Order:
         if not self.is_due(now):
             raise IllegalTransition(f"{self.state} until {self.expire_time} → EXPIRED at {now}")
         return _transition(self, OrderState.EXPIRED, now)
+
+
+def seats_of(lines: Iterable[Line | Item]) -> list[SeatKey]:
+    """The seats that lines name."""
+    return [SeatKey(line.product_id, label) for line in lines for label in line.seats]
 
 
 def _transition(order: Order, state: OrderState, now: datetime) -> Order:

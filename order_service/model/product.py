@@ -15,6 +15,7 @@ from common.currencies import require_listed
 from common.errors import InvalidField
 from common.money import Money
 from common.request_key import RequestKey, digest_of
+from order_service.errors import ProductNotSeated, ProductSeated
 
 STOCK_MAX: Final = 10**12
 """Largest free stock of one product after a restock.
@@ -22,6 +23,8 @@ STOCK_MAX: Final = 10**12
 All that was ever stocked is at most this and what orders have reserved or bought. An order takes
 10^6 of a product: 64 bits hold what 9 * 10^12 orders buy.
 """
+SEATS_MAX: Final = 100_000
+"""Seats of one product: about as many as the largest stadium has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,12 @@ class StockMove(enum.Enum):
 
 
 class StockEntryKind(enum.StrEnum):
-    """Why a product's total stock changed. A third kind, OPENING, is of products that were there
+    """Why a product's total stock changed. A further kind, OPENING, is of products that were there
     before the journal; only a migration writes it."""
 
     CREATED = "CREATED"
     RESTOCKED = "RESTOCKED"
+    SEATED = "SEATED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +108,16 @@ class Product:
     version: int
     create_time: datetime
     update_time: datetime
+    seats: int = 0
+    """How many seats it has: all that were ever stocked of it, or none."""
 
-    def entry(self, command: CreateProduct | RestockProduct) -> StockEntry:
+    def entry(self, kind: StockEntryKind, quantity: int, request_id: str) -> StockEntry:
         """The journal's entry of the command that led to this version."""
-        created = isinstance(command, CreateProduct)
         return StockEntry(
-            kind=StockEntryKind.CREATED if created else StockEntryKind.RESTOCKED,
-            request_id=command.request_id,
+            kind=kind,
+            request_id=request_id,
             product_id=self.product_id,
-            quantity=command.stock if isinstance(command, CreateProduct) else command.quantity,
+            quantity=quantity,
             stocked_after=self.stocked,
             product_version=self.version,
             create_time=self.update_time,
@@ -131,11 +136,33 @@ class Product:
     def free(self) -> int:
         return self.stocked - self.reserved - self.sold
 
+    @property
+    def seated(self) -> bool:
+        """Whether its stock is seats."""
+        return self.seats > 0
+
     def restock(self, quantity: int, now: datetime) -> Product:
-        """Add to the free stock. Raises InvalidField if it would exceed 10^12."""
+        """Add to the free stock.
+
+        Raises ProductSeated if its stock is seats, InvalidField if it would exceed 10^12.
+        """
+        if self.seated:
+            raise ProductSeated(product_id=self.product_id)
         if self.free + quantity > STOCK_MAX:
             raise InvalidField("quantity", f"the stock would exceed {STOCK_MAX}")
         return self._changed(now, stocked=self.stocked + quantity)
+
+    def add_seats(self, count: int, now: datetime) -> Product:
+        """Add seats, which are free.
+
+        Raises ProductNotSeated if it has stock that is not seats, InvalidField if it would have
+        more than SEATS_MAX.
+        """
+        if self.stocked != self.seats:
+            raise ProductNotSeated(product_id=self.product_id)
+        if self.seats + count > SEATS_MAX:
+            raise InvalidField("labels", f"the product would have more than {SEATS_MAX} seats")
+        return self._changed(now, stocked=self.stocked + count, seats=self.seats + count)
 
     def move(self, what: StockMove, quantity: int, now: datetime) -> Product:
         """Move some of the stock. The caller has checked that there is enough."""

@@ -25,7 +25,9 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
     async def CreateOrder(
         self, request: pb.CreateOrderRequest, context: Any
     ) -> pb.CreateOrderResponse:
-        lines = tuple(Line(line.product_id, line.quantity) for line in request.items)
+        lines = tuple(
+            Line(line.product_id, line.quantity, tuple(line.seats)) for line in request.items
+        )
         written = await self._orders.create(CreateOrder(request.user_id, lines, request.request_id))
         return pb.CreateOrderResponse(order=_order(written.value), replayed=written.replayed)
 
@@ -88,6 +90,7 @@ def _order(order: Order) -> pb.Order:
                 quantity=item.quantity,
                 unit_price=money(item.unit_price_minor),
                 amount=money(item.amount_minor),
+                seats=item.seats,
             )
             for item in order.items
         ],

@@ -7,6 +7,7 @@ from typing import Any
 from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
 from order_service.model.product import CreateProduct, Product, RestockProduct
+from order_service.model.seat import AddSeats
 from order_service.use_cases.product import Products
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
@@ -34,6 +35,12 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
         )
         return pb.RestockProductResponse(product=_product(written.value), replayed=written.replayed)
 
+    async def AddSeats(self, request: pb.AddSeatsRequest, context: Any) -> pb.AddSeatsResponse:
+        written = await self._products.write(
+            AddSeats(request.product_id, tuple(request.labels), request.request_id)
+        )
+        return pb.AddSeatsResponse(product=_product(written.value), replayed=written.replayed)
+
     async def GetProduct(
         self, request: pb.GetProductRequest, context: Any
     ) -> pb.GetProductResponse:
@@ -60,4 +67,5 @@ def _product(product: Product) -> pb.Product:
         version=product.version,
         create_time=time_to(product.create_time),
         update_time=time_to(product.update_time),
+        seated=product.seated,
     )

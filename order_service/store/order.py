@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Final
 
 import sqlalchemy as sa
@@ -12,15 +11,21 @@ from common.db.keyset import newest_first, read_readable, rows_of
 from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row, one_per_key, readable
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.paging import BYTES_MAX, Page, TimePosition
 from order_service.model.order import Item, Order, OrderState
-from order_service.tables import order_items, orders
+from order_service.tables import order_items, order_seats, orders
 
 _ORDERS: Final[RowLocks[str]] = RowLocks(orders, "order_id")
 
 _item_of = unnest("wanted", orders.c.order_id)
 _ITEMS: Final = sa.select(order_items).join_from(_item_of, order_items, same(order_items, _item_of))
+_seats_of = unnest("seated", *order_seats.c["order_id", "product_id"])
+_SEATS: Final = (
+    sa.select(*order_seats.c["order_id", "product_id", "label"])
+    .join_from(_seats_of, order_seats, same(order_seats, _seats_of))
+    .order_by(order_seats.c.label)
+)
 
 _MUTABLE: Final = (
     "discount_minor",
@@ -84,8 +89,12 @@ async def add(connection: Connection, new: Collection[Order]) -> None:
         return
     rows = sorted(new, key=lambda order: order.order_id)
     await connection.execute(_ADD, arrays(_added, rows))
-    items = [{"order_id": order.order_id, **asdict(item)} for order in rows for item in order.items]
-    await connection.execute(_ADD_ITEMS, arrays(_added_items, items))
+    items = [
+        (order.order_id, item.product_id, item.quantity, item.unit_price_minor, bool(item.seats))
+        for order in rows
+        for item in order.items
+    ]
+    await connection.execute(_ADD_ITEMS, arrays_of_tuples(_added_items, items))
 
 
 # -- reads ---------------------------------------------------------------------------------------
@@ -185,11 +194,21 @@ async def read_changed(connection: Connection, known: Mapping[str, Order]) -> li
 
 
 async def _read_items(connection: Connection, rows: Sequence[Row]) -> dict[str, list[Item]]:
-    """The lines of these orders, by order_id, in one statement."""
+    """The lines of these orders, by order_id, in one statement, or two if a line has seats."""
     items: dict[str, list[Item]] = {row.order_id: [] for row in rows}
-    if rows:
-        for row in await connection.execute(_ITEMS, arrays(_item_of, rows)):
-            items[row.order_id].append(Item(row.product_id, row.quantity, row.unit_price_minor))
+    if not rows:
+        return items
+    found = await connection.execute(_ITEMS, arrays(_item_of, rows))
+    seats: dict[tuple[str, str], list[str]] = {}
+    if seated := [(row.order_id, row.product_id) for row in found if row.seated]:
+        for order_id, product_id, label in await connection.execute(
+            _SEATS, arrays_of_tuples(_seats_of, seated)
+        ):
+            seats.setdefault((order_id, product_id), []).append(label)
+    for row in found:
+        labels = tuple(seats.get((row.order_id, row.product_id), ()))
+        item = Item(row.product_id, row.quantity, row.unit_price_minor, labels)
+        items[row.order_id].append(item)
     return items
 
 

@@ -19,7 +19,7 @@ from order_service.tables import products, stock_entries
 
 _PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id")
 
-_COUNTS: Final = ("stocked", "reserved", "sold", "version")
+_COUNTS: Final = ("stocked", "reserved", "sold", "version", "seats")
 _changed = unnest(
     "changed", *products.c[("product_id", *_COUNTS, "update_time")], loaded_version=sa.BigInteger
 )

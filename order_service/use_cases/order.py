@@ -78,9 +78,11 @@ class Orders:
     async def create(self, command: CreateOrder) -> Result[Order]:
         """Create the order and reserve its stock, or replay that.
 
-        Raises ProductNotFound, OutOfStock, CurrencyMismatch, InvalidField, RequestIdReused,
+        Raises ProductNotFound, OutOfStock, SeatTaken, SeatNotFound, ProductSeated,
+        ProductNotSeated, CurrencyMismatch, InvalidField, RequestIdReused,
         ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
+        command.check_seats()
         for line in command.lines:
             if not is_id(line.product_id):
                 raise ProductNotFound(product_id=line.product_id)

@@ -31,6 +31,7 @@ from order_service.model.saga_command import (
     RetrySaga,
     WriteSaga,
 )
+from order_service.model.seat import Seat, SeatKey
 
 OrderCommand: TypeAlias = (
     CreateOrder
@@ -70,6 +71,11 @@ class OrderBatch:
     """Changed orders as they were loaded."""
     loaded_products: dict[str, Product] = field(default_factory=dict)
     """Changed products as they were loaded."""
+    seats: dict[SeatKey, Seat] = field(default_factory=dict)
+    loaded_seats: dict[SeatKey, Seat] = field(default_factory=dict)
+    """Changed seats as they were loaded."""
+    without_seats: set[str] = field(default_factory=set)
+    """Orders that had seats, and have them no more."""
 
     def order_of(self, command: PayOrder | CancelOrder) -> Order:
         """The user's order. Raises OrderNotFound, also if it is another user's."""
@@ -127,7 +133,14 @@ class OrderBatch:
         for item in order.items:
             product = self.products[item.product_id]
             self.loaded_products.setdefault(item.product_id, product)
-            self.products[item.product_id] = product.move(stock_move, item.quantity, self.now)
+            moved = product.move(stock_move, item.quantity, self.now)
+            self.products[item.product_id] = moved
+            for label in item.seats:
+                seat = self.seats[SeatKey(item.product_id, label)]
+                self.loaded_seats.setdefault(seat.key, seat)
+                self.seats[seat.key] = seat = seat.move(stock_move, order.order_id, moved.version)
+                if seat.free:
+                    self.without_seats.add(order.order_id)
 
 
 def product_ids_of(command: OrderCommand, orders: dict[str, Order]) -> Collection[str]:
@@ -141,6 +154,13 @@ def product_ids_of(command: OrderCommand, orders: dict[str, Order]) -> Collectio
         # A paid order gives its stock back when its cancellation ends.
         return ()
     return order.product_ids
+
+
+def seats_of(command: OrderCommand, orders: dict[str, Order]) -> Collection[SeatKey]:
+    """The seats that the command may move, of products that it locks."""
+    if isinstance(command, CreateOrder):
+        return command.seats
+    return orders[command.order_id].seats if product_ids_of(command, orders) else ()
 
 
 def saga_id_of(command: OrderCommand) -> str | None:

@@ -35,14 +35,22 @@ from order_service.store import journal as journal_store
 from order_service.store import order as order_store
 from order_service.store import product as product_store
 from order_service.store import saga as saga_store
+from order_service.store import seat as seat_store
 from order_service.tables import (
     ONE_LIVE_PER_ORDER,
     ORDER_REQUEST_ONCE,
     SAGA_REQUEST_ONCE,
+    SEAT_LIVE_ONCE,
     STOCK_NOT_NEGATIVE,
     STOCK_NOT_OVERSOLD,
 )
-from order_service.use_cases.order_batch import OrderBatch, OrderCommand, product_ids_of, saga_id_of
+from order_service.use_cases.order_batch import (
+    OrderBatch,
+    OrderCommand,
+    product_ids_of,
+    saga_id_of,
+    seats_of,
+)
 from order_service.use_cases.saga_decisions import (
     ORDER_BODY,
     SagaBegun,
@@ -54,6 +62,7 @@ from order_service.use_cases.saga_decisions import (
     note_failure,
 )
 from order_service.use_cases.saga_resolution import resolve_saga, retry_saga
+from order_service.use_cases.seat import TakenSeats, require_seats
 
 OrderResult = Result[Order | Saga | None] | SagaBegun
 
@@ -90,6 +99,8 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         )
         product_ids = {id_ for one in commands for id_ in product_ids_of(one, orders.found)}
         products = await product_store.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+        seats = {key for one in commands for key in seats_of(one, orders.found)}
+        found_seats = await seat_store.find(connection, seats) if seats else {}
         sagas = await self._lock_sagas(connection, commands, wait_for_locks=wait_for_locks)
         times = [loaded.now for loaded in (orders, products, sagas) if loaded.now is not None]
         return OrderBatch(
@@ -101,6 +112,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             products.blocked,
             sagas.blocked,
             max(times) if times else await read_clock(connection),
+            seats=found_seats,
         )
 
     async def _lock_sagas(
@@ -179,7 +191,13 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         saved = await order_store.save(connection, orders)
         if not (await product_store.save(connection, products) and saved):
             raise StaleRead
+        seats = [(before, batch.seats[key]) for key, before in batch.loaded_seats.items()]
+        if not await seat_store.save(connection, seats):
+            raise StaleRead  # the next attempt finds the seats taken
+        # Seats that are given back first: another order of the batch may have them next.
+        await seat_store.free(connection, batch.without_seats)
         await order_store.add(connection, batch.new_orders)
+        await seat_store.add_to_orders(connection, batch.new_orders)
         # Ended sagas first: an order has one live saga, and its next may begin in the same batch.
         await journal_store.write(connection, batch.written_sagas.values())
         await saga_store.add(
@@ -197,10 +215,17 @@ class OrderLane:
         locks: Locks,
         decider: OrderDecider,
         on_change: Callable[[Order], None],
+        taken_seats: TakenSeats | None = None,
     ) -> None:
         """``on_change`` is called with each changed order after the commit."""
         self._lane: Lane[OrderCommand, OrderResult] = Lane(
-            "order", database, decider, locks, STRATEGIES, translate=_translate
+            "order",
+            database,
+            decider,
+            locks,
+            STRATEGIES,
+            translate=_translate,
+            refuse_early=taken_seats,
         )
         self._on_change = on_change
 
@@ -247,10 +272,11 @@ def _create_order(
         return replayed
     products = [batch.product(line.product_id) for line in command.lines]
     order = Order.create(command, new_id(), products, now=batch.now, expiry=expiry)
+    require_seats(command, products, batch.seats)
     short = [
         (item.product_id, free, item.quantity)
         for item in order.items
-        if (free := batch.products[item.product_id].free) < item.quantity
+        if not item.seats and (free := batch.products[item.product_id].free) < item.quantity
     ]
     if short:
         raise OutOfStock(short)
@@ -292,7 +318,7 @@ def _translate(constraint: str, command: OrderCommand) -> Refusal | None:
         assert isinstance(command, CreateOrder | PayOrder | CancelOrder)
         # The record was deleted after 30 days; the order or saga stays.
         return RequestIdReused(request_id=command.request_id)
-    if constraint in {STOCK_NOT_OVERSOLD, STOCK_NOT_NEGATIVE}:
+    if constraint in {STOCK_NOT_OVERSOLD, STOCK_NOT_NEGATIVE, SEAT_LIVE_ONCE}:
         # The rows were not what the model saw: the lines of defence before this one failed.
         return ConflictRetriesExhausted(lane="order")
     if constraint == ONE_LIVE_PER_ORDER:

@@ -76,7 +76,12 @@ PLACES: Final = (
         ("RedeemCoupon", "call.RedeemCoupon.before"),
         ("RestoreCoupon", "call.RestoreCoupon.before"),
     ),
-    *_lane("order", "product", ("CreateProduct", NO_SAGA), ("RestockProduct", NO_SAGA)),
+    *_lane(
+        *("order", "product"),
+        ("CreateProduct", NO_SAGA),
+        ("RestockProduct", NO_SAGA),
+        ("AddSeats", NO_SAGA),
+    ),
     *_lane(
         *("order", "order"),
         ("CreateOrder", BEGINS),

@@ -32,8 +32,8 @@ ORDER: Final = (
         "one-item-too-many",
         "an order may take one item more than is free",
         file="order_service/use_cases/order_decider.py",
-        old="if (free := batch.products[item.product_id].free) < item.quantity",
-        new="if (free := batch.products[item.product_id].free) + 1 < item.quantity",
+        old="(free := batch.products[item.product_id].free) < item.quantity",
+        new="(free := batch.products[item.product_id].free) + 1 < item.quantity",
         tests=(f"{_ORDERS}test_every_product_that_is_short_is_named_and_nothing_reserved",),
     ),
     Mutant(

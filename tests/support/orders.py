@@ -31,6 +31,7 @@ from tally.order.v1.order_pb2_grpc import (
     OrderServiceStub,
     ProductServiceStub,
     SagaServiceStub,
+    SeatServiceStub,
 )
 from tests.support.balances import won
 from tests.support.crowd import Crowd
@@ -53,10 +54,14 @@ class Shop:
     carts: Any
     orders: Any
     sagas: Any
+    seats: Any
 
     @classmethod
     def at(cls, opened: grpc.aio.Channel) -> Shop:
-        stubs = (ProductServiceStub, CartServiceStub, OrderServiceStub, SagaServiceStub)
+        stubs = (
+            *(ProductServiceStub, CartServiceStub, OrderServiceStub, SagaServiceStub),
+            SeatServiceStub,
+        )
         return cls(*(stub(opened) for stub in stubs))
 
     async def product(self, stock: int, *, price: int = 100, currency: str = "KRW") -> str:

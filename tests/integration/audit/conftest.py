@@ -26,6 +26,7 @@ from deploy.local.plan import SERVICES
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import SUPERUSER
 from tests.integration.audit.books import BOOKS, on_gateway, write_gateway
+from tests.integration.audit.seat_books import seats
 from tests.support.databases import Databases
 
 SHIFT = """
@@ -131,7 +132,8 @@ def clean_urls(databases: Databases) -> Iterator[dict[str, str]]:
             service: exits.enter_context(databases.clone(service)).audit for service in SERVICES
         }
         for service, url in urls.items():
-            databases.server.run_sql(BOOKS[service](), database=_database(url))
+            rows = BOOKS[service]() + (seats() if service == "order" else "")
+            databases.server.run_sql(rows, database=_database(url))
         yield urls
 
 

@@ -25,12 +25,13 @@ from tests.integration.audit.breaches import (
     order,
     payment,
     sagas,
+    seats,
 )
 from tests.integration.audit.conftest import Planted
 
 BREACHES: Final = {
     "balance": balance.BREACHES,
-    "order": order.BREACHES + sagas.BREACHES + effects.BREACHES,
+    "order": order.BREACHES + seats.BREACHES + sagas.BREACHES + effects.BREACHES,
     "coupon": coupon.BREACHES,
     "payment": payment.BREACHES,
     "gateway": gateway.BREACHES,

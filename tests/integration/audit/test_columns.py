@@ -87,6 +87,8 @@ def changed(column: sa.Column[object]) -> str:
             return f"{name} + interval '400 days'"
         case sa.BigInteger() | sa.Integer():
             return f"coalesce({name}, 0) + 1000000"
+        case sa.Boolean():
+            return f"NOT {name}"
         case sa.UUID():
             return f"overlay({name}::text placing '01900001' from 1)::uuid"
         case JSONB():

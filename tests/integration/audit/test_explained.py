@@ -22,6 +22,7 @@ from tests.integration.audit.books import (
     PAY_B,
     PAY_C,
     PAY_D,
+    PRODUCT,
     A,
     B,
     C,
@@ -69,7 +70,7 @@ def cancelling(state: str) -> str:
         f"UPDATE sagas SET state = '{state}', steps = {steps(restore_coupon='PENDING')}"
         f" WHERE saga_id = '{CANCEL_B}';"
         f"UPDATE orders SET state = 'CANCELLING' WHERE order_id = '{B}';"
-        "UPDATE products SET sold = sold + 8"
+        f"UPDATE products SET sold = sold + 8 WHERE product_id = '{PRODUCT}'"
     )
 
 
@@ -310,10 +311,11 @@ EXPLAINED = (
     Explained(
         "a product is older than the journal",
         {
-            "order": "DELETE FROM stock_entries; DELETE FROM answers WHERE method IN"
+            "order": f"DELETE FROM stock_entries WHERE product_id = '{PRODUCT}';"
+            f" DELETE FROM answers WHERE body LIKE '%\"{PRODUCT}\"%' AND method IN"
             " ('CreateProduct', 'RestockProduct'); INSERT INTO stock_entries"
             " SELECT 'OPENING', product_id, product_id, stocked, stocked, version, update_time"
-            " FROM products"
+            f" FROM products WHERE product_id = '{PRODUCT}'"
         },
     ),
     Explained(

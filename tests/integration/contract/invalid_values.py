@@ -25,6 +25,7 @@ from tests.integration.contract.statuses import (
     BAD_TOKEN,
     WHOLE_REQUEST,
     ExpectedStatus,
+    failed,
     invalid,
     not_found,
 )
@@ -217,6 +218,33 @@ def items(item: Message) -> Kind:
     return Kind(lambda path: [*_all(bad, invalid(path)), (too_large, WHOLE_REQUEST)])
 
 
+def labels() -> Kind:
+    """1 to 1,000 different labels of 1 to 32 bytes."""
+    malformed = ["", "a\0", "a\n", "A,1", "\u202e", "e\u0301", "x" * 33, "é" * 17, LARGE]
+    return Kind(
+        lambda path: [
+            *_all([[], [str(n) for n in range(1_001)]], invalid(path)),
+            *((["A-1", each], invalid(f"{path}[1]")) for each in (*malformed, "A-1")),
+            (["A-1", HUGE], WHOLE_REQUEST),
+        ]
+    )
+
+
+def seats() -> Kind:
+    """As many labels as the line's quantity, which is 1, or none."""
+    malformed = ["", "a\0", "a\n", "A,1", "\u202e", "e\u0301", "x" * 33, LARGE]
+    return Kind(
+        lambda path: [
+            *_all([["A-1", "A-2"], [str(n) for n in range(101)]], invalid(path)),
+            *(([each], invalid(f"{path}[0]")) for each in malformed),
+            (["A-1", "A-1"], invalid(f"{path}[1]")),
+            (["A-1"], failed("PRODUCT_NOT_SEATED", path)),
+            ([HUGE], WHOLE_REQUEST),
+        ],
+        required=False,
+    )
+
+
 def standing() -> Kind:
     """Up to 16 effects, one per step; the fields of an effect have kinds of their own."""
 
@@ -266,6 +294,9 @@ _KINDS: Final = {
     "outcome": replace(state(), required=True),
     "record_only": Kind(lambda _: [], required=False),
     "confirm_request_ids": client_ids(),
+    "labels": labels(),
+    "seats": seats(),
+    "after_version": number(0, 2**63 - 1),
     "last_reason": text(" ", "a", "A B", "É", longest=64),
     "age": age(),
     "standing": standing(),

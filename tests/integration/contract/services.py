@@ -25,6 +25,7 @@ from tests.support.coupons import campaign, issue
 from tests.support.orders import create_order, create_product
 from tests.support.payments import confirm
 from tests.support.replicas import channel
+from tests.support.seats import add_seats, labels, order_seats
 from tests.support.stack import Stack
 
 DEADLINE_S: Final = 60.0
@@ -176,6 +177,9 @@ async def _seed(services: Services) -> Seed:
         return str((await call(request)).product.product_id)
 
     products = [await product(5_000, stock=1_000) for _ in range(3)]
+    show = await product(10, stock=0)
+    await call(add_seats(show, labels(4), fresh()))
+    await call(order_seats(USER, {show: labels(1)}))
     orders = [
         (await call(create_order(user_id, {products[0]: 2}, fresh()))).order.order_id
         for user_id in (USER,) * 8 + (OTHER_USER,) * 2
@@ -193,5 +197,6 @@ async def _seed(services: Services) -> Seed:
         payments=[payment.payment_id for payment in payments[:3]],
         payment_keys=[payment.payment_key for payment in payments[:3]],
         dollar_product=await product(1, currency="USD"),
+        show=show,
         product_of_price={price: await product(price) for price in (LIMIT, LIMIT // 2, 1)},
     )

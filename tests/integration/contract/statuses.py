@@ -48,16 +48,16 @@ class ExpectedStatus:
     """An id that must be in the metadata."""
 
 
-def expected(code: str, reason: str, names: str = "") -> ExpectedStatus:
-    return ExpectedStatus(grpc.StatusCode[code], reason, names=names)
+def expected(code: str, reason: str, *fields: str, names: str = "") -> ExpectedStatus:
+    return ExpectedStatus(grpc.StatusCode[code], reason, frozenset(fields), names)
 
 
-def failed(reason: str) -> ExpectedStatus:
-    return expected("FAILED_PRECONDITION", reason)
+def failed(reason: str, *fields: str) -> ExpectedStatus:
+    return expected("FAILED_PRECONDITION", reason, *fields)
 
 
-def not_found(reason: str, names: str = "") -> ExpectedStatus:
-    return expected("NOT_FOUND", reason, names)
+def not_found(reason: str, *fields: str, names: str = "") -> ExpectedStatus:
+    return expected("NOT_FOUND", reason, *fields, names=names)
 
 
 def invalid(*fields: str) -> ExpectedStatus:

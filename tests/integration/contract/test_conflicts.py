@@ -29,6 +29,7 @@ from tests.integration.contract.valid_requests import USER, Seed, copy_of, fresh
 from tests.support.balances import won
 from tests.support.contract import METHODS
 from tests.support.orders import UNKNOWN_ID, create_order
+from tests.support.seats import labels, order_seats
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -53,10 +54,8 @@ def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
         message.order_id = seed.pending_orders[-1]
     elif isinstance(value, Money):
         value.amount_minor += 1
-    elif field.is_repeated and name == "ResolveSaga":
-        value[1].reason += "-other"
     elif field.is_repeated:
-        value[1].quantity += 1
+        change_second(value, name)
     elif field.message_type is not None:
         value.seconds += 1
     elif field.name == "last_reason":
@@ -67,6 +66,16 @@ def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
         setattr(message, field.name, f"{value}-other")
     else:
         setattr(message, field.name, value + 1)
+
+
+def change_second(values: Any, name: str) -> None:
+    """Give the second element of a list another valid value."""
+    if name == "AddSeats":
+        values[1] += "-other"
+    elif name == "ResolveSaga":
+        values[1].reason += "-other"
+    else:
+        values[1].quantity += 1
 
 
 def variants(request: Any, name: str, seed: Seed) -> dict[str, Any]:
@@ -139,6 +148,17 @@ def forbidden_requests(services: Services) -> Iterator[tuple[Any, ExpectedStatus
             yield valid("CreateCampaign", **{**discount, field: dollars}), CURRENCY
     yield valid("RedeemCoupon", coupon_id=seed.coupons[2], order_amount=dollars), CURRENCY
     yield valid("RestockProduct", quantity=10**12), invalid("quantity")
+    yield valid("RestockProduct", product_id=seed.show), failed("PRODUCT_SEATED")
+    yield valid("AddSeats", product_id=seed.products[0]), failed("PRODUCT_NOT_SEATED")
+    exists = expected("ALREADY_EXISTS", "SEAT_EXISTS")
+    yield valid("AddSeats", labels=labels(2)), exists
+    for of, status in (
+        (labels(1), failed("SEAT_TAKEN")),
+        ([*labels(2)], failed("SEAT_TAKEN")),
+        (["B-1"], not_found("SEAT_NOT_FOUND", "items[0].seats[0]")),
+    ):
+        yield order_seats(USER, {seed.show: of}), status
+    yield create({seed.show: 1}), failed("PRODUCT_SEATED", "items[0].seats")
     for name in ("SetCartItem", "ClearCart"):
         yield valid(name, expected_version=2**63 - 1), expected("ABORTED", "CART_CHANGED")
     yield create({seed.products[1]: 10**6}), failed("OUT_OF_STOCK")

@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tally.balance.v1.balance_pb2 import BatchWriteItem
 from tally.coupon.v1.coupon_pb2 import BatchIssueCouponsItem
-from tally.order.v1.order_pb2 import Order, OrderLine, Saga, StandingEffect
+from tally.order.v1.order_pb2 import Order, OrderLine, Saga, Seat, StandingEffect
 from tally.payment.v1.payment_pb2 import ResolvePaymentRequest
 from tests.support.balances import charge, deduct, refund, won
 from tests.support.contract import METHODS_BY_NAME, message_class
@@ -39,6 +39,8 @@ class Seed:
     dollar_product: str
     product_of_price: dict[int, str]
     """Products with stock enough for the largest quantity."""
+    show: str
+    """A product with three free seats and one that is reserved."""
 
 
 def fresh() -> str:
@@ -55,6 +57,11 @@ def valid_request(name: str, seed: Seed, **changes: Any) -> Any:
         if field in kind.DESCRIPTOR.fields_by_name
     }
     return kind(**{**defaults, **fields_by_method(seed)[name], **changes})
+
+
+def fresh_labels() -> list[str]:
+    """Labels that no seat has."""
+    return [f"A-{uuid.uuid4().hex[:20]}" for _ in range(2)]
 
 
 def bulk_items() -> Iterator[BatchWriteItem]:
@@ -118,8 +125,11 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
         "RestoreCoupon": {"coupon_id": seed.coupons[0]},
         "CreateProduct": {"name": "Tea", "price": won(100), "stock": 1},
         "RestockProduct": {"product_id": seed.products[0], "quantity": 1},
+        "AddSeats": {"product_id": seed.show, "labels": fresh_labels()},
         "GetProduct": {"product_id": seed.products[0]},
         "ListProducts": {},
+        "ListSeats": {"product_id": seed.show, "state": Seat.STATE_FREE},
+        "WatchSeats": {"product_id": seed.show, "after_version": 0},
         "GetCart": {},
         "SetCartItem": {"product_id": seed.products[0], "quantity": 1},
         "ClearCart": {"user_id": "eve"},

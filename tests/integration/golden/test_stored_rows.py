@@ -38,6 +38,7 @@ SERVICES_OFFERED = [
 ]
 LIVE = ("STATE_RUNNING", "STATE_COMPENSATING", "STATE_NEEDS_ATTENTION", "STATE_RESOLVING")
 LATER = {
+    "tally.order.v1.ProductService/AddSeats",
     "tally.order.v1.SagaService/RetrySagas",
     "tally.payment.v1.PaymentService/ResolvePayment",
     ("tally.order.v1.Saga.State", order_pb2.Saga.STATE_RESOLVING),

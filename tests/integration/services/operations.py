@@ -32,6 +32,7 @@ from order_service.model.saga_command import (
     TakeOverSagas,
     WriteSaga,
 )
+from order_service.model.seat import AddSeats
 from order_service.saga.journal import JournalCommand
 from order_service.use_cases.order_batch import OrderCommand
 from order_service.use_cases.product import ProductCommand
@@ -48,6 +49,7 @@ from tests.support.coupons import campaign, issue, redeem, restore
 from tests.support.orders import cancel, create_product, fresh, pay, restock, set_item
 from tests.support.payments import cancel as cancel_confirmation
 from tests.support.payments import charged, confirm, until
+from tests.support.seats import add_seats
 from tests.support.stack import Stack
 from tests.support.statements import recorded_transactions
 
@@ -168,6 +170,11 @@ async def restock_product(stack: Stack) -> Calls:
     return lambda: stack.shop.products.RestockProduct(restock(product_id, 1, fresh()))
 
 
+async def add_seats_to_a_product(stack: Stack) -> Calls:
+    product_id = await stack.shop.product(0)
+    return lambda: stack.shop.products.AddSeats(add_seats(product_id, ["A-1"], fresh()))
+
+
 async def change_cart(stack: Stack) -> Calls:
     user, product_id = fresh(), await stack.shop.product(1)
     await stack.shop.carts.SetCartItem(set_item(user, product_id, 1))
@@ -265,6 +272,7 @@ async def resolve_saga(stack: Stack) -> Calls:
 ORDER_OPERATIONS: Final = [
     Operation(CreateProduct, create_a_product, "products"),
     Operation(RestockProduct, restock_product, "products"),
+    Operation(AddSeats, add_seats_to_a_product, "products"),
     Operation(SetCartItem, change_cart, "carts", sql="INTO cart_items"),
     Operation(ClearCart, change_cart, "carts", sql="FROM cart_items"),
     Operation(CreateOrder, create_order, "products"),
@@ -297,14 +305,19 @@ LANES: Final[dict[str, tuple[object, ...]]] = {
 }
 """The types of commands that each service's lanes take."""
 OUTSIDE_LANES: Final = {"order": {SetCartItem, ClearCart, TakeOverSagas, RetrySagas}}
-REDIS_KEYS: Final[dict[str, dict[object, str]]] = {
+REDIS_KEYS: Final[dict[str, dict[object, tuple[str, ...]]]] = {
     "balance": {
-        ChargeBalance("ann", WON, "c"): "balance:user:ann",
-        DeductBalance("ann", WON, "d", None): "balance:user:ann",
-        RefundDeduction("ann", "d", "r"): "balance:user:ann",
+        ChargeBalance("ann", WON, "c"): ("balance:user:ann",),
+        DeductBalance("ann", WON, "d", None): ("balance:user:ann",),
+        RefundDeduction("ann", "d", "r"): ("balance:user:ann",),
     },
-    "coupon": {IssueCoupon("c", "ann", "i"): "coupon:issue:c"},
-    "payment": {ConfirmPayment("o", "ann", WON, "key", "c", "h"): "payment:key:key"},
-    "order": {CreateOrder("ann", (Line("p", 1),), "o"): "order:create:user:ann"},
+    "coupon": {IssueCoupon("c", "ann", "i"): ("coupon:issue:c",)},
+    "payment": {ConfirmPayment("o", "ann", WON, "key", "c", "h"): ("payment:key:key",)},
+    "order": {
+        CreateOrder("ann", (Line("p", 1),), "o"): ("order:create:user:ann",),
+        CreateOrder("ann", (Line("p", 2, ("A 1", "B")), Line("q", 1)), "o"): (
+            *("order:create:user:ann", "seat:{p}:A 1", "seat:{p}:B"),
+        ),
+    },
 }
 """Example commands and their Redis keys."""

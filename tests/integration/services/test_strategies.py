@@ -47,9 +47,9 @@ def test_redis_keys_are_made_of_the_commands_attributes(service: str) -> None:
     assert {type(command) for command in examples} == {
         command for command, strategy in strategies.items() if strategy.redis_key or strategy.mark
     }
-    for command, key in examples.items():
+    for command, keys in examples.items():
         strategy = strategies[type(command)]
-        assert key in {strategy.key_of(command), strategy.mark_of(command)}
+        assert keys == (*strategy.keys_of(command), *filter(None, [strategy.mark_of(command)]))
 
 
 def test_only_strategies_without_row_locks_have_more_than_one_round() -> None:

@@ -16,6 +16,7 @@ from tests.integration.audit.books import (
     PAID_A,
     PAY_A,
     PAY_D,
+    PRODUCT,
     A,
     B,
     D,
@@ -116,7 +117,7 @@ a paid order's deduction is another amount | I3 | deduction
 an order is paid without any effect | I3 I5 I6 I7 | payment
     order {NOBODY}: KRW 100 recorded, and there is no payment
     {order_row(NOBODY, "ann", 2, "PAID", (100, 300, 100), coupon=COUPON_B, payment=NOBODY)}
-    UPDATE products SET sold = sold + 2
+    UPDATE products SET sold = sold + 2 WHERE product_id = '{PRODUCT}'
 an order has another payment's id | I7 | payment
     order {A}: payment with payment_id {PAID_A} and not {NOBODY}
     UPDATE orders SET payment_id = '{NOBODY}' WHERE order_id = '{A}'

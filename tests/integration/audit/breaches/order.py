@@ -27,7 +27,7 @@ NOBODY = uid(99)
 BREACHES: Final = f"""
 the total stock is raised | I4 | stock journal
     has 100 stocked with 40 added; before it 60, and the product has 101 stocked
-    UPDATE products SET stocked = stocked + 1
+    UPDATE products SET stocked = stocked + 1 WHERE product_id = '{PRODUCT}'
 a stocking is not in the journal | I4 | stock journal
     product {PRODUCT}: 100 stocked, and not in the journal
     DELETE FROM stock_entries
@@ -98,7 +98,7 @@ a sold count is too high | I4 | product
 more is sold than was stocked | I4 | product
     product {PRODUCT}: 24 stocked, 5 reserved, 20 sold
     ALTER TABLE products DROP CONSTRAINT products_stock_not_oversold;
-    UPDATE products SET stocked = 24
+    UPDATE products SET stocked = 24 WHERE product_id = '{PRODUCT}'
 a product is gone | I4 | product
     product {PRODUCT}: is ordered and does not exist
     DELETE FROM products

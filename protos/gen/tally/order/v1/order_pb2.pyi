@@ -37,6 +37,7 @@ class Product(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    SEATED_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
     """Id of the product, a UUIDv7."""
     name: _builtins.str
@@ -49,6 +50,8 @@ class Product(_message.Message):
     """How many are sold by paid orders."""
     version: _builtins.int
     """Counts the changes of the product: 1 when created, one more with each change."""
+    seated: _builtins.bool
+    """Whether it has seats (AddSeats): its stock is then the number of its free seats."""
     @_builtins.property
     def price(self) -> _money_pb2.Money:
         """The price of one unit, 0 to 10^15 minor units."""
@@ -73,10 +76,11 @@ class Product(_message.Message):
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        seated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "price", b"price", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "price", b"price", "product_id", b"product_id", "reserved", b"reserved", "sold", b"sold", "stock", b"stock", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "name", b"name", "price", b"price", "product_id", b"product_id", "reserved", b"reserved", "seated", b"seated", "sold", b"sold", "stock", b"stock", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,6 +213,70 @@ class RestockProductResponse(_message.Message):
 Global___RestockProductResponse: _TypeAlias = RestockProductResponse  # noqa: Y015
 
 @_typing.final
+class AddSeatsRequest(_message.Message):
+    """The request of AddSeats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    """The product: an id that CreateProduct returned."""
+    request_id: _builtins.str
+    """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
+    the same content returns the first response again; with other content it is refused.
+    """
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the new seats, 1 to 1000 different ones. A label has 1 to 32 bytes of UTF-8 in
+        normalization form C: letters and digits of any script, spaces, and - _ . : /.
+        """
+
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "product_id", b"product_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddSeatsRequest: _TypeAlias = AddSeatsRequest  # noqa: Y015
+
+@_typing.final
+class AddSeatsResponse(_message.Message):
+    """The product with its new seats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether this is the stored response of an earlier call with the same request_id."""
+    @_builtins.property
+    def product(self) -> Global___Product:
+        """The product."""
+
+    def __init__(
+        self,
+        *,
+        product: Global___Product | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["product", b"product"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["product", b"product", "replayed", b"replayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddSeatsResponse: _TypeAlias = AddSeatsResponse  # noqa: Y015
+
+@_typing.final
 class GetProductRequest(_message.Message):
     """The request of GetProduct."""
 
@@ -313,6 +381,194 @@ class ListProductsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListProductsResponse: _TypeAlias = ListProductsResponse  # noqa: Y015
+
+@_typing.final
+class Seat(_message.Message):
+    """A seat of a product."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Seat._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Seat._State.ValueType  # 0
+        """Not used."""
+        STATE_FREE: Seat._State.ValueType  # 1
+        """It can be ordered."""
+        STATE_RESERVED: Seat._State.ValueType  # 2
+        """An order that is not paid yet has it. It is free again if that order is cancelled or expires."""
+        STATE_SOLD: Seat._State.ValueType  # 3
+        """A paid order has it. It is free again if that order is cancelled."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """The states of a seat."""
+
+    STATE_UNSPECIFIED: Seat.State.ValueType  # 0
+    """Not used."""
+    STATE_FREE: Seat.State.ValueType  # 1
+    """It can be ordered."""
+    STATE_RESERVED: Seat.State.ValueType  # 2
+    """An order that is not paid yet has it. It is free again if that order is cancelled or expires."""
+    STATE_SOLD: Seat.State.ValueType  # 3
+    """A paid order has it. It is free again if that order is cancelled."""
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """The name of the seat, which no other seat of the product has."""
+    state: Global___Seat.State.ValueType
+    """The state of the seat."""
+    version: _builtins.int
+    """The version of the product when the seat last changed."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        state: Global___Seat.State.ValueType = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Seat: _TypeAlias = Seat  # noqa: Y015
+
+@_typing.final
+class ListSeatsRequest(_message.Message):
+    """The request of ListSeats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    """The product: an id that CreateProduct returned."""
+    state: Global___Seat.State.ValueType
+    """Only seats in this state (optional)."""
+    page_size: _builtins.int
+    """How many to return at most (optional): 50 if left out or 0, above 500 is read as 500. A
+    page also ends, with a next_page_token, before it has more than 1 MiB.
+    """
+    page_token: _builtins.str
+    """Where to continue: the next_page_token of the previous page, with the same filters; empty
+    starts at the first. At most 1024 characters.
+    """
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str = ...,
+        state: Global___Seat.State.ValueType | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_state", b"_state", "page_size", b"page_size", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_state", b"_state", "page_size", b"page_size", "page_token", b"page_token", "product_id", b"product_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__state: _TypeAlias = _typing.Literal["state"]  # noqa: Y015
+    _WhichOneofArgType__state: _TypeAlias = _typing.Literal["_state", b"_state"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state) -> _WhichOneofReturnType__state | None: ...
+
+Global___ListSeatsRequest: _TypeAlias = ListSeatsRequest  # noqa: Y015
+
+@_typing.final
+class ListSeatsResponse(_message.Message):
+    """A page of the seats of a product."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEATS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty at the end."""
+    @_builtins.property
+    def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]:
+        """The seats, by label."""
+
+    def __init__(
+        self,
+        *,
+        seats: _abc.Iterable[Global___Seat] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "seats", b"seats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSeatsResponse: _TypeAlias = ListSeatsResponse  # noqa: Y015
+
+@_typing.final
+class WatchSeatsRequest(_message.Message):
+    """The request of WatchSeats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    AFTER_VERSION_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    """The product: an id that CreateProduct returned."""
+    after_version: _builtins.int
+    """Only seats that have changed since this version of the product, 0 or more (optional: all
+    seats). After a version that the product does not have yet, all seats are sent too.
+    """
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str = ...,
+        after_version: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_version", b"_after_version", "after_version", b"after_version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_version", b"_after_version", "after_version", b"after_version", "product_id", b"product_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after_version: _TypeAlias = _typing.Literal["after_version"]  # noqa: Y015
+    _WhichOneofArgType__after_version: _TypeAlias = _typing.Literal["_after_version", b"_after_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_version) -> _WhichOneofReturnType__after_version | None: ...
+
+Global___WatchSeatsRequest: _TypeAlias = WatchSeatsRequest  # noqa: Y015
+
+@_typing.final
+class WatchSeatsResponse(_message.Message):
+    """Seats as they are now, or that have changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEATS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version of the product that the seats sent so far are the map of; 0 if more follow."""
+    @_builtins.property
+    def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]:
+        """At most 1000 seats, each once. A seat that was sent before is replaced."""
+
+    def __init__(
+        self,
+        *,
+        seats: _abc.Iterable[Global___Seat] | None = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seats", b"seats", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSeatsResponse: _TypeAlias = WatchSeatsResponse  # noqa: Y015
 
 @_typing.final
 class Cart(_message.Message):
@@ -544,19 +800,27 @@ class OrderLine(_message.Message):
 
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
+    SEATS_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
     """The product: an id that CreateProduct returned."""
     quantity: _builtins.int
     """How many, 1 to 10^6."""
+    @_builtins.property
+    def seats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The labels of the seats: as many different ones as quantity for a product with seats, none for
+        another. At most 100 in all lines of an order.
+        """
+
     def __init__(
         self,
         *,
         product_id: _builtins.str = ...,
         quantity: _builtins.int = ...,
+        seats: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["product_id", b"product_id", "quantity", b"quantity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["product_id", b"product_id", "quantity", b"quantity", "seats", b"seats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -572,6 +836,7 @@ class OrderItem(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     UNIT_PRICE_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
+    SEATS_FIELD_NUMBER: _builtins.int
     product_id: _builtins.str
     """The product."""
     quantity: _builtins.int
@@ -584,6 +849,12 @@ class OrderItem(_message.Message):
     def amount(self) -> _money_pb2.Money:
         """unit_price times quantity."""
 
+    @_builtins.property
+    def seats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The labels of its seats, by their UTF-8 bytes; empty for a product without seats. An order that
+        was cancelled or has expired still names those that it had.
+        """
+
     def __init__(
         self,
         *,
@@ -591,10 +862,11 @@ class OrderItem(_message.Message):
         quantity: _builtins.int = ...,
         unit_price: _money_pb2.Money | None = ...,
         amount: _money_pb2.Money | None = ...,
+        seats: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "unit_price", b"unit_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "product_id", b"product_id", "quantity", b"quantity", "unit_price", b"unit_price"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "product_id", b"product_id", "quantity", b"quantity", "seats", b"seats", "unit_price", b"unit_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

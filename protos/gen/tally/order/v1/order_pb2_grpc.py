@@ -51,6 +51,11 @@ class ProductServiceStub:
                 request_serializer=tally_dot_order_dot_v1_dot_order__pb2.RestockProductRequest.SerializeToString,
                 response_deserializer=tally_dot_order_dot_v1_dot_order__pb2.RestockProductResponse.FromString,
                 _registered_method=True)
+        self.AddSeats = channel.unary_unary(
+                '/tally.order.v1.ProductService/AddSeats',
+                request_serializer=tally_dot_order_dot_v1_dot_order__pb2.AddSeatsRequest.SerializeToString,
+                response_deserializer=tally_dot_order_dot_v1_dot_order__pb2.AddSeatsResponse.FromString,
+                _registered_method=True)
         self.GetProduct = channel.unary_unary(
                 '/tally.order.v1.ProductService/GetProduct',
                 request_serializer=tally_dot_order_dot_v1_dot_order__pb2.GetProductRequest.SerializeToString,
@@ -86,8 +91,25 @@ class ProductServiceServicer:
     def RestockProduct(self, request, context):
         """Adds to the stock of a product.
 
-        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming quantity if
-        the stock would exceed 10^12.
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / PRODUCT_SEATED if the product has
+        seats (AddSeats adds to its stock); INVALID_ARGUMENT / INVALID_FIELD naming quantity if the
+        stock would exceed 10^12.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSeats(self, request, context):
+        """Adds free seats to a product, all of them or none. The first seats make it a seated product,
+        which a product with other stock cannot become: create it with stock 0. From then on its stock
+        is the number of its free seats, and order lines name the seats.
+
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / PRODUCT_NOT_SEATED if the product
+        has stock that is not seats; ALREADY_EXISTS / SEAT_EXISTS if it has some of these seats, added
+        by another request_id: QuotaFailure has a violation for each label, whose subject it is. If
+        there are more than 100, it has their positions in labels instead, counted from 0: violations
+        with the subject "labels" and descriptions such as "0-41,43,45-99". INVALID_ARGUMENT /
+        INVALID_FIELD naming labels if the product would have more than 100000 seats.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +146,11 @@ def add_ProductServiceServicer_to_server(servicer, server):
                     servicer.RestockProduct,
                     request_deserializer=tally_dot_order_dot_v1_dot_order__pb2.RestockProductRequest.FromString,
                     response_serializer=tally_dot_order_dot_v1_dot_order__pb2.RestockProductResponse.SerializeToString,
+            ),
+            'AddSeats': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddSeats,
+                    request_deserializer=tally_dot_order_dot_v1_dot_order__pb2.AddSeatsRequest.FromString,
+                    response_serializer=tally_dot_order_dot_v1_dot_order__pb2.AddSeatsResponse.SerializeToString,
             ),
             'GetProduct': grpc.unary_unary_rpc_method_handler(
                     servicer.GetProduct,
@@ -208,6 +235,33 @@ class ProductService:
             _registered_method=True)
 
     @staticmethod
+    def AddSeats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.order.v1.ProductService/AddSeats',
+            tally_dot_order_dot_v1_dot_order__pb2.AddSeatsRequest.SerializeToString,
+            tally_dot_order_dot_v1_dot_order__pb2.AddSeatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetProduct(request,
             target,
             options=(),
@@ -251,6 +305,151 @@ class ProductService:
             '/tally.order.v1.ProductService/ListProducts',
             tally_dot_order_dot_v1_dot_order__pb2.ListProductsRequest.SerializeToString,
             tally_dot_order_dot_v1_dot_order__pb2.ListProductsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SeatServiceStub:
+    """The seats of seated products: who wants a certain seat orders it (OrderService.CreateOrder).
+
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListSeats = channel.unary_unary(
+                '/tally.order.v1.SeatService/ListSeats',
+                request_serializer=tally_dot_order_dot_v1_dot_order__pb2.ListSeatsRequest.SerializeToString,
+                response_deserializer=tally_dot_order_dot_v1_dot_order__pb2.ListSeatsResponse.FromString,
+                _registered_method=True)
+        self.WatchSeats = channel.unary_stream(
+                '/tally.order.v1.SeatService/WatchSeats',
+                request_serializer=tally_dot_order_dot_v1_dot_order__pb2.WatchSeatsRequest.SerializeToString,
+                response_deserializer=tally_dot_order_dot_v1_dot_order__pb2.WatchSeatsResponse.FromString,
+                _registered_method=True)
+
+
+class SeatServiceServicer:
+    """The seats of seated products: who wants a certain seat orders it (OrderService.CreateOrder).
+
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    """
+
+    def ListSeats(self, request, context):
+        """Lists the seats of a product, by label in the order of its UTF-8 bytes. A product without seats
+        has an empty list.
+
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was
+        not returned by this list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSeats(self, request, context):
+        """Watches the seats of a product: sends all of them as they are now, or what has changed since
+        after_version, then each change by any replica, about a quarter of a second late at most.
+
+        The first seats, and a change of many, may take several messages. The last of these alone has a
+        version; together with all before it, it makes the map at that version. A client that resumes
+        names the last version that it got. Changes that follow each other closely are sent as one: a
+        slow reader gets the latest state of each seat. The stream has no end of its own; a replica
+        that stops ends it with UNAVAILABLE.
+
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SeatServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListSeats': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSeats,
+                    request_deserializer=tally_dot_order_dot_v1_dot_order__pb2.ListSeatsRequest.FromString,
+                    response_serializer=tally_dot_order_dot_v1_dot_order__pb2.ListSeatsResponse.SerializeToString,
+            ),
+            'WatchSeats': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSeats,
+                    request_deserializer=tally_dot_order_dot_v1_dot_order__pb2.WatchSeatsRequest.FromString,
+                    response_serializer=tally_dot_order_dot_v1_dot_order__pb2.WatchSeatsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tally.order.v1.SeatService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tally.order.v1.SeatService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SeatService:
+    """The seats of seated products: who wants a certain seat orders it (OrderService.CreateOrder).
+
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    """
+
+    @staticmethod
+    def ListSeats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.order.v1.SeatService/ListSeats',
+            tally_dot_order_dot_v1_dot_order__pb2.ListSeatsRequest.SerializeToString,
+            tally_dot_order_dot_v1_dot_order__pb2.ListSeatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSeats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tally.order.v1.SeatService/WatchSeats',
+            tally_dot_order_dot_v1_dot_order__pb2.WatchSeatsRequest.SerializeToString,
+            tally_dot_order_dot_v1_dot_order__pb2.WatchSeatsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -524,10 +723,18 @@ class OrderServiceServicer:
         The order waits for its payment until expire_time (15 minutes unless configured otherwise);
         then it expires and releases the stock.
 
+        A line of a seated product names its seats. The order gets all of its seats or none, and of many
+        orders that want one seat, one gets it; the others are refused, and need not repeat the call.
+
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names
-        every product that is short); INVALID_ARGUMENT / CURRENCY_MISMATCH if the products are not all
-        in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line or the sum exceeds
-        10^15.
+        every product that is short; never one with seats); INVALID_ARGUMENT / CURRENCY_MISMATCH if the
+        products are not all in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line
+        or the sum exceeds 10^15. Of seats: FAILED_PRECONDITION / SEAT_TAKEN (QuotaFailure has a
+        violation for each seat that is not free, whose subject is the line's place in the request and
+        the label, such as "items[0]:A-12"); NOT_FOUND / SEAT_NOT_FOUND (BadRequest names up to 10 of
+        the labels that the product does not have); FAILED_PRECONDITION / PRODUCT_SEATED if a line
+        names no seats of a product that has some, PRODUCT_NOT_SEATED if it names seats of one that has
+        none (BadRequest names the line's seats).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

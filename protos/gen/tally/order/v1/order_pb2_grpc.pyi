@@ -32,8 +32,21 @@ class ProductServiceStub:
     RestockProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.RestockProductRequest, _order_pb2.RestockProductResponse]
     """Adds to the stock of a product.
 
-    Errors: NOT_FOUND / PRODUCT_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming quantity if
-    the stock would exceed 10^12.
+    Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / PRODUCT_SEATED if the product has
+    seats (AddSeats adds to its stock); INVALID_ARGUMENT / INVALID_FIELD naming quantity if the
+    stock would exceed 10^12.
+    """
+    AddSeats: _aio.UnaryUnaryMultiCallable[_order_pb2.AddSeatsRequest, _order_pb2.AddSeatsResponse]
+    """Adds free seats to a product, all of them or none. The first seats make it a seated product,
+    which a product with other stock cannot become: create it with stock 0. From then on its stock
+    is the number of its free seats, and order lines name the seats.
+
+    Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / PRODUCT_NOT_SEATED if the product
+    has stock that is not seats; ALREADY_EXISTS / SEAT_EXISTS if it has some of these seats, added
+    by another request_id: QuotaFailure has a violation for each label, whose subject it is. If
+    there are more than 100, it has their positions in labels instead, counted from 0: violations
+    with the subject "labels" and descriptions such as "0-41,43,45-99". INVALID_ARGUMENT /
+    INVALID_FIELD naming labels if the product would have more than 100000 seats.
     """
     GetProduct: _aio.UnaryUnaryMultiCallable[_order_pb2.GetProductRequest, _order_pb2.GetProductResponse]
     """Reads one product. With TALLY_ORDER_PRODUCT_CACHE_S, which is off by default, it may be as it
@@ -77,8 +90,27 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_order_pb2.RestockProductResponse]:
         """Adds to the stock of a product.
 
-        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming quantity if
-        the stock would exceed 10^12.
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / PRODUCT_SEATED if the product has
+        seats (AddSeats adds to its stock); INVALID_ARGUMENT / INVALID_FIELD naming quantity if the
+        stock would exceed 10^12.
+        """
+
+    @_abc_1.abstractmethod
+    def AddSeats(
+        self,
+        request: _order_pb2.AddSeatsRequest,
+        context: _aio.ServicerContext[_order_pb2.AddSeatsRequest, _abc.Awaitable[_order_pb2.AddSeatsResponse]],
+    ) -> _abc.Awaitable[_order_pb2.AddSeatsResponse]:
+        """Adds free seats to a product, all of them or none. The first seats make it a seated product,
+        which a product with other stock cannot become: create it with stock 0. From then on its stock
+        is the number of its free seats, and order lines name the seats.
+
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / PRODUCT_NOT_SEATED if the product
+        has stock that is not seats; ALREADY_EXISTS / SEAT_EXISTS if it has some of these seats, added
+        by another request_id: QuotaFailure has a violation for each label, whose subject it is. If
+        there are more than 100, it has their positions in labels instead, counted from 0: violations
+        with the subject "labels" and descriptions such as "0-41,43,45-99". INVALID_ARGUMENT /
+        INVALID_FIELD naming labels if the product would have more than 100000 seats.
         """
 
     @_abc_1.abstractmethod
@@ -105,6 +137,76 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_ProductServiceServicer_to_server(servicer: ProductServiceServicer, server: _aio.Server) -> None: ...
+
+class SeatServiceStub:
+    """The seats of seated products: who wants a certain seat orders it (OrderService.CreateOrder).
+
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListSeats: _aio.UnaryUnaryMultiCallable[_order_pb2.ListSeatsRequest, _order_pb2.ListSeatsResponse]
+    """Lists the seats of a product, by label in the order of its UTF-8 bytes. A product without seats
+    has an empty list.
+
+    Errors: NOT_FOUND / PRODUCT_NOT_FOUND; INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was
+    not returned by this list.
+    """
+    WatchSeats: _aio.UnaryStreamMultiCallable[_order_pb2.WatchSeatsRequest, _order_pb2.WatchSeatsResponse]
+    """Watches the seats of a product: sends all of them as they are now, or what has changed since
+    after_version, then each change by any replica, about a quarter of a second late at most.
+
+    The first seats, and a change of many, may take several messages. The last of these alone has a
+    version; together with all before it, it makes the map at that version. A client that resumes
+    names the last version that it got. Changes that follow each other closely are sent as one: a
+    slow reader gets the latest state of each seat. The stream has no end of its own; a replica
+    that stops ends it with UNAVAILABLE.
+
+    Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
+    """
+
+class SeatServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The seats of seated products: who wants a certain seat orders it (OrderService.CreateOrder).
+
+    Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
+    RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    """
+
+    @_abc_1.abstractmethod
+    def ListSeats(
+        self,
+        request: _order_pb2.ListSeatsRequest,
+        context: _aio.ServicerContext[_order_pb2.ListSeatsRequest, _abc.Awaitable[_order_pb2.ListSeatsResponse]],
+    ) -> _abc.Awaitable[_order_pb2.ListSeatsResponse]:
+        """Lists the seats of a product, by label in the order of its UTF-8 bytes. A product without seats
+        has an empty list.
+
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was
+        not returned by this list.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSeats(
+        self,
+        request: _order_pb2.WatchSeatsRequest,
+        context: _aio.ServicerContext[_order_pb2.WatchSeatsRequest, _abc.AsyncIterator[_order_pb2.WatchSeatsResponse]],
+    ) -> _abc.AsyncIterator[_order_pb2.WatchSeatsResponse]:
+        """Watches the seats of a product: sends all of them as they are now, or what has changed since
+        after_version, then each change by any replica, about a quarter of a second late at most.
+
+        The first seats, and a change of many, may take several messages. The last of these alone has a
+        version; together with all before it, it makes the map at that version. A client that resumes
+        names the last version that it got. Changes that follow each other closely are sent as one: a
+        slow reader gets the latest state of each seat. The stream has no end of its own; a replica
+        that stops ends it with UNAVAILABLE.
+
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
+        """
+
+def add_SeatServiceServicer_to_server(servicer: SeatServiceServicer, server: _aio.Server) -> None: ...
 
 class CartServiceStub:
     """Carts, one per user. Two tabs of a user do not overwrite each other: a change can name the
@@ -201,10 +303,18 @@ class OrderServiceStub:
     The order waits for its payment until expire_time (15 minutes unless configured otherwise);
     then it expires and releases the stock.
 
+    A line of a seated product names its seats. The order gets all of its seats or none, and of many
+    orders that want one seat, one gets it; the others are refused, and need not repeat the call.
+
     Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names
-    every product that is short); INVALID_ARGUMENT / CURRENCY_MISMATCH if the products are not all
-    in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line or the sum exceeds
-    10^15.
+    every product that is short; never one with seats); INVALID_ARGUMENT / CURRENCY_MISMATCH if the
+    products are not all in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line
+    or the sum exceeds 10^15. Of seats: FAILED_PRECONDITION / SEAT_TAKEN (QuotaFailure has a
+    violation for each seat that is not free, whose subject is the line's place in the request and
+    the label, such as "items[0]:A-12"); NOT_FOUND / SEAT_NOT_FOUND (BadRequest names up to 10 of
+    the labels that the product does not have); FAILED_PRECONDITION / PRODUCT_SEATED if a line
+    names no seats of a product that has some, PRODUCT_NOT_SEATED if it names seats of one that has
+    none (BadRequest names the line's seats).
     """
     PayOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.PayOrderRequest, _order_pb2.PayOrderResponse]
     """Pays a pending order, with a coupon, from the balance, through the gateway, or all of them.
@@ -279,10 +389,18 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         The order waits for its payment until expire_time (15 minutes unless configured otherwise);
         then it expires and releases the stock.
 
+        A line of a seated product names its seats. The order gets all of its seats or none, and of many
+        orders that want one seat, one gets it; the others are refused, and need not repeat the call.
+
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names
-        every product that is short); INVALID_ARGUMENT / CURRENCY_MISMATCH if the products are not all
-        in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line or the sum exceeds
-        10^15.
+        every product that is short; never one with seats); INVALID_ARGUMENT / CURRENCY_MISMATCH if the
+        products are not all in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line
+        or the sum exceeds 10^15. Of seats: FAILED_PRECONDITION / SEAT_TAKEN (QuotaFailure has a
+        violation for each seat that is not free, whose subject is the line's place in the request and
+        the label, such as "items[0]:A-12"); NOT_FOUND / SEAT_NOT_FOUND (BadRequest names up to 10 of
+        the labels that the product does not have); FAILED_PRECONDITION / PRODUCT_SEATED if a line
+        names no seats of a product that has some, PRODUCT_NOT_SEATED if it names seats of one that has
+        none (BadRequest names the line's seats).
         """
 
     @_abc_1.abstractmethod

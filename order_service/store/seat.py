@@ -1,0 +1,175 @@
+"""Seats in SQL, and which seats orders have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+import sqlalchemy as sa
+
+from common.db.row_locks import RowLocks, locked
+from common.db.rows import from_row
+from common.db.statements import Connection, Row
+from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.paging import Page
+from order_service.model.order import Order
+from order_service.model.seat import Seat, SeatKey, SeatState
+from order_service.tables import order_seats, seats
+
+_SEATS: Final[RowLocks[tuple[str, str]]] = RowLocks(seats, *SeatKey._fields)
+
+# No lock before the write: the lock of the product excludes every other writer. If it was never
+# taken, the second writer waits here for the first, and then finds another version.
+_changed = unnest(
+    "changed",
+    *seats.c[(*SeatKey._fields, "state", "order_id", "version")],
+    loaded_version=sa.BigInteger,
+    loaded_state=sa.Text,
+)
+_unchanged = locked(
+    seats,
+    sa.select(_changed)
+    .join_from(_changed, seats, same(seats, _changed, SeatKey._fields))
+    .where(seats.c.version == _changed.c.loaded_version, seats.c.state == _changed.c.loaded_state),
+    order_by=list(_changed.c[SeatKey._fields]),
+    skip_locked=False,
+    name="unchanged",
+)
+_SAVE: Final = (
+    sa.update(seats)
+    .values({name: _unchanged.c[name] for name in ("state", "order_id", "version")})
+    .where(same(seats, _unchanged, SeatKey._fields))
+)
+
+_added = unnest("new", *seats.c)
+_ADD: Final = insert_from(seats, _added, SeatKey._fields)
+
+_named = unnest("named", *order_seats.c)
+_ADD_TO_ORDERS: Final = insert_from(order_seats, _named, SeatKey._fields)
+_freed = unnest("freed", order_seats.c.order_id)
+_FREE: Final = (
+    sa.update(order_seats)
+    .values(live=sa.false())
+    .where(same(order_seats, _freed), order_seats.c.live)
+)
+
+
+async def find(connection: Connection, keys: Collection[SeatKey]) -> dict[SeatKey, Seat]:
+    """The seats with these keys that exist. Lock their products first, to change them."""
+    found = (await _SEATS.read(connection, keys)).found.values()
+    return {seat.key: seat for seat in map(_to_seat, found)}
+
+
+async def save(connection: Connection, changed: Iterable[tuple[Seat, Seat]]) -> bool:
+    """Write (loaded, changed) pairs; whether each was still in its loaded state and version."""
+    rows = [
+        {
+            "product_id": seat.product_id,
+            "label": seat.label,
+            "state": seat.state,
+            "order_id": seat.order_id,
+            "version": seat.version,
+            "loaded_version": loaded.version,
+            "loaded_state": loaded.state,
+        }
+        for loaded, seat in changed
+    ]
+    if not rows:
+        return True
+    return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
+
+
+async def add(connection: Connection, new: Collection[Seat]) -> None:
+    """Insert new seats, in ascending order."""
+    if new:
+        await connection.execute(_ADD, arrays(_added, new))
+
+
+async def add_to_orders(connection: Connection, orders: Iterable[Order]) -> None:
+    """Record which seats new orders have, in ascending order of the seats."""
+    rows = [(order.order_id, *key, True) for order in orders for key in order.seats]
+    if rows:
+        await connection.execute(_ADD_TO_ORDERS, arrays_of_tuples(_named, rows))
+
+
+async def free(connection: Connection, order_ids: Collection[str]) -> None:
+    """Record that these orders do not have their seats any more. Lock the orders first."""
+    if order_ids:
+        rows = [(order_id,) for order_id in sorted(order_ids)]
+        await connection.execute(_FREE, arrays_of_tuples(_freed, rows))
+
+
+# -- reads ---------------------------------------------------------------------------------------
+
+_state = sa.bindparam("state", type_=sa.Text)
+_LIST: Final = (
+    sa.select(seats)
+    .where(
+        seats.c.product_id == sa.bindparam("product_id"),
+        seats.c.label > sa.bindparam("after", type_=seats.c.label.type),
+        sa.or_(_state.is_(None), seats.c.state == _state),
+    )
+    .order_by(seats.c.label)
+    .limit(sa.bindparam("size"))
+)
+_MAP: Final = (
+    sa.select(seats)
+    .where(
+        seats.c.product_id == sa.bindparam("product_id"),
+        sa.tuple_(seats.c.version, seats.c.label)
+        > sa.tuple_(
+            sa.bindparam("after_version", type_=sa.BigInteger),
+            sa.bindparam("after_label", type_=seats.c.label.type),
+        ),
+    )
+    .order_by(seats.c.version, seats.c.label)
+    .limit(sa.bindparam("size"))
+)
+_known = unnest("known", *seats.c["product_id", "version"])
+_newer = (
+    sa.select(seats)
+    .where(seats.c.product_id == _known.c.product_id, seats.c.version > _known.c.version)
+    .order_by(seats.c.version)
+    .limit(sa.bindparam("size"))
+    .lateral("newer")
+)
+_CHANGES: Final = sa.select(_newer).select_from(_known.join(_newer, sa.true()))
+
+
+async def read_seats(
+    connection: Connection, product_id: str, state: SeatState | None, page: Page
+) -> list[Seat]:
+    """The page's seats of the product, by label, and one more if there is one."""
+    after = "" if page.after is None else page.after[0]
+    asked = {"product_id": product_id, "state": state, "after": after, "size": page.size + 1}
+    return [_to_seat(row) for row in await connection.execute(_LIST, asked)]
+
+
+async def read_map(
+    connection: Connection, product_id: str, *, after: tuple[int, str], size: int
+) -> list[Seat]:
+    """At most ``size`` seats of the product, by version and label, that follow ``after``.
+
+    A seat that changes between two reads comes again, with its later version.
+    """
+    asked = {"product_id": product_id, "size": size}
+    asked |= {"after_version": after[0], "after_label": after[1]}
+    return [_to_seat(row) for row in await connection.execute(_MAP, asked)]
+
+
+async def read_changes(
+    connection: Connection, known: Mapping[str, int], *, size: int
+) -> dict[str, list[Seat]]:
+    """For each product, at most ``size`` seats that are newer than its known version, ascending.
+
+    Products without newer seats are left out: one statement asks for all of them.
+    """
+    found: dict[str, list[Seat]] = {}
+    parameters = arrays_of_tuples(_known, known.items())
+    for row in await connection.execute(_CHANGES, {**parameters, "size": size}):
+        found.setdefault(row.product_id, []).append(_to_seat(row))
+    return found
+
+
+def _to_seat(row: Row) -> Seat:
+    return from_row(Seat, row, state=SeatState(row.state))

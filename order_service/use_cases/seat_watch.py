@@ -1,0 +1,203 @@
+"""Clients that follow the seats of products. However many they are, a replica asks the database for
+changes in one statement per round.
+
+A round is due every quarter of a second, and at once when this replica has changed watched seats.
+Every change of a seated product changes some of its seats, to the product's version: so the seats
+alone say what is new, and up to which version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from itertools import takewhile
+from typing import Final, TypeAlias
+
+from common.db.database import Database
+from common.db.repeat import read
+from common.ids import is_id
+from common.tasks import DetachedTasks
+from order_service.errors import ProductNotFound
+from order_service.model.order import Order
+from order_service.model.seat import Seat
+from order_service.store import product as product_store
+from order_service.store import seat as store
+
+MESSAGE_SEATS_MAX: Final = 1_000
+ROUND_SEATS_MAX: Final = 2_000
+"""Seats of one product in one read: more than one change has, which is 1,000 new seats at most."""
+ROUND_PAUSE_S: Final = 0.02
+"""From one round to the next when this replica keeps changing watched seats."""
+
+Change: TypeAlias = tuple[Sequence[Seat], int | None]
+"""Seats, and the version that they complete; None if more follow."""
+
+
+class SeatWatches:
+    """The products whose seats clients of this replica follow."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._watched: dict[str, _WatchedProduct] = {}
+        self._round = asyncio.Lock()
+        self._early_rounds = DetachedTasks("seat_rounds")
+        self._reported = False
+        """Whether a change was reported that no round has begun after."""
+
+    async def follow(self, product_id: str, after: int | None) -> AsyncGenerator[Change]:
+        """All seats, or those that changed after a version; then each change, without end.
+
+        Raises ProductNotFound, DatabaseUnavailable or Overloaded.
+        """
+        version = await self._version_of(product_id)
+        start = after if after is not None and after <= version else 0
+        watched = self._watched.setdefault(product_id, _WatchedProduct(version))
+        follower = _Follower(version)
+        watched.followers.add(follower)
+        try:
+            async for seats, known in self._read_map(product_id, start, version):
+                yield seats, known
+                follower.version = max(follower.version, known or 0)
+            while True:
+                seats, known = await watched.after(follower.version)
+                for part, last in _parts(seats):
+                    yield part, known if last else None
+                follower.version = known
+        finally:
+            watched.followers.discard(follower)
+            if not watched.followers and self._watched.get(product_id) is watched:
+                del self._watched[product_id]
+
+    def report(self, order: Order) -> None:
+        """Report a committed change of an order: a round is due if it has watched seats."""
+        if self._watched:
+            for item in order.items:
+                if item.seats:
+                    self.report_product(item.product_id)
+
+    def report_product(self, product_id: str) -> None:
+        """Report a committed change of a product's seats."""
+        if product_id in self._watched:
+            self._reported = True
+            if not len(self._early_rounds):
+                self._early_rounds.start(self._run_early_rounds())
+
+    async def poll(self) -> None:
+        """A round: find what has changed, here or in other replicas."""
+        async with self._round:
+            self._reported = False
+            known = {product_id: one.known for product_id, one in self._watched.items()}
+            while known:
+                changes = await read(
+                    self._database, partial(store.read_changes, known=known, size=ROUND_SEATS_MAX)
+                )
+                known = {
+                    product_id: watched.known
+                    for product_id, seats in changes.items()
+                    if (watched := self._watched.get(product_id)) is not None
+                    and watched.update(seats)
+                }
+
+    async def close(self) -> None:
+        """Wait a moment for a round in progress."""
+        await self._early_rounds.close(1.0)
+
+    async def _run_early_rounds(self) -> None:
+        while self._reported:
+            await self.poll()
+            await asyncio.sleep(ROUND_PAUSE_S)
+
+    async def _version_of(self, product_id: str) -> int:
+        """The product's version, as last committed. Raises ProductNotFound."""
+        if not is_id(product_id):
+            raise ProductNotFound(product_id=product_id)
+        (found,) = await read(
+            self._database, partial(product_store.find_products, product_ids=[product_id])
+        )
+        if isinstance(found, Exception):
+            raise found
+        if found is None:
+            raise ProductNotFound(product_id=product_id)
+        return found.version
+
+    async def _read_map(self, product_id: str, after: int, version: int) -> AsyncGenerator[Change]:
+        """The seats that are newer than ``after``, some at a time, until there are no more.
+
+        A seat that changes meanwhile comes again: at the end the map is that of the last version.
+        """
+        position = (after, "\U0010ffff")  # behind all seats of this version
+        while True:
+            seats = await read(
+                self._database,
+                partial(
+                    store.read_map, product_id=product_id, after=position, size=MESSAGE_SEATS_MAX
+                ),
+            )
+            if seats:
+                version = max(version, seats[-1].version)
+                position = (seats[-1].version, seats[-1].label)
+            last = len(seats) < MESSAGE_SEATS_MAX
+            yield seats, version if last else None
+            if last:
+                return
+
+
+class _Follower:
+    """How far one client has come."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+
+class _WatchedProduct:
+    """The seats of one product that have changed since the slowest follower's version."""
+
+    def __init__(self, version: int) -> None:
+        self.known = version
+        """The version up to which all changes are known."""
+        self.followers: set[_Follower] = set()
+        self._seats: dict[str, Seat] = {}
+        """By label, in ascending order of version."""
+        self._changed = asyncio.Event()
+
+    def update(self, seats: Sequence[Seat]) -> bool:
+        """Add changes, ascending by version; whether there may be more of them.
+
+        The read may have ended within a version: its seats are left for the next one.
+        """
+        full = len(seats) >= ROUND_SEATS_MAX
+        if full:
+            seats = [seat for seat in seats if seat.version < seats[-1].version]
+        for seat in seats:
+            self._seats.pop(seat.label, None)  # to the end
+            self._seats[seat.label] = seat
+        self.known = max(self.known, seats[-1].version)
+        self._forget(min((one.version for one in self.followers), default=self.known))
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        return full
+
+    async def after(self, version: int) -> tuple[Sequence[Seat], int]:
+        """The latest state of each seat that changed after this version, when there is one."""
+        while self.known <= version:
+            await self._changed.wait()
+        newest_first = takewhile(
+            lambda seat: seat.version > version, reversed(self._seats.values())
+        )
+        return list(newest_first)[::-1], self.known
+
+    def _forget(self, version: int) -> None:
+        """Forget the changes that every follower has got."""
+        while self._seats and (label := next(iter(self._seats))):
+            if self._seats[label].version > version:
+                return
+            del self._seats[label]
+
+
+def _parts(seats: Sequence[Seat]) -> list[tuple[Sequence[Seat], bool]]:
+    """The seats in parts of a message, each with whether it is the last."""
+    starts = range(0, max(len(seats), 1), MESSAGE_SEATS_MAX)
+    return [
+        (seats[at : at + MESSAGE_SEATS_MAX], at + MESSAGE_SEATS_MAX >= len(seats)) for at in starts
+    ]
