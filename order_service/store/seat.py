@@ -18,6 +18,13 @@ from order_service.tables import order_seats, seats
 
 _SEATS: Final[RowLocks[tuple[str, str]]] = RowLocks(seats, *SeatKey._fields)
 
+_asked = unnest("asked", *seats.c[SeatKey._fields])
+_TAKEN: Final = (
+    sa.select(*seats.c[SeatKey._fields])
+    .join_from(_asked, seats, same(seats, _asked))
+    .where(seats.c.state != sa.literal_column("'FREE'"))
+)
+
 # No lock before the write: the lock of the product excludes every other writer. If it was never
 # taken, the second writer waits here for the first, and then finds another version.
 _changed = unnest(
@@ -58,6 +65,12 @@ async def find(connection: Connection, keys: Collection[SeatKey]) -> dict[SeatKe
     """The seats with these keys that exist. Lock their products first, to change them."""
     found = (await _SEATS.read(connection, keys)).found.values()
     return {seat.key: seat for seat in map(_to_seat, found)}
+
+
+async def find_taken(connection: Connection, keys: Collection[SeatKey]) -> set[SeatKey]:
+    """Those of the seats that are not free, as last committed."""
+    rows = await connection.execute(_TAKEN, arrays_of_tuples(_asked, keys))
+    return {SeatKey(*row) for row in rows}
 
 
 async def save(connection: Connection, changed: Iterable[tuple[Seat, Seat]]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from common.db.database import Database
 from common.db.idempotency import IdempotencyStore
@@ -64,11 +65,12 @@ class TakenSeats:
     async def _read(
         self, connection: Connection, orders: Mapping[int, CreateOrder]
     ) -> dict[int, Refusal]:
-        seats = await store.find(connection, {key for one in orders.values() for key in one.seats})
+        named = {key for one in orders.values() for key in one.seats}
+        taken = await store.find_taken(connection, named)
         refusals = {
             position: refusal
             for position, one in orders.items()
-            if (refusal := _taken(one, seats)) is not None
+            if (refusal := _refusal(one, taken)) is not None
         }
         if not refusals:
             return {}
@@ -96,20 +98,17 @@ def require_seats(
     ]
     if missing:
         raise SeatNotFound(missing[0][0], (field for _, field in missing))
-    if (refusal := _taken(command, seats)) is not None:
+    taken = {key for key in command.seats if not seats[key].free}
+    if (refusal := _refusal(command, taken)) is not None:
         raise refusal
 
 
-def _taken(command: CreateOrder, seats: Mapping[SeatKey, Seat]) -> SeatTaken | None:
+def _refusal(command: CreateOrder, taken: AbstractSet[SeatKey]) -> SeatTaken | None:
     """The refusal that names every taken seat of the order, if there is one."""
-    taken = [
-        (number, key)
-        for number, _, key in _places(command)
-        if (seat := seats.get(key)) is not None and not seat.free
-    ]
-    if not taken:
+    found = [(number, key) for number, _, key in _places(command) if key in taken]
+    if not found:
         return None
-    return SeatTaken(taken[0][1].product_id, ((number, key.label) for number, key in taken))
+    return SeatTaken(found[0][1].product_id, ((number, key.label) for number, key in found))
 
 
 def _places(command: CreateOrder) -> Iterator[tuple[int, int, SeatKey]]:

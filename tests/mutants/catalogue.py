@@ -13,5 +13,17 @@ from tests.mutants.locks import LOCKS
 from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
 from tests.mutants.sagas import SAGAS
+from tests.mutants.seats import SEATS
 
-MUTANTS: Final = (*COMMON, *BULK, *BALANCE, *COUPON, *ORDER, *SAGAS, *PAYMENT, *AUDIT, *LOCKS)
+MUTANTS: Final = (
+    *COMMON,
+    *BULK,
+    *BALANCE,
+    *COUPON,
+    *ORDER,
+    *SEATS,
+    *SAGAS,
+    *PAYMENT,
+    *AUDIT,
+    *LOCKS,
+)

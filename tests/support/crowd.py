@@ -66,11 +66,17 @@ class Crowd(Generic[C]):
         """
 
         async def one(turn: int, request: Any) -> Any:
-            if until_final:
-                return await self.call(turn, method, request)
             return await outcome(attrgetter(method)(self.turn(turn))(request))
 
+        if until_final:
+            return Results.of(await self.outcomes(method, requests))
         return Results.of(await asyncio.gather(*(one(*each) for each in enumerate(requests))))
+
+    async def outcomes(self, method: str, requests: Iterable[Any]) -> list[Any]:
+        """The final outcome of each call, in their order; all are made at once, in turns."""
+        return await asyncio.gather(
+            *(self.call(turn, method, request) for turn, request in enumerate(requests))
+        )
 
 
 def crowd_fixture(

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
+import pytest
+import sqlalchemy as sa
+
+from common.db.unnest import same
+from order_service import tables
+from order_service.model.seat import SeatKey
+from order_service.store import seat as seat_store
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop, fresh
 
 STATES: Final = {number: name.removeprefix("STATE_") for name, number in pb.Seat.State.items()}
+
+
+@dataclass
+class SeatMap:
+    """What a client of WatchSeats knows."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    version: int = 0
+
+    def add(self, message: pb.WatchSeatsResponse) -> None:
+        self.states |= {seat.label: STATES[seat.state] for seat in message.seats}
+        self.version = message.version or self.version
 
 
 def labels(count: int, prefix: str = "A") -> list[str]:
@@ -36,6 +56,18 @@ def order_seats(
         seats = list(of)
         items.append(pb.OrderLine(product_id=product_id, quantity=len(seats), seats=seats))
     return pb.CreateOrderRequest(user_id=user_id, items=items, request_id=request_id or fresh("o"))
+
+
+def forget_seat_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write seats whatever has become of them since they were read."""
+    changed = seat_store._changed
+    monkeypatch.setattr(
+        seat_store,
+        "_SAVE",
+        sa.update(tables.seats)
+        .values({name: changed.c[name] for name in ("state", "order_id", "version")})
+        .where(same(tables.seats, changed, SeatKey._fields)),
+    )
 
 
 async def seat_map(shop: Shop, product_id: str) -> dict[str, str]:

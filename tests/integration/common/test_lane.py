@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from asyncpg.exceptions import UniqueViolationError
 from common import deadlines
 from common.batching import batch
 from common.batching.lane import Lane
-from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
+from common.batching.outcomes import Limits, Outcome, RefuseEarly, RowLocked, VersionConflict
 from common.db import pool
 from common.db.database import Database, open_pools
 from common.db.errors import UNIQUE_VIOLATION, sqlstate
@@ -46,10 +46,25 @@ class Insert:
         return "busy" if self.number == 1 else "free"
 
 
+@dataclass(frozen=True)
+class Thing:
+    name: str
+
+
+@dataclass(frozen=True)
+class InsertUnder(Insert):
+    """Needs a key for each of several things too."""
+
+    things: tuple[Thing, ...] = ()
+
+
 OF_INSERT = Strategy(
     rows=RowStrategy.INSERT, guards=("numbers_pkey",), why="", redis_key="{key}", rounds_max=6
 )
-STRATEGIES: Strategies = {Insert: OF_INSERT}
+STRATEGIES: Strategies = {
+    Insert: OF_INSERT,
+    InsertUnder: replace(OF_INSERT, redis_key_of_each=("things", "thing:{name}")),
+}
 
 Outcomes = Sequence[Outcome[int]] | None
 Before = Callable[[Sequence[int], bool], Outcomes | Awaitable[Outcomes]]
@@ -92,13 +107,26 @@ class Inserts:
 
 
 def lane_of(
-    database: Database, decide: Inserts, locks: Locks | None = None, limits: Limits | None = None
+    database: Database,
+    decide: Inserts,
+    locks: Locks | None = None,
+    limits: Limits | None = None,
+    refuse_early: RefuseEarly[Insert] | None = None,
 ) -> Lane[Insert, int]:
     def translate(constraint: str, _command: Insert) -> Refusal | None:
         return TooLarge() if constraint == "numbers_small" else None
 
     locks = locks or NoLocks()
-    return Lane("test", database, decide, locks, STRATEGIES, translate=translate, limits=limits)
+    return Lane(
+        "test",
+        database,
+        decide,
+        locks,
+        STRATEGIES,
+        translate=translate,
+        limits=limits,
+        refuse_early=refuse_early,
+    )
 
 
 async def stored(database: Database) -> list[int]:
@@ -438,6 +466,60 @@ async def test_redis_locks_are_freed_after_the_commit(database: Database) -> Non
     assert await lane.submit(Insert(1)) == -1
     await lane.close()
     assert locks.freed == [[1]]
+
+
+class OneBusyKey(NoLocks):
+    """Another replica has the key 'thing:busy'; ``held`` has those that this one has."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.released: list[set[str]] = []
+
+    async def acquire(self, keys: Collection[str]) -> Grant:
+        self.held |= set(keys) - {"thing:busy"}
+        return Grant("token", frozenset(keys) - {"thing:busy"}, frozenset(keys) & {"thing:busy"})
+
+    async def release(self, grant: Grant) -> None:
+        self.held -= grant.acquired
+        self.released.append(set(grant.acquired))
+
+
+async def test_a_command_takes_all_of_its_keys_or_holds_none(database: Database) -> None:
+    locks = OneBusyKey()
+    held: list[set[str]] = []
+
+    def note_held(_numbers: Sequence[int], _wait: bool) -> None:
+        held.append(set(locks.held))
+
+    lane = lane_of(database, Inserts(note_held), locks=locks)
+    first = lane.submit(InsertUnder(2, (Thing("x"),)))
+    waits = lane.submit(InsertUnder(3, (Thing("y"), Thing("busy"))))
+    assert [*await asyncio.gather(first, waits)] == [-2, -3]
+    await lane.close()
+    assert held[0] == {"free", "thing:x"}, "what waits holds none of its keys"
+    assert locks.released[0] == {"thing:y"}
+    assert not locks.held
+
+
+async def test_what_is_refused_early_takes_no_lock_and_no_batch(database: Database) -> None:
+    """It is asked again each time that a command waits for its keys."""
+    asked: list[list[int]] = []
+
+    async def refuse_early(commands: Sequence[Insert]) -> dict[int, Refusal]:
+        asked.append([one.number for one in commands])
+        return {
+            at: TooLarge()
+            for at, one in enumerate(commands)
+            if one.number > 9 or (one.number == 3 and len(asked) > 2)
+        }
+
+    decide = Inserts()
+    lane = lane_of(database, decide, locks=OneBusyKey(), refuse_early=refuse_early)
+    calls = [Insert(10), Insert(2), InsertUnder(3, (Thing("busy"),))]
+    outcomes = await asyncio.gather(*map(lane.submit, calls), return_exceptions=True)
+    assert [type(one) for one in outcomes] == [TooLarge, int, TooLarge]
+    assert decide.batches == [[2]]
+    assert asked[-1] == [3], "the one that waited for its keys"
 
 
 async def test_redis_locks_of_an_unknown_commit_are_left_to_expire(database: Database) -> None:

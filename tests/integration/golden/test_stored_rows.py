@@ -44,6 +44,7 @@ LATER = {
     ("tally.order.v1.Saga.State", order_pb2.Saga.STATE_RESOLVING),
     ("tally.order.v1.SagaStep.State", order_pb2.SagaStep.STATE_STANDING),
     *(("tally.payment.v1.ResolvePaymentRequest.Outcome", number) for number in (1, 2, 3)),
+    *(("tally.order.v1.Seat.State", number) for number in (1, 2, 3)),
 }
 """Methods and states that the releases with records do not have."""
 DUE = {

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from tally.order.v1 import order_pb2 as pb
-from tests.support.orders import Shop, cancel, create_order, restock
+from tests.support.orders import Shop, cancel, create_order, fresh, pay, restock
 from tests.support.refusals import refused
 from tests.support.seats import add_seats, labels, order_seats, seat_map, seated
+from tests.support.stack import Stack
 
 LONGEST = [f"{number:03}" + "é" * 14 + "x" for number in range(1_000)]
 """Labels of 32 bytes."""
@@ -200,6 +201,25 @@ async def test_a_request_that_took_its_seats_is_replayed_not_refused(shop: Shop)
     request.request_id = "o2"
     with refused("SEAT_TAKEN"):
         await shop.orders.CreateOrder(request)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_paid_order_has_its_seats_until_its_cancellation_ends(stack: Stack) -> None:
+    shop = stack.shop
+    show, user = await seated(shop, labels(3)), await stack.user(10_000)
+    made = (await shop.orders.CreateOrder(order_seats(user, {show: labels(2)}))).order
+    with refused("PAYMENT_DECLINED"):
+        await stack.pay(pay(made, balance=50, payment_key=fresh("decline_")))
+    assert set((await seat_map(shop, show)).values()) == {"FREE", "RESERVED"}
+    paid = (await stack.pay(pay(made))).order
+    assert list(paid.items[0].seats) == labels(2)
+    assert await seat_map(shop, show) == {"A-0000": "SOLD", "A-0001": "SOLD", "A-0002": "FREE"}
+    assert await shop.stock(show) == (1, 0, 2)
+    with refused("SEAT_TAKEN"):
+        await shop.orders.CreateOrder(order_seats("bob", {show: labels(1)}))
+    await stack.cancel(cancel(made, fresh()))
+    assert set((await seat_map(shop, show)).values()) == {"FREE"}
+    assert await shop.stock(show) == (3, 0, 0)
 
 
 # -- lists ---------------------------------------------------------------------------------------
