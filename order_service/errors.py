@@ -77,7 +77,9 @@ class SeatTaken(Refusal, reason="SEAT_TAKEN"):
         super().__init__(product_id=product_id)
         # Not the product_id of each: with the longest labels of 100 products the status would not
         # fit into a trailer.
-        self.quota = tuple(QuotaViolation(f"items[{line}]:{label}", "") for line, label in taken)
+        self.quota = tuple(
+            QuotaViolation(f"items[{line}]:{label}", "taken") for line, label in taken
+        )
 
 
 class SeatExists(Refusal, code=Code.ALREADY_EXISTS, reason="SEAT_EXISTS"):
@@ -87,7 +89,7 @@ class SeatExists(Refusal, code=Code.ALREADY_EXISTS, reason="SEAT_EXISTS"):
         """``existing``: the labels, by their position in the request."""
         super().__init__(product_id=product_id)
         if len(existing) <= LABELS_NAMED_MAX:
-            self.quota = tuple(QuotaViolation(label, "") for label in existing.values())
+            self.quota = tuple(QuotaViolation(label, "exists") for label in existing.values())
         else:
             self.quota = tuple(QuotaViolation("labels", text) for text in _ranges(existing))
 

@@ -17,8 +17,8 @@ SEATS: Final = (
         "seat-version-not-compared",
         "a seat is written whatever has become of it since it was read",
         file="order_service/store/seat.py",
-        old="    .where(seats.c.version == _changed.c.loaded_version,",
-        new="    .where(sa.true() if seats is None else sa.true(),",
+        old="    .where(seats.c.version == _changed.c.loaded_version, seats.c.state",
+        new="    .where(sa.true(), _changed.c.loaded_state",
         tests=(f"{_RACES}test_each_guard_alone_gives_a_seat_to_one",),
     ),
     Mutant(

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_WIDTH: Final = 110
 PLAIN_STEPS: Final = 4
@@ -56,6 +57,17 @@ class Phase:
         self.step()
 
 
+class _Bars(Progress):
+    """The bars of the phases, and above them a drawing that changes."""
+
+    above: str = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above:
+            yield Text(self.above)
+        yield from super().get_renderables()
+
+
 class Output:
     """Prints texts as they are, without interpreting markup in them."""
 
@@ -64,7 +76,7 @@ class Output:
         self.live = self._console.is_terminal and not self._console.is_dumb_terminal
         if not self.live:
             self._console.width = PLAIN_WIDTH
-        self.progress = Progress(
+        self.progress = _Bars(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn(f"{{task.description:<{TITLE_WIDTH}}}"),
             BarColumn(),
@@ -80,6 +92,14 @@ class Output:
     def print(self, text: str, style: str | None = None) -> None:
         # Without line breaks: long texts are paths, or commands to paste.
         self._console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def show_map(self, lines: Sequence[str], title: str, *, last: bool = False) -> None:
+        """Draw the map above the bars. It is printed when it is the last, or has to be plain."""
+        text = "\n".join([title, *lines])
+        if self.live:
+            self.progress.above = "" if last else text
+        if last or not self.live:
+            self.print(text)
 
     def heading(self, text: str) -> None:
         self.print(f"\n{text}", "bold")

@@ -65,7 +65,8 @@ def _demonstrate(stack: Stack, *, users: int, seed: int, output: Output) -> bool
         outcome = run_stoppable(watchdog.run(hold_sale(scenario, services, watchdog, output)))
     killed = watchdog.victim.name if watchdog.victim else "none"
     output.table("What happened", report.rows(scenario, outcome, killed))
-    as_expected = _show(run_checks(scenario, outcome.results, outcome.state), output)
+    checks = run_checks(scenario, outcome.results, outcome.state)
+    as_expected = _show([*checks, outcome.concert], output)
     balanced = _audit(plan, output)
     watchdog.check()
     return balanced and as_expected

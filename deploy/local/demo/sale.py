@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from deploy.local.demo.checks import Check
 from deploy.local.demo.client import CallStatistics, DemoClient
 from deploy.local.demo.customer import Customer, Sale, won
 from deploy.local.demo.final_state import FinalState, wait_for_final_state
 from deploy.local.demo.output import WARNING, Output, Phase
 from deploy.local.demo.results import SaleResults
 from deploy.local.demo.scenario import COUPON_MINOR, PRICES_MINOR, Scenario
+from deploy.local.demo.seats import check_concert, sell_out
 from deploy.local.demo.watchdog import Watchdog
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
@@ -31,6 +33,7 @@ class SaleOutcome:
     results: SaleResults
     state: FinalState
     calls: CallStatistics
+    concert: Check
 
 
 async def hold_sale(
@@ -47,6 +50,7 @@ async def hold_sale(
         phase = Phase(output, f"race for {scenario.coupons} coupons", len(customers))
         await asyncio.gather(*(phase.counted(one.race_for_coupon()) for one in customers))
 
+        concert = await sell_out(client, scenario.seed, output)
         visits = Phase(output, "order, pay, cancel", scenario.visits)
 
         def on_visit() -> None:
@@ -66,7 +70,8 @@ async def hold_sale(
         orders = len(sale.results.orders)
         ends = Phase(output, "every order ends", orders)
         state = await wait_for_final_state(sale, users, lambda moving: ends.reach(orders - moving))
-        return SaleOutcome(sale.results, state, statistics)
+        checked = await check_concert(client, concert)
+        return SaleOutcome(sale.results, state, statistics, checked)
 
 
 async def _open(scenario: Scenario, client: DemoClient) -> Sale:

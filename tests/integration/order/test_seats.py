@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from unittest.mock import AsyncMock
 
 import pytest
 
+from order_service.store import seat as seat_store
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop, cancel, create_order, fresh, pay, restock
 from tests.support.refusals import refused
@@ -134,7 +136,12 @@ async def test_an_order_has_its_seats_until_it_is_cancelled(shop: Shop) -> None:
     await shop.orders.CreateOrder(order_seats("bob", {show: labels(4)}))
 
 
-async def test_every_taken_seat_is_named_and_none_is_reserved(shop: Shop) -> None:
+@pytest.mark.parametrize("early", [True, False], ids=["before-the-locks", "in-the-transaction"])
+async def test_every_taken_seat_is_named_and_none_is_reserved(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, *, early: bool
+) -> None:
+    if not early:  # the read without locks came before the winner's commit
+        monkeypatch.setattr(seat_store, "find_taken", AsyncMock(return_value=set()))
     show, tea = await seated(shop, labels(5)), await shop.product(3)
     await shop.orders.CreateOrder(order_seats("ann", {show: ["A-0001", "A-0003"]}))
     request = create_order("bob", {tea: 1}, "o1")
