@@ -21,6 +21,9 @@ def changed(request: Any) -> Any:
         if name in fields and getattr(other, name):
             setattr(other, name, f"{getattr(other, name)}-2")
             return other
+    if "items" in fields and other.items[0].seats:
+        other.items[0].seats[0] += "-2"
+        return other
     if "items" in fields:
         other.items[0].quantity += 1
         return other

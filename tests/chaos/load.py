@@ -21,6 +21,7 @@ from tests.chaos.carts import change_carts
 from tests.chaos.changes import changed
 from tests.chaos.history import Call, History, Intent, Outcome, Read, name_of
 from tests.chaos.redemptions import redeem_coupons
+from tests.chaos.seats import BUYERS, buy_seats
 from tests.faults.load import KINDS, NO_REFUND, Customers, Kind
 from tests.support.balances import balance_of, charge, deduct, refund
 from tests.support.crowd import in_groups
@@ -183,6 +184,10 @@ class Traffic:
                 group.create_task(change_carts(self, crowd.shop, crowd.product_id))
             for _ in range(MERCHANTS):
                 group.create_task(self._confirm_and_cancel(crowd.payment))
+            for _ in range(BUYERS):
+                group.create_task(
+                    buy_seats(crowd.shop, self.repeat, self._random, stopping=lambda: self.stopping)
+                )
             for _ in range(REPEATERS):
                 group.create_task(self._repeat_earlier())
 

@@ -37,6 +37,7 @@ from tests.support.orders import (
     restock,
     set_item,
 )
+from tests.support.seats import add_seats, labels, order_seats
 
 PRICE: Final = 10_000
 NO_REFUND: Final = "no_refund_"
@@ -209,6 +210,7 @@ class Customers:
             product_id = made.product.product_id
             await self._insist(shop.products.RestockProduct, restock(product_id, 5, _fresh("r")))
             await self._insist(shop.carts.SetCartItem, set_item(user, product_id, 1))
+        await self._sell_seats(shop, user)
         retry_all = pb.RetrySagasRequest(request_id=_fresh("retry"))
         await self._insist(shop.sagas.RetrySagas, retry_all)
         for state in (None, pb.Saga.STATE_NEEDS_ATTENTION):
@@ -222,6 +224,20 @@ class Customers:
                     saga_id=saga.saga_id, reason="none", request_id=_fresh("resolve")
                 )
                 await self._insist(shop.sagas.ResolveSaga, resolve)
+
+    async def _sell_seats(self, shop: Shop, user: str) -> None:
+        """A product with seats, and an order of one of them, which is cancelled."""
+        made = await self._insist(
+            shop.products.CreateProduct, create_product(_fresh("show"), 0, price=PRICE)
+        )
+        if made is None:
+            return
+        show = made.product.product_id
+        await self._insist(shop.products.AddSeats, add_seats(show, labels(2), _fresh("s")))
+        request = order_seats(user, {show: labels(1)}, _fresh("o"))
+        ordered = await self._insist(shop.orders.CreateOrder, request)
+        if ordered is not None:
+            await self._insist(shop.orders.CancelOrder, cancel(ordered.order, _fresh("c")))
 
     async def _ask(self, method: Any, request: Any) -> str:
         """The state of the order in the response, or the reason of a refusal; '' if neither."""
