@@ -187,7 +187,8 @@ class Watch(_Method[Request, Response]):
         """Each state, until the service ends the stream because no further change will come.
 
         A stream that breaks is resumed, on another replica if necessary: a state that was returned
-        before is not returned again, and of the changes in between only the last is.
+        before is not returned again, and of the changes in between only the last is. Of seats,
+        those are returned that have changed since the last version that was complete.
 
         ``timeout_s``: the time limit in seconds for the whole stream, by default none.
 
@@ -206,6 +207,7 @@ class Watch(_Method[Request, Response]):
                         begun = True
                         if state != seen:
                             seen, breaks = state, 0
+                            request = _continued(request, state)
                             yield state
                 return  # noqa: TRY300 - the service ended the stream
             except TallyError as error:
@@ -231,6 +233,17 @@ class Watch(_Method[Request, Response]):
             finally:
                 # A consumer that stops early must not be sent more.
                 call.cancel()
+
+
+def _continued(request: Request, state: Response) -> Request:
+    """The request for what follows the state, if a request can say that."""
+    version: int = getattr(state, "version", 0)
+    if not version or "after_version" not in request.DESCRIPTOR.fields_by_name:
+        return request
+    following = type(request)()
+    following.CopyFrom(request)
+    setattr(following, "after_version", version)  # noqa: B010 - no type of requests has it
+    return following
 
 
 def _method_of(request: type[Message]) -> MethodDescriptor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import Final
 
 from common.db.database import Database
 from common.db.idempotency import IdempotencyStore
@@ -17,6 +19,9 @@ from order_service.model.product import Product
 from order_service.model.seat import Seat, SeatKey, SeatState, is_label
 from order_service.store import seat as store
 from order_service.use_cases.product import Products
+
+READ_S: Final = 0.1
+"""How long a batch waits for the read without locks, as for Redis: it only saves work."""
 
 
 class Seats:
@@ -58,9 +63,10 @@ class TakenSeats:
         if not orders:
             return {}
         try:
-            return await read(self._database, lambda connection: self._read(connection, orders))
-        except Refusal:
-            return {}  # the batch finds out by itself
+            async with asyncio.timeout(READ_S):
+                return await read(self._database, lambda connection: self._read(connection, orders))
+        except (Refusal, TimeoutError):
+            return {}  # the transaction finds out
 
     async def _read(
         self, connection: Connection, orders: Mapping[int, CreateOrder]

@@ -13,7 +13,7 @@ from common.request_key import RequestKey
 from common.rpc.status import is_retryable
 
 OPERATORS: Final = frozenset(
-    {"CreateCampaign", "CreateProduct", "RestockProduct", "ResolvePayment"}
+    {"CreateCampaign", "CreateProduct", "RestockProduct", "AddSeats", "ResolvePayment"}
 )
 """Methods whose request_id is unique without a user."""
 NOTHING_WRITTEN: Final = frozenset(

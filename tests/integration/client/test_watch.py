@@ -137,3 +137,20 @@ async def test_stream_is_opened_again_after_refusals_with_retry_info() -> None:
         seen = [change.order.version async for change in tally.order.watch_order(WATCH)]
     assert seen == [1]
     assert [type(error) for error in reported] == [Overloaded] * 2
+
+
+async def test_a_watch_of_seats_continues_after_the_last_complete_version() -> None:
+    def seats(version: int) -> order_pb2.WatchSeatsResponse:
+        return order_pb2.WatchSeatsResponse(
+            seats=[order_pb2.Seat(label="A-1", version=max(version, 1))], version=version
+        )
+
+    request = order_pb2.WatchSeatsRequest(product_id="p1")
+    # The part without a version is the beginning of a change.
+    streams = [[seats(3), seats(0), STOPPING], [seats(5), STOPPING], [seats(7)]]
+    async with fake_tally(WatchSeats=streams) as (tally, received):
+        seen = [each.version async for each in tally.seat.watch_seats(request)]
+    assert seen == [3, 0, 5, 7]
+    asked = [each.after_version for each in received.requests["WatchSeats"]]
+    assert asked == [0, 3, 5]
+    assert not received.requests["WatchSeats"][0].HasField("after_version")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from common.db.statements import Connection, Parameters, Rows, compiled
+from order_service.model.seat import SeatKey
 from order_service.store import seat as seat_store
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop, cancel, create_order, fresh, pay, restock
@@ -154,6 +156,20 @@ async def test_every_taken_seat_is_named_and_none_is_reserved(
     assert [one.subject for one in ended.refusal.quota] == ["items[1]:A-0001", "items[1]:A-0003"]
     assert ended.refusal.metadata == {"product_id": show}
     assert (await shop.stock(show), await shop.stock(tea)) == ((3, 2, 0), (3, 0, 0))
+
+
+async def test_a_slow_read_before_the_locks_delays_no_order_for_long(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> set[SeatKey]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(seat_store, "find_taken", never)
+    show = await seated(shop, labels(1))
+    await shop.orders.CreateOrder(order_seats("ann", {show: labels(1)}))
+    with refused("SEAT_TAKEN"):
+        await shop.orders.CreateOrder(order_seats("bob", {show: labels(1)}))
 
 
 async def test_the_largest_refusal_reaches_a_client_with_default_limits(shop: Shop) -> None:
