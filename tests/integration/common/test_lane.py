@@ -510,7 +510,7 @@ async def test_what_is_refused_early_takes_no_lock_and_no_batch(database: Databa
         return {
             at: TooLarge()
             for at, one in enumerate(commands)
-            if one.number > 9 or (one.number == 3 and len(asked) > 2)
+            if one.number > 9 or (one.number == 3 and len(asked) > 1)
         }
 
     decide = Inserts()
