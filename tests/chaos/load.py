@@ -186,7 +186,7 @@ class Traffic:
                 group.create_task(self._confirm_and_cancel(crowd.payment))
             for _ in range(BUYERS):
                 group.create_task(
-                    buy_seats(crowd.shop, self.repeat, self._random, stopping=lambda: self.stopping)
+                    buy_seats(crowd.shop, self.repeat, self.random, stopping=lambda: self.stopping)
                 )
             for _ in range(REPEATERS):
                 group.create_task(self._repeat_earlier())
