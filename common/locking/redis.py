@@ -45,7 +45,7 @@ def open_redis(url: str) -> Redis | RedisCluster:
     if nodes is None or nodes.service:
         return open_server(url)
     startup = [ClusterNode(host, port, **_credentials(nodes)) for host, port in nodes.addresses]
-    return RedisCluster(startup_nodes=startup, **_credentials(nodes), **_options())
+    return _Cluster(startup_nodes=startup, **_credentials(nodes), **_options())
 
 
 def open_server(url: str) -> Redis:
@@ -76,6 +76,15 @@ def cluster_node(url: str, host: str, port: int) -> Redis:
     nodes = redis_nodes(url)
     assert nodes is not None
     return Redis(host=host, port=port, **_credentials(nodes), **_options())
+
+
+class _Cluster(RedisCluster):
+    """A cluster. It closes its nodes too if a failed command has just made it forget them."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.nodes_manager.aclose()
+        await self.nodes_manager.aclose("startup_nodes")
 
 
 def slot_of(key: str) -> int:
