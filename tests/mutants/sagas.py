@@ -102,7 +102,7 @@ SAGAS: Final = (
         "journal-of-an-ended-saga",
         "a saga that has ended is written as if it went on",
         file="order_service/store/journal.py",
-        old="    return sa.and_(same(sagas, wanted), is_active)\n",
+        old="    return sa.and_(same(sagas, wanted), sagas.c.state == sa.any_(states))\n",
         new="    return same(sagas, wanted)\n",
         tests=(f"{_JOURNAL}test_an_ended_saga_is_neither_written_nor_taken_over",),
     ),

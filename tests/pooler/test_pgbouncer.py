@@ -36,7 +36,7 @@ ORDERS: Final = 20
 IGNORED: Final = {
     "ignore_startup_parameters": "lock_timeout, statement_timeout, plan_cache_mode, jit,"
     " idle_in_transaction_session_timeout, default_transaction_isolation, enable_seqscan,"
-    f" enable_mergejoin, random_page_cost, {', '.join(SERVER_SETTINGS)}"
+    f" enable_hashjoin, enable_mergejoin, random_page_cost, {', '.join(SERVER_SETTINGS)}"
 }
 FORGETS: Final = {"max_prepared_statements": "0"}
 LOSE: Final = """
