@@ -9,7 +9,8 @@ BIN       := $(VENV)/bin
 STAMP     := $(VENV)/.ready
 DATA_DIR  ?= .tally/data
 REPLICAS  ?= 2
-WORKERS   ?= 2
+# One more than the cores of a small machine: many tests wait for processes to start and to end.
+WORKERS   ?= 3
 ARGS      ?=
 
 export PYTHONDONTWRITEBYTECODE ?= 1
@@ -54,7 +55,7 @@ grpcurl: $(STAMP) ## Call a running service, e.g. ARGS='-plaintext localhost:500
 # out in the order of tests/conftest.py.
 .PHONY: test
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(STAMP) ## Run all tests in WORKERS=2 processes, or some: ARGS='tests/unit -k saga'
+test: $(STAMP) ## Run all tests in WORKERS=3 processes, or some: ARGS='tests/unit -k saga'
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-no-redis

@@ -280,7 +280,8 @@ def without_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _named_in(parameter: str) -> sa.ColumnElement[bool]:
-    ids: sa.BindParameter[Any] = sa.bindparam(parameter, type_=ARRAY(sa.UUID(as_uuid=False)))
+    # An array as text, as the store's own statements get it.
+    ids = sa.cast(sa.bindparam(parameter, type_=sa.Text), ARRAY(sa.UUID(as_uuid=False)))
     return payments.c.payment_id == sa.func.any(ids)
 
 

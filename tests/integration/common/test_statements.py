@@ -27,6 +27,7 @@ VALUES: Final[dict[str, object]] = {
     "INTEGER": 2**31 - 1,
     "BOOLEAN": False,
     "TEXT": "머그 €",
+    'TEXT COLLATE "C"': "가 A-1",
     "BYTEA": b"\x00\xff",
     "TIMESTAMP WITH TIME ZONE": TIME,
     "UUID": ID,
