@@ -16,7 +16,10 @@ from typing import Final
 GATHER_S: Final = 0.005
 """How long a batch waits."""
 GATHER_FROM: Final = 3
-"""Callers that a batch that waited must have had for the next one to wait too."""
+"""Callers that a batch must have had for its wait to have paid."""
+IN_VAIN_MAX: Final = 8
+"""Waits in a row that found fewer, after which batches do not wait any more: replies that are sent
+together bring the next calls together, with pauses between."""
 TRY_EVERY: Final = 256
 """Batches without a wait after which one is tried. So rarely that a caller who is alone, on
 a processor that it keeps busy, sees it in fewer than 1 % of its calls."""
@@ -58,7 +61,7 @@ class Gathering:
 
     def __init__(self, processor: Processor = PROCESSOR) -> None:
         self._processor = processor
-        self._pays = False
+        self._in_vain = IN_VAIN_MAX
         self._batches = 0
         """Those since one waited."""
         self.waiting = False
@@ -67,7 +70,8 @@ class Gathering:
     async def wait(self) -> bool:
         """Wait for callers, if that pays; returns whether it did. Then call ``found``."""
         self._batches += 1
-        if not (self._processor.busy and (self._pays or self._batches > TRY_EVERY)):
+        tries = self._in_vain < IN_VAIN_MAX or self._batches > TRY_EVERY
+        if not (self._processor.busy and tries):
             return False
         self._batches = 0
         self.waiting = True
@@ -79,4 +83,5 @@ class Gathering:
 
     def found(self, callers: int) -> None:
         """Tell how many callers a batch that waited had."""
-        self._pays = callers >= GATHER_FROM
+        paid = callers >= GATHER_FROM
+        self._in_vain = 0 if paid else min(self._in_vain + 1, IN_VAIN_MAX)
