@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from common.db.database import open_pools
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.support.databases import name_of
+from tests.support.databases import ROOT, name_of
 from tests.support.orders import Shop, open_shop
 from tests.support.saga_rows import Sagas
 from tests.support.stack import no_faults, stack, stack_databases, stack_options
@@ -40,3 +42,30 @@ async def sagas(order_database: ServiceUrls) -> AsyncIterator[Sagas]:
             await each.lane.close()
     finally:
         await opened.close()
+
+
+# -- revisions -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def until(tmp_path: Path) -> Callable[[int], Path]:
+    """The revisions up to a number."""
+
+    def copied(number: int) -> Path:
+        for file in (ROOT / "order_service" / "migrations").glob("0*.py"):
+            if int(file.name[:4]) <= number:
+                shutil.copy(file, tmp_path)
+        return tmp_path
+
+    return copied
+
+
+@pytest.fixture
+def older_database(
+    postgres_server: PostgresServer, order_database: ServiceUrls
+) -> Iterator[ServiceUrls]:
+    """An empty database, without a schema."""
+    del order_database  # its server has the roles of the service
+    name = "test_order_revisions"
+    yield postgres_server.create_database(name, service="order")
+    postgres_server.drop_database(name)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import AsyncMock
 
@@ -17,7 +16,7 @@ from deploy.audit import order as audit_of_orders
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.store import product as product_store
-from tests.support.databases import ROOT, name_of
+from tests.support.databases import name_of
 from tests.support.orders import Shop, create_product, restock
 from tests.support.refusals import refused
 
@@ -106,32 +105,7 @@ async def test_stocking_by_the_earlier_release_has_entries(
 
 # -- products that are older than the journal ------------------------------------------------------
 
-VERSIONS = ROOT / "order_service" / "migrations"
 OLD, BEFORE_TRIGGER, BEFORE_COPY, DURING_COPY, NEW = (str(uuid.UUID(int=n)) for n in range(1, 6))
-
-
-@pytest.fixture
-def until(tmp_path: Path) -> Callable[[int], Path]:
-    """The revisions up to a number."""
-
-    def copied(number: int) -> Path:
-        for file in VERSIONS.glob("0*.py"):
-            if int(file.name[:4]) <= number:
-                shutil.copy(file, tmp_path)
-        return tmp_path
-
-    return copied
-
-
-@pytest.fixture
-def older_database(
-    postgres_server: PostgresServer, order_database: ServiceUrls
-) -> Iterator[ServiceUrls]:
-    """An empty database, without a schema."""
-    del order_database  # its server has the roles of the service
-    name = "test_opening"
-    yield postgres_server.create_database(name, service="order")
-    postgres_server.drop_database(name)
 
 
 def stocked(product_id: str, request_id: str, quantity: int) -> str:
