@@ -16,6 +16,7 @@ SCHEMA: Final = "order_0008"
 STOCK_NOT_OVERSOLD: Final = "products_stock_not_oversold"
 STOCK_NOT_NEGATIVE: Final = "products_stock_not_negative"
 SEATS_ALL_OR_NONE: Final = "products_seats_all_or_none"
+SEATS_VERSION: Final = "products_seats_version"
 SEAT_ONCE: Final = "seats_pkey"
 SEAT_LIVE_ONCE: Final = "order_seats_live_once"
 ORDER_STATE: Final = "orders_state"
@@ -50,9 +51,12 @@ products = sa.Table(
     sa.Column("create_time", _time, nullable=False),
     sa.Column("update_time", _time, nullable=False),
     sa.Column("seats", sa.BigInteger, nullable=False, server_default="0"),
+    # The version at the last write by a release that knows seats: a write by an earlier one fails.
+    sa.Column("seats_version", sa.BigInteger, nullable=False, server_default="0"),
     sa.CheckConstraint("reserved + sold <= stocked", name=STOCK_NOT_OVERSOLD),
     sa.CheckConstraint("reserved >= 0 AND sold >= 0", name=STOCK_NOT_NEGATIVE),
     sa.CheckConstraint("seats IN (0, stocked) AND seats >= 0", name=SEATS_ALL_OR_NONE),
+    sa.CheckConstraint("seats = 0 OR seats_version = version", name=SEATS_VERSION),
     sa.Index("products_newest", "create_time", "product_id"),
 )
 

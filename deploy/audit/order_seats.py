@@ -36,7 +36,10 @@ SELECT product_id::text AS key,
                 THEN format('%s reserved and %s sold, of its seats %s and %s', p.reserved, p.sold,
                             s.reserved, s.sold) END,
            CASE WHEN p.version <> s.version
-                THEN format('version %s, of its seats %s', p.version, s.version) END
+                THEN format('version %s, of its seats %s', p.version, s.version) END,
+           CASE WHEN p.seats > 0 AND p.seats_version <> p.version
+                THEN format('version %s, last written with seats at %s', p.version, p.seats_version)
+                END
        ), '') AS difference
   FROM products AS p
   FULL JOIN (SELECT product_id, count(*) AS seats, max(version) AS version,

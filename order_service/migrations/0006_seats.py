@@ -5,8 +5,8 @@ Revision ID: order_0006
 ``order_seats`` says which seats an order names, permanently; ``live`` says whether it still has
 them. A seat is live in one order at most: that is the last guard of a sale.
 
-A replica of the earlier release does not know seats, and would order a seated product without them:
-add seats when no such replica is left. It cannot restock a seated product (``order_0007``).
+A replica of the earlier release does not know seats, and fails to order or move a seated product
+(``order_0007``): add seats when no such replica is left.
 
 An attempt at this revision that was interrupted may have left any of its changes.
 """

@@ -17,7 +17,9 @@ from common.paging import Page
 from order_service.model.product import Product, StockEntry
 from order_service.tables import products, stock_entries
 
-_PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id")
+_COLUMNS: Final = tuple(str(one.key) for one in products.c if one.key != "seats_version")
+"""What is read and inserted: the version of the seats is written with each change."""
+_PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id", columns=_COLUMNS)
 
 _COUNTS: Final = ("stocked", "reserved", "sold", "version", "seats")
 _changed = unnest(
@@ -30,7 +32,10 @@ _SAVE: Final = (
     sa.update(products)
     .values(
         {name: products.c[name] + _changed.c[name] for name in _COUNTS}
-        | {"update_time": _changed.c.update_time}
+        | {
+            "seats_version": products.c.version + _changed.c.version,
+            "update_time": _changed.c.update_time,
+        }
     )
     .where(
         products.c.product_id == _changed.c.product_id,
@@ -38,7 +43,7 @@ _SAVE: Final = (
     )
 )
 
-_added = unnest("new", *products.c)
+_added = unnest("new", *products.c[_COLUMNS])
 _ADD: Final = insert_from(products, _added)
 
 _entries = unnest("entry", *stock_entries.c)
@@ -84,7 +89,9 @@ async def add_entries(connection: Connection, entries: Collection[StockEntry]) -
 
 # -- reads ---------------------------------------------------------------------------------------
 
-_NEWEST: Final = newest_first(sa.select(products), products.c.create_time, products.c.product_id)
+_NEWEST: Final = newest_first(
+    sa.select(*products.c[_COLUMNS]), products.c.create_time, products.c.product_id
+)
 
 
 async def find_products(
@@ -101,7 +108,7 @@ async def read_products(connection: Connection, page: Page) -> list[Product]:
 
 
 def _to_row(product: Product) -> dict[str, object]:
-    names = {column.key for column in products.c} - {"currency_code", "price_minor"}
+    names = set(_COLUMNS) - {"currency_code", "price_minor"}
     return {name: getattr(product, name) for name in names} | {
         "currency_code": product.price.currency_code,
         "price_minor": product.price.amount_minor,

@@ -188,7 +188,10 @@ def forget_versions(monkeypatch: pytest.MonkeyPatch) -> None:
         product_store,
         "_SAVE",
         sa.update(product)
-        .values({name: product.c[name] + counts.c[name] for name in product_store._COUNTS})
+        .values(
+            {name: product.c[name] + counts.c[name] for name in product_store._COUNTS}
+            | {"seats_version": product.c.version + counts.c.version}
+        )
         .where(product.c.product_id == counts.c.product_id),
     )
     changed = order_store._changed

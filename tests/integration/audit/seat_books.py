@@ -31,9 +31,9 @@ _VERSION: Final = 9
 def seats() -> str:
     """The product, its seats and the orders that name them."""
     skipped = "redeem_coupon SKIPPED, deduct_balance SKIPPED, confirm_payment SKIPPED"
-    columns = "product_id stocked reserved sold seats price_minor"
+    columns = "product_id stocked reserved sold seats seats_version price_minor"
     return (
-        insert("products", columns, SHOW, 3, 1, 1, 3, 0)
+        insert("products", columns, SHOW, 3, 1, 1, 3, _VERSION, 0)
         + _stocking("CREATED", "CreateProduct", "product-2", 0, 0, 1)
         + _stocking("SEATED", "AddSeats", "seats-1", 3, 3, 2)
         + _order(G, "ann", "A-1", "PENDING", "RESERVED", 7)

@@ -39,6 +39,10 @@ a product counts other seats as sold | I4 | seats of the product
 a seat changed and its product did not | I4 | seats of the product
     product {SHOW}: version 9, of its seats 10
     UPDATE seats SET version = 10 WHERE label = 'A-1'
+a product changed without its seats | I4 | seats of the product
+    product {SHOW}: version 9, last written with seats at 8
+    ALTER TABLE products DROP CONSTRAINT products_seats_version;
+    UPDATE products SET seats_version = 8 WHERE product_id = '{SHOW}'
 seats are of a product that does not exist | I4 | seats of the product
     product {NOBODY}: has seats and does not exist
     UPDATE seats SET product_id = '{NOBODY}'
