@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
+import structlog
+
 from common.db.database import Database
+from common.db.errors import failure_of
 from common.db.idempotency import IdempotencyStore
 from common.db.repeat import read
 from common.db.statements import Connection
@@ -22,6 +25,8 @@ from order_service.use_cases.product import Products
 
 READ_S: Final = 0.1
 """How long a batch waits for the read without locks, as for Redis: it only saves work."""
+
+_log = structlog.stdlib.get_logger()
 
 
 class Seats:
@@ -54,7 +59,10 @@ class TakenSeats:
         self._idempotency = idempotency
 
     async def __call__(self, commands: Sequence[object]) -> Mapping[int, Refusal]:
-        """The refusals, by the commands' positions. No statement if no command names seats."""
+        """The refusals, by the commands' positions. No statement if no command names seats.
+
+        A read that fails refuses nothing.
+        """
         orders = {
             position: one
             for position, one in enumerate(commands)
@@ -65,7 +73,8 @@ class TakenSeats:
         try:
             async with asyncio.timeout(READ_S):
                 return await read(self._database, lambda connection: self._read(connection, orders))
-        except (Refusal, TimeoutError):
+        except Exception as error:  # noqa: BLE001 - the batch may have other commands too
+            _log.warning("taken_seats_not_read", error=failure_of(error))
             return {}  # the transaction finds out
 
     async def _read(
