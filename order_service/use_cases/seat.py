@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from common.breaker import CircuitBreaker, CircuitOpen
 from common.db.database import Database
 from common.db.errors import failure_of
 from common.db.idempotency import IdempotencyStore
@@ -25,6 +26,8 @@ from order_service.use_cases.product import Products
 
 READ_S: Final = 0.1
 """How long a batch waits for the read without locks, as for Redis: it only saves work."""
+PAUSE_S: Final = 1.0
+"""How long the read is left out after one that failed: each batch would wait for it again."""
 
 _log = structlog.stdlib.get_logger()
 
@@ -57,11 +60,12 @@ class TakenSeats:
     def __init__(self, database: Database, idempotency: IdempotencyStore) -> None:
         self._database = database
         self._idempotency = idempotency
+        self._breaker = CircuitBreaker("taken_seats", failures_max=1, open_s=PAUSE_S)
 
     async def __call__(self, commands: Sequence[object]) -> Mapping[int, Refusal]:
         """The refusals, by the commands' positions. No statement if no command names seats.
 
-        A read that fails refuses nothing.
+        A read that fails refuses nothing, and for a while none is made.
         """
         orders = {
             position: one
@@ -71,8 +75,10 @@ class TakenSeats:
         if not orders:
             return {}
         try:
-            async with asyncio.timeout(READ_S):
+            async with self._breaker.call(), asyncio.timeout(READ_S):
                 return await read(self._database, lambda connection: self._read(connection, orders))
+        except CircuitOpen:
+            return {}
         except Exception as error:  # noqa: BLE001 - the batch may have other commands too
             _log.warning("taken_seats_not_read", error=failure_of(error))
             return {}  # the transaction finds out
