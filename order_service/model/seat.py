@@ -22,7 +22,9 @@ ORDER_SEATS_MAX: Final = 100
 LABEL_BYTES_MAX: Final = 32
 
 _MARKS: Final = " -_.:/"
-_PLAIN: Final = re.compile(r"[A-Za-z0-9 _.:/-]{1,32}")
+_INVISIBLE: Final = "\u115f\u1160\u3164\uffa0"
+"""Letters that show nothing: the fillers of Hangul."""
+_PLAIN: Final = re.compile(r"(?! )(?!.*  )[A-Za-z0-9 _.:/-]{1,32}(?<! )")
 
 
 class SeatState(enum.StrEnum):
@@ -122,15 +124,21 @@ def is_label(text: str) -> bool:
     return not _problem(text)
 
 
+def _is_allowed(one: str) -> bool:
+    # Other characters that cannot be seen, or that turn text around, are in none of the classes.
+    return one in _MARKS or one.isdecimal() or (one.isalpha() and one not in _INVISIBLE)
+
+
 def _problem(label: str) -> str:
     """What is wrong with a label, '' if nothing is."""
     if _PLAIN.fullmatch(label):
         return ""
     if not 1 <= len(label.encode(errors="replace")) <= LABEL_BYTES_MAX:
         return f"must have 1 to {LABEL_BYTES_MAX} bytes"
-    # Characters that cannot be seen, or that turn text around, are in none of these classes.
-    if not all(one in _MARKS or one.isalpha() or one.isdecimal() for one in label):
+    if not all(map(_is_allowed, label)):
         return "must have letters, digits, spaces and - _ . : / only"
+    if label != label.strip() or "  " in label:
+        return "must have single spaces, and none at its ends"
     if not unicodedata.is_normalized("NFC", label):
         return "must be in normalization form C"
     return ""

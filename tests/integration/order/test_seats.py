@@ -91,7 +91,9 @@ async def test_a_label_of_another_form_is_named(shop: Shop) -> None:
     product_id = await seated(shop, ["A-1"])
     for label in (
         *("", "a\t", "a\0", "A\u202e1", "A\u200b", "A,1", "A#1", "e\u0301", "x" * 33, "é" * 17),
-        *("½", "a\n"),
+        *("½", "a\n", " ", " A", "A ", "A  1", "가 ", "가  1"),
+        # Letters that show nothing.
+        *("A\u115f1", "A\u11601", "A\u31641", "\uffa0"),
     ):
         with refused("INVALID_FIELD", field="labels[1]"):
             await shop.products.AddSeats(add_seats(product_id, ["B-1", label], "s2"))

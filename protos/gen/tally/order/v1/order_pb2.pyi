@@ -230,7 +230,8 @@ class AddSeatsRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the new seats, 1 to 1000 different ones. A label has 1 to 32 bytes of UTF-8 in
-        normalization form C: letters and digits of any script, spaces, and - _ . : /.
+        normalization form C: letters and digits of any script, - _ . : / and single spaces
+        between them; none that cannot be seen.
         """
 
     def __init__(
