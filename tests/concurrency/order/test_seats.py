@@ -6,18 +6,25 @@ Every race has its control, and each guard alone holds.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
 
+from common.db.database import Database
+from common.db.statements import Connection
+from order_service.model.seat import SeatKey
 from order_service.store import seat as seat_store
 from order_service.tables import SEAT_LIVE_ONCE
 from tests.support.crowd import RIVALS, Crowd, without_redis
 from tests.support.guards import forget_row_locks
+from tests.support.lock_steps import DEADLOCK, Step, database, end_of
 from tests.support.orders import Shop, cancel, forget_versions
-from tests.support.rendezvous import meet_after
+from tests.support.rendezvous import Rendezvous, meet_after
 from tests.support.seat_sale import assert_consistent, holders, sell_blocks, states, want_one
 from tests.support.seats import add_seats, forget_seat_versions, labels, order_seats, seated
+
+__all__ = ["database"]
 
 
 async def test_of_a_hundred_users_one_gets_the_seat(crowd: Crowd[Shop]) -> None:
@@ -94,7 +101,10 @@ async def test_each_guard_alone_gives_a_seat_to_one(
         assert_consistent(crowd, show, 1)
 
 
-async def test_seats_of_two_products_in_opposite_orders_do_not_deadlock(
+# -- deadlocks -----------------------------------------------------------------------------------
+
+
+async def test_seats_of_two_products_named_in_opposite_orders_are_all_ordered(
     crowd: Crowd[Shop],
 ) -> None:
     one, two = [await seated(crowd.turn(0), labels(RIVALS)) for _ in range(2)]
@@ -106,6 +116,44 @@ async def test_seats_of_two_products_in_opposite_orders_do_not_deadlock(
     assert (len(responses), not refusals) == (RIVALS, True)
     for show in (one, two):
         assert_consistent(crowd, show, RIVALS)
+
+
+def write(keys: Sequence[SeatKey]) -> Step:
+    """A step that writes seats in this order, without the lock of their products."""
+
+    async def step(connection: Connection) -> None:
+        found = await seat_store.find(connection, keys)
+        # Unchanged: whoever comes later finds the version that it has read.
+        assert await seat_store.save(connection, [(found[key], found[key]) for key in keys])
+
+    return step
+
+
+@without_redis
+async def test_seats_are_written_in_one_order_however_they_are_named(
+    crowd: Crowd[Shop], database: Database
+) -> None:
+    """Their products' locks are missing."""
+    keys = [SeatKey(await seated(crowd.turn(0), [label]), label) for label in labels(8)]
+
+    async def write_all(number: int) -> set[str]:
+        named = keys if number % 2 else keys[::-1]
+        return {await end_of(database, write(named)) for _ in range(20)}
+
+    assert await asyncio.gather(*map(write_all, range(8))) == [{""}] * 8
+
+
+@without_redis
+async def test_control_seats_that_are_written_apart_deadlock(
+    crowd: Crowd[Shop], database: Database
+) -> None:
+    one, two = [SeatKey(await seated(crowd.turn(0), ["A"]), "A") for _ in range(2)]
+    meeting = Rendezvous()
+    ends = await asyncio.gather(
+        end_of(database, write([one]), write([two]), meeting=meeting),
+        end_of(database, write([two]), write([one]), meeting=meeting),
+    )
+    assert sorted(ends) == ["", DEADLOCK]
 
 
 # -- the Redis lock ------------------------------------------------------------------------------

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
-from asyncpg import PostgresError
 
-from common.db.database import Database, open_pools
-from common.db.errors import sqlstate
+from common.db.database import Database
+from common.db.statements import Connection
 from order_service.store import product as product_store
 from order_service.tables import ORDER_REQUEST_ONCE, STOCK_NOT_OVERSOLD
 from tests.support.crowd import RIVALS, Crowd, without_redis
 from tests.support.guards import forget_records, forget_row_locks
+from tests.support.lock_steps import DEADLOCK, Step, database, end_of
 from tests.support.orders import (
     Shop,
     create_order,
@@ -32,7 +32,7 @@ from tests.support.refusals import Results, outcome
 from tests.support.rendezvous import Rendezvous, meet_after
 
 STOCK = 30
-DEADLOCK = "40P01"
+__all__ = ["database"]
 
 
 async def order_all(crowd: Crowd[Shop], *lines: dict[str, int]) -> Counter[str]:
@@ -63,29 +63,14 @@ async def test_the_last_items_of_several_products_in_opposite_orders(crowd: Crow
     assert ordered(crowd, one) + ordered(crowd, three) == STOCK
 
 
-@pytest.fixture
-async def database(crowd: Crowd[Shop], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
-    """Sessions that wait for a row until PostgreSQL finds a deadlock."""
-    monkeypatch.setattr("common.db.database.LOCK_TIMEOUT_MS", 0)
-    opened = open_pools(crowd.urls.runtime, application_name="steps", pool_size=31)
-    yield opened
-    await opened.close()
+def lock(ids: Sequence[str]) -> Step:
+    """A step that locks products."""
 
+    async def step(connection: Connection) -> None:
+        loaded = await product_store.lock(connection, ids, wait_for_locks=True)
+        assert set(loaded.found) == set(ids)
 
-async def lock_in_steps(
-    database: Database, *steps: Sequence[str], meeting: Rendezvous | None = None
-) -> str:
-    """Lock products step by step in one transaction; the SQLSTATE of its end, or ''."""
-    try:
-        async with database.transactions.begin(database.waiting) as connection:
-            for step in steps:
-                loaded = await product_store.lock(connection, step, wait_for_locks=True)
-                assert set(loaded.found) == set(step)
-                if meeting is not None:
-                    await meeting.come()
-    except PostgresError as error:
-        return sqlstate(error)
-    return ""
+    return step
 
 
 @without_redis
@@ -96,7 +81,7 @@ async def test_products_are_locked_in_one_order_however_they_are_named(
 
     async def lock_all(number: int) -> set[str]:
         named = ids if number % 2 else ids[::-1]
-        return {await lock_in_steps(database, named) for _ in range(20)}
+        return {await end_of(database, lock(named)) for _ in range(20)}
 
     assert await asyncio.gather(*map(lock_all, range(8))) == [{""}] * 8
 
@@ -106,8 +91,8 @@ async def test_control_unsorted_locks_deadlock(crowd: Crowd[Shop], database: Dat
     one, two = [await crowd.turn(0).product(1) for _ in range(2)]
     meeting = Rendezvous()
     ends = await asyncio.gather(
-        lock_in_steps(database, [one], [two], meeting=meeting),
-        lock_in_steps(database, [two], [one], meeting=meeting),
+        end_of(database, lock([one]), lock([two]), meeting=meeting),
+        end_of(database, lock([two]), lock([one]), meeting=meeting),
     )
     assert sorted(ends) == ["", DEADLOCK]
 
