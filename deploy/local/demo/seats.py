@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +25,8 @@ LABELS: Final = [f"{row}-{number:02}" for row in ROWS for number in range(1, SEA
 FANS: Final = 80
 """They want 200 seats, of which there are 120."""
 SEAT_MINOR: Final = 50_000
+SALE_S: Final = 60.0
+"""Ten times as long as the sale takes."""
 LOOK_S: Final = (0.0, 0.5)
 """How long a fan looks at the map before each order: time for others to be faster."""
 _SIGNS: Final[dict[int, str]] = {
@@ -47,6 +49,8 @@ class Concert:
     """Orders that were refused since another was faster."""
     left_out: int = 0
     """Fans who got no seat."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the map is that of a later version."""
 
     def free(self) -> list[str]:
         return [label for label in LABELS if self.states.get(label) == Seat.STATE_FREE]
@@ -55,30 +59,56 @@ class Concert:
         """The map as text, a line for each row."""
         return [
             f"  {row}  "
-            + " ".join(_SIGNS[self.states[label]] for label in LABELS if label[0] == row)
+            + " ".join(
+                _SIGNS.get(self.states.get(label, 0), "?") for label in LABELS if label[0] == row
+            )
             for row in ROWS
         ]
 
+    @property
+    def sold_out(self) -> bool:
+        """Whether the map shows every seat as sold."""
+        return [self.states.get(label) for label in LABELS] == [Seat.STATE_SOLD] * len(LABELS)
+
+    async def until(self, shown: Callable[[], bool]) -> None:
+        """Wait until the map shows something."""
+        while not shown():
+            self.changed.clear()
+            await self.changed.wait()
+
 
 async def sell_out(client: DemoClient, seed: int, output: Output) -> Concert:
-    """Let all fans race for the seats, show the map meanwhile, and end when none is free."""
+    """Let all fans race for the seats, show the map meanwhile, and end when none is free.
+
+    Without a map that follows the sale the fans do not know when to stop: if it does not come, or
+    stays behind, the sale is broken off, and ``check_concert`` finds what is missing.
+    """
     concert = Concert(await _open(client))
-    complete = asyncio.Event()
-    watching = asyncio.create_task(_watch(client, concert, complete, output))
+    selling = asyncio.create_task(_sell(client, concert, seed))
+    watching = asyncio.create_task(_watch(client, concert, output))
+    tasks = {selling, watching}
     try:
-        await complete.wait()
-        fans = (_fan(client, concert, number, seed) for number in range(FANS))
-        await asyncio.gather(*fans)
-        async with asyncio.timeout(5.0):
-            while set(concert.states.values()) != {Seat.STATE_SOLD}:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        output.print("the map of the concert does not show all seats as sold")
+        await asyncio.wait(tasks, timeout=SALE_S, return_when=asyncio.FIRST_COMPLETED)
+        if selling.done():
+            selling.result()
+        else:
+            late = f"not sold out within {SALE_S:g} s"
+            why = repr(watching.exception()) if watching.done() else late
+            output.print(f"the concert is broken off: {why}")
     finally:
-        watching.cancel()
-        await asyncio.wait({watching})
-    output.show_map(concert.lines(), f"sold out: {len(concert.sold)} orders", last=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    title = f"{'sold out' if concert.sold_out else 'broken off'}: {len(concert.sold)} orders"
+    output.show_map(concert.lines(), title, last=True)
     return concert
+
+
+async def _sell(client: DemoClient, concert: Concert, seed: int) -> None:
+    """Begin when the map is complete, and end when it shows every seat as sold."""
+    await concert.until(lambda: len(concert.states) == len(LABELS))
+    await asyncio.gather(*(_fan(client, concert, number, seed) for number in range(FANS)))
+    await concert.until(lambda: concert.sold_out)
 
 
 async def _open(client: DemoClient) -> str:
@@ -103,9 +133,7 @@ async def _open(client: DemoClient) -> str:
     return product_id
 
 
-async def _watch(
-    client: DemoClient, concert: Concert, complete: asyncio.Event, output: Output
-) -> None:
+async def _watch(client: DemoClient, concert: Concert, output: Output) -> None:
     shown = False
     request = order_pb2.WatchSeatsRequest(product_id=concert.product_id)
     async with aclosing(client.tally.seat.watch_seats(request)) as changes:
@@ -113,7 +141,7 @@ async def _watch(
             concert.states |= {seat.label: seat.state for seat in change.seats}
             if not change.version:
                 continue
-            complete.set()
+            concert.changed.set()
             taken = len(LABELS) - len(concert.free())
             # Where nothing can be drawn, half of the way is enough to see.
             if output.live or (not shown and 2 * taken >= len(LABELS)):
