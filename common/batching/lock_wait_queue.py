@@ -56,7 +56,7 @@ class LockWaitQueue(Generic[C, R]):
         return bool(self._held)
 
     def is_held(self, row: Hashable) -> bool:
-        """Whether commands wait for the row, and none of them has got it yet."""
+        """Whether commands wait for the row, and those decided last found it locked."""
         return row in self._held
 
     async def _run(self, row: Hashable, queue: deque[QueuedCommand[C, R]]) -> None:
@@ -71,7 +71,10 @@ class LockWaitQueue(Generic[C, R]):
                     entries = [queue.popleft() for _ in range(size)]
                     await self._decide(row, entries)
                     stuck = any(not entry.left for entry in entries)
-                if not stuck:
+                # It may be locked again while later commands still wait for it.
+                if stuck:
+                    self._held.add(row)
+                else:
                     self._held.discard(row)
         except BaseException as error:
             self._fail([*entries, *queue], error)
