@@ -146,7 +146,12 @@ _newer = (
     .limit(sa.bindparam("size"))
     .lateral("newer")
 )
-_CHANGES: Final = sa.select(_newer).select_from(_known.join(_newer, sa.true()))
+_CHANGES: Final = (
+    sa.select(_newer)
+    .select_from(_known.join(_newer, sa.true()))
+    # The order of a subquery is not that of the statement.
+    .order_by(_newer.c.version)
+)
 
 
 async def read_seats(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import partial
 from itertools import takewhile
 from typing import Final, TypeAlias
@@ -56,9 +57,10 @@ class SeatWatches:
         follower = _Follower(version)
         watched.followers.add(follower)
         try:
-            async for seats, known in self._read_map(product_id, start, version):
-                yield seats, known
-                follower.version = max(follower.version, known or 0)
+            async with aclosing(self._read_map(product_id, start, version)) as parts:
+                async for seats, known in parts:
+                    yield seats, known
+                    follower.version = max(follower.version, known or 0)
             while True:
                 seats, known = await watched.after(follower.version)
                 for part, last in _parts(seats):

@@ -190,6 +190,24 @@ async def test_a_change_of_more_seats_than_a_read_has_is_complete(
     await follower.aclose()
 
 
+async def test_a_map_that_is_left_in_the_middle_is_closed_at_once(
+    shop: Shop, watches: seat_watch.SeatWatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    async def parts(*_: object) -> AsyncIterator[seat_watch.Change]:
+        try:
+            yield [], None
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(watches, "_read_map", parts)
+    follower = watches.follow(await seated(shop, labels(1)), None)
+    await anext(follower)
+    await follower.aclose()
+    assert closed
+
+
 async def test_a_drain_ends_the_stream(order_database: ServiceUrls, redis_url: str) -> None:
     urls = {"database_url": order_database.runtime, "redis_url": redis_url}
     async with AsyncExitStack() as server:
