@@ -57,7 +57,9 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         locks = await stack.enter_async_context(open_locks(settings.redis_url.get_secret_value()))
-        watches, seat_watches = Watches(database), SeatWatches(database)
+        watches = Watches(database)
+        # WatchOrder has the other half of the slots for streams.
+        seat_watches = SeatWatches(database, streams_max=max(1, settings.max_concurrent_calls // 2))
         stack.push_async_callback(seat_watches.close)
         lane = OrderLane(
             database,

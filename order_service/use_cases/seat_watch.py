@@ -9,14 +9,15 @@ alone say what is new, and up to which version.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from functools import partial
 from itertools import takewhile
 from typing import Final, TypeAlias
 
 from common.db.database import Database
 from common.db.repeat import read
+from common.errors import Overloaded
 from common.ids import is_id
 from common.tasks import DetachedTasks
 from order_service.errors import ProductNotFound
@@ -29,7 +30,11 @@ MESSAGE_SEATS_MAX: Final = 1_000
 ROUND_SEATS_MAX: Final = 2_000
 """Seats of one product in one read: more than one change has, which is 1,000 new seats at most."""
 ROUND_PAUSE_S: Final = 0.02
-"""From one round to the next when this replica keeps changing watched seats."""
+"""From one round to the next, at least, when this replica keeps changing watched seats."""
+FOLLOWER_PAUSE_S: Final = 0.0005
+"""That pause grows by so much for each stream, which gets a message each round: many streams must
+leave time for other calls."""
+ROUND_PAUSE_MAX_S: Final = 0.25
 
 Change: TypeAlias = tuple[Sequence[Seat], int | None]
 """Seats, and the version that they complete; None if more follow."""
@@ -38,8 +43,11 @@ Change: TypeAlias = tuple[Sequence[Seat], int | None]
 class SeatWatches:
     """The products whose seats clients of this replica follow."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, streams_max: int) -> None:
+        """``streams_max``: of this replica; further ones are refused."""
         self._database = database
+        self._streams_max = streams_max
+        self._streams = 0
         self._watched: dict[str, _WatchedProduct] = {}
         self._round = asyncio.Lock()
         self._early_rounds = DetachedTasks("seat_rounds")
@@ -51,25 +59,37 @@ class SeatWatches:
 
         Raises ProductNotFound, DatabaseUnavailable or Overloaded.
         """
-        version = await self._version_of(product_id)
-        start = after if after is not None and after <= version else 0
-        watched = self._watched.setdefault(product_id, _WatchedProduct(version))
-        follower = _Follower(version)
-        watched.followers.add(follower)
+        with self._place():
+            version = await self._version_of(product_id)
+            start = after if after is not None and after <= version else 0
+            watched = self._watched.setdefault(product_id, _WatchedProduct(version))
+            follower = _Follower(version)
+            watched.followers.add(follower)
+            try:
+                async with aclosing(self._read_map(product_id, start, version)) as parts:
+                    async for seats, known in parts:
+                        yield seats, known
+                        follower.version = max(follower.version, known or 0)
+                while True:
+                    seats, known = await watched.after(follower.version)
+                    for part, last in _parts(seats):
+                        yield part, known if last else None
+                    follower.version = known
+            finally:
+                watched.followers.discard(follower)
+                if not watched.followers and self._watched.get(product_id) is watched:
+                    del self._watched[product_id]
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place for a stream. Raises Overloaded."""
+        if self._streams >= self._streams_max:
+            raise Overloaded
+        self._streams += 1
         try:
-            async with aclosing(self._read_map(product_id, start, version)) as parts:
-                async for seats, known in parts:
-                    yield seats, known
-                    follower.version = max(follower.version, known or 0)
-            while True:
-                seats, known = await watched.after(follower.version)
-                for part, last in _parts(seats):
-                    yield part, known if last else None
-                follower.version = known
+            yield
         finally:
-            watched.followers.discard(follower)
-            if not watched.followers and self._watched.get(product_id) is watched:
-                del self._watched[product_id]
+            self._streams -= 1
 
     def report(self, order: Order) -> None:
         """Report a committed change of an order: a round is due if it has watched seats."""
@@ -105,10 +125,14 @@ class SeatWatches:
         """Wait a moment for a round in progress."""
         await self._early_rounds.close(1.0)
 
+    @property
+    def _pause_s(self) -> float:
+        return min(max(ROUND_PAUSE_S, FOLLOWER_PAUSE_S * self._streams), ROUND_PAUSE_MAX_S)
+
     async def _run_early_rounds(self) -> None:
         while self._reported:
             await self.poll()
-            await asyncio.sleep(ROUND_PAUSE_S)
+            await asyncio.sleep(self._pause_s)
 
     async def _version_of(self, product_id: str) -> int:
         """The product's version, as last committed. Raises ProductNotFound."""
@@ -191,10 +215,9 @@ class _WatchedProduct:
 
     def _forget(self, version: int) -> None:
         """Forget the changes that every follower has got."""
-        while self._seats and (label := next(iter(self._seats))):
-            if self._seats[label].version > version:
-                return
-            del self._seats[label]
+        got = list(takewhile(lambda seat: seat.version <= version, self._seats.values()))
+        for seat in got:
+            del self._seats[seat.label]
 
 
 def _parts(seats: Sequence[Seat]) -> list[tuple[Sequence[Seat], bool]]:

@@ -16,8 +16,8 @@ from order_service.store import seat as store
 from order_service.use_cases import seat_watch
 from order_service.wiring import build
 from tally.order.v1 import order_pb2 as pb
-from tests.support.orders import Shop, cancel
-from tests.support.refusals import refused
+from tests.support.orders import Shop, cancel, open_shop
+from tests.support.refusals import outcome, refused
 from tests.support.replicas import channel, replicas
 from tests.support.seats import STATES, SeatMap, add_seats, labels, order_seats, seat_map, seated
 
@@ -124,7 +124,7 @@ async def test_changes_of_other_replicas_and_own_ones_make_the_same_map(shop: Sh
 async def watches(order_database: ServiceUrls) -> AsyncIterator[seat_watch.SeatWatches]:
     """The followers of one more replica, whose rounds the test makes itself."""
     database = open_pools(order_database.runtime, application_name="watch", pool_size=3)
-    yield seat_watch.SeatWatches(database)
+    yield seat_watch.SeatWatches(database, streams_max=100)
     await database.close()
 
 
@@ -206,6 +206,46 @@ async def test_a_map_that_is_left_in_the_middle_is_closed_at_once(
     await anext(follower)
     await follower.aclose()
     assert closed
+
+
+async def test_streams_of_seats_are_bounded_and_leave_slots_to_orders(
+    order_database: ServiceUrls, redis_url: str
+) -> None:
+    urls = {"database_url": order_database.runtime, "redis_url": redis_url}
+    async with open_shop(1, max_concurrent_calls=4, **urls) as shop:
+        show = await seated(shop, labels(2))
+        made = (await shop.orders.CreateOrder(order_seats("ann", {show: labels(1)}))).order
+        streams = [watch(shop, show) for _ in range(2)]
+        for stream in streams:
+            await stream.read()
+        with refused("OVERLOADED"):
+            await watch(shop, show).read()
+        order = shop.orders.WatchOrder(pb.WatchOrderRequest(order_id=made.order_id, user_id="ann"))
+        assert (await order.read()).order == made
+        order.cancel()
+        streams[0].cancel()
+        await until_accepted(shop, show)
+        streams[1].cancel()
+
+
+async def until_accepted(shop: Shop, show: str) -> None:
+    """A stream that has ended leaves its place."""
+    while True:
+        stream = watch(shop, show)
+        if await outcome(stream.read()) != "OVERLOADED":
+            break
+        await asyncio.sleep(0.01)
+    stream.cancel()
+
+
+@pytest.mark.parametrize(
+    ("streams", "pause_s"), [(0, 0.02), (40, 0.02), (200, 0.1), (500, 0.25), (9_000, 0.25)]
+)
+def test_the_pause_between_rounds_grows_with_the_streams(streams: int, pause_s: float) -> None:
+    no_database: Any = None
+    watches = seat_watch.SeatWatches(no_database, streams_max=10_000)
+    watches._streams = streams
+    assert watches._pause_s == pytest.approx(pause_s)
 
 
 async def test_a_drain_ends_the_stream(order_database: ServiceUrls, redis_url: str) -> None:
