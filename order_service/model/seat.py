@@ -109,6 +109,15 @@ class Seat:
         return replace(self, state=after, order_id=owner, version=version)
 
 
+class MapSeat(NamedTuple):
+    """What a map shows of a seat."""
+
+    label: str
+    state: SeatState
+    version: int
+    """The product's version at the seat's last change."""
+
+
 def check_labels(labels: Sequence[str], field: str) -> None:
     """Raise InvalidField unless the labels are valid and different. ``field``: the list's path."""
     seen: set[str] = set()

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from common.paging import Page
-from order_service.model.seat import Seat, SeatState
+from order_service.model.seat import MapSeat, Seat, SeatState
 from order_service.use_cases.seat import Seats
 from order_service.use_cases.seat_watch import SeatWatches
 from tally.order.v1 import order_pb2 as pb
@@ -39,5 +39,5 @@ class SeatServicer(order_pb2_grpc.SeatServiceServicer):
                 yield pb.WatchSeatsResponse(seats=map(_seat, seats), version=version or 0)
 
 
-def _seat(seat: Seat) -> pb.Seat:
+def _seat(seat: Seat | MapSeat) -> pb.Seat:
     return pb.Seat(label=seat.label, state=_STATES[seat.state], version=seat.version)

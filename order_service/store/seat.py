@@ -13,8 +13,8 @@ from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.paging import Page
 from order_service.model.order import Order
-from order_service.model.seat import Seat, SeatKey, SeatState
-from order_service.tables import order_seats, seats
+from order_service.model.seat import MapSeat, Seat, SeatKey, SeatState
+from order_service.tables import order_seats, products, seats
 
 _SEATS: Final[RowLocks[tuple[str, str]]] = RowLocks(seats, *SeatKey._fields)
 
@@ -125,8 +125,9 @@ _LIST: Final = (
     .order_by(seats.c.label)
     .limit(sa.bindparam("size"))
 )
+_SHOWN: Final = MapSeat._fields
 _MAP: Final = (
-    sa.select(seats)
+    sa.select(*seats.c[_SHOWN])
     .where(
         seats.c.product_id == sa.bindparam("product_id"),
         sa.tuple_(seats.c.version, seats.c.label)
@@ -140,15 +141,19 @@ _MAP: Final = (
 )
 _known = unnest("known", *seats.c["product_id", "version"])
 _newer = (
-    sa.select(seats)
+    sa.select(*seats.c[_SHOWN])
     .where(seats.c.product_id == _known.c.product_id, seats.c.version > _known.c.version)
     .order_by(seats.c.version)
     .limit(sa.bindparam("size"))
     .lateral("newer")
 )
+# A product's row without a seat: the product is behind the known version.
 _CHANGES: Final = (
-    sa.select(_newer)
-    .select_from(_known.join(_newer, sa.true()))
+    sa.select(_known.c.product_id, *_newer.c[_SHOWN])
+    .select_from(
+        _known.join(products, same(products, _known, ["product_id"])).outerjoin(_newer, sa.true())
+    )
+    .where(sa.or_(_newer.c.version.is_not(None), products.c.version < _known.c.version))
     # The order of a subquery is not that of the statement.
     .order_by(_newer.c.version)
 )
@@ -165,28 +170,37 @@ async def read_seats(
 
 async def read_map(
     connection: Connection, product_id: str, *, after: tuple[int, str], size: int
-) -> list[Seat]:
+) -> list[MapSeat]:
     """At most ``size`` seats of the product, by version and label, that follow ``after``.
 
     A seat that changes between two reads comes again, with its later version.
     """
     asked = {"product_id": product_id, "size": size}
     asked |= {"after_version": after[0], "after_label": after[1]}
-    return [_to_seat(row) for row in await connection.execute(_MAP, asked)]
+    return [_to_map_seat(row) for row in await connection.execute(_MAP, asked)]
 
 
 async def read_changes(
     connection: Connection, known: Mapping[str, int], *, size: int
-) -> dict[str, list[Seat]]:
-    """For each product, at most ``size`` seats that are newer than its known version, ascending.
+) -> tuple[dict[str, list[MapSeat]], set[str]]:
+    """For each product, at most ``size`` seats that are newer than its known version, ascending;
+    and the products that have an earlier version.
 
     Products without newer seats are left out: one statement asks for all of them.
     """
-    found: dict[str, list[Seat]] = {}
+    newer: dict[str, list[MapSeat]] = {}
+    earlier: set[str] = set()
     parameters = arrays_of_tuples(_known, known.items())
     for row in await connection.execute(_CHANGES, {**parameters, "size": size}):
-        found.setdefault(row.product_id, []).append(_to_seat(row))
-    return found
+        if row.label is None:
+            earlier.add(row.product_id)
+        else:
+            newer.setdefault(row.product_id, []).append(_to_map_seat(row))
+    return newer, earlier
+
+
+def _to_map_seat(row: Row) -> MapSeat:
+    return MapSeat(row.label, SeatState(row.state), row.version)
 
 
 def _to_seat(row: Row) -> Seat:

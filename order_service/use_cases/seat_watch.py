@@ -17,12 +17,12 @@ from typing import Final, TypeAlias
 
 from common.db.database import Database
 from common.db.repeat import read
-from common.errors import Overloaded
+from common.errors import DatabaseUnavailable, Overloaded
 from common.ids import is_id
 from common.tasks import DetachedTasks
 from order_service.errors import ProductNotFound
 from order_service.model.order import Order
-from order_service.model.seat import Seat
+from order_service.model.seat import MapSeat
 from order_service.store import product as product_store
 from order_service.store import seat as store
 
@@ -36,7 +36,7 @@ FOLLOWER_PAUSE_S: Final = 0.0005
 leave time for other calls."""
 ROUND_PAUSE_MAX_S: Final = 0.25
 
-Change: TypeAlias = tuple[Sequence[Seat], int | None]
+Change: TypeAlias = tuple[Sequence[MapSeat], int | None]
 """Seats, and the version that they complete; None if more follow."""
 
 
@@ -109,11 +109,17 @@ class SeatWatches:
         """A round: find what has changed, here or in other replicas."""
         async with self._round:
             self._reported = False
-            known = {product_id: one.known for product_id, one in self._watched.items()}
+            asked = dict(self._watched)
+            known = {product_id: one.known for product_id, one in asked.items()}
             while known:
-                changes = await read(
+                changes, earlier = await read(
                     self._database, partial(store.read_changes, known=known, size=ROUND_SEATS_MAX)
                 )
+                for product_id in earlier:
+                    asked[product_id].end()
+                    # Whoever follows it from now on begins with the version that it has.
+                    if self._watched.get(product_id) is asked[product_id]:
+                        del self._watched[product_id]
                 known = {
                     product_id: watched.known
                     for product_id, seats in changes.items()
@@ -183,11 +189,20 @@ class _WatchedProduct:
         self.known = version
         """The version up to which all changes are known."""
         self.followers: set[_Follower] = set()
-        self._seats: dict[str, Seat] = {}
+        self._seats: dict[str, MapSeat] = {}
         """By label, in ascending order of version."""
         self._changed = asyncio.Event()
+        self._ended = False
 
-    def update(self, seats: Sequence[Seat]) -> bool:
+    def end(self) -> None:
+        """End the streams: a failover has lost changes that they may have sent.
+
+        A client that resumes names a version that the product does not have, and gets all seats.
+        """
+        self._ended = True
+        self._changed.set()
+
+    def update(self, seats: Sequence[MapSeat]) -> bool:
         """Add changes, ascending by version; whether there may be more of them.
 
         The read may have ended within a version: its seats are left for the next one.
@@ -204,10 +219,15 @@ class _WatchedProduct:
         changed.set()
         return full
 
-    async def after(self, version: int) -> tuple[Sequence[Seat], int]:
-        """The latest state of each seat that changed after this version, when there is one."""
-        while self.known <= version:
+    async def after(self, version: int) -> tuple[Sequence[MapSeat], int]:
+        """The latest state of each seat that changed after this version, when there is one.
+
+        Raises DatabaseUnavailable after ``end``.
+        """
+        while self.known <= version and not self._ended:
             await self._changed.wait()
+        if self._ended:
+            raise DatabaseUnavailable
         newest_first = takewhile(
             lambda seat: seat.version > version, reversed(self._seats.values())
         )
@@ -220,7 +240,7 @@ class _WatchedProduct:
             del self._seats[seat.label]
 
 
-def _parts(seats: Sequence[Seat]) -> list[tuple[Sequence[Seat], bool]]:
+def _parts(seats: Sequence[MapSeat]) -> list[tuple[Sequence[MapSeat], bool]]:
     """The seats in parts of a message, each with whether it is the last."""
     starts = range(0, max(len(seats), 1), MESSAGE_SEATS_MAX)
     return [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from common.db.database import open_pools
+from common.errors import DatabaseUnavailable
 from deploy.local.postgres_roles import ServiceUrls
 from order_service.settings import OrderSettings
 from order_service.store import seat as store
@@ -246,6 +247,29 @@ def test_the_pause_between_rounds_grows_with_the_streams(streams: int, pause_s: 
     watches = seat_watch.SeatWatches(no_database, streams_max=10_000)
     watches._streams = streams
     assert watches._pause_s == pytest.approx(pause_s)
+
+
+async def test_a_failover_that_lost_changes_ends_the_stream(
+    shop: Shop, watches: seat_watch.SeatWatches, sql: Callable[[str], str]
+) -> None:
+    """A client that resumes gets the whole map."""
+    show, other = [await seated(shop, labels(2)) for _ in range(2)]
+    await shop.orders.CreateOrder(order_seats("ann", {show: labels(1)}))
+    follower, of_other = watches.follow(show, None), watches.follow(other, None)
+    assert [(await anext(each))[1] for each in (follower, of_other)] == [3, 2]
+    sql(
+        "UPDATE products SET version = 2, seats_version = 2, reserved = 0;"
+        "UPDATE seats SET version = 2, state = 'FREE', order_id = NULL"
+    )
+    await watches.poll()
+    with pytest.raises(DatabaseUnavailable):
+        await anext(follower)
+    assert [*watches._watched] == [other]
+    resumed = watches.follow(show, 3)
+    seats, version = await anext(resumed)
+    assert ([seat.state for seat in seats], version) == (["FREE"] * 2, 2)
+    for each in (resumed, of_other):
+        await each.aclose()
 
 
 async def test_a_drain_ends_the_stream(order_database: ServiceUrls, redis_url: str) -> None:

@@ -369,7 +369,7 @@ class SeatServiceServicer:
         version; together with all before it, it makes the map at that version. A client that resumes
         names the last version that it got. Changes that follow each other closely are sent as one: a
         slow reader gets the latest state of each seat. The stream has no end of its own; a replica
-        that stops ends it with UNAVAILABLE.
+        that stops ends it with UNAVAILABLE, and so does a failover of the database that lost changes.
 
         Errors: NOT_FOUND / PRODUCT_NOT_FOUND.
         """
