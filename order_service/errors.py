@@ -39,7 +39,7 @@ class ProductSeated(Refusal, reason="PRODUCT_SEATED"):
 
 
 class ProductNotSeated(Refusal, reason="PRODUCT_NOT_SEATED"):
-    """The product has stock that is not seats."""
+    """The product has stock that is not seats: give seats to a product created with stock 0."""
 
 
 class SeatsNotNamed(ProductSeated):

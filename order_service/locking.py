@@ -1,8 +1,9 @@
 """The locking strategy of every order operation, in one table.
 
-**The lock order is the same everywhere**: orders ascending, then products ascending, then seats
-ascending, then entries of the stock journal ascending, then sagas ascending, then idempotency
-records ascending. A new order locks no order row: no other command knows its id yet.
+**The lock order is the same everywhere**: orders ascending, then products ascending, then entries
+of the stock journal ascending, then sagas ascending, then idempotency records ascending. A new
+order locks no order row: no other command knows its id yet. Seats are not locked by themselves: the
+lock of their product covers them. They are written, ascending, when all rows are locked.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ STRATEGIES: Final[Strategies] = {
         "user's own duplicates from contending for the rows. The lock of a product also serialises "
         "the orders of its seats, which are written WHERE version and state = those loaded. The "
         "keys of the seats keep those who lose off the transaction: they wait for the winner's "
-        "commit and find the seat taken by a read without locks.",
+        "commit, and a read without locks refuses them.",
     ),
     CancelOrder: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,

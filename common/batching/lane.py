@@ -242,7 +242,7 @@ class Lane(Generic[C, R]):
     async def _release_unneeded(
         self, grant: Grant, entries: Sequence[QueuedCommand[C, R]]
     ) -> Grant:
-        """Free the keys of entries that were set aside: who waits for one key holds no other."""
+        """Free the keys of entries that were set aside: a command that waits holds no key."""
         needed = {key for entry in entries for key in entry.lock_keys}
         if unneeded := grant.acquired - needed:
             await self._locks.release(replace(grant, acquired=unneeded))

@@ -26,8 +26,8 @@ class RowLocked:
 
 @dataclass(frozen=True, slots=True)
 class HeldKey:
-    """The row of a ``RowLocked`` that is not known: one of those that commands of this Redis key
-    insert, and that another transaction has inserted and not committed."""
+    """The row of a ``RowLocked`` that the database does not name: another transaction has inserted
+    it and not committed. The commands with this Redis key insert the same row."""
 
     lock_key: str
 
@@ -127,13 +127,12 @@ class QueuedCommand(Generic[C, R]):
 
     @property
     def wait_key(self) -> Hashable:
-        """What it waits for when no row is known: the first of its keys."""
+        """The queue in which it waits after version conflicts: that of the first of its keys."""
         return self.lock_keys[0] if self.lock_keys else id(self)
 
     @property
     def held_key(self) -> HeldKey | None:
-        """What it waits for when another transaction holds a row that the database does not name:
-        the first of its keys, which other commands that insert the row have too."""
+        """The row that it waits for when the database does not name it: that of its first key."""
         return HeldKey(self.lock_keys[0]) if self.lock_keys else None
 
     @property

@@ -3,7 +3,7 @@
 LockError
 ├── LockBusy          the wait limit passed
 ├── LockUnavailable   Redis failed, and the holder had asked for a lock or nothing
-└── LockLost          the lease ended while the lock was held, and the holder had asked to hear it
+└── LockLost          the lease ended while the lock was held, and its holder asked for this error
 InvalidLock (ValueError)   keys, wait or lease that no lock can have: a defect of the caller
 """
 

@@ -502,7 +502,7 @@ async def test_a_command_takes_all_of_its_keys_or_holds_none(database: Database)
 
 
 async def test_what_is_refused_early_takes_no_lock_and_no_batch(database: Database) -> None:
-    """It is asked again each time that a command waits for its keys."""
+    """The check is made each time that a command waits for its keys."""
     asked: list[list[int]] = []
 
     async def refuse_early(commands: Sequence[Insert]) -> dict[int, Refusal]:

@@ -552,7 +552,7 @@ class WatchSeatsResponse(_message.Message):
     SEATS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version of the product that the seats sent so far are the map of; 0 if more follow."""
+    """The version of the product at which the seats sent so far are its map; 0 if more follow."""
     @_builtins.property
     def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]:
         """At most 1000 seats, each once. A seat that was sent before is replaced."""
