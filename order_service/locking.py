@@ -43,6 +43,7 @@ STRATEGIES: Final[Strategies] = {
         ),
         redis_key=USER_KEY,
         redis_key_of_each=("seats", SEAT_KEY),
+        many="seats",
         why="Whether there is enough of every product is decided on the locked rows, locked in "
         "ascending id order, so that A+B cannot deadlock with B+A. The user's key only keeps a "
         "user's own duplicates from contending for the rows. The lock of a product also serialises "
@@ -126,6 +127,7 @@ STRATEGIES: Final[Strategies] = {
     AddSeats: Strategy(
         rows=RowStrategy.FOR_UPDATE,
         guards=(*_STOCK, tables.SEATS_ALL_OR_NONE, tables.SEAT_ONCE, tables.STOCK_ENTRY_ONCE),
+        many="labels",
         why="As RestockProduct: which seats exist is read under the lock of the product.",
     ),
     SetCartItem: Strategy(

@@ -96,6 +96,7 @@ class Lane(Generic[C, R]):
             None if left is None else loop.time() + left - self._limits.least_time_s,
             strategy.keys_of(command),
             strategy.rounds_max,
+            weight=strategy.weight_of(command),
         )
         self._depth += 1
         self._enqueue(entry)

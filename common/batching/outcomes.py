@@ -118,6 +118,8 @@ class QueuedCommand(Generic[C, R]):
     rounds_max: int
     bulk: bool = False
     """Whether it is one of a bulk call's."""
+    weight: int = 1
+    """What it adds to the weight of its batch (``Strategy.weight_of``)."""
     busy_since: float | None = None
     """When its Redis lock was first busy."""
     rounds: int = 0

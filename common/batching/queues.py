@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from common.batching.outcomes import QueuedCommand
 
 C = TypeVar("C")
 R = TypeVar("R")
+
+WEIGHT_MAX: Final = 4_096
+"""A batch ends when its commands weigh so much (``QueuedCommand.weight``): most weigh 1, and a few
+would fill a script of Redis or a statement alone."""
 
 
 class Queues(Generic[C, R]):
@@ -41,7 +45,7 @@ class Queues(Generic[C, R]):
             self._of(entry).busy.appendleft(entry)
 
     def next_batch(self, admit: Callable[[QueuedCommand[C, R]], bool]) -> list[QueuedCommand[C, R]]:
-        """All that ``admit`` lets pass, up to the limit; what it does not has left the lane.
+        """All that ``admit`` lets pass, up to the limits; what it does not has left the lane.
 
         Bulk calls get at most half of a batch that has commands of single calls, and at least half
         of any batch if they need it.
@@ -76,15 +80,17 @@ class _Queue(Generic[C, R]):
         Many commands of one busy key must not keep out all others.
         """
         taken: list[QueuedCommand[C, R]] = []
-        for queue, taken_max in (
-            (self.busy, size_max // 2),
-            (self.arrived, size_max),
-            (self.busy, size_max),
+        weight = 0
+        for queue, taken_max, weight_max in (
+            (self.busy, size_max // 2, WEIGHT_MAX // 2),
+            (self.arrived, size_max, WEIGHT_MAX),
+            (self.busy, size_max, WEIGHT_MAX),
         ):
-            while queue and len(taken) < taken_max:
+            while queue and len(taken) < taken_max and weight < weight_max:
                 entry = queue.popleft()
                 if admit(entry):
                     taken.append(entry)
+                    weight += entry.weight
         return taken
 
     def clear(self) -> list[QueuedCommand[C, R]]:

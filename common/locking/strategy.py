@@ -43,6 +43,8 @@ class Strategy:
     redis_key_of_each: tuple[str, str] | None = None
     """Of a command that locks several things: its attribute that lists them, and the template of
     the key of each. The command takes all of its keys, or holds none."""
+    many: str | None = None
+    """The attribute of a command that lists what it writes, if the list may be long."""
     mark: str | None = None
     """Template of an in-progress mark's key; a mark is a hint, not a lock."""
     rounds_max: int = 1
@@ -58,6 +60,10 @@ class Strategy:
         name, template = self.redis_key_of_each
         things: Iterable[object] = getattr(command, name)
         return (*keys, *(key for thing in things if (key := _format(template, thing))))
+
+    def weight_of(self, command: object) -> int:
+        """The length of that list, or 1; a batch has a largest (``common.batching.queues``)."""
+        return 1 if self.many is None else max(1, len(getattr(command, self.many)))
 
     def mark_of(self, command: object) -> str | None:
         """The key of the command's mark."""

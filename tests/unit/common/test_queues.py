@@ -1,0 +1,47 @@
+"""Which of the commands that wait are in the next batch of a lane, if some are heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from unittest.mock import Mock
+
+import pytest
+
+from common.batching.outcomes import QueuedCommand
+from common.batching.queues import Queues
+
+
+def queued(weights: Iterable[int]) -> list[QueuedCommand[int, int]]:
+    return [QueuedCommand(one, Mock(), Mock(), None, (), 1, weight=one) for one in weights]
+
+
+def batches(queues: Queues[int, int], count: int) -> list[list[int]]:
+    return [
+        [entry.command for entry in queues.next_batch(lambda _entry: True)] for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "sizes"),
+    [
+        ([1] * 300, [256, 44]),
+        ([1_000] * 12, [5, 5, 2]),
+        ([100] * 50, [41, 9]),
+        ([5_000, 1], [1, 1]),
+    ],
+    ids=["plain", "heavy", "lighter", "heavier-than-a-batch"],
+)
+def test_a_batch_ends_at_its_size_or_weight(weights: list[int], sizes: list[int]) -> None:
+    queues: Queues[int, int] = Queues(256)
+    for entry in queued(weights):
+        queues.append(entry)
+    assert [len(batch) for batch in batches(queues, len(sizes))] == sizes
+    assert not queues
+
+
+def test_heavy_commands_of_busy_keys_leave_half_of_a_batch_to_others() -> None:
+    queues: Queues[int, int] = Queues(256)
+    queues.set_aside(queued([1_000] * 6))
+    for entry in queued([1] * 10):
+        queues.append(entry)
+    assert batches(queues, 2) == [[*[1_000] * 3, *[1] * 10, *[1_000] * 2], [1_000]]
