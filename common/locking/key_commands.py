@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -13,7 +13,6 @@ from common.ids import new_id
 from common.locking import key_scripts
 from common.locking.redis import RedisCalls, Script, UnexpectedReply
 
-T = TypeVar("T")
 Keys = tuple[str, ...]
 
 
@@ -83,7 +82,7 @@ class NodeCommands:
         return next(self._numbers)
 
     async def enter(self, keys: Keys, number: int, *, waits: bool) -> Entered:
-        return await self._call(
+        return await self._calls.call(
             "enter_lock",
             lambda: self._enter(
                 key_scripts.redis_keys(keys), self._lease_ms, self._id(number), number, int(waits)
@@ -93,35 +92,32 @@ class NodeCommands:
 
     async def pass_on(self, keys: Keys, owner: int, number: int, *, waits: bool) -> Entered:
         arguments = (self._lease_ms, self._id(number), number, int(waits), self._id(owner))
-        return await self._call(
+        return await self._calls.call(
             "pass_on_lock",
             lambda: self._pass_on(key_scripts.redis_keys(keys), *arguments),
             lambda reply: _read_entered(reply, number),
         )
 
     async def renew(self, keys: Keys, number: int) -> bool:
-        return await self._call(
+        return await self._calls.call(
             "renew_lock",
             lambda: self._renew(keys, self._lease_ms, self._id(number), number),
             lambda reply: _read_count(reply, number, len(keys)) == len(keys),
+            bypass=True,
         )
 
     async def free(self, keys: Keys, number: int) -> None:
-        await self._call(
+        await self._calls.call(
             "free_lock",
             lambda: self._free(
                 key_scripts.redis_keys(keys), self._lease_ms, self._id(number), number
             ),
             lambda reply: _read_count(reply, number, len(keys)),
+            bypass=True,
         )
 
     def _id(self, number: int) -> str:
         return f"{self.process}:{number}"
-
-    async def _call(
-        self, operation: str, send: Callable[[], Awaitable[object]], read: Callable[[object], T]
-    ) -> T:
-        return await self._calls.call(operation, send, read)
 
 
 def _read_entered(reply: object, number: int) -> Entered:

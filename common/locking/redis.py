@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -154,14 +154,21 @@ class RedisCalls:
         self._breaker = CircuitBreaker("redis", failures_max=FAILURES_MAX, open_s=OPEN_S)
 
     async def call(
-        self, operation: str, send: Callable[[], Awaitable[object]], read: Callable[[object], T]
+        self,
+        operation: str,
+        send: Callable[[], Awaitable[object]],
+        read: Callable[[object], T],
+        *,
+        bypass: bool = False,
     ) -> T:
         """What ``read`` makes of the reply to one call. Raises RedisUnavailable, and nothing else.
 
-        ``read`` raises UnexpectedReply for a reply that the call does not have.
+        ``read`` raises UnexpectedReply for a reply that the call does not have. ``bypass``: send it
+        while the circuit is open too, and do not count its outcome. For calls about a lock that is
+        held: a circuit that stays open as long as a lease would end every lock of the process.
         """
         try:
-            async with self._breaker.call():
+            async with nullcontext() if bypass else self._breaker.call():
                 if failpoints.enabled:
                     failpoints.hit(f"redis.{operation}.before", RedisConnectionError)
                 result = read(await send())
