@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,6 +76,8 @@ class KeyLine:
         self._wake: asyncio.Future[None] | None = None
         self._message: Granted | None = None
         self._hold: Hold | None = None
+        self._busy_s = -math.inf
+        """The last time at which another held a key, on the event loop's clock."""
         self.number = 0
         """Of the acquisition that waits in Redis, or 0."""
 
@@ -94,7 +97,12 @@ class KeyLine:
     @property
     def busy(self) -> bool:
         """Whether a new caller would have to wait for another one."""
-        return self.wanted or (self._hold is not None and not self._hold.ended.done())
+        return self.wanted or self._lent
+
+    @property
+    def _lent(self) -> bool:
+        """Whether a caller holds the keys now."""
+        return self._hold is not None and not self._hold.ended.done()
 
     def wake(self) -> None:
         """Let the line look again: a caller has left, or messages may have been missed."""
@@ -105,6 +113,15 @@ class KeyLine:
         """Redis has made this line the owner of a key."""
         self._message = message
         self.wake()
+
+    def give_up(self, caller: asyncio.Future[Hold], joined_s: float) -> None:
+        """The wait limit of a caller has passed, which joined at ``joined_s``.
+
+        If nothing says that another had a key meanwhile, it is Redis that did not reply.
+        """
+        if not caller.done():
+            busy = self._lent or self._busy_s >= joined_s
+            caller.set_exception(LockBusy() if busy else LockUnavailable())
 
     def fail(self, error: Exception) -> None:
         """Let all callers have ``error``."""
@@ -151,6 +168,7 @@ class KeyLine:
                     entered = await commands.enter(self._keys, number, waits=queues)
                 if entered.granted:
                     return self._lease(began, number), entered.fence, "reply"
+                self._busy_s = self._loop.time()
                 if waiting is Waiting.SIMPLE:
                     self.fail(LockBusy())
                     return None, None, ""
@@ -215,6 +233,7 @@ class KeyLine:
             self._hold = Hold(lease, fence_now, "local" if turn else path)
             self._callers.popleft().set_result(self._hold)
             await self._hold.ended
+            self._busy_s = self._loop.time()
             turn += 1
         await lease.stop()
         if lease.lost:

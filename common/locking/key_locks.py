@@ -27,7 +27,7 @@ from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted,
 from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
-from common.locking.lock_errors import LockBusy, LockLost, LockUnavailable
+from common.locking.lock_errors import LockBusy, LockError, LockLost, LockUnavailable
 from common.locking.lock_limits import LEASE_S, check_lease, check_wait, valid_keys
 from common.locking.redis import (
     RedisUnavailable,
@@ -199,7 +199,8 @@ class KeyLocks:
             caller = line.join()
         timer = None
         if wait_s:
-            timer = asyncio.get_running_loop().call_later(wait_s, _give_up, caller)
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(wait_s, line.give_up, caller, loop.time())
         try:
             return await caller
         except asyncio.CancelledError:
@@ -208,7 +209,7 @@ class KeyLocks:
                 caller.result().end()
             line.wake()
             raise
-        except LockBusy:
+        except LockError:
             line.wake()
             raise
         finally:
@@ -227,11 +228,6 @@ class KeyLocks:
         """Let the next one have the keys; never waits."""
         self._held.observe(asyncio.get_running_loop().time() - hold.began)
         hold.end()
-
-
-def _give_up(caller: asyncio.Future[Hold]) -> None:
-    if not caller.done():
-        caller.set_exception(LockBusy())
 
 
 class Holding:

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+from redis.asyncio import Redis
 
 from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
+from common.locking.lock_errors import LockBusy, LockUnavailable
+from common.locking.redis import TIMEOUT_S
 from deploy.local.valkey import ValkeyServer
 from tests.integration.locking.conftest import until
 from tests.support.fake_server import TcpProxy
@@ -17,6 +20,7 @@ from tests.support.time_limits import LONG_S
 
 STALL_S = 0.15
 """Longer than a command's limit, shorter than a lease."""
+WAIT_S = TIMEOUT_S / 2
 
 
 class Stalling(TcpProxy):
@@ -67,3 +71,30 @@ async def test_a_stall_of_three_renewals_loses_no_lock(url: str, proxy: Stalling
         await until(renewed_or_lost)
         assert not proxy.stalls
         assert [hold.lost for hold in holds] == [False] * 3
+
+
+@pytest.mark.parametrize("waiting", [Waiting.SPIN, Waiting.HANDOFF])
+async def test_a_mute_redis_is_not_a_busy_key(
+    url: str, proxy: Stalling, key: str, waiting: Waiting
+) -> None:
+    """Although the wait limit passes before the limit of the command."""
+    async with open_key_locks(url, "test", waiting=waiting) as locks:
+        proxy.forwards.clear()
+        with pytest.raises(LockUnavailable):
+            await locks.hold([key], wait_s=WAIT_S, required=True).__aenter__()
+        async with locks.hold([f"{key}:2"], wait_s=WAIT_S) as hold:
+            assert not hold.guarded
+        proxy.forwards.set()
+
+
+async def test_a_redis_that_is_mute_after_a_refusal_leaves_the_key_busy(
+    url: str, proxy: Stalling, redis: Redis, key: str
+) -> None:
+    await redis.set(key, "another:1")
+    async with open_key_locks(url, "test", waiting=Waiting.SPIN) as locks:
+        waiting = asyncio.create_task(locks.hold([key], wait_s=WAIT_S).__aenter__())
+        await until(lambda: any(line._busy_s > 0 for line in locks._lines.values()))
+        proxy.forwards.clear()
+        with pytest.raises(LockBusy):
+            await waiting
+        proxy.forwards.set()
