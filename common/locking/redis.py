@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -26,6 +27,12 @@ T = TypeVar("T")
 TIMEOUT_S: Final = 0.1
 FAILURES_MAX: Final = 3
 OPEN_S: Final = 2.0
+CONNECTIONS_MAX: Final = 100
+"""Of a client to each server, unless its URL says another number."""
+CALLS_MAX: Final = 64
+"""Calls at once; more wait for their turn. The client fails a call that would need one connection
+too many, which would open the circuit of a Redis that is well. A call to a cluster may have several
+commands (``redis_lock``)."""
 
 _log = structlog.stdlib.get_logger()
 
@@ -98,6 +105,7 @@ def _options() -> dict[str, Any]:
         "socket_connect_timeout": TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
+        "max_connections": CONNECTIONS_MAX,
     }
 
 
@@ -144,6 +152,12 @@ class Script:
             return await self._redis.eval(self._text, len(keys), *keys, *arguments)
 
 
+def _calls_max(redis: Redis | RedisCluster) -> int:
+    if isinstance(redis, RedisCluster):
+        return CALLS_MAX
+    return min(CALLS_MAX, redis.connection_pool.max_connections)
+
+
 class RedisCalls:
     """Calls behind a circuit breaker. Use it from tasks that are not cancelled (``open_redis``)."""
 
@@ -152,6 +166,7 @@ class RedisCalls:
         self._redis = redis
         self._event = event
         self._breaker = CircuitBreaker("redis", failures_max=FAILURES_MAX, open_s=OPEN_S)
+        self._turns = asyncio.Semaphore(_calls_max(redis))
 
     async def call(
         self,
@@ -168,7 +183,7 @@ class RedisCalls:
         held: a circuit that stays open as long as a lease would end every lock of the process.
         """
         try:
-            async with nullcontext() if bypass else self._breaker.call():
+            async with self._turns, nullcontext() if bypass else self._breaker.call():
                 if failpoints.enabled:
                     failpoints.hit(f"redis.{operation}.before", RedisConnectionError)
                 result = read(await send())

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
 from common.locking.lock_errors import LockBusy, LockUnavailable
-from common.locking.redis import TIMEOUT_S
+from common.locking.redis import CONNECTIONS_MAX, TIMEOUT_S
 from deploy.local.valkey import ValkeyServer
 from tests.integration.locking.conftest import until
 from tests.support.fake_server import TcpProxy
@@ -98,3 +98,17 @@ async def test_a_redis_that_is_mute_after_a_refusal_leaves_the_key_busy(
         with pytest.raises(LockBusy):
             await waiting
         proxy.forwards.set()
+
+
+@pytest.mark.usefixtures("slow_machine")
+async def test_as_many_keys_as_are_wanted_at_once_are_locked(
+    valkey_server: ValkeyServer, key: str
+) -> None:
+    """More than the client has connections."""
+
+    async def hold(number: int) -> bool:
+        async with locks.hold([f"{key}:{number}"], wait_s=LONG_S) as held:
+            return held.guarded
+
+    async with open_key_locks(valkey_server.url, "test", waiting=Waiting.HANDOFF) as locks:
+        assert all(await asyncio.gather(*map(hold, range(3 * CONNECTIONS_MAX))))
