@@ -3,8 +3,11 @@
 A lock key has three keys in Redis, all in one slot:
 
 - the key itself: its owner, with the owner's lease as its time to live;
-- ``{key}:queue``: the waiters in order of arrival, at most one of a process for a set of keys;
-- ``{key}:fence``: the last fence, kept for FENCE_MS after its last use.
+- ``{tag}{queue}key``: the waiters in order of arrival, at most one of a process for a set of keys;
+- ``{tag}{fence}key``: the last fence, kept for FENCE_MS after its last use.
+
+The tag is the key's own hash tag, or else the whole key. No lock key has two pairs of braces
+(``has_slot``), so that none of these names is that of another lock.
 
 Owner and waiter are named ``<process>:<number>``; a number is used for one acquisition only, and
 each reply begins with it, so that a reply which belongs to another command is recognised.
@@ -22,7 +25,7 @@ from typing import Final
 
 CHANNEL: Final = "tally:locks:"
 """What the name of a process' channel begins with."""
-_HASH_TAG: Final = re.compile(r"[^{}]*\{[^{}]+\}[^{}]*")
+_HASH_TAG: Final = re.compile(r"[^{}]*\{([^{}]+)\}[^{}]*")
 TURNS_MAX: Final = 8
 """Fences of one grant: as many holders of the same process may follow each other."""
 FENCE_MS: Final = 86_400_000
@@ -140,5 +143,6 @@ def redis_keys(keys: tuple[str, ...]) -> list[str]:
 
 
 def _beside(key: str) -> tuple[str, str]:
-    stem = key if "{" in key else f"{{{key}}}"
-    return f"{stem}:queue", f"{stem}:fence"
+    tagged = _HASH_TAG.fullmatch(key)
+    tag = key if tagged is None else tagged[1]
+    return f"{{{tag}}}{{queue}}{key}", f"{{{tag}}}{{fence}}{key}"

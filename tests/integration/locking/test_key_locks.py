@@ -11,7 +11,6 @@ import pytest
 from redis.asyncio import Redis
 
 from common import deadlines
-from common.ids import new_id
 from common.locking.key_lease import Hold
 from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
@@ -311,13 +310,3 @@ async def test_a_wait_ends_with_the_callers_deadline(replicas: list[KeyLocks], k
     with pytest.raises(LockBusy):
         await asyncio.create_task(call())
     replicas[0].ended(hold)
-
-
-async def test_a_key_with_a_hash_tag_keeps_its_slot(replicas: list[KeyLocks]) -> None:
-    tag = new_id()
-    keys = [f"seat:{{{tag}}}:{label}" for label in "AB"]
-    async with replicas[0].hold(keys, wait_s=WAIT_S):
-        pass
-    names = redis_keys((*keys, "plain"))
-    assert [name for name in names[:6] if f"{{{tag}}}" not in name] == []
-    assert names[6:] == ["plain", "{plain}:queue", "{plain}:fence"]

@@ -219,7 +219,7 @@ async def test_a_command_without_a_reply_is_not_sent_again(
         scripts = 0
 
         async def before(self, data: bytes, *, to_client: bool, connection: object) -> None:
-            if b"EVALSHA" in data and b":queue" in data:
+            if b"EVALSHA" in data and b"{queue}" in data:
                 self.scripts += 1
                 raise ConnectionResetError
 
