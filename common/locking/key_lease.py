@@ -37,6 +37,7 @@ class KeyLease:
         """Called once, when the lease is lost."""
         self._stopping: asyncio.Event | None = None
         self._stopped = False
+        self._abandoned = False
         self._keeping: asyncio.Task[None] | None = None
         self._end: asyncio.TimerHandle | None = None
         self._begin = self._loop.call_at(self.until - lease_s * (1 - 1 / RENEWALS), self._keep)
@@ -56,6 +57,15 @@ class KeyLease:
         if self._end is not None:
             self._end.cancel()
 
+    def abandon(self) -> None:
+        """Begin no more renewals, and wait for nothing. A holder still gets to know the end."""
+        self._begin.cancel()
+        self._abandoned = True
+        if self._stopping is not None:
+            self._stopping.set()
+        if self._end is None:
+            self._end = self._loop.call_at(self.until, self._lose)
+
     def _keep(self) -> None:
         self._end = self._loop.call_at(self.until, self._lose)
         self._stopping = asyncio.Event()
@@ -63,7 +73,7 @@ class KeyLease:
 
     async def _renew_repeatedly(self, stopping: asyncio.Event) -> None:
         pause_s = self._lease_s / RENEWALS
-        while not self._stopped and not self.lost:
+        while not (self._stopped or self._abandoned or self.lost):
             began = self._loop.time()
             try:
                 owned = await self._commands.renew(self.keys, self.number)
@@ -81,7 +91,7 @@ class KeyLease:
                     await stopping.wait()
             except TimeoutError:
                 continue
-        if not self._stopped:
+        if self.lost:
             self._lose()
 
     def _extend(self, until: float) -> None:

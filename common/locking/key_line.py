@@ -228,13 +228,18 @@ class KeyLine:
     async def _lend(self, lease: KeyLease, fence: int | None, path: str) -> int:
         """Let callers hold the keys in turn; the number to free, or 0 if it shall expire."""
         turn = 0
-        while turn < TURNS_MAX and self.wanted and not lease.lost and not lease.left_to_expire:
-            fence_now = None if fence is None else fence + turn
-            self._hold = Hold(lease, fence_now, "local" if turn else path)
-            self._callers.popleft().set_result(self._hold)
-            await self._hold.ended
-            self._busy_s = self._loop.time()
-            turn += 1
+        try:
+            while turn < TURNS_MAX and self.wanted and not lease.lost and not lease.left_to_expire:
+                fence_now = None if fence is None else fence + turn
+                self._hold = Hold(lease, fence_now, "local" if turn else path)
+                self._callers.popleft().set_result(self._hold)
+                await self._hold.ended
+                self._busy_s = self._loop.time()
+                turn += 1
+        except asyncio.CancelledError:
+            # At the end of the process. A renewed lease would last as long as the process.
+            lease.abandon()
+            raise
         await lease.stop()
         if lease.lost:
             _losses.labels(self._terms.name, "lost" if turn else "stale").inc()

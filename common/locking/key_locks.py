@@ -27,7 +27,13 @@ from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted,
 from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
-from common.locking.lock_errors import LockBusy, LockError, LockLost, LockUnavailable
+from common.locking.lock_errors import (
+    LockBusy,
+    LockError,
+    LockLost,
+    LocksClosed,
+    LockUnavailable,
+)
 from common.locking.lock_limits import LEASE_S, check_lease, check_wait, valid_keys
 from common.locking.redis import (
     RedisUnavailable,
@@ -41,7 +47,7 @@ from common.tasks import DetachedTasks
 UNKNOWN_MAX: Final = 1_000
 """Acquisitions without a reply that are remembered."""
 CLOSE_S: Final = 1.0
-"""How long releases in flight get at the end."""
+"""How long holders and releases in flight get at the end."""
 
 _acquired = Counter(
     "tally_key_lock_acquisitions",
@@ -96,6 +102,7 @@ class KeyLocks:
         self._lines: dict[Keys, KeyLine] = {}
         self._unknown: dict[int, Keys] = {}
         self._tasks = DetachedTasks(f"locks {name}")
+        self._closed = False
         self._channel: GrantChannel | ClusterChannels | None = None
         self._wait = _wait.labels(name)
         self._held = _held.labels(name)
@@ -120,14 +127,22 @@ class KeyLocks:
         database decides. ``cancel_on_loss``: cancel the block when the lock is lost, and raise
         LockLost; else its loss is counted, and ``Hold.check`` raises it.
 
-        Raises InvalidLock, and on entering the block LockBusy.
+        Raises InvalidLock, and on entering the block LockBusy or LocksClosed.
         """
         check_wait(wait_s, waits=self._waiting is not Waiting.SIMPLE)
         valid = valid_keys(keys, one_slot=self._one_slot)
         return Holding(self, valid, wait_s, required, cancel_on_loss)
 
     async def close(self) -> None:
-        """Wait for the releases in flight."""
+        """Refuse new holds, fail those that wait with LocksClosed, and let holders end.
+
+        A lock that is held for more than CLOSE_S from now on is renewed no more: its keys are free
+        when its lease ends.
+        """
+        self._closed = True
+        for line in self._lines.values():
+            line.fail(LocksClosed())
+            line.wake()
         await self._tasks.close(CLOSE_S)
 
     def listen(self, channel: GrantChannel | ClusterChannels | None) -> None:
@@ -169,7 +184,7 @@ class KeyLocks:
     # -- for Holding -------------------------------------------------------------------------------
 
     async def acquire(self, keys: Keys, wait_s: float, *, required: bool) -> Hold:
-        """A hold that has to be ended. Raises LockBusy or LockUnavailable."""
+        """A hold that has to be ended. Raises LockBusy, LockUnavailable or LocksClosed."""
         began = asyncio.get_running_loop().time()
         try:
             hold = await self._join(keys, deadlines.timeout_for(wait_s) if wait_s else 0.0)
@@ -186,6 +201,8 @@ class KeyLocks:
         return hold
 
     async def _join(self, keys: Keys, wait_s: float) -> Hold:
+        if self._closed:
+            raise LocksClosed
         if self._terms is None:
             raise LockUnavailable
         line = self._lines.get(keys)

@@ -2,8 +2,9 @@
 
 LockError
 ├── LockBusy          the wait limit passed
-├── LockUnavailable   Redis failed, and the holder had asked for a lock or nothing
-└── LockLost          the lease ended while the lock was held, and its holder asked for this error
+├── LockUnavailable   Redis failed, and the caller requires a lock
+├── LockLost          the lease ended while the lock was held
+└── LocksClosed       the locks were closed before the caller had one
 InvalidLock (ValueError)   keys, wait or lease that no lock can have: a defect of the caller
 """
 
@@ -24,6 +25,10 @@ class LockUnavailable(LockError):  # noqa: N818
 
 class LockLost(LockError):  # noqa: N818
     """The lease ended, or another owner has a key. What was done since may not be committed."""
+
+
+class LocksClosed(LockError):  # noqa: N818
+    """The locks are closed, since the process ends. Another holder may still have the keys."""
 
 
 class InvalidLock(ValueError):  # noqa: N818

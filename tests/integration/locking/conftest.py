@@ -54,3 +54,8 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LONG_S):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+async def settled(*replicas: KeyLocks) -> None:
+    """Until nobody holds or waits, and no release is in flight."""
+    await until(lambda: not any(len(locks._tasks) for locks in replicas))

@@ -19,7 +19,7 @@ from common.locking.lock_errors import InvalidLock, LockBusy, LockLost, LockUnav
 from common.locking.lock_limits import KEY_BYTES_MAX, KEYS_MAX
 from common.metrics import REGISTRY
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import until
+from tests.integration.locking.conftest import settled, until
 from tests.support.time_limits import LONG_S
 
 WAIT_S = LONG_S
@@ -61,7 +61,7 @@ async def test_a_key_has_one_holder_and_is_free_after_it(
         for _ in range(3):
             async with one.hold([key], wait_s=long) as again:
                 assert (again.fence or 0) > (hold.fence or 0)
-        await one.close()
+        await settled(one)
         async with two.hold([key], wait_s=long):
             pass
 
@@ -124,7 +124,7 @@ async def test_of_several_keys_a_waiter_holds_none(
     hold = await both
     assert await redis.get(key) == await redis.get(other) != None  # noqa: E711
     replicas[1].ended(hold)
-    await replicas[1].close()
+    await settled(replicas[1])
     assert not await redis.exists(key, other)
 
 
@@ -166,7 +166,7 @@ async def test_fences_rise_through_a_flush_and_a_clock_set_back(
             await redis.set(redis_keys((key,))[2], fences[-1] + 3_600_000_000)
         async with replicas[0].hold([key], wait_s=WAIT_S) as hold:
             fences.append(hold.fence or 0)
-        await replicas[0].close()
+        await settled(replicas[0])
     assert fences[:3] == sorted(set(fences[:3]))
     assert fences[3] > fences[1]
 
@@ -188,7 +188,7 @@ async def test_a_lease_is_renewed_while_it_is_held_and_not_after(
             await asyncio.sleep(0.7)
             hold.check()
             assert await redis.pttl(key) > 0
-        await locks.close()
+        await settled(locks)
         assert not await redis.exists(key)
 
 
@@ -207,7 +207,7 @@ async def test_a_lost_lock_cancels_the_holder_that_asks_for_it(
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
-        await locks.close()
+        await settled(locks)
         assert losses("lost") == counted + 1
         # Not freed, nor taken again: it is another's.
         assert await redis.get(key) == owner
@@ -250,7 +250,7 @@ async def test_the_keys_of_an_unknown_commit_expire_and_are_not_freed(
     ) as locks:
         async with locks.hold([key], wait_s=WAIT_S) as hold:
             hold.leave_to_expire()
-        await locks.close()
+        await settled(locks)
         assert await redis.exists(key)
         async with locks.hold([key], wait_s=WAIT_S):
             pass

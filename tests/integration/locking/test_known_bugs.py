@@ -25,7 +25,7 @@ from common.locking.key_scripts import CHANNEL, redis_keys
 from common.locking.lock_errors import LockUnavailable
 from common.locking.redis import RedisUnavailable
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import until
+from tests.integration.locking.conftest import settled, until
 from tests.integration.locking.worker import Work
 from tests.support.fake_server import TcpProxy
 from tests.support.lock_workers import worker
@@ -85,7 +85,7 @@ async def test_a_renewal_in_flight_does_not_follow_the_release(
     await asyncio.sleep(0.01)
     assert await redis.exists(key)
     go_on.set()
-    await short.close()
+    await settled(short)
     assert not await redis.exists(key)
 
 
@@ -228,7 +228,7 @@ async def test_a_command_without_a_reply_is_not_sent_again(
         async with open_key_locks(url, "test", waiting=Waiting.SIMPLE) as locks:
             with pytest.raises(LockUnavailable):
                 await locks.hold([key], required=True).__aenter__()
-            await locks.close()
+            await settled(locks)
         # ENTER once, and the FREE of what it may have taken.
         assert proxy.scripts == 2
 

@@ -17,6 +17,7 @@ from common.locking.key_line import KeyLine
 from common.locking.key_locks import KeyLocks
 from common.locking.key_scripts import TURNS_MAX, redis_keys
 from common.locking.lock_errors import LockBusy
+from tests.integration.locking.conftest import settled
 from tests.support.time_limits import LONG_S
 
 
@@ -73,7 +74,7 @@ async def assert_free(replicas: list[KeyLocks], redis: Redis, keys: list[str]) -
         async with locks.hold(keys, wait_s=LONG_S, required=True):
             pass
     for locks in replicas:
-        await locks.close()
+        await settled(locks)
         assert locks._lines == {}
     for key in keys:
         assert await redis.exists(*redis_keys((key,))[:2]) == 0

@@ -20,7 +20,7 @@ from common.locking.key_scripts import redis_keys
 from common.locking.lock_errors import LockBusy, LockLost, LockUnavailable
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import until
+from tests.integration.locking.conftest import settled, until
 from tests.integration.locking.worker import Work
 from tests.support.databases import Databases, name_of
 from tests.support.fake_server import TcpProxy
@@ -222,7 +222,7 @@ async def test_a_doubled_reply_is_no_grant(
                 with pytest.raises((LockUnavailable, LockBusy)):
                     await locks.hold([key], required=True).__aenter__()
             assert hold.guarded
-            await locks.close()
+            await settled(locks)
             await asyncio.sleep(2 * redis_calls.OPEN_S)
 
 
@@ -239,7 +239,7 @@ async def test_a_lost_reply_does_not_lock_its_caller_out(
         proxy.mangle = lose
         with pytest.raises(LockUnavailable):
             await locks.hold([key], wait_s=LONG_S, required=True).__aenter__()
-        await locks.close()
+        await settled(locks)
         assert not await redis.exists(key)
         async with locks.hold([key], wait_s=LONG_S, required=True):
             pass

@@ -15,6 +15,7 @@ from common.locking.key_locks import KeyLocks
 from common.locking.lock_errors import InvalidLock, LockBusy, LockUnavailable
 from common.locking.redlock import open_redlock
 from deploy.local.valkey import ValkeyServer
+from tests.integration.locking.conftest import settled
 from tests.support.time_limits import LONG_S
 
 NODES = 3
@@ -48,7 +49,7 @@ async def free_again(replicas: list[KeyLocks], key: str) -> None:
     for locks in replicas:
         async with locks.hold([key], required=True):
             pass
-        await locks.close()
+        await settled(locks)
 
 
 async def test_a_majority_excludes_and_gives_no_fence(replicas: list[KeyLocks], key: str) -> None:
@@ -57,7 +58,7 @@ async def test_a_majority_excludes_and_gives_no_fence(replicas: list[KeyLocks], 
         assert hold.fence is None
         with pytest.raises(LockBusy):
             await replicas[1].hold([key], required=True).__aenter__()
-    await replicas[0].close()
+    await settled(replicas[0])
     await free_again(replicas, key)
 
 
@@ -68,7 +69,7 @@ async def test_a_minority_that_is_away_changes_nothing(
     async with replicas[0].hold([key], required=True):
         with pytest.raises(LockBusy):
             await replicas[1].hold([key], required=True).__aenter__()
-    await replicas[0].close()
+    await settled(replicas[0])
     await free_again(replicas, key)
     nodes[1].stop()
     with pytest.raises(LockUnavailable):
@@ -86,7 +87,7 @@ async def test_a_loser_rolls_back_on_all_nodes(
             await client.set(key, "another:1")
     with pytest.raises(LockBusy):
         await replicas[0].hold([key], required=True).__aenter__()
-    await replicas[0].close()
+    await settled(replicas[0])
     async with Redis.from_url(nodes[2].url) as client:
         assert not await client.exists(key)
 

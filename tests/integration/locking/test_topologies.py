@@ -17,7 +17,7 @@ from common.locking.lock_errors import InvalidLock
 from common.locking.marks import open_marks
 from common.locking.redis import connection_problem, slot_of
 from common.locking.redis_lock import open_locks
-from tests.integration.locking.conftest import until
+from tests.integration.locking.conftest import settled, until
 from tests.support.redis_topologies import three_nodes, watched
 from tests.support.time_limits import LONG_S
 
@@ -52,8 +52,7 @@ async def pass_to_and_fro(replicas: list[KeyLocks], keys: list[str]) -> list[int
         next_hold = await waiting
         second.ended(next_hold)
         fences += [hold.fence or 0, next_hold.fence or 0]
-        await first.close()
-        await second.close()
+        await settled(first, second)
     return fences
 
 
