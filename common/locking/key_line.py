@@ -33,6 +33,8 @@ HEARTBEAT_S: Final = 1.0
 EXPIRY_SLACK_S: Final = 0.002
 """Redis counts a time to live in milliseconds."""
 _SPIN: Final = Backoff(0.001, 0.05)
+"""Where nobody queues. A process that has had its turns pauses for the longest of these pauses, in
+which each of the others tries once."""
 
 _losses = Counter(
     "tally_key_lock_losses",
@@ -133,6 +135,13 @@ class KeyLine:
         owned = 0
         while self.wanted:
             try:
+                if owned and not self._queues:
+                    # One script that frees and takes it would never leave it to another process.
+                    await self._terms.commands.free(self._keys, owned)
+                    owned = 0
+                    if self._terms.waiting is not Waiting.SIMPLE:
+                        await self._pause(_SPIN.max_s)
+                    continue
                 lease, fence, path = await self._take(owned)
                 owned = 0
                 if lease is not None:
@@ -160,33 +169,28 @@ class KeyLine:
         try:
             while True:
                 attempt += 1
-                queues = waiting is Waiting.HANDOFF and self._terms.may_queue()
+                queues = self._queues
                 began = self._loop.time()
                 if owned and attempt == 1:
                     entered = await commands.pass_on(self._keys, owned, number, waits=queues)
                 else:
                     entered = await commands.enter(self._keys, number, waits=queues)
                 if entered.granted:
-                    return self._lease(began, number), entered.fence, "reply"
+                    return self._lease(self._until(began), number), entered.fence, "reply"
                 self._busy_s = self._loop.time()
                 if waiting is Waiting.SIMPLE:
                     self.fail(LockBusy())
                     return None, None, ""
-                await self._pause(entered, attempt, queues=queues)
+                await self._pause(_pause_s(entered, attempt, queues=queues))
                 if not self.wanted:
                     # Gives up the place in the queue, or passes on what was granted meanwhile.
                     await commands.free(self._keys, number)
                     return None, None, ""
                 message, self._message = self._message, None
-                if message is not None and len(self._keys) == 1:
-                    # Granted at the server's time server_ms: on this clock, not before this.
-                    at = began + (message.server_ms - entered.server_ms) / 1000
-                    lease = self._lease(min(at, self._loop.time()), number)
-                    if not lease.lost:
-                        return lease, message.fence, "message"
-                    # This process was paused for longer than the lease.
-                    _losses.labels(self._terms.name, "stale").inc()
-                    await lease.stop()
+                if message is not None:
+                    until = self._end_of(message, entered, began)
+                    if until is not None:
+                        return self._lease(until, number), message.fence, "message"
         except RedisUnavailable:
             # The command may have been executed, or may still be.
             self._terms.unknown(self._keys, number)
@@ -196,25 +200,43 @@ class KeyLine:
         finally:
             self.number = 0
 
+    def _end_of(self, message: Granted, entered: Entered, began: float) -> float | None:
+        """When the lease ends that a message grants; None if it does not grant all keys now.
+
+        ``began``: when ENTER was sent, to which ``entered`` is the reply.
+        """
+        if len(self._keys) > 1:
+            return None
+        # Granted at the server's time server_ms: on this clock, not before this.
+        at = began + (message.server_ms - entered.server_ms) / 1000
+        until = self._until(min(at, self._loop.time()))
+        if until > self._loop.time():
+            return until
+        # This process was paused for longer than the lease.
+        _losses.labels(self._terms.name, "stale").inc()
+        return None
+
     async def _free_if_possible(self, number: int) -> None:
         """What cannot be freed now, the end of its lease frees."""
         with suppress(RedisUnavailable):
             await self._terms.commands.free(self._keys, number)
 
-    def _lease(self, began: float, number: int) -> KeyLease:
+    def _lease(self, until: float, number: int) -> KeyLease:
         lease_s = self._terms.lease_s
-        until = began + lease_s - self._terms.commands.drift_s
         return KeyLease(self._terms.commands, self._keys, number, lease_s=lease_s, until=until)
 
-    async def _pause(self, entered: Entered, attempt: int, *, queues: bool) -> None:
-        """Wait for a message, at most until it is time to ask again."""
+    def _until(self, began: float) -> float:
+        return began + self._terms.lease_s - self._terms.commands.drift_s
+
+    @property
+    def _queues(self) -> bool:
+        """Whether the line may wait in the queue of a key."""
+        return self._terms.waiting is Waiting.HANDOFF and self._terms.may_queue()
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait for a message, at most for ``pause_s``."""
         if self._message is not None or not self.wanted:
             return
-        pause_s = _SPIN.pause_s(attempt)
-        if queues:
-            # The present owner's lease ends then, unless it renews it.
-            expires_s = entered.free_in_s + EXPIRY_SLACK_S
-            pause_s = min(HEARTBEAT_S, expires_s) if entered.free_in_s >= 0 else HEARTBEAT_S
         self._wake = self._loop.create_future()
         timer = self._loop.call_later(pause_s, self.wake)
         try:
@@ -244,3 +266,13 @@ class KeyLine:
         if lease.lost:
             _losses.labels(self._terms.name, "lost" if turn else "stale").inc()
         return 0 if lease.left_to_expire else lease.number
+
+
+def _pause_s(entered: Entered, attempt: int, *, queues: bool) -> float:
+    """The time until a line asks for busy keys again by itself, in seconds."""
+    if not queues:
+        return _SPIN.pause_s(attempt)
+    if entered.free_in_s < 0:
+        return HEARTBEAT_S
+    # The present owner's lease ends then, unless it renews it.
+    return min(HEARTBEAT_S, entered.free_in_s + EXPIRY_SLACK_S)
