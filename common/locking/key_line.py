@@ -78,8 +78,10 @@ class KeyLine:
         self._wake: asyncio.Future[None] | None = None
         self._message: Granted | None = None
         self._hold: Hold | None = None
+        self._refused = False
+        """Whether Redis has refused the keys to the line, and the line waits for them."""
         self._busy_s = -math.inf
-        """The last time at which another held a key, on the event loop's clock."""
+        """The last time at which a key was known to be held, on the event loop's clock."""
         self.number = 0
         """Of the acquisition that waits in Redis, or 0."""
 
@@ -122,7 +124,7 @@ class KeyLine:
         If nothing says that another had a key meanwhile, it is Redis that did not reply.
         """
         if not caller.done():
-            busy = self._lent or self._busy_s >= joined_s
+            busy = self._lent or self._refused or self._busy_s >= joined_s
             caller.set_exception(LockBusy() if busy else LockUnavailable())
 
     def fail(self, error: Exception) -> None:
@@ -177,7 +179,7 @@ class KeyLine:
                     entered = await commands.enter(self._keys, number, waits=queues)
                 if entered.granted:
                     return self._lease(self._until(began), number), entered.fence, "reply"
-                self._busy_s = self._loop.time()
+                self._refused = True
                 if waiting is Waiting.SIMPLE:
                     self.fail(LockBusy())
                     return None, None, ""
@@ -199,6 +201,9 @@ class KeyLine:
             raise
         finally:
             self.number = 0
+            if self._refused:
+                self._refused = False
+                self._busy_s = self._loop.time()
 
     def _end_of(self, message: Granted, entered: Entered, began: float) -> float | None:
         """When the lease ends that a message grants; None if it does not grant all keys now.

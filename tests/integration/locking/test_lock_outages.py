@@ -93,11 +93,25 @@ async def test_a_redis_that_is_mute_after_a_refusal_leaves_the_key_busy(
     await redis.set(key, "another:1")
     async with open_key_locks(url, "test", waiting=Waiting.SPIN) as locks:
         waiting = asyncio.create_task(locks.hold([key], wait_s=WAIT_S).__aenter__())
-        await until(lambda: any(line._busy_s > 0 for line in locks._lines.values()))
+        await until(lambda: any(line._refused for line in locks._lines.values()))
         proxy.forwards.clear()
         with pytest.raises(LockBusy):
             await waiting
         proxy.forwards.set()
+
+
+@pytest.mark.parametrize("waiting", [Waiting.SPIN, Waiting.HANDOFF])
+async def test_a_caller_that_joins_a_waiting_line_finds_the_key_busy(
+    url: str, redis: Redis, key: str, waiting: Waiting
+) -> None:
+    """The line asks Redis so seldom that its next reply comes after the wait limit."""
+    await redis.set(key, "another:1")
+    async with open_key_locks(url, "test", waiting=waiting) as locks:
+        first = asyncio.create_task(locks.hold([key], wait_s=LONG_S).__aenter__())
+        await until(lambda: any(line._refused for line in locks._lines.values()))
+        with pytest.raises(LockBusy):
+            await locks.hold([key], wait_s=0.001).__aenter__()
+        first.cancel()
 
 
 @pytest.mark.usefixtures("slow_machine")
