@@ -138,11 +138,9 @@ class KeyLine:
         while self.wanted:
             try:
                 if owned and not self._queues:
-                    # One script that frees and takes it would never leave it to another process.
                     await self._terms.commands.free(self._keys, owned)
                     owned = 0
-                    if self._terms.waiting is not Waiting.SIMPLE:
-                        await self._pause(_SPIN.max_s)
+                    await self._leave_to_others()
                     continue
                 lease, fence, path = await self._take(owned)
                 owned = 0
@@ -237,6 +235,12 @@ class KeyLine:
     def _queues(self) -> bool:
         """Whether the line may wait in the queue of a key."""
         return self._terms.waiting is Waiting.HANDOFF and self._terms.may_queue()
+
+    async def _leave_to_others(self) -> None:
+        """Let other processes find the keys free: they do not queue, and try from time to time."""
+        if self._terms.waiting is not Waiting.SIMPLE:
+            self._busy_s = self._loop.time() + _SPIN.max_s
+            await self._pause(_SPIN.max_s)
 
     async def _pause(self, pause_s: float) -> None:
         """Wait for a message, at most for ``pause_s``."""
