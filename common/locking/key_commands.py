@@ -72,6 +72,9 @@ class NodeCommands:
         self.process = process or new_id()
         self._lease_ms = round(lease_s * 1000)
         self._numbers = itertools.count(1)
+        self._commands = itertools.count(1)
+        """Numbers of commands. Each reply repeats the number of its command. Without it, a connection
+        that is one reply behind, since a proxy has doubled one, would grant what Redis refuses."""
         self._calls = RedisCalls(redis, event)
         self._enter = Script(redis, key_scripts.ENTER)
         self._pass_on = Script(redis, key_scripts.PASS_ON)
@@ -82,37 +85,39 @@ class NodeCommands:
         return next(self._numbers)
 
     async def enter(self, keys: Keys, number: int, *, waits: bool) -> Entered:
+        command = next(self._commands)
+        arguments = (self._lease_ms, self._id(number), command, int(waits))
         return await self._calls.call(
             "enter_lock",
-            lambda: self._enter(
-                key_scripts.redis_keys(keys), self._lease_ms, self._id(number), number, int(waits)
-            ),
-            lambda reply: _read_entered(reply, number),
+            lambda: self._enter(key_scripts.redis_keys(keys), *arguments),
+            lambda reply: _read_entered(reply, command),
         )
 
     async def pass_on(self, keys: Keys, owner: int, number: int, *, waits: bool) -> Entered:
-        arguments = (self._lease_ms, self._id(number), number, int(waits), self._id(owner))
+        command = next(self._commands)
+        arguments = (self._lease_ms, self._id(number), command, int(waits), self._id(owner))
         return await self._calls.call(
             "pass_on_lock",
             lambda: self._pass_on(key_scripts.redis_keys(keys), *arguments),
-            lambda reply: _read_entered(reply, number),
+            lambda reply: _read_entered(reply, command),
         )
 
     async def renew(self, keys: Keys, number: int) -> bool:
+        command = next(self._commands)
         return await self._calls.call(
             "renew_lock",
-            lambda: self._renew(keys, self._lease_ms, self._id(number), number),
-            lambda reply: _read_count(reply, number, len(keys)) == len(keys),
+            lambda: self._renew(keys, self._lease_ms, self._id(number), command),
+            lambda reply: _read_count(reply, command, len(keys)) == len(keys),
             bypass=True,
         )
 
     async def free(self, keys: Keys, number: int) -> None:
+        command = next(self._commands)
+        arguments = (self._lease_ms, self._id(number), command)
         await self._calls.call(
             "free_lock",
-            lambda: self._free(
-                key_scripts.redis_keys(keys), self._lease_ms, self._id(number), number
-            ),
-            lambda reply: _read_count(reply, number, len(keys)),
+            lambda: self._free(key_scripts.redis_keys(keys), *arguments),
+            lambda reply: _read_count(reply, command, len(keys)),
             bypass=True,
         )
 
@@ -120,17 +125,17 @@ class NodeCommands:
         return f"{self.process}:{number}"
 
 
-def _read_entered(reply: object, number: int) -> Entered:
-    """Raises UnexpectedReply for a reply to another command too: a proxy may have doubled one."""
+def _read_entered(reply: object, command: int) -> Entered:
+    """Raises UnexpectedReply, for the reply to another command too."""
     replied, fence, free_in_ms, server_ms = _integers(reply, 4)
-    if replied != number or fence < 0 or server_ms <= 0:
+    if replied != command or fence < 0 or server_ms <= 0:
         raise UnexpectedReply
     return Entered(fence > 0, fence or None, free_in_ms / 1000, server_ms)
 
 
-def _read_count(reply: object, number: int, count_max: int) -> int:
+def _read_count(reply: object, command: int, count_max: int) -> int:
     replied, count = _integers(reply, 2)
-    if replied != number or not 0 <= count <= count_max:
+    if replied != command or not 0 <= count <= count_max:
         raise UnexpectedReply
     return count
 

@@ -9,8 +9,9 @@ A lock key has three keys in Redis, all in one slot:
 The tag is the key's own hash tag, or else the whole key. No lock key has two pairs of braces
 (``has_slot``), so that none of these names is that of another lock.
 
-Owner and waiter are named ``<process>:<number>``; a number is used for one acquisition only, and
-each reply begins with it, so that a reply which belongs to another command is recognised.
+Owner and waiter are named ``<process>:<number>``; a number is used for one acquisition only. Each
+command has a number of its own, and its reply begins with it, so that the reply to another command
+is recognised.
 
 A release makes the next waiter the owner and publishes that on the channel of its process. PUBLISH
 returns how many connections listen there: a process that is gone is passed over. A fence is at
@@ -80,7 +81,7 @@ local function free(id)
 end
 
 -- Own all keys, or none: then wait in the queue of the first busy one, if asked to.
-local function enter(id, number, waits)
+local function enter(id, command, waits)
   for i = 1, #KEYS, 3 do
     local owner = redis.call('GET', KEYS[i]) or hand_over(i)
     if owner and owner ~= id then
@@ -95,7 +96,7 @@ local function enter(id, number, waits)
       end
       local time = redis.call('TIME')
       local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-      return {{number, 0, redis.call('PTTL', KEYS[i]), now_ms}}
+      return {{command, 0, redis.call('PTTL', KEYS[i]), now_ms}}
     end
   end
   local fence, now_ms = raise(1, #KEYS)
@@ -103,15 +104,15 @@ local function enter(id, number, waits)
     redis.call('SET', KEYS[i], id, 'PX', lease)
     if #KEYS > 3 then redis.call('LREM', KEYS[i + 1], 0, id) end
   end
-  return {{number, fence, 0, now_ms}}
+  return {{command, fence, 0, now_ms}}
 end
 """
 
 ENTER: Final = f"{_COMMON}return enter(ARGV[2], tonumber(ARGV[3]), ARGV[4])"
-"""Lease in ms, id, number, whether to wait. Repeatable: an owner gets its keys again, renewed."""
+"""Lease in ms, id, command, whether to wait. Repeatable: an owner gets its keys again, renewed."""
 
 FREE: Final = f"{_COMMON}return {{tonumber(ARGV[3]), free(ARGV[2])}}"
-"""Lease in ms of the next owner, id, number. Repeatable."""
+"""Lease in ms of the next owner, id, command. Repeatable."""
 
 PASS_ON: Final = f"""{_COMMON}
 free(ARGV[5])
@@ -129,7 +130,7 @@ for _, key in ipairs(KEYS) do
 end
 return {tonumber(ARGV[3]), owned}
 """
-"""Lease in ms, id, number; KEYS are the owners' keys only. Never creates a key: lost is lost."""
+"""Lease in ms, id, command; KEYS are the owners' keys only. Never creates a key: lost is lost."""
 
 
 def has_slot(key: str) -> bool:

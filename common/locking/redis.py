@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from common import failpoints
 from common.breaker import CircuitBreaker, CircuitOpen
@@ -106,6 +107,8 @@ def _options() -> dict[str, Any]:
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
         "max_connections": CONNECTIONS_MAX,
+        # If they may arrive, the client uses a connection on which data waits: a doubled reply.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
 
 
@@ -204,7 +207,9 @@ class RedisCalls:
         slots, another server may be found there; and the replies of a connection that sent a wrong
         one may be those of other commands.
         """
-        if isinstance(self._redis, RedisCluster):
-            return  # the client has noted by itself which node failed
         with suppress(Exception):
+            if isinstance(self._redis, RedisCluster):
+                nodes = self._redis.get_nodes()
+                await asyncio.gather(*(node.disconnect_free_connections() for node in nodes))
+                return
             await self._redis.connection_pool.disconnect(inuse_connections=False)

@@ -63,9 +63,9 @@ LOCKS: Final = (
     ),
     Mutant(
         "any-reply-grants",
-        "the reply to another acquisition counts as a grant",
+        "the reply to another command counts as a grant",
         file="common/locking/key_commands.py",
-        old="    if replied != number or fence < 0",
+        old="    if replied != command or fence < 0",
         new="    if fence < 0",
         tests=(f"{_FAULTS}test_a_doubled_reply_is_no_grant",),
     ),

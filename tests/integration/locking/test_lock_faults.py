@@ -18,6 +18,7 @@ from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
 from common.locking.key_scripts import redis_keys
 from common.locking.lock_errors import LockBusy, LockLost, LockUnavailable
+from common.locking.marks import open_marks
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
 from tests.integration.locking.conftest import settled, until
@@ -181,11 +182,15 @@ class Mangling(TcpProxy):
     mangle: Callable[[bytes], None] | None = None
     first_reply = b""
     """Sent once more, before the next script is."""
+    doubles = False
+    """Whether each reply that is a text is sent twice."""
 
     async def before(self, data: bytes, *, to_client: bool, connection: object) -> None:
         await super().before(data, to_client=to_client, connection=connection)
         if to_client and self.mangle is not None and data.startswith(b"*"):
             self.mangle(data)
+        if to_client and self.doubles and data.startswith(b"$"):
+            self.flows[-1].to_client.write(data)
         if not to_client and self.first_reply and b"EVALSHA" in data:
             self.flows[-1].to_client.write(self.first_reply)
             self.first_reply = b""
@@ -224,6 +229,43 @@ async def test_a_doubled_reply_is_no_grant(
             assert hold.guarded
             await settled(locks)
             await asyncio.sleep(2 * redis_calls.OPEN_S)
+
+
+async def test_a_doubled_reply_renews_nothing(
+    valkey_server: ValkeyServer, proxy: Mangling, redis: Redis, key: str
+) -> None:
+    """The second renewal gets the reply to the first one, and the key is gone."""
+    url = through(proxy, valkey_server)
+    async with open_key_locks(url, "test", waiting=Waiting.SIMPLE, lease_s=LEASE_S) as locks:
+
+        def keep(data: bytes) -> None:
+            proxy.mangle = None
+            proxy.first_reply = data
+
+        async with locks.hold([key], required=True) as hold:
+            lease = hold._lease
+            assert lease is not None
+            granted_until = lease.until
+            proxy.mangle = keep
+            await until(lambda: lease.until > granted_until)
+            renewed_until = lease.until
+            await redis.delete(key)
+            await until(lambda: hold.lost)
+            assert lease.until == renewed_until
+            assert not proxy.first_reply
+
+
+async def test_a_reply_that_waits_on_a_connection_is_not_that_of_the_next_command(
+    valkey_server: ValkeyServer, proxy: Mangling, key: str
+) -> None:
+    """A mark has no number."""
+    async with open_marks(valkey_server.url) as others:
+        await others.done(key, "others")
+    async with open_marks(through(proxy, valkey_server)) as marks:
+        proxy.doubles = True
+        assert await marks.begin(key, "one") == "DONE:others"
+        proxy.doubles = False
+        assert await marks.begin(f"{key}:free", "one") is None
 
 
 async def test_a_lost_reply_does_not_lock_its_caller_out(

@@ -15,13 +15,13 @@ from tests.support.redis_stand_in import RedisStandIn
 from tests.support.time_limits import LONG_S
 
 GRANTED = b"*4\r\n:1\r\n:5\r\n:0\r\n:1\r\n"
-"""The reply to the first acquisition of a process."""
+"""The reply to the first command of a process."""
 OTHERS = [
     *(b"*4\r\n:2\r\n:5\r\n:0\r\n:1\r\n", b"*4\r\n:1\r\n:-5\r\n:0\r\n:1\r\n"),
     *(b"*4\r\n:1\r\n:5\r\n:0\r\n:0\r\n", b"*4\r\n#t\r\n:5\r\n:0\r\n:1\r\n"),
     *(b"*4\r\n:1\r\n$1\r\n5\r\n:0\r\n:1\r\n", b"*3\r\n:1\r\n:5\r\n:0\r\n"),
 ]
-"""Of another acquisition, or not of the form."""
+"""To another command, or not of the form."""
 
 
 @pytest.fixture(autouse=True)
