@@ -21,7 +21,7 @@ PING_S: Final = 0.5
 dead. Meanwhile waiters ask by themselves (``key_line.HEARTBEAT_S``)."""
 CANCEL_AGAIN_S: Final = 0.05
 _RECONNECT: Final = Backoff(0.01, 1.0)
-_FORM: Final = re.compile(r"(\d+):(\d+):(\d+)")
+_FORM: Final = re.compile(r"(\d+):(\d+):(\d+):(\d+)")
 
 _log = structlog.stdlib.get_logger()
 
@@ -34,6 +34,8 @@ class Granted:
     fence: int
     server_ms: int
     """When, by the server's clock."""
+    lease_ms: int
+    """From then on; that of the process which released the key."""
 
 
 class GrantChannel:

@@ -73,8 +73,9 @@ class NodeCommands:
         self._lease_ms = round(lease_s * 1000)
         self._numbers = itertools.count(1)
         self._commands = itertools.count(1)
-        """Numbers of commands. Each reply repeats the number of its command. Without it, a connection
-        that is one reply behind, since a proxy has doubled one, would grant what Redis refuses."""
+        """Numbers of commands. Each reply repeats the number of its command. Without it, a
+        connection that is one reply behind, since a proxy has doubled one, would grant what Redis
+        refuses."""
         self._calls = RedisCalls(redis, event)
         self._enter = Script(redis, key_scripts.ENTER)
         self._pass_on = Script(redis, key_scripts.PASS_ON)

@@ -176,7 +176,8 @@ class KeyLine:
                 else:
                     entered = await commands.enter(self._keys, number, waits=queues)
                 if entered.granted:
-                    return self._lease(self._until(began), number), entered.fence, "reply"
+                    until = began + self._terms.lease_s - commands.drift_s
+                    return self._lease(until, number), entered.fence, "reply"
                 self._refused = True
                 if waiting is Waiting.SIMPLE:
                     self.fail(LockBusy())
@@ -188,9 +189,9 @@ class KeyLine:
                     return None, None, ""
                 message, self._message = self._message, None
                 if message is not None:
-                    until = self._end_of(message, entered, began)
-                    if until is not None:
-                        return self._lease(until, number), message.fence, "message"
+                    end = self._end_of(message, entered, began)
+                    if end is not None:
+                        return self._lease(end, number), message.fence, "message"
         except RedisUnavailable:
             # The command may have been executed, or may still be.
             self._terms.unknown(self._keys, number)
@@ -212,7 +213,7 @@ class KeyLine:
             return None
         # Granted at the server's time server_ms: on this clock, not before this.
         at = began + (message.server_ms - entered.server_ms) / 1000
-        until = self._until(min(at, self._loop.time()))
+        until = min(at, self._loop.time()) + message.lease_ms / 1000
         if until > self._loop.time():
             return until
         # This process was paused for longer than the lease.
@@ -227,9 +228,6 @@ class KeyLine:
     def _lease(self, until: float, number: int) -> KeyLease:
         lease_s = self._terms.lease_s
         return KeyLease(self._terms.commands, self._keys, number, lease_s=lease_s, until=until)
-
-    def _until(self, began: float) -> float:
-        return began + self._terms.lease_s - self._terms.commands.drift_s
 
     @property
     def _queues(self) -> bool:

@@ -14,9 +14,11 @@ command has a number of its own, and its reply begins with it, so that the reply
 is recognised.
 
 A release makes the next waiter the owner and publishes that on the channel of its process. PUBLISH
-returns how many connections listen there: a process that is gone is passed over. A fence is at
-least the server's time in microseconds: it rises after a flush or an empty restart too, and through
-a clock that was set back by less than FENCE_MS.
+returns how many connections listen there: a process that is gone is passed over. The lease is that
+of the releasing process, and the message says so: in a rolling deployment they may differ.
+
+A fence is at least the server's time in microseconds: it rises after a flush or an empty restart
+too, and through a clock that was set back by less than FENCE_MS.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ local function hand_over(i)
   while id do
     local fence, now_ms = raise(i, i)
     local process, number = string.match(id, '^(.*):(%d+)$')
-    local message = string.format('%s:%.0f:%.0f', number, fence, now_ms)
+    local message = string.format('%s:%.0f:%.0f:%s', number, fence, now_ms, lease)
     if redis.call('PUBLISH', '{CHANNEL}' .. process, message) > 0 then
       redis.call('SET', KEYS[i], id, 'PX', lease)
       return id

@@ -7,11 +7,13 @@ from collections import Counter
 from contextlib import AsyncExitStack
 
 import pytest
+from redis.asyncio import Redis
 
 from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
-from common.locking.key_scripts import TURNS_MAX
+from common.locking.key_scripts import TURNS_MAX, redis_keys
 from deploy.local.valkey import ValkeyServer
+from tests.integration.locking.conftest import until
 from tests.support.time_limits import LONG_S
 
 
@@ -39,3 +41,37 @@ async def test_callers_that_come_back_at_once_leave_turns_to_others(
         await asyncio.gather(*(work(replica) for replica in [0, 1] * TURNS_MAX))
     half = Counter(served[: len(served) // 2])
     assert min(half[0], half[1]) >= 2 * TURNS_MAX
+
+
+async def queued(redis: Redis, key: str) -> None:
+    """Until a process waits for the key."""
+    async with asyncio.timeout(LONG_S):
+        while not await redis.exists(redis_keys((key,))[1]):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_a_key_that_is_handed_over_has_the_lease_of_its_message(
+    valkey_server: ValkeyServer, redis: Redis, key: str, slow_machine: None
+) -> None:
+    """The process that releases it has another lease, as in a rolling deployment."""
+    async with AsyncExitStack() as exits:
+        short, long = [
+            await exits.enter_async_context(
+                open_key_locks(valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=lease_s)
+            )
+            for lease_s in (0.5, 60.0)
+        ]
+        await until(long._channel_ready)
+        first = await short.hold([key], wait_s=LONG_S).__aenter__()
+        waiting = asyncio.create_task(long.hold([key], wait_s=LONG_S).__aenter__())
+        await queued(redis, key)
+        short.ended(first)
+        hold = await waiting
+        assert hold.path == "message"
+        lease = hold._lease
+        assert lease is not None
+        assert lease.until <= asyncio.get_running_loop().time() + 0.5
+        # It is renewed at once, for the time of its new owner.
+        await until(lambda: lease.until > asyncio.get_running_loop().time() + 30.0)
+        assert await redis.pttl(key) > 30_000
+        long.ended(hold)
