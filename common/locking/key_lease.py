@@ -146,11 +146,9 @@ class Hold:
             self._lease.left_to_expire = True
 
     def when_lost(self, call: Callable[[], None] | None) -> None:
-        """``call`` it once if the lock is lost from now on."""
+        """``call`` it once if the lock is lost from now on; None: no more."""
         if self._lease is not None:
             self._lease.on_lost = call
-            if call is not None and self._lease.lost:
-                call()
 
     def end(self) -> None:
         """Let the next one have the keys."""

@@ -127,7 +127,8 @@ class KeyLocks:
         database decides. ``cancel_on_loss``: cancel the block when the lock is lost, and raise
         LockLost; else its loss is counted, and ``Hold.check`` raises it.
 
-        Raises InvalidLock, and on entering the block LockBusy or LocksClosed.
+        Raises InvalidLock, and on entering the block LockBusy or LocksClosed; LockLost there if
+        the lock was lost before the block could begin.
         """
         check_wait(wait_s, waits=self._waiting is not Waiting.SIMPLE)
         valid = valid_keys(keys, one_slot=self._one_slot)
@@ -269,6 +270,10 @@ class Holding:
             self._keys, self._wait_s, required=self._required
         )
         if self._cancel_on_loss:
+            if hold.lost:
+                # Before the block: there is nothing to cancel yet.
+                self._locks.ended(hold)
+                raise LockLost
             self._task = asyncio.current_task()
             assert self._task is not None
             self._cancelling = self._task.cancelling()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from common.locking import key_locks
+from common.locking.key_lease import Hold
 from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import redis_keys
-from common.locking.lock_errors import LocksClosed
+from common.locking.lock_errors import LockLost, LocksClosed
 from deploy.local.valkey import ValkeyServer
 from tests.integration.locking.conftest import until
 from tests.support.time_limits import LONG_S
@@ -65,3 +68,27 @@ async def test_a_waiter_of_closed_locks_never_runs_beside_the_holder(
     with pytest.raises(LocksClosed):
         await locks.hold([key], wait_s=LONG_S, required=required).__aenter__()
     assert not await redis.exists(redis_keys((key,))[1])
+
+
+async def test_a_lock_lost_before_its_block_begins_cancels_nothing(
+    locks: KeyLocks, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = locks.acquire
+
+    async def acquire_late(*arguments: Any, **options: Any) -> Hold:
+        hold = await acquire(*arguments, **options)
+        assert hold._lease is not None
+        hold._lease.until = -math.inf  # as after a pause of the process
+        return hold
+
+    monkeypatch.setattr(locks, "acquire", acquire_late)
+    with pytest.raises(LockLost):
+        async with locks.hold([key], wait_s=LONG_S, required=True, cancel_on_loss=True):
+            pytest.fail("the block began")
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+    monkeypatch.undo()
+    async with locks.hold([key], wait_s=LONG_S, required=True, cancel_on_loss=True):
+        pass
