@@ -87,12 +87,12 @@ local function enter(id, command, waits)
   for i = 1, #KEYS, 3 do
     local owner = redis.call('GET', KEYS[i]) or hand_over(i)
     if owner and owner ~= id then
-      if waits == '1' then
-        for j = 1, #KEYS, 3 do
-          if redis.call('GET', KEYS[j]) == id and not hand_over(j) then
-            redis.call('DEL', KEYS[j])
-          end
+      for j = 1, #KEYS, 3 do
+        if redis.call('GET', KEYS[j]) == id and not hand_over(j) then
+          redis.call('DEL', KEYS[j])
         end
+      end
+      if waits == '1' then
         if not redis.call('LPOS', KEYS[i + 1], id) then redis.call('RPUSH', KEYS[i + 1], id) end
         redis.call('PEXPIRE', KEYS[i + 1], {QUEUE_MS})
       end

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
+from common.locking.key_commands import NodeCommands
 from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
 from common.locking.key_scripts import TURNS_MAX, redis_keys
@@ -75,3 +76,16 @@ async def test_a_key_that_is_handed_over_has_the_lease_of_its_message(
         await until(lambda: lease.until > asyncio.get_running_loop().time() + 30.0)
         assert await redis.pttl(key) > 30_000
         long.ended(hold)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_refused_acquisition_owns_no_part_of_its_keys(
+    redis: Redis, key: str, waits: bool
+) -> None:
+    """It was handed the first key while it queued; now it may not queue any more."""
+    keys = (f"{key}:a", f"{key}:b")
+    commands = NodeCommands(redis, lease_s=60.0)
+    await redis.set(keys[0], f"{commands.process}:1")
+    await redis.set(keys[1], "another:1")
+    assert not (await commands.enter(keys, 1, waits=waits)).granted
+    assert not await redis.exists(keys[0])
