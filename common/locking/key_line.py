@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,7 +74,8 @@ class KeyLine:
         self._terms = terms
         self._keys = keys
         self._loop = asyncio.get_running_loop()
-        self._callers: deque[asyncio.Future[Hold]] = deque()
+        self._callers: OrderedDict[asyncio.Future[Hold], None] = OrderedDict()
+        """Those who wait, in order of arrival."""
         self._wake: asyncio.Future[None] | None = None
         self._message: Granted | None = None
         self._hold: Hold | None = None
@@ -86,17 +87,30 @@ class KeyLine:
         """Of the acquisition that waits in Redis, or 0."""
 
     def join(self) -> asyncio.Future[Hold]:
-        """A place at the end of the line. Its holder may cancel it."""
+        """A place at the end of the line. Who cancels it has to ``leave``."""
         caller: asyncio.Future[Hold] = self._loop.create_future()
-        self._callers.append(caller)
+        self._callers[caller] = None
         return caller
+
+    def leave(self, caller: asyncio.Future[Hold]) -> None:
+        """Forget a caller that waits no more. The last one takes the line out of Redis' queue."""
+        self._callers.pop(caller, None)
+        if not self.wanted:
+            self.wake()
 
     @property
     def wanted(self) -> bool:
         """Whether anyone still waits."""
-        while self._callers and self._callers[0].done():
-            self._callers.popleft()
-        return bool(self._callers)
+        return self._first() is not None
+
+    def _first(self) -> asyncio.Future[Hold] | None:
+        """The first caller that still waits: one that is cancelled leaves a moment later."""
+        while self._callers:
+            first = next(iter(self._callers))
+            if not first.done():
+                return first
+            del self._callers[first]
+        return None
 
     @property
     def busy(self) -> bool:
@@ -109,7 +123,7 @@ class KeyLine:
         return self._hold is not None and not self._hold.ended.done()
 
     def wake(self) -> None:
-        """Let the line look again: a caller has left, or messages may have been missed."""
+        """Let the line ask again: nobody waits any more, or messages may have been missed."""
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -129,8 +143,8 @@ class KeyLine:
 
     def fail(self, error: Exception) -> None:
         """Let all callers have ``error``."""
-        while self.wanted:
-            self._callers.popleft().set_exception(error)
+        while (caller := self._first()) is not None:
+            caller.set_exception(error)
 
     async def serve(self) -> None:
         """Take the keys for the callers, until nobody waits."""
@@ -258,10 +272,13 @@ class KeyLine:
         """Let callers hold the keys in turn; the number to free, or 0 if it shall expire."""
         turn = 0
         try:
-            while turn < TURNS_MAX and self.wanted and not lease.lost and not lease.left_to_expire:
+            while turn < TURNS_MAX and not lease.lost and not lease.left_to_expire:
+                caller = self._first()
+                if caller is None:
+                    break
                 fence_now = None if fence is None else fence + turn
                 self._hold = Hold(lease, fence_now, "local" if turn else path)
-                self._callers.popleft().set_result(self._hold)
+                caller.set_result(self._hold)
                 await self._hold.ended
                 self._busy_s = self._loop.time()
                 turn += 1

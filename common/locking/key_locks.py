@@ -29,7 +29,6 @@ from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
 from common.locking.lock_errors import (
     LockBusy,
-    LockError,
     LockLost,
     LocksClosed,
     LockUnavailable,
@@ -225,12 +224,9 @@ class KeyLocks:
             if not caller.cancelled() and caller.done() and caller.exception() is None:
                 # Granted at the moment of the cancellation: to the next one.
                 caller.result().end()
-            line.wake()
-            raise
-        except LockError:
-            line.wake()
             raise
         finally:
+            line.leave(caller)
             if timer is not None:
                 timer.cancel()
 

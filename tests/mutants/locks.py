@@ -49,8 +49,8 @@ LOCKS: Final = (
         "turns-without-a-limit",
         "a process passes a lock on to its own callers while others wait",
         file="common/locking/key_line.py",
-        old="while turn < TURNS_MAX and self.wanted",
-        new="while self.wanted",
+        old="while turn < TURNS_MAX and not lease.lost",
+        new="while not lease.lost",
         tests=(f"{_LOCKS}test_a_replica_passes_the_key_on_after_eight_turns",),
     ),
     Mutant(

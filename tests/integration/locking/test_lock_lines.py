@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
-from common.locking.key_commands import NodeCommands
+from common.locking.key_commands import Entered, Keys, NodeCommands
 from common.locking.key_line import Waiting
-from common.locking.key_locks import open_key_locks
+from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import TURNS_MAX, redis_keys
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import until
+from tests.integration.locking.conftest import settled, until
 from tests.support.time_limits import LONG_S
 
 
@@ -49,6 +49,42 @@ async def queued(redis: Redis, key: str) -> None:
     async with asyncio.timeout(LONG_S):
         while not await redis.exists(redis_keys((key,))[1]):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+async def test_callers_that_leave_are_forgotten_and_cost_no_command(
+    replicas: list[KeyLocks], redis: Redis, key: str
+) -> None:
+    """Unless the line is empty then."""
+    entered: list[Keys] = []
+    locks = replicas[0]
+    assert locks._terms is not None
+    enter = locks._terms.commands.enter
+
+    async def counting(keys: Keys, number: int, *, waits: bool) -> Entered:
+        entered.append(keys)
+        return await enter(keys, number, waits=waits)
+
+    locks._terms.commands.enter = counting  # type: ignore[method-assign]
+    other = await replicas[1].hold([key], wait_s=LONG_S).__aenter__()
+    waiting = [
+        asyncio.create_task(locks.hold([key], wait_s=LONG_S).__aenter__()) for _ in range(20)
+    ]
+    await queued(redis, key)
+    line = locks._lines[(key,)]
+    await until(lambda: line._refused)
+    before = len(entered)
+    for task in waiting[1:]:
+        task.cancel()
+    await asyncio.gather(*waiting[1:], return_exceptions=True)
+    # What the line would have sent, it would have sent before this.
+    async with locks.hold([f"{key}:other"], wait_s=LONG_S):
+        pass
+    assert entered[before:] == [(f"{key}:other",)]
+    assert len(line._callers) == 1
+    waiting[0].cancel()
+    await settled(locks)
+    assert not await redis.exists(redis_keys((key,))[1])
+    replicas[1].ended(other)
 
 
 async def test_a_key_that_is_handed_over_has_the_lease_of_its_message(
