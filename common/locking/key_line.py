@@ -223,7 +223,9 @@ class KeyLine:
 
         ``began``: when ENTER was sent, to which ``entered`` is the reply.
         """
-        if len(self._keys) > 1:
+        if len(self._keys) > 1 or message.server_ms < entered.server_ms:
+            # The other keys are not owned yet; or Redis has refused the key since then, which means
+            # that the grant was lost, as by a flush.
             return None
         # Granted at the server's time server_ms: on this clock, not before this.
         at = began + (message.server_ms - entered.server_ms) / 1000

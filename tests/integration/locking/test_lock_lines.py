@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
+from common.locking.grant_channel import Granted
 from common.locking.key_commands import Entered, Keys, NodeCommands
 from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
@@ -125,3 +126,25 @@ async def test_a_refused_acquisition_owns_no_part_of_its_keys(
     await redis.set(keys[1], "another:1")
     assert not (await commands.enter(keys, 1, waits=waits)).granted
     assert not await redis.exists(keys[0])
+
+
+async def test_a_message_from_before_the_last_refusal_grants_nothing(
+    replicas: list[KeyLocks], redis: Redis, key: str
+) -> None:
+    """As of a grant that a flush has undone, while the message was on its way."""
+    seconds, microseconds = await redis.time()
+    earlier_ms = seconds * 1000 + microseconds // 1000 - 1
+    other = await replicas[1].hold([key], wait_s=LONG_S).__aenter__()
+    waiting = asyncio.create_task(replicas[0].hold([key], wait_s=LONG_S).__aenter__())
+    await queued(redis, key)
+    line = replicas[0]._lines[(key,)]
+    await until(lambda: line._refused)
+    replicas[0].deliver(Granted(line.number, (other.fence or 0) + 1, earlier_ms, 60_000))
+    # What the line would have done with it, it would have done before this.
+    async with replicas[0].hold([f"{key}:other"], wait_s=LONG_S):
+        pass
+    assert not waiting.done()
+    replicas[1].ended(other)
+    hold = await waiting
+    assert (hold.fence or 0) > (other.fence or 0)
+    replicas[0].ended(hold)
