@@ -32,7 +32,7 @@ class Entered:
 class KeyCommands(Protocol):
     """Commands about sets of keys. Call them from tasks that are not cancelled.
 
-    Each raises RedisUnavailable: then its outcome is unknown, and ends with the lease.
+    Each raises RedisUnavailable: then its outcome is unknown, and ends with the lease; or NotSent.
     """
 
     process: str

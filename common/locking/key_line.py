@@ -25,7 +25,7 @@ from common.locking.key_commands import Entered, KeyCommands, Keys
 from common.locking.key_lease import Hold, KeyLease
 from common.locking.key_scripts import TURNS_MAX
 from common.locking.lock_errors import LockBusy, LockUnavailable
-from common.locking.redis import RedisUnavailable
+from common.locking.redis import NotSent, RedisUnavailable
 from common.metrics import REGISTRY
 
 HEARTBEAT_S: Final = 1.0
@@ -185,10 +185,7 @@ class KeyLine:
                 attempt += 1
                 queues = self._queues
                 began = self._loop.time()
-                if owned and attempt == 1:
-                    entered = await commands.pass_on(self._keys, owned, number, waits=queues)
-                else:
-                    entered = await commands.enter(self._keys, number, waits=queues)
+                entered = await self._enter(number, owned if attempt == 1 else 0, waits=queues)
                 if entered.granted:
                     until = began + self._terms.lease_s - commands.drift_s
                     return self._lease(until, number), entered.fence, "reply"
@@ -206,17 +203,24 @@ class KeyLine:
                     end = self._end_of(message, entered, began)
                     if end is not None:
                         return self._lease(end, number), message.fence, "message"
-        except RedisUnavailable:
-            # The command may have been executed, or may still be.
-            self._terms.unknown(self._keys, number)
+        except RedisUnavailable as error:
             self.fail(LockUnavailable())
-            await self._free_if_possible(number)
+            if attempt > 1 or not isinstance(error, NotSent):
+                # A command may have been executed, or may still be.
+                self._terms.unknown(self._keys, number)
+                await self._free_if_possible(number)
             raise
         finally:
             self.number = 0
             if self._refused:
                 self._refused = False
                 self._busy_s = self._loop.time()
+
+    async def _enter(self, number: int, owned: int, *, waits: bool) -> Entered:
+        commands = self._terms.commands
+        if owned:
+            return await commands.pass_on(self._keys, owned, number, waits=waits)
+        return await commands.enter(self._keys, number, waits=waits)
 
     def _end_of(self, message: Granted, entered: Entered, began: float) -> float | None:
         """When the lease ends that a message grants; None if it does not grant all keys now.

@@ -134,6 +134,10 @@ class RedisUnavailable(Exception):  # noqa: N818 - a state, not a fault
     """Redis failed, sent no reply in time or none that fits, or its circuit is open."""
 
 
+class NotSent(RedisUnavailable):
+    """The circuit is open: the call was not made, and changed nothing."""
+
+
 class UnexpectedReply(Exception):  # noqa: N818 - about the server, not about this code
     """A reply that is no error, and none that the command has."""
 
@@ -194,7 +198,7 @@ class RedisCalls:
                     failpoints.hit(f"redis.{operation}.after", RedisConnectionError)
                 return result
         except CircuitOpen:
-            raise RedisUnavailable from None
+            raise NotSent from None
         except Exception as error:  # noqa: BLE001 - the client has no list of what a reply raises
             _log.warning(self._event, error=type(error).__name__)
             await self._disconnect()

@@ -19,7 +19,7 @@ from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks
 from common.locking.lock_errors import InvalidLock
 from common.locking.lock_limits import LEASE_S
-from common.locking.redis import RedisUnavailable, open_redis
+from common.locking.redis import NotSent, RedisUnavailable, open_redis
 
 T = TypeVar("T")
 
@@ -73,6 +73,8 @@ class MajorityCommands:
         for error in failed:
             if not isinstance(error, RedisUnavailable):
                 raise error
+        if all(isinstance(each, NotSent) for each in replies):
+            raise NotSent
         return [each for each in replies if not isinstance(each, BaseException)]
 
     def _require_quorum(self, replies: Sequence[object]) -> None:

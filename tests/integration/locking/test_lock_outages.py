@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
 from common.locking.lock_errors import LockBusy, LockUnavailable
-from common.locking.redis import CONNECTIONS_MAX, TIMEOUT_S
+from common.locking.redis import CONNECTIONS_MAX, FAILURES_MAX, TIMEOUT_S
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import until
+from tests.integration.locking.conftest import settled, until
 from tests.support.fake_server import TcpProxy
 from tests.support.time_limits import LONG_S
 
@@ -126,3 +126,20 @@ async def test_as_many_keys_as_are_wanted_at_once_are_locked(
 
     async with open_key_locks(valkey_server.url, "test", waiting=Waiting.HANDOFF) as locks:
         assert all(await asyncio.gather(*map(hold, range(3 * CONNECTIONS_MAX))))
+
+
+async def test_what_an_open_circuit_keeps_back_is_neither_freed_nor_remembered(
+    url: str, proxy: Stalling, key: str
+) -> None:
+    proxy.target = "127.0.0.1:1"
+    async with open_key_locks(url, "test", waiting=Waiting.SPIN) as locks:
+        for number in range(FAILURES_MAX):
+            async with locks.hold([f"{key}:{number}"], wait_s=LONG_S) as hold:
+                assert not hold.guarded
+        await settled(locks)
+        connections = len(proxy.flows)
+        async with locks.hold([key], wait_s=LONG_S) as hold:
+            assert not hold.guarded
+        await settled(locks)
+        assert len(proxy.flows) == connections
+        assert len(locks._unknown) == FAILURES_MAX
