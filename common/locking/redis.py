@@ -32,8 +32,7 @@ CONNECTIONS_MAX: Final = 100
 """Of a client to each server, unless its URL says another number."""
 CALLS_MAX: Final = 64
 """Calls at once; more wait for their turn. The client fails a call that would need one connection
-too many, which would open the circuit of a Redis that is well. A call to a cluster may have several
-commands (``redis_lock``)."""
+too many, which would open the circuit of a Redis that is well."""
 
 _log = structlog.stdlib.get_logger()
 

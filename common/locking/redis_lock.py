@@ -8,10 +8,10 @@ Redis while it fails.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, groupby
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -21,6 +21,7 @@ from redis.exceptions import ClusterCrossSlotError
 from common.ids import new_id
 from common.locking.locks import Grant, Locks, NoLocks
 from common.locking.redis import (
+    CALLS_MAX,
     RedisCalls,
     RedisUnavailable,
     Script,
@@ -80,6 +81,8 @@ class RedisLocks:
         self._acquire = Script(redis, _ACQUIRE)
         self._release = Script(redis, _RELEASE)
         self._calls = RedisCalls(redis, "redis_lock_absent")
+        self._turns = asyncio.Semaphore(CALLS_MAX)
+        """Of the parts of batches in a cluster, which need a connection each."""
         self._cross_slot_logged = False
 
     async def acquire(self, keys: Collection[str]) -> Grant:
@@ -100,10 +103,14 @@ class RedisLocks:
             self._log_cross_slot()
             return _no_grant(token, wanted, "cross_slot")
         _absent.set(0)
-        acquired = frozenset(key for key, ok in zip(wanted, taken, strict=True) if ok)
-        busy = frozenset(wanted) - acquired
+        acquired = frozenset(key for key, each in zip(wanted, taken, strict=True) if each is True)
+        busy = frozenset(key for key, each in zip(wanted, taken, strict=True) if each is False)
+        absent = len(wanted) - len(acquired) - len(busy)
         _keys.labels("held").inc(len(acquired))
         _keys.labels("busy").inc(len(busy))
+        if absent:
+            _absent.set(1)
+            _keys.labels("absent").inc(absent)
         return Grant(token, acquired, busy)
 
     async def release(self, grant: Grant) -> None:
@@ -133,22 +140,42 @@ class RedisLocks:
     async def _send(self, parts: Sequence[Sequence[str]], token: str) -> object:
         """The reply to all parts; _CROSS_SLOT from a server that has not all of the keys.
 
-        That is no failure: a node of a cluster replies, and would grant the keys one by one.
+        That is no failure: a node of a cluster replies, and would grant the keys one by one. A part
+        without a list of its own length as the reply has _NO_REPLY for each key.
         """
-        try:
-            if len(parts) == 1:
+        if len(parts) == 1:
+            try:
                 return await self._acquire(parts[0], token, LEASE_MS)
-            asked = (self._acquire(part, token, LEASE_MS) for part in parts)
-            replies = await asyncio.gather(*asked)
-        except ClusterCrossSlotError:
-            return _CROSS_SLOT
-        return [each for reply in replies if isinstance(reply, list) for each in reply]
+            except ClusterCrossSlotError:
+                return _CROSS_SLOT
+        replies = await self._replies(self._acquire(part, token, LEASE_MS) for part in parts)
+        taken: list[object] = []
+        for part, reply in zip(parts, replies, strict=True):
+            right = isinstance(reply, list) and len(reply) == len(part)
+            taken += reply if right else [_NO_REPLY] * len(part)
+        return taken
 
     async def _send_release(self, parts: Sequence[Sequence[str]], token: str) -> object:
         if len(parts) == 1:
             return await self._release(parts[0], token)
-        replies = await asyncio.gather(*(self._release(part, token) for part in parts))
+        replies = await self._replies(self._release(part, token) for part in parts)
         return sum(reply for reply in replies if type(reply) is int)
+
+    async def _replies(self, sent: Iterable[Awaitable[object]]) -> list[Any]:
+        """The replies to the parts of a batch, or errors. Raises if none has a reply.
+
+        With one node of a cluster away, the keys of the others are still locked.
+        """
+
+        async def in_turn(part: Awaitable[object]) -> object:
+            async with self._turns:
+                return await part
+
+        replies = await asyncio.gather(*map(in_turn, sent), return_exceptions=True)
+        errors = [reply for reply in replies if isinstance(reply, BaseException)]
+        if len(errors) == len(replies):
+            raise errors[0]
+        return replies
 
     def _log_cross_slot(self) -> None:
         if not self._cross_slot_logged:
@@ -160,6 +187,7 @@ class RedisLocks:
 
 
 _CROSS_SLOT: Final = object()
+_NO_REPLY: Final = object()
 
 
 def _no_grant(token: str, wanted: Sequence[str], outcome: str) -> Grant:
@@ -168,16 +196,19 @@ def _no_grant(token: str, wanted: Sequence[str], outcome: str) -> Grant:
     return Grant(token, frozenset(), frozenset())
 
 
-def _read_taken(reply: object, wanted: int) -> list[bool] | None:
-    """Whether each key was taken; None for _CROSS_SLOT. Raises UnexpectedReply."""
+def _read_taken(reply: object, wanted: int) -> list[bool | None] | None:
+    """Whether each key was taken, None for _NO_REPLY; or None for _CROSS_SLOT.
+
+    Raises UnexpectedReply.
+    """
     if reply is _CROSS_SLOT:
         return None
     if not isinstance(reply, list) or len(reply) != wanted:
         raise UnexpectedReply
     # The type counts too: True == 1.
-    if not all(type(taken) is int and taken in (0, 1) for taken in reply):
+    if not all(each is _NO_REPLY or (type(each) is int and each in (0, 1)) for each in reply):
         raise UnexpectedReply
-    return [taken == 1 for taken in reply]
+    return [None if each is _NO_REPLY else each == 1 for each in reply]
 
 
 def _read_freed(reply: object, owned: int) -> int:

@@ -18,7 +18,7 @@ from common.locking.marks import open_marks
 from common.locking.redis import connection_problem, slot_of
 from common.locking.redis_lock import open_locks
 from tests.integration.locking.conftest import settled, until
-from tests.support.redis_topologies import three_nodes, watched
+from tests.support.redis_topologies import Nodes, three_nodes, watched
 from tests.support.time_limits import LONG_S
 
 
@@ -88,6 +88,7 @@ async def test_in_a_cluster_keys_of_all_nodes_are_locked(tmp_path: Path) -> None
             with pytest.raises(InvalidLock, match="hash tag"):
                 replicas[0].hold([f"lock:{new_id()}" for _ in range(9)], wait_s=1.0)
         await _lanes_and_marks(nodes.url)
+        await _lanes_without_a_node(nodes)
 
 
 async def test_in_a_cluster_a_slot_that_moves_is_followed(tmp_path: Path, key: str) -> None:
@@ -98,6 +99,21 @@ async def test_in_a_cluster_a_slot_that_moves_is_followed(tmp_path: Path, key: s
             fences = await pass_to_and_fro(replicas, [key])
             assert fences == sorted(set(fences))
             await nodes.empty(key)
+
+
+async def _lanes_without_a_node(nodes: Nodes) -> None:
+    """A batch has keys on all nodes: those of the others are still locked and freed."""
+    keys = [new_id() for _ in range(20)]
+    async with open_locks(nodes.url) as locks:
+        assert (await locks.acquire(["warm"])).acquired
+        away = nodes.servers[0]
+        lost = {key for key in keys if await nodes.owner_of(slot_of(key)) is away}
+        away.stop()
+        grant = await locks.acquire(keys)
+        assert grant.acquired == set(keys) - lost != set(keys)
+        assert not grant.busy
+        await locks.release(grant)
+        assert (await locks.acquire(keys)).acquired == set(keys) - lost
 
 
 async def _lanes_and_marks(url: str) -> None:
