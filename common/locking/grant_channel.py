@@ -113,6 +113,8 @@ class ClusterChannels:
         self._open_node = open_node
         self._channel = channel
         self._channels: dict[tuple[str, int], tuple[GrantChannel, asyncio.Task[None]]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        """Of nodes that are primaries no more."""
 
     @property
     def ready(self) -> bool:
@@ -130,15 +132,20 @@ class ClusterChannels:
                 self._follow({(node.host, int(node.port)) for node in primaries})
                 await asyncio.sleep(PING_S)
         finally:
-            tasks = [task for _, task in self._channels.values()]
-            await asyncio.gather(*map(ended, tasks))
+            self._follow(set())
+            while self._ending:
+                # Who ends this task cancels it several times (``ended``).
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait(self._ending)
 
     def _follow(self, primaries: set[tuple[str, int]]) -> None:
         for place in primaries - self._channels.keys():
             channel = self._channel(partial(self._open_node, *place))
             self._channels[place] = channel, asyncio.create_task(channel.run())
         for place in self._channels.keys() - primaries:
-            self._channels.pop(place)[1].cancel()
+            ending = asyncio.create_task(ended(self._channels.pop(place)[1]))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
 
 async def ended(task: asyncio.Task[None]) -> None:
