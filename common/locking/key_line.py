@@ -14,7 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import Counter
@@ -65,6 +65,8 @@ class Terms:
     """Whether messages of releases arrive."""
     unknown: Callable[[Keys, int], None]
     """Called with an acquisition whose command had no reply."""
+    lines: dict[int, KeyLine] = field(default_factory=dict)
+    """Those that ask Redis for their keys, by the number of the acquisition."""
 
 
 class KeyLine:
@@ -83,8 +85,6 @@ class KeyLine:
         """Whether Redis has refused the keys to the line, and the line waits for them."""
         self._busy_s = -math.inf
         """The last time at which a key was known to be held, on the event loop's clock."""
-        self.number = 0
-        """Of the acquisition that waits in Redis, or 0."""
 
     def join(self) -> asyncio.Future[Hold]:
         """A place at the end of the line. Who cancels it has to ``leave``."""
@@ -177,7 +177,8 @@ class KeyLine:
         ``owned``: the acquisition to pass on in the same round trip, or 0.
         """
         commands, waiting = self._terms.commands, self._terms.waiting
-        number = self.number = commands.new_number()
+        number = commands.new_number()
+        self._terms.lines[number] = self
         self._message = None
         attempt = 0
         try:
@@ -211,7 +212,7 @@ class KeyLine:
                 await self._free_if_possible(number)
             raise
         finally:
-            self.number = 0
+            del self._terms.lines[number]
             if self._refused:
                 self._refused = False
                 self._busy_s = self._loop.time()

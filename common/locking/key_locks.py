@@ -152,13 +152,14 @@ class KeyLocks:
     def deliver(self, message: Granted) -> None:
         """Wake the line that waits in Redis under the message's number.
 
-        A number that was given up is freed by a command that is under way, unless its fate was
-        unknown.
+        A number that no line has any more is freed by a command that is under way, unless a command
+        of it had no reply: then it is freed here.
         """
-        for line in self._lines.values():
-            if line.number == message.number:
-                line.granted(message)
-                return
+        assert self._terms is not None
+        line = self._terms.lines.get(message.number)
+        if line is not None:
+            line.granted(message)
+            return
         keys = self._unknown.pop(message.number, None)
         if keys is not None:
             self._tasks.start(self._free(keys, message.number))

@@ -139,7 +139,9 @@ async def test_a_message_from_before_the_last_refusal_grants_nothing(
     await queued(redis, key)
     line = replicas[0]._lines[(key,)]
     await until(lambda: line._refused)
-    replicas[0].deliver(Granted(line.number, (other.fence or 0) + 1, earlier_ms, 60_000))
+    assert replicas[0]._terms is not None
+    (number,) = replicas[0]._terms.lines
+    replicas[0].deliver(Granted(number, (other.fence or 0) + 1, earlier_ms, 60_000))
     # What the line would have done with it, it would have done before this.
     async with replicas[0].hold([f"{key}:other"], wait_s=LONG_S):
         pass
