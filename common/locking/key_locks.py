@@ -28,6 +28,7 @@ from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
 from common.locking.lock_errors import (
+    InvalidLock,
     LockBusy,
     LockLost,
     LocksClosed,
@@ -79,7 +80,7 @@ _held = Histogram(
 
 
 class KeyLocks:
-    """Locks of one name: what they wait like and how long their lease is, is the same for all."""
+    """Locks of one name, which all have the same strategy and the same lease."""
 
     def __init__(
         self,
@@ -120,15 +121,20 @@ class KeyLocks:
     ) -> Holding:
         """Hold all ``keys``, or none, while the ``async with`` block runs. Not reentrant.
 
-        ``wait_s``: how long to wait for them, and no longer than the running call's deadline; the
-        lease is a limit of its own, and is renewed while the block runs. 0 with SIMPLE only.
-        ``required``: raise LockUnavailable when Redis is; else the block runs unguarded, since the
-        database decides. ``cancel_on_loss``: cancel the block when the lock is lost, and raise
-        LockLost; else its loss is counted, and ``Hold.check`` raises it.
+        ``wait_s``: how long to wait for them, in seconds, and no longer than the running call's
+        deadline; 0 with SIMPLE, which does not wait, and above 0 with the others. The lease is
+        another limit, and is renewed while the block runs.
+        ``required``: raise LockUnavailable if Redis is unavailable; else the block runs unguarded,
+        since the database decides.
+        ``cancel_on_loss``: cancel the block when the lock is lost, and raise LockLost; else its
+        loss is counted, and ``Hold.check`` raises it. It needs ``required``, since a block that
+        runs unguarded has no lock to lose.
 
-        Raises InvalidLock, and on entering the block LockBusy or LocksClosed; LockLost there if
-        the lock was lost before the block could begin.
+        Raises InvalidLock. Entering the block raises LockBusy, LocksClosed, LockLost if the lock
+        was lost before the block could begin, and DeadlineTooShort if no time is left.
         """
+        if cancel_on_loss and not required:
+            raise InvalidLock("cancel_on_loss needs required")
         check_wait(wait_s, waits=self._waiting is not Waiting.SIMPLE)
         valid = valid_keys(keys, one_slot=self._one_slot)
         return Holding(self, valid, wait_s, required, cancel_on_loss)
@@ -185,10 +191,11 @@ class KeyLocks:
     # -- for Holding -------------------------------------------------------------------------------
 
     async def acquire(self, keys: Keys, wait_s: float, *, required: bool) -> Hold:
-        """A hold that has to be ended. Raises LockBusy, LockUnavailable or LocksClosed."""
+        """A hold that has to be ended. Raises what entering the block of ``hold`` raises."""
+        limit_s = deadlines.timeout_for(wait_s)
         began = asyncio.get_running_loop().time()
         try:
-            hold = await self._join(keys, deadlines.timeout_for(wait_s) if wait_s else 0.0)
+            hold = await self._join(keys, limit_s)
         except LockBusy:
             self._refused["busy"].inc()
             raise

@@ -41,10 +41,18 @@ def valid_keys(keys: Collection[str], *, one_slot: bool) -> tuple[str, ...]:
     if not 0 < len(valid) <= KEYS_MAX:
         raise InvalidLock(f"there must be 1 to {KEYS_MAX} keys")
     for key in valid:
-        if not 0 < len(key.encode()) <= KEY_BYTES_MAX:
+        if not 0 < _size_of(key) <= KEY_BYTES_MAX:
             raise InvalidLock(f"a key must have 1 to {KEY_BYTES_MAX} bytes")
         if not has_slot(key):
             raise InvalidLock("a key may have braces only as one hash tag, {tag}")
     if one_slot and len(set(map(slot_of, valid))) > 1:
         raise InvalidLock("in a cluster, several keys need one hash tag")
     return valid
+
+
+def _size_of(key: str) -> int:
+    """In bytes of UTF-8."""
+    try:
+        return len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidLock("a key must be text that UTF-8 can encode") from None

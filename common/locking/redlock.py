@@ -20,6 +20,7 @@ from common.locking.key_locks import KeyLocks
 from common.locking.lock_errors import InvalidLock
 from common.locking.lock_limits import LEASE_S
 from common.locking.redis import NotSent, RedisUnavailable, open_redis
+from common.urls import redis_nodes
 
 T = TypeVar("T")
 
@@ -82,6 +83,11 @@ class MajorityCommands:
             raise RedisUnavailable
 
 
+def _is_cluster(url: str) -> bool:
+    nodes = redis_nodes(url)
+    return nodes is not None and not nodes.service
+
+
 @asynccontextmanager
 async def open_redlock(
     urls: Sequence[str], name: str, *, waiting: Waiting = Waiting.SPIN, lease_s: float = LEASE_S
@@ -92,6 +98,8 @@ async def open_redlock(
     """
     if len(set(urls)) != len(urls) or len(urls) < NODES_LEAST:
         raise InvalidLock(f"urls must be {NODES_LEAST} or more different ones")
+    if any(map(_is_cluster, urls)):
+        raise InvalidLock("urls must not be those of a cluster, whose nodes are not independent")
     if waiting is Waiting.HANDOFF:
         raise InvalidLock("waiting must be SPIN or SIMPLE: independent nodes have no common queue")
     async with AsyncExitStack() as exits:

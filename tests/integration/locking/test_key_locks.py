@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from common import deadlines
+from common.errors import DeadlineTooShort
 from common.locking.key_lease import Hold
 from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
@@ -184,7 +185,7 @@ async def test_a_lease_is_renewed_while_it_is_held_and_not_after(
     async with open_key_locks(
         valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=0.3
     ) as locks:
-        async with locks.hold([key], wait_s=WAIT_S, cancel_on_loss=True) as hold:
+        async with locks.hold([key], wait_s=WAIT_S, required=True, cancel_on_loss=True) as hold:
             await asyncio.sleep(0.7)
             hold.check()
             assert await redis.pttl(key) > 0
@@ -201,7 +202,7 @@ async def test_a_lost_lock_cancels_the_holder_that_asks_for_it(
     ) as locks:
         counted = losses("lost")
         with pytest.raises(LockLost):
-            async with locks.hold([key], wait_s=WAIT_S, cancel_on_loss=True):
+            async with locks.hold([key], wait_s=WAIT_S, required=True, cancel_on_loss=True):
                 await (redis.set(key, owner) if owner else redis.delete(key))
                 await asyncio.sleep(LONG_S)
         task = asyncio.current_task()
@@ -233,7 +234,7 @@ async def test_an_exception_of_the_block_is_not_masked_by_the_loss(
         valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=0.3
     ) as locks:
         with pytest.raises(ZeroDivisionError):
-            async with locks.hold([key], wait_s=WAIT_S, cancel_on_loss=True) as hold:
+            async with locks.hold([key], wait_s=WAIT_S, required=True, cancel_on_loss=True) as hold:
                 await redis.delete(key)
                 try:
                     await asyncio.sleep(LONG_S)
@@ -271,10 +272,11 @@ async def test_without_redis_the_block_runs_unguarded_or_not_at_all(url: str, ke
     "keys",
     [
         *([], [""], "a key", ["x" * (KEY_BYTES_MAX + 1)], ["é" * KEY_BYTES_MAX]),
+        ["a lone surrogate: \ud800"],
         *(["{}key"], ["key}"], ["{key"], ["{a}{b}"], ["{{a}}"]),
         [str(number) for number in range(KEYS_MAX + 1)],
     ],
-    ids=lambda keys: str(keys)[:20],
+    ids=lambda keys: ascii(keys)[:20],
 )
 async def test_keys_that_no_lock_can_have_are_refused(keys: Collection[str]) -> None:
     async with open_key_locks("", "test", waiting=Waiting.HANDOFF) as locks:
@@ -290,6 +292,12 @@ async def test_a_wait_without_a_limit_is_refused(wait_s: float) -> None:
     async with open_key_locks("", "test", waiting=Waiting.SIMPLE) as locks:
         with pytest.raises(InvalidLock, match="wait_s"):
             locks.hold(["key"], wait_s=1.0)
+
+
+async def test_a_loss_that_cancels_is_for_a_lock_that_is_required() -> None:
+    async with open_key_locks("", "test", waiting=Waiting.SPIN) as locks:
+        with pytest.raises(InvalidLock, match="required"):
+            locks.hold(["key"], wait_s=1.0, cancel_on_loss=True)
 
 
 @pytest.mark.parametrize("lease_s", [0.0, -1.0, 0.1, math.nan, math.inf])
@@ -310,3 +318,16 @@ async def test_a_wait_ends_with_the_callers_deadline(replicas: list[KeyLocks], k
     with pytest.raises(LockBusy):
         await asyncio.create_task(call())
     replicas[0].ended(hold)
+
+
+@pytest.mark.parametrize("waiting", Waiting)
+async def test_a_call_without_time_left_takes_no_lock(waiting: Waiting) -> None:
+    async def call() -> None:
+        deadlines.start(0.0)
+        wait_s = 0.0 if waiting is Waiting.SIMPLE else WAIT_S
+        async with locks.hold(["key"], wait_s=wait_s):
+            pass
+
+    async with open_key_locks("", "test", waiting=waiting) as locks:
+        with pytest.raises(DeadlineTooShort):
+            await asyncio.create_task(call())

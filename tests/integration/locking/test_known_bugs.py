@@ -105,7 +105,7 @@ async def test_one_failed_renewal_does_not_end_the_renewals(
         return bool(await renew(*arguments))
 
     renew = replace_command(short, "renew", failing_renewal)
-    async with short.hold([key], wait_s=LONG_S, cancel_on_loss=True):
+    async with short.hold([key], wait_s=LONG_S, required=True, cancel_on_loss=True):
         await renewed.wait()
 
 
@@ -196,7 +196,7 @@ async def test_a_failed_release_masks_no_cancellation(
             held = asyncio.Event()
 
             async def work() -> None:
-                async with locks.hold([key], wait_s=LONG_S, cancel_on_loss=True):
+                async with locks.hold([key], wait_s=LONG_S, required=True, cancel_on_loss=True):
                     held.set()
                     await asyncio.Event().wait()
 

@@ -115,6 +115,13 @@ async def test_fewer_than_three_different_nodes_are_refused(urls: list[str]) -> 
             pass
 
 
+async def test_a_cluster_is_no_node() -> None:
+    urls = [f"redis+cluster://host:{port}" for port in (1, 2, 3)]
+    with pytest.raises(InvalidLock, match="cluster"):
+        async with open_redlock(urls, "test"):
+            pass
+
+
 async def test_a_common_queue_of_independent_nodes_is_refused() -> None:
     urls = [f"redis://{number}" for number in range(3)]
     with pytest.raises(InvalidLock):
