@@ -16,7 +16,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
-from types import TracebackType
 from typing import Final
 
 from prometheus_client import Counter, Histogram
@@ -24,13 +23,13 @@ from redis.asyncio import Redis, RedisCluster
 
 from common import deadlines
 from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted, ended
+from common.locking.holding import Holding
 from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
 from common.locking.lock_errors import (
     InvalidLock,
     LockBusy,
-    LockLost,
     LocksClosed,
     LockUnavailable,
 )
@@ -137,7 +136,8 @@ class KeyLocks:
             raise InvalidLock("cancel_on_loss needs required")
         check_wait(wait_s, waits=self._waiting is not Waiting.SIMPLE)
         valid = valid_keys(keys, one_slot=self._one_slot)
-        return Holding(self, valid, wait_s, required, cancel_on_loss)
+        acquire = partial(self.acquire, valid, wait_s, required=required)
+        return Holding(acquire, self.ended, cancel_on_loss=cancel_on_loss)
 
     async def close(self) -> None:
         """Refuse new holds, fail those that wait with LocksClosed, and let holders end.
@@ -250,66 +250,6 @@ class KeyLocks:
         """Let the next one have the keys; never waits."""
         self._held.observe(asyncio.get_running_loop().time() - hold.began)
         hold.end()
-
-
-class Holding:
-    """The ``async with`` block of ``KeyLocks.hold``."""
-
-    def __init__(
-        self, locks: KeyLocks, keys: Keys, wait_s: float, required: bool, cancel_on_loss: bool
-    ) -> None:
-        self._locks = locks
-        self._keys = keys
-        self._wait_s = wait_s
-        self._required = required
-        self._cancel_on_loss = cancel_on_loss
-        self._hold: Hold | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
-        self._cancelled = False
-
-    async def __aenter__(self) -> Hold:
-        assert self._hold is None, "one block each"
-        hold = self._hold = await self._locks.acquire(
-            self._keys, self._wait_s, required=self._required
-        )
-        if self._cancel_on_loss:
-            if hold.lost:
-                # Before the block: there is nothing to cancel yet.
-                self._locks.ended(hold)
-                raise LockLost
-            self._task = asyncio.current_task()
-            assert self._task is not None
-            self._cancelling = self._task.cancelling()
-            hold.when_lost(self._cancel)
-        return hold
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Raises LockLost if the block was cancelled for it, or ended without noticing it."""
-        hold = self._hold
-        assert hold is not None
-        lost = self._cancel_on_loss and hold.lost
-        hold.when_lost(None)
-        self._locks.ended(hold)
-        if self._cancelled:
-            assert self._task is not None
-            # As in asyncio.timeout: another's cancellation is not taken for this one.
-            if self._task.uncancel() > self._cancelling or kind is not asyncio.CancelledError:
-                lost = lost and kind is None
-        elif kind is not None:
-            lost = False
-        if lost:
-            raise LockLost from error
-
-    def _cancel(self) -> None:
-        assert self._task is not None
-        self._cancelled = True
-        self._task.cancel()
 
 
 @asynccontextmanager
