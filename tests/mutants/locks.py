@@ -9,7 +9,7 @@ from tests.mutants.mutant import Mutant
 _LOCKS: Final = "tests/integration/locking/test_key_locks.py::"
 _BUGS: Final = "tests/integration/locking/test_known_bugs.py::"
 _CANCELLATION: Final = "tests/integration/locking/test_lock_cancellation.py::"
-_FAULTS: Final = "tests/integration/locking/test_lock_faults.py::"
+_CONNECTIONS: Final = "tests/integration/locking/test_lock_connections.py::"
 _REDLOCK: Final = "tests/integration/locking/test_redlock.py::"
 
 LOCKS: Final = (
@@ -67,7 +67,7 @@ LOCKS: Final = (
         file="common/locking/key_commands.py",
         old="    if replied != command or fence < 0",
         new="    if fence < 0",
-        tests=(f"{_FAULTS}test_a_doubled_reply_is_no_grant",),
+        tests=(f"{_CONNECTIONS}test_a_doubled_reply_is_no_grant",),
     ),
     Mutant(
         "renewal-after-the-release",

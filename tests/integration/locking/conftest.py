@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 
@@ -13,6 +14,7 @@ from common.ids import new_id
 from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
 from deploy.local.valkey import ValkeyServer
+from tests.support.databases import Databases, name_of
 from tests.support.time_limits import LONG_S
 
 
@@ -59,3 +61,30 @@ async def until(condition: Callable[[], bool]) -> None:
 async def settled(*replicas: KeyLocks) -> None:
     """Until nobody holds or waits, and no release is in flight."""
     await until(lambda: not any(len(locks._tasks) for locks in replicas))
+
+
+# -- a database whose writes compare the fence ---------------------------------------------------
+
+TABLE = """
+CREATE TABLE counted (key text PRIMARY KEY, number bigint NOT NULL, fence bigint NOT NULL);
+GRANT SELECT, INSERT, UPDATE ON counted TO tally_balance_runtime;
+"""
+
+
+@pytest.fixture
+def counted(databases: Databases) -> Iterator[str]:
+    """The URL of a database with the table of ``worker``."""
+    with databases.clone("balance") as urls:
+        databases.server.run_sql(TABLE, database=name_of(urls))
+        yield urls.runtime
+
+
+@asynccontextmanager
+async def counting(url: str, key: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to ``counted``, with a row for the key."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("INSERT INTO counted VALUES ($1, 0, 0)", key)
+        yield connection
+    finally:
+        await connection.close()

@@ -15,7 +15,7 @@ from common.locking.key_locks import KeyLocks
 from common.locking.lock_errors import InvalidLock, LockBusy, LockUnavailable
 from common.locking.redlock import open_redlock
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import settled
+from tests.integration.locking.conftest import counting, settled
 from tests.support.time_limits import LONG_S
 
 NODES = 3
@@ -92,10 +92,16 @@ async def test_a_loser_rolls_back_on_all_nodes(
         assert not await client.exists(key)
 
 
+COMPARED = "UPDATE counted SET number = $3 WHERE key = $1 AND number = $2"
+NOT_COMPARED = "UPDATE counted SET number = $3 WHERE key = $1 AND $2::bigint >= 0"
+
+
+@pytest.mark.parametrize("write", [COMPARED, NOT_COMPARED], ids=["compared", "control"])
 async def test_a_node_restarted_empty_is_why_the_database_decides(
-    replicas: list[KeyLocks], nodes: list[ValkeyServer], key: str
+    replicas: list[KeyLocks], nodes: list[ValkeyServer], key: str, counted: str, write: str
 ) -> None:
-    """It may let in a second holder, and neither has a fence that PostgreSQL could compare."""
+    """It lets in a second holder, and neither has a fence. A write that compares what was read is
+    refused; without the comparison one of two updates is lost."""
     async with Redis.from_url(nodes[0].url) as client:
         await client.set(key, "another:1")
     async with replicas[0].hold([key], required=True) as first:
@@ -104,8 +110,17 @@ async def test_a_node_restarted_empty_is_why_the_database_decides(
             await client.delete(key)
         nodes[1].stop()
         nodes[1].start()
-        async with replicas[1].hold([key], required=True) as second:
+        async with (
+            replicas[1].hold([key], required=True) as second,
+            counting(counted, key) as database,
+        ):
             assert (first.fence, second.fence) == (None, None)
+            read = await database.fetchval("SELECT number FROM counted WHERE key = $1", key)
+            written = [await database.execute(write, key, read, read + 1) for _ in range(2)]
+            number = await database.fetchval("SELECT number FROM counted WHERE key = $1", key)
+    accepted = written.count("UPDATE 1")
+    assert accepted == (1 if write == COMPARED else 2)
+    assert number == 1
 
 
 @pytest.mark.parametrize("urls", [[], ["redis://a", "redis://b"], ["redis://a"] * 3])
