@@ -1,4 +1,4 @@
-"""The channel on which Redis says that a waiter of this process owns its keys now."""
+"""The channel on which a release tells this process that one of its waiters owns the keys now."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from common.backoff import Backoff
 from common.locking.key_scripts import CHANNEL
 
 PING_S: Final = 0.5
-"""After this much silence the connection is asked whether it lives; after as much again it is
-dead. Meanwhile waiters ask by themselves (``key_line.HEARTBEAT_S``)."""
+"""Without data for this long, a PING is sent; without a reply for as long again, the connection is
+closed. Meanwhile waiters repeat ENTER (``key_line.HEARTBEAT_S``)."""
 CANCEL_AGAIN_S: Final = 0.05
 _RECONNECT: Final = Backoff(0.01, 1.0)
 _FORM: Final = re.compile(r"(\d+):(\d+):(\d+):(\d+)")
@@ -126,7 +126,7 @@ class ClusterChannels:
         """Subscribe where the cluster's primaries are, until it is cancelled."""
         try:
             while True:
-                with suppress(Exception):  # the locks' own calls say what is wrong
+                with suppress(Exception):  # the locks' own calls log it
                     await self._cluster.initialize()
                 primaries = self._cluster.get_primaries()
                 self._follow({(node.host, int(node.port)) for node in primaries})

@@ -58,7 +58,7 @@ class KeyLease:
             self._end.cancel()
 
     def abandon(self) -> None:
-        """Begin no more renewals, and wait for nothing. A holder still gets to know the end."""
+        """Begin no more renewals, without waiting. ``on_lost`` is still called at the end."""
         self._begin.cancel()
         self._abandoned = True
         if self._stopping is not None:
@@ -117,8 +117,8 @@ class Hold:
         where Redis is unavailable. A write that carries it, and is refused where a higher one was
         seen, cannot come too late."""
         self.path = path
-        """How it was taken: at once or by asking again (``reply``), handed over by another process
-        (``message``) or by one of this process (``local``), or not at all (``absent``)."""
+        """How it was taken: by the first or a later ENTER (``reply``), handed over by another
+        process (``message``) or by one of this process (``local``), or not at all (``absent``)."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.began = asyncio.get_running_loop().time()
 
@@ -151,6 +151,6 @@ class Hold:
             self._lease.on_lost = call
 
     def end(self) -> None:
-        """Let the next one have the keys."""
+        """Let the next caller hold the keys, or free them."""
         if not self.ended.done():
             self.ended.set_result(None)

@@ -1,4 +1,4 @@
-"""Those of this process that want one set of keys, in order of arrival.
+"""The callers of this process that want one set of keys, in order of arrival.
 
 A line has one task, which sends every command about its keys: what a caller cancels is its wait,
 never a command in flight. The line as a whole waits in Redis once, whatever its length. When it
@@ -29,7 +29,7 @@ from common.locking.redis import NotSent, RedisUnavailable
 from common.metrics import REGISTRY
 
 HEARTBEAT_S: Final = 1.0
-"""How often a waiter asks Redis by itself: a message may be lost, an owner may have died."""
+"""How often a waiter repeats ENTER: a message may be lost, an owner may have died."""
 EXPIRY_SLACK_S: Final = 0.002
 """Redis counts a time to live in milliseconds."""
 _SPIN: Final = Backoff(0.001, 0.05)
@@ -49,7 +49,7 @@ class Waiting(enum.Enum):
     """What a caller does about a busy key."""
 
     SIMPLE = "fail at once"
-    SPIN = "ask again after a pause that doubles, up to 50 ms"
+    SPIN = "try again after a pause that doubles, up to 50 ms"
     HANDOFF = "queue, and be woken by the release; first come, first served"
 
 
@@ -123,7 +123,7 @@ class KeyLine:
         return self._hold is not None and not self._hold.ended.done()
 
     def wake(self) -> None:
-        """Let the line ask again: nobody waits any more, or messages may have been missed."""
+        """End the line's pause: nobody waits any more, or messages may have been missed."""
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -133,16 +133,16 @@ class KeyLine:
         self.wake()
 
     def give_up(self, caller: asyncio.Future[Hold], joined_s: float) -> None:
-        """The wait limit of a caller has passed, which joined at ``joined_s``.
+        """End the wait of a caller that joined at ``joined_s``, since its limit has passed.
 
-        If nothing says that another had a key meanwhile, it is Redis that did not reply.
+        It fails with LockBusy if another had a key meanwhile; else Redis has not replied in time.
         """
         if not caller.done():
             busy = self._lent or self._refused or self._busy_s >= joined_s
             caller.set_exception(LockBusy() if busy else LockUnavailable())
 
     def fail(self, error: Exception) -> None:
-        """Let all callers have ``error``."""
+        """Raise ``error`` in all callers that wait."""
         while (caller := self._first()) is not None:
             caller.set_exception(error)
 
@@ -256,7 +256,7 @@ class KeyLine:
         return self._terms.waiting is Waiting.HANDOFF and self._terms.may_queue()
 
     async def _leave_to_others(self) -> None:
-        """Let other processes find the keys free: they do not queue, and try from time to time."""
+        """Pause, so that other processes find the keys free: they do not queue, but try again."""
         if self._terms.waiting is not Waiting.SIMPLE:
             self._busy_s = self._loop.time() + _SPIN.max_s
             await self._pause(_SPIN.max_s)
@@ -300,7 +300,7 @@ class KeyLine:
 
 
 def _pause_s(entered: Entered, attempt: int, *, queues: bool) -> float:
-    """The time until a line asks for busy keys again by itself, in seconds."""
+    """The time until a line repeats ENTER, in seconds."""
     if not queues:
         return _SPIN.pause_s(attempt)
     if entered.free_in_s < 0:

@@ -50,8 +50,8 @@ CLOSE_S: Final = 1.0
 
 _acquired = Counter(
     "tally_key_lock_acquisitions",
-    "Locks taken, by lock and path: reply (at once, or by asking again), message (handed over by "
-    "another process), local (by the same process) or absent (Redis unavailable: not locked).",
+    "Locks taken, by lock and path: reply (by the first or a later attempt), message (handed over "
+    "by another process), local (by the same process) or absent (Redis unavailable: not locked).",
     ("lock", "path"),
     registry=REGISTRY,
 )
@@ -64,7 +64,7 @@ _refused = Counter(
 )
 _wait = Histogram(
     "tally_key_lock_wait_seconds",
-    "Time from asking for a lock to holding it, in seconds.",
+    "Time from the request of a lock to its acquisition, in seconds.",
     ("lock",),
     buckets=LATENCY_BUCKETS_S,
     registry=REGISTRY,
@@ -256,7 +256,7 @@ class KeyLocks:
 async def open_key_locks(
     url: str, name: str, *, waiting: Waiting, lease_s: float = LEASE_S
 ) -> AsyncIterator[KeyLocks]:
-    """Locks on the Redis at ``url``; an empty URL means that no lock is ever there.
+    """Locks on the Redis at ``url``; with an empty URL no lock is available.
 
     ``name``: in metrics; from the code. All who lock the same keys use the same name, strategy and
     lease. Raises InvalidLock.

@@ -1,9 +1,8 @@
 """Redlock: a lock on several independent Redis, of which more than half have to grant it.
 
 It survives the loss of some of them, and **gives no fence**, since they share no counter: its
-holders need a row lock or a version in the database. Nobody queues, so that callers ask again after
-a pause. A node that restarts empty has forgotten what it granted: keep it away for the length of a
-lease.
+holders need a row lock or a version in the database. Nobody queues, so that callers try again after
+a pause. A node that restarts empty has lost its grants: keep it away for the length of a lease.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Tested elsewhere: a cancelled acquisition leaks its key, tokens shared by the tasks of a thread
 (``test_lock_cancellation``); a lost reply locks out its own caller, a message missed during a
-reconnect (``test_lock_faults``); a renewal creates a lost lock, a fence lives for ever, opposite
-orders of keys deadlock (``test_key_locks``).
+reconnect (``test_lock_connections``); a renewal creates a lost lock, a fence lives for ever,
+opposite orders of keys deadlock (``test_key_locks``).
 """
 
 from __future__ import annotations

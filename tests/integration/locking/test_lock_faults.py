@@ -36,7 +36,7 @@ TASKS = 5
 async def test_no_two_processes_hold_the_lock_at_once(
     valkey_server: ValkeyServer, key: str, waiting: Waiting, one_key: bool
 ) -> None:
-    """The control: with a key of its own for each task, the same work overlaps."""
+    """The control: with as many keys as a process has tasks, the same work overlaps."""
     count = 20 if waiting is Waiting.SPIN else 100
     work = Work(valkey_server.url, key if one_key else "", count, tasks=TASKS)
     async with workers(replace(work, waiting=waiting.name), PROCESSES) as running:
