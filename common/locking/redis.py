@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -188,8 +188,11 @@ class RedisCalls:
         while the circuit is open too, and do not count its outcome. For calls about a lock that is
         held: a circuit that stays open as long as a lease would end every lock of the process.
         """
+        circuit: AbstractAsyncContextManager[None] = self._breaker.call()
+        if bypass:
+            circuit = nullcontext()
         try:
-            async with self._turns, nullcontext() if bypass else self._breaker.call():
+            async with self._turns, circuit:
                 if failpoints.enabled:
                     failpoints.hit(f"redis.{operation}.before", RedisConnectionError)
                 result = read(await send())

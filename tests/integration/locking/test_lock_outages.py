@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from common.locking.key_line import Waiting
 from common.locking.key_locks import open_key_locks
 from common.locking.lock_errors import LockBusy, LockUnavailable
-from common.locking.redis import CONNECTIONS_MAX, FAILURES_MAX, TIMEOUT_S
+from common.locking.redis import CONNECTIONS_MAX, FAILURES_MAX
 from deploy.local.valkey import ValkeyServer
 from tests.integration.locking.conftest import settled, until
 from tests.support.fake_server import TcpProxy
@@ -20,7 +20,8 @@ from tests.support.time_limits import LONG_S
 
 STALL_S = 0.15
 """Longer than a command's limit, shorter than a lease."""
-WAIT_S = TIMEOUT_S / 2
+WAIT_S = 0.3
+"""Long enough for a reply, shorter than a command's limit on a ``slow_machine``."""
 
 
 class Stalling(TcpProxy):
@@ -73,6 +74,7 @@ async def test_a_stall_of_three_renewals_loses_no_lock(url: str, proxy: Stalling
         assert [hold.lost for hold in holds] == [False] * 3
 
 
+@pytest.mark.usefixtures("slow_machine")
 @pytest.mark.parametrize("waiting", [Waiting.SPIN, Waiting.HANDOFF])
 async def test_a_mute_redis_is_not_a_busy_key(
     url: str, proxy: Stalling, key: str, waiting: Waiting
@@ -81,12 +83,13 @@ async def test_a_mute_redis_is_not_a_busy_key(
     async with open_key_locks(url, "test", waiting=waiting) as locks:
         proxy.forwards.clear()
         with pytest.raises(LockUnavailable):
-            await locks.hold([key], wait_s=WAIT_S, required=True).__aenter__()
-        async with locks.hold([f"{key}:2"], wait_s=WAIT_S) as hold:
+            await locks.hold([key], wait_s=0.01, required=True).__aenter__()
+        async with locks.hold([f"{key}:2"], wait_s=0.01) as hold:
             assert not hold.guarded
         proxy.forwards.set()
 
 
+@pytest.mark.usefixtures("slow_machine")
 async def test_a_redis_that_is_mute_after_a_refusal_leaves_the_key_busy(
     url: str, proxy: Stalling, redis: Redis, key: str
 ) -> None:
@@ -100,6 +103,7 @@ async def test_a_redis_that_is_mute_after_a_refusal_leaves_the_key_busy(
         proxy.forwards.set()
 
 
+@pytest.mark.usefixtures("slow_machine")
 @pytest.mark.parametrize("waiting", [Waiting.SPIN, Waiting.HANDOFF])
 async def test_a_caller_that_joins_a_waiting_line_finds_the_key_busy(
     url: str, redis: Redis, key: str, waiting: Waiting
