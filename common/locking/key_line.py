@@ -289,8 +289,8 @@ class KeyLine:
                 await self._hold.ended
                 self._busy_s = self._loop.time()
                 turn += 1
-        except asyncio.CancelledError:
-            # At the end of the process. A renewed lease would last as long as the process.
+        except BaseException:
+            # Cancelled by the end of the locks. A renewed lease would last as long as the process.
             lease.abandon()
             raise
         await lease.stop()
