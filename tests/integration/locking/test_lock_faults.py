@@ -31,15 +31,26 @@ PROCESSES = 3
 TASKS = 5
 
 
-@pytest.mark.parametrize("waiting", [Waiting.HANDOFF, Waiting.SPIN])
-@pytest.mark.parametrize("one_key", [True, False], ids=["one key", "control"])
+@pytest.mark.parametrize(
+    ("waiting", "one_key"),
+    [(Waiting.HANDOFF, True), (Waiting.SPIN, True), (Waiting.HANDOFF, False)],
+    ids=["handoff", "spin", "control"],
+)
 async def test_no_two_processes_hold_the_lock_at_once(
     valkey_server: ValkeyServer, key: str, waiting: Waiting, one_key: bool
 ) -> None:
     """The control: with as many keys as a process has tasks, the same work overlaps."""
     count = 20 if waiting is Waiting.SPIN else 100
-    work = Work(valkey_server.url, key if one_key else "", count, tasks=TASKS)
-    async with workers(replace(work, waiting=waiting.name), PROCESSES) as running:
+    work = Work(
+        valkey_server.url,
+        key if one_key else "",
+        count,
+        tasks=TASKS,
+        waiting=waiting.name,
+        start=f"{key}:ready",
+        together=PROCESSES,
+    )
+    async with workers(work, PROCESSES) as running:
         await asyncio.gather(*map(ended, running))
     held = [one for each in running for one in each.held]
     assert len(held) == PROCESSES * TASKS * count

@@ -15,6 +15,7 @@ from typing import Final
 
 import asyncpg
 import uvloop
+from redis.asyncio import Redis
 
 from common.locking import redis
 from common.locking.key_line import Waiting
@@ -43,6 +44,10 @@ class Work:
     """Whether that row compares the fence."""
     timeout_s: float = WAIT_S
     """Of a command."""
+    start: str = ""
+    """A key in Redis that counts the workers that are ready, or ''."""
+    together: int = 1
+    """How many have to be ready before each begins."""
 
 
 @dataclass(slots=True)
@@ -76,6 +81,15 @@ async def count(connection: asyncpg.Connection, work: Work, fence: int) -> bool:
     await asyncio.sleep(work.hold_s)
     written = await connection.execute(WRITE[work.fenced], work.key, fence, seen + 1)
     return bool(written == "UPDATE 1")
+
+
+async def all_ready(work: Work) -> None:
+    """Until all workers that begin together are ready."""
+    async with Redis.from_url(work.url) as client:
+        ready = await client.incr(work.start)
+        while ready < work.together:
+            await asyncio.sleep(0.005)
+            ready = int(await client.get(work.start) or 0)
 
 
 def say(**line: object) -> None:
@@ -113,6 +127,8 @@ async def run(work: Work) -> None:
         while waiting is Waiting.HANDOFF and not locks._channel_ready():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         say(ready=True)
+        if work.start:
+            await all_ready(work)
         await asyncio.gather(
             *(
                 take(locks, work, connection, work.key or str(number))
