@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
 
@@ -13,6 +13,7 @@ from common.ids import new_id
 from common.locking import key_scripts
 from common.locking.redis import RedisCalls, Script, UnexpectedReply
 
+T = TypeVar("T")
 Keys = tuple[str, ...]
 
 
@@ -88,7 +89,7 @@ class NodeCommands:
     async def enter(self, keys: Keys, number: int, *, waits: bool) -> Entered:
         command = next(self._commands)
         arguments = (self._lease_ms, self._id(number), command, int(waits))
-        return await self._calls.call(
+        return await self._call(
             "enter_lock",
             lambda: self._enter(key_scripts.redis_keys(keys), *arguments),
             lambda reply: _read_entered(reply, command),
@@ -97,7 +98,7 @@ class NodeCommands:
     async def pass_on(self, keys: Keys, owner: int, number: int, *, waits: bool) -> Entered:
         command = next(self._commands)
         arguments = (self._lease_ms, self._id(number), command, int(waits), self._id(owner))
-        return await self._calls.call(
+        return await self._call(
             "pass_on_lock",
             lambda: self._pass_on(key_scripts.redis_keys(keys), *arguments),
             lambda reply: _read_entered(reply, command),
@@ -105,7 +106,7 @@ class NodeCommands:
 
     async def renew(self, keys: Keys, number: int) -> bool:
         command = next(self._commands)
-        return await self._calls.call(
+        return await self._call(
             "renew_lock",
             lambda: self._renew(keys, self._lease_ms, self._id(number), command),
             lambda reply: _read_count(reply, command, len(keys)) == len(keys),
@@ -115,7 +116,7 @@ class NodeCommands:
     async def free(self, keys: Keys, number: int) -> None:
         command = next(self._commands)
         arguments = (self._lease_ms, self._id(number), command)
-        await self._calls.call(
+        await self._call(
             "free_lock",
             lambda: self._free(key_scripts.redis_keys(keys), *arguments),
             lambda reply: _read_count(reply, command, len(keys)),
@@ -124,6 +125,16 @@ class NodeCommands:
 
     def _id(self, number: int) -> str:
         return f"{self.process}:{number}"
+
+    async def _call(
+        self,
+        operation: str,
+        send: Callable[[], Awaitable[object]],
+        read: Callable[[object], T],
+        *,
+        bypass: bool = False,
+    ) -> T:
+        return await self._calls.call(operation, send, read, bypass=bypass)
 
 
 def _read_entered(reply: object, command: int) -> Entered:
