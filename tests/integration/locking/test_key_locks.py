@@ -48,11 +48,13 @@ async def queued(redis: Redis, key: str, count: int) -> None:
 async def test_a_key_has_one_holder_and_is_free_after_it(
     valkey_server: ValkeyServer, key: str, waiting: Waiting, slow_machine: None
 ) -> None:
-    short, long = (0.0, 0.0) if waiting is Waiting.SIMPLE else (0.02, WAIT_S)
+    short, long = (0.0, 0.0) if waiting is Waiting.SIMPLE else (0.1, WAIT_S)
     async with (
         open_key_locks(valkey_server.url, "test", waiting=waiting) as one,
         open_key_locks(valkey_server.url, "test", waiting=waiting) as two,
     ):
+        async with two.hold([f"{key}:other"], wait_s=long):
+            pass  # it is connected from now on, and has a reply within the short wait
         async with one.hold([key], wait_s=long) as hold:
             assert hold.guarded
             assert not hold.lost
@@ -309,9 +311,10 @@ async def test_a_lease_shorter_than_its_renewals_is_refused(lease_s: float) -> N
 
 async def test_a_wait_ends_with_the_callers_deadline(replicas: list[KeyLocks], key: str) -> None:
     hold = await taken(replicas[0], [key])
+    replicas[1].ended(await taken(replicas[1], [f"{key}:other"]))  # connected from now on
 
     async def call() -> None:
-        deadlines.start(0.05)
+        deadlines.start(0.2)
         async with replicas[1].hold([key], wait_s=WAIT_S):
             pass
 
