@@ -50,8 +50,8 @@ _POOLER: Final = "unsupported startup parameter"
 
 _OF_NO_USE: Final = (
     OSError,  # TimeoutError is one
-    # The driver met what it did not expect. Most often the server has just announced the end of an
-    # idle session, and the connection's end has not arrived yet: then no SQLSTATE tells it.
+    # The driver met what it did not expect. Most often the server has announced the end of an idle
+    # session, and the connection has not ended yet. The error has no SQLSTATE.
     InternalClientError,
     InvalidCachedStatementError,
     OutdatedSchemaCacheError,

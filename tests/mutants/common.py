@@ -250,8 +250,8 @@ COMMON: Final = (
         "announced-end-is-a-defect",
         "a session whose end the server has announced is taken for a defect of the command",
         file="common/db/errors.py",
-        old="tells it.\n    InternalClientError,\n",
-        new="tells it.\n",
+        old="has no SQLSTATE.\n    InternalClientError,\n",
+        new="has no SQLSTATE.\n",
         tests=(f"{_SESSIONS}test_work_survives_the_loss_of_every_pooled_session",),
     ),
     Mutant(
