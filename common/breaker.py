@@ -9,6 +9,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Final
+
+import structlog
+
+ERROR_CHARS_MAX: Final = 200
+"""Of an error in a log line."""
+
+_log = structlog.stdlib.get_logger()
 
 
 class CircuitOpen(Exception):  # noqa: N818 - a state, not a fault
@@ -25,6 +33,7 @@ class CircuitBreaker:
     """
 
     def __init__(self, name: str, *, failures_max: int, open_s: float) -> None:
+        """``name``: the place and, if only some calls of it count, the operation; for the log."""
         self.name = name
         self._failures_max = failures_max
         self._open_s = open_s
@@ -54,15 +63,26 @@ class CircuitBreaker:
     def end(self, error: BaseException | None, *, trial: bool) -> None:
         """Note the outcome of a call. For ``_Call``."""
         if isinstance(error, Exception):
-            self._failed(trial=trial)
+            self._failed(error, trial=trial)
         elif error is None and (trial or self._opened_s is None):
+            if self._opened_s is not None:
+                _log.info("circuit_closed", circuit=self.name)
             self._failures, self._opened_s = 0, None
         if trial:
             self._in_trial = False
 
-    def _failed(self, *, trial: bool) -> None:
+    def _failed(self, error: Exception, *, trial: bool) -> None:
         if self._opened_s is None:
             self._failures += 1
+            if self._failures == self._failures_max:
+                # Once until it closes: a trial that fails tells nothing new.
+                _log.warning(
+                    "circuit_opened",
+                    circuit=self.name,
+                    failures=self._failures,
+                    open_s=self._open_s,
+                    error=repr(error)[:ERROR_CHARS_MAX],
+                )
         if trial or (self._opened_s is None and self._failures >= self._failures_max):
             self._opened_s = time.monotonic()
 

@@ -105,6 +105,11 @@ class ServiceSettings(BaseSettings):
     log_format: Literal["json", "console"] = Field(
         default="json", description="One JSON object per line, or text for people."
     )
+    log_calls: Literal["errors", "all", "off"] = Field(
+        default="errors",
+        description="Calls that are logged, a line each: those that could not be served, all, or "
+        "none.",
+    )
     reflection: bool = Field(
         default=True,
         description="Whether gRPC reflection is served, which grpcurl needs without .proto files.",

@@ -52,6 +52,10 @@ SLOW_PARTS: Final = 8
 """Into how many parts: each try costs a statement's whole limit, and three divisions reach the one
 command of 256."""
 _RETRY: Final = Backoff(0.02, 1.0, jitter=(0.0, 1.0))
+_GIVEN_UP: Final = frozenset(
+    {Fault.HELD, Fault.CONTENTION, Fault.CONNECTION, Fault.SLOW, Fault.OVERLOAD}
+)
+"""Faults of the database or of this replica, not of a command."""
 
 _sizes = Histogram(
     "tally_lane_batch_commands",
@@ -127,7 +131,8 @@ async def commit(
             if not part:
                 continue
         if slow.over:
-            yield _too_slow(attempt, part)
+            _log_given_up(attempt, part, Fault.SLOW)
+            yield Done(part, [DatabaseUnavailable() for _ in part])
             continue
         done = await _carry(
             attempt, part, wait_for_locks=wait_for_locks, whole=part is entries, slow=slow
@@ -235,12 +240,14 @@ def _give_up(
     *,
     lost: bool,
 ) -> Done[C, R]:
+    if lost or fault in _GIVEN_UP:
+        _log_given_up(attempt, entries, fault, error=type(error).__name__)
     # A row that is held while a COMMIT has not returned is held by that transaction, most likely.
     if lost or (fault is Fault.HELD and attempt.database.transactions.pending):
-        _log.warning("database_unavailable", lane=attempt.lane, error=type(error).__name__)
         return Done(entries, [DatabaseUnavailable() for _ in entries], certain=False)
     if fault is Fault.SLOW:
-        return _too_slow(attempt, entries)
+        # Nothing was written, and no time is left to divide them further.
+        return Done(entries, [DatabaseUnavailable() for _ in entries])
     if fault is Fault.OVERLOAD:
         return Done(entries, [Overloaded(lane=attempt.lane) for _ in entries])
     if fault is Fault.HELD:
@@ -251,7 +258,13 @@ def _give_up(
     return Done(entries, [attempt.translate(name, entry.command) or error for entry in entries])
 
 
-def _too_slow(attempt: Attempt[C, R], entries: Sequence[QueuedCommand[C, R]]) -> Done[C, R]:
-    """Nothing of these was written, and no time is left to divide them further."""
-    _log.warning("batch_too_slow", lane=attempt.lane, commands=len(entries))
-    return Done(entries, [DatabaseUnavailable() for _ in entries])
+def _log_given_up(
+    attempt: Attempt[C, R], entries: Sequence[QueuedCommand[C, R]], fault: Fault, *, error: str = ""
+) -> None:
+    _log.warning(
+        "batch_given_up",
+        lane=attempt.lane,
+        fault=fault.value,
+        commands=len(entries),
+        error=error,
+    )

@@ -26,7 +26,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -34,10 +34,17 @@ from google.protobuf.message import Message
 from common import deadlines, metrics, tracing
 from common.errors import Code, DeadlineTooShort, Overloaded, Refusal
 from common.rpc.bulk import BulkRequest, is_bulk
+from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.status import DETAILS_KEY, GRPC_CODES, retry_pushback, to_status
-from common.rpc.unexpected import internal
+from common.rpc.status import (
+    DETAILS_KEY,
+    GRPC_CODES,
+    PEER_UNAVAILABLE,
+    retry_pushback,
+    to_status,
+)
+from common.rpc.unexpected import refusal_for
 from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -58,8 +65,6 @@ REPLICA_KEY: Final = "tally-replica"
 LEAST_TIME_S: Final = 0.002
 """A call with less time left cannot be answered in time. It is refused before it costs a database
 round trip."""
-CLOCK_SLACK_S: Final = 0.005
-"""The event loop's clock has a resolution of a millisecond."""
 _NO_LIMIT: Final = 2**31
 
 
@@ -87,12 +92,14 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         replica: str,
         calls_max: int,
         default_deadline_s: float,
+        log: CallLog,
         exempt: Collection[str] = (),
     ) -> None:
-        """``exempt``: full names of services without a concurrency limit and without spans."""
+        """``exempt``: full names of services without a concurrency limit, spans and log lines."""
         self.services: list[str] = []
         """Full names of the registered services."""
         self._handlers: dict[str, Handler] = {}
+        self._log = log
         self._exempt = exempt
         self._calls_max = calls_max
         # No slots until ``open``. Streams wait more than they work: they must not take the slots
@@ -198,12 +205,14 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         count_ok = metrics.CALLS.labels(method, "OK").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
+        log_ok = self._log.write if self._log.all else None
 
         async def handle(raw: bytes, context: Context) -> bytes:
-            if limit.running >= limit.slots:
-                await abort(method, context, refusal_if_full())
-            limit.running += 1
             started = clock()
+            request: Message | None = None
+            if limit.running >= limit.slots:
+                await abort(_Call(method, context, started), refusal_if_full())
+            limit.running += 1
             try:
                 context.set_trailing_metadata(trailing)
                 left_s: float | None = context.time_remaining()
@@ -218,12 +227,14 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                     raise DeadlineTooShort  # noqa: TRY301 - handled below, as every other error
                 reply = serialize(response)
             except BaseException as error:
-                await abort(method, context, error)
+                await abort(_Call(method, context, started, request), error)
                 raise
             finally:
                 limit.running -= 1
                 observe(clock() - started)
             count_ok()
+            if log_ok is not None:
+                log_ok(method, "OK", "", started, request)
             return reply
 
         return handle
@@ -239,10 +250,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         count_ok = metrics.CALLS.labels(method, "OK").inc
 
         async def handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
+            call = _Call(method, context, time.perf_counter())
             if limit.running >= limit.slots:
-                await self._abort(method, context, self._refusal_if_full())
+                await self._abort(call, self._refusal_if_full())
             if self._stopping:
-                await self._abort(method, context, ReplicaStopping())
+                await self._abort(call, ReplicaStopping())
             limit.running += 1
             task = asyncio.current_task()
             assert task is not None
@@ -262,51 +274,50 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             except BaseException as error:
                 if self._stopping and isinstance(error, asyncio.CancelledError):
                     error = ReplicaStopping()
-                await self._abort(method, context, error)
+                await self._abort(call, error)
                 raise
             finally:
                 self._stream_tasks.discard(task)
                 limit.running -= 1
             count_ok()
+            if self._log.all:
+                self._log.write(method, "OK", "", call.started, None)
 
         return handle
 
     def _refusal_if_full(self) -> Refusal:
         return Overloaded() if self._opened else ReplicaNotReady()
 
-    async def _abort(self, method: str, context: Context, error: BaseException) -> None:
+    async def _abort(self, call: _Call, error: BaseException) -> None:
         """End the call with the status of the error. Returns only if no status can be sent."""
-        refusal = self._to_refusal(method, error)
+        refusal = refusal_for(call.method, error)
         if refusal is None:
+            return
+        if isinstance(refusal, Code):
+            self._count(call, refusal.value, "")
             return
         status = to_status(refusal)
         code = GRPC_CODES[status.code]
-        metrics.CALLS.labels(method, code.name).inc()
+        self._count(call, code.name, refusal.reason or PEER_UNAVAILABLE)
         details = (DETAILS_KEY, status.SerializeToString())
-        await context.abort(
+        await call.context.abort(
             code, status.message, (*self._trailing, *retry_pushback(status), details)
         )
 
-    def _to_refusal(self, method: str, error: BaseException) -> Refusal | None:
-        """What the client gets for an exception; None if no client waits any more."""
-        if isinstance(error, Refusal):
-            return error
-        if isinstance(error, asyncio.CancelledError):
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                # The client hung up or its deadline passed, and gRPC cancelled the call's task.
-                code = Code.DEADLINE_EXCEEDED if deadlines.cut_off() else Code.CANCELLED
-                metrics.CALLS.labels(method, code.name).inc()
-                return None
-            # Something that the method awaited was cancelled, not the call. If this error passed,
-            # the task would end without a status and the client would wait until its deadline.
-        elif isinstance(error, TimeoutError):
-            left_s = deadlines.remaining()
-            if left_s is not None and left_s < CLOCK_SLACK_S:
-                return deadlines.DeadlineExceeded()
-        elif not isinstance(error, Exception) or isinstance(error, grpc.aio.AbortError):
-            return None
-        return internal(method, error)
+    def _count(self, call: _Call, code: str, reason: str) -> None:
+        metrics.CALLS.labels(call.method, code).inc()
+        self._log.write(call.method, code, reason, call.started, call.request)
+
+
+class _Call(NamedTuple):
+    """A call that ends without a response."""
+
+    method: str
+    context: Context
+    started: float
+    """By ``time.perf_counter``."""
+    request: Message | None = None
+    """None if it was not parsed, or is a stream."""
 
 
 def _with_slots(method: UnaryMethod, limit: ConcurrencyLimit) -> UnaryMethod:

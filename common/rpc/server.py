@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.addresses import split_host_port
 from common.environment import source_of
 from common.rpc import reflection
+from common.rpc.call_log import CallLog
 from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import Health, Ready
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
@@ -70,6 +71,7 @@ class GrpcServer:
             replica=settings.replica,
             calls_max=settings.max_concurrent_calls,
             default_deadline_s=settings.default_deadline_s,
+            log=CallLog(settings.log_calls),
             # Health must answer under overload. Without this, nearly all spans would be of probes.
             exempt={_HEALTH, *reflection.NAMES},
         )

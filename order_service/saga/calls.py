@@ -24,6 +24,11 @@ _steps = Counter(
 )
 
 
+def direction_of(record: StepRecord) -> str:
+    """Of a call that gives back. The steps of a cancellation are its own, not compensations."""
+    return "do" if record.undoes else "undo"
+
+
 class StepCalls:
     """Calls the services; every failure of a call is returned."""
 
@@ -39,9 +44,7 @@ class StepCalls:
 
     async def give_back(self, one: GiveBack, *, limit_s: float) -> StepResults | Refusal:
         """Give back what a step took."""
-        # The steps of a cancellation are its own, not compensations.
-        direction = "do" if one.record.undoes else "undo"
-        return await self._call(one.record, direction, one.do, one.call, limit_s)
+        return await self._call(one.record, direction_of(one.record), one.do, one.call, limit_s)
 
     async def _call(
         self, record: StepRecord, direction: str, do: Call, call: StepCall, limit_s: float

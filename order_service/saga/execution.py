@@ -14,7 +14,6 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Final
 
-import structlog
 from prometheus_client import Counter
 
 from common.backoff import Backoff
@@ -32,8 +31,9 @@ from order_service.clients import (
 from order_service.errors import NotPaid, SagaLost
 from order_service.model.saga import LIVE, Saga, SagaState, StepRecord, StepState, describe
 from order_service.model.saga_input import StepResults
-from order_service.saga.calls import StepCalls
+from order_service.saga.calls import StepCalls, direction_of
 from order_service.saga.journal import SagaJournal
+from order_service.saga.log import log_attention, log_failed_call, log_not_paid, log_of
 from order_service.saga.peers import Peers
 from order_service.saga.plan import GiveBack, Pivot, Plan, Step, plan_of
 from order_service.saga.running import RunningSaga, SagaEnd, SagaLimits
@@ -41,8 +41,6 @@ from order_service.saga.writes import SagaWrites
 
 REFUND_REFUSED_S: Final = 600.0
 """Between attempts at a refund that the gateway has refused permanently."""
-
-_log = structlog.stdlib.get_logger()
 
 _ended = Counter(
     "tally_sagas",
@@ -84,13 +82,13 @@ class SagaExecution:
                 pass
         except SagaLost:
             _lost.inc()
-            _log_of(saga).warning("saga_lost")
+            log_of(saga).warning("saga_lost")
         except Refusal as refusal:
             # The journal could not be written while the lease lasted. It has every call that was
             # begun: the replica that takes the saga over repeats the last one.
-            _log_of(saga).warning("saga_left", error=describe(refusal))
+            log_of(saga).warning("saga_left", error=describe(refusal))
         except Exception:  # noqa: BLE001 - a defect of Tally, which is logged
-            _log_of(saga).exception("saga_failed")
+            log_of(saga).exception("saga_failed")
             await self._wait_after_defect(running)
 
     async def _wait_after_defect(self, running: RunningSaga) -> None:
@@ -99,7 +97,7 @@ class SagaExecution:
             await self._wait(running, "INTERNAL")
         except Refusal as error:
             # Lost, or not writable: the replica that takes the saga over begins from its row.
-            _log.warning("saga_left", saga_id=running.saga.saga_id, error=repr(error))
+            log_of(running.saga).warning("saga_left", error=describe(error))
 
     async def _advance(self, running: RunningSaga, plan: Plan | None) -> bool:
         """One step of the saga; returns whether another one follows here and now."""
@@ -143,6 +141,7 @@ class SagaExecution:
             return True
         if isinstance(step, Pivot):
             return await self._after_pivot_failed(running, record, reply)
+        log_failed_call(saga, record, reply)
         if effect_of(reply) is StepEffect.REFUSED:
             saga.refuse(record, reply, running.now)
             saga.turn_back(reply)
@@ -161,16 +160,18 @@ class SagaExecution:
         saga.leave_unknown(record, describe(reply), unreached=unreached)
         if effect is StepEffect.REFUSED:
             saga.refuse(record, reply, running.now)
+            log_failed_call(saga, record, reply)
             saga.turn_back(reply)
             return True
         if unreached and self._gives_up(running, record, reply):
+            log_failed_call(saga, record, reply)
             # The refusal is stored. It must not have RetryInfo.
             final = reply.reason == NotPaid.reason
             failure = reply if final else NotPaid(step=record.name, cause=_cause(reply))
             saga.refuse(record, failure, running.now)
             _turn_back_unpaid(saga, failure)
             return True
-        self._postpone(running, record, reply)
+        self._postpone(running, record, reply, "do")
         return await self._wait_for(running, [record])
 
     def _gives_up(self, running: RunningSaga, record: StepRecord, reply: Refusal) -> bool:
@@ -224,7 +225,7 @@ class SagaExecution:
             error, before = describe(reply), record.last_error
             if record.undoes:
                 saga.leave_unknown(record, error)
-            self._postpone(running, record, reply)
+            self._postpone(running, record, reply, direction_of(record))
             if refused and error != before:
                 await self._after_refund_refused(running, error)
         elif record.undoes:
@@ -255,13 +256,16 @@ class SagaExecution:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _postpone(self, running: RunningSaga, record: StepRecord, reply: Refusal) -> None:
+    def _postpone(
+        self, running: RunningSaga, record: StepRecord, reply: Refusal, direction: str
+    ) -> None:
         pause_s = self._backoff.pause_s(record.failures + 1)
         if is_refund_refused(reply):
             # A person has to act, and the poll of payments notices.
             pause_s = REFUND_REFUSED_S
         until = running.now + timedelta(seconds=pause_s)
         record.postpone(describe(reply), until, waits_for(record.participant, reply))
+        log_failed_call(running.saga, record, reply, direction=direction, next_attempt=until)
 
     async def _wait_for(self, running: RunningSaga, records: list[StepRecord]) -> bool:
         """Let the saga wait in its row until the earliest of its steps is due."""
@@ -297,14 +301,7 @@ class SagaExecution:
         """Report to operators that a person should look."""
         saga = running.saga
         _ended.labels(saga.kind.value, SagaState.NEEDS_ATTENTION.value).inc()
-        _log.error(
-            "saga_needs_attention",
-            saga_id=saga.saga_id,
-            order_id=saga.order_id,
-            user_id=saga.user_id,
-            kind=saga.kind.value,
-            error=error,
-        )
+        log_attention(saga, error)
 
     def _limit_s(self, running: RunningSaga, step: Step) -> float:
         """Before the pivot no call outlasts the saga's own time."""
@@ -314,14 +311,6 @@ class SagaExecution:
         return max(0.0, min(self._limits.call_s, left_s))
 
 
-def _log_of(saga: Saga) -> structlog.stdlib.BoundLogger:
-    """A log whose events name the saga. Bound only when there is an event: most sagas have none."""
-    log: structlog.stdlib.BoundLogger = _log.bind(
-        saga_id=saga.saga_id, order_id=saga.order_id, epoch=saga.epoch
-    )
-    return log
-
-
 def _next_attempt(record: StepRecord) -> datetime:
     assert record.next_attempt_time is not None
     return record.next_attempt_time
@@ -329,7 +318,7 @@ def _next_attempt(record: StepRecord) -> datetime:
 
 def _turn_back_unpaid(saga: Saga, failure: Refusal) -> None:
     """Turn back although no service refused: operators want to know how often, and why."""
-    _log.warning("saga_not_paid", saga_id=saga.saga_id, order_id=saga.order_id, **failure.metadata)
+    log_not_paid(saga, failure)
     saga.turn_back(failure)
 
 

@@ -202,19 +202,23 @@ async def _read(received: ClientResponse) -> Response:
     status = received.status
     content_type = received.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" or "content-encoding" in received.headers:
-        raise ExchangeFailed(Unknown(f"{status}, not in plain JSON"))
+        raise _unknown(status, ", not in plain JSON")
     content = bytearray()
     async for chunk in received.content.iter_any():
         content += chunk
         if len(content) > BODY_BYTES_MAX:
-            raise ExchangeFailed(Unknown(f"{status} with too large a body"))
+            raise _unknown(status, " with too large a body")
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ExchangeFailed(Unknown(f"{status} with broken JSON")) from error
+        raise _unknown(status, " with broken JSON") from error
     if not isinstance(body, dict):
-        raise ExchangeFailed(Unknown(f"{status} with JSON that is not an object"))
+        raise _unknown(status, " with JSON that is not an object")
     response = Response(status, body)
     if status >= 500:
-        raise ExchangeFailed(Unknown(f"{status} {response.error_code or ''}".rstrip()))
+        raise _unknown(status, f" {response.error_code or ''}".rstrip())
     return response
+
+
+def _unknown(status: int, problem: str) -> ExchangeFailed:
+    return ExchangeFailed(Unknown(f"{status}{problem}", http_status=status))

@@ -14,7 +14,7 @@ may have arrived, the payment's state stays unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.money import Money
 
@@ -43,7 +43,13 @@ class Refund:
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmed:
+class _Outcome:
+    http_status: int | None = field(default=None, kw_only=True, compare=False, repr=False)
+    """Of the response, for the log; None without a response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed(_Outcome):
     """The money was taken, exactly the requested amount, and has not been given back."""
 
     transaction_id: str
@@ -51,7 +57,7 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(_Outcome):
     """The money was taken and given back, all of it."""
 
     transaction_id: str
@@ -61,7 +67,7 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
-class PartlyCancelled:
+class PartlyCancelled(_Outcome):
     """The money was taken, and ``refunded_minor`` of it given back: more than 0, less than all."""
 
     transaction_id: str
@@ -72,7 +78,7 @@ class PartlyCancelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsupported:
+class Unsupported(_Outcome):
     """Not charged yet, in a status that Tally does not serve: the customer may still pay.
 
     An example is WAITING_FOR_DEPOSIT, a virtual account. The account has to be closed by a cancel.
@@ -82,14 +88,14 @@ class Unsupported:
 
 
 @dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(_Outcome):
     """Not charged, and never will be under this key; ``code`` is the gateway's reason."""
 
     code: str
 
 
 @dataclass(frozen=True, slots=True)
-class NotFound:
+class NotFound(_Outcome):
     """The gateway has no confirmation of this key: it never saw the key, or did not confirm it.
 
     A confirmation in transit may still arrive. It is safe to send it again with the same
@@ -98,14 +104,14 @@ class NotFound:
 
 
 @dataclass(frozen=True, slots=True)
-class NotCancellable:
+class NotCancellable(_Outcome):
     """The gateway will not cancel this payment; ``code`` is its reason."""
 
     code: str
 
 
 @dataclass(frozen=True, slots=True)
-class NotSent:
+class NotSent(_Outcome):
     """This call provably did not leave: no connection, or the circuit breaker is open."""
 
     reason: str
@@ -114,7 +120,7 @@ class NotSent:
 
 
 @dataclass(frozen=True, slots=True)
-class Saturated:
+class Saturated(_Outcome):
     """This call did not leave: all slots of this replica for such calls were taken.
 
     It says nothing about the gateway.
@@ -122,7 +128,7 @@ class Saturated:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(_Outcome):
     """The gateway rejected this call for Tally's own fault (credentials, rate) and did nothing.
 
     Never the customer's decline; an operator has to check ``code``.
@@ -132,14 +138,14 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(_Outcome):
     """It may or may not have happened: time limit, lost or unreadable response, or a 5xx."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(_Outcome):
     """A well-formed response about other money than requested; ``fields`` differ or are missing.
 
     Another call will not change it: the payment's state stays unknown until an operator looks.

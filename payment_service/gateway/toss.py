@@ -7,8 +7,8 @@ sent for other currencies only, as an extension, and checked in every response.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from pydantic import SecretStr
@@ -23,6 +23,7 @@ from payment_service.gateway.outcomes import (
     ConfirmOutcome,
     Declined,
     FindOutcome,
+    GatewayOutcome,
     Mismatch,
     NotFound,
     NotSent,
@@ -38,6 +39,8 @@ from payment_service.gateway.toss_responses import (
     read_confirm,
     read_find,
 )
+
+OutcomeT = TypeVar("OutcomeT", bound=GatewayOutcome)
 
 REASON_CHARACTERS_MAX: Final = 200
 """Toss' limit on a cancel reason."""
@@ -79,17 +82,19 @@ class TossGateway:
             ),
         )
         # One circuit per operation: failing confirms must not prevent the finds that resolve them.
-        self._confirms, self._finds, self._cancels = (
-            CircuitBreaker(
-                operation, failures_max=options.breaker_failures, open_s=options.breaker_pause_s
+        self._circuits = {
+            operation: CircuitBreaker(
+                f"gateway.{operation}",
+                failures_max=options.breaker_failures,
+                open_s=options.breaker_pause_s,
             )
             for operation in ("confirm", "find", "cancel")
-        )
+        }
 
     @property
     def refuses_confirms(self) -> bool:
         """Whether a confirm is known not to be sent now, since the circuit is open."""
-        return self._confirms.refuses
+        return self._circuits["confirm"].refuses
 
     async def confirm(self, charge: Charge) -> ConfirmOutcome:
         """Take the money. Safe to repeat with the same charge."""
@@ -103,12 +108,12 @@ class TossGateway:
         if charge.amount.currency_code != "KRW":
             body["currency"] = charge.amount.currency_code
         response = await self._exchange(
-            self._confirms, "POST", "/v1/payments/confirm", body, charge.idempotency_key
+            "confirm", "POST", "/v1/payments/confirm", body, charge.idempotency_key
         )
         if not isinstance(response, Response):
             return response
         if response.error_code != ALREADY_PROCESSED:
-            return read_confirm(response, charge)
+            return _with_status(read_confirm(response, charge), response)
         found = await self.find(charge)
         match found:
             case NotFound() | NotSent() | Saturated() | Rejected():
@@ -121,8 +126,10 @@ class TossGateway:
         """Look up the state of the charge's payment key, checked against the charge."""
         if charge.payment_key in _UNADDRESSABLE:
             return NotFound()
-        response = await self._exchange(self._finds, "GET", _path(charge))
-        return read_find(response, charge) if isinstance(response, Response) else response
+        response = await self._exchange("find", "GET", _path(charge))
+        if not isinstance(response, Response):
+            return response
+        return _with_status(read_find(response, charge), response)
 
     async def cancel(
         self, charge: Charge, reason: str, amount: Money | None = None
@@ -137,12 +144,12 @@ class TossGateway:
         if amount is not None:
             body["cancelAmount"] = amount.amount_minor
         response = await self._exchange(
-            self._cancels, "POST", f"{_path(charge)}/cancel", body, charge.idempotency_key
+            "cancel", "POST", f"{_path(charge)}/cancel", body, charge.idempotency_key
         )
         if not isinstance(response, Response):
             return response
         if response.error_code != ALREADY_CANCELED:
-            return read_cancel(response, charge, amount)
+            return _with_status(read_cancel(response, charge, amount), response)
         found = await self.find(charge)
         match found:
             case Cancelled() | Declined() | Mismatch():
@@ -155,13 +162,14 @@ class TossGateway:
 
     async def _exchange(
         self,
-        breaker: CircuitBreaker,
+        operation: str,
         method: str,
         path: str,
         body: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Response | NotSent | Saturated | Unknown:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        breaker = self._circuits[operation]
         if breaker.refuses:
             # Before the wait for a slot: what is known to fail takes none.
             return NotSent("circuit open", circuit_open=True)
@@ -169,7 +177,7 @@ class TossGateway:
             # The wait for a slot is outside the breaker: it says nothing about the gateway.
             async with self._exchanges.slot() as until, breaker.call():
                 return await self._exchanges.send(
-                    breaker.name, method, path, body=body, headers=headers, until=until
+                    operation, method, path, body=body, headers=headers, until=until
                 )
         except NoSlot:
             return Saturated()
@@ -177,6 +185,10 @@ class TossGateway:
             return NotSent(str(circuit), circuit_open=True)
         except ExchangeFailed as failed:
             return failed.outcome
+
+
+def _with_status(outcome: OutcomeT, response: Response) -> OutcomeT:
+    return replace(outcome, http_status=response.status)
 
 
 def _path(charge: Charge) -> str:

@@ -1,7 +1,9 @@
-"""Calls of the payment gateway: counted, and logged if they need an operator."""
+"""Calls of the payment gateway: counted, and logged unless they ended well."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Awaitable
 from typing import Final, TypeVar
 
@@ -44,6 +46,11 @@ OUTCOME_LABELS: Final[dict[type[object], str]] = {
     Mismatch: "Mismatch",
 }
 """Values of the metric's label, which dashboards and alerts use."""
+_ENDED_WELL: Final[dict[str, tuple[type[object], ...]]] = {
+    "confirm": (Confirmed,),
+    "find": (Confirmed, Cancelled, PartlyCancelled, Declined, Unsupported, NotFound),
+    "cancel": (Cancelled,),
+}
 _outcomes = Counter(
     "tally_gateway_outcomes",
     "Outcomes of calls to the payment gateway, by operation.",
@@ -56,21 +63,36 @@ _log = structlog.stdlib.get_logger()
 async def counted(
     operation: str, confirmation: Confirmation, call: Awaitable[OutcomeT]
 ) -> OutcomeT:
-    """The outcome of a call, counted; logged if it needs an operator."""
+    """The outcome of a call, counted, and logged unless it ended well."""
+    begun_s = time.perf_counter()
     outcome = await call
     _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
+    needs_attention = _needs_attention(operation, confirmation, outcome)
+    if needs_attention or not isinstance(outcome, _ENDED_WELL[operation]):
+        event, level = "gateway_call", logging.WARNING
+        if needs_attention:
+            event, level = "gateway_needs_attention", logging.ERROR
+        elif isinstance(outcome, Declined):
+            level = logging.INFO  # the customer's matter
+        _log.log(
+            level,
+            event,
+            asked=operation,
+            outcome=repr(outcome),
+            http_status=outcome.http_status,
+            ms=round((time.perf_counter() - begun_s) * 1000, 1),
+            payment_id=confirmation.payment.payment_id,
+            payment_key=confirmation.payment.payment_key,
+        )
+    return outcome
+
+
+def _needs_attention(operation: str, confirmation: Confirmation, outcome: GatewayOutcome) -> bool:
+    """Whether it does not resolve itself."""
     confirmed = confirmation.payment.state is PaymentState.CONFIRMED
-    if (
+    return (
         isinstance(outcome, Mismatch | Rejected)
         or (operation == "cancel" and isinstance(outcome, NotFound))
         or (confirmed and isinstance(outcome, Declined | NotFound))
         or (not confirmed and isinstance(outcome, NotCancellable))
-    ):
-        # None of these resolves itself.
-        _log.error(
-            "gateway_needs_attention",
-            asked=operation,
-            outcome=repr(outcome),
-            payment_id=confirmation.payment.payment_id,
-        )
-    return outcome
+    )

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from common import deadlines, metrics
 from common.errors import Code, RemoteRefusal
+from common.rpc.call_log import CallLog
 from common.rpc.handlers import HandlerRegistry
 from common.rpc.server import RECEIVE_BYTES_MAX
 from common.rpc.status import from_rpc_error, is_retryable
@@ -137,7 +138,10 @@ def test_a_method_that_is_not_implemented_is_an_error_at_registration() -> None:
             raise NotImplementedError
 
     with pytest.raises(TypeError, match="EchoService/Say"):
-        add(Unimplemented(), HandlerRegistry(replica="one", calls_max=1, default_deadline_s=1.0))
+        registry = HandlerRegistry(
+            replica="one", calls_max=1, default_deadline_s=1.0, log=CallLog("off")
+        )
+        add(Unimplemented(), registry)
 
 
 # -- messages --------------------------------------------------------------------------------------

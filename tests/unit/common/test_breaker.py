@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from common.breaker import CircuitBreaker, CircuitOpen
 
@@ -113,3 +114,19 @@ async def test_a_step_of_the_wall_clock_moves_no_pause(
     assert not await calls.made()
     calls.now += OPEN_S + 1
     assert await calls.made()
+
+
+async def test_a_circuit_is_logged_when_it_opens_and_when_it_closes(calls: Calls) -> None:
+    """Not for each call that it refuses, and not for a trial that fails."""
+    with capture_logs() as logged:
+        for end in (*OPENED, OK, FAIL):
+            await calls.made(end)
+            calls.now += OPEN_S / 2
+        calls.now += OPEN_S
+        await calls.made(FAIL)
+        calls.now += OPEN_S + 1
+        await calls.made(OK)
+        await calls.made(OK)
+    events = [(line["event"], line["circuit"]) for line in logged]
+    assert events == [("circuit_opened", "test"), ("circuit_closed", "test")]
+    assert logged[0]["failures"] == 3

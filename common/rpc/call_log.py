@@ -1,0 +1,76 @@
+"""One log line per call that ended, as ``TALLY_LOG_CALLS`` asks for it.
+
+``errors``: calls that could not be served. A refusal by a rule (INSUFFICIENT_FUNDS, a taken seat, a
+missing order) is the service's work, and no error. ``all``: every call. ``off``: none.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final, Literal, TypeAlias
+
+import structlog
+from google.protobuf.message import Message
+
+from common.errors import Code, Overloaded
+
+LogCalls: TypeAlias = Literal["errors", "all", "off"]
+
+ERRORS_PER_S_MAX: Final = 100
+"""Lines of calls that could not be served. Under overload, a line costs as much as a refusal."""
+
+_NOT_SERVED: Final = frozenset(
+    {Code.INTERNAL.value, Code.UNKNOWN.value, Code.UNAVAILABLE.value, Code.DEADLINE_EXCEEDED.value}
+)
+
+_log = structlog.stdlib.get_logger()
+
+
+class CallLog:
+    """The lines of one server's calls. ``begun_s``: by ``time.perf_counter``.
+
+    ``request``: the parsed request; None if it could not be parsed, or is a stream.
+    """
+
+    def __init__(self, wanted: LogCalls) -> None:
+        self.all: Final = wanted == "all"
+        """Whether calls that succeed are logged as well."""
+        self._errors: Final = wanted != "off"
+        self._second = 0
+        self._lines = 0
+        self._left_out = 0
+
+    def write(
+        self, method: str, code: str, reason: str, begun_s: float, request: Message | None
+    ) -> None:
+        """Log a call, if it is to be logged. ``code``: gRPC's name; ``reason``: '' without one."""
+        error = code in _NOT_SERVED or reason == Overloaded.reason
+        if not (self.all or (error and self._errors and self._has_room())):
+            return
+        fields: dict[str, object] = {}
+        request_id = getattr(request, "request_id", "")
+        if request_id:
+            fields["request_id"] = request_id
+        _log.log(
+            logging.WARNING if error else logging.INFO,
+            "call",
+            method=method,
+            code=code,
+            reason=reason,
+            ms=round((time.perf_counter() - begun_s) * 1000, 1),
+            **fields,
+        )
+
+    def _has_room(self) -> bool:
+        """Whether this second has room for a line. The first line after it counts the others."""
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._left_out:
+                _log.warning("calls_not_logged", calls=self._left_out)
+            self._second, self._lines, self._left_out = second, 0, 0
+        if self._lines >= ERRORS_PER_S_MAX:
+            self._left_out += 1
+            return False
+        self._lines += 1
+        return True

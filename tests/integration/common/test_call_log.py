@@ -1,0 +1,72 @@
+"""Which calls are logged, and what a line says."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from common.errors import DatabaseUnavailable, Overloaded
+from common.rpc import call_log
+from common.rpc.call_log import CallLog
+from tally.balance.v1.balance_pb2 import DeductBalanceRequest
+from tests.integration.common.echo import SAY, Raising, SoldOut, connected
+
+OK = ("info", "OK", "")
+SOLD_OUT = ("info", "RESOURCE_EXHAUSTED", "SOLD_OUT")
+AWAY = ("warning", "UNAVAILABLE", "DATABASE_UNAVAILABLE")
+FULL = ("warning", "RESOURCE_EXHAUSTED", "OVERLOADED")
+DEFECT = ("warning", "INTERNAL", "INTERNAL")
+
+
+async def lines_of(wanted: str, *errors: Exception) -> list[dict[str, Any]]:
+    """The lines of as many calls as there are errors, and of one that succeeds."""
+    with capture_logs() as logged:
+        async with connected(Raising(*errors), log_calls=wanted) as client:
+            for _ in range(len(errors) + 1):
+                with suppress(grpc.aio.AioRpcError):
+                    await client.say()
+    return [dict(line) for line in logged if line["event"] == "call"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("all", [SOLD_OUT, AWAY, FULL, DEFECT, OK]),
+        ("errors", [AWAY, FULL, DEFECT]),
+        ("off", []),
+    ],
+)
+async def test_a_setting_chooses_the_calls_that_are_logged(
+    wanted: str, expected: list[tuple[str, str, str]]
+) -> None:
+    errors = (SoldOut(), DatabaseUnavailable(), Overloaded(), ValueError("secret"))
+    lines = await lines_of(wanted, *errors)
+    assert [(one["log_level"], one["code"], one["reason"]) for one in lines] == expected
+    assert {one["method"] for one in lines} <= {SAY}
+    assert all(one["ms"] >= 0 for one in lines)
+    assert "secret" not in str(lines)
+
+
+async def test_calls_beyond_a_second_of_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 7.0
+    monkeypatch.setattr(call_log, "ERRORS_PER_S_MAX", 2)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    log = CallLog("errors")
+    with capture_logs() as logged:
+        for _ in range(5):
+            log.write(SAY, "UNAVAILABLE", "DATABASE_UNAVAILABLE", 0.0, None)
+        now = 8.0
+        log.write(SAY, "UNAVAILABLE", "DATABASE_UNAVAILABLE", 0.0, None)
+    assert [line["event"] for line in logged] == ["call", "call", "calls_not_logged", "call"]
+    assert logged[2]["calls"] == 3
+
+
+def test_a_line_has_the_request_id_of_its_call() -> None:
+    with capture_logs() as logged:
+        CallLog("all").write(SAY, "OK", "", 0.0, DeductBalanceRequest(request_id="pay-1"))
+    assert logged[0]["request_id"] == "pay-1"
