@@ -123,7 +123,7 @@ stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 	@$(BIN)/python -m protos.generate
 
 .PHONY: docs
-docs: $(STAMP) ## Generate docs/settings.md from the code
+docs: $(STAMP) ## Generate docs/settings.md and docs/metrics.md from the code
 	@$(BIN)/python -m deploy.reference
 
 .PHONY: manifests

@@ -5,6 +5,10 @@ writes go, ``locking`` the locks and marks in Redis. ``service`` runs a service 
 """
 
 import os
+from typing import Final
+
+VERSION: Final = "0.1.0"
+"""The release, as in pyproject.toml."""
 
 # gRPC's core writes lines of its own format to stderr. What matters in them arrives as statuses and
 # exceptions. gRPC reads the variable when it is first imported.

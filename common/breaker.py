@@ -12,10 +12,19 @@ from types import TracebackType
 from typing import Final
 
 import structlog
+from prometheus_client import Gauge
+
+from common.metrics import REGISTRY
 
 ERROR_CHARS_MAX: Final = 200
 """Of an error in a log line."""
 
+_open = Gauge(
+    "tally_circuit_open",
+    "1 while calls to a place are refused since it failed several times in a row, by circuit.",
+    ("circuit",),
+    registry=REGISTRY,
+)
 _log = structlog.stdlib.get_logger()
 
 
@@ -41,6 +50,7 @@ class CircuitBreaker:
         self._opened_s: float | None = None
         """The monotonic time at which the circuit opened; None while it is closed."""
         self._in_trial = False
+        self._gauge = _open.labels(name)
 
     @property
     def refuses(self) -> bool:
@@ -66,6 +76,7 @@ class CircuitBreaker:
             self._failed(error, trial=trial)
         elif error is None and (trial or self._opened_s is None):
             if self._opened_s is not None:
+                self._gauge.set(0)
                 _log.info("circuit_closed", circuit=self.name)
             self._failures, self._opened_s = 0, None
         if trial:
@@ -75,6 +86,7 @@ class CircuitBreaker:
         if self._opened_s is None:
             self._failures += 1
             if self._failures == self._failures_max:
+                self._gauge.set(1)
                 # Once until it closes: a trial that fails tells nothing new.
                 _log.warning(
                     "circuit_opened",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -24,14 +24,15 @@ GCCollector(registry=REGISTRY)
 
 CALLS: Final = Counter(
     "tally_grpc_calls",
-    "gRPC calls that ended, by full method name and status code.",
-    ("method", "code"),
+    "gRPC calls that ended, by full method name, status code and reason ('' with OK, CANCELLED and "
+    "a deadline that passed).",
+    ("method", "code", "reason"),
     registry=REGISTRY,
 )
 BULK_ITEMS: Final = Counter(
     "tally_bulk_items",
-    "Items of bulk calls, by the call's full method name and the status code of the item.",
-    ("method", "code"),
+    "Items of bulk calls, by the call's full method name, and code and reason of the item.",
+    ("method", "code", "reason"),
     registry=REGISTRY,
 )
 LATENCY: Final = Histogram(
@@ -58,6 +59,14 @@ RETRIES: Final = Counter(
     ("operation", "code"),
     registry=REGISTRY,
 )
+LOOP_LAG: Final = Histogram(
+    "tally_event_loop_lag_seconds",
+    "How late the event loop ran a timer that is due ten times a second, in seconds: every call "
+    "waits about as long each time it waits for anything.",
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
+BUILD: Final = Info("tally_build", "Versions of the running release, as labels.", registry=REGISTRY)
 READY: Final = Gauge(
     "tally_ready", "1 while this replica's health is SERVING, else 0.", registry=REGISTRY
 )

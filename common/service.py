@@ -10,6 +10,7 @@ import asyncio
 import gc
 import inspect
 import os
+import platform
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -19,11 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
+import grpc
 import structlog
 import uvloop
 from pydantic import SecretStr
 
-from common import failpoints, logs, tracing
+from common import VERSION, failpoints, logs, tracing
 from common.addresses import split_host_port
 from common.db.database import Database
 from common.db.errors import (
@@ -39,7 +41,7 @@ from common.db.revisions import ForeignSchema
 from common.db.server_settings import UnsuitableServer
 from common.environment import SettingsError, source_of, unknown_names
 from common.locking.redis import connection_problem
-from common.metrics import MetricsPage
+from common.metrics import BUILD, LOOP_LAG, MetricsPage
 from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
 from common.rpc.status import from_trailing
@@ -51,6 +53,7 @@ S = TypeVar("S", bound=ServiceSettings)
 
 FAILED: Final = 1
 USAGE: Final = 2
+LAG_INTERVAL_S: Final = 0.1
 
 _log = structlog.stdlib.get_logger()
 
@@ -182,6 +185,7 @@ async def serve(settings: S, build: Build[S], *, stop: asyncio.Event | None = No
     """Serve until SIGTERM or SIGINT, or until ``stop`` is set if it is given."""
     stop = stop or _stop_on_signals()
     await _check_redis(settings)
+    BUILD.info({"version": VERSION, "python": platform.python_version(), "grpc": grpc.__version__})
     page = _metrics_page(settings) if settings.metrics_port else None
     try:
         async with build(settings) as application:
@@ -190,13 +194,23 @@ async def serve(settings: S, build: Build[S], *, stop: asyncio.Event | None = No
                 server.mount(add, servicer)
             await server.start()
             _reduce_garbage_collection()
+            measuring = asyncio.create_task(_measure_lag())
             try:
                 await _first(stop.wait(), server.ended())
             finally:
+                measuring.cancel()
                 await server.drain()
     finally:
         if page is not None:
             page.close()
+
+
+async def _measure_lag() -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_INTERVAL_S
+        await asyncio.sleep(LAG_INTERVAL_S)
+        LOOP_LAG.observe(max(0.0, loop.time() - due))
 
 
 async def _check_redis(settings: ServiceSettings) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from common import tracing
 from common.errors import Refusal
@@ -28,6 +28,12 @@ STOP_S: Final = FINISH_S + CANCEL_S
 _failures = Counter(
     "tally_background_work_failures",
     "Runs of periodic jobs that failed, by the job's name. The next run may succeed.",
+    ("work",),
+    registry=REGISTRY,
+)
+_succeeded = Gauge(
+    "tally_background_work_success_timestamp_seconds",
+    "Unix time of the last run of a periodic job that succeeded, by the job's name.",
     ("work",),
     registry=REGISTRY,
 )
@@ -157,6 +163,8 @@ async def _repeat(
         failure = "" if error is None else failure_of(error)
         if failure:
             _failures.labels(job.name).inc()
+        else:
+            _succeeded.labels(job.name).set_to_current_time()
         if failure and failure != logged:
             _log.warning("background_work_failed", work=job.name, error=failure)
         elif logged and not failure:

@@ -1,4 +1,4 @@
-"""`python -m deploy.reference [--check]`: docs/settings.md, written from the settings classes."""
+"""`python -m deploy.reference [--check]`: docs/settings.md and docs/metrics.md, from the code."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from balance_service.settings import BalanceSettings
 from common.environment import PREFIX, SECRETS_DIR, prefixes
 from common.settings import ServiceSettings
 from coupon_service.settings import CouponSettings
+from deploy import metrics_reference
 from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import PROJECT
 from order_service.settings import OrderSettings
 from payment_service.settings import PaymentSettings
 
 SETTINGS: Final = (BalanceSettings, CouponSettings, OrderSettings, PaymentSettings)
-PAGE: Final = PROJECT / "docs" / "settings.md"
+DOCS: Final = PROJECT / "docs"
 
-app = make_app("deploy.reference", "Write docs/settings.md from the settings classes.")
+app = make_app("deploy.reference", "Write docs/settings.md and docs/metrics.md from the code.")
 
 _INTRODUCTION: Final = f"""\
 <!-- Written by `make docs` from the settings classes. Do not edit. -->
@@ -94,13 +95,16 @@ def _bounds(field: FieldInfo) -> str:
 
 @app.default
 def main(*, check: Flag = False) -> int:
-    """Write docs/settings.md; with --check write nothing, and exit 1 if it is not up to date."""
-    if not check:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
-        sys.stderr.write(f"{PAGE.relative_to(PROJECT)} is not up to date: run `make docs`\n")
-        return 1
-    return 0
+    """Write both pages; with --check write nothing, and exit 1 if one is not up to date."""
+    stale = False
+    for name, text in (("settings.md", page()), ("metrics.md", metrics_reference.page())):
+        file = DOCS / name
+        if not check:
+            file.write_text(text, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+            sys.stderr.write(f"docs/{name} is not up to date: run `make docs`\n")
+            stale = True
+    return int(stale)
 
 
 if __name__ == "__main__":

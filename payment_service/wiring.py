@@ -17,6 +17,7 @@ from common.tasks import PeriodicJob, run_periodic_jobs
 from payment_service.gateway.toss import TossGateway
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
+from payment_service.store.figures import OPEN_PAYMENTS
 from payment_service.tables import SCHEMA, answers
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.recheck import INTERVAL_S as RECHECK_INTERVAL_S
@@ -57,6 +58,7 @@ async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
         jobs = [
             sweep,
             heartbeat_job(database),
+            OPEN_PAYMENTS.job(database),
             PeriodicJob("recheck", RECHECK_INTERVAL_S, recheck.run),
         ]
         # Leases are renewed until the last payment is finished: the grace is longer than a lease.

@@ -34,7 +34,7 @@ from common import failpoints
 from common.backoff import Backoff
 from common.batching.outcomes import Decide, HeldKey, Outcome, QueuedCommand, RowLocked
 from common.db.database import Database
-from common.db.errors import Fault, RecordConflict, classify, constraint_name
+from common.db.errors import Fault, RecordConflict, classify, constraint_name, count_error
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
 from common.metrics import REGISTRY
 
@@ -197,6 +197,7 @@ async def _carry(
             return Done(entries, await attempt.run(entries, wait_for_locks=wait_for_locks))
         except Exception as error:  # noqa: BLE001 - every fault of a batch is handled here
             fault = classify(error)
+            count_error(error)
             slow.last = fault is Fault.SLOW
             slow.found = slow.found or slow.last
             tries[fault] = tries.get(fault, 0) + 1

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Generic, TypeVar
 
 import structlog
+from prometheus_client import Counter
 
 from common import deadlines
 from common.batching.batch import Attempt, commit, divide
@@ -29,10 +30,17 @@ from common.db.database import Database
 from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
 from common.locking.locks import Grant, Locks
 from common.locking.strategy import Strategies
+from common.metrics import REGISTRY
 
 C = TypeVar("C")
 R = TypeVar("R")
 
+_conflicts = Counter(
+    "tally_lane_version_conflicts",
+    "Commands decided again since their row had changed between reading and writing, by lane.",
+    ("lane",),
+    registry=REGISTRY,
+)
 _log = structlog.stdlib.get_logger()
 
 
@@ -70,6 +78,7 @@ class Lane(Generic[C, R]):
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
             self._decide_blocked, self._fail, self._spawn, self._limits, database
         )
+        self._conflicts = _conflicts.labels(name)
         self._depth = 0
         self._running = False
         self._closed = False
@@ -285,6 +294,8 @@ class Lane(Generic[C, R]):
     def _retry(self, entries: list[QueuedCommand[C, R]]) -> None:
         """Queue entries with a version conflict again, after a pause that holds no lock."""
         again = []
+        if entries:
+            self._conflicts.inc(len(entries))
         for entry in entries:
             entry.rounds += 1
             if entry.rounds >= entry.rounds_max:

@@ -15,9 +15,11 @@ from asyncpg.exceptions import (
     OutdatedSchemaCacheError,
     TargetServerAttributeNotMatched,
 )
+from prometheus_client import Counter
 
 from common import logs
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
+from common.metrics import REGISTRY
 
 READY_TIMEOUT_S: Final = 1.5
 """Time limit of the readiness probe's statement. Less than the health probe's own limit
@@ -28,6 +30,7 @@ UNDEFINED_TABLE: Final = "42P01"
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 READ_ONLY: Final = "25006"
+DEADLOCK: Final = "40P01"
 QUERY_CANCELED: Final = "57014"
 _UNREACHABLE: Final = {
     READ_ONLY,  # a failover is under way and this is the old primary
@@ -43,6 +46,19 @@ _UNREACHABLE: Final = {
     "42P05",
 }
 
+
+_deadlocks = Counter(
+    "tally_database_deadlocks",
+    "Transactions that PostgreSQL ended to resolve a deadlock; they are run again.",
+    registry=REGISTRY,
+)
+_violations = Counter(
+    "tally_constraint_violations",
+    "Transactions that a constraint ended, by constraint: the last guard held. Their commands are "
+    "refused, or decided again.",
+    ("constraint",),
+    registry=REGISTRY,
+)
 
 _POOLER: Final = "unsupported startup parameter"
 """PgBouncer's answer to a session that asks for settings."""
@@ -115,6 +131,14 @@ def constraint_name(error: BaseException) -> str:
     return str(getattr(_of_driver(error), "constraint_name", None) or "")
 
 
+def count_error(error: BaseException) -> None:
+    """Count the deadlock or the violated constraint that ended a transaction, if it is one."""
+    if sqlstate(error) == DEADLOCK:
+        _deadlocks.inc()
+    if name := constraint_name(error):
+        _violations.labels(name).inc()
+
+
 def _of_driver(error: BaseException) -> BaseException:
     """The driver's error, if another one wraps it: SQLAlchemy's, or CannotConnect."""
     if isinstance(error, CannotConnect):
@@ -127,7 +151,7 @@ _FAULTS: Final = {
     LOCK_NOT_AVAILABLE: Fault.HELD,
     QUERY_CANCELED: Fault.SLOW,
     "40001": Fault.CONTENTION,
-    "40P01": Fault.CONTENTION,
+    DEADLOCK: Fault.CONTENTION,
 }
 
 

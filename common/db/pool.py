@@ -17,11 +17,13 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from asyncpg import PostgresError
+from prometheus_client import Gauge
 
 from common.db.connections import Session
 from common.db.errors import CannotConnect, is_lost
 from common.db.statements import Connection
 from common.errors import Overloaded
+from common.metrics import REGISTRY
 
 WAIT_S: Final = 3.0
 """How long a caller waits for a session that others use."""
@@ -34,6 +36,19 @@ LIFETIME_S: Final = 1_800.0
 """A session is replaced at this age, and up to LIFETIME_JITTER earlier, so that the sessions of a
 start do not end together."""
 LIFETIME_JITTER: Final = 0.2
+
+_used = Gauge(
+    "tally_pool_sessions_in_use",
+    "Database sessions in use, by pool.",
+    ("pool",),
+    registry=REGISTRY,
+)
+_waiting = Gauge(
+    "tally_pool_waiting",
+    "Transactions and reads that wait for a session, by pool.",
+    ("pool",),
+    registry=REGISTRY,
+)
 
 
 class Pool:
@@ -51,6 +66,10 @@ class Pool:
         self._places = asyncio.Semaphore(size)
         self._idle: list[Session] = []
         self._lost_s = -math.inf
+        self._used = 0
+        self._waiting = 0
+        _used.labels(name).set_function(lambda: self._used)
+        _waiting.labels(name).set_function(lambda: self._waiting)
         self._settling: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -61,10 +80,11 @@ class Pool:
         OSError, TimeoutError, or the driver's errors without a reply of the server.
         """
         await self._wait()
+        self._used += 1
         try:
             session = await self._acquire()
         except BaseException:
-            self._places.release()
+            self._free_place()
             raise
         try:
             yield Connection(session)
@@ -93,11 +113,14 @@ class Pool:
         if not self._places.locked():
             await self._places.acquire()
             return
+        self._waiting += 1
         try:
             async with asyncio.timeout(WAIT_S):
                 await self._places.acquire()
         except TimeoutError:
             raise Overloaded(pool=self.name) from None
+        finally:
+            self._waiting -= 1
 
     async def _acquire(self) -> Session:
         while self._idle:
@@ -167,4 +190,8 @@ class Pool:
         else:
             session.used_s = time.monotonic()
             self._idle.append(session)
+        self._free_place()
+
+    def _free_place(self) -> None:
+        self._used -= 1
         self._places.release()

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from common.db.database import Database
-from common.db.errors import is_lost, map_database_errors
+from common.db.errors import count_error, is_lost, map_database_errors
 from common.db.statements import Connection
 from common.ids import is_id
 
@@ -79,6 +79,7 @@ async def _run_twice(
                     result = await work(connection)
                     committing = True
             except Exception as error:
+                count_error(error)
                 # Where no session can be opened, another try would find the same. A COMMIT that
                 # takes long may wait for a standby: a second one would wait too.
                 silent = isinstance(error, TimeoutError)

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from common import metrics
-from common.errors import Refusal
+from common.errors import Internal, Refusal
 from common.rpc.status import GRPC_CODES, to_status
 from common.rpc.unexpected import internal
 
@@ -72,22 +72,23 @@ async def decide_items(
     for position, refused in invalid.items():  # in ascending order
         outcomes.insert(position, refused)
     statuses: dict[Exception, status_pb2.Status] = {}  # many items may have one exception
-    codes: Counter[str] = Counter()
+    ends: Counter[tuple[str, str]] = Counter()
     for turn in _turns(len(outcomes)):
         for position in turn:
             outcome = outcomes[position]
             if not isinstance(outcome, Exception):
-                codes["OK"] += 1
+                ends["OK", ""] += 1
                 add_result(outcome)
                 continue
             if (status := statuses.get(outcome)) is None:
                 refusal = outcome if isinstance(outcome, Refusal) else internal(method, outcome)
                 status = statuses[outcome] = to_status(refusal)
-            codes[GRPC_CODES[status.code].name] += 1
+            reason = outcome.reason if isinstance(outcome, Refusal) else Internal.reason
+            ends[GRPC_CODES[status.code].name, reason] += 1
             add_result(status)
         await asyncio.sleep(0)
-    for code, count in codes.items():
-        metrics.BULK_ITEMS.labels(method, code).inc(count)
+    for (code, reason), count in ends.items():
+        metrics.BULK_ITEMS.labels(method, code, reason).inc(count)
 
 
 def _turns(count: int) -> Iterable[range]:

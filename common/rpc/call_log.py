@@ -17,7 +17,7 @@ from common.errors import Code, Overloaded
 
 LogCalls: TypeAlias = Literal["errors", "all", "off"]
 
-ERRORS_PER_S_MAX: Final = 100
+ERRORS_PER_S_MAX: Final = 20
 """Lines of calls that could not be served. Under overload, a line costs as much as a refusal."""
 
 _NOT_SERVED: Final = frozenset(

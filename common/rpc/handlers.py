@@ -202,7 +202,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
         default = self._default_deadline
-        count_ok = metrics.CALLS.labels(method, "OK").inc
+        count_ok = metrics.CALLS.labels(method, "OK", "").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
         log_ok = self._log.write if self._log.all else None
@@ -247,7 +247,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             raise TypeError(f"{method}: must be an async generator")
         run = cast(StreamMethod, function)
         parse, serialize = _codec(handler)
-        count_ok = metrics.CALLS.labels(method, "OK").inc
+        count_ok = metrics.CALLS.labels(method, "OK", "").inc
 
         async def handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
             call = _Call(method, context, time.perf_counter())
@@ -305,7 +305,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         )
 
     def _count(self, call: _Call, code: str, reason: str) -> None:
-        metrics.CALLS.labels(call.method, code).inc()
+        metrics.CALLS.labels(call.method, code, reason).inc()
         self._log.write(call.method, code, reason, call.started, call.request)
 
 

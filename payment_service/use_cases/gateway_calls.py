@@ -8,9 +8,9 @@ from collections.abc import Awaitable
 from typing import Final, TypeVar
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
-from common.metrics import REGISTRY
+from common.metrics import LATENCY_BUCKETS_S, REGISTRY
 from payment_service.gateway.outcomes import (
     Cancelled,
     Confirmed,
@@ -57,6 +57,13 @@ _outcomes = Counter(
     ("asked", "outcome"),
     registry=REGISTRY,
 )
+_seconds = Histogram(
+    "tally_gateway_call_seconds",
+    "Time of a call to the payment gateway, with its wait for a slot, in seconds.",
+    ("asked",),
+    buckets=LATENCY_BUCKETS_S,
+    registry=REGISTRY,
+)
 _log = structlog.stdlib.get_logger()
 
 
@@ -66,6 +73,8 @@ async def counted(
     """The outcome of a call, counted, and logged unless it ended well."""
     begun_s = time.perf_counter()
     outcome = await call
+    took_s = time.perf_counter() - begun_s
+    _seconds.labels(operation).observe(took_s)
     _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
     needs_attention = _needs_attention(operation, confirmation, outcome)
     if needs_attention or not isinstance(outcome, _ENDED_WELL[operation]):
@@ -80,7 +89,7 @@ async def counted(
             asked=operation,
             outcome=repr(outcome),
             http_status=outcome.http_status,
-            ms=round((time.perf_counter() - begun_s) * 1000, 1),
+            ms=round(took_s * 1000, 1),
             payment_id=confirmation.payment.payment_id,
             payment_key=confirmation.payment.payment_key,
         )

@@ -49,7 +49,10 @@ async def test_a_service_runs_on_uvloop_and_serves_metrics(unused_tcp_port: int)
     ):
         assert await replies(running, "loop") == ["uvloop"]
         page = (await client.get(f"http://127.0.0.1:{unused_tcp_port}/metrics")).text
-    assert 'tally_grpc_calls_total{code="OK",method="/tally.test.v1.EchoService/Say"} 1.0' in page
+    assert (
+        'tally_grpc_calls_total{code="OK",method="/tally.test.v1.EchoService/Say",reason=""} 1.0'
+        in page
+    )
     assert "tally_grpc_call_seconds_bucket" in page
 
 

@@ -13,17 +13,20 @@ from typing import Any
 
 
 class Service:
-    """A running service process, and its log so far."""
+    """A running service process, and its log so far.
+
+    The log is read all the time: a process whose log nobody reads blocks when the pipe is full.
+    """
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.lines: list[str] = []
+        self._unread: asyncio.Queue[bytes] = asyncio.Queue()
+        self._reading = asyncio.create_task(self._read())
 
     async def line(self, event: str) -> dict[str, Any]:
         """The next log line of this event."""
-        assert self.process.stderr is not None
-        while raw := await self.process.stderr.readline():
-            self.lines.append(raw.decode())
+        while raw := await self._next():
             if raw.startswith(b"{"):
                 line: dict[str, Any] = json.loads(raw)
                 if line["event"] == event:
@@ -32,10 +35,28 @@ class Service:
 
     async def end(self) -> tuple[int, str]:
         """Wait for the end; return the exit code and the whole log."""
-        assert self.process.stderr is not None
-        rest = await self.process.stderr.read()
-        self.lines.append(rest.decode())
+        while await self._next():
+            pass
         return await self.process.wait(), "".join(self.lines)
+
+    async def ended(self) -> None:
+        """Wait until the log has ended."""
+        await self._reading
+
+    async def _next(self) -> bytes:
+        """The next line; empty at the end."""
+        raw = await self._unread.get()
+        if raw:
+            self.lines.append(raw.decode())
+        else:
+            self._unread.put_nowait(raw)  # it stays the end
+        return raw
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        while raw := await self.process.stderr.readline():
+            self._unread.put_nowait(raw)
+        self._unread.put_nowait(b"")
 
     async def stop(self) -> tuple[int, str]:
         """The same, after SIGTERM."""
@@ -52,9 +73,11 @@ async def process(module: str, *arguments: str, **environment: str) -> AsyncIter
         stderr=asyncio.subprocess.PIPE,
         env={**inherited, "TALLY_BIND": "127.0.0.1:0", **environment},
     )
+    service = Service(started)
     try:
-        yield Service(started)
+        yield service
     finally:
         if started.returncode is None:
             started.kill()
-            await started.wait()
+        await started.wait()
+        await service.ended()

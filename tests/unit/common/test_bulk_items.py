@@ -80,11 +80,18 @@ async def test_every_item_has_its_result_in_its_place() -> None:
     def add_result(outcome: int | Status) -> None:
         results.append(reason_of(outcome) if isinstance(outcome, Status) else str(outcome))
 
-    def items(code: str) -> float:
-        labels = {"method": METHOD, "code": code}
+    ends = {
+        ("OK", ""): 898,
+        ("INVALID_ARGUMENT", "INVALID_FIELD"): 100,
+        ("ABORTED", "CONFLICT_RETRIES_EXHAUSTED"): 1,
+        ("INTERNAL", "INTERNAL"): 1,
+    }
+
+    def items(code: str, reason: str) -> float:
+        labels = {"method": METHOD, "code": code, "reason": reason}
         return REGISTRY.get_sample_value("tally_bulk_items_total", labels) or 0
 
-    counted = {code: items(code) for code in ("OK", "INVALID_ARGUMENT", "ABORTED", "INTERNAL")}
+    counted = {end: items(*end) for end in ends}
     with capture_logs() as logs:
         await decide_items(METHOD, range(1_000), command_of, write, add_result)
     expected = [str(-n) if n % 10 != 3 else "INVALID_FIELD" for n in range(1_000)]
@@ -92,12 +99,7 @@ async def test_every_item_has_its_result_in_its_place() -> None:
     expected[5], expected[7] = "CONFLICT_RETRIES_EXHAUSTED", "INTERNAL"
     assert results == expected
     assert [line["method"] for line in logs] == [METHOD]
-    assert {code: items(code) - counted[code] for code in counted} == {
-        "OK": 898,
-        "INVALID_ARGUMENT": 100,
-        "ABORTED": 1,
-        "INTERNAL": 1,
-    }
+    assert {end: items(*end) - counted[end] for end in ends} == ends
 
 
 async def test_without_a_valid_item_nothing_is_written() -> None:
