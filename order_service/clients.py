@@ -17,11 +17,11 @@ from common.rpc.channels import open_channel
 from common.rpc.client import ServiceClient
 from common.rpc.convert import money_to
 from common.rpc.status import is_retryable
+from order_service.balance_client import BalanceClient
 from order_service.model.saga import Saga
 from order_service.model.saga_input import CancelInput, PayInput, StepResults
 from order_service.settings import OrderSettings
 from tally.balance.v1 import balance_pb2
-from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.payment.v1 import payment_pb2
@@ -43,7 +43,7 @@ class Services:
     """Clients of the services that the order service calls."""
 
     coupon: ServiceClient[CouponServiceStub]
-    balance: ServiceClient[BalanceServiceStub]
+    balance: BalanceClient
     payment: ServiceClient[PaymentServiceStub]
 
 
@@ -52,7 +52,7 @@ async def open_services(settings: OrderSettings) -> AsyncIterator[Services]:
     """A channel to each service, closed at the end of the block."""
     async with (
         ServiceClient(open_channel(settings.coupon_address), CouponServiceStub) as coupon,
-        ServiceClient(open_channel(settings.balance_address), BalanceServiceStub) as balance,
+        BalanceClient(open_channel(settings.balance_address)) as balance,
         ServiceClient(open_channel(settings.payment_address), PaymentServiceStub) as payment,
     ):
         yield Services(coupon, balance, payment)
@@ -170,8 +170,7 @@ async def restore_coupon(services: Services, call: StepCall) -> StepResults:
 
 async def deduct_balance(services: Services, call: StepCall) -> StepResults:
     saga = call.saga
-    await services.balance.call(
-        services.balance.stub.DeductBalance,
+    await services.balance.deduct(
         balance_pb2.DeductBalanceRequest(
             user_id=saga.user_id,
             amount=money_to(saga.money(saga.parts.balance_minor)),

@@ -38,17 +38,35 @@ async def call_with_retries(
     the next pause does not end before the deadline. ``operation`` is a label of the metrics, so it
     must not contain ids.
     """
-    left_s = deadlines.remaining()
-    give_up_at = time.monotonic() + (TOTAL_S if left_s is None else left_s)
+    give_up_at = _give_up_at()
     for attempt in range(1, attempts_max):
         try:
             return await call()
         except Refusal as refusal:
-            pause_s = backoff.pause_s(attempt) + (refusal.retry_after_s or 0.0)
-            if not is_retryable(refusal) or time.monotonic() + pause_s >= give_up_at:
-                raise
-            code, reason = refusal.code.name, refusal.reason
-            metrics.RETRIES.labels(operation, code).inc()
-            _log.debug("repeating", operation=operation, code=code, reason=reason, wait_s=pause_s)
+            pause_s = _pause_s(refusal, operation, backoff.pause_s(attempt), give_up_at)
         await asyncio.sleep(pause_s)
     return await call()
+
+
+async def pause_after(refusal: Refusal, operation: str) -> None:
+    """Pause as ``call_with_retries`` does after the first attempt, which got this refusal.
+
+    Raises it if the call is not to be repeated, or not before the deadline.
+    """
+    await asyncio.sleep(_pause_s(refusal, operation, BACKOFF.pause_s(1), _give_up_at()))
+
+
+def _give_up_at() -> float:
+    left_s = deadlines.remaining()
+    return time.monotonic() + (TOTAL_S if left_s is None else left_s)
+
+
+def _pause_s(refusal: Refusal, operation: str, backoff_s: float, give_up_at: float) -> float:
+    """The pause before the next attempt. Raises the refusal if there is to be none."""
+    pause_s = backoff_s + (refusal.retry_after_s or 0.0)
+    if not is_retryable(refusal) or time.monotonic() + pause_s >= give_up_at:
+        raise refusal
+    code, reason = refusal.code.name, refusal.reason
+    metrics.RETRIES.labels(operation, code).inc()
+    _log.debug("repeating", operation=operation, code=code, reason=reason, wait_s=pause_s)
+    return pause_s

@@ -137,7 +137,7 @@ PLACES: Final = (
         interruption="lane.account.DeductBalance.before",
         no_first_run=AT_START,
     ),
-    *_calls("RedeemCoupon", "DeductBalance", "ConfirmPayment"),
+    *_calls("RedeemCoupon", "DeductBalance", "BatchWrite", "ConfirmPayment"),
     Place(name="call.GetConfirmations", service="order", interruption="gateway.confirm.after"),
     *_calls("RestoreCoupon", "RefundDeduction", "CancelPayment"),
     Place(

@@ -145,6 +145,9 @@ class _FakeClient:
     async def call(self, method: str, request: Any, **_options: Any) -> Any:
         return await self._services.call(method, request)
 
+    async def deduct(self, request: Any, **options: Any) -> None:
+        await self.call("DeductBalance", request, **options)
+
 
 class _Names:
     def __getattr__(self, name: str) -> str:

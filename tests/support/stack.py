@@ -28,6 +28,7 @@ from order_service.settings import OrderSettings
 from order_service.wiring import build as build_order
 from payment_service.settings import PaymentSettings
 from payment_service.wiring import build as build_payment
+from tally.balance.v1.balance_pb2 import BatchWriteRequest
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
@@ -86,14 +87,24 @@ class Wire(Gates):
             def send() -> Any:
                 return direct(client, method, request, **options)
 
+            if isinstance(request, BatchWriteRequest):
+                return await self._send_shared(send, request)
             # A read has no request_id.
             request_id = getattr(request, "request_id", "")
             return await (self._send(send, request_id) if request_id else send())
 
         patch.setattr(ServiceClient, "call", call)
 
+    async def _send_shared(self, call: Callable[[], Any], request: BatchWriteRequest) -> Any:
+        """Several deductions in one call. If one is to be held or to fail, each has its own."""
+        steps = [_step_of(item.deduct.request_id) for item in request.items]
+        if not {*self.faults, *self._gates}.isdisjoint(steps):
+            raise RemoteRefusal(Code.UNKNOWN, "", "as of a service without the method", {})
+        self.calls += steps
+        return await call()
+
     async def _send(self, call: Callable[[], Any], request_id: str) -> Any:
-        step = request_id.partition(":")[2]
+        step = _step_of(request_id)
         self.calls.append(step)
         await self.pass_through(step)
         faults = self.faults.get(step)
@@ -107,6 +118,10 @@ class Wire(Gates):
         elif fault != "lost":
             raise RemoteRefusal(Code.FAILED_PRECONDITION, fault, "made up", {"made": "up"})
         raise RemoteRefusal(Code.UNAVAILABLE, "", "the connection was reset", {})
+
+
+def _step_of(request_id: str) -> str:
+    return request_id.partition(":")[2]
 
 
 @dataclass

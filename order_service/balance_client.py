@@ -1,0 +1,152 @@
+"""The client of the balance service: deductions that begin at the same time share one call.
+
+A call costs this service and the other several times what one more item of a call does, and
+sagas begin together: one batch of the order lane begins many. A deduction that is alone is a call
+of its own, and none waits for others: what the event loop begins in one turn goes together.
+
+A shared call is a bulk call, which waits for its slowest item, and behind the bulk calls of
+others. So it has a short time limit, and after one that did not decide all of its items none is
+shared for a while: neither a locked account nor a bulk job delays payments for longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import grpc
+
+from common import deadlines, tracing
+from common.errors import Code, Refusal, RequestInProgress
+from common.rpc import retry
+from common.rpc.client import ServiceClient
+from common.rpc.status import GRPC_CODES, from_status, is_retryable
+from tally.balance.v1 import balance_pb2 as pb
+from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+
+SHARED_CALL_S: Final = 1.0
+"""Time limit of a shared call. Shortly before, the service returns what is decided by then."""
+SHARED_CALL_MAX: Final = 128
+"""Deductions in one call."""
+PAUSE_S: Final = 5.0
+"""How long no call is shared after one that failed, or left items undecided."""
+
+
+class _Alone(enum.Enum):
+    """Instead of a reply: the deduction is to be called by itself."""
+
+    ALONE = "alone"
+
+
+_Reply: TypeAlias = pb.BatchWriteResult.Posted | Refusal | _Alone
+
+
+@dataclass(eq=False, slots=True)
+class _Deduction:
+    request: pb.DeductBalanceRequest
+    reply: asyncio.Future[_Reply] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class BalanceClient(ServiceClient[BalanceServiceStub]):
+    """The stub of the balance service, and its deductions in shared calls."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel, BalanceServiceStub)
+        self._next: list[_Deduction] = []
+        """Those that began in this turn of the event loop."""
+        self._shared: set[asyncio.Task[None]] = set()
+        self._share_from_s = -math.inf
+        """The event loop's time before which no call is shared."""
+        self._context = tracing.own_context()
+
+    async def deduct(
+        self, request: pb.DeductBalanceRequest, *, limit_s: float, attempts_max: int
+    ) -> None:
+        """Carry a deduction out; arguments and errors as of ``call``.
+
+        A shared call is one more attempt, the first: every repetition is a call of its own.
+        """
+        reply = await self._share(request)
+        if isinstance(reply, pb.BatchWriteResult.Posted):
+            return
+        if isinstance(reply, Refusal):
+            await retry.pause_after(reply, type(request).__name__)
+        await self.call(
+            self.stub.DeductBalance, request, limit_s=limit_s, attempts_max=attempts_max
+        )
+
+    async def _share(self, request: pb.DeductBalanceRequest) -> _Reply:
+        loop = asyncio.get_running_loop()
+        left_s = deadlines.remaining()
+        # The call's time limit must be within that of each of its deductions.
+        if loop.time() < self._share_from_s or (left_s is not None and left_s < SHARED_CALL_S):
+            return _Alone.ALONE
+        if not self._next:
+            loop.call_soon(self._begin)
+        deduction = _Deduction(request)
+        self._next.append(deduction)
+        return await deduction.reply
+
+    def _begin(self) -> None:
+        """Begin the calls of what came since the last turn."""
+        begun, self._next = self._next, []
+        for first in range(0, len(begun), SHARED_CALL_MAX):
+            together = begun[first : first + SHARED_CALL_MAX]
+            if len(together) == 1:
+                _tell(together, [_Alone.ALONE])
+                continue
+            # In a context of its own: one saga's deadline is not that of the others. The call can
+            # be in one trace only, that of the first.
+            task = asyncio.get_running_loop().create_task(
+                self._call(together), context=self._context()
+            )
+            self._shared.add(task)
+            task.add_done_callback(self._shared.discard)
+
+    async def _call(self, together: Sequence[_Deduction]) -> None:
+        replies: Sequence[_Reply] = [_Alone.ALONE] * len(together)
+        try:
+            response = await self.call(
+                self.stub.BatchWrite,
+                pb.BatchWriteRequest(
+                    items=[pb.BatchWriteItem(deduct=one.request) for one in together]
+                ),
+                limit_s=SHARED_CALL_S,
+                attempts_max=1,
+            )
+            if len(response.results) == len(together):
+                replies = [_reply_of(result) for result in response.results]
+        except Refusal as refusal:
+            # A refusal of the call as such is none of its items: bulk calls have a limit of their
+            # own, and an earlier release does not have the method. Without a reply, each pauses.
+            if not refusal.reason and is_retryable(refusal):
+                replies = [refusal] * len(together)
+                self._stop_sharing()
+        finally:
+            if _Alone.ALONE in replies:
+                self._stop_sharing()
+            _tell(together, replies)
+
+    def _stop_sharing(self) -> None:
+        self._share_from_s = asyncio.get_running_loop().time() + PAUSE_S
+
+
+def _reply_of(result: pb.BatchWriteResult) -> _Reply:
+    if result.HasField("posted"):
+        return result.posted
+    refusal = from_status(result.error, Code[GRPC_CODES[result.error.code].name])
+    # It may still be decided. The call by itself finds that out, and need not pause for it.
+    return _Alone.ALONE if refusal.reason == RequestInProgress.reason else refusal
+
+
+def _tell(together: Sequence[_Deduction], replies: Sequence[_Reply]) -> None:
+    """Reply to those that still wait."""
+    for one, reply in zip(together, replies, strict=True):
+        if not one.reply.done():
+            one.reply.set_result(reply)
