@@ -78,11 +78,13 @@ class RowLocks(Generic[K]):
         *key: str,
         matches: Callable[[sa.TableValuedAlias], sa.ColumnElement[bool]] | None = None,
         columns: Sequence[str] | None = None,
+        beside: Callable[[sa.FromClause], Sequence[sa.ColumnElement[Any]]] = lambda _rows: (),
     ) -> None:
         """``key``: the columns that name a row, and order the locks.
 
         ``matches``: the condition that joins the table to the wanted keys, if not equality.
-        ``columns``: what the rows have, if not all columns.
+        ``columns``: what the rows have, if not all columns. ``beside``: what the rows have besides,
+        such as rows of another table that belong to one; it is read, not locked.
         """
         # One column's value, or a tuple of several.
         self._key_of: Callable[[Row], K] = attrgetter(*key)  # type: ignore[assignment]
@@ -96,11 +98,11 @@ class RowLocks(Generic[K]):
             # The clock is read outside the CTE, when the rows are locked: the SELECT list of a
             # locking query is computed before it waits.
             cte = locked(table, rows, order_by=ordered, skip_locked=skip_locked)
-            return sa.select(cte, CLOCK.label("now"))
+            return sa.select(cte, CLOCK.label("now"), *beside(cte))
 
         self._lock = lock(skip_locked=False)
         self._lock_free = lock(skip_locked=True)
-        self._read = rows.add_columns(CLOCK.label("now"))
+        self._read = rows.add_columns(CLOCK.label("now"), *beside(table))
         self._read_keys = sa.select(*ordered).join_from(self._wanted, table, condition)
 
     async def lock(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from common.db.keyset import newest_first, read_readable, rows_of
 from common.db.row_locks import Locked, RowLocks
@@ -16,7 +19,21 @@ from common.paging import BYTES_MAX, Page, TimePosition
 from order_service.model.order import Item, Order, OrderState
 from order_service.tables import order_items, order_seats, orders
 
-_ORDERS: Final[RowLocks[str]] = RowLocks(orders, "order_id")
+_Line: TypeAlias = tuple[str, str, int, int, bool]
+"""A line as in its row: order_id, product_id, quantity, unit_price_minor, seated."""
+
+
+def _lines_of(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
+    """The lines of each order, ascending by product, as JSON arrays of these columns."""
+    columns = order_items.c["product_id", "quantity", "unit_price_minor", "seated"]
+    line = sa.func.json_build_array(*columns)
+    lines = sa.func.json_agg(aggregate_order_by(line, order_items.c.product_id), type_=sa.JSON)
+    of_order = sa.select(lines).where(order_items.c.order_id == rows.c.order_id)
+    return [of_order.scalar_subquery().label("lines")]
+
+
+# The lines of an order never change: those of the statement's snapshot are those of every version.
+_ORDERS: Final[RowLocks[str]] = RowLocks(orders, "order_id", beside=_lines_of)
 
 _item_of = unnest("wanted", orders.c.order_id)
 _ITEMS: Final = sa.select(order_items).join_from(_item_of, order_items, same(order_items, _item_of))
@@ -67,7 +84,7 @@ async def lock(
 ) -> Locked[str, Order]:
     """Lock the orders (``RowLocks``) and read their lines."""
     locked = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
-    items = await _read_items(connection, list(locked.found.values()))
+    items = await _items_of(connection, locked.found.values())
     return locked.map(lambda row: _to_order(row, items[row.order_id]))
 
 
@@ -139,8 +156,7 @@ async def find_orders(
 ) -> list[Order | Exception | None]:
     """These orders as last committed, in their order."""
     found = (await _ORDERS.read(connection, order_ids)).found
-    # A second statement, of a later moment: the lines of an order never change.
-    items = await _read_items(connection, list(found.values()))
+    items = await _items_of(connection, found.values())
     return one_per_key(order_ids, found, lambda row: _to_order(row, items[row.order_id]))
 
 
@@ -193,22 +209,34 @@ async def read_changed(connection: Connection, known: Mapping[str, Order]) -> li
     return readable("order", rows, lambda row: _to_order(row, known[row.order_id].items))
 
 
-async def _read_items(connection: Connection, rows: Sequence[Row]) -> dict[str, list[Item]]:
+async def _read_items(connection: Connection, rows: Sequence[Row]) -> defaultdict[str, list[Item]]:
     """The lines of these orders, by order_id, in one statement, or two if a line has seats."""
-    items: dict[str, list[Item]] = {row.order_id: [] for row in rows}
-    if not rows:
-        return items
     found = await connection.execute(_ITEMS, arrays(_item_of, rows))
+    return await _with_seats(connection, [(*row,) for row in found])
+
+
+async def _items_of(connection: Connection, rows: Iterable[Row]) -> defaultdict[str, list[Item]]:
+    """The lines that these orders were read with, in a statement more if a line has seats."""
+    lines: list[_Line] = [
+        (row.order_id, *line) for row in rows for line in json.loads(row.lines or "[]")
+    ]
+    return await _with_seats(connection, lines)
+
+
+async def _with_seats(
+    connection: Connection, lines: Sequence[_Line]
+) -> defaultdict[str, list[Item]]:
+    """The lines with their seats, by order_id."""
     seats: dict[tuple[str, str], list[str]] = {}
-    if seated := [(row.order_id, row.product_id) for row in found if row.seated]:
+    if seated := [(order_id, product_id) for order_id, product_id, *_, has in lines if has]:
         for order_id, product_id, label in await connection.execute(
             _SEATS, arrays_of_tuples(_seats_of, seated)
         ):
             seats.setdefault((order_id, product_id), []).append(label)
-    for row in found:
-        labels = tuple(seats.get((row.order_id, row.product_id), ()))
-        item = Item(row.product_id, row.quantity, row.unit_price_minor, labels)
-        items[row.order_id].append(item)
+    items: defaultdict[str, list[Item]] = defaultdict(list)
+    for order_id, product_id, quantity, price_minor, _seated in lines:
+        labels = tuple(seats.get((order_id, product_id), ()))
+        items[order_id].append(Item(product_id, quantity, price_minor, labels))
     return items
 
 
