@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from common.db.row_locks import CLOCK, RowLocks, locked
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, same, unnest
+from common.db.writes import Write
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
 from order_service.store.saga import SECOND, readable_sagas, to_row
@@ -106,9 +107,18 @@ async def lock_owned(
 
 
 async def write(connection: Connection, writes: Collection[WriteSaga]) -> None:
-    """Write sagas that still have the writer's epoch and no newer snapshot. Lock them first."""
+    """Write sagas (``writing``)."""
+    for one in writing(writes):
+        await connection.execute(one.statement, one.parameters)
+
+
+def writing(writes: Collection[WriteSaga]) -> list[Write]:
+    """The write of sagas that still have the writer's epoch and no newer snapshot.
+
+    Lock them first.
+    """
     if not writes:
-        return
+        return []
     rows = [
         {
             **to_row(one.saga),
@@ -119,7 +129,7 @@ async def write(connection: Connection, writes: Collection[WriteSaga]) -> None:
         }
         for one in writes
     ]
-    await connection.execute(_WRITE, arrays(_written, rows))
+    return [Write(_WRITE, arrays(_written, rows), None)]
 
 
 async def renew(connection: Connection, renewals: Collection[RenewLease]) -> None:

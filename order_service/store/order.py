@@ -15,6 +15,7 @@ from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row, one_per_key, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.db.writes import Write
 from common.paging import BYTES_MAX, Page, TimePosition
 from order_service.model.order import Item, Order, OrderState
 from order_service.tables import order_items, order_seats, orders
@@ -88,30 +89,30 @@ async def lock(
     return locked.map(lambda row: _to_order(row, items[row.order_id]))
 
 
-async def save(connection: Connection, changed: Iterable[tuple[Order, Order]]) -> bool:
-    """Write (loaded, changed) pairs; whether each was still in its loaded state and version."""
+def saving(changed: Iterable[tuple[Order, Order]]) -> list[Write]:
+    """The write of (loaded, changed) pairs, each still in its loaded state and version."""
     rows = [
         {name: getattr(order, name) for name in ("order_id", *_MUTABLE)}
         | {"loaded_version": loaded.version, "loaded_state": loaded.state}
         for loaded, order in changed
     ]
-    if not rows:
-        return True
-    return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
+    return [Write(_SAVE, arrays(_changed, rows), len(rows))] if rows else []
 
 
-async def add(connection: Connection, new: Collection[Order]) -> None:
-    """Insert new orders with their lines."""
+def adding(new: Collection[Order]) -> list[Write]:
+    """The writes of new orders and of their lines."""
     if not new:
-        return
+        return []
     rows = sorted(new, key=lambda order: order.order_id)
-    await connection.execute(_ADD, arrays(_added, rows))
     items = [
         (order.order_id, item.product_id, item.quantity, item.unit_price_minor, bool(item.seats))
         for order in rows
         for item in order.items
     ]
-    await connection.execute(_ADD_ITEMS, arrays_of_tuples(_added_items, items))
+    return [
+        Write(_ADD, arrays(_added, rows), len(rows)),
+        Write(_ADD_ITEMS, arrays_of_tuples(_added_items, items), len(items)),
+    ]
 
 
 # -- reads ---------------------------------------------------------------------------------------

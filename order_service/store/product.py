@@ -12,6 +12,7 @@ from common.db.row_locks import Locked, RowLocks
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, unnest
+from common.db.writes import Write
 from common.money import Money
 from common.paging import Page
 from order_service.model.product import Product, StockEntry
@@ -23,7 +24,7 @@ _PRODUCTS: Final[RowLocks[str]] = RowLocks(products, "product_id", columns=_COLU
 
 _COUNTS: Final = ("stocked", "reserved", "sold", "version", "seats")
 _changed = unnest(
-    "changed", *products.c[("product_id", *_COUNTS, "update_time")], loaded_version=sa.BigInteger
+    "moved", *products.c[("product_id", *_COUNTS, "update_time")], loaded_version=sa.BigInteger
 )
 # The rows are locked, and still the version is compared and counts are added to the row instead of
 # replacing it: if a lock was ever not taken, the second write fails, and if the comparison failed
@@ -58,8 +59,8 @@ async def lock(
     return locked.map(_to_product)
 
 
-async def save(connection: Connection, changed: Iterable[tuple[Product, Product]]) -> bool:
-    """Write (loaded, changed) pairs; whether every product was still at its loaded version."""
+def saving(changed: Iterable[tuple[Product, Product]]) -> list[Write]:
+    """The write of (loaded, changed) pairs, each still at its loaded version."""
     rows = [
         {name: getattr(product, name) - getattr(loaded, name) for name in _COUNTS}
         | {
@@ -69,9 +70,7 @@ async def save(connection: Connection, changed: Iterable[tuple[Product, Product]
         }
         for loaded, product in changed
     ]
-    if not rows:
-        return True
-    return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
+    return [Write(_SAVE, arrays(_changed, rows), len(rows))] if rows else []
 
 
 async def add(connection: Connection, new: Collection[Product]) -> None:

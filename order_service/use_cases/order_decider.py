@@ -15,6 +15,7 @@ from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import Locked, read_clock
 from common.db.statements import Connection
+from common.db.writes import execute_together
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
 from common.locking.locks import Locks
@@ -188,18 +189,22 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
     ) -> dict[int, RowLocked | VersionConflict]:
         orders = [(before, batch.orders[id_]) for id_, before in batch.loaded_orders.items()]
         products = [(before, batch.products[id_]) for id_, before in batch.loaded_products.items()]
-        saved = await order_store.save(connection, orders)
-        if not (await product_store.save(connection, products) and saved):
-            raise StaleRead
+        await execute_together(
+            connection,
+            [
+                *order_store.saving(orders),
+                *product_store.saving(products),
+                *order_store.adding(batch.new_orders),
+                *journal_store.writing(batch.written_sagas.values()),
+            ],
+        )
         seats = [(before, batch.seats[key]) for key, before in batch.loaded_seats.items()]
         if not await seat_store.save(connection, seats):
             raise StaleRead  # the next attempt finds the seats taken
         # Seats that are given back first: another order of the batch may have them next.
         await seat_store.free(connection, batch.without_seats)
-        await order_store.add(connection, batch.new_orders)
         await seat_store.add_to_orders(connection, batch.new_orders)
-        # Ended sagas first: an order has one live saga, and its next may begin in the same batch.
-        await journal_store.write(connection, batch.written_sagas.values())
+        # After ended sagas: an order has one live saga, and its next may begin in the same batch.
         await saga_store.add(
             connection, batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
         )

@@ -14,11 +14,11 @@ from common.batching.lane import Lane
 from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.database import Database
-from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
 from common.db.row_locks import read_clock
 from common.db.statements import Connection
+from common.db.writes import execute_together
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import is_id, new_id
 from common.locking.locks import Locks
@@ -182,8 +182,7 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
         commands: Sequence[ProductCommand],  # no row can conflict: all are locked
     ) -> dict[int, VersionConflict]:
         changed = [(before, batch.products[id_]) for id_, before in batch.loaded.items()]
-        if not await store.save(connection, changed):
-            raise StaleRead
+        await execute_together(connection, store.saving(changed))
         await store.add(connection, batch.new)
         await seat_store.add(connection, batch.new_seats)
         await store.add_entries(connection, batch.entries)

@@ -134,8 +134,8 @@ COMMON: Final = (
         "clock-before-the-lock",
         "the batch's time is that of the transaction's begin, before it waited for a row",
         file="common/db/row_locks.py",
-        old='return sa.select(cte, CLOCK.label("now"))',
-        new='return sa.select(cte, sa.func.transaction_timestamp(type_=TIME).label("now"))',
+        old='return sa.select(cte, CLOCK.label("now"), ',
+        new='return sa.select(cte, sa.func.transaction_timestamp(type_=TIME).label("now"), ',
         tests=(f"{_ROWS}test_the_clock_is_read_after_the_wait",),
     ),
     Mutant(
