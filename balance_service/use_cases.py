@@ -136,6 +136,8 @@ class _Batch:
     accounts: dict[AccountId, Account]
     blocked: frozenset[AccountId]
     now: datetime
+    locked: bool
+    """Whether the accounts are locked: none can change before they are saved."""
     deductions: dict[store.DeductionKey, Entry] = field(default_factory=dict)
     refunds: dict[store.DeductionKey, Entry] = field(default_factory=dict)
 
@@ -166,7 +168,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
         ]
         if behind:
             await store.count_charges(connection, behind)
-        return _Batch(loaded.found, loaded.blocked, loaded.now or BEGINNING)
+        return _Batch(loaded.found, loaded.blocked, loaded.now or BEGINNING, lock)
 
     async def load_after_records(
         self, connection: Connection, batch: _Batch, commands: Sequence[Command]
@@ -213,6 +215,10 @@ class _Decider(Decider[Command, Posted, _Batch]):
         self, connection: Connection, batch: _Batch, commands: Sequence[Command]
     ) -> dict[int, VersionConflict]:
         changed = [account for account in batch.accounts.values() if account.entries]
+        if batch.locked:
+            entries = [entry for account in changed for entry in account.entries]
+            await store.save_locked(connection, changed, entries)
+            return {}
         saved = await store.save(connection, changed)
         entries = [entry for account in changed if account.id in saved for entry in account.entries]
         await store.add_entries(connection, entries)

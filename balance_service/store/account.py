@@ -14,6 +14,7 @@ from common.db.row_locks import CLOCK, Locked, RowLocks, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.writes import Write, execute_together
 
 AccountKey = tuple[str, str | None]
 """An account by (user_id, currency_code); without a currency, all accounts of the user."""
@@ -126,6 +127,21 @@ async def count_charges(connection: Connection, behind: Sequence[Account]) -> No
 
 async def save(connection: Connection, changed: Iterable[Account]) -> set[AccountId]:
     """Write the accounts whose version is still the loaded one; returns which those were."""
+    return {
+        AccountId(*row)
+        for one in _saving(changed)
+        for row in await connection.execute(one.statement, one.parameters)
+    }
+
+
+async def save_locked(
+    connection: Connection, changed: Iterable[Account], entries: Sequence[Entry]
+) -> None:
+    """Write accounts that are locked, and append to the ledger, in one statement."""
+    await execute_together(connection, [*_saving(changed), *_adding(entries)])
+
+
+def _saving(changed: Iterable[Account]) -> list[Write]:
     rows = [
         {
             "user_id": account.id.user_id,
@@ -139,9 +155,7 @@ async def save(connection: Connection, changed: Iterable[Account]) -> set[Accoun
         }
         for account in changed
     ]
-    if not rows:
-        return set()
-    return {AccountId(*row) for row in await connection.execute(_SAVE, arrays(_changed, rows))}
+    return [Write(_SAVE, arrays(_changed, rows), len(rows))] if rows else []
 
 
 # -- ledger --------------------------------------------------------------------------------------
@@ -170,9 +184,12 @@ _FIND_REFUNDS: Final = sa.select(ledger_entries).join_from(
 
 async def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     """Append to the ledger."""
-    if not entries:
-        return
-    await connection.execute(_ADD, arrays(_added, entries))
+    for one in _adding(entries):
+        await connection.execute(one.statement, one.parameters)
+
+
+def _adding(entries: Sequence[Entry]) -> list[Write]:
+    return [Write(_ADD, arrays(_added, entries), len(entries))] if entries else []
 
 
 async def find_deductions(

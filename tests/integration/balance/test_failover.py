@@ -89,15 +89,15 @@ async def test_a_batch_is_decided_once_when_its_server_becomes_read_only(
     flip: Flip,
     running: str,
 ) -> None:
-    save = store.save
+    save = store.save_locked
 
     async def flip_before_save(*arguments: Any) -> Any:
         # Once, and with the event loop stopped: the batch finds out by its next statement.
-        monkeypatch.setattr(store, "save", save)
+        monkeypatch.setattr(store, "save_locked", save)
         flip(server)
         return await save(*arguments)
 
-    monkeypatch.setattr(store, "save", flip_before_save)
+    monkeypatch.setattr(store, "save_locked", flip_before_save)
     first = await outcome(balance.DeductBalance(deduct("ann", 300, "during")))
     assert (first if isinstance(first, str) else "OK") == running
     with refused(AWAY):
