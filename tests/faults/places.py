@@ -137,7 +137,14 @@ PLACES: Final = (
         interruption="lane.account.DeductBalance.before",
         no_first_run=AT_START,
     ),
-    *_calls("RedeemCoupon", "DeductBalance", "BatchWrite", "ConfirmPayment"),
+    *_calls("RedeemCoupon", "BatchWrite", "ConfirmPayment"),
+    Place(
+        name="call.DeductBalance",
+        service="order",
+        interruption="call.DeductBalance.before",
+        # Sagas that are taken over together share a call, until one fails.
+        with_error="call.BatchWrite.before",
+    ),
     Place(name="call.GetConfirmations", service="order", interruption="gateway.confirm.after"),
     *_calls("RestoreCoupon", "RefundDeduction", "CancelPayment"),
     Place(
