@@ -1,7 +1,8 @@
 """The locking strategy of every coupon operation, in one table.
 
-Rows are locked in one order everywhere: campaigns or coupons by ascending id, then a coupon's
-redemptions, which its row protects, then idempotency records.
+Rows are locked in one order everywhere: campaigns, shares or coupons by ascending id, then new
+coupons by campaign and user, or a coupon's redemptions, which its row protects, then idempotency
+records. A transaction waits for a share only while it has locked none but lower ones.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from common.locking.strategy import RowStrategy, Strategies, Strategy
 from coupon_service import tables
 from coupon_service.model.campaign import CreateCampaign
 from coupon_service.model.coupon import IssueCoupon, RedeemCoupon, RestoreCoupon
+from coupon_service.model.share import IssueFromShare
 
 CAMPAIGN_KEY: Final = "coupon:issue:{campaign_id}"
+SHARE_KEY: Final = "coupon:issue:{campaign_id}:{share}"
+NEW_COUPON: Final = "coupon:{campaign_id}:{user_id}"
 
 STRATEGIES: Final[Strategies] = {
     CreateCampaign: Strategy(
@@ -28,6 +32,17 @@ STRATEGIES: Final[Strategies] = {
         why="All users want the same row at the same moment, and the order of arrival decides: "
         "they queue for the campaign's row, which counts the numbers. Once the campaign is over, a "
         "read without a lock refuses those who come too late.",
+    ),
+    IssueFromShare: Strategy(
+        redis_key=SHARE_KEY,
+        rows=RowStrategy.FOR_UPDATE,
+        guards=(tables.SHARE_WITHIN_QUANTITY, tables.USER_ONCE, tables.NUMBER_ONCE),
+        new_row=NEW_COUPON,
+        why="A replica draws from a share of its own, whose row no other locks. If it is empty, or "
+        "locked all the same, the next free one is locked instead: no batch waits for another's "
+        "share while one with coupons is free. The campaign's row is not locked, so that two "
+        "replicas may issue to one user at once: the unique constraint decides, and the loser's "
+        "batch is decided again.",
     ),
     RedeemCoupon: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,

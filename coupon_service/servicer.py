@@ -27,8 +27,9 @@ from coupon_service.model.coupon import (
     RedeemCoupon,
     RestoreCoupon,
 )
-from coupon_service.use_cases.campaign import Campaigns, Issuance, Issued
+from coupon_service.use_cases.campaign import Campaigns, Issuance
 from coupon_service.use_cases.coupon import Redemptions
+from coupon_service.use_cases.issue import Issued
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.coupon.v1 import coupon_pb2_grpc
 from tally.type.v1 import money_pb2
@@ -59,6 +60,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
                 time_from(request.end_time, "end_time"),
                 microseconds_from(request.coupon_lifetime, "coupon_lifetime"),
                 request.request_id,
+                request.shares if request.HasField("shares") else 1,
             )
         )
         return pb.CreateCampaignResponse(
@@ -198,6 +200,7 @@ def _campaign(campaign: Campaign) -> pb.Campaign:
         ),
         state=_CAMPAIGN_STATES[campaign.state],
         create_time=time_to(campaign.create_time),
+        shares=campaign.shares,
     )
     if terms.percent_discount is not None:
         message.percent_discount = terms.percent_discount

@@ -1,4 +1,4 @@
-"""The coupon database: campaigns, coupons, redemptions and idempotency records."""
+"""The coupon database: campaigns, their shares, coupons, redemptions, idempotency records."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sqlalchemy as sa
 
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "coupon_0001"
+SCHEMA: Final = "coupon_0002"
 """The oldest migration this release can serve on."""
 
 CAMPAIGN_REQUEST_ONCE: Final = "campaigns_request_once"
 ISSUED_WITHIN_QUANTITY: Final = "campaigns_issued_within_quantity"
+SHARES_COUNT_ISSUED: Final = "campaigns_shares_count_issued"
+SHARE_WITHIN_QUANTITY: Final = "campaign_shares_issued_within_quantity"
 USER_ONCE: Final = "coupons_user_once"
 NUMBER_ONCE: Final = "coupons_number_once"
 REDEEM_REQUEST_ONCE: Final = "redemptions_pkey"
@@ -41,9 +43,25 @@ campaigns = sa.Table(
     sa.Column("coupon_lifetime_us", sa.BigInteger, nullable=False),
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("create_time", _time, nullable=False),
+    sa.Column("shares", sa.BigInteger, nullable=False, server_default="1"),
     sa.UniqueConstraint("request_id", name=CAMPAIGN_REQUEST_ONCE),
     sa.CheckConstraint("issued BETWEEN 0 AND quantity", name=ISSUED_WITHIN_QUANTITY),
+    sa.CheckConstraint("shares BETWEEN 1 AND 64", name="campaigns_shares"),
+    # A release that knows no shares would issue from this row.
+    sa.CheckConstraint("shares = 1 OR issued = 0", name=SHARES_COUNT_ISSUED),
     sa.Index("campaigns_newest", "create_time", "campaign_id"),
+)
+
+# Only of campaigns with more than one share. What they have issued is counted here alone.
+campaign_shares = sa.Table(
+    "campaign_shares",
+    metadata,
+    sa.Column("campaign_id", _id, primary_key=True),
+    sa.Column("share", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("first_number", sa.BigInteger, nullable=False),
+    sa.Column("quantity", sa.BigInteger, nullable=False),
+    sa.Column("issued", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("issued BETWEEN 0 AND quantity", name=SHARE_WITHIN_QUANTITY),
 )
 
 # No foreign keys: each costs one more lookup per row of a batch, and a row is only written in a

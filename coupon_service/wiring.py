@@ -16,6 +16,7 @@ from coupon_service.settings import CouponSettings
 from coupon_service.tables import SCHEMA, answers
 from coupon_service.use_cases.campaign import Campaigns, Issuance
 from coupon_service.use_cases.coupon import Redemptions
+from coupon_service.use_cases.share import Shares
 from tally.coupon.v1.coupon_pb2_grpc import add_CouponServiceServicer_to_server
 
 
@@ -28,7 +29,8 @@ async def build(settings: CouponSettings) -> AsyncIterator[Application]:
         open_locks(settings.redis_url.get_secret_value()) as locks,
     ):
         campaigns = Campaigns(database, locks, idempotency)
-        issuance = Issuance(database, locks, idempotency)
+        shares = Shares(database, locks, idempotency, settings.replica)
+        issuance = Issuance(database, locks, idempotency, shares)
         redemptions = Redemptions(database, locks, idempotency)
         servicer = CouponServicer(campaigns, issuance, redemptions)
         try:

@@ -79,11 +79,13 @@ class Decider(ABC, Generic[C, R, B]):
         return None
 
     @abstractmethod
-    def decide(self, batch: B, records: IdempotencyRecords, command: C) -> R | VersionConflict:
+    def decide(
+        self, batch: B, records: IdempotencyRecords, command: C
+    ) -> R | VersionConflict | RowLocked:
         """Replay or carry out one command on the batch. Pure: no I/O.
 
         Raises a Refusal, before it has changed anything. VersionConflict: what was read does not
-        fit together, since it changed meanwhile.
+        fit together, since it changed meanwhile. RowLocked: all rows that would do are locked.
         """
 
     @abstractmethod

@@ -105,6 +105,7 @@ class Lane(Generic[C, R]):
             None if left is None else loop.time() + left - self._limits.least_time_s,
             strategy.keys_of(command),
             strategy.rounds_max,
+            new_row=strategy.new_row_of(command),
             weight=strategy.weight_of(command),
         )
         self._depth += 1
@@ -129,8 +130,18 @@ class Lane(Generic[C, R]):
         if self._closed:
             raise Overloaded(lane=self.name)
         strategy = self._strategies[type(command)]
-        keys, rounds_max = strategy.keys_of(command), strategy.rounds_max
-        self._enqueue(QueuedCommand(command, reply, on_left, None, keys, rounds_max, bulk=True))
+        self._enqueue(
+            QueuedCommand(
+                command,
+                reply,
+                on_left,
+                None,
+                strategy.keys_of(command),
+                strategy.rounds_max,
+                bulk=True,
+                new_row=strategy.new_row_of(command),
+            )
+        )
 
     def _enqueue(self, entry: QueuedCommand[C, R]) -> None:
         self._queues.append(entry)

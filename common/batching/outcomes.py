@@ -27,9 +27,10 @@ class RowLocked:
 @dataclass(frozen=True, slots=True)
 class HeldKey:
     """The row of a ``RowLocked`` that the database does not name: another transaction has inserted
-    it and not committed. The commands with this Redis key insert the same row."""
+    it and not committed. The commands with this name insert the same row."""
 
-    lock_key: str
+    name: str
+    """The row's (``Strategy.new_row``), or else the commands' first Redis key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ class QueuedCommand(Generic[C, R]):
     rounds_max: int
     bulk: bool = False
     """Whether it is one of a bulk call's."""
+    new_row: str | None = None
+    """The name of the row that it inserts (``Strategy.new_row``)."""
     weight: int = 1
     """What it adds to the weight of its batch (``Strategy.weight_of``)."""
     busy_since: float | None = None
@@ -134,7 +137,9 @@ class QueuedCommand(Generic[C, R]):
 
     @property
     def held_key(self) -> HeldKey | None:
-        """The row that it waits for when the database does not name it: that of its first key."""
+        """The row that it waits for when the database does not name it."""
+        if self.new_row is not None:
+            return HeldKey(self.new_row)
         return HeldKey(self.lock_keys[0]) if self.lock_keys else None
 
     @property

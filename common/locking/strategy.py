@@ -45,6 +45,9 @@ class Strategy:
     the key of each. The command takes all of its keys, or holds none."""
     many: str | None = None
     """The attribute of a command that lists what it writes, if the list may be long."""
+    new_row: str | None = None
+    """Template that names the row which the command inserts, if others with the same Redis key
+    insert other rows: only commands for this row wait while somebody else's is not committed."""
     mark: str | None = None
     """Template of an in-progress mark's key; a mark is a hint, not a lock."""
     rounds_max: int = 1
@@ -64,6 +67,10 @@ class Strategy:
     def weight_of(self, command: object) -> int:
         """The length of that list, or 1; a batch has a largest (``common.batching.queues``)."""
         return 1 if self.many is None else max(1, len(getattr(command, self.many)))
+
+    def new_row_of(self, command: object) -> str | None:
+        """The name of the row that the command inserts; None: its first key stands for it."""
+        return _format(self.new_row, command)
 
     def mark_of(self, command: object) -> str | None:
         """The key of the command's mark."""

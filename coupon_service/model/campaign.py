@@ -98,6 +98,7 @@ class CreateCampaign:
     end_time: datetime
     coupon_lifetime_us: int
     request_id: str
+    shares: int = 1
 
     def __post_init__(self) -> None:
         # The request's validation compares nanoseconds; here they are cut to microseconds.
@@ -121,6 +122,8 @@ class CreateCampaign:
             self.start_time.isoformat(),
             self.end_time.isoformat(),
             self.coupon_lifetime_us,
+            # Without it, the digest is that of a release without shares.
+            *((self.shares,) if self.shares > 1 else ()),
         )
 
 
@@ -138,6 +141,9 @@ class Campaign:
     coupon_lifetime_us: int
     create_time: datetime
     as_of: datetime
+    shares: int = 1
+    """Over how many rows the quantity is split (``model.share``). Answers of an earlier release do
+    not have it."""
 
     @classmethod
     def create(cls, command: CreateCampaign, campaign_id: str, now: datetime) -> Campaign:
@@ -154,6 +160,7 @@ class Campaign:
             command.coupon_lifetime_us,
             create_time=now,
             as_of=now,
+            shares=command.shares,
         )
 
     @property
@@ -168,15 +175,19 @@ class Campaign:
 
     def admit(self, user_id: str) -> None:
         """Check that a coupon can be issued now. Raises CampaignNotOpen or CouponSoldOut."""
+        self.check_open()
+        if self.issued >= self.quantity:
+            raise CouponSoldOut(
+                campaign_id=self.campaign_id, user_id=user_id, quantity=self.quantity
+            )
+
+    def check_open(self) -> None:
+        """Raise CampaignNotOpen unless it is between its start and its end."""
         if not self.start_time <= self.as_of < self.end_time:
             raise CampaignNotOpen(
                 campaign_id=self.campaign_id,
                 start_time=self.start_time.isoformat(),
                 end_time=self.end_time.isoformat(),
-            )
-        if self.issued >= self.quantity:
-            raise CouponSoldOut(
-                campaign_id=self.campaign_id, user_id=user_id, quantity=self.quantity
             )
 
     def take_number(self, user_id: str) -> int:

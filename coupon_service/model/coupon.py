@@ -162,11 +162,19 @@ class Coupon:
 
         The caller has checked that the user has no coupon of the campaign.
         """
+        number = campaign.take_number(command.user_id)
+        return cls.numbered(campaign, command, coupon_id, number)
+
+    @classmethod
+    def numbered(
+        cls, campaign: Campaign, command: IssueCoupon, coupon_id: str, issue_number: int
+    ) -> Coupon:
+        """The campaign's coupon with this number."""
         return cls(
             coupon_id,
             campaign.campaign_id,
             command.user_id,
-            campaign.take_number(command.user_id),
+            issue_number,
             command.request_id,
             issue_time=campaign.as_of,
             expire_time=campaign.as_of + timedelta(microseconds=campaign.coupon_lifetime_us),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -12,10 +12,10 @@ from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, insert_from, unnest
+from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
-from coupon_service.tables import campaigns
+from coupon_service.tables import campaign_shares, campaigns
 
 # -- writes --------------------------------------------------------------------------------------
 
@@ -60,7 +60,23 @@ async def save_issued(connection: Connection, changed: Sequence[Campaign]) -> No
 
 # -- reads ---------------------------------------------------------------------------------------
 
-_read = sa.select(campaigns, CLOCK.label("now"))
+_in_shares = (
+    sa.select(sa.cast(sa.func.sum(campaign_shares.c.issued), sa.BigInteger))
+    .where(campaign_shares.c.campaign_id == campaigns.c.campaign_id)
+    .correlate(campaigns)
+    .scalar_subquery()
+)
+# Evaluated for campaigns with shares only; all of one statement's snapshot.
+_issued = sa.case((campaigns.c.shares > 1, _in_shares), else_=campaigns.c.issued)
+COLUMNS: Final[list[sa.ColumnElement[Any]]] = [
+    *(column for column in campaigns.c if column.key != "issued"),
+    _issued.label("issued"),
+]
+"""What ``to_campaign`` reads, except the clock; ``issued`` counts what was issued from shares."""
+
+_read = sa.select(*COLUMNS, CLOCK.label("now"))
+_wanted = unnest("wanted", campaigns.c.campaign_id)
+_FIND: Final = _read.join_from(_wanted, campaigns, same(campaigns, _wanted))
 _NEWEST: Final = newest_first(_read, campaigns.c.create_time, campaigns.c.campaign_id)
 
 
@@ -68,8 +84,9 @@ async def find_campaigns(
     connection: Connection, campaign_ids: Sequence[str]
 ) -> list[Campaign | Exception | None]:
     """These campaigns as last committed, in their order."""
-    found = (await _CAMPAIGNS.read(connection, campaign_ids)).found
-    return one_per_key(campaign_ids, found, to_campaign)
+    parameters = arrays_of_tuples(_wanted, [(campaign_id,) for campaign_id in campaign_ids])
+    rows = await connection.execute(_FIND, parameters)
+    return one_per_key(campaign_ids, {row.campaign_id: row for row in rows}, to_campaign)
 
 
 async def read_campaigns(connection: Connection, page: Page) -> list[Campaign]:

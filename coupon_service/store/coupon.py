@@ -17,7 +17,7 @@ from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
-from coupon_service.store.campaign import to_campaign
+from coupon_service.store.campaign import COLUMNS, to_campaign
 from coupon_service.tables import answers, campaigns, coupons, redemptions
 
 _now: Final = CLOCK.label("now")
@@ -49,7 +49,7 @@ _asked = unnest(
 # columns let both be read from one row.
 _known: list[sa.ColumnElement[Any]] = [
     *_asked.c[Claim._fields],
-    *(column for column in campaigns.c if column.key not in {"campaign_id", "request_id"}),
+    *(column for column in COLUMNS if column.key not in {"campaign_id", "request_id"}),
     *(column for column in coupons.c if column.key not in Claim._fields),
     *answers.c["state", "digest", "body"],
     _now,
@@ -75,6 +75,8 @@ _FIND_ISSUED: Final = sa.select(coupons, _now).join_from(_claimed, coupons, same
 
 _issued = unnest("issued", *coupons.c)
 _ADD_COUPONS: Final = insert_from(coupons, _issued)
+# Two transactions that draw from different shares may have a coupon for the same user.
+_ADD_SORTED: Final = insert_from(coupons, _issued, Claim._fields)
 
 
 async def read_snapshots(
@@ -103,14 +105,24 @@ async def read_snapshots(
 
 
 async def find_issued(connection: Connection, claims: Collection[Claim]) -> dict[Claim, Coupon]:
-    """The coupons that exist for these claims. Their campaigns must be locked."""
+    """The coupons that exist for these claims.
+
+    Of a campaign whose row is not locked, another transaction may be adding one.
+    """
     rows = await connection.execute(_FIND_ISSUED, arrays(_claimed, claims))
     return {Claim(row.campaign_id, row.user_id): _to_coupon(row) for row in rows}
 
 
 async def add_coupons(connection: Connection, issued: Sequence[Coupon]) -> None:
+    """Insert coupons of campaigns whose rows are locked."""
     if issued:
         await connection.execute(_ADD_COUPONS, arrays(_issued, issued))
+
+
+async def add_coupons_of_shares(connection: Connection, issued: Sequence[Coupon]) -> None:
+    """Insert coupons of locked shares, in ascending order of their claims."""
+    if issued:
+        await connection.execute(_ADD_SORTED, arrays(_issued, issued))
 
 
 # -- redemptions ---------------------------------------------------------------------------------

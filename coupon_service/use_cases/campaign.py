@@ -32,14 +32,18 @@ from coupon_service.errors import (
 from coupon_service.locking import STRATEGIES
 from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon
+from coupon_service.model.share import split
 from coupon_service.store import campaign as store
 from coupon_service.store import coupon as coupon_store
+from coupon_service.store import share as share_store
 from coupon_service.tables import (
     CAMPAIGN_REQUEST_ONCE,
     ISSUED_WITHIN_QUANTITY,
     NUMBER_ONCE,
     USER_ONCE,
 )
+from coupon_service.use_cases.issue import ISSUED_BODY, HasShares, Issued, replay_or_refuse
+from coupon_service.use_cases.share import Shares
 
 Created = Result[Campaign]
 
@@ -137,14 +141,13 @@ class _Decider(Decider[CreateCampaign, Created, _Batch]):
         self, connection: Connection, batch: _Batch, commands: Sequence[CreateCampaign]
     ) -> dict[int, VersionConflict]:
         await store.add_campaigns(connection, batch.created)
+        shares = [share for campaign, _ in batch.created for share in split(campaign)]
+        await share_store.add_shares(connection, shares)
         return {}
 
 
 # -- issuance ------------------------------------------------------------------------------------
 
-Issued = Result[Coupon]
-
-_ISSUED_BODY: Final = TypeAdapter(Coupon)
 _FINAL: Final = (CampaignState.SOLD_OUT, CampaignState.ENDED)
 OVER_MAX: Final = 1_000
 """Campaigns that a replica remembers to be over; beyond them it forgets the earliest."""
@@ -155,13 +158,18 @@ class Issuance:
 
     Once the lane has refused a call since its campaign is over, a read without a lock refuses those
     that come later. Before that it would refuse few, and be one more statement for all others.
+
+    The lane finds out that a campaign has shares, which then have a lane of their own.
     """
 
-    def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
+    def __init__(
+        self, database: Database, locks: Locks, idempotency: IdempotencyStore, shares: Shares
+    ) -> None:
+        self._shares = shares
         self._snapshots = BatchLoader("issue_coupon", database, coupon_store.read_snapshots)
         self._over: dict[str, None] = {}
         """Campaigns that issue no more coupons, or have not begun; in the order of refusals."""
-        self.lane: Lane[IssueCoupon, Issued] = Lane(
+        self.lane: Lane[IssueCoupon, Issued | HasShares] = Lane(
             "issue_coupon",
             database,
             _IssueDecider(idempotency),
@@ -182,7 +190,7 @@ class Issuance:
         if campaign_id in self._over:
             _refuse_final(command, await self._snapshots.load(command))
         try:
-            issued = await self.lane.submit(command)
+            issued = await self._decided(command)
         except (CouponSoldOut, CampaignNotOpen):
             self._over[campaign_id] = None
             if len(self._over) > OVER_MAX:
@@ -194,19 +202,40 @@ class Issuance:
         return issued
 
     async def issue_all(self, commands: Sequence[IssueCoupon]) -> list[Issued | Exception]:
-        """The outcome of each command by itself, in their order: as of ``issue``.
+        """The outcome of each command of one campaign by itself, in their order: as of ``issue``.
 
         A command that is not decided before the running call ends has RequestInProgress. Raises
         Overloaded if the replica stops.
         """
         # No read beforehand looks for final refusals: it would cost about as much as the one batch
         # that it may save.
-        return await self.lane.submit_bulk(commands)
+        if commands and self._shares.knows(commands[0].campaign_id):
+            return await self._shares.issue_all(commands)
+        outcomes = await self.lane.submit_bulk(commands)
+        of_shares = []
+        for command, outcome in zip(commands, outcomes, strict=True):
+            if isinstance(outcome, HasShares):
+                self._shares.learn(command.campaign_id, outcome.shares)
+                of_shares.append(command)
+        decided = iter(await self._shares.issue_all(of_shares) if of_shares else ())
+        return [
+            next(decided) if isinstance(outcome, HasShares) else outcome for outcome in outcomes
+        ]
 
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""
         await self.lane.close()
+        await self._shares.close()
         await self._snapshots.close()
+
+    async def _decided(self, command: IssueCoupon) -> Issued:
+        """The outcome of the lane, or of the shares' if the campaign has shares."""
+        if not self._shares.knows(command.campaign_id):
+            outcome = await self.lane.submit(command)
+            if not isinstance(outcome, HasShares):
+                return outcome
+            self._shares.learn(command.campaign_id, outcome.shares)
+        return await self._shares.issue(command)
 
 
 def _refuse_final(command: IssueCoupon, snapshot: coupon_store.IssueSnapshot) -> None:
@@ -219,18 +248,9 @@ def _refuse_final(command: IssueCoupon, snapshot: coupon_store.IssueSnapshot) ->
     if snapshot.campaign is None:
         raise CampaignNotFound(campaign_id=command.campaign_id)
     if snapshot.coupon is not None:
-        _replay_or_refuse(command, snapshot.coupon)
+        replay_or_refuse(command, snapshot.coupon)
     elif snapshot.campaign.state in _FINAL:
         snapshot.campaign.admit(command.user_id)
-
-
-def _replay_or_refuse(command: IssueCoupon, coupon: Coupon) -> Issued:
-    """The outcome for a user who has the coupon; the command's record may have been deleted."""
-    if coupon.request_id != command.request_id:
-        raise CouponAlreadyIssued(
-            campaign_id=coupon.campaign_id, user_id=coupon.user_id, coupon_id=coupon.coupon_id
-        )
-    return Result(coupon.unused(coupon.issue_time), replayed=True)
 
 
 def _translate_issue(constraint: str, command: IssueCoupon) -> Refusal | None:
@@ -255,7 +275,7 @@ class _IssueBatch:
     new: list[Coupon] = field(default_factory=list)
 
 
-class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
+class _IssueDecider(Decider[IssueCoupon, Issued | HasShares, _IssueBatch]):
     async def load(
         self, connection: Connection, commands: Sequence[IssueCoupon], *, wait_for_locks: bool
     ) -> _IssueBatch:
@@ -278,22 +298,24 @@ class _IssueDecider(Decider[IssueCoupon, Issued, _IssueBatch]):
 
     def decide(
         self, batch: _IssueBatch, records: IdempotencyRecords, command: IssueCoupon
-    ) -> Issued:
-        replayed = records.replay(command, _ISSUED_BODY)
+    ) -> Issued | HasShares:
+        replayed = records.replay(command, ISSUED_BODY)
         if replayed is not None:
             return replayed
         campaign = batch.campaigns.get(command.campaign_id)
         if campaign is None:
             raise CampaignNotFound(campaign_id=command.campaign_id)
+        if campaign.shares > 1:
+            return HasShares(campaign.shares)
         # Before the campaign is checked: COUPON_ALREADY_ISSUED goes before COUPON_SOLD_OUT.
         existing = batch.coupons.get(command.claim)
         if existing is not None:
             records.replays = True
-            return _replay_or_refuse(command, existing)
+            return replay_or_refuse(command, existing)
         coupon = Coupon.issue(campaign, command, new_id())
         batch.coupons[command.claim] = coupon
         batch.new.append(coupon)
-        return records.answer(command, coupon, _ISSUED_BODY)
+        return records.answer(command, coupon, ISSUED_BODY)
 
     async def save(
         self, connection: Connection, batch: _IssueBatch, commands: Sequence[IssueCoupon]

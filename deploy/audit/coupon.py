@@ -1,18 +1,22 @@
-"""Checks of the coupon service: campaigns, coupons, redemptions, and the stored answers."""
+"""Checks of the coupon service: campaigns, coupons, redemptions, and the stored answers.
+
+Those of shares have a file of their own.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, ServiceChecks, answers_figure
+from deploy.audit.coupon_shares import SHARE_CHECKS
 
 FIGURES: Final = (
     Figure(
         "I5",
         "{campaigns:,} campaigns, {issued:,} coupons issued of {quantity:,}",
         """
-SELECT count(*) AS campaigns, coalesce(sum(issued), 0) AS issued,
-       coalesce(sum(quantity), 0) AS quantity
+SELECT count(*) AS campaigns, coalesce(sum(quantity), 0) AS quantity,
+       coalesce(sum(issued), 0) + (SELECT coalesce(sum(issued), 0) FROM campaign_shares) AS issued
   FROM campaigns
 """,
     ),
@@ -31,13 +35,17 @@ SELECT campaign_id::text AS key,
                 THEN format('issued %s of %s', c.issued, c.quantity) END,
            CASE WHEN c.issued <> coalesce(i.coupons, 0)
                 THEN format('issued %s, %s coupons', c.issued, coalesce(i.coupons, 0)) END,
-           CASE WHEN i.lowest <> 1 OR i.highest <> i.coupons OR i.numbers <> i.coupons
+           CASE WHEN i.lowest <> 1 AND c.shares = 1 OR i.numbers <> i.coupons
+                     OR i.highest <> i.coupons AND c.shares = 1
                 THEN format('%s coupons with %s numbers from %s to %s',
                             i.coupons, i.numbers, i.lowest, i.highest) END,
            CASE WHEN i.users <> i.coupons
                 THEN format('%s coupons of %s users', i.coupons, i.users) END
        ), '') AS difference
-  FROM campaigns AS c
+  FROM (SELECT campaign_id, quantity, shares,
+               issued + coalesce((SELECT sum(s.issued) FROM campaign_shares AS s
+                                   WHERE s.campaign_id = campaigns.campaign_id), 0) AS issued
+          FROM campaigns) AS c
   FULL JOIN (SELECT campaign_id, count(*) AS coupons, count(DISTINCT issue_number) AS numbers,
                     min(issue_number) AS lowest, max(issue_number) AS highest,
                     count(DISTINCT user_id) AS users
@@ -227,6 +235,8 @@ SELECT request_id AS key,
                         'min_order_minor', c.min_order_minor))
                 OR (answer ->> 'start_time')::timestamptz IS DISTINCT FROM c.start_time
                 OR (answer ->> 'end_time')::timestamptz IS DISTINCT FROM c.end_time
+                -- An answer of an earlier release has no shares.
+                OR coalesce((answer ->> 'shares')::bigint, 1) <> c.shares
            THEN format('answered with %s, and campaign %s has other terms', answer, c.campaign_id)
        END AS difference
   FROM (SELECT request_id, state, body::jsonb AS answer
@@ -236,4 +246,4 @@ SELECT request_id AS key,
     ),
 )
 
-SERVICE: Final = ServiceChecks(CHECKS, FIGURES)
+SERVICE: Final = ServiceChecks((*CHECKS, *SHARE_CHECKS), FIGURES)

@@ -202,7 +202,11 @@ class Customers:
     async def keep_shop(self, shop: Shop) -> None:
         """What is done beside orders: campaign, product, stock, cart, an operator's calls."""
         user = _fresh("keeper")
-        await self._insist(self.coupon.CreateCampaign, campaign(_fresh("campaign")))
+        split = await self._insist(
+            self.coupon.CreateCampaign, campaign(_fresh("campaign"), shares=4)
+        )
+        if split is not None:
+            await self._insist(self.coupon.IssueCoupon, issue(split.campaign.campaign_id, user))
         made = await self._insist(
             shop.products.CreateProduct, create_product(_fresh("p"), 5, price=PRICE)
         )

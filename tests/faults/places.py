@@ -71,6 +71,7 @@ PLACES: Final = (
     ),
     *_lane("coupon", "create_campaign", ("CreateCampaign", NO_SAGA)),
     *_lane("coupon", "issue_coupon", ("IssueCoupon", NO_SAGA)),
+    *_lane("coupon", "issue_from_share", ("IssueFromShare", NO_SAGA)),
     *_lane(
         *("coupon", "use_coupon"),
         ("RedeemCoupon", "call.RedeemCoupon.before"),

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from coupon_service import tables
 from coupon_service.store import coupon as store
+from coupon_service.store import share as share_store
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.balances import won
 from tests.support.crowd import Crowd
@@ -124,6 +125,15 @@ def redemption_counts(crowd: Crowd[Any]) -> tuple[int, int]:
     )
 
 
+def adding_coupon(campaign_id: str, user_id: str) -> str:
+    """SQL of another transaction that adds a coupon for the user."""
+    return (
+        f"INSERT INTO coupons SELECT gen_random_uuid(), campaign_id, '{user_id}', 999, 'other',"
+        " now(), now() + interval '1 hour' FROM campaigns"
+        f" WHERE campaign_id = '{campaign_id}'"
+    )
+
+
 # -- removed guards ------------------------------------------------------------------------------
 
 
@@ -134,6 +144,21 @@ def drop_issue_constraints(crowd: Crowd[Any]) -> None:
         f" DROP CONSTRAINT {tables.NUMBER_ONCE};"
         f"ALTER TABLE campaigns DROP CONSTRAINT {tables.ISSUED_WITHIN_QUANTITY};"
     )
+
+
+def drop_share_constraints(crowd: Crowd[Any]) -> None:
+    """Remove the last guard of issue from shares."""
+    drop_issue_constraints(crowd)
+    crowd.sql(f"ALTER TABLE campaign_shares DROP CONSTRAINT {tables.SHARE_WITHIN_QUANTITY}")
+
+
+def forget_share_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read shares where they should be locked: the second guard of issue from shares."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sa.Select, "with_for_update", lambda select, **_: select)
+        unlocked = share_store._draw(skip_locked=False)
+    monkeypatch.setattr(share_store, "_DRAW_FREE", unlocked)
+    monkeypatch.setattr(share_store, "_DRAW", unlocked)
 
 
 def drop_redeem_constraint(crowd: Crowd[Any]) -> None:

@@ -48,6 +48,8 @@ ACCEPTED: list[tuple[type[Message], dict[str, Any]]] = [
     (DeductBalanceRequest, {"amount": won(1), "request_id": "r" * 64}),
     (ConfirmPaymentRequest, {"amount": won(1), "order_id": "o", "payment_key": "k" * 200}),
     (CreateCampaignRequest, {"percent_discount": 1}),
+    (CreateCampaignRequest, {"percent_discount": 1, "shares": 1}),
+    (CreateCampaignRequest, {"percent_discount": 1, "shares": 64}),
     (CreateCampaignRequest, {"percent_discount": 100, "name": "봄 맞이 🌸", "quantity": 10**12}),
     (CreateCampaignRequest, {"fixed_discount": won(1), "max_discount": won(LARGEST)}),
     (

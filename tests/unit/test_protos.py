@@ -74,7 +74,7 @@ def test_no_amount_or_quantity_has_32_bits_or_is_a_float() -> None:
     narrow_types |= {types.TYPE_FIXED32, types.TYPE_SFIXED32}
     # Each of these is bounded, or counted by the service itself.
     narrow = {field.name for field in fields if field.type in narrow_types}
-    assert narrow == {"attempts", "page_size", "percent_discount"}
+    assert narrow == {"attempts", "page_size", "percent_discount", "shares"}
     assert not {types.TYPE_FLOAT, types.TYPE_DOUBLE} & {field.type for field in fields}
     amount = Money(currency_code="KRW", amount_minor=2**63 - 1)
     assert Money.FromString(amount.SerializeToString()) == amount

@@ -27,6 +27,7 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import SUPERUSER
 from tests.integration.audit.books import BOOKS, on_gateway, write_gateway
 from tests.integration.audit.seat_books import seats
+from tests.integration.audit.share_books import shares
 from tests.support.databases import Databases
 
 SHIFT = """
@@ -58,6 +59,9 @@ BEGIN
 END $$
 """
 """Changes every time in a database."""
+
+
+_MORE = {"coupon": shares, "order": seats}
 
 
 @dataclass
@@ -132,7 +136,7 @@ def clean_urls(databases: Databases) -> Iterator[dict[str, str]]:
             service: exits.enter_context(databases.clone(service)).audit for service in SERVICES
         }
         for service, url in urls.items():
-            rows = BOOKS[service]() + (seats() if service == "order" else "")
+            rows = BOOKS[service]() + _MORE.get(service, str)()
             databases.server.run_sql(rows, database=_database(url))
         yield urls
 

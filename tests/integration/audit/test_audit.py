@@ -53,7 +53,7 @@ async def test_clean_books_pass_with_their_figures(books: Books) -> None:
         "gateway KRW 3,160 captured - 700 refunded = 1,500 paid by orders + 60 under way + 900",
         "2 products, 103 stocked = 76 free + 6 reserved + 21 sold",
         "3 seats of 1 products = 1 free + 1 reserved + 1 sold",
-        "2 coupons issued of 3",
+        "2 campaigns, 5 coupons issued of 8",
         "orders saved by coupons KRW 500",
         "9 orders (2 paid, 2 cancelled, 2 expired, 2 pending, 1 being paid or cancelled)",
         "4 charges at the gateway, 5 payments",

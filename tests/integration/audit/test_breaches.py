@@ -26,13 +26,14 @@ from tests.integration.audit.breaches import (
     payment,
     sagas,
     seats,
+    shares,
 )
 from tests.integration.audit.conftest import Planted
 
 BREACHES: Final = {
     "balance": balance.BREACHES,
     "order": order.BREACHES + seats.BREACHES + sagas.BREACHES + effects.BREACHES,
-    "coupon": coupon.BREACHES,
+    "coupon": coupon.BREACHES + shares.BREACHES,
     "payment": payment.BREACHES,
     "gateway": gateway.BREACHES,
 }

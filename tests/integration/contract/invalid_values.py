@@ -311,6 +311,7 @@ _KINDS: Final = {
     **dict.fromkeys(("fixed_discount", "max_discount", "min_order_amount"), money(1)),
     "percent_discount": number(1, 100, bits=32),
     "quantity": number(1, 10**12),
+    "shares": replace(number(1, 64, bits=32), required=False),
     "stock": number(0, 10**12),
     "expected_version": number(0, 2**63 - 1),
     **dict.fromkeys(("start_time", "end_time"), time()),

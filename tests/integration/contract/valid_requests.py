@@ -106,6 +106,7 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
             "start_time": Timestamp(seconds=10**9),
             "end_time": Timestamp(seconds=4 * 10**9),
             "coupon_lifetime": Duration(seconds=3_600),
+            "shares": 2,
         },
         "BatchWrite": {"items": [*bulk_items()]},
         "BatchIssueCoupons": {

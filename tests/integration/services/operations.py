@@ -19,6 +19,7 @@ from common.locking.strategy import Strategies
 from common.money import Money
 from coupon_service.model.campaign import CreateCampaign
 from coupon_service.model.coupon import IssueCoupon, RedeemCoupon, RestoreCoupon
+from coupon_service.model.share import IssueFromShare
 from order_service.model.cart import ClearCart, SetCartItem
 from order_service.model.order import CancelOrder, CreateOrder, ExpireOrder, Line, PayOrder
 from order_service.model.product import CreateProduct, RestockProduct
@@ -112,6 +113,11 @@ async def issue_coupon(stack: Stack) -> Calls:
     return lambda: stack.coupon.IssueCoupon(issue(made.campaign.campaign_id, fresh()))
 
 
+async def issue_from_share(stack: Stack) -> Calls:
+    made = await stack.coupon.CreateCampaign(campaign(fresh(), shares=4))
+    return lambda: stack.coupon.IssueCoupon(issue(made.campaign.campaign_id, fresh()))
+
+
 async def redeem_coupon(stack: Stack) -> Calls:
     user = fresh()
     coupon_id = await stack.coupon_of(user)
@@ -128,6 +134,7 @@ async def restore_coupon(stack: Stack) -> Calls:
 COUPON: Final = [
     Operation(CreateCampaign, create_campaign, "campaigns"),
     Operation(IssueCoupon, issue_coupon, "campaigns"),
+    Operation(IssueFromShare, issue_from_share, "campaign_shares"),
     Operation(RedeemCoupon, redeem_coupon, "coupons", "redeem_request_id"),
     Operation(RestoreCoupon, restore_coupon, "coupons", "redeem_request_id"),
 ]
@@ -299,7 +306,10 @@ SERVICES: Final[dict[str, tuple[Strategies, list[Operation]]]] = {
 }
 LANES: Final[dict[str, tuple[object, ...]]] = {
     "balance": (balance_service.model.Command,),
-    "coupon": (CreateCampaign, IssueCoupon, coupon_service.use_cases.coupon.Command),
+    "coupon": (
+        *(CreateCampaign, IssueCoupon, IssueFromShare),
+        coupon_service.use_cases.coupon.Command,
+    ),
     "payment": (payment_service.model.payment_command.Command,),
     "order": (OrderCommand, ProductCommand, JournalCommand),
 }
@@ -311,7 +321,10 @@ REDIS_KEYS: Final[dict[str, dict[object, tuple[str, ...]]]] = {
         DeductBalance("ann", WON, "d", None): ("balance:user:ann",),
         RefundDeduction("ann", "d", "r"): ("balance:user:ann",),
     },
-    "coupon": {IssueCoupon("c", "ann", "i"): ("coupon:issue:c",)},
+    "coupon": {
+        IssueCoupon("c", "ann", "i"): ("coupon:issue:c",),
+        IssueFromShare("c", "ann", "i", 7): ("coupon:issue:c:7",),
+    },
     "payment": {ConfirmPayment("o", "ann", WON, "key", "c", "h"): ("payment:key:key",)},
     "order": {
         CreateOrder("ann", (Line("p", 1),), "o"): ("order:create:user:ann",),

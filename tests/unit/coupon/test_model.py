@@ -47,10 +47,10 @@ discounts = st.one_of(
 )
 
 
-def a_campaign(**fields: Any) -> Campaign:
+def a_command(**fields: Any) -> CreateCampaign:
     terms = Terms.of(fixed_discount=Money("KRW", 1_000))
     content: dict[str, Any] = {"quantity": 3, "terms": terms} | fields
-    command = CreateCampaign(
+    return CreateCampaign(
         name="Spring",
         start_time=START,
         end_time=END,
@@ -58,7 +58,10 @@ def a_campaign(**fields: Any) -> Campaign:
         request_id="c1",
         **content,
     )
-    return Campaign.create(command, new_id(), START)
+
+
+def a_campaign(**fields: Any) -> Campaign:
+    return Campaign.create(a_command(**fields), new_id(), START)
 
 
 def issued_coupon(campaign: Campaign) -> Coupon:

@@ -45,7 +45,8 @@ a redemption is of another user's coupon | I5 | times of the redemption
 a redemption is of a coupon of another campaign | I5 | discount and the campaign's terms
     300 off 2000, and by the campaign's terms 2000
     INSERT INTO campaigns SELECT '{NOBODY}', 'd', 'KRW', 5000, NULL, NULL, NULL, 1, 1, start_time,
-    end_time, coupon_lifetime_us, 'campaign-2', create_time FROM campaigns;
+    end_time, coupon_lifetime_us, 'campaign-3', create_time FROM campaigns
+    WHERE campaign_id = '{CAMPAIGN}';
     UPDATE coupons SET campaign_id = '{NOBODY}' WHERE coupon_id = '{COUPON_B}'
 a redemption is of another amount | I5 | discount and the campaign's terms
     200 off 2000, and by the campaign's terms 300

@@ -73,6 +73,7 @@ class Campaign(_message.Message):
     COUPON_LIFETIME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
     """Id of the campaign, a UUIDv7."""
     name: _builtins.str
@@ -82,9 +83,13 @@ class Campaign(_message.Message):
     quantity: _builtins.int
     """How many coupons can be issued, 1 to 10^12."""
     issued: _builtins.int
-    """How many have been issued, 0 to quantity. Never decreases."""
+    """How many have been issued, 0 to quantity: of a campaign with shares, the sum of what all
+    shares had issued at one moment. Never decreases.
+    """
     state: Global___Campaign.State.ValueType
     """The state of the campaign, by the database's clock."""
+    shares: _builtins.int
+    """Over how many rows the quantity is split (CreateCampaignRequest), 1 to 64; 1: it is not split."""
     @_builtins.property
     def fixed_discount(self) -> _money_pb2.Money:
         """A fixed amount."""
@@ -129,10 +134,11 @@ class Campaign(_message.Message):
         coupon_lifetime: _duration_pb2.Duration | None = ...,
         state: Global___Campaign.State.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        shares: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coupon_lifetime", b"coupon_lifetime", "create_time", b"create_time", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "percent_discount", b"percent_discount", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "coupon_lifetime", b"coupon_lifetime", "create_time", b"create_time", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "issued", b"issued", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "coupon_lifetime", b"coupon_lifetime", "create_time", b"create_time", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "issued", b"issued", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "shares", b"shares", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_discount: _TypeAlias = _typing.Literal["fixed_discount", "percent_discount"]  # noqa: Y015
     _WhichOneofArgType_discount: _TypeAlias = _typing.Literal["discount", b"discount"]  # noqa: Y015
@@ -189,7 +195,11 @@ class Coupon(_message.Message):
     user_id: _builtins.str
     """The user it was issued to."""
     issue_number: _builtins.int
-    """The position in the order of arrival: 1 to the campaign's quantity, without gaps."""
+    """1 to the campaign's quantity, unique in the campaign. Without shares it is the position in
+    the order of arrival, without gaps. With shares it is the next number of the share that the
+    coupon was drawn from: numbers are then not in the order of arrival, and have gaps until the
+    campaign is sold out.
+    """
     state: Global___Coupon.State.ValueType
     """The state of the coupon, by the database's clock."""
     order_id: _builtins.str
@@ -243,6 +253,7 @@ class CreateCampaignRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     COUPON_LIFETIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people: 1-200 characters, not blank, without control characters."""
     percent_discount: _builtins.int
@@ -252,6 +263,11 @@ class CreateCampaignRequest(_message.Message):
     request_id: _builtins.str
     """Identifies this intent, per method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The same id with
     the same content returns the first response again; with other content it is refused.
+    """
+    shares: _builtins.int
+    """Over how many rows the quantity is split beforehand, 1 to 64 (optional: 1, it is not split).
+    Replicas then draw from rows of their own and do not meet on one; exactly `quantity` coupons
+    are issued all the same. Coupon.issue_number is then not in the order of arrival.
     """
     @_builtins.property
     def fixed_discount(self) -> _money_pb2.Money:
@@ -290,13 +306,19 @@ class CreateCampaignRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         coupon_lifetime: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        shares: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "percent_discount", b"percent_discount", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shares", b"_shares", "coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "percent_discount", b"percent_discount", "shares", b"shares", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "request_id", b"request_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shares", b"_shares", "coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "request_id", b"request_id", "shares", b"shares", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__shares: _TypeAlias = _typing.Literal["shares"]  # noqa: Y015
+    _WhichOneofArgType__shares: _TypeAlias = _typing.Literal["_shares", b"_shares"]  # noqa: Y015
     _WhichOneofReturnType_discount: _TypeAlias = _typing.Literal["fixed_discount", "percent_discount"]  # noqa: Y015
     _WhichOneofArgType_discount: _TypeAlias = _typing.Literal["discount", b"discount"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shares) -> _WhichOneofReturnType__shares | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_discount) -> _WhichOneofReturnType_discount | None: ...
 
 Global___CreateCampaignRequest: _TypeAlias = CreateCampaignRequest  # noqa: Y015
