@@ -100,7 +100,7 @@ async def each(work: Callable[[int], Awaitable[None]], numbers: Iterable[int]) -
             group.create_task(worker())
 
 
-async def create_campaign(shop: Shop, clients: Clients) -> str:
+async def create_campaign(shop: Shop, clients: Clients, *, shares: int = 1) -> str:
     """A campaign with coupons for everybody; its campaign_id."""
     number = next(shop.numbers)
     request = coupon.CreateCampaignRequest(
@@ -111,6 +111,7 @@ async def create_campaign(shop: Shop, clients: Clients) -> str:
         end_time=Timestamp(seconds=FAR_FUTURE_S),
         coupon_lifetime=Duration(seconds=86_400 * 30),
         request_id=shop.request_id(number),
+        shares=shares,
     )
     response = await clients.ask("coupon", CREATE_CAMPAIGN, request, coupon.CreateCampaignResponse)
     return response.campaign.campaign_id

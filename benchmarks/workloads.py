@@ -112,13 +112,22 @@ def get_order(shop: Shop) -> Workload:
     return Workload("GetOrder", ("order",), step)
 
 
-def issue_coupon(shop: Shop) -> Workload:
+def issue_coupon(shop: Shop, *, shares: int = 1) -> Workload:
+    """Of the shop's campaign, or of one with so many shares, for users who have none."""
+    campaign_id = shop.campaign_id
+
+    async def prepare(clients: Clients, _steps: int) -> None:
+        nonlocal campaign_id
+        if shares > 1 and campaign_id == shop.campaign_id:
+            campaign_id = await create_campaign(shop, clients, shares=shares)
+
     async def step(clients: Clients) -> None:
         user = f"fan-{shop.run}-{next(shop.numbers)}"
-        request = shop.issue_of(shop.campaign_id, user)
+        request = shop.issue_of(campaign_id, user)
         await clients.call("coupon", ISSUE, request.SerializeToString())
 
-    return Workload("IssueCoupon, one campaign", ("coupon",), step)
+    name = "IssueCoupon, one campaign" + (f" with {shares} shares" if shares > 1 else "")
+    return Workload(name, ("coupon",), step, prepare=prepare)
 
 
 def create_order(shop: Shop, *, hot: bool) -> Workload:

@@ -11,7 +11,7 @@ from typing import Final
 
 from yarl import URL
 
-from benchmarks import bulk_workloads, workloads
+from benchmarks import bulk_workloads, seat_workloads, workloads
 from benchmarks.load.clients import clients
 from benchmarks.measure import Place
 from benchmarks.servers import orm_server
@@ -42,6 +42,7 @@ def tally(shop: Shop) -> dict[str, Callable[[Shop], Workload]]:
         "issue": workloads.issue_coupon,
         "order": partial(workloads.create_order, hot=False),
         "order-hot": partial(workloads.create_order, hot=True),
+        "order-seats": seat_workloads.create_order_with_seats,
         "batch-write": bulk_workloads.batch_write,
         "batch-issue": bulk_workloads.batch_issue_coupons,
         "pay": workloads.order_and_pay,
