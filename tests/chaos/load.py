@@ -242,7 +242,8 @@ class Traffic:
             number = next(self.numbers)
             users = [f"bulk-{number}-{each}" for each in range(self.random.randint(1, ITEMS_MAX))]
             asked = [*((user_id, "i1") for user_id in users), (users[0], "i2"), (users[-1], "i1")]
-            await self.repeat_bulk(bulk_issue(crowd.coupon, crowd.campaign_id, asked))
+            campaign_id = crowd.split_campaign_id if number % 2 else crowd.campaign_id
+            await self.repeat_bulk(bulk_issue(crowd.coupon, campaign_id, asked))
             await asyncio.sleep(PAUSE_S)
 
     async def _read(self, method: Any, user_id: str) -> None:

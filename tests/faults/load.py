@@ -106,6 +106,8 @@ class Customers:
     coupon: Any
     payment: Any
     campaign_id: str = ""
+    split_campaign_id: str = ""
+    """A campaign with shares."""
     product_id: str = ""
     orders: int = 0
     repeat: Repeat = field(default_factory=lambda: repeated)
@@ -115,16 +117,22 @@ class Customers:
     """Those that have not been awaited."""
 
     async def open(self) -> None:
-        """A campaign and a product for everyone."""
-        made = await self._insist(
-            self.coupon.CreateCampaign, campaign(_fresh("campaign"), quantity=10**6)
-        )
+        """Two campaigns and a product for everyone."""
+        made, split = [
+            await self._insist(
+                self.coupon.CreateCampaign,
+                campaign(_fresh("campaign"), quantity=10**6, shares=shares),
+            )
+            for shares in (1, 8)
+        ]
         product = await self._insist(
             self.shop.products.CreateProduct, create_product(_fresh("p"), 10**6, price=PRICE)
         )
         assert made is not None
+        assert split is not None
         assert product is not None
         self.campaign_id = made.campaign.campaign_id
+        self.split_campaign_id = split.campaign.campaign_id
         self.product_id = product.product.product_id
 
     async def round(self, shop: Shop, kinds: Sequence[Kind] = KINDS) -> None:
@@ -202,11 +210,8 @@ class Customers:
     async def keep_shop(self, shop: Shop) -> None:
         """What is done beside orders: campaign, product, stock, cart, an operator's calls."""
         user = _fresh("keeper")
-        split = await self._insist(
-            self.coupon.CreateCampaign, campaign(_fresh("campaign"), shares=4)
-        )
-        if split is not None:
-            await self._insist(self.coupon.IssueCoupon, issue(split.campaign.campaign_id, user))
+        await self._insist(self.coupon.CreateCampaign, campaign(_fresh("campaign")))
+        await self._insist(self.coupon.IssueCoupon, issue(self.split_campaign_id, user))
         made = await self._insist(
             shop.products.CreateProduct, create_product(_fresh("p"), 5, price=PRICE)
         )
