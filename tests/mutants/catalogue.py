@@ -14,12 +14,14 @@ from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
 from tests.mutants.sagas import SAGAS
 from tests.mutants.seats import SEATS
+from tests.mutants.shares import SHARES
 
 MUTANTS: Final = (
     *COMMON,
     *BULK,
     *BALANCE,
     *COUPON,
+    *SHARES,
     *ORDER,
     *SEATS,
     *SAGAS,
