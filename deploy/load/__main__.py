@@ -25,6 +25,7 @@ def load_test(
     data_dir: Path | None = None,
     put_back_max: float = 0.2,
     retried_max: float = 0.1,
+    shares: int = 1,
     base_port: BasePort = 50050,
     gateway_latency_ms: GatewayLatency = "100-500",
     against: Path | None = None,
@@ -50,11 +51,13 @@ def load_test(
         Payment attempts that the sale may compensate, as a share of its orders.
     retried_max
         Calls of the sale that may be sent more than once, as a share of its calls.
+    shares
+        Shares of the sale's campaign, from 1 to 64.
     against
         Load a running stack instead of an own one: its ready file, or a JSON file like it,
         {"services": {"balance": ["HOST:PORT", ...], "coupon": ..., "order": ..., "payment": ...}}.
     """
-    size = Size(rounds, users, vus, put_back_max, retried_max)
+    size = Size(rounds, users, vus, put_back_max, retried_max, shares)
     if through_nginx and nginx.find() is None:
         raise RunnerError(nginx.MISSING)
     latency_ms = latency_range(gateway_latency_ms)

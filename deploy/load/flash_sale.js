@@ -3,8 +3,8 @@
 // users: both are sold out exactly, and every order is paid.
 //
 // Environment: BALANCE, COUPON, ORDER (addresses); USERS, VUS (users at a time), RUN, PUT_BACK_MAX
-// (compensated attempts to pay, as a share of orders) and RETRIED_MAX (calls that are sent more than
-// once, as a share of calls), optional.
+// (compensated attempts to pay, as a share of orders), RETRIED_MAX (calls that are sent more than
+// once, as a share of calls) and SHARES (of the campaign), optional.
 
 import exec from 'k6/execution';
 import { check } from 'k6';
@@ -16,6 +16,7 @@ const VUS = Math.min(whole('VUS', 10), USERS);
 const COUPONS = Math.max(1, Math.floor(USERS * 0.3));
 const STOCK = Math.max(1, Math.floor(USERS * 0.6));
 const PUT_BACK_MAX = Math.floor(STOCK * share('PUT_BACK_MAX', 0.2));
+const SHARES = whole('SHARES', 1);
 const RETRIED_MAX = share('RETRIED_MAX', 0.1);
 const CHARGE = 10000;
 const PRICE = 9000;
@@ -66,6 +67,7 @@ export async function setup() {
       name: `Flash sale ${run}`,
       fixed_discount: won(DISCOUNT),
       quantity: `${COUPONS}`,
+      shares: SHARES,
       start_time: '2024-01-01T00:00:00Z',
       end_time: '2100-01-01T00:00:00Z',
       coupon_lifetime: '604800s',

@@ -38,6 +38,8 @@ class Size:
     """Payment attempts that may be compensated, as a share of the sale's orders."""
     retried_max: float = 0.1
     """Calls that may be sent more than once, as a share of the sale's calls."""
+    shares: int = 1
+    """Of the sale's campaign."""
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.users) < 0 or self.rounds + self.users == 0:
@@ -46,6 +48,8 @@ class Size:
             raise RunnerError(f"vus must be from 1 to 1000, not {self.vus}")
         if not (self.put_back_max >= 0 and self.retried_max >= 0):
             raise RunnerError("put-back-max and retried-max must be 0 or more")
+        if not 1 <= self.shares <= 64:
+            raise RunnerError(f"shares must be from 1 to 64, not {self.shares}")
 
 
 @dataclass
@@ -127,6 +131,7 @@ def run_load_test(target: Target, size: Size, directory: Path, *, through_nginx:
             "VUS": str(size.vus),
             "PUT_BACK_MAX": str(size.put_back_max),
             "RETRIED_MAX": str(size.retried_max),
+            "SHARES": str(size.shares),
         }
         if through_nginx:
             # Without nginx, k6 itself calls the replicas in turn.
