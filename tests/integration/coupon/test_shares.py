@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
+import asyncpg
 import pytest
+from asyncpg import CheckViolationError
 
+from coupon_service.tables import SHARES_COUNT_ISSUED
 from deploy.local.postgres_roles import ServiceUrls
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.coupons import (
@@ -39,6 +43,14 @@ def locked_share(campaign_id: str, shares: str) -> str:
         f"SELECT FROM campaign_shares WHERE campaign_id = '{campaign_id}' AND {shares}"
         " FOR NO KEY UPDATE"
     )
+
+
+async def until_waiting(database: ServiceUrls) -> None:
+    """Wait until a transaction waits for a lock."""
+    connection = await asyncpg.connect(database.runtime)
+    while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await connection.close()
 
 
 async def test_shares_are_shown_and_part_of_the_request(coupon: Any) -> None:
@@ -173,8 +185,8 @@ async def test_sold_out_is_said_only_when_all_shares_are_seen_to_be_empty(
             asyncio.ensure_future(outcome(coupon.IssueCoupon(issue(campaign_id, f"v{number}"))))
             for number in range(6)
         ]
-        done, _ = await asyncio.wait(waiting, timeout=0.5)
-        assert not done
+        await until_waiting(coupon_database)
+        assert not any(call.done() for call in waiting)
     outcomes = await asyncio.gather(*waiting)
     refusals = [each for each in outcomes if isinstance(each, str)]
     assert refusals == ["COUPON_SOLD_OUT"] * 5
@@ -189,7 +201,7 @@ async def test_sold_out_is_said_only_when_all_shares_are_seen_to_be_empty(
 
 @without_redis
 async def test_coupon_that_another_share_is_adding_delays_its_user_only(
-    coupon: Any, coupon_database: ServiceUrls, sql: Callable[[str], str]
+    coupon: Any, coupon_database: ServiceUrls
 ) -> None:
     """As of a replica that is paused in its transaction: it has ann's coupon, not committed."""
     campaign_id = await open_campaign(coupon, quantity=40, shares=4)
@@ -199,8 +211,7 @@ async def test_coupon_that_another_share_is_adding_delays_its_user_only(
             asyncio.ensure_future(outcome(coupon.IssueCoupon(issue(campaign_id, "ann", id_))))
             for id_ in ("i1", "i2")  # of each replica one
         ]
-        while int(sql("SELECT count(*) FROM pg_locks WHERE NOT granted")) < 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until_waiting(coupon_database)
         await numbers_of(coupon, campaign_id, *(f"u{number}" for number in range(10)))
         assert not any(call.done() for call in waiting)
     assert await asyncio.gather(*waiting) == ["COUPON_ALREADY_ISSUED"] * 2
@@ -209,15 +220,23 @@ async def test_coupon_that_another_share_is_adding_delays_its_user_only(
 # -- an earlier release --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "control"])
 async def test_an_earlier_release_cannot_issue_from_the_row_of_a_campaign_with_shares(
-    coupon: Any, coupon_database: ServiceUrls
+    coupon: Any, coupon_database: ServiceUrls, sql: Callable[[str], str], *, guarded: bool
 ) -> None:
-    """It would count in the campaign's row, which has all of the quantity left."""
-    campaign_id = await open_campaign(coupon, quantity=10, shares=4)
-    statement = f"UPDATE campaigns SET issued = 1 WHERE campaign_id = '{campaign_id}'"
-    with pytest.raises(Exception, match="campaigns_shares_count_issued"):
-        async with open_transaction(coupon_database, statement):
+    """Its statements: it would count in the campaign's row, which has all of the quantity left."""
+    campaign_id = await open_campaign(coupon, quantity=1, shares=2)
+    await numbers_of(coupon, campaign_id, "ann")
+    sql("UPDATE coupons SET issue_number = 999")  # or the numbers alone would prevent it
+    if not guarded:
+        sql(f"ALTER TABLE campaigns DROP CONSTRAINT {SHARES_COUNT_ISSUED}")
+    count = f"UPDATE campaigns SET issued = issued + 1 WHERE campaign_id = '{campaign_id}'"
+    add = adding_coupon(campaign_id, "bob").replace("999", "1")
+    refusal = pytest.raises(CheckViolationError, match=SHARES_COUNT_ISSUED)
+    with refusal if guarded else nullcontext():
+        async with open_transaction(coupon_database, f"{count}; {add}"):
             pass
+    assert sql("SELECT count(*) FROM coupons").strip() == ("1" if guarded else "2")
 
 
 async def test_a_campaign_that_an_earlier_release_created_issues_from_its_row(
