@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import random
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -15,6 +14,7 @@ from prometheus_client import Counter
 from common import deadlines
 from common.batching.batch import Attempt, commit, divide
 from common.batching.bulk import BulkCalls
+from common.batching.key_waits import KeyWaits
 from common.batching.lock_wait_queue import LockWaitQueue
 from common.batching.outcomes import (
     Decide,
@@ -75,6 +75,9 @@ class Lane(Generic[C, R]):
         self._refuse_early = refuse_early
         self._queues: Queues[C, R] = Queues(self._limits.batch_max)
         self._bulk_calls: BulkCalls[C, R] = BulkCalls(self._enter_bulk, self._limits)
+        self._key_waits: KeyWaits[C, R] = KeyWaits(
+            self._resume, self._fail, self._spawn, self._limits
+        )
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
             self._decide_blocked, self._fail, self._spawn, self._limits, database
         )
@@ -130,21 +133,29 @@ class Lane(Generic[C, R]):
         if self._closed:
             raise Overloaded(lane=self.name)
         strategy = self._strategies[type(command)]
-        self._enqueue(
-            QueuedCommand(
-                command,
-                reply,
-                on_left,
-                None,
-                strategy.keys_of(command),
-                strategy.rounds_max,
-                bulk=True,
-                new_row=strategy.new_row_of(command),
-            )
+        entry: QueuedCommand[C, R] = QueuedCommand(
+            command,
+            reply,
+            on_left,
+            None,
+            strategy.keys_of(command),
+            strategy.rounds_max,
+            bulk=True,
+            new_row=strategy.new_row_of(command),
+            weight=strategy.weight_of(command),
         )
+        self._enqueue(entry)
 
     def _enqueue(self, entry: QueuedCommand[C, R]) -> None:
         self._queues.append(entry)
+        self._start()
+
+    def _resume(self, entries: list[QueuedCommand[C, R]]) -> None:
+        """Let entries whose key was busy be in the next batch."""
+        self._queues.set_aside(entries)
+        self._start()
+
+    def _start(self) -> None:
         if not self._running:
             self._running = True
             self._spawn(self._run())
@@ -236,17 +247,16 @@ class Lane(Generic[C, R]):
             entries = await self._without_refused(entries, self._refuse_early)
             if not entries:
                 return
+        entries = self._key_waits.join(entries)
         grant = None
-        if keys := {key for entry in entries for key in entry.lock_keys}:
-            grant = await self._locks.acquire(keys)
+        if wanted := {entry.lock_keys for entry in entries if entry.lock_keys}:
+            grant = await self._locks.acquire(wanted)
             if grant.busy:
-                entries = self._set_busy_aside(entries, grant.busy)
+                entries = self._key_waits.without_busy(entries, grant.busy)
                 grant = await self._release_unneeded(grant, entries)
         certain = True
         if entries:
             certain = await self._decide(entries)
-        elif grant is not None:
-            await asyncio.sleep(self._limits.busy_key_pause_s * random.uniform(0.5, 1.5))  # noqa: S311
         if grant is not None and certain:
             # If the commit's outcome is unknown the lock is not freed: its lease expires.
             await self._locks.release(grant)
@@ -263,28 +273,14 @@ class Lane(Generic[C, R]):
     async def _release_unneeded(
         self, grant: Grant, entries: Sequence[QueuedCommand[C, R]]
     ) -> Grant:
-        """Free the keys of entries that were set aside: a command that waits holds no key."""
+        """Free the keys of entries that wait: a command that waits holds no key.
+
+        It has some only in a cluster, where its keys are in several slots.
+        """
         needed = {key for entry in entries for key in entry.lock_keys}
         if unneeded := grant.acquired - needed:
             await self._locks.release(replace(grant, acquired=unneeded))
         return replace(grant, acquired=grant.acquired - unneeded)
-
-    def _set_busy_aside(
-        self, entries: list[QueuedCommand[C, R]], busy: frozenset[str]
-    ) -> list[QueuedCommand[C, R]]:
-        """The entries to decide now. Those of a busy key wait for a later batch, for a while."""
-        now = asyncio.get_running_loop().time()
-        going, staying = [], []
-        for entry in entries:
-            if not busy.isdisjoint(entry.lock_keys):
-                if entry.busy_since is None:
-                    entry.busy_since = now
-                if now - entry.busy_since < self._limits.busy_key_s:
-                    staying.append(entry)
-                    continue
-            going.append(entry)
-        self._queues.set_aside(staying)
-        return going
 
     async def _decide(self, entries: list[QueuedCommand[C, R]]) -> bool:
         """Decide and reply; returns whether the outcome of every commit is known."""

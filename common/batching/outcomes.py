@@ -86,7 +86,6 @@ class Limits:
     """How many times a lane lingers, while its queue still grows."""
     busy_key_s: float = 0.05
     """How long a command waits for a busy Redis lock before it goes on without it."""
-    busy_key_pause_s: float = 0.003
     retry: Backoff = _RETRY
     """Pauses of commands that are decided again after a version conflict."""
     blocked_max: int = 4

@@ -1,11 +1,11 @@
-"""The channel on which a release tells this process that one of its waiters owns the keys now."""
+"""The channel on which a release tells this process about keys that it waits for."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 
 from common.backoff import Backoff
-from common.locking.key_scripts import CHANNEL
+from common.locking.redis import cluster_node, open_server
 
 PING_S: Final = 0.5
 """Without data for this long, a PING is sent; without a reply for as long again, the connection is
@@ -37,6 +37,16 @@ class Granted:
     lease_ms: int
     """From then on; that of the process which released the key."""
 
+    @staticmethod
+    def read(message: str) -> Granted | None:
+        """None for a message of another form: anyone with access to Redis can publish."""
+        parts = _FORM.fullmatch(message)
+        if parts is None:
+            return None
+        with suppress(ValueError):
+            return Granted(*map(int, parts.groups()))
+        return None
+
 
 class GrantChannel:
     """One subscription of the process, kept up until ``run`` is cancelled."""
@@ -44,13 +54,14 @@ class GrantChannel:
     def __init__(
         self,
         open_connection: Callable[[], Redis],
-        process: str,
-        deliver: Callable[[Granted], None],
+        name: str,
+        deliver: Callable[[str], None],
         wake_all: Callable[[], None],
     ) -> None:
-        """``wake_all`` is called when it is subscribed (again): messages may have been missed."""
+        """``deliver`` gets each message on the channel ``name``. ``wake_all`` is called when it is
+        subscribed (again): messages may have been missed."""
         self._open = open_connection
-        self._name = f"{CHANNEL}{process}"
+        self._name = name
         self._deliver = deliver
         self._wake_all = wake_all
         self.ready = False
@@ -89,11 +100,7 @@ class GrantChannel:
             self.ready = True
             self._wake_all()
         elif message["type"] == "message":
-            parts = _FORM.fullmatch(str(message["data"]))
-            # Anyone with access to Redis can publish: what has another form is ignored.
-            if parts is not None:
-                with suppress(ValueError):
-                    self._deliver(Granted(*map(int, parts.groups())))
+            self._deliver(str(message["data"]))
 
 
 class ClusterChannels:
@@ -146,6 +153,34 @@ class ClusterChannels:
             ending = asyncio.create_task(ended(self._channels.pop(place)[1]))
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
+
+
+@asynccontextmanager
+async def open_channel(
+    redis: Redis | RedisCluster,
+    url: str,
+    name: str,
+    deliver: Callable[[str], None],
+    wake_all: Callable[[], None],
+) -> AsyncIterator[GrantChannel | ClusterChannels]:
+    """The channel ``name`` of the Redis at ``url``, whose client is ``redis``, while it is read.
+
+    ``deliver`` and ``wake_all`` are those of ``GrantChannel``.
+    """
+
+    def on(opened: Callable[[], Redis]) -> GrantChannel:
+        return GrantChannel(opened, name, deliver, wake_all)
+
+    channel: GrantChannel | ClusterChannels
+    if isinstance(redis, RedisCluster):
+        channel = ClusterChannels(redis, partial(cluster_node, url), on)
+    else:
+        channel = on(partial(open_server, url))
+    reading = asyncio.create_task(channel.run())
+    try:
+        yield channel
+    finally:
+        await ended(reading)
 
 
 async def ended(task: asyncio.Task[None]) -> None:

@@ -13,20 +13,21 @@ The order is always: lock, begin, write, commit, unlock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
 from prometheus_client import Counter, Histogram
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import RedisCluster
 
 from common import deadlines
-from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted, ended
+from common.locking.grant_channel import ClusterChannels, GrantChannel, Granted, open_channel
 from common.locking.holding import Holding
 from common.locking.key_commands import KeyCommands, Keys, NodeCommands
 from common.locking.key_lease import Hold
 from common.locking.key_line import KeyLine, Terms, Waiting
+from common.locking.key_scripts import CHANNEL
 from common.locking.lock_errors import (
     InvalidLock,
     LockBusy,
@@ -34,12 +35,7 @@ from common.locking.lock_errors import (
     LockUnavailable,
 )
 from common.locking.lock_limits import LEASE_S, check_lease, check_wait, valid_keys
-from common.locking.redis import (
-    RedisUnavailable,
-    cluster_node,
-    open_redis,
-    open_server,
-)
+from common.locking.redis import RedisUnavailable, open_redis
 from common.metrics import LATENCY_BUCKETS_S, REGISTRY
 from common.tasks import DetachedTasks
 
@@ -155,13 +151,16 @@ class KeyLocks:
         """Be woken by what ``channel`` receives."""
         self._channel = channel
 
-    def deliver(self, message: Granted) -> None:
+    def deliver(self, text: str) -> None:
         """Wake the line that waits in Redis under the message's number.
 
         A number that no line has any more is freed by a command that is under way, unless a command
         of it had no reply: then it is freed here.
         """
         assert self._terms is not None
+        message = Granted.read(text)
+        if message is None:
+            return
         line = self._terms.lines.get(message.number)
         if line is not None:
             line.granted(message)
@@ -271,20 +270,11 @@ async def open_key_locks(
         one_slot = isinstance(redis, RedisCluster)
         locks = KeyLocks(name, commands, waiting=waiting, lease_s=lease_s, one_slot=one_slot)
         if waiting is Waiting.HANDOFF:
-            channel = _channel(redis, url, commands.process, locks)
-            locks.listen(channel)
-            reading = asyncio.create_task(channel.run())
-            exits.push_async_callback(ended, reading)
+            name = f"{CHANNEL}{commands.process}"
+            locks.listen(
+                await exits.enter_async_context(
+                    open_channel(redis, url, name, locks.deliver, locks.wake_all)
+                )
+            )
         exits.push_async_callback(locks.close)
         yield locks
-
-
-def _channel(
-    redis: Redis | RedisCluster, url: str, process: str, locks: KeyLocks
-) -> GrantChannel | ClusterChannels:
-    def on(opened: Callable[[], Redis]) -> GrantChannel:
-        return GrantChannel(opened, process, locks.deliver, locks.wake_all)
-
-    if isinstance(redis, RedisCluster):
-        return ClusterChannels(redis, partial(cluster_node, url), on)
-    return on(partial(open_server, url))

@@ -1,5 +1,7 @@
 """The first line of defence on Redis or Valkey: one script for all keys of a batch.
 
+A release wakes the processes that wait for its keys (``common.locking.lane_scripts``).
+
 Redis orders contenders and decides nothing. Every key has a lease after which it expires; an
 error, no reply within 100 ms, or one of another form counts as absent, and a circuit breaker skips
 Redis while it fails.
@@ -9,9 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -19,7 +24,10 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ClusterCrossSlotError
 
 from common.ids import new_id
-from common.locking.locks import Grant, Locks, NoLocks
+from common.locking import lane_scripts
+from common.locking.grant_channel import open_channel
+from common.locking.lane_scripts import CHANNEL
+from common.locking.locks import BusyKey, Grant, Keys, Locks, NoLocks
 from common.locking.redis import (
     CALLS_MAX,
     RedisCalls,
@@ -33,22 +41,6 @@ from common.metrics import REGISTRY
 
 LEASE_MS: Final = 2_000
 """Longer than a batch takes, shorter than anyone would want to wait for a dead replica."""
-
-_ACQUIRE: Final = """
-local taken = {}
-for i, key in ipairs(KEYS) do
-  if redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) then taken[i] = 1 else taken[i] = 0 end
-end
-return taken
-"""
-# Only the owner frees a key: after an expired lease another owner may hold it.
-_RELEASE: Final = """
-local freed = 0
-for _, key in ipairs(KEYS) do
-  if redis.call('GET', key) == ARGV[1] then freed = freed + redis.call('DEL', key) end
-end
-return freed
-"""
 
 _keys = Counter(
     "tally_lock_keys",
@@ -70,54 +62,83 @@ async def open_locks(url: str) -> AsyncIterator[Locks]:
         yield NoLocks()
         return
     async with open_redis(url) as redis:
-        yield RedisLocks(redis)
+        locks = RedisLocks(redis)
+        name = f"{CHANNEL}{locks.process}"
+        async with open_channel(redis, url, name, locks.freed, locks.wake_all):
+            yield locks
 
 
 class RedisLocks:
     """Locks on one Redis. Call it from tasks that are not cancelled (a lane's own)."""
 
     def __init__(self, redis: Redis | RedisCluster) -> None:
+        self.process = new_id()
         self._redis = redis
-        self._acquire = Script(redis, _ACQUIRE)
-        self._release = Script(redis, _RELEASE)
+        self._acquire = Script(redis, lane_scripts.ACQUIRE)
+        self._release = Script(redis, lane_scripts.RELEASE)
         self._calls = RedisCalls(redis, "redis_lock_absent")
         self._turns = asyncio.Semaphore(CALLS_MAX)
         """Of the parts of batches in a cluster, which need a connection each."""
         self._cross_slot_logged = False
+        self._busy: WeakValueDictionary[str, BusyKey] = WeakValueDictionary()
+        """Those that somebody waits for."""
+        self._asking: list[set[str]] = []
+        """Of each acquire in flight: the keys that were freed since it was sent. Its reply may
+        arrive later than the message of such a release."""
 
-    async def acquire(self, keys: Collection[str]) -> Grant:
-        """Take the keys that are free and report those that are busy."""
-        parts = self._parts(keys)
-        wanted = list(chain.from_iterable(parts))
+    async def acquire(self, wanted: Collection[Keys]) -> Grant:
+        """Take the keys of each command that can have all of its own."""
+        parts = self._parts(wanted)
         token = new_id()
+        freed: set[str] = set()
+        self._asking.append(freed)
         try:
             taken = await self._calls.call(
                 "acquire_locks",
                 lambda: self._send(parts, token),
-                lambda reply: _read_taken(reply, len(wanted)),
+                lambda reply: _read_taken(reply, parts),
             )
         except RedisUnavailable:
             # If they were taken and the reply was lost, they expire; others wait 50 ms for them.
             return _no_grant(token, wanted, "absent")
+        finally:
+            self._asking.remove(freed)
         if taken is None:
             self._log_cross_slot()
             return _no_grant(token, wanted, "cross_slot")
-        _absent.set(0)
-        acquired = frozenset(key for key, each in zip(wanted, taken, strict=True) if each is True)
-        busy = frozenset(key for key, each in zip(wanted, taken, strict=True) if each is False)
-        absent = len(wanted) - len(acquired) - len(busy)
-        _keys.labels("held").inc(len(acquired))
-        _keys.labels("busy").inc(len(busy))
-        if absent:
-            _absent.set(1)
-            _keys.labels("absent").inc(absent)
-        return Grant(token, acquired, busy)
+        _keys.labels("held").inc(len(taken.acquired))
+        _keys.labels("busy").inc(len(set(taken.busy.values())))
+        _keys.labels("absent").inc(taken.absent)
+        _absent.set(taken.absent > 0)
+        busy = {keys: self._busy_key(key, freed) for keys, key in taken.busy.items()}
+        return Grant(token, taken.acquired, busy)
+
+    def _busy_key(self, key: str, freed: AbstractSet[str]) -> BusyKey:
+        busy = self._busy.get(key)
+        if busy is None or busy.freed.is_set():
+            busy = self._busy[key] = BusyKey(key)
+        if key in freed:
+            busy.freed.set()
+        return busy
+
+    def freed(self, key: str) -> None:
+        """Wake those who wait for the key: its owner has freed it."""
+        for asking in self._asking:
+            asking.add(key)
+        busy = self._busy.get(key)
+        if busy is not None:
+            busy.freed.set()
+
+    def wake_all(self) -> None:
+        """Wake all who wait: messages of releases may have been missed."""
+        for busy in self._busy.values():
+            busy.freed.set()
 
     async def release(self, grant: Grant) -> None:
         """Free the keys that the grant still owns."""
         if not grant.acquired:
             return
-        parts = self._parts(grant.acquired)
+        parts = self._by_slot(grant.acquired)
         try:
             await self._calls.call(
                 "release_locks",
@@ -129,31 +150,36 @@ class RedisLocks:
         else:
             _absent.set(0)
 
-    def _parts(self, keys: Collection[str]) -> list[list[str]]:
-        """The keys that one script takes: all, or those of one slot of a cluster."""
-        ordered = sorted(keys)
+    def _parts(self, wanted: Collection[Keys]) -> list[_Part]:
+        """What one script takes: all, or in a cluster the keys of one slot."""
         if not isinstance(self._redis, RedisCluster):
-            return [ordered]
-        slots = groupby(sorted(ordered, key=slot_of), slot_of)
-        return [list(part) for _, part in slots]
+            return [_Part([(keys, keys) for keys in wanted])]
+        by_slot: dict[int, list[tuple[Keys, Keys]]] = {}
+        for keys in wanted:
+            for same in self._by_slot(keys):
+                by_slot.setdefault(slot_of(same[0]), []).append((keys, tuple(same)))
+        return [_Part(commands) for commands in by_slot.values()]
 
-    async def _send(self, parts: Sequence[Sequence[str]], token: str) -> object:
-        """The reply to all parts; _CROSS_SLOT from a server that has not all of the keys.
+    def _by_slot(self, keys: Collection[str]) -> list[list[str]]:
+        """The keys that one script can have: all, or those of one slot of a cluster."""
+        if not isinstance(self._redis, RedisCluster):
+            return [list(keys)]
+        return [list(same) for _, same in groupby(sorted(keys, key=slot_of), slot_of)]
 
-        That is no failure: a node of a cluster replies, and would grant the keys one by one. A part
-        without a list of its own length as the reply has _NO_REPLY for each key.
+    async def _send(self, parts: Sequence[_Part], token: str) -> object:
+        """The replies to the parts; _CROSS_SLOT from a server that has not all of the keys.
+
+        That is no failure: a node of a cluster replies, and would grant the keys one by one.
         """
-        if len(parts) == 1:
-            try:
-                return await self._acquire(parts[0], token, LEASE_MS)
-            except ClusterCrossSlotError:
-                return _CROSS_SLOT
-        replies = await self._replies(self._acquire(part, token, LEASE_MS) for part in parts)
-        taken: list[object] = []
-        for part, reply in zip(parts, replies, strict=True):
-            right = isinstance(reply, list) and len(reply) == len(part)
-            taken += reply if right else [_NO_REPLY] * len(part)
-        return taken
+        sent = (
+            self._acquire(part.keys, token, LEASE_MS, self.process, *part.sizes) for part in parts
+        )
+        if len(parts) > 1:
+            return await self._replies(sent)
+        try:
+            return [await next(sent)]
+        except ClusterCrossSlotError:
+            return _CROSS_SLOT
 
     async def _send_release(self, parts: Sequence[Sequence[str]], token: str) -> object:
         if len(parts) == 1:
@@ -187,28 +213,74 @@ class RedisLocks:
 
 
 _CROSS_SLOT: Final = object()
-_NO_REPLY: Final = object()
 
 
-def _no_grant(token: str, wanted: Sequence[str], outcome: str) -> Grant:
-    _absent.set(1)
-    _keys.labels(outcome).inc(len(wanted))
-    return Grant(token, frozenset(), frozenset())
+class _Part:
+    """What one ACQUIRE asks for: of some commands, all keys or those of one slot."""
+
+    def __init__(self, commands: Sequence[tuple[Keys, Keys]]) -> None:
+        """``commands``: all keys of each one, and those of this part."""
+        singles = [each for each in commands if len(each[1]) == 1]
+        several = [each for each in commands if len(each[1]) > 1]
+        self.commands = [*singles, *several]
+        self.keys = [key for _, asked in self.commands for key in asked]
+        self.sizes = (len(singles), *(len(asked) for _, asked in several))
+
+    def read(self, reply: object) -> list[int]:
+        """The place of each command's busy key in ``keys``, from 1; 0 of one that owns its keys.
+
+        Raises UnexpectedReply.
+        """
+        if not isinstance(reply, list) or len(reply) != len(self.commands):
+            raise UnexpectedReply
+        last = 0
+        for (_, asked), busy in zip(self.commands, reply, strict=True):
+            first, last = last, last + len(asked)
+            # The type counts too: True == 1.
+            if type(busy) is not int or not (busy == 0 or first < busy <= last):
+                raise UnexpectedReply
+        return reply
 
 
-def _read_taken(reply: object, wanted: int) -> list[bool | None] | None:
-    """Whether each key was taken, None for _NO_REPLY; or None for _CROSS_SLOT.
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    acquired: frozenset[str]
+    busy: dict[Keys, str]
+    absent: int
+    """The number of keys in parts without a right reply."""
 
-    Raises UnexpectedReply.
+
+def _read_taken(replies: object, parts: Sequence[_Part]) -> _Taken | None:
+    """What the parts have granted; None for _CROSS_SLOT.
+
+    With several parts, one without a right reply grants nothing. Raises UnexpectedReply.
     """
-    if reply is _CROSS_SLOT:
+    if replies is _CROSS_SLOT:
         return None
-    if not isinstance(reply, list) or len(reply) != wanted:
-        raise UnexpectedReply
-    # The type counts too: True == 1.
-    if not all(each is _NO_REPLY or (type(each) is int and each in (0, 1)) for each in reply):
-        raise UnexpectedReply
-    return [None if each is _NO_REPLY else each == 1 for each in reply]
+    assert isinstance(replies, list)
+    acquired: set[str] = set()
+    busy: dict[Keys, str] = {}
+    absent = 0
+    for part, reply in zip(parts, replies, strict=True):
+        try:
+            read = part.read(reply)
+        except UnexpectedReply:
+            if len(parts) == 1:
+                raise
+            absent += len(set(part.keys))
+            continue
+        for (keys, asked), place in zip(part.commands, read, strict=True):
+            if place:
+                busy.setdefault(keys, part.keys[place - 1])
+            else:
+                acquired.update(asked)
+    return _Taken(frozenset(acquired), busy, absent)
+
+
+def _no_grant(token: str, wanted: Collection[Keys], outcome: str) -> Grant:
+    _absent.set(1)
+    _keys.labels(outcome).inc(len(set(chain.from_iterable(wanted))))
+    return Grant(token, frozenset())
 
 
 def _read_freed(reply: object, owned: int) -> int:

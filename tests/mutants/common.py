@@ -57,14 +57,12 @@ COMMON: Final = (
         file="common/batching/lane.py",
         old="""        certain = True
         if entries:
-            certain = await self._decide(entries)
-        elif""",
+            certain""",
         new="""        certain = True
         if grant is not None:
             await self._locks.release(grant)
         if entries:
-            certain = await self._decide(entries)
-        elif""",
+            certain""",
         tests=(f"{_LANE}test_redis_locks_are_freed_after_the_commit",),
     ),
     Mutant(
@@ -78,10 +76,34 @@ COMMON: Final = (
     Mutant(
         "unlock-of-another-owner",
         "a Redis lock is freed whoever holds it",
-        file="common/locking/redis_lock.py",
-        old="  if redis.call('GET', key) == ARGV[1] then freed",
-        new="  if redis.call('GET', key) then freed",
+        file="common/locking/lane_scripts.py",
+        old="  if value == ARGV[1] then\n",
+        new="  if value then\n",
         tests=(f"{_REDIS}test_only_the_owner_frees_a_lock",),
+    ),
+    Mutant(
+        "unlock-wakes-nobody",
+        "the release of a Redis lock does not wake those who wait for it",
+        file="common/locking/lane_scripts.py",
+        old="      redis.pcall('PUBLISH', ",
+        new="      redis.pcall('ECHO', ",
+        tests=(f"{_REDIS}test_a_release_wakes_every_process_that_waits",),
+    ),
+    Mutant(
+        "busy-command-holds-keys",
+        "a command that waits for one of its Redis locks keeps the others",
+        file="common/locking/lane_scripts.py",
+        old="      redis.call('DEL', key)\n      owned[key] = nil\n",
+        new="",
+        tests=(f"{_REDIS}test_a_command_owns_all_of_its_keys_or_none",),
+    ),
+    Mutant(
+        "release-message-missed",
+        "a release that is heard before the reply to the acquire is forgotten",
+        file="common/locking/redis_lock.py",
+        old="        if key in freed:\n            busy.freed.set()\n",
+        new="",
+        tests=(f"{_REDIS}test_a_release_before_the_reply_is_read_is_not_missed",),
     ),
     Mutant(
         "one-bad-command-fails-all",

@@ -102,7 +102,7 @@ async def test_commands_with_a_busy_lock_keep_out_neither_single_nor_bulk_calls(
     database: Database,
 ) -> None:
     decide = Inserts()
-    lane = lane_of(database, decide, locks=BusyLocks())
+    lane = lane_of(database, decide, locks=BusyLocks("busy"))
     bulk = asyncio.ensure_future(submit_bulk(lane, [1, 2, 3]))
     assert await lane.submit(Insert(4)) == -4
     assert await bulk == [-1, -2, -3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,11 +29,13 @@ from common.errors import (
     Overloaded,
     Refusal,
 )
-from common.locking.locks import Grant, Locks, NoLocks
+from common.locking.locks import BusyKey, Grant, Keys, Locks, NoLocks
 from common.locking.strategy import RowStrategy, Strategies, Strategy
+from common.metrics import REGISTRY
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import name_of, open_transaction
+from tests.support.time_limits import LONG_S
 
 INSERT = sa.text("INSERT INTO numbers SELECT unnest(CAST(:numbers AS bigint[]))")
 
@@ -49,6 +52,9 @@ class Insert:
 @dataclass(frozen=True)
 class Thing:
     name: str
+
+
+BUSY = Thing("busy")
 
 
 @dataclass(frozen=True)
@@ -432,17 +438,43 @@ async def test_a_caller_that_leaves_does_not_undo_its_command(database: Database
 
 
 class BusyLocks(NoLocks):
-    """Another replica has the key 'busy' for ever."""
+    """Another replica has some keys; ``held`` has those that this one has.
 
-    async def acquire(self, keys: Collection[str]) -> Grant:
-        return Grant("token", frozenset(keys) - {"busy"}, frozenset(keys) & {"busy"})
+    A command that cannot have all of its keys gets the others, as from several nodes of a cluster.
+    """
+
+    def __init__(self, *busy: str) -> None:
+        self.busy = {key: BusyKey(key) for key in busy}
+        self.asked: list[set[str]] = []
+        self.held: set[str] = set()
+
+    async def acquire(self, wanted: Collection[Keys]) -> Grant:
+        self.asked.append({key for keys in wanted for key in keys})
+        busy = {keys: key for keys in wanted for key in self.busy.values() if key.key in keys}
+        acquired = frozenset(key for keys in wanted for key in keys if key not in self.busy)
+        self.held |= acquired
+        return Grant("token", acquired, busy)
+
+    async def release(self, grant: Grant) -> None:
+        self.held -= grant.acquired
+
+    def free(self, key: str) -> None:
+        """What the other replica does."""
+        self.busy.pop(key).freed.set()
+
+    def pass_on(self, key: str) -> None:
+        """Another one has the key at once."""
+        was, self.busy[key] = self.busy[key], BusyKey(key)
+        was.freed.set()
 
 
 async def test_a_busy_redis_lock_delays_a_command_and_refuses_none(database: Database) -> None:
+    before = ends_of_waits()
     decide = Inserts()
-    lane = lane_of(database, decide, locks=BusyLocks())
+    lane = lane_of(database, decide, locks=BusyLocks("busy"))
     assert await submit_all(lane, [1, 2, 3]) == [-1, -2, -3]
     assert decide.batches == [[2, 3], [1]], "decided without the lock, after the others"
+    assert ends_of_waits() - before == {"limit": 1}
 
 
 class ObservedLocks(NoLocks):
@@ -452,8 +484,8 @@ class ObservedLocks(NoLocks):
         self._database = database
         self.freed: list[list[int]] = []
 
-    async def acquire(self, keys: Collection[str]) -> Grant:
-        return Grant("token", frozenset(keys), frozenset())
+    async def acquire(self, wanted: Collection[Keys]) -> Grant:
+        return Grant("token", frozenset(key for keys in wanted for key in keys))
 
     async def release(self, grant: Grant) -> None:
         self.freed.append(await stored(self._database))
@@ -468,24 +500,8 @@ async def test_redis_locks_are_freed_after_the_commit(database: Database) -> Non
     assert locks.freed == [[1]]
 
 
-class OneBusyKey(NoLocks):
-    """Another replica has the key 'thing:busy'; ``held`` has those that this one has."""
-
-    def __init__(self) -> None:
-        self.held: set[str] = set()
-        self.released: list[set[str]] = []
-
-    async def acquire(self, keys: Collection[str]) -> Grant:
-        self.held |= set(keys) - {"thing:busy"}
-        return Grant("token", frozenset(keys) - {"thing:busy"}, frozenset(keys) & {"thing:busy"})
-
-    async def release(self, grant: Grant) -> None:
-        self.held -= grant.acquired
-        self.released.append(set(grant.acquired))
-
-
 async def test_a_command_takes_all_of_its_keys_or_holds_none(database: Database) -> None:
-    locks = OneBusyKey()
+    locks = BusyLocks("thing:busy")
     held: list[set[str]] = []
 
     def note_held(_numbers: Sequence[int], _wait: bool) -> None:
@@ -493,12 +509,69 @@ async def test_a_command_takes_all_of_its_keys_or_holds_none(database: Database)
 
     lane = lane_of(database, Inserts(note_held), locks=locks)
     first = lane.submit(InsertUnder(2, (Thing("x"),)))
-    waits = lane.submit(InsertUnder(3, (Thing("y"), Thing("busy"))))
+    waits = lane.submit(InsertUnder(3, (Thing("y"), BUSY)))
     assert [*await asyncio.gather(first, waits)] == [-2, -3]
     await lane.close()
     assert held[0] == {"free", "thing:x"}, "what waits holds none of its keys"
-    assert locks.released[0] == {"thing:y"}
     assert not locks.held
+
+
+def ends_of_waits() -> Counter[str]:
+    """How many waits for busy keys have ended so far, by how."""
+    return Counter(
+        {
+            end: int(REGISTRY.get_sample_value("tally_lock_waits_total", {"end": end}) or 0)
+            for end in ("released", "limit")
+        }
+    )
+
+
+LONG: Limits = Limits(busy_key_s=LONG_S)
+"""A command waits for its lock as long as a test may last."""
+
+
+async def test_a_command_waits_for_the_release_of_its_lock(database: Database) -> None:
+    """It asks Redis once, and again after the release; nothing else waits for it."""
+    before = ends_of_waits()
+    locks = BusyLocks("busy")
+    decide = Inserts()
+    lane = lane_of(database, decide, locks=locks, limits=LONG)
+    waits = asyncio.ensure_future(lane.submit(Insert(1)))
+    for number in range(2, 6):
+        assert await lane.submit(Insert(number)) == -number
+    assert [asked for asked in locks.asked if "busy" in asked] == [{"busy", "free"}]
+    locks.free("busy")
+    assert await waits == -1
+    assert locks.asked[-1] == {"busy"}
+    assert ends_of_waits() - before == {"released": 1}
+    assert decide.batches == [[2], [3], [4], [5], [1]]
+
+
+async def test_later_commands_of_a_busy_lock_wait_without_asking(database: Database) -> None:
+    locks = BusyLocks("thing:busy")
+    decide = Inserts()
+    lane = lane_of(database, decide, locks=locks, limits=LONG)
+    waits = []
+    for number in range(2, 6):
+        waits.append(asyncio.ensure_future(lane.submit(InsertUnder(1 - number, (BUSY,)))))
+        assert await lane.submit(Insert(number)) == -number
+    assert sum("thing:busy" in asked for asked in locks.asked) == 1
+    locks.pass_on("thing:busy")
+    for number in range(6, 9):
+        assert await lane.submit(Insert(number)) == -number
+    assert sum("thing:busy" in asked for asked in locks.asked) == 2
+    locks.free("thing:busy")
+    assert await asyncio.gather(*waits) == [1, 2, 3, 4]
+    assert decide.batches[-1] == [-1, -2, -3, -4], "in order of arrival"
+
+
+async def test_a_lane_that_is_closed_decides_what_waits_for_a_lock(database: Database) -> None:
+    lane = lane_of(database, Inserts(), locks=BusyLocks("busy"))
+    waits = asyncio.ensure_future(lane.submit(Insert(1)))
+    await asyncio.sleep(0)
+    await lane.close()
+    assert waits.done()
+    assert await waits == -1
 
 
 async def test_what_is_refused_early_takes_no_lock_and_no_batch(database: Database) -> None:
@@ -514,8 +587,8 @@ async def test_what_is_refused_early_takes_no_lock_and_no_batch(database: Databa
         }
 
     decide = Inserts()
-    lane = lane_of(database, decide, locks=OneBusyKey(), refuse_early=refuse_early)
-    calls = [Insert(10), Insert(2), InsertUnder(3, (Thing("busy"),))]
+    lane = lane_of(database, decide, locks=BusyLocks("thing:busy"), refuse_early=refuse_early)
+    calls = [Insert(10), Insert(2), InsertUnder(3, (BUSY,))]
     outcomes = await asyncio.gather(*map(lane.submit, calls), return_exceptions=True)
     assert [type(one) for one in outcomes] == [TooLarge, int, TooLarge]
     assert decide.batches == [[2]]

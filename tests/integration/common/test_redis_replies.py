@@ -10,11 +10,12 @@ import pytest
 from common.locking import redis as redis_calls
 from common.locking.locks import Grant, Locks
 from common.locking.marks import InProgressMarks, open_marks
-from common.locking.redis_lock import open_locks
+from common.locking.redis import open_redis
+from common.locking.redis_lock import RedisLocks
 from tests.support.redis_stand_in import OK, RedisStandIn
 
-KEYS = ["a", "b"]
-BOTH_TAKEN = b"*2\r\n:1\r\n:1\r\n"
+KEYS = [("a",), ("b",)]
+BOTH_TAKEN = b"*2\r\n:0\r\n:0\r\n"
 ERRORS = [
     *("READONLY You can't write against a read only replica.", "LOADING", "MASTERDOWN Link down"),
     *("MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1", "CLUSTERDOWN Hash slot not served", "TRYAGAIN"),
@@ -27,7 +28,13 @@ NOT_THE_PROTOCOL = [
 ]
 WRONG = [
     *(b":0\r\n", b":1\r\n", b"+OK\r\n", b"$-1\r\n", b"*0\r\n", b"*-1\r\n", b"$0\r\n\r\n", b"_\r\n"),
-    *(b"*1\r\n:1\r\n", b"*3\r\n:1\r\n:1\r\n:1\r\n", b"*2\r\n:1\r\n:2\r\n", b"*2\r\n:1\r\n$-1\r\n"),
+    *(
+        b"*1\r\n:0\r\n",
+        b"*2\r\n:0\r\n:3\r\n",
+        b"*3\r\n:0\r\n:0\r\n:0\r\n",
+        b"*2\r\n:2\r\n:1\r\n",
+        b"*2\r\n:0\r\n$-1\r\n",
+    ),
     *(b"*2\r\n$1\r\n1\r\n$1\r\n0\r\n", b"*2\r\n*0\r\n*0\r\n", b"#t\r\n", b"%0\r\n", b",1.0\r\n"),
 ]
 REPLIES = [*(f"-{error}\r\n".encode() for error in ERRORS), *NOT_THE_PROTOCOL, *WRONG]
@@ -53,8 +60,9 @@ async def server() -> AsyncIterator[RedisStandIn]:
 
 @pytest.fixture
 async def locks(server: RedisStandIn) -> AsyncIterator[Locks]:
-    async with open_locks(server.url) as opened:
-        yield opened
+    """Without their subscription, which connects by itself."""
+    async with open_redis(server.url) as redis:
+        yield RedisLocks(redis)
 
 
 @pytest.fixture
@@ -63,9 +71,9 @@ async def marks(server: RedisStandIn) -> AsyncIterator[InProgressMarks]:
         yield opened
 
 
-async def until_locked(locks: Locks, keys: list[str]) -> Grant:
+async def until_locked(locks: Locks) -> Grant:
     """The first grant of all keys."""
-    while (grant := await locks.acquire(keys)).acquired != set(keys):  # noqa: ASYNC110
+    while (grant := await locks.acquire(KEYS)).acquired != {"a", "b"}:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     return grant
 
@@ -78,10 +86,10 @@ async def test_a_wrong_reply_to_an_acquire_is_no_grant_and_locks_come_back(
     server.reply, server.greets = reply, greets
     for _ in range(5):
         grant = await locks.acquire(KEYS)
-        assert (grant.acquired, grant.busy) == (frozenset(), frozenset())
+        assert (grant.acquired, grant.busy) == (frozenset(), {})
     assert server.received >= 1
     server.reply, server.greets = BOTH_TAKEN, True
-    await until_locked(locks, KEYS)
+    await until_locked(locks)
 
 
 @pytest.mark.parametrize("greets", [True, False], ids=["", "handshake"])
@@ -93,7 +101,7 @@ async def test_a_connection_that_ends_within_a_reply_is_no_grant(
         server.reply, server.greets, server.hangs_up = BOTH_TAKEN[:size], greets, True
         assert (await locks.acquire(KEYS)).acquired == frozenset()
         server.reply, server.greets, server.hangs_up = BOTH_TAKEN, True, False
-        await until_locked(locks, KEYS)
+        await until_locked(locks)
 
 
 @wrong(b":0\r\n", b":1\r\n", b":2\r\n")
@@ -105,7 +113,7 @@ async def test_a_wrong_reply_to_a_release_is_ignored_and_locks_come_back(
     for _ in range(5):
         await locks.release(grant)
     server.reply = BOTH_TAKEN
-    await until_locked(locks, KEYS)
+    await until_locked(locks)
 
 
 @wrong(b"$-1\r\n", b"*-1\r\n", b"_\r\n")
@@ -130,7 +138,7 @@ async def test_after_a_wrong_reply_the_server_is_connected_anew(
     server.reply = b"-READONLY You can't write against a read only replica.\r\n"
     await locks.acquire(KEYS)
     server.reply = BOTH_TAKEN
-    await until_locked(locks, KEYS)
+    await until_locked(locks)
     assert server.connections == 2
 
 

@@ -59,7 +59,7 @@ async def test_after_a_failover_locks_and_marks_are_those_of_the_new_primary(
             async def until_used() -> None:
                 """Until a lock and a mark are set."""
                 key = new_id()
-                while not (await locks.acquire([key])).acquired:  # noqa: ASYNC110
+                while not (await locks.acquire([(key,)])).acquired:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 while not await marks.begin(f"mark:{key}", new_id()):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -68,7 +68,7 @@ async def test_after_a_failover_locks_and_marks_are_those_of_the_new_primary(
             for old, new in ((0, 1), (1, 0)):
                 await demote(urls[old])
                 for _ in range(5):
-                    assert not (await locks.acquire([new_id()])).acquired
+                    assert not (await locks.acquire([(new_id(),)])).acquired
                     assert await marks.begin(new_id(), "one") is None
                 proxy.target = at[new]
                 await promote(urls[new])
@@ -96,20 +96,20 @@ async def test_in_a_cluster_several_keys_are_not_locked_and_one_is(cluster: Valk
     async with open_locks(cluster.url) as locks, Redis.from_url(cluster.url) as opened:
         client: Any = opened
         # Nobody serves the slots: CLUSTERDOWN.
-        assert not (await locks.acquire([one])).acquired
+        assert not (await locks.acquire([(one,)])).acquired
         await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        while not (grant := await locks.acquire([one])).acquired:  # noqa: ASYNC110
+        while not (grant := await locks.acquire([(one,)])).acquired:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await locks.release(grant)
         counted = cross_slot()
         with capture_logs() as logs:
             for _ in range(5):
-                grant = await locks.acquire([one, two])
-                assert (grant.acquired, grant.busy) == (frozenset(), frozenset())
+                grant = await locks.acquire([(one,), (two,)])
+                assert (grant.acquired, grant.busy) == (frozenset(), {})
         assert cross_slot() - counted == 5 * 2
         # Once, and the circuit has not opened.
         assert [line["event"] for line in logs] == ["redis_lock_cross_slot"]
-        grant = await locks.acquire([one])
+        grant = await locks.acquire([(one,)])
         assert grant.acquired == {one}
         await locks.release(grant)
-        assert (await locks.acquire([one])).acquired == {one}
+        assert (await locks.acquire([(one,)])).acquired == {one}

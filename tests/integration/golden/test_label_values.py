@@ -159,7 +159,7 @@ async def test_outcomes_of_locks_and_marks(valkey_server: ValkeyServer) -> None:
     for url in (valkey_server.url, NOWHERE):
         async with open_locks(url) as locks, open_marks(url) as marks:
             for owner in ("one", "two"):
-                await locks.acquire([key])
+                await locks.acquire([(key,)])
                 await marks.begin(f"{key}:mark", owner)
     of_locks, of_marks = (
         counts(sample, "outcome") - then for sample, then in zip(samples, before, strict=True)

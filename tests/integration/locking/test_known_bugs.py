@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from common.locking.grant_channel import Granted
 from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import CHANNEL, redis_keys
@@ -57,7 +56,7 @@ def replace_command(locks: KeyLocks, name: str, command: Any) -> Any:
     return getattr(real, name)
 
 
-def note(messages: list[Granted], deliver: Callable[[Granted], None], message: Granted) -> None:
+def note(messages: list[str], deliver: Callable[[str], None], message: str) -> None:
     messages.append(message)
     deliver(message)
 
@@ -137,7 +136,7 @@ async def test_a_release_wakes_one_waiter(
             )
             for _ in range(6)
         ]
-        messages: list[Granted] = []
+        messages: list[str] = []
         for locks in replicas:
             await until(locks._channel_ready)
             channel: Any = locks._channel
@@ -240,9 +239,12 @@ async def test_a_server_whose_clock_jumps_lengthens_no_lease(
     """The time of a grant by message is the server's."""
     channel: Any = short._channel
     deliver = channel._deliver
-    channel._deliver = lambda message: deliver(
-        replace(message, server_ms=message.server_ms + jump_s * 1000)
-    )
+
+    def deliver_jumped(message: str) -> None:
+        number, fence, server_ms, lease_ms = message.split(":")
+        deliver(f"{number}:{fence}:{int(server_ms) + jump_s * 1000}:{lease_ms}")
+
+    channel._deliver = deliver_jumped
     async with open_key_locks(
         valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=LEASE_S
     ) as other:

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
-from common.locking.grant_channel import Granted
 from common.locking.key_commands import Entered, Keys, NodeCommands
 from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
@@ -141,7 +140,7 @@ async def test_a_message_from_before_the_last_refusal_grants_nothing(
     await until(lambda: line._refused)
     assert replicas[0]._terms is not None
     (number,) = replicas[0]._terms.lines
-    replicas[0].deliver(Granted(number, (other.fence or 0) + 1, earlier_ms, 60_000))
+    replicas[0].deliver(f"{number}:{(other.fence or 0) + 1}:{earlier_ms}:60000")
     # What the line would have done with it, it would have done before this.
     async with replicas[0].hold([f"{key}:other"], wait_s=LONG_S):
         pass

@@ -105,27 +105,28 @@ async def _lanes_without_a_node(nodes: Nodes) -> None:
     """A batch has keys on all nodes: those of the others are still locked and freed."""
     keys = [new_id() for _ in range(20)]
     async with open_locks(nodes.url) as locks:
-        assert (await locks.acquire(["warm"])).acquired
+        assert (await locks.acquire([("warm",)])).acquired
         away = nodes.servers[0]
         lost = {key for key in keys if await nodes.owner_of(slot_of(key)) is away}
         away.stop()
-        grant = await locks.acquire(keys)
+        grant = await locks.acquire([(key,) for key in keys])
         assert grant.acquired == set(keys) - lost != set(keys)
         assert not grant.busy
         await locks.release(grant)
-        assert (await locks.acquire(keys)).acquired == set(keys) - lost
+        assert (await locks.acquire([(key,) for key in keys])).acquired == set(keys) - lost
 
 
 async def _lanes_and_marks(url: str) -> None:
     keys = [new_id() for _ in range(20)]
     async with open_locks(url) as locks, open_marks(url) as marks:
-        grant = await locks.acquire(keys)
+        grant = await locks.acquire([(key,) for key in keys])
         assert grant.acquired == set(keys)
-        other = await locks.acquire([*keys[:3], "free"])
+        several = tuple(keys[:3])
+        other = await locks.acquire([*((key,) for key in keys[:3]), ("free",), ("free", *several)])
         assert other.acquired == {"free"}
-        assert other.busy == set(keys[:3])
+        assert {key.key for key in other.busy.values()} == set(keys[:3])
         await locks.release(grant)
         await locks.release(other)
-        assert (await locks.acquire(keys)).acquired == set(keys)
+        assert (await locks.acquire([(key,) for key in keys])).acquired == set(keys)
         assert await marks.begin("mark:1", "one") is None
         assert await marks.begin("mark:1", "two") == "IN_PROGRESS:one"
