@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from common.batching.outcomes import Limits, QueuedCommand
+from common.batching.queues import WEIGHT_MAX, fill
 from common.db.database import Database
 
 C = TypeVar("C")
@@ -67,8 +68,8 @@ class LockWaitQueue(Generic[C, R]):
                 # A place is taken for one transaction only, so that a few rows locked for long do
                 # not keep all places from other rows.
                 async with self._place(stuck=stuck):
-                    size = min(len(queue), self._limits.batch_max)
-                    entries = [queue.popleft() for _ in range(size)]
+                    entries = []
+                    fill(entries, queue, self._limits.batch_max, WEIGHT_MAX)
                     await self._decide(row, entries)
                     stuck = any(not entry.left for entry in entries)
                 # It may be locked again while later commands still wait for it.

@@ -20,6 +20,22 @@ WEIGHT_MAX: Final = 4_096
 would fill a script of Redis or a statement alone."""
 
 
+def fill(
+    taken: list[QueuedCommand[C, R]],
+    queue: deque[QueuedCommand[C, R]],
+    size_max: int,
+    weight_max: int,
+    admit: Callable[[QueuedCommand[C, R]], bool] = lambda _entry: True,
+) -> None:
+    """Move what ``admit`` lets pass from the queue's front, until ``taken`` is so long or heavy."""
+    weight = sum(entry.weight for entry in taken)
+    while queue and len(taken) < size_max and weight < weight_max:
+        entry = queue.popleft()
+        if admit(entry):
+            taken.append(entry)
+            weight += entry.weight
+
+
 class Queues(Generic[C, R]):
     """The waiting commands of one lane."""
 
@@ -50,9 +66,13 @@ class Queues(Generic[C, R]):
         Bulk calls get at most half of a batch that has commands of single calls, and at least half
         of any batch if they need it.
         """
-        half = self._batch_max // 2
-        batch = self._single.take(self._batch_max - min(half, len(self._bulk)), admit)
-        return batch + self._bulk.take(half if batch else self._batch_max, admit)
+        size_max, bulk = self._batch_max, len(self._bulk)
+        half, half_weight = size_max // 2, WEIGHT_MAX // 2
+        weight_max = half_weight if bulk else WEIGHT_MAX
+        batch = self._single.take(size_max - min(half, bulk), weight_max, admit)
+        if batch:
+            return batch + self._bulk.take(half, half_weight, admit)
+        return self._bulk.take(size_max, WEIGHT_MAX, admit)
 
     def clear(self) -> list[QueuedCommand[C, R]]:
         """Empty the queues; returns what they had."""
@@ -73,24 +93,19 @@ class _Queue(Generic[C, R]):
         return len(self.arrived) + len(self.busy)
 
     def take(
-        self, size_max: int, admit: Callable[[QueuedCommand[C, R]], bool]
+        self, size_max: int, weight_max: int, admit: Callable[[QueuedCommand[C, R]], bool]
     ) -> list[QueuedCommand[C, R]]:
         """Commands of busy keys come first, but in at most half of a batch while others wait.
 
         Many commands of one busy key must not keep out all others.
         """
         taken: list[QueuedCommand[C, R]] = []
-        weight = 0
-        for queue, taken_max, weight_max in (
-            (self.busy, size_max // 2, WEIGHT_MAX // 2),
-            (self.arrived, size_max, WEIGHT_MAX),
-            (self.busy, size_max, WEIGHT_MAX),
+        for queue, size, weight in (
+            (self.busy, size_max // 2, weight_max // 2),
+            (self.arrived, size_max, weight_max),
+            (self.busy, size_max, weight_max),
         ):
-            while queue and len(taken) < taken_max and weight < weight_max:
-                entry = queue.popleft()
-                if admit(entry):
-                    taken.append(entry)
-                    weight += entry.weight
+            fill(taken, queue, size, weight, admit)
         return taken
 
     def clear(self) -> list[QueuedCommand[C, R]]:

@@ -23,8 +23,8 @@ BULK: Final = (
         "bulk-in-the-whole-batch",
         "bulk calls take all that single calls leave of a batch",
         file="common/batching/queues.py",
-        old="self._bulk.take(half if batch else self._batch_max, admit)",
-        new="self._bulk.take(self._batch_max - len(batch), admit)",
+        old="self._bulk.take(half, half_weight, admit)",
+        new="self._bulk.take(size_max - len(batch), WEIGHT_MAX, admit)",
         tests=(f"{_LANE}test_bulk_items_take_half_of_a_batch_while_single_calls_wait",),
     ),
     Mutant(

@@ -45,3 +45,26 @@ def test_heavy_commands_of_busy_keys_leave_half_of_a_batch_to_others() -> None:
     for entry in queued([1] * 10):
         queues.append(entry)
     assert batches(queues, 2) == [[*[1_000] * 3, *[1] * 10, *[1_000] * 2], [1_000]]
+
+
+@pytest.mark.parametrize(
+    ("single", "bulk", "expected"),
+    [
+        ([1_000] * 9, [1_000] * 9, [6, 6, 6]),
+        ([1_000] * 9, [1] * 3, [3 + 3, 5, 1]),
+        ([], [1_000] * 9, [5, 4]),
+        ([1], [1_000] * 9, [1 + 3, 5, 1]),
+    ],
+    ids=["both", "few-bulk-items", "bulk-items-alone", "one-single-call"],
+)
+def test_bulk_items_weigh_at_most_half_of_a_batch_while_single_calls_wait(
+    single: list[int], bulk: list[int], expected: list[int]
+) -> None:
+    queues: Queues[int, int] = Queues(256)
+    for entry in queued(single):
+        queues.append(entry)
+    for entry in queued(bulk):
+        entry.bulk = True
+        queues.append(entry)
+    assert [len(batch) for batch in batches(queues, len(expected))] == expected
+    assert not queues
