@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Final, TypeAlias
 
 from common.db.database import Database
@@ -29,6 +29,9 @@ from order_service.store import seat as store
 MESSAGE_SEATS_MAX: Final = 1_000
 ROUND_SEATS_MAX: Final = 2_000
 """Seats of one product in one read: more than one change has, which is 1,000 new seats at most."""
+CHANGES_MAX: Final = 4_000
+"""Changed seats of one product that a replica keeps for those who have not got them yet. A reader
+that is further behind gets them from the database: one that never reads costs no more memory."""
 ROUND_PAUSE_S: Final = 0.02
 """From one round to the next, at least, when this replica keeps changing watched seats."""
 FOLLOWER_PAUSE_S: Final = 0.0005
@@ -38,6 +41,8 @@ ROUND_PAUSE_MAX_S: Final = 0.25
 
 Change: TypeAlias = tuple[Sequence[MapSeat], int | None]
 """Seats, and the version that they complete; None if more follow."""
+Position: TypeAlias = tuple[int, str]
+"""Version and label: seats are sent in this order."""
 
 
 class SeatWatches:
@@ -66,15 +71,18 @@ class SeatWatches:
             follower = _Follower(version)
             watched.followers.add(follower)
             try:
-                async with aclosing(self._read_map(product_id, start, version)) as parts:
-                    async for seats, known in parts:
-                        yield seats, known
-                        follower.version = max(follower.version, known or 0)
+                parts = self._read_map(product_id, _through(start), version)
                 while True:
-                    seats, known = await watched.after(follower.version)
-                    for part, last in _parts(seats):
-                        yield part, known if last else None
-                    follower.version = known
+                    async with aclosing(parts):
+                        async for seats, known in parts:
+                            yield seats, known
+                            follower.version = max(follower.version, known or 0)
+                    position = _through(follower.version)
+                    while (change := await watched.after(position)) is not None:
+                        yield change
+                        position = _position(change)
+                        follower.version = max(follower.version, change[1] or 0)
+                    parts = self._read_map(product_id, position, follower.version)
             finally:
                 watched.followers.discard(follower)
                 if not watched.followers and self._watched.get(product_id) is watched:
@@ -153,12 +161,14 @@ class SeatWatches:
             raise ProductNotFound(product_id=product_id)
         return found.version
 
-    async def _read_map(self, product_id: str, after: int, version: int) -> AsyncGenerator[Change]:
-        """The seats that are newer than ``after``, some at a time, until there are no more.
+    async def _read_map(
+        self, product_id: str, position: Position, version: int
+    ) -> AsyncGenerator[Change]:
+        """The seats behind this position, some at a time, until there are no more.
 
-        A seat that changes meanwhile comes again: at the end the map is that of the last version.
+        A seat that changes meanwhile comes again: at the end the map is that of the last version,
+        which is at least ``version``.
         """
-        position = (after, "\U0010ffff")  # behind all seats of this version
         while True:
             seats = await read(
                 self._database,
@@ -183,14 +193,17 @@ class _Follower:
 
 
 class _WatchedProduct:
-    """The seats of one product that have changed since the slowest follower's version."""
+    """The seats of one product that have changed since the slowest follower's version, or the last
+    CHANGES_MAX of them."""
 
     def __init__(self, version: int) -> None:
         self.known = version
         """The version up to which all changes are known."""
+        self._since = version
+        """The version after which all changes are kept."""
         self.followers: set[_Follower] = set()
         self._seats: dict[str, MapSeat] = {}
-        """By label, in ascending order of version."""
+        """By label, in the order in which they are sent."""
         self._changed = asyncio.Event()
         self._ended = False
 
@@ -210,39 +223,55 @@ class _WatchedProduct:
         full = len(seats) >= ROUND_SEATS_MAX
         if full:
             seats = [seat for seat in seats if seat.version < seats[-1].version]
-        for seat in seats:
+        for seat in sorted(seats, key=_place):
             self._seats.pop(seat.label, None)  # to the end
             self._seats[seat.label] = seat
         self.known = max(self.known, seats[-1].version)
         self._forget(min((one.version for one in self.followers), default=self.known))
+        if len(self._seats) > CHANGES_MAX:
+            excess = len(self._seats) - CHANGES_MAX
+            self._forget(next(islice(self._seats.values(), excess - 1, None)).version)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         return full
 
-    async def after(self, version: int) -> tuple[Sequence[MapSeat], int]:
-        """The latest state of each seat that changed after this version, when there is one.
+    async def after(self, position: Position) -> Change | None:
+        """The latest state of seats that changed after this position, when there are any: as many
+        as a message has.
 
-        Raises DatabaseUnavailable after ``end``.
+        None if some of them are not kept any more. Raises DatabaseUnavailable after ``end``.
         """
-        while self.known <= version and not self._ended:
+        while _through(self.known) <= position and not self._ended:
             await self._changed.wait()
         if self._ended:
             raise DatabaseUnavailable
+        if position < _through(self._since):
+            return None
         newest_first = takewhile(
-            lambda seat: seat.version > version, reversed(self._seats.values())
+            lambda seat: _place(seat) > position, reversed(self._seats.values())
         )
-        return list(newest_first)[::-1], self.known
+        seats = list(newest_first)[::-1]
+        last = len(seats) <= MESSAGE_SEATS_MAX
+        return seats[:MESSAGE_SEATS_MAX], self.known if last else None
 
     def _forget(self, version: int) -> None:
-        """Forget the changes that every follower has got."""
+        """Forget the changes up to this version."""
+        self._since = max(self._since, version)
         got = list(takewhile(lambda seat: seat.version <= version, self._seats.values()))
         for seat in got:
             del self._seats[seat.label]
 
 
-def _parts(seats: Sequence[MapSeat]) -> list[tuple[Sequence[MapSeat], bool]]:
-    """The seats in parts of a message, each with whether it is the last."""
-    starts = range(0, max(len(seats), 1), MESSAGE_SEATS_MAX)
-    return [
-        (seats[at : at + MESSAGE_SEATS_MAX], at + MESSAGE_SEATS_MAX >= len(seats)) for at in starts
-    ]
+def _through(version: int) -> Position:
+    """Behind all seats of this version."""
+    return version, "\U0010ffff"
+
+
+def _position(change: Change) -> Position:
+    """Behind what has been sent with it."""
+    seats, known = change
+    return _place(seats[-1]) if known is None else _through(known)
+
+
+def _place(seat: MapSeat) -> Position:
+    return seat.version, seat.label

@@ -86,6 +86,22 @@ SEATS: Final = (
         tests=(f"{_WATCH}test_a_large_map_comes_in_parts_and_the_last_has_the_version",),
     ),
     Mutant(
+        "changes-kept-for-ever",
+        "all changes of seats are kept for a client that never reads",
+        file="order_service/use_cases/seat_watch.py",
+        old="        if len(self._seats) > CHANGES_MAX:\n",
+        new="        if False:\n",
+        tests=(f"{_WATCH}test_a_reader_far_behind_gets_its_changes_from_the_database",),
+    ),
+    Mutant(
+        "forgotten-changes-not-read",
+        "a client that is far behind misses the changes that are not kept any more",
+        file="order_service/use_cases/seat_watch.py",
+        old="        if position < _through(self._since):\n            return None\n",
+        new="",
+        tests=(f"{_WATCH}test_a_reader_that_leaves_off_in_a_message_misses_nothing",),
+    ),
+    Mutant(
         "waits-and-holds",
         "a command that waits for one Redis lock holds its others meanwhile",
         file="common/batching/lane.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from common.db.database import open_pools
 from common.errors import DatabaseUnavailable
 from deploy.local.postgres_roles import ServiceUrls
+from order_service.model.seat import MapSeat, SeatState
 from order_service.settings import OrderSettings
 from order_service.store import seat as store
 from order_service.use_cases import seat_watch
@@ -21,6 +22,19 @@ from tests.support.orders import Shop, cancel, open_shop
 from tests.support.refusals import outcome, refused
 from tests.support.replicas import channel, replicas
 from tests.support.seats import STATES, SeatMap, add_seats, labels, order_seats, seat_map, seated
+
+
+class SeatStates:
+    """What a follower of ``SeatWatches`` knows."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, str] = {}
+        self.version = 0
+
+    def add(self, change: seat_watch.Change) -> None:
+        seats, version = change
+        self.states |= {seat.label: seat.state.value for seat in seats}
+        self.version = version or self.version
 
 
 def watch(shop: Shop, product_id: str, after: int | None = None) -> Any:
@@ -146,6 +160,83 @@ async def test_a_slow_reader_gets_the_latest_state_of_each_seat(
     assert version == 8
     await follower.aclose()
     assert not watches._watched
+
+
+async def test_a_reader_far_behind_gets_its_changes_from_the_database(
+    shop: Shop, watches: seat_watch.SeatWatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for one that never reads is bounded; what it gets is complete."""
+    monkeypatch.setattr(seat_watch, "CHANGES_MAX", 5)
+    monkeypatch.setattr(seat_watch, "MESSAGE_SEATS_MAX", 2)
+    show = await seated(shop, labels(1))
+    stalled, quick = watches.follow(show, None), watches.follow(show, None)
+    maps = [SeatStates(), SeatStates()]
+    for follower, known in zip((stalled, quick), maps, strict=True):
+        known.add(await anext(follower))
+    for number in range(4):
+        await shop.products.AddSeats(add_seats(show, labels(3, str(number)), f"s{number}"))
+        await watches.poll()
+        assert len(watches._watched[show]._seats) <= 5
+        while maps[1].version < watches._watched[show].known:
+            maps[1].add(await anext(quick))
+    await shop.orders.CreateOrder(order_seats("ann", {show: ["0-0001", "3-0001"]}))
+    await watches.poll()
+    for follower, known in zip((stalled, quick), maps, strict=True):
+        while known.version < 7:
+            seats, version = await anext(follower)
+            assert len(seats) <= 2
+            known.add((seats, version))
+        assert known.states == await seat_map(shop, show)
+        await follower.aclose()
+
+
+async def test_a_reader_that_leaves_off_in_a_message_misses_nothing(
+    shop: Shop, watches: seat_watch.SeatWatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seats of the version that it got in part are forgotten before the rest is sent."""
+    monkeypatch.setattr(seat_watch, "CHANGES_MAX", 3)
+    monkeypatch.setattr(seat_watch, "MESSAGE_SEATS_MAX", 2)
+    show = await seated(shop, labels(1))
+    follower, known = watches.follow(show, None), SeatStates()
+    known.add(await anext(follower))
+    for number in range(3):
+        await shop.products.AddSeats(add_seats(show, labels(3, str(number)), f"s{number}"))
+        await watches.poll()
+        known.add(await anext(follower))
+        assert known.version == 2
+    while known.version < 5:
+        known.add(await anext(follower))
+    assert known.states == await seat_map(shop, show)
+    await follower.aclose()
+
+
+async def test_for_a_stream_that_is_never_read_the_server_stops_producing(
+    order_database: ServiceUrls, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has produced waits in the client's window and the server's buffers, no more."""
+    produced = 0
+
+    async def endless(*_: object) -> AsyncGenerator[seat_watch.Change]:
+        nonlocal produced
+        seats = [MapSeat(label, SeatState.FREE, 1) for label in labels(1_000)]
+        while True:
+            yield seats, None
+            produced += 1
+
+    monkeypatch.setattr(seat_watch.SeatWatches, "_read_map", endless)
+    urls = {"database_url": order_database.runtime, "redis_url": redis_url}
+    async with open_shop(1, **urls) as shop:
+        show = await seated(shop, labels(1))
+        stream = watch(shop, show)
+        await stream.read()
+        before = -1
+        while before != produced:
+            before = produced
+            for _ in range(100):
+                await version_of(shop, show)
+        # Of 19 kB each: the client's window may grow to some MB.
+        assert produced < 1_000
+        stream.cancel()
 
 
 async def test_a_hundred_followers_cost_one_statement_a_round(
