@@ -108,6 +108,30 @@ async def test_one_failed_renewal_does_not_end_the_renewals(
         await renewed.wait()
 
 
+async def test_the_leases_of_many_locks_are_renewed_in_time(
+    valkey_server: ValkeyServer, key: str, slow_machine: None
+) -> None:
+    """rueidis#923: with many locks the watchdog lagged, and leases ended."""
+    async with (
+        open_key_locks(valkey_server.url, "test", waiting=Waiting.HANDOFF) as locks,
+        contextlib.AsyncExitStack() as exits,
+    ):
+        holds = [
+            await exits.enter_async_context(
+                locks.hold([f"{key}:{number}"], wait_s=LONG_S, required=True, cancel_on_loss=True)
+            )
+            for number in range(300)
+        ]
+        leases = [hold._lease for hold in holds if hold._lease is not None]
+        granted_until = [lease.until for lease in leases]
+        await until(
+            lambda: all(
+                lease.until > before for lease, before in zip(leases, granted_until, strict=True)
+            )
+        )
+        assert not any(hold.lost for hold in holds)
+
+
 async def test_nobody_queues_before_messages_arrive(
     valkey_server: ValkeyServer, redis: Redis, key: str, slow_machine: None
 ) -> None:

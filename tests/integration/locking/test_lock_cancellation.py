@@ -13,12 +13,15 @@ import pytest
 from redis.asyncio import Redis
 
 from common.locking.key_lease import Hold
-from common.locking.key_line import KeyLine
-from common.locking.key_locks import KeyLocks
+from common.locking.key_line import KeyLine, Waiting
+from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import TURNS_MAX, redis_keys
 from common.locking.lock_errors import LockBusy
+from deploy.local.valkey import ValkeyServer
 from tests.integration.locking.conftest import settled
 from tests.support.time_limits import LONG_S
+
+LEASE_S = 0.3
 
 
 @dataclass
@@ -176,6 +179,46 @@ async def test_cancelled_while_the_key_is_freed(
         await cancelled(late)
     gated.go_on.set()
     await assert_free(replicas, redis, [key])
+
+
+@pytest.mark.parametrize("place", ["before renew", "after renew"])
+async def test_cancelled_while_the_lease_is_renewed(
+    valkey_server: ValkeyServer, redis: Redis, key: str, slow_machine: None, place: str
+) -> None:
+    async with open_key_locks(
+        valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=LEASE_S
+    ) as locks:
+        gated = gate(locks, place)
+        task = asyncio.create_task(hold_forever(locks, [key]))
+        await gated.reached.wait()
+        await cancelled(task)
+        gated.go_on.set()
+        await assert_free([locks], redis, [key])
+
+
+@pytest.mark.usefixtures("slow_machine")
+@pytest.mark.parametrize("waiting", [Waiting.SIMPLE, Waiting.SPIN])
+@pytest.mark.parametrize("place", ["before enter", "after enter", "before free", "after free"])
+async def test_cancelled_at_a_command_of_locks_that_do_not_queue(
+    valkey_server: ValkeyServer, redis: Redis, key: str, waiting: Waiting, place: str
+) -> None:
+    async with open_key_locks(valkey_server.url, "test", waiting=waiting) as locks:
+        gated = gate(locks, place)
+        wait_s = 0.0 if waiting is Waiting.SIMPLE else LONG_S
+
+        async def briefly() -> None:
+            async with locks.hold([key], wait_s=wait_s):
+                pass
+
+        task = asyncio.create_task(briefly())
+        await gated.reached.wait()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        gated.go_on.set()
+        await settled(locks)
+        assert await redis.exists(*redis_keys((key,))[:2]) == 0
+        await briefly()
 
 
 async def _briefly(locks: KeyLocks, key: str) -> None:
