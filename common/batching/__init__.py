@@ -7,7 +7,8 @@ of one transaction, and the share grows with the contention.
     submit ─► admit ─► Redis lock ─► BEGIN ─► load, replay, decide, save ─► COMMIT ─► reply
 
 ``lane`` has the commands and what follows from each outcome, ``queues`` chooses the next batch,
-``batch`` carries it to its commit, ``bulk`` lets the commands of a bulk call enter,
-``lock_wait_queue`` keeps commands that wait for a locked row, ``decider`` is the skeleton of the
-four inner steps, and ``loader`` does for single reads what a lane does for writes.
+``batch`` carries it to its commit, ``bulk`` lets the commands of a bulk call enter, ``key_waits``
+keeps commands that wait for a busy Redis lock and ``lock_wait_queue`` those that wait for a locked
+row, ``decider`` is the skeleton of the four inner steps, and ``loader`` does for single reads what
+a lane does for writes.
 """

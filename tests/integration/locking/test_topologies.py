@@ -126,6 +126,9 @@ async def _lanes_and_marks(url: str) -> None:
         assert other.acquired == {"free"}
         assert {key.key for key in other.busy.values()} == set(keys[:3])
         await locks.release(grant)
+        async with asyncio.timeout(LONG_S):
+            for busy in other.busy.values():
+                await busy.freed.wait()
         await locks.release(other)
         assert (await locks.acquire([(key,) for key in keys])).acquired == set(keys)
         assert await marks.begin("mark:1", "one") is None
