@@ -24,6 +24,7 @@ too, and through a clock that was set back by less than FENCE_MS.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 CHANNEL: Final = "tally:locks:"
@@ -140,9 +141,10 @@ def has_slot(key: str) -> bool:
     return ("{" not in key and "}" not in key) or _HASH_TAG.fullmatch(key) is not None
 
 
-def redis_keys(keys: tuple[str, ...]) -> list[str]:
+@lru_cache(maxsize=1_024)
+def redis_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
     """KEYS of the scripts: owner, queue and fence of each key, in the key's slot."""
-    return [name for key in keys for name in (key, *_beside(key))]
+    return tuple(name for key in keys for name in (key, *_beside(key)))
 
 
 def _beside(key: str) -> tuple[str, str]:
