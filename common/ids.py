@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import uuid_utils
@@ -10,9 +11,16 @@ import uuid_utils
 _CANONICAL: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
-def new_id() -> str:
-    """A new UUIDv7 in its canonical form (36 characters, lower case)."""
-    return str(uuid_utils.uuid7())
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+_US_NS: Final = 1_000
+
+
+def new_id(*, at: datetime | None = None) -> str:
+    """A new UUIDv7 in its canonical form (36 characters, lower case), of this time or of now."""
+    if at is None:
+        return str(uuid_utils.uuid7())
+    nanoseconds = (at - _EPOCH) // timedelta(microseconds=1) * _US_NS
+    return str(uuid_utils.uuid7(nanoseconds=nanoseconds))
 
 
 def is_id(text: str) -> bool:

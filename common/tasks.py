@@ -100,6 +100,13 @@ async def finished_within(task: asyncio.Future[T], limit_s: float) -> bool:
     return bool(done)
 
 
+def is_cancelled() -> bool:
+    """Whether the running task was cancelled: a CancelledError may also come from within, when
+    something that the task awaits was cancelled, such as a driver's future."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 # -- periodic jobs -------------------------------------------------------------------------------
 
 
@@ -182,9 +189,8 @@ async def _error_of(job: PeriodicJob, stopping: asyncio.Event) -> BaseException 
     try:
         await job.run(stopping)
     except asyncio.CancelledError as error:
-        if (task := asyncio.current_task()) and task.cancelling():
+        if is_cancelled():
             raise
-        # Something inside was cancelled, such as a driver's future, not this task.
         return error
     except Exception as error:  # noqa: BLE001 - the loop logs it
         return error

@@ -30,6 +30,26 @@ class CouponSoldOut(Refusal, code=Code.RESOURCE_EXHAUSTED, reason="COUPON_SOLD_O
         self.quota = (QuotaViolation(f"campaign:{campaign_id}", gone),)
 
 
+class CampaignQueued(Refusal, reason="CAMPAIGN_QUEUED"):
+    """The campaign issues coupons only by ticket; call QueueCoupon."""
+
+
+class TicketNotFound(NotFound, reason="TICKET_NOT_FOUND"):
+    """The user has no such ticket."""
+
+
+class TicketLost(Refusal, code=Code.UNAVAILABLE, reason="TICKET_LOST", retry_after_s=1.0):
+    """The queue is lost or cannot be reached; queue again with the same request_id."""
+
+
+class QueueFull(Refusal, code=Code.RESOURCE_EXHAUSTED, reason="QUEUE_FULL", retry_after_s=5.0):
+    """As many tickets of the campaign wait as its queue can hold; repeat the call later."""
+
+    def __init__(self, *, campaign_id: str, waiting_max: int) -> None:
+        super().__init__(campaign_id=campaign_id)
+        self.quota = (QuotaViolation(f"queue:{campaign_id}", f"{waiting_max} tickets wait"),)
+
+
 class CouponNotUsable(Refusal, reason="COUPON_NOT_USABLE"):
     """The coupon is redeemed already."""
 

@@ -14,6 +14,7 @@ from coupon_service import tables
 from coupon_service.model.campaign import CreateCampaign
 from coupon_service.model.coupon import IssueCoupon, RedeemCoupon, RestoreCoupon
 from coupon_service.model.share import IssueFromShare
+from coupon_service.model.ticket import IssueTickets
 
 CAMPAIGN_KEY: Final = "coupon:issue:{campaign_id}"
 SHARE_KEY: Final = "coupon:issue:{campaign_id}:{share}"
@@ -28,7 +29,12 @@ STRATEGIES: Final[Strategies] = {
     IssueCoupon: Strategy(
         redis_key=CAMPAIGN_KEY,
         rows=RowStrategy.FOR_UPDATE,
-        guards=(tables.ISSUED_WITHIN_QUANTITY, tables.USER_ONCE, tables.NUMBER_ONCE),
+        guards=(
+            tables.ISSUED_WITHIN_QUANTITY,
+            tables.USER_ONCE,
+            tables.NUMBER_ONCE,
+            tables.QUEUE_ONLY,
+        ),
         why="All users want the same row at the same moment, and the order of arrival decides: "
         "they queue for the campaign's row, which counts the numbers. Once the campaign is over, a "
         "read without a lock refuses those who come too late.",
@@ -43,6 +49,20 @@ STRATEGIES: Final[Strategies] = {
         "share while one with coupons is free. The campaign's row is not locked, so that two "
         "replicas may issue to one user at once: the unique constraint decides, and the loser's "
         "batch is decided again.",
+    ),
+    IssueTickets: Strategy(
+        redis_key=CAMPAIGN_KEY,
+        rows=RowStrategy.FOR_UPDATE,
+        many="tickets",
+        guards=(
+            tables.ISSUED_WITHIN_QUANTITY,
+            tables.USER_ONCE,
+            tables.NUMBER_ONCE,
+            tables.TICKET_ONCE,
+        ),
+        why="One consumer issues the coupons of a queue in its order. The campaign's row has the "
+        "highest fence of its consumers: one that was followed by another, as after a pause, "
+        "writes nothing. The key is that of IssueCoupon, which wants the same row.",
     ),
     RedeemCoupon: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,

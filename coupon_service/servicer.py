@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -27,9 +29,12 @@ from coupon_service.model.coupon import (
     RedeemCoupon,
     RestoreCoupon,
 )
+from coupon_service.model.ticket import QueueCoupon, Ticket, TicketState
 from coupon_service.use_cases.campaign import Campaigns, Issuance
 from coupon_service.use_cases.coupon import Redemptions
 from coupon_service.use_cases.issue import Issued
+from coupon_service.use_cases.ticket import Tickets
+from coupon_service.use_cases.ticket_watch import TicketWatches
 from tally.coupon.v1 import coupon_pb2 as pb
 from tally.coupon.v1 import coupon_pb2_grpc
 from tally.type.v1 import money_pb2
@@ -38,15 +43,25 @@ _CAMPAIGN_STATES: Final = {
     state: pb.Campaign.State.Value(f"STATE_{state}") for state in CampaignState
 }
 _COUPON_STATES: Final = {state: pb.Coupon.State.Value(f"STATE_{state}") for state in CouponState}
+_TICKET_STATES: Final = {state: pb.Ticket.State.Value(f"STATE_{state}") for state in TicketState}
 _BATCH_ISSUE: Final = "/tally.coupon.v1.CouponService/BatchIssueCoupons"
 _US: Final = 1_000_000
 
 
 class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
-    def __init__(self, campaigns: Campaigns, issuance: Issuance, redemptions: Redemptions) -> None:
+    def __init__(
+        self,
+        campaigns: Campaigns,
+        issuance: Issuance,
+        redemptions: Redemptions,
+        tickets: Tickets,
+        watches: TicketWatches,
+    ) -> None:
         self._campaigns = campaigns
         self._issuance = issuance
         self._redemptions = redemptions
+        self._tickets = tickets
+        self._watches = watches
 
     async def CreateCampaign(
         self, request: pb.CreateCampaignRequest, context: Any
@@ -61,6 +76,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
                 microseconds_from(request.coupon_lifetime, "coupon_lifetime"),
                 request.request_id,
                 request.shares if request.HasField("shares") else 1,
+                queue_only=request.queue_only,
             )
         )
         return pb.CreateCampaignResponse(
@@ -93,7 +109,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     async def BatchIssueCoupons(
         self, request: pb.BatchIssueCouponsRequest, context: Any
     ) -> pb.BatchIssueCouponsResponse:
-        campaign = await self._campaigns.get_campaign(request.campaign_id)
+        campaign = await self._campaigns.get_unqueued(request.campaign_id)
 
         def command_from(item: pb.BatchIssueCouponsItem) -> IssueCoupon:
             check(item)
@@ -108,6 +124,25 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
             lambda outcome: _fill_result(response.results.add(), outcome),
         )
         return response
+
+    async def QueueCoupon(
+        self, request: pb.QueueCouponRequest, context: Any
+    ) -> pb.QueueCouponResponse:
+        queued = await self._tickets.queue(
+            QueueCoupon(request.campaign_id, request.user_id, request.request_id)
+        )
+        return pb.QueueCouponResponse(ticket=_ticket(queued.value), replayed=queued.replayed)
+
+    async def GetTicket(self, request: pb.GetTicketRequest, context: Any) -> pb.GetTicketResponse:
+        ticket = await self._tickets.get(request.ticket_id, request.user_id)
+        return pb.GetTicketResponse(ticket=_ticket(ticket))
+
+    async def WatchTicket(
+        self, request: pb.WatchTicketRequest, context: Any
+    ) -> AsyncGenerator[pb.WatchTicketResponse]:
+        async with aclosing(self._watches.follow(request.ticket_id, request.user_id)) as states:
+            async for ticket in states:
+                yield pb.WatchTicketResponse(ticket=_ticket(ticket))
 
     async def GetCoupon(self, request: pb.GetCouponRequest, context: Any) -> pb.GetCouponResponse:
         coupon = await self._redemptions.get_coupon(request.coupon_id, request.user_id)
@@ -201,6 +236,7 @@ def _campaign(campaign: Campaign) -> pb.Campaign:
         state=_CAMPAIGN_STATES[campaign.state],
         create_time=time_to(campaign.create_time),
         shares=campaign.shares,
+        queue_only=campaign.queue_only,
     )
     if terms.percent_discount is not None:
         message.percent_discount = terms.percent_discount
@@ -218,6 +254,20 @@ def _coupon(coupon: Coupon) -> pb.Coupon:
     message = pb.Coupon()
     _fill_coupon(message, coupon)
     return message
+
+
+def _ticket(ticket: Ticket) -> pb.Ticket:
+    return pb.Ticket(
+        ticket_id=ticket.ticket_id,
+        campaign_id=ticket.campaign_id,
+        user_id=ticket.user_id,
+        position=ticket.position,
+        state=_TICKET_STATES[ticket.state],
+        coupon=None if ticket.coupon is None else _coupon(ticket.coupon),
+        failure_reason=ticket.failure_reason,
+        create_time=time_to(ticket.create_time),
+        update_time=time_to(ticket.update_time),
+    )
 
 
 def _fill_coupon(message: pb.Coupon, coupon: Coupon) -> None:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from common.settings import ServiceSettings
+from common.settings import ServiceSettings, count, seconds
 from common.urls import BindAddress
 
 
 class CouponSettings(ServiceSettings):
     service: ClassVar[str] = "coupon"
     bind: BindAddress = "127.0.0.1:50052"
+    queue_tickets_max: int = count(
+        100_000,
+        "Tickets that wait in the queue of one campaign, about 500 bytes of Redis each; more are "
+        "refused with QUEUE_FULL.",
+        most=10_000_000,
+    )
+    ticket_retention_s: float = seconds(
+        86_400.0,
+        "How long a refused ticket can be read, and a queue is kept after its campaign has ended. "
+        "A younger ticket that is found nowhere is TICKET_LOST, an older one TICKET_NOT_FOUND.",
+        least=60.0,
+        most=2_592_000,
+    )

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "coupon_0002"
+SCHEMA: Final = "coupon_0004"
 """The oldest migration this release can serve on."""
 
 CAMPAIGN_REQUEST_ONCE: Final = "campaigns_request_once"
@@ -17,6 +17,8 @@ SHARES_COUNT_ISSUED: Final = "campaigns_shares_count_issued"
 SHARE_WITHIN_QUANTITY: Final = "campaign_shares_issued_within_quantity"
 USER_ONCE: Final = "coupons_user_once"
 NUMBER_ONCE: Final = "coupons_number_once"
+TICKET_ONCE: Final = "coupons_ticket_once"
+QUEUE_ONLY: Final = "campaigns_queue_only"
 REDEEM_REQUEST_ONCE: Final = "redemptions_pkey"
 LIVE_REDEMPTION_ONCE: Final = "redemptions_live_once"
 
@@ -44,11 +46,17 @@ campaigns = sa.Table(
     sa.Column("request_id", sa.Text, nullable=False),
     sa.Column("create_time", _time, nullable=False),
     sa.Column("shares", sa.BigInteger, nullable=False, server_default="1"),
+    sa.Column("queue_only", sa.Boolean, nullable=False, server_default=sa.false()),
+    # How many of ``issued`` were issued by ticket.
+    sa.Column("issued_by_ticket", sa.BigInteger, nullable=False, server_default="0"),
+    # The highest fence of a consumer that has issued coupons of this campaign by ticket.
+    sa.Column("queue_fence", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("request_id", name=CAMPAIGN_REQUEST_ONCE),
     sa.CheckConstraint("issued BETWEEN 0 AND quantity", name=ISSUED_WITHIN_QUANTITY),
     sa.CheckConstraint("shares BETWEEN 1 AND 64", name="campaigns_shares"),
     # A release that knows no shares would issue from this row.
     sa.CheckConstraint("shares = 1 OR issued = 0", name=SHARES_COUNT_ISSUED),
+    sa.CheckConstraint("NOT queue_only OR issued = issued_by_ticket", name=QUEUE_ONLY),
     sa.Index("campaigns_newest", "create_time", "campaign_id"),
 )
 
@@ -80,9 +88,17 @@ coupons = sa.Table(
     sa.Column("redeem_request_id", sa.Text),
     sa.Column("order_id", sa.Text),
     sa.Column("redeem_time", _time),
+    # The ticket that it was issued by; NULL: none.
+    sa.Column("ticket_id", _id),
     sa.UniqueConstraint("campaign_id", "user_id", name=USER_ONCE),
     sa.UniqueConstraint("campaign_id", "issue_number", name=NUMBER_ONCE),
     sa.Index("coupons_newest", "user_id", "issue_time", "coupon_id"),
+    sa.Index(
+        TICKET_ONCE,
+        "ticket_id",
+        unique=True,
+        postgresql_where=sa.text("ticket_id IS NOT NULL"),
+    ),
 )
 
 redemptions = sa.Table(

@@ -5,23 +5,24 @@
     │   └── InvalidField, CurrencyMismatch, RequestIdReused, InvalidPageToken, AmountExceedsDue
     ├── NotFound
     │   └── AccountNotFound, LedgerEntryNotFound, CampaignNotFound, CouponNotFound,
-    │       ProductNotFound, OrderNotFound, PaymentNotFound, SagaNotFound, SeatNotFound
+    │       ProductNotFound, OrderNotFound, PaymentNotFound, SagaNotFound, SeatNotFound,
+    │       TicketNotFound
     ├── AlreadyExists
     │   └── CouponAlreadyIssued, PaymentKeyUsed, SeatExists
     ├── FailedPrecondition        the state does not allow the call; nothing was done
     │   └── InsufficientFunds, BalanceLimitExceeded, DeductionCancelled, CampaignNotOpen,
-    │       CouponNotUsable, CouponExpired, CouponWithoutEffect, OrderAmountTooSmall,
-    │       RedemptionCancelled, OutOfStock, SeatTaken, ProductSeated, ProductNotSeated,
-    │       OrderNotPayable, OrderNotCancellable, PaymentKeyRequired, PaymentDeclined,
-    │       PaymentCancelled, PaymentMethodNotSupported, PaymentOutcomeDiffers, RefundRefused,
-    │       SagaNotRetryable
+    │       CampaignQueued, CouponNotUsable, CouponExpired, CouponWithoutEffect,
+    │       OrderAmountTooSmall, RedemptionCancelled, OutOfStock, SeatTaken, ProductSeated,
+    │       ProductNotSeated, OrderNotPayable, OrderNotCancellable, PaymentKeyRequired,
+    │       PaymentDeclined, PaymentCancelled, PaymentMethodNotSupported, PaymentOutcomeDiffers,
+    │       RefundRefused, SagaNotRetryable
     ├── Aborted                   another call conflicts, or the same one is in progress
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         something ran out, or there are too many calls
-    │   └── CouponSoldOut, Overloaded, RateLimited
+    │   └── CouponSoldOut, Overloaded, QueueFull, RateLimited
     ├── Unavailable               a service reported that it cannot carry out the call now
-    │   └── GatewayUnavailable, PaymentOutcomeUnknown, DatabaseUnavailable, PeerUnavailable,
-    │       ReplicaStopping, ReplicaNotReady
+    │   └── GatewayUnavailable, PaymentOutcomeUnknown, DatabaseUnavailable, TicketLost,
+    │       PeerUnavailable, ReplicaStopping, ReplicaNotReady
     ├── InternalError             an error in the service; its log has metadata["error_id"]
     └── OutcomeUnknown            no answer: the call may have been carried out, or not
         ├── NoAnswer              the connection failed, after all retries

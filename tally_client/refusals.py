@@ -69,6 +69,10 @@ class SeatNotFound(NotFound, reason="SEAT_NOT_FOUND"):
     """The product has no seat with one of the labels; ``fields`` names up to 10 of them."""
 
 
+class TicketNotFound(NotFound, reason="TICKET_NOT_FOUND"):
+    """The user has no ticket with this id."""
+
+
 class CouponAlreadyIssued(AlreadyExists, reason="COUPON_ALREADY_ISSUED"):
     """The user already has a coupon of this campaign; ``metadata`` names it."""
 
@@ -95,6 +99,10 @@ class DeductionCancelled(FailedPrecondition, reason="DEDUCTION_CANCELLED"):
 
 class CampaignNotOpen(FailedPrecondition, reason="CAMPAIGN_NOT_OPEN"):
     """The campaign has not started, or has ended."""
+
+
+class CampaignQueued(FailedPrecondition, reason="CAMPAIGN_QUEUED"):
+    """The campaign issues coupons only by ticket: call ``queue_coupon``."""
 
 
 class CouponNotUsable(FailedPrecondition, reason="COUPON_NOT_USABLE"):
@@ -200,6 +208,10 @@ class Overloaded(ResourceExhausted, reason="OVERLOADED"):
     """
 
 
+class QueueFull(ResourceExhausted, reason="QUEUE_FULL"):
+    """As many tickets wait as the campaign's queue can hold; nothing was queued."""
+
+
 class RateLimited(ResourceExhausted, reason="RATE_LIMITED"):
     """The caller sends too many calls; nothing was done."""
 
@@ -217,6 +229,13 @@ class PaymentOutcomeUnknown(Unavailable, reason="PAYMENT_OUTCOME_UNKNOWN"):
 
 class DatabaseUnavailable(Unavailable, reason="DATABASE_UNAVAILABLE"):
     """The service's database did not answer."""
+
+
+class TicketLost(Unavailable, reason="TICKET_LOST"):
+    """The queue is lost or cannot be reached: call ``queue_coupon`` with the same request_id.
+
+    It returns the ticket if that still waits or has its coupon, and else queues at the end.
+    """
 
 
 class PeerUnavailable(Unavailable, reason="PEER_UNAVAILABLE"):

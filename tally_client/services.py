@@ -48,6 +48,9 @@ class CouponService:
         self.batch_issue_coupons = Unary(
             connection, coupon.BatchIssueCouponsRequest, coupon.BatchIssueCouponsResponse
         )
+        self.queue_coupon = Unary(connection, coupon.QueueCouponRequest, coupon.QueueCouponResponse)
+        self.get_ticket = Unary(connection, coupon.GetTicketRequest, coupon.GetTicketResponse)
+        self.watch_ticket = Watch(connection, coupon.WatchTicketRequest, coupon.WatchTicketResponse)
         self.get_coupon = Unary(connection, coupon.GetCouponRequest, coupon.GetCouponResponse)
         self.list_coupons = Listing(
             connection, coupon.ListCouponsRequest, coupon.ListCouponsResponse

@@ -37,11 +37,12 @@ too many, which would open the circuit of a Redis that is well."""
 _log = structlog.stdlib.get_logger()
 
 
-def open_redis(url: str) -> Redis | RedisCluster:
+def open_redis(url: str, *, timeout_s: float | None = None) -> Redis | RedisCluster:
     """A client that gives up fast and never sends a command twice on its own.
 
     ``url``: one server, Sentinels that know the primary, or some nodes of a cluster
     (``common.urls``). The client library finds the server; a redirected command was not executed.
+    ``timeout_s``: of each command; None: TIMEOUT_S.
 
     A script repeated after a lost reply would find the locks of its own first run. A command in
     flight is ended by the client's own time limit, which also closes the connection, and by nothing
@@ -50,19 +51,19 @@ def open_redis(url: str) -> Redis | RedisCluster:
     """
     nodes = redis_nodes(url)
     if nodes is None or nodes.service:
-        return open_server(url)
+        return open_server(url, timeout_s=timeout_s)
     startup = [ClusterNode(host, port, **_credentials(nodes)) for host, port in nodes.addresses]
-    return _Cluster(startup_nodes=startup, **_credentials(nodes), **_options())
+    return _Cluster(startup_nodes=startup, **_credentials(nodes), **_options(timeout_s))
 
 
-def open_server(url: str) -> Redis:
+def open_server(url: str, *, timeout_s: float | None = None) -> Redis:
     """A client of the one server at ``url``, or of the primary that Sentinels name."""
     nodes = redis_nodes(url)
     if nodes is None:
-        return Redis.from_url(url, **_options())
+        return Redis.from_url(url, **_options(timeout_s))
     sentinel = Sentinel(list(nodes.addresses), sentinel_kwargs=_options())  # type: ignore[no-untyped-call]
     primary: Redis = sentinel.master_for(
-        nodes.service, _Primary, db=nodes.database, **_credentials(nodes), **_options()
+        nodes.service, _Primary, db=nodes.database, **_credentials(nodes), **_options(timeout_s)
     )
     return primary
 
@@ -99,10 +100,10 @@ def slot_of(key: str) -> int:
     return key_slot(key.encode())
 
 
-def _options() -> dict[str, Any]:
+def _options(timeout_s: float | None = None) -> dict[str, Any]:
     return {
-        "socket_timeout": TIMEOUT_S,
-        "socket_connect_timeout": TIMEOUT_S,
+        "socket_timeout": timeout_s or TIMEOUT_S,
+        "socket_connect_timeout": timeout_s or TIMEOUT_S,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
         "max_connections": CONNECTIONS_MAX,
@@ -127,6 +128,20 @@ async def connection_problem(url: str) -> str:
             return "" if await redis.ping() is True else "what replies there is not Redis"
         except Exception as error:  # noqa: BLE001 - as in ``RedisCalls.call``
             return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+async def eviction_policies(redis: Redis | RedisCluster) -> set[str]:
+    """What the server, or each primary of a cluster, does when its memory is full.
+
+    Raises what the client raises.
+    """
+    if isinstance(redis, RedisCluster):
+        by_node = await redis.info("memory", target_nodes=RedisCluster.PRIMARIES)
+        # Of one node, the client returns its reply alone.
+        replies = [by_node] if "maxmemory_policy" in by_node else list(by_node.values())
+    else:
+        replies = [await redis.info("memory")]
+    return {str(reply["maxmemory_policy"]) for reply in replies}
 
 
 class RedisUnavailable(Exception):  # noqa: N818 - a state, not a fault

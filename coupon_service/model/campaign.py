@@ -10,7 +10,12 @@ from common.currencies import require_listed
 from common.errors import CurrencyMismatch, InvalidField
 from common.money import Money
 from common.request_key import RequestKey, digest_of
-from coupon_service.errors import CampaignNotOpen, CouponSoldOut, OrderAmountTooSmall
+from coupon_service.errors import (
+    CampaignNotOpen,
+    CampaignQueued,
+    CouponSoldOut,
+    OrderAmountTooSmall,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,7 @@ class CreateCampaign:
     coupon_lifetime_us: int
     request_id: str
     shares: int = 1
+    queue_only: bool = False
 
     def __post_init__(self) -> None:
         # The request's validation compares nanoseconds; here they are cut to microseconds.
@@ -124,6 +130,8 @@ class CreateCampaign:
             self.coupon_lifetime_us,
             # Without it, the digest is that of a release without shares.
             *((self.shares,) if self.shares > 1 else ()),
+            # Without it, the digest is that of a release without queues.
+            *(("queue_only",) if self.queue_only else ()),
         )
 
 
@@ -144,11 +152,19 @@ class Campaign:
     shares: int = 1
     """Over how many rows the quantity is split (``model.share``). Answers of an earlier release do
     not have it."""
+    queue_only: bool = False
+    """Whether coupons are issued only by ticket. Answers of an earlier release do not have it."""
 
     @classmethod
     def create(cls, command: CreateCampaign, campaign_id: str, now: datetime) -> Campaign:
-        """A new campaign. Raises InvalidField if the currency of its amounts is not listed."""
+        """A new campaign.
+
+        Raises InvalidField if the currency of its amounts is not listed, and for a queue of a
+        campaign with shares.
+        """
         command.terms.require_listed_currency()
+        if command.queue_only and command.shares > 1:
+            raise InvalidField("queue_only", "must not be set together with shares")
         return cls(
             campaign_id,
             command.name,
@@ -161,6 +177,7 @@ class Campaign:
             create_time=now,
             as_of=now,
             shares=command.shares,
+            queue_only=command.queue_only,
         )
 
     @property
@@ -172,6 +189,16 @@ class Campaign:
         if self.as_of < self.start_time:
             return CampaignState.SCHEDULED
         return CampaignState.OPEN
+
+    def check_queueable(self) -> None:
+        """Raise InvalidField if it has shares: then its row, which has the fence, is not locked."""
+        if self.shares > 1:
+            raise InvalidField("campaign_id", "names a campaign with shares, which has no queue")
+
+    def check_not_queued(self) -> None:
+        """Raise CampaignQueued if coupons are issued only by ticket."""
+        if self.queue_only:
+            raise CampaignQueued(campaign_id=self.campaign_id)
 
     def admit(self, user_id: str) -> None:
         """Check that a coupon can be issued now. Raises CampaignNotOpen or CouponSoldOut."""

@@ -148,13 +148,16 @@ class Coupon:
     user_id: str
     issue_number: int
     request_id: str
-    """The request_id of the IssueCoupon that it was issued by."""
+    """The request_id of the IssueCoupon or QueueCoupon that it was issued by."""
     issue_time: datetime
     expire_time: datetime
     as_of: datetime
     redeem_request_id: str | None = None
     order_id: str | None = None
     redeem_time: datetime | None = None
+    ticket_id: str | None = None
+    """The ticket that it was issued by; None: by IssueCoupon. Answers of an earlier release do not
+    have it."""
 
     @classmethod
     def issue(cls, campaign: Campaign, command: IssueCoupon, coupon_id: str) -> Coupon:

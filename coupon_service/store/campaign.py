@@ -38,7 +38,9 @@ async def add_campaigns(connection: Connection, created: Sequence[tuple[Campaign
     if not created:
         return
     rows = [
-        asdict(campaign) | asdict(campaign.terms) | {"request_id": request_id}
+        asdict(campaign)
+        | asdict(campaign.terms)
+        | {"request_id": request_id, "issued_by_ticket": 0, "queue_fence": 0}
         for campaign, request_id in created
     ]
     await connection.execute(_ADD, arrays(_added, rows))

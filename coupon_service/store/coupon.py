@@ -17,6 +17,7 @@ from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
+from coupon_service.model.ticket import QueueCoupon
 from coupon_service.store.campaign import COLUMNS, to_campaign
 from coupon_service.tables import answers, campaigns, coupons, redemptions
 
@@ -27,7 +28,7 @@ _now: Final = CLOCK.label("now")
 
 @dataclass(frozen=True, slots=True)
 class IssueSnapshot:
-    """What was committed about an IssueCoupon at one moment."""
+    """What was committed about an IssueCoupon or a QueueCoupon at one moment."""
 
     campaign: Campaign | None
     coupon: Coupon | None
@@ -80,7 +81,7 @@ _ADD_SORTED: Final = insert_from(coupons, _issued, Claim._fields)
 
 
 async def read_snapshots(
-    connection: Connection, commands: Sequence[IssueCoupon]
+    connection: Connection, commands: Sequence[IssueCoupon | QueueCoupon]
 ) -> list[IssueSnapshot]:
     """One snapshot per command, in their order, all from one statement. Locks nothing."""
     asked = [
@@ -97,7 +98,7 @@ async def read_snapshots(
     return [
         IssueSnapshot(
             to_campaign(row) if row.name is not None else None,
-            _to_coupon(row) if row.coupon_id is not None else None,
+            to_coupon(row) if row.coupon_id is not None else None,
             Record(row.state, row.digest, row.body) if row.digest is not None else None,
         )
         for row in rows
@@ -110,7 +111,7 @@ async def find_issued(connection: Connection, claims: Collection[Claim]) -> dict
     Of a campaign whose row is not locked, another transaction may be adding one.
     """
     rows = await connection.execute(_FIND_ISSUED, arrays(_claimed, claims))
-    return {Claim(row.campaign_id, row.user_id): _to_coupon(row) for row in rows}
+    return {Claim(row.campaign_id, row.user_id): to_coupon(row) for row in rows}
 
 
 async def add_coupons(connection: Connection, issued: Sequence[Coupon]) -> None:
@@ -201,7 +202,7 @@ async def load_coupons(
     asked = arrays(_wanted, [{"coupon_id": coupon_id} for coupon_id in coupon_ids])
     rows = (await connection.execute(_LOCK if wait_for_locks else _READ, asked)).all()
     return (
-        {row.coupon_id: _to_coupon(row) for row in rows},
+        {row.coupon_id: to_coupon(row) for row in rows},
         {row.coupon_id: from_row(Terms, row) for row in rows},
     )
 
@@ -263,15 +264,15 @@ async def find_coupons(
     """These coupons as last committed, in their order."""
     parameters = arrays_of_tuples(_wanted, [(coupon_id,) for coupon_id in coupon_ids])
     rows = await connection.execute(_BY_ID, parameters)
-    return one_per_key(coupon_ids, {row.coupon_id: row for row in rows}, _to_coupon)
+    return one_per_key(coupon_ids, {row.coupon_id: row for row in rows}, to_coupon)
 
 
 async def read_coupons(connection: Connection, user_id: str, page: Page) -> list[Coupon]:
     """The page's coupons of the user, newest first, and one more if there is one."""
     asked = {"user_id": user_id} | rows_of(page)
-    return [_to_coupon(row) for row in await connection.execute(_NEWEST, asked)]
+    return [to_coupon(row) for row in await connection.execute(_NEWEST, asked)]
 
 
-def _to_coupon(row: Row) -> Coupon:
+def to_coupon(row: Row) -> Coupon:
     """The coupon in a row that has its columns and the clock."""
     return from_row(Coupon, row, as_of=row.now)

@@ -26,6 +26,7 @@ from common.request_key import RequestKey, Result
 from coupon_service.errors import (
     CampaignNotFound,
     CampaignNotOpen,
+    CampaignQueued,
     CouponAlreadyIssued,
     CouponSoldOut,
 )
@@ -40,6 +41,7 @@ from coupon_service.tables import (
     CAMPAIGN_REQUEST_ONCE,
     ISSUED_WITHIN_QUANTITY,
     NUMBER_ONCE,
+    QUEUE_ONLY,
     USER_ONCE,
 )
 from coupon_service.use_cases.issue import ISSUED_BODY, HasShares, Issued, replay_or_refuse
@@ -83,6 +85,12 @@ class Campaigns:
         campaign = await load_by_id(self._found, campaign_id)
         if campaign is None:
             raise CampaignNotFound(campaign_id=campaign_id)
+        return campaign
+
+    async def get_unqueued(self, campaign_id: str) -> Campaign:
+        """As ``get_campaign``. Raises CampaignQueued if it issues coupons only by ticket."""
+        campaign = await self.get_campaign(campaign_id)
+        campaign.check_not_queued()
         return campaign
 
     async def list_campaigns(self, page: Page) -> Found[Campaign]:
@@ -168,7 +176,7 @@ class Issuance:
         self._shares = shares
         self._snapshots = BatchLoader("issue_coupon", database, coupon_store.read_snapshots)
         self._over: dict[str, None] = {}
-        """Campaigns that issue no more coupons, or have not begun; in the order of refusals."""
+        """Campaigns that issue no coupons to callers, or none now; in the order of refusals."""
         self.lane: Lane[IssueCoupon, Issued | HasShares] = Lane(
             "issue_coupon",
             database,
@@ -181,8 +189,8 @@ class Issuance:
     async def issue(self, command: IssueCoupon) -> Issued:
         """Issue a coupon to the user, or replay it.
 
-        Raises CampaignNotFound, CouponAlreadyIssued, CampaignNotOpen, CouponSoldOut,
-        RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
+        Raises CampaignNotFound, CouponAlreadyIssued, CampaignNotOpen, CampaignQueued,
+        CouponSoldOut, RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
         campaign_id = command.campaign_id
         if not is_id(campaign_id):
@@ -191,7 +199,7 @@ class Issuance:
             _refuse_final(command, await self._snapshots.load(command))
         try:
             issued = await self._decided(command)
-        except (CouponSoldOut, CampaignNotOpen):
+        except (CouponSoldOut, CampaignNotOpen, CampaignQueued):
             self._over[campaign_id] = None
             if len(self._over) > OVER_MAX:
                 del self._over[next(iter(self._over))]
@@ -247,6 +255,7 @@ def _refuse_final(command: IssueCoupon, snapshot: coupon_store.IssueSnapshot) ->
         return
     if snapshot.campaign is None:
         raise CampaignNotFound(campaign_id=command.campaign_id)
+    snapshot.campaign.check_not_queued()
     if snapshot.coupon is not None:
         replay_or_refuse(command, snapshot.coupon)
     elif snapshot.campaign.state in _FINAL:
@@ -257,6 +266,8 @@ def _translate_issue(constraint: str, command: IssueCoupon) -> Refusal | None:
     """The refusal for a violated constraint."""
     if constraint == USER_ONCE:
         return CouponAlreadyIssued(campaign_id=command.campaign_id, user_id=command.user_id)
+    if constraint == QUEUE_ONLY:
+        return CampaignQueued(campaign_id=command.campaign_id)
     if constraint == ISSUED_WITHIN_QUANTITY:
         return CouponSoldOut(campaign_id=command.campaign_id, user_id=command.user_id)
     if constraint == NUMBER_ONCE:
@@ -305,6 +316,7 @@ class _IssueDecider(Decider[IssueCoupon, Issued | HasShares, _IssueBatch]):
         campaign = batch.campaigns.get(command.campaign_id)
         if campaign is None:
             raise CampaignNotFound(campaign_id=command.campaign_id)
+        campaign.check_not_queued()
         if campaign.shares > 1:
             return HasShares(campaign.shares)
         # Before the campaign is checked: COUPON_ALREADY_ISSUED goes before COUPON_SOLD_OUT.

@@ -1,4 +1,4 @@
-"""What both ways of issuing have in common: from a campaign's row, and from its shares."""
+"""What the ways of issuing have in common: from a campaign's row, from its shares, by ticket."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from coupon_service.model.coupon import Coupon, IssueCoupon
 Issued = Result[Coupon]
 
 ISSUED_BODY: Final = TypeAdapter(Coupon)
+"""What the record of an IssueCoupon or a QueueCoupon has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class HasShares:
 
 def replay_or_refuse(command: IssueCoupon, coupon: Coupon) -> Issued:
     """The outcome for a user who has the coupon; the command's record may have been deleted."""
-    if coupon.request_id != command.request_id:
+    if coupon.request_id != command.request_id or coupon.ticket_id is not None:
         raise CouponAlreadyIssued(
             campaign_id=coupon.campaign_id, user_id=coupon.user_id, coupon_id=coupon.coupon_id
         )

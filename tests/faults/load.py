@@ -20,6 +20,7 @@ from common.errors import Code, Refusal
 from common.rpc.channels import open_channel
 from common.rpc.status import from_rpc_error
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+from tally.coupon.v1 import coupon_pb2
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
 from tally.payment.v1 import payment_pb2
@@ -27,7 +28,7 @@ from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tests.faults.stack import FaultyStack, running
 from tests.integration.local.test_runner import free_base_port
 from tests.support.balances import charge
-from tests.support.coupons import campaign, issue
+from tests.support.coupons import campaign, get_ticket, issue, queue
 from tests.support.orders import (
     Shop,
     cancel,
@@ -108,6 +109,7 @@ class Customers:
     campaign_id: str = ""
     split_campaign_id: str = ""
     """A campaign with shares."""
+    queued_campaign_id: str = ""
     product_id: str = ""
     orders: int = 0
     repeat: Repeat = field(default_factory=lambda: repeated)
@@ -128,11 +130,17 @@ class Customers:
         product = await self._insist(
             self.shop.products.CreateProduct, create_product(_fresh("p"), 10**6, price=PRICE)
         )
+        queued = await self._insist(
+            self.coupon.CreateCampaign,
+            campaign(_fresh("campaign"), quantity=10**6, queue_only=True),
+        )
         assert made is not None
         assert split is not None
+        assert queued is not None
         assert product is not None
         self.campaign_id = made.campaign.campaign_id
         self.split_campaign_id = split.campaign.campaign_id
+        self.queued_campaign_id = queued.campaign.campaign_id
         self.product_id = product.product.product_id
 
     async def round(self, shop: Shop, kinds: Sequence[Kind] = KINDS) -> None:
@@ -212,6 +220,7 @@ class Customers:
         user = _fresh("keeper")
         await self._insist(self.coupon.CreateCampaign, campaign(_fresh("campaign")))
         await self._insist(self.coupon.IssueCoupon, issue(self.split_campaign_id, user))
+        await self._queue_for_a_coupon(user)
         made = await self._insist(
             shop.products.CreateProduct, create_product(_fresh("p"), 5, price=PRICE)
         )
@@ -233,6 +242,15 @@ class Customers:
                     saga_id=saga.saga_id, reason="none", request_id=_fresh("resolve")
                 )
                 await self._insist(shop.sagas.ResolveSaga, resolve)
+
+    async def _queue_for_a_coupon(self, user: str) -> None:
+        """A ticket, until it is issued or refused, and its call again."""
+        request = queue(self.queued_campaign_id, user)
+        for _ in range(2):
+            queued = await self._insist(self.coupon.QueueCoupon, request)
+            while queued is not None and queued.ticket.state == coupon_pb2.Ticket.STATE_WAITING:
+                await asyncio.sleep(_PAUSE_S)
+                queued = await self._insist(self.coupon.GetTicket, get_ticket(queued.ticket))
 
     async def _sell_seats(self, shop: Shop, user: str) -> None:
         """A product with seats, and an order of one of them, which is cancelled."""

@@ -72,6 +72,7 @@ PLACES: Final = (
     *_lane("coupon", "create_campaign", ("CreateCampaign", NO_SAGA)),
     *_lane("coupon", "issue_coupon", ("IssueCoupon", NO_SAGA)),
     *_lane("coupon", "issue_from_share", ("IssueFromShare", NO_SAGA)),
+    *_lane("coupon", "issue_tickets", ("IssueTickets", "redis.finish_tickets.before")),
     *_lane(
         *("coupon", "use_coupon"),
         ("RedeemCoupon", "call.RedeemCoupon.before"),
@@ -115,6 +116,7 @@ PLACES: Final = (
     Place(name="transaction.saga_wake", service="order", interruption="gateway.confirm.after"),
     Place(name="transaction.heartbeat", service="order", interruption="lane.saga.WriteSaga.before"),
     Place(name="transaction.retry_sagas", service="order", no_recovery=OPERATOR),
+    Place(name="transaction.replay_ticket", service="coupon", no_recovery=NO_SAGA),
     Place(name="transaction.cart", service="order", no_recovery=NO_SAGA),
     Place(
         name="transaction.payment_acquisition",
@@ -164,6 +166,16 @@ PLACES: Final = (
         service="payment",
         interruption="call.ConfirmPayment.before",
         with_error="gateway.confirm.before",
+    ),
+    Place(name="redis.enqueue_ticket", service="coupon", no_recovery=NO_SAGA),
+    Place(name="redis.look_up_tickets", service="coupon", no_recovery=NO_SAGA),
+    *(
+        # The next consumer begins with the tickets that the killed one has not finished.
+        Place(name=f"redis.{call}", service="coupon", interruption="redis.finish_tickets.before")
+        for call in (
+            *("list_queues", "read_queue", "finish_tickets"),
+            *("enter_lock", "renew_lock", "free_lock"),
+        )
     ),
     # A change in memory: it has no connection to lose, and awaits nothing.
     Place(

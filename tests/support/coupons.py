@@ -16,6 +16,7 @@ from coupon_service.store import share as share_store
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.balances import won
 from tests.support.crowd import Crowd
+from tests.support.payments import until
 
 HOUR = timedelta(hours=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -51,6 +52,18 @@ def batch_issue(
         pb.BatchIssueCouponsItem(user_id=user_id, request_id=request_id) for user_id in user_ids
     ]
     return pb.BatchIssueCouponsRequest(campaign_id=campaign_id, items=items)
+
+
+def queue(campaign_id: str, user_id: str, request_id: str = "q1") -> pb.QueueCouponRequest:
+    return pb.QueueCouponRequest(campaign_id=campaign_id, user_id=user_id, request_id=request_id)
+
+
+def get_ticket(ticket: pb.Ticket) -> pb.GetTicketRequest:
+    return pb.GetTicketRequest(ticket_id=ticket.ticket_id, user_id=ticket.user_id)
+
+
+def watch_ticket(ticket: pb.Ticket) -> pb.WatchTicketRequest:
+    return pb.WatchTicketRequest(ticket_id=ticket.ticket_id, user_id=ticket.user_id)
 
 
 def redeem(
@@ -104,6 +117,17 @@ async def issued(
     response = await client.IssueCoupon(issue(campaign_id, user_id, request_id))
     coupon: pb.Coupon = response.coupon
     return coupon
+
+
+async def decided(client: Any, ticket: pb.Ticket) -> pb.Ticket:
+    """The ticket when it is issued or refused."""
+
+    async def get() -> pb.Ticket:
+        response = await client.GetTicket(get_ticket(ticket))
+        found: pb.Ticket = response.ticket
+        return found
+
+    return await until(get, lambda found: found.state != pb.Ticket.STATE_WAITING)
 
 
 # -- races ---------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 
+import coupon_service.store.queue
 import order_service.clients
 import order_service.use_cases.order
 import payment_service.use_cases.joined
@@ -40,6 +41,7 @@ _LIMITS: Final[tuple[tuple[Any, str, float], ...]] = (
     (database, "STATEMENT_TIMEOUT_MS", int(LONG_S * 1_000)),
     (database, "IDLE_TIMEOUT_MS", int(LONG_S * 1_000)),
     (batch, "UNREACHABLE_S", LONG_S),
+    (coupon_service.store.queue, "TIMEOUT_S", 10.0),
     (health, "PROBE_TIMEOUT_S", LONG_S),
     (order_service.clients, "ATTEMPT_S", LONG_S),
     (order_service.clients, "GATEWAY_ATTEMPT_S", LONG_S),

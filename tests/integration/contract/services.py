@@ -15,13 +15,14 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from deploy.local.gateway.simulator import GatewaySimulator
+from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as order
 from tests.integration.contract.invalid_values import LIMIT
 from tests.integration.contract.statuses import ExpectedStatus, Status
 from tests.integration.contract.valid_requests import USER, Seed, fresh, valid_request
 from tests.support.balances import charge
 from tests.support.contract import METHODS_BY_NAME, message_class
-from tests.support.coupons import campaign, issue
+from tests.support.coupons import campaign, decided, issue, queue
 from tests.support.orders import create_order, create_product
 from tests.support.payments import confirm
 from tests.support.replicas import channel
@@ -69,7 +70,11 @@ class Services:
             async for answer in opened.unary_stream(path)(raw, timeout=DEADLINE_S):
                 return parse(answer)
             raise AssertionError(f"{path} ended without a response")
-        return parse(await opened.unary_unary(path)(raw, timeout=DEADLINE_S))
+        response = parse(await opened.unary_unary(path)(raw, timeout=DEADLINE_S))
+        if method.name == "QueueCoupon":
+            # Its coupon is written later, which must not be in the midst of another test.
+            await decided(CouponServiceStub(opened), response.ticket)
+        return response
 
     async def status(self, method: MethodDescriptor, raw: bytes) -> Status | None:
         """The status that these bytes return; None if the call succeeds."""
@@ -167,6 +172,11 @@ async def _seed(services: Services) -> Seed:
         ]
         for user_id in (OTHER_USER, USER)
     }
+    queued = [
+        (await call(campaign(fresh(), ends_in=YEAR, queue_only=True))).campaign.campaign_id
+        for _ in range(2)
+    ]
+    tickets = [(await call(queue(each, USER, fresh()))).ticket.ticket_id for each in queued]
     payments = [
         (await call(confirm(fresh(), fresh(), user_id=user_id))).payment
         for user_id in (USER,) * 3 + (OTHER_USER,) * 2
@@ -191,6 +201,9 @@ async def _seed(services: Services) -> Seed:
         products=products,
         campaigns=campaigns,
         coupons=coupons[USER],
+        tickets=tickets,
+        queued=queued[0],
+        split=(await call(campaign(fresh(), shares=2, ends_in=YEAR))).campaign.campaign_id,
         pending_orders=orders[3:8],
         paid_orders=orders[:3],
         sagas=[saga.saga_id for saga in (await call(order.ListSagasRequest())).sagas],

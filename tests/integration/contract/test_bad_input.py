@@ -25,10 +25,11 @@ REFUSED_TO_STRANGERS = {
     **dict.fromkeys(("GetCoupon", "RedeemCoupon"), "COUPON_NOT_FOUND"),
     **dict.fromkeys(("PayOrder", "CancelOrder", "GetOrder", "WatchOrder"), "ORDER_NOT_FOUND"),
     "GetPayment": "PAYMENT_NOT_FOUND",
+    **dict.fromkeys(("GetTicket", "WatchTicket"), "TICKET_NOT_FOUND"),
 }
 OPEN_TO_STRANGERS = {
     *("ChargeBalance", "RefundDeduction", "IssueCoupon", "ListCoupons", "RestoreCoupon"),
-    *("GetCart", "SetCartItem", "ClearCart", "CreateOrder", "ListOrders"),
+    *("QueueCoupon", "GetCart", "SetCartItem", "ClearCart", "CreateOrder", "ListOrders"),
     *("ConfirmPayment", "CancelPayment", "ListPayments"),
 }
 CHOICES = [("CreateCampaign", "discount"), ("GetSaga", "target")]

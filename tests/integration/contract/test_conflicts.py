@@ -52,6 +52,8 @@ def change(message: Any, field: FieldDescriptor, name: str, seed: Seed) -> None:
         setattr(message, field.name, OTHER_IDS[field.name](seed))
     elif field.name == "order_id" and name in {"PayOrder", "CancelOrder"}:
         message.order_id = seed.pending_orders[-1]
+    elif field.type == FieldDescriptor.TYPE_BOOL:
+        setattr(message, field.name, not value)
     elif isinstance(value, Money):
         value.amount_minor += 1
     elif field.is_repeated:
@@ -90,7 +92,12 @@ def variants(request: Any, name: str, seed: Seed) -> dict[str, Any]:
         found[field.name] = copy_of(request)
         change(found[field.name], field, name, seed)
         if field.name in {"max_discount", "min_order_amount", "balance_amount"} or (
-            field.has_presence and field.message_type is None and choice and len(choice.fields) == 1
+            # Left out, it means the same as its default.
+            getattr(request, field.name) != field.default_value
+            and field.has_presence
+            and field.message_type is None
+            and choice
+            and len(choice.fields) == 1
         ):
             found[f"no {field.name}"] = copy_of(request)
             found[f"no {field.name}"].ClearField(field.name)
@@ -146,6 +153,11 @@ def forbidden_requests(services: Services) -> Iterator[tuple[Any, ExpectedStatus
     for field in ("max_discount", "min_order_amount"):
         for discount in ({}, {"percent_discount": None, "fixed_discount": won(1)}):
             yield valid("CreateCampaign", **{**discount, field: dollars}), CURRENCY
+    yield valid("CreateCampaign", shares=2, queue_only=True), invalid("queue_only")
+    for name in ("IssueCoupon", "BatchIssueCoupons"):
+        yield valid(name, campaign_id=seed.queued), failed("CAMPAIGN_QUEUED")
+    yield valid("QueueCoupon", campaign_id=seed.split), invalid("campaign_id")
+    yield valid("QueueCoupon", campaign_id=seed.campaigns[0], user_id=USER), issued
     yield valid("RedeemCoupon", coupon_id=seed.coupons[2], order_amount=dollars), CURRENCY
     yield valid("RestockProduct", quantity=10**12), invalid("quantity")
     yield valid("RestockProduct", product_id=seed.show), failed("PRODUCT_SEATED")

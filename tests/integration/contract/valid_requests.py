@@ -30,6 +30,11 @@ class Seed:
     products: list[str]
     campaigns: list[str]
     coupons: list[str]
+    tickets: list[str]
+    queued: str
+    """A campaign whose coupons are issued only by ticket."""
+    split: str
+    """A campaign with shares."""
     pending_orders: list[str]
     paid_orders: list[str]
     sagas: list[str]
@@ -107,6 +112,7 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
             "end_time": Timestamp(seconds=4 * 10**9),
             "coupon_lifetime": Duration(seconds=3_600),
             "shares": 2,
+            "queue_only": False,
         },
         "BatchWrite": {"items": [*bulk_items()]},
         "BatchIssueCoupons": {
@@ -116,6 +122,9 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
         "GetCampaign": {"campaign_id": seed.campaigns[0]},
         "ListCampaigns": {},
         "IssueCoupon": {"campaign_id": seed.campaigns[-1]},
+        "QueueCoupon": {"campaign_id": seed.campaigns[-1], "user_id": fresh()},
+        "GetTicket": {"ticket_id": seed.tickets[0]},
+        "WatchTicket": {"ticket_id": seed.tickets[0]},
         "GetCoupon": {"coupon_id": seed.coupons[0]},
         "ListCoupons": {},
         "RedeemCoupon": {

@@ -20,6 +20,7 @@ from common.money import Money
 from coupon_service.model.campaign import CreateCampaign
 from coupon_service.model.coupon import IssueCoupon, RedeemCoupon, RestoreCoupon
 from coupon_service.model.share import IssueFromShare
+from coupon_service.model.ticket import IssueTickets
 from order_service.model.cart import ClearCart, SetCartItem
 from order_service.model.order import CancelOrder, CreateOrder, ExpireOrder, Line, PayOrder
 from order_service.model.product import CreateProduct, RestockProduct
@@ -53,6 +54,7 @@ from tests.support.payments import charged, confirm, until
 from tests.support.seats import add_seats
 from tests.support.stack import Stack
 from tests.support.statements import recorded_transactions
+from tests.support.tickets import lane_on, tickets_of
 
 WON: Final = Money("KRW", 100)
 ORDER, SAGA = pb.Order, pb.Saga
@@ -118,6 +120,18 @@ async def issue_from_share(stack: Stack) -> Calls:
     return lambda: stack.coupon.IssueCoupon(issue(made.campaign.campaign_id, fresh()))
 
 
+async def issue_tickets(stack: Stack) -> Calls:
+    """Without a queue: what its consumer submits."""
+    made = await stack.coupon.CreateCampaign(campaign(fresh(), queue_only=True))
+    campaign_id = made.campaign.campaign_id
+
+    async def calls() -> None:
+        async with lane_on(stack.databases.urls["coupon"].runtime) as lane:
+            await lane.submit(tickets_of(campaign_id, [fresh()]))
+
+    return calls
+
+
 async def redeem_coupon(stack: Stack) -> Calls:
     user = fresh()
     coupon_id = await stack.coupon_of(user)
@@ -135,6 +149,7 @@ COUPON: Final = [
     Operation(CreateCampaign, create_campaign, "campaigns"),
     Operation(IssueCoupon, issue_coupon, "campaigns"),
     Operation(IssueFromShare, issue_from_share, "campaign_shares"),
+    Operation(IssueTickets, issue_tickets, "campaigns"),
     Operation(RedeemCoupon, redeem_coupon, "coupons", "redeem_request_id"),
     Operation(RestoreCoupon, restore_coupon, "coupons", "redeem_request_id"),
 ]
@@ -307,7 +322,7 @@ SERVICES: Final[dict[str, tuple[Strategies, list[Operation]]]] = {
 LANES: Final[dict[str, tuple[object, ...]]] = {
     "balance": (balance_service.model.Command,),
     "coupon": (
-        *(CreateCampaign, IssueCoupon, IssueFromShare),
+        *(CreateCampaign, IssueCoupon, IssueFromShare, IssueTickets),
         coupon_service.use_cases.coupon.Command,
     ),
     "payment": (payment_service.model.payment_command.Command,),
@@ -324,6 +339,7 @@ REDIS_KEYS: Final[dict[str, dict[object, tuple[str, ...]]]] = {
     "coupon": {
         IssueCoupon("c", "ann", "i"): ("coupon:issue:c",),
         IssueFromShare("c", "ann", "i", 7): ("coupon:issue:c:7",),
+        IssueTickets("c", 1, ()): ("coupon:issue:c",),
     },
     "payment": {ConfirmPayment("o", "ann", WON, "key", "c", "h"): ("payment:key:key",)},
     "order": {

@@ -74,6 +74,7 @@ class Campaign(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
+    QUEUE_ONLY_FIELD_NUMBER: _builtins.int
     campaign_id: _builtins.str
     """Id of the campaign, a UUIDv7."""
     name: _builtins.str
@@ -90,6 +91,8 @@ class Campaign(_message.Message):
     """The state of the campaign, by the database's clock."""
     shares: _builtins.int
     """Over how many rows the quantity is split (CreateCampaignRequest), 1 to 64; 1: it is not split."""
+    queue_only: _builtins.bool
+    """Whether coupons are issued only by ticket (QueueCoupon), in the order of queueing."""
     @_builtins.property
     def fixed_discount(self) -> _money_pb2.Money:
         """A fixed amount."""
@@ -135,10 +138,11 @@ class Campaign(_message.Message):
         state: Global___Campaign.State.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         shares: _builtins.int = ...,
+        queue_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coupon_lifetime", b"coupon_lifetime", "create_time", b"create_time", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "percent_discount", b"percent_discount", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "coupon_lifetime", b"coupon_lifetime", "create_time", b"create_time", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "issued", b"issued", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "shares", b"shares", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "coupon_lifetime", b"coupon_lifetime", "create_time", b"create_time", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "issued", b"issued", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "queue_only", b"queue_only", "shares", b"shares", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_discount: _TypeAlias = _typing.Literal["fixed_discount", "percent_discount"]  # noqa: Y015
     _WhichOneofArgType_discount: _TypeAlias = _typing.Literal["discount", b"discount"]  # noqa: Y015
@@ -238,6 +242,95 @@ class Coupon(_message.Message):
 Global___Coupon: _TypeAlias = Coupon  # noqa: Y015
 
 @_typing.final
+class Ticket(_message.Message):
+    """A place in the queue for a campaign's coupons, and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Ticket._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Ticket._State.ValueType  # 0
+        """Not used."""
+        STATE_WAITING: Ticket._State.ValueType  # 1
+        """It is in the queue."""
+        STATE_ISSUED: Ticket._State.ValueType  # 2
+        """The coupon is issued."""
+        STATE_REFUSED: Ticket._State.ValueType  # 3
+        """No coupon is issued by it."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """The state of a ticket."""
+
+    STATE_UNSPECIFIED: Ticket.State.ValueType  # 0
+    """Not used."""
+    STATE_WAITING: Ticket.State.ValueType  # 1
+    """It is in the queue."""
+    STATE_ISSUED: Ticket.State.ValueType  # 2
+    """The coupon is issued."""
+    STATE_REFUSED: Ticket.State.ValueType  # 3
+    """No coupon is issued by it."""
+
+    TICKET_ID_FIELD_NUMBER: _builtins.int
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    COUPON_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ticket_id: _builtins.str
+    """Id of the ticket, a UUIDv7."""
+    campaign_id: _builtins.str
+    """The campaign that it queues for."""
+    user_id: _builtins.str
+    """The user who gets the coupon."""
+    position: _builtins.int
+    """The place in the queue, 1 is next; 0 when it is issued or refused. It only decreases."""
+    state: Global___Ticket.State.ValueType
+    """The state of the ticket."""
+    failure_reason: _builtins.str
+    """Why no coupon is issued, by the reason that IssueCoupon would have returned: for instance
+    COUPON_SOLD_OUT; empty unless refused.
+    """
+    @_builtins.property
+    def coupon(self) -> Global___Coupon:
+        """The coupon; unset unless issued."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was queued, by the database's clock, to the millisecond."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When its state changed last, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        ticket_id: _builtins.str = ...,
+        campaign_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        state: Global___Ticket.State.ValueType = ...,
+        coupon: Global___Coupon | None = ...,
+        failure_reason: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coupon", b"coupon", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "coupon", b"coupon", "create_time", b"create_time", "failure_reason", b"failure_reason", "position", b"position", "state", b"state", "ticket_id", b"ticket_id", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ticket: _TypeAlias = Ticket  # noqa: Y015
+
+@_typing.final
 class CreateCampaignRequest(_message.Message):
     """The request of CreateCampaign."""
 
@@ -254,6 +347,7 @@ class CreateCampaignRequest(_message.Message):
     COUPON_LIFETIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
+    QUEUE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people: 1-200 characters, not blank, without control characters."""
     percent_discount: _builtins.int
@@ -268,6 +362,11 @@ class CreateCampaignRequest(_message.Message):
     """Over how many rows the quantity is split beforehand, 1 to 64 (optional: 1, it is not split).
     Replicas then draw from rows of their own and do not meet on one; exactly `quantity` coupons
     are issued all the same. Coupon.issue_number is then not in the order of arrival.
+    """
+    queue_only: _builtins.bool
+    """Whether coupons are issued only by ticket (QueueCoupon), in the order of queueing (optional:
+    no). IssueCoupon and BatchIssueCoupons are refused with CAMPAIGN_QUEUED then. Not together with
+    more than one share.
     """
     @_builtins.property
     def fixed_discount(self) -> _money_pb2.Money:
@@ -307,15 +406,20 @@ class CreateCampaignRequest(_message.Message):
         coupon_lifetime: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         shares: _builtins.int | None = ...,
+        queue_only: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_shares", b"_shares", "coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "percent_discount", b"percent_discount", "shares", b"shares", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_queue_only", b"_queue_only", "_shares", b"_shares", "coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "percent_discount", b"percent_discount", "queue_only", b"queue_only", "shares", b"shares", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shares", b"_shares", "coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "request_id", b"request_id", "shares", b"shares", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue_only", b"_queue_only", "_shares", b"_shares", "coupon_lifetime", b"coupon_lifetime", "discount", b"discount", "end_time", b"end_time", "fixed_discount", b"fixed_discount", "max_discount", b"max_discount", "min_order_amount", b"min_order_amount", "name", b"name", "percent_discount", b"percent_discount", "quantity", b"quantity", "queue_only", b"queue_only", "request_id", b"request_id", "shares", b"shares", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__queue_only: _TypeAlias = _typing.Literal["queue_only"]  # noqa: Y015
+    _WhichOneofArgType__queue_only: _TypeAlias = _typing.Literal["_queue_only", b"_queue_only"]  # noqa: Y015
     _WhichOneofReturnType__shares: _TypeAlias = _typing.Literal["shares"]  # noqa: Y015
     _WhichOneofArgType__shares: _TypeAlias = _typing.Literal["_shares", b"_shares"]  # noqa: Y015
     _WhichOneofReturnType_discount: _TypeAlias = _typing.Literal["fixed_discount", "percent_discount"]  # noqa: Y015
     _WhichOneofArgType_discount: _TypeAlias = _typing.Literal["discount", b"discount"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_only) -> _WhichOneofReturnType__queue_only | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__shares) -> _WhichOneofReturnType__shares | None: ...
     @_typing.overload
@@ -634,6 +738,167 @@ class BatchIssueCouponsResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___BatchIssueCouponsResult: _TypeAlias = BatchIssueCouponsResult  # noqa: Y015
+
+@_typing.final
+class QueueCouponRequest(_message.Message):
+    """The request of QueueCoupon."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAMPAIGN_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    campaign_id: _builtins.str
+    """The campaign: an id that CreateCampaign returned."""
+    user_id: _builtins.str
+    """The user who gets the coupon: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    request_id: _builtins.str
+    """Identifies this intent, per user and method: 1-64 characters of A-Z a-z 0-9 . _ : @ -. The
+    same id with the same content returns the same ticket while it waits, and the final one once
+    the coupon is issued; with other content it is refused from then on.
+    """
+    def __init__(
+        self,
+        *,
+        campaign_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["campaign_id", b"campaign_id", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueCouponRequest: _TypeAlias = QueueCouponRequest  # noqa: Y015
+
+@_typing.final
+class QueueCouponResponse(_message.Message):
+    """The ticket that was queued."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """Whether an earlier call with the same request_id queued it."""
+    @_builtins.property
+    def ticket(self) -> Global___Ticket:
+        """The ticket."""
+
+    def __init__(
+        self,
+        *,
+        ticket: Global___Ticket | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueCouponResponse: _TypeAlias = QueueCouponResponse  # noqa: Y015
+
+@_typing.final
+class GetTicketRequest(_message.Message):
+    """The request of GetTicket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ticket_id: _builtins.str
+    """The ticket: an id that QueueCoupon returned."""
+    user_id: _builtins.str
+    """The user it belongs to: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    def __init__(
+        self,
+        *,
+        ticket_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket_id", b"ticket_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTicketRequest: _TypeAlias = GetTicketRequest  # noqa: Y015
+
+@_typing.final
+class GetTicketResponse(_message.Message):
+    """The response of GetTicket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ticket(self) -> Global___Ticket:
+        """The ticket now."""
+
+    def __init__(
+        self,
+        *,
+        ticket: Global___Ticket | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTicketResponse: _TypeAlias = GetTicketResponse  # noqa: Y015
+
+@_typing.final
+class WatchTicketRequest(_message.Message):
+    """The request of WatchTicket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ticket_id: _builtins.str
+    """The ticket: an id that QueueCoupon returned."""
+    user_id: _builtins.str
+    """The user it belongs to: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    def __init__(
+        self,
+        *,
+        ticket_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket_id", b"ticket_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTicketRequest: _TypeAlias = WatchTicketRequest  # noqa: Y015
+
+@_typing.final
+class WatchTicketResponse(_message.Message):
+    """A message of WatchTicket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ticket(self) -> Global___Ticket:
+        """The ticket now."""
+
+    def __init__(
+        self,
+        *,
+        ticket: Global___Ticket | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTicketResponse: _TypeAlias = WatchTicketResponse  # noqa: Y015
 
 @_typing.final
 class GetCouponRequest(_message.Message):

@@ -66,6 +66,21 @@ class CouponServiceStub:
                 request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsRequest.SerializeToString,
                 response_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsResponse.FromString,
                 _registered_method=True)
+        self.QueueCoupon = channel.unary_unary(
+                '/tally.coupon.v1.CouponService/QueueCoupon',
+                request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.QueueCouponRequest.SerializeToString,
+                response_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.QueueCouponResponse.FromString,
+                _registered_method=True)
+        self.GetTicket = channel.unary_unary(
+                '/tally.coupon.v1.CouponService/GetTicket',
+                request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.GetTicketRequest.SerializeToString,
+                response_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.GetTicketResponse.FromString,
+                _registered_method=True)
+        self.WatchTicket = channel.unary_stream(
+                '/tally.coupon.v1.CouponService/WatchTicket',
+                request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.WatchTicketRequest.SerializeToString,
+                response_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.WatchTicketResponse.FromString,
+                _registered_method=True)
         self.GetCoupon = channel.unary_unary(
                 '/tally.coupon.v1.CouponService/GetCoupon',
                 request_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.GetCouponRequest.SerializeToString,
@@ -130,9 +145,9 @@ class CouponServiceServicer:
         """Issues one coupon of a campaign to a user, first come first served.
 
         Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside
-        start_time and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED if the user has one of this
-        campaign, also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure
-        and without RetryInfo: it is final).
+        start_time and end_time, CAMPAIGN_QUEUED if the campaign is queue_only; ALREADY_EXISTS /
+        COUPON_ALREADY_ISSUED if the user has one of this campaign, also when it is sold out;
+        RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure and without RetryInfo: it is final).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,9 +166,63 @@ class CouponServiceServicer:
         The call returns shortly before its deadline. Items that are not decided by then have the error
         ABORTED / REQUEST_IN_PROGRESS with RetryInfo: their coupons may be issued already, or not.
 
-        Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD if it
-        names no campaign, has no items, more than 1,000, or is above 256 KiB. An invalid item has that
-        error by itself, with the fields of the item.
+        Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_QUEUED if
+        the campaign is queue_only; INVALID_ARGUMENT / INVALID_FIELD if it names no campaign, has no
+        items, more than 1,000, or is above 256 KiB. An invalid item has that error by itself, with the
+        fields of the item.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueueCoupon(self, request, context):
+        """Queues for a coupon of a campaign, and returns a ticket at once.
+
+        One consumer issues the coupons of a campaign's tickets, in the order in which they were queued.
+        A user has one waiting ticket of a campaign at most: another call, also with another request_id,
+        returns that ticket. Only where the campaign is queue_only is the order of queueing that of
+        issue; elsewhere IssueCoupon may overtake the queue.
+
+        The ticket tells the outcome: GetTicket, WatchTicket. Once the coupon is issued, the same
+        request_id returns the final ticket, replayed, and with another campaign it is refused with
+        REQUEST_ID_REUSED. Until then nothing is recorded: of two campaigns that were queued for with
+        one request_id, the later ticket is refused. After a refusal, the same request_id may queue
+        again.
+
+        The queue is kept in memory. If it is lost, so are the waiting tickets, and no coupon: the same
+        request_id queues again, at the end. TICKET_LOST means that too, and that the queue cannot be
+        reached.
+
+        Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming campaign_id if
+        the campaign has more than one share; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside start_time
+        and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED; RESOURCE_EXHAUSTED /
+        COUPON_SOLD_OUT (final), QUEUE_FULL (with RetryInfo); UNAVAILABLE / TICKET_LOST (with
+        RetryInfo).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTicket(self, request, context):
+        """Reads one ticket of a user.
+
+        A refused ticket can be read for a day, an issued one as long as its coupon.
+
+        Errors: UNAVAILABLE / TICKET_LOST (with RetryInfo) if the ticket may have been lost with the
+        queue, or the queue cannot be reached: call QueueCoupon again with the same request_id;
+        NOT_FOUND / TICKET_NOT_FOUND, also if it belongs to another user.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTicket(self, request, context):
+        """Follows a ticket: sends it as it is now, then each time that its position has changed, at most
+        once a second. Ends after it is issued or refused.
+
+        A stream that breaks off (UNAVAILABLE, a replica that stops) can be opened again at any time.
+
+        Errors: as of GetTicket.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,6 +300,21 @@ def add_CouponServiceServicer_to_server(servicer, server):
                     servicer.BatchIssueCoupons,
                     request_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsRequest.FromString,
                     response_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsResponse.SerializeToString,
+            ),
+            'QueueCoupon': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueueCoupon,
+                    request_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.QueueCouponRequest.FromString,
+                    response_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.QueueCouponResponse.SerializeToString,
+            ),
+            'GetTicket': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTicket,
+                    request_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.GetTicketRequest.FromString,
+                    response_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.GetTicketResponse.SerializeToString,
+            ),
+            'WatchTicket': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTicket,
+                    request_deserializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.WatchTicketRequest.FromString,
+                    response_serializer=tally_dot_coupon_dot_v1_dot_coupon__pb2.WatchTicketResponse.SerializeToString,
             ),
             'GetCoupon': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCoupon,
@@ -395,6 +479,87 @@ class CouponService:
             '/tally.coupon.v1.CouponService/BatchIssueCoupons',
             tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsRequest.SerializeToString,
             tally_dot_coupon_dot_v1_dot_coupon__pb2.BatchIssueCouponsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueueCoupon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.coupon.v1.CouponService/QueueCoupon',
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.QueueCouponRequest.SerializeToString,
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.QueueCouponResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tally.coupon.v1.CouponService/GetTicket',
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.GetTicketRequest.SerializeToString,
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.GetTicketResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tally.coupon.v1.CouponService/WatchTicket',
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.WatchTicketRequest.SerializeToString,
+            tally_dot_coupon_dot_v1_dot_coupon__pb2.WatchTicketResponse.FromString,
             options,
             channel_credentials,
             insecure,

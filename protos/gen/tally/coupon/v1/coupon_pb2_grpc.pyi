@@ -43,9 +43,9 @@ class CouponServiceStub:
     """Issues one coupon of a campaign to a user, first come first served.
 
     Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside
-    start_time and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED if the user has one of this
-    campaign, also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure
-    and without RetryInfo: it is final).
+    start_time and end_time, CAMPAIGN_QUEUED if the campaign is queue_only; ALREADY_EXISTS /
+    COUPON_ALREADY_ISSUED if the user has one of this campaign, also when it is sold out;
+    RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure and without RetryInfo: it is final).
     """
     BatchIssueCoupons: _aio.UnaryUnaryMultiCallable[_coupon_pb2.BatchIssueCouponsRequest, _coupon_pb2.BatchIssueCouponsResponse]
     """Issues coupons of one campaign in bulk: up to 1,000 users in one call, each decided by itself.
@@ -60,9 +60,51 @@ class CouponServiceStub:
     The call returns shortly before its deadline. Items that are not decided by then have the error
     ABORTED / REQUEST_IN_PROGRESS with RetryInfo: their coupons may be issued already, or not.
 
-    Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD if it
-    names no campaign, has no items, more than 1,000, or is above 256 KiB. An invalid item has that
-    error by itself, with the fields of the item.
+    Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_QUEUED if
+    the campaign is queue_only; INVALID_ARGUMENT / INVALID_FIELD if it names no campaign, has no
+    items, more than 1,000, or is above 256 KiB. An invalid item has that error by itself, with the
+    fields of the item.
+    """
+    QueueCoupon: _aio.UnaryUnaryMultiCallable[_coupon_pb2.QueueCouponRequest, _coupon_pb2.QueueCouponResponse]
+    """Queues for a coupon of a campaign, and returns a ticket at once.
+
+    One consumer issues the coupons of a campaign's tickets, in the order in which they were queued.
+    A user has one waiting ticket of a campaign at most: another call, also with another request_id,
+    returns that ticket. Only where the campaign is queue_only is the order of queueing that of
+    issue; elsewhere IssueCoupon may overtake the queue.
+
+    The ticket tells the outcome: GetTicket, WatchTicket. Once the coupon is issued, the same
+    request_id returns the final ticket, replayed, and with another campaign it is refused with
+    REQUEST_ID_REUSED. Until then nothing is recorded: of two campaigns that were queued for with
+    one request_id, the later ticket is refused. After a refusal, the same request_id may queue
+    again.
+
+    The queue is kept in memory. If it is lost, so are the waiting tickets, and no coupon: the same
+    request_id queues again, at the end. TICKET_LOST means that too, and that the queue cannot be
+    reached.
+
+    Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming campaign_id if
+    the campaign has more than one share; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside start_time
+    and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED; RESOURCE_EXHAUSTED /
+    COUPON_SOLD_OUT (final), QUEUE_FULL (with RetryInfo); UNAVAILABLE / TICKET_LOST (with
+    RetryInfo).
+    """
+    GetTicket: _aio.UnaryUnaryMultiCallable[_coupon_pb2.GetTicketRequest, _coupon_pb2.GetTicketResponse]
+    """Reads one ticket of a user.
+
+    A refused ticket can be read for a day, an issued one as long as its coupon.
+
+    Errors: UNAVAILABLE / TICKET_LOST (with RetryInfo) if the ticket may have been lost with the
+    queue, or the queue cannot be reached: call QueueCoupon again with the same request_id;
+    NOT_FOUND / TICKET_NOT_FOUND, also if it belongs to another user.
+    """
+    WatchTicket: _aio.UnaryStreamMultiCallable[_coupon_pb2.WatchTicketRequest, _coupon_pb2.WatchTicketResponse]
+    """Follows a ticket: sends it as it is now, then each time that its position has changed, at most
+    once a second. Ends after it is issued or refused.
+
+    A stream that breaks off (UNAVAILABLE, a replica that stops) can be opened again at any time.
+
+    Errors: as of GetTicket.
     """
     GetCoupon: _aio.UnaryUnaryMultiCallable[_coupon_pb2.GetCouponRequest, _coupon_pb2.GetCouponResponse]
     """Reads one coupon of a user.
@@ -147,9 +189,9 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         """Issues one coupon of a campaign to a user, first come first served.
 
         Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside
-        start_time and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED if the user has one of this
-        campaign, also when it is sold out; RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure
-        and without RetryInfo: it is final).
+        start_time and end_time, CAMPAIGN_QUEUED if the campaign is queue_only; ALREADY_EXISTS /
+        COUPON_ALREADY_ISSUED if the user has one of this campaign, also when it is sold out;
+        RESOURCE_EXHAUSTED / COUPON_SOLD_OUT (with QuotaFailure and without RetryInfo: it is final).
         """
 
     @_abc_1.abstractmethod
@@ -170,9 +212,69 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         The call returns shortly before its deadline. Items that are not decided by then have the error
         ABORTED / REQUEST_IN_PROGRESS with RetryInfo: their coupons may be issued already, or not.
 
-        Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD if it
-        names no campaign, has no items, more than 1,000, or is above 256 KiB. An invalid item has that
-        error by itself, with the fields of the item.
+        Errors of the call: NOT_FOUND / CAMPAIGN_NOT_FOUND; FAILED_PRECONDITION / CAMPAIGN_QUEUED if
+        the campaign is queue_only; INVALID_ARGUMENT / INVALID_FIELD if it names no campaign, has no
+        items, more than 1,000, or is above 256 KiB. An invalid item has that error by itself, with the
+        fields of the item.
+        """
+
+    @_abc_1.abstractmethod
+    def QueueCoupon(
+        self,
+        request: _coupon_pb2.QueueCouponRequest,
+        context: _aio.ServicerContext[_coupon_pb2.QueueCouponRequest, _abc.Awaitable[_coupon_pb2.QueueCouponResponse]],
+    ) -> _abc.Awaitable[_coupon_pb2.QueueCouponResponse]:
+        """Queues for a coupon of a campaign, and returns a ticket at once.
+
+        One consumer issues the coupons of a campaign's tickets, in the order in which they were queued.
+        A user has one waiting ticket of a campaign at most: another call, also with another request_id,
+        returns that ticket. Only where the campaign is queue_only is the order of queueing that of
+        issue; elsewhere IssueCoupon may overtake the queue.
+
+        The ticket tells the outcome: GetTicket, WatchTicket. Once the coupon is issued, the same
+        request_id returns the final ticket, replayed, and with another campaign it is refused with
+        REQUEST_ID_REUSED. Until then nothing is recorded: of two campaigns that were queued for with
+        one request_id, the later ticket is refused. After a refusal, the same request_id may queue
+        again.
+
+        The queue is kept in memory. If it is lost, so are the waiting tickets, and no coupon: the same
+        request_id queues again, at the end. TICKET_LOST means that too, and that the queue cannot be
+        reached.
+
+        Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming campaign_id if
+        the campaign has more than one share; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside start_time
+        and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED; RESOURCE_EXHAUSTED /
+        COUPON_SOLD_OUT (final), QUEUE_FULL (with RetryInfo); UNAVAILABLE / TICKET_LOST (with
+        RetryInfo).
+        """
+
+    @_abc_1.abstractmethod
+    def GetTicket(
+        self,
+        request: _coupon_pb2.GetTicketRequest,
+        context: _aio.ServicerContext[_coupon_pb2.GetTicketRequest, _abc.Awaitable[_coupon_pb2.GetTicketResponse]],
+    ) -> _abc.Awaitable[_coupon_pb2.GetTicketResponse]:
+        """Reads one ticket of a user.
+
+        A refused ticket can be read for a day, an issued one as long as its coupon.
+
+        Errors: UNAVAILABLE / TICKET_LOST (with RetryInfo) if the ticket may have been lost with the
+        queue, or the queue cannot be reached: call QueueCoupon again with the same request_id;
+        NOT_FOUND / TICKET_NOT_FOUND, also if it belongs to another user.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTicket(
+        self,
+        request: _coupon_pb2.WatchTicketRequest,
+        context: _aio.ServicerContext[_coupon_pb2.WatchTicketRequest, _abc.AsyncIterator[_coupon_pb2.WatchTicketResponse]],
+    ) -> _abc.AsyncIterator[_coupon_pb2.WatchTicketResponse]:
+        """Follows a ticket: sends it as it is now, then each time that its position has changed, at most
+        once a second. Ends after it is issued or refused.
+
+        A stream that breaks off (UNAVAILABLE, a replica that stops) can be opened again at any time.
+
+        Errors: as of GetTicket.
         """
 
     @_abc_1.abstractmethod
