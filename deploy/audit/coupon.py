@@ -23,6 +23,36 @@ SELECT count(*) AS campaigns, coalesce(sum(quantity), 0) AS quantity,
     answers_figure("{answers:,} about coupons"),
 )
 
+
+def _issued(name: str, method: str, of_coupons: str) -> Check:
+    """The coupons that this method issued, and its answers."""
+    return Check(
+        "I8",
+        name,
+        f"""
+SELECT concat_ws(' ', user_id, request_id) AS key,
+       format('{method} %s of %s: ', request_id, user_id) || CASE
+           WHEN c.coupon_id IS NULL
+           THEN format('answered with coupon %s, which does not exist', answer ->> 'coupon_id')
+           WHEN a.state IS NULL
+           THEN CASE WHEN c.issue_time > now() - {ANSWERS_KEPT}
+                THEN format('coupon %s is issued, and not answered', c.coupon_id) END
+           WHEN NOT answer @> jsonb_build_object(
+                    'coupon_id', c.coupon_id, 'campaign_id', c.campaign_id,
+                    'issue_number', c.issue_number, 'request_id', c.request_id)
+                OR answer ->> 'ticket_id' IS DISTINCT FROM c.ticket_id::text
+                OR (answer ->> 'issue_time')::timestamptz IS DISTINCT FROM c.issue_time
+                OR (answer ->> 'expire_time')::timestamptz IS DISTINCT FROM c.expire_time
+           THEN format('answered with coupon %s as number %s, issued is %s as number %s: %s',
+                       answer ->> 'coupon_id', answer ->> 'issue_number', c.coupon_id,
+                       c.issue_number, answer) END AS difference
+  FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer
+          FROM answers WHERE method = '{method}') AS a
+  FULL JOIN (SELECT * FROM coupons WHERE {of_coupons}) AS c USING (user_id, request_id)
+""",  # noqa: S608 - constants
+    )
+
+
 CHECKS: Final = (
     Check(
         "I5",
@@ -40,7 +70,13 @@ SELECT campaign_id::text AS key,
                 THEN format('%s coupons with %s numbers from %s to %s',
                             i.coupons, i.numbers, i.lowest, i.highest) END,
            CASE WHEN i.users <> i.coupons
-                THEN format('%s coupons of %s users', i.coupons, i.users) END
+                THEN format('%s coupons of %s users', i.coupons, i.users) END,
+           CASE WHEN c.issued_by_ticket <> coalesce(i.by_ticket, 0)
+                THEN format('issued %s by ticket, %s coupons have one',
+                            c.issued_by_ticket, coalesce(i.by_ticket, 0)) END,
+           CASE WHEN c.queue_only AND i.by_ticket <> i.coupons
+                THEN format('issued only by ticket, and %s of %s coupons have one',
+                            i.by_ticket, i.coupons) END
        ), '') AS difference
   FROM (SELECT campaign_id, quantity, shares,
                issued + coalesce((SELECT sum(s.issued) FROM campaign_shares AS s
@@ -48,7 +84,7 @@ SELECT campaign_id::text AS key,
           FROM campaigns) AS c
   FULL JOIN (SELECT campaign_id, count(*) AS coupons, count(DISTINCT issue_number) AS numbers,
                     min(issue_number) AS lowest, max(issue_number) AS highest,
-                    count(DISTINCT user_id) AS users
+                    count(DISTINCT user_id) AS users, count(ticket_id) AS by_ticket
                FROM coupons GROUP BY campaign_id) AS i USING (campaign_id)
 """,
     ),
@@ -129,29 +165,20 @@ SELECT concat_ws(' ', r.user_id, r.request_id) AS key,
  WHERE r.discount_minor IS DISTINCT FROM due_minor
 """,
     ),
+    _issued("issued coupon and its answer", "IssueCoupon", "ticket_id IS NULL"),
+    _issued("coupon issued by ticket and its answer", "QueueCoupon", "ticket_id IS NOT NULL"),
+    # A ticket's id says in which queue it waited.
     Check(
         "I8",
-        "issued coupon and its answer",
-        f"""
-SELECT concat_ws(' ', user_id, request_id) AS key,
-       format('IssueCoupon %s of %s: ', request_id, user_id) || CASE
-           WHEN c.coupon_id IS NULL
-           THEN format('answered with coupon %s, which does not exist', answer ->> 'coupon_id')
-           WHEN a.state IS NULL
-           THEN CASE WHEN c.issue_time > now() - {ANSWERS_KEPT}
-                THEN format('coupon %s is issued, and not answered', c.coupon_id) END
-           WHEN NOT answer @> jsonb_build_object(
-                    'coupon_id', c.coupon_id, 'campaign_id', c.campaign_id,
-                    'issue_number', c.issue_number, 'request_id', c.request_id)
-                OR (answer ->> 'issue_time')::timestamptz IS DISTINCT FROM c.issue_time
-                OR (answer ->> 'expire_time')::timestamptz IS DISTINCT FROM c.expire_time
-           THEN format('answered with coupon %s as number %s, issued is %s as number %s: %s',
-                       answer ->> 'coupon_id', answer ->> 'issue_number', c.coupon_id,
-                       c.issue_number, answer) END AS difference
-  FROM (SELECT scope AS user_id, request_id, state, body::jsonb AS answer
-          FROM answers WHERE method = 'IssueCoupon') AS a
-  FULL JOIN coupons AS c USING (user_id, request_id)
-""",  # noqa: S608 - a constant
+        "ticket and its campaign",
+        """
+SELECT coupon_id::text AS key,
+       format('coupon %s of campaign %s: issued by ticket %s, which is of another queue',
+              coupon_id, campaign_id, ticket_id) AS difference
+  FROM coupons
+ WHERE right(ticket_id::text, 8) <> right(campaign_id::text, 8)
+    OR substr(ticket_id::text, 15, 1) <> '7'
+""",
     ),
     Check(
         "I8",
@@ -237,6 +264,7 @@ SELECT request_id AS key,
                 OR (answer ->> 'end_time')::timestamptz IS DISTINCT FROM c.end_time
                 -- An answer of an earlier release has no shares.
                 OR coalesce((answer ->> 'shares')::bigint, 1) <> c.shares
+                OR coalesce((answer ->> 'queue_only')::boolean, false) <> c.queue_only
            THEN format('answered with %s, and campaign %s has other terms', answer, c.campaign_id)
        END AS difference
   FROM (SELECT request_id, state, body::jsonb AS answer

@@ -38,6 +38,7 @@ def uid(number: int) -> str:
 
 
 PRODUCT, COUPON_A, COUPON_B, CAMPAIGN = uid(1), uid(2), uid(3), uid(4)
+TICKET_B = f"{uid(6)[:14]}7{uid(6)[15:-8]}{CAMPAIGN[-8:]}"
 A, B, C, D, E, F = (uid(number) for number in range(11, 17))
 PAY_A, PAY_B, PAY_C, PAY_D, CANCEL_B = (uid(number) for number in range(21, 26))
 PAID_A, PAID_B, DECLINED_C, DIRECT, UNKNOWN = (uid(number) for number in range(31, 36))
@@ -51,7 +52,7 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     | {"fixed_discount_minor": None, "min_order_minor": None, "start_time": BEFORE}
     | {"end_time": TOMORROW, "create_time": BEFORE, "coupon_lifetime_us": A_DAY_US},
     "coupons": {"campaign_id": CAMPAIGN, "issue_time": NOW, "expire_time": TOMORROW}
-    | {"request_id": "issue-1"},
+    | {"request_id": "issue-1", "ticket_id": None},
     "redemptions": {"currency_code": "KRW", "redeem_time": NOW},
     "payments": {"currency_code": "KRW", "gateway": "toss", "tries": 0, "version": 1, **_NEW},
     "products": {"name": "p", "currency_code": "KRW", "price_minor": 250, "version": 9, **_NEW},
@@ -168,17 +169,17 @@ def entry_body(user: str, entry: Entry, *request: str | None) -> dict[str, Any]:
 
 
 def coupon() -> str:
-    """A campaign with two coupons, one redeemed and one restored."""
-    columns = "campaign_id percent_discount max_discount_minor quantity issued"
-    values = (CAMPAIGN, 15, 500, 3, 2)
+    """A campaign with two coupons, one redeemed, and one issued by ticket and restored."""
+    columns = "campaign_id percent_discount max_discount_minor quantity issued issued_by_ticket"
+    values = (CAMPAIGN, 15, 500, 3, 2, 1)
     row = completed("campaigns", columns, *values)
     body = row | {"terms": row, "issued": 0}
-    restored = _coupon_row(COUPON_B, "bob", 2) | {"as_of": NOW}
+    restored = _coupon_row(COUPON_B, "bob", 2, TICKET_B) | {"as_of": NOW}
     return (
         insert("campaigns", columns, *values)
         + answer("CreateCampaign", "", "campaign-1", body)
-        + _coupon(COUPON_A, "ann", 1, f"{PAY_A}:redeem_coupon", A, NOW)
-        + _coupon(COUPON_B, "bob", 2, None, None, None)
+        + _coupon((COUPON_A, "ann", 1, None), f"{PAY_A}:redeem_coupon", A, NOW)
+        + _coupon((COUPON_B, "bob", 2, TICKET_B), None, None, None)
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500)
         + redemption(
             "bob", PAY_B, COUPON_B, order_id=B, order_amount=2_000, discount=300, restored=True
@@ -187,17 +188,19 @@ def coupon() -> str:
     )
 
 
-_COUPON_COLUMNS: Final = "coupon_id user_id issue_number"
+_COUPON_COLUMNS: Final = "coupon_id user_id issue_number ticket_id"
 
 
-def _coupon_row(coupon_id: str, user: str, number: int) -> dict[str, Any]:
-    return completed("coupons", _COUPON_COLUMNS, coupon_id, user, number)
+def _coupon_row(*coupon: str | int | None) -> dict[str, Any]:
+    return completed("coupons", _COUPON_COLUMNS, *coupon)
 
 
-def _coupon(coupon_id: str, user: str, number: int, *use: str | None) -> str:
+def _coupon(coupon: tuple[str, str, int, str | None], *use: str | None) -> str:
     columns = f"{_COUPON_COLUMNS} redeem_request_id order_id redeem_time"
-    return insert("coupons", columns, coupon_id, user, number, *use) + answer(
-        "IssueCoupon", user, "issue-1", _coupon_row(coupon_id, user, number)
+    _, user, _, ticket_id = coupon
+    method = "IssueCoupon" if ticket_id is None else "QueueCoupon"
+    return insert("coupons", columns, *coupon, *use) + answer(
+        method, user, "issue-1", _coupon_row(*coupon)
     )
 
 

@@ -31,6 +31,7 @@ UNCHECKED: Final = {
     "answers.digest": "the request that it is the digest of is not stored",
     "answers.create_time": "when the answer is deleted depends on it, and nothing else",
     "accounts.charged_at_version": "an older sum of charges counts as none",
+    "campaigns.queue_fence": _WORK,
     "orders.version": _SET_ANEW,
     "orders.failure_reason": _TEXT,
     "products.version": _SET_ANEW,

@@ -13,6 +13,7 @@ from tests.integration.audit.books import (
     COUPON_B,
     PAY_A,
     PAY_B,
+    TICKET_B,
     TOMORROW,
     A,
     B,
@@ -24,6 +25,7 @@ from tests.integration.audit.books import (
 )
 
 NOBODY = uid(99)
+OTHER_QUEUE = f"{TICKET_B[:-1]}f"
 BREACHES: Final = f"""
 a live redemption is gone | I5 I8 | coupon in use
     coupon {COUPON_A}: in use by order {A}, and no redemption is live
@@ -56,7 +58,10 @@ an issue is answered with another number | I8 | issued coupon and its answer
     UPDATE answers SET body = jsonb_set(body::jsonb, '{{issue_number}}', '3')::text
     WHERE method = 'IssueCoupon' AND scope = 'ann'
 a coupon is answered and does not exist | I5 I8 | issued coupon and its answer
-    answered with coupon {COUPON_B}, which does not exist
+    IssueCoupon issue-1 of ann: answered with coupon {COUPON_A}, which does not exist
+    DELETE FROM coupons WHERE coupon_id = '{COUPON_A}'
+a coupon by ticket is answered and does not exist | I5 I8 | coupon issued by ticket and its answer
+    QueueCoupon issue-1 of bob: answered with coupon {COUPON_B}, which does not exist
     DELETE FROM coupons WHERE coupon_id = '{COUPON_B}'
 a redemption has another order than its answer | I8 | redemption and its answer
     redeemed is coupon {COUPON_A} by order {B}
@@ -137,6 +142,26 @@ a paid order's redemption is undone | I5 I8 | redemption
 an issued coupon has no answer | I8 | issued coupon and its answer
     IssueCoupon issue-1 of ann: coupon {COUPON_A} is issued, and not answered
     DELETE FROM answers WHERE method = 'IssueCoupon' AND scope = 'ann'
+a coupon issued by ticket has no answer | I8 | coupon issued by ticket and its answer
+    QueueCoupon issue-1 of bob: coupon {COUPON_B} is issued, and not answered
+    DELETE FROM answers WHERE method = 'QueueCoupon'
+a ticket has another coupon than its answer | I8 | coupon issued by ticket and its answer
+    QueueCoupon issue-1 of bob: answered with coupon {COUPON_B} as number 2, issued is {COUPON_B}
+    UPDATE answers SET body = jsonb_set(body::jsonb, '{{ticket_id}}', '"{NOBODY}"')::text
+    WHERE method = 'QueueCoupon'
+a coupon has lost its ticket | I5 I8 | campaign
+    campaign {CAMPAIGN}: issued 1 by ticket, 0 coupons have one
+    UPDATE coupons SET ticket_id = NULL
+a ticket is of another queue | I8 | ticket and its campaign
+    issued by ticket {OTHER_QUEUE}, which is of another queue
+    UPDATE coupons SET ticket_id = '{OTHER_QUEUE}' WHERE coupon_id = '{COUPON_B}'
+more coupons are counted by ticket than have one | I5 | campaign
+    campaign {CAMPAIGN}: issued 2 by ticket, 1 coupons have one
+    UPDATE campaigns SET issued_by_ticket = 2
+a coupon of a campaign with a queue only has no ticket | I5 I8 | campaign
+    campaign {CAMPAIGN}: issued only by ticket, and 1 of 2 coupons have one
+    ALTER TABLE campaigns DROP CONSTRAINT campaigns_queue_only;
+    UPDATE campaigns SET queue_only = true
 a redemption is answered and did not happen | I8 | redemption and its answer
     RedeemCoupon lost of ann: answered, and no coupon was redeemed
     {answer("RedeemCoupon", "ann", "lost", {})}
