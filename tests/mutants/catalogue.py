@@ -12,6 +12,7 @@ from tests.mutants.coupon import COUPON
 from tests.mutants.locks import LOCKS
 from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
+from tests.mutants.queue import QUEUE
 from tests.mutants.sagas import SAGAS
 from tests.mutants.seats import SEATS
 from tests.mutants.shares import SHARES
@@ -22,6 +23,7 @@ MUTANTS: Final = (
     *BALANCE,
     *COUPON,
     *SHARES,
+    *QUEUE,
     *ORDER,
     *SEATS,
     *SAGAS,
