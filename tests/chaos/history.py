@@ -139,6 +139,8 @@ class History:
     carts: list[CartCall] = field(default_factory=list)
     cart_versions: dict[str, int] = field(default_factory=dict)
     """The version of each cart in the last reply."""
+    tickets: dict[str, set[str]] = field(default_factory=dict)
+    """The coupons that users who queued were shown, by user."""
     counts: Counter[Outcome] = field(default_factory=Counter)
     """Calls by outcome; an item of a bulk call counts as one."""
     reasons: Counter[str] = field(default_factory=Counter)

@@ -22,6 +22,7 @@ from tests.chaos.changes import changed
 from tests.chaos.history import Call, History, Intent, Outcome, Read, name_of
 from tests.chaos.redemptions import redeem_coupons
 from tests.chaos.seats import BUYERS, buy_seats
+from tests.chaos.tickets import QUEUERS, queue_for_coupons
 from tests.faults.load import KINDS, NO_REFUND, Customers, Kind
 from tests.support.balances import balance_of, charge, deduct, refund
 from tests.support.crowd import in_groups
@@ -180,6 +181,8 @@ class Traffic:
                 group.create_task(self._issue_coupons(crowd))
             for _ in range(REDEEMERS):
                 group.create_task(redeem_coupons(self, crowd))
+            for _ in range(QUEUERS):
+                group.create_task(queue_for_coupons(self, crowd))
             for _ in range(TABS):
                 group.create_task(change_carts(self, crowd.shop, crowd.product_id))
             for _ in range(MERCHANTS):

@@ -17,6 +17,7 @@ from tests.chaos.load import Traffic
 from tests.chaos.redemptions import ROWS, wrong_redemptions
 from tests.chaos.schedule import SERVICES, Round, rounds
 from tests.chaos.stack import ChaosStack, Faults, opened
+from tests.chaos.tickets import ISSUED_BY_TICKET, by_user, wrong_tickets
 from tests.chaos.verdict import (
     Ledger,
     Records,
@@ -155,6 +156,9 @@ async def run_on(
         *wrong_redemptions(
             traffic.history,
             {(row["user_id"], row["request_id"]): row["live"] for row in redemptions},
+        ),
+        *wrong_tickets(
+            traffic.history.tickets, by_user(await read(stack, "coupon", ISSUED_BY_TICKET))
         ),
         *out_of_order(traffic.history, ledger),
         *kept_though_cancelled(traffic.history, paid),
