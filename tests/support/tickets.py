@@ -12,7 +12,7 @@ import pytest
 from common.db.database import open_pools
 from common.db.idempotency import IdempotencyStore
 from common.ids import new_id
-from common.locking.locks import NoLocks
+from common.locking.redis_lock import open_locks
 from coupon_service.model.ticket import IssueTickets, QueueCoupon, QueuedTicket, queue_of
 from coupon_service.store.queue import Head, Queues
 from coupon_service.tables import answers
@@ -29,15 +29,16 @@ def tickets_of(campaign_id: str, user_ids: Iterable[str], *, fence: int = 1) -> 
 
 
 @asynccontextmanager
-async def lane_on(database_url: str) -> AsyncIterator[TicketLane]:
-    """A lane of a replica of its own, without Redis."""
+async def lane_on(database_url: str, redis_url: str = "") -> AsyncIterator[TicketLane]:
+    """A lane of a replica of its own."""
     database = open_pools(database_url, application_name="tickets", pool_size=4)
-    lane = ticket_lane(database, NoLocks(), IdempotencyStore(answers))
-    try:
-        yield lane
-    finally:
-        await lane.close()
-        await database.close()
+    async with open_locks(redis_url) as locks:
+        lane = ticket_lane(database, locks, IdempotencyStore(answers))
+        try:
+            yield lane
+        finally:
+            await lane.close()
+            await database.close()
 
 
 def hold_queues(patch: pytest.MonkeyPatch) -> asyncio.Event:

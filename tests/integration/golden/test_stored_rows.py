@@ -38,6 +38,7 @@ SERVICES_OFFERED = [
 ]
 LIVE = ("STATE_RUNNING", "STATE_COMPENSATING", "STATE_NEEDS_ATTENTION", "STATE_RESOLVING")
 LATER = {
+    "tally.coupon.v1.CouponService/QueueCoupon",
     "tally.order.v1.ProductService/AddSeats",
     "tally.order.v1.SagaService/RetrySagas",
     "tally.payment.v1.PaymentService/ResolvePayment",
@@ -45,6 +46,7 @@ LATER = {
     ("tally.order.v1.SagaStep.State", order_pb2.SagaStep.STATE_STANDING),
     *(("tally.payment.v1.ResolvePaymentRequest.Outcome", number) for number in (1, 2, 3)),
     *(("tally.order.v1.Seat.State", number) for number in (1, 2, 3)),
+    *(("tally.coupon.v1.Ticket.State", number) for number in (1, 2, 3)),
 }
 """Methods and states that the releases with records do not have."""
 DUE = {

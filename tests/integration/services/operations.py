@@ -126,7 +126,7 @@ async def issue_tickets(stack: Stack) -> Calls:
     campaign_id = made.campaign.campaign_id
 
     async def calls() -> None:
-        async with lane_on(stack.databases.urls["coupon"].runtime) as lane:
+        async with lane_on(stack.databases.urls["coupon"].runtime, stack.redis_url) as lane:
             await lane.submit(tickets_of(campaign_id, [fresh()]))
 
     return calls
