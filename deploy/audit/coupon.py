@@ -78,7 +78,7 @@ SELECT campaign_id::text AS key,
                 THEN format('issued only by ticket, and %s of %s coupons have one',
                             i.by_ticket, i.coupons) END
        ), '') AS difference
-  FROM (SELECT campaign_id, quantity, shares,
+  FROM (SELECT campaign_id, quantity, shares, queue_only, issued_by_ticket,
                issued + coalesce((SELECT sum(s.issued) FROM campaign_shares AS s
                                    WHERE s.campaign_id = campaigns.campaign_id), 0) AS issued
           FROM campaigns) AS c
