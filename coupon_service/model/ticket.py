@@ -19,6 +19,8 @@ PARTITIONS: Final = 4
 another number would leave the tickets that wait where no consumer looks."""
 _QUEUE_DIGITS: Final = 8
 _VERSION_AT: Final = 14
+_TIME_MAX: Final = "e677d21fdbff"
+"""The last millisecond of the year 9999."""
 _AHEAD_MAX: Final = timedelta(minutes=1)
 """How far the clock may lag behind the one that made a ticket, after a failover of the database."""
 
@@ -55,13 +57,18 @@ def new_ticket_id(campaign_id: str, now: datetime) -> str:
 
 def is_ticket_id(text: str) -> bool:
     """Whether ``text`` has the form of a ticket's id."""
-    return is_id(text) and text[_VERSION_AT] == "7"
+    return is_id(text) and text[_VERSION_AT] == "7" and _milliseconds(text) <= _TIME_MAX
 
 
 def time_of(ticket_id: str) -> datetime:
     """When the ticket was queued, to the millisecond."""
-    milliseconds = int(ticket_id[:8] + ticket_id[9:13], 16)
+    milliseconds = int(_milliseconds(ticket_id), 16)
     return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=milliseconds)
+
+
+def _milliseconds(id_: str) -> str:
+    """The time in a UUIDv7, in hexadecimal digits."""
+    return id_[:8] + id_[9:13]
 
 
 def may_be_lost(ticket_id: str, now: datetime, retention: timedelta) -> bool:

@@ -7,15 +7,13 @@ import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
 import structlog
 from redis.asyncio import Redis, RedisCluster
 
-from common.ids import is_id
 from common.locking.redis import (
     RedisCalls,
     RedisUnavailable,
@@ -25,16 +23,19 @@ from common.locking.redis import (
     open_redis,
 )
 from common.tasks import DetachedTasks, is_cancelled, result_of
-from coupon_service.model.ticket import (
-    QueueCoupon,
-    QueuedTicket,
-    Ticket,
-    TicketState,
-    is_ticket_id,
-    partition_of,
-    queue_of,
-)
+from coupon_service.model.ticket import QueueCoupon, is_ticket_id, partition_of, queue_of
 from coupon_service.store import queue_scripts as scripts
+from coupon_service.store.queue_entries import (
+    Enqueued,
+    Finished,
+    Found,
+    Head,
+    age_s,
+    entry_of,
+    expiry_ms,
+    final_text,
+    found_of,
+)
 
 NO_EVICTION: Final = "noeviction"
 TIMEOUT_S: Final = 1.0
@@ -43,80 +44,11 @@ LOOK_UP_MAX: Final = 500
 """Tickets of one call."""
 CLOSE_S: Final = 1.0
 _QUEUE: Final = re.compile(r"[0-9a-f]{8}")
-_CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
-_NUMBER: Final = re.compile(r"[0-9]{1,15}")
-_REASON: Final = re.compile(r"[A-Z][A-Z_]{0,63}")
-_EPOCH: Final = datetime.fromtimestamp(0, UTC)
-_US: Final = timedelta(microseconds=1)
 _log = structlog.stdlib.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Enqueued:
-    """The ticket of a user and campaign that waits."""
-
-    ticket_id: str
-    position: int
-    request_id: str
-    """Of the call that queued it."""
 
 
 class QueueIsFull(Exception):  # noqa: N818 - a state, not a fault
     """As many tickets wait in the queue as it may have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry of a queue."""
-
-    entry_id: str
-    token: str
-    """What it is finished by."""
-    sequence: int
-    ticket: QueuedTicket | None
-    """None: it cannot be read, or belongs to another queue."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The first entries of a queue."""
-
-    waiting: int
-    """All entries of the queue."""
-    age_s: float
-    """How long the first entry has been waiting, by the server's clock."""
-    entries: Sequence[Entry]
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A ticket that no coupon is issued by, from this time of the database's clock on."""
-
-    reason: str
-    time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class IssuedBefore:
-    """The user had the coupon already, by an earlier ticket of the same request."""
-
-    ticket_id: str
-
-
-FinalState = Refused | IssuedBefore
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """An entry whose ticket is decided."""
-
-    entry: Entry
-    final: FinalState | None = None
-    """None: a coupon carries the ticket, or there is no ticket."""
-
-
-Found = Ticket | IssuedBefore | None
-"""A ticket that waits or was refused, the one whose coupon it has, or nothing in Redis."""
 
 
 @asynccontextmanager
@@ -185,13 +117,12 @@ class Queues:
         """
         queue = queue_of(command.campaign_id)
         keys = scripts.queue_keys(partition_of(queue), queue)
-        expire_at = (end_time + self.keep - _EPOCH) // timedelta(milliseconds=1)
         reply = await self._call(
             "enqueue_ticket",
             scripts.ENQUEUE,
             keys,
             *(queue, ticket_id, command.campaign_id, command.user_id, command.request_id),
-            *(self.waiting_max, expire_at),
+            *(self.waiting_max, expiry_ms(end_time, self.keep)),
         )
         outcome, found, position, request_id = _sized(reply, 4)
         if outcome == "full" and found == ticket_id:
@@ -224,9 +155,8 @@ class Queues:
         texts = [text for text in read if isinstance(text, str)]
         if type(waiting) is not int or type(now_ms) is not int or len(texts) % 2:
             raise RedisUnavailable
-        entries = [_entry(queue, *pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
-        age_s = _age_s(entries[0].entry_id, now_ms) if entries else 0.0
-        return Head(waiting, age_s, entries)
+        entries = [entry_of(queue, *pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+        return Head(waiting, age_s(entries[0].entry_id, now_ms) if entries else 0.0, entries)
 
     async def finish(self, queue: str, finished: Sequence[Finished]) -> None:
         """Remove entries that are decided. One that is not there any more is passed over."""
@@ -242,7 +172,7 @@ class Queues:
                 continue
             keys.append(scripts.final_key(partition, queue, ticket.ticket_id))
             who = f"{ticket.request.campaign_id} {ticket.request.user_id}"
-            final = "" if one.final is None else f"{who} {_final_text(one.final)}"
+            final = "" if one.final is None else f"{who} {final_text(one.final)}"
             arguments += [ticket.ticket_id, who, entry.sequence, final]
         keep_ms = self.keep // timedelta(milliseconds=1)
         await self._call("finish_tickets", scripts.FINISH, keys, queue, keep_ms, *arguments)
@@ -256,7 +186,7 @@ class Queues:
         states = await self._call("look_up_tickets", scripts.LOOK_UP, keys, *ticket_ids)
         states = _sized(states, len(ticket_ids))
         return [
-            _found(ticket_id, state) for ticket_id, state in zip(ticket_ids, states, strict=True)
+            found_of(ticket_id, state) for ticket_id, state in zip(ticket_ids, states, strict=True)
         ]
 
     async def _call(
@@ -309,51 +239,3 @@ def _sized(reply: list[object], size: int) -> list[object]:
     if len(reply) != size:
         raise RedisUnavailable
     return reply
-
-
-def _age_s(entry_id: str, now_ms: int) -> float:
-    queued_ms = entry_id.partition("-")[0]
-    return max(0.0, (now_ms - int(queued_ms)) / 1000) if _NUMBER.fullmatch(queued_ms) else 0.0
-
-
-def _entry(queue: str, entry_id: str, token: str) -> Entry:
-    words = token.split(" ")
-    if len(words) != 5:
-        return Entry(entry_id, token, 0, None)
-    sequence, ticket_id, campaign_id, user_id, request_id = words
-    readable = (
-        _NUMBER.fullmatch(sequence)
-        and is_ticket_id(ticket_id)
-        and is_id(campaign_id)
-        and queue_of(ticket_id) == queue_of(campaign_id) == queue
-        and _CLIENT_ID.fullmatch(user_id)
-        and _CLIENT_ID.fullmatch(request_id)
-    )
-    if not readable:
-        return Entry(entry_id, token, 0, None)
-    ticket = QueuedTicket(ticket_id, QueueCoupon(campaign_id, user_id, request_id))
-    return Entry(entry_id, token, int(sequence), ticket)
-
-
-def _final_text(final: FinalState) -> str:
-    if isinstance(final, IssuedBefore):
-        return final.ticket_id
-    return f"{final.reason} {(final.time - _EPOCH) // _US}"
-
-
-def _found(ticket_id: str, state: object) -> Found:
-    """What a text of LOOK_UP says; nothing if it cannot be read."""
-    words = state.split(" ") if isinstance(state, str) else []
-    if len(words) < 4 or not is_id(words[1]) or not _CLIENT_ID.fullmatch(words[2]):
-        return None
-    kind, campaign_id, user_id, text, *rest = words
-    if kind == "waiting" and not rest and _NUMBER.fullmatch(text):
-        return Ticket.waiting(ticket_id, campaign_id, user_id, int(text))
-    if kind == "final" and not rest and is_ticket_id(text):
-        return IssuedBefore(text)
-    if kind == "final" and _REASON.fullmatch(text) and len(rest) == 1 and rest[0].isdecimal():
-        time = _EPOCH + int(rest[0]) * _US
-        return Ticket(
-            ticket_id, campaign_id, user_id, TicketState.REFUSED, time, failure_reason=text
-        )
-    return None

@@ -26,7 +26,8 @@ from common.locking.redis import RedisUnavailable
 from common.metrics import REGISTRY
 from common.tasks import is_cancelled
 from coupon_service.model.ticket import PARTITIONS, partition_of
-from coupon_service.store.queue import Head, Queues
+from coupon_service.store.queue import Queues
+from coupon_service.store.queue_entries import Head
 from coupon_service.store.queue_scripts import consumer_key
 from coupon_service.use_cases.queue_turn import ConsumerSuperseded, QueueTurns
 from coupon_service.use_cases.ticket_decider import TicketLane

@@ -13,7 +13,8 @@ from common.db.errors import Fault, classify
 from common.errors import Internal, Refusal
 from common.metrics import REGISTRY
 from coupon_service.model.ticket import Decision, IssueTickets, Superseded, time_of
-from coupon_service.store.queue import Entry, Finished, Head, IssuedBefore, Queues, Refused
+from coupon_service.store.queue import Queues
+from coupon_service.store.queue_entries import Entry, Finished, Head, IssuedBefore, Refused
 from coupon_service.use_cases.ticket_decider import TicketLane
 
 TICKETS_MAX: Final = 256

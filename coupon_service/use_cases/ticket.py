@@ -30,7 +30,8 @@ from coupon_service.model.ticket import (
 )
 from coupon_service.store import coupon as coupon_store
 from coupon_service.store import ticket as store
-from coupon_service.store.queue import LOOK_UP_MAX, Found, IssuedBefore, QueueIsFull, Queues
+from coupon_service.store.queue import LOOK_UP_MAX, QueueIsFull, Queues
+from coupon_service.store.queue_entries import Found, IssuedBefore
 from coupon_service.use_cases.issue import ISSUED_BODY
 from coupon_service.use_cases.ticket_decider import coupon_of_request
 

@@ -14,7 +14,8 @@ from common.db.idempotency import IdempotencyStore
 from common.ids import new_id
 from common.locking.redis_lock import open_locks
 from coupon_service.model.ticket import IssueTickets, QueueCoupon, QueuedTicket, queue_of
-from coupon_service.store.queue import Head, Queues
+from coupon_service.store.queue import Queues
+from coupon_service.store.queue_entries import Head
 from coupon_service.tables import answers
 from coupon_service.use_cases.ticket_decider import TicketLane, ticket_lane
 

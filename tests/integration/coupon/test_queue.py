@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.coupons import (
     HOUR,
     batch_issue,
+    campaign,
     decided,
     get_campaign,
     get_ticket,
@@ -178,6 +180,14 @@ async def test_a_ticket_is_refused_if_the_campaign_has_ended_meanwhile(
     assert (final.state, final.failure_reason) == (pb.Ticket.STATE_REFUSED, "CAMPAIGN_NOT_OPEN")
 
 
+async def test_a_campaign_that_ends_in_the_last_year_has_a_queue(coupon: Any) -> None:
+    request = campaign("long", queue_only=True)
+    request.end_time.FromDatetime(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    made = await coupon.CreateCampaign(request)
+    ticket = await decided(coupon, await queued(coupon, made.campaign.campaign_id, "ann"))
+    assert ticket.coupon.issue_number == 1
+
+
 # -- reads ---------------------------------------------------------------------------------------
 
 
@@ -193,7 +203,9 @@ async def test_tickets_of_others_and_of_nobody_are_not_found(
         with refused("TICKET_NOT_FOUND"):
             await coupon.GetTicket(pb.GetTicketRequest(ticket_id=ticket.ticket_id, user_id="bob"))
     unknown = UNKNOWN_ID[:-8] + campaign_id[-8:]
-    for ticket_id in (UNKNOWN_ID, unknown, "nonsense", campaign_id[:14] + "4" + campaign_id[15:]):
+    late = f"{'f' * 8}-ffff-7fff-8fff-{'f' * 12}"
+    version_4 = campaign_id[:14] + "4" + campaign_id[15:]
+    for ticket_id in (UNKNOWN_ID, unknown, "nonsense", version_4, late):
         with refused("TICKET_NOT_FOUND"):
             await coupon.GetTicket(pb.GetTicketRequest(ticket_id=ticket_id, user_id="ann"))
     recent = ticket.ticket_id[:20] + "000-000000000000"

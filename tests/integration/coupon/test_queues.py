@@ -20,7 +20,8 @@ from coupon_service.model.ticket import (
     queue_of,
 )
 from coupon_service.store import queue_scripts
-from coupon_service.store.queue import Finished, IssuedBefore, Queues, Refused, open_queues
+from coupon_service.store.queue import Queues, open_queues
+from coupon_service.store.queue_entries import Finished, IssuedBefore, Refused
 from deploy.local.valkey import ValkeyServer
 
 KEEP = timedelta(hours=1)

@@ -24,6 +24,8 @@ from tests.unit.coupon.test_model import a_campaign, a_command
 
 NOW = datetime(2026, 11, 28, 0, 4, 5, 678_901, tzinfo=UTC)
 DAY = timedelta(days=1)
+LATE = "e677d21f-dc00-7000-8000-000000000000"
+"""In the year 10000."""
 
 
 def test_a_tickets_id_has_its_time_and_its_queue() -> None:
@@ -43,7 +45,7 @@ def test_every_partition_has_queues() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "018f0000-0000-4000-8000-000000000000", f"{new_id()} ", "é" * 36]
+    "text", ["", "nonsense", "018f0000-0000-4000-8000-000000000000", f"{new_id()} ", LATE, "é" * 36]
 )
 def test_other_texts_are_no_ids_of_tickets(text: str) -> None:
     assert not is_ticket_id(text)
@@ -61,6 +63,12 @@ def test_other_texts_are_no_ids_of_tickets(text: str) -> None:
 )
 def test_only_a_young_ticket_may_be_lost(age: timedelta, *, lost: bool) -> None:
     assert may_be_lost(new_ticket_id(new_id(), NOW), NOW + age, DAY) is lost
+
+
+def test_an_id_may_be_of_the_last_year() -> None:
+    last = "e677d21f-dbff-7000-8000-000000000000"
+    assert is_ticket_id(last)
+    assert time_of(last).year == 9999
 
 
 def test_a_waiting_ticket_is_as_old_as_its_id() -> None:
