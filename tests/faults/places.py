@@ -174,7 +174,7 @@ PLACES: Final = (
         Place(name=f"redis.{call}", service="coupon", interruption="redis.finish_tickets.before")
         for call in (
             *("list_queues", "read_queue", "finish_tickets"),
-            *("enter_lock", "renew_lock", "free_lock"),
+            *("enter_lock", "pass_on_lock", "renew_lock", "free_lock"),
         )
     ),
     # A change in memory: it has no connection to lose, and awaits nothing.

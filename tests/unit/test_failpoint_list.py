@@ -25,8 +25,6 @@ PACKAGES: Final = (
     "order_service",
     "payment_service",
 )
-UNUSED: Final = {"pass_on_lock"}
-"""Calls of key locks that no service makes: of several holders in one process."""
 OUTSIDE_LANES: Final = {"SetCartItem", "ClearCart", "TakeOverSagas", "RetrySagas"}
 """Commands with a transaction of their own."""
 
@@ -115,7 +113,7 @@ def test_every_call_of_sagas_is_listed() -> None:
 
 
 def test_every_call_of_redis_is_listed() -> None:
-    assert listed("redis") == (first_texts("call") | first_texts("_call")) - UNUSED
+    assert listed("redis") == first_texts("call") | first_texts("_call")
 
 
 def test_every_action_occurs_in_both_phases() -> None:
