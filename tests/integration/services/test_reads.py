@@ -14,6 +14,7 @@ import pytest
 from common.batching.loader import IN_FLIGHT_MAX, BatchLoader
 from common.db.repeat import read as read_once
 from tally.balance.v1 import balance_pb2
+from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 from tests.support.balances import balance_of, charge
@@ -23,6 +24,7 @@ from tests.support.payments import cancel as cancel_payment
 from tests.support.payments import confirm
 from tests.support.refusals import outcome
 from tests.support.stack import Stack, no_faults, stack, stack_databases, stack_options
+from tests.support.tickets import lane_on, tickets_of
 from tests.support.time_limits import LONG_S
 
 __all__ = ["no_faults", "stack", "stack_databases", "stack_options"]
@@ -90,6 +92,19 @@ async def coupon(stack: Stack) -> Read:
     )
 
 
+async def ticket(stack: Stack) -> Read:
+    user, campaign_id = fresh("user"), await open_campaign(stack.coupon, fresh())
+    issuing = tickets_of(campaign_id, [user])
+    async with lane_on(stack.databases.urls["coupon"].runtime) as lane:
+        decided: Any = await lane.submit(issuing)
+    coupon_id = decided[0].outcome.coupon_id
+    asked = coupon_pb2.GetTicketRequest(ticket_id=issuing.tickets[0].ticket_id, user_id=user)
+    return Read(
+        lambda: stack.coupon.GetTicket(asked),
+        lambda: stack.coupon.RedeemCoupon(redeem(coupon_id, user, fresh())),
+    )
+
+
 async def product(stack: Stack) -> Read:
     product_id = await stack.shop.product(1)
     asked = order_pb2.GetProductRequest(product_id=product_id)
@@ -128,7 +143,7 @@ async def payment(stack: Stack) -> Read:
 
 
 each_kind = pytest.mark.parametrize(
-    "kind", [balance, past_balance, campaign, coupon, product, cart, order, payment]
+    "kind", [balance, past_balance, campaign, coupon, ticket, product, cart, order, payment]
 )
 
 
