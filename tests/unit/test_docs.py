@@ -27,7 +27,7 @@ _LINK: Final = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _CODE: Final = re.compile(r"`([^`\n]+)`")
 # A path of the project in code font has a directory or one of these suffixes.
 _PATH: Final = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|proto|txt|toml))")
-_MAKE: Final = re.compile(r"\bmake ([a-z][a-z-]*)")
+_MAKE: Final = re.compile(r"\bmake ([a-z][a-z0-9-]*)")
 _SETTING: Final = re.compile(r"\bTALLY_[A-Z0-9_]*[A-Z0-9]\b")
 _ROOMS: Final = {
     path.name
