@@ -139,6 +139,14 @@ bench: $(STAMP) ## Measure every path against an empty gRPC method, on an idle m
 bench-quick: $(STAMP) ## Measure the same with short periods, without the parts that take minutes (about 4 minutes)
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
+.PHONY: lab
+lab: $(STAMP) ## Run the same races under each locking strategy, on an idle machine (45 minutes at most)
+	@$(BIN)/python -m benchmarks.lab $(ARGS)
+
+.PHONY: lab-quick
+lab-quick: $(STAMP) ## Run the strategy lab with a tenth of the requests (under 5 minutes)
+	@$(BIN)/python -m benchmarks.lab --quick $(ARGS)
+
 .PHONY: k6
 k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='--users 1000 --vus 20')
 	@$(BIN)/python -m deploy.load $(ARGS)

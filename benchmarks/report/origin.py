@@ -26,19 +26,26 @@ class Origin:
 
 def origin(timing: Timing, *, took_s: float) -> Origin:
     """Describe this process's machine and code."""
-    cores = len(os.sched_getaffinity(0))
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     settings = ", ".join(f"`{name}={value}`" for name, value in SETTINGS.items())
     return Origin(
         [
-            f"Machine: {cores} cores, which ran the load generator, PostgreSQL and Valkey too",
-            f"Commit: {_commit()}",
-            f"Time: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {took_s / 60:.0f} minutes in all",
+            *machine_lines(took_s),
             f"Each figure: {timing.rounds} rounds of {timing.seconds:g} s for each side",
-            f"Versions: Python {platform.python_version()}, {packages}",
             f"Settings that differ from the defaults: {settings}",
         ]
     )
+
+
+def machine_lines(took_s: float) -> list[str]:
+    """Machine, commit, time and versions of a run that took so long."""
+    cores = len(os.sched_getaffinity(0))
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return [
+        f"Machine: {cores} cores, which ran the load generator, PostgreSQL and Valkey too",
+        f"Commit: {_commit()}",
+        f"Time: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {took_s / 60:.0f} minutes in all",
+        f"Versions: Python {platform.python_version()}, {packages}",
+    ]
 
 
 def _commit() -> str:
