@@ -56,6 +56,20 @@ async def pass_to_and_fro(replicas: list[KeyLocks], keys: list[str]) -> list[int
     return fences
 
 
+async def until_guarded(replicas: list[KeyLocks], key: str) -> None:
+    """Until each replica has found the server that has the key now."""
+    async with asyncio.timeout(LONG_S):
+        for locks in replicas:
+            guarded = False
+            while not guarded:
+                async with locks.hold([key], wait_s=LONG_S) as hold:
+                    guarded = hold.guarded
+                await settled(locks)
+                await asyncio.sleep(0.01)
+        for locks in replicas:
+            await until(locks._channel_ready)
+
+
 async def test_sentinel_names_the_primary_and_after_a_failover_the_new_one(
     tmp_path: Path, key: str
 ) -> None:
@@ -63,14 +77,7 @@ async def test_sentinel_names_the_primary_and_after_a_failover_the_new_one(
         assert await connection_problem(servers.url) == ""
         before = await pass_to_and_fro(replicas, [key])
         servers.primary.stop()
-        guarded = False
-        async with asyncio.timeout(LONG_S):
-            while not guarded:
-                async with replicas[0].hold([key], wait_s=LONG_S) as hold:
-                    guarded = hold.guarded
-                await asyncio.sleep(0.05)
-            for locks in replicas:
-                await until(locks._channel_ready)
+        await until_guarded(replicas, key)
         after = await pass_to_and_fro(replicas, [key])
         # The new primary may not have had the last fence.
         assert [*before, *after] == sorted({*before, *after})
@@ -96,6 +103,7 @@ async def test_in_a_cluster_a_slot_that_moves_is_followed(tmp_path: Path, key: s
         # The fences of a slot move with it; here it is moved while it is empty.
         for _ in range(2):
             await nodes.move(slot_of(key))
+            await until_guarded(replicas, key)
             fences = await pass_to_and_fro(replicas, [key])
             assert fences == sorted(set(fences))
             await nodes.empty(key)
