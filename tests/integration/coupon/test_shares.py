@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,12 +45,15 @@ def locked_share(campaign_id: str, shares: str) -> str:
     )
 
 
-async def until_waiting(database: ServiceUrls) -> None:
-    """Wait until a transaction waits for a lock."""
+async def assert_waiting(calls: Sequence[asyncio.Future[Any]], database: ServiceUrls) -> None:
+    """A transaction waits for a lock, and none of the calls has ended."""
     connection = await asyncpg.connect(database.runtime)
-    while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
+    waiting = 0
+    while not waiting and not any(call.done() for call in calls):
+        waiting = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
         await asyncio.sleep(0.01)
     await connection.close()
+    assert not any(call.done() for call in calls)
 
 
 async def test_shares_are_shown_and_part_of_the_request(coupon: Any) -> None:
@@ -185,8 +188,7 @@ async def test_sold_out_is_said_only_when_all_shares_are_seen_to_be_empty(
             asyncio.ensure_future(outcome(coupon.IssueCoupon(issue(campaign_id, f"v{number}"))))
             for number in range(6)
         ]
-        await until_waiting(coupon_database)
-        assert not any(call.done() for call in waiting)
+        await assert_waiting(waiting, coupon_database)
     outcomes = await asyncio.gather(*waiting)
     refusals = [each for each in outcomes if isinstance(each, str)]
     assert refusals == ["COUPON_SOLD_OUT"] * 5
@@ -211,7 +213,7 @@ async def test_coupon_that_another_share_is_adding_delays_its_user_only(
             asyncio.ensure_future(outcome(coupon.IssueCoupon(issue(campaign_id, "ann", id_))))
             for id_ in ("i1", "i2")  # of each replica one
         ]
-        await until_waiting(coupon_database)
+        await assert_waiting(waiting, coupon_database)
         await numbers_of(coupon, campaign_id, *(f"u{number}" for number in range(10)))
         assert not any(call.done() for call in waiting)
     assert await asyncio.gather(*waiting) == ["COUPON_ALREADY_ISSUED"] * 2
