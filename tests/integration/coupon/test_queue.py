@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,9 +38,11 @@ def redis_url(valkey_server: ValkeyServer) -> str:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
     """No consumer reads a queue until this is set."""
-    return hold_queues(monkeypatch)
+    event = hold_queues(monkeypatch)
+    yield event
+    event.set()
 
 
 async def queued(coupon: Any, campaign_id: str, user_id: str, request_id: str = "q1") -> pb.Ticket:

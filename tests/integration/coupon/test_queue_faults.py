@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,11 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
     """No consumer reads a queue until this is set."""
-    return hold_queues(monkeypatch)
+    event = hold_queues(monkeypatch)
+    yield event
+    event.set()
 
 
 async def queued(coupon: Any, campaign_id: str, user_id: str = "ann") -> pb.Ticket:
