@@ -16,6 +16,8 @@ BEFORE, AFTER = "before", "after"
 NO_SAGA: Final = "no saga and no sweep calls it: a client repeats it"
 BEGINS: Final = "it begins what is recovered later"
 OPERATOR: Final = "an operator calls it, and repeats it"
+AT_STOP: Final = "it runs when a process stops"
+LOCK_NOT_HELD: Final = "it runs when a lock was lost, or not granted for long"
 AT_START: Final = "it runs when a process starts"
 
 
@@ -174,8 +176,20 @@ PLACES: Final = (
         Place(name=f"redis.{call}", service="coupon", interruption="redis.finish_tickets.before")
         for call in (
             *("list_queues", "read_queue", "finish_tickets"),
-            *("enter_lock", "pass_on_lock", "renew_lock", "free_lock"),
+            *("enter_lock", "renew_lock"),
         )
+    ),
+    Place(
+        name="redis.pass_on_lock",
+        service="coupon",
+        no_first_run=LOCK_NOT_HELD,
+        no_recovery=LOCK_NOT_HELD,
+    ),
+    Place(
+        name="redis.free_lock",
+        service="coupon",
+        no_first_run=AT_STOP,
+        no_recovery=AT_STOP,
     ),
     # A change in memory: it has no connection to lose, and awaits nothing.
     Place(
