@@ -8,6 +8,7 @@ whose traceback grows with every call; and it lets every call through as a trial
 from __future__ import annotations
 
 import time
+import weakref
 from types import TracebackType
 from typing import Final
 
@@ -21,10 +22,12 @@ ERROR_CHARS_MAX: Final = 200
 
 _open = Gauge(
     "tally_circuit_open",
-    "1 while calls to a place are refused since it failed several times in a row, by circuit.",
+    "Circuits that refuse calls now, since their place failed several times in a row, by name.",
     ("circuit",),
     registry=REGISTRY,
 )
+_circuits: dict[str, list[weakref.ref[CircuitBreaker]]] = {}
+"""By their names. A process may have several of one name, such as one for each node of Redlock."""
 _log = structlog.stdlib.get_logger()
 
 
@@ -50,7 +53,9 @@ class CircuitBreaker:
         self._opened_s: float | None = None
         """The monotonic time at which the circuit opened; None while it is closed."""
         self._in_trial = False
-        self._gauge = _open.labels(name)
+        circuits = _circuits.setdefault(name, [])
+        circuits.append(weakref.ref(self))
+        _open.labels(name).set_function(lambda: _refusing(circuits))
 
     @property
     def refuses(self) -> bool:
@@ -76,7 +81,6 @@ class CircuitBreaker:
             self._failed(error, trial=trial)
         elif error is None and (trial or self._opened_s is None):
             if self._opened_s is not None:
-                self._gauge.set(0)
                 _log.info("circuit_closed", circuit=self.name)
             self._failures, self._opened_s = 0, None
         if trial:
@@ -86,7 +90,6 @@ class CircuitBreaker:
         if self._opened_s is None:
             self._failures += 1
             if self._failures == self._failures_max:
-                self._gauge.set(1)
                 # Once until it closes: a trial that fails tells nothing new.
                 _log.warning(
                     "circuit_opened",
@@ -97,6 +100,10 @@ class CircuitBreaker:
                 )
         if trial or (self._opened_s is None and self._failures >= self._failures_max):
             self._opened_s = time.monotonic()
+
+
+def _refusing(circuits: list[weakref.ref[CircuitBreaker]]) -> int:
+    return sum(1 for one in circuits if (circuit := one()) is not None and circuit.refuses)
 
 
 class _Call:

@@ -55,6 +55,7 @@ QUESTIONS: Final = {
     "tally_key_lock_refusals": "Does work end without its lock?",
     "tally_key_lock_wait_seconds": "How long does a task wait for its lock?",
     "tally_lane_batch_commands": "How many commands share a transaction?",
+    "tally_lane_commands": "Do calls wait for the database?",
     "tally_lane_faults": "Why were transactions run again or given up?",
     "tally_lane_version_conflicts": "How often do replicas meet on one row?",
     "tally_loader_batch_calls": "How many reads share a statement?",

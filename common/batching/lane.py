@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Generic, TypeVar
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from common import deadlines
 from common.batching.batch import Attempt, commit, divide
@@ -38,6 +38,12 @@ R = TypeVar("R")
 _conflicts = Counter(
     "tally_lane_version_conflicts",
     "Commands decided again since their row had changed between reading and writing, by lane.",
+    ("lane",),
+    registry=REGISTRY,
+)
+_commands = Gauge(
+    "tally_lane_commands",
+    "Commands that wait in a lane or are being decided, by lane; at its limit it is OVERLOADED.",
     ("lane",),
     registry=REGISTRY,
 )
@@ -83,6 +89,7 @@ class Lane(Generic[C, R]):
         )
         self._conflicts = _conflicts.labels(name)
         self._depth = 0
+        _commands.labels(name).set_function(lambda: self._depth)
         self._running = False
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()

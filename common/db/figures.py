@@ -61,7 +61,7 @@ class StoredFigures(Collector):
         yield GaugeMetricFamily(self.name, f"{self._meaning}.", labels=self.labels)
         yield GaugeMetricFamily(
             f"{self.name}_oldest_seconds",
-            f"{self._meaning}: the age of the oldest, in seconds.",
+            f"{self._meaning}: the time since the oldest began, in seconds.",
             labels=self.labels,
         )
 

@@ -67,7 +67,7 @@ class NodeCommands:
         lease_s: float,
         *,
         process: str = "",
-        event: str = "redis_lock_absent",
+        event: str = "redis_key_lock_absent",
     ) -> None:
         """``event``: the log event of a failed call."""
         self.process = process or new_id()

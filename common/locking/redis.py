@@ -183,10 +183,12 @@ class RedisCalls:
     """Calls behind a circuit breaker. Use it from tasks that are not cancelled (``open_redis``)."""
 
     def __init__(self, redis: Redis | RedisCluster, event: str) -> None:
-        """``event``: the log event of a failed call."""
+        """``event``: the log event of a failed call, ``<circuit>_absent``."""
         self._redis = redis
         self._event = event
-        self._breaker = CircuitBreaker("redis", failures_max=FAILURES_MAX, open_s=OPEN_S)
+        self._breaker = CircuitBreaker(
+            event.removesuffix("_absent"), failures_max=FAILURES_MAX, open_s=OPEN_S
+        )
         self._turns = asyncio.Semaphore(_calls_max(redis))
 
     async def call(

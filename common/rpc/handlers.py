@@ -101,6 +101,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._handlers: dict[str, Handler] = {}
         self._log = log
         self._exempt = exempt
+        self._unlogged: set[str] = set()
         self._calls_max = calls_max
         # No slots until ``open``. Streams wait more than they work: they must not take the slots
         # of unary calls.
@@ -127,6 +128,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         exempt = service_name in self._exempt
         for name, handler in handlers.items():
             method = f"/{service_name}/{name}"
+            if exempt:
+                self._unlogged.add(method)
             if handler.response_streaming:
                 limit = self._unlimited if exempt else self._streams
                 handle = self._handle_stream(method, handler, limit)
@@ -205,7 +208,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
-        log_ok = self._log.write if self._log.all else None
+        log_ok = self._log.write if self._log.all and method not in self._unlogged else None
 
         async def handle(raw: bytes, context: Context) -> bytes:
             started = clock()
@@ -280,7 +283,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 self._stream_tasks.discard(task)
                 limit.running -= 1
             count_ok()
-            if self._log.all:
+            if self._log.all and method not in self._unlogged:
                 self._log.write(method, "OK", "", call.started, None)
 
         return handle
@@ -306,7 +309,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
     def _count(self, call: _Call, code: str, reason: str) -> None:
         metrics.CALLS.labels(call.method, code, reason).inc()
-        self._log.write(call.method, code, reason, call.started, call.request)
+        if call.method not in self._unlogged:
+            self._log.write(call.method, code, reason, call.started, call.request)
 
 
 class _Call(NamedTuple):

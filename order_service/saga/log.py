@@ -31,14 +31,15 @@ def log_failed_call(
     next_attempt: datetime | None = None,
 ) -> None:
     """Log a call of a step, or of its undo, that did not succeed. None: it is not called again."""
-    refused = direction == "do" and effect_of(reply) is StepEffect.REFUSED
+    refused = next_attempt is None and effect_of(reply) is StepEffect.REFUSED
     log_of(saga).log(
         # A refusal is the customer's matter: too little money, a declined card.
         logging.INFO if refused else logging.WARNING,
         "saga_step_failed",
         step=record.name,
         direction=direction,
-        attempt=record.attempts,
+        # An undo's attempts follow those of its step.
+        attempt=record.failures if direction == "undo" else record.attempts,
         reason=describe(reply),
         next_attempt=next_attempt and next_attempt.isoformat(timespec="milliseconds"),
     )

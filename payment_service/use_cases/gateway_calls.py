@@ -59,11 +59,14 @@ _outcomes = Counter(
 )
 _seconds = Histogram(
     "tally_gateway_call_seconds",
-    "Time of a call to the payment gateway, with its wait for a slot, in seconds.",
+    "Time of a call that was sent to the payment gateway, in seconds, with its wait for a slot.",
     ("asked",),
     buckets=LATENCY_BUCKETS_S,
     registry=REGISTRY,
 )
+for _asked in _ENDED_WELL:
+    for _outcome in OUTCOME_LABELS.values():
+        _outcomes.labels(_asked, _outcome)  # exported as 0 from the start
 _log = structlog.stdlib.get_logger()
 
 
@@ -74,10 +77,15 @@ async def counted(
     begun_s = time.perf_counter()
     outcome = await call
     took_s = time.perf_counter() - begun_s
-    _seconds.labels(operation).observe(took_s)
+    if not isinstance(outcome, NotSent | Saturated):
+        _seconds.labels(operation).observe(took_s)
     _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
     needs_attention = _needs_attention(operation, confirmation, outcome)
-    if needs_attention or not isinstance(outcome, _ENDED_WELL[operation]):
+    # While the circuit is open, each payment would say again what its opening said.
+    told = isinstance(outcome, _ENDED_WELL[operation]) or (
+        isinstance(outcome, NotSent) and outcome.circuit_open
+    )
+    if needs_attention or not told:
         event, level = "gateway_call", logging.WARNING
         if needs_attention:
             event, level = "gateway_needs_attention", logging.ERROR

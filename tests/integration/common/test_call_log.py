@@ -70,3 +70,13 @@ def test_a_line_has_the_request_id_of_its_call() -> None:
     with capture_logs() as logged:
         CallLog("all").write(SAY, "OK", "", 0.0, DeductBalanceRequest(request_id="pay-1"))
     assert logged[0]["request_id"] == "pay-1"
+
+
+async def test_health_checks_are_not_logged() -> None:
+    """A probe each second would be most of the log."""
+    with capture_logs() as logged:
+        async with connected(log_calls="all") as client:
+            await client.check()
+            watch = client.watch()
+            await watch.next()
+    assert [line for line in logged if line["event"] == "call"] == []

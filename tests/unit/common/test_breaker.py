@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.breaker import CircuitBreaker, CircuitOpen
+from common.metrics import REGISTRY
 
 OPEN_S = 30.0
 OK, FAIL, CANCEL = None, OSError, asyncio.CancelledError
@@ -116,17 +117,25 @@ async def test_a_step_of_the_wall_clock_moves_no_pause(
     assert await calls.made()
 
 
+def is_open() -> float | None:
+    return REGISTRY.get_sample_value("tally_circuit_open", {"circuit": "logged"})
+
+
 async def test_a_circuit_is_logged_when_it_opens_and_when_it_closes(calls: Calls) -> None:
     """Not for each call that it refuses, and not for a trial that fails."""
+    calls.breaker = CircuitBreaker("logged", failures_max=3, open_s=OPEN_S)
+    assert is_open() == 0
     with capture_logs() as logged:
         for end in (*OPENED, OK, FAIL):
             await calls.made(end)
             calls.now += OPEN_S / 2
+        assert is_open() == 1
         calls.now += OPEN_S
+        assert is_open() == 0, "the next call is made"
         await calls.made(FAIL)
         calls.now += OPEN_S + 1
         await calls.made(OK)
         await calls.made(OK)
     events = [(line["event"], line["circuit"]) for line in logged]
-    assert events == [("circuit_opened", "test"), ("circuit_closed", "test")]
+    assert events == [("circuit_opened", "logged"), ("circuit_closed", "logged")]
     assert logged[0]["failures"] == 3

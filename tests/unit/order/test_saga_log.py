@@ -42,7 +42,7 @@ Line = tuple[str, str, str, int, bool]
             {"confirm_payment": [REFUSED], "redeem_coupon:undo": [UNREACHED]},
             [
                 ("info", "confirm_payment", "do", 1, False),
-                ("warning", "redeem_coupon", "undo", 2, True),
+                ("warning", "redeem_coupon", "undo", 1, True),
             ],
             id="undo not reached",
         ),
