@@ -20,10 +20,15 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)
 
 OF_NO_SAGA: Final = {"RetrySaga", "ResolveSaga"}
 """No saga in these services needs attention."""
+OF_REDIS: Final = {"QueueCoupon"}
+"""Its reply confirms a place in a queue, which is in Redis. The ticket's coupon comes later."""
 WRITES: Final = [
     method.name
     for method in METHODS
-    if ("request_id" in method.input_type.fields_by_name and method.name not in OF_NO_SAGA)
+    if (
+        "request_id" in method.input_type.fields_by_name
+        and method.name not in OF_NO_SAGA | OF_REDIS
+    )
     or method.name == "SetCartItem"
 ]
 REFUSALS: Final = {"DATABASE_UNAVAILABLE", "CONFLICT_RETRIES_EXHAUSTED"}
