@@ -26,7 +26,7 @@ from redis.exceptions import ClusterCrossSlotError
 from common.ids import new_id
 from common.locking import lane_scripts
 from common.locking.grant_channel import open_channel
-from common.locking.lane_scripts import CHANNEL
+from common.locking.lane_scripts import CHANNEL, MARK
 from common.locking.locks import BusyKey, Grant, Keys, Locks, NoLocks
 from common.locking.redis import (
     CALLS_MAX,
@@ -89,7 +89,7 @@ class RedisLocks:
     async def acquire(self, wanted: Collection[Keys]) -> Grant:
         """Take the keys of each command that can have all of its own."""
         parts = self._parts(wanted)
-        token = new_id()
+        token = f"{MARK}{new_id()}"
         freed: set[str] = set()
         self._asking.append(freed)
         try:

@@ -178,26 +178,61 @@ async def test_a_lost_subscription_wakes_all_who_wait_when_it_is_back(
     assert not again.freed.is_set()
 
 
-async def test_a_user_that_may_not_publish_still_frees_its_locks(
-    valkey_server: ValkeyServer, replicas: list[RedisLocks], redis: Redis
-) -> None:
-    """Those who wait do so until their limit."""
-    name, key = new_id(), new_id()
+@asynccontextmanager
+async def restricted(
+    valkey_server: ValkeyServer, redis: Redis, *commands: str
+) -> AsyncIterator[RedisLocks]:
+    """Locks of a user that has no channel, and has every command after these changes."""
+    name = new_id()
     await redis.acl_setuser(
-        name, enabled=True, passwords=["+word"], keys=["*"], commands=["+@all"], reset_channels=True
+        name,
+        enabled=True,
+        passwords=["+word"],
+        keys=["*"],
+        commands=["+@all", *commands],
+        reset_channels=True,
     )
     try:
         where = urlsplit(valkey_server.url)
         url = f"redis://{name}:word@{where.hostname}:{where.port}{where.path}"
         async with open_redis(url) as client:
-            owner = RedisLocks(client)
-            grant = await owner.acquire([(key,)])
-            waits = busy_key(await replicas[1].acquire([(key,)]), key)
-            await owner.release(grant)
-        assert (await replicas[1].acquire([(key,)])).acquired == {key}
-        assert not waits.freed.is_set()
+            yield RedisLocks(client)
     finally:
         await redis.acl_deluser(name)
+
+
+async def heard(redis: Redis, locks: RedisLocks) -> None:
+    """Until the process has read what was published to it before."""
+    marker = BusyKey(new_id())
+    locks._busy[marker.key] = marker
+    await redis.publish(f"{CHANNEL}{locks.process}", marker.key)
+    await asyncio.wait_for(marker.freed.wait(), LONG_S)
+
+
+async def test_a_user_that_may_not_publish_still_frees_its_locks(
+    valkey_server: ValkeyServer, replicas: list[RedisLocks], redis: Redis
+) -> None:
+    """Those who wait do so until their limit."""
+    key = new_id()
+    async with restricted(valkey_server, redis) as owner:
+        grant = await owner.acquire([(key,)])
+        waits = busy_key(await replicas[1].acquire([(key,)]), key)
+        await owner.release(grant)
+    await heard(redis, replicas[1])
+    assert not waits.freed.is_set()
+    assert (await replicas[1].acquire([(key,)])).acquired == {key}
+
+
+async def test_a_user_that_may_not_append_still_gets_the_free_locks(
+    valkey_server: ValkeyServer, locks: Locks, redis: Redis
+) -> None:
+    key, free = new_id(), new_id()
+    async with held(locks, key), restricted(valkey_server, redis, "-append") as other:
+        grant = await other.acquire([(free,), (key,)])
+        assert grant.acquired == {free}
+        assert busy(grant) == {(key,): key}
+        await other.release(grant)
+    assert await redis.exists(free, key) == 0
 
 
 async def test_a_key_of_another_kind_is_busy(locks: Locks, redis: Redis) -> None:
@@ -207,6 +242,20 @@ async def test_a_key_of_another_kind_is_busy(locks: Locks, redis: Redis) -> None
     grant = await locks.acquire([(key,), (free,)])
     assert grant.acquired == {free}
     assert busy(grant) == {(key,): key}
+
+
+async def test_a_text_that_is_no_lock_of_this_release_is_busy_and_kept(
+    locks: Locks, redis: Redis
+) -> None:
+    """An owner of an earlier release frees its key only if the value is still its token."""
+    key, other = new_id(), new_id()
+    token = new_id()
+    await redis.set(key, token)
+    for _ in range(2):
+        grant = await locks.acquire([(key,), (other, key)])
+        assert busy(grant) == {(key,): key, (other, key): key}
+        await locks.release(grant)
+    assert await redis.get(key) == token
 
 
 # -- what it costs -------------------------------------------------------------------------------
@@ -220,7 +269,7 @@ async def commands(redis: Redis) -> dict[str, int]:
 async def test_where_nobody_waits_a_batch_costs_two_scripts_and_a_set_of_each_key(
     locks: Locks, redis: Redis
 ) -> None:
-    """Waiting by handoff costs those nothing who do not wait."""
+    """What others would do to wait costs nothing while nobody waits."""
     keys = [new_id() for _ in range(6)]
     wanted = [(keys[0],), (keys[1],), tuple(keys[2:])]
     await locks.release(await locks.acquire(wanted))  # the scripts are there

@@ -95,6 +95,7 @@ async def test_in_a_cluster_keys_of_all_nodes_are_locked(tmp_path: Path) -> None
             with pytest.raises(InvalidLock, match="hash tag"):
                 replicas[0].hold([f"lock:{new_id()}" for _ in range(9)], wait_s=1.0)
         await _lanes_and_marks(nodes.url)
+        await _lanes_that_share_a_key(nodes.url)
         await _lanes_without_a_node(nodes)
 
 
@@ -122,6 +123,16 @@ async def _lanes_without_a_node(nodes: Nodes) -> None:
         assert not grant.busy
         await locks.release(grant)
         assert (await locks.acquire([(key,) for key in keys])).acquired == set(keys) - lost
+
+
+async def _lanes_that_share_a_key(url: str) -> None:
+    """Of orders of many users for one seat, each part has that seat's key several times."""
+    seat, users = new_id(), [new_id() for _ in range(20)]
+    async with open_locks(url) as locks:
+        grant = await locks.acquire([(user, seat) for user in users])
+        assert grant.acquired == {seat, *users}
+        assert not grant.busy
+        await locks.release(grant)
 
 
 async def _lanes_and_marks(url: str) -> None:
