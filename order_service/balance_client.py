@@ -2,7 +2,8 @@
 
 A call costs this service and the other several times what one more item of a call does, and
 sagas begin together: one batch of the order lane begins many. A deduction that is alone is a call
-of its own, and none waits for others: what the event loop begins in one turn goes together.
+of its own, and no call is delayed to gather more: what the event loop begins in one turn goes
+together.
 
 A shared call is a bulk call, which waits for its slowest item, and behind the bulk calls of
 others. So it has a short time limit, and after one that did not decide all of its items none is
@@ -20,11 +21,12 @@ from typing import Final, TypeAlias
 
 import grpc
 
-from common import deadlines, tracing
-from common.errors import Code, Refusal, RequestInProgress
+from common import deadlines
+from common.errors import Code, Refusal, RemoteRefusal, RequestInProgress
 from common.rpc import retry
 from common.rpc.client import ServiceClient
 from common.rpc.status import GRPC_CODES, from_status, is_retryable
+from common.tasks import DetachedTasks
 from tally.balance.v1 import balance_pb2 as pb
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 
@@ -60,10 +62,9 @@ class BalanceClient(ServiceClient[BalanceServiceStub]):
         super().__init__(channel, BalanceServiceStub)
         self._next: list[_Deduction] = []
         """Those that began in this turn of the event loop."""
-        self._shared: set[asyncio.Task[None]] = set()
+        self._shared = DetachedTasks("shared_deductions")
         self._share_from_s = -math.inf
         """The event loop's time before which no call is shared."""
-        self._context = tracing.own_context()
 
     async def deduct(
         self, request: pb.DeductBalanceRequest, *, limit_s: float, attempts_max: int
@@ -96,18 +97,21 @@ class BalanceClient(ServiceClient[BalanceServiceStub]):
     def _begin(self) -> None:
         """Begin the calls of what came since the last turn."""
         begun, self._next = self._next, []
-        for first in range(0, len(begun), SHARED_CALL_MAX):
-            together = begun[first : first + SHARED_CALL_MAX]
-            if len(together) == 1:
-                _tell(together, [_Alone.ALONE])
-                continue
-            # In a context of its own: one saga's deadline is not that of the others. The call can
-            # be in one trace only, that of the first.
-            task = asyncio.get_running_loop().create_task(
-                self._call(together), context=self._context()
-            )
-            self._shared.add(task)
-            task.add_done_callback(self._shared.discard)
+        try:
+            for first in range(0, len(begun), SHARED_CALL_MAX):
+                self._begin_call(begun[first : first + SHARED_CALL_MAX])
+        except BaseException:
+            # Nothing else would reply to those whose call has not begun. The event loop logs this.
+            _reply_alone(begun)
+            raise
+
+    def _begin_call(self, together: Sequence[_Deduction]) -> None:
+        if len(together) == 1:
+            _reply_alone(together)
+            return
+        # Detached: one saga's deadline is not that of the others. The call can be in one trace
+        # only, that of the first.
+        self._shared.start(self._call(together))
 
     async def _call(self, together: Sequence[_Deduction]) -> None:
         replies: Sequence[_Reply] = [_Alone.ALONE] * len(together)
@@ -123,11 +127,12 @@ class BalanceClient(ServiceClient[BalanceServiceStub]):
             if len(response.results) == len(together):
                 replies = [_reply_of(result) for result in response.results]
         except Refusal as refusal:
-            # A refusal of the call as such is none of its items: bulk calls have a limit of their
-            # own, and an earlier release does not have the method. Without a reply, each pauses.
-            if not refusal.reason and is_retryable(refusal):
-                replies = [refusal] * len(together)
-                self._stop_sharing()
+            # A service that has no capacity, is stopping, or did not reply must not get as many
+            # calls at once instead: each pauses first. Other refusals are of the call as such, and
+            # of none of its items: an earlier release does not have the method.
+            self._stop_sharing()
+            if is_retryable(refusal):
+                replies = [_copy(refusal) for _ in together]
         finally:
             if _Alone.ALONE in replies:
                 self._stop_sharing()
@@ -137,12 +142,33 @@ class BalanceClient(ServiceClient[BalanceServiceStub]):
         self._share_from_s = asyncio.get_running_loop().time() + PAUSE_S
 
 
+def _copy(refusal: Refusal) -> Refusal:
+    """The same refusal: an exception that several tasks raise collects the tracebacks of all."""
+    return RemoteRefusal(
+        refusal.code,
+        refusal.reason,
+        refusal.message,
+        dict(refusal.metadata),
+        fields=refusal.fields,
+        quota=refusal.quota,
+        retry_after_s=refusal.retry_after_s,
+    )
+
+
 def _reply_of(result: pb.BatchWriteResult) -> _Reply:
     if result.HasField("posted"):
         return result.posted
-    refusal = from_status(result.error, Code[GRPC_CODES[result.error.code].name])
+    code = GRPC_CODES.get(result.error.code)
+    if code is None:
+        # Neither posted nor refused, as of a release with other outcomes.
+        return _Alone.ALONE
+    refusal = from_status(result.error, Code[code.name])
     # It may still be decided. The call by itself finds that out, and need not pause for it.
     return _Alone.ALONE if refusal.reason == RequestInProgress.reason else refusal
+
+
+def _reply_alone(together: Sequence[_Deduction]) -> None:
+    _tell(together, [_Alone.ALONE] * len(together))
 
 
 def _tell(together: Sequence[_Deduction], replies: Sequence[_Reply]) -> None:

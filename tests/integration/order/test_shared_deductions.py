@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from common import deadlines
+from common.backoff import Backoff
 from common.errors import Refusal
+from common.rpc import retry
 from common.rpc.channels import open_channel
 from common.rpc.status import to_status
+from common.tasks import DetachedTasks
 from order_service import balance_client
 from order_service.balance_client import SHARED_CALL_MAX, BalanceClient
 from tally.balance.v1 import balance_pb2 as pb
@@ -96,20 +99,39 @@ async def test_each_deduction_of_a_shared_call_has_its_own_outcome() -> None:
     assert repeated == ["busy"], "with the request_id of the first attempt"
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Refusal]:
+    """The refusals after which a deduction has paused; the pauses themselves are left out."""
+    refusals: list[Refusal] = []
+
+    async def pause_after(refusal: Refusal, _operation: str) -> None:
+        refusals.append(refusal)
+
+    monkeypatch.setattr(retry, "pause_after", pause_after)
+    return refusals
+
+
+NO_RESULT = pb.BatchWriteResult()
+
+
 @pytest.mark.parametrize(
-    "shared",
+    ("shared", "paused"),
     [
-        pytest.param([refusal("UNAVAILABLE", "", retry_after_s=None)], id="replica gone"),
-        pytest.param([refusal("RESOURCE_EXHAUSTED", "OVERLOADED")], id="overloaded"),
-        pytest.param([refusal("UNIMPLEMENTED", "", retry_after_s=None)], id="an older release"),
-        pytest.param([pb.BatchWriteResponse()], id="no results"),
-        pytest.param([RuntimeError("a defect")], id="a defect"),
-        pytest.param([HANG], id="no reply"),
+        pytest.param([refusal("UNAVAILABLE", "", retry_after_s=None)], 2, id="replica gone"),
+        pytest.param([refusal("RESOURCE_EXHAUSTED", "OVERLOADED")], 2, id="overloaded"),
+        pytest.param([refusal("UNAVAILABLE", "REPLICA_STOPPING")], 2, id="stopping"),
+        pytest.param([BUSY], 2, id="no database"),
+        pytest.param([HANG], 2, id="no reply"),
+        pytest.param([refusal("UNIMPLEMENTED", "", retry_after_s=None)], 0, id="older release"),
+        pytest.param([pb.BatchWriteResponse()], 0, id="no results"),
+        pytest.param([pb.BatchWriteResponse(results=[NO_RESULT] * 2)], 0, id="empty results"),
+        pytest.param([RuntimeError("a defect")], 0, id="a defect"),
     ],
 )
 async def test_after_a_shared_call_that_fails_each_is_called_by_itself(
-    shared: Sequence[Any], monkeypatch: pytest.MonkeyPatch
+    shared: Sequence[Any], paused: int, pauses: list[Refusal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After a pause, if the service may accept the same call a little later."""
     monkeypatch.setattr(balance_client, "SHARED_CALL_S", 0.2 if HANG in shared else LONG_S / 2)
     async with balance(shared) as (deduct_all, received):
         assert await deduct_all("a", "b") == dict.fromkeys("ab", "DEDUCTED")
@@ -117,6 +139,54 @@ async def test_after_a_shared_call_that_fails_each_is_called_by_itself(
         assert await deduct_all("c", "d") == dict.fromkeys("cd", "DEDUCTED")
     assert alone == {"a", "b"}
     assert received.attempts == {"BatchWrite": 1, "DeductBalance": 4}, "none is shared for a while"
+    assert len(set(map(id, pauses))) == len(pauses) == paused, "each has an exception of its own"
+
+
+@pytest.mark.parametrize(
+    ("shared", "reason"),
+    [
+        pytest.param(
+            refusal("RESOURCE_EXHAUSTED", "OVERLOADED", retry_after_s=2 * LONG_S),
+            "OVERLOADED",
+            id="overloaded for longer",
+        ),
+        pytest.param(HANG, "", id="no reply"),
+    ],
+)
+async def test_a_deduction_whose_deadline_ends_before_its_pause_is_not_called_again(
+    shared: object, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", Backoff(2 * LONG_S, 2 * LONG_S))
+    monkeypatch.setattr(balance_client, "SHARED_CALL_S", 0.2 if shared is HANG else LONG_S / 2)
+    async with balance([shared]) as (deduct_all, received):
+        assert await deduct_all("a", "b") == dict.fromkeys("ab", reason)
+    assert received.attempts == {"BatchWrite": 1}
+
+
+async def test_an_empty_result_leaves_the_other_deductions_theirs() -> None:
+    response = pb.BatchWriteResponse(results=[NO_RESULT, NO_RESULT])
+    response.results[0].posted.SetInParent()
+    async with balance([response]) as (deduct_all, received):
+        assert await deduct_all("a", "b") == dict.fromkeys("ab", "DEDUCTED")
+        assert [sent.request_id for sent in received.requests["DeductBalance"]] == ["b"]
+
+
+async def test_when_a_shared_call_cannot_begin_each_is_called_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_tasks: DetachedTasks, work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+        raise MemoryError
+
+    monkeypatch.setattr(DetachedTasks, "start", fail)
+    async with balance(batch_write(posted)) as (deduct_all, received):
+        loop = asyncio.get_running_loop()
+        errors: list[dict[str, Any]] = []
+        loop.set_exception_handler(lambda _loop, context: errors.append(context))
+        assert await deduct_all("a", "b") == dict.fromkeys("ab", "DEDUCTED")
+        loop.set_exception_handler(None)
+    assert received.attempts == {"DeductBalance": 2}
+    assert [type(error["exception"]) for error in errors] == [MemoryError]
 
 
 @pytest.mark.parametrize(
