@@ -4,8 +4,10 @@
     SELECT (SELECT count(*) FROM write_0), (SELECT count(*) FROM write_1)
 
 Only for writes of rows that the transaction has locked, or that are new, if none of them reads what
-another one writes, or is checked against it: all of them see the rows as before the statement. Each
-runs to its end before the next one, in their order.
+another one writes, or is checked against it: all of them see the rows as before the statement.
+
+PostgreSQL 18 runs each to its end before the next one, in their order, but does not promise that.
+What is written does not depend on it; only how often inserts of the same rows deadlock does.
 """
 
 from __future__ import annotations

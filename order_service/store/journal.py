@@ -107,13 +107,13 @@ async def lock_owned(
 
 
 async def write(connection: Connection, writes: Collection[WriteSaga]) -> None:
-    """Write sagas (``writing``)."""
+    """Write sagas (``writing``). One that is lost, or has a newer snapshot, is left as it is."""
     for one in writing(writes):
         await connection.execute(one.statement, one.parameters)
 
 
 def writing(writes: Collection[WriteSaga]) -> list[Write]:
-    """The write of sagas that still have the writer's epoch and no newer snapshot.
+    """The write of sagas, all of which have to have the writer's epoch and no newer snapshot.
 
     Lock them first.
     """
@@ -129,7 +129,7 @@ def writing(writes: Collection[WriteSaga]) -> list[Write]:
         }
         for one in writes
     ]
-    return [Write(_WRITE, arrays(_written, rows), None)]
+    return [Write(_WRITE, arrays(_written, rows), len(rows))]
 
 
 async def renew(connection: Connection, renewals: Collection[RenewLease]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from common.db.database import Database, open_pools
+from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyStore
 from common.errors import Code, Refusal, RemoteRefusal
 from common.ids import new_id
@@ -206,6 +207,15 @@ async def test_a_saga_is_closed_once(batches: Batches) -> None:
     assert isinstance(closed, Result)
     assert isinstance(lost, SagaLost)
     assert (await batches.order()).state is OrderState.PAID
+
+
+async def test_an_order_is_not_moved_without_the_end_of_its_saga(batches: Batches) -> None:
+    """The journal has a newer snapshot: another task has written it."""
+    saga = await batches.begin()
+    with pytest.raises(StaleRead):
+        await batches.decide(CloseSaga(replace(saga, snapshot=saga.snapshot - 2)))
+    assert (await batches.order()).state is OrderState.PAYING
+    assert (await batches.saga(saga.saga_id)).state is SagaState.RUNNING
 
 
 def resolve(batches: Batches, saga: Saga, request_id: str, *standing: Standing) -> ResolveSaga:
