@@ -23,8 +23,8 @@ R = TypeVar("R")
 
 _ended = Counter(
     "tally_lock_waits",
-    "Waits of lanes for a busy Redis lock, by how they ended: released (by its owner) or limit (of "
-    "the time that a command waits).",
+    "Waits of lanes for a busy Redis lock, by how they ended: released (the release was heard, or "
+    "may have been missed) or limit (of the time that a command waits).",
     ("end",),
     registry=REGISTRY,
 )

@@ -1,4 +1,4 @@
-"""The channel on which a release tells this process about keys that it waits for."""
+"""The channel on which releases are published to a process that waits for their keys."""
 
 from __future__ import annotations
 
@@ -106,8 +106,9 @@ class GrantChannel:
 class ClusterChannels:
     """A subscription on each primary of a cluster, since each one counts its own subscribers only.
 
-    The nodes pass messages on to each other, so that one arrives several times: it is for a number
-    that is used once.
+    The nodes pass messages on to each other, so that one arrives several times, and a copy may be
+    late. A grant is for a number that is used once. A late copy of a lane's message may end a wait
+    for the key's next owner: then the command asks again.
     """
 
     def __init__(

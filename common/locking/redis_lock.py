@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -85,12 +84,15 @@ class RedisLocks:
         self._asking: list[set[str]] = []
         """Of each acquire in flight: the keys that were freed since it was sent. Its reply may
         arrive later than the message of such a release."""
+        self._woken = 0
+        """How often all who wait were woken."""
 
     async def acquire(self, wanted: Collection[Keys]) -> Grant:
         """Take the keys of each command that can have all of its own."""
         parts = self._parts(wanted)
         token = f"{MARK}{new_id()}"
         freed: set[str] = set()
+        woken = self._woken
         self._asking.append(freed)
         try:
             taken = await self._calls.call(
@@ -110,14 +112,18 @@ class RedisLocks:
         _keys.labels("busy").inc(len(set(taken.busy.values())))
         _keys.labels("absent").inc(taken.absent)
         _absent.set(taken.absent > 0)
-        busy = {keys: self._busy_key(key, freed) for keys, key in taken.busy.items()}
+        missed = self._woken != woken
+        busy = {
+            keys: self._busy_key(key, freed=missed or key in freed)
+            for keys, key in taken.busy.items()
+        }
         return Grant(token, taken.acquired, busy)
 
-    def _busy_key(self, key: str, freed: AbstractSet[str]) -> BusyKey:
+    def _busy_key(self, key: str, *, freed: bool) -> BusyKey:
         busy = self._busy.get(key)
         if busy is None or busy.freed.is_set():
             busy = self._busy[key] = BusyKey(key)
-        if key in freed:
+        if freed:
             busy.freed.set()
         return busy
 
@@ -130,7 +136,8 @@ class RedisLocks:
             busy.freed.set()
 
     def wake_all(self) -> None:
-        """Wake all who wait: messages of releases may have been missed."""
+        """Wake all who wait, and those whose reply is on its way: messages may have been missed."""
+        self._woken += 1
         for busy in self._busy.values():
             busy.freed.set()
 

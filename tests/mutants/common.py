@@ -101,7 +101,7 @@ COMMON: Final = (
         "release-message-missed",
         "a release that is heard before the reply to the acquire is forgotten",
         file="common/locking/redis_lock.py",
-        old="        if key in freed:\n            busy.freed.set()\n",
+        old="        if freed:\n            busy.freed.set()\n",
         new="",
         tests=(f"{_REDIS}test_a_release_before_the_reply_is_read_is_not_missed",),
     ),

@@ -164,6 +164,26 @@ async def test_a_release_before_the_reply_is_read_is_not_missed(
     assert busy_key(grant, key).freed.is_set()
 
 
+async def test_a_subscription_that_is_back_before_the_reply_wakes_too(
+    replicas: list[RedisLocks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message of the release may have been missed."""
+    first, second, _ = replicas
+    key = new_id()
+
+    async def late(parts: Sequence[Any], token: str) -> object:
+        reply = await send(parts, token)
+        second.wake_all()
+        return reply
+
+    send = second._send
+    async with held(first, key):
+        with monkeypatch.context() as patch:
+            patch.setattr(second, "_send", late)
+            assert busy_key(await second.acquire([(key,)]), key).freed.is_set()
+        assert not busy_key(await second.acquire([(key,)]), key).freed.is_set()
+
+
 async def test_a_lost_subscription_wakes_all_who_wait_when_it_is_back(
     replicas: list[RedisLocks], redis: Redis
 ) -> None:
