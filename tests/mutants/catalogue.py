@@ -9,6 +9,7 @@ from tests.mutants.balance import BALANCE
 from tests.mutants.bulk import BULK
 from tests.mutants.common import COMMON
 from tests.mutants.coupon import COUPON
+from tests.mutants.lanes import LANES
 from tests.mutants.locks import LOCKS
 from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
@@ -30,4 +31,5 @@ MUTANTS: Final = (
     *PAYMENT,
     *AUDIT,
     *LOCKS,
+    *LANES,
 )
