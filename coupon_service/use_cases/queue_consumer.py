@@ -12,6 +12,8 @@ lease, with tickets in hand, is refused by the fence in the campaign's row.
 from __future__ import annotations
 
 import asyncio
+import enum
+import itertools
 from contextlib import suppress
 from typing import Final
 
@@ -33,12 +35,18 @@ from coupon_service.use_cases.queue_turn import ConsumerSuperseded, QueueTurns
 from coupon_service.use_cases.ticket_decider import TicketLane
 
 QUEUES_MAX: Final = 64
-"""Queues of one partition that are served at once; a queue that is empty gives its place up."""
+"""Queues of one partition that are served at once."""
+TURNS_MAX: Final = 32
+"""Turns of a queue, if QUEUES_MAX are served: then another one may be served."""
 IDLE_S: Final = 0.25
 """How late, about, a consumer finds a ticket that another replica has queued where none waited."""
 LOCK_WAIT_S: Final = 10.0
 FAILURES_MAX: Final = 5
-"""In a row, of one queue: then another replica consumes the partition. Its database may be well."""
+"""Turns of a queue that fail in a row, while none of the partition succeeds: then another replica
+consumes it, which may reach a database that this one does not. Also turns of a queue that its
+campaign's fence refuses: an election gives a new fence."""
+SUPERSEDED_PAUSE_S: Final = 1.0
+"""Of a queue whose campaign has a higher fence; the others go on."""
 _RETRY: Final = Backoff(0.05, 1.0, jitter=(0.5, 1.0))
 
 _consuming: Final = Gauge(
@@ -69,7 +77,7 @@ class QueueConsumer:
         self._partitions = [_Partition(number, queues, lane, locks) for number in range(PARTITIONS)]
 
     def start(self, ready: asyncio.Event) -> None:
-        """Stand for election in every partition when ``ready`` is set, until ``close``."""
+        """Try to become the consumer of every partition once ``ready`` is set, until ``close``."""
         for partition in self._partitions:
             partition.start(ready)
 
@@ -94,6 +102,9 @@ class _Partition:
         self._holding = False
         self._closed = asyncio.Event()
         self._woken = asyncio.Event()
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._done = 0
+        """Turns of all queues that have decided tickets."""
         self._heads: dict[str, Head] = {}
         """Of the queues that are served, as they were read last."""
 
@@ -158,26 +169,24 @@ class _Partition:
     async def _consume(self, fence: int) -> None:
         """Serve every queue that has entries, until ``close``. Raises _StepDown."""
         await self._queues.check_eviction()
-        turns = QueueTurns(self._queues, self._lane, fence)
-        serving: dict[str, asyncio.Task[None]] = {}
+        serving = self._serving = {}
         try:
             while not self._closed.is_set():
                 self._woken.clear()
                 for queue in await self._active():
                     if queue not in serving and len(serving) < QUEUES_MAX:
-                        serving[queue] = task = asyncio.create_task(self._serve(queue, turns))
+                        serving[queue] = task = asyncio.create_task(self._serve(queue, fence))
                         task.add_done_callback(lambda _: self._woken.set())
                 with suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_S):
                         await self._woken.wait()
-                for queue in [queue for queue, task in serving.items() if task.done()]:
-                    serving.pop(queue).result()
+                ended = [queue for queue, task in serving.items() if task.done()]
+                await asyncio.gather(*(serving.pop(queue) for queue in ended))
             await asyncio.gather(*serving.values())
         finally:
             for task in serving.values():
                 task.cancel()
-            if serving:
-                await asyncio.wait(serving.values())
+            await asyncio.gather(*serving.values(), return_exceptions=True)
 
     async def _active(self) -> list[str]:
         try:
@@ -185,41 +194,59 @@ class _Partition:
         except RedisUnavailable:
             return []
 
-    async def _serve(self, queue: str, turns: QueueTurns) -> None:
-        """Decide the tickets of a queue until it is empty. Raises _StepDown."""
-        failures = 0
+    async def _serve(self, queue: str, fence: int) -> None:
+        """Decide the tickets of a queue until it is empty; for TURNS_MAX turns if others may wait.
+
+        Raises _StepDown.
+        """
+        turns = QueueTurns(queue, self._queues, self._lane, fence)
+        failures, done = 0, self._done
         try:
-            while not self._closed.is_set():
-                empty = await self._attempt(queue, turns)
-                if empty:
+            for number in itertools.count(1):
+                turn = await self._take(turns)
+                crowded = number >= TURNS_MAX and len(self._serving) >= QUEUES_MAX
+                if turn is _Turn.EMPTY or self._closed.is_set() or crowded:
                     return
-                failures = failures + 1 if empty is None else 0
+                if turn is _Turn.DONE:
+                    failures = 0
+                    continue
+                if turn is _Turn.FAILED and done != self._done:
+                    # Other queues get on: the fault is of this one, not of this replica.
+                    failures, done = 0, self._done
+                failures += 1
                 if failures >= FAILURES_MAX:
                     raise _StepDown
-                if failures:
-                    await self._pause(_RETRY.pause_s(failures))
+                again_s = _RETRY.pause_s(turns.failures)
+                await self._pause(SUPERSEDED_PAUSE_S if turn is _Turn.SUPERSEDED else again_s)
         finally:
             self._heads.pop(queue, None)
             self._measure()
 
-    async def _attempt(self, queue: str, turns: QueueTurns) -> bool | None:
-        """Take a turn; whether the queue was empty, or None if the turn has to be repeated."""
+    async def _take(self, turns: QueueTurns) -> _Turn:
+        """Take a turn; whatever fails in it, the other queues go on."""
         try:
-            self._heads[queue] = head = await turns.read(queue)
+            self._heads[turns.queue] = head = await turns.read()
             self._measure()
-            await turns.decide(queue, head)
+            await turns.decide(head)
         except ConsumerSuperseded:
-            raise _StepDown from None
+            turn = _Turn.SUPERSEDED
         except (RedisUnavailable, Refusal):
-            return None
+            turn = _Turn.FAILED
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            return None
+            turn = _Turn.FAILED
         except Exception:  # noqa: BLE001 - one queue must not stop the others
-            _log.error("queue_failed", queue=queue, exc_info=True)
-            return None
-        return not head.entries
+            _log.error("queue_failed", queue=turns.queue, exc_info=True)
+            turn = _Turn.FAILED
+        else:
+            if not head.entries:
+                return _Turn.EMPTY
+            turns.succeeded()
+            self._done += 1
+            return _Turn.DONE
+        turns.failed()
+        return turn
 
     def _measure(self) -> None:
         heads = self._heads.values()
@@ -232,5 +259,18 @@ class _Partition:
                 await self._closed.wait()
 
 
+class _Turn(enum.Enum):
+    """What became of a turn."""
+
+    EMPTY = enum.auto()
+    """The queue has no entries."""
+    DONE = enum.auto()
+    FAILED = enum.auto()
+    """It has to be repeated."""
+    SUPERSEDED = enum.auto()
+    """The campaign has a higher fence than this consumer. If that is its successor's, the lock is
+    lost, which ends this consumer. If not, the next election gives a new fence."""
+
+
 class _StepDown(Exception):  # noqa: N818 - a state, not a fault
-    """Another replica has followed this one as consumer, or should: this one gets nowhere."""
+    """Another replica may decide what this one cannot, or the lock has to be acquired again."""

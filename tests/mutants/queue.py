@@ -9,8 +9,10 @@ from tests.mutants.mutant import Mutant
 _RACES: Final = "tests/concurrency/coupon/test_queue.py::"
 _TICKETS: Final = "tests/integration/coupon/test_queue.py::"
 _FAULTS: Final = "tests/integration/coupon/test_queue_faults.py::"
+_FAILURES: Final = "tests/integration/coupon/test_queue_failures.py::"
 _QUEUES: Final = "tests/integration/coupon/test_queues.py::"
 _FOLLOWED: Final = f"{_RACES}test_a_consumer_that_was_followed_issues_nothing_any_more"
+_NOT_ITS_OWN: Final = f"{_FAILURES}test_no_ticket_is_refused_for_a_fault_that_is_not_its_own"
 
 QUEUE: Final = (
     Mutant(
@@ -73,9 +75,33 @@ QUEUE: Final = (
         "outage-refuses-tickets",
         "tickets are refused while the database cannot be reached",
         file="coupon_service/use_cases/queue_turn.py",
-        old="        return error.retry_after_s is None\n",
-        new="        return True\n",
-        tests=(f"{_FAULTS}test_a_database_that_fails_refuses_no_ticket",),
+        old="            return error.retry_after_s is None\n",
+        new="            return True\n",
+        tests=(_NOT_ITS_OWN,),
+    ),
+    Mutant(
+        "lost-batch-refuses-its-ticket",
+        "a ticket is refused because the lane lost its batch, which may be committed",
+        file="coupon_service/use_cases/queue_turn.py",
+        old="        if isinstance(error, Internal):\n",
+        new="        if isinstance(error, Exception) and error is None:\n",
+        tests=(_NOT_ITS_OWN,),
+    ),
+    Mutant(
+        "missing-table-refuses-tickets",
+        "tickets are refused one after another for a fault that all of them meet",
+        file="coupon_service/use_cases/queue_turn.py",
+        old="            return alone and not sqlstate(error)\n",
+        new="            return alone\n",
+        tests=(_NOT_ITS_OWN,),
+    ),
+    Mutant(
+        "one-queue-ends-the-others",
+        "a queue that fails ends the consumer of others that succeed",
+        file="coupon_service/use_cases/queue_consumer.py",
+        old="if turn is _Turn.FAILED and done != self._done:",
+        new="if turn is _Turn.EMPTY and done != self._done:",
+        tests=(f"{_FAILURES}test_a_queue_that_fails_does_not_end_the_others_of_its_partition",),
     ),
     Mutant(
         "second-ticket-is-lost",

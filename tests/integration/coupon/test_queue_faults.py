@@ -15,9 +15,8 @@ from structlog.testing import capture_logs
 from coupon_service.model.ticket import partition_of, queue_of
 from coupon_service.settings import CouponSettings
 from coupon_service.store import queue_scripts
-from coupon_service.store import ticket as store
 from coupon_service.store.queue import open_queues
-from coupon_service.use_cases import queue_consumer, queue_turn
+from coupon_service.use_cases import queue_turn
 from coupon_service.wiring import build
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
@@ -133,29 +132,6 @@ async def test_a_follower_is_told_that_its_ticket_is_lost(
     with refused("TICKET_LOST"):
         await stream.read()
     assert not opened.is_set()
-
-
-async def test_a_database_that_fails_refuses_no_ticket(
-    coupon: Any, opened: asyncio.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It fails often enough that the consumer lets another replica try."""
-    failures = 2 * queue_consumer.FAILURES_MAX
-    lock = store.lock_campaigns
-
-    async def failing(*args: Any, **kwargs: Any) -> Any:
-        nonlocal failures
-        failures -= 1
-        if failures > 0:
-            raise ConnectionResetError
-        return await lock(*args, **kwargs)
-
-    monkeypatch.setattr(store, "lock_campaigns", failing)
-    campaign_id = await open_campaign(coupon, queue_only=True)
-    tickets = [await queued(coupon, campaign_id, user_id) for user_id in ("ann", "bob")]
-    opened.set()
-    final = [await decided(coupon, ticket) for ticket in tickets]
-    assert [ticket.coupon.issue_number for ticket in final] == [1, 2]
-    assert failures <= 0
 
 
 # -- full, wrong ---------------------------------------------------------------------------------
