@@ -49,7 +49,7 @@ campaigns = sa.Table(
     sa.Column("queue_only", sa.Boolean, nullable=False, server_default=sa.false()),
     # How many of ``issued`` were issued by ticket.
     sa.Column("issued_by_ticket", sa.BigInteger, nullable=False, server_default="0"),
-    # The highest fence of a consumer that has issued coupons of this campaign by ticket.
+    # The highest fence of a consumer that has decided tickets of this campaign.
     sa.Column("queue_fence", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("request_id", name=CAMPAIGN_REQUEST_ONCE),
     sa.CheckConstraint("issued BETWEEN 0 AND quantity", name=ISSUED_WITHIN_QUANTITY),

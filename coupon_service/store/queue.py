@@ -151,7 +151,10 @@ class Queues:
     async def read(self, queue: str, size: int) -> Head:
         """The first entries of the queue, up to ``size``."""
         keys = scripts.queue_keys(partition_of(queue), queue)[:1]
-        waiting, now_ms, *read = await self._call("read_queue", scripts.READ, keys, size)
+        reply = await self._call("read_queue", scripts.READ, keys, size)
+        if len(reply) < 2:
+            raise RedisUnavailable
+        waiting, now_ms, *read = reply
         texts = [text for text in read if isinstance(text, str)]
         if type(waiting) is not int or type(now_ms) is not int or len(texts) % 2:
             raise RedisUnavailable

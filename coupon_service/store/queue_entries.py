@@ -23,6 +23,8 @@ from coupon_service.model.ticket import (
 
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
+_TIME: Final = re.compile(r"[0-9]{1,17}")
+"""In microseconds, until the year 5138: one of 18 digits may be later than a datetime can be."""
 _REASON: Final = re.compile(r"[A-Z][A-Z_]{0,63}")
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _US: Final = timedelta(microseconds=1)
@@ -141,7 +143,7 @@ def found_of(ticket_id: str, state: object) -> Found:
         return Ticket.waiting(ticket_id, campaign_id, user_id, int(text))
     if kind == "final" and not rest and is_ticket_id(text):
         return IssuedBefore(text)
-    if kind == "final" and _REASON.fullmatch(text) and len(rest) == 1 and rest[0].isdecimal():
+    if kind == "final" and _REASON.fullmatch(text) and len(rest) == 1 and _TIME.fullmatch(rest[0]):
         time = _EPOCH + int(rest[0]) * _US
         return Ticket(
             ticket_id, campaign_id, user_id, TicketState.REFUSED, time, failure_reason=text

@@ -45,6 +45,8 @@ local found = redis.call('HGET', users, who)
 if found then
   local first, sequence, by = string.match(found, '^(%S+) (%d+) (%S+)$')
   if sequence and tonumber(sequence) > finished then
+    -- The set may have been lost alone; then no consumer looks into this queue.
+    redis.call('SADD', active, queue)
     return {{tonumber(number), 'found', first, tonumber(sequence) - finished, by}}
   end
 end

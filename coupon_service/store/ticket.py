@@ -9,6 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from common.db.errors import StaleRead
 from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, same, unnest
@@ -22,11 +23,13 @@ _CAMPAIGNS: Final[RowLocks[str]] = RowLocks(campaigns, "campaign_id")
 _COUNTS: Final = ("issued", "issued_by_ticket", "queue_fence")
 
 _counted = unnest("counted", *campaigns.c[("campaign_id", *_COUNTS)])
-# The rows are locked already, so the order in which they are written does not matter.
+# The rows are locked already, so the order in which they are written does not matter. The fence is
+# compared once more: without the row's lock, a later consumer may have written its own meanwhile.
 _SAVE: Final = (
     sa.update(campaigns)
     .values({name: _counted.c[name] for name in _COUNTS})
     .where(campaigns.c.campaign_id == _counted.c.campaign_id)
+    .where(campaigns.c.queue_fence <= _counted.c.queue_fence)
 )
 
 _wanted = unnest("wanted", coupons.c.ticket_id, position=sa.BigInteger)
@@ -56,7 +59,10 @@ async def lock_campaigns(
 
 
 async def save_issued(connection: Connection, changed: Sequence[QueuedCampaign]) -> None:
-    """Write how many coupons of these locked campaigns were issued, and the consumer's fence."""
+    """Write how many coupons of these locked campaigns were issued, and the consumer's fence.
+
+    Raises StaleRead if a later consumer has written a campaign since it was read.
+    """
     if not changed:
         return
     rows = [
@@ -68,7 +74,9 @@ async def save_issued(connection: Connection, changed: Sequence[QueuedCampaign])
         }
         for one in changed
     ]
-    await connection.execute(_SAVE, arrays(_counted, rows))
+    result = await connection.execute(_SAVE, arrays(_counted, rows))
+    if result.rowcount != len(rows):
+        raise StaleRead
 
 
 async def find_issued(connection: Connection, ticket_ids: Sequence[str]) -> list[TicketCoupon]:

@@ -176,9 +176,12 @@ class Tickets:
         found = await self._coupons.load(carried)
         if found.coupon is not None:
             return Ticket.issued(ticket_id, found.coupon)
+        if state is _ABSENT:
+            # It may wait there, however old it is.
+            return None
         if not may_be_lost(ticket_id, found.now, self._queues.keep):
             return TicketNotFound(ticket_id=ticket_id)
-        return None if state is _ABSENT else TicketLost(ticket_id=ticket_id)
+        return TicketLost(ticket_id=ticket_id)
 
 
 def _issued_before(

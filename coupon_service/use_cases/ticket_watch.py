@@ -13,6 +13,8 @@ from coupon_service.use_cases.ticket import Tickets
 
 MESSAGE_PAUSE_S: Final = 1.0
 """From one message of a stream to the next, at least."""
+ROUND_MAX: Final = 1_000
+"""Tickets that are read at once: GetTicket waits for the same reads, whose callers are bounded."""
 
 
 class TicketWatches:
@@ -47,13 +49,13 @@ class TicketWatches:
 
     async def poll(self) -> None:
         """A round: find what has moved. While the queue cannot be reached, its tickets wait."""
-        asked = dict(self._watched)
-        if not asked:
-            return
-        found = await self._tickets.read(list(asked))
-        for watched, ticket in zip(asked.values(), found, strict=True):
-            if ticket is not None:
-                watched.update(ticket)
+        asked = list(self._watched.items())
+        for at in range(0, len(asked), ROUND_MAX):
+            part = asked[at : at + ROUND_MAX]
+            found = await self._tickets.read([ticket_id for ticket_id, _ in part])
+            for (_, watched), ticket in zip(part, found, strict=True):
+                if ticket is not None:
+                    watched.update(ticket)
 
 
 class _WatchedTicket:

@@ -51,8 +51,8 @@ QUEUE: Final = (
         "two-waiting-tickets",
         "a user can have several waiting tickets of one campaign",
         file="coupon_service/store/queue_scripts.py",
-        old="if sequence and tonumber(sequence) > finished then\n    return",
-        new="if sequence and tonumber(sequence) < finished then\n    return",
+        old="if sequence and tonumber(sequence) > finished then\n    --",
+        new="if sequence and tonumber(sequence) < finished then\n    --",
         tests=(f"{_TICKETS}test_a_waiting_ticket_is_returned_again_whatever_the_request_id",),
     ),
     Mutant(

@@ -29,6 +29,7 @@ from tests.support.replicas import channel, replicas
 from tests.support.tickets import hold_queues
 
 WAITING_MAX = 3
+OLD_TICKET_ID = "018f0000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,17 @@ async def test_a_ticket_whose_entry_is_gone_is_lost_and_can_be_queued_again(
     assert again.coupon.issue_number == 2
 
 
+async def test_a_queue_that_no_consumer_knows_is_served_when_a_call_is_repeated(
+    coupon: Any, opened: asyncio.Event, redis: Redis
+) -> None:
+    campaign_id = await open_campaign(coupon, queue_only=True)
+    ticket = await queued(coupon, campaign_id)
+    await redis.delete(queue_scripts.active_key(partition_of(queue_of(campaign_id))))
+    assert await queued(coupon, campaign_id) == ticket
+    opened.set()
+    assert (await decided(coupon, ticket)).coupon.issue_number == 1
+
+
 @pytest.mark.parametrize("of", ["queue", "campaign"])
 async def test_a_forged_ticket_gets_what_a_call_would_get(
     coupon: Any, opened: asyncio.Event, redis: Redis, sql: Callable[[str], str], of: str
@@ -249,11 +261,10 @@ async def test_without_redis_issued_tickets_are_read_and_none_is_queued(
         with refused("TICKET_LOST") as ended:
             await alone.QueueCoupon(queue(campaign_id, "bob"))
         assert ended.refusal.retry_after_s == 1.0
-        recent = pb.GetTicketRequest(
-            ticket_id=issued.ticket_id[:20] + "000-000000000000", user_id="ann"
-        )
-        with refused("TICKET_LOST"):
-            await alone.GetTicket(recent)
+        # However old a ticket is, it may wait in the queue that cannot be reached.
+        for ticket_id in (issued.ticket_id[:20] + "000-000000000000", OLD_TICKET_ID):
+            with refused("TICKET_LOST"):
+                await alone.GetTicket(pb.GetTicketRequest(ticket_id=ticket_id, user_id="ann"))
 
 
 async def test_a_redis_that_ends_and_starts_empty_loses_no_coupon(

@@ -138,22 +138,40 @@ async def test_positions_count_from_the_last_ticket_that_is_finished(
     assert await positions() == [1, 2]
 
 
+REPLIES: dict[str, Any] = {
+    "nothing": None,
+    "of no command": [],
+    "of another command": [7, "queued", "x", 1, "q1"],
+    "a text": "OK",
+    "a table": {"a": 1},
+}
+BODIES: dict[str, list[Any]] = {
+    "empty": [],
+    "too short": ["queued", "x"],
+    "of other types": ["queued", 1, 1, "q1"],
+    "texts for numbers": ["2", "3"],
+    "another ticket": ["queued", f"{'0' * 8}-0000-7000-8000-{'0' * 12}", 1, "q1"],
+    "no number of tickets": ["x", 0, "1-1", "text"],
+    "half an entry": [1, 0, "1-1"],
+}
+"""After the number of the command."""
+
+
+@pytest.mark.parametrize("name", [*REPLIES, *BODIES])
 async def test_replies_that_do_not_fit_are_no_replies(
-    valkey_server: ValkeyServer, campaign_id: str, monkeypatch: pytest.MonkeyPatch
+    valkey_server: ValkeyServer, campaign_id: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A reply to another command, or of another form: the caller has nothing."""
-    replies: list[Any] = [None, [], [7], "OK", {"a": 1}, [1, 2, 3], [1, "queued", 1, 1, "q1"]]
+
+    async def sent(_: Any, __: Any, number: int, *___: Any) -> Any:
+        return [number, *BODIES[name]] if name in BODIES else REPLIES[name]
+
+    monkeypatch.setattr("common.locking.redis.FAILURES_MAX", 1_000)
+    monkeypatch.setattr("common.locking.redis.Script.__call__", sent)
     async with open_queues(valkey_server.url, waiting_max=1, keep=KEEP) as queues:
-        for reply in replies:
-
-            async def sent(*_: Any, reply: Any = reply) -> Any:
-                return reply
-
-            monkeypatch.setattr("common.locking.redis.Script.__call__", sent)
-            monkeypatch.setattr("common.locking.redis.FAILURES_MAX", 1_000)
-            with pytest.raises(RedisUnavailable):
-                await enqueued(queues, campaign_id)
-            with pytest.raises(RedisUnavailable):
-                await queues.look_up(queue_of(campaign_id), ["x"] * 9)
-            with pytest.raises(RedisUnavailable):
-                await queues.read(queue_of(campaign_id), 1)
+        with pytest.raises(RedisUnavailable):
+            await enqueued(queues, campaign_id)
+        with pytest.raises(RedisUnavailable):
+            await queues.look_up(queue_of(campaign_id), ["x"] * 9)
+        with pytest.raises(RedisUnavailable):
+            await queues.read(queue_of(campaign_id), 1)

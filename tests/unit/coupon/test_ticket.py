@@ -20,6 +20,7 @@ from coupon_service.model.ticket import (
     queue_of,
     time_of,
 )
+from coupon_service.store.queue_entries import found_of
 from tests.unit.coupon.test_model import a_campaign, a_command
 
 NOW = datetime(2026, 11, 28, 0, 4, 5, 678_901, tzinfo=UTC)
@@ -110,3 +111,20 @@ def test_the_content_of_a_request_has_queue_only_if_it_is_set() -> None:
     assert a_command().digest == a_command(queue_only=False).digest
     digests = {a_command(**fields).digest for fields in ({}, {"queue_only": True}, {"shares": 2})}
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    ("final", "readable"),
+    [
+        ("COUPON_SOLD_OUT 1795827184000000", True),
+        ("COUPON_SOLD_OUT 99999999999999999", True),
+        ("COUPON_SOLD_OUT 999999999999999999", False),
+        ("COUPON_SOLD_OUT \u0661", False),
+        ("COUPON_SOLD_OUT -1", False),
+        ("COUPON_SOLD_OUT", False),
+        ("sold_out 1", False),
+    ],
+)
+def test_a_final_state_that_cannot_be_read_is_none(final: str, *, readable: bool) -> None:
+    state = f"final {new_id()} ann {final}"
+    assert (found_of(new_ticket_id(new_id(), NOW), state) is not None) is readable
