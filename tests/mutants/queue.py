@@ -24,6 +24,14 @@ QUEUE: Final = (
         tests=(_FOLLOWED,),
     ),
     Mutant(
+        "fence-not-in-the-statement",
+        "what a campaign counts is written whatever fence a later consumer has written",
+        file="coupon_service/store/ticket.py",
+        old="    .where(campaigns.c.queue_fence <= _counted.c.queue_fence)\n",
+        new="",
+        tests=(_FOLLOWED,),
+    ),
+    Mutant(
         "fence-with-coupons-only",
         "a consumer that refuses every ticket leaves the fence of the one before it",
         file="coupon_service/use_cases/ticket_decider.py",
