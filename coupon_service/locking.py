@@ -35,8 +35,8 @@ STRATEGIES: Final[Strategies] = {
             tables.NUMBER_ONCE,
             tables.QUEUE_ONLY,
         ),
-        why="All users want the same row at the same moment, and the order of arrival decides: "
-        "they queue for the campaign's row, which counts the numbers. Once the campaign is over, a "
+        why="All calls update one row at the same moment, and the order of arrival decides: they "
+        "queue for the campaign's row, which counts the numbers. Once the campaign is over, a "
         "read without a lock refuses those who come too late.",
     ),
     IssueFromShare: Strategy(
@@ -61,8 +61,8 @@ STRATEGIES: Final[Strategies] = {
             tables.TICKET_ONCE,
         ),
         why="One consumer issues the coupons of a queue in its order. The campaign's row has the "
-        "highest fence of its consumers: one that was followed by another, as after a pause, "
-        "writes nothing. The key is that of IssueCoupon, which wants the same row.",
+        "highest fence of its consumers: one with a lower fence, as after a pause, writes "
+        "nothing. The key is that of IssueCoupon, which locks the same row.",
     ),
     RedeemCoupon: Strategy(
         rows=RowStrategy.CONDITIONAL_UPDATE,

@@ -114,7 +114,7 @@ class IssueTickets:
 
     campaign_id: str
     fence: int
-    """The consumer's. A consumer that another one has followed has a lower one."""
+    """Of the consumer's lock: a later consumer has a higher one."""
     tickets: tuple[QueuedTicket, ...]
 
 
@@ -128,7 +128,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Nothing was decided: another consumer follows this one."""
+    """Nothing was decided: a later consumer has written the campaign."""
 
 
 Decided = Sequence[Decision] | Superseded

@@ -3,7 +3,7 @@
 The keys of one queue are in one slot, that of its partition:
 
 - ``…:entries``, a stream: the waiting tickets in their order. An entry stays until its ticket is
-  finished, so that its head is always what is due, also for a consumer that follows another;
+  finished, so that its head is always what is due, for a later consumer too;
 - ``…:tickets``, a hash: waiting ticket → campaign, user and sequence;
 - ``…:users``, a hash: campaign and user → their waiting ticket, its sequence and request_id;
 - ``…:counts``, a hash: the last sequence that was queued, and the last one that is finished;

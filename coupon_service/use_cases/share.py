@@ -110,7 +110,7 @@ class _Decider(Decider[IssueFromShare, Issued, _Batch]):
     async def load(
         self, connection: Connection, commands: Sequence[IssueFromShare], *, wait_for_locks: bool
     ) -> _Batch:
-        # The latest command knows best which share is the replica's own.
+        # Commands may name different shares: the latest one has the share that was locked last.
         own = {command.campaign_id: command.share for command in commands}
         places = {id_: store.Place(share, after=-1) for id_, share in own.items()}
         drawn = await store.draw_free(connection, places)

@@ -11,17 +11,17 @@ _TICKETS: Final = "tests/integration/coupon/test_queue.py::"
 _FAULTS: Final = "tests/integration/coupon/test_queue_faults.py::"
 _FAILURES: Final = "tests/integration/coupon/test_queue_failures.py::"
 _QUEUES: Final = "tests/integration/coupon/test_queues.py::"
-_FOLLOWED: Final = f"{_RACES}test_a_consumer_that_was_followed_issues_nothing_any_more"
+_SUPERSEDED: Final = f"{_RACES}test_a_superseded_consumer_issues_nothing_any_more"
 _NOT_ITS_OWN: Final = f"{_FAILURES}test_no_ticket_is_refused_for_a_fault_that_is_not_its_own"
 
 QUEUE: Final = (
     Mutant(
         "late-consumer-issues",
-        "a consumer that another one has followed goes on issuing",
+        "a consumer that a later one has superseded goes on issuing",
         file="coupon_service/model/ticket.py",
         old="        if fence < self.queue_fence:\n",
         new="        if fence < 0:\n",
-        tests=(_FOLLOWED,),
+        tests=(_SUPERSEDED,),
     ),
     Mutant(
         "fence-not-in-the-statement",
@@ -29,7 +29,7 @@ QUEUE: Final = (
         file="coupon_service/store/ticket.py",
         old="    .where(campaigns.c.queue_fence <= _counted.c.queue_fence)\n",
         new="",
-        tests=(_FOLLOWED,),
+        tests=(_SUPERSEDED,),
     ),
     Mutant(
         "fence-with-coupons-only",
@@ -37,7 +37,7 @@ QUEUE: Final = (
         file="coupon_service/use_cases/ticket_decider.py",
         old="list(batch.changed.values())",
         new="list(batch.changed.values()) if batch.new else []",
-        tests=(_FOLLOWED,),
+        tests=(_SUPERSEDED,),
     ),
     Mutant(
         "direct-calls-overtake",

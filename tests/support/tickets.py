@@ -53,3 +53,19 @@ def hold_queues(patch: pytest.MonkeyPatch) -> asyncio.Event:
 
     patch.setattr(Queues, "read", held)
     return opened
+
+
+def limit_turns(patch: pytest.MonkeyPatch) -> asyncio.Semaphore:
+    """Let consumers of this process read a queue that has tickets once for each release."""
+    turns = asyncio.Semaphore(0)
+    read = Queues.read
+
+    async def limited(self: Queues, *args: Any) -> Head:
+        await turns.acquire()
+        head = await read(self, *args)
+        if not head.entries:
+            turns.release()
+        return head
+
+    patch.setattr(Queues, "read", limited)
+    return turns

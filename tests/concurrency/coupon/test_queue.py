@@ -111,7 +111,7 @@ async def lanes(crowd: Crowd[Any]) -> AsyncIterator[tuple[TicketLane, TicketLane
 
 @without_redis
 @pytest.mark.parametrize("guard", ["row lock", "statement", "none"])
-async def test_a_consumer_that_was_followed_issues_nothing_any_more(
+async def test_a_superseded_consumer_issues_nothing_any_more(
     crowd: Crowd[Any],
     lanes: tuple[TicketLane, TicketLane],
     monkeypatch: pytest.MonkeyPatch,

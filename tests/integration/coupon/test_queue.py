@@ -26,7 +26,7 @@ from tests.support.coupons import (
 )
 from tests.support.orders import UNKNOWN_ID
 from tests.support.refusals import refused
-from tests.support.tickets import hold_queues
+from tests.support.tickets import hold_queues, limit_turns
 
 USERS = [f"u{number}" for number in range(20)]
 
@@ -144,6 +144,18 @@ async def test_direct_calls_are_refused_where_only_tickets_are_issued(coupon: An
     assert (await coupon.GetCampaign(get_campaign(campaign_id))).campaign.issued == 0
 
 
+async def test_control_where_direct_calls_are_allowed_one_overtakes_the_queue(
+    coupon: Any, opened: asyncio.Event
+) -> None:
+    """What queue_only prevents: a later call gets the earlier coupon."""
+    campaign_id = await open_campaign(coupon)
+    ticket = await queued(coupon, campaign_id, "ann")
+    response = await coupon.IssueCoupon(issue(campaign_id, "bob"))
+    opened.set()
+    final = await decided(coupon, ticket)
+    assert (response.coupon.issue_number, final.coupon.issue_number) == (1, 2)
+
+
 async def test_one_request_id_of_both_methods_is_two_requests(coupon: Any) -> None:
     campaign_id = await open_campaign(coupon, quantity=2)
     await coupon.IssueCoupon(issue(campaign_id, "ann", "r1"))
@@ -217,22 +229,45 @@ async def test_tickets_of_others_and_of_nobody_are_not_found(
 
 
 async def test_a_watched_ticket_moves_up_until_it_is_issued(
-    coupon: Any, opened: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+    coupon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coupon_service.use_cases.ticket_watch.MESSAGE_PAUSE_S", 0.01)
     monkeypatch.setattr("coupon_service.use_cases.queue_turn.TICKETS_MAX", 1)
+    turns = limit_turns(monkeypatch)
     campaign_id = await open_campaign(coupon, quantity=len(USERS), queue_only=True)
     tickets = [await queued(coupon, campaign_id, user_id) for user_id in USERS]
     stream = coupon.WatchTicket(watch_ticket(tickets[-1]))
     seen = [(await stream.read()).ticket]
-    opened.set()
+    for _ in range(2):
+        # It has no further turn until its followers have seen the last one.
+        turns.release()
+        seen.append((await stream.read()).ticket)
+    for _ in range(len(USERS)):
+        turns.release()
     seen += await rest_of(stream)
     positions = [ticket.position for ticket in seen]
     assert positions == sorted(set(positions), reverse=True)
-    assert (positions[0], positions[-1]) == (len(USERS), 0)
+    assert positions[:3] == [len(USERS), len(USERS) - 1, len(USERS) - 2]
+    assert positions[-1] == 0
     assert seen[-1] == await decided(coupon, tickets[-1])
     assert seen[-1].coupon.issue_number == len(USERS)
     assert await rest_of(coupon.WatchTicket(watch_ticket(tickets[-1]))) == [seen[-1]]
+
+
+async def test_more_tickets_can_be_watched_than_one_read_has(
+    coupon: Any, opened: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coupon_service.use_cases.ticket_watch.MESSAGE_PAUSE_S", 0.01)
+    campaign_id = await open_campaign(coupon, quantity=len(USERS), queue_only=True)
+    tickets = [await queued(coupon, campaign_id, user_id) for user_id in USERS]
+    streams = [coupon.WatchTicket(watch_ticket(ticket)) for ticket in tickets]
+    for stream in streams:
+        await stream.read()
+    monkeypatch.setattr("common.batching.loader.DEPTH_MAX", 2)
+    monkeypatch.setattr("coupon_service.use_cases.ticket_watch.ROUND_MAX", 2)
+    opened.set()
+    last = [(await rest_of(stream))[-1] for stream in streams]
+    assert {ticket.state for ticket in last} == {pb.Ticket.STATE_ISSUED}
 
 
 async def test_a_watched_ticket_ends_with_its_refusal(

@@ -189,6 +189,27 @@ async def test_a_campaign_with_a_later_fence_waits_and_other_queues_go_on(
         await all_issued(coupon, waiting)
 
 
+async def test_a_queue_that_never_gets_empty_leaves_its_place_to_others(
+    coupon_database: ServiceUrls,
+    redis_url: str,
+    opened: asyncio.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"QUEUES_MAX": 1, "TURNS_MAX": 2, "FAILURES_MAX": 10_000}.items():
+        monkeypatch.setattr(queue_consumer, name, value)
+    async with one_replica(coupon_database, redis_url) as coupon:
+        broken = await open_campaign(coupon, queue_only=True)
+        beside = await campaign_beside(coupon, broken)
+        failing = Failing(
+            store.lock_campaigns, UndefinedTableError, lambda _, __, ids: broken in ids
+        )
+        monkeypatch.setattr(store, "lock_campaigns", failing)
+        await queued(coupon, broken)
+        others = await queued(coupon, beside)
+        opened.set()
+        await all_issued(coupon, others)
+
+
 async def test_a_queue_that_fails_does_not_end_the_others_of_its_partition(
     coupon_database: ServiceUrls,
     redis_url: str,
