@@ -290,12 +290,14 @@ class Ticket(_message.Message):
     user_id: _builtins.str
     """The user who gets the coupon."""
     position: _builtins.int
-    """The place in the queue, 1 is next; 0 when it is issued or refused. It only decreases."""
+    """The place in the queue, 1 is next; 0 when it is issued or refused. It decreases, unless
+    Redis is restored to an earlier state.
+    """
     state: Global___Ticket.State.ValueType
     """The state of the ticket."""
     failure_reason: _builtins.str
     """Why no coupon is issued, by the reason that IssueCoupon would have returned: for instance
-    COUPON_SOLD_OUT; empty unless refused.
+    COUPON_SOLD_OUT, or INTERNAL after a defect of the service; empty unless refused.
     """
     @_builtins.property
     def coupon(self) -> Global___Coupon:
@@ -307,7 +309,9 @@ class Ticket(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When its state changed last, by the database's clock."""
+        """When its state changed last, by the database's clock; create_time if it is refused because its
+        transaction failed.
+        """
 
     def __init__(
         self,
@@ -360,7 +364,7 @@ class CreateCampaignRequest(_message.Message):
     """
     shares: _builtins.int
     """Over how many rows the quantity is split beforehand, 1 to 64 (optional: 1, it is not split).
-    Replicas then draw from rows of their own and do not meet on one; exactly `quantity` coupons
+    Replicas then lock different rows, and do not wait for each other; exactly `quantity` coupons
     are issued all the same. Coupon.issue_number is then not in the order of arrival.
     """
     queue_only: _builtins.bool

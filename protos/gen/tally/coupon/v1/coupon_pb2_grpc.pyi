@@ -73,9 +73,10 @@ class CouponServiceStub:
     returns that ticket. Only where the campaign is queue_only is the order of queueing that of
     issue; elsewhere IssueCoupon may overtake the queue.
 
-    The ticket tells the outcome: GetTicket, WatchTicket. Once the coupon is issued, the same
-    request_id returns the final ticket, replayed, and with another campaign it is refused with
-    REQUEST_ID_REUSED. Until then nothing is recorded: of two campaigns that were queued for with
+    GetTicket and WatchTicket return the outcome. Once the coupon is issued, the request_id that
+    queued the ticket returns the final ticket, replayed; with another campaign it is refused with
+    REQUEST_ID_REUSED. Another request_id, also one that was answered with the waiting ticket, is
+    refused with COUPON_ALREADY_ISSUED then. Until then nothing is recorded: of two campaigns that were queued for with
     one request_id, the later ticket is refused. After a refusal, the same request_id may queue
     again.
 
@@ -85,14 +86,15 @@ class CouponServiceStub:
 
     Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming campaign_id if
     the campaign has more than one share; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside start_time
-    and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED; RESOURCE_EXHAUSTED /
+    and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED, REQUEST_ID_REUSED; RESOURCE_EXHAUSTED /
     COUPON_SOLD_OUT (final), QUEUE_FULL (with RetryInfo); UNAVAILABLE / TICKET_LOST (with
     RetryInfo).
     """
     GetTicket: _aio.UnaryUnaryMultiCallable[_coupon_pb2.GetTicketRequest, _coupon_pb2.GetTicketResponse]
     """Reads one ticket of a user.
 
-    A refused ticket can be read for a day, an issued one as long as its coupon.
+    A refused ticket can be read for the retention time (a setting of the service, a day by
+    default), an issued one as long as its coupon.
 
     Errors: UNAVAILABLE / TICKET_LOST (with RetryInfo) if the ticket may have been lost with the
     queue, or the queue cannot be reached: call QueueCoupon again with the same request_id;
@@ -231,9 +233,10 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
         returns that ticket. Only where the campaign is queue_only is the order of queueing that of
         issue; elsewhere IssueCoupon may overtake the queue.
 
-        The ticket tells the outcome: GetTicket, WatchTicket. Once the coupon is issued, the same
-        request_id returns the final ticket, replayed, and with another campaign it is refused with
-        REQUEST_ID_REUSED. Until then nothing is recorded: of two campaigns that were queued for with
+        GetTicket and WatchTicket return the outcome. Once the coupon is issued, the request_id that
+        queued the ticket returns the final ticket, replayed; with another campaign it is refused with
+        REQUEST_ID_REUSED. Another request_id, also one that was answered with the waiting ticket, is
+        refused with COUPON_ALREADY_ISSUED then. Until then nothing is recorded: of two campaigns that were queued for with
         one request_id, the later ticket is refused. After a refusal, the same request_id may queue
         again.
 
@@ -243,7 +246,7 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND / CAMPAIGN_NOT_FOUND; INVALID_ARGUMENT / INVALID_FIELD naming campaign_id if
         the campaign has more than one share; FAILED_PRECONDITION / CAMPAIGN_NOT_OPEN outside start_time
-        and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED; RESOURCE_EXHAUSTED /
+        and end_time; ALREADY_EXISTS / COUPON_ALREADY_ISSUED, REQUEST_ID_REUSED; RESOURCE_EXHAUSTED /
         COUPON_SOLD_OUT (final), QUEUE_FULL (with RetryInfo); UNAVAILABLE / TICKET_LOST (with
         RetryInfo).
         """
@@ -256,7 +259,8 @@ class CouponServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_coupon_pb2.GetTicketResponse]:
         """Reads one ticket of a user.
 
-        A refused ticket can be read for a day, an issued one as long as its coupon.
+        A refused ticket can be read for the retention time (a setting of the service, a day by
+        default), an issued one as long as its coupon.
 
         Errors: UNAVAILABLE / TICKET_LOST (with RetryInfo) if the ticket may have been lost with the
         queue, or the queue cannot be reached: call QueueCoupon again with the same request_id;
