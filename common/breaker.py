@@ -90,7 +90,7 @@ class CircuitBreaker:
         if self._opened_s is None:
             self._failures += 1
             if self._failures == self._failures_max:
-                # Once until it closes: a trial that fails tells nothing new.
+                # Once until it closes: a trial that fails changes nothing.
                 _log.warning(
                     "circuit_opened",
                     circuit=self.name,

@@ -21,7 +21,7 @@ _log = structlog.stdlib.get_logger()
 def refusal_for(method: str, error: BaseException) -> Refusal | Code | None:
     """What the client of a call gets for the exception that ended it.
 
-    A code if no client waits any more: gRPC has told it. None if the status is sent already.
+    A code if no client waits any more: gRPC has sent it. None if the status is sent already.
     """
     if isinstance(error, Refusal):
         return error

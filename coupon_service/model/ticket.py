@@ -39,7 +39,7 @@ class TicketState(enum.StrEnum):
 def queue_of(id_: str) -> str:
     """The name of the queue of a campaign, or of a ticket: the last digits of its id.
 
-    A ticket says so which queue it is in. Two campaigns may share a queue by chance; each entry
+    So a ticket's id names its queue. Two campaigns may share a queue by chance; each entry
     names its campaign.
     """
     return id_[-_QUEUE_DIGITS:]
@@ -72,7 +72,7 @@ def _milliseconds(id_: str) -> str:
 
 
 def may_be_lost(ticket_id: str, now: datetime, retention: timedelta) -> bool:
-    """Whether a ticket that is found nowhere was lost: later, even a refused one is forgotten."""
+    """Whether a ticket that is found nowhere was lost: later, even a refused one is deleted."""
     return -_AHEAD_MAX < now - time_of(ticket_id) < retention
 
 

@@ -81,11 +81,11 @@ async def counted(
         _seconds.labels(operation).observe(took_s)
     _outcomes.labels(operation, OUTCOME_LABELS[type(outcome)]).inc()
     needs_attention = _needs_attention(operation, confirmation, outcome)
-    # While the circuit is open, each payment would say again what its opening said.
-    told = isinstance(outcome, _ENDED_WELL[operation]) or (
+    # While the circuit is open, each line would repeat that of its opening.
+    unremarkable = isinstance(outcome, _ENDED_WELL[operation]) or (
         isinstance(outcome, NotSent) and outcome.circuit_open
     )
-    if needs_attention or not told:
+    if needs_attention or not unremarkable:
         event, level = "gateway_call", logging.WARNING
         if needs_attention:
             event, level = "gateway_needs_attention", logging.ERROR
