@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from common.addresses import split_host_port
 from common.environment import PREFIX, SettingsError
+from tally_client.rpc.addresses import split_host_port
 
 VARIABLE: Final = f"{PREFIX}FAILPOINTS_DIR"
 

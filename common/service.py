@@ -26,7 +26,6 @@ import uvloop
 from pydantic import SecretStr
 
 from common import VERSION, failpoints, logs, tracing
-from common.addresses import split_host_port
 from common.db.database import Database
 from common.db.errors import (
     INSUFFICIENT_PRIVILEGE,
@@ -48,6 +47,7 @@ from common.rpc.status import from_trailing
 from common.settings import Command, ServiceSettings, read
 from common.tasks import PeriodicJob, run_periodic_jobs
 from common.urls import engine_url
+from tally_client.rpc.addresses import split_host_port
 
 S = TypeVar("S", bound=ServiceSettings)
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, SecretStr
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from common.addresses import PORT_MAX, split_host_port
+from tally_client.rpc.addresses import PORT_MAX, split_host_port
 
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from common.errors import Code, Refusal
-from common.rpc.channels import open_channel
 from common.rpc.client import ServiceClient
 from common.rpc.convert import money_to
 from common.rpc.status import is_retryable
@@ -26,6 +25,7 @@ from tally.coupon.v1 import coupon_pb2
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.payment.v1 import payment_pb2
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tally_client.rpc.channels import open_channel
 
 ATTEMPT_S: Final = 2.0
 """Time limit of one attempt at a call that only uses a database."""

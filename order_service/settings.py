@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from common.addresses import target
 from common.settings import ServiceSettings, count, seconds
 from common.urls import BindAddress
+from tally_client.rpc.addresses import target
 
 
 def _peer_address(addresses: str) -> str:

@@ -2,10 +2,10 @@
 
     python -m protos.generate [--check] [--lint]
 
-Without an option it rewrites `protos/gen` and `protos/service_config.json`. `--check` generates
-into a temporary directory and prints the files that differ, `--lint` runs buf's rules;
-both may be given, and neither writes anything. Nothing here needs a network: the compiler, the
-plugins and buf are dependencies of the project.
+Without an option it rewrites `protos/gen`, `protos/service_config.json` and its copy in
+`tally_client`. `--check` generates into a temporary directory and prints the files that differ,
+`--lint` runs buf's rules; both may be given, and neither writes anything. Nothing here needs a
+network: the compiler, the plugins and buf are dependencies of the project.
 """
 
 import argparse
@@ -18,14 +18,20 @@ import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import cast
 
+from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 
 from protos import service_config
 
 PROTOS = Path(__file__).resolve().parent
 THIRD_PARTY = PROTOS / "third_party"
 GENERATED = PROTOS / "gen"
+RULES = "buf/validate/validate.proto"
+"""The file of the options that are the validation rules."""
 
 
 class GenerationError(Exception):
@@ -39,30 +45,61 @@ def sources() -> list[str]:
     `buf.validate.validate_pb2` (protovalidate has its own, in another runtime's format).
     `google.rpc` is not: googleapis-common-protos has its stubs.
     """
-    tally = ((PROTOS, path) for path in (PROTOS / "tally").rglob("*.proto"))
-    third_party = ((THIRD_PARTY, path) for path in (THIRD_PARTY / "buf").rglob("*.proto"))
-    return sorted(path.relative_to(root).as_posix() for root, path in (*tally, *third_party))
+    third_party = (THIRD_PARTY / "buf").rglob("*.proto")
+    return sorted([*own(), *(path.relative_to(THIRD_PARTY).as_posix() for path in third_party)])
+
+
+def own() -> list[str]:
+    """The import path of every .proto file of Tally's."""
+    return sorted(
+        path.relative_to(PROTOS).as_posix() for path in (PROTOS / "tally").rglob("*.proto")
+    )
 
 
 def protoc(arguments: Sequence[str]) -> None:
-    """Run the bundled protoc over all sources. Raises GenerationError."""
+    """Run the bundled protoc. Raises GenerationError."""
+    run([sys.executable, "-m", "grpc_tools.protoc", *arguments])
+
+
+def search_path() -> list[str]:
+    """The options that name the directories of all sources."""
     well_known = files("grpc_tools").joinpath("_proto")
-    run(
-        [
-            sys.executable,
-            "-m",
-            "grpc_tools.protoc",
-            f"-I{PROTOS}",
-            f"-I{THIRD_PARTY}",
-            f"-I{well_known}",
-            *arguments,
-            *sources(),
-        ]
-    )
+    return [f"-I{PROTOS}", f"-I{THIRD_PARTY}", f"-I{well_known}"]
 
 
 def generate(target: Path) -> None:
     """Write the stubs of every source below `target`. Raises GenerationError."""
+    write_stubs(target, [*search_path(), *sources()])
+
+
+def generate_without_rules(target: Path) -> None:
+    """Write stubs for clients below `target`: Tally's files without validation rules.
+
+    They import no `buf.validate`. A process can have one version of that file only, and the
+    client's user may have another one; services apply the rules. Raises GenerationError.
+    """
+    with tempfile.TemporaryDirectory(prefix="tally-client-") as scratch:
+        stripped = Path(scratch, "set.binpb")
+        stripped.write_bytes(without_rules(described("--include_source_info")))
+        write_stubs(target, [f"--descriptor_set_in={stripped}", *own()])
+
+
+def without_rules(described: bytes) -> bytes:
+    """A serialized FileDescriptorSet without the rules and without their file."""
+    # Where no file has defined the rules, they are unknown fields of the options.
+    pool = DescriptorPool()
+    pool.AddSerializedFile(descriptor_pb2.DESCRIPTOR.serialized_pb)
+    message = pool.FindMessageTypeByName(FileDescriptorSet.DESCRIPTOR.full_name)
+    found = cast(FileDescriptorSet, GetMessageClass(message).FromString(described))
+    found.DiscardUnknownFields()
+    for file in found.file:
+        if RULES in file.dependency:
+            file.dependency.remove(RULES)
+    return found.SerializeToString()
+
+
+def write_stubs(target: Path, inputs: Sequence[str]) -> None:
+    """Write the stubs of the files that these arguments of protoc name below `target`."""
     target.mkdir(parents=True, exist_ok=True)
     protoc(
         [
@@ -70,6 +107,7 @@ def generate(target: Path) -> None:
             f"--grpc_python_out={target}",
             f"--mypy_out=quiet:{target}",
             f"--mypy_grpc_out=quiet,only_async:{target}",
+            *inputs,
         ]
     )
     for module in target.rglob("*_pb2_grpc.py*"):
@@ -78,12 +116,18 @@ def generate(target: Path) -> None:
             module.unlink()
 
 
+def described(*options: str) -> bytes:
+    """All sources and their imports as a serialized FileDescriptorSet. Raises GenerationError."""
+    with tempfile.TemporaryDirectory(prefix="tally-described-") as scratch:
+        out = Path(scratch, "set.binpb")
+        written = ["--include_imports", f"--descriptor_set_out={out}"]
+        protoc([*written, *options, *search_path(), *sources()])
+        return out.read_bytes()
+
+
 def published_config() -> str:
     """The service config that the sources give, as text. Raises GenerationError."""
-    with tempfile.TemporaryDirectory(prefix="tally-config-") as scratch:
-        described = Path(scratch, "set.binpb")
-        protoc(["--include_imports", f"--descriptor_set_out={described}"])
-        files = FileDescriptorSet.FromString(described.read_bytes())
+    files = FileDescriptorSet.FromString(described())
     return service_config.text(service_config.services(files))
 
 
@@ -95,7 +139,8 @@ def write() -> None:
         generate(fresh)
         shutil.rmtree(GENERATED, ignore_errors=True)
         fresh.rename(GENERATED)
-    service_config.PUBLISHED.write_text(config, encoding="utf-8")
+    for file in configs():
+        file.write_text(config, encoding="utf-8")
 
 
 def drifted() -> list[str]:
@@ -109,16 +154,25 @@ def drifted() -> list[str]:
     )
 
 
-def config_drifted() -> bool:
-    """Whether the published service config is missing or differs from what the sources give."""
-    published = service_config.PUBLISHED
-    return not published.is_file() or published.read_text(encoding="utf-8") != published_config()
+def configs() -> tuple[Path, Path]:
+    """The published service config, and its copy in the Python client."""
+    return service_config.PUBLISHED, service_config.OF_CLIENT
+
+
+def drifted_configs() -> list[Path]:
+    """The service configs that are missing or differ from what the sources give."""
+    expected = published_config()
+    return [
+        file
+        for file in configs()
+        if not file.is_file() or file.read_text(encoding="utf-8") != expected
+    ]
 
 
 def stale() -> list[str]:
     """The path in the project of every generated file that differs from what the sources give."""
     stubs = [f"protos/gen/{name}" for name in drifted()]
-    return stubs + [f"protos/{service_config.PUBLISHED.name}"] * config_drifted()
+    return stubs + [f"{file.parent.name}/{file.name}" for file in drifted_configs()]
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -17,6 +17,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodOptions
 from google.protobuf.descriptor_pool import DescriptorPool
 
 PUBLISHED: Final = Path(__file__).with_name("service_config.json")
+OF_CLIENT: Final = PUBLISHED.parent.parent / "tally_client" / PUBLISHED.name
+"""The same file in the package of the Python client."""
 
 READ_S: Final = 5.0
 """Time limit of a method without side effects, all its attempts together."""

@@ -8,13 +8,13 @@ deadlines, request_ids and retries. All errors are TallyError; ``tally_client.er
 tree of their classes.
 """
 
-from common.errors import FieldViolation, QuotaViolation
-from common.ids import new_id as new_request_id
 from tally_client.calls import Listing, Unary, Watch
 from tally_client.client import Tally
 from tally_client.connection import ClientClosed, NotConnected, Target
 from tally_client.errors import *
 from tally_client.refusals import *
+from tally_client.request_ids import new_request_id
+from tally_client.rpc.answer import FieldViolation, QuotaViolation
 from tally_client.translate import item_error
 
 __all__ = [

@@ -12,11 +12,11 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from common.ids import new_id
-from common.rpc.service_config import is_idempotent
 from tally_client import policy
 from tally_client.connection import Connection
 from tally_client.errors import NoAnswer, TallyError
+from tally_client.request_ids import new_request_id
+from tally_client.rpc.service_config import is_idempotent
 from tally_client.translate import to_tally_error
 
 Request = TypeVar("Request", bound=Message)
@@ -75,7 +75,7 @@ class _Method(Generic[Request, Response]):
             return request, request_id
         copy: Any = type(request)()
         copy.CopyFrom(request)
-        copy.request_id = new_id()
+        copy.request_id = new_request_id()
         return copy, copy.request_id
 
     @contextmanager

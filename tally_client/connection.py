@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
-from common.rpc.channels import open_channel
 from tally_client import policy
 from tally_client.errors import TallyError
+from tally_client.rpc.channels import open_channel
 
 Target = str | Sequence[str]
 """``dns:///name:port``, ``host:port``, or a list of numeric ``ip:port``."""

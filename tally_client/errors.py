@@ -39,7 +39,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from common.errors import FieldViolation, QuotaViolation
+from tally_client.rpc.answer import FieldViolation, QuotaViolation
 
 BY_REASON: dict[str, type[TallyError]] = {}
 """The class of each reason of the contract."""

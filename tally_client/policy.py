@@ -8,17 +8,17 @@ an idempotent call that a stopping server reset. No failure is retried by both.
 from __future__ import annotations
 
 import json
+import random
 from importlib import resources
 from typing import Any, Final
 
 import grpc
 
-from common.backoff import Backoff
-from common.rpc import service_config
 from tally_client.errors import NoAnswer, TallyError
+from tally_client.rpc import service_config
 
 _PUBLISHED: Final[dict[str, Any]] = json.loads(
-    resources.files("protos").joinpath("service_config.json").read_text(encoding="utf-8")
+    resources.files("tally_client").joinpath("service_config.json").read_text(encoding="utf-8")
 )
 
 CHANNEL: Final = service_config.without_timeouts(_PUBLISHED)
@@ -38,7 +38,10 @@ UNTIMED_REFUSALS_MAX: Final = 10
 """Consecutive refusals after which opening a stream without a time limit fails: its caller would
 never learn of them. With OVERLOADED, about 15 seconds."""
 
-_BACKOFF: Final = Backoff(first_s=0.05, max_s=2.0, jitter=(0.5, 1.5))
+_FIRST_PAUSE_S: Final = 0.05
+_PAUSE_S_MAX: Final = 2.0
+_DOUBLINGS_MAX: Final = 10
+"""Enough to reach the maximum; 2 to the power of a large count overflows."""
 
 
 def wait_s(error: TallyError, retries: int) -> float | None:
@@ -48,10 +51,10 @@ def wait_s(error: TallyError, retries: int) -> float | None:
     that clients which were refused together do not return together.
     """
     if _was_reset(error):
-        return _BACKOFF.pause_s(retries + 1) if retries < RESET_ATTEMPTS_MAX - 1 else None
+        return _pause_s(retries) if retries < RESET_ATTEMPTS_MAX - 1 else None
     if error.retry_after_s is None or error.code not in RETRYABLE:
         return None
-    return error.retry_after_s + _BACKOFF.pause_s(retries + 1)
+    return error.retry_after_s + _pause_s(retries)
 
 
 def resume_s(error: TallyError, breaks: int) -> float | None:
@@ -61,7 +64,7 @@ def resume_s(error: TallyError, breaks: int) -> float | None:
     replica as a bare INTERNAL (it resets the stream), which is NoAnswer.
     """
     if error.code is grpc.StatusCode.UNAVAILABLE or isinstance(error, NoAnswer):
-        return (error.retry_after_s or 0.0) + _BACKOFF.pause_s(breaks + 1)
+        return (error.retry_after_s or 0.0) + _pause_s(breaks)
     return wait_s(error, breaks)
 
 
@@ -73,3 +76,9 @@ def _was_reset(error: TallyError) -> bool:
     """
     cancelled = error.code is grpc.StatusCode.CANCELLED
     return cancelled and error.may_repeat and isinstance(error, NoAnswer)
+
+
+def _pause_s(earlier: int) -> float:
+    """A pause that doubles with the number of earlier ones, with jitter."""
+    longest_s = min(_PAUSE_S_MAX, _FIRST_PAUSE_S * 2.0 ** min(earlier, _DOUBLINGS_MAX))
+    return longest_s * random.uniform(0.5, 1.5)  # noqa: S311

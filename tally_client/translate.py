@@ -7,9 +7,9 @@ from typing import Final
 import grpc
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
-from common.errors import Code, RemoteRefusal
-from common.rpc.status import GRPC_CODES, from_rpc_error, from_status
 from tally_client import errors, policy
+from tally_client.rpc import answer
+from tally_client.rpc.answer import Answer
 
 # gRPC's own codes, without a service's answer: the connection failed, a proxy reset the stream
 # (INTERNAL), or a server ended the call without a status of its own.
@@ -28,7 +28,7 @@ def to_tally_error(
 ) -> errors.TallyError:
     """The TallyError for gRPC's error. ``idempotent``: sending the call again is safe."""
     return _error_of(
-        from_rpc_error(error), method=method, request_id=request_id, idempotent=idempotent
+        answer.of_error(error), method=method, request_id=request_id, idempotent=idempotent
     )
 
 
@@ -38,38 +38,38 @@ def item_error(error: status_pb2.Status) -> errors.TallyError:
     It is what the single call would have raised. If ``may_repeat`` is set, the item, or the whole
     bulk call, may be sent again with the same request_id.
     """
-    code = Code[GRPC_CODES.get(error.code, grpc.StatusCode.UNKNOWN).name]
-    return _error_of(from_status(error, code), method="", request_id="", idempotent=True)
+    received = answer.of_status(error, answer.CODES.get(error.code, grpc.StatusCode.UNKNOWN))
+    return _error_of(received, method="", request_id="", idempotent=True)
 
 
 def _error_of(
-    refusal: RemoteRefusal, *, method: str, request_id: str, idempotent: bool
+    received: Answer, *, method: str, request_id: str, idempotent: bool
 ) -> errors.TallyError:
-    code = grpc.StatusCode[refusal.code.name]
-    kind = _kind(refusal, code)
-    if refusal.retry_after_s is not None:
-        may_repeat = idempotent or code in policy.RETRYABLE
+    kind = _kind(received)
+    if received.retry_after_s is not None:
+        may_repeat = idempotent or received.code in policy.RETRYABLE
     else:
         may_repeat = idempotent and issubclass(kind, errors.OutcomeUnknown)
     return kind(
-        refusal.message,
-        code=code,
-        reason=refusal.reason,
-        metadata=refusal.metadata,
-        fields=refusal.fields,
-        quota=refusal.quota,
-        retry_after_s=refusal.retry_after_s,
+        received.message,
+        code=received.code,
+        reason=received.reason,
+        metadata=received.metadata,
+        fields=received.fields,
+        quota=received.quota,
+        retry_after_s=received.retry_after_s,
         method=method,
         request_id=request_id,
         may_repeat=may_repeat,
     )
 
 
-def _kind(refusal: RemoteRefusal, code: grpc.StatusCode) -> type[errors.TallyError]:
-    if not refusal.reason and code in _NO_ANSWER:
+def _kind(received: Answer) -> type[errors.TallyError]:
+    code = received.code
+    if not received.reason and code in _NO_ANSWER:
         return errors.NoAnswer
     by_code = errors.BY_CODE.get(code, errors.TallyError)
-    by_reason = errors.BY_REASON.get(refusal.reason, by_code)
+    by_reason = errors.BY_REASON.get(received.reason, by_code)
     # Under another code than the contract's the reason does not count: the code decides what the
     # caller can rely on.
     return by_reason if by_reason.code is code else by_code

@@ -37,13 +37,7 @@ from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.status import (
-    DETAILS_KEY,
-    GRPC_CODES,
-    PEER_UNAVAILABLE,
-    retry_pushback,
-    to_status,
-)
+from common.rpc.status import GRPC_CODES, PEER_UNAVAILABLE, retry_pushback, to_status
 from common.rpc.unexpected import refusal_for
 from common.rpc.validation import (
     BULK_BYTES_MAX,
@@ -52,6 +46,7 @@ from common.rpc.validation import (
     parse_request,
     parse_stream,
 )
+from tally_client.rpc.answer import DETAILS_KEY
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.addresses import split_host_port
+from tally_client.rpc.addresses import split_host_port
 
 LIMIT_S: Final = 2.0
 

@@ -13,7 +13,6 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.addresses import split_host_port
 from common.environment import source_of
 from common.rpc import reflection
 from common.rpc.call_log import CallLog
@@ -21,6 +20,7 @@ from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import Health, Ready
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
+from tally_client.rpc.addresses import split_host_port
 
 AddToServer: TypeAlias = Callable[[Any, Any], None]
 """A generated ``add_…Servicer_to_server``."""
@@ -34,7 +34,7 @@ STREAMS_PER_SLOT: Final = 3
 STREAMS_LEAST: Final = 100
 METADATA_BYTES_MAX: Final = 8 * 1024
 CLIENT_PING_LEAST_MS: Final = 10_000
-"""Clients ping every 30 s (``common.rpc.channels``); gRPC's default would close their
+"""Clients ping every 30 s (``tally_client.rpc.channels``); gRPC's default would close their
 connections."""
 KEEPALIVE_MS: Final = 60_000
 KEEPALIVE_TIMEOUT_MS: Final = 20_000

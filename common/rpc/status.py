@@ -11,13 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import grpc
-from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
+from tally_client.rpc import answer
 
-DOMAIN: Final = "tally"
-DETAILS_KEY: Final = "grpc-status-details-bin"
 PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
 """What gRPC's own retries read (gRFC A6); they ignore RetryInfo."""
 
@@ -38,7 +36,7 @@ _DETAIL_BYTES: Final = 80
 
 _CODES: Final = {grpc.StatusCode[code.name]: code for code in Code}
 _NUMBERS: Final = {code: code_pb2.Code.Value(code.name) for code in Code}
-GRPC_CODES: Final = {number: grpc.StatusCode[code.name] for code, number in _NUMBERS.items()}
+GRPC_CODES: Final = answer.CODES
 """gRPC's codes, by their numbers in a google.rpc.Status."""
 
 PEER_UNAVAILABLE: Final = "PEER_UNAVAILABLE"
@@ -79,7 +77,7 @@ def to_status(refusal: Refusal) -> status_pb2.Status:
     metadata = list(refusal.metadata.items())[:METADATA_MAX]
     status.details.add().Pack(
         error_details_pb2.ErrorInfo(
-            domain=DOMAIN,
+            domain=answer.DOMAIN,
             reason=refusal.reason,
             metadata={key: _cut(value, VALUE_BYTES_MAX) for key, value in metadata},
         )
@@ -113,22 +111,14 @@ def retry_pushback(status: status_pb2.Status) -> tuple[tuple[str, str], ...]:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteRefusal:
     """The refusal that a peer sent; its reason is empty if the transport failed."""
-    return from_trailing(error.trailing_metadata() or (), error.code(), error.details() or "")
+    return _refusal(answer.of_error(error))
 
 
 def from_trailing(
     metadata: Iterable[tuple[str, str | bytes]], number: grpc.StatusCode, message: str = ""
 ) -> RemoteRefusal:
     """The same, from a call's trailing metadata and gRPC's own code and message."""
-    code = _CODES.get(number, Code.UNKNOWN)
-    for key, value in metadata:
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            try:
-                status = status_pb2.Status.FromString(value)
-            except DecodeError:
-                break
-            return from_status(status, code)
-    return RemoteRefusal(code, "", message, {})
+    return _refusal(answer.of_trailing(metadata, number, message))
 
 
 def from_status(status: status_pb2.Status, code: Code) -> RemoteRefusal:
@@ -136,28 +126,18 @@ def from_status(status: status_pb2.Status, code: Code) -> RemoteRefusal:
 
     Details of other types or domains are ignored.
     """
-    info = error_details_pb2.ErrorInfo()
-    bad_request = error_details_pb2.BadRequest()
-    quota = error_details_pb2.QuotaFailure()
-    retry = error_details_pb2.RetryInfo()
-    retry_after_s: float | None = None
-    for detail in status.details:
-        try:
-            if detail.Unpack(retry):
-                retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
-            elif not detail.Unpack(info) and not detail.Unpack(bad_request):
-                detail.Unpack(quota)
-        except DecodeError:
-            continue
-    own = info.domain == DOMAIN
+    return _refusal(answer.of_status(status, grpc.StatusCode[code]))
+
+
+def _refusal(received: answer.Answer) -> RemoteRefusal:
     return RemoteRefusal(
-        code,
-        info.reason if own else "",
-        status.message,
-        dict(info.metadata) if own else {},
-        fields=tuple(FieldViolation(v.field, v.description) for v in bad_request.field_violations),
-        quota=tuple(QuotaViolation(v.subject, v.description) for v in quota.violations),
-        retry_after_s=retry_after_s,
+        _CODES.get(received.code, Code.UNKNOWN),
+        received.reason,
+        received.message,
+        received.metadata,
+        fields=tuple(FieldViolation(v.field, v.description) for v in received.fields),
+        quota=tuple(QuotaViolation(v.subject, v.description) for v in received.quota),
+        retry_after_s=received.retry_after_s,
     )
 
 

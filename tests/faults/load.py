@@ -17,7 +17,6 @@ from typing import Any, Final
 import grpc
 
 from common.errors import Code, Refusal
-from common.rpc.channels import open_channel
 from common.rpc.status import from_rpc_error
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
@@ -25,6 +24,7 @@ from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
 from tally.payment.v1 import payment_pb2
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tally_client.rpc.channels import open_channel
 from tests.faults.stack import FaultyStack, running
 from tests.integration.local.test_runner import free_base_port
 from tests.support.balances import charge

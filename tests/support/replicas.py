@@ -10,10 +10,10 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from common.rpc.channels import open_channel
 from common.rpc.server import GrpcServer
 from common.service import Application
 from common.settings import ServiceSettings
+from tally_client.rpc.channels import open_channel
 from tests.support.time_limits import LONG_S, long_limits
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from common.rpc import service_config as at_run_time
 from protos import generate, service_config
 from tally_client.policy import RESET_ATTEMPTS_MAX
+from tally_client.rpc import service_config as at_run_time
 from tests.support.contract import (
     METHODS,
     SERVICES,
@@ -101,10 +102,13 @@ def test_without_timeouts_keeps_everything_else() -> None:
 
 
 def test_config_drift_is_detected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    published = tmp_path / "service_config.json"
+    published, of_client = tmp_path / "published.json", tmp_path / "of_client.json"
     monkeypatch.setattr(service_config, "PUBLISHED", published)
-    assert generate.config_drifted()
+    monkeypatch.setattr(service_config, "OF_CLIENT", of_client)
+    assert generate.drifted_configs() == [published, of_client]
     published.write_text(generate.published_config())
-    assert not generate.config_drifted()
-    published.write_text(published.read_text().replace('"5s"', '"6s"'))
-    assert generate.config_drifted()
+    assert generate.drifted_configs() == [of_client]
+    of_client.write_text(published.read_text().replace('"5s"', '"6s"'))
+    assert generate.drifted_configs() == [of_client]
+    shutil.copy(published, of_client)
+    assert generate.drifted_configs() == []

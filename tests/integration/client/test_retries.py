@@ -12,7 +12,6 @@ import grpc
 import pytest
 
 from common.errors import Refusal
-from common.rpc.channels import open_channel
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.order.v1.order_pb2_grpc import CartServiceStub
 from tally_client import (
@@ -24,6 +23,7 @@ from tally_client import (
     TallyError,
     policy,
 )
+from tally_client.rpc.channels import open_channel
 from tests.integration.client.messages import DEDUCTED, ITEM_SET, LIMIT_S, call, deduct, set_item
 from tests.support.fake_server import HANG, Received, TcpProxy, fake_server, fake_tally, refusal
 

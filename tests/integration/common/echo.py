@@ -16,11 +16,11 @@ from pydantic import SecretStr
 
 from common import deadlines
 from common.errors import Code, QuotaViolation, Refusal, RemoteRefusal
-from common.rpc.channels import open_channel
 from common.rpc.client import ServiceClient
 from common.rpc.server import GrpcServer
 from common.rpc.status import from_rpc_error
 from common.settings import ServiceSettings
+from tally_client.rpc.channels import open_channel
 
 NAME = "tally.test.v1.EchoService"
 SAY = f"/{NAME}/Say"

@@ -15,8 +15,9 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common.rpc import channels, server
+from common.rpc import server
 from tally_client import policy
+from tally_client.rpc import channels
 from tests.integration.common.callers import Callers
 from tests.integration.common.echo import Echo, EchoStub, Held, client_of, serving
 from tests.support.cluster import dns

@@ -8,6 +8,7 @@ from grpc.aio import AioRpcError
 
 from common.errors import Code, FieldViolation, QuotaViolation, RemoteRefusal
 from common.rpc import server, status
+from tally_client.rpc import answer
 from tests.integration.common.echo import (
     Echo,
     EchoStub,
@@ -110,7 +111,7 @@ async def test_the_largest_status_arrives_in_the_metadata_that_clients_accept(
     error = await error_at_client(refusal, accepts=CLIENTS_BYTES_MAX, binary=binary)
     assert error.details() == message
     trailing = dict(tuple(error.trailing_metadata()))
-    assert trailing[status.DETAILS_KEY] == sent.SerializeToString()
+    assert trailing[answer.DETAILS_KEY] == sent.SerializeToString()
     assert trailing["tally-replica"] == REPLICA
     assert trailing["grpc-retry-pushback-ms"] == "86400000"
     error = await error_at_client(refusal, accepts=status.STATUS_BYTES_MAX, binary=binary)

@@ -9,14 +9,14 @@ from typing import Any
 import grpc
 import pytest
 
-from common.addresses import target
-from common.rpc.channels import open_channel
 from common.rpc.client import ServiceClient
 from order_service.clients import Services, StepCall, redeem_coupon
 from order_service.saga.plan import PAY_ORDER
 from tally.coupon.v1 import coupon_pb2
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1 import order_pb2 as pb
+from tally_client.rpc.addresses import target
+from tally_client.rpc.channels import open_channel
 from tests.support.fake_server import Received, fake_server, refusal
 from tests.support.orders import Shop
 from tests.support.replicas import channel

@@ -13,12 +13,12 @@ from common import deadlines
 from common.backoff import Backoff
 from common.errors import Refusal
 from common.rpc import retry
-from common.rpc.channels import open_channel
 from common.rpc.status import to_status
 from common.tasks import DetachedTasks
 from order_service import balance_client
 from order_service.balance_client import SHARED_CALL_MAX, BalanceClient
 from tally.balance.v1 import balance_pb2 as pb
+from tally_client.rpc.channels import open_channel
 from tests.support.balances import deduct
 from tests.support.fake_server import HANG, Answer, Received, fake_server, refusal
 from tests.support.time_limits import LONG_S

@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 from dnslib import RCODE, DNSRecord
 
-from common.rpc.channels import open_channel
 from common.rpc.status import from_rpc_error
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
+from tally_client.rpc.channels import open_channel
 from tests.support.balances import charge
 from tests.support.cluster import OVERLAY, Changes, Cluster, load
 from tests.support.cluster.network import DNS_PORT

@@ -14,14 +14,14 @@ from typing import Any, Final
 import grpc
 
 from common.errors import Code
-from common.rpc.channels import open_channel
-from common.rpc.service_config import balanced, timeouts_s, without_timeouts
 from common.rpc.status import from_rpc_error
 from deploy.local.plan import PROJECT
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tally.order.v1.order_pb2_grpc import OrderServiceStub, ProductServiceStub
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
+from tally_client.rpc.channels import open_channel
+from tally_client.rpc.service_config import balanced, timeouts_s, without_timeouts
 from tests.support.cluster import Cluster
 
 PUBLISHED: Final = json.loads((PROJECT / "protos" / "service_config.json").read_text())
@@ -125,7 +125,7 @@ async def opened(cluster: Cluster, config: Mapping[str, Any] = PUBLISHED) -> Asy
         channels = {}
         for name in ("balance", "coupon", "order", "payment"):
             target = cluster.target(f"{name}-headless")
-            # The C core's own time limits end early: see common.rpc.service_config.
+            # The C core's own time limits end early: see tally_client.rpc.service_config.
             own = without_timeouts(config) if "methodConfig" in config else config
             channels[name] = open_channel(target, config=own)
             stack.push_async_callback(channels[name].close)

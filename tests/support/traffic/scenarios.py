@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from common.rpc.channels import open_channel
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
+from tally_client.rpc.channels import open_channel
 from tests.support.balances import charge
 from tests.support.cluster import Cluster
 from tests.support.crowd import in_groups

@@ -13,9 +13,10 @@ import pytest
 
 import tally_client
 from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
-from common.rpc.status import DETAILS_KEY, to_status
+from common.rpc.status import to_status
 from tally_client import errors, refusals
 from tally_client.errors import BY_REASON, TallyError
+from tally_client.rpc.answer import DETAILS_KEY
 from tally_client.translate import to_tally_error
 from tests.support.contract import REASONS
 
@@ -111,7 +112,9 @@ def test_error_has_all_details_and_survives_pickling() -> None:
     error = raised("RESOURCE_EXHAUSTED", sent)
     assert type(error) is tally_client.Overloaded
     assert (error.message, error.metadata) == ("No.", {"a": "b"})
-    assert (error.fields, error.quota, error.retry_after_s) == (sent.fields, sent.quota, 0.5)
+    assert error.fields == (tally_client.FieldViolation("amount", "is odd"),)
+    assert error.quota == (tally_client.QuotaViolation("calls", "all taken"),)
+    assert error.retry_after_s == 0.5
     assert (error.method, error.request_id, error.may_repeat) == ("/tally.x.v1.X/Do", "r1", True)
     assert str(error) == "OVERLOADED: No. (Do, a=b, request_id=r1)"
     assert repr(error) == f"Overloaded({str(error)!r})"

@@ -11,7 +11,7 @@ from importlib.metadata import packages_distributions, requires
 LISTED_IN_THE_GUIDE = ("grpcio", "grpcio-status", "uuid-utils")
 # grpc imports these by itself where they are installed.
 OPTIONAL = {"grpc_health", "grpc_reflection", "grpc_tools", "grpc_channelz"}
-OURS = {"tally_client", "common", "protos", "tally", "buf"}
+OURS = {"tally_client", "tally", "buf"}
 
 
 def test_client_loads_only_packages_that_the_guide_lists() -> None:

@@ -13,7 +13,7 @@ from deploy.local.plan import PROJECT
 
 SERVED: Final = sorted(
     path
-    for folder in (PROJECT / "common", *PROJECT.glob("*_service"))
+    for folder in (PROJECT / "common", PROJECT / "tally_client", *PROJECT.glob("*_service"))
     for path in folder.rglob("*.py")
 )
 """What a service's process may import."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import Field, SecretStr, ValidationError
 
-from common.addresses import target
 from common.environment import SettingsError, unknown_names
 from common.settings import ServiceSettings, read
 from common.urls import engine_url
+from tally_client.rpc.addresses import target
 
 URL = "postgresql://u:hunter2@127.0.0.1:5432/tally_balance"
 

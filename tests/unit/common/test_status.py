@@ -22,6 +22,7 @@ from common.errors import (
 from common.rpc import status
 from common.rpc.validation import VIOLATIONS_MAX, check
 from tally.order.v1 import order_pb2
+from tally_client.rpc import answer
 
 # Short enough not to be cut: at most four bytes a character.
 SHORT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -50,7 +51,7 @@ def rpc_error(
 def received(refusal: Refusal) -> RemoteRefusal:
     """The refusal as a client gets it: only the status and its code are sent."""
     sent = status.to_status(refusal)
-    details = (status.DETAILS_KEY, sent.SerializeToString())
+    details = (answer.DETAILS_KEY, sent.SerializeToString())
     code = status.GRPC_CODES[sent.code]
     return status.from_rpc_error(rpc_error(code, sent.message, ("tally-replica", "one"), details))
 
@@ -75,7 +76,7 @@ def test_all_of_a_hundred_quota_violations_are_named() -> None:
     assert received(refusal).quota == quota[:40]
 
 
-@pytest.mark.parametrize("trailing", [[], [(status.DETAILS_KEY, b"\xff\xff")]])
+@pytest.mark.parametrize("trailing", [[], [(answer.DETAILS_KEY, b"\xff\xff")]])
 def test_without_a_readable_status_the_refusal_has_no_reason(
     trailing: list[tuple[str, bytes]],
 ) -> None:

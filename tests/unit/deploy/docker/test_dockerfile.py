@@ -100,7 +100,16 @@ def test_what_is_copied_exists_and_is_sent() -> None:
 def test_what_is_not_copied_is_not_sent() -> None:
     sent = {
         path.relative_to(PROJECT).as_posix()
-        for top in ("deploy", "protos", "tests", "docs", "requirements", "benchmarks", "common")
+        for top in (
+            "deploy",
+            "protos",
+            "tests",
+            "docs",
+            "requirements",
+            "benchmarks",
+            "common",
+            "tally_client",
+        )
         for path in (PROJECT / top).rglob("*")
         if path.is_file() and not ignored(path.relative_to(PROJECT).as_posix())
     }
@@ -174,7 +183,7 @@ def test_the_images_contain_nothing_else(images: dict[str, Path]) -> None:
         target: {one.name for one in (root / CODE).iterdir()} for target, root in images.items()
     }
     services = {f"{each}_service" for each in SERVICES}
-    assert found["server"] == {"LICENSE", "protos", "common", *services}
+    assert found["server"] == {"LICENSE", "protos", "common", "tally_client", *services}
     assert found["simulator"] == {"LICENSE", "deploy"}
     assert not (images["simulator"] / CODE / "deploy/local/gateway/simulator.py").exists()
 
@@ -191,6 +200,7 @@ def test_the_simulator_starts_with_what_is_copied(images: dict[str, Path]) -> No
         # Up to the first setting that is missing: every import of the start is behind it.
         ("", "server", "TALLY_ORDER_DATABASE_URL: needed to serve, not set"),
         ("common", "server", "No module named 'common"),
+        ("tally_client", "server", "No module named 'tally_client"),
         ("protos/gen", "server", "No module named 'tally"),
         ("order_service", "server", "No module named order_service"),
         # The packages are those of the lock, and not whatever is installed here.

@@ -1,7 +1,4 @@
-"""Channels to all replicas of a service: round robin over those whose health is SERVING.
-
-For the services' own calls (``common.rpc.client``) and for clients.
-"""
+"""Channels to all replicas of a service: round robin over those whose health is SERVING."""
 
 from __future__ import annotations
 
@@ -11,15 +8,15 @@ from typing import Final
 
 import grpc
 
-from common.addresses import target
-from common.rpc import service_config
+from tally_client.rpc import service_config
+from tally_client.rpc.addresses import target
 
 METADATA_BYTES_MAX: Final = 16 * 1024
 KEEPALIVE_MS: Final = 30_000
-"""The server closes connections that ping more often (``common.rpc.server``)."""
+"""A server of Tally closes connections that ping more often."""
 KEEPALIVE_TIMEOUT_MS: Final = 10_000
 
-# No retryPolicy: services repeat calls in ``common.rpc.retry``, where the metrics count them.
+# No retryPolicy: a service repeats its own calls where its metrics count them.
 _SERVICE_CONFIG: Final = service_config.balanced()
 
 

@@ -1,7 +1,7 @@
 """The gRPC service config at run time: load balancing, and what the published config states.
 
-The published config is `protos/service_config.json`, built by ``protos.service_config``. Format:
-grpc.service_config.ServiceConfig of grpc-proto, in proto3's JSON.
+The published config is `protos/service_config.json`; `tally_client/service_config.json` is the
+same. Format: grpc.service_config.ServiceConfig of grpc-proto, in proto3's JSON.
 """
 
 from __future__ import annotations
