@@ -155,6 +155,10 @@ k6: $(STAMP) ## Load 4 replicas with duplicate payments and a flash sale (ARGS='
 k6-nginx: $(STAMP) ## Run the k6 load through nginx with round robin
 	@$(BIN)/python -m deploy.load --through-nginx $(ARGS)
 
+.PHONY: dist
+dist: $(STAMP) ## Build the wheel and the sdist of the Python client into dist/
+	@$(BIN)/python -m deploy.package $(ARGS)
+
 .PHONY: image
 image: $(STAMP) ## Build the container images with docker, podman or buildah (ARGS='--base IMAGE --tag TAG')
 	@$(BIN)/python -m deploy.docker image $(ARGS)
@@ -169,5 +173,5 @@ lock: $(STAMP) ## Resolve requirements/*.in again and pin the result with hashes
 
 .PHONY: clean
 clean: ## Remove .venv, caches and .tally with all its data
-	rm -rf $(VENV) .tally .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .tally dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,26 +1,36 @@
-"""What the client loads into the process of its user: only what the guide lists."""
+"""What the client loads into the process of its user: only what its package requires."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from importlib.metadata import packages_distributions, requires
+from typing import Final
 
-LISTED_IN_THE_GUIDE = ("grpcio", "grpcio-status", "uuid-utils")
+from deploy.package.client import HERE
+
+REQUIRED: Final = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["dependencies"]
 # grpc imports these by itself where they are installed.
-OPTIONAL = {"grpc_health", "grpc_reflection", "grpc_tools", "grpc_channelz"}
+OPTIONAL = {"grpc_health", "grpc_reflection", "grpc_status", "grpc_tools", "grpc_channelz"}
 OURS = {"tally_client", "tally", "buf"}
+"""The services' stubs import `buf.validate`; those of the package do not."""
 
 
-def test_client_loads_only_packages_that_the_guide_lists() -> None:
+def test_client_loads_only_packages_that_it_requires() -> None:
     loaded = packages_after("tally_client") - packages_after("sys") - sys.stdlib_module_names
     assert loaded >= OURS
     providers = packages_distributions()
     third_party = loaded - OURS - OPTIONAL
     needed = {canonical(name) for module in third_party for name in providers.get(module, ())}
-    assert needed <= closure(LISTED_IN_THE_GUIDE)
+    assert needed <= closure(map(name_of, REQUIRED))
+
+
+def test_each_required_package_has_a_range_and_no_pin() -> None:
+    for requirement in REQUIRED:
+        assert re.fullmatch(r"[a-z-]+>=[\d.]+,<\d+", requirement)
 
 
 def packages_after(module: str) -> set[str]:
@@ -38,9 +48,12 @@ def closure(names: Iterable[str]) -> set[str]:
     while new:
         found |= new
         required = [line for name in new for line in requires(name) or () if "extra ==" not in line]
-        new = {canonical(re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]) for line in required}
-        new -= found
+        new = {canonical(name_of(line)) for line in required} - found
     return found
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
 
 
 def canonical(name: str) -> str:
