@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 
-from common.db.migrations import migrate
+from common.db.migrations import indexes, migrate, run
 from common.db.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
 from deploy.local.postgres_roles import ServiceUrls
 from tests.integration.start.process import process
@@ -39,6 +39,21 @@ down_revision = {before!r}
 def upgrade() -> None:
     execute("""{sql}""")
 '''
+WITH_INDEX = """
+from common.db.migrations import create_index
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    create_index("things_by_colour", "things (colour) WHERE colour <> 'red'", unique=True)
+"""
+PLAIN_INDEX = REVISION.format(
+    revision="0002", before="0001", sql="CREATE INDEX things_by_colour ON things (colour)"
+)
+WITH_COLOUR = "CREATE TABLE things (thing integer PRIMARY KEY, colour text)"
+INDEXES = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('things_by_colour')"
 OWNER_URL = variable("balance", "OWNER_DATABASE_URL")
 
 
@@ -117,6 +132,64 @@ async def test_a_table_in_use_ends_the_migration_and_blocks_nobody_for_long(
         await held.rollback()
         await migrate(empty.owner, versions)
         assert await observer.fetchval("SELECT version_num FROM alembic_version") == "0004"
+
+
+@asynccontextmanager
+async def index_waiting(
+    urls: ServiceUrls, versions: Path, revision: str
+) -> AsyncIterator[tuple[asyncio.Task[None], asyncpg.Connection[asyncpg.Record]]]:
+    """The revision's migration, which waits for a transaction until the end, and a session."""
+    write(versions, "0001", None, WITH_COLOUR)
+    await migrate(urls.owner, versions)
+    (versions / "0002_of_a_test.py").write_text(revision)
+    async with session(urls.owner) as writer, session(urls.owner) as observer, asyncio.timeout(60):
+        async with writer.transaction():
+            await writer.execute("INSERT INTO things VALUES (1, 'blue')")
+            upgrade = asyncio.create_task(migrate(urls.owner, versions))
+            await until_waiting(observer, "CREATE", upgrade)
+            await observer.execute("SET lock_timeout = 1")
+            yield upgrade, observer
+        await asyncio.wait([upgrade])
+
+
+async def test_an_index_is_created_while_writes_go_on(
+    empty: ServiceUrls, versions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for older transactions longer than a lock that stops calls may."""
+    monkeypatch.setattr(run, "LOCK_TIMEOUT_S", 0.001)
+    async with index_waiting(empty, versions, WITH_INDEX) as (upgrade, observer):
+        await observer.execute("INSERT INTO things VALUES (2, 'green')")
+        assert not upgrade.done()
+    await upgrade
+    async with session(empty.owner) as observer:
+        assert await observer.fetchval(INDEXES)
+        assert await observer.fetchval("SELECT version_num FROM alembic_version") == "0002"
+        with pytest.raises(asyncpg.UniqueViolationError, match="things_by_colour"):
+            await observer.execute("INSERT INTO things VALUES (3, 'green')")
+
+
+async def test_control_an_index_in_a_transaction_stops_writes(
+    empty: ServiceUrls, versions: Path
+) -> None:
+    async with index_waiting(empty, versions, PLAIN_INDEX) as (upgrade, observer):
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await observer.execute("INSERT INTO things VALUES (2, 'green')")
+    await upgrade
+
+
+async def test_an_index_that_was_interrupted_is_created_anew(
+    empty: ServiceUrls, versions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexes, "WAIT_S", 0.1)
+    async with index_waiting(empty, versions, WITH_INDEX) as (upgrade, observer):
+        with pytest.raises(SchemaInUse, match=r"older than index things_by_colour .* 0\.1 s"):
+            await upgrade
+        assert await observer.fetchval(INDEXES) is False
+        assert await observer.fetchval("SELECT version_num FROM alembic_version") == "0001"
+    for _ in range(2):
+        await migrate(empty.owner, versions)
+        async with session(empty.owner) as observer:
+            assert await observer.fetchval(INDEXES)
 
 
 async def test_a_revision_that_fails_changes_nothing(empty: ServiceUrls, versions: Path) -> None:
