@@ -110,6 +110,7 @@ check: $(STAMP) ## Lint code and protos, check types, import rules and generated
 	@$(BIN)/mypy
 	@PYTHONPATH=$(CURDIR):$(CURDIR)/protos/gen $(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m protos.generate --lint --check
+	@$(BIN)/python -m pytest tests/unit/test_methods.py
 	@$(BIN)/python -m deploy.reference --check
 	@$(BIN)/python -m deploy.kubernetes render --check
 	@$(BIN)/python -m deploy.kubernetes validate
