@@ -30,8 +30,9 @@ from coupon_service.model.coupon import (
     RestoreCoupon,
 )
 from coupon_service.model.ticket import QueueCoupon, Ticket, TicketState
-from coupon_service.use_cases.campaign import Campaigns, Issuance
+from coupon_service.use_cases.campaign import Campaigns
 from coupon_service.use_cases.coupon import Redemptions
+from coupon_service.use_cases.issuance import Issuance
 from coupon_service.use_cases.issue import Issued
 from coupon_service.use_cases.ticket import Tickets
 from coupon_service.use_cases.ticket_watch import TicketWatches

@@ -20,8 +20,9 @@ from coupon_service.servicer import CouponServicer
 from coupon_service.settings import CouponSettings
 from coupon_service.store.queue import open_queues
 from coupon_service.tables import SCHEMA, answers
-from coupon_service.use_cases.campaign import Campaigns, Issuance
+from coupon_service.use_cases.campaign import Campaigns
 from coupon_service.use_cases.coupon import Redemptions
+from coupon_service.use_cases.issuance import Issuance
 from coupon_service.use_cases.queue_consumer import QueueConsumer
 from coupon_service.use_cases.share import Shares
 from coupon_service.use_cases.ticket import Tickets

@@ -33,7 +33,8 @@ from order_service.store.figures import ACTIVE_SAGAS
 from order_service.tables import SCHEMA, answers
 from order_service.use_cases.cart import Carts
 from order_service.use_cases.order import Orders
-from order_service.use_cases.order_decider import OrderDecider, OrderLane, OrderTimes
+from order_service.use_cases.order_decider import OrderDecider, OrderTimes
+from order_service.use_cases.order_lane import OrderLane
 from order_service.use_cases.product import Products
 from order_service.use_cases.saga import Sagas
 from order_service.use_cases.seat import Seats, TakenSeats

@@ -21,7 +21,7 @@ from common.db.repeat import read
 from common.paging import TimePosition
 from order_service.model.order import ExpireOrder
 from order_service.store import order as store
-from order_service.use_cases.order_decider import OrderLane
+from order_service.use_cases.order_lane import OrderLane
 
 SWEEP_ROWS: Final = 256
 """Overdue orders expired at once: one batch of the lane."""

@@ -35,7 +35,7 @@ from order_service.saga.runner import Runner
 from order_service.saga.running import SagaEnd
 from order_service.store import order as store
 from order_service.use_cases.expiry import Expiry
-from order_service.use_cases.order_decider import OrderLane
+from order_service.use_cases.order_lane import OrderLane
 from order_service.use_cases.saga_decisions import SagaBegun
 from order_service.use_cases.watch import Watches
 

@@ -1,27 +1,21 @@
-"""The one lane through which orders change, and the decision of every command in it."""
+"""The decision of every command that changes orders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import overload
 
 from common.batching.decider import Decider
-from common.batching.lane import Lane
 from common.batching.outcomes import Outcome, RowLocked, VersionConflict
-from common.db.database import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import Locked, read_clock
 from common.db.statements import Connection
 from common.db.writes import execute_together
-from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
-from common.locking.locks import Locks
 from common.request_key import RequestKey, Result
-from order_service.errors import OutOfStock, PaymentInProgress
-from order_service.locking import STRATEGIES
+from order_service.errors import OutOfStock
 from order_service.model.order import (
     CancelOrder,
     CreateOrder,
@@ -37,14 +31,6 @@ from order_service.store import order as order_store
 from order_service.store import product as product_store
 from order_service.store import saga as saga_store
 from order_service.store import seat as seat_store
-from order_service.tables import (
-    ONE_LIVE_PER_ORDER,
-    ORDER_REQUEST_ONCE,
-    SAGA_REQUEST_ONCE,
-    SEAT_LIVE_ONCE,
-    STOCK_NOT_NEGATIVE,
-    STOCK_NOT_OVERSOLD,
-)
 from order_service.use_cases.order_batch import (
     OrderBatch,
     OrderCommand,
@@ -63,7 +49,7 @@ from order_service.use_cases.saga_decisions import (
     note_failure,
 )
 from order_service.use_cases.saga_resolution import resolve_saga, retry_saga
-from order_service.use_cases.seat import TakenSeats, require_seats
+from order_service.use_cases.seat import require_seats
 
 OrderResult = Result[Order | Saga | None] | SagaBegun
 
@@ -211,53 +197,6 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         return {}
 
 
-class OrderLane:
-    """The lane of one replica, and a notice of each order that it changed."""
-
-    def __init__(
-        self,
-        database: Database,
-        locks: Locks,
-        decider: OrderDecider,
-        on_change: Callable[[Order], None],
-        taken_seats: TakenSeats | None = None,
-    ) -> None:
-        """``on_change`` is called with each changed order after the commit."""
-        self._lane: Lane[OrderCommand, OrderResult] = Lane(
-            "order",
-            database,
-            decider,
-            locks,
-            STRATEGIES,
-            translate=_translate,
-            refuse_early=taken_seats,
-        )
-        self._on_change = on_change
-
-    @overload
-    async def submit(self, command: CreateOrder | CloseSaga | NoteFailure) -> Result[Order]: ...
-    @overload
-    async def submit(self, command: PayOrder | CancelOrder) -> Result[Order] | SagaBegun: ...
-    @overload
-    async def submit(self, command: ExpireOrder) -> Result[Order | None]: ...
-    @overload
-    async def submit(self, command: RetrySaga | ResolveSaga) -> Result[Saga]: ...
-
-    async def submit(self, command: OrderCommand) -> OrderResult:
-        """The command's result, or its refusal raised."""
-        result = await self._lane.submit(command)
-        if isinstance(result, SagaBegun):
-            if result.saga is not None:
-                self._on_change(result.order)
-        elif isinstance(result.value, Order) and not result.replayed:
-            self._on_change(result.value)
-        return result
-
-    async def close(self) -> None:
-        """Refuse new commands and wait until those accepted are decided."""
-        await self._lane.close()
-
-
 def _blocked_row(batch: OrderBatch, command: OrderCommand) -> tuple[str, str] | None:
     """The first row that the command needs and that another transaction has locked."""
     if not isinstance(command, CreateOrder) and command.order_id in batch.blocked_orders:
@@ -315,18 +254,3 @@ def _expire_order(batch: OrderBatch, command: ExpireOrder) -> Result[Order | Non
     if order is None or not order.is_due(batch.now):
         return Result(None)
     return Result(batch.move(order.expire(batch.now)))
-
-
-def _translate(constraint: str, command: OrderCommand) -> Refusal | None:
-    """The refusal for a violated constraint."""
-    if constraint in {ORDER_REQUEST_ONCE, SAGA_REQUEST_ONCE}:
-        assert isinstance(command, CreateOrder | PayOrder | CancelOrder)
-        # The record was deleted after 30 days; the order or saga stays.
-        return RequestIdReused(request_id=command.request_id)
-    if constraint in {STOCK_NOT_OVERSOLD, STOCK_NOT_NEGATIVE, SEAT_LIVE_ONCE}:
-        # The rows were not what the model saw: the lines of defence before this one failed.
-        return ConflictRetriesExhausted(lane="order")
-    if constraint == ONE_LIVE_PER_ORDER:
-        assert isinstance(command, PayOrder | CancelOrder)
-        return PaymentInProgress(order_id=command.order_id)
-    return None

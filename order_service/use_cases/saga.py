@@ -25,7 +25,7 @@ from order_service.saga.payment_poll import confirmation_of, payment_step
 from order_service.saga.plan import plan_of
 from order_service.store import saga as store
 from order_service.store import saga_waiting
-from order_service.use_cases.order_decider import OrderLane
+from order_service.use_cases.order_lane import OrderLane
 from tally.payment.v1.payment_pb2 import Payment
 
 _COUNT_BODY: Final[TypeAdapter[int]] = TypeAdapter(int)

@@ -22,7 +22,8 @@ from order_service.settings import OrderSettings
 from order_service.store import order as order_store
 from order_service.store import product as product_store
 from order_service.use_cases.order import Orders
-from order_service.use_cases.order_decider import OrderDecider, OrderLane, OrderTimes
+from order_service.use_cases.order_decider import OrderDecider, OrderTimes
+from order_service.use_cases.order_lane import OrderLane
 from order_service.use_cases.watch import Watches
 from order_service.wiring import build
 from tally.order.v1 import order_pb2 as pb

@@ -21,7 +21,7 @@ from deploy.local.postgres_roles import ServiceUrls
 from order_service import wiring
 from order_service.clients import Services
 from order_service.settings import OrderSettings
-from order_service.use_cases.order_decider import OrderLane
+from order_service.use_cases.order_lane import OrderLane
 from tally.order.v1 import order_pb2 as pb
 from tests.support.orders import Shop, cancel, pay
 from tests.support.refusals import outcome, refused

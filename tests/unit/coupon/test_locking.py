@@ -20,8 +20,8 @@ from coupon_service.tables import (
     SHARE_WITHIN_QUANTITY,
     USER_ONCE,
 )
-from coupon_service.use_cases.campaign import _translate_issue
 from coupon_service.use_cases.coupon import _translate
+from coupon_service.use_cases.issuance import _translate as _translate_issue
 from coupon_service.use_cases.share import _translate as _translate_share
 
 ISSUE = IssueCoupon("c1", "ann", "i1")
