@@ -4,71 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 import socket
-import ssl
-import subprocess
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from common.money import Money
-from payment_service.gateway import exchange
-from payment_service.gateway.outcomes import Charge, Confirmed, NotSent, Saturated, Unknown
-from payment_service.gateway.toss import TossGateway, TossOptions
-from tests.support.gateway_wire import LOST, GatewayWire, Reply, Request, gateway_wire, hang, reply
+from payment_service.gateway.outcomes import Confirmed, NotSent, Saturated, Unknown
+from payment_service.gateway.toss import TossGateway
+from tests.integration.gateway.adapters import AWAITS_MAX, adapter, charge, confirmed, paid, pays
+from tests.support.gateway_wire import LOST, GatewayWire, Reply, Request, gateway_wire, hang
 from tests.support.time_limits import LONG_S
-
-AWAITS_MAX = 100
-"""More than any exchange has."""
-
-
-def charge(number: object) -> Charge:
-    return Charge(f"key-{number}", "order-1", Money("KRW", 15_000), f"confirmation-{number}")
-
-
-def paid(request: Request) -> Reply:
-    """What a gateway returns to a confirm."""
-    return reply(
-        200,
-        {
-            "paymentKey": request.json["paymentKey"],
-            "orderId": "order-1",
-            "status": "DONE",
-            "currency": "KRW",
-            "totalAmount": 15_000,
-            "balanceAmount": 15_000,
-            "lastTransactionKey": "transaction-1",
-        },
-    )
-
-
-async def pays(request: Request) -> Reply:
-    await asyncio.sleep(0)
-    return paid(request)
-
-
-@asynccontextmanager
-async def adapter(url: str, **options: Any) -> AsyncIterator[TossGateway]:
-    limits = {"timeout_s": LONG_S, "connect_timeout_s": LONG_S, **options}
-    toss = TossGateway(TossOptions(url, SecretStr("secret"), **limits))
-    try:
-        yield toss
-    finally:
-        await toss.aclose()
-
-
-async def confirmed(toss: TossGateway, count: int) -> Counter[type]:
-    """The outcomes of as many confirms at once."""
-    numbers = range(count)
-    return Counter(map(type, await asyncio.gather(*(toss.confirm(charge(n)) for n in numbers))))
-
 
 # -- callers that go away ------------------------------------------------------------------------
 
@@ -295,113 +243,3 @@ async def test_a_silent_name_server_delays_no_call_and_heals(
                 number = itertools.count()
                 while type(await toss.confirm(charge(next(number)))) is not Confirmed:
                     pass
-
-
-# -- connections ---------------------------------------------------------------------------------
-
-
-async def test_connections_are_used_again_until_they_idle_too_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(exchange, "_IDLE_S_MAX", 0.2)
-    async with gateway_wire(pays) as wire, adapter(wire.url) as toss:
-        for number in range(5):
-            assert type(await toss.confirm(charge(number))) is Confirmed
-        assert wire.connections == 1
-        await wire.until_open(0)
-        assert type(await toss.confirm(charge("after"))) is Confirmed
-        assert wire.connections == 2
-
-
-UNASKED = {
-    "an error": reply(400, {"code": "REJECT_CARD_PAYMENT", "message": "Another card's."}),
-    "a time limit": reply(408, {"code": "REQUEST_TIMEOUT", "message": "Nothing was sent."}),
-    "no http": Reply(b"BYE"),
-}
-
-
-@pytest.mark.parametrize("unasked", UNASKED)
-async def test_what_came_on_an_idle_connection_answers_no_request(unasked: str) -> None:
-    """An error does not name the payment that it is about."""
-    async with gateway_wire(pays) as wire, adapter(wire.url) as toss:
-        assert type(await toss.confirm(charge(1))) is Confirmed
-        wire.send(UNASKED[unasked])
-        for _ in range(AWAITS_MAX):  # until the library has read it
-            await asyncio.sleep(0)
-        assert type(await toss.confirm(charge(2))) is Confirmed
-        assert len(wire.requests) == 2
-
-
-@pytest.mark.parametrize("operation", ["confirm", "find", "cancel"])
-async def test_no_request_is_sent_twice(operation: str) -> None:
-    """The library alone repeats a GET on a connection that the server closed."""
-
-    async def lost(request: Request) -> Reply:
-        return LOST
-
-    async with gateway_wire(pays) as wire, adapter(wire.url) as toss:
-        assert type(await toss.confirm(charge(1))) is Confirmed
-        wire.answer = lost
-        arguments = [charge(2), "reason"][: 2 if operation == "cancel" else 1]
-        assert isinstance(await getattr(toss, operation)(*arguments), Unknown)
-        assert len(wire.requests) == 2
-
-
-async def test_the_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
-    async with gateway_wire(pays) as wire, adapter(wire.url) as toss:
-        assert type(await toss.confirm(charge(1))) is Confirmed
-
-
-# -- certificates --------------------------------------------------------------------------------
-
-
-class Authority:
-    """A certificate authority, and what it signs."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder / name
-        self.folder.mkdir()
-        self.file = self.folder / "ca.pem"
-        made = ["-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"]
-        self.made = made
-        self._openssl(
-            "req", "-x509", *made, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=c"
-        )
-
-    def server(self, name: str) -> ssl.SSLContext:
-        """A server's TLS with a new certificate for ``name``."""
-        named = ["-subj", "/CN=gateway", "-addext", f"subjectAltName={name}"]
-        signed = ["-CA", "ca.pem", "-CAkey", "ca.key"]
-        files = ["-keyout", "server.key", "-out", "server.pem"]
-        self._openssl("req", "-x509", *self.made, *files, *named, *signed)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.folder / "server.pem", self.folder / "server.key")
-        return context
-
-    def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self.folder, check=True, capture_output=True)
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
-async def test_only_a_trusted_certificate_for_the_name_is_accepted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trusted, other = Authority(tmp_path, "trusted"), Authority(tmp_path, "other")
-    monkeypatch.setenv("SSL_CERT_FILE", str(trusted.file))
-    async with gateway_wire(pays, tls=trusted.server("IP:127.0.0.1")) as wire:
-        port = int(wire.url.rpartition(":")[2])
-        async with adapter(wire.url) as toss:
-            assert type(await toss.confirm(charge(1))) is Confirmed
-            # The gateway restarts with another certificate.
-            wire.stop()
-            wire.drop_connections()
-            await wire.until_open(0)
-            for authority, name, outcome in [
-                (other, "IP:127.0.0.1", NotSent("ClientConnectorCertificateError")),
-                (trusted, "DNS:other.test", NotSent("ClientConnectorCertificateError")),
-                (trusted, "IP:127.0.0.1", Confirmed("transaction-1", charge(2).amount)),
-            ]:
-                async with gateway_wire(pays, port=port, tls=authority.server(name)):
-                    assert await toss.confirm(charge(2)) == outcome
