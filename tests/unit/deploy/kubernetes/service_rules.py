@@ -116,10 +116,19 @@ def port_for_grpc(each: Item) -> dict[str, object]:
     }
 
 
+PORT_FOR_METRICS: Final = {
+    "name": "metrics",
+    "appProtocol": "http",
+    "protocol": "TCP",
+    "port": METRICS_PORT,
+    "targetPort": "metrics",
+}
+
 services_of_servers_balance_grpc = Rule(
     "Meshes and gateways go by appProtocol; a replica that is not ready must get no call.",
     of_kind("Service").where(lambda each: service_of(each) in SERVICES),
     Check("spec.ports[0]", port_for_grpc, bad(GONE, "spec.ports[0].appProtocol")),
+    Check("spec.ports[1]", PORT_FOR_METRICS, bad("grpc", "spec.ports[1].targetPort")),
     Check(
         "spec.clusterIP",
         lambda each: "None" if each.name.endswith(HEADLESS) else None,
