@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from deploy.kubernetes import manifests, release, rendering, validation
+from deploy.kubernetes import manifests, prometheus_rule, release, rendering, validation
 from deploy.kubernetes import secrets as secrets_of
 from deploy.kubernetes.manifests import OVERLAYS, ManifestsError
 from deploy.local.command_line import Flag, make_app, run_app
@@ -20,7 +20,7 @@ app = make_app(
 
 @app.command
 def render(*, check: Flag = False) -> int:
-    """Write rendered/<overlay>.yaml for the release in pyproject.toml.
+    """Write rendered/<overlay>.yaml for the release in pyproject.toml, and the PrometheusRule.
 
     Parameters
     ----------
@@ -33,10 +33,11 @@ def render(*, check: Flag = False) -> int:
         if program is None:
             raise ManifestsError(NO_KUBECTL)
         release.write()
+        prometheus_rule.write()
         for overlay in OVERLAYS:
             rendering.write(program, overlay)
         return GOOD
-    found = release.drift()
+    found = release.drift() + prometheus_rule.drift()
     if program is None:
         print(f"{NO_KUBECTL}: the renderings were not compared with their sources")
     else:

@@ -12,9 +12,16 @@ import pytest
 import yaml
 
 from common import tracing
-from deploy.kubernetes import manifests, rendering, validation
+from deploy.kubernetes import manifests, prometheus_rule, rendering, validation
 from deploy.kubernetes.manifests import OVERLAYS
-from tests.unit.deploy.kubernetes.manifests import PRODUCTION, Object, Overlay, load, parse
+from tests.unit.deploy.kubernetes.manifests import (
+    PRODUCTION,
+    Object,
+    Overlay,
+    load,
+    parse,
+    selects,
+)
 from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
 
@@ -75,6 +82,13 @@ def verifying(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
     return with_component(PRODUCTION, "postgres-ca", directory, ca_crt=CERTIFICATE)
 
 
+@pytest.fixture(scope="module")
+def monitored(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    return with_component(PRODUCTION, "prometheus", tmp_path_factory.mktemp("monitored"))
+
+
 # ---- tracing
 
 
@@ -126,9 +140,38 @@ def test_every_client_of_postgres_has_the_certificate(verifying: Overlay) -> Non
         assert "PGSSLROOTCERT" in each.environment, each.title
 
 
+# ---- prometheus
+
+
+def test_rules_of_the_manifests_hold_with_the_operator_s_objects(monitored: Overlay) -> None:
+    """The schemas of Kubernetes do not have these kinds; promtool checks the rules."""
+    assert faults(monitored) == {}
+    assert [each["kind"] for each in changed(monitored)] == ["PodMonitor", "PrometheusRule"]
+
+
+def test_every_server_is_scraped_once_with_the_labels_of_the_rules(monitored: Overlay) -> None:
+    spec = monitored.the("PodMonitor/tally").raw["spec"]
+    [endpoint] = spec["podMetricsEndpoints"]
+    scraped = [each for each in monitored.workloads if selects(spec["selector"], each.labels)]
+    with_port = [each.name for each in scraped if endpoint["port"] in each.ports]
+    assert with_port == [each.name for each in monitored.servers]
+    assert [one["targetLabel"] for one in endpoint["relabelings"]] == ["job", "service", "instance"]
+
+
+def test_the_rules_of_the_operator_are_those_of_the_files(monitored: Overlay) -> None:
+    groups = [
+        group
+        for file in sorted(prometheus_rule.RULES.glob("*.yaml"))
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+    ]
+    assert monitored.the("PrometheusRule/tally").get("spec.groups") == groups
+    assert prometheus_rule.drift() == []
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_committed_overlays_have_no_component(overlay: str) -> None:
     text = manifests.rendered(overlay).read_text(encoding="utf-8")
     assert "OTEL_" not in text
     assert str(OTLP_PORT) not in text
     assert "PGSSLROOTCERT" not in text
+    assert "monitoring.coreos.com" not in text
