@@ -40,7 +40,7 @@ up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=
 	@$(BIN)/python -m deploy.local up --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(ARGS)
 
 .PHONY: audit
-audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data)
+audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data ARGS=-v)
 	@$(BIN)/python -m deploy.audit --data-dir $(DATA_DIR) $(ARGS)
 
 .PHONY: rebuild

@@ -16,11 +16,18 @@ from prometheus_client.process_collector import ProcessCollector
 
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
+
+def new_registry() -> CollectorRegistry:
+    """A registry with what every process exports about itself."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
 # Not the library's global registry, where other libraries register metrics of their own.
-REGISTRY: Final = CollectorRegistry()
-ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
-GCCollector(registry=REGISTRY)
+REGISTRY: Final = new_registry()
 
 CALLS: Final = Counter(
     "tally_grpc_calls",
@@ -75,9 +82,9 @@ READY: Final = Gauge(
 class MetricsPage:
     """The Prometheus page on a port of its own. A thread serves it: a busy loop causes no delay."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
         """Listen at once. Raises OSError if the port is not free."""
-        self._server, self._thread = start_http_server(port, host, registry=REGISTRY)
+        self._server, self._thread = start_http_server(port, host, registry=registry)
 
     @property
     def port(self) -> int:

@@ -54,15 +54,55 @@ def count(default: int, description: str, *, most: int, least: int = 1) -> Any:
     return Field(default=default, ge=least, le=most, description=description)
 
 
-class ServiceSettings(BaseSettings):
-    """The settings of every service. A service derives its own class and sets its name in it."""
+class ProcessSettings(BaseSettings):
+    """The settings of every process. A program derives its own class and sets its name in it."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", case_sensitive=False, hide_input_in_errors=True
     )
 
     service: ClassVar[str] = ""
-    """The service's name in its variables: ``balance`` reads ``TALLY_BALANCE_…``."""
+    """The program's name in its variables: ``balance`` reads ``TALLY_BALANCE_…``."""
+
+    needed_to_serve: ClassVar[tuple[str, ...]] = ()
+
+    replica: str = Field(
+        default_factory=_replica_name,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of this replica, sent to clients in `tally-replica` and logged.",
+        json_schema_extra={"documented_default": "host name and process id"},
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="One JSON object per line, or text for people."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The service's own variable or file, then the common one; no .env file."""
+        del env_settings, dotenv_settings, file_secret_settings
+        directory = environment.secrets_dir()
+        sources: list[PydanticBaseSettingsSource] = [init_settings]
+        for prefix in environment.prefixes(cls.service):
+            sources.append(EnvSettingsSource(settings_cls, env_prefix=prefix))
+            if directory is not None:
+                sources.append(
+                    SecretsSettingsSource(settings_cls, secrets_dir=directory, env_prefix=prefix)
+                )
+        return tuple(sources)
+
+
+class ServiceSettings(ProcessSettings):
+    """The settings of every service. A service derives its own class and sets its name in it."""
 
     needed_to_serve: ClassVar[tuple[str, ...]] = ("database_url",)
 
@@ -92,18 +132,6 @@ class ServiceSettings(BaseSettings):
     bind: BindAddress = Field(
         default="127.0.0.1:50051",
         description="host:port to serve gRPC on; port 0 is any free port.",
-    )
-    replica: str = Field(
-        default_factory=_replica_name,
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Name of this replica, sent to clients in `tally-replica` and logged.",
-        json_schema_extra={"documented_default": "host name and process id"},
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Lowest level that is logged."
-    )
-    log_format: Literal["json", "console"] = Field(
-        default="json", description="One JSON object per line, or text for people."
     )
     log_calls: Literal["errors", "all", "off"] = Field(
         default="errors",
@@ -158,29 +186,8 @@ class ServiceSettings(BaseSettings):
         0, "Port of the Prometheus page, on the host of BIND; 0: none.", most=65535, least=0
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The service's own variable or file, then the common one; no .env file."""
-        del env_settings, dotenv_settings, file_secret_settings
-        directory = environment.secrets_dir()
-        sources: list[PydanticBaseSettingsSource] = [init_settings]
-        for prefix in environment.prefixes(cls.service):
-            sources.append(EnvSettingsSource(settings_cls, env_prefix=prefix))
-            if directory is not None:
-                sources.append(
-                    SecretsSettingsSource(settings_cls, secrets_dir=directory, env_prefix=prefix)
-                )
-        return tuple(sources)
 
-
-S = TypeVar("S", bound=ServiceSettings)
+S = TypeVar("S", bound=ProcessSettings)
 
 
 def read(settings_type: type[S], command: Command = "serve") -> S:

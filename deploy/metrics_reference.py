@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
 from common.db.figures import StoredFigures
 from common.metrics import REGISTRY
+from deploy.audit import metrics as audit_metrics
 
 SERVICES: Final = ("balance", "coupon", "order", "payment")
 
@@ -27,6 +30,9 @@ Metrics whose name begins with `tally_active_` or `tally_open_` are read from th
 replica of a service exports the same figures, once in 15 s, and none if its read failed. Use
 `max by (...)` for them, never `sum`.
 
+Those whose name begins with `tally_audit_` are on the page of `python -m deploy.audit serve` alone
+([the audit](guides/audit.md)).
+
 | metric | type | labels | meaning | answers |
 |---|---|---|---|---|
 """
@@ -34,6 +40,12 @@ replica of a service exports the same figures, once in 15 s, and none if its rea
 QUESTIONS: Final = {
     "tally_active_sagas": "How many sagas are on their way, and how many are stuck?",
     "tally_active_sagas_oldest_seconds": "How long has the oldest been on its way?",
+    "tally_audit_breaches": "Do the books balance?",
+    "tally_audit_completion_timestamp_seconds": "How old is the last verdict on the books?",
+    "tally_audit_new_standing": "Has a person let an effect stand since the night before?",
+    "tally_audit_runs": "How do audits end, and does one fail?",
+    "tally_audit_standing_minor": "How much money waits for a person's decision to be settled?",
+    "tally_audit_start_timestamp_seconds": "When did the last audit begin, and is it stuck?",
     "tally_background_work_failures": "Does a sweep fail?",
     "tally_background_work_success_timestamp_seconds": "Is a sweep overdue?",
     "tally_build": "Which release runs where?",
@@ -97,12 +109,12 @@ class Metric:
 
 
 def metrics() -> list[Metric]:
-    """All metrics of the four services, by name."""
+    """All metrics of the four services and of the audit, by name."""
     for service in SERVICES:
         importlib.import_module(f"{service}_service.wiring")
     importlib.import_module("common.service")
     importlib.import_module("common.locking.key_locks")
-    return sorted(_registered(), key=lambda one: one.name)
+    return sorted(set(_registered()), key=lambda one: one.name)
 
 
 def page() -> str:
@@ -115,7 +127,7 @@ def page() -> str:
 
 
 def _registered() -> Iterator[Metric]:
-    for collector in REGISTRY._collector_to_names:  # noqa: SLF001 - the library has no list of its own
+    for collector in (*_collectors(REGISTRY), *_collectors(audit_metrics.REGISTRY)):
         if isinstance(collector, StoredFigures):
             labels = collector.labels
         elif isinstance(collector, MetricWrapperBase):
@@ -124,3 +136,7 @@ def _registered() -> Iterator[Metric]:
             continue
         for family in collector.describe():
             yield Metric(family.name, family.type, tuple(labels), family.documentation)
+
+
+def _collectors(registry: CollectorRegistry) -> Iterator[Collector]:
+    yield from registry._collector_to_names  # noqa: SLF001 - the library has no list of its own

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from deploy.audit.errors import CannotAudit
 from deploy.audit.snapshots import connect, database_errors
-from deploy.audit.sources import CannotAudit
 from deploy.local.command_line import make_app, run_app
 from deploy.local.plan import DEFAULT_DATA_DIR
 from deploy.local.state import audit_urls

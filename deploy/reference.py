@@ -10,9 +10,10 @@ from pydantic.fields import FieldInfo
 
 from balance_service.settings import BalanceSettings
 from common.environment import PREFIX, SECRETS_DIR, prefixes
-from common.settings import ServiceSettings
+from common.settings import ProcessSettings, ServiceSettings
 from coupon_service.settings import CouponSettings
 from deploy import metrics_reference
+from deploy.audit.settings import AuditSettings
 from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import PROJECT
 from order_service.settings import OrderSettings
@@ -38,7 +39,9 @@ database URL in a file are read again for each new session. Settings whose names
 seconds.
 
 The settings of every service come first, then those of one service, with the defaults that differ
-from the common ones.
+from the common ones, and at last those of `python -m deploy.audit serve`, which also reads the
+addresses `{PREFIX}<SERVICE>_AUDIT_DATABASE_URL`, and `{PREFIX}REPLICA`, `{PREFIX}LOG_LEVEL` and
+`{PREFIX}LOG_FORMAT`.
 
 """
 _BOUND_SIGNS: Final = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -46,10 +49,10 @@ _BOUND_SIGNS: Final = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def page() -> str:
     """The whole page, as it has to be."""
-    return _INTRODUCTION + reference(*SETTINGS)
+    return _INTRODUCTION + reference(*SETTINGS, AuditSettings)
 
 
-def reference(*settings_types: type[ServiceSettings]) -> str:
+def reference(*settings_types: type[ProcessSettings]) -> str:
     """The settings as a Markdown table: those of every service, then each service's own."""
     common = ServiceSettings.model_fields
     rows = ["| variable | default | meaning |", "|---|---|---|"]

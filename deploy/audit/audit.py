@@ -11,6 +11,7 @@ from deploy.audit import balance, coupon, gateway, order, payment, sagas
 from deploy.audit.audit_pass import AuditPass
 from deploy.audit.checks import ServiceChecks, run_checks
 from deploy.audit.participants import PARTICIPANTS
+from deploy.audit.parts import Since
 from deploy.audit.report import Report
 from deploy.audit.snapshots import Books, database_errors, take_snapshots
 from deploy.audit.sources import Sources
@@ -39,35 +40,46 @@ class Limits:
     none. The age is taken against the heartbeat of its service."""
 
 
-async def audit(sources: Sources, limits: Limits | None = None) -> Report:
-    """Repeat passes until every difference is explained or the time is over. Raises CannotAudit."""
+async def audit(
+    sources: Sources, limits: Limits | None = None, since: Since | None = None
+) -> Report:
+    """Repeat passes until every difference is explained or the time is over. Raises CannotAudit.
+
+    ``since``: check what was touched since then only. A time has to be as much earlier than the
+    snapshot of an audit of the whole as the longest transaction takes (``deploy.audit.units``).
+    """
     limits = limits or Limits()
-    until = time.monotonic() + limits.settle_s
-    last, passes = await run_pass(sources, limits), 1
+    first = last = await run_pass(sources, limits, since)
+    # From here: a pass over large books takes longer than this time.
+    until, passes = time.monotonic() + limits.settle_s, 1
     while last.unsettled and (left_s := until - time.monotonic()) > 0:
         await asyncio.sleep(min(PAUSE_S, left_s))
-        last, passes = (await run_pass(sources, limits)).keep_repeated(last), passes + 1
-    return Report.of(last, passes)
+        last, passes = (await run_pass(sources, limits, since)).keep_repeated(last), passes + 1
+    # What the last pass alone has seen is not reported: the next audit has to see it again.
+    return Report.of(last, passes, times=first.times, since=since)
 
 
-async def run_pass(sources: Sources, limits: Limits) -> AuditPass:
+async def run_pass(sources: Sources, limits: Limits, since: Since | None = None) -> AuditPass:
     """Run every check on one snapshot of each book. Raises CannotAudit."""
     async with take_snapshots(sources) as books:
-        return await check_books(books, limits)
+        return await check_books(books, limits, since)
 
 
-async def check_books(books: Books, limits: Limits) -> AuditPass:
+async def check_books(books: Books, limits: Limits, since: Since | None = None) -> AuditPass:
     """Run every check on these snapshots. Raises CannotAudit."""
-    found = AuditPass()
+    found = AuditPass(times=books.times)
+    overdue_s = limits.overdue_s
     for service, checks in SERVICES.items():
         with database_errors(service):
-            await run_checks(books[service], found, checks, overdue_s=limits.overdue_s)
+            time_since = since[service] if since else None
+            connection = books[service]
+            await run_checks(connection, found, checks, overdue_s=overdue_s, since=time_since)
     uses = {}
     for participant in PARTICIPANTS:
         with database_errors(f"{participant.service} or order"):
             uses[participant.service] = await sagas.compare(
-                books, found, participant, overdue_s=limits.overdue_s
+                books, found, participant, overdue_s=overdue_s, since=since
             )
     with database_errors("payment"):
-        await gateway.compare(books, found, uses["payment"], overdue_s=limits.overdue_s)
+        await gateway.compare(books, found, uses["payment"], overdue_s=overdue_s, since=since)
     return found

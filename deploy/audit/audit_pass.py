@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 KEPT_MAX: Final = 1_000
 """How many differences of one check, and how many notes of one kind, are kept; the others are only
 counted."""
+STANDING_MAX: Final = 100_000
+"""How many cases of what stands are told apart. Each is a decision of a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Note(enum.StrEnum):
 class AuditPass:
     """Everything that one pass finds."""
 
+    times: Mapping[str, datetime] = field(default_factory=dict)
+    """By service, when its snapshot was taken at the latest, by the clock of its database."""
     differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
     """By invariant, and by check and row: the same keys in every pass."""
     more: Counter[str] = field(default_factory=Counter)
@@ -49,6 +54,14 @@ class AuditPass:
     more_notes: Counter[Note] = field(default_factory=Counter)
     """Notes that were only counted."""
     figures: dict[str, list[str]] = field(default_factory=dict)
+    standing: dict[str, str] = field(default_factory=dict)
+    """The cases of what stands: the effect and its saga, and the text."""
+    standing_minor: Counter[str] = field(default_factory=Counter)
+    """By currency, the money that stands, in minor units."""
+    left_out: list[str] = field(default_factory=list)
+    """What was not checked, and why."""
+    gateway_left_out: bool = False
+    """Whether nothing is known of the gateway's side."""
     _kept: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add_difference(
@@ -69,6 +82,16 @@ class AuditPass:
             self.notes[note].append(text)
         else:
             self.more_notes[note] += 1
+
+    def add_standing(self, case: str, text: str) -> None:
+        """Record an effect that stays by a person's decision; ``case`` identifies it."""
+        self.add_note(Note.STANDING, text)
+        if len(self.standing) < STANDING_MAX:
+            self.standing[case] = text
+
+    def leave_out(self, text: str) -> None:
+        """Record what is not checked, and why."""
+        self.left_out.append(text)
 
     def add_figure(self, invariant: str, text: str) -> None:
         """Record a count or a sum."""

@@ -5,6 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, ServiceChecks, answers_figure
+from deploy.audit.units import USER, Unit
+
+UNITS: Final = {
+    USER: Unit(
+        """
+SELECT user_id FROM ledger_entries WHERE create_time >= :since
+ UNION SELECT user_id FROM accounts WHERE update_time >= :since
+ UNION SELECT scope FROM answers WHERE create_time >= :since
+""",
+        {
+            "accounts": "user_id = ANY ({ids})",
+            "ledger_entries": "user_id = ANY ({ids})",
+            "answers": "scope = ANY ({ids})",
+        },
+    )
+}
 
 _CURRENCIES: Final = """
 SELECT currency_code, coalesce(charged, 0) AS charged, coalesce(spent, 0) AS spent,
@@ -188,4 +204,4 @@ SELECT concat_ws(' ', a.scope, a.request_id) AS key,
     ),
 )
 
-SERVICE: Final = ServiceChecks(CHECKS, FIGURES)
+SERVICE: Final = ServiceChecks(CHECKS, FIGURES, UNITS)

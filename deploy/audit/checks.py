@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deploy.audit.audit_pass import KEPT_MAX, AuditPass, Note
+from deploy.audit.units import USER, WHOLE, Units, statement
 
 ANSWERS_KEPT: Final = "interval '29 days'"
 """An effect younger than this has a stored answer: answers are kept for at least 30 days."""
@@ -43,6 +45,8 @@ class Check:
     sql: str
     certain: bool = True
     """False: another pass may not find it again."""
+    unit: str = USER
+    """What it reads together (``deploy.audit.units``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Figure:
     invariant: str
     template: str
     sql: str
+    unit: str = USER
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class ServiceChecks:
 
     checks: Sequence[Check]
     figures: Sequence[Figure]
+    units: Units
     listings: Sequence[Listing] = ()
 
 
@@ -83,33 +89,52 @@ HEARTBEAT: Final = Check(
 SELECT 'heartbeat' AS key, 'the heartbeat is gone: nothing can be overdue' AS difference
  WHERE NOT EXISTS (SELECT FROM heartbeat)
 """,
+    unit=WHOLE,
 )
 
 
 async def run_checks(
-    connection: AsyncConnection, found: AuditPass, service: ServiceChecks, *, overdue_s: float
+    connection: AsyncConnection,
+    found: AuditPass,
+    service: ServiceChecks,
+    *,
+    overdue_s: float,
+    since: datetime | None = None,
 ) -> None:
-    """Add the differences of all checks, all figures and all notes to ``found``."""
+    """Add the differences of all checks, all figures and all notes to ``found``.
+
+    ``since``: checks and figures are about what was touched since then, and about what is open. The
+    notes are complete.
+    """
     for figure in service.figures:
-        for row in (await connection.execute(sa.text(figure.sql))).mappings():
+        sql = statement(figure.sql, service.units, figure.unit, since)
+        for row in (await connection.execute(sql)).mappings():
             # A sum of bigints is a Decimal, which may be formatted as 1E+5.
             values = {k: int(v) if isinstance(v, Decimal) else v for k, v in row.items()}
             found.add_figure(figure.invariant, figure.template.format_map(values))
     for check in service.checks:
-        await _run(connection, found, check, overdue_s)
+        # Counted in the database: the memory needed does not grow with the number of differences.
+        sql = statement(_kept(check), service.units, check.unit, since)
+        await _run(connection, found, check, sql, overdue_s)
     for listing in service.listings:
         await _list(connection, found, listing)
 
 
-async def _run(
-    connection: AsyncConnection, found: AuditPass, check: Check, overdue_s: float
-) -> None:
-    # Counted in the database: the memory needed does not grow with the number of differences.
-    statement = sa.text(
+def _kept(check: Check) -> str:
+    return (
         f"SELECT key, difference, count(*) OVER () AS total FROM ({check.sql}) AS checked"  # noqa: S608 - a constant of this package
         f" WHERE difference IS NOT NULL ORDER BY key LIMIT {KEPT_MAX}"
     )
-    rows = (await connection.execute(statement, {"overdue_s": overdue_s})).all()
+
+
+async def _run(
+    connection: AsyncConnection,
+    found: AuditPass,
+    check: Check,
+    sql: sa.TextClause,
+    overdue_s: float,
+) -> None:
+    rows = (await connection.execute(sql, {"overdue_s": overdue_s})).all()
     invariants = check.invariants.split()
     for row in rows:
         found.add_difference(invariants, check.name, row.key, row.difference, certain=check.certain)
@@ -118,10 +143,10 @@ async def _run(
 
 
 async def _list(connection: AsyncConnection, found: AuditPass, listing: Listing) -> None:
-    statement = sa.text(
+    sql = sa.text(
         f"SELECT text, count(*) OVER () AS total FROM ({listing.sql}) AS listed LIMIT {KEPT_MAX}"  # noqa: S608 - a constant of this package
     )
-    rows = (await connection.execute(statement)).all()
+    rows = (await connection.execute(sql)).all()
     for row in rows:
         found.add_note(listing.note, row.text)
     if rows:

@@ -9,6 +9,33 @@ from typing import Final
 
 from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, ServiceChecks, answers_figure
 from deploy.audit.coupon_shares import SHARE_CHECKS
+from deploy.audit.units import CAMPAIGN, USER, WHOLE, Unit
+
+UNITS: Final = {
+    USER: Unit(
+        """
+SELECT user_id FROM coupons WHERE issue_time >= :since OR redeem_time >= :since
+ UNION SELECT user_id FROM redemptions WHERE redeem_time >= :since OR restore_time >= :since
+ UNION SELECT scope FROM answers WHERE create_time >= :since
+""",
+        {
+            "coupons": "user_id = ANY ({ids})",
+            "redemptions": "user_id = ANY ({ids})",
+            "answers": "scope = ANY ({ids})",
+        },
+    ),
+    CAMPAIGN: Unit(
+        """
+SELECT campaign_id FROM campaigns WHERE create_time >= :since
+ UNION SELECT campaign_id FROM coupons WHERE issue_time >= :since
+""",
+        {
+            "campaigns": "campaign_id = ANY ({ids})",
+            "campaign_shares": "campaign_id = ANY ({ids})",
+            "coupons": "campaign_id = ANY ({ids})",
+        },
+    ),
+}
 
 FIGURES: Final = (
     Figure(
@@ -19,6 +46,7 @@ SELECT count(*) AS campaigns, coalesce(sum(quantity), 0) AS quantity,
        coalesce(sum(issued), 0) + (SELECT coalesce(sum(issued), 0) FROM campaign_shares) AS issued
   FROM campaigns
 """,
+        CAMPAIGN,
     ),
     answers_figure("{answers:,} about coupons"),
 )
@@ -87,6 +115,7 @@ SELECT campaign_id::text AS key,
                     count(DISTINCT user_id) AS users, count(ticket_id) AS by_ticket
                FROM coupons GROUP BY campaign_id) AS i USING (campaign_id)
 """,
+        unit=CAMPAIGN,
     ),
     Check(
         "I5",
@@ -271,7 +300,8 @@ SELECT request_id AS key,
           FROM answers WHERE method = 'CreateCampaign') AS a
   FULL JOIN campaigns AS c USING (request_id)
 """,  # noqa: S608 - a constant
+        unit=WHOLE,
     ),
 )
 
-SERVICE: Final = ServiceChecks((*CHECKS, *SHARE_CHECKS), FIGURES)
+SERVICE: Final = ServiceChecks((*CHECKS, *SHARE_CHECKS), FIGURES, UNITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.audit.checks import Check
+from deploy.audit.units import CAMPAIGN
 
 SHARE_CHECKS: Final = (
     # A campaign of one share has no row here. The larger shares come first; their numbers follow
@@ -33,6 +34,7 @@ SELECT concat_ws(' ', campaign_id, share) AS key,
          WHERE c.shares <> 1) AS d
   FULL JOIN campaign_shares AS s USING (campaign_id, share)
 """,
+        unit=CAMPAIGN,
     ),
     Check(
         "I5",
@@ -50,5 +52,6 @@ SELECT concat_ws(' ', campaign_id, share) AS key,
  WHERE s.issued NOT BETWEEN 0 AND s.quantity OR s.issued <> i.coupons
     OR i.lowest <> s.first_number OR i.highest <> s.first_number + s.issued - 1
 """,
+        unit=CAMPAIGN,
     ),
 )

@@ -1,4 +1,4 @@
-"""Payments compared with the gateway's record, by payment key; and what captures are for."""
+"""Payments compared with the gateway's side, by payment key; and what captures are for."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from deploy.audit.audit_pass import AuditPass, Note
 from deploy.audit.checks import moving
-from deploy.audit.merge_join import Key, merge_join, stream
+from deploy.audit.gateway_api import GatewayApi
+from deploy.audit.gateway_records import ChargeRecord, all_records, records_of
+from deploy.audit.merge_join import merge_join, stream
+from deploy.audit.parts import Part, Since, parts
 from deploy.audit.sagas import Use, Uses
 from deploy.audit.snapshots import Books
+
+LOOKED_UP_MAX: Final = 500
+"""Payments in memory while they are looked up by their keys."""
 
 # A payment that an earlier release cancelled has no sum of refunds.
 PAYMENTS: Final = f"""
@@ -27,29 +34,14 @@ SELECT payment_key COLLATE "C" AS payment_key, payment_id::text AS payment_id, o
  CROSS JOIN heartbeat AS h
  ORDER BY 1
 """  # noqa: S608 - constants
+_SINCE: Final = PAYMENTS.replace(
+    " ORDER BY 1\n",
+    " WHERE update_time >= :asked_since OR due_time IS NOT NULL\n ORDER BY 1\n",
+)
+"""Those that changed since then, or are open."""
 
-# The gateway stored its reply to the confirmation, which names the transaction that a refund
-# replaces in the payment.
-RECORDS: Final = """
-WITH approvals AS MATERIALIZED (
-     SELECT json_extract(body, '$.paymentKey') AS payment_key,
-            max(json_extract(body, '$.lastTransactionKey')) AS transaction_key
-       FROM answers
-      WHERE address = 'POST /v1/payments/confirm' AND http_status = 200
-      GROUP BY 1)
-SELECT p.payment_key, p.order_id, p.currency, p.balance_amount, p.transaction_key,
-       CASE WHEN p.approved_at IS NULL THEN 0 ELSE p.total_amount END AS captured,
-       coalesce(sum(c.amount), 0) AS refunded,
-       coalesce(sum(CASE WHEN d.transaction_key IS NULL THEN c.amount END), 0) AS by_call,
-       coalesce(group_concat(c.transaction_key, ' '), '') AS refunds,
-       a.transaction_key AS approval
-  FROM payments AS p
-  LEFT JOIN cancels AS c ON c.payment_key = p.payment_key
-  LEFT JOIN dashboard_cancels AS d ON d.transaction_key = c.transaction_key
-  LEFT JOIN approvals AS a ON a.payment_key = p.payment_key
- GROUP BY p.payment_key, a.transaction_key
- ORDER BY p.payment_key
-"""
+Pairs = AsyncIterator[tuple[str, sa.Row[Any] | None, ChargeRecord | None]]
+"""A payment key, with its payment and the gateway's record of it, where they exist."""
 
 
 @dataclass(slots=True)
@@ -67,38 +59,119 @@ class _Sums:
     """What the gateway has given back of payments that are still to be refunded."""
 
 
-async def compare(books: Books, found: AuditPass, uses: Uses, *, overdue_s: float) -> None:
+@dataclass(slots=True)
+class _Comparison:
+    """What is added up while payments are compared."""
+
+    sums: _Sums = field(default_factory=_Sums)
+    charges: int = 0
+    payments: int = 0
+
+
+async def compare(
+    books: Books, found: AuditPass, uses: Uses, *, overdue_s: float, since: Since | None = None
+) -> None:
     """Compare every payment with the gateway's charge, and every charge with its payment.
 
-    ``uses``: what the captured amounts are for, as ``sagas.compare`` returns it.
+    ``uses``: what the captured amounts are for, as ``sagas.compare`` returns it. ``since``: only
+    payments of users who were touched since then. Through the gateway's API, only payments that
+    changed since then, or within its days; what is not compared is recorded.
     """
-    sums = _Sums()
-    charges = payments = 0
-    known = stream(books["payment"], PAYMENTS, 1, overdue_s=overdue_s)
-    async for (payment_key,), payment, record in merge_join(known, _records(books.gateway)):
-        payments += payment is not None
-        charges += record is not None and record["captured"] > 0
-        _add(sums, payment, record)
+    if books.gateway is None:
+        found.gateway_left_out = True
+        found.leave_out("the gateway's side: neither its record nor its API is known")
+        return
+    known = _Comparison()
+    if isinstance(books.gateway, GatewayApi):
+        asked_since = _asked_since(books, books.gateway, since)
+        pairs = _asked(books, books.gateway, asked_since, overdue_s)
+        await _compare(pairs, found, known)
+        text = f"{known.payments:,} payments since {asked_since:%Y-%m-%d %H:%M} UTC looked up"
+        found.add_figure("I7", f"{text} at the gateway, {known.charges:,} charges")
+        found.leave_out(
+            f"payments at the gateway that changed before {asked_since:%Y-%m-%d %H:%M} UTC, charges"
+            " that no payment has, and sums of captures: its API looks up single keys"
+        )
+        return
+    async for part in parts(books, "payment", since):
+        await _compare(_recorded(books, books.gateway, part, overdue_s), found, known)
+    if since is not None:
+        found.leave_out("charges at the gateway that no payment has: only a full audit sees them")
+    found.add_figure("I7", f"{known.charges:,} charges at the gateway, {known.payments:,} payments")
+    _compare_sums(found, known.sums, uses)
+
+
+def _asked_since(books: Books, gateway: GatewayApi, since: Since | None) -> datetime:
+    if since is not None:
+        return since["payment"]
+    return books.times["payment"] - timedelta(days=gateway.address.days)
+
+
+async def _recorded(
+    books: Books, gateway: sqlite3.Connection, part: Part, overdue_s: float
+) -> Pairs:
+    """The payments of a part, and of the whole also the records without a payment."""
+    payments = stream(books["payment"], part.of("payment", PAYMENTS), 1, overdue_s=overdue_s)
+    if part.users is None:
+        async for (key,), payment, record in merge_join(payments, all_records(gateway)):
+            yield key, payment, record
+        return
+    async for some in _chunks(payments):
+        records = records_of(gateway, [*some])
+        for key, row in some.items():
+            yield key, row, records.get(key)
+
+
+async def _asked(
+    books: Books, gateway: GatewayApi, asked_since: datetime, overdue_s: float
+) -> Pairs:
+    """The payments that changed since then, each looked up."""
+    changed = sa.text(_SINCE).bindparams(
+        sa.bindparam("asked_since", asked_since, sa.DateTime(timezone=True))
+    )
+    payments = stream(books["payment"], changed, 1, overdue_s=overdue_s)
+    async for some in _chunks(payments):
+        records = await gateway.records_of([*some])
+        for key, row in some.items():
+            yield key, row, records.get(key)
+
+
+async def _chunks(
+    payments: AsyncIterator[tuple[tuple[str, ...], sa.Row[Any]]],
+) -> AsyncIterator[dict[str, sa.Row[Any]]]:
+    some: dict[str, sa.Row[Any]] = {}
+    async for (key,), row in payments:
+        some[key] = row
+        if len(some) == LOOKED_UP_MAX:
+            yield some
+            some = {}
+    if some:
+        yield some
+
+
+async def _compare(pairs: Pairs, found: AuditPass, known: _Comparison) -> None:
+    async for payment_key, payment, record in pairs:
+        known.payments += payment is not None
+        known.charges += record is not None and record.captured > 0
+        _add(known.sums, payment, record)
         difference = difference_of(payment, record)
         subject = f"payment {payment.payment_id} " if payment else ""
         if difference is not None:
             text = f"{subject}key {payment_key}: {difference}"
             found.add_difference(("I7", "I3"), "charge", payment_key, text)
-        elif payment is not None and payment.open and record is not None and record["captured"]:
-            left = record["captured"] - record["refunded"]
+        elif payment is not None and payment.open and record is not None and record.captured:
+            left = record.captured - record.refunded
             note = Note.GIVING_BACK if payment.cancelled else Note.UNDER_WAY
             text = f"{subject}key {payment_key}: {payment.state}, {left:,} at the gateway"
             found.add_note(note, text)
-    found.add_figure("I7", f"{charges:,} charges at the gateway, {payments:,} payments")
-    _compare_sums(found, sums, uses)
 
 
-def _add(sums: _Sums, payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> None:
-    captured = 0 if record is None else int(record["captured"])
-    refunded = 0 if record is None else int(record["refunded"])
+def _add(sums: _Sums, payment: sa.Row[Any] | None, record: ChargeRecord | None) -> None:
+    captured = 0 if record is None else record.captured
+    refunded = 0 if record is None else record.refunded
     if record is not None:
-        sums.captured[record["currency"]] += captured
-        sums.refunded[record["currency"]] += refunded
+        sums.captured[record.currency] += captured
+        sums.refunded[record.currency] += refunded
     if payment is None:
         return
     currency = payment.currency_code
@@ -140,11 +213,11 @@ def _compare_sums(found: AuditPass, sums: _Sums, uses: Uses) -> None:
             found.add_difference(("I3",), "sums of captures", currency, text)
 
 
-def difference_of(payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> str | None:
+def difference_of(payment: sa.Row[Any] | None, record: ChargeRecord | None) -> str | None:
     """How a payment and the gateway's record differ; None if they agree, or if work that moves
     explains it."""
-    captured = 0 if record is None else int(record["captured"])
-    refunded = 0 if record is None else int(record["refunded"])
+    captured = 0 if record is None else record.captured
+    refunded = 0 if record is None else record.refunded
     if payment is None:
         return f"{captured:,} captured, and there is no such payment" if captured else None
     amount = payment.amount_minor
@@ -164,44 +237,39 @@ def difference_of(payment: sa.Row[Any] | None, record: sqlite3.Row | None) -> st
             f" ({payment.outside_minor:,} of it outside Tally), at the gateway {captured:,}"
             f" captured and {refunded:,} refunded"
         )
-    if record is not None and record["by_call"] > by_tally:
+    if record is not None and record.by_call is not None and record.by_call > by_tally:
         # Given back twice, perhaps: by Tally's call, and by a person who recorded another refund.
-        return f"{record['by_call']:,} refunded by Tally's calls, and {by_tally:,} are recorded"
+        return f"{record.by_call:,} refunded by Tally's calls, and {by_tally:,} are recorded"
     return None if record is None or not captured else _differing(payment, record)
 
 
-def _differing(payment: sa.Row[Any], record: sqlite3.Row) -> str | None:
+def _differing(payment: sa.Row[Any], record: ChargeRecord) -> str | None:
     """What else of a charge is not as in its payment."""
-    left = int(record["captured"]) - int(record["refunded"])
-    if record["balance_amount"] != left:
-        return f"the gateway's balance is {record['balance_amount']:,}, and {left:,} are left"
+    left = record.captured - record.refunded
+    if record.balance_amount != left:
+        return f"the gateway's balance is {record.balance_amount:,}, and {left:,} are left"
     if (wrong := _wrong_transaction(payment.gateway_transaction_id, record)) is not None:
         return wrong
     return _of_another(payment, record)
 
 
-def _of_another(payment: sa.Row[Any], record: sqlite3.Row) -> str | None:
+def _of_another(payment: sa.Row[Any], record: ChargeRecord) -> str | None:
     """Whether a charge is in another currency than its payment, or for another order."""
-    pairs = ((payment.currency_code, record["currency"]), (payment.order_id, record["order_id"]))
+    pairs = ((payment.currency_code, record.currency), (payment.order_id, record.order_id))
     differing = [f"{gateway} and not {own}" for own, gateway in pairs if own != gateway]
     return f"at the gateway for {', '.join(differing)}" if differing else None
 
 
-def _wrong_transaction(own: str | None, record: sqlite3.Row) -> str | None:
+def _wrong_transaction(own: str | None, record: ChargeRecord) -> str | None:
     """Whether the transactions that the payment and the gateway name are of this charge."""
-    named, approval, refunds = record["transaction_key"], record["approval"], record["refunds"]
+    named, approval = record.transaction_key, record.approval
     # A refund replaces the transaction that the gateway names, by its own.
-    last = set(refunds.split()) or {approval or named}
+    last = record.refunds or {approval or named}
     if named not in last:
         return f"the gateway names transaction {named} and not {', '.join(sorted(last))}"
-    if approval is None and refunds:
+    if approval is None and record.refunds:
         return None  # the gateway does not know the first one any more
     # A charge that was found only after its refund has the refund's transaction.
     if own not in last | {approval}:
         return f"transaction {own}, at the gateway {approval or named}"
     return None
-
-
-async def _records(gateway: sqlite3.Connection) -> AsyncIterator[tuple[Key, sqlite3.Row]]:
-    for row in gateway.execute(RECORDS):
-        yield (row["payment_key"],), row

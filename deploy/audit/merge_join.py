@@ -19,10 +19,10 @@ B = TypeVar("B")
 
 
 async def stream(
-    connection: AsyncConnection, sql: str, columns: int, **parameters: float
+    connection: AsyncConnection, statement: sa.TextClause, columns: int, **parameters: float
 ) -> AsyncIterator[tuple[Key, sa.Row[Any]]]:
     """The rows of a statement, with their first ``columns`` columns as the key."""
-    async with connection.stream(sa.text(sql), parameters) as result:
+    async with connection.stream(statement, parameters) as result:
         async for row in result:
             yield tuple(row[:columns]), row
 

@@ -9,6 +9,45 @@ from deploy.audit.claims import LIVE
 from deploy.audit.order_answers import ANSWER_CHECKS
 from deploy.audit.order_sagas import LISTINGS, SAGA_CHECKS
 from deploy.audit.order_seats import SEAT_CHECKS, SEAT_FIGURE
+from deploy.audit.units import PRODUCT, USER, Unit
+
+_OF_TOUCHED: Final = "body::jsonb ->> 'product_id' = ANY (SELECT id::text FROM touched)"
+_STOCKING: Final = "method IN ('CreateProduct', 'RestockProduct', 'AddSeats')"
+UNITS: Final = {
+    USER: Unit(
+        """
+SELECT user_id FROM orders WHERE update_time >= :since
+ UNION SELECT user_id FROM sagas WHERE update_time >= :since
+ UNION SELECT scope FROM answers WHERE create_time >= :since
+""",
+        {
+            "orders": "user_id = ANY ({ids})",
+            "sagas": "user_id = ANY ({ids})",
+            "order_items": "order_id IN (SELECT order_id FROM orders)",
+            "order_seats": "order_id IN (SELECT order_id FROM orders)",
+            "answers": "scope = ANY ({ids})",
+        },
+    ),
+    # An order that was touched moves stock, whatever its product's row says.
+    PRODUCT: Unit(
+        f"""
+SELECT product_id FROM products WHERE update_time >= :since
+ UNION SELECT product_id FROM stock_entries WHERE create_time >= :since
+ UNION SELECT product_id FROM order_items JOIN orders USING (order_id) WHERE update_time >= :since
+ UNION SELECT p.product_id FROM products AS p
+         JOIN answers AS a ON p.product_id::text = a.body::jsonb ->> 'product_id'
+        WHERE a.create_time >= :since AND {_STOCKING}
+""",  # noqa: S608 - a constant
+        {
+            "products": "product_id = ANY ({ids})",
+            "stock_entries": "product_id = ANY ({ids})",
+            "seats": "product_id = ANY ({ids})",
+            "order_items": "product_id = ANY ({ids})",
+            "order_seats": "product_id = ANY ({ids})",
+            "answers": f"{_STOCKING} AND (create_time >= :since OR {_OF_TOUCHED})",
+        },
+    ),
+}
 
 FIGURES: Final = (
     Figure(
@@ -21,6 +60,7 @@ SELECT count(*) AS products, coalesce(sum(stocked), 0) AS stocked,
        coalesce(sum(reserved), 0) AS reserved, coalesce(sum(sold), 0) AS sold
   FROM products
 """,
+        PRODUCT,
     ),
     SEAT_FIGURE,
     Figure(
@@ -71,6 +111,7 @@ SELECT product_id::text AS key,
                FROM order_items JOIN orders USING (order_id) GROUP BY product_id) AS o
  USING (product_id)
 """,
+        unit=PRODUCT,
     ),
     # An entry without a quantity was written by the database for a replica of an earlier release.
     Check(
@@ -100,6 +141,7 @@ SELECT concat_ws(' ', product_id, lpad(product_version::text, 19, '0')) AS key,
     OR product_version > p.version OR e.create_time < time_before
     OR e.create_time > p.update_time OR p.create_time > p.update_time
 """,
+        unit=PRODUCT,
     ),
     # Name and price of a product never change.
     Check(
@@ -191,4 +233,4 @@ SELECT o.order_id::text AS key,
     *ANSWER_CHECKS,
 )
 
-SERVICE: Final = ServiceChecks(CHECKS, FIGURES, LISTINGS)
+SERVICE: Final = ServiceChecks(CHECKS, FIGURES, UNITS, LISTINGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.audit.checks import ANSWERS_KEPT, Check
+from deploy.audit.units import PRODUCT, WHOLE
 
 ANSWER_CHECKS: Final = (
     Check(
@@ -68,6 +69,7 @@ SELECT concat_ws(' ', kind, request_id) AS key,
   FULL JOIN (SELECT * FROM stock_entries WHERE kind <> 'OPENING') AS e USING (kind, request_id)
   LEFT JOIN products AS p ON p.product_id = e.product_id
 """,  # noqa: S608 - a constant
+        unit=PRODUCT,
     ),
     Check(
         "I8",
@@ -152,5 +154,6 @@ SELECT concat_ws(' ', a.method, a.request_id) AS key,
  WHERE s.saga_id IS NULL
     OR a.method = 'ResolveSaga' AND last AND s.resolution_reason <> a.answer ->> 'resolution_reason'
 """,
+        unit=WHOLE,
     ),
 )

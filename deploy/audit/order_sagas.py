@@ -7,6 +7,7 @@ from typing import Final
 from deploy.audit.audit_pass import Note
 from deploy.audit.checks import HEARTBEAT, Check, Listing, moving
 from deploy.audit.claims import KNOWN_PLANS, LIVE
+from deploy.audit.units import WHOLE
 
 SAGA_CHECKS: Final = (
     # The saga's create_time is the time that was compared with expire_time when it began.
@@ -121,6 +122,7 @@ SELECT key, difference
  WHERE NOT ({moving("due_time")})
 """,  # noqa: S608 - a constant
         certain=False,
+        unit=WHOLE,
     ),
 )
 

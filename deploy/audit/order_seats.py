@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.audit.checks import Check, Figure
+from deploy.audit.units import PRODUCT
 
 SEAT_FIGURE: Final = Figure(
     "I4",
@@ -17,6 +18,7 @@ SELECT count(*) AS seats, count(DISTINCT product_id) AS products,
        count(*) FILTER (WHERE state = 'SOLD') AS sold
   FROM seats
 """,
+    PRODUCT,
 )
 
 SEAT_CHECKS: Final = (
@@ -47,6 +49,7 @@ SELECT product_id::text AS key,
                     count(*) FILTER (WHERE state = 'SOLD') AS sold
                FROM seats GROUP BY product_id) AS s USING (product_id)
 """,
+        unit=PRODUCT,
     ),
     Check(
         "I4",
@@ -66,6 +69,7 @@ SELECT product_id || ' ' || label AS key,
  WHERE (s.state, s.order_id) IS DISTINCT FROM (coalesce(o.of_seat, 'FREE'), o.order_id)
     OR o.order_id IS NOT NULL AND o.of_seat IS NULL
 """,
+        unit=PRODUCT,
     ),
     # An order that has ended still names its seats, and has none of them.
     Check(
@@ -100,5 +104,6 @@ SELECT concat_ws(' ', product_id, request_id) AS key,
                FROM seats GROUP BY product_id, request_id) AS s USING (product_id, request_id)
  WHERE e.quantity IS DISTINCT FROM s.seats
 """,
+        unit=PRODUCT,
     ),
 )

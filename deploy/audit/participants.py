@@ -35,6 +35,8 @@ class Participant:
     paid: str
     """What orders did with the sum, for the figure."""
     joins: str = ""
+    of_money: bool = True
+    """Whether its amounts are taken from somebody: a discount is not."""
 
     @property
     def _of_saga(self) -> str:
@@ -130,6 +132,7 @@ PARTICIPANTS: Final = (
         ),
         claimed_amount="discount_minor",
         same=("order_id", "currency_code", "coupon_id", "subtotal_minor"),
+        of_money=False,
         paid="saved by coupons",
     ),
     Participant(

@@ -15,6 +15,22 @@ from deploy.audit.checks import (
     answers_figure,
     moving,
 )
+from deploy.audit.units import USER, WHOLE, Unit
+
+# An operator's answer has no user as its scope.
+_USER_OF_ANSWER: Final = "CASE scope WHEN '' THEN body::jsonb ->> 'user_id' ELSE scope END"
+UNITS: Final = {
+    USER: Unit(
+        f"""
+SELECT user_id FROM payments WHERE update_time >= :since
+ UNION SELECT {_USER_OF_ANSWER} FROM answers WHERE create_time >= :since
+""",  # noqa: S608 - a constant
+        {
+            "payments": "user_id = ANY ({ids})",
+            "answers": f"{_USER_OF_ANSWER} = ANY ({{ids}})",
+        },
+    )
+}
 
 FIGURES: Final = (
     Figure(
@@ -139,6 +155,7 @@ SELECT payment_id::text AS key,
  WHERE due_time IS NOT NULL AND NOT ({moving("due_time")})
 """,  # noqa: S608 - a constant
         certain=False,
+        unit=WHOLE,
     ),
     Check(
         "I7",
@@ -180,4 +197,4 @@ SELECT format('payment %s of order %s: %s %s of %s', payment_id, order_id, curre
     ),
 )
 
-SERVICE: Final = ServiceChecks(CHECKS, FIGURES, LISTINGS)
+SERVICE: Final = ServiceChecks(CHECKS, FIGURES, UNITS, LISTINGS)

@@ -1,27 +1,18 @@
-"""The result of an audit, as text and as JSON."""
+"""The result of an audit, and its JSON document (docs/guides/audit.md has the shape)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 from deploy.audit.audit_pass import AuditPass, Note
+from deploy.audit.invariants import INVARIANTS, WITHOUT_GATEWAY
+from deploy.audit.parts import Since
 
-INVARIANTS: Final = {
-    "I1": "the ledger adds up to the balances",
-    "I2": "every balance is the sum of its entries, which have no gap",
-    "I3": "charged = balances + spent; captured - refunded = paid + being given back + standing",
-    "I4": "stocked = free + reserved + sold, line by line, and is the sum of its journal",
-    "I5": "issued within quantity, one per user, each redemption in one live order or standing",
-    "I6": "every order moves by legal transitions and is paid to the unit; nothing is overdue",
-    "I7": "each capture pays one order its amount, is given back, being given back, or standing",
-    "I8": "each stored answer has exactly its effect, each cancelled request has none",
-}
-LISTED_MAX: Final = 10
-"""How many differences of one invariant, and notes of one kind, the text lists."""
 NOTES: Final = {
     Note.NEEDS_ATTENTION: "need a person's attention",
     Note.STANDING: "standing by a person's decision (ResolveSaga)",
@@ -37,7 +28,8 @@ class Line:
     """The result of one invariant."""
 
     invariant: str
-    promise: str
+    finding: str
+    """What holds or does not, in words."""
     figures: tuple[str, ...]
     differences: tuple[str, ...]
     more: int
@@ -46,6 +38,11 @@ class Line:
     @property
     def holds(self) -> bool:
         return not self.differences and not self.more
+
+    @property
+    def count(self) -> int:
+        """The number of differences."""
+        return len(self.differences) + self.more
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,70 +54,88 @@ class Report:
     more_notes: dict[Note, int]
     """Notes beyond these, which were only counted."""
     passes: int
+    keys: frozenset[str] = frozenset()
+    """What identifies the differences that were kept: the same in the next audit."""
+    standing: Mapping[str, str] = field(default_factory=dict)
+    standing_minor: Mapping[str, int] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    """What was not checked, and why."""
+    times: Mapping[str, datetime] = field(default_factory=dict)
+    """By service, when its first snapshot was taken at the latest."""
+    since: Since | None = None
+    """None: the whole books were checked; else what was touched since then."""
 
     @property
     def holds(self) -> bool:
         """Whether every invariant holds."""
         return all(line.holds for line in self.lines)
 
+    @property
+    def breaches(self) -> int:
+        """The number of differences; one that breaks two invariants counts twice."""
+        return sum(line.count for line in self.lines)
+
+    @property
+    def broken(self) -> list[str]:
+        """The invariants that do not hold."""
+        return [line.invariant for line in self.lines if not line.holds]
+
+    def noted(self, note: Note) -> int:
+        """How many notes of a kind there are."""
+        return len(self.notes.get(note, ())) + self.more_notes.get(note, 0)
+
     @classmethod
-    def of(cls, found: AuditPass, passes: int) -> Report:
-        lines = (
-            Line(
-                invariant,
-                promise,
-                tuple(found.figures.get(invariant, ())),
-                tuple(one.text for key, one in found.differences.items() if key[0] == invariant),
-                found.more[invariant],
-            )
-            for invariant, promise in INVARIANTS.items()
-        )
+    def of(
+        cls,
+        found: AuditPass,
+        passes: int,
+        *,
+        times: Mapping[str, datetime] | None = None,
+        since: Since | None = None,
+    ) -> Report:
         notes = {note: tuple(found.notes.get(note, ())) for note in NOTES}
-        return cls(tuple(lines), notes, dict(found.more_notes), passes)
+        return cls(
+            lines=tuple(_line(found, invariant) for invariant in INVARIANTS),
+            notes=notes,
+            more_notes=dict(found.more_notes),
+            passes=passes,
+            keys=frozenset(f"{invariant} {row}" for invariant, row in found.differences),
+            standing=dict(found.standing),
+            standing_minor=dict(found.standing_minor),
+            left_out=tuple(found.left_out),
+            times=dict(times or {}),
+            since=since,
+        )
 
 
-def as_text(report: Report) -> str:
-    """The report for a reader: each invariant with its figures and the differences below it, what
-    is listed without being a difference, and the verdict in the last line."""
-    return "".join(f"{line}\n" for line in _text_lines(report))
+def _line(found: AuditPass, invariant: str) -> Line:
+    differences = tuple(
+        one.text for (broken, _), one in found.differences.items() if broken == invariant
+    )
+    words, more = INVARIANTS[invariant], found.more[invariant]
+    if differences or more:
+        finding = words.broken
+    elif found.gateway_left_out:
+        finding = WITHOUT_GATEWAY.get(invariant, words.holds)
+    else:
+        finding = words.holds
+    return Line(invariant, finding, tuple(found.figures.get(invariant, ())), differences, more)
 
 
 def as_json(report: Report) -> str:
-    """The report for a program, with every difference that was kept."""
+    """The report for a program, with every difference and note that was kept."""
     lines = [dataclasses.asdict(line) | {"holds": line.holds} for line in report.lines]
+    since = {service: time.isoformat() for service, time in (report.since or {}).items()}
     document = {
         "holds": report.holds,
+        "scope": "recent" if report.since else "full",
+        "since": since or None,
+        "snapshots": {service: time.isoformat() for service, time in report.times.items()},
         "looks": report.passes,
         "invariants": lines,
+        "not_checked": list(report.left_out),
         "notes": {note.value: list(texts) for note, texts in report.notes.items()},
         "more_notes": {note.value: report.more_notes.get(note, 0) for note in report.notes},
+        "standing_minor": dict(report.standing_minor),
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def _text_lines(report: Report) -> Iterator[str]:
-    for line in report.lines:
-        yield _headline(line)
-        yield from (f"            {figure}" for figure in line.figures)
-        yield from _listed(line.differences, line.more)
-    for note, texts in report.notes.items():
-        more = report.more_notes.get(note, 0)
-        if texts:
-            yield f"{len(texts) + more:,} {NOTES[note]}:"
-            yield from _listed(texts, more)
-    broken = [line.invariant for line in report.lines if not line.holds]
-    yield f"The books do NOT balance: {', '.join(broken)}." if broken else "The books balance."
-
-
-def _headline(line: Line) -> str:
-    if line.holds:
-        return f"{line.invariant}  ok      {line.promise}"
-    count = len(line.differences) + line.more
-    return f"{line.invariant}  BREACH  {count:,} differ from: {line.promise}"
-
-
-def _listed(differences: Sequence[str], more: int = 0) -> Iterator[str]:
-    for difference in differences[:LISTED_MAX]:
-        yield f"      - {difference}"
-    if (left := max(len(differences) - LISTED_MAX, 0) + more) > 0:
-        yield f"      and {left:,} more"

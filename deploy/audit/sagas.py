@@ -16,6 +16,7 @@ from deploy.audit.audit_pass import AuditPass, Note
 from deploy.audit.claims import Expected
 from deploy.audit.merge_join import merge_join, stream
 from deploy.audit.participants import Participant
+from deploy.audit.parts import Part, Since, parts
 from deploy.audit.snapshots import Books
 
 
@@ -37,15 +38,42 @@ Uses = Counter[tuple[Use, str]]
 
 
 async def compare(
-    books: Books, found: AuditPass, participant: Participant, *, overdue_s: float
+    books: Books,
+    found: AuditPass,
+    participant: Participant,
+    *,
+    overdue_s: float,
+    since: Since | None = None,
 ) -> Uses:
     """Compare every claim with its effect, and every effect with its claim.
 
-    Returns what the amounts that the service took, and did not give back, are for.
+    Returns what the amounts that the service took, and did not give back, are for. ``since``: only
+    those of users who were touched since then, in either book.
     """
     uses: Uses = Counter()
-    made = stream(books["order"], participant.claims, 2, overdue_s=overdue_s)
-    effects = stream(books[participant.service], participant.effects, 2)
+    direct = 0
+    async for part in parts(books, participant.service, since):
+        uses.update(await _compare(books, found, participant, part, overdue_s))
+        direct += await _count_direct(books, participant, part, uses)
+    found.add_figure(participant.invariants[0], _figure(participant, uses, direct))
+    if participant.of_money:
+        for (use, currency), amount in uses.items():
+            if use is Use.STANDING:
+                found.standing_minor[currency] += amount
+    return uses
+
+
+async def _compare(
+    books: Books,
+    found: AuditPass,
+    participant: Participant,
+    part: Part,
+    overdue_s: float,
+) -> Uses:
+    uses: Uses = Counter()
+    service = participant.service
+    made = stream(books["order"], part.of("order", participant.claims), 2, overdue_s=overdue_s)
+    effects = stream(books[service], part.of(service, participant.effects), 2)
     async for (saga_id, user_id), claim, effect in merge_join(made, effects):
         _count(uses, participant, claim, effect)
         subject = f"order {claim.order_id}" if claim else f"saga {saga_id} of {user_id}"
@@ -56,25 +84,29 @@ async def compare(
             found.add_difference(participant.invariants, participant.noun, row, text)
         elif claim is not None and effect is not None:
             _add_note(found, participant, claim, effect)
-    direct = 0
-    for group in await books[participant.service].execute(sa.text(participant.direct)):
-        direct += group.effects
-        use = Use.GIVING_BACK if group.cancelled else Use.DIRECT
-        uses[use, group.currency_code] += int(group.left_minor)
-    found.add_figure(participant.invariants[0], _figure(participant, uses, direct))
     return uses
 
 
+async def _count_direct(books: Books, participant: Participant, part: Part, uses: Uses) -> int:
+    """Count the effects outside any saga under their use; returns how many there are."""
+    service, effects = participant.service, 0
+    for group in await books[service].execute(part.of(service, participant.direct)):
+        effects += group.effects
+        use = Use.GIVING_BACK if group.cancelled else Use.DIRECT
+        uses[use, group.currency_code] += int(group.left_minor)
+    return effects
+
+
 def _figure(participant: Participant, uses: Uses, direct: int) -> str:
-    parts = [f"orders {participant.paid} {_sums(uses, Use.PAID)}"]
-    parts += [
+    shown = [f"orders {participant.paid} {_sums(uses, Use.PAID)}"]
+    shown += [
         f"{_sums(uses, use)} {use}"
         for use in (Use.UNDER_WAY, Use.GIVING_BACK, Use.STANDING)
         if any(amount for (each, _), amount in uses.items() if each is use)
     ]
     if direct:
-        parts.append(f"{_sums(uses, Use.DIRECT)} by {direct:,} direct {participant.noun}s")
-    return ", ".join(parts)
+        shown.append(f"{_sums(uses, Use.DIRECT)} by {direct:,} direct {participant.noun}s")
+    return ", ".join(shown)
 
 
 def _sums(uses: Uses, use: Use) -> str:
@@ -115,7 +147,8 @@ def _add_note(
     if claim.expected == Expected.STANDING:
         why = claim.standing_reason or "no reason is recorded"
         since = "" if effect.live else "; given back since"
-        found.add_note(Note.STANDING, f"{text}, left by saga {claim.closed_by}: {why}{since}")
+        case = f"{participant.noun} of saga {claim.saga_id}"
+        found.add_standing(case, f"{text}, left by saga {claim.closed_by}: {why}{since}")
     elif claim.expected == Expected.OPEN and effect.live:
         given_back = claim.giving_back or effect.cancelled
         note = Note.GIVING_BACK if given_back else Note.UNDER_WAY

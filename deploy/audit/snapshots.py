@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,9 @@ from sqlalchemy.pool import NullPool
 
 from common.db.errors import sqlstate
 from common.urls import engine_url
-from deploy.audit.sources import CannotAudit, Sources
+from deploy.audit.errors import CannotAudit
+from deploy.audit.gateway_api import GatewayApi, open_gateway
+from deploy.audit.sources import Sources
 
 CONNECT_TIMEOUT_S: Final = 10.0
 STATEMENT_TIMEOUT_MS: Final = 600_000
@@ -37,6 +40,8 @@ _SETTINGS: Final = {
     "jit": "off",
     "timezone": "UTC",
 }
+# now() is the time at which the transaction began, before its snapshot.
+_TAKE: Final = sa.text("SELECT now() FROM alembic_version LIMIT 1")
 _NO_SCHEMA: Final = "its schema is missing or not of this release: run its migrations"
 _NO_RIGHTS: Final = "the audit role may not read it"
 _CAUSES: Final = {
@@ -49,10 +54,13 @@ _CAUSES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """A snapshot of every database, and of the gateway's record."""
+    """A snapshot of every database, and the gateway's side."""
 
     databases: dict[str, AsyncConnection]
-    gateway: sqlite3.Connection
+    gateway: sqlite3.Connection | GatewayApi | None
+    """A snapshot of the simulator's record; the gateway's API, which has none; or left out."""
+    times: dict[str, datetime] = field(default_factory=dict)
+    """By service, when its snapshot was taken at the latest, by the clock of its database."""
 
     def __getitem__(self, service: str) -> AsyncConnection:
         return self.databases[service]
@@ -66,15 +74,23 @@ async def take_snapshots(sources: Sources) -> AsyncIterator[Books]:
             service: await exits.enter_async_context(connect(service, url))
             for service, url in sources.databases.items()
         }
-        exits.enter_context(gateway_errors(sources.gateway_record))
-        gateway = exits.enter_context(closing(_open_gateway(sources.gateway_record)))
+        record: sqlite3.Connection | None = None
+        if sources.gateway_record is not None:
+            exits.enter_context(gateway_errors(sources.gateway_record))
+            record = exits.enter_context(closing(_open_record(sources.gateway_record)))
+        times = {}
         for service in ORDER_OF_SNAPSHOTS:
             with database_errors(service):
                 # The first statement takes the snapshot; the connection already exists.
-                await databases[service].execute(sa.text("SELECT 1 FROM alembic_version LIMIT 1"))
-        gateway.execute("BEGIN")
-        gateway.execute("SELECT 1 FROM payments LIMIT 1").fetchall()
-        yield Books(databases, gateway)
+                taken = await databases[service].execute(_TAKE)
+                times[service] = taken.scalar_one()
+        gateway: sqlite3.Connection | GatewayApi | None = record
+        if record is not None:
+            record.execute("BEGIN")
+            record.execute("SELECT 1 FROM payments LIMIT 1").fetchall()
+        elif sources.gateway_api is not None:
+            gateway = await exits.enter_async_context(open_gateway(sources.gateway_api))
+        yield Books(databases, gateway, times)
 
 
 @asynccontextmanager
@@ -84,7 +100,12 @@ async def connect(service: str, url: str) -> AsyncIterator[AsyncConnection]:
         engine_url(url),
         poolclass=NullPool,
         isolation_level="REPEATABLE READ",
-        connect_args={"timeout": CONNECT_TIMEOUT_S, "server_settings": _SETTINGS},
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            # A little after the server should have ended the statement.
+            "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + CONNECT_TIMEOUT_S,
+            "server_settings": _SETTINGS,
+        },
     )
     async with AsyncExitStack() as exits:
         exits.push_async_callback(engine.dispose)
@@ -94,7 +115,7 @@ async def connect(service: str, url: str) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-def _open_gateway(record: Path) -> sqlite3.Connection:
+def _open_record(record: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{record.absolute().as_uri()}?mode=ro",
         uri=True,

@@ -1,52 +1,64 @@
-"""Where the books are: in a data directory of the local runner, or at given addresses."""
+"""Where the books are: the databases' addresses, and the gateway's side."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from deploy.local.errors import RunnerError
-from deploy.local.plan import GATEWAY_RECORD, SERVICES
-from deploy.local.state import audit_urls
+from common.environment import SettingsError, file_of, source_of
+from common.urls import engine_url
+from deploy.audit.errors import CannotAudit
+from deploy.audit.gateway_api import GatewayAddress
+
+SERVICES: Final = ("balance", "coupon", "order", "payment")
+_DATABASE: Final = "audit_database_url"
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The audit role's address of each service's database, and the gateway's record."""
+    """The audit role's address of each service's database, and the gateway's side.
+
+    The gateway's side is the simulator's record, or the gateway's API; with neither it is left out,
+    and the report says so.
+    """
 
     databases: Mapping[str, str]
-    gateway_record: Path
+    gateway_record: Path | None = None
+    gateway_api: GatewayAddress | None = None
 
 
-class CannotAudit(RunnerError):  # noqa: N818 - a fact about the surroundings
-    """The books cannot be read; the message is the one line to print."""
-
-
-def urls_in(environment: Mapping[str, str]) -> dict[str, str]:
+def urls_of_settings() -> dict[str, str]:
     """The databases that TALLY_<SERVICE>_AUDIT_DATABASE_URL name: of all services or of none.
 
-    Raises CannotAudit if some are missing.
+    Each is a variable, or a file in TALLY_SECRETS_DIR, read anew by each call. Raises CannotAudit
+    if some are missing or malformed.
     """
-    names = {service: f"TALLY_{service.upper()}_AUDIT_DATABASE_URL" for service in SERVICES}
-    urls = {service: environment.get(name, "") for service, name in names.items()}
-    missing = [names[service] for service, url in urls.items() if not url]
+    urls = {service: value_of(service, _DATABASE) for service in SERVICES}
+    missing = [service for service, url in urls.items() if not url]
     if len(missing) == len(SERVICES):
         return {}
     if missing:
-        raise CannotAudit(f"{missing[0]} is not set: the audit needs the databases of all services")
+        name = source_of(missing[0], _DATABASE)
+        raise CannotAudit(f"{name} is not set: the audit needs the databases of all services")
+    for service, url in urls.items():
+        try:
+            engine_url(url)
+        except ValueError as error:
+            raise CannotAudit(f"{source_of(service, _DATABASE)}: {error}") from None
     return urls
 
 
-@contextlib.contextmanager
-def sources_of_stack(data_dir: Path, gateway_record: Path | None = None) -> Iterator[Sources]:
-    """The books of a data directory. If its stack is stopped, PostgreSQL runs for this time.
+def value_of(service: str, field: str) -> str:
+    """A setting of a service, from its variable or its file; '' if it is not set.
 
-    Enter it in the main thread. Raises RunnerError.
+    Raises CannotAudit if the directory of secrets cannot be read.
     """
-    with audit_urls(data_dir) as urls:
-        missing = [service for service in SERVICES if service not in urls]
-        if missing:
-            raise CannotAudit(f"the stack in {data_dir} has no {missing[0]} service")
-        yield Sources(urls, gateway_record or data_dir / GATEWAY_RECORD)
+    try:
+        file = file_of(service, field)
+        text = file.read_text(encoding="utf-8") if file else None
+        return (os.environ.get(source_of(service, field), "") if text is None else text).strip()
+    except (SettingsError, OSError) as error:
+        raise CannotAudit(str(error)) from None

@@ -15,8 +15,8 @@ import grpc
 from common import failpoints
 from common.rpc.probe import status_of
 from deploy.audit.audit import Limits, audit
-from deploy.audit.report import as_text
 from deploy.audit.sources import Sources
+from deploy.audit.table import as_text
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.plan import (
     GATEWAY_RECORD,
@@ -110,7 +110,7 @@ class FaultyStack(Stack):
     async def differences(self) -> list[str]:
         """What the audit finds; nothing if every invariant holds."""
         report = await audit(self.sources, Limits())
-        return [] if report.holds else as_text(report).splitlines()
+        return [] if report.holds else as_text(report, details=True).splitlines()
 
 
 def _serves(address: str) -> bool:

@@ -83,7 +83,7 @@ AUDIT: Final = (
     Mutant(
         "breach-with-exit-0",
         "the audit reports a breach and exits with 0",
-        file="deploy/audit/__main__.py",
+        file="deploy/audit/command.py",
         old="return HOLDS if report.holds else BREACH",
         new="return HOLDS if report.lines else BREACH",
         tests=(f"{_COMMAND}test_breach_exits_1_as_text_and_as_json",),

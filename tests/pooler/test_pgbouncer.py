@@ -22,8 +22,8 @@ from common.db.server_settings import UnsuitableServer
 from common.service import migrations_of
 from common.settings import Pooler
 from deploy.audit.audit import audit
-from deploy.audit.report import as_text
 from deploy.audit.sources import Sources
+from deploy.audit.table import as_text
 from deploy.local.gateway.simulator import GatewaySimulator
 from tests.faults.stack import beside
 from tests.pooler.pgbouncer import PgBouncer
@@ -81,7 +81,7 @@ async def test_a_sale_through_pgbouncer_is_paid_and_audited(
             await assert_all_sold(stack, ORDERS)
         urls = {service: each.audit for service, each in pooled.urls.items()}
         report = await audit(Sources(urls, record))
-    assert report.holds, as_text(report)
+    assert report.holds, as_text(report, details=True)
 
 
 async def test_the_books_hold_after_a_sale_in_which_sessions_are_lost(
@@ -98,7 +98,7 @@ async def test_the_books_hold_after_a_sale_in_which_sessions_are_lost(
             await until(lambda: pooled.sql("order", LIVE_SAGAS), lambda count: not int(count))
         urls = {service: each.audit for service, each in pooled.urls.items()}
         report = await audit(Sources(urls, record))
-    assert report.holds, as_text(report)
+    assert report.holds, as_text(report, details=True)
 
 
 async def lose_sessions(pooled: StackDatabases, pgbouncer: PgBouncer) -> None:

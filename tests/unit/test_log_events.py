@@ -9,7 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/guides/logs.md"
-CODE = ("common", "balance_service", "coupon_service", "order_service", "payment_service")
+CODE = (
+    *("common", "balance_service", "coupon_service", "order_service", "payment_service"),
+    "deploy/audit",
+)
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
 
 

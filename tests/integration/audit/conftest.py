@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,10 @@ class Planted:
     connections: dict[str, AsyncConnection]
     clean_gateway: Path
 
-    async def pass_with(self, where: str, script: str) -> AuditPass:
+    async def pass_with(self, where: str, script: str, since: datetime | None = None) -> AuditPass:
         """What one pass finds after a change of one book, which is undone afterwards.
 
-        The checks run in the transaction of the change.
+        The checks run in the transaction of the change; ``since``: those of what was touched since.
         """
         async with AsyncExitStack() as exits:
             for service, connection in self.connections.items():
@@ -122,7 +123,8 @@ class Planted:
                 gateway.execute("BEGIN")
                 for statement in filter(str.strip, script.split(";\n")):
                     gateway.execute(statement.strip().rstrip(";"))
-            return await check_books(Snapshots(self.connections, gateway), Limits())
+            times = None if since is None else dict.fromkeys(SERVICES, since)
+            return await check_books(Snapshots(self.connections, gateway), Limits(), times)
 
 
 def _database(url: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -13,9 +14,11 @@ from sqlalchemy.exc import DBAPIError
 from deploy.audit import audit as audit_module
 from deploy.audit.audit import Limits, audit
 from deploy.audit.audit_pass import Note
-from deploy.audit.report import as_json, as_text
+from deploy.audit.errors import CannotAudit
+from deploy.audit.report import as_json
+from deploy.audit.snapshots import Books as Snapshots
 from deploy.audit.snapshots import take_snapshots
-from deploy.audit.sources import CannotAudit
+from deploy.audit.table import as_text
 from tests.integration.audit.books import (
     BEFORE,
     COUPON_A,
@@ -42,7 +45,7 @@ NEEDS_ATTENTION = f"UPDATE sagas SET state = 'NEEDS_ATTENTION' WHERE saga_id = '
 
 async def test_clean_books_pass_with_their_figures(books: Books) -> None:
     report = await audit(books.sources, ONE_PASS)
-    text = as_text(report)
+    text = as_text(report, details=True)
     assert report.holds, text
     assert [line.invariant for line in report.lines] == [f"I{number}" for number in range(1, 9)]
     for figure in (
@@ -73,7 +76,9 @@ async def test_round_sums_are_written_out(books: Books) -> None:
         "UPDATE stock_entries SET quantity = 999997, stocked_after = 999997"
         f" WHERE product_id = '{PRODUCT}';",
     )
-    assert "1,000,000 stocked = 999,973 free" in as_text(await audit(books.sources, ONE_PASS))
+    assert "1,000,000 stocked = 999,973 free" in as_text(
+        await audit(books.sources, ONE_PASS), details=True
+    )
 
 
 async def test_what_moves_is_listed_and_is_no_breach(books: Books) -> None:
@@ -124,7 +129,7 @@ async def test_overdue_is_the_same_while_running_and_stopped(
         books.shift(where, stopped_for)
     report = await audit(books.sources, ONE_PASS)
     assert "I6" in {line.invariant for line in report.lines if not line.holds}
-    assert named in as_text(report)
+    assert named in as_text(report, details=True)
 
 
 @pytest.mark.parametrize("stopped_for", ["1 day", "10 years"])
@@ -143,7 +148,7 @@ async def test_answers_are_not_required_after_30_days(books: Books) -> None:
         books.shift(where, "31 days")
         books.change(where, "DELETE FROM answers WHERE state <> 'CANCELLED'")
     report = await audit(books.sources, ONE_PASS)
-    assert report.holds, as_text(report)
+    assert report.holds, as_text(report, details=True)
 
 
 # -- several passes --------------------------------------------------------------------------------
@@ -174,7 +179,7 @@ async def test_difference_not_found_again_is_no_breach(
 
     _between_passes(monkeypatch, change)
     report = await audit(books.sources, MANY_PASSES)
-    assert report.holds, as_text(report)
+    assert report.holds, as_text(report, details=True)
     assert report.passes == 2
 
 
@@ -194,8 +199,8 @@ async def test_difference_found_again_is_a_breach(
     _between_passes(monkeypatch, change)
     report = await audit(books.sources, MANY_PASSES)
     assert report.passes == 4
-    assert "key stays: 5 captured" in as_text(report)
-    assert "passes" not in as_text(report)
+    assert "key stays: 5 captured" in as_text(report, details=True)
+    assert "passes" not in as_text(report, details=True)
 
 
 async def test_difference_within_a_snapshot_needs_one_pass(books: Books) -> None:
@@ -231,10 +236,17 @@ async def test_second_row_with_the_same_key_has_no_match(books: Books) -> None:
         + redemption("ann", PAY_A, COUPON_A, order_id=A, order_amount=5_000, discount=500),
     )
     report = await audit(books.sources, ONE_PASS)
-    assert f"saga {PAY_A} of ann: redemption of KRW 500, and no such saga" in as_text(report)
+    assert f"saga {PAY_A} of ann: redemption of KRW 500, and no such saga" in as_text(
+        report, details=True
+    )
 
 
 # -- snapshots -------------------------------------------------------------------------------------
+
+
+def record_of(taken: Snapshots) -> sqlite3.Connection:
+    assert isinstance(taken.gateway, sqlite3.Connection)
+    return taken.gateway
 
 
 async def test_snapshots_are_repeatable_read_and_read_only(books: Books) -> None:
@@ -247,7 +259,7 @@ async def test_snapshots_are_repeatable_read_and_read_only(books: Books) -> None
             assert await connection.scalar(sa.text("SHOW transaction_read_only")) == "on"
     with pytest.raises(CannotAudit, match="readonly database"):
         async with take_snapshots(books.sources) as taken:
-            taken.gateway.execute("DELETE FROM payments")
+            record_of(taken).execute("DELETE FROM payments")
     async with take_snapshots(books.sources) as taken:
         with pytest.raises(DBAPIError):
             await taken["order"].execute(sa.text("DELETE FROM orders"))
@@ -261,7 +273,7 @@ async def test_change_after_the_snapshot_is_not_seen(books: Books) -> None:
         books.change("payment", "DELETE FROM answers")
         books.change("gateway", "DELETE FROM payments WHERE payment_key <> ''")
         assert await taken["payment"].scalar(count) == before
-        assert taken.gateway.execute("SELECT count(*) FROM payments").fetchone()[0] == 5
+        assert record_of(taken).execute("SELECT count(*) FROM payments").fetchone()[0] == 5
 
 
 async def test_effect_of_another_user_is_not_the_sagas(books: Books) -> None:
@@ -270,7 +282,7 @@ async def test_effect_of_another_user_is_not_the_sagas(books: Books) -> None:
         f"UPDATE payments SET user_id = 'eve' WHERE payment_id = '{PAID_A}';"
         f"UPDATE answers SET scope = 'eve' WHERE request_id = '{PAY_A}:confirm_payment'",
     )
-    text = as_text(await audit(books.sources, ONE_PASS))
+    text = as_text(await audit(books.sources, ONE_PASS), details=True)
     assert f"order {A}: KRW 1,500 recorded, and there is no payment" in text
     assert f"saga {PAY_A} of eve: payment of KRW 1,500, and no such saga" in text
 

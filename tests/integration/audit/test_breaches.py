@@ -14,9 +14,10 @@ import coupon_service.tables
 import order_service.tables
 import payment_service.tables
 from deploy.audit.audit import SERVICES
-from deploy.audit.gateway import PAYMENTS, RECORDS
+from deploy.audit.gateway import PAYMENTS
+from deploy.audit.gateway_records import RECORDS
+from deploy.audit.invariants import INVARIANTS
 from deploy.audit.participants import PARTICIPANTS
-from deploy.audit.report import INVARIANTS
 from tests.integration.audit.breaches import (
     balance,
     coupon,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
-from deploy.local.plan import SERVICES
+from deploy.local.plan import PROJECT, SERVICES
 from deploy.local.postgres import PostgresServer
 from deploy.local.secret_files import write_json
 from deploy.local.state import STATE_FILE
 from tests.integration.audit.conftest import Books
+
+GUIDE: Final = PROJECT / "docs" / "guides" / "audit.md"
 
 
 async def _run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
@@ -42,6 +46,18 @@ async def _assert_unreadable(reason: str, *arguments: str | Path, **environment:
 
 def _write_state(data_dir: Path, urls: dict[str, str]) -> None:
     write_json(data_dir / STATE_FILE, {"audit_urls": urls, "outside": sorted(SERVICES)})
+
+
+def assert_documented(document: dict[str, Any]) -> None:
+    """The guide lists the fields of the JSON document and of its invariants."""
+    section = GUIDE.read_text(encoding="utf-8").split("### JSON")[1].split("## ")[0]
+    rows = [row.split(" | ") for row in section.splitlines() if row.startswith("| `")]
+    listed = [re.findall(r"`(\w+)`", names) for names, *_ in rows]
+    assert [*document] == [name for names in listed for name in names]
+    [invariants] = [meaning for names, meaning in rows if "`invariants`" in names]
+    assert {*document["invariants"][0]} <= {*re.findall(r"`(\w+)`", invariants)}
+    assert (document["scope"], document["since"]) == ("full", None)
+    assert {*document["snapshots"]} == {*SERVICES}
 
 
 @pytest.fixture
@@ -75,15 +91,59 @@ async def test_breach_exits_1_as_text_and_as_json(books: Books, data_dir: Path) 
     assert (code, error) == (1, "")
     document = json.loads(output)
     assert [line["invariant"] for line in document["invariants"] if not line["holds"]] == ["I4"]
+    assert_documented(document)
 
 
 async def test_databases_named_by_the_environment(books: Books) -> None:
     named = {f"TALLY_{name.upper()}_AUDIT_DATABASE_URL": url for name, url in books.urls.items()}
     record = ("--gateway-record", books.gateway_record)
     assert (await _run(*record, **named))[0] == 0
-    await _assert_unreadable("--gateway-record is needed", **named)
+    code, output, error = await _run(**named)
+    assert (code, error) == (0, "")
+    assert "Not checked: the gateway's side: neither its record nor its API is known." in output
+    assert "the gateway was not asked" in " ".join(output.split())
     del named["TALLY_ORDER_AUDIT_DATABASE_URL"]
     await _assert_unreadable("TALLY_ORDER_AUDIT_DATABASE_URL is not set", *record, **named)
+
+
+async def test_databases_named_by_files(books: Books, tmp_path: Path) -> None:
+    for name, url in books.urls.items():
+        (tmp_path / f"TALLY_{name.upper()}_AUDIT_DATABASE_URL").write_text(f"{url}\n")
+    code, output, error = await _run(TALLY_SECRETS_DIR=str(tmp_path))
+    assert (code, error) == (0, "")
+    assert output.endswith("The books balance.\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("TALLY_ORDER_AUDIT_DATABASE_URL", "mysql://a:pw@b/c", "must be postgresql://user:"),
+        ("TALLY_PAYMENT_GATEWAY_URL", "http://127.0.0.1:1", "_SECRET_KEY is not"),
+    ],
+)
+async def test_wrong_address_is_named_and_not_printed(
+    books: Books, variable: str, value: str, reason: str
+) -> None:
+    named = {f"TALLY_{name.upper()}_AUDIT_DATABASE_URL": url for name, url in books.urls.items()}
+    code, output, error = await _run(**named | {variable: value})
+    assert (code, output) == (2, "")
+    assert error.startswith(f"error: {variable}")
+    assert reason in error
+    assert "pw" not in error
+
+
+async def test_since_limits_the_audit_and_says_so(books: Books, data_dir: Path) -> None:
+    books.change("order", "UPDATE products SET reserved = 0")
+    _write_state(data_dir, books.urls)
+    for since, code in (("2000-01-01", 1), ("2999-01-01", 0)):
+        found, output, _ = await _run("--data-dir", data_dir, "--since", since)
+        assert found == code, output
+        first = f"Users, products and campaigns touched since {since} 00:00:00 UTC, whole:"
+        assert output.startswith(first)
+    _, output, _ = await _run("--data-dir", data_dir, "--since", "2999-01-01", "--json")
+    document = json.loads(output)
+    assert document["scope"] == "recent"
+    assert document["since"]["order"] == "2999-01-01T00:00:00+00:00"
 
 
 async def test_directory_without_a_stack_is_refused_and_not_made(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.audit.audit import Limits, audit
 from deploy.audit.audit_pass import Note
-from deploy.audit.report import as_text
+from deploy.audit.table import as_text
 from tests.integration.audit.books import (
     CANCEL_B,
     COUPON_B,
@@ -346,7 +346,7 @@ async def test_what_is_explained_is_listed_and_no_breach(books: Books, one: Expl
     for where, script in one.changes.items():
         books.change(where, script)
     report = await audit(books.sources, ONE_PASS)
-    text = as_text(report)
+    text = as_text(report, details=True)
     assert report.holds, text
     assert one.figure in text
     assert one.note is None or any(one.listed in note for note in report.notes[one.note]), text
@@ -416,4 +416,4 @@ async def test_what_is_not_explained_is_a_breach(books: Books, name: str) -> Non
         books.change(where, script)
     report = await audit(books.sources, ONE_PASS)
     assert not report.holds
-    assert reported in as_text(report)
+    assert reported in as_text(report, details=True)

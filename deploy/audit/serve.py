@@ -1,0 +1,110 @@
+"""`python -m deploy.audit serve`: audits the books every hour, and every night in full.
+
+One process does so for all databases. It only reads; a second one does no harm but load. SIGTERM
+ends it, in the middle of an audit too; SIGHUP begins a full audit now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+
+from common import VERSION, logs
+from common.environment import SettingsError, source_of, unknown_names
+from common.metrics import BUILD, MetricsPage
+from common.settings import read
+from deploy.audit import metrics
+from deploy.audit.checkpoint import Checkpoint
+from deploy.audit.runs import Auditor
+from deploy.audit.schedule import FULL, Schedule
+from deploy.audit.settings import AuditSettings
+from tally_client.rpc.addresses import split_host_port
+
+FAILED: Final = 1
+USAGE: Final = 2
+
+_log = structlog.stdlib.get_logger()
+
+
+def main() -> None:
+    """Serve until a signal. Exit codes: 0 stopped, 1 cannot begin, 2 a setting is wrong."""
+    try:
+        settings = read(AuditSettings)
+        logs.configure(
+            service=settings.service,
+            replica=settings.replica,
+            level=settings.log_level,
+            output=settings.log_format,
+        )
+        for name in unknown_names(settings.service, AuditSettings.model_fields):
+            _log.warning("unknown setting", reason=f"{name}: there is no such setting")
+        checkpoint = _checkpoint(settings)
+        with _metrics_page(settings):
+            asyncio.run(serve(settings, checkpoint))
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(USAGE) from None
+
+
+def _checkpoint(settings: AuditSettings) -> Checkpoint:
+    """The checkpoint, whose file can be written. Raises SettingsError."""
+    checkpoint = Checkpoint(settings.checkpoint or Path())
+    try:
+        checkpoint.write(checkpoint.read())
+    except OSError as error:
+        name = source_of(settings.service, "checkpoint")
+        raise SettingsError(f"{name}: cannot be written: {error.strerror}") from None
+    return checkpoint
+
+
+@contextlib.contextmanager
+def _metrics_page(settings: AuditSettings) -> Iterator[None]:
+    BUILD.info({"version": VERSION, "python": platform.python_version(), "grpc": grpc.__version__})
+    host, port = split_host_port(settings.metrics_bind)
+    try:
+        page = MetricsPage(host.strip("[]"), port, metrics.REGISTRY)
+    except OSError:
+        name = source_of(settings.service, "metrics_bind")
+        sys.stderr.write(f"{name}: {settings.metrics_bind} is not free\n")
+        raise SystemExit(FAILED) from None
+    _log.info("audit_serving", metrics=f"{host}:{page.port}")
+    try:
+        yield
+    finally:
+        page.close()
+
+
+async def serve(settings: AuditSettings, checkpoint: Checkpoint) -> None:
+    """Audit whenever it is due, until SIGTERM or SIGINT."""
+    auditor = Auditor(settings, checkpoint)
+    schedule = Schedule.of(settings, auditor.memory)
+    now = asyncio.Event()
+    work = asyncio.create_task(_work(auditor, schedule, now))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    loop.add_signal_handler(signal.SIGHUP, now.set)
+    # Whatever ends it otherwise is a defect, and ends the process.
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+    _log.info("audit_stopped")
+
+
+async def _work(auditor: Auditor, schedule: Schedule, now: asyncio.Event) -> None:
+    while True:
+        scope, wait_s = schedule.next()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(now.wait(), wait_s)
+            now.clear()
+            scope = FULL
+        ended_well = await auditor.run(scope)
+        schedule.ended(scope, well=ended_well)
