@@ -27,8 +27,8 @@ Secret = dict[str, Any]
 def secret_objects(backends: Backends) -> list[Secret]:
     """The Secrets that the services and the gateway simulator mount, for these servers.
 
-    ``<service>-runtime`` and ``<service>-owner``; ``gateway`` with the simulator's key; ``audit``,
-    which no pod mounts, with the addresses that ``python -m deploy.audit`` reads.
+    ``<service>-runtime`` and ``<service>-owner``; ``gateway`` with the simulator's key; ``audit``
+    with the addresses that ``python -m deploy.audit`` reads, mounted by the component ``audit``.
     """
     found = []
     for service, urls in backends.databases.items():

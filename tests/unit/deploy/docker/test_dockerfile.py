@@ -183,9 +183,25 @@ def test_the_images_contain_nothing_else(images: dict[str, Path]) -> None:
         target: {one.name for one in (root / CODE).iterdir()} for target, root in images.items()
     }
     services = {f"{each}_service" for each in SERVICES}
-    assert found["server"] == {"LICENSE", "protos", "common", "tally_client", *services}
+    assert found["server"] == {
+        *("LICENSE", "protos", "common", "tally_client", "deploy"),
+        *services,
+    }
     assert found["simulator"] == {"LICENSE", "deploy"}
     assert not (images["simulator"] / CODE / "deploy/local/gateway/simulator.py").exists()
+
+
+def test_the_audit_serves_with_what_is_copied(images: dict[str, Path]) -> None:
+    """Up to the first setting that is missing."""
+    ended = run(images["server"], "server", "-m", "deploy.audit", "serve")
+    assert ended.stderr == "TALLY_AUDIT_CHECKPOINT: needed to serve, not set\n"
+    assert ended.returncode == 2
+
+
+def test_the_audit_runs_once_with_what_is_copied(images: dict[str, Path]) -> None:
+    ended = run(images["server"], "server", "-m", "deploy.audit")
+    assert ended.stderr == "error: TALLY_BALANCE_AUDIT_DATABASE_URL is not set\n"
+    assert ended.returncode == 2
 
 
 def test_the_simulator_starts_with_what_is_copied(images: dict[str, Path]) -> None:

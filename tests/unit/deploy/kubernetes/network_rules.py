@@ -26,6 +26,8 @@ from tests.unit.deploy.kubernetes.manifests import (
     selects,
 )
 
+AUDIT: Final = "Deployment/audit"
+"""It is in the component of that name, which an overlay may add."""
 Edge = tuple[str, str, str]
 """The caller, the callee, and the port with its protocol."""
 POSTGRES_PORT, REDIS_PORT, GATEWAY_PORT, OTLP_PORT = 5432, 6379, 50055, 4317
@@ -70,15 +72,18 @@ def calls_of_the_code(overlay: Overlay) -> set[Edge]:
         ):
             if setting in settings.model_fields:
                 edges |= {(caller, servers[server], port)}
+    if overlay.has(AUDIT):
+        edges |= {("audit", servers["postgres"], POSTGRES_PORT)}
     return {(caller, callee, f"TCP {port}") for caller, callee, port in edges}
 
 
 def calls_with_the_rest(overlay: Overlay) -> set[Edge]:
     """Those of clients elsewhere, of Prometheus, and the lookups of names."""
-    callers = {name for name in pods(overlay) if name.split()[0] in (*SERVICES, "client")}
+    callers = {name for name in pods(overlay) if name.split()[0] in (*SERVICES, "audit", "client")}
+    measured = [*SERVICES, "audit"] if overlay.has(AUDIT) else SERVICES
     return (
         {(CLIENTS, service, f"TCP {PORTS[service]}") for service in SERVICES}
-        | {(MONITORING, service, f"TCP {METRICS_PORT}") for service in SERVICES}
+        | {(MONITORING, each, f"TCP {METRICS_PORT}") for each in measured}
         | {(name, DNS, f"{protocol} 53") for name in callers for protocol in ("TCP", "UDP")}
     )
 

@@ -47,6 +47,7 @@ from tests.unit.deploy.kubernetes.manifests import (
 
 MARGIN_S: Final = 5
 GATEWAY: Final = "Deployment/gateway"
+AUDIT: Final = "Deployment/audit"
 MIGRATION, POSTGRES, REDIS = "Job/order-migrate-*", "StatefulSet/postgres", "StatefulSet/redis"
 SECURITY: Final = "container.securityContext"
 HOW: Final = ("grpc", "tcpSocket", "httpGet")
@@ -65,6 +66,8 @@ def workloads(whole: Item) -> list[str]:
 def all_that_run(whole: Item) -> list[str]:
     """In production, PostgreSQL, Redis and the gateway are the platform's."""
     others = [] if whole.overlay.name == PRODUCTION else [GATEWAY, POSTGRES, REDIS]
+    # The component `audit` is for an overlay to add.
+    others += [AUDIT] if whole.overlay.has(AUDIT) else []
     jobs = [f"Job/{each}-migrate-{RELEASE.replace('.', '-')}" for each in SERVICES]
     return sorted([*(f"Deployment/{each}" for each in SERVICES), *jobs, *others])
 

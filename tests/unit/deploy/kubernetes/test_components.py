@@ -10,12 +10,20 @@ from unittest import mock
 
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
 
 from common import tracing
+from common.environment import SECRETS_DIR, unknown_names
+from common.settings import read
+from deploy.audit.settings import AuditSettings
+from deploy.audit.sources import urls_of_settings
 from deploy.kubernetes import manifests, prometheus_rule, rendering, validation
 from deploy.kubernetes.manifests import OVERLAYS
 from tests.unit.deploy.kubernetes.manifests import (
+    LABEL,
+    LOCAL,
     PRODUCTION,
+    SERVICES,
     Object,
     Overlay,
     load,
@@ -24,6 +32,7 @@ from tests.unit.deploy.kubernetes.manifests import (
 )
 from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
+from tests.unit.deploy.kubernetes.setting_rules import SECRETS
 
 KUBECTL: Final = rendering.kubectl()
 CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
@@ -38,7 +47,10 @@ SAMPLED: Final = {
 
 
 def with_component(overlay: str, component: str, directory: Path, **files: str) -> Overlay:
-    """An overlay with a component, rendered from a copy; ``files`` are added to the component."""
+    """An overlay with a component, the first one, rendered from a copy.
+
+    ``files`` are added to the component.
+    """
     copy = directory / "kubernetes"
     sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
     shutil.copytree(manifests.DIRECTORY, copy, ignore=sources)
@@ -46,7 +58,7 @@ def with_component(overlay: str, component: str, directory: Path, **files: str) 
         (copy / "components" / component / name.replace("_", ".")).write_text(text)
     file = copy / "overlays" / overlay / "kustomization.yaml"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    content["components"] = [*content.get("components", []), f"../../components/{component}"]
+    content["components"] = [f"../../components/{component}", *content.get("components", [])]
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifests, "DIRECTORY", copy)
@@ -87,6 +99,13 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
     if KUBECTL is None:
         pytest.skip("kubectl is not installed")
     return with_component(PRODUCTION, "prometheus", tmp_path_factory.mktemp("monitored"))
+
+
+@pytest.fixture(scope="module", params=[LOCAL, PRODUCTION])
+def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Overlay:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    return with_component(request.param, "audit", tmp_path_factory.mktemp("audited"))
 
 
 # ---- tracing
@@ -168,6 +187,43 @@ def test_the_rules_of_the_operator_are_those_of_the_files(monitored: Overlay) ->
     assert prometheus_rule.drift() == []
 
 
+# ---- audit
+
+
+def test_rules_and_schemas_hold_with_the_audit(audited: Overlay) -> None:
+    assert faults(audited) == {}
+    assert validation.problems(changed(audited)) == []
+
+
+def test_the_audit_is_one_pod_of_the_release(audited: Overlay) -> None:
+    audit = audited.the("Deployment/audit")
+    assert audit.get("spec.replicas") == 1
+    assert audit.get("spec.strategy.type") == "Recreate"
+    server = audited.the("Deployment/order")
+    for path in ("container.image", f"spec.template.metadata.labels[{LABEL}version]"):
+        assert audit.values(path) == server.values(path)
+
+
+def test_the_audit_reads_its_settings_and_the_read_only_roles(
+    audited: Overlay, tmp_path: Path
+) -> None:
+    audit = audited.the("Deployment/audit")
+    secret = audit.get("pod.volumes[secrets].secret.secretName")
+    for key, value in SECRETS[secret].items():
+        (tmp_path / key).write_text(value, encoding="utf-8")
+    environment = audit.environment | {SECRETS_DIR: str(tmp_path)}
+    with mock.patch.dict(os.environ, environment, clear=True):
+        settings = read(AuditSettings)
+        assert unknown_names("audit", AuditSettings.model_fields) == []
+        urls = urls_of_settings()
+    assert settings.metrics_bind == "0.0.0.0:9464"
+    mounted = audit.values("container.volumeMounts[*].mountPath")
+    assert str(settings.checkpoint and settings.checkpoint.parent) in mounted
+    assert {make_url(url).username for url in urls.values()} == {
+        f"tally_{service}_audit" for service in SERVICES
+    }
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_committed_overlays_have_no_component(overlay: str) -> None:
     text = manifests.rendered(overlay).read_text(encoding="utf-8")
@@ -175,3 +231,4 @@ def test_committed_overlays_have_no_component(overlay: str) -> None:
     assert str(OTLP_PORT) not in text
     assert "PGSSLROOTCERT" not in text
     assert "monitoring.coreos.com" not in text
+    assert "deploy.audit" not in text
