@@ -44,7 +44,7 @@ class Schedule:
     def next(self) -> tuple[str, float]:
         """The scope that is due first, and in how many seconds."""
         scope, due = FULL, self.full_due
-        if self.recent_due is not None and self.recent_due < due:
+        if self.recent_due is not None and self.recent_due <= due:
             scope, due = RECENT, self.recent_due
         return scope, max(0.0, (due - wall_clock()).total_seconds())
 

@@ -12,6 +12,8 @@ _EXPLAINED: Final = (
     "tests/integration/audit/test_explained.py::test_what_is_not_explained_is_a_breach"
 )
 _COMMAND: Final = "tests/integration/audit/test_command.py::"
+_SERVE: Final = "tests/integration/audit/test_serve.py::"
+_RECENT: Final = "tests/integration/audit/test_recent.py::"
 _REBUILD: Final = "tests/integration/audit/test_rebuild.py::"
 
 AUDIT: Final = (
@@ -87,6 +89,23 @@ AUDIT: Final = (
         old="return HOLDS if report.holds else BREACH",
         new="return HOLDS if report.lines else BREACH",
         tests=(f"{_COMMAND}test_breach_exits_1_as_text_and_as_json",),
+    ),
+    Mutant(
+        "late-commit-missed",
+        "what was touched is searched from the last full verdict on, without the margin for a"
+        " transaction that was open then",
+        file="deploy/audit/runs.py",
+        old="return {service: time - longest for",
+        new="return {service: time - 0 * longest for",
+        tests=(f"{_SERVE}test_late_commit_is_found",),
+    ),
+    Mutant(
+        "untouched-rows-of-a-touched-user-skipped",
+        "of a user who was touched, only the rows that were touched are checked",
+        file="deploy/audit/balance.py",
+        old='"ledger_entries": "user_id = ANY ({ids})",',
+        new='"ledger_entries": "create_time >= :since",',
+        tests=(f"{_RECENT}test_old_row_of_what_was_touched_is_checked[balance]",),
     ),
     Mutant(
         "rebuilt-differently-with-exit-0",

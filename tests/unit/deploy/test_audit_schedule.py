@@ -71,7 +71,10 @@ def test_first_audit_is_full_and_at_once(clock: Clock) -> None:
     due.ended(RECENT, well=True)
     clock.pass_s(14 * HOUR_S)
     due.ended(RECENT, well=True)
-    assert due.next() == (FULL, HOUR_S)
+    assert due.next() == (RECENT, HOUR_S)
+    clock.pass_s(HOUR_S)
+    due.ended(RECENT, well=True)
+    assert due.next() == (FULL, 0.0)
 
 
 def test_nothing_is_recent_until_there_is_a_full_verdict(clock: Clock) -> None:
