@@ -57,7 +57,7 @@ def main() -> None:
 
 def _checkpoint(settings: AuditSettings) -> Checkpoint:
     """The checkpoint, whose file can be written. Raises SettingsError."""
-    checkpoint = Checkpoint(settings.checkpoint or Path())
+    checkpoint = Checkpoint(Path(settings.checkpoint))
     try:
         checkpoint.write(checkpoint.read())
     except OSError as error:

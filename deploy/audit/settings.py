@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import time
-from pathlib import Path
 from typing import ClassVar, Final
 
 from pydantic import Field
@@ -19,11 +18,10 @@ class AuditSettings(ProcessSettings):
     service: ClassVar[str] = "audit"
     needed_to_serve: ClassVar[tuple[str, ...]] = ("checkpoint",)
 
-    checkpoint: Path | None = Field(
-        default=None,
+    checkpoint: str = Field(
+        default="",
         description="File in which the audit keeps the time of its last full verdict, and what "
         "stood then. Needed to serve; without the file, the first verdict is a full one.",
-        json_schema_extra={"documented_default": "(none)"},
     )
     metrics_bind: BindAddress = Field(
         default="127.0.0.1:9465",

@@ -56,7 +56,7 @@ def make_auditor(
     file = tmp_path / "checkpoint.json"
 
     def make(margin_s: float = MARGIN_S) -> Auditor:
-        settings = AuditSettings(checkpoint=file, settle_s=0, longest_transaction_s=margin_s)
+        settings = AuditSettings(checkpoint=str(file), settle_s=0, longest_transaction_s=margin_s)
         return Auditor(settings, Checkpoint(file))
 
     return make

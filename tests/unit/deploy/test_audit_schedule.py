@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -37,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def settings() -> AuditSettings:
-    return AuditSettings(checkpoint=Path("unused"))
+    return AuditSettings(checkpoint="unused")
 
 
 def full(start: datetime, **changes: object) -> Full:

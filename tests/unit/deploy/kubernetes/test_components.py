@@ -218,7 +218,7 @@ def test_the_audit_reads_its_settings_and_the_read_only_roles(
         urls = urls_of_settings()
     assert settings.metrics_bind == "0.0.0.0:9464"
     mounted = audit.values("container.volumeMounts[*].mountPath")
-    assert str(settings.checkpoint and settings.checkpoint.parent) in mounted
+    assert str(Path(settings.checkpoint).parent) in mounted
     assert {make_url(url).username for url in urls.values()} == {
         f"tally_{service}_audit" for service in SERVICES
     }
