@@ -12,6 +12,8 @@ REPLICAS  ?= 2
 # One more than the cores of a small machine: many tests wait for processes to start and to end.
 WORKERS   ?= 3
 ARGS      ?=
+# The options of `make up` that have variables of their own.
+STACK     = --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(MONITORING),--monitoring)
 
 export PYTHONDONTWRITEBYTECODE ?= 1
 
@@ -36,8 +38,12 @@ demo: $(STAMP) ## Run a flash sale on a fresh stack, audit its books, stop every
 	@$(BIN)/python -m deploy.local.demo $(ARGS)
 
 .PHONY: up
-up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data)
-	@$(BIN)/python -m deploy.local up --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(ARGS)
+up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data METRICS_PORT=50060 MONITORING=1)
+	@$(BIN)/python -m deploy.local up $(STACK) $(ARGS)
+
+.PHONY: watch
+watch: $(STAMP) ## Show live in the terminal what a running stack does (DATA_DIR=.tally/data ARGS=--once)
+	@$(BIN)/python -m deploy.watch --data-dir $(DATA_DIR) $(ARGS)
 
 .PHONY: audit
 audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data)
@@ -111,6 +117,7 @@ check: $(STAMP) ## Lint code and protos, check types, import rules and generated
 	@PYTHONPATH=$(CURDIR):$(CURDIR)/protos/gen $(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m protos.generate --lint --check
 	@$(BIN)/python -m deploy.reference --check
+	@$(BIN)/python -m deploy.monitoring.grafana --check
 	@$(BIN)/python -m deploy.kubernetes render --check
 	@$(BIN)/python -m deploy.kubernetes validate
 
@@ -125,6 +132,10 @@ stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 .PHONY: docs
 docs: $(STAMP) ## Generate docs/settings.md and docs/metrics.md from the code
 	@$(BIN)/python -m deploy.reference
+
+.PHONY: dashboards
+dashboards: $(STAMP) ## Generate Grafana's dashboards in deploy/monitoring from the views
+	@$(BIN)/python -m deploy.monitoring.grafana
 
 .PHONY: manifests
 manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.toml, and validate the result
