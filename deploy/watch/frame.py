@@ -55,7 +55,10 @@ def frame(replicas: Collection[str], history: History) -> Layout:
 def _split(row: Layout, *titled: tuple[str, RenderableType]) -> None:
     row.split_row(
         *(
-            Layout(Panel(content, title=title, title_align="left", border_style=QUIET), ratio=ratio)
+            Layout(
+                Panel(content, title=Text(title, "bold"), title_align="left", border_style=QUIET),
+                ratio=ratio,
+            )
             for ratio, (title, content) in zip(_WIDTHS, titled, strict=True)
         )
     )

@@ -14,6 +14,8 @@ import yaml
 from common import tracing
 from deploy.kubernetes import manifests, rendering, validation
 from deploy.kubernetes.manifests import OVERLAYS
+from deploy.monitoring import grafana
+from deploy.monitoring.views import VIEWS
 from tests.unit.deploy.kubernetes.manifests import PRODUCTION, Object, Overlay, load, parse
 from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
@@ -35,6 +37,7 @@ def with_component(overlay: str, component: str, directory: Path, **files: str) 
     copy = directory / "kubernetes"
     sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
     shutil.copytree(manifests.DIRECTORY, copy, ignore=sources)
+    shutil.copytree(grafana.DIRECTORY, directory / "monitoring" / "dashboards")
     for name, text in files.items():
         (copy / "components" / component / name.replace("_", ".")).write_text(text)
     file = copy / "overlays" / overlay / "kustomization.yaml"
@@ -124,6 +127,21 @@ def test_every_client_of_postgres_has_the_certificate(verifying: Overlay) -> Non
     assert len(clients) == 8
     for each in clients:
         assert "PGSSLROOTCERT" in each.environment, each.title
+
+
+# ---- dashboards
+
+
+def test_rules_and_schemas_hold_with_a_config_map_for_each_dashboard(tmp_path: Path) -> None:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    overlay = with_component(PRODUCTION, "dashboards", tmp_path)
+    assert faults(overlay) == {}
+    assert validation.problems(changed(overlay)) == []
+    for view in VIEWS:
+        found = overlay.the(f"ConfigMap/dashboard-{view.name}")
+        assert found.get("data") == {f"{view.name}.json": grafana.content(view)}
+        assert found.get("metadata.labels")["grafana_dashboard"] == "1"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
