@@ -89,6 +89,10 @@ test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; c
 test-pooler: $(STAMP) ## Run the services through PgBouncer 1.21 or newer, the installed one or PGBOUNCER=/path
 	@$(BIN)/python -m pytest tests/pooler $(ARGS)
 
+.PHONY: test-monitoring
+test-monitoring: $(STAMP) ## Let alerts fire and resolve under real faults, with a real Prometheus (5 minutes)
+	@$(BIN)/python -m pytest tests/monitoring $(ARGS)
+
 .PHONY: test-crash
 test-crash: $(STAMP) ## Let real processes fail at every failpoint, write docs/guides/failures.md (30 minutes)
 	@$(BIN)/python -m tests.faults crash $(ARGS)
