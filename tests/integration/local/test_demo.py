@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +38,9 @@ DEMO_LIMIT_S: Final = 90.0
 class Demo:
     """A running demo with few customers."""
 
-    def __init__(self, data_dir: Path, project: Path = PROJECT) -> None:
+    def __init__(
+        self, data_dir: Path, project: Path = PROJECT, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.data_dir = data_dir
         self._output = data_dir.with_name("output")
         with self._output.open("w") as output:
@@ -47,7 +51,7 @@ class Demo:
                     *("--base-port", str(free_base_port()), "--gateway-latency-ms", "5-20"),
                 ],
                 cwd=project,
-                env=environment_without_tally(),
+                env=environment_without_tally() | {**(settings or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -66,15 +70,18 @@ class Demo:
 
 
 @contextlib.contextmanager
-def running_demo(data_dir: Path, project: Path = PROJECT) -> Iterator[Demo]:
-    running = Demo(data_dir, project)
+def running_demo(
+    data_dir: Path, project: Path = PROJECT, settings: Mapping[str, str] | None = None
+) -> Iterator[Demo]:
+    running = Demo(data_dir, project, settings)
     yield running
     running.process.terminate()
     running.process.wait(PATIENCE_S)
 
 
 def test_books_balance_after_a_kill_and_no_process_is_left(tmp_path: Path) -> None:
-    with running_demo(tmp_path / "data") as demo:
+    verbose = {"TALLY_LOG_LEVEL": "debug", "TALLY_LOG_CALLS": "all"}
+    with running_demo(tmp_path / "data", settings=verbose) as demo:
         demo.wait_for_line("The sale")
         descendants = descendants_of(demo.process.pid)
         assert demo.process.wait(DEMO_LIMIT_S) == 0, demo.output
@@ -83,6 +90,22 @@ def test_books_balance_after_a_kill_and_no_process_is_left(tmp_path: Path) -> No
         assert "6 coupons issued of 6" in demo.output
         assert "make up" in demo.output
         demo.assert_nothing_left(descendants)
+        assert_failures_are_logged_and_no_secrets(demo.data_dir)
+
+
+def assert_failures_are_logged_and_no_secrets(data_dir: Path) -> None:
+    """In the logs of all services, of the gateway and of the servers, at their most talkative."""
+    secrets = [
+        (data_dir / "gateway.key").read_text().strip(),
+        *json.loads((data_dir / "postgres" / "passwords.json").read_text()).values(),
+        *re.findall("requirepass (.+)", (data_dir / "valkey" / "valkey.conf").read_text()),
+    ]
+    assert len(secrets) > 10
+    logs = {file.name: file.read_text() for file in (data_dir / "logs").iterdir()}
+    assert [name for name, text in logs.items() if any(each in text for each in secrets)] == []
+    of_payments = "".join(text for name, text in logs.items() if name.startswith("payment"))
+    for card in ("decline_", "error_"):
+        assert re.search(rf'"event": "gateway_call".*"payment_key": "{card}', of_payments), card
 
 
 def test_death_of_a_needed_process_ends_the_demo(tmp_path: Path) -> None:
