@@ -12,7 +12,7 @@ from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import ROOT, Databases, clone_of
-from tests.support.ends import undeclared
+from tests.support.ends import stand_ins_noted, undeclared
 
 # Tracebacks as a replica logs them. The default, with every local variable, takes seconds each.
 structlog.configure(
@@ -59,7 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def only_declared_ends() -> Iterator[None]:
     """Calls that this process served ended as the servicers declare (``@refuses``)."""
-    yield
+    with stand_ins_noted():
+        yield
     assert undeclared() == []
 
 
