@@ -120,6 +120,7 @@ check: $(STAMP) ## Lint code and protos, check types, import rules and generated
 	@$(BIN)/mypy
 	@PYTHONPATH=$(CURDIR):$(CURDIR)/protos/gen $(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m protos.generate --lint --check
+	@$(BIN)/python -m tests.support.contract_gaps
 	@$(BIN)/python -m deploy.reference --check
 	@$(BIN)/python -m deploy.monitoring.grafana --check
 	@$(BIN)/python -m deploy.kubernetes render --check
@@ -134,7 +135,7 @@ stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 	@$(BIN)/python -m protos.generate
 
 .PHONY: docs
-docs: $(STAMP) ## Generate docs/settings.md and docs/metrics.md from the code
+docs: $(STAMP) ## Generate docs/settings.md, metrics.md and errors.md from the code
 	@$(BIN)/python -m deploy.reference
 
 .PHONY: dashboards

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,7 +48,9 @@ DEMO_LIMIT_S: Final = 90.0
 class Demo:
     """A running demo with few customers."""
 
-    def __init__(self, data_dir: Path, project: Path = PROJECT) -> None:
+    def __init__(
+        self, data_dir: Path, project: Path = PROJECT, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.data_dir = data_dir
         self.base_port = free_base_port()
         self._output = data_dir.with_name("output")
@@ -58,7 +62,7 @@ class Demo:
                     *("--base-port", str(self.base_port), "--gateway-latency-ms", "5-20"),
                 ],
                 cwd=project,
-                env=environment_without_tally(),
+                env=environment_without_tally() | {**(settings or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -77,8 +81,10 @@ class Demo:
 
 
 @contextlib.contextmanager
-def running_demo(data_dir: Path, project: Path = PROJECT) -> Iterator[Demo]:
-    running = Demo(data_dir, project)
+def running_demo(
+    data_dir: Path, project: Path = PROJECT, settings: Mapping[str, str] | None = None
+) -> Iterator[Demo]:
+    running = Demo(data_dir, project, settings)
     yield running
     running.process.terminate()
     running.process.wait(PATIENCE_S)
@@ -88,6 +94,8 @@ def running_demo(data_dir: Path, project: Path = PROJECT) -> Iterator[Demo]:
 class EndedDemo:
     """A demo that ran to its end, and what was seen of it from outside."""
 
+    data_dir: Path
+    """Its logs are as talkative as they can be."""
     exit_code: int
     output: str
     picture: str
@@ -100,7 +108,8 @@ class EndedDemo:
 def ended_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndedDemo]:
     home = tmp_path_factory.mktemp("demo")
     with contextlib.ExitStack() as exits:
-        demo = exits.enter_context(running_demo(home / "data"))
+        verbose = {"TALLY_LOG_LEVEL": "debug", "TALLY_LOG_CALLS": "all"}
+        demo = exits.enter_context(running_demo(home / "data", settings=verbose))
         plan = Plan(base_port=demo.base_port)
         prometheus = (
             exits.enter_context(running_prometheus(plan, home / "prometheus"))
@@ -120,7 +129,9 @@ def ended_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndedDemo]:
         )
         exit_code = demo.process.wait(DEMO_LIMIT_S)
         demo.assert_nothing_left(descendants)
-        yield EndedDemo(exit_code, demo.output, picture.stdout + picture.stderr, prometheus)
+        yield EndedDemo(
+            demo.data_dir, exit_code, demo.output, picture.stdout + picture.stderr, prometheus
+        )
 
 
 def test_books_balance_after_a_kill_and_no_process_is_left(ended_demo: EndedDemo) -> None:
@@ -129,6 +140,25 @@ def test_books_balance_after_a_kill_and_no_process_is_left(ended_demo: EndedDemo
     assert "NOT TRUE" not in ended_demo.output
     assert "6 coupons issued of 6" in ended_demo.output
     assert "make up" in ended_demo.output
+
+
+def test_failures_are_logged_and_no_secrets(ended_demo: EndedDemo) -> None:
+    assert_failures_are_logged_and_no_secrets(ended_demo.data_dir)
+
+
+def assert_failures_are_logged_and_no_secrets(data_dir: Path) -> None:
+    """In the logs of all services, of the gateway and of the servers, at their most talkative."""
+    secrets = [
+        (data_dir / "gateway.key").read_text().strip(),
+        *json.loads((data_dir / "postgres" / "passwords.json").read_text()).values(),
+        *re.findall("requirepass (.+)", (data_dir / "valkey" / "valkey.conf").read_text()),
+    ]
+    assert len(secrets) > 10
+    logs = {file.name: file.read_text() for file in (data_dir / "logs").iterdir()}
+    assert [name for name, text in logs.items() if any(each in text for each in secrets)] == []
+    of_payments = "".join(text for name, text in logs.items() if name.startswith("payment"))
+    for card in ("decline_", "error_"):
+        assert re.search(rf'"payment_key": "{card}.*"event": "gateway_call"', of_payments), card
 
 
 def test_watch_prints_one_picture_of_the_sale(ended_demo: EndedDemo) -> None:

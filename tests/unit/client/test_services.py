@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +23,7 @@ from tally_client import (
 )
 from tally_client.calls import Listing, Unary, Watch
 from tests.support.contract import METHODS, every_method, is_list
+from tests.support.contract_gaps import attributes_of
 
 
 @pytest_asyncio.fixture
@@ -33,15 +33,9 @@ async def tally() -> AsyncIterator[Tally]:
         yield opened
 
 
-def attribute(method: MethodDescriptor) -> tuple[str, str]:
-    """The client's attributes for the method's service and for the method."""
-    service = method.containing_service.name.removesuffix("Service").lower()
-    return service, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
-
-
 @every_method
 async def test_every_method_is_callable(method: MethodDescriptor, tally: Tally) -> None:
-    service, name = attribute(method)
+    service, name = attributes_of(method)
     found: Any = getattr(getattr(tally, service), name)
     assert found.path == f"/{method.containing_service.full_name}/{method.name}"
     assert type(found) is (
@@ -58,7 +52,7 @@ async def test_client_has_no_other_methods(tally: Tally) -> None:
         for name in vars(methods)
         if not name.startswith("_")
     ]
-    assert sorted(found) == sorted(attribute(method) for method in METHODS)
+    assert sorted(found) == sorted(attributes_of(method) for method in METHODS)
 
 
 async def test_service_without_an_address_is_not_connected(tally: Tally) -> None:
