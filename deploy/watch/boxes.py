@@ -13,6 +13,7 @@ from deploy.watch.cells import (
     ALARM,
     figure,
     highest,
+    longest,
     named,
     named_times,
     pairs,
@@ -102,10 +103,15 @@ def lanes(history: History) -> Table:
     """The busiest lanes: commands that wait, that are decided per second and in one transaction,
     and that are decided again after a conflict, per second; faults are those of a minute.
     """
-    made = table("lane", "waits", "per s", "batch", "conflicts", "faults/min")
-    waiting, sizes, conflicts = (
+    made = table("lane", "waits", "oldest", "per s", "batch", "retry", "faults")
+    waiting, oldest, sizes, conflicts = (
         history.values(panel)
-        for panel in (contention.LANE_DEPTH, contention.BATCH_SIZE, contention.CONFLICTS)
+        for panel in (
+            contention.LANE_DEPTH,
+            contention.LANE_AGE,
+            contention.BATCH_SIZE,
+            contention.CONFLICTS,
+        )
     )
     faults = summed(history.values(contention.LANE_FAULTS), 0)
     rates = history.values(contention.LANE_RATE)
@@ -113,6 +119,7 @@ def lanes(history: History) -> Table:
         made.add_row(
             group[0],
             figure(waiting.get(group, 0.0)),
+            time(oldest.get(group, 0.0), contention.LANE_AGE.limits),
             figure(rates[group]),
             figure(sizes.get(group, math.nan)),
             figure(conflicts.get(group, 0.0)),
@@ -136,6 +143,15 @@ def locks(history: History) -> Table:
         "waits/s",
         named([(each, waits.get((each,), 0.0)) for each in ("released", "limit")]),
     )
+    made.add_row(
+        "locks p99",
+        named_times(
+            {
+                "wait": longest(history, contention.LANE_LOCK_WAIT),
+                "hold": longest(history, contention.LANE_LOCK_HOLD),
+            }
+        ),
+    )
     made.add_row("conflicts/s", figure(total(history.values(contention.CONFLICTS))))
     made.add_row("deadlocks/min", figure(total(history.values(contention.DEADLOCKS)), ALARM))
     guards = [(group[0], rate) for group, rate in highest(history, contention.CONSTRAINTS)]
@@ -149,7 +165,7 @@ def locks(history: History) -> Table:
             ]
         ),
     )
-    lag = max(history.values(services.LOOP_LAG).values(), default=math.nan)
+    lag = longest(history, services.LOOP_LAG)
     made.add_row("loop lag", time(lag, services.LOOP_LAG.limits))
     return made
 
@@ -178,6 +194,8 @@ def saga_ends(history: History) -> Table:
     made.add_row("ended/min", named(shown, {"needs attention": ALARM}))
     failing = [(" ".join(group), rate) for group, rate in highest(history, money.STEPS_FAILED)]
     made.add_row("failing/min", named(failing[:LISTED_MAX]))
+    failed = total(history.values(money.FAILED_UNDOS))
+    made.add_row("failed undos", figure(failed, ALARM))
     return made
 
 

@@ -48,6 +48,12 @@ def highest(history: History, panel: Panel) -> list[tuple[Group, float]]:
     return sorted(found, key=lambda item: -item[1])
 
 
+def longest(history: History, panel: Panel) -> float:
+    """The highest value of a panel's first line; NaN if nothing was observed."""
+    known = [value for value in history.values(panel).values() if not math.isnan(value)]
+    return max(known, default=math.nan)
+
+
 def summed(found: Found, part: int) -> dict[str, float]:
     """The sums by one of the labels."""
     sums: dict[str, float] = {}

@@ -59,6 +59,30 @@ LANE_DEPTH: Final = Panel(
     (Line(Now("sum", Series("tally_lane_commands"), BY_LANE)),),
     Shape.STACK,
 )
+LANE_AGE: Final = Panel(
+    "Oldest command in lanes",
+    "How long the oldest command has been in a lane, in any replica. As long as a batch takes is "
+    "normal; seconds mean that the database, or a row that somebody holds, stops it.",
+    Unit.SECONDS,
+    (Line(Now("max", Series("tally_lane_oldest_wait_seconds"), BY_LANE)),),
+    limits=Limits(0.5, 2.0),
+)
+LANE_LOCK_WAIT: Final = Panel(
+    "Waits for locks of others",
+    "The 99th percentile of the time that commands wait for a Redis lock or a row that others "
+    "hold, by lane. Those that find them free do not count.",
+    Unit.SECONDS,
+    (Line(Quantile(0.99, Series("tally_lane_lock_wait_seconds"), BY_LANE)),),
+    limits=Limits(0.1, 0.5),
+)
+LANE_LOCK_HOLD: Final = Panel(
+    "Time for which batches hold their locks",
+    "The 99th percentile of the time for which a batch has its Redis locks and its rows, by lane: "
+    "whoever wants them too waits as long.",
+    Unit.SECONDS,
+    (Line(Quantile(0.99, Series("tally_lane_lock_hold_seconds"), BY_LANE)),),
+    limits=Limits(0.1, 0.5),
+)
 LANE_RATE: Final = Panel(
     "Commands decided by lanes",
     "Commands that entered a batch, by lane.",
@@ -155,7 +179,14 @@ VIEW: Final = View(
     (
         Row("Now", (REDIS_ABSENT, DEADLOCKS)),
         Row("First line: Redis locks", (LOCK_KEYS, LOCK_WAITS, CONFLICTS)),
-        Row("Lanes", (LANE_DEPTH, LANE_RATE, BATCH_SIZE, LANE_FAULTS, CONSTRAINTS)),
+        Row(
+            "Lanes",
+            (
+                *(LANE_DEPTH, LANE_RATE, BATCH_SIZE),
+                *(LANE_AGE, LANE_LOCK_WAIT, LANE_LOCK_HOLD),
+                *(LANE_FAULTS, CONSTRAINTS),
+            ),
+        ),
         Row("Sessions and reads", (BULKHEADS, LOADERS)),
         Row("Key locks", (KEY_LOCK_WAIT, KEY_LOCK_PATHS, KEY_LOCK_ENDS)),
         Row("Queues of tickets", (QUEUE_DEPTH, QUEUE_AGE, QUEUE_CONSUMERS)),

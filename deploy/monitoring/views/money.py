@@ -60,6 +60,41 @@ UNKNOWN_AGE: Final = Panel(
     Limits(60, 300),
     width=6,
 )
+FAILED_UNDOS: Final = Panel(
+    "Sagas with a compensation that failed",
+    "Sagas of which giving something back has failed and is not done yet, by kind. It is tried "
+    "again until it succeeds or is refused for good; saga_step_failed in the log is each attempt.",
+    Unit.NUMBER,
+    (Line(Now("max", Series("tally_active_failed_compensations"), ("kind",))),),
+    Shape.FIGURE,
+    Limits(1, 10),
+    width=12,
+)
+FAILED_UNDO_AGE: Final = Panel(
+    "The oldest with a failed compensation began",
+    "Seconds since the oldest saga with a failed compensation began, by kind.",
+    Unit.SECONDS,
+    (Line(Now("max", Series("tally_active_failed_compensations_oldest_seconds"), ("kind",))),),
+    Shape.FIGURE,
+    Limits(60, 600),
+    width=12,
+)
+TAKEOVERS: Final = Panel(
+    "Sagas taken over",
+    "Sagas that a replica took up, per minute, by cause: expired is the saga of a replica that "
+    "died or lost it, due one whose own back-off passed.",
+    Unit.PER_MINUTE,
+    (Line(Rate(Series("tally_saga_takeovers_total"), ("cause",), 60)),),
+    width=12,
+)
+LOSSES: Final = Panel(
+    "Sagas lost to another replica",
+    "Sagas that a replica lost while it ran them, per minute. It was paused, or its heartbeat was "
+    "not written for longer than the lease.",
+    Unit.PER_MINUTE,
+    (Line(Rate(Series("tally_saga_losses_total"), (INSTANCE,), 60)),),
+    width=12,
+)
 SAGAS: Final = Panel(
     "Sagas on their way",
     "Sagas that have not ended, by kind and state, as the database has them: RUNNING pays, "
@@ -194,8 +229,21 @@ VIEW: Final = View(
     "Tally: money",
     "Which money is stuck, where, and since when?",
     (
-        Row("Stuck now", (STUCK, STUCK_AGE, UNKNOWN_PAYMENTS, UNKNOWN_AGE)),
-        Row("Sagas", (SAGAS, SAGA_AGE, ENDED, STEPS, STEPS_FAILED, RUNNERS)),
+        Row(
+            "Stuck now",
+            (
+                *(STUCK, STUCK_AGE, UNKNOWN_PAYMENTS, UNKNOWN_AGE),
+                *(FAILED_UNDOS, FAILED_UNDO_AGE),
+            ),
+        ),
+        Row(
+            "Sagas",
+            (
+                *(SAGAS, SAGA_AGE, ENDED),
+                *(STEPS, STEPS_FAILED, RUNNERS),
+                *(TAKEOVERS, LOSSES),
+            ),
+        ),
         Row("Payments", (OPEN_PAYMENTS, OPEN_AGE, MARKS, GATEWAY, GATEWAY_SECONDS)),
         Row("Flow", (LEDGER, ORDERS, COUPONS)),
     ),

@@ -46,11 +46,18 @@ def page(service: str, replica: int, at_s: float) -> Page:
     for lane in LANES.get(service, ()):
         lines += [
             f'tally_lane_commands{{lane="{lane}"}} 5.0',
+            f'tally_lane_oldest_wait_seconds{{lane="{lane}"}} 0.08',
+            *(
+                f'tally_lane_lock_{what}_seconds_bucket{{lane="{lane}",le="{le}"}} {at_s}'
+                for what, least in (("wait", 0.01), ("hold", 0.1))
+                for le in (least, "+Inf")
+            ),
             f'tally_lane_batch_commands_sum{{lane="{lane}"}} {4 * calls}',
             f'tally_lane_batch_commands_count{{lane="{lane}"}} {calls}',
             f'tally_lane_version_conflicts_total{{lane="{lane}"}} {at_s}',
         ]
     if service == "order":
+        lines.append('tally_active_failed_compensations{kind="PAY_ORDER"} 1.0')
         for state, count, oldest in (("RUNNING", 12, 1.4), ("NEEDS_ATTENTION", 2, 700.0)):
             labels = f'kind="PAY_ORDER",state="{state}"'
             lines += [
