@@ -25,7 +25,7 @@ help: ## List the commands; ARGS='...' passes options to the program that a comm
 setup: $(STAMP) ## Prepare .venv from pinned, hashed packages (other commands do this when needed)
 
 $(STAMP): requirements/dev.txt
-	@echo "Preparing $(VENV) (about half a minute) ..."
+	@echo "Preparing $(VENV) (about a minute, longer on a slow network or a busy machine) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tally needs Python 3.11 or newer; set PYTHON=/path/to/python3")'
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
