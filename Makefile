@@ -12,6 +12,8 @@ REPLICAS  ?= 2
 # One more than the cores of a small machine: many tests wait for processes to start and to end.
 WORKERS   ?= 3
 ARGS      ?=
+# The options of `make up` that have variables of their own.
+STACK     = --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(MONITORING),--monitoring)
 
 export PYTHONDONTWRITEBYTECODE ?= 1
 
@@ -23,7 +25,7 @@ help: ## List the commands; ARGS='...' passes options to the program that a comm
 setup: $(STAMP) ## Prepare .venv from pinned, hashed packages (other commands do this when needed)
 
 $(STAMP): requirements/dev.txt
-	@echo "Preparing $(VENV) (about half a minute) ..."
+	@echo "Preparing $(VENV) (about a minute, longer on a slow network or a busy machine) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tally needs Python 3.11 or newer; set PYTHON=/path/to/python3")'
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
@@ -36,8 +38,12 @@ demo: $(STAMP) ## Run a flash sale on a fresh stack, audit its books, stop every
 	@$(BIN)/python -m deploy.local.demo $(ARGS)
 
 .PHONY: up
-up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data)
-	@$(BIN)/python -m deploy.local up --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(ARGS)
+up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data METRICS_PORT=50060 MONITORING=1)
+	@$(BIN)/python -m deploy.local up $(STACK) $(ARGS)
+
+.PHONY: watch
+watch: $(STAMP) ## Show live in the terminal what a running stack does (DATA_DIR=.tally/data ARGS=--once)
+	@$(BIN)/python -m deploy.watch --data-dir $(DATA_DIR) $(ARGS)
 
 .PHONY: audit
 audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data ARGS=-v)
@@ -83,6 +89,10 @@ test-replicas: $(STAMP) ## Run 4 replicas of each service as in the manifests; c
 test-pooler: $(STAMP) ## Run the services through PgBouncer 1.21 or newer, the installed one or PGBOUNCER=/path
 	@$(BIN)/python -m pytest tests/pooler $(ARGS)
 
+.PHONY: test-monitoring
+test-monitoring: $(STAMP) ## Let alerts fire and resolve under real faults, with a real Prometheus (5 minutes)
+	@$(BIN)/python -m pytest tests/monitoring $(ARGS)
+
 .PHONY: test-crash
 test-crash: $(STAMP) ## Let real processes fail at every failpoint, write docs/guides/failures.md (30 minutes)
 	@$(BIN)/python -m tests.faults crash $(ARGS)
@@ -110,8 +120,9 @@ check: $(STAMP) ## Lint code and protos, check types, import rules and generated
 	@$(BIN)/mypy
 	@PYTHONPATH=$(CURDIR):$(CURDIR)/protos/gen $(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m protos.generate --lint --check
-	@$(BIN)/python -m pytest tests/unit/test_methods.py
+	@$(BIN)/python -m tests.support.contract_gaps
 	@$(BIN)/python -m deploy.reference --check
+	@$(BIN)/python -m deploy.monitoring.grafana --check
 	@$(BIN)/python -m deploy.kubernetes render --check
 	@$(BIN)/python -m deploy.kubernetes validate
 
@@ -124,8 +135,12 @@ stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 	@$(BIN)/python -m protos.generate
 
 .PHONY: docs
-docs: $(STAMP) ## Generate docs/settings.md and docs/metrics.md from the code
+docs: $(STAMP) ## Generate docs/settings.md, metrics.md and errors.md from the code
 	@$(BIN)/python -m deploy.reference
+
+.PHONY: dashboards
+dashboards: $(STAMP) ## Generate Grafana's dashboards in deploy/monitoring from the views
+	@$(BIN)/python -m deploy.monitoring.grafana
 
 .PHONY: manifests
 manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.toml, and validate the result

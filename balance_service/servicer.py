@@ -7,6 +7,13 @@ from typing import Any, Final, TypeVar
 
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
+from balance_service.errors import (
+    AccountNotFound,
+    BalanceLimitExceeded,
+    DeductionCancelled,
+    InsufficientFunds,
+    LedgerEntryNotFound,
+)
 from balance_service.model import (
     AccountAt,
     AccountId,
@@ -22,6 +29,7 @@ from common.errors import InvalidField
 from common.paging import Page
 from common.rpc.bulk import bulk, decide_items
 from common.rpc.convert import fill_money, fill_time, money_from, time_from
+from common.rpc.reasons import refuses
 from common.rpc.validation import check
 from tally.balance.v1 import balance_pb2 as pb
 from tally.balance.v1 import balance_pb2_grpc
@@ -42,24 +50,28 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
+    @refuses(BalanceLimitExceeded)
     async def ChargeBalance(
         self, request: pb.ChargeBalanceRequest, context: Any
     ) -> pb.ChargeBalanceResponse:
         posted = await self._accounts.write(_charge_from(request))
         return _response(pb.ChargeBalanceResponse, posted)
 
+    @refuses(AccountNotFound, InsufficientFunds, DeductionCancelled)
     async def DeductBalance(
         self, request: pb.DeductBalanceRequest, context: Any
     ) -> pb.DeductBalanceResponse:
         posted = await self._accounts.write(_deduct_from(request))
         return _response(pb.DeductBalanceResponse, posted)
 
+    @refuses()
     async def RefundDeduction(
         self, request: pb.RefundDeductionRequest, context: Any
     ) -> pb.RefundDeductionResponse:
         posted = await self._accounts.write(_refund_from(request))
         return _response(pb.RefundDeductionResponse, posted)
 
+    @refuses(items=(BalanceLimitExceeded, AccountNotFound, InsufficientFunds, DeductionCancelled))
     @bulk
     async def BatchWrite(
         self, request: pb.BatchWriteRequest, context: Any
@@ -74,6 +86,7 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
         )
         return response
 
+    @refuses(AccountNotFound)
     async def GetBalance(
         self, request: pb.GetBalanceRequest, context: Any
     ) -> pb.GetBalanceResponse:
@@ -89,12 +102,14 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
             )
         )
 
+    @refuses(LedgerEntryNotFound)
     async def GetLedgerEntry(
         self, request: pb.GetLedgerEntryRequest, context: Any
     ) -> pb.GetLedgerEntryResponse:
         entry = await self._accounts.get_entry(request.entry_id, request.user_id)
         return pb.GetLedgerEntryResponse(entry=_entry(entry))
 
+    @refuses(AccountNotFound)
     async def ListLedgerEntries(
         self, request: pb.ListLedgerEntriesRequest, context: Any
     ) -> pb.ListLedgerEntriesResponse:

@@ -8,9 +8,10 @@ from functools import partial
 
 from balance_service.servicer import BalanceServicer
 from balance_service.settings import BalanceSettings
-from balance_service.tables import SCHEMA, answers
+from balance_service.tables import SCHEMA, answers, metadata
 from balance_service.use_cases import Accounts
 from common.db.database import open_database
+from common.db.errors import count_violations_of
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
 from common.locking.redis_lock import open_locks
@@ -22,6 +23,7 @@ from tally.balance.v1.balance_pb2_grpc import add_BalanceServiceServicer_to_serv
 async def build(settings: BalanceSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
     idempotency = IdempotencyStore(answers)
+    count_violations_of(metadata)
     async with (
         open_database(settings) as database,
         open_locks(settings.redis_url.get_secret_value()) as locks,

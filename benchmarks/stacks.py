@@ -118,7 +118,7 @@ def _base_port(replicas: int) -> int:
     for _ in range(50):
         base = 10_000 + free_port() % 20_000
         ports = [
-            base + 100 * replica + offset for replica in range(replicas) for offset in range(8)
+            base + 100 * replica + offset for replica in range(replicas) for offset in range(15)
         ]
         with contextlib.suppress(RunnerError):
             for port in ports:

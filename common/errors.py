@@ -138,6 +138,20 @@ class DatabaseUnavailable(
     """The database did not answer; repeat the call with the same request_id."""
 
 
+class PeerUnavailable(Refusal, code=Code.UNAVAILABLE, reason="PEER_UNAVAILABLE", retry_after_s=1.0):
+    """A service that this call needs did not answer."""
+
+
+class ReplicaStopping(Refusal, code=Code.UNAVAILABLE, reason="REPLICA_STOPPING", retry_after_s=0.1):
+    """This replica is stopping; repeat the call, another replica answers it."""
+
+
+class ReplicaNotReady(
+    Refusal, code=Code.UNAVAILABLE, reason="REPLICA_NOT_READY", retry_after_s=1.0
+):
+    """This replica has just started and cannot serve yet; repeat the call, another one may."""
+
+
 class DeadlineTooShort(Refusal, code=Code.DEADLINE_EXCEEDED, reason="DEADLINE_TOO_SHORT"):
     """Too little of the call's deadline is left to begin; nothing was written."""
 

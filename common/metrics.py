@@ -7,6 +7,8 @@ from clients: each new label value would stay in memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import product
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
@@ -77,6 +79,15 @@ BUILD: Final = Info("tally_build", "Versions of the running release, as labels."
 READY: Final = Gauge(
     "tally_ready", "1 while this replica's health is SERVING, else 0.", registry=REGISTRY
 )
+
+
+def from_zero(metric: Counter | Histogram, *values: Iterable[str]) -> None:
+    """Export the metric with every combination of its labels' values before the first event.
+
+    ``increase()`` does not count what a series begins with. ``values``: of each label, in order.
+    """
+    for labels in product(*values):
+        metric.labels(*labels)
 
 
 class MetricsPage:

@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge
 
 from common import tracing
 from common.errors import Refusal
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 T = TypeVar("T")
 
@@ -134,6 +134,7 @@ async def run_periodic_jobs(
     A failure is logged when it begins or changes, not on each run, and counted each time.
     ``failure_of`` names it: the same failure by the same text.
     """
+    from_zero(_failures, [job.name for job in jobs])
     stopping = asyncio.Event()
     tasks = {
         asyncio.create_task(_repeat(job, ready, stopping, failure_of), name=job.name)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
+from common.errors import CurrencyMismatch
 from common.money import Money
 from common.paging import Page
 from common.rpc.bulk import bulk, decide_items
@@ -20,7 +21,24 @@ from common.rpc.convert import (
     time_from,
     time_to,
 )
+from common.rpc.reasons import refuses
 from common.rpc.validation import check
+from coupon_service.errors import (
+    CampaignNotFound,
+    CampaignNotOpen,
+    CampaignQueued,
+    CouponAlreadyIssued,
+    CouponExpired,
+    CouponNotFound,
+    CouponNotUsable,
+    CouponSoldOut,
+    CouponWithoutEffect,
+    OrderAmountTooSmall,
+    QueueFull,
+    RedemptionCancelled,
+    TicketLost,
+    TicketNotFound,
+)
 from coupon_service.model.campaign import Campaign, CampaignState, CreateCampaign, Terms
 from coupon_service.model.coupon import (
     Coupon,
@@ -64,6 +82,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         self._tickets = tickets
         self._watches = watches
 
+    @refuses(CurrencyMismatch)
     async def CreateCampaign(
         self, request: pb.CreateCampaignRequest, context: Any
     ) -> pb.CreateCampaignResponse:
@@ -84,12 +103,14 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
             campaign=_campaign(created.value), replayed=created.replayed
         )
 
+    @refuses(CampaignNotFound)
     async def GetCampaign(
         self, request: pb.GetCampaignRequest, context: Any
     ) -> pb.GetCampaignResponse:
         campaign = await self._campaigns.get_campaign(request.campaign_id)
         return pb.GetCampaignResponse(campaign=_campaign(campaign))
 
+    @refuses()
     async def ListCampaigns(
         self, request: pb.ListCampaignsRequest, context: Any
     ) -> pb.ListCampaignsResponse:
@@ -98,6 +119,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         campaigns, next_page_token = found.messages(_campaign)
         return pb.ListCampaignsResponse(campaigns=campaigns, next_page_token=next_page_token)
 
+    @refuses(CampaignNotFound, CampaignNotOpen, CampaignQueued, CouponAlreadyIssued, CouponSoldOut)
     async def IssueCoupon(
         self, request: pb.IssueCouponRequest, context: Any
     ) -> pb.IssueCouponResponse:
@@ -106,6 +128,11 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         )
         return pb.IssueCouponResponse(coupon=_coupon(issued.value), replayed=issued.replayed)
 
+    @refuses(
+        CampaignNotFound,
+        CampaignQueued,
+        items=(CampaignNotOpen, CouponAlreadyIssued, CouponSoldOut),
+    )
     @bulk
     async def BatchIssueCoupons(
         self, request: pb.BatchIssueCouponsRequest, context: Any
@@ -126,6 +153,9 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         )
         return response
 
+    @refuses(
+        CampaignNotFound, CampaignNotOpen, CouponAlreadyIssued, CouponSoldOut, QueueFull, TicketLost
+    )
     async def QueueCoupon(
         self, request: pb.QueueCouponRequest, context: Any
     ) -> pb.QueueCouponResponse:
@@ -134,10 +164,12 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         )
         return pb.QueueCouponResponse(ticket=_ticket(queued.value), replayed=queued.replayed)
 
+    @refuses(TicketNotFound, TicketLost)
     async def GetTicket(self, request: pb.GetTicketRequest, context: Any) -> pb.GetTicketResponse:
         ticket = await self._tickets.get(request.ticket_id, request.user_id)
         return pb.GetTicketResponse(ticket=_ticket(ticket))
 
+    @refuses(TicketNotFound, TicketLost)
     async def WatchTicket(
         self, request: pb.WatchTicketRequest, context: Any
     ) -> AsyncGenerator[pb.WatchTicketResponse]:
@@ -145,10 +177,12 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
             async for ticket in states:
                 yield pb.WatchTicketResponse(ticket=_ticket(ticket))
 
+    @refuses(CouponNotFound)
     async def GetCoupon(self, request: pb.GetCouponRequest, context: Any) -> pb.GetCouponResponse:
         coupon = await self._redemptions.get_coupon(request.coupon_id, request.user_id)
         return pb.GetCouponResponse(coupon=_coupon(coupon))
 
+    @refuses()
     async def ListCoupons(
         self, request: pb.ListCouponsRequest, context: Any
     ) -> pb.ListCouponsResponse:
@@ -158,6 +192,15 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         coupons, next_page_token = found.messages(_coupon)
         return pb.ListCouponsResponse(coupons=coupons, next_page_token=next_page_token)
 
+    @refuses(
+        CouponNotFound,
+        CouponNotUsable,
+        CouponExpired,
+        OrderAmountTooSmall,
+        CouponWithoutEffect,
+        RedemptionCancelled,
+        CurrencyMismatch,
+    )
     async def RedeemCoupon(
         self, request: pb.RedeemCouponRequest, context: Any
     ) -> pb.RedeemCouponResponse:
@@ -178,6 +221,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
             replayed=changed.replayed,
         )
 
+    @refuses()
     async def RestoreCoupon(
         self, request: pb.RestoreCouponRequest, context: Any
     ) -> pb.RestoreCouponResponse:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from common.db.database import open_database
+from common.db.errors import count_violations_of
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
 from common.locking.key_line import Waiting
@@ -19,7 +20,7 @@ from common.tasks import PeriodicJob
 from coupon_service.servicer import CouponServicer
 from coupon_service.settings import CouponSettings
 from coupon_service.store.queue import open_queues
-from coupon_service.tables import SCHEMA, answers
+from coupon_service.tables import SCHEMA, answers, metadata
 from coupon_service.use_cases.campaign import Campaigns
 from coupon_service.use_cases.coupon import Redemptions
 from coupon_service.use_cases.issuance import Issuance
@@ -38,6 +39,7 @@ WATCH_S: Final = 0.5
 async def build(settings: CouponSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it, last first, when the last call has ended."""
     idempotency = IdempotencyStore(answers)
+    count_violations_of(metadata)
     redis_url = settings.redis_url.get_secret_value()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))

@@ -24,7 +24,8 @@ INTRODUCTION: Final = """\
 
 With `TALLY_METRICS_PORT` set, a replica serves this page for Prometheus. A counter's name ends in
 `_total` there, and a histogram has `_bucket`, `_sum` and `_count`. Times are in seconds. No label
-has an id or a text from a client.
+has an id or a text from a client. Counters begin at 0 with all values of their labels that the code
+knows, so that `increase()` sees the first event; [errors](errors.md) lists those of calls.
 
 Metrics whose name begins with `tally_active_` or `tally_open_` are read from the database: every
 replica of a service exports the same figures, once in 15 s, and none if its read failed. Use
@@ -38,6 +39,8 @@ Those whose name begins with `tally_audit_` are on the page of `python -m deploy
 """
 
 QUESTIONS: Final = {
+    "tally_active_failed_compensations": "Is money held back by an undo that fails?",
+    "tally_active_failed_compensations_oldest_seconds": "For how long has the oldest been open?",
     "tally_active_sagas": "How many sagas are on their way, and how many are stuck?",
     "tally_active_sagas_oldest_seconds": "How long has the oldest been on its way?",
     "tally_audit_breaches": "Do the books balance?",
@@ -69,6 +72,10 @@ QUESTIONS: Final = {
     "tally_lane_batch_commands": "How many commands share a transaction?",
     "tally_lane_commands": "Do calls wait for the database?",
     "tally_lane_faults": "Why were transactions run again or given up?",
+    "tally_lane_lock_hold_seconds": "How long does a batch keep rivals out?",
+    "tally_lane_lock_wait_seconds": "How long do commands wait for what others have locked?",
+    "tally_lane_oldest_wait_seconds": "Is a command stuck in a lane?",
+    "tally_lane_retries_exhausted": "Are commands refused for a row that others keep?",
     "tally_lane_version_conflicts": "How often do replicas meet on one row?",
     "tally_loader_batch_calls": "How many reads share a statement?",
     "tally_lock_absent": "Do calls go on without Redis?",
@@ -89,7 +96,7 @@ QUESTIONS: Final = {
     "tally_ready": "Is the replica in service?",
     "tally_saga_losses": "Do replicas lose their sagas to others?",
     "tally_saga_steps": "Which step of a payment fails?",
-    "tally_saga_takeovers": "Do sweeps continue what others left?",
+    "tally_saga_takeovers": "Do replicas die or hang, and do sagas come back from their pauses?",
     "tally_sagas": "How do payments and cancellations end?",
     "tally_sagas_running": "How many sagas run in this replica?",
     "tally_stored_figures_read_timestamp_seconds": "How old are the figures from the database?",

@@ -15,6 +15,7 @@ from typing import Final
 from common.errors import Code, Refusal
 from common.rpc.client import ServiceClient
 from common.rpc.convert import money_to
+from common.rpc.retry import count_from_zero
 from common.rpc.status import is_retryable
 from order_service.balance_client import BalanceClient
 from order_service.model.saga import Saga
@@ -36,6 +37,20 @@ BEFORE_PIVOT_ATTEMPTS_MAX: Final = 8
 """With the pauses in between about 5 s. If a channel knows one replica only and that one drains, it
 finds the others when its connection closes: after TALLY_DRAIN_DELAY_S, 3 s by default. A failure
 before that would refuse a payment during a rolling restart."""
+
+
+count_from_zero(
+    *(
+        request.__name__
+        for request in (
+            coupon_pb2.RedeemCouponRequest,
+            coupon_pb2.RestoreCouponRequest,
+            balance_pb2.DeductBalanceRequest,
+            balance_pb2.RefundDeductionRequest,
+            payment_pb2.CancelPaymentRequest,
+        )
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)

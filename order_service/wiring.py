@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from common.db.database import Database, open_database
+from common.db.errors import count_violations_of
 from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
@@ -29,8 +30,8 @@ from order_service.servicer.product import ProductServicer
 from order_service.servicer.saga import SagaServicer
 from order_service.servicer.seat import SeatServicer
 from order_service.settings import OrderSettings
-from order_service.store.figures import ACTIVE_SAGAS
-from order_service.tables import SCHEMA, answers
+from order_service.store.figures import ACTIVE_SAGAS, FAILED_COMPENSATIONS
+from order_service.tables import SCHEMA, answers, metadata
 from order_service.use_cases.cart import Carts
 from order_service.use_cases.order import Orders
 from order_service.use_cases.order_decider import OrderDecider, OrderTimes
@@ -56,6 +57,7 @@ WATCH_S: Final = 0.25
 async def build(settings: OrderSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it, last first, when the last call has ended."""
     idempotency = IdempotencyStore(answers)
+    count_violations_of(metadata)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         locks = await stack.enter_async_context(open_locks(settings.redis_url.get_secret_value()))
@@ -96,6 +98,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
                 idempotency,
                 heartbeat_job(database),
                 ACTIVE_SAGAS.job(database),
+                FAILED_COMPENSATIONS.job(database),
                 PeriodicJob(
                     "saga_heartbeat", settings.saga_lease_s / RENEWAL_PARTS, lambda _: runner.beat()
                 ),

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from common.errors import CurrencyMismatch
 from common.ids import new_id
 from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
+from common.rpc.reasons import refuses
+from payment_service.errors import (
+    GatewayUnavailable,
+    PaymentCancelled,
+    PaymentDeclined,
+    PaymentInProgress,
+    PaymentKeyUsed,
+    PaymentMethodNotSupported,
+    PaymentNotFound,
+    PaymentOutcomeDiffers,
+    PaymentOutcomeUnknown,
+    RefundRefused,
+)
 from payment_service.model.payment import Payment, PaymentState
 from payment_service.model.payment_command import (
     CancelPayment,
@@ -29,6 +43,15 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
     def __init__(self, payments: Payments) -> None:
         self._payments = payments
 
+    @refuses(
+        PaymentDeclined,
+        PaymentCancelled,
+        PaymentInProgress,
+        PaymentKeyUsed,
+        PaymentMethodNotSupported,
+        PaymentOutcomeUnknown,
+        GatewayUnavailable,
+    )
     async def ConfirmPayment(
         self, request: pb.ConfirmPaymentRequest, context: Any
     ) -> pb.ConfirmPaymentResponse:
@@ -45,6 +68,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         assert posted.value is not None
         return pb.ConfirmPaymentResponse(payment=_payment(posted.value), replayed=posted.replayed)
 
+    @refuses(PaymentInProgress, RefundRefused, PaymentOutcomeUnknown, GatewayUnavailable)
     async def CancelPayment(
         self, request: pb.CancelPaymentRequest, context: Any
     ) -> pb.CancelPaymentResponse:
@@ -61,6 +85,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         payment = None if posted.value is None else _payment(posted.value)
         return pb.CancelPaymentResponse(payment=payment, replayed=posted.replayed)
 
+    @refuses()
     async def GetConfirmations(
         self, request: pb.GetConfirmationsRequest, context: Any
     ) -> pb.GetConfirmationsResponse:
@@ -76,6 +101,13 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
             ]
         )
 
+    @refuses(
+        PaymentNotFound,
+        PaymentOutcomeDiffers,
+        PaymentInProgress,
+        PaymentOutcomeUnknown,
+        CurrencyMismatch,
+    )
     async def ResolvePayment(
         self, request: pb.ResolvePaymentRequest, context: Any
     ) -> pb.ResolvePaymentResponse:
@@ -91,12 +123,14 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         assert posted.value is not None
         return pb.ResolvePaymentResponse(payment=_payment(posted.value), replayed=posted.replayed)
 
+    @refuses(PaymentNotFound)
     async def GetPayment(
         self, request: pb.GetPaymentRequest, context: Any
     ) -> pb.GetPaymentResponse:
         payment = await self._payments.get_payment(request.payment_id, request.user_id)
         return pb.GetPaymentResponse(payment=_payment(payment))
 
+    @refuses()
     async def ListPayments(
         self, request: pb.ListPaymentsRequest, context: Any
     ) -> pb.ListPaymentsResponse:

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 from common.db.database import open_database
-from common.db.errors import failure_of
+from common.db.errors import count_violations_of, failure_of
 from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
@@ -18,7 +18,7 @@ from payment_service.gateway.toss import TossGateway
 from payment_service.servicer import PaymentServicer
 from payment_service.settings import PaymentSettings
 from payment_service.store.figures import OPEN_PAYMENTS
-from payment_service.tables import SCHEMA, answers
+from payment_service.tables import SCHEMA, answers, metadata
 from payment_service.use_cases.payment import Payments
 from payment_service.use_cases.recheck import INTERVAL_S as RECHECK_INTERVAL_S
 from payment_service.use_cases.recheck import Recheck
@@ -29,6 +29,7 @@ from tally.payment.v1.payment_pb2_grpc import add_PaymentServiceServicer_to_serv
 async def build(settings: PaymentSettings) -> AsyncIterator[Application]:
     """Open what the service needs; close it when the last call has ended."""
     idempotency = IdempotencyStore(answers)
+    count_violations_of(metadata)
     async with (
         open_database(settings) as database,
         open_marks(settings.redis_url.get_secret_value()) as marks,

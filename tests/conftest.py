@@ -12,6 +12,7 @@ from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import ROOT, Databases, clone_of
+from tests.support.ends import stand_ins_noted, undeclared
 
 # Tracebacks as a replica logs them. The default, with every local variable, takes seconds each.
 structlog.configure(
@@ -53,6 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return len(LONGEST) + item.path.is_relative_to(tests / SHORTEST)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_declared_ends() -> Iterator[None]:
+    """Calls that this process served ended as the servicers declare (``@refuses``)."""
+    with stand_ins_noted():
+        yield
+    assert undeclared() == []
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ from common.batching.outcomes import Decide, HeldKey, Outcome, QueuedCommand, Ro
 from common.db.database import Database
 from common.db.errors import Fault, RecordConflict, classify, constraint_name, count_error
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -81,6 +81,10 @@ class Attempt(Generic[C, R]):
     database: Database
     decide: Decide[C, R]
     translate: Callable[[str, C], Refusal | None]
+
+    def __post_init__(self) -> None:
+        from_zero(_sizes, [self.lane])
+        from_zero(_faults, [self.lane], [fault.value for fault in Fault])
 
     async def run(
         self, entries: Sequence[QueuedCommand[C, R]], *, wait_for_locks: bool

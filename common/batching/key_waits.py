@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from common.batching.outcomes import Limits, QueuedCommand
 from common.locking.locks import BusyKey, Keys
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -28,6 +28,7 @@ _ended = Counter(
     ("end",),
     registry=REGISTRY,
 )
+from_zero(_ended, ("released", "limit"))
 
 
 class KeyWaits(Generic[C, R]):
@@ -81,13 +82,13 @@ class KeyWaits(Generic[C, R]):
 
     def _may_wait(self, entry: QueuedCommand[C, R]) -> bool:
         now = asyncio.get_running_loop().time()
-        if entry.busy_since is None:
-            entry.busy_since = now
-        return now - entry.busy_since < self._limits.busy_key_s
+        if entry.locked_since is None:
+            entry.locked_since = now
+        return now - entry.locked_since < self._limits.busy_key_s
 
     async def _wait(self, busy: BusyKey, waiting: list[QueuedCommand[C, R]]) -> None:
         """Wait for the key as long as the first of its commands may."""
-        first_s = waiting[0].busy_since
+        first_s = waiting[0].locked_since
         assert first_s is not None
         end = "released"
         try:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
 import structlog
-from prometheus_client import Counter, Gauge
 
 from common import deadlines
 from common.batching.batch import Attempt, commit, divide
 from common.batching.bulk import BulkCalls
 from common.batching.key_waits import KeyWaits
+from common.batching.lane_metrics import LaneMetrics
 from common.batching.lock_wait_queue import LockWaitQueue
 from common.batching.outcomes import (
     Decide,
@@ -30,23 +31,10 @@ from common.db.database import Database
 from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
 from common.locking.locks import Grant, Locks
 from common.locking.strategy import Strategies
-from common.metrics import REGISTRY
 
 C = TypeVar("C")
 R = TypeVar("R")
 
-_conflicts = Counter(
-    "tally_lane_version_conflicts",
-    "Commands decided again since their row had changed between reading and writing, by lane.",
-    ("lane",),
-    registry=REGISTRY,
-)
-_commands = Gauge(
-    "tally_lane_commands",
-    "Commands that wait in a lane or are being decided, by lane; at its limit it is OVERLOADED.",
-    ("lane",),
-    registry=REGISTRY,
-)
 _log = structlog.stdlib.get_logger()
 
 
@@ -87,9 +75,8 @@ class Lane(Generic[C, R]):
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
             self._decide_blocked, self._fail, self._spawn, self._limits, database
         )
-        self._conflicts = _conflicts.labels(name)
         self._depth = 0
-        _commands.labels(name).set_function(lambda: self._depth)
+        self._metrics: LaneMetrics[C, R] = LaneMetrics(name, lambda: self._depth)
         self._running = False
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,6 +106,7 @@ class Lane(Generic[C, R]):
             weight=strategy.weight_of(command),
         )
         self._depth += 1
+        self._metrics.enter(entry)
         self._enqueue(entry)
         return await reply
 
@@ -151,6 +139,7 @@ class Lane(Generic[C, R]):
             new_row=strategy.new_row_of(command),
             weight=strategy.weight_of(command),
         )
+        self._metrics.enter(entry)
         self._enqueue(entry)
 
     def _enqueue(self, entry: QueuedCommand[C, R]) -> None:
@@ -182,6 +171,8 @@ class Lane(Generic[C, R]):
         if not entry.waits:
             return
         if isinstance(outcome, Exception):
+            if isinstance(outcome, ConflictRetriesExhausted):
+                self._metrics.exhausted.inc()
             entry.reply.set_exception(outcome)
         else:
             entry.reply.set_result(outcome)
@@ -189,6 +180,7 @@ class Lane(Generic[C, R]):
     def _leave(self, entry: QueuedCommand[C, R]) -> None:
         if not entry.left:
             entry.left = True
+            self._metrics.leave(entry)
             # An entry counts until here, not until its caller gives up: during an outage the
             # entries of callers long gone would fill the memory.
             entry.on_left()
@@ -255,9 +247,10 @@ class Lane(Generic[C, R]):
             if not entries:
                 return
         entries = self._key_waits.join(entries)
-        grant = None
+        grant, locked_s = None, time.monotonic()
         if wanted := {entry.lock_keys for entry in entries if entry.lock_keys}:
             grant = await self._locks.acquire(wanted)
+            locked_s = time.monotonic()
             if grant.busy:
                 entries = self._key_waits.without_busy(entries, grant.busy)
                 grant = await self._release_unneeded(grant, entries)
@@ -267,6 +260,8 @@ class Lane(Generic[C, R]):
         if grant is not None and certain:
             # If the commit's outcome is unknown the lock is not freed: its lease expires.
             await self._locks.release(grant)
+        if entries:
+            self._metrics.held_since(locked_s)
 
     async def _without_refused(
         self, entries: list[QueuedCommand[C, R]], refuse_early: RefuseEarly[C]
@@ -309,7 +304,7 @@ class Lane(Generic[C, R]):
         """Queue entries with a version conflict again, after a pause that holds no lock."""
         again = []
         if entries:
-            self._conflicts.inc(len(entries))
+            self._metrics.conflicts.inc(len(entries))
         for entry in entries:
             entry.rounds += 1
             if entry.rounds >= entry.rounds_max:

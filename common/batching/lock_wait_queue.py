@@ -44,6 +44,8 @@ class LockWaitQueue(Generic[C, R]):
 
     def wait(self, entry: QueuedCommand[C, R], row: Hashable) -> None:
         """Queue the entry for the row."""
+        if entry.locked_since is None:
+            entry.locked_since = asyncio.get_running_loop().time()
         queue = self._queues.get(row)
         if queue is None:
             queue = self._queues[row] = deque()

@@ -122,8 +122,8 @@ class QueuedCommand(Generic[C, R]):
     """The name of the row that it inserts (``Strategy.new_row``)."""
     weight: int = 1
     """What it adds to the weight of its batch (``Strategy.weight_of``)."""
-    busy_since: float | None = None
-    """When its Redis lock was first busy."""
+    locked_since: float | None = None
+    """When it first found its Redis lock busy or its row locked, by the event loop's time."""
     rounds: int = 0
     """How often it was decided without a result."""
     left: bool = False

@@ -20,7 +20,7 @@ from typing import Final
 from prometheus_client import Counter
 
 from common.errors import Overloaded
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 WAIT_S: Final = 3.0
 """How long a transaction waits for its bulkhead; then it is refused with OVERLOADED."""
@@ -49,6 +49,8 @@ class Bulkhead:
         self.size = size
         self._waiting_max = waiting_max
         self._refuses = refuses
+        if refuses or waiting_max is not None:
+            from_zero(_refused, [name])
         self._places = asyncio.Semaphore(size)
         self._waiting = 0
         self._inside = 0

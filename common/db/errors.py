@@ -19,7 +19,7 @@ from prometheus_client import Counter
 
 from common import logs
 from common.errors import ConflictRetriesExhausted, DatabaseUnavailable, Overloaded, Refusal
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 READY_TIMEOUT_S: Final = 1.5
 """Time limit of the readiness probe's statement. Less than the health probe's own limit
@@ -119,6 +119,15 @@ class CannotConnect(Exception):  # noqa: N818 - a state, not a fault
 
 class ReadOnlyDatabase(Exception):  # noqa: N818 - a state, not a fault
     """The session is on a hot standby, or read-only by a setting of server, database or role."""
+
+
+def count_violations_of(tables: sa.MetaData) -> None:
+    """Export the constraints of a service's tables before the first violation."""
+    for table in tables.tables.values():
+        # PostgreSQL's own name of a primary key.
+        names = {str(each.name or f"{table.name}_pkey") for each in table.constraints}
+        names |= {str(each.name) for each in table.indexes if each.unique}
+        from_zero(_violations, names)
 
 
 def sqlstate(error: BaseException) -> str:

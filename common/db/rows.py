@@ -26,12 +26,13 @@ _UNREADABLE: Final = (ValueError, LookupError, TypeError)
 LOGGED_MAX: Final = 1_000
 """Ids of unreadable rows that are remembered, so that each is logged once."""
 
-_unreadable = Counter(
+UNREADABLE: Final = Counter(
     "tally_unreadable_rows",
     "How often a row was skipped since this release cannot read it, by kind of row.",
     ("kind",),
     registry=REGISTRY,
 )
+"""A store that uses ``readable`` exports its kinds from 0."""
 _logged: dict[tuple[str, str], None] = {}
 _log = structlog.stdlib.get_logger()
 
@@ -87,7 +88,7 @@ def one_per_key(
 
 
 def _report(kind: str, id_: str, error: Exception) -> None:
-    _unreadable.labels(kind).inc()
+    UNREADABLE.labels(kind).inc()
     if (kind, id_) in _logged:
         return
     if len(_logged) >= LOGGED_MAX:

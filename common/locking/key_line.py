@@ -26,7 +26,7 @@ from common.locking.key_lease import Hold, KeyLease
 from common.locking.key_scripts import TURNS_MAX
 from common.locking.lock_errors import LockBusy, LockUnavailable
 from common.locking.redis import NotSent, RedisUnavailable
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 HEARTBEAT_S: Final = 1.0
 """How often a waiter repeats ENTER: a message may be lost, an owner may have died."""
@@ -67,6 +67,9 @@ class Terms:
     """Called with an acquisition whose command had no reply."""
     lines: dict[int, KeyLine] = field(default_factory=dict)
     """Those that ask Redis for their keys, by the number of the acquisition."""
+
+    def __post_init__(self) -> None:
+        from_zero(_losses, [self.name], ("lost", "stale"))
 
 
 class KeyLine:

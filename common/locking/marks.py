@@ -20,7 +20,7 @@ from common.locking.redis import (
     UnexpectedReply,
     open_redis,
 )
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 LIFE_MS: Final = 120_000
 _IN_PROGRESS: Final = "IN_PROGRESS:"
@@ -47,6 +47,7 @@ _marks = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+from_zero(_marks, ("set", "found", "absent"))
 
 
 class InProgressMarks(Protocol):

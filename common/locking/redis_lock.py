@@ -36,7 +36,7 @@ from common.locking.redis import (
     open_redis,
     slot_of,
 )
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 
 LEASE_MS: Final = 2_000
 """Longer than a batch takes, shorter than anyone would want to wait for a dead replica."""
@@ -48,6 +48,7 @@ _keys = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+from_zero(_keys, ("held", "busy", "absent", "cross_slot"))
 _log = structlog.stdlib.get_logger()
 _absent = Gauge(
     "tally_lock_absent", "1 while locking goes on without Redis, else 0.", registry=REGISTRY

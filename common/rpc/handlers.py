@@ -32,12 +32,21 @@ import grpc
 from google.protobuf.message import Message
 
 from common import deadlines, metrics, tracing
-from common.errors import Code, DeadlineTooShort, Overloaded, Refusal
+from common.errors import (
+    Code,
+    DeadlineTooShort,
+    Overloaded,
+    PeerUnavailable,
+    Refusal,
+    ReplicaNotReady,
+    ReplicaStopping,
+)
+from common.rpc import reasons
 from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.status import GRPC_CODES, PEER_UNAVAILABLE, retry_pushback, to_status
+from common.rpc.status import GRPC_CODES, retry_pushback, to_status
 from common.rpc.unexpected import refusal_for
 from common.rpc.validation import (
     BULK_BYTES_MAX,
@@ -61,16 +70,6 @@ LEAST_TIME_S: Final = 0.002
 """A call with less time left cannot be answered in time. It is refused before it costs a database
 round trip."""
 _NO_LIMIT: Final = 2**31
-
-
-class ReplicaStopping(Refusal, code=Code.UNAVAILABLE, reason="REPLICA_STOPPING", retry_after_s=0.1):
-    """This replica is stopping; repeat the call, another replica answers it."""
-
-
-class ReplicaNotReady(
-    Refusal, code=Code.UNAVAILABLE, reason="REPLICA_NOT_READY", retry_after_s=1.0
-):
-    """This replica has just started and cannot serve yet; repeat the call, another one may."""
 
 
 class HandlerRegistry(grpc.GenericRpcHandler):
@@ -125,6 +124,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             method = f"/{service_name}/{name}"
             if exempt:
                 self._unlogged.add(method)
+            else:
+                reasons.count_from_zero(method, _function(handler))
             if handler.response_streaming:
                 limit = self._unlimited if exempt else self._streams
                 handle = self._handle_stream(method, handler, limit)
@@ -190,9 +191,10 @@ class HandlerRegistry(grpc.GenericRpcHandler):
     def _handle_unary(
         self, method: str, handler: Handler, limit: ConcurrencyLimit
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        if not inspect.iscoroutinefunction(handler.unary_unary):
+        function = _function(handler)
+        if not inspect.iscoroutinefunction(function):
             raise TypeError(f"{method}: must be an async def")
-        run = cast(UnaryMethod, handler.unary_unary)
+        run = cast(UnaryMethod, function)
         bytes_max = MESSAGE_BYTES_MAX
         if is_bulk(run):
             run, bytes_max = _with_slots(run, limit), BULK_BYTES_MAX
@@ -240,7 +242,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
     def _handle_stream(
         self, method: str, handler: Handler, limit: ConcurrencyLimit
     ) -> Callable[[bytes | AsyncIterator[bytes], Context], Awaitable[None]]:
-        function = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        function = _function(handler)
         if not inspect.isasyncgenfunction(function):
             raise TypeError(f"{method}: must be an async generator")
         run = cast(StreamMethod, function)
@@ -296,7 +298,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             return
         status = to_status(refusal)
         code = GRPC_CODES[status.code]
-        self._count(call, code.name, refusal.reason or PEER_UNAVAILABLE)
+        self._count(call, code.name, refusal.reason or PeerUnavailable.reason)
         details = (DETAILS_KEY, status.SerializeToString())
         await call.context.abort(
             code, status.message, (*self._trailing, *retry_pushback(status), details)
@@ -327,6 +329,13 @@ def _with_slots(method: UnaryMethod, limit: ConcurrencyLimit) -> UnaryMethod:
             return await method(request, context)
 
     return run
+
+
+def _function(handler: Handler) -> object:
+    """The servicer's method."""
+    if handler.response_streaming:
+        return handler.stream_stream if handler.request_streaming else handler.unary_stream
+    return handler.stream_unary if handler.request_streaming else handler.unary_unary
 
 
 def _codec(handler: Handler) -> tuple[Parse, Serialize]:

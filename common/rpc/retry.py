@@ -21,7 +21,18 @@ BACKOFF: Final = Backoff(0.05, 2.0, jitter=(0.5, 1.5))
 TOTAL_S: Final = 30.0
 """Without a deadline, no attempt begins later than this."""
 
+CODES: Final = (
+    *("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"),
+    *("RESOURCE_EXHAUSTED", "UNAVAILABLE"),
+)
+"""Of refusals that are repeated: with RetryInfo, or without a reply."""
+
 _log = structlog.stdlib.get_logger()
+
+
+def count_from_zero(*operations: str) -> None:
+    """Export the retries of these operations before the first one."""
+    metrics.from_zero(metrics.RETRIES, operations, CODES)
 
 
 async def call_with_retries(

@@ -13,7 +13,14 @@ from typing import Final
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from common.errors import Code, FieldViolation, QuotaViolation, Refusal, RemoteRefusal
+from common.errors import (
+    Code,
+    FieldViolation,
+    PeerUnavailable,
+    QuotaViolation,
+    Refusal,
+    RemoteRefusal,
+)
 from tally_client.rpc import answer
 
 PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
@@ -39,10 +46,6 @@ _NUMBERS: Final = {code: code_pb2.Code.Value(code.name) for code in Code}
 GRPC_CODES: Final = answer.CODES
 """gRPC's codes, by their numbers in a google.rpc.Status."""
 
-PEER_UNAVAILABLE: Final = "PEER_UNAVAILABLE"
-_PEER_MESSAGE: Final = "A service that this call needs did not answer."
-_PEER_RETRY_AFTER_S: Final = 1.0
-
 # Codes without a reason, from the transport: the peer may have failed at any point, and another
 # attempt may succeed. INTERNAL is what a proxy makes of a dead replica: it resets the stream. Other
 # bare codes (UNIMPLEMENTED, UNKNOWN, RESOURCE_EXHAUSTED for a message that is too large) would come
@@ -66,7 +69,7 @@ def is_retryable(refusal: Refusal) -> bool:
 def to_status(refusal: Refusal) -> status_pb2.Status:
     """The google.rpc.Status of a refusal.
 
-    A RemoteRefusal without reason becomes PEER_UNAVAILABLE: the transport's own message may
+    A RemoteRefusal without reason becomes PeerUnavailable: the transport's own message may
     contain addresses.
     """
     if not refusal.reason:
@@ -142,12 +145,17 @@ def _refusal(received: answer.Answer) -> RemoteRefusal:
 
 
 def _peer_unavailable(refusal: Refusal) -> Refusal:
-    code = Code.UNAVAILABLE
-    if refusal.code is Code.DEADLINE_EXCEEDED:
-        code = Code.DEADLINE_EXCEEDED
+    peer = PeerUnavailable()
+    late = refusal.code is Code.DEADLINE_EXCEEDED
     # A call that would fail again must not be repeated by the callers of this service either.
-    retry_after_s = _PEER_RETRY_AFTER_S if refusal.code in _RETRYABLE_BARE_CODES else None
-    return RemoteRefusal(code, PEER_UNAVAILABLE, _PEER_MESSAGE, {}, retry_after_s=retry_after_s)
+    again = refusal.code in _RETRYABLE_BARE_CODES
+    return RemoteRefusal(
+        refusal.code if late else peer.code,
+        peer.reason,
+        peer.message,
+        {},
+        retry_after_s=peer.retry_after_s if again else None,
+    )
 
 
 def _escaping(message: str) -> int:

@@ -158,6 +158,8 @@ class _Partition:
             self._holding = True
             _log.info("queue_consumer_elected", partition=self._number, fence=hold.fence)
             _consuming.labels(label).set(1)
+            for gauge in (_depth, _age):
+                gauge.labels(label).set(0)  # exported before the first ticket
             try:
                 await self._consume(hold.fence)
             finally:

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 
 from common.db.errors import Fault, classify, sqlstate
 from common.errors import Internal, Refusal
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 from coupon_service.model.ticket import Decision, IssueTickets, Superseded, time_of
 from coupon_service.store.queue import Queues
 from coupon_service.store.queue_entries import Entry, Finished, Head, IssuedBefore, Refused
@@ -31,6 +31,7 @@ _decided: Final = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+from_zero(_decided, ("issued", "replayed", "refused", "unreadable"))
 _lag: Final = Histogram(
     "tally_queue_lag_seconds",
     "How long the first ticket of a batch had been waiting when the batch was read, in seconds.",

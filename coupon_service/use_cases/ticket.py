@@ -16,7 +16,7 @@ from common.db.repeat import in_transaction
 from common.db.transactions import commit_as_a_write
 from common.ids import is_id
 from common.locking.redis import RedisUnavailable
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 from common.request_key import Result
 from coupon_service.errors import CampaignNotFound, QueueFull, TicketLost, TicketNotFound
 from coupon_service.model.coupon import Coupon
@@ -42,6 +42,7 @@ _queued: Final = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+from_zero(_queued, ("queued", "found", "full", "lost"))
 
 
 class _Absent(enum.Enum):

@@ -6,7 +6,15 @@ import time
 from pathlib import Path
 from typing import Final
 
-from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, report, run_app
+from deploy.local.command_line import (
+    BasePort,
+    Flag,
+    GatewayLatency,
+    MetricsPort,
+    make_app,
+    report,
+    run_app,
+)
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
 from deploy.local.stack import Stack, describe_death
 from deploy.local.stop_signals import Stopped, ignore_stop_signals
@@ -24,8 +32,10 @@ def up(
     data_dir: Path = DEFAULT_DATA_DIR,
     ready_file: Path | None = None,
     base_port: BasePort = 50050,
+    metrics_port: MetricsPort = None,
     gateway_latency_ms: GatewayLatency = "100-500",
     without_redis: Flag = False,
+    monitoring: Flag = False,
 ) -> int:
     """Start PostgreSQL, Valkey, the gateway simulator and all services; stop them on Ctrl-C.
 
@@ -42,11 +52,15 @@ def up(
         Written as JSON once every replica is ready, removed at the end.
     without_redis
         Run without Redis locks.
+    monitoring
+        Start Prometheus and Alertmanager too, with the rules in deploy/monitoring.
     """
     plan = Plan(
         data_dir=data_dir.absolute(),
         replicas=replicas,
         base_port=base_port,
+        metrics_port=metrics_port,
+        monitoring=monitoring,
         gateway_latency_ms=latency_range(gateway_latency_ms),
         redis=not without_redis,
         ready_file=ready_file.absolute() if ready_file else None,
@@ -70,8 +84,11 @@ def up(
 
 def _introduce(stack: Stack) -> None:
     addresses = {service: stack.plan.addresses(service) for service in stack.plan.services}
-    report(f"ready. Logs are in {stack.plan.data_dir / 'logs'}. To try it:")
+    data_dir = stack.plan.data_dir
+    where = "" if data_dir == DEFAULT_DATA_DIR else f" DATA_DIR={data_dir}"
+    report(f"ready. Logs are in {data_dir / 'logs'}. To try it:")
     report("\n".join(["", *grpcurl_lines(addresses), ""]))
+    report(f"In a second terminal, `make watch{where}` shows what it does.")
     report("Ctrl-C stops everything.")
 
 

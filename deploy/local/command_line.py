@@ -20,7 +20,15 @@ BasePort = Annotated[
     int,
     cyclopts.Parameter(
         help="P: balance listens on P+1, coupon P+2, order P+3, payment P+4, further replicas 100 "
-        "above; gateway P+5, PostgreSQL P+6, Valkey P+7."
+        "above; gateway P+5, PostgreSQL P+6, Valkey P+7, Prometheus P+8, Alertmanager P+9."
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    cyclopts.Parameter(
+        env_var="TALLY_METRICS_PORT",
+        help="M: the metrics page of balance listens on M+1, those of coupon, order and payment "
+        "on M+2 to M+4, those of further replicas 100 above. By default 10 above the base port.",
     ),
 ]
 GatewayLatency = Annotated[

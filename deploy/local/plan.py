@@ -2,7 +2,8 @@
 
 Ports on 127.0.0.1, from the base P (default 50050): P+1 balance, P+2 coupon, P+3 order,
 P+4 payment, and 100 more for each further replica; P+5 gateway simulator, P+6 PostgreSQL,
-P+7 Valkey.
+P+7 Valkey, P+8 Prometheus, P+9 Alertmanager. The metrics pages: M+1 to M+4, and 100 more for each
+further replica; M is P+10 unless it is given.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ GATEWAY_RECORD: Final = "gateway.sqlite3"
 PORT_OFFSETS: Final = {"balance": 1, "coupon": 2, "order": 3, "payment": 4}
 SERVICES: Final = tuple(PORT_OFFSETS)
 SERVER_OFFSETS: Final = {"gateway": 5, "postgres": 6, "valkey": 7}
+MONITORING_OFFSETS: Final = {"prometheus": 8, "alertmanager": 9}
+METRICS_OFFSET: Final = 10
 REPLICA_STEP: Final = 100
 PORT_MAX: Final = 65535
 
@@ -41,6 +44,10 @@ class Plan:
     data_dir: Path = DEFAULT_DATA_DIR
     replicas: int = 2
     base_port: int = 50050
+    metrics_port: int | None = None
+    """The base of the metrics pages' ports; None: METRICS_OFFSET above ``base_port``."""
+    monitoring: bool = False
+    """Whether Prometheus and Alertmanager run too, where they are installed."""
     gateway_latency_ms: tuple[int, int] = (100, 500)
     redis: bool = True
     ready_file: Path | None = None
@@ -49,21 +56,45 @@ class Plan:
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= REPLICA_STEP:
             raise RunnerError(f"replicas must be from 1 to {REPLICA_STEP}, not {self.replicas}")
-        highest = self.base_port + SERVER_OFFSETS["valkey"] + REPLICA_STEP * (self.replicas - 1)
-        if self.base_port < 1024 or highest > PORT_MAX:
-            raise RunnerError(
-                f"base port must be at least 1024 and the last port ({highest}) at most {PORT_MAX}"
-            )
+        self._check_ports()
         low, high = self.gateway_latency_ms
         if not 0 <= low <= high <= 60_000:
             raise RunnerError("gateway latency must be LOW-HIGH with 0 <= LOW <= HIGH <= 60000")
 
     def port(self, name: str, replica: int = 0) -> int:
-        """The port of a service's replica, or of ``gateway``, ``postgres`` or ``valkey``."""
-        return self.base_port + (PORT_OFFSETS | SERVER_OFFSETS)[name] + REPLICA_STEP * replica
+        """The port of a service's replica, or of a server of the stack."""
+        offsets = PORT_OFFSETS | SERVER_OFFSETS | MONITORING_OFFSETS
+        return self.base_port + offsets[name] + REPLICA_STEP * replica
+
+    def metrics_page_port(self, service: str, replica: int) -> int:
+        base = self.base_port + METRICS_OFFSET if self.metrics_port is None else self.metrics_port
+        return base + PORT_OFFSETS[service] + REPLICA_STEP * replica
 
     def addresses(self, service: str) -> list[str]:
         return [f"{HOST}:{self.port(service, replica)}" for replica in range(self.replicas)]
+
+    def metrics_addresses(self, service: str) -> list[str]:
+        """Where the replicas of a service serve their metrics pages, in the same order."""
+        return [
+            f"{HOST}:{self.metrics_page_port(service, replica)}" for replica in range(self.replicas)
+        ]
+
+    def _check_ports(self) -> None:
+        replicas = range(self.replicas)
+        pages = {self.metrics_page_port(name, each) for name in SERVICES for each in replicas}
+        others = {self.port(name, each) for name in SERVICES for each in replicas}
+        others |= {self.port(name) for name in SERVER_OFFSETS | MONITORING_OFFSETS}
+        for option, ports in (("base port", others), ("metrics port", pages)):
+            if min(ports) <= 1024 or max(ports) > PORT_MAX:
+                raise RunnerError(
+                    f"{option} must be at least 1024 and the last port ({max(ports)}) "
+                    f"at most {PORT_MAX}"
+                )
+        if others & pages:
+            raise RunnerError(
+                f"metrics port must leave port {min(others & pages)} to another server: "
+                "by default it is 10 above the base port"
+            )
 
 
 def latency_range(text: str) -> tuple[int, int]:
@@ -140,6 +171,7 @@ def replica_environment(
         "REDIS_URL": backends.redis_url,
         "BIND": f"{HOST}:{plan.port(service, replica)}",
         "REPLICA": f"{service}-{replica}",
+        "METRICS_PORT": str(plan.metrics_page_port(service, replica)),
     }
     if service == "order":
         settings |= {

@@ -199,8 +199,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def require_free_port(port: int, purpose: str) -> None:
-    """Raise RunnerError if another program holds the port for longer than a moment."""
+def require_free_port(port: int, purpose: str, *, option: str = "--base-port 60050") -> None:
+    """Raise RunnerError if another program holds the port for longer than a moment.
+
+    ``option`` chooses another port; the message names it.
+    """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
         try:
@@ -208,8 +211,10 @@ def require_free_port(port: int, purpose: str) -> None:
         except OSError as error:
             # It may be the local port of a short connection: those are in the same range.
             if time.monotonic() > deadline:
-                taken = f"port {port} on {HOST}, wanted for {purpose}, is taken"
-                raise RunnerError(taken) from error
+                raise RunnerError(
+                    f"port {port} on {HOST}, wanted for {purpose}, is taken: stop what listens "
+                    f"there, or use other ports with {option} (with make: ARGS='{option}')"
+                ) from error
             time.sleep(POLL_S)
         else:
             return

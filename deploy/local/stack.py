@@ -16,6 +16,7 @@ import grpc
 from common.rpc.probe import status_of
 from deploy.local.data_dir import locked
 from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.monitors import installed_monitors
 from deploy.local.plan import (
     GATEWAY_RECORD,
     PROJECT,
@@ -68,6 +69,7 @@ class Stack(Startable):
             self._gateway: "payment" in plan.services and not named.gateway_url,
         }
         self._servers = [server for server, is_needed in needed.items() if is_needed]
+        self._monitors = installed_monitors(plan, report) if plan.monitoring else []
 
     def start(self) -> None:
         """Return when every replica is ready."""
@@ -80,6 +82,9 @@ class Stack(Startable):
         self._start_servers()
         self._migrate()
         self._start_replicas()
+        for monitor in self._monitors:
+            self._exits.enter_context(monitor)
+            self._report(f"{monitor.name:<12} http://{HOST}:{monitor.port}")
         if self.plan.ready_file is not None:
             self._exits.callback(self.plan.ready_file.unlink, missing_ok=True)
             write_json(self.plan.ready_file, self.description())
@@ -94,6 +99,7 @@ class Stack(Startable):
         databases = self.backends.databases.values()
         return {
             "services": {name: self.plan.addresses(name) for name in self.plan.services},
+            "metrics": {name: self.plan.metrics_addresses(name) for name in self.plan.services},
             "gateway": self.backends.gateway_url,
             "postgres": self._postgres.admin_url if own_postgres else next(iter(databases)).runtime,
             "redis": self.backends.redis_url,
@@ -109,7 +115,8 @@ class Stack(Startable):
 
     def newly_dead(self) -> list[Child]:
         """The processes that have ended since the last call: servers first, then replicas."""
-        children = [*(server.child for server in self._servers), *self.replicas.values()]
+        servers = (*self._servers, *self._monitors)
+        children = [*(server.child for server in servers), *self.replicas.values()]
         dead = [
             child
             for child in children
@@ -123,7 +130,12 @@ class Stack(Startable):
         for replica in range(self.plan.replicas):
             for service in self.plan.services:
                 require_free_port(self.plan.port(service, replica), f"{service}-{replica}")
-        for server in self._servers:
+                require_free_port(
+                    self.plan.metrics_page_port(service, replica),
+                    f"the metrics page of {service}-{replica}",
+                    option="--metrics-port 61050",
+                )
+        for server in (*self._servers, *self._monitors):
             require_free_port(server.port, server.name)
 
     def _start_servers(self) -> None:
@@ -132,7 +144,7 @@ class Stack(Startable):
         self._gateway.secret_key = kept_password(plan.data_dir / "gateway.key")
         for server in self._servers:
             self._exits.enter_context(server)
-            self._report(f"{server.name:<11} {HOST}:{server.port}")
+            self._report(f"{server.name:<12} {HOST}:{server.port}")
         own = {
             service: self._postgres.provision(service)
             for service in plan.services
@@ -147,7 +159,7 @@ class Stack(Startable):
                 gateway_url=self._gateway.url,
                 gateway_secret_key=self._gateway.secret_key,
             )
-        write_state(plan.data_dir, self.backends.databases, named.databases)
+        write_state(plan, self.backends.databases, named.databases)
 
     def _migrate(self) -> None:
         """Migrate all databases at the same time."""
@@ -165,7 +177,7 @@ class Stack(Startable):
             if code != 0:
                 how = "did not end in time" if code is None else f"failed with {code}"
                 raise child.failure(how)
-        self._report(f"migrated    {', '.join(self.plan.services)}")
+        self._report(f"{'migrated':<12} {', '.join(self.plan.services)}")
 
     def _start_replicas(self) -> None:
         # Replicas stop in reverse order: the order service may still call the others.
@@ -183,6 +195,11 @@ class Stack(Startable):
         self._await_replicas()
 
     def _await_replicas(self) -> None:
+        pages = {
+            f"{service}-{replica}": f"metrics http://{address}/metrics"
+            for service in self.plan.services
+            for replica, address in enumerate(self.plan.metrics_addresses(service))
+        }
         deadline = time.monotonic() + READY_LIMIT_S
         waiting = dict(self.replicas)
         while waiting:
@@ -194,7 +211,7 @@ class Stack(Startable):
                 with contextlib.suppress(grpc.RpcError):
                     if status_of(address, limit_s=CALL_LIMIT_S) == "SERVING":
                         del waiting[address]
-                        self._report(f"{child.name:<11} {address}")
+                        self._report(f"{child.name:<12} {address}   {pages[child.name]}")
             time.sleep(POLL_S)
 
     def _spawn(self, name: str, module: list[str], env: dict[str, str]) -> Child:

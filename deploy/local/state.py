@@ -1,4 +1,4 @@
-"""The addresses of a data directory's databases, recorded for the audit."""
+"""The addresses of a stack, recorded in its data directory for the audit and `make watch`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 from deploy.local.data_dir import DirectoryInUse, locked
 from deploy.local.errors import RunnerError
-from deploy.local.plan import PROJECT, plain_environment
+from deploy.local.plan import PROJECT, Plan, plain_environment
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.secret_files import read_json, write_json
@@ -21,16 +21,27 @@ STATE_FILE: Final = "state.json"
 
 
 def write_state(
-    data_dir: Path, databases: Mapping[str, ServiceUrls], external: Mapping[str, ServiceUrls]
+    plan: Plan, databases: Mapping[str, ServiceUrls], external: Mapping[str, ServiceUrls]
 ) -> None:
-    """Record the audit role's addresses, and which databases are not on the runner's server."""
+    """Record the audit role's addresses, which databases are not on the runner's server, and where
+    the metrics pages are.
+    """
     write_json(
-        data_dir / STATE_FILE,
+        plan.data_dir / STATE_FILE,
         {
             "audit_urls": {service: urls.audit for service, urls in databases.items()},
             "outside": sorted(external),
+            "metrics": {service: plan.metrics_addresses(service) for service in plan.services},
         },
     )
+
+
+def metrics_pages(data_dir: Path) -> dict[str, list[str]]:
+    """The addresses of the metrics pages of each service's replicas. Raises RunnerError."""
+    state = read_json(data_dir / STATE_FILE)
+    if state is None or "metrics" not in state:
+        raise RunnerError(f"no stack has been started in {data_dir}: run `make up` first")
+    return {str(service): [*map(str, pages)] for service, pages in state["metrics"].items()}
 
 
 def run_audit(data_dir: Path) -> tuple[int, list[str]]:

@@ -1,4 +1,8 @@
-"""grpcurl commands for a running stack, ready to paste."""
+"""grpcurl commands for a running stack, ready to paste.
+
+Users, request_ids and payment keys are not those of the README's tour: whoever has pasted these can
+follow it on the same stack.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from deploy.local.plan import PROJECT
+
+USER: Final = "lin"
 
 
 def _won(amount: int) -> dict[str, str]:
@@ -19,17 +25,17 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
     (
         "charge a balance",
         "tally.balance.v1.BalanceService/ChargeBalance",
-        {"user_id": "ada", "amount": _won(1000), "request_id": "charge-1"},
+        {"user_id": USER, "amount": _won(1000), "request_id": "first-charge-1"},
     ),
     (
         "deduct from it (repeat it: the first answer is returned, and no more is deducted)",
         "tally.balance.v1.BalanceService/DeductBalance",
-        {"user_id": "ada", "amount": _won(300), "request_id": "deduct-1"},
+        {"user_id": USER, "amount": _won(300), "request_id": "first-deduct-1"},
     ),
     (
         "see what is left",
         "tally.balance.v1.BalanceService/GetBalance",
-        {"user_id": "ada", "currency_code": "KRW"},
+        {"user_id": USER, "currency_code": "KRW"},
     ),
     (
         "open a campaign of 3 coupons of 200 won",
@@ -41,26 +47,26 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
             "start_time": "2024-01-01T00:00:00Z",
             "end_time": "2100-01-01T00:00:00Z",
             "coupon_lifetime": "604800s",
-            "request_id": "campaign-1",
+            "request_id": "first-campaign-1",
         },
     ),
     (
         "take a coupon",
         "tally.coupon.v1.CouponService/IssueCoupon",
-        {"campaign_id": "CAMPAIGN_ID", "user_id": "ada", "request_id": "issue-1"},
+        {"campaign_id": "CAMPAIGN_ID", "user_id": USER, "request_id": "first-issue-1"},
     ),
     (
         "put a product on sale",
         "tally.order.v1.ProductService/CreateProduct",
-        {"name": "Mug", "price": _won(700), "stock": "10", "request_id": "product-1"},
+        {"name": "Mug", "price": _won(700), "stock": "10", "request_id": "first-product-1"},
     ),
     (
         "order one",
         "tally.order.v1.OrderService/CreateOrder",
         {
-            "user_id": "ada",
+            "user_id": USER,
             "items": [{"product_id": "PRODUCT_ID", "quantity": "1"}],
-            "request_id": "order-1",
+            "request_id": "first-order-1",
         },
     ),
     (
@@ -68,10 +74,10 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
         "tally.order.v1.OrderService/PayOrder",
         {
             "order_id": "ORDER_ID",
-            "user_id": "ada",
+            "user_id": USER,
             "balance_amount": _won(500),
-            "payment_key": "card-1",
-            "request_id": "pay-1",
+            "payment_key": "first-card-1",
+            "request_id": "first-pay-1",
         },
     ),
     (
@@ -79,9 +85,9 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
         "tally.order.v1.OrderService/CancelOrder",
         {
             "order_id": "ORDER_ID",
-            "user_id": "ada",
+            "user_id": USER,
             "reason": "changed my mind",
-            "request_id": "cancel-1",
+            "request_id": "first-cancel-1",
         },
     ),
 )

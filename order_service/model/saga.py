@@ -240,6 +240,9 @@ class Saga:
     def begin_undo(self, step: StepRecord) -> None:
         """The step's compensation is about to be called; its state stays until that is done."""
         step.attempts += 1
+        if not step.undo_begun:
+            # From here on they are failures of the compensation.
+            step.failures = 0
         step.undo_begun = True
         self._resume()
 

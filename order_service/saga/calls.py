@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 from prometheus_client import Counter
 
 from common import deadlines
 from common.errors import Internal, Refusal
-from common.metrics import REGISTRY
-from order_service.clients import Services, StepCall, effect_of
+from common.metrics import REGISTRY, from_zero
+from order_service.clients import Services, StepCall, StepEffect, effect_of
 from order_service.model.saga import StepRecord
 from order_service.model.saga_input import StepResults
 from order_service.saga.peers import Peers
-from order_service.saga.plan import Call, GiveBack, Step
+from order_service.saga.plan import PLANS, Call, GiveBack, Step
 
 _log = structlog.stdlib.get_logger()
 
@@ -22,6 +24,12 @@ _steps = Counter(
     ("step", "direction", "outcome"),
     registry=REGISTRY,
 )
+_DONE: Final = "done"
+for _step in {step for plan in PLANS.values() for step in plan.steps}:
+    # The steps of a cancellation are done, and have no undo of their own.
+    _directions = ("do", "undo") if isinstance(_step, Step) else ("do",)
+    _outcomes = (_DONE, *(effect.value for effect in StepEffect))
+    from_zero(_steps, [_step.name], _directions, _outcomes)
 
 
 def direction_of(record: StepRecord) -> str:
@@ -58,7 +66,7 @@ class StepCalls:
         except Exception:  # noqa: BLE001 - a defect of Tally, perhaps after the call was made
             _log.exception("saga_call_failed", request_id=call.request_id)
             reply = Internal()
-        outcome = "done" if isinstance(reply, StepResults) else effect_of(reply).value
+        outcome = _DONE if isinstance(reply, StepResults) else effect_of(reply).value
         _steps.labels(record.name, direction, outcome).inc()
         self._peers.note(record.participant, reply)
         return reply

@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from common.backoff import Backoff
 from common.errors import Refusal
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 from order_service.clients import (
     Services,
     StepEffect,
@@ -29,7 +29,15 @@ from order_service.clients import (
     waits_for,
 )
 from order_service.errors import NotPaid, SagaLost
-from order_service.model.saga import LIVE, Saga, SagaState, StepRecord, StepState, describe
+from order_service.model.saga import (
+    LIVE,
+    Saga,
+    SagaKind,
+    SagaState,
+    StepRecord,
+    StepState,
+    describe,
+)
 from order_service.model.saga_input import StepResults
 from order_service.saga.calls import StepCalls, direction_of
 from order_service.saga.journal import SagaJournal
@@ -42,12 +50,14 @@ from order_service.saga.writes import SagaWrites
 REFUND_REFUSED_S: Final = 600.0
 """Between attempts at a refund that the gateway has refused permanently."""
 
+_ON_ITS_WAY: Final = frozenset({SagaState.RUNNING, SagaState.COMPENSATING})
 _ended = Counter(
     "tally_sagas",
     "Sagas that ended or began to need attention, by kind and state.",
     ("kind", "state"),
     registry=REGISTRY,
 )
+from_zero(_ended, SagaKind, [state for state in SagaState if state not in _ON_ITS_WAY])
 _lost = Counter(
     "tally_saga_losses", "Sagas that another replica took over from this one.", registry=REGISTRY
 )

@@ -24,7 +24,7 @@ from prometheus_client import Counter, Gauge
 
 from common import tracing
 from common.errors import Refusal
-from common.metrics import REGISTRY
+from common.metrics import REGISTRY, from_zero
 from order_service.clients import Services
 from order_service.errors import SagaLost
 from order_service.model.saga import Saga
@@ -32,6 +32,7 @@ from order_service.saga.execution import SagaExecution
 from order_service.saga.journal import SagaJournal
 from order_service.saga.peers import Peers
 from order_service.saga.running import RunningSaga, SagaEnd, SagaLimits
+from order_service.store.journal import TakenOver
 
 RENEWAL_PARTS: Final = 3
 """A lease is renewed this often in its time."""
@@ -39,8 +40,14 @@ RENEWAL_PARTS: Final = 3
 _log = structlog.stdlib.get_logger()
 
 _takeovers = Counter(
-    "tally_saga_takeovers", "Sagas that this replica took over.", registry=REGISTRY
+    "tally_saga_takeovers",
+    "Sagas that this replica took over, by cause: expired (the replica that ran it died or lost "
+    "it: its lease ended) or due (it waited in its row: its own pause has passed, or a replica "
+    "that stopped gave it up).",
+    ("cause",),
+    registry=REGISTRY,
 )
+from_zero(_takeovers, ("expired", "due"))
 _running = Gauge("tally_sagas_running", "Sagas that this replica runs.", registry=REGISTRY)
 
 
@@ -111,26 +118,29 @@ class Runner:
 
         Ends after the batch in which ``stopping`` is set.
         """
-        total = 0
+        expired = due = 0
         for uses_gateway in (False, True):
             more = True
             while more and not (stopping is not None and stopping.is_set()):
-                taken, more = await self._take_over(uses_gateway=uses_gateway)
-                total += taken
-        if total:
-            _takeovers.inc(total)
-            _log.info("sagas_taken_up", count=total)
-        return total
+                taken = await self._take_over(uses_gateway=uses_gateway)
+                expired += taken.expired
+                due += len(taken.sagas) - taken.expired
+                more = taken.full
+        if expired or due:
+            _takeovers.labels("expired").inc(expired)
+            _takeovers.labels("due").inc(due)
+            _log.info("sagas_taken_up", expired=expired, due=due)
+        return expired + due
 
-    async def _take_over(self, *, uses_gateway: bool) -> tuple[int, bool]:
-        """Fill a bulkhead; returns how many were taken over, and whether more may be due.
+    async def _take_over(self, *, uses_gateway: bool) -> TakenOver:
+        """Fill a bulkhead with sagas of other replicas, and those that are due.
 
         Sagas that have failed before take a quarter of it at most: they leave capacity for those of
         dead replicas and for new payments. While a service is away, one of its sagas continues.
         """
         capacity = self.limits.running_max - self._in_use[uses_gateway]
         if capacity <= 0 or self._execution.stopping:
-            return 0, False
+            return TakenOver([], None)
         taken = await self._journal.take_over(
             lease_s=self.limits.lease_s,
             uses_gateway=uses_gateway,
@@ -142,7 +152,7 @@ class Runner:
             assert taken.now is not None
             with tracing.root("tally.order.saga_taken_up"):
                 self.start(saga, taken.now)
-        return len(taken.sagas), taken.full
+        return taken
 
     async def beat(self) -> None:
         """Renew the leases of all running sagas; stop those that are lost.

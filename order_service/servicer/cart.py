@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from common.rpc.convert import time_to
+from common.rpc.reasons import refuses
+from order_service.errors import CartChanged, ProductNotFound
 from order_service.model.cart import Cart, ClearCart, SetCartItem
 from order_service.use_cases.cart import Carts
 from tally.order.v1 import order_pb2 as pb
@@ -15,9 +17,11 @@ class CartServicer(order_pb2_grpc.CartServiceServicer):
     def __init__(self, carts: Carts) -> None:
         self._carts = carts
 
+    @refuses()
     async def GetCart(self, request: pb.GetCartRequest, context: Any) -> pb.GetCartResponse:
         return pb.GetCartResponse(cart=_cart(await self._carts.get_cart(request.user_id)))
 
+    @refuses(ProductNotFound, CartChanged)
     async def SetCartItem(
         self, request: pb.SetCartItemRequest, context: Any
     ) -> pb.SetCartItemResponse:
@@ -28,6 +32,7 @@ class CartServicer(order_pb2_grpc.CartServiceServicer):
         )
         return pb.SetCartItemResponse(cart=_cart(cart))
 
+    @refuses(CartChanged)
     async def ClearCart(self, request: pb.ClearCartRequest, context: Any) -> pb.ClearCartResponse:
         cart = await self._carts.clear(ClearCart(request.user_id, _expected_version(request)))
         return pb.ClearCartResponse(cart=_cart(cart))

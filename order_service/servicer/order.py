@@ -6,10 +6,29 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
+from common.errors import CurrencyMismatch
 from common.paging import Page
 from common.request_key import Result
 from common.rpc.convert import fill_money, fill_time, money_from
+from common.rpc.reasons import refuses
+from order_service.errors import (
+    AmountExceedsDue,
+    NotPaid,
+    OrderNotCancellable,
+    OrderNotFound,
+    OrderNotPayable,
+    OutOfStock,
+    PaymentInProgress,
+    PaymentKeyRequired,
+    PaymentOutcomeUnknown,
+    ProductNotFound,
+    SeatNotFound,
+    SeatsNamed,
+    SeatsNotNamed,
+    SeatTaken,
+)
 from order_service.model.order import CancelOrder, CreateOrder, Line, Order, OrderState, PayOrder
+from order_service.peer_refusals import OF_STEPS
 from order_service.use_cases.order import Orders
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
@@ -24,6 +43,15 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
 
+    @refuses(
+        ProductNotFound,
+        OutOfStock,
+        SeatTaken,
+        SeatNotFound,
+        SeatsNotNamed,
+        SeatsNamed,
+        CurrencyMismatch,
+    )
     async def CreateOrder(
         self, request: pb.CreateOrderRequest, context: Any
     ) -> pb.CreateOrderResponse:
@@ -33,6 +61,17 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         written = await self._orders.create(CreateOrder(request.user_id, lines, request.request_id))
         return _written(pb.CreateOrderResponse(), written)
 
+    @refuses(
+        OrderNotFound,
+        OrderNotPayable,
+        PaymentInProgress,
+        AmountExceedsDue,
+        CurrencyMismatch,
+        PaymentKeyRequired,
+        NotPaid,
+        PaymentOutcomeUnknown,
+        *OF_STEPS,
+    )
     async def PayOrder(self, request: pb.PayOrderRequest, context: Any) -> pb.PayOrderResponse:
         amount = request.balance_amount if request.HasField("balance_amount") else None
         written = await self._orders.pay(
@@ -47,6 +86,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         )
         return _written(pb.PayOrderResponse(), written)
 
+    @refuses(OrderNotFound, OrderNotCancellable, PaymentInProgress)
     async def CancelOrder(
         self, request: pb.CancelOrderRequest, context: Any
     ) -> pb.CancelOrderResponse:
@@ -55,12 +95,14 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         )
         return _written(pb.CancelOrderResponse(), written)
 
+    @refuses(OrderNotFound)
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
         order = await self._orders.get_order(request.order_id, request.user_id)
         response = pb.GetOrderResponse()
         _fill(response.order, order)
         return response
 
+    @refuses()
     async def ListOrders(
         self, request: pb.ListOrdersRequest, context: Any
     ) -> pb.ListOrdersResponse:
@@ -71,6 +113,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         orders, next_page_token = found.messages(_order)
         return pb.ListOrdersResponse(orders=orders, next_page_token=next_page_token)
 
+    @refuses(OrderNotFound)
     async def WatchOrder(
         self, request: pb.WatchOrderRequest, context: Any
     ) -> AsyncGenerator[pb.WatchOrderResponse]:

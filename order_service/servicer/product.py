@@ -6,6 +6,8 @@ from typing import Any
 
 from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
+from common.rpc.reasons import refuses
+from order_service.errors import ProductNotFound, ProductNotSeated, ProductSeated, SeatExists
 from order_service.model.product import CreateProduct, Product, RestockProduct
 from order_service.model.seat import AddSeats
 from order_service.use_cases.product import Products
@@ -17,6 +19,7 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
     def __init__(self, products: Products) -> None:
         self._products = products
 
+    @refuses()
     async def CreateProduct(
         self, request: pb.CreateProductRequest, context: Any
     ) -> pb.CreateProductResponse:
@@ -27,6 +30,7 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
         )
         return pb.CreateProductResponse(product=_product(written.value), replayed=written.replayed)
 
+    @refuses(ProductNotFound, ProductSeated)
     async def RestockProduct(
         self, request: pb.RestockProductRequest, context: Any
     ) -> pb.RestockProductResponse:
@@ -35,18 +39,21 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
         )
         return pb.RestockProductResponse(product=_product(written.value), replayed=written.replayed)
 
+    @refuses(ProductNotFound, ProductNotSeated, SeatExists)
     async def AddSeats(self, request: pb.AddSeatsRequest, context: Any) -> pb.AddSeatsResponse:
         written = await self._products.write(
             AddSeats(request.product_id, tuple(request.labels), request.request_id)
         )
         return pb.AddSeatsResponse(product=_product(written.value), replayed=written.replayed)
 
+    @refuses(ProductNotFound)
     async def GetProduct(
         self, request: pb.GetProductRequest, context: Any
     ) -> pb.GetProductResponse:
         product = await self._products.get_product(request.product_id)
         return pb.GetProductResponse(product=_product(product))
 
+    @refuses()
     async def ListProducts(
         self, request: pb.ListProductsRequest, context: Any
     ) -> pb.ListProductsResponse:

@@ -9,8 +9,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.paging import Page
 from common.rpc.convert import microseconds_from, money_from, time_to
+from common.rpc.reasons import refuses
+from order_service.errors import SagaNotFound, SagaNotRetryable
 from order_service.model.saga import Saga, SagaKind, SagaState, StepRecord, StepState
 from order_service.model.saga_command import ResolveSaga, RetrySagas, Standing
+from order_service.peer_refusals import NO_ANSWER
 from order_service.use_cases.saga import Sagas
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
@@ -26,6 +29,7 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
     def __init__(self, sagas: Sagas) -> None:
         self._sagas = sagas
 
+    @refuses()
     async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
         filters = (state.value if state else "",)
@@ -34,6 +38,7 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
         sagas, next_page_token = found.messages(_saga)
         return pb.ListSagasResponse(sagas=sagas, next_page_token=next_page_token)
 
+    @refuses(SagaNotFound)
     async def GetSaga(self, request: pb.GetSagaRequest, context: Any) -> pb.GetSagaResponse:
         if request.WhichOneof("target") == "saga_id":
             saga = await self._sagas.get_saga(request.saga_id)
@@ -41,10 +46,12 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
             saga = await self._sagas.get_latest_saga(request.order_id)
         return pb.GetSagaResponse(saga=_saga(saga))
 
+    @refuses(SagaNotFound, SagaNotRetryable)
     async def RetrySaga(self, request: pb.RetrySagaRequest, context: Any) -> pb.RetrySagaResponse:
         written = await self._sagas.retry(request.saga_id, request.request_id)
         return pb.RetrySagaResponse(saga=_saga(written.value), replayed=written.replayed)
 
+    @refuses()
     async def RetrySagas(
         self, request: pb.RetrySagasRequest, context: Any
     ) -> pb.RetrySagasResponse:
@@ -59,6 +66,7 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
         )
         return pb.RetrySagasResponse(count=written.value, replayed=written.replayed)
 
+    @refuses(SagaNotFound, SagaNotRetryable, *NO_ANSWER)
     async def ResolveSaga(
         self, request: pb.ResolveSagaRequest, context: Any
     ) -> pb.ResolveSagaResponse:

@@ -7,6 +7,8 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from common.paging import Page
+from common.rpc.reasons import refuses
+from order_service.errors import ProductNotFound
 from order_service.model.seat import MapSeat, Seat, SeatState
 from order_service.use_cases.seat import Seats
 from order_service.use_cases.seat_watch import SeatWatches
@@ -22,6 +24,7 @@ class SeatServicer(order_pb2_grpc.SeatServiceServicer):
         self._seats = seats
         self._watches = watches
 
+    @refuses(ProductNotFound)
     async def ListSeats(self, request: pb.ListSeatsRequest, context: Any) -> pb.ListSeatsResponse:
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
         filters = ("seats", request.product_id, state.value if state else "")
@@ -30,6 +33,7 @@ class SeatServicer(order_pb2_grpc.SeatServiceServicer):
         seats, next_page_token = found.messages(_seat)
         return pb.ListSeatsResponse(seats=seats, next_page_token=next_page_token)
 
+    @refuses(ProductNotFound)
     async def WatchSeats(
         self, request: pb.WatchSeatsRequest, context: Any
     ) -> AsyncGenerator[pb.WatchSeatsResponse]:

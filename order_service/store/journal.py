@@ -160,7 +160,7 @@ _waits_for_away: Final = sa.and_(
 _plans = unnest("plan", *sagas.c["kind", "plan_version"])
 _due = locked(
     sagas,
-    sa.select(sagas.c.saga_id)
+    sa.select(sagas.c.saga_id, sagas.c.owner)
     .where(
         is_active,
         sagas.c.lease_until < sa.func.now(),
@@ -200,6 +200,7 @@ _TAKE_OVER: Final = (
         sagas,
         sa.extract("epoch", sagas.c.pivot_by - CLOCK).label("time_left_s"),
         CLOCK.label("now"),
+        _due.c.owner.is_not(None).label("had_owner"),
     )
 )
 
@@ -225,6 +226,8 @@ class TakenOver:
     sagas: Sequence[Saga]
     now: datetime | None
     """None if there are no sagas."""
+    expired: int = 0
+    """Those of them that a replica ran until its lease ended; the others waited in their rows."""
     full: bool = False
     """Whether there may be more: as many rows were found as there was capacity for."""
 
@@ -260,4 +263,10 @@ async def take_over(connection: Connection, command: TakeOverSagas) -> TakenOver
         postponed = {"saga_ids": sorted(unreadable), "lease_s": command.lease_s}
         await connection.execute(_POSTPONE, postponed)
     full = len(rows) == command.capacity
-    return TakenOver(found, max((row.now for row in rows), default=None), full)
+    had_owner = {row.saga_id for row in rows if row.had_owner}
+    return TakenOver(
+        found,
+        max((row.now for row in rows), default=None),
+        expired=sum(saga.saga_id in had_owner for saga in found),
+        full=full,
+    )

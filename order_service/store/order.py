@@ -12,10 +12,11 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from common.db.keyset import newest_first, read_readable, rows_of
 from common.db.row_locks import Locked, RowLocks
-from common.db.rows import from_row, one_per_key, readable
+from common.db.rows import UNREADABLE, from_row, one_per_key, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
 from common.db.writes import Write
+from common.metrics import from_zero
 from common.paging import BYTES_MAX, Page, TimePosition
 from order_service.model.order import Item, Order, OrderState
 from order_service.tables import order_items, order_seats, orders
@@ -148,6 +149,7 @@ _CHANGED: Final = sa.select(orders).join_from(
     sa.and_(orders.c.order_id == _known.c.order_id, orders.c.version > _known.c.version),
 )
 _ORDERS_AT_ONCE: Final = 50
+from_zero(UNREADABLE, ["order"])
 _LINES_MAX: Final = BYTES_MAX // 50
 """More lines than a page holds: the message of a line has more than 50 bytes, 36 of them its id."""
 

@@ -11,9 +11,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from common.db.keyset import read_readable
 from common.db.row_locks import CLOCK, Locked, RowLocks
-from common.db.rows import from_row, readable
+from common.db.rows import UNREADABLE, from_row, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, same, unnest
+from common.metrics import from_zero
 from order_service.model.saga import (
     Saga,
     SagaKind,
@@ -29,6 +30,7 @@ _INPUT: Final[dict[SagaKind, TypeAdapter[SagaInput]]] = {
     SagaKind.PAY_ORDER: TypeAdapter(PayInput),
     SagaKind.CANCEL_ORDER: TypeAdapter(CancelInput),
 }
+from_zero(UNREADABLE, ["saga"])
 _STEPS: Final[TypeAdapter[list[StepRecord]]] = TypeAdapter(list[StepRecord])
 _RESULTS: Final[TypeAdapter[StepResults]] = TypeAdapter(StepResults)
 _FAILURE: Final[TypeAdapter[Failure | None]] = TypeAdapter(Failure | None)

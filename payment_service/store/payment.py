@@ -10,9 +10,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from common.db.row_locks import CLOCK, locked
-from common.db.rows import from_row, readable
+from common.db.rows import UNREADABLE, from_row, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
+from common.metrics import from_zero
 from common.money import Money
 from common.request_key import RequestKey
 from payment_service.model.confirmation import Confirmation
@@ -30,6 +31,7 @@ from payment_service.tables import payments
 
 # -- rows and the model --------------------------------------------------------------------------
 
+from_zero(UNREADABLE, ["payment"])
 _OF_PAYMENT: Final = [each.name for each in fields(Payment) if each.name in payments.c]
 _OF_WORK: Final = [each.name for each in fields(Confirmation) if each.name in payments.c]
 

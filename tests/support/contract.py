@@ -8,6 +8,9 @@ import pytest
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from common.rpc import reasons
+from common.rpc.reasons import Reason
+from deploy.errors_reference import Method, methods
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
 from tally.order.v1 import order_pb2
@@ -27,26 +30,29 @@ WITHOUT_REQUEST_ID: Final = {"SetCartItem", "ClearCart"}
 """Mutations that are not idempotent."""
 BULK: Final = {"BatchWrite", "BatchIssueCoupons"}
 """Mutations of many items, each of which has a request_id and an error of its own."""
-REASONS: Final = frozenset(
-    """
-    INVALID_FIELD CURRENCY_MISMATCH REQUEST_ID_REUSED INVALID_PAGE_TOKEN AMOUNT_EXCEEDS_DUE
-    ACCOUNT_NOT_FOUND LEDGER_ENTRY_NOT_FOUND CAMPAIGN_NOT_FOUND COUPON_NOT_FOUND
-    PRODUCT_NOT_FOUND ORDER_NOT_FOUND PAYMENT_NOT_FOUND SAGA_NOT_FOUND SEAT_NOT_FOUND
-    TICKET_NOT_FOUND
-    COUPON_ALREADY_ISSUED PAYMENT_KEY_USED SEAT_EXISTS
-    INSUFFICIENT_FUNDS BALANCE_LIMIT_EXCEEDED DEDUCTION_CANCELLED CAMPAIGN_NOT_OPEN
-    CAMPAIGN_QUEUED
-    COUPON_NOT_USABLE COUPON_EXPIRED COUPON_WITHOUT_EFFECT ORDER_AMOUNT_TOO_SMALL
-    REDEMPTION_CANCELLED OUT_OF_STOCK SEAT_TAKEN PRODUCT_SEATED PRODUCT_NOT_SEATED
-    ORDER_NOT_PAYABLE ORDER_NOT_CANCELLABLE PAYMENT_KEY_REQUIRED PAYMENT_DECLINED
-    PAYMENT_CANCELLED PAYMENT_METHOD_NOT_SUPPORTED PAYMENT_OUTCOME_DIFFERS REFUND_REFUSED
-    SAGA_NOT_RETRYABLE
-    REQUEST_IN_PROGRESS PAYMENT_IN_PROGRESS CART_CHANGED CONFLICT_RETRIES_EXHAUSTED
-    COUPON_SOLD_OUT RATE_LIMITED QUEUE_FULL
-    GATEWAY_UNAVAILABLE PAYMENT_OUTCOME_UNKNOWN DATABASE_UNAVAILABLE TICKET_LOST
-    """.split()  # noqa: SIM905 - a list of strings would be one name a line
+OF_EVERY_SERVICE: Final = frozenset(
+    {
+        *("OVERLOADED", "INTERNAL", "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT"),
+        *("PEER_UNAVAILABLE", "REPLICA_NOT_READY", "REPLICA_STOPPING"),
+    }
 )
-"""The reasons that the contract documents for its methods."""
+"""Reasons that comments in the .proto files do not name method by method."""
+NOT_RAISED: Final = frozenset({"RATE_LIMITED"})
+"""Reasons of the contract that no service has a use for yet."""
+
+
+def refusals_of(method: Method) -> frozenset[Reason]:
+    """All that calls of the method, and items of a bulk call, may be refused with."""
+    ends = reasons.ends_of(method.path, method.function)
+    items = reasons.ends_of_items(method.function) if method.descriptor.name in BULK else []
+    return frozenset(end for end in (*ends, *items) if end.reason)
+
+
+REASONS: Final = (
+    frozenset(each.reason for method in methods() for each in refusals_of(method))
+    - OF_EVERY_SERVICE
+) | NOT_RAISED
+"""The reasons that comments in the .proto files name."""
 
 
 def is_read(method: MethodDescriptor) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 # Before gRPC is imported: its C core writes to stderr about connections to a killed replica.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from deploy.local.command_line import BasePort, GatewayLatency, make_app, run_app
+from deploy.local.command_line import BasePort, GatewayLatency, MetricsPort, make_app, run_app
 from deploy.local.demo.output import Output
 from deploy.local.demo.run import run
 from deploy.local.demo.scenario import USERS_MAX, USERS_MIN
@@ -33,6 +33,7 @@ def demo(
     seed: int | None = None,
     data_dir: Path = DEFAULT_DATA_DIR,
     base_port: BasePort = 50050,
+    metrics_port: MetricsPort = None,
     gateway_latency_ms: GatewayLatency = "100-500",
 ) -> int:
     """Start everything, sell out, kill a replica meanwhile, check, audit, stop everything.
@@ -56,6 +57,7 @@ def demo(
         data_dir=data_dir.resolve(),
         replicas=replicas,
         base_port=base_port,
+        metrics_port=metrics_port,
         gateway_latency_ms=latency_range(gateway_latency_ms),
     )
     chosen = secrets.randbelow(SEEDS) if seed is None else seed

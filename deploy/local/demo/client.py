@@ -26,6 +26,15 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 
+@dataclass(slots=True)
+class OpenCalls:
+    """Calls that were under way when a replica was killed."""
+
+    count: int = 0
+    answered_s: float = 0.0
+    """From the kill to the last answer."""
+
+
 class CallStatistics:
     """How many calls were made, which were repeated and why."""
 
@@ -33,31 +42,37 @@ class CallStatistics:
         self.made = 0
         self.repeated: Counter[str] = Counter()
         """By the error of the attempt before. What channels repeat by themselves is not counted."""
-        self.open_at_kill = 0
-        self.recovered_s = 0.0
-        """From the kill to the last result of a call that was open then."""
-        self._open = 0
+        self.at_kill = {slow: OpenCalls() for slow in (False, True)}
+        """The calls that were open when the replica was killed. By themselves: those whose card is
+        slow or fails take seconds without a kill too."""
+        self._open = Counter[bool]()
         self._killed_at = -math.inf
 
     def note_kill(self) -> None:
-        self.open_at_kill = self._open
         self._killed_at = time.monotonic()
+        for slow, calls in self.at_kill.items():
+            calls.count = self._open[slow]
+
+    @property
+    def open_calls(self) -> int:
+        """Calls that are under way now."""
+        return self._open.total()
 
     def note_repetition(self, error: TallyError) -> None:
         self.repeated[error.reason or error.code.name] += 1
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
+    def counted(self, *, slow: bool) -> Iterator[None]:
         """Count the call that is made in the block."""
         began = time.monotonic()
         self.made += 1
-        self._open += 1
+        self._open[slow] += 1
         try:
             yield
         finally:
-            self._open -= 1
+            self._open[slow] -= 1
             if began < self._killed_at:
-                self.recovered_s = time.monotonic() - self._killed_at
+                self.at_kill[slow].answered_s = time.monotonic() - self._killed_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +82,16 @@ class DemoClient:
     tally: Tally
     statistics: CallStatistics
 
-    async def call(self, method: Unary[Request, Response], request: Request) -> Response:
+    async def call(
+        self, method: Unary[Request, Response], request: Request, *, slow: bool = False
+    ) -> Response:
         """The response, after as many attempts as it takes, all with the same request_id.
 
-        Raises TallyError for a refusal that another attempt would not change.
+        ``slow``: it takes seconds by itself, and is counted apart. Raises TallyError for a refusal
+        that another attempt would not change.
         """
         until = time.monotonic() + CALL_LIMIT_S
-        with self.statistics.counted():
+        with self.statistics.counted(slow=slow):
             while True:
                 try:
                     return await method(request, timeout_s=ATTEMPT_LIMIT_S)

@@ -18,6 +18,7 @@ from deploy.local.demo.scenario import (
     MUG,
     PRICES_MINOR,
     PRINT,
+    TAKES_SECONDS,
     TIMES,
     WITH_COUPON,
     WITHOUT_COUPON,
@@ -191,6 +192,7 @@ class Customer:
             requests[visit.duplicate],
             ORDER_ID,
             own_ids=visit.duplicate is Duplicate.OWN_IDS,
+            slow=pay.card in TAKES_SECONDS,
         )
         if pay.card is not None:
             self._results.cards[pay.card, result.reason or "PAID"] += 1
@@ -237,12 +239,13 @@ class Customer:
         id_of: Callable[[Response], str],
         *,
         own_ids: bool = False,
+        slow: bool = False,
     ) -> CallResult:
         """Send all requests of one intent at once; a success, if there is one, else a refusal."""
 
         async def send(request: Request) -> CallResult:
             try:
-                response: Any = await self._sale.client.call(method, request)
+                response: Any = await self._sale.client.call(method, request, slow=slow)
             except TallyError as refusal:
                 return self._results.add_refusal(what, refusal)
             return CallResult(id_of(response), response.replayed)

@@ -58,13 +58,19 @@ def rows(scenario: Scenario, outcome: SaleOutcome, killed: str) -> Iterator[tupl
         f"{count} after {error}" for error, count in sorted(calls.repeated.items())
     )
     yield "calls", f"{calls.made:,} made; repeated: {repeated or 'none'}"
+    others, slow = calls.at_kill[False], calls.at_kill[True]
     yield (
         "killed",
-        (
-            f"{killed}, with {calls.open_at_kill} calls under way; the last of them "
-            f"was answered after {calls.recovered_s:.1f} s"
-        ),
+        f"{killed}; {others.count} calls under way were answered within {others.answered_s:.1f} s",
     )
+    if slow.count:
+        yield (
+            "",
+            (
+                f"and {slow.count} by cards that are slow without a kill too within "
+                f"{slow.answered_s:.1f} s"
+            ),
+        )
 
 
 def _by_state(state: FinalState) -> str:

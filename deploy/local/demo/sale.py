@@ -60,7 +60,7 @@ async def hold_sale(
                 victim = watchdog.kill_one(scenario.seed)
                 output.print(
                     f"kill -9 {victim.name} (pid {victim.pid}), "
-                    f"{statistics.open_at_kill} calls are under way: "
+                    f"{statistics.open_calls} calls are under way: "
                     "their clients repeat them by request_id",
                     WARNING,
                 )

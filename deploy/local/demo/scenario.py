@@ -79,6 +79,8 @@ class Visit:
 GOOD, DECLINED, ERROR = "good_", "decline_", "error_"
 CHARGED_ERROR, CHARGED_TIMEOUT, SLOW = "error_after_charge_", "timeout_after_charge_", "slow_"
 NEVER_CHARGED: Final = (DECLINED, ERROR)
+TAKES_SECONDS: Final = (ERROR, CHARGED_ERROR, CHARGED_TIMEOUT, SLOW)
+"""Cards that are answered late: the gateway is slow, or it is asked again what it did."""
 
 # First visits: every mix of coupon, balance and card. Customers with a coupon take these in turn,
 WITH_COUPON: Final = (

@@ -1,7 +1,7 @@
 """Every field of every method with every invalid value: the status names it, and nothing is done.
 
-From the descriptors: `make check` fails (tests/unit/test_methods.py) until a new method has a valid
-request, and its fields have kinds.
+From the descriptors: `make check` (tests/support/contract_gaps.py) fails until a new method has a
+valid request, and its fields have kinds.
 """
 
 from __future__ import annotations

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +20,9 @@ import pytest
 from deploy.local.data_dir import locked
 from deploy.local.demo.fresh_data_dir import MARKER, prepare_data_dir
 from deploy.local.errors import RunnerError
-from deploy.local.plan import PROJECT, SERVICES
+from deploy.local.plan import PROJECT, SERVICES, Plan
+from deploy.monitoring.panels import Line, View
+from deploy.monitoring.views import VIEWS
 from tests.integration.local.test_runner import (
     PATIENCE_S,
     Project,
@@ -26,6 +31,13 @@ from tests.integration.local.test_runner import (
     environment_without_tally,
     free_base_port,
     wait_for,
+)
+from tests.support.prometheus import (
+    RATE_WINDOW,
+    PrometheusClient,
+    installed,
+    needs_prometheus,
+    running_prometheus,
 )
 
 KILLS_A_BALANCE_REPLICA: Final = "2"
@@ -36,18 +48,21 @@ DEMO_LIMIT_S: Final = 90.0
 class Demo:
     """A running demo with few customers."""
 
-    def __init__(self, data_dir: Path, project: Path = PROJECT) -> None:
+    def __init__(
+        self, data_dir: Path, project: Path = PROJECT, settings: Mapping[str, str] | None = None
+    ) -> None:
         self.data_dir = data_dir
+        self.base_port = free_base_port()
         self._output = data_dir.with_name("output")
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "deploy.local.demo", "--data-dir", data_dir),
                     *("--users", "12", "--seed", KILLS_A_BALANCE_REPLICA),
-                    *("--base-port", str(free_base_port()), "--gateway-latency-ms", "5-20"),
+                    *("--base-port", str(self.base_port), "--gateway-latency-ms", "5-20"),
                 ],
                 cwd=project,
-                env=environment_without_tally(),
+                env=environment_without_tally() | {**(settings or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -66,23 +81,115 @@ class Demo:
 
 
 @contextlib.contextmanager
-def running_demo(data_dir: Path, project: Path = PROJECT) -> Iterator[Demo]:
-    running = Demo(data_dir, project)
+def running_demo(
+    data_dir: Path, project: Path = PROJECT, settings: Mapping[str, str] | None = None
+) -> Iterator[Demo]:
+    running = Demo(data_dir, project, settings)
     yield running
     running.process.terminate()
     running.process.wait(PATIENCE_S)
 
 
-def test_books_balance_after_a_kill_and_no_process_is_left(tmp_path: Path) -> None:
-    with running_demo(tmp_path / "data") as demo:
+@dataclass(frozen=True)
+class EndedDemo:
+    """A demo that ran to its end, and what was seen of it from outside."""
+
+    data_dir: Path
+    """Its logs are as talkative as they can be."""
+    exit_code: int
+    output: str
+    picture: str
+    """What `make watch ARGS=--once` printed during the sale."""
+    prometheus: PrometheusClient | None
+    """With all metrics of the demo; None where it is not installed."""
+
+
+@pytest.fixture(scope="module")
+def ended_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndedDemo]:
+    home = tmp_path_factory.mktemp("demo")
+    with contextlib.ExitStack() as exits:
+        verbose = {"TALLY_LOG_LEVEL": "debug", "TALLY_LOG_CALLS": "all"}
+        demo = exits.enter_context(running_demo(home / "data", settings=verbose))
+        plan = Plan(base_port=demo.base_port)
+        prometheus = (
+            exits.enter_context(running_prometheus(plan, home / "prometheus"))
+            if installed()
+            else None
+        )
         demo.wait_for_line("The sale")
         descendants = descendants_of(demo.process.pid)
-        assert demo.process.wait(DEMO_LIMIT_S) == 0, demo.output
-        assert "kill -9 balance-" in demo.output
-        assert "NOT TRUE" not in demo.output
-        assert "6 coupons issued of 6" in demo.output
-        assert "make up" in demo.output
+        demo.wait_for_line("order, pay, cancel")
+        picture = subprocess.run(
+            [sys.executable, "-m", "deploy.watch", "--once", "--data-dir", str(demo.data_dir)],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        exit_code = demo.process.wait(DEMO_LIMIT_S)
         demo.assert_nothing_left(descendants)
+        yield EndedDemo(
+            demo.data_dir, exit_code, demo.output, picture.stdout + picture.stderr, prometheus
+        )
+
+
+def test_books_balance_after_a_kill_and_no_process_is_left(ended_demo: EndedDemo) -> None:
+    assert ended_demo.exit_code == 0, ended_demo.output
+    assert "kill -9 balance-" in ended_demo.output
+    assert "NOT TRUE" not in ended_demo.output
+    assert "6 coupons issued of 6" in ended_demo.output
+    assert "make up" in ended_demo.output
+
+
+def test_failures_are_logged_and_no_secrets(ended_demo: EndedDemo) -> None:
+    assert_failures_are_logged_and_no_secrets(ended_demo.data_dir)
+
+
+def assert_failures_are_logged_and_no_secrets(data_dir: Path) -> None:
+    """In the logs of all services, of the gateway and of the servers, at their most talkative."""
+    secrets = [
+        (data_dir / "gateway.key").read_text().strip(),
+        *json.loads((data_dir / "postgres" / "passwords.json").read_text()).values(),
+        *re.findall("requirepass (.+)", (data_dir / "valkey" / "valkey.conf").read_text()),
+    ]
+    assert len(secrets) > 10
+    logs = {file.name: file.read_text() for file in (data_dir / "logs").iterdir()}
+    assert [name for name, text in logs.items() if any(each in text for each in secrets)] == []
+    of_payments = "".join(text for name, text in logs.items() if name.startswith("payment"))
+    for card in ("decline_", "error_"):
+        assert re.search(rf'"payment_key": "{card}.*"event": "gateway_call"', of_payments), card
+
+
+def test_watch_prints_one_picture_of_the_sale(ended_demo: EndedDemo) -> None:
+    lines = ended_demo.picture.splitlines()
+    assert len(lines) == 30, ended_demo.picture
+    assert "of 8 replicas serve" in lines[0]
+    assert max(map(len, lines)) == 100
+    for word in ("balance", "coupon", "order", "payment", "account", "going forward"):
+        assert word in ended_demo.picture
+
+
+def never_happened(prometheus: PrometheusClient, line: Line) -> bool:
+    """Whether it shows only counters of events that no replica has had: they are not exported."""
+    return all(
+        series.name.endswith("_total") and not prometheus.values(series.name)
+        for series in line.query.series()
+    )
+
+
+@needs_prometheus
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_every_panel_has_data_of_the_demo(ended_demo: EndedDemo, view: View) -> None:
+    assert ended_demo.prometheus is not None
+    without = [
+        f"{panel.title}: {line.query.promql()}"
+        for panel in view.panels
+        for line in panel.lines
+        if not ended_demo.prometheus.values(line.query.promql(RATE_WINDOW))
+        and not never_happened(ended_demo.prometheus, line)
+    ]
+    assert "\n".join(without) == ""
 
 
 def test_death_of_a_needed_process_ends_the_demo(tmp_path: Path) -> None:
@@ -131,12 +238,21 @@ def test_running_stack_is_left_unchanged(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 
 
-def test_nothing_is_moved_if_a_port_is_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("offset", "purpose", "option"),
+    [
+        (3, "order-0", "--base-port 60050"),
+        (113, "the metrics page of order-1", "--metrics-port 61050"),
+    ],
+)
+def test_nothing_is_moved_if_a_port_is_taken(
+    tmp_path: Path, offset: int, purpose: str, option: str
+) -> None:
     data_dir = tmp_path / "data"
     with locked(data_dir):
         (data_dir / "mine").touch()
     base_port = free_base_port()
-    with socket.create_server(("127.0.0.1", base_port + 3)):
+    with socket.create_server(("127.0.0.1", base_port + offset)):
         refused = subprocess.run(
             [
                 *(sys.executable, "-m", "deploy.local.demo"),
@@ -149,7 +265,10 @@ def test_nothing_is_moved_if_a_port_is_taken(tmp_path: Path) -> None:
             check=False,
         )
     assert refused.returncode == 1
-    complaint = f"error: port {base_port + 3} on 127.0.0.1, wanted for order-0, is taken\n"
+    complaint = (
+        f"error: port {base_port + offset} on 127.0.0.1, wanted for {purpose}, is taken: stop what "
+        f"listens there, or use other ports with {option} (with make: ARGS='{option}')\n"
+    )
     assert (refused.stdout, refused.stderr) == ("", complaint)
     assert (data_dir / "mine").exists()
 

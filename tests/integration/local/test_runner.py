@@ -22,7 +22,7 @@ import pytest
 from deploy.local import plan
 from deploy.local.postgres import PostgresServer
 from deploy.local.processes import Child, free_port, stop_all
-from deploy.local.state import audit_urls
+from deploy.local.state import audit_urls, metrics_pages
 from deploy.local.valkey import ValkeyServer
 
 PATIENCE_S = 60.0
@@ -102,11 +102,19 @@ async def test_stack_from_start_to_stop(make_project: Callable[..., Project]) ->
     runner, ready = project.up_and_ready("--replicas", "2")
     base = project.base_port
 
-    assert list(ready) == ["services", "gateway", "postgres", "redis", "pids"]
+    assert list(ready) == ["services", "metrics", "gateway", "postgres", "redis", "pids"]
     assert ready["services"] == {
         "balance": [f"127.0.0.1:{base + 1}", f"127.0.0.1:{base + 101}"],
         "payment": [f"127.0.0.1:{base + 4}", f"127.0.0.1:{base + 104}"],
     }
+    assert (
+        ready["metrics"]
+        == metrics_pages(project.data_dir)
+        == {
+            "balance": [f"127.0.0.1:{base + 11}", f"127.0.0.1:{base + 111}"],
+            "payment": [f"127.0.0.1:{base + 14}", f"127.0.0.1:{base + 114}"],
+        }
+    )
     assert ready["gateway"] == f"http://127.0.0.1:{base + 5}"
     assert re.fullmatch(rf"postgresql://\S+@127.0.0.1:{base + 6}/postgres", ready["postgres"])
     assert re.fullmatch(rf"redis://\S+@127.0.0.1:{base + 7}/0", ready["redis"])
@@ -280,7 +288,7 @@ def free_base_port() -> int:
         base = 10_000 + each * worker + free_port() % (each - STACK_PORTS)
         with contextlib.ExitStack() as stack:
             try:
-                for offset in (*range(1, 8), *range(101, 105)):
+                for offset in (*range(1, 15), *range(101, 105), *range(111, 115)):
                     probe = stack.enter_context(socket.socket())
                     probe.bind(("127.0.0.1", base + offset))
             except OSError:

@@ -92,7 +92,7 @@ def test_taken_port_is_reported_in_one_line(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:
     server = PostgresServer(tmp_path, postgres_server.port, durable=False)
-    with pytest.raises(RunnerError, match=rf"^port {postgres_server.port} .* is taken$"):
+    with pytest.raises(RunnerError, match=rf"^port {postgres_server.port} .* is taken: .*$"):
         server.start()
 
 

@@ -10,22 +10,27 @@ from prometheus_client import generate_latest
 
 from common.errors import DatabaseUnavailable
 from common.metrics import REGISTRY
-from order_service.model.saga import SagaState
-from order_service.saga.plan import CANCEL_ORDER
-from order_service.store.figures import ACTIVE_SAGAS
+from order_service.model.saga import Saga, SagaState
+from order_service.model.saga_input import StepResults
+from order_service.saga.plan import CANCEL_ORDER, PAY_ORDER, Plan
+from order_service.store.figures import ACTIVE_SAGAS, FAILED_COMPENSATIONS
 from tests.support.saga_rows import Sagas
-from tests.support.sagas import CANCEL_INPUT
+from tests.support.sagas import CANCEL_INPUT, NOW
 
 
 def exported() -> dict[str, float]:
     """The samples on the page of metrics."""
     lines = generate_latest(REGISTRY).decode().splitlines()
-    samples = (line.rsplit(" ", 1) for line in lines if line.startswith("tally_active_sagas"))
+    samples = (line.rsplit(" ", 1) for line in lines if line.startswith("tally_active_"))
     return {name: float(value) for name, value in samples}
 
 
 def sample(kind: str, state: str, suffix: str = "") -> str:
     return f'tally_active_sagas{suffix}{{kind="{kind}",state="{state}"}}'
+
+
+def open_undo(kind: str, suffix: str = "") -> str:
+    return f'tally_active_failed_compensations{suffix}{{kind="{kind}"}}'
 
 
 async def test_sagas_are_counted_by_kind_and_state_and_the_ended_are_not(sagas: Sagas) -> None:
@@ -44,6 +49,37 @@ async def test_sagas_are_counted_by_kind_and_state_and_the_ended_are_not(sagas: 
     assert 3_600 <= found[sample("PAY_ORDER", "RUNNING", "_oldest_seconds")] < 7_200
 
 
+async def failed(sagas: Sagas, plan: Plan, name: str, *, undo: bool) -> Saga:
+    """A saga of which a step, or the undo of one, has failed and waits."""
+    saga = await sagas.add(plan, CANCEL_INPUT if plan is CANCEL_ORDER else None)
+    step = saga.step(name)
+    saga.begin(step, NOW)
+    if undo:
+        saga.begin_undo(step)
+    step.postpone("UNAVAILABLE", NOW, "coupon")
+    saga.wait("UNAVAILABLE", ["coupon"])
+    await sagas.one.write(saga, lease_s=60)
+    return saga
+
+
+async def test_sagas_whose_compensation_failed_are_counted_until_it_is_done(sagas: Sagas) -> None:
+    undo = await failed(sagas, PAY_ORDER, "redeem_coupon", undo=True)
+    await failed(sagas, PAY_ORDER, "confirm_payment", undo=False)
+    cancellation = await failed(sagas, CANCEL_ORDER, "cancel_payment", undo=False)
+    other = await sagas.add()
+    other.begin_undo(other.steps[0])
+    await sagas.one.write(other, lease_s=60)
+    await FAILED_COMPENSATIONS.refresh(sagas.database)
+    assert (exported()[open_undo("PAY_ORDER")], exported()[open_undo("CANCEL_ORDER")]) == (1, 1)
+    assert exported()[open_undo("PAY_ORDER", "_oldest_seconds")] > 0
+    undo.compensate(undo.step("redeem_coupon"), NOW)
+    cancellation.complete(cancellation.step("cancel_payment"), StepResults(), NOW)
+    for saga in (undo, cancellation):
+        await sagas.one.write(saga, lease_s=60)
+    await FAILED_COMPENSATIONS.refresh(sagas.database)
+    assert (exported()[open_undo("PAY_ORDER")], exported()[open_undo("CANCEL_ORDER")]) == (0, 0)
+
+
 async def test_after_a_failed_read_no_figures_are_exported(
     sagas: Sagas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +93,6 @@ async def test_after_a_failed_read_no_figures_are_exported(
         )
         with pytest.raises(DatabaseUnavailable):
             await ACTIVE_SAGAS.refresh(sagas.database)
-    assert exported() == {}
+    assert not [name for name in exported() if name.startswith("tally_active_sagas")]
     await ACTIVE_SAGAS.refresh(sagas.database)
     assert exported()

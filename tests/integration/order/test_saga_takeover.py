@@ -184,6 +184,25 @@ async def test_an_unreadable_row_stops_no_other(sagas: Sagas, damage: str) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("cause", "expired"),
+    [("died", 1), ("waited", 0), ("gave it up", 0)],
+)
+async def test_a_takeover_is_for_an_expired_lease_or_since_it_is_due(
+    sagas: Sagas, cause: str, expired: int
+) -> None:
+    if cause == "waited":
+        await waiting_for(sagas, "coupon")
+    else:
+        saga = await sagas.add(lease_s=0 if cause == "died" else LEASE_S)
+        if cause == "gave it up":
+            await sagas.one.renew(saga, lease_s=0)
+    taken = await sagas.two.take_over(
+        lease_s=LEASE_S, uses_gateway=True, capacity=1, retries=1, away=()
+    )
+    assert (len(taken.sagas), taken.expired) == (1, expired)
+
+
 async def test_of_many_replicas_one_takes_a_saga_over(sagas: Sagas) -> None:
     ids = [(await sagas.add(lease_s=0)).saga_id for _ in range(200)]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from common.metrics import REGISTRY
 from tally.order.v1 import order_pb2 as pb
 from tally.payment.v1 import payment_pb2
 from tally.type.v1.money_pb2 import Money
@@ -38,6 +40,17 @@ def redis_url() -> str:
 # -- takeovers -----------------------------------------------------------------------------------
 
 
+def takeovers() -> Counter[str]:
+    """How many there have been, by cause."""
+    name = "tally_saga_takeovers_total"
+    return Counter(
+        {
+            cause: int(REGISTRY.get_sample_value(name, {"cause": cause}) or 0)
+            for cause in ("expired", "due")
+        }
+    )
+
+
 @pytest.mark.parametrize("undo", [False, True], ids=["do", "undo"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_another_replica_takes_over_and_the_stale_one_stops(
@@ -45,11 +58,13 @@ async def test_another_replica_takes_over_and_the_stale_one_stops(
 ) -> None:
     order, request = await stack.order_paid_by_all("decline_" if undo else "key")
     gate = stack.wire.hold(f"{step}:undo" if undo else step)
+    before = takeovers()
     paying = asyncio.ensure_future(stack.pay(request))
     await gate.reached()
     await stack.expire_lease(order)
     done = await stack.until_saga(order, SAGA.STATE_COMPENSATED if undo else SAGA.STATE_COMPLETED)
     assert done.epoch == 2
+    assert takeovers() - before == {"expired": 1}
     calls = list(stack.wire.calls)
     gate.open()
     # The caller still waits at the first replica, and gets what the second one did.
@@ -64,6 +79,15 @@ async def test_another_replica_takes_over_and_the_stale_one_stops(
     assert await stack.taken(request) == (NOTHING_TAKEN if undo else ALL_TAKEN)
     stock = await stack.shop.stock(order.items[0].product_id)
     assert stock == ((3, 2, 0) if undo else (3, 0, 2))
+
+
+async def test_a_saga_that_comes_back_from_its_pause_is_no_expired_one(stack: Stack) -> None:
+    _, request = await stack.order_paid_by_all("decline_")
+    stack.wire.faults["redeem_coupon:undo"] = ["lost"]
+    before = takeovers()
+    with refused("PAYMENT_DECLINED"):
+        await stack.pay(request)
+    assert takeovers() - before == {"due": 1}
 
 
 async def test_a_cancellation_is_taken_over(stack: Stack) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import logging
+import sys
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import structlog
+from sqlalchemy.engine import make_url
 
+from common import logs, tracing
 from order_service.settings import OrderSettings
 from tally.order.v1 import order_pb2 as pb
 from tests.support.collector import Collector, Seen, collecting, tracing_to
+from tests.support.refusals import refused
 from tests.support.stack import Stack
 from tests.support.time_limits import LONG_S
 
@@ -22,6 +31,7 @@ STEPS = [
     "tally.payment.v1.PaymentService/ConfirmPayment",
 ]
 CALLER = "b7ad6b7169203331"
+TOKEN = "bearer-canary-5f1c"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -44,8 +54,24 @@ def redis_url() -> str:
 
 
 def paying(stack: Stack, request: pb.PayOrderRequest, trace: str) -> Any:
-    parent = (("traceparent", f"00-{trace}-{CALLER}-01"),)
-    return stack.shop.orders.PayOrder(request, metadata=parent, timeout=LONG_S)
+    sent = (("traceparent", f"00-{trace}-{CALLER}-01"), ("authorization", f"Bearer {TOKEN}"))
+    return stack.shop.orders.PayOrder(request, metadata=sent, timeout=LONG_S)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """All lines of all services, as a replica writes them at its most talkative."""
+    root, written = logging.getLogger(), io.StringIO()
+    handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", written)
+        logs.configure(
+            service="all", replica="any", level="debug", output="json", also=[tracing.log_ids]
+        )
+    yield written
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**configuration)
 
 
 def of_trace(collector: Collector, trace: str) -> list[Seen]:
@@ -90,3 +116,57 @@ async def test_a_saga_that_is_taken_over_is_one_trace_of_its_own(
     assert (root.parent, root.trace_id == trace) == ("", False)
     spans = of_trace(collector, root.trace_id)
     assert {span.name for span in spans} == {root.name, *STEPS}
+
+
+class Failing(NamedTuple):
+    """A payment that fails, and the lines that it leaves."""
+
+    card: str
+    faults: dict[str, list[str]]
+    reason: str
+    events: dict[str, int]
+
+
+DECLINED = Failing(
+    "decline_",
+    {"redeem_coupon:undo": ["lost"]},
+    "PAYMENT_DECLINED",
+    {"gateway_call": 1, "saga_step_failed": 2},
+)
+AWAY = Failing(
+    "key",
+    {"deduct_balance": ["lost"] * 8},
+    "GATEWAY_UNAVAILABLE",
+    {"saga_not_paid": 1, "saga_step_failed": 1, "call": 1},
+)
+
+
+@pytest.mark.parametrize("failing", [DECLINED, AWAY], ids=["card and undo", "service away"])
+async def test_each_line_of_a_failing_payment_has_its_trace_and_no_secret(
+    stack: Stack, log: io.StringIO, failing: Failing
+) -> None:
+    order, request = await stack.order_paid_by_all(failing.card)
+    stack.wire.faults |= {step: [*faults] for step, faults in failing.faults.items()}
+    log.truncate(0)
+    with refused(failing.reason):
+        await paying(stack, request, "c" * 32)
+    lines = [json.loads(line) for line in log.getvalue().lstrip("\0").splitlines()]
+    found = Counter(line["event"] for line in lines)
+    assert {event: found[event] for event in failing.events} == failing.events
+    assert [line for line in lines if line["event"] in failing.events and not trace_of(line)] == []
+    # What a sweep continues is a trace of its own: the ids of the saga join the two.
+    of_saga = [line for line in lines if line["event"].startswith("saga_")]
+    assert {line["order_id"] for line in of_saga} == {order.order_id}
+    for secret in (TOKEN, stack.gateway.secret_key, *passwords(stack)):
+        assert secret not in log.getvalue()
+
+
+def trace_of(line: dict[str, Any]) -> str:
+    return str(line.get("trace_id", ""))
+
+
+def passwords(stack: Stack) -> list[str]:
+    """Of the services' databases."""
+    urls = [url for each in stack.databases.urls.values() for url in (each.owner, each.runtime)]
+    found = [make_url(url).password for url in urls]
+    return [password for password in found if password]

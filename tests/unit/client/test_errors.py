@@ -18,29 +18,16 @@ from tally_client import errors, refusals
 from tally_client.errors import BY_REASON, TallyError
 from tally_client.rpc.answer import DETAILS_KEY
 from tally_client.translate import to_tally_error
-from tests.support.contract import REASONS
+from tests.support.contract import NOT_RAISED, OF_EVERY_SERVICE, REASONS
 
-# Reasons that every service may return, and that the contract does not list method by method.
-OF_EVERY_SERVICE = {
-    "OVERLOADED",
-    "INTERNAL",
-    "DEADLINE_EXCEEDED",
-    "DEADLINE_TOO_SHORT",
-    "PEER_UNAVAILABLE",
-    "REPLICA_NOT_READY",
-    "REPLICA_STOPPING",
-}
 MODULES = (
     "common.errors",
     "common.deadlines",
-    "common.rpc.handlers",
     "balance_service.errors",
     "coupon_service.errors",
     "order_service.errors",
     "payment_service.errors",
 )
-# No service limits the rate of callers, and PEER_UNAVAILABLE has no class of its own in them.
-NOT_RAISED = {"RATE_LIMITED", "PEER_UNAVAILABLE"}
 
 E = TypeVar("E", bound=Exception)
 

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from google.protobuf.descriptor import MethodDescriptor
 
 from tally.coupon.v1.coupon_pb2 import GetCouponRequest
 from tally.order.v1.order_pb2 import GetOrderRequest, WatchOrderRequest
@@ -20,6 +21,9 @@ from tally_client import (
     TallyError,
     policy,
 )
+from tally_client.calls import Listing, Unary, Watch
+from tests.support.contract import METHODS, every_method, is_list
+from tests.support.contract_gaps import attributes_of
 
 
 @pytest_asyncio.fixture
@@ -27,6 +31,28 @@ async def tally() -> AsyncIterator[Tally]:
     """A client of the order service, at an address where nothing listens."""
     async with Tally(order="127.0.0.1:1") as opened:
         yield opened
+
+
+@every_method
+async def test_every_method_is_callable(method: MethodDescriptor, tally: Tally) -> None:
+    service, name = attributes_of(method)
+    found: Any = getattr(getattr(tally, service), name)
+    assert found.path == f"/{method.containing_service.full_name}/{method.name}"
+    assert type(found) is (
+        Watch if method.server_streaming else Listing if is_list(method) else Unary
+    )
+    assert (found.timeout_s is None) is method.server_streaming
+
+
+async def test_client_has_no_other_methods(tally: Tally) -> None:
+    found = [
+        (service, name)
+        for service, methods in vars(tally).items()
+        if not service.startswith("_")
+        for name in vars(methods)
+        if not name.startswith("_")
+    ]
+    assert sorted(found) == sorted(attributes_of(method) for method in METHODS)
 
 
 async def test_service_without_an_address_is_not_connected(tally: Tally) -> None:

@@ -168,7 +168,11 @@ def is_read(each: Item) -> bool:
 
 config_maps_are_used_and_cannot_change = Rule(
     "One that no pod reads has no effect; a rollback needs the others as they were.",
-    of_kind("ConfigMap", "payment-settings*"),
+    # Grafana's sidecar reads those with its label, and follows changes.
+    of_kind("ConfigMap").where(
+        lambda each: "grafana_dashboard" not in each.get("metadata.labels", {}),
+        "ConfigMap/payment-settings*",
+    ),
     Check(
         is_read,
         True,

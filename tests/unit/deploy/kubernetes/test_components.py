@@ -19,6 +19,8 @@ from deploy.audit.settings import AuditSettings
 from deploy.audit.sources import urls_of_settings
 from deploy.kubernetes import manifests, prometheus_rule, rendering, validation
 from deploy.kubernetes.manifests import OVERLAYS
+from deploy.monitoring import grafana
+from deploy.monitoring.views import VIEWS
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
     LOCAL,
@@ -54,6 +56,7 @@ def with_component(overlay: str, component: str, directory: Path, **files: str) 
     copy = directory / "kubernetes"
     sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
     shutil.copytree(manifests.DIRECTORY, copy, ignore=sources)
+    shutil.copytree(grafana.DIRECTORY, directory / "monitoring" / "dashboards")
     for name, text in files.items():
         (copy / "components" / component / name.replace("_", ".")).write_text(text)
     file = copy / "overlays" / overlay / "kustomization.yaml"
@@ -222,6 +225,21 @@ def test_the_audit_reads_its_settings_and_the_read_only_roles(
     assert {make_url(url).username for url in urls.values()} == {
         f"tally_{service}_audit" for service in SERVICES
     }
+
+
+# ---- dashboards
+
+
+def test_rules_and_schemas_hold_with_a_config_map_for_each_dashboard(tmp_path: Path) -> None:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    overlay = with_component(PRODUCTION, "dashboards", tmp_path)
+    assert faults(overlay) == {}
+    assert validation.problems(changed(overlay)) == []
+    for view in VIEWS:
+        found = overlay.the(f"ConfigMap/dashboard-{view.name}")
+        assert found.get("data") == {f"{view.name}.json": grafana.content(view)}
+        assert found.get("metadata.labels")["grafana_dashboard"] == "1"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
