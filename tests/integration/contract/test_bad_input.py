@@ -30,7 +30,7 @@ REFUSED_TO_STRANGERS = {
 OPEN_TO_STRANGERS = {
     *("ChargeBalance", "RefundDeduction", "IssueCoupon", "ListCoupons", "RestoreCoupon"),
     *("QueueCoupon", "GetCart", "SetCartItem", "ClearCart", "CreateOrder", "ListOrders"),
-    *("ConfirmPayment", "CancelPayment", "ListPayments"),
+    *("ConfirmPayment", "CancelPayment", "ListPayments", "ListSagas"),
 }
 CHOICES = [("CreateCampaign", "discount"), ("GetSaga", "target")]
 
