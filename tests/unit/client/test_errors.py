@@ -28,11 +28,13 @@ OF_EVERY_SERVICE = {
     "PEER_UNAVAILABLE",
     "REPLICA_NOT_READY",
     "REPLICA_STOPPING",
+    "PAUSED",
 }
 MODULES = (
     "common.errors",
     "common.deadlines",
     "common.rpc.handlers",
+    "common.rpc.pauses",
     "balance_service.errors",
     "coupon_service.errors",
     "order_service.errors",
