@@ -49,6 +49,10 @@ watch: $(STAMP) ## Show live in the terminal what a running stack does (DATA_DIR
 audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data ARGS=-v)
 	@$(BIN)/python -m deploy.audit --data-dir $(DATA_DIR) $(ARGS)
 
+.PHONY: why
+why: $(STAMP) ## Show all about an order, user, saga, payment_key, request_id … (ID=… DATA_DIR=.tally/data)
+	@$(BIN)/python -m deploy.why $(if $(ID),'$(ID)') --data-dir $(DATA_DIR) $(ARGS)
+
 .PHONY: rebuild
 rebuild: $(STAMP) ## Rebuild every balance from the ledger, and compare; change nothing (DATA_DIR=.tally/data)
 	@$(BIN)/python -m deploy.rebuild --data-dir $(DATA_DIR) $(ARGS)

@@ -152,6 +152,10 @@ class ReplicaNotReady(
     """This replica has just started and cannot serve yet; repeat the call, another one may."""
 
 
+class Paused(Refusal, code=Code.UNAVAILABLE, reason="PAUSED", retry_after_s=30.0):
+    """An operator has paused this method; nothing was done, try again later."""
+
+
 class DeadlineTooShort(Refusal, code=Code.DEADLINE_EXCEEDED, reason="DEADLINE_TOO_SHORT"):
     """Too little of the call's deadline is left to begin; nothing was written."""
 

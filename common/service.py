@@ -1,7 +1,8 @@
 """Runs a service as a process: ``python -m <service>`` serves, ``… migrate`` migrates.
 
 SIGTERM or SIGINT ends serving: NOT_SERVING, then no new calls, then running calls end, then
-connections close, then exit 0. A second signal ends the process at once.
+connections close, then exit 0. A second signal ends the process at once. SIGUSR1 writes the tasks
+and what they wait for to the log.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
 from common.rpc.status import from_trailing
 from common.settings import Command, ServiceSettings, read
+from common.task_dump import write_tasks
 from common.tasks import PeriodicJob, run_periodic_jobs
 from common.urls import engine_url
 from tally_client.rpc.addresses import split_host_port
@@ -184,6 +186,7 @@ def run_service_jobs(
 async def serve(settings: S, build: Build[S], *, stop: asyncio.Event | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or until ``stop`` is set if it is given."""
     stop = stop or _stop_on_signals()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, write_tasks)
     await _check_redis(settings)
     BUILD.info({"version": VERSION, "python": platform.python_version(), "grpc": grpc.__version__})
     page = _metrics_page(settings) if settings.metrics_port else None

@@ -142,6 +142,13 @@ class ServiceSettings(ProcessSettings):
         default=True,
         description="Whether gRPC reflection is served, which grpcurl needs without .proto files.",
     )
+    pause_file: str = Field(
+        default="",
+        pattern=r"^(|/.*)$",
+        description="Path, from the root, of a file with the methods that are paused, one "
+        "`package.Service/Method` or `package.Service` in a line; it is read again each second. "
+        "Empty: none is paused.",
+    )
     max_concurrent_calls: int = count(
         1024,
         "Calls served at once; more are refused with OVERLOADED. Streams have the same "

@@ -21,6 +21,7 @@ NEXT_STEPS: Final = {
     ),
     "DATABASE_UNAVAILABLE": "Repeat the call with the same request_id: it may have had its effect.",
     "REPLICA_NOT_READY": "Repeat the call: another replica answers. Nothing was done.",
+    "PAUSED": "Tell your user, and try again after RetryInfo; channels do not. Nothing was done.",
     "REPLICA_STOPPING": "Open the stream again: another replica answers.",
     "DEADLINE_TOO_SHORT": "Give the call more time. Nothing was done.",
     "DEADLINE_EXCEEDED": "Repeat the call with the same request_id: it may have had its effect.",

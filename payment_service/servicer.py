@@ -134,10 +134,17 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
     async def ListPayments(
         self, request: pb.ListPaymentsRequest, context: Any
     ) -> pb.ListPaymentsResponse:
-        order_id = request.order_id or None
-        filters = ["payments", request.user_id, order_id or ""]
+        user_id, order_id = request.user_id or None, request.order_id or None
+        payment_key = request.payment_key or None
+        # Without the key where there is none: as in the tokens of the earlier release.
+        filters = [
+            "payments",
+            user_id or "",
+            order_id or "",
+            *([payment_key] if payment_key else []),
+        ]
         page = Page.of(request.page_size, request.page_token, filters=filters)
-        found = await self._payments.list_payments(request.user_id, order_id, page)
+        found = await self._payments.list_payments(user_id, order_id, payment_key, page)
         payments, next_page_token = found.messages(_payment)
         return pb.ListPaymentsResponse(payments=payments, next_page_token=next_page_token)
 

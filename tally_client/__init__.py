@@ -60,6 +60,7 @@ __all__ = [
     "OutOfStock",
     "OutcomeUnknown",
     "Overloaded",
+    "Paused",
     "PaymentCancelled",
     "PaymentDeclined",
     "PaymentInProgress",

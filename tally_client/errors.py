@@ -22,7 +22,7 @@
     │   └── CouponSoldOut, Overloaded, QueueFull, RateLimited
     ├── Unavailable               a service reported that it cannot carry out the call now
     │   └── GatewayUnavailable, PaymentOutcomeUnknown, DatabaseUnavailable, TicketLost,
-    │       PeerUnavailable, ReplicaStopping, ReplicaNotReady
+    │       PeerUnavailable, ReplicaStopping, ReplicaNotReady, Paused
     ├── InternalError             an error in the service; its log has metadata["error_id"]
     └── OutcomeUnknown            no answer: the call may have been carried out, or not
         ├── NoAnswer              the connection failed, after all retries

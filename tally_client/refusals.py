@@ -248,3 +248,7 @@ class ReplicaStopping(Unavailable, reason="REPLICA_STOPPING"):
 
 class ReplicaNotReady(Unavailable, reason="REPLICA_NOT_READY"):
     """The replica has just started and cannot serve yet; another one may answer."""
+
+
+class Paused(Unavailable, reason="PAUSED"):
+    """An operator has paused the method on all replicas; nothing was done."""

@@ -1,7 +1,8 @@
 """One log line per call that ended, as ``TALLY_LOG_CALLS`` asks for it.
 
 ``errors``: calls that could not be served. A refusal by a rule (INSUFFICIENT_FUNDS, a taken seat, a
-missing order) is the service's work, and no error. ``all``: every call. ``off``: none.
+missing order) is the service's work, and no error; neither is a paused method, as an operator wants
+it. ``all``: every call. ``off``: none.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 import structlog
 from google.protobuf.message import Message
 
-from common.errors import Code, Overloaded
+from common.errors import Code, Overloaded, Paused
 
 LogCalls: TypeAlias = Literal["errors", "all", "off"]
 
@@ -45,7 +46,7 @@ class CallLog:
         self, method: str, code: str, reason: str, begun_s: float, request: Message | None
     ) -> None:
         """Log a call, if it is to be logged. ``code``: gRPC's name; ``reason``: '' without one."""
-        error = code in _NOT_SERVED or reason == Overloaded.reason
+        error = (code in _NOT_SERVED and reason != Paused.reason) or reason == Overloaded.reason
         if not (self.all or (error and self._errors and self._has_room())):
             return
         fields: dict[str, object] = {}

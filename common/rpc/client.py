@@ -11,6 +11,7 @@ from common import deadlines, failpoints, tracing
 from common.errors import Code, RemoteRefusal
 from common.rpc import retry
 from common.rpc.handlers import LEAST_TIME_S
+from common.rpc.pauses import CALLER
 from common.rpc.status import from_rpc_error
 
 Stub = TypeVar("Stub")
@@ -20,6 +21,8 @@ Response = TypeVar("Response")
 
 class ServiceClient(Generic[Stub]):
     """A stub whose calls keep the running call's deadline and trace, and raise refusals.
+
+    Its calls are not paused (``common.rpc.pauses``).
 
     >>> async with ServiceClient(open_channel(addresses), BalanceServiceStub) as balance:
     ...     await balance.call(balance.stub.DeductBalance, request, limit_s=2.0)
@@ -58,7 +61,7 @@ class ServiceClient(Generic[Stub]):
             try:
                 if failpoints.enabled:
                     _hit(request, "before")
-                response = await method(request, timeout=timeout_s)
+                response = await method(request, timeout=timeout_s, metadata=CALLER)
                 if failpoints.enabled:
                     _hit(request, "after")
             except grpc.aio.AioRpcError as error:

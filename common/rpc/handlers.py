@@ -1,6 +1,7 @@
 """What runs around every gRPC method of a server. One function per method, built at registration.
 
-    concurrency limit → parse, validate → deadline → the method → serialize → status → metrics
+    paused? → concurrency limit → parse, validate → deadline → the method → serialize → status
+    → metrics
 
 Where calls are traced, a span is around all of it (``common.tracing``).
 
@@ -36,6 +37,7 @@ from common.errors import (
     Code,
     DeadlineTooShort,
     Overloaded,
+    Paused,
     PeerUnavailable,
     Refusal,
     ReplicaNotReady,
@@ -46,6 +48,7 @@ from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
+from common.rpc.pauses import Pauses, is_internal
 from common.rpc.status import GRPC_CODES, retry_pushback, to_status
 from common.rpc.unexpected import refusal_for
 from common.rpc.validation import (
@@ -87,13 +90,16 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         calls_max: int,
         default_deadline_s: float,
         log: CallLog,
+        pauses: Pauses,
         exempt: Collection[str] = (),
     ) -> None:
-        """``exempt``: full names of services without a concurrency limit, spans and log lines."""
+        """``exempt``: full names of services without a concurrency limit, spans and log lines,
+        which are never paused."""
         self.services: list[str] = []
         """Full names of the registered services."""
         self._handlers: dict[str, Handler] = {}
         self._log = log
+        self._pauses = pauses
         self._exempt = exempt
         self._unlogged: set[str] = set()
         self._calls_max = calls_max
@@ -120,6 +126,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         """Wrap each method of a service. Raises TypeError if one is not implemented."""
         self.services.append(service_name)
         exempt = service_name in self._exempt
+        if not exempt:
+            self._pauses.add(service_name, handlers)
         for name, handler in handlers.items():
             method = f"/{service_name}/{name}"
             if exempt:
@@ -201,7 +209,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         parse, serialize = _codec(handler)
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
-        default = self._default_deadline
+        default, pauses = self._default_deadline, self._pauses
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
@@ -210,6 +218,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         async def handle(raw: bytes, context: Context) -> bytes:
             started = clock()
             request: Message | None = None
+            if method in pauses.methods and not is_internal(context):
+                await abort(_Call(method, context, started), Paused())
             if limit.running >= limit.slots:
                 await abort(_Call(method, context, started), refusal_if_full())
             limit.running += 1
@@ -251,6 +261,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
         async def handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
             call = _Call(method, context, time.perf_counter())
+            if method in self._pauses.methods and not is_internal(context):
+                await self._abort(call, Paused())
             if limit.running >= limit.slots:
                 await self._abort(call, self._refusal_if_full())
             if self._stopping:

@@ -18,6 +18,7 @@ from common.rpc import reflection
 from common.rpc.call_log import CallLog
 from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import Health, Ready
+from common.rpc.pauses import Pauses
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
 from tally_client.rpc.addresses import split_host_port
@@ -67,16 +68,19 @@ class GrpcServer:
         self.health = Health()
         self._settings = settings
         self._ready = ready
+        self._pauses = Pauses(settings.pause_file)
         self._handlers = HandlerRegistry(
             replica=settings.replica,
             calls_max=settings.max_concurrent_calls,
             default_deadline_s=settings.default_deadline_s,
             log=CallLog(settings.log_calls),
+            pauses=self._pauses,
             # Health must answer under overload. Without this, nearly all spans would be of probes.
             exempt={_HEALTH, *reflection.NAMES},
         )
         self._server = grpc.aio.server(options=_options(settings))
         self._probing: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._terminated: asyncio.Task[bool] | None = None
 
     def mount(self, add: AddToServer, servicer: object) -> None:
@@ -96,6 +100,8 @@ class GrpcServer:
             for name in reflection.NAMES:
                 self._handlers.add_registered_method_handlers(name, methods)
         self._server.add_generic_rpc_handlers((self._handlers,))
+        # Before the first call: a replica that restarts serves nothing that is paused.
+        await self._pauses.read()
         port = self._listen()
         await self._server.start()
         # Created once and never cancelled: that would also cancel the future that ``stop`` waits
@@ -104,6 +110,7 @@ class GrpcServer:
         self._probing = asyncio.create_task(
             self.health.follow(self._open_when_ready, self._settings.readiness_interval_s)
         )
+        self._following = asyncio.create_task(self._pauses.follow(), name="pauses")
         _log.info("listening", port=port, services=mounted)
         return port
 
@@ -120,10 +127,11 @@ class GrpcServer:
         await self._server.stop(self._settings.grace_s)
         if not await self._handlers.finished_within(CLEAN_UP_S):
             _log.warning("methods still run", after_s=CLEAN_UP_S)
-        if self._probing is not None:
-            self._probing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._probing
+        for task in (self._probing, self._following):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         _log.info("drained")
 
     async def ended(self) -> None:

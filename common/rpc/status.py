@@ -46,6 +46,10 @@ _NUMBERS: Final = {code: code_pb2.Code.Value(code.name) for code in Code}
 GRPC_CODES: Final = answer.CODES
 """gRPC's codes, by their numbers in a google.rpc.Status."""
 
+PUSHBACK_MS_MAX: Final = 5_000
+"""A longer RetryInfo is for people. A channel that waited for so long would hold its call until the
+deadline passes, and its caller would get that instead of the refusal."""
+
 # Codes without a reason, from the transport: the peer may have failed at any point, and another
 # attempt may succeed. INTERNAL is what a proxy makes of a dead replica: it resets the stream. Other
 # bare codes (UNIMPLEMENTED, UNKNOWN, RESOURCE_EXHAUSTED for a message that is too large) would come
@@ -100,12 +104,13 @@ def to_status(refusal: Refusal) -> status_pb2.Status:
 def retry_pushback(status: status_pb2.Status) -> tuple[tuple[str, str], ...]:
     """Trailing metadata for gRPC's own retries: RetryInfo's delay in ms, or -1 for no retry.
 
-    The -1 is sent with UNAVAILABLE only. gRPC counts it as a failure when it throttles retries,
-    and a request for more than is in stock is no failure.
+    There is no retry after a delay above PUSHBACK_MS_MAX. The -1 is sent with UNAVAILABLE only.
+    gRPC counts it as a failure when it throttles retries, and a request for more than is in stock
+    is no failure.
     """
     for detail in status.details:
         retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(retry):
+        if detail.Unpack(retry) and retry.retry_delay.ToMilliseconds() <= PUSHBACK_MS_MAX:
             return ((PUSHBACK_KEY, str(retry.retry_delay.ToMilliseconds())),)
     if GRPC_CODES[status.code] is grpc.StatusCode.UNAVAILABLE:
         return ((PUSHBACK_KEY, "-1"),)

@@ -3,12 +3,14 @@
 A rule about several fields belongs to their message and has no field of its own. Its ``id`` begins
 with the field to report and a dot (``end_time.after_start_time``): a refusal always names a field.
 A rule whose id begins with ``money.`` belongs to a Money and is about its number.
+
+A field that is left out is "required", whatever rule of its value it breaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 from protovalidate import Validator, Violation
@@ -25,6 +27,8 @@ BULK_BYTES_MAX: Final = 256 * 1024
 VIOLATIONS_MAX: Final = 10
 MAP_KEY_CHARS_MAX: Final = 40
 MONEY_RULE: Final = "money."
+REQUIRED: Final = "required"
+"""What is said of a field that is missing."""
 
 # One per process: it compiles the rules of a message type once.
 _collect: Final = Validator().collect_violations
@@ -55,17 +59,40 @@ def check(request: Message) -> None:
     """
     violations = _collect(request)
     if violations:
-        raise InvalidFields(_field_violation(each) for each in violations[:VIOLATIONS_MAX])
+        raise InvalidFields(_field_violation(request, each) for each in violations[:VIOLATIONS_MAX])
 
 
-def _field_violation(violation: Violation) -> FieldViolation:
+def _field_violation(request: Message, violation: Violation) -> FieldViolation:
     proto = violation.proto
     path = _path(violation)
     if not path:
         path = proto.rule_id.split(".", 1)[0]
     elif proto.rule_id.startswith(MONEY_RULE):
         path += ".amount_minor"
+    if _is_missing(request, violation):
+        return FieldViolation(path, REQUIRED)
     return FieldViolation(path, proto.message or f"breaks the rule {proto.rule_id}")
+
+
+def _is_missing(request: Message, violation: Violation) -> bool:
+    """Whether the field is left out. A number that is left out is 0, and the rule says the rest."""
+    field_path = violation.proto.field
+    elements = field_path.elements if field_path else ()
+    message: Any = request
+    for element in elements[:-1]:
+        message = getattr(message, element.field_name)
+        if element.subscript is not None:
+            message = message[element.subscript.value]
+    if not elements or elements[-1].subscript is not None:
+        return False
+    name = elements[-1].field_name
+    field = message.DESCRIPTOR.fields_by_name.get(name)
+    if field is None:
+        return False  # a oneof
+    if field.has_presence:
+        return not message.HasField(name)
+    may_be_missing = field.is_repeated or field.type in {field.TYPE_STRING, field.TYPE_ENUM}
+    return may_be_missing and not getattr(message, name)
 
 
 def _path(violation: Violation) -> str:

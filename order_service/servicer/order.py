@@ -97,7 +97,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
 
     @refuses(OrderNotFound)
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
-        order = await self._orders.get_order(request.order_id, request.user_id)
+        order = await self._orders.get_order(request.order_id, request.user_id or None)
         response = pb.GetOrderResponse()
         _fill(response.order, order)
         return response

@@ -32,9 +32,11 @@ class SagaServicer(order_pb2_grpc.SagaServiceServicer):
     @refuses()
     async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
         state = _STATES_BY_NUMBER[request.state] if request.HasField("state") else None
-        filters = (state.value if state else "",)
+        user_id = request.user_id or None
+        # Without the user where there is none: as in the tokens of the earlier release.
+        filters = [state.value if state else "", *([user_id] if user_id else [])]
         page = Page.of(request.page_size, request.page_token, filters=filters, key=(str,))
-        found = await self._sagas.list_sagas(state, page)
+        found = await self._sagas.list_sagas(state, user_id, page)
         sagas, next_page_token = found.messages(_saga)
         return pb.ListSagasResponse(sagas=sagas, next_page_token=next_page_token)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.keyset import read_readable
 from common.db.row_locks import CLOCK, Locked, RowLocks
@@ -154,7 +154,19 @@ _NEWEST: Final = (
     .order_by(sagas.c.saga_id.desc())
     .limit(sa.bindparam("size"))
 )
-_NEWEST_IN_STATE: Final = _NEWEST.where(sagas.c.state == sa.bindparam("state"))
+_IN_STATE: Final = sagas.c.state == sa.bindparam("state")
+# With all kinds, for the index of SAGA_REQUEST_ONCE: an index of its own would cost every saga.
+_OF_USER: Final = sa.and_(
+    sagas.c.kind == sa.any_(sa.literal([*SagaKind], ARRAY(sa.Text))),
+    sagas.c.user_id == sa.bindparam("user_id"),
+)
+_LISTS: Final = {
+    (False, False): _NEWEST,
+    (True, False): _NEWEST.where(_IN_STATE),
+    (False, True): _NEWEST.where(_OF_USER),
+    (True, True): _NEWEST.where(_IN_STATE, _OF_USER),
+}
+"""Lists of sagas, by whether the state and the user are given."""
 
 
 async def read_saga(connection: Connection, saga_id: str) -> Saga | None:
@@ -170,17 +182,22 @@ async def read_latest(connection: Connection, order_id: str) -> Saga | None:
 
 
 async def read_sagas(
-    connection: Connection, state: SagaState | None, *, before: str, size: int
+    connection: Connection,
+    state: SagaState | None,
+    user_id: str | None,
+    *,
+    before: str,
+    size: int,
 ) -> list[Saga]:
     """At most ``size`` sagas with an id below ``before``, newest first."""
-    parameters = {"before": before, "size": size, **({"state": state} if state else {})}
+    parameters = {"before": before, "size": size, "state": state, "user_id": user_id}
 
     async def convert(rows: Sequence[Row]) -> list[Saga]:
         return readable_sagas(rows)
 
     return await read_readable(
         connection,
-        _NEWEST_IN_STATE if state else _NEWEST,
+        _LISTS[state is not None, user_id is not None],
         parameters,
         lambda row: {"before": row.saga_id},
         convert,

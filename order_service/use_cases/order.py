@@ -202,10 +202,13 @@ class Orders:
 
     # -- reads -----------------------------------------------------------------------------------
 
-    async def get_order(self, order_id: str, user_id: str) -> Order:
-        """The order as last committed. Raises OrderNotFound, also if it is another user's."""
+    async def get_order(self, order_id: str, user_id: str | None) -> Order:
+        """The order as last committed. Raises OrderNotFound, also if it is another user's.
+
+        Without a user it may be anybody's.
+        """
         order = await load_by_id(self._found, order_id)
-        if order is None or order.user_id != user_id:
+        if order is None or (user_id is not None and order.user_id != user_id):
             raise OrderNotFound(order_id=order_id)
         return order
 

@@ -61,15 +61,17 @@ class Sagas:
             raise SagaNotFound(order_id=order_id)
         return saga
 
-    async def list_sagas(self, state: SagaState | None, page: Page) -> Found[Saga]:
-        """A page of the sagas, newest first."""
+    async def list_sagas(
+        self, state: SagaState | None, user_id: str | None, page: Page
+    ) -> Found[Saga]:
+        """A page of the sagas, newest first: those in the state and of the user, if given."""
         before = str(page.after[0]) if page.after else _ID_MAX
         if not is_id(before):
             raise InvalidPageToken
         found = await read(
             self._database,
             lambda connection: store.read_sagas(
-                connection, state, before=before, size=page.size + 1
+                connection, state, user_id, before=before, size=page.size + 1
             ),
         )
         return Found(page, found, lambda saga: [saga.saga_id])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -30,12 +31,13 @@ _CLAIMS: Final = sa.select(payments).where(
         ),
     )
 )
-_NEWEST: Final = newest_first(
-    sa.select(payments).where(payments.c.user_id == sa.bindparam("user_id")),
-    payments.c.create_time,
-    payments.c.payment_id,
-)
-_NEWEST_OF_ORDER: Final = _NEWEST.where(payments.c.order_id == sa.bindparam("order_id"))
+_NEWEST: Final = newest_first(sa.select(payments), payments.c.create_time, payments.c.payment_id)
+
+
+@lru_cache
+def _newest_with(columns: frozenset[str]) -> sa.Select[Any]:
+    """The list of the payments with given values in these columns."""
+    return _NEWEST.where(*(payments.c[name] == sa.bindparam(name) for name in sorted(columns)))
 
 
 async def find_payments(
@@ -105,13 +107,20 @@ def _unknown(row: Row) -> Payment:
 
 
 async def read_payments(
-    connection: Connection, user_id: str, order_id: str | None, page: Page
+    connection: Connection,
+    user_id: str | None,
+    order_id: str | None,
+    payment_key: str | None,
+    page: Page,
 ) -> list[Payment]:
-    """The page's payments of the user, newest first, and one more if there is one."""
-    parameters = {"user_id": user_id, **rows_of(page)}
-    statement = _NEWEST if order_id is None else _NEWEST_OF_ORDER
-    if order_id is not None:
-        parameters["order_id"] = order_id
+    """The page's payments that match all that is given, newest first, and one more if there is one.
+
+    A user or a key is given: each has its index.
+    """
+    filters = {"user_id": user_id, "order_id": order_id, "payment_key": payment_key}
+    given = {name: value for name, value in filters.items() if value is not None}
+    parameters = {**given, **rows_of(page)}
+    statement = _newest_with(frozenset(given))
 
     async def convert(rows: Sequence[Row]) -> list[Payment]:
         return [each.payment for each in readable_confirmations(rows)]

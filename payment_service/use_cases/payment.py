@@ -268,11 +268,15 @@ class Payments:
         )
         return [found.get(request_id) for request_id in request_ids]
 
-    async def list_payments(self, user_id: str, order_id: str | None, page: Page) -> Found[Payment]:
-        """A page of a user's payments, newest first."""
+    async def list_payments(
+        self, user_id: str | None, order_id: str | None, payment_key: str | None, page: Page
+    ) -> Found[Payment]:
+        """A page of a user's payments, newest first, or the one of a key; one of them is given."""
         found = await read(
             self._database,
-            lambda connection: store.read_payments(connection, user_id, order_id, page),
+            lambda connection: store.read_payments(
+                connection, user_id, order_id, payment_key, page
+            ),
         )
         return Found(page, found, lambda each: TimePosition(each.create_time, each.payment_id).key)
 

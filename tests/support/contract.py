@@ -33,7 +33,7 @@ BULK: Final = {"BatchWrite", "BatchIssueCoupons"}
 OF_EVERY_SERVICE: Final = frozenset(
     {
         *("OVERLOADED", "INTERNAL", "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT"),
-        *("PEER_UNAVAILABLE", "REPLICA_NOT_READY", "REPLICA_STOPPING"),
+        *("PEER_UNAVAILABLE", "REPLICA_NOT_READY", "REPLICA_STOPPING", "PAUSED"),
     }
 )
 """Reasons that comments in the .proto files do not name method by method."""

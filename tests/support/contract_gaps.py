@@ -1,8 +1,8 @@
 """`python -m tests.support.contract_gaps`: what a new method of the contract still lacks.
 
 A method needs its refusals beside it (``@refuses``), a method of the client, a valid request of
-which tests make bad ones, and the reply to a user without anything. A reason needs its next step and
-a class of the client.
+which tests make bad ones, and the reply to a user without anything. A reason needs its next step
+and a class of the client.
 """
 
 from __future__ import annotations

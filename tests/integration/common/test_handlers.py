@@ -15,6 +15,7 @@ from common import deadlines, metrics
 from common.errors import Code, RemoteRefusal
 from common.rpc.call_log import CallLog
 from common.rpc.handlers import HandlerRegistry
+from common.rpc.pauses import Pauses
 from common.rpc.server import RECEIVE_BYTES_MAX
 from common.rpc.status import from_rpc_error, is_retryable
 from common.rpc.validation import MESSAGE_BYTES_MAX
@@ -71,6 +72,8 @@ async def test_a_refusal_arrives_whole_with_the_replicas_name() -> None:
     [
         (Code.UNAVAILABLE, 1.0, "1000"),
         (Code.ABORTED, 0.1, "100"),
+        (Code.UNAVAILABLE, 5.0, "5000"),
+        (Code.UNAVAILABLE, 30.0, "-1"),
         (Code.UNAVAILABLE, None, "-1"),
         (Code.ABORTED, None, None),
         (Code.FAILED_PRECONDITION, None, None),
@@ -149,7 +152,11 @@ def test_a_method_that_is_not_implemented_is_an_error_at_registration() -> None:
 
     with pytest.raises(TypeError, match="EchoService/Say"):
         registry = HandlerRegistry(
-            replica="one", calls_max=1, default_deadline_s=1.0, log=CallLog("off")
+            replica="one",
+            calls_max=1,
+            default_deadline_s=1.0,
+            log=CallLog("off"),
+            pauses=Pauses(""),
         )
         add(Unimplemented(), registry)
 

@@ -113,6 +113,6 @@ async def test_the_largest_status_arrives_in_the_metadata_that_clients_accept(
     trailing = dict(tuple(error.trailing_metadata()))
     assert trailing[answer.DETAILS_KEY] == sent.SerializeToString()
     assert trailing["tally-replica"] == REPLICA
-    assert trailing["grpc-retry-pushback-ms"] == "86400000"
+    assert trailing["grpc-retry-pushback-ms"] == "-1"
     error = await error_at_client(refusal, accepts=status.STATUS_BYTES_MAX, binary=binary)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

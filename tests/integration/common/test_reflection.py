@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -48,6 +51,39 @@ async def test_reflection_lists_the_services_in_both_versions() -> None:
                 response = await ask(channel, name, file_containing_symbol=service)
                 assert response.file_descriptor_response.file_descriptor_proto
     await server.drain()
+
+
+@pytest.mark.parametrize("name", reflection.NAMES)
+async def test_the_file_of_a_method_is_found_by_the_methods_name(name: str) -> None:
+    async with connected(reflection=True) as client:
+        for symbol, found in (
+            (f"{BALANCE}.ChargeBalance", True),
+            (BALANCE, True),
+            ("tally.balance.v1.Balance.user_id", True),
+            (f"{BALANCE}.Charge", False),
+            (f"{BALANCE}.", False),
+            ("tally.balance.v1.NoService.ChargeBalance", False),
+            ("", False),
+        ):
+            response = await ask(client.channel, name, file_containing_symbol=symbol)
+            kind = "file_descriptor_response" if found else "error_response"
+            assert response.WhichOneof("message_response") == kind, symbol
+
+
+async def test_grpcurl_describes_a_method() -> None:
+    server = GrpcServer(settings(reflection=True), ready=always_ready)
+    server.mount(lambda _, mounting: mounting.add_registered_method_handlers(BALANCE, {}), None)
+    port = await server.start()
+    process = await asyncio.create_subprocess_exec(
+        *(Path(sys.executable).with_name("grpcurl"), "-plaintext"),
+        *(f"127.0.0.1:{port}", "describe", f"{BALANCE}.ChargeBalance"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    await server.drain()
+    assert output.decode().startswith(f"{BALANCE}.ChargeBalance is a method:\n")
+    assert "rpc ChargeBalance ( .tally.balance.v1.ChargeBalanceRequest )" in output.decode()
 
 
 async def test_a_setting_turns_reflection_off() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import grpc
@@ -10,7 +11,14 @@ import pytest
 
 from common import service
 from tests.integration.common.echo import EchoSettings, EchoStub
-from tests.integration.common.echo_process import PASSWORD, URL, build, echo_service, replies
+from tests.integration.common.echo_process import (
+    PASSWORD,
+    URL,
+    address_of,
+    build,
+    echo_service,
+    replies,
+)
 from tests.support.collector import ENDPOINT
 
 
@@ -40,6 +48,27 @@ async def test_a_second_signal_ends_the_process_at_once() -> None:
         running.process.send_signal(signal.SIGTERM)
         status, _ = await running.end()
     assert status == 128 + signal.SIGTERM
+
+
+async def test_sigusr1_writes_what_the_tasks_wait_for_while_calls_are_served() -> None:
+    async with echo_service() as running:
+        async with grpc.aio.insecure_channel(await address_of(running)) as channel:
+            stub = EchoStub(channel)
+            held = stub.say("hold")
+            while (await stub.count().read()).value != "1":
+                pass
+            running.process.send_signal(signal.SIGUSR1)
+            summary = await running.line("tasks_written")
+            lines = [json.loads(line) for line in running.lines]
+            tasks = [line for line in lines if line["event"] == "task"]
+            assert (await stub.say("loop")).value == "uvloop"
+            await stub.count("release").read()
+            assert (await held).value == "hold"
+        status, _ = await running.stop()
+    assert status == 0
+    [call] = [task for task in tasks if task["task"].endswith("EchoService/Say]")]
+    assert any("echo_process.py" in place for place in call["at"]), call
+    assert summary["tasks"] == len(tasks) + summary["left_out"]
 
 
 async def test_a_service_runs_on_uvloop_and_serves_metrics(unused_tcp_port: int) -> None:

@@ -337,6 +337,10 @@ _KINDS: Final = {
 """Kinds by the field's name; those of ``Message.field`` go first."""
 
 
+REQUIRED_BY_THEIR_MESSAGE: Final = {"tally.payment.v1.ListPaymentsRequest.user_id"}
+"""Optional fields that a request may leave out only if it has another one."""
+
+
 def kind_of(field: FieldDescriptor) -> Kind:
     """Raises KeyError for a field that the table does not have."""
     assert field.containing_type is not None
@@ -346,6 +350,8 @@ def kind_of(field: FieldDescriptor) -> Kind:
 
 def is_required(field: FieldDescriptor) -> bool:
     """Whether a request without the field is refused, and the refusal names the field."""
+    if field.full_name in REQUIRED_BY_THEIR_MESSAGE:
+        return True
     optional = field.has_presence and field.message_type is None
     return kind_of(field).required and not optional and field.containing_oneof is None
 

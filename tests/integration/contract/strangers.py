@@ -16,5 +16,5 @@ REFUSED: Final = {
 SERVED: Final = {
     *("ChargeBalance", "RefundDeduction", "IssueCoupon", "ListCoupons", "RestoreCoupon"),
     *("QueueCoupon", "GetCart", "SetCartItem", "ClearCart", "CreateOrder", "ListOrders"),
-    *("ConfirmPayment", "CancelPayment", "ListPayments"),
+    *("ConfirmPayment", "CancelPayment", "ListPayments", "ListSagas"),
 }

@@ -178,7 +178,8 @@ def fields_by_method(seed: Seed) -> dict[str, dict[str, Any]]:
             "amount": won(1),
         },
         "GetPayment": {"payment_id": seed.payments[0]},
-        "ListPayments": {"order_id": "order-1"},
+        # No key: it has one payment, and so no second page.
+        "ListPayments": {"order_id": "order-1", "payment_key": None},
     }
 
 

@@ -15,7 +15,7 @@ from deploy.local.postgres_roles import ServiceUrls
 from order_service.settings import OrderSettings
 from order_service.wiring import build
 from tally.order.v1 import order_pb2 as pb
-from tests.support.orders import Shop, cancel, create_order, create_product
+from tests.support.orders import UNKNOWN_ID, Shop, cancel, create_order, create_product
 from tests.support.pages import pages_of
 from tests.support.refusals import refused
 from tests.support.replicas import replicas
@@ -36,6 +36,20 @@ async def test_an_order_reserves_its_stock_at_the_current_prices(shop: Shop) -> 
     assert await shop.stock(tea) == (7, 3, 0)
     assert await shop.stock(cup) == (4, 1, 0)
     assert await shop.get(made) == made
+
+
+async def test_an_operator_reads_an_order_without_its_user(shop: Shop) -> None:
+    """Another user does not; and to leave the user empty is not to leave it out."""
+    tea = await shop.product(10)
+    made = (await shop.orders.CreateOrder(create_order("ann", {tea: 1}, "o1"))).order
+    found = await shop.orders.GetOrder(pb.GetOrderRequest(order_id=made.order_id))
+    assert found.order == made
+    with refused("ORDER_NOT_FOUND"):
+        await shop.orders.GetOrder(pb.GetOrderRequest(order_id=made.order_id, user_id="bob"))
+    with refused("INVALID_FIELD"):
+        await shop.orders.GetOrder(pb.GetOrderRequest(order_id=made.order_id, user_id=""))
+    with refused("ORDER_NOT_FOUND"):
+        await shop.orders.GetOrder(pb.GetOrderRequest(order_id=UNKNOWN_ID))
 
 
 async def test_the_same_request_makes_one_order(shop: Shop) -> None:

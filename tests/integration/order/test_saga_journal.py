@@ -189,7 +189,7 @@ async def test_a_hundred_writes_at_once_are_a_few_statements(sagas: Sagas) -> No
     assert 1 <= len(updates) <= 5
     newest = "ffffffff-ffff-ffff-ffff-ffffffffffff"
     async with sagas.database.reads.connect() as connection:
-        found = await store.read_sagas(connection, SagaState.RUNNING, before=newest, size=200)
+        found = await store.read_sagas(connection, SagaState.RUNNING, None, before=newest, size=200)
     assert [saga.steps[0].state for saga in found] == [BEGUN] * 100
 
 

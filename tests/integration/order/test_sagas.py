@@ -346,3 +346,24 @@ async def test_sagas_are_listed_newest_first_by_state_and_in_pages(stack: Stack)
     assert [saga.order_id for saga in sagas[:5]] == [order.order_id for order in reversed(orders)]
     assert len({saga.saga_id for saga in sagas}) == len(sagas)
     assert len((await stack.sagas.ListSagas(pb.ListSagasRequest())).sagas) >= 5
+
+
+async def test_an_operator_lists_the_sagas_of_a_user(stack: Stack) -> None:
+    """Those of all kinds, newest first, in pages and in a state."""
+    user, other = await stack.user(100_000), await stack.user(10_000)
+    orders = [await stack.order(user) for _ in range(3)]
+    for order in (*orders, await stack.order(other)):
+        await stack.pay(pay(order))
+    await stack.cancel(cancel(orders[0], fresh("cancel")))
+    of_user = pb.ListSagasRequest(user_id=user, page_size=2)
+    pages = await pages_of(stack.sagas.ListSagas, of_user)
+    assert [len(page) for page in pages] == [2, 2]
+    sagas = [saga for page in pages for saga in page]
+    assert [saga.order_id for saga in sagas] == [
+        each.order_id for each in (orders[0], *reversed(orders))
+    ]
+    assert sagas[0].kind == pb.Saga.KIND_CANCEL_ORDER
+    for state, count in ((SAGA.STATE_COMPLETED, 4), (SAGA.STATE_RUNNING, 0)):
+        in_state = pb.ListSagasRequest(user_id=user, state=state)
+        assert len((await stack.sagas.ListSagas(in_state)).sagas) == count
+    assert not (await stack.sagas.ListSagas(pb.ListSagasRequest(user_id="nobody"))).sagas

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.payment.v1 import payment_pb2 as pb
 from tests.support.pages import pages_of
@@ -134,6 +136,27 @@ async def test_payments_are_listed_in_pages_newest_first(payment: Any) -> None:
     assert await pages_of(payment.ListPayments, of_user) == [newest[:3], newest[3:6], newest[6:]]
     of_order = pb.ListPaymentsRequest(user_id="ann", order_id="order-1")
     assert await pages_of(payment.ListPayments, of_order) == [newest[1::2]]
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({}, True),
+        ({"user_id": "ann"}, True),
+        ({"user_id": "ann", "order_id": "order-1"}, True),
+        ({"user_id": "bob"}, False),
+        ({"order_id": "order-2"}, False),
+    ],
+)
+async def test_an_operator_finds_the_payment_of_a_key_without_its_user(
+    payment: Any, filters: dict[str, Any], *, found: bool
+) -> None:
+    key = key_of()
+    paid = (await payment.ConfirmPayment(confirm(key, order_id="order-1"))).payment
+    listed = await payment.ListPayments(pb.ListPaymentsRequest(payment_key=key, **filters))
+    assert list(listed.payments) == ([paid] if found else [])
+    nothing = pb.ListPaymentsRequest(payment_key=key_of(), **filters)
+    assert not (await payment.ListPayments(nothing)).payments
 
 
 async def test_confirmations_are_read_by_their_request_ids(payment: Any, elsewhere: Any) -> None:

@@ -36,6 +36,7 @@ DATABASES = [
 ]
 TEXTS = {
     "bind": [*HOST_PORTS, ""],
+    "pause_file": [SECRET, f"./{SECRET}", f" /{SECRET}", f"/{SECRET}\n"],
     "replica": [f"{SECRET} {SECRET}", f"{SECRET}\n", "x" * 65, "", "é"],
     "redis_url": [
         *(SECRET, f"http://{SECRET}", f"redis://:{SECRET}@h:port/0", f"redis://:{SECRET}@h:99999"),

@@ -111,6 +111,44 @@ def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return with_component(request.param, "audit", tmp_path_factory.mktemp("audited"))
 
 
+@pytest.fixture(scope="module")
+def pausable(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    return with_component(PRODUCTION, "pausing", tmp_path_factory.mktemp("pausable"))
+
+
+# ---- pausing
+
+
+def test_rules_and_schemas_hold_with_pausing(pausable: Overlay) -> None:
+    """But that it names a ConfigMap which operators make, and which need not exist."""
+    absent = {
+        "paths_are_mounted": {"/etc/tally/paused-methods/methods"},
+        "references_exist": {"ConfigMap paused-methods"},
+    }
+    assert {
+        rule: {text.partition("there is no ")[2] for text in texts}
+        for rule, texts in faults(pausable).items()
+    } == absent
+    assert validation.problems(changed(pausable)) == []
+
+
+def test_every_server_reads_the_paused_methods_from_a_directory(pausable: Overlay) -> None:
+    """Whole, and though the ConfigMap does not exist: nothing is paused then."""
+    for each in pausable.servers:
+        file = Path(each.environment["TALLY_PAUSE_FILE"])
+        [mount] = [
+            one
+            for one in each.values("container.volumeMounts[*]")
+            if one["mountPath"] == str(file.parent)
+        ]
+        assert "subPath" not in mount
+        source = each.get("pod.volumes[paused-methods].configMap")
+        assert source == {"name": "paused-methods", "optional": True}
+    assert not pausable.find("ConfigMap", "paused-methods")
+
+
 # ---- tracing
 
 
@@ -250,3 +288,4 @@ def test_committed_overlays_have_no_component(overlay: str) -> None:
     assert "PGSSLROOTCERT" not in text
     assert "monitoring.coreos.com" not in text
     assert "deploy.audit" not in text
+    assert "TALLY_PAUSE_FILE" not in text

@@ -783,9 +783,9 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOrder(self, request, context):
-        """Reads one order of a user.
+        """Reads one order of a user, or, for operators, any order by its id alone.
 
-        Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user.
+        Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user than the given one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -351,9 +351,9 @@ class OrderServiceStub:
     it is PAYING.
     """
     GetOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderRequest, _order_pb2.GetOrderResponse]
-    """Reads one order of a user.
+    """Reads one order of a user, or, for operators, any order by its id alone.
 
-    Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user.
+    Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user than the given one.
     """
     ListOrders: _aio.UnaryUnaryMultiCallable[_order_pb2.ListOrdersRequest, _order_pb2.ListOrdersResponse]
     """Lists the orders of a user, newest first.
@@ -455,9 +455,9 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.GetOrderRequest,
         context: _aio.ServicerContext[_order_pb2.GetOrderRequest, _abc.Awaitable[_order_pb2.GetOrderResponse]],
     ) -> _abc.Awaitable[_order_pb2.GetOrderResponse]:
-        """Reads one order of a user.
+        """Reads one order of a user, or, for operators, any order by its id alone.
 
-        Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user.
+        Errors: NOT_FOUND / ORDER_NOT_FOUND, also if it belongs to another user than the given one.
         """
 
     @_abc_1.abstractmethod

@@ -373,8 +373,11 @@ class ListPaymentsRequest(_message.Message):
     ORDER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PAYMENT_KEY_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """The user who pays: 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
+    """The user who pays: 1-64 characters of A-Z a-z 0-9 . _ : @ -. Left out by operators only, who
+    give a payment_key.
+    """
     order_id: _builtins.str
     """Only payments of this order (optional): 1-64 characters of A-Z a-z 0-9 . _ : @ -."""
     page_size: _builtins.int
@@ -385,32 +388,43 @@ class ListPaymentsRequest(_message.Message):
     """Where to continue: the next_page_token of the previous page, with the same filters; empty
     starts at the first. At most 1024 characters.
     """
+    payment_key: _builtins.str
+    """Only the payment with this key (optional): 1-200 characters of A-Z a-z 0-9 . _ : @ -."""
     def __init__(
         self,
         *,
-        user_id: _builtins.str = ...,
+        user_id: _builtins.str | None = ...,
         order_id: _builtins.str | None = ...,
         page_size: _builtins.int | None = ...,
         page_token: _builtins.str = ...,
+        payment_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_order_id", b"_order_id", "_page_size", b"_page_size", "order_id", b"order_id", "page_size", b"page_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_order_id", b"_order_id", "_page_size", b"_page_size", "_payment_key", b"_payment_key", "_user_id", b"_user_id", "order_id", b"order_id", "page_size", b"page_size", "payment_key", b"payment_key", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_order_id", b"_order_id", "_page_size", b"_page_size", "order_id", b"order_id", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_order_id", b"_order_id", "_page_size", b"_page_size", "_payment_key", b"_payment_key", "_user_id", b"_user_id", "order_id", b"order_id", "page_size", b"page_size", "page_token", b"page_token", "payment_key", b"payment_key", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__order_id: _TypeAlias = _typing.Literal["order_id"]  # noqa: Y015
     _WhichOneofArgType__order_id: _TypeAlias = _typing.Literal["_order_id", b"_order_id"]  # noqa: Y015
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
     _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__payment_key: _TypeAlias = _typing.Literal["payment_key"]  # noqa: Y015
+    _WhichOneofArgType__payment_key: _TypeAlias = _typing.Literal["_payment_key", b"_payment_key"]  # noqa: Y015
+    _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
+    _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__order_id) -> _WhichOneofReturnType__order_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_key) -> _WhichOneofReturnType__payment_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___ListPaymentsRequest: _TypeAlias = ListPaymentsRequest  # noqa: Y015
 
 @_typing.final
 class ListPaymentsResponse(_message.Message):
-    """A page of the payments of a user."""
+    """A page of payments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -171,7 +171,8 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPayments(self, request, context):
-        """Lists the payments of a user, newest first.
+        """Lists the payments of a user, newest first; or, for operators, the one of a payment_key,
+        whoever paid.
 
         Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """

@@ -87,7 +87,8 @@ class PaymentServiceStub:
     Errors: NOT_FOUND / PAYMENT_NOT_FOUND, also if it belongs to another user.
     """
     ListPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.ListPaymentsRequest, _payment_pb2.ListPaymentsResponse]
-    """Lists the payments of a user, newest first.
+    """Lists the payments of a user, newest first; or, for operators, the one of a payment_key,
+    whoever paid.
 
     Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
     """
@@ -201,7 +202,8 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_pb2.ListPaymentsRequest,
         context: _aio.ServicerContext[_payment_pb2.ListPaymentsRequest, _abc.Awaitable[_payment_pb2.ListPaymentsResponse]],
     ) -> _abc.Awaitable[_payment_pb2.ListPaymentsResponse]:
-        """Lists the payments of a user, newest first.
+        """Lists the payments of a user, newest first; or, for operators, the one of a payment_key,
+        whoever paid.
 
         Errors: INVALID_ARGUMENT / INVALID_PAGE_TOKEN if page_token was not returned by this list.
         """

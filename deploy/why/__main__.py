@@ -1,0 +1,138 @@
+"""`python -m deploy.why ID`: everything about one id, in order of time. Changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Final
+
+import cyclopts
+
+from deploy.audit.errors import CannotAudit
+from deploy.audit.snapshots import connect, database_errors
+from deploy.audit.sources import urls_of_settings
+from deploy.local.command_line import Flag, make_app, run_app
+from deploy.local.plan import DEFAULT_DATA_DIR, SERVICES
+from deploy.local.state import audit_urls
+from deploy.local.stop_signals import run_stoppable
+from deploy.why import balance, coupon, order, payment, report, standing
+from deploy.why.report import Answer
+from deploy.why.selection import Records, Selection, step_requests
+from deploy.why.subject import Databases, Unknown, find
+
+FOUND, UNKNOWN, UNREADABLE = 0, 1, 2
+NEWEST: Final = 50
+ID_CHARS_MAX: Final = 200
+
+app = make_app("deploy.why", "Show everything about an id, in order of time.")
+
+
+@app.default
+def why(
+    id_: Annotated[str, cyclopts.Parameter(name="ID")],
+    /,
+    *,
+    user: str = "",
+    newest: int = NEWEST,
+    data_dir: Path | None = None,
+    json: Flag = False,
+) -> int:
+    """Exit 0 if the id is known, 1 if it is not, 2 if a database cannot be read.
+
+    Without a data directory, the databases that TALLY_<SERVICE>_AUDIT_DATABASE_URL name are read,
+    and without those the default data directory.
+
+    Parameters
+    ----------
+    id_
+        An order_id, saga_id, payment_id, coupon_id, payment_key, user_id or request_id.
+    user
+        Take the id as a request_id of this user: the search is quick in large databases.
+    newest
+        How many events are shown at most; of a user also how many orders, payments and so on.
+    data_dir
+        The data directory of a stack, running or stopped.
+    json
+        Write the answer as JSON.
+    """
+    if not 0 < len(id_) <= ID_CHARS_MAX or "\0" in id_:
+        raise CannotAudit(f"ID: must have 1 to {ID_CHARS_MAX} characters")
+    if newest < 1:
+        raise CannotAudit("--newest: must be 1 or more")
+    with _urls(data_dir) as urls:
+        answer = run_stoppable(answer_of(urls, id_, user, newest))
+    if isinstance(answer, Unknown):
+        text = report.unknown_as_json(answer) if json else report.unknown_as_text(answer)
+    else:
+        text = report.as_json(answer) if json else report.as_text(answer)
+    sys.stdout.write(text)
+    return UNKNOWN if isinstance(answer, Unknown) else FOUND
+
+
+@contextlib.contextmanager
+def _urls(data_dir: Path | None) -> Iterator[Mapping[str, str]]:
+    """The audit role's address of each service's database. Raises RunnerError."""
+    if data_dir is None and (urls := urls_of_settings()):
+        yield urls
+        return
+    directory = (data_dir or DEFAULT_DATA_DIR).absolute()
+    with audit_urls(directory) as urls:
+        missing = [service for service in SERVICES if service not in urls]
+        if missing:
+            raise CannotAudit(f"the stack in {directory} has no {missing[0]} service")
+        yield urls
+
+
+async def answer_of(
+    urls: Mapping[str, str], id_: str, user_id: str, newest: int
+) -> Answer | Unknown:
+    """All that the databases have about the id. Raises CannotAudit."""
+    async with AsyncExitStack() as exits:
+        databases = {
+            service: await exits.enter_async_context(connect(service, url))
+            for service, url in urls.items()
+        }
+        exits.enter_context(database_errors(f"{', '.join(SERVICES)} or another"))
+        subject = await find(databases, id_, user_id, newest)
+        if isinstance(subject, Unknown):
+            return subject
+        records = Records()
+        for selection in subject.selections:
+            await _read(databases, selection, records)
+    events = [
+        event for service in (order, balance, coupon, payment) for event in service.events(records)
+    ]
+    events.sort(key=lambda event: event.time)
+    shown = events[-newest:]
+    of_user = subject.kind == "user"
+    return Answer(
+        subject,
+        list(standing.now_lines(records, open_only=of_user)),
+        list(standing.next_lines(records, whole=not of_user)),
+        shown,
+        len(events) - len(shown),
+        records.cut,
+    )
+
+
+async def _read(databases: Databases, selection: Selection, records: Records) -> None:
+    """Add the rows of the selection: orders first, whose sagas name those of other services."""
+    of_this = Records()
+    await order.read(databases["order"], selection, of_this)
+    if not selection.newest:
+        orders = {*selection.order_ids, *(row["order_id"] for row in of_this.orders)}
+        requests = {*selection.request_ids, *step_requests(of_this.sagas)}
+        selection = replace(
+            selection, order_ids=tuple(sorted(orders)), request_ids=tuple(sorted(requests))
+        )
+    for service in (balance, coupon, payment):
+        await service.read(databases[service.SERVICE], selection, of_this)
+    records.add(of_this)
+
+
+if __name__ == "__main__":
+    run_app(app, failure_code=UNREADABLE)
