@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.postgres import PostgresServer
@@ -21,6 +22,10 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+# An example has no time limit: a busy machine stops a process for longer than any.
+settings.register_profile("tally", deadline=None)
+settings.load_profile("tally")
 
 LONGEST: Final = (
     "integration/replicas",

@@ -135,7 +135,7 @@ async def commit(
             if not part:
                 continue
         if slow.over:
-            _log_given_up(attempt, part, Fault.SLOW)
+            log_given_up(attempt, part, Fault.SLOW)
             yield Done(part, [DatabaseUnavailable() for _ in part])
             continue
         done = await _carry(
@@ -245,25 +245,26 @@ def _give_up(
     *,
     lost: bool,
 ) -> Done[C, R]:
+    held = fault is Fault.HELD and not lost and not attempt.database.transactions.pending
+    if held:
+        return Done(entries, [_locked(entry) for entry in entries])
     if lost or fault in _GIVEN_UP:
-        _log_given_up(attempt, entries, fault, error=type(error).__name__)
+        log_given_up(attempt, entries, fault, error=type(error).__name__)
     # A row that is held while a COMMIT has not returned is held by that transaction, most likely.
-    if lost or (fault is Fault.HELD and attempt.database.transactions.pending):
+    if lost or fault is Fault.HELD:
         return Done(entries, [DatabaseUnavailable() for _ in entries], certain=False)
     if fault is Fault.SLOW:
         # Nothing was written, and no time is left to divide them further.
         return Done(entries, [DatabaseUnavailable() for _ in entries])
     if fault is Fault.OVERLOAD:
         return Done(entries, [Overloaded(lane=attempt.lane) for _ in entries])
-    if fault is Fault.HELD:
-        return Done(entries, [_locked(entry) for entry in entries])
     if fault is Fault.CONTENTION or isinstance(error, RecordConflict):
         return Done(entries, [ConflictRetriesExhausted(lane=attempt.lane) for _ in entries])
     name = constraint_name(error)
     return Done(entries, [attempt.translate(name, entry.command) or error for entry in entries])
 
 
-def _log_given_up(
+def log_given_up(
     attempt: Attempt[C, R], entries: Sequence[QueuedCommand[C, R]], fault: Fault, *, error: str = ""
 ) -> None:
     _log.warning(

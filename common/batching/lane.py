@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from common import deadlines
-from common.batching.batch import Attempt, commit, divide
+from common.batching.batch import Attempt, commit, divide, log_given_up
 from common.batching.bulk import BulkCalls
 from common.batching.key_waits import KeyWaits
 from common.batching.lane_metrics import LaneMetrics
@@ -28,6 +28,7 @@ from common.batching.outcomes import (
 )
 from common.batching.queues import Queues
 from common.db.database import Database
+from common.db.errors import Fault
 from common.errors import ConflictRetriesExhausted, DeadlineTooShort, Internal, Overloaded, Refusal
 from common.locking.locks import Grant, Locks
 from common.locking.strategy import Strategies
@@ -302,18 +303,19 @@ class Lane(Generic[C, R]):
 
     def _retry(self, entries: list[QueuedCommand[C, R]]) -> None:
         """Queue entries with a version conflict again, after a pause that holds no lock."""
-        again = []
+        again, exhausted = [], []
         if entries:
             self._metrics.conflicts.inc(len(entries))
         for entry in entries:
             entry.rounds += 1
             if entry.rounds >= entry.rounds_max:
-                self._reply(entry, ConflictRetriesExhausted(lane=self.name))
+                exhausted.append(entry)
             elif entry.rounds > entry.rounds_max // 2:
                 # Versions failed several times: wait for the row's lock instead.
                 self._blocked.wait(entry, entry.wait_key)
             else:
                 again.append(entry)
+        self._give_up(exhausted, Fault.CONTENTION)
         if not again:
             return
         # One pause for all of them: with a pause each, they would conflict with each other.
@@ -333,6 +335,7 @@ class Lane(Generic[C, R]):
         entries = [entry for entry in entries if self._admit(entry)]
         if not entries:
             return
+        exhausted = []
         async for done in commit(self._attempt, entries, wait_for_locks=True):
             for entry, outcome in zip(done.entries, done.outcomes, strict=True):
                 if not isinstance(outcome, RowLocked | VersionConflict):
@@ -340,6 +343,15 @@ class Lane(Generic[C, R]):
                     continue
                 entry.rounds += 1
                 if entry.rounds >= self._limits.blocked_rounds_max:
-                    self._reply(entry, ConflictRetriesExhausted(lane=self.name))
+                    exhausted.append(entry)
                 else:
                     self._blocked.wait(entry, row)
+        self._give_up(exhausted, Fault.HELD)
+
+    def _give_up(self, entries: Sequence[QueuedCommand[C, R]], fault: Fault) -> None:
+        """Refuse entries that have used all their rounds."""
+        if not entries:
+            return
+        log_given_up(self._attempt, entries, fault)
+        for entry in entries:
+            self._reply(entry, ConflictRetriesExhausted(lane=self.name))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 import sqlalchemy as sa
 from asyncpg.exceptions import UniqueViolationError
+from structlog.testing import capture_logs
 
 from common import deadlines
 from common.batching import batch
@@ -391,6 +392,17 @@ async def test_a_row_that_stays_locked_is_refused_in_the_end(database: Database)
     with pytest.raises(ConflictRetriesExhausted):
         await lane.submit(Insert(1))
     assert len(decide.batches) == 4
+
+
+async def test_a_held_row_is_one_log_line_when_its_command_is_refused(
+    database: Database, core_urls: ServiceUrls
+) -> None:
+    lane = lane_of(database, Inserts(), limits=Limits(blocked_rounds_max=3))
+    async with open_transaction(core_urls, "INSERT INTO numbers VALUES (1)"):
+        with capture_logs() as lines, pytest.raises(ConflictRetriesExhausted):
+            await lane.submit(Insert(1))
+    given_up = [line for line in lines if line["event"] == "batch_given_up"]
+    assert [(line["fault"], line["commands"]) for line in given_up] == [("held", 1)]
 
 
 # -- callers -------------------------------------------------------------------------------------

@@ -225,4 +225,4 @@ class Stock(RuleBasedStateMachine):
 
 
 TestStock = Stock.TestCase
-TestStock.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestStock.settings = settings(max_examples=50, stateful_step_count=30)

@@ -259,7 +259,7 @@ class PaymentMachine(RuleBasedStateMachine):
 
 
 TestPayment = PaymentMachine.TestCase
-TestPayment.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestPayment.settings = settings(max_examples=200, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("outcome", [NotSent("no connection"), Rejected("UNAUTHORIZED_KEY")])
