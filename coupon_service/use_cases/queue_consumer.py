@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
+import math
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -107,6 +109,8 @@ class _Partition:
         """Turns of all queues that have decided tickets."""
         self._heads: dict[str, Head] = {}
         """Of the queues that are served, as they were read last."""
+        self._since: dict[str, float] = {}
+        """Since when the first ticket of a queue has been waiting, on the monotonic clock."""
 
     def start(self, ready: asyncio.Event) -> None:
         self._task = asyncio.create_task(self._run(ready), name=f"queues {self._number}")
@@ -158,14 +162,16 @@ class _Partition:
             self._holding = True
             _log.info("queue_consumer_elected", partition=self._number, fence=hold.fence)
             _consuming.labels(label).set(1)
-            for gauge in (_depth, _age):
-                gauge.labels(label).set(0)  # exported before the first ticket
+            _depth.labels(label).set(0)  # exported before the first ticket
+            # A turn that the database holds up reads no head, while its tickets get older.
+            _age.labels(label).set_function(self._age_s)
             try:
                 await self._consume(hold.fence)
             finally:
                 self._holding = False
                 self._heads.clear()
-                for gauge in (_consuming, _depth, _age):
+                self._since.clear()
+                for gauge in (_consuming, _depth):
                     gauge.labels(label).set(0)
 
     async def _consume(self, fence: int) -> None:
@@ -221,14 +227,13 @@ class _Partition:
                 again_s = _RETRY.pause_s(turns.failures)
                 await self._pause(SUPERSEDED_PAUSE_S if turn is _Turn.SUPERSEDED else again_s)
         finally:
-            self._heads.pop(queue, None)
-            self._measure()
+            self._note(queue, None)
 
     async def _take(self, turns: QueueTurns) -> _Turn:
         """Take a turn; whatever fails in it, the other queues go on."""
         try:
-            self._heads[turns.queue] = head = await turns.read()
-            self._measure()
+            head = await turns.read()
+            self._note(turns.queue, head)
             await turns.decide(head)
         except ConsumerSuperseded:
             turn = _Turn.SUPERSEDED
@@ -250,10 +255,17 @@ class _Partition:
         turns.failed()
         return turn
 
-    def _measure(self) -> None:
-        heads = self._heads.values()
-        _depth.labels(str(self._number)).set(sum(head.waiting for head in heads))
-        _age.labels(str(self._number)).set(max((head.age_s for head in heads), default=0.0))
+    def _note(self, queue: str, head: Head | None) -> None:
+        """Keep what was read of a queue; None if it is not served any more."""
+        self._heads.pop(queue, None)
+        self._since.pop(queue, None)
+        if head is not None and head.entries:
+            self._heads[queue] = head
+            self._since[queue] = time.monotonic() - head.age_s
+        _depth.labels(str(self._number)).set(sum(one.waiting for one in self._heads.values()))
+
+    def _age_s(self) -> float:
+        return max(0.0, time.monotonic() - min(self._since.values(), default=math.inf))
 
     async def _pause(self, pause_s: float) -> None:
         with suppress(TimeoutError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asyncpg.exceptions import QueryCanceledError, UndefinedTableError
 from structlog.testing import capture_logs
 
+from common.metrics import REGISTRY
 from coupon_service.model.ticket import QueuedCampaign, partition_of, queue_of
 from coupon_service.settings import CouponSettings
 from coupon_service.store import coupon as coupon_store
@@ -135,6 +138,31 @@ async def test_batches_that_are_too_slow_are_made_smaller_and_none_is_refused(
     opened.set()
     await all_issued(coupon, tickets)
     assert failing.raised > 0
+
+
+async def test_the_age_of_a_queue_grows_while_its_batch_waits_for_the_database(
+    coupon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, reached, go_on = store.lock_campaigns, asyncio.Event(), asyncio.Event()
+
+    async def held(*args: Any, **kwargs: Any) -> Any:
+        reached.set()
+        await go_on.wait()
+        return await lock(*args, **kwargs)
+
+    campaign_id = await open_campaign(coupon, queue_only=True)
+    labels = {"partition": str(partition_of(queue_of(campaign_id)))}
+    monkeypatch.setattr(store, "lock_campaigns", held)
+    tickets = await queued(coupon, campaign_id)
+    await reached.wait()
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 60)
+    with monkeypatch.context() as patched:
+        patched.setattr(queue_consumer, "time", later)
+        age_s = REGISTRY.get_sample_value("tally_queue_age_seconds", labels)
+    go_on.set()
+    await all_issued(coupon, tickets)
+    assert age_s is not None
+    assert age_s >= 60
 
 
 # -- one queue of several ------------------------------------------------------------------------
