@@ -182,13 +182,18 @@ class _TracedChannel:
         send = self._channel.unary_unary(method, *args, **options)
         name = method.removeprefix("/")
 
-        async def call(request: object, *, timeout: float) -> object:  # noqa: ASYNC109 - as gRPC's
+        async def call(
+            request: object,
+            *,
+            timeout: float,  # noqa: ASYNC109 - as gRPC's
+            metadata: Iterable[tuple[str, str]] = (),
+        ) -> object:
             with self._spans.call(name, SpanKind.CLIENT) as span:
                 carried: dict[str, str] = {}
                 _w3c.inject(carried)
-                metadata = grpc.aio.Metadata(*carried.items())
+                sent = grpc.aio.Metadata(*metadata, *carried.items())
                 try:
-                    response: object = await send(request, timeout=timeout, metadata=metadata)
+                    response: object = await send(request, timeout=timeout, metadata=sent)
                 except grpc.aio.AioRpcError as error:
                     trailing = error.trailing_metadata()
                     self._spans.set_end(span, error.code(), trailing, is_error=True)

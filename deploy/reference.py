@@ -1,4 +1,4 @@
-"""`python -m deploy.reference [--check]`: docs/settings.md and docs/metrics.md, from the code."""
+"""`python -m deploy.reference [--check]`: docs/settings.md, metrics.md, access.md from the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from balance_service.settings import BalanceSettings
 from common.environment import PREFIX, SECRETS_DIR, prefixes
 from common.settings import ServiceSettings
 from coupon_service.settings import CouponSettings
-from deploy import metrics_reference
+from deploy import access_reference, metrics_reference
 from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import PROJECT
 from order_service.settings import OrderSettings
@@ -21,7 +21,7 @@ from payment_service.settings import PaymentSettings
 SETTINGS: Final = (BalanceSettings, CouponSettings, OrderSettings, PaymentSettings)
 DOCS: Final = PROJECT / "docs"
 
-app = make_app("deploy.reference", "Write docs/settings.md and docs/metrics.md from the code.")
+app = make_app("deploy.reference", "Write the generated pages of docs/ from the code.")
 
 _INTRODUCTION: Final = f"""\
 <!-- Written by `make docs` from the settings classes. Do not edit. -->
@@ -95,9 +95,14 @@ def _bounds(field: FieldInfo) -> str:
 
 @app.default
 def main(*, check: Flag = False) -> int:
-    """Write both pages; with --check write nothing, and exit 1 if one is not up to date."""
+    """Write the pages; with --check write nothing, and exit 1 if one is not up to date."""
     stale = False
-    for name, text in (("settings.md", page()), ("metrics.md", metrics_reference.page())):
+    pages = {
+        "settings.md": page(),
+        "metrics.md": metrics_reference.page(),
+        "access.md": access_reference.page(SETTINGS),
+    }
+    for name, text in pages.items():
         file = DOCS / name
         if not check:
             file.write_text(text, encoding="utf-8")

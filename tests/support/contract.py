@@ -10,12 +10,14 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
+from tally.options.v1 import access_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 from tally.type.v1 import money_pb2
 
 FILES: Final = tuple(
-    module.DESCRIPTOR for module in (balance_pb2, coupon_pb2, money_pb2, order_pb2, payment_pb2)
+    module.DESCRIPTOR
+    for module in (access_pb2, balance_pb2, coupon_pb2, money_pb2, order_pb2, payment_pb2)
 )
 SERVICES: Final = tuple(service for file in FILES for service in file.services_by_name.values())
 METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(
@@ -44,6 +46,7 @@ REASONS: Final = frozenset(
     REQUEST_IN_PROGRESS PAYMENT_IN_PROGRESS CART_CHANGED CONFLICT_RETRIES_EXHAUSTED
     COUPON_SOLD_OUT RATE_LIMITED QUEUE_FULL
     GATEWAY_UNAVAILABLE PAYMENT_OUTCOME_UNKNOWN DATABASE_UNAVAILABLE TICKET_LOST
+    TOKEN_MISSING TOKEN_INVALID TOKEN_EXPIRED NOT_PERMITTED
     """.split()  # noqa: SIM905 - a list of strings would be one name a line
 )
 """The reasons that the contract documents for its methods."""

@@ -33,14 +33,15 @@ OF_EVERY_SERVICE = {
 MODULES = (
     "common.errors",
     "common.deadlines",
+    "common.identity.errors",
     "common.rpc.handlers",
     "balance_service.errors",
     "coupon_service.errors",
     "order_service.errors",
     "payment_service.errors",
 )
-# No service limits the rate of callers, and PEER_UNAVAILABLE has no class of its own in them.
-NOT_RAISED = {"RATE_LIMITED", "PEER_UNAVAILABLE"}
+# It has no class of its own in the services.
+NOT_RAISED = {"PEER_UNAVAILABLE"}
 
 E = TypeVar("E", bound=Exception)
 
@@ -152,7 +153,7 @@ def test_reason_unknown_or_under_another_code_is_raised_by_code(
         ("DEADLINE_EXCEEDED", errors.DeadlineExceeded),
         # Refusals by gRPC itself, such as a message that is too large.
         ("UNIMPLEMENTED", TallyError),
-        ("UNAUTHENTICATED", TallyError),
+        ("UNAUTHENTICATED", errors.Unauthenticated),
         ("RESOURCE_EXHAUSTED", errors.ResourceExhausted),
     ],
 )
