@@ -32,12 +32,12 @@ $(STAMP): requirements/dev.txt
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## Run a flash sale on a fresh stack, audit its books, stop everything
-	@$(BIN)/python -m deploy.local.demo $(ARGS)
+demo: $(STAMP) ## Run a flash sale on a fresh stack, audit its books, stop everything (AUTH=1: with tokens)
+	@$(BIN)/python -m deploy.local.demo $(if $(AUTH),--auth) $(ARGS)
 
 .PHONY: up
-up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data)
-	@$(BIN)/python -m deploy.local up --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(ARGS)
+up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data AUTH=1)
+	@$(BIN)/python -m deploy.local up --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(if $(AUTH),--auth) $(ARGS)
 
 .PHONY: audit
 audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data)
@@ -124,7 +124,7 @@ stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 	@$(BIN)/python -m protos.generate
 
 .PHONY: docs
-docs: $(STAMP) ## Generate docs/settings.md and docs/metrics.md from the code
+docs: $(STAMP) ## Generate docs/settings.md, metrics.md and access.md from the code
 	@$(BIN)/python -m deploy.reference
 
 .PHONY: manifests

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.local.command_line import BasePort, Flag, GatewayLatency, make_app, report, run_app
+from deploy.local.identities import OPEN, TOKENS_OF, USERS
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
 from deploy.local.stack import Stack, describe_death
 from deploy.local.stop_signals import Stopped, ignore_stop_signals
@@ -26,6 +27,7 @@ def up(
     base_port: BasePort = 50050,
     gateway_latency_ms: GatewayLatency = "100-500",
     without_redis: Flag = False,
+    auth: Flag = False,
 ) -> int:
     """Start PostgreSQL, Valkey, the gateway simulator and all services; stop them on Ctrl-C.
 
@@ -42,6 +44,8 @@ def up(
         Written as JSON once every replica is ready, removed at the end.
     without_redis
         Run without Redis locks.
+    auth
+        Ask for tokens: the stack makes keys, and prints tokens to try.
     """
     plan = Plan(
         data_dir=data_dir.absolute(),
@@ -49,6 +53,7 @@ def up(
         base_port=base_port,
         gateway_latency_ms=latency_range(gateway_latency_ms),
         redis=not without_redis,
+        auth=auth,
         ready_file=ready_file.absolute() if ready_file else None,
     )
     stack = Stack(plan, report)
@@ -70,8 +75,14 @@ def up(
 
 def _introduce(stack: Stack) -> None:
     addresses = {service: stack.plan.addresses(service) for service in stack.plan.services}
-    report(f"ready. Logs are in {stack.plan.data_dir / 'logs'}. To try it:")
-    report("\n".join(["", *grpcurl_lines(addresses), ""]))
+    report(f"ready. Logs are in {stack.plan.data_dir / 'logs'}.")
+    if stack.identities is None:
+        report(OPEN)
+        report("To try it:")
+    else:
+        report(f"Calls need a token. Those of {TOKENS_OF} are in a file. To try it:")
+        report(f"\n. {stack.identities.write_tokens(*USERS)}")
+    report("\n".join(["", *grpcurl_lines(addresses, auth=stack.plan.auth), ""]))
     report("Ctrl-C stops everything.")
 
 

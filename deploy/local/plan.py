@@ -43,6 +43,8 @@ class Plan:
     base_port: int = 50050
     gateway_latency_ms: tuple[int, int] = (100, 500)
     redis: bool = True
+    auth: bool = False
+    """Whether the services ask for tokens."""
     ready_file: Path | None = None
     services: tuple[str, ...] = dataclasses.field(default_factory=services)
 
@@ -61,6 +63,11 @@ class Plan:
     def port(self, name: str, replica: int = 0) -> int:
         """The port of a service's replica, or of ``gateway``, ``postgres`` or ``valkey``."""
         return self.base_port + (PORT_OFFSETS | SERVER_OFFSETS)[name] + REPLICA_STEP * replica
+
+    @property
+    def identity_dir(self) -> Path:
+        """Where the stack's own keys and tokens are, if it has any."""
+        return self.data_dir / "identity"
 
     def addresses(self, service: str) -> list[str]:
         return [f"{HOST}:{self.port(service, replica)}" for replica in range(self.replicas)]

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
+from deploy.local.demo.callers import Callers
 from tally_client import Tally, TallyError, Unary
 
 ATTEMPT_LIMIT_S: Final = 15.0
@@ -66,6 +67,7 @@ class DemoClient:
 
     tally: Tally
     statistics: CallStatistics
+    callers: Callers
 
     async def call(self, method: Unary[Request, Response], request: Request) -> Response:
         """The response, after as many attempts as it takes, all with the same request_id.
@@ -73,6 +75,7 @@ class DemoClient:
         Raises TallyError for a refusal that another attempt would not change.
         """
         until = time.monotonic() + CALL_LIMIT_S
+        self.callers.choose(method.path, request)
         with self.statistics.counted():
             while True:
                 try:
