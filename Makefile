@@ -34,11 +34,11 @@ $(STAMP): requirements/dev.txt
 	@touch $@
 
 .PHONY: demo
-demo: $(STAMP) ## Run a flash sale on a fresh stack, audit its books, stop everything
-	@$(BIN)/python -m deploy.local.demo $(ARGS)
+demo: $(STAMP) ## Run a flash sale on a fresh stack, audit its books, stop everything (AUTH=1: with tokens)
+	@$(BIN)/python -m deploy.local.demo $(if $(AUTH),--auth) $(ARGS)
 
 .PHONY: up
-up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data METRICS_PORT=50060 MONITORING=1)
+up: $(STAMP) ## Start all services and keep them running until Ctrl-C (REPLICAS=2 DATA_DIR=.tally/data AUTH=1 METRICS_PORT=50060 MONITORING=1)
 	@$(BIN)/python -m deploy.local up $(STACK) $(ARGS)
 
 .PHONY: watch
@@ -139,7 +139,7 @@ stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 	@$(BIN)/python -m protos.generate
 
 .PHONY: docs
-docs: $(STAMP) ## Generate docs/settings.md, metrics.md and errors.md from the code
+docs: $(STAMP) ## Generate settings.md, metrics.md, errors.md and access.md of docs/ from the code
 	@$(BIN)/python -m deploy.reference
 
 .PHONY: dashboards

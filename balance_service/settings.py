@@ -10,4 +10,9 @@ from common.urls import BindAddress
 
 class BalanceSettings(ServiceSettings):
     service: ClassVar[str] = "balance"
+    saga_methods: ClassVar[tuple[str, ...]] = (
+        "tally.balance.v1.BalanceService/DeductBalance",
+        "tally.balance.v1.BalanceService/RefundDeduction",
+        "tally.balance.v1.BalanceService/BatchWrite",
+    )
     bind: BindAddress = "127.0.0.1:50051"

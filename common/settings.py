@@ -12,16 +12,25 @@ An error is one line that names the variable and never its value.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
@@ -29,9 +38,25 @@ from pydantic_settings import (
 
 from common import environment
 from common.environment import SettingsError, source_of
-from common.urls import BindAddress, PostgresUrl, RedisUrl
+from common.urls import BindAddress, JwksLocation, PostgresUrl, RedisUrl
+
+
+def _from_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or "{}")
+    except ValueError:
+        raise ValueError("must be JSON: an object with a list of methods for each name") from None
+
 
 Command: TypeAlias = Literal["serve", "migrate"]
+_WORD: Final = r"^[!-~]{1,200}$"
+MethodName = Annotated[
+    str, StringConstraints(pattern=r"^tally(\.[a-z0-9]+)+\.[A-Za-z]+/[A-Za-z]+$")
+]
+"""A method's full name: ``tally.balance.v1.BalanceService/ChargeBalance``."""
+ServiceMethods = Annotated[dict[str, list[MethodName]], NoDecode, BeforeValidator(_from_json)]
 Pooler: TypeAlias = Literal["none", "transaction"]
 """What is between a service and its database: nothing, or a pooler that gives each transaction
 whichever session of the server is free."""
@@ -106,6 +131,9 @@ class ServiceSettings(ProcessSettings):
 
     needed_to_serve: ClassVar[tuple[str, ...]] = ("database_url",)
 
+    saga_methods: ClassVar[tuple[str, ...]] = ()
+    """The service's methods (``package.Service/Method``) that the order service's sagas call."""
+
     database_url: PostgresUrl = Field(
         default=SecretStr(""),
         description="PostgreSQL as the runtime role. Needed to serve. For TLS it may end in "
@@ -138,9 +166,11 @@ class ServiceSettings(ProcessSettings):
         description="Calls that are logged, a line each: those that could not be served, all, or "
         "none.",
     )
-    reflection: bool = Field(
-        default=True,
-        description="Whether gRPC reflection is served, which grpcurl needs without .proto files.",
+    reflection: bool | None = Field(
+        default=None,
+        description="Whether gRPC reflection is served, to anyone; grpcurl needs it without .proto "
+        "files.",
+        json_schema_extra={"documented_default": "`true`; `false` with AUTH=required"},
     )
     pause_file: str = Field(
         default="",
@@ -192,6 +222,57 @@ class ServiceSettings(ProcessSettings):
     metrics_port: int = count(
         0, "Port of the Prometheus page, on the host of BIND; 0: none.", most=65535, least=0
     )
+    production: bool = Field(
+        default=False, description="Whether this is production: it does not start with AUTH=off."
+    )
+    auth: Literal["off", "required"] = Field(
+        default="off",
+        description="`required`: calls need a token, and are admitted by docs/access.md. `off`: "
+        "whoever reaches the port acts for any user and as an operator.",
+    )
+    auth_issuer: str = Field(
+        default="", description="The `iss` of tokens. Needed with AUTH=required."
+    )
+    auth_audience: str = Field(
+        default="tally", pattern=_WORD, description="The `aud` that tokens must have."
+    )
+    auth_jwks: JwksLocation = Field(
+        default="",
+        description="The issuer's public keys (JWKS): the path of a file, or an https:// URL. Read "
+        "every 30 s. Needed with AUTH=required.",
+    )
+    auth_leeway_s: float = seconds(
+        10.0, "How far the issuer's clock may differ from this one.", most=300, least=0
+    )
+    auth_role_claim: str = Field(
+        default="tally_role",
+        pattern=_WORD,
+        description="The claim that makes a caller a `service` or an `operator`; without it, or "
+        "with another value, a caller is a user.",
+    )
+    auth_services: ServiceMethods = Field(
+        default={},
+        description="The methods of each service that calls Tally, as JSON: "
+        '`{"till": ["tally.balance.v1.BalanceService/ChargeBalance"]}`, by the `sub` of its '
+        "tokens. The order service also has those that its sagas call.",
+        json_schema_extra={"documented_default": "`{}`"},
+    )
+    auth_saga_service: str = Field(
+        default="order",
+        pattern=_WORD,
+        description="The `sub` of the order service's tokens. Only it uses request_ids of sagas.",
+    )
+
+    @model_validator(mode="after")
+    def _identity_is_complete(self) -> Self:
+        if self.production and self.auth == "off":
+            raise ValueError("auth must be required in production")
+        if self.auth == "required":
+            for name in ("auth_issuer", "auth_jwks"):
+                if not getattr(self, name):
+                    auth = source_of(self.service, "auth")
+                    raise ValueError(f"{name} is needed with {auth}=required")
+        return self
 
 
 S = TypeVar("S", bound=ProcessSettings)

@@ -186,7 +186,7 @@ class _TracedChannel:
             request: object,
             *,
             timeout: float,  # noqa: ASYNC109 - as gRPC's
-            metadata: Sequence[tuple[str, str]] = (),
+            metadata: Iterable[tuple[str, str]] = (),
         ) -> object:
             with self._spans.call(name, SpanKind.CLIENT) as span:
                 carried: dict[str, str] = {}

@@ -22,6 +22,7 @@ _REDIS_NODES: Final = re.compile(
     r"(?:(?P<user>[^:@/\s]*):(?P<password>[^@/\s]*)@)?"
     r"(?P<addresses>[^/@\s?#]+)(?:/(?P<service>[^/\s?#]+)(?:/(?P<database>\d{1,4}))?)?/?"
 )
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _POSTGRES_FORM: Final = "must be postgresql://user:password@host:port/database"
 _REDIS_FORM: Final = (
     "must be redis://, rediss:// or unix:// with an address, redis+sentinel://host:port,…/service, "
@@ -98,6 +99,21 @@ def redis_nodes(text: str) -> RedisNodes | None:
     )
 
 
+def _jwks_location(location: str) -> str:
+    if "://" not in location:
+        return location
+    try:
+        parts = urlsplit(location)
+        # Whoever can change the keys on their way can make tokens.
+        safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+        well_formed = safe and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:  # a port that is not a number, or too large
+        well_formed = False
+    if not well_formed:
+        raise ValueError("must be the path of a file, or an https:// URL")
+    return location
+
+
 def _bind(address: str) -> str:
     split_host_port(address)
     return address
@@ -128,4 +144,5 @@ def _redis_url(url: SecretStr) -> SecretStr:
 
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+JwksLocation = Annotated[str, AfterValidator(_jwks_location)]
 BindAddress = Annotated[str, AfterValidator(_bind)]

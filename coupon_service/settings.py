@@ -10,6 +10,10 @@ from common.urls import BindAddress
 
 class CouponSettings(ServiceSettings):
     service: ClassVar[str] = "coupon"
+    saga_methods: ClassVar[tuple[str, ...]] = (
+        "tally.coupon.v1.CouponService/RedeemCoupon",
+        "tally.coupon.v1.CouponService/RestoreCoupon",
+    )
     bind: BindAddress = "127.0.0.1:50052"
     queue_tickets_max: int = count(
         100_000,

@@ -1,4 +1,4 @@
-"""`python -m deploy.reference [--check]`: settings.md, metrics.md and errors.md, from the code."""
+"""`python -m deploy.reference [--check]`: the generated pages of docs/, from the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from balance_service.settings import BalanceSettings
 from common.environment import PREFIX, SECRETS_DIR, prefixes
 from common.settings import ProcessSettings, ServiceSettings
 from coupon_service.settings import CouponSettings
-from deploy import errors_reference, metrics_reference
+from deploy import access_reference, errors_reference, metrics_reference
 from deploy.audit.settings import AuditSettings
 from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import PROJECT
@@ -22,7 +22,7 @@ from payment_service.settings import PaymentSettings
 SETTINGS: Final = (BalanceSettings, CouponSettings, OrderSettings, PaymentSettings)
 DOCS: Final = PROJECT / "docs"
 
-app = make_app("deploy.reference", "Write docs/settings.md, docs/metrics.md and docs/errors.md.")
+app = make_app("deploy.reference", "Write the generated pages of docs/ from the code.")
 
 _INTRODUCTION: Final = f"""\
 <!-- Written by `make docs` from the settings classes. Do not edit. -->
@@ -104,6 +104,7 @@ def main(*, check: Flag = False) -> int:
         "settings.md": page(),
         "metrics.md": metrics_reference.page(),
         "errors.md": errors_reference.page(),
+        "access.md": access_reference.page(SETTINGS),
     }
     for name, text in pages.items():
         file = DOCS / name

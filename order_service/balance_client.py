@@ -23,6 +23,7 @@ import grpc
 
 from common import deadlines
 from common.errors import Code, Refusal, RemoteRefusal, RequestInProgress
+from common.identity.service_token import ServiceToken
 from common.rpc import retry
 from common.rpc.client import ServiceClient
 from common.rpc.status import GRPC_CODES, from_status, is_retryable
@@ -58,8 +59,8 @@ class _Deduction:
 class BalanceClient(ServiceClient[BalanceServiceStub]):
     """The stub of the balance service, and its deductions in shared calls."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        super().__init__(channel, BalanceServiceStub)
+    def __init__(self, channel: grpc.aio.Channel, token: ServiceToken | None = None) -> None:
+        super().__init__(channel, BalanceServiceStub, token)
         self._next: list[_Deduction] = []
         """Those that began in this turn of the event loop."""
         self._shared = DetachedTasks("shared_deductions")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from common.errors import Code, Refusal
+from common.identity.service_token import ServiceToken
 from common.rpc.client import ServiceClient
 from common.rpc.convert import money_to
 from common.rpc.retry import count_from_zero
@@ -63,12 +64,14 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: OrderSettings) -> AsyncIterator[Services]:
-    """A channel to each service, closed at the end of the block."""
+async def open_services(
+    settings: OrderSettings, token: ServiceToken | None
+) -> AsyncIterator[Services]:
+    """A channel to each service, closed at the end of the block. ``token``: the replica's own."""
     async with (
-        ServiceClient(open_channel(settings.coupon_address), CouponServiceStub) as coupon,
-        BalanceClient(open_channel(settings.balance_address)) as balance,
-        ServiceClient(open_channel(settings.payment_address), PaymentServiceStub) as payment,
+        ServiceClient(open_channel(settings.coupon_address), CouponServiceStub, token) as coupon,
+        BalanceClient(open_channel(settings.balance_address), token) as balance,
+        ServiceClient(open_channel(settings.payment_address), PaymentServiceStub, token) as payment,
     ):
         yield Services(coupon, balance, payment)
 

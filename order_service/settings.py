@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from common.environment import SettingsError, source_of
+from common.identity.service_token import ServiceToken
 from common.settings import ServiceSettings, count, seconds
 from common.urls import BindAddress
 from tally_client.rpc.addresses import target
@@ -32,6 +35,11 @@ class OrderSettings(ServiceSettings):
     )
     payment_address: PeerAddress = Field(
         default="127.0.0.1:50054", description="Address of the payment service, in the same form."
+    )
+    service_token_file: str = Field(
+        default="",
+        description="File with the token that sagas send to the other services, read every 10 s. "
+        "Needed with AUTH=required.",
     )
     order_expiry_s: float = seconds(
         900.0,
@@ -74,3 +82,21 @@ class OrderSettings(ServiceSettings):
     expiry_interval_s: float = seconds(
         1.0, "Time between two sweeps for orders whose time has passed.", most=60
     )
+
+    @model_validator(mode="after")
+    def _has_its_own_token(self) -> Self:
+        if self.auth == "required" and not self.service_token_file:
+            auth = source_of(self.service, "auth")
+            raise ValueError(f"service_token_file is needed with {auth}=required")
+        return self
+
+    def service_token(self) -> ServiceToken | None:
+        """The token of the service's own calls; None if they have none. Raises SettingsError."""
+        if not self.service_token_file:
+            return None
+        try:
+            return ServiceToken(Path(self.service_token_file))
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+            source = source_of(self.service, "service_token_file")
+            raise SettingsError(f"{source}: {problem}") from None

@@ -13,6 +13,7 @@ from common.db.errors import count_violations_of
 from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
+from common.identity.service_token import REFRESH_S, ServiceToken
 from common.locking.redis_lock import open_locks
 from common.service import Application, run_service_jobs
 from common.tasks import PeriodicJob
@@ -85,7 +86,8 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         stack.push_async_callback(carts.close)
         journal = _journal(settings, database, lane)
         stack.push_async_callback(journal.lane.close)
-        services = await stack.enter_async_context(open_services(settings))
+        token = settings.service_token()
+        services = await stack.enter_async_context(open_services(settings, token))
         runner = Runner(services, journal, _limits(settings))
         stack.push_async_callback(runner.hand_over)
         orders = Orders(database, lane, runner, watches, idempotency)
@@ -107,6 +109,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
                 PeriodicJob("expire_orders", settings.expiry_interval_s, orders.expire_due),
                 PeriodicJob("watch_orders", WATCH_S, lambda _: watches.poll()),
                 PeriodicJob("watch_seats", WATCH_S, lambda _: seat_watches.poll()),
+                *_token_jobs(token),
             )
         )
         yield Application(
@@ -122,6 +125,12 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
             ],
             ready=partial(check_ready, database, schema=SCHEMA),
         )
+
+
+def _token_jobs(token: ServiceToken | None) -> list[PeriodicJob]:
+    if token is None:
+        return []
+    return [PeriodicJob("service_token", REFRESH_S, lambda _: token.read_again())]
 
 
 def _both(*calls: Callable[[Order], None]) -> Callable[[Order], None]:

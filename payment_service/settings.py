@@ -32,6 +32,11 @@ WINDOW_MARGIN_S: Final = 1.0
 
 class PaymentSettings(ServiceSettings):
     service: ClassVar[str] = "payment"
+    saga_methods: ClassVar[tuple[str, ...]] = (
+        "tally.payment.v1.PaymentService/ConfirmPayment",
+        "tally.payment.v1.PaymentService/CancelPayment",
+        "tally.payment.v1.PaymentService/GetConfirmations",
+    )
     needed_to_serve: ClassVar[tuple[str, ...]] = (
         "database_url",
         "gateway_url",

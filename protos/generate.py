@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import cast
 
 from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -125,10 +126,14 @@ def described(*options: str) -> bytes:
         return out.read_bytes()
 
 
+def described_services() -> list[ServiceDescriptor]:
+    """The services that the sources describe. Raises GenerationError."""
+    return service_config.services(FileDescriptorSet.FromString(described()))
+
+
 def published_config() -> str:
     """The service config that the sources give, as text. Raises GenerationError."""
-    files = FileDescriptorSet.FromString(described())
-    return service_config.text(service_config.services(files))
+    return service_config.text(described_services())
 
 
 def write() -> None:
@@ -185,10 +190,16 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def lint() -> None:
-    """Run buf's lint and format rules over the sources. Raises GenerationError."""
+    """Run buf's lint and format rules, and check whom each RPC admits. Raises GenerationError."""
     buf = scripts() / "buf"
     run([str(buf), "lint"], cwd=PROTOS)
     run([str(buf), "format", "--diff", "--exit-code", "--path", "tally"], cwd=PROTOS)
+    # It needs the stubs, without which everything else here works.
+    from protos import access  # noqa: PLC0415
+
+    if wrong := access.problems(described_services()):
+        print(*wrong, sep="\n")
+        raise GenerationError
 
 
 def scripts() -> Path:

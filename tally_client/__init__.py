@@ -10,7 +10,7 @@ tree of their classes.
 
 from tally_client.calls import Listing, Unary, Watch
 from tally_client.client import Tally
-from tally_client.connection import ClientClosed, NotConnected, Target
+from tally_client.connection import ClientClosed, NotConnected, Target, Token
 from tally_client.errors import *
 from tally_client.refusals import *
 from tally_client.request_ids import new_request_id
@@ -53,6 +53,7 @@ __all__ = [
     "NoAnswer",
     "NotConnected",
     "NotFound",
+    "NotPermitted",
     "OrderAmountTooSmall",
     "OrderNotCancellable",
     "OrderNotFound",
@@ -71,6 +72,7 @@ __all__ = [
     "PaymentOutcomeDiffers",
     "PaymentOutcomeUnknown",
     "PeerUnavailable",
+    "PermissionDenied",
     "ProductNotFound",
     "ProductNotSeated",
     "ProductSeated",
@@ -94,7 +96,12 @@ __all__ = [
     "Target",
     "TicketLost",
     "TicketNotFound",
+    "Token",
+    "TokenExpired",
+    "TokenInvalid",
+    "TokenMissing",
     "Unary",
+    "Unauthenticated",
     "Unavailable",
     "Watch",
     "item_error",

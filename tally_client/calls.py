@@ -54,7 +54,7 @@ class _Method(Generic[Request, Response]):
                 response_deserializer=self._response.FromString,
             )
         left_s = None if deadline is None else max(0.0, deadline - _now())
-        return self._callable(request, timeout=left_s)
+        return self._callable(request, timeout=left_s, metadata=self._connection.metadata())
 
     def _deadline(self, timeout_s: float | None) -> float | None:
         """The point on the event loop's clock at which ``timeout_s``, or the default, ends."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Self
 
-from tally_client.connection import Connection, Target
+from tally_client.connection import Connection, Target, Token
 from tally_client.errors import TallyError
 from tally_client.services import (
     BalanceService,
@@ -34,19 +34,23 @@ class Tally:
         coupon: Target | None = None,
         order: Target | None = None,
         payment: Target | None = None,
+        token: Token | None = None,
         on_repeat: Callable[[TallyError], None] | None = None,
     ) -> None:
         """Each address is ``dns:///name:port``, ``host:port``, or a list of numeric ``ip:port``.
+
+        ``token``: who calls, where the services ask for it. A callable is asked before each
+        attempt: it returns a token that it has at hand.
 
         ``on_repeat`` is called, for logs and metrics, with an attempt's error each time this
         package sends a call again; retries that the channel makes are not reported.
 
         Raises ValueError if an address is malformed, and RuntimeError without a running event loop.
         """
-        to_balance = Connection("balance", balance, on_repeat)
-        to_coupon = Connection("coupon", coupon, on_repeat)
-        to_order = Connection("order", order, on_repeat)
-        to_payment = Connection("payment", payment, on_repeat)
+        to_balance = Connection("balance", balance, on_repeat, token)
+        to_coupon = Connection("coupon", coupon, on_repeat, token)
+        to_order = Connection("order", order, on_repeat, token)
+        to_payment = Connection("payment", payment, on_repeat, token)
         self._connections = (to_balance, to_coupon, to_order, to_payment)
         self.balance = BalanceService(to_balance)
         self.coupon = CouponService(to_coupon)

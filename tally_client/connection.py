@@ -11,6 +11,9 @@ from tally_client import policy
 from tally_client.errors import TallyError
 from tally_client.rpc.channels import open_channel
 
+Token = str | Callable[[], str]
+"""A token, or what returns the one to send. It is asked before each attempt and must not block; an
+empty text sends none."""
 Target = str | Sequence[str]
 """``dns:///name:port``, ``host:port``, or a list of numeric ``ip:port``."""
 
@@ -30,7 +33,11 @@ class Connection:
     """
 
     def __init__(
-        self, name: str, target: Target | None, on_repeat: Callable[[TallyError], None] | None
+        self,
+        name: str,
+        target: Target | None,
+        on_repeat: Callable[[TallyError], None] | None,
+        token: Token | None = None,
     ) -> None:
         """``on_repeat`` is called with an attempt's error before the call is sent again.
 
@@ -39,6 +46,7 @@ class Connection:
         self.name = name
         self.on_repeat = on_repeat
         self.closed = False
+        self._token = token
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.aio.Channel | None = None
         if target is not None:
@@ -56,6 +64,11 @@ class Connection:
         if self.closed:
             raise ClientClosed("this client is closed")
         return self._channel
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What an attempt sends to say who calls."""
+        token = self._token() if callable(self._token) else self._token
+        return (("authorization", f"Bearer {token}"),) if token else ()
 
     async def close(self) -> None:
         """Close the channel; calls that are running on it end with NoAnswer."""

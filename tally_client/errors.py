@@ -20,6 +20,10 @@
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         something ran out, or there are too many calls
     │   └── CouponSoldOut, Overloaded, QueueFull, RateLimited
+    ├── Unauthenticated           the call has no token that the service accepts
+    │   └── TokenMissing, TokenInvalid, TokenExpired
+    ├── PermissionDenied          the caller may not make the call
+    │   └── NotPermitted
     ├── Unavailable               a service reported that it cannot carry out the call now
     │   └── GatewayUnavailable, PaymentOutcomeUnknown, DatabaseUnavailable, TicketLost,
     │       PeerUnavailable, ReplicaStopping, ReplicaNotReady, Paused
@@ -143,6 +147,14 @@ class Aborted(TallyError, code=grpc.StatusCode.ABORTED):
 
 class ResourceExhausted(TallyError, code=grpc.StatusCode.RESOURCE_EXHAUSTED):
     """Something ran out (``quota`` says what), or there are too many calls."""
+
+
+class Unauthenticated(TallyError, code=grpc.StatusCode.UNAUTHENTICATED):
+    """The call has no token that the service accepts; nothing was done."""
+
+
+class PermissionDenied(TallyError, code=grpc.StatusCode.PERMISSION_DENIED):
+    """The caller that the token names may not make the call; nothing was done."""
 
 
 class Unavailable(TallyError, code=grpc.StatusCode.UNAVAILABLE):

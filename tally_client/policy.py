@@ -15,6 +15,7 @@ from typing import Any, Final
 import grpc
 
 from tally_client.errors import NoAnswer, TallyError
+from tally_client.refusals import TokenExpired
 from tally_client.rpc import service_config
 
 _PUBLISHED: Final[dict[str, Any]] = json.loads(
@@ -63,7 +64,9 @@ def resume_s(error: TallyError, breaks: int) -> float | None:
     ``breaks``: how often it has broken since it last sent anything new. A proxy may report a dead
     replica as a bare INTERNAL (it resets the stream), which is NoAnswer.
     """
-    if error.code is grpc.StatusCode.UNAVAILABLE or isinstance(error, NoAnswer):
+    # A stream ends with its token, and goes on with the next one.
+    passing = isinstance(error, NoAnswer | TokenExpired)
+    if passing or error.code is grpc.StatusCode.UNAVAILABLE:
         return (error.retry_after_s or 0.0) + _pause_s(breaks)
     return wait_s(error, breaks)
 

@@ -8,7 +8,9 @@ from tally_client.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -214,6 +216,22 @@ class QueueFull(ResourceExhausted, reason="QUEUE_FULL"):
 
 class RateLimited(ResourceExhausted, reason="RATE_LIMITED"):
     """The caller sends too many calls; nothing was done."""
+
+
+class TokenMissing(Unauthenticated, reason="TOKEN_MISSING"):
+    """The call has no token: give the client one (``Tally(token=...)``)."""
+
+
+class TokenInvalid(Unauthenticated, reason="TOKEN_INVALID"):
+    """The token is not accepted: ``metadata["problem"]`` says why."""
+
+
+class TokenExpired(Unauthenticated, reason="TOKEN_EXPIRED"):
+    """The token has expired. A client whose token is a callable asks it again for the next call."""
+
+
+class NotPermitted(PermissionDenied, reason="NOT_PERMITTED"):
+    """The method does not admit the caller, or not for this user_id."""
 
 
 class GatewayUnavailable(Unavailable, reason="GATEWAY_UNAVAILABLE"):

@@ -1,8 +1,12 @@
 """One log line per call that ended, as ``TALLY_LOG_CALLS`` asks for it.
 
 ``errors``: calls that could not be served. A refusal by a rule (INSUFFICIENT_FUNDS, a taken seat, a
+``errors``: calls that could not be served. A refusal by a rule (INSUFFICIENT_FUNDS, a taken seat, a
 missing order) is the service's work, and no error; neither is a paused method, as an operator wants
 it. ``all``: every call. ``off``: none.
+
+Where identity is on, ``errors`` has each call of an operator too, and of a service other than the
+order service: they act for users, and nothing else records who did.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import structlog
 from google.protobuf.message import Message
 
 from common.errors import Code, Overloaded, Paused
+from common.identity.caller import Caller
 
 LogCalls: TypeAlias = Literal["errors", "all", "off"]
 
@@ -24,6 +29,8 @@ ERRORS_PER_S_MAX: Final = 20
 _NOT_SERVED: Final = frozenset(
     {Code.INTERNAL.value, Code.UNKNOWN.value, Code.UNAVAILABLE.value, Code.DEADLINE_EXCEEDED.value}
 )
+
+_LOGGED_FIELDS: Final = ("request_id", "user_id")
 
 _log = structlog.stdlib.get_logger()
 
@@ -42,17 +49,31 @@ class CallLog:
         self._lines = 0
         self._left_out = 0
 
-    def write(
-        self, method: str, code: str, reason: str, begun_s: float, request: Message | None
+    def write(  # noqa: PLR0917 - a keyword costs time in each call
+        self,
+        method: str,
+        code: str,
+        reason: str,
+        begun_s: float,
+        request: Message | None,
+        caller: Caller | None = None,
     ) -> None:
-        """Log a call, if it is to be logged. ``code``: gRPC's name; ``reason``: '' without one."""
+        """Log a call, if it is to be logged. ``code``: gRPC's name; ``reason``: '' without one.
+
+        ``caller``: None if identity is off, the method is public, or the call was not admitted.
+        """
+        recorded = caller is not None and caller.is_recorded and self._errors
+        if code == "OK" and not (recorded or self.all):
+            return
         error = (code in _NOT_SERVED and reason != Paused.reason) or reason == Overloaded.reason
-        if not (self.all or (error and self._errors and self._has_room())):
+        if not (self.all or recorded or (error and self._errors and self._has_room())):
             return
         fields: dict[str, object] = {}
-        request_id = getattr(request, "request_id", "")
-        if request_id:
-            fields["request_id"] = request_id
+        if caller is not None:
+            fields["caller"], fields["subject"] = caller.kind.value, caller.subject
+        for name in _LOGGED_FIELDS:
+            if value := getattr(request, name, ""):
+                fields[name] = value
         _log.log(
             logging.WARNING if error else logging.INFO,
             "call",

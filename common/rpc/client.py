@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 import grpc
+import structlog
 
 from common import deadlines, failpoints, tracing
 from common.errors import Code, RemoteRefusal
+from common.identity.service_token import ServiceToken
 from common.rpc import retry
 from common.rpc.handlers import LEAST_TIME_S
 from common.rpc.pauses import CALLER
 from common.rpc.status import from_rpc_error
 
+_log = structlog.stdlib.get_logger()
+
 Stub = TypeVar("Stub")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+
+_OF_IDENTITY: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 
 
 class ServiceClient(Generic[Stub]):
@@ -29,10 +36,16 @@ class ServiceClient(Generic[Stub]):
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, stub_type: Callable[[grpc.aio.Channel], Stub]
+        self,
+        channel: grpc.aio.Channel,
+        stub_type: Callable[[grpc.aio.Channel], Stub],
+        token: ServiceToken | None = None,
     ) -> None:
+        """``token``: what calls send to identify this service; None if identity is off."""
         self.stub = stub_type(tracing.calling(channel))
         self._channel = channel
+        self._token = token
+        self._token_problem = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -61,16 +74,32 @@ class ServiceClient(Generic[Stub]):
             try:
                 if failpoints.enabled:
                     _hit(request, "before")
-                response = await method(request, timeout=timeout_s, metadata=CALLER)
+                metadata = CALLER if self._token is None else (*CALLER, *self._token.metadata)
+                response = await method(request, timeout=timeout_s, metadata=metadata)
                 if failpoints.enabled:
                     _hit(request, "after")
             except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
+                raise self._refusal_of(error, type(request).__name__) from None
             return _readable(response)
 
         return await retry.call_with_retries(
             type(request).__name__, attempt, attempts_max=attempts_max
         )
+
+    def _refusal_of(self, error: grpc.aio.AioRpcError, operation: str) -> RemoteRefusal:
+        """The refusal that the service replied with.
+
+        If the service refuses this one's token, nobody who calls this one can do anything about
+        it: to them the service is away. The log has the cause.
+        """
+        refusal = from_rpc_error(error)
+        if refusal.code not in _OF_IDENTITY:
+            self._token_problem = ""
+            return refusal
+        if refusal.reason != self._token_problem:
+            _log.error("service_token_refused", operation=operation, reason=refusal.message)
+        self._token_problem = refusal.reason
+        return RemoteRefusal(Code.UNAVAILABLE, "", "refuses the token of this service", {})
 
 
 def _readable(response: Response | None) -> Response:

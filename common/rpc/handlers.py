@@ -1,8 +1,9 @@
 """What runs around every gRPC method of a server. One function per method, built at registration.
 
-    paused? → concurrency limit → parse, validate → deadline → the method → serialize → status
-    → metrics
+    identity, access → paused? → concurrency limit → parse, validate → deadline → the method
+    → serialize → status → metrics
 
+Identity and access are there where ``TALLY_AUTH=required`` (``common.rpc.guard``).
 Where calls are traced, a span is around all of it (``common.tracing``).
 
 This is not a chain of interceptors: grpc.aio resolves those anew for each call, and an interceptor
@@ -24,9 +25,11 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
+    Iterator,
     Mapping,
 )
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import grpc
@@ -43,11 +46,14 @@ from common.errors import (
     ReplicaNotReady,
     ReplicaStopping,
 )
+from common.identity.caller import Caller
+from common.identity.errors import TokenExpired
 from common.rpc import reasons
 from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
+from common.rpc.guard import Admitted, Guard, MethodGuard
 from common.rpc.pauses import Pauses, is_internal
 from common.rpc.status import GRPC_CODES, retry_pushback, to_status
 from common.rpc.unexpected import refusal_for
@@ -55,6 +61,7 @@ from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     Parse,
+    check,
     parse_request,
     parse_stream,
 )
@@ -64,6 +71,9 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 Serialize: TypeAlias = Callable[[Message], bytes]
 UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
+Given: TypeAlias = bytes | Admitted | AsyncIterator[bytes]
+"""What arrives: a request's bytes, or a call that identity and access have admitted. Only
+reflection, which has neither, takes a stream of requests."""
 StreamMethod: TypeAlias = Callable[
     [Message | AsyncIterator[Message], Context], AsyncGenerator[Message, None]
 ]
@@ -91,15 +101,17 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         default_deadline_s: float,
         log: CallLog,
         pauses: Pauses,
+        guard: Guard | None = None,
         exempt: Collection[str] = (),
     ) -> None:
-        """``exempt``: full names of services without a concurrency limit, spans and log lines,
-        which are never paused."""
+        """``guard``: identity and access; None admits everyone. ``exempt``: full names of services
+        without them, and without concurrency limit, spans and log lines; they are never paused."""
         self.services: list[str] = []
         """Full names of the registered services."""
         self._handlers: dict[str, Handler] = {}
         self._log = log
         self._pauses = pauses
+        self._guard = guard
         self._exempt = exempt
         self._unlogged: set[str] = set()
         self._calls_max = calls_max
@@ -110,7 +122,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
         self._default_deadline = DefaultDeadline(default_deadline_s)
         self._trailing = ((REPLICA_KEY, replica),)
-        self._stream_tasks: set[asyncio.Task[object]] = set()
+        self._streams_open: dict[asyncio.Task[object], Refusal | None] = {}
+        """Why the server ends each; None while it does not."""
         self._opened = False
         self._stopping = False
         metrics.IN_FLIGHT.set_function(lambda: self._unary.running + self._streams.running)
@@ -123,7 +136,10 @@ class HandlerRegistry(grpc.GenericRpcHandler):
     def add_registered_method_handlers(
         self, service_name: str, handlers: Mapping[str, Handler]
     ) -> None:
-        """Wrap each method of a service. Raises TypeError if one is not implemented."""
+        """Wrap each method of a service.
+
+        Raises TypeError if one is not implemented, or has a guard and admits nobody.
+        """
         self.services.append(service_name)
         exempt = service_name in self._exempt
         if not exempt:
@@ -176,8 +192,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         Otherwise one open stream would make ``server.stop`` wait for its whole grace.
         """
         self._stopping = True
-        for task in self._stream_tasks:
-            task.cancel()
+        for task in self._streams_open:
+            self._end_stream(task, ReplicaStopping())
 
     async def finished_within(self, limit_s: float) -> bool:
         """Whether all methods end within ``limit_s`` seconds.
@@ -207,15 +223,17 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         if is_bulk(run):
             run, bytes_max = _with_slots(run, limit), BULK_BYTES_MAX
         parse, serialize = _codec(handler)
+        guard = self._guard_of(method, parse, bytes_max)
+        read = partial(parse_request, parse, bytes_max=bytes_max) if guard is None else _validated
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
         default, pauses = self._default_deadline, self._pauses
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
         observe = metrics.LATENCY.labels(method).observe
         clock = time.perf_counter
-        log_ok = self._log.write if self._log.all and method not in self._unlogged else None
+        log_ok = self._log.write if self._logs_ok(method) else None
 
-        async def handle(raw: bytes, context: Context) -> bytes:
+        async def handle(given: Any, context: Context) -> bytes:
             started = clock()
             request: Message | None = None
             if method in pauses.methods and not is_internal(context):
@@ -227,7 +245,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(trailing)
                 left_s: float | None = context.time_remaining()
                 deadlines.start(default.limit_s if left_s is None else left_s)
-                request = parse_request(parse, raw, bytes_max)
+                request = read(given)
                 if left_s is None:
                     # gRPC cancels a call at its client's deadline, but not at the server's.
                     response = await default.within(run(request, context))
@@ -237,17 +255,17 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                     raise DeadlineTooShort  # noqa: TRY301 - handled below, as every other error
                 reply = serialize(response)
             except BaseException as error:
-                await abort(_Call(method, context, started, request), error)
+                await abort(_Call(method, context, started, request, _caller(given)), error)
                 raise
             finally:
                 limit.running -= 1
                 observe(clock() - started)
             count_ok()
             if log_ok is not None:
-                log_ok(method, "OK", "", started, request)
+                log_ok(method, "OK", "", started, request, _caller(given))
             return reply
 
-        return handle
+        return self._admitting(guard, method, handle)
 
     def _handle_stream(
         self, method: str, handler: Handler, limit: ConcurrencyLimit
@@ -257,10 +275,12 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             raise TypeError(f"{method}: must be an async generator")
         run = cast(StreamMethod, function)
         parse, serialize = _codec(handler)
+        guard = self._guard_of(method, parse, MESSAGE_BYTES_MAX)
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
+        logs_ok = self._logs_ok(method)
 
-        async def handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
-            call = _Call(method, context, time.perf_counter())
+        async def handle(given: Given, context: Context) -> None:
+            call = _Call(method, context, time.perf_counter(), None, _caller(given))
             if method in self._pauses.methods and not is_internal(context):
                 await self._abort(call, Paused())
             if limit.running >= limit.slots:
@@ -270,32 +290,106 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             limit.running += 1
             task = asyncio.current_task()
             assert task is not None
-            self._stream_tasks.add(task)
+            self._streams_open[task] = None
             try:
                 context.set_trailing_metadata(self._trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
-                read = (
-                    parse_request(parse, raw)
-                    if isinstance(raw, bytes)
-                    else parse_stream(parse, raw)
-                )
-                async with aclosing(run(read, context)) as responses:
+                async with aclosing(run(_read(parse, given), context)) as responses:
                     async for response in responses:
                         await context.write(serialize(response))
             except BaseException as error:
-                if self._stopping and isinstance(error, asyncio.CancelledError):
-                    error = ReplicaStopping()
+                if isinstance(error, asyncio.CancelledError):
+                    error = self._streams_open[task] or error
                 await self._abort(call, error)
                 raise
             finally:
-                self._stream_tasks.discard(task)
+                del self._streams_open[task]
                 limit.running -= 1
             count_ok()
-            if self._log.all and method not in self._unlogged:
-                self._log.write(method, "OK", "", call.started, None)
+            if logs_ok:
+                self._log.write(method, "OK", "", call.started, None, call.caller)
 
-        return handle
+        return self._admitting_stream(guard, method, handle)
+
+    # -- identity and access -----------------------------------------------------------------------
+
+    def _guard_of(self, method: str, parse: Parse, bytes_max: int) -> MethodGuard | None:
+        exempt = method.split("/")[1] in self._exempt
+        return None if self._guard is None or exempt else self._guard.of(method, parse, bytes_max)
+
+    def _admitting(
+        self,
+        guard: MethodGuard | None,
+        method: str,
+        handle: Callable[[Any, Context], Awaitable[bytes]],
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        """The unary method behind its guard, if it has one."""
+        if guard is None:
+            return handle
+
+        admit, clock = guard.admit, time.perf_counter
+
+        async def admit_and_handle(raw: bytes, context: Context) -> bytes:
+            try:
+                admitted = admit(raw, context)
+            except BaseException as error:
+                await self._abort(_Call(method, context, clock()), error)
+                raise
+            return await handle(admitted, context)
+
+        return admit_and_handle
+
+    def _admitting_stream(
+        self,
+        guard: MethodGuard | None,
+        method: str,
+        handle: Callable[[Given, Context], Awaitable[None]],
+    ) -> Callable[[bytes | AsyncIterator[bytes], Context], Awaitable[None]]:
+        """The same for a stream, which ends when its caller's token expires."""
+        if guard is None:
+            return handle
+
+        async def admit_and_handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
+            assert isinstance(raw, bytes), "no method of the contract takes a stream"
+            try:
+                admitted = guard.admit(raw, context)
+            except BaseException as error:
+                await self._abort(_Call(method, context, time.perf_counter()), error)
+                raise
+            with self._ended_with_token(admitted.caller):
+                await handle(admitted, context)
+
+        return admit_and_handle
+
+    @contextmanager
+    def _ended_with_token(self, caller: Caller | None) -> Iterator[None]:
+        """End the running stream with TokenExpired when its caller's token expires."""
+        if caller is None:
+            yield
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        left_s = caller.until_s - time.monotonic()
+        timer = asyncio.get_running_loop().call_later(
+            left_s, self._end_stream, task, TokenExpired()
+        )
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_stream(self, task: asyncio.Task[object], refusal: Refusal) -> None:
+        """End an open stream with this status."""
+        if task in self._streams_open:
+            self._streams_open[task] = refusal
+            task.cancel()
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def _logs_ok(self, method: str) -> bool:
+        """Whether calls of the method that succeed may be logged: the log knows which."""
+        return (self._log.all or self._guard is not None) and method not in self._unlogged
 
     def _refusal_if_full(self) -> Refusal:
         return Overloaded() if self._opened else ReplicaNotReady()
@@ -319,7 +413,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
     def _count(self, call: _Call, code: str, reason: str) -> None:
         metrics.CALLS.labels(call.method, code, reason).inc()
         if call.method not in self._unlogged:
-            self._log.write(call.method, code, reason, call.started, call.request)
+            self._log.write(call.method, code, reason, call.started, call.request, call.caller)
 
 
 class _Call(NamedTuple):
@@ -331,6 +425,26 @@ class _Call(NamedTuple):
     """By ``time.perf_counter``."""
     request: Message | None = None
     """None if it was not parsed, or is a stream."""
+    caller: Caller | None = None
+    """None if it is not known, or the method is public."""
+
+
+def _caller(given: Given) -> Caller | None:
+    return given.caller if isinstance(given, Admitted) else None
+
+
+def _validated(admitted: Admitted) -> Message:
+    """The request of an admitted call. Raises InvalidFields."""
+    check(admitted.request)
+    admitted.check_ids()
+    return admitted.request
+
+
+def _read(parse: Parse, given: Given) -> Message | AsyncIterator[Message]:
+    """The request of a stream, or its requests."""
+    if isinstance(given, Admitted):
+        return _validated(given)
+    return parse_request(parse, given) if isinstance(given, bytes) else parse_stream(parse, given)
 
 
 def _with_slots(method: UnaryMethod, limit: ConcurrencyLimit) -> UnaryMethod:

@@ -32,7 +32,16 @@ from common.errors import (
     RequestIdReused,
     RequestInProgress,
 )
+from common.identity.errors import (
+    NotPermitted,
+    TokenExpired,
+    TokenInvalid,
+    TokenMissing,
+    TooManyBadTokens,
+)
+from common.rpc.access import callers_of
 from common.rpc.bulk import is_bulk
+from tally.options.v1 import access_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +70,8 @@ ANY_CALL: Final = (
     DeadlineExceeded,
     Internal,
 )
+GUARDED: Final = (TokenMissing, TokenInvalid, TokenExpired, TooManyBadTokens, NotPermitted)
+"""Of a method that is not public, where identity is on."""
 WRITE: Final = (ConflictRetriesExhausted,)
 """Of a method that changes something."""
 WITH_REQUEST_ID: Final = (RequestIdReused, RequestInProgress)
@@ -109,6 +120,7 @@ def common_to(method: MethodDescriptor) -> list[Reason]:
     return _reasons(
         (
             *ANY_CALL,
+            *(() if access_pb2.CALLER_PUBLIC in callers_of(method) else GUARDED),
             *(WRITE if method.GetOptions().idempotency_level != _NO_SIDE_EFFECTS else ()),
             *(WITH_REQUEST_ID if "request_id" in request else ()),
             *(LIST if "page_token" in request else ()),

@@ -18,6 +18,7 @@ from common.rpc import reflection
 from common.rpc.call_log import CallLog
 from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import Health, Ready
+from common.rpc.identity import Identity, check_service_methods
 from common.rpc.pauses import Pauses
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
@@ -69,13 +70,17 @@ class GrpcServer:
         self._settings = settings
         self._ready = ready
         self._pauses = Pauses(settings.pause_file)
+        self._identity = Identity.wanted(settings)
         self._handlers = HandlerRegistry(
             replica=settings.replica,
             calls_max=settings.max_concurrent_calls,
             default_deadline_s=settings.default_deadline_s,
             log=CallLog(settings.log_calls),
             pauses=self._pauses,
-            # Health must answer under overload. Without this, nearly all spans would be of probes.
+            guard=None if self._identity is None else self._identity.guard,
+            # Health must answer under overload, and to probes, which have no token. Without this,
+            # nearly all spans would be of probes. Reflection is off where identity is on, unless a
+            # setting asks for it.
             exempt={_HEALTH, *reflection.NAMES},
         )
         self._server = grpc.aio.server(options=_options(settings))
@@ -88,14 +93,17 @@ class GrpcServer:
         add(servicer, self._handlers)
 
     async def start(self) -> int:
-        """Listen, and return the port. Raises PortTaken.
+        """Listen, and return the port. Raises PortTaken and SettingsError.
 
         Until the first probe has passed, health is NOT_SERVING and calls are refused.
         """
         mounted = list(self._handlers.services)
+        if self._identity is not None:
+            check_service_methods(self._settings, mounted)
+            await self._identity.start()
         add_health: AddToServer = health_pb2_grpc.add_HealthServicer_to_server
         add_health(self.health, self._handlers)
-        if self._settings.reflection:
+        if self._reflects():
             methods = {reflection.METHOD: reflection.handler((*mounted, _HEALTH))}
             for name in reflection.NAMES:
                 self._handlers.add_registered_method_handlers(name, methods)
@@ -132,6 +140,8 @@ class GrpcServer:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+        if self._identity is not None:
+            await self._identity.stop()
         _log.info("drained")
 
     async def ended(self) -> None:
@@ -158,8 +168,14 @@ class GrpcServer:
             raise PortTaken(source_of(self._settings.service, "bind"), bind)
         return port
 
+    def _reflects(self) -> bool:
+        wanted = self._settings.reflection
+        return self._identity is None if wanted is None else wanted
+
     async def _open_when_ready(self) -> None:
         await self._ready()
+        if self._identity is not None:
+            self._identity.check_ready()
         self._handlers.open()
 
 

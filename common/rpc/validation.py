@@ -36,15 +36,25 @@ _collect: Final = Validator().collect_violations
 
 def parse_request(parse: Parse, raw: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Message:
     """The parsed, valid request. Raises InvalidFields."""
+    check_size(raw, bytes_max)
+    request = parse_message(parse, raw)
+    check(request)
+    return request
+
+
+def check_size(raw: bytes, bytes_max: int) -> None:
+    """Raise InvalidField if the message is too large."""
     if len(raw) > bytes_max:
         size = f"has {len(raw)} bytes; a message may have at most {bytes_max}"
         raise InvalidField("request", size)
+
+
+def parse_message(parse: Parse, raw: bytes) -> Message:
+    """The parsed request, which need not be valid. Raises InvalidField."""
     try:
-        request = parse(raw)
+        return parse(raw)
     except DecodeError:
         raise InvalidField("request", "is not a well-formed message of its type") from None
-    check(request)
-    return request
 
 
 async def parse_stream(parse: Parse, raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:

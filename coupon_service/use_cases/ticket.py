@@ -121,9 +121,9 @@ class Tickets:
         (found,) = await self.read([ticket_id])
         if found is None:
             raise TicketLost(ticket_id=ticket_id)
-        if isinstance(found, Exception):
+        if isinstance(found, TicketLost):
             raise found
-        if found.user_id != user_id:
+        if isinstance(found, TicketNotFound) or found.user_id != user_id:
             raise TicketNotFound(user_id=user_id, ticket_id=ticket_id)
         return found
 

@@ -15,6 +15,7 @@ from deploy.local.command_line import (
     report,
     run_app,
 )
+from deploy.local.identities import OPEN, TOKENS_OF, USERS
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, latency_range
 from deploy.local.stack import Stack, describe_death
 from deploy.local.stop_signals import Stopped, ignore_stop_signals
@@ -36,6 +37,7 @@ def up(
     gateway_latency_ms: GatewayLatency = "100-500",
     without_redis: Flag = False,
     monitoring: Flag = False,
+    auth: Flag = False,
 ) -> int:
     """Start PostgreSQL, Valkey, the gateway simulator and all services; stop them on Ctrl-C.
 
@@ -54,6 +56,8 @@ def up(
         Run without Redis locks.
     monitoring
         Start Prometheus and Alertmanager too, with the rules in deploy/monitoring.
+    auth
+        Ask for tokens: the stack makes keys, and prints tokens to try.
     """
     plan = Plan(
         data_dir=data_dir.absolute(),
@@ -63,6 +67,7 @@ def up(
         monitoring=monitoring,
         gateway_latency_ms=latency_range(gateway_latency_ms),
         redis=not without_redis,
+        auth=auth,
         ready_file=ready_file.absolute() if ready_file else None,
     )
     stack = Stack(plan, report)
@@ -86,8 +91,14 @@ def _introduce(stack: Stack) -> None:
     addresses = {service: stack.plan.addresses(service) for service in stack.plan.services}
     data_dir = stack.plan.data_dir
     where = "" if data_dir == DEFAULT_DATA_DIR else f" DATA_DIR={data_dir}"
-    report(f"ready. Logs are in {data_dir / 'logs'}. To try it:")
-    report("\n".join(["", *grpcurl_lines(addresses), ""]))
+    report(f"ready. Logs are in {data_dir / 'logs'}.")
+    if stack.identities is None:
+        report(OPEN)
+        report("To try it:")
+    else:
+        report(f"Calls need a token. Those of {TOKENS_OF} are in a file. To try it:")
+        report(f"\n. {stack.identities.write_tokens(*USERS)}")
+    report("\n".join(["", *grpcurl_lines(addresses, auth=stack.plan.auth), ""]))
     report(f"In a second terminal, `make watch{where}` shows what it does.")
     report("Ctrl-C stops everything.")
 

@@ -50,6 +50,8 @@ class Plan:
     """Whether Prometheus and Alertmanager run too, where they are installed."""
     gateway_latency_ms: tuple[int, int] = (100, 500)
     redis: bool = True
+    auth: bool = False
+    """Whether the services ask for tokens."""
     ready_file: Path | None = None
     services: tuple[str, ...] = dataclasses.field(default_factory=services)
 
@@ -69,6 +71,11 @@ class Plan:
     def metrics_page_port(self, service: str, replica: int) -> int:
         base = self.base_port + METRICS_OFFSET if self.metrics_port is None else self.metrics_port
         return base + PORT_OFFSETS[service] + REPLICA_STEP * replica
+
+    @property
+    def identity_dir(self) -> Path:
+        """Where the stack's own keys and tokens are, if it has any."""
+        return self.data_dir / "identity"
 
     def addresses(self, service: str) -> list[str]:
         return [f"{HOST}:{self.port(service, replica)}" for replica in range(self.replicas)]

@@ -16,6 +16,7 @@ import grpc
 from common.rpc.probe import status_of
 from deploy.local.data_dir import locked
 from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.identities import Identities
 from deploy.local.monitors import installed_monitors
 from deploy.local.plan import (
     GATEWAY_RECORD,
@@ -45,6 +46,8 @@ class Stack(Startable):
         self.plan = plan
         self.replicas: dict[str, Child] = {}
         """By address."""
+        self.identities: Identities | None = None
+        """The stack's own tokens; after ``start``, with ``plan.auth``."""
         self._report = report
         self._exits = contextlib.ExitStack()
         self._logs = plan.data_dir / "logs"
@@ -79,6 +82,8 @@ class Stack(Startable):
             self.plan.ready_file.unlink(missing_ok=True)
         self._postgres.files.stop_survivor()
         self.require_free_ports()
+        if self.plan.auth:
+            self.identities = Identities(self.plan.identity_dir)
         self._start_servers()
         self._migrate()
         self._start_replicas()
@@ -111,7 +116,8 @@ class Stack(Startable):
 
     def environment(self, service: str, replica: int) -> dict[str, str]:
         """The environment in which a replica runs."""
-        return replica_environment(self.plan, service, replica, self.backends)
+        own = {} if self.identities is None else self.identities.environment()
+        return replica_environment(self.plan, service, replica, self.backends) | own
 
     def newly_dead(self) -> list[Child]:
         """The processes that have ended since the last call: servers first, then replicas."""

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from deploy.local.identities import OPERATOR, TILL, variable_of
 from deploy.local.plan import PROJECT
 
 USER: Final = "lin"
@@ -20,25 +21,31 @@ def _won(amount: int) -> dict[str, str]:
     return {"currency_code": "KRW", "amount_minor": str(amount)}
 
 
-# What it shows, method, request. Words in capitals stand for ids in earlier answers.
-CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
+ADA: Final = "ada"
+# What it shows, whose token it needs, method, request. Words in capitals stand for ids in earlier
+# answers.
+CALLS: Final[Sequence[tuple[str, str, str, Mapping[str, Any]]]] = (
     (
         "charge a balance",
+        TILL,
         "tally.balance.v1.BalanceService/ChargeBalance",
         {"user_id": USER, "amount": _won(1000), "request_id": "first-charge-1"},
     ),
     (
         "deduct from it (repeat it: the first answer is returned, and no more is deducted)",
+        OPERATOR,
         "tally.balance.v1.BalanceService/DeductBalance",
         {"user_id": USER, "amount": _won(300), "request_id": "first-deduct-1"},
     ),
     (
         "see what is left",
+        ADA,
         "tally.balance.v1.BalanceService/GetBalance",
         {"user_id": USER, "currency_code": "KRW"},
     ),
     (
         "open a campaign of 3 coupons of 200 won",
+        OPERATOR,
         "tally.coupon.v1.CouponService/CreateCampaign",
         {
             "name": "Opening",
@@ -52,16 +59,19 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
     ),
     (
         "take a coupon",
+        ADA,
         "tally.coupon.v1.CouponService/IssueCoupon",
         {"campaign_id": "CAMPAIGN_ID", "user_id": USER, "request_id": "first-issue-1"},
     ),
     (
         "put a product on sale",
+        OPERATOR,
         "tally.order.v1.ProductService/CreateProduct",
         {"name": "Mug", "price": _won(700), "stock": "10", "request_id": "first-product-1"},
     ),
     (
         "order one",
+        ADA,
         "tally.order.v1.OrderService/CreateOrder",
         {
             "user_id": USER,
@@ -71,6 +81,7 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
     ),
     (
         "pay 500 by balance and the rest through the gateway",
+        ADA,
         "tally.order.v1.OrderService/PayOrder",
         {
             "order_id": "ORDER_ID",
@@ -82,6 +93,7 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
     ),
     (
         "cancel it: balance, payment and stock are restored",
+        ADA,
         "tally.order.v1.OrderService/CancelOrder",
         {
             "order_id": "ORDER_ID",
@@ -93,15 +105,19 @@ CALLS: Final[Sequence[tuple[str, str, Mapping[str, Any]]]] = (
 )
 
 
-def grpcurl_lines(services: Mapping[str, Sequence[str]]) -> list[str]:
-    """The calls of the services at these addresses, each after a comment that describes it."""
+def grpcurl_lines(services: Mapping[str, Sequence[str]], *, auth: bool = False) -> list[str]:
+    """The calls of the services at these addresses, each after a comment that describes it.
+
+    ``auth``: with the tokens that ``Identities.write_tokens`` wrote.
+    """
     lines = []
-    for purpose, method, request in CALLS:
+    for purpose, caller, method, request in CALLS:
         service = method.split(".")[1]
         if service in services:
+            token = f'-H "authorization: Bearer ${variable_of(caller)}" ' if auth else ""
             lines.append(f"# {purpose}")
             lines.append(
-                f"{PROJECT}/.venv/bin/grpcurl -plaintext -d '{json.dumps(request)}' "
+                f"{PROJECT}/.venv/bin/grpcurl -plaintext {token}-d '{json.dumps(request)}' "
                 f"{services[service][0]} {method}"
             )
     return lines

@@ -9,6 +9,7 @@ from tests.mutants.balance import BALANCE
 from tests.mutants.bulk import BULK
 from tests.mutants.common import COMMON
 from tests.mutants.coupon import COUPON
+from tests.mutants.identity import IDENTITY
 from tests.mutants.lanes import LANES
 from tests.mutants.locks import LOCKS
 from tests.mutants.order import ORDER
@@ -32,4 +33,5 @@ MUTANTS: Final = (
     *AUDIT,
     *LOCKS,
     *LANES,
+    *IDENTITY,
 )

@@ -123,8 +123,8 @@ QUEUE: Final = (
         "tickets-of-others",
         "a user can read the tickets of others",
         file="coupon_service/use_cases/ticket.py",
-        old="        if found.user_id != user_id:\n",
-        new="        if not user_id:\n",
+        old="isinstance(found, TicketNotFound) or found.user_id != user_id:\n",
+        new="isinstance(found, TicketNotFound):\n",
         tests=(f"{_TICKETS}test_tickets_of_others_and_of_nobody_are_not_found",),
     ),
 )

@@ -13,12 +13,14 @@ from common.rpc.reasons import Reason
 from deploy.errors_reference import Method, methods
 from tally.balance.v1 import balance_pb2
 from tally.coupon.v1 import coupon_pb2
+from tally.options.v1 import access_pb2
 from tally.order.v1 import order_pb2
 from tally.payment.v1 import payment_pb2
 from tally.type.v1 import money_pb2
 
 FILES: Final = tuple(
-    module.DESCRIPTOR for module in (balance_pb2, coupon_pb2, money_pb2, order_pb2, payment_pb2)
+    module.DESCRIPTOR
+    for module in (access_pb2, balance_pb2, coupon_pb2, money_pb2, order_pb2, payment_pb2)
 )
 SERVICES: Final = tuple(service for file in FILES for service in file.services_by_name.values())
 METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(
@@ -34,11 +36,10 @@ OF_EVERY_SERVICE: Final = frozenset(
     {
         *("OVERLOADED", "INTERNAL", "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT"),
         *("PEER_UNAVAILABLE", "REPLICA_NOT_READY", "REPLICA_STOPPING", "PAUSED"),
+        *("TOKEN_MISSING", "TOKEN_INVALID", "TOKEN_EXPIRED", "NOT_PERMITTED", "RATE_LIMITED"),
     }
 )
 """Reasons that comments in the .proto files do not name method by method."""
-NOT_RAISED: Final = frozenset({"RATE_LIMITED"})
-"""Reasons of the contract that no service has a use for yet."""
 
 
 def refusals_of(method: Method) -> frozenset[Reason]:
@@ -51,7 +52,7 @@ def refusals_of(method: Method) -> frozenset[Reason]:
 REASONS: Final = (
     frozenset(each.reason for method in methods() for each in refusals_of(method))
     - OF_EVERY_SERVICE
-) | NOT_RAISED
+)
 """The reasons that comments in the .proto files name."""
 
 

@@ -134,7 +134,7 @@ def test_the_generated_pages_match_the_code() -> None:
     assert reference.main(check=True) == 0
 
 
-@pytest.mark.parametrize("name", ["settings.md", "metrics.md", "errors.md"])
+@pytest.mark.parametrize("name", ["settings.md", "metrics.md", "errors.md", "access.md"])
 def test_drift_of_a_generated_page_is_detected(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,14 @@ from typing import Final
 # Before gRPC is imported: its C core writes to stderr about connections to a killed replica.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from deploy.local.command_line import BasePort, GatewayLatency, MetricsPort, make_app, run_app
+from deploy.local.command_line import (
+    BasePort,
+    Flag,
+    GatewayLatency,
+    MetricsPort,
+    make_app,
+    run_app,
+)
 from deploy.local.demo.output import Output
 from deploy.local.demo.run import run
 from deploy.local.demo.scenario import USERS_MAX, USERS_MIN
@@ -35,6 +42,7 @@ def demo(
     base_port: BasePort = 50050,
     metrics_port: MetricsPort = None,
     gateway_latency_ms: GatewayLatency = "100-500",
+    auth: Flag = False,
 ) -> int:
     """Start everything, sell out, kill a replica meanwhile, check, audit, stop everything.
 
@@ -48,6 +56,8 @@ def demo(
         Decides who does what and which replica is killed; random by default.
     data_dir
         Data of an earlier demo is replaced; other data is moved aside.
+    auth
+        Ask for tokens: customers, an operator, the till and the order service have their own.
     """
     if not USERS_MIN <= users <= USERS_MAX:
         raise RunnerError(f"users must be from {USERS_MIN} to {USERS_MAX}, not {users}")
@@ -59,6 +69,7 @@ def demo(
         base_port=base_port,
         metrics_port=metrics_port,
         gateway_latency_ms=latency_range(gateway_latency_ms),
+        auth=auth,
     )
     chosen = secrets.randbelow(SEEDS) if seed is None else seed
     return run(plan, users=users, seed=chosen, output=Output())

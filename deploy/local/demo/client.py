@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
+from deploy.local.demo.callers import Callers
 from tally_client import Tally, TallyError, Unary
 
 ATTEMPT_LIMIT_S: Final = 15.0
@@ -81,6 +82,7 @@ class DemoClient:
 
     tally: Tally
     statistics: CallStatistics
+    callers: Callers
 
     async def call(
         self, method: Unary[Request, Response], request: Request, *, slow: bool = False
@@ -91,6 +93,7 @@ class DemoClient:
         that another attempt would not change.
         """
         until = time.monotonic() + CALL_LIMIT_S
+        self.callers.choose(method.path, request)
         with self.statistics.counted(slow=slow):
             while True:
                 try:

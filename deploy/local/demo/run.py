@@ -10,12 +10,14 @@ from typing import Final
 import structlog
 
 from deploy.local.demo import report
+from deploy.local.demo.callers import Callers
 from deploy.local.demo.checks import Check, run_checks
 from deploy.local.demo.fresh_data_dir import prepare_data_dir
 from deploy.local.demo.output import BAD, GOOD, WARNING, Output
 from deploy.local.demo.sale import hold_sale
 from deploy.local.demo.scenario import ORDER_EXPIRY_S, make_scenario
 from deploy.local.demo.watchdog import Watchdog
+from deploy.local.identities import CLOSED, OPEN
 from deploy.local.plan import DEFAULT_DATA_DIR, Plan, use_own_servers
 from deploy.local.stack import Stack
 from deploy.local.state import run_audit
@@ -43,6 +45,7 @@ def run(plan: Plan, *, users: int, seed: int, output: Output) -> int:
     )
     try:
         stack.start()
+        output.print(OPEN if stack.identities is None else CLOSED)
         good = _demonstrate(stack, users=users, seed=seed, output=output)
     finally:
         ignore_stop_signals()
@@ -62,7 +65,10 @@ def _demonstrate(stack: Stack, *, users: int, seed: int, output: Output) -> bool
     services = {name: plan.addresses(name) for name in plan.services}
     output.heading("The sale")
     with output.drawing():
-        outcome = run_stoppable(watchdog.run(hold_sale(scenario, services, watchdog, output)))
+        callers = Callers(stack.identities)
+        outcome = run_stoppable(
+            watchdog.run(hold_sale(scenario, services, callers, watchdog, output))
+        )
     killed = watchdog.victim.name if watchdog.victim else "none"
     output.table("What happened", report.rows(scenario, outcome, killed))
     checks = run_checks(scenario, outcome.results, outcome.state)
@@ -102,8 +108,9 @@ def _print_summary(plan: Plan, output: Output, *, good: bool, took_s: float) -> 
         return
     output.print(f"\nThe books balance. {took_s:.0f} s in all; no process is left running.", GOOD)
     where = "" if plan.data_dir == DEFAULT_DATA_DIR else f" DATA_DIR={plan.data_dir}"
+    where += " AUTH=1" if plan.auth else ""
     output.print(f"To continue with this data: make up{where}  (the next demo replaces it)")
     # `make up` uses the default ports.
-    charge = grpcurl_lines({"balance": Plan().addresses("balance")})[1]
+    charge = grpcurl_lines({"balance": Plan().addresses("balance")}, auth=plan.auth)[1]
     output.print(f"Then, for instance:         {charge}")
     output.print("README.md has the rest of the tour.")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from deploy.local.demo.callers import Callers
 from deploy.local.demo.checks import Check
 from deploy.local.demo.client import CallStatistics, DemoClient
 from deploy.local.demo.customer import Customer, Sale, won
@@ -37,12 +38,18 @@ class SaleOutcome:
 
 
 async def hold_sale(
-    scenario: Scenario, services: Mapping[str, Sequence[str]], watchdog: Watchdog, output: Output
+    scenario: Scenario,
+    services: Mapping[str, Sequence[str]],
+    callers: Callers,
+    watchdog: Watchdog,
+    output: Output,
 ) -> SaleOutcome:
     """Run all customers at once, kill a replica meanwhile, and wait until every order has ended."""
     statistics = CallStatistics()
-    async with Tally(**services, on_repeat=statistics.note_repetition) as tally:
-        client = DemoClient(tally, statistics)
+    async with Tally(
+        **services, token=callers.token, on_repeat=statistics.note_repetition
+    ) as tally:
+        client = DemoClient(tally, statistics, callers)
         sale = await _open(scenario, client)
         customers = [Customer(plan, sale) for plan in scenario.customers]
         phase = Phase(output, "charge balances", len(customers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -134,12 +134,17 @@ class Services:
 
 
 @asynccontextmanager
-async def seeded_services(stack: Stack) -> AsyncIterator[Services]:
-    """A client of the stack's services, with rows of every kind in their databases."""
+async def seeded_services(
+    stack: Stack, *, through: Callable[[grpc.aio.Channel], Any] = lambda opened: opened
+) -> AsyncIterator[Services]:
+    """A client of the stack's services, with rows of every kind in their databases.
+
+    ``through``: what its calls go through instead of a channel.
+    """
     async with AsyncExitStack() as exits:
         addresses = {**stack.peers, "order": stack.order_addresses}
         channels = {
-            service: await exits.enter_async_context(channel(*listed))
+            service: through(await exits.enter_async_context(channel(*listed)))
             for service, listed in addresses.items()
         }
         services = Services(channels, stack.gateway)

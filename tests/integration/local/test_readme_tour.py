@@ -11,14 +11,17 @@ from typing import Final
 
 import pytest
 
-from deploy.local.plan import PROJECT, Plan
+from deploy.local.identities import USERS
+from deploy.local.plan import DEFAULT_DATA_DIR, PROJECT, Plan
 from deploy.local.stack import Stack
 from tests.integration.local.test_runner import free_base_port
 
 HEADING: Final = "## A tour with grpcurl\n"
+WITH_TOKENS: Final = "## Calls with tokens\n"
 BASE_PORT: Final = 50050
 COMMAND_LIMIT_S: Final = 40
 _BLOCK: Final = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_KEPT: Final = re.compile(r"alias |\. |\w+='")
 _ADDRESS: Final = re.compile(r"\blocalhost:(5\d{4})\b")
 _ID: Final = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _TIME: Final = re.compile(r'(?<=_time": ")\d{4}-\d\d-\d\dT[\d:.]+Z')
@@ -32,9 +35,10 @@ class Step:
     output: str
 
 
-def tour(text: str) -> list[Step]:
-    """The commands of the tour, in order."""
-    section = text.split(HEADING)[1].split("\n## ", maxsplit=1)[0]
+def tour(heading: str) -> list[Step]:
+    """The commands in a section of the README, in order."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    section = text.split(heading)[1].split("\n## ", maxsplit=1)[0]
     steps = []
     for block in _BLOCK.findall(section):
         assert block.startswith("$ "), "a block begins with a command"
@@ -60,13 +64,15 @@ class Reader:
     """Runs the commands in a shell, for a stack on other ports."""
 
     base_port: int
+    data_dir: Path = DEFAULT_DATA_DIR
     aliases: str = ""
+    """What the shell of the reader keeps from one command to the next."""
     ids: dict[str, str] = field(default_factory=dict)
     """For each id in the README, the id that this stack returned."""
 
     def follow(self, step: Step) -> None:
         """Run the command and compare. Ids and times may differ, but ids only consistently."""
-        if step.command.startswith("alias "):
+        if _KEPT.match(step.command):
             self.aliases += step.command
             assert step.output == ""
             return
@@ -77,10 +83,11 @@ class Reader:
         assert len(set(self.ids.values())) == len(self.ids), "two ids are the same"
 
     def run(self, command: str) -> str:
-        command = _ADDRESS.sub(self.address, command)
+        command = _ADDRESS.sub(self.address, self.aliases + command)
+        command = command.replace(".tally/data", str(self.data_dir))
         command = _ID.sub(lambda match: self.ids[match[0]], command)
         done = subprocess.run(
-            ["bash", "-O", "expand_aliases", "-c", self.aliases + command],
+            ["bash", "-O", "expand_aliases", "-c", command],
             cwd=PROJECT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -107,9 +114,23 @@ def base_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         yield plan.base_port
 
 
+def test_calls_with_tokens_print_what_the_readme_shows(tmp_path: Path) -> None:
+    plan = Plan(
+        data_dir=tmp_path / "data", base_port=free_base_port(), auth=True, services=("balance",)
+    )
+    steps = tour(WITH_TOKENS)
+    assert len(steps) >= 8
+    reader = Reader(plan.base_port, plan.data_dir)
+    with Stack(plan, print) as stack:
+        assert stack.identities is not None
+        stack.identities.write_tokens(*USERS)
+        for step in steps:
+            reader.follow(step)
+
+
 @pytest.mark.timeout(240)
 def test_tour_prints_what_the_readme_shows(base_port: int) -> None:
-    steps = tour((PROJECT / "README.md").read_text(encoding="utf-8"))
+    steps = tour(HEADING)
     assert len(steps) >= 20
     reader = Reader(base_port)
     for step in steps:

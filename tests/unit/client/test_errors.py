@@ -18,11 +18,12 @@ from tally_client import errors, refusals
 from tally_client.errors import BY_REASON, TallyError
 from tally_client.rpc.answer import DETAILS_KEY
 from tally_client.translate import to_tally_error
-from tests.support.contract import NOT_RAISED, OF_EVERY_SERVICE, REASONS
+from tests.support.contract import OF_EVERY_SERVICE, REASONS
 
 MODULES = (
     "common.errors",
     "common.deadlines",
+    "common.identity.errors",
     "balance_service.errors",
     "coupon_service.errors",
     "order_service.errors",
@@ -66,7 +67,7 @@ def raised(
 
 def test_every_reason_of_the_contract_has_a_class() -> None:
     assert BY_REASON.keys() == REASONS | OF_EVERY_SERVICE
-    assert {kind.reason for kind in refusals_of_services()} == BY_REASON.keys() - NOT_RAISED
+    assert {kind.reason for kind in refusals_of_services()} == BY_REASON.keys()
 
 
 @pytest.mark.parametrize("kind", refusals_of_services(), ids=lambda kind: kind.__qualname__)
@@ -139,7 +140,7 @@ def test_reason_unknown_or_under_another_code_is_raised_by_code(
         ("DEADLINE_EXCEEDED", errors.DeadlineExceeded),
         # Refusals by gRPC itself, such as a message that is too large.
         ("UNIMPLEMENTED", TallyError),
-        ("UNAUTHENTICATED", TallyError),
+        ("UNAUTHENTICATED", errors.Unauthenticated),
         ("RESOURCE_EXHAUSTED", errors.ResourceExhausted),
     ],
 )

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError
 from common.environment import SettingsError, unknown_names
 from common.settings import ServiceSettings, read
 from common.urls import engine_url
+from order_service.settings import OrderSettings
 from tally_client.rpc.addresses import target
 
 URL = "postgresql://u:hunter2@127.0.0.1:5432/tally_balance"
@@ -146,3 +147,42 @@ def test_addresses_become_a_target(addresses: str, expected: str) -> None:
 )
 def test_a_database_url_becomes_the_drivers(url: str, expected: str) -> None:
     assert engine_url(url).render_as_string(hide_password=False) == expected
+
+
+# -- identity --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"PRODUCTION": "true"}, "TALLY_BALANCE_AUTH: must be required in production"),
+        ({"AUTH": "required", "AUTH_JWKS": "/keys"}, "TALLY_BALANCE_AUTH_ISSUER: is needed with"),
+        ({"AUTH": "required", "AUTH_ISSUER": "x"}, "TALLY_BALANCE_AUTH_JWKS: is needed with"),
+    ],
+)
+def test_identity_is_off_or_complete(
+    given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"TALLY_{name}", value)
+    assert problem().startswith(expected)
+
+
+def test_the_order_service_needs_its_own_token_where_identity_is_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"AUTH": "required", "AUTH_ISSUER": "x", "AUTH_JWKS": "/keys"}.items():
+        monkeypatch.setenv(f"TALLY_{name}", value)
+    with pytest.raises(SettingsError, match="TALLY_ORDER_SERVICE_TOKEN_FILE: is needed"):
+        read(OrderSettings)
+    file = tmp_path / "token"
+    monkeypatch.setenv("TALLY_ORDER_SERVICE_TOKEN_FILE", str(file))
+    for text, says in ((None, "No such file"), ("", "has no token"), ("a b", "has no token")):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(SettingsError, match=f"TALLY_ORDER_SERVICE_TOKEN_FILE: {says}"):
+            read(OrderSettings).service_token()
+    file.write_text("token\n")
+    token = read(OrderSettings).service_token()
+    assert token is not None
+    assert token.metadata == (("authorization", "Bearer token"),)

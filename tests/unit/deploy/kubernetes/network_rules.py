@@ -74,6 +74,9 @@ def calls_of_the_code(overlay: Overlay) -> set[Edge]:
                 edges |= {(caller, servers[server], port)}
     if overlay.has(AUDIT):
         edges |= {("audit", servers["postgres"], POSTGRES_PORT)}
+    if overlay.name == PRODUCTION:
+        # The keys of tokens, from their issuer.
+        edges |= {(service, PUBLIC, 443) for service in SERVICES}
     return {(caller, callee, f"TCP {port}") for caller, callee, port in edges}
 
 
@@ -170,7 +173,8 @@ TO, FROM = "spec.egress[0].to", "spec.ingress[0].from"
     OVERLAY,
     removed("NetworkPolicy/order-to-coupon", "may not: order, coupon, TCP 50052"),
     removed("NetworkPolicy/payment-from-order", "may not: order, payment, TCP 50054"),
-    removed("NetworkPolicy/payment-to-gateway", "may not: payment, public, TCP 443"),
+    removed("NetworkPolicy/payment-to-gateway", "may not: payment, gateway, TCP 50055", LOCAL),
+    removed("NetworkPolicy/servers-to-issuer", "may not: order, public, TCP 443", PRODUCTION),
     removed("NetworkPolicy/clients-to-dns", "may not: client, the cluster's DNS, TCP 53"),
     bad(GONE, f"{FROM}[1]", FROM_CLIENTS, "may not: namespaces of clients, balance, TCP"),
     bad(ANY_NAMESPACE, f"{FROM}[1]", FROM_CLIENTS, "may: {'namespaceSelector': {}}, balance"),

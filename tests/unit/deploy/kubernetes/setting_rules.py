@@ -54,7 +54,9 @@ _CREDENTIAL: Final = re.compile(
     r"://[^/\s:@]*:[^/\s@]+@|-----BEGIN (?!CERTIFICATE-)|\b[0-9a-f]{32,}\b"
     r"|(?i:password|secret|token)\s*[=:]\s*\S"
 )
-_SECRET_NAME: Final = re.compile(r"PASSWORD$|SECRET(?!S_DIR)|TOKEN|_KEY$|DATABASE_URL$|REDIS_URL$")
+_SECRET_NAME: Final = re.compile(
+    r"PASSWORD$|SECRET(?!S_DIR)|TOKEN(?!_FILE$)|_KEY$|DATABASE_URL$|REDIS_URL$"
+)
 
 
 def setting_names(settings_type: type[ServiceSettings]) -> set[str]:
@@ -113,7 +115,8 @@ def variables_are_given_once(each: Item) -> list[str]:
 
 
 def reflection(each: Item) -> bool:
-    return each.setting("reflection").lower() == "true"
+    wanted = each.setting("reflection").lower()
+    return wanted == "true" or (wanted == "none" and each.setting("auth") == "off")
 
 
 servers_have_their_own_name_and_reflection_for_trials = Rule(

@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from tally.options.v1 import access_pb2 as tally_dot_options_dot_v1_dot_access__pb2
 from tally.type.v1 import money_pb2 as tally_dot_type_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etally/balance/v1/balance.proto\x12\x10tally.balance.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x19tally/type/v1/money.proto\"\x85\x01\n\x07\x42\x61lance\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\'\n\tavailable\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x02\n\x0bLedgerEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x30\n\x04kind\x18\x04 \x01(\x0e\x32\".tally.balance.v1.LedgerEntry.Kind\x12$\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x14.tally.type.v1.Money\x12+\n\rbalance_after\x18\x06 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08order_id\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_CHARGE\x10\x01\x12\x0f\n\x0bKIND_DEDUCT\x10\x02\x12\x0f\n\x0bKIND_REFUND\x10\x03\"\xb0\x02\n\x14\x43hargeBalanceRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xb6\x01\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"\x83\x01\n\x15\x43hargeBalanceResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xf2\x02\n\x14\x44\x65\x64uctBalanceRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xb6\x01\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x33\n\x08order_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$H\x00\x88\x01\x01\x42\x0b\n\t_order_id\"\x83\x01\n\x15\x44\x65\x64uctBalanceResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xb2\x01\n\x16RefundDeductionRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x37\n\x11\x64\x65\x64uct_request_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"\x85\x01\n\x17RefundDeductionResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"V\n\x11\x42\x61tchWriteRequest\x12\x41\n\x05items\x18\x01 \x03(\x0b\x32 .tally.balance.v1.BatchWriteItemB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"\xd0\x01\n\x0e\x42\x61tchWriteItem\x12\x38\n\x06\x63harge\x18\x01 \x01(\x0b\x32&.tally.balance.v1.ChargeBalanceRequestH\x00\x12\x38\n\x06\x64\x65\x64uct\x18\x02 \x01(\x0b\x32&.tally.balance.v1.DeductBalanceRequestH\x00\x12:\n\x06refund\x18\x03 \x01(\x0b\x32(.tally.balance.v1.RefundDeductionRequestH\x00\x42\x0e\n\x05write\x12\x05\xbaH\x02\x08\x01\"I\n\x12\x42\x61tchWriteResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".tally.balance.v1.BatchWriteResult\"\xf5\x01\n\x10\x42\x61tchWriteResult\x12;\n\x06posted\x18\x01 \x01(\x0b\x32).tally.balance.v1.BatchWriteResult.PostedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x1at\n\x06Posted\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x42\t\n\x07outcome\"\xbd\x01\n\x11GetBalanceRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12(\n\rcurrency_code\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x43\n\x07\x61t_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00H\x00\x88\x01\x01\x42\n\n\x08_at_time\"@\n\x12GetBalanceResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\"a\n\x15GetLedgerEntryRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x19\n\x08\x65ntry_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"F\n\x16GetLedgerEntryResponse\x12,\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\"\xc0\x01\n\x18ListLedgerEntriesRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12(\n\rcurrency_code\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x1f\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x0c\n\n_page_size\"d\n\x19ListLedgerEntriesResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe4\x05\n\x0e\x42\x61lanceService\x12\x65\n\rChargeBalance\x12&.tally.balance.v1.ChargeBalanceRequest\x1a\'.tally.balance.v1.ChargeBalanceResponse\"\x03\x90\x02\x02\x12\x65\n\rDeductBalance\x12&.tally.balance.v1.DeductBalanceRequest\x1a\'.tally.balance.v1.DeductBalanceResponse\"\x03\x90\x02\x02\x12k\n\x0fRefundDeduction\x12(.tally.balance.v1.RefundDeductionRequest\x1a).tally.balance.v1.RefundDeductionResponse\"\x03\x90\x02\x02\x12\\\n\nBatchWrite\x12#.tally.balance.v1.BatchWriteRequest\x1a$.tally.balance.v1.BatchWriteResponse\"\x03\x90\x02\x02\x12\\\n\nGetBalance\x12#.tally.balance.v1.GetBalanceRequest\x1a$.tally.balance.v1.GetBalanceResponse\"\x03\x90\x02\x01\x12h\n\x0eGetLedgerEntry\x12\'.tally.balance.v1.GetLedgerEntryRequest\x1a(.tally.balance.v1.GetLedgerEntryResponse\"\x03\x90\x02\x01\x12q\n\x11ListLedgerEntries\x12*.tally.balance.v1.ListLedgerEntriesRequest\x1a+.tally.balance.v1.ListLedgerEntriesResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etally/balance/v1/balance.proto\x12\x10tally.balance.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1dtally/options/v1/access.proto\x1a\x19tally/type/v1/money.proto\"\x85\x01\n\x07\x42\x61lance\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\'\n\tavailable\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xef\x02\n\x0bLedgerEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x30\n\x04kind\x18\x04 \x01(\x0e\x32\".tally.balance.v1.LedgerEntry.Kind\x12$\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x14.tally.type.v1.Money\x12+\n\rbalance_after\x18\x06 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08order_id\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_CHARGE\x10\x01\x12\x0f\n\x0bKIND_DEDUCT\x10\x02\x12\x0f\n\x0bKIND_REFUND\x10\x03\"\xb0\x02\n\x14\x43hargeBalanceRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xb6\x01\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"\x83\x01\n\x15\x43hargeBalanceResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xf2\x02\n\x14\x44\x65\x64uctBalanceRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xb6\x01\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x33\n\x08order_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$H\x00\x88\x01\x01\x42\x0b\n\t_order_id\"\x83\x01\n\x15\x44\x65\x64uctBalanceResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"\xb2\x01\n\x16RefundDeductionRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x37\n\x11\x64\x65\x64uct_request_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"\x85\x01\n\x17RefundDeductionResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"V\n\x11\x42\x61tchWriteRequest\x12\x41\n\x05items\x18\x01 \x03(\x0b\x32 .tally.balance.v1.BatchWriteItemB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"\xd0\x01\n\x0e\x42\x61tchWriteItem\x12\x38\n\x06\x63harge\x18\x01 \x01(\x0b\x32&.tally.balance.v1.ChargeBalanceRequestH\x00\x12\x38\n\x06\x64\x65\x64uct\x18\x02 \x01(\x0b\x32&.tally.balance.v1.DeductBalanceRequestH\x00\x12:\n\x06refund\x18\x03 \x01(\x0b\x32(.tally.balance.v1.RefundDeductionRequestH\x00\x42\x0e\n\x05write\x12\x05\xbaH\x02\x08\x01\"I\n\x12\x42\x61tchWriteResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".tally.balance.v1.BatchWriteResult\"\xf5\x01\n\x10\x42\x61tchWriteResult\x12;\n\x06posted\x18\x01 \x01(\x0b\x32).tally.balance.v1.BatchWriteResult.PostedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x1at\n\x06Posted\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\x12,\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x42\t\n\x07outcome\"\xbd\x01\n\x11GetBalanceRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12(\n\rcurrency_code\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x43\n\x07\x61t_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00H\x00\x88\x01\x01\x42\n\n\x08_at_time\"@\n\x12GetBalanceResponse\x12*\n\x07\x62\x61lance\x18\x01 \x01(\x0b\x32\x19.tally.balance.v1.Balance\"a\n\x15GetLedgerEntryRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x19\n\x08\x65ntry_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"F\n\x16GetLedgerEntryResponse\x12,\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\"\xc0\x01\n\x18ListLedgerEntriesRequest\x12-\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12(\n\rcurrency_code\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12\x1f\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x42\x0c\n\n_page_size\"d\n\x19ListLedgerEntriesResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.tally.balance.v1.LedgerEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x91\x06\n\x0e\x42\x61lanceService\x12k\n\rChargeBalance\x12&.tally.balance.v1.ChargeBalanceRequest\x1a\'.tally.balance.v1.ChargeBalanceResponse\"\t\x90\x02\x02\xfa\xcf\x18\x02\x02\x03\x12k\n\rDeductBalance\x12&.tally.balance.v1.DeductBalanceRequest\x1a\'.tally.balance.v1.DeductBalanceResponse\"\t\x90\x02\x02\xfa\xcf\x18\x02\x02\x03\x12q\n\x0fRefundDeduction\x12(.tally.balance.v1.RefundDeductionRequest\x1a).tally.balance.v1.RefundDeductionResponse\"\t\x90\x02\x02\xfa\xcf\x18\x02\x02\x03\x12\x62\n\nBatchWrite\x12#.tally.balance.v1.BatchWriteRequest\x1a$.tally.balance.v1.BatchWriteResponse\"\t\x90\x02\x02\xfa\xcf\x18\x02\x02\x03\x12\x63\n\nGetBalance\x12#.tally.balance.v1.GetBalanceRequest\x1a$.tally.balance.v1.GetBalanceResponse\"\n\x90\x02\x01\xfa\xcf\x18\x03\x01\x02\x03\x12o\n\x0eGetLedgerEntry\x12\'.tally.balance.v1.GetLedgerEntryRequest\x1a(.tally.balance.v1.GetLedgerEntryResponse\"\n\x90\x02\x01\xfa\xcf\x18\x03\x01\x02\x03\x12x\n\x11ListLedgerEntries\x12*.tally.balance.v1.ListLedgerEntriesRequest\x1a+.tally.balance.v1.ListLedgerEntriesResponse\"\n\x90\x02\x01\xfa\xcf\x18\x03\x01\x02\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -78,59 +79,59 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTLEDGERENTRIESREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTLEDGERENTRIESREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_BALANCESERVICE'].methods_by_name['ChargeBalance']._loaded_options = None
-  _globals['_BALANCESERVICE'].methods_by_name['ChargeBalance']._serialized_options = b'\220\002\002'
+  _globals['_BALANCESERVICE'].methods_by_name['ChargeBalance']._serialized_options = b'\220\002\002\372\317\030\002\002\003'
   _globals['_BALANCESERVICE'].methods_by_name['DeductBalance']._loaded_options = None
-  _globals['_BALANCESERVICE'].methods_by_name['DeductBalance']._serialized_options = b'\220\002\002'
+  _globals['_BALANCESERVICE'].methods_by_name['DeductBalance']._serialized_options = b'\220\002\002\372\317\030\002\002\003'
   _globals['_BALANCESERVICE'].methods_by_name['RefundDeduction']._loaded_options = None
-  _globals['_BALANCESERVICE'].methods_by_name['RefundDeduction']._serialized_options = b'\220\002\002'
+  _globals['_BALANCESERVICE'].methods_by_name['RefundDeduction']._serialized_options = b'\220\002\002\372\317\030\002\002\003'
   _globals['_BALANCESERVICE'].methods_by_name['BatchWrite']._loaded_options = None
-  _globals['_BALANCESERVICE'].methods_by_name['BatchWrite']._serialized_options = b'\220\002\002'
+  _globals['_BALANCESERVICE'].methods_by_name['BatchWrite']._serialized_options = b'\220\002\002\372\317\030\002\002\003'
   _globals['_BALANCESERVICE'].methods_by_name['GetBalance']._loaded_options = None
-  _globals['_BALANCESERVICE'].methods_by_name['GetBalance']._serialized_options = b'\220\002\001'
+  _globals['_BALANCESERVICE'].methods_by_name['GetBalance']._serialized_options = b'\220\002\001\372\317\030\003\001\002\003'
   _globals['_BALANCESERVICE'].methods_by_name['GetLedgerEntry']._loaded_options = None
-  _globals['_BALANCESERVICE'].methods_by_name['GetLedgerEntry']._serialized_options = b'\220\002\001'
+  _globals['_BALANCESERVICE'].methods_by_name['GetLedgerEntry']._serialized_options = b'\220\002\001\372\317\030\003\001\002\003'
   _globals['_BALANCESERVICE'].methods_by_name['ListLedgerEntries']._loaded_options = None
-  _globals['_BALANCESERVICE'].methods_by_name['ListLedgerEntries']._serialized_options = b'\220\002\001'
-  _globals['_BALANCE']._serialized_start=167
-  _globals['_BALANCE']._serialized_end=300
-  _globals['_LEDGERENTRY']._serialized_start=303
-  _globals['_LEDGERENTRY']._serialized_end=670
-  _globals['_LEDGERENTRY_KIND']._serialized_start=591
-  _globals['_LEDGERENTRY_KIND']._serialized_end=670
-  _globals['_CHARGEBALANCEREQUEST']._serialized_start=673
-  _globals['_CHARGEBALANCEREQUEST']._serialized_end=977
-  _globals['_CHARGEBALANCERESPONSE']._serialized_start=980
-  _globals['_CHARGEBALANCERESPONSE']._serialized_end=1111
-  _globals['_DEDUCTBALANCEREQUEST']._serialized_start=1114
-  _globals['_DEDUCTBALANCEREQUEST']._serialized_end=1484
-  _globals['_DEDUCTBALANCERESPONSE']._serialized_start=1487
-  _globals['_DEDUCTBALANCERESPONSE']._serialized_end=1618
-  _globals['_REFUNDDEDUCTIONREQUEST']._serialized_start=1621
-  _globals['_REFUNDDEDUCTIONREQUEST']._serialized_end=1799
-  _globals['_REFUNDDEDUCTIONRESPONSE']._serialized_start=1802
-  _globals['_REFUNDDEDUCTIONRESPONSE']._serialized_end=1935
-  _globals['_BATCHWRITEREQUEST']._serialized_start=1937
-  _globals['_BATCHWRITEREQUEST']._serialized_end=2023
-  _globals['_BATCHWRITEITEM']._serialized_start=2026
-  _globals['_BATCHWRITEITEM']._serialized_end=2234
-  _globals['_BATCHWRITERESPONSE']._serialized_start=2236
-  _globals['_BATCHWRITERESPONSE']._serialized_end=2309
-  _globals['_BATCHWRITERESULT']._serialized_start=2312
-  _globals['_BATCHWRITERESULT']._serialized_end=2557
-  _globals['_BATCHWRITERESULT_POSTED']._serialized_start=2430
-  _globals['_BATCHWRITERESULT_POSTED']._serialized_end=2546
-  _globals['_GETBALANCEREQUEST']._serialized_start=2560
-  _globals['_GETBALANCEREQUEST']._serialized_end=2749
-  _globals['_GETBALANCERESPONSE']._serialized_start=2751
-  _globals['_GETBALANCERESPONSE']._serialized_end=2815
-  _globals['_GETLEDGERENTRYREQUEST']._serialized_start=2817
-  _globals['_GETLEDGERENTRYREQUEST']._serialized_end=2914
-  _globals['_GETLEDGERENTRYRESPONSE']._serialized_start=2916
-  _globals['_GETLEDGERENTRYRESPONSE']._serialized_end=2986
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=2989
-  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=3181
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=3183
-  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=3283
-  _globals['_BALANCESERVICE']._serialized_start=3286
-  _globals['_BALANCESERVICE']._serialized_end=4026
+  _globals['_BALANCESERVICE'].methods_by_name['ListLedgerEntries']._serialized_options = b'\220\002\001\372\317\030\003\001\002\003'
+  _globals['_BALANCE']._serialized_start=198
+  _globals['_BALANCE']._serialized_end=331
+  _globals['_LEDGERENTRY']._serialized_start=334
+  _globals['_LEDGERENTRY']._serialized_end=701
+  _globals['_LEDGERENTRY_KIND']._serialized_start=622
+  _globals['_LEDGERENTRY_KIND']._serialized_end=701
+  _globals['_CHARGEBALANCEREQUEST']._serialized_start=704
+  _globals['_CHARGEBALANCEREQUEST']._serialized_end=1008
+  _globals['_CHARGEBALANCERESPONSE']._serialized_start=1011
+  _globals['_CHARGEBALANCERESPONSE']._serialized_end=1142
+  _globals['_DEDUCTBALANCEREQUEST']._serialized_start=1145
+  _globals['_DEDUCTBALANCEREQUEST']._serialized_end=1515
+  _globals['_DEDUCTBALANCERESPONSE']._serialized_start=1518
+  _globals['_DEDUCTBALANCERESPONSE']._serialized_end=1649
+  _globals['_REFUNDDEDUCTIONREQUEST']._serialized_start=1652
+  _globals['_REFUNDDEDUCTIONREQUEST']._serialized_end=1830
+  _globals['_REFUNDDEDUCTIONRESPONSE']._serialized_start=1833
+  _globals['_REFUNDDEDUCTIONRESPONSE']._serialized_end=1966
+  _globals['_BATCHWRITEREQUEST']._serialized_start=1968
+  _globals['_BATCHWRITEREQUEST']._serialized_end=2054
+  _globals['_BATCHWRITEITEM']._serialized_start=2057
+  _globals['_BATCHWRITEITEM']._serialized_end=2265
+  _globals['_BATCHWRITERESPONSE']._serialized_start=2267
+  _globals['_BATCHWRITERESPONSE']._serialized_end=2340
+  _globals['_BATCHWRITERESULT']._serialized_start=2343
+  _globals['_BATCHWRITERESULT']._serialized_end=2588
+  _globals['_BATCHWRITERESULT_POSTED']._serialized_start=2461
+  _globals['_BATCHWRITERESULT_POSTED']._serialized_end=2577
+  _globals['_GETBALANCEREQUEST']._serialized_start=2591
+  _globals['_GETBALANCEREQUEST']._serialized_end=2780
+  _globals['_GETBALANCERESPONSE']._serialized_start=2782
+  _globals['_GETBALANCERESPONSE']._serialized_end=2846
+  _globals['_GETLEDGERENTRYREQUEST']._serialized_start=2848
+  _globals['_GETLEDGERENTRYREQUEST']._serialized_end=2945
+  _globals['_GETLEDGERENTRYRESPONSE']._serialized_start=2947
+  _globals['_GETLEDGERENTRYRESPONSE']._serialized_end=3017
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_start=3020
+  _globals['_LISTLEDGERENTRIESREQUEST']._serialized_end=3212
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_start=3214
+  _globals['_LISTLEDGERENTRIESRESPONSE']._serialized_end=3314
+  _globals['_BALANCESERVICE']._serialized_start=3317
+  _globals['_BALANCESERVICE']._serialized_end=4102
 # @@protoc_insertion_point(module_scope)

@@ -33,7 +33,9 @@ class BalanceServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -89,7 +91,9 @@ class BalanceServiceServicer:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -236,7 +240,9 @@ class BalanceService:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """

@@ -30,7 +30,9 @@ class ProductServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -73,7 +75,9 @@ class ProductServiceServicer:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -175,7 +179,9 @@ class ProductService:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -321,7 +327,9 @@ class SeatServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     def __init__(self, channel):
@@ -347,7 +355,9 @@ class SeatServiceServicer:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     def ListSeats(self, request, context):
@@ -403,7 +413,9 @@ class SeatService:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     @staticmethod
@@ -471,7 +483,9 @@ class CartServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     def __init__(self, channel):
@@ -507,7 +521,9 @@ class CartServiceServicer:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     def GetCart(self, request, context):
@@ -574,7 +590,9 @@ class CartService:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     @staticmethod
@@ -664,7 +682,9 @@ class OrderServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -712,7 +732,9 @@ class OrderServiceServicer:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -857,7 +879,9 @@ class OrderService:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -1030,7 +1054,9 @@ class SagaServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -1073,7 +1099,9 @@ class SagaServiceServicer:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -1177,7 +1205,9 @@ class SagaService:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """

@@ -17,7 +17,9 @@ class ProductServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -65,7 +67,9 @@ class ProductServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -143,7 +147,9 @@ class SeatServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -172,7 +178,9 @@ class SeatServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     @_abc_1.abstractmethod
@@ -218,7 +226,9 @@ class CartServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -248,7 +258,9 @@ class CartServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     """
 
     @_abc_1.abstractmethod
@@ -291,7 +303,9 @@ class OrderServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -373,7 +387,9 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -491,7 +507,9 @@ class SagaServiceStub:
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """
@@ -540,7 +558,9 @@ class SagaServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every RPC may also return INVALID_ARGUMENT / INVALID_FIELD (BadRequest names the fields),
     RESOURCE_EXHAUSTED / OVERLOADED or RATE_LIMITED and UNAVAILABLE / DATABASE_UNAVAILABLE (both
-    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id.
+    with RetryInfo: the same call may be repeated), and INTERNAL / INTERNAL with an error id. Where
+    identity is on: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_INVALID or TOKEN_EXPIRED, and
+    PERMISSION_DENIED / NOT_PERMITTED (docs/access.md).
     Every mutation may also return INVALID_ARGUMENT / REQUEST_ID_REUSED and, with RetryInfo,
     ABORTED / REQUEST_IN_PROGRESS or CONFLICT_RETRIES_EXHAUSTED.
     """

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tally.options.v1 import access_pb2 as tally_dot_options_dot_v1_dot_access__pb2
 from tally.type.v1 import money_pb2 as tally_dot_type_dot_v1_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etally/payment/v1/payment.proto\x12\x10tally.payment.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tally/type/v1/money.proto\"\xa2\x05\n\x07Payment\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12$\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x13\n\x0bpayment_key\x18\x05 \x01(\t\x12.\n\x05state\x18\x06 \x01(\x0e\x32\x1f.tally.payment.v1.Payment.State\x12\x0f\n\x07gateway\x18\x07 \x01(\t\x12\x1e\n\x16gateway_transaction_id\x18\x08 \x01(\t\x12\x14\n\x0c\x66\x61ilure_code\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08refunded\x18\x0c \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x37\n\x13\x63\x61ncel_request_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13refund_refusal_code\x18\x0e \x01(\t\x12.\n\x10refunded_outside\x18\x0f \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x19\n\x11resolution_reason\x18\x10 \x01(\t\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_CONFIRMED\x10\x02\x12\x12\n\x0eSTATE_DECLINED\x10\x03\x12\x11\n\rSTATE_UNKNOWN\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\"\x95\x03\n\x15\x43onfirmPaymentRequest\x12.\n\x08order_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xb6\x01\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x32\n\x0bpayment_key\x18\x04 \x01(\tB\x1d\xbaH\x1ar\x18\x18\xc8\x01\x32\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"V\n\x16\x43onfirmPaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x95\x02\n\x14\x43\x61ncelPaymentRequest\x12\x38\n\x12\x63onfirm_request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x38\n\x06reason\x18\x03 \x01(\tB(\xbaH%r#\x18\xf4\x03\x32\x1e^\\P{Cc}*[^\\p{Cc}\\p{Z}]\\P{Cc}*$\x12\x30\n\nrequest_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x18\n\x0brecord_only\x18\x05 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_record_only\"U\n\x15\x43\x61ncelPaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"_\n\x11GetPaymentRequest\x12\x1b\n\npayment_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"@\n\x12GetPaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\"\x9f\x03\n\x13ListPaymentsRequest\x12\x32\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$H\x00\x88\x01\x01\x12\x33\n\x08order_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$H\x01\x88\x01\x01\x12\x1f\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x02\x88\x01\x01\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x37\n\x0bpayment_key\x18\x05 \x01(\tB\x1d\xbaH\x1ar\x18\x18\xc8\x01\x32\x13^[A-Za-z0-9._:@-]+$H\x03\x88\x01\x01:p\xbaHm\x1ak\n\x16user_id.or_payment_key\x12%required, unless payment_key is given\x1a*has(this.user_id) || has(this.payment_key)B\n\n\x08_user_idB\x0b\n\t_order_idB\x0c\n\n_page_sizeB\x0e\n\x0c_payment_key\"\\\n\x14ListPaymentsResponse\x12+\n\x08payments\x18\x01 \x03(\x0b\x32\x19.tally.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x17GetConfirmationsRequest\x12\x43\n\x13\x63onfirm_request_ids\x18\x01 \x03(\tB&\xbaH#\x92\x01 \x08\x01\x10\xf4\x03\"\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"\xc2\x01\n\x18GetConfirmationsResponse\x12N\n\rconfirmations\x18\x01 \x03(\x0b\x32\x37.tally.payment.v1.GetConfirmationsResponse.Confirmation\x1aV\n\x0c\x43onfirmation\x12\x1a\n\x12\x63onfirm_request_id\x18\x01 \x01(\t\x12*\n\x07payment\x18\x02 \x01(\x0b\x32\x19.tally.payment.v1.Payment\"\x94\x04\n\x15ResolvePaymentRequest\x12\x1b\n\npayment_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12L\n\x07outcome\x18\x02 \x01(\x0e\x32/.tally.payment.v1.ResolvePaymentRequest.OutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\xb3\x01\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\x12\x38\n\x06reason\x18\x04 \x01(\tB(\xbaH%r#\x18\xf4\x03\x32\x1e^\\P{Cc}*[^\\p{Cc}\\p{Z}]\\P{Cc}*$\x12\x30\n\nrequest_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"n\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13OUTCOME_NOT_CHARGED\x10\x01\x12\x13\n\x0fOUTCOME_CHARGED\x10\x02\x12\x1c\n\x18OUTCOME_REFUNDED_OUTSIDE\x10\x03\"V\n\x16ResolvePaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x32\xfd\x04\n\x0ePaymentService\x12h\n\x0e\x43onfirmPayment\x12\'.tally.payment.v1.ConfirmPaymentRequest\x1a(.tally.payment.v1.ConfirmPaymentResponse\"\x03\x90\x02\x02\x12\x65\n\rCancelPayment\x12&.tally.payment.v1.CancelPaymentRequest\x1a\'.tally.payment.v1.CancelPaymentResponse\"\x03\x90\x02\x02\x12n\n\x10GetConfirmations\x12).tally.payment.v1.GetConfirmationsRequest\x1a*.tally.payment.v1.GetConfirmationsResponse\"\x03\x90\x02\x01\x12h\n\x0eResolvePayment\x12\'.tally.payment.v1.ResolvePaymentRequest\x1a(.tally.payment.v1.ResolvePaymentResponse\"\x03\x90\x02\x02\x12\\\n\nGetPayment\x12#.tally.payment.v1.GetPaymentRequest\x1a$.tally.payment.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12\x62\n\x0cListPayments\x12%.tally.payment.v1.ListPaymentsRequest\x1a&.tally.payment.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etally/payment/v1/payment.proto\x12\x10tally.payment.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dtally/options/v1/access.proto\x1a\x19tally/type/v1/money.proto\"\xa2\x05\n\x07Payment\x12\x12\n\npayment_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12$\n\x06\x61mount\x18\x04 \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x13\n\x0bpayment_key\x18\x05 \x01(\t\x12.\n\x05state\x18\x06 \x01(\x0e\x32\x1f.tally.payment.v1.Payment.State\x12\x0f\n\x07gateway\x18\x07 \x01(\t\x12\x1e\n\x16gateway_transaction_id\x18\x08 \x01(\t\x12\x14\n\x0c\x66\x61ilure_code\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08refunded\x18\x0c \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x37\n\x13\x63\x61ncel_request_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13refund_refusal_code\x18\x0e \x01(\t\x12.\n\x10refunded_outside\x18\x0f \x01(\x0b\x32\x14.tally.type.v1.Money\x12\x19\n\x11resolution_reason\x18\x10 \x01(\t\"\x82\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_CONFIRMED\x10\x02\x12\x12\n\x0eSTATE_DECLINED\x10\x03\x12\x11\n\rSTATE_UNKNOWN\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\"\x95\x03\n\x15\x43onfirmPaymentRequest\x12.\n\x08order_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\xb6\x01\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8f\x01\xbaH\x8b\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\xc8\x01\x01\x12\x32\n\x0bpayment_key\x18\x04 \x01(\tB\x1d\xbaH\x1ar\x18\x18\xc8\x01\x32\x13^[A-Za-z0-9._:@-]+$\x12\x30\n\nrequest_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"V\n\x16\x43onfirmPaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\x95\x02\n\x14\x43\x61ncelPaymentRequest\x12\x38\n\x12\x63onfirm_request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x38\n\x06reason\x18\x03 \x01(\tB(\xbaH%r#\x18\xf4\x03\x32\x1e^\\P{Cc}*[^\\p{Cc}\\p{Z}]\\P{Cc}*$\x12\x30\n\nrequest_id\x18\x04 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\x12\x18\n\x0brecord_only\x18\x05 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_record_only\"U\n\x15\x43\x61ncelPaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"_\n\x11GetPaymentRequest\x12\x1b\n\npayment_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12-\n\x07user_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"@\n\x12GetPaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\"\x9f\x03\n\x13ListPaymentsRequest\x12\x32\n\x07user_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$H\x00\x88\x01\x01\x12\x33\n\x08order_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$H\x01\x88\x01\x01\x12\x1f\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x02\x88\x01\x01\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x37\n\x0bpayment_key\x18\x05 \x01(\tB\x1d\xbaH\x1ar\x18\x18\xc8\x01\x32\x13^[A-Za-z0-9._:@-]+$H\x03\x88\x01\x01:p\xbaHm\x1ak\n\x16user_id.or_payment_key\x12%required, unless payment_key is given\x1a*has(this.user_id) || has(this.payment_key)B\n\n\x08_user_idB\x0b\n\t_order_idB\x0c\n\n_page_sizeB\x0e\n\x0c_payment_key\"\\\n\x14ListPaymentsResponse\x12+\n\x08payments\x18\x01 \x03(\x0b\x32\x19.tally.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x17GetConfirmationsRequest\x12\x43\n\x13\x63onfirm_request_ids\x18\x01 \x03(\tB&\xbaH#\x92\x01 \x08\x01\x10\xf4\x03\"\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"\xc2\x01\n\x18GetConfirmationsResponse\x12N\n\rconfirmations\x18\x01 \x03(\x0b\x32\x37.tally.payment.v1.GetConfirmationsResponse.Confirmation\x1aV\n\x0c\x43onfirmation\x12\x1a\n\x12\x63onfirm_request_id\x18\x01 \x01(\t\x12*\n\x07payment\x18\x02 \x01(\x0b\x32\x19.tally.payment.v1.Payment\"\x94\x04\n\x15ResolvePaymentRequest\x12\x1b\n\npayment_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12L\n\x07outcome\x18\x02 \x01(\x0e\x32/.tally.payment.v1.ResolvePaymentRequest.OutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\xb3\x01\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x14.tally.type.v1.MoneyB\x8c\x01\xbaH\x88\x01\xba\x01\x84\x01\n\x0cmoney.amount\x12\x33\x61mount_minor must be between 1 and 1000000000000000\x1a?this.amount_minor >= 1 && this.amount_minor <= 1000000000000000\x12\x38\n\x06reason\x18\x04 \x01(\tB(\xbaH%r#\x18\xf4\x03\x32\x1e^\\P{Cc}*[^\\p{Cc}\\p{Z}]\\P{Cc}*$\x12\x30\n\nrequest_id\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17\x18@2\x13^[A-Za-z0-9._:@-]+$\"n\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13OUTCOME_NOT_CHARGED\x10\x01\x12\x13\n\x0fOUTCOME_CHARGED\x10\x02\x12\x1c\n\x18OUTCOME_REFUNDED_OUTSIDE\x10\x03\"V\n\x16ResolvePaymentResponse\x12*\n\x07payment\x18\x01 \x01(\x0b\x32\x19.tally.payment.v1.Payment\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x32\xa2\x05\n\x0ePaymentService\x12n\n\x0e\x43onfirmPayment\x12\'.tally.payment.v1.ConfirmPaymentRequest\x1a(.tally.payment.v1.ConfirmPaymentResponse\"\t\x90\x02\x02\xfa\xcf\x18\x02\x02\x03\x12k\n\rCancelPayment\x12&.tally.payment.v1.CancelPaymentRequest\x1a\'.tally.payment.v1.CancelPaymentResponse\"\t\x90\x02\x02\xfa\xcf\x18\x02\x02\x03\x12t\n\x10GetConfirmations\x12).tally.payment.v1.GetConfirmationsRequest\x1a*.tally.payment.v1.GetConfirmationsResponse\"\t\x90\x02\x01\xfa\xcf\x18\x02\x02\x03\x12m\n\x0eResolvePayment\x12\'.tally.payment.v1.ResolvePaymentRequest\x1a(.tally.payment.v1.ResolvePaymentResponse\"\x08\x90\x02\x02\xfa\xcf\x18\x01\x03\x12\x63\n\nGetPayment\x12#.tally.payment.v1.GetPaymentRequest\x1a$.tally.payment.v1.GetPaymentResponse\"\n\x90\x02\x01\xfa\xcf\x18\x03\x01\x02\x03\x12i\n\x0cListPayments\x12%.tally.payment.v1.ListPaymentsRequest\x1a&.tally.payment.v1.ListPaymentsResponse\"\n\x90\x02\x01\xfa\xcf\x18\x03\x01\x02\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -81,49 +82,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEPAYMENTREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RESOLVEPAYMENTREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\031r\027\030@2\023^[A-Za-z0-9._:@-]+$'
   _globals['_PAYMENTSERVICE'].methods_by_name['ConfirmPayment']._loaded_options = None
-  _globals['_PAYMENTSERVICE'].methods_by_name['ConfirmPayment']._serialized_options = b'\220\002\002'
+  _globals['_PAYMENTSERVICE'].methods_by_name['ConfirmPayment']._serialized_options = b'\220\002\002\372\317\030\002\002\003'
   _globals['_PAYMENTSERVICE'].methods_by_name['CancelPayment']._loaded_options = None
-  _globals['_PAYMENTSERVICE'].methods_by_name['CancelPayment']._serialized_options = b'\220\002\002'
+  _globals['_PAYMENTSERVICE'].methods_by_name['CancelPayment']._serialized_options = b'\220\002\002\372\317\030\002\002\003'
   _globals['_PAYMENTSERVICE'].methods_by_name['GetConfirmations']._loaded_options = None
-  _globals['_PAYMENTSERVICE'].methods_by_name['GetConfirmations']._serialized_options = b'\220\002\001'
+  _globals['_PAYMENTSERVICE'].methods_by_name['GetConfirmations']._serialized_options = b'\220\002\001\372\317\030\002\002\003'
   _globals['_PAYMENTSERVICE'].methods_by_name['ResolvePayment']._loaded_options = None
-  _globals['_PAYMENTSERVICE'].methods_by_name['ResolvePayment']._serialized_options = b'\220\002\002'
+  _globals['_PAYMENTSERVICE'].methods_by_name['ResolvePayment']._serialized_options = b'\220\002\002\372\317\030\001\003'
   _globals['_PAYMENTSERVICE'].methods_by_name['GetPayment']._loaded_options = None
-  _globals['_PAYMENTSERVICE'].methods_by_name['GetPayment']._serialized_options = b'\220\002\001'
+  _globals['_PAYMENTSERVICE'].methods_by_name['GetPayment']._serialized_options = b'\220\002\001\372\317\030\003\001\002\003'
   _globals['_PAYMENTSERVICE'].methods_by_name['ListPayments']._loaded_options = None
-  _globals['_PAYMENTSERVICE'].methods_by_name['ListPayments']._serialized_options = b'\220\002\001'
-  _globals['_PAYMENT']._serialized_start=142
-  _globals['_PAYMENT']._serialized_end=816
-  _globals['_PAYMENT_STATE']._serialized_start=686
-  _globals['_PAYMENT_STATE']._serialized_end=816
-  _globals['_CONFIRMPAYMENTREQUEST']._serialized_start=819
-  _globals['_CONFIRMPAYMENTREQUEST']._serialized_end=1224
-  _globals['_CONFIRMPAYMENTRESPONSE']._serialized_start=1226
-  _globals['_CONFIRMPAYMENTRESPONSE']._serialized_end=1312
-  _globals['_CANCELPAYMENTREQUEST']._serialized_start=1315
-  _globals['_CANCELPAYMENTREQUEST']._serialized_end=1592
-  _globals['_CANCELPAYMENTRESPONSE']._serialized_start=1594
-  _globals['_CANCELPAYMENTRESPONSE']._serialized_end=1679
-  _globals['_GETPAYMENTREQUEST']._serialized_start=1681
-  _globals['_GETPAYMENTREQUEST']._serialized_end=1776
-  _globals['_GETPAYMENTRESPONSE']._serialized_start=1778
-  _globals['_GETPAYMENTRESPONSE']._serialized_end=1842
-  _globals['_LISTPAYMENTSREQUEST']._serialized_start=1845
-  _globals['_LISTPAYMENTSREQUEST']._serialized_end=2260
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=2262
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=2354
-  _globals['_GETCONFIRMATIONSREQUEST']._serialized_start=2356
-  _globals['_GETCONFIRMATIONSREQUEST']._serialized_end=2450
-  _globals['_GETCONFIRMATIONSRESPONSE']._serialized_start=2453
-  _globals['_GETCONFIRMATIONSRESPONSE']._serialized_end=2647
-  _globals['_GETCONFIRMATIONSRESPONSE_CONFIRMATION']._serialized_start=2561
-  _globals['_GETCONFIRMATIONSRESPONSE_CONFIRMATION']._serialized_end=2647
-  _globals['_RESOLVEPAYMENTREQUEST']._serialized_start=2650
-  _globals['_RESOLVEPAYMENTREQUEST']._serialized_end=3182
-  _globals['_RESOLVEPAYMENTREQUEST_OUTCOME']._serialized_start=3072
-  _globals['_RESOLVEPAYMENTREQUEST_OUTCOME']._serialized_end=3182
-  _globals['_RESOLVEPAYMENTRESPONSE']._serialized_start=3184
-  _globals['_RESOLVEPAYMENTRESPONSE']._serialized_end=3270
-  _globals['_PAYMENTSERVICE']._serialized_start=3273
-  _globals['_PAYMENTSERVICE']._serialized_end=3910
+  _globals['_PAYMENTSERVICE'].methods_by_name['ListPayments']._serialized_options = b'\220\002\001\372\317\030\003\001\002\003'
+  _globals['_PAYMENT']._serialized_start=173
+  _globals['_PAYMENT']._serialized_end=847
+  _globals['_PAYMENT_STATE']._serialized_start=717
+  _globals['_PAYMENT_STATE']._serialized_end=847
+  _globals['_CONFIRMPAYMENTREQUEST']._serialized_start=850
+  _globals['_CONFIRMPAYMENTREQUEST']._serialized_end=1255
+  _globals['_CONFIRMPAYMENTRESPONSE']._serialized_start=1257
+  _globals['_CONFIRMPAYMENTRESPONSE']._serialized_end=1343
+  _globals['_CANCELPAYMENTREQUEST']._serialized_start=1346
+  _globals['_CANCELPAYMENTREQUEST']._serialized_end=1623
+  _globals['_CANCELPAYMENTRESPONSE']._serialized_start=1625
+  _globals['_CANCELPAYMENTRESPONSE']._serialized_end=1710
+  _globals['_GETPAYMENTREQUEST']._serialized_start=1712
+  _globals['_GETPAYMENTREQUEST']._serialized_end=1807
+  _globals['_GETPAYMENTRESPONSE']._serialized_start=1809
+  _globals['_GETPAYMENTRESPONSE']._serialized_end=1873
+  _globals['_LISTPAYMENTSREQUEST']._serialized_start=1876
+  _globals['_LISTPAYMENTSREQUEST']._serialized_end=2291
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=2293
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=2385
+  _globals['_GETCONFIRMATIONSREQUEST']._serialized_start=2387
+  _globals['_GETCONFIRMATIONSREQUEST']._serialized_end=2481
+  _globals['_GETCONFIRMATIONSRESPONSE']._serialized_start=2484
+  _globals['_GETCONFIRMATIONSRESPONSE']._serialized_end=2678
+  _globals['_GETCONFIRMATIONSRESPONSE_CONFIRMATION']._serialized_start=2592
+  _globals['_GETCONFIRMATIONSRESPONSE_CONFIRMATION']._serialized_end=2678
+  _globals['_RESOLVEPAYMENTREQUEST']._serialized_start=2681
+  _globals['_RESOLVEPAYMENTREQUEST']._serialized_end=3213
+  _globals['_RESOLVEPAYMENTREQUEST_OUTCOME']._serialized_start=3103
+  _globals['_RESOLVEPAYMENTREQUEST_OUTCOME']._serialized_end=3213
+  _globals['_RESOLVEPAYMENTRESPONSE']._serialized_start=3215
+  _globals['_RESOLVEPAYMENTRESPONSE']._serialized_end=3301
+  _globals['_PAYMENTSERVICE']._serialized_start=3304
+  _globals['_PAYMENTSERVICE']._serialized_end=3978
 # @@protoc_insertion_point(module_scope)
