@@ -23,7 +23,7 @@ NEXT_STEPS: Final = {
     "REPLICA_NOT_READY": "Repeat the call: another replica answers. Nothing was done.",
     "PAUSED": "Tell your user, and try again after RetryInfo; channels do not. Nothing was done.",
     "TOKEN_MISSING": "Send a token: `authorization: Bearer …` ([identity](guides/identity.md)).",
-    "TOKEN_INVALID": "Get another token; `problem` in the metadata says what is wrong with this one.",
+    "TOKEN_INVALID": "Get another token; `problem` in the metadata says what is wrong with it.",
     "TOKEN_EXPIRED": "Repeat the call, or open the stream again, with a new token.",
     "NOT_PERMITTED": "Nothing: the caller may not do this ([access](access.md)).",
     "RATE_LIMITED": "Repeat the call after RetryInfo, with a valid token.",

@@ -32,11 +32,13 @@ WITHOUT_REQUEST_ID: Final = {"SetCartItem", "ClearCart"}
 """Mutations that are not idempotent."""
 BULK: Final = {"BatchWrite", "BatchIssueCoupons"}
 """Mutations of many items, each of which has a request_id and an error of its own."""
+OF_CALLERS: Final = frozenset(each.reason for each in reasons.GUARDED)
+"""Reasons that the comment of each service names, for all of its methods."""
 OF_EVERY_SERVICE: Final = frozenset(
     {
         *("OVERLOADED", "INTERNAL", "DEADLINE_EXCEEDED", "DEADLINE_TOO_SHORT"),
         *("PEER_UNAVAILABLE", "REPLICA_NOT_READY", "REPLICA_STOPPING", "PAUSED"),
-        *("TOKEN_MISSING", "TOKEN_INVALID", "TOKEN_EXPIRED", "NOT_PERMITTED", "RATE_LIMITED"),
+        *OF_CALLERS,
     }
 )
 """Reasons that comments in the .proto files do not name method by method."""
