@@ -50,8 +50,9 @@ its effect.
 
 ## Any method
 
-*Writes* change something; most take a request_id. *Lists* take a page_token. An *item* is one of a
-bulk call's, and has its error in its result.
+*Not public* are the methods that need a token where identity is on ([access](access.md)). *Writes*
+change something; most take a request_id. *Lists* take a page_token. An *item* is one of a bulk
+call's, and has its error in its result.
 
 | of | code | reason | RetryInfo | meaning | what the caller does |
 |---|---|---|---|---|---|
@@ -133,6 +134,7 @@ class _Meanings:
 def _common_rows(meanings: _Meanings) -> Iterator[str]:
     groups: Mapping[str, Iterable[type[Refusal]]] = {
         "any call": reasons.ANY_CALL,
+        "not public": reasons.GUARDED,
         "writes": reasons.WRITE,
         "with request_id": reasons.WITH_REQUEST_ID,
         "lists": reasons.LIST,
