@@ -41,7 +41,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> FakeServices:
     fakes = FakeServices()
 
     @asynccontextmanager
-    async def open_fakes(_settings: OrderSettings) -> AsyncIterator[Services]:
+    async def open_fakes(_settings: OrderSettings, _token: object) -> AsyncIterator[Services]:
         yield fakes.clients()
 
     monkeypatch.setattr(wiring, "open_services", open_fakes)
