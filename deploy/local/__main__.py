@@ -53,7 +53,7 @@ def up(
     without_redis
         Run without Redis locks.
     monitoring
-        Start Prometheus and Alertmanager too, with the rules in deploy/monitoring.
+        Start the audit, Prometheus and Alertmanager too, with the rules in deploy/monitoring.
     """
     plan = Plan(
         data_dir=data_dir.absolute(),
