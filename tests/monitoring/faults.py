@@ -133,6 +133,9 @@ async def commits_slow(watched: Watched) -> AsyncIterator[None]:
 async def ledger_locked(watched: Watched) -> AsyncIterator[None]:
     """A migration has locked a table that many read."""
     async with watched.client() as tally, watched.superuser("balance") as session:
+        await tally.balance.charge_balance(
+            ChargeBalanceRequest(user_id=HELD_USER, amount=won(1_000), request_id="held:c")
+        )
         request = ListLedgerEntriesRequest(user_id=HELD_USER, currency_code="KRW")
 
         async def read() -> None:
