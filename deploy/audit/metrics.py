@@ -44,7 +44,8 @@ BREACHES: Final = Gauge(
 STANDING: Final = Gauge(
     "tally_audit_standing_minor",
     "Money that was taken and stands by a person's decision, in minor units, by currency, in the "
-    "last full verdict: no order and no user holds it.",
+    "last full verdict: no order and no user holds it. 0 for the other currencies of which Tally "
+    "took any.",
     ("currency",),
     registry=REGISTRY,
 )

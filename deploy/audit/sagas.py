@@ -58,8 +58,8 @@ async def compare(
     found.add_figure(participant.invariants[0], _figure(participant, uses, direct))
     if participant.of_money:
         for (use, currency), amount in uses.items():
-            if use is Use.STANDING:
-                found.standing_minor[currency] += amount
+            # 0 too: whoever watches the sum of a currency sees that nothing stands.
+            found.standing_minor[currency] += amount if use is Use.STANDING else 0
     return uses
 
 

@@ -55,7 +55,7 @@ def up(
     without_redis
         Run without Redis locks.
     monitoring
-        Start Prometheus and Alertmanager too, with the rules in deploy/monitoring.
+        Start the audit, Prometheus and Alertmanager too, with the rules in deploy/monitoring.
     auth
         Ask for tokens: the stack makes keys, and prints tokens to try.
     """

@@ -28,7 +28,8 @@ MetricsPort = Annotated[
     cyclopts.Parameter(
         env_var="TALLY_METRICS_PORT",
         help="M: the metrics page of balance listens on M+1, those of coupon, order and payment "
-        "on M+2 to M+4, those of further replicas 100 above. By default 10 above the base port.",
+        "on M+2 to M+4, those of further replicas 100 above, that of the audit on M+5. By default "
+        "10 above the base port.",
     ),
 ]
 GatewayLatency = Annotated[

@@ -2,7 +2,7 @@
 
 lock            held while a runner or an audit uses the directory
 state.json      the addresses of the databases, for the audit
-postgres/ valkey/ logs/ gateway.sqlite3 gateway.key
+postgres/ valkey/ logs/ monitoring/ audit/ gateway.sqlite3 gateway.key
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""Prometheus and Alertmanager beside a local stack, with the files of deploy/monitoring."""
+"""What watches a local stack: the audit, and Prometheus and Alertmanager with the files of
+deploy/monitoring.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +14,7 @@ from typing import Any, Final
 import httpx
 import yaml
 
-from deploy.local.plan import PROJECT, Plan
+from deploy.local.plan import AUDIT, PROJECT, SERVICES, Backends, Plan
 from deploy.local.processes import HOST, Child, LocalServer, plain_path
 
 MONITORING: Final = PROJECT / "deploy" / "monitoring"
@@ -26,11 +29,13 @@ CALL_LIMIT_S: Final = 1.0
 class _Monitor(LocalServer):
     """A server that says over HTTP when it is ready."""
 
+    ready_path = "/-/ready"
+
     def _is_ready(self, child: Child) -> bool:
         if child.exit_code() is not None:
             return False
         try:
-            reply = httpx.get(f"{self.url}/-/ready", timeout=CALL_LIMIT_S, trust_env=False)
+            reply = httpx.get(f"{self.url}{self.ready_path}", timeout=CALL_LIMIT_S, trust_env=False)
         except httpx.HTTPError:
             return False
         return reply.is_success
@@ -38,6 +43,30 @@ class _Monitor(LocalServer):
     @property
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
+
+
+class AuditServer(_Monitor):
+    """`python -m deploy.audit serve`, with its metrics page on ``port``."""
+
+    ready_path = "/metrics"
+    port_option = "--metrics-port 61050"
+
+    def __init__(self, directory: Path, port: int, log_file: Path) -> None:
+        """``directory``: of the checkpoint."""
+        super().__init__(f"{AUDIT}-0", port, log_file)
+        self.environment: Mapping[str, str] = {}
+        """Its settings, known when the databases run. Set before it starts."""
+        self._directory = directory
+
+    def _spawn(self) -> Child:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Child(
+            self.name,
+            [sys.executable, "-m", "deploy.audit", "serve"],
+            log_file=self.log_file,
+            env=self.environment,
+            cwd=PROJECT,
+        )
 
 
 class AlertmanagerServer(_Monitor):
@@ -135,8 +164,29 @@ def alertmanager_config() -> dict[str, Any]:
     return config
 
 
-def installed_monitors(plan: Plan, report: Callable[[str], None]) -> list[LocalServer]:
-    """Those of the two that are installed, not started; ``report`` gets what is missing."""
+def planned_audit(plan: Plan, named: Backends, report: Callable[[str], None]) -> AuditServer | None:
+    """The audit of a stack, not started. None if it cannot read all books: ``report`` says why.
+
+    ``named``: the databases that are not the runner's own.
+    """
+    unread = [service for service, urls in named.databases.items() if not urls.audit]
+    absent = [service for service in SERVICES if service not in plan.services]
+    if unread:
+        report(f"no audit: TALLY_{unread[0].upper()}_AUDIT_DATABASE_URL is not set")
+    elif absent:
+        report(f"no audit: the stack has no {absent[0]} service")
+    else:
+        log_file = plan.data_dir / "logs" / f"{AUDIT}-0.log"
+        return AuditServer(plan.data_dir / AUDIT, plan.metrics_page_port(AUDIT), log_file)
+    return None
+
+
+def installed_monitors(
+    plan: Plan, pages: Mapping[str, Sequence[str]], report: Callable[[str], None]
+) -> list[LocalServer]:
+    """Prometheus and Alertmanager if they are installed, not started; ``report`` gets what is
+    missing. ``pages``: the addresses of all metrics pages, by service.
+    """
     found = {name: shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")}
     missing = [name for name, program in found.items() if program is None]
     if missing:
@@ -153,7 +203,6 @@ def installed_monitors(plan: Plan, report: Callable[[str], None]) -> list[LocalS
         log_file = logs / "alertmanager.log"
         monitors.append(AlertmanagerServer(program, directory / "alertmanager", port, log_file))
     if program := found["prometheus"]:
-        pages = {service: plan.metrics_addresses(service) for service in plan.services}
         config = prometheus_config(pages, alertmanager=alertmanager)
         log_file = logs / "prometheus.log"
         port = plan.port("prometheus")

@@ -3,7 +3,7 @@
 Ports on 127.0.0.1, from the base P (default 50050): P+1 balance, P+2 coupon, P+3 order,
 P+4 payment, and 100 more for each further replica; P+5 gateway simulator, P+6 PostgreSQL,
 P+7 Valkey, P+8 Prometheus, P+9 Alertmanager. The metrics pages: M+1 to M+4, and 100 more for each
-further replica; M is P+10 unless it is given.
+further replica; M+5 that of the audit; M is P+10 unless it is given.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SERVICES: Final = tuple(PORT_OFFSETS)
 SERVER_OFFSETS: Final = {"gateway": 5, "postgres": 6, "valkey": 7}
 MONITORING_OFFSETS: Final = {"prometheus": 8, "alertmanager": 9}
 METRICS_OFFSET: Final = 10
+AUDIT: Final = "audit"
+PAGE_OFFSETS: Final = PORT_OFFSETS | {AUDIT: 5}
 REPLICA_STEP: Final = 100
 PORT_MAX: Final = 65535
 
@@ -47,7 +49,7 @@ class Plan:
     metrics_port: int | None = None
     """The base of the metrics pages' ports; None: METRICS_OFFSET above ``base_port``."""
     monitoring: bool = False
-    """Whether Prometheus and Alertmanager run too, where they are installed."""
+    """Whether the audit runs too, and Prometheus and Alertmanager where they are installed."""
     gateway_latency_ms: tuple[int, int] = (100, 500)
     redis: bool = True
     auth: bool = False
@@ -68,9 +70,10 @@ class Plan:
         offsets = PORT_OFFSETS | SERVER_OFFSETS | MONITORING_OFFSETS
         return self.base_port + offsets[name] + REPLICA_STEP * replica
 
-    def metrics_page_port(self, service: str, replica: int) -> int:
+    def metrics_page_port(self, service: str, replica: int = 0) -> int:
+        """The port of the metrics page of a service's replica, or of the audit."""
         base = self.base_port + METRICS_OFFSET if self.metrics_port is None else self.metrics_port
-        return base + PORT_OFFSETS[service] + REPLICA_STEP * replica
+        return base + PAGE_OFFSETS[service] + REPLICA_STEP * replica
 
     @property
     def identity_dir(self) -> Path:
@@ -86,9 +89,15 @@ class Plan:
             f"{HOST}:{self.metrics_page_port(service, replica)}" for replica in range(self.replicas)
         ]
 
+    def metrics_pages(self, *, audit: bool = False) -> dict[str, list[str]]:
+        """The addresses of all metrics pages by service, with that of the audit if it runs."""
+        pages = {service: self.metrics_addresses(service) for service in self.services}
+        return pages | ({AUDIT: [f"{HOST}:{self.metrics_page_port(AUDIT)}"]} if audit else {})
+
     def _check_ports(self) -> None:
         replicas = range(self.replicas)
         pages = {self.metrics_page_port(name, each) for name in SERVICES for each in replicas}
+        pages.add(self.metrics_page_port(AUDIT))
         others = {self.port(name, each) for name in SERVICES for each in replicas}
         others |= {self.port(name) for name in SERVER_OFFSETS | MONITORING_OFFSETS}
         for option, ports in (("base port", others), ("metrics port", pages)):
@@ -193,3 +202,20 @@ def replica_environment(
     named = {f"TALLY_{service.upper()}_{name}": value for name, value in settings.items()}
     # grpcurl, with which a user explores the local stack, needs reflection.
     return {"TALLY_REFLECTION": "true"} | plain_environment() | named
+
+
+def audit_environment(plan: Plan, backends: Backends) -> dict[str, str]:
+    """That of ``python -m deploy.audit serve`` beside a stack."""
+    settings = {
+        "TALLY_AUDIT_REPLICA": f"{AUDIT}-0",
+        "TALLY_AUDIT_METRICS_BIND": f"{HOST}:{plan.metrics_page_port(AUDIT)}",
+        "TALLY_AUDIT_CHECKPOINT": str(plan.data_dir / AUDIT / "checkpoint.json"),
+    }
+    for service, urls in backends.databases.items():
+        settings[f"TALLY_{service.upper()}_AUDIT_DATABASE_URL"] = urls.audit
+    if backends.gateway_url and backends.gateway_secret_key:
+        settings |= {
+            "TALLY_PAYMENT_GATEWAY_URL": backends.gateway_url,
+            "TALLY_PAYMENT_GATEWAY_SECRET_KEY": backends.gateway_secret_key,
+        }
+    return plain_environment() | settings

@@ -225,6 +225,8 @@ class LocalServer(Startable):
 
     start_limit_s = 30.0
     stop_limit_s = 5.0
+    port_option = "--base-port 60050"
+    """What chooses another port, for the message that it is taken."""
     stop_signal = signal.SIGTERM
     kill_signal = signal.SIGKILL
 
@@ -249,7 +251,7 @@ class LocalServer(Startable):
         """
         any_port = self.port == 0
         if not any_port:
-            require_free_port(self.port, self.name)
+            require_free_port(self.port, self.name, option=self.port_option)
         for _ in range(FREE_PORT_ATTEMPTS):
             self.port = free_port() if any_port else self.port
             child = self._launch()

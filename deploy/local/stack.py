@@ -17,17 +17,26 @@ from common.rpc.probe import status_of
 from deploy.local.data_dir import locked
 from deploy.local.gateway.simulator import GatewaySimulator
 from deploy.local.identities import Identities
-from deploy.local.monitors import installed_monitors
+from deploy.local.monitors import AuditServer, installed_monitors, planned_audit
 from deploy.local.plan import (
     GATEWAY_RECORD,
     PROJECT,
     Plan,
+    audit_environment,
     migration_environment,
     named_backends,
     replica_environment,
 )
 from deploy.local.postgres import PostgresServer
-from deploy.local.processes import HOST, POLL_S, Child, Startable, require_free_port, stop_all
+from deploy.local.processes import (
+    HOST,
+    POLL_S,
+    Child,
+    LocalServer,
+    Startable,
+    require_free_port,
+    stop_all,
+)
 from deploy.local.secret_files import kept_password, write_json
 from deploy.local.state import write_state
 from deploy.local.valkey import ValkeyServer
@@ -72,7 +81,12 @@ class Stack(Startable):
             self._gateway: "payment" in plan.services and not named.gateway_url,
         }
         self._servers = [server for server, is_needed in needed.items() if is_needed]
-        self._monitors = installed_monitors(plan, report) if plan.monitoring else []
+        self._audit: AuditServer | None = None
+        if plan.monitoring:
+            self._audit = planned_audit(plan, named, report)
+        self.pages = plan.metrics_pages(audit=self._audit is not None)
+        """The addresses of the metrics pages, by service."""
+        self._monitors = installed_monitors(plan, self.pages, report) if plan.monitoring else []
 
     def start(self) -> None:
         """Return when every replica is ready."""
@@ -87,6 +101,10 @@ class Stack(Startable):
         self._start_servers()
         self._migrate()
         self._start_replicas()
+        if self._audit is not None:
+            self._audit.environment = audit_environment(self.plan, self.backends)
+            self._exits.enter_context(self._audit)
+            self._report(f"{self._audit.name:<12} {'':<15}   metrics {self._audit.url}/metrics")
         for monitor in self._monitors:
             self._exits.enter_context(monitor)
             self._report(f"{monitor.name:<12} http://{HOST}:{monitor.port}")
@@ -104,7 +122,7 @@ class Stack(Startable):
         databases = self.backends.databases.values()
         return {
             "services": {name: self.plan.addresses(name) for name in self.plan.services},
-            "metrics": {name: self.plan.metrics_addresses(name) for name in self.plan.services},
+            "metrics": self.pages,
             "gateway": self.backends.gateway_url,
             "postgres": self._postgres.admin_url if own_postgres else next(iter(databases)).runtime,
             "redis": self.backends.redis_url,
@@ -121,7 +139,7 @@ class Stack(Startable):
 
     def newly_dead(self) -> list[Child]:
         """The processes that have ended since the last call: servers first, then replicas."""
-        servers = (*self._servers, *self._monitors)
+        servers = (*self._servers, *self._beside)
         children = [*(server.child for server in servers), *self.replicas.values()]
         dead = [
             child
@@ -141,8 +159,13 @@ class Stack(Startable):
                     f"the metrics page of {service}-{replica}",
                     option="--metrics-port 61050",
                 )
-        for server in (*self._servers, *self._monitors):
-            require_free_port(server.port, server.name)
+        for server in (*self._servers, *self._beside):
+            require_free_port(server.port, server.name, option=server.port_option)
+
+    @property
+    def _beside(self) -> list[LocalServer]:
+        """What no service needs: the audit, and the monitors."""
+        return [*([self._audit] if self._audit else []), *self._monitors]
 
     def _start_servers(self) -> None:
         """Start those that the environment does not name, and describe all in ``backends``."""
@@ -165,7 +188,7 @@ class Stack(Startable):
                 gateway_url=self._gateway.url,
                 gateway_secret_key=self._gateway.secret_key,
             )
-        write_state(plan, self.backends.databases, named.databases)
+        write_state(plan, self.backends.databases, named.databases, self.pages)
 
     def _migrate(self) -> None:
         """Migrate all databases at the same time."""

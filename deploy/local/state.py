@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,23 +21,29 @@ STATE_FILE: Final = "state.json"
 
 
 def write_state(
-    plan: Plan, databases: Mapping[str, ServiceUrls], external: Mapping[str, ServiceUrls]
+    plan: Plan,
+    databases: Mapping[str, ServiceUrls],
+    external: Mapping[str, ServiceUrls],
+    pages: Mapping[str, Sequence[str]],
 ) -> None:
     """Record the audit role's addresses, which databases are not on the runner's server, and where
-    the metrics pages are.
+    the metrics pages are, by service.
     """
     write_json(
         plan.data_dir / STATE_FILE,
         {
             "audit_urls": {service: urls.audit for service, urls in databases.items()},
             "outside": sorted(external),
-            "metrics": {service: plan.metrics_addresses(service) for service in plan.services},
+            "metrics": pages,
         },
     )
 
 
 def metrics_pages(data_dir: Path) -> dict[str, list[str]]:
-    """The addresses of the metrics pages of each service's replicas. Raises RunnerError."""
+    """The addresses of the metrics pages of each service's replicas, and of the audit if it runs.
+
+    Raises RunnerError.
+    """
     state = read_json(data_dir / STATE_FILE)
     if state is None or "metrics" not in state:
         raise RunnerError(f"no stack has been started in {data_dir}: run `make up` first")

@@ -22,7 +22,7 @@ from deploy.watch.cells import (
     time,
     total,
 )
-from deploy.watch.figures import BAD, GOOD, QUIET, seconds, share, sparkline, styled
+from deploy.watch.figures import BAD, GOOD, QUIET, number, seconds, share, sparkline, styled
 from deploy.watch.history import SPARKS, History
 
 NOT_SERVED: Final = frozenset(services.NOT_SERVED["code"].split("|"))
@@ -199,6 +199,20 @@ def saga_ends(history: History) -> Table:
     return made
 
 
+def audit(history: History) -> Text:
+    """The last verdict on the books, and what stands in books that balance."""
+    ages = history.values(money.AUDIT_AGE)
+    if not ages:
+        return Text("no verdict", QUIET)
+    breaches = history.value(money.BREACHES)
+    verdict = Text(f"{breaches:.0f} breaches", BAD) if breaches else Text("holds", GOOD)
+    verdict.append(" ").append_text(time(min(ages.values()))).append(" ago", QUIET)
+    for (currency,), amount_minor in sorted(history.values(money.STANDING).items()):
+        if amount_minor and not breaches:
+            verdict.append(f", {currency} {number(amount_minor)} stands")
+    return verdict
+
+
 def payments(history: History) -> Table:
     """Payments that are to be settled with the gateway, and what is bought and paid."""
     made = pairs()
@@ -210,7 +224,7 @@ def payments(history: History) -> Table:
         if count > 0:
             text.append(", the oldest ", QUIET).append_text(time(age, limits))
         made.add_row(meaning, text)
-    made.add_row("")
+    made.add_row("audit", audit(history))
     rates = {
         group[0].rpartition("/")[2]: rate
         for panel in (money.ORDERS, money.LEDGER, money.COUPONS)

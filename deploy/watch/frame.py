@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from deploy.monitoring.views import contention, services
+from deploy.local.plan import AUDIT
+from deploy.monitoring.views import contention, money, services
 from deploy.watch import boxes
 from deploy.watch.cells import total
 from deploy.watch.figures import BAD, GOOD, QUIET
@@ -80,12 +81,14 @@ def _replicas(replicas: Collection[str], history: History) -> Text:
     """How many replicas serve, and what does not."""
     ready = total(history.values(services.READY))
     serving = 0 if math.isnan(ready) else int(ready)
-    text = Text(
-        f"{serving} of {len(replicas)} replicas serve", GOOD if serving == len(replicas) else BAD
-    )
+    # The audit has a page, and serves no calls.
+    wanted = sum(not replica.startswith(f"{AUDIT}-") for replica in replicas)
+    text = Text(f"{serving} of {wanted} replicas serve", GOOD if serving == wanted else BAD)
     away = sorted(set(replicas) - history.now.replicas)
     if away:
         text.append(f", {', '.join(away)} away" if len(away) < 3 else f", {len(away)} away", BAD)
+    if any(history.values(money.BREACHES).values()):
+        text.append(", the books do not balance", BAD)
     if any(history.values(contention.REDIS_ABSENT).values()):
         text.append(", locking without Redis", BAD)
     circuits = {

@@ -15,7 +15,7 @@ SHORTEST_S: Final = 2
 """A rate needs two scrapes in its window."""
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION: Final = r"(\d+)([smhd])"
-_OLDEST: Final = re.compile(r"(_oldest_seconds[^>]*> )(\d+)")
+_OLDEST: Final = re.compile(r"((?:_oldest|_age)_seconds[^>]*> )(\d+)")
 
 
 def shortened(directory: Path) -> Path:

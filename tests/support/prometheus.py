@@ -63,11 +63,14 @@ class PrometheusClient:
 def running_prometheus(
     plan: Plan, directory: Path, *, rules: Path = RULES
 ) -> Iterator[PrometheusClient]:
-    """Prometheus on a free port, for the stack of the plan. Enter it in the main thread."""
+    """Prometheus on a free port, for the stack of the plan and its audit. Enter it in the main
+    thread.
+    """
     program = shutil.which("prometheus")
     assert program is not None
-    pages = {service: plan.metrics_addresses(service) for service in plan.services}
-    config = prometheus_config(pages, interval=SCRAPE_INTERVAL, rules=rules)
+    config = prometheus_config(
+        plan.metrics_pages(audit=True), interval=SCRAPE_INTERVAL, rules=rules
+    )
     log_file = directory / "prometheus.log"
     with PrometheusServer(program, directory, 0, log_file, config) as server:
         api = f"{server.url}/api/v1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.monitoring.panels import Limits, Line, Panel, Row, Shape, Unit, View
-from deploy.monitoring.queries import Now, Quantile, Rate, Series
+from deploy.monitoring.queries import Now, Quantile, Rate, Series, Since
 from deploy.monitoring.readings import INSTANCE
 
 ACTIVE: Final = "tally_active_sagas"
@@ -94,6 +94,44 @@ LOSSES: Final = Panel(
     Unit.PER_MINUTE,
     (Line(Rate(Series("tally_saga_losses_total"), (INSTANCE,), 60)),),
     width=12,
+)
+BREACHES: Final = Panel(
+    "Breaches in the last verdict of the audit",
+    "Invariants of the books that do not hold. Any is a defect, or somebody changed a database: "
+    "the line audit_verdict in the log of the audit has each.",
+    Unit.NUMBER,
+    (Line(Now("max", Series("tally_audit_breaches"))),),
+    Shape.FIGURE,
+    Limits(1, 1),
+    width=6,
+)
+AUDIT_AGE: Final = Panel(
+    "Time since the last verdict of the audit",
+    "Seconds since an audit ended with a verdict, by scope: recent checks what was touched, "
+    "hourly; full everything, nightly.",
+    Unit.SECONDS,
+    (Line(Since(Series("tally_audit_completion_timestamp_seconds"), ("scope",))),),
+    Shape.FIGURE,
+    width=6,
+)
+STANDING: Final = Panel(
+    "Money that stands",
+    "Money that neither an order nor a user holds, by a person's decision, in minor units by "
+    "currency, in the last full verdict.",
+    Unit.NUMBER,
+    (Line(Now("max", Series("tally_audit_standing_minor"), ("currency",))),),
+    Shape.FIGURE,
+    width=6,
+)
+NEW_STANDING: Final = Panel(
+    "New cases of what stands",
+    "Effects that stand and that the last full verdict saw first: for a second pair of eyes. The "
+    "line audit_verdict in the log of the audit names them.",
+    Unit.NUMBER,
+    (Line(Now("max", Series("tally_audit_new_standing"))),),
+    Shape.FIGURE,
+    Limits(1, 10),
+    width=6,
 )
 SAGAS: Final = Panel(
     "Sagas on their way",
@@ -236,6 +274,7 @@ VIEW: Final = View(
                 *(FAILED_UNDOS, FAILED_UNDO_AGE),
             ),
         ),
+        Row("Audit", (BREACHES, AUDIT_AGE, STANDING, NEW_STANDING)),
         Row(
             "Sagas",
             (

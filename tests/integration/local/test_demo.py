@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,10 @@ import pytest
 from deploy.local.data_dir import locked
 from deploy.local.demo.fresh_data_dir import MARKER, prepare_data_dir
 from deploy.local.errors import RunnerError
-from deploy.local.plan import PROJECT, SERVICES, Plan
+from deploy.local.monitors import AuditServer
+from deploy.local.plan import AUDIT, PROJECT, SERVICES, Backends, Plan, audit_environment
+from deploy.local.postgres_roles import ServiceUrls
+from deploy.local.state import audit_urls
 from deploy.monitoring.panels import Line, View
 from deploy.monitoring.views import VIEWS
 from tests.integration.local.test_runner import (
@@ -129,9 +133,24 @@ def ended_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndedDemo]:
         )
         exit_code = demo.process.wait(DEMO_LIMIT_S)
         demo.assert_nothing_left(descendants)
+        if prometheus is not None:
+            let_audit_be_scraped(plan, demo.data_dir, prometheus)
         yield EndedDemo(
             demo.data_dir, exit_code, demo.output, picture.stdout + picture.stderr, prometheus
         )
+
+
+def let_audit_be_scraped(plan: Plan, data_dir: Path, prometheus: PrometheusClient) -> None:
+    """Audit the books that the demo left as `make up MONITORING=1` does, for the panels."""
+    log_file = data_dir / "logs" / "audit-0.log"
+    audit = AuditServer(data_dir / AUDIT, plan.metrics_page_port(AUDIT), log_file)
+    with audit_urls(data_dir) as urls:
+        databases = {name: ServiceUrls("", "", url) for name, url in urls.items()}
+        own = dataclasses.replace(plan, data_dir=data_dir)
+        audit.environment = audit_environment(own, Backends(databases, "", "", ""))
+        with audit:
+            # The panels are evaluated once a second, at any time of it.
+            wait_for(lambda: len(prometheus.values("tally_audit_standing_minor")) >= 3)
 
 
 def test_books_balance_after_a_kill_and_no_process_is_left(ended_demo: EndedDemo) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from deploy.local.errors import RunnerError
-from deploy.local.plan import PROJECT, SERVICES, Backends, Plan, replica_environment
+from deploy.local.monitors import planned_audit
+from deploy.local.plan import (
+    PROJECT,
+    SERVICES,
+    Backends,
+    Plan,
+    audit_environment,
+    replica_environment,
+)
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.tour import grpcurl_lines
 
@@ -27,6 +35,52 @@ def test_metrics_ports(options: dict[str, Any], balance: list[int], payment: lis
     plan = Plan(replicas=2, **options)
     for service, ports in (("balance", balance), ("payment", payment)):
         assert plan.metrics_addresses(service) == [f"127.0.0.1:{port}" for port in ports]
+    assert plan.metrics_page_port("audit") == payment[0] + 1
+
+
+def test_only_an_audit_that_runs_has_a_page() -> None:
+    plan = Plan(replicas=1)
+    assert list(plan.metrics_pages()) == [*SERVICES]
+    assert plan.metrics_pages(audit=True)["audit"] == ["127.0.0.1:50065"]
+
+
+def no_databases(**urls: ServiceUrls) -> Backends:
+    return Backends(urls, "", "", "")
+
+
+@pytest.mark.parametrize(
+    ("services", "named", "reported"),
+    [
+        pytest.param(SERVICES, no_databases(), [], id="the runner's own databases"),
+        pytest.param(
+            SERVICES,
+            no_databases(coupon=ServiceUrls(owner="o", runtime="r", audit="")),
+            ["no audit: TALLY_COUPON_AUDIT_DATABASE_URL is not set"],
+            id="a database whose audit role is not known",
+        ),
+        pytest.param(
+            ("balance", "order", "payment"),
+            no_databases(),
+            ["no audit: the stack has no coupon service"],
+            id="a checkout without a service",
+        ),
+    ],
+)
+def test_audit_runs_if_it_can_read_all_books(
+    services: tuple[str, ...], named: Backends, reported: list[str]
+) -> None:
+    lines = list[str]()
+    audit = planned_audit(Plan(services=services, monitoring=True), named, lines.append)
+    assert (lines, audit is None) == (reported, bool(reported))
+
+
+def test_audit_gets_the_addresses_of_its_role_and_no_others() -> None:
+    urls = ServiceUrls(owner="owner", runtime="runtime", audit="audit")
+    backends = Backends(dict.fromkeys(SERVICES, urls), "redis", "http://gateway", "key")
+    found = audit_environment(Plan(), backends)
+    assert [found[f"TALLY_{name.upper()}_AUDIT_DATABASE_URL"] for name in SERVICES] == ["audit"] * 4
+    assert not {"owner", "runtime", "redis"} & {*found.values()}
+    assert found["TALLY_AUDIT_METRICS_BIND"] == "127.0.0.1:50065"
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,14 @@ def test_the_audit_is_one_pod_of_the_release(audited: Overlay) -> None:
         assert audit.values(path) == server.values(path)
 
 
+def test_the_audit_is_scraped_with_the_servers(audited: Overlay) -> None:
+    file = manifests.DIRECTORY / "components" / "prometheus" / "pod-monitor.yaml"
+    spec = yaml.safe_load(file.read_text(encoding="utf-8"))["spec"]
+    audit = audited.the("Deployment/audit")
+    assert selects(spec["selector"], audit.labels)
+    assert {each["port"] for each in spec["podMetricsEndpoints"]} <= {*audit.ports}
+
+
 def test_the_audit_reads_its_settings_and_the_read_only_roles(
     audited: Overlay, tmp_path: Path
 ) -> None:

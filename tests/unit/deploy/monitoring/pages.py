@@ -19,6 +19,7 @@ METHODS = {
     "order": "tally.order.v1.OrderService/CreateOrder",
     "payment": "tally.payment.v1.PaymentService/ConfirmPayment",
 }
+UNIX_S = 1_800_000_000
 LANES = {"balance": ("account",), "coupon": ("campaign", "coupon"), "order": ("order", "saga")}
 
 
@@ -75,8 +76,22 @@ def page(service: str, replica: int, at_s: float) -> Page:
     return Page(service, f"{service}-{replica}", "\n".join(lines))
 
 
-def reading(at_s: float, *, without: str = "", replicas: int = 2) -> Reading:
-    """All pages, or all but that of one replica."""
+def audit_page(at_s: float, *, breaches: int = 0) -> Page:
+    """The page of the audit, whose last verdict was two minutes ago."""
+    lines = [
+        f'tally_audit_completion_timestamp_seconds{{scope="full"}} {UNIX_S + at_s - 120}',
+        f"tally_audit_breaches {breaches}.0",
+        'tally_audit_standing_minor{currency="KRW"} 12000.0',
+        'tally_audit_standing_minor{currency="USD"} 0.0',
+        "tally_audit_new_standing 1.0",
+    ]
+    return Page("audit", "audit-0", "\n".join(lines))
+
+
+def reading(
+    at_s: float, *, without: str = "", replicas: int = 2, audit: Page | None = None
+) -> Reading:
+    """All pages, or all but that of one replica; with that of the audit if it runs."""
     pages = [page(service, each, at_s) for service in SERVICES for each in range(replicas)]
-    answered = [each for each in pages if each.replica != without]
-    return read_pages(answered, NAMES, taken_s=at_s, unix_s=1_800_000_000 + at_s)
+    answered = [each for each in pages if each.replica != without] + ([audit] if audit else [])
+    return read_pages(answered, NAMES, taken_s=at_s, unix_s=UNIX_S + at_s)

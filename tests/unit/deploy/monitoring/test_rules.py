@@ -23,15 +23,6 @@ SEVERITIES: Final = ("critical", "warning", "none")
 ANNOTATIONS: Final = {"summary", "description", "runbook_url"}
 SCRAPED: Final = {"job", "service", "instance", "le"}
 """Labels that Prometheus adds to every series of Tally, and that of a histogram's buckets."""
-ANNOUNCED: Final = frozenset(
-    {
-        *("tally_lane_lock_wait_seconds_bucket", "tally_lane_lock_hold_seconds_bucket"),
-        "tally_active_failed_compensations",
-        *("tally_audit_completion_timestamp_seconds", "tally_audit_breaches"),
-        "tally_audit_new_standing",
-    }
-)
-"""Metrics that docs/metrics.md does not have: the audit's, and those of a change in progress."""
 SECTIONS: Final = [
     "What it means",
     "What the customer sees",
@@ -90,7 +81,7 @@ EXPRESSIONS: Final = {alert.name: alert.expr for alert in alerts()} | records()
 @pytest.mark.parametrize("rule", EXPRESSIONS)
 def test_every_metric_and_label_of_a_rule_exists(rule: str) -> None:
     own = own_metrics()
-    known = own.keys() | records().keys() | metrics_of_exporters() | ANNOUNCED | {"up"}
+    known = own.keys() | records().keys() | metrics_of_exporters() | {"up"}
     assert names_in(EXPRESSIONS[rule]) - known == set()
     for metric, label in labels_in(EXPRESSIONS[rule]):
         assert metric not in own or label in own[metric] | SCRAPED, (metric, label)

@@ -10,19 +10,23 @@ from rich.console import Console
 from deploy.watch.figures import number, seconds, sparkline
 from deploy.watch.frame import HEIGHT, WIDTH, frame
 from deploy.watch.history import WINDOW_S, History
-from tests.unit.deploy.monitoring.pages import SERVICES, reading
+from tests.unit.deploy.monitoring.pages import SERVICES, audit_page, reading
 
 REPLICAS = [f"{service}-{number}" for service in SERVICES for number in range(2)]
 
 
-def picture(width: int = WIDTH, height: int = HEIGHT, *, without: str = "") -> list[str]:
-    """The lines of the picture after some seconds of even load."""
+def picture(
+    width: int = WIDTH, height: int = HEIGHT, *, without: str = "", breaches: int | None = None
+) -> list[str]:
+    """The lines of the picture after some seconds of even load; ``breaches``: an audit runs."""
     history = History()
-    for at_s in range(1, 13):
-        history.add(reading(float(at_s), without=without))
+    replicas = REPLICAS if breaches is None else [*REPLICAS, "audit-0"]
+    for at_s in map(float, range(1, 13)):
+        audit = None if breaches is None else audit_page(at_s, breaches=breaches)
+        history.add(reading(at_s, without=without, audit=audit))
     console = Console(width=width, color_system=None, file=io.StringIO())
     with console.capture() as captured:
-        console.print(frame(REPLICAS, history), height=height)
+        console.print(frame(replicas, history), height=height)
     return captured.get().rstrip("\n").splitlines()
 
 
@@ -52,6 +56,7 @@ def test_nothing_is_cut_off_at_100_by_30() -> None:
         "going forward                      12      1.4 s",
         "need attention                      2     12 min",
         "unknown     3, the oldest 61.0 s",
+        "audit       no verdict",
         "orders/min  create 3000  pay 0  cancel 0",
     ],
 )
@@ -61,6 +66,20 @@ def test_picture_says(text: str) -> None:
 
 def test_replica_that_does_not_answer_is_named() -> None:
     assert "7 of 8 replicas serve, payment-1 away" in picture(without="payment-1")[0]
+
+
+@pytest.mark.parametrize(
+    ("breaches", "header", "line"),
+    [
+        (0, "8 of 8 replicas serve, circuit", "audit       holds 2 min ago, KRW 12k stands"),
+        (3, "replicas serve, the books do not balance", "audit       3 breaches 2 min ago"),
+    ],
+)
+def test_verdict_of_the_audit_is_shown(breaches: int, header: str, line: str) -> None:
+    lines = picture(breaches=breaches)
+    assert header in lines[0]
+    assert line in "\n".join(lines)
+    assert "…" not in "\n".join(lines)
 
 
 def test_rates_are_those_of_the_last_ten_seconds() -> None:
