@@ -46,7 +46,7 @@ async def test_a_failed_call_counts_until_another_succeeds_or_a_minute_passes(
         assert absent() == 1
         server.reply = b"*1\r\n:0\r\n"
         async with asyncio.timeout(LONG_S):
-            while not (await locks.acquire([("a",)])).acquired:
+            while not (await locks.acquire([("a",)])).acquired:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert absent() == 0
         server.reply = OK
