@@ -33,7 +33,8 @@ _failures = Counter(
 )
 _succeeded = Gauge(
     "tally_background_work_success_timestamp_seconds",
-    "Unix time of the last run of a periodic job that succeeded, by the job's name.",
+    "Unix time of the last run of a periodic job that succeeded, by the job's name; before the "
+    "first one, of the job's start.",
     ("work",),
     registry=REGISTRY,
 )
@@ -165,6 +166,8 @@ async def _repeat(
     failure_of: Callable[[BaseException], str],
 ) -> None:
     await ready.wait()
+    # A first run that hangs is overdue some time later.
+    _succeeded.labels(job.name).set_to_current_time()
     logged = ""
     while not stopping.is_set():
         error = await _error_of(job, stopping)

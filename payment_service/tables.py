@@ -63,6 +63,11 @@ payments = sa.Table(
         postgresql_where=sa.text("cancel_request_id IS NOT NULL"),
     ),
     sa.Index("payments_due", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
+    sa.Index(
+        "payments_refund_refused",
+        "cancel_request_time",
+        postgresql_where=sa.text("state = 'CONFIRMED' AND refund_refusal_code IS NOT NULL"),
+    ),
     sa.Index("payments_by_request", "request_id"),
     sa.Index("payments_to_check", "check_time", postgresql_where=sa.text("check_time IS NOT NULL")),
 )

@@ -10,6 +10,7 @@ Redis while it fails.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from redis.exceptions import ClusterCrossSlotError
 
 from common.ids import new_id
 from common.locking import lane_scripts
-from common.locking.grant_channel import open_channel
+from common.locking.grant_channel import ClusterChannels, GrantChannel, open_channel
 from common.locking.lane_scripts import CHANNEL, MARK
 from common.locking.locks import BusyKey, Grant, Keys, Locks, NoLocks
 from common.locking.redis import (
@@ -50,9 +51,17 @@ _keys = Counter(
 )
 from_zero(_keys, ("held", "busy", "absent", "cross_slot"))
 _log = structlog.stdlib.get_logger()
+ABSENT_S: Final = 60.0
+"""How long a failed call counts if no other call follows: a scrape has to see it."""
+
 _absent = Gauge(
-    "tally_lock_absent", "1 while locking goes on without Redis, else 0.", registry=REGISTRY
+    "tally_lock_absent",
+    "1 while locking goes on without Redis, else 0: its channel, which a PING tries twice in a "
+    "second, is not subscribed, or the last call failed, at most 60 s ago.",
+    registry=REGISTRY,
 )
+_opened: set[RedisLocks] = set()
+_absent.set_function(lambda: any(locks.absent for locks in tuple(_opened)))
 
 
 @asynccontextmanager
@@ -64,8 +73,13 @@ async def open_locks(url: str) -> AsyncIterator[Locks]:
     async with open_redis(url) as redis:
         locks = RedisLocks(redis)
         name = f"{CHANNEL}{locks.process}"
-        async with open_channel(redis, url, name, locks.freed, locks.wake_all):
-            yield locks
+        async with open_channel(redis, url, name, locks.freed, locks.wake_all) as channel:
+            locks.channel = channel
+            _opened.add(locks)
+            try:
+                yield locks
+            finally:
+                _opened.remove(locks)
 
 
 class RedisLocks:
@@ -73,6 +87,7 @@ class RedisLocks:
 
     def __init__(self, redis: Redis | RedisCluster) -> None:
         self.process = new_id()
+        self.channel: GrantChannel | ClusterChannels | None = None
         self._redis = redis
         self._acquire = Script(redis, lane_scripts.ACQUIRE)
         self._release = Script(redis, lane_scripts.RELEASE)
@@ -87,6 +102,15 @@ class RedisLocks:
         arrive later than the message of such a release."""
         self._woken = 0
         """How often all who wait were woken."""
+        self._failed_s: float | None = None
+        """The monotonic time of the last call, if it failed."""
+
+    @property
+    def absent(self) -> bool:
+        """Whether Redis does not reply, as far as is known without a call."""
+        if self.channel is not None and not self.channel.ready:
+            return True
+        return self._failed_s is not None and time.monotonic() - self._failed_s < ABSENT_S
 
     async def acquire(self, wanted: Collection[Keys]) -> Grant:
         """Take the keys of each command that can have all of its own."""
@@ -103,16 +127,16 @@ class RedisLocks:
             )
         except RedisUnavailable:
             # If they were taken and the reply was lost, they expire; others wait 50 ms for them.
-            return _no_grant(token, wanted, "absent")
+            return self._no_grant(token, wanted, "absent")
         finally:
             self._asking.remove(freed)
         if taken is None:
             self._log_cross_slot()
-            return _no_grant(token, wanted, "cross_slot")
+            return self._no_grant(token, wanted, "cross_slot")
         _keys.labels("held").inc(len(taken.acquired))
         _keys.labels("busy").inc(len(set(taken.busy.values())))
         _keys.labels("absent").inc(taken.absent)
-        _absent.set(taken.absent > 0)
+        self._failed_s = time.monotonic() if taken.absent else None
         missed = self._woken != woken
         busy = {
             keys: self._busy_key(key, freed=missed or key in freed)
@@ -154,9 +178,14 @@ class RedisLocks:
                 lambda reply: _read_freed(reply, len(grant.acquired)),
             )
         except RedisUnavailable:
-            _absent.set(1)
+            self._failed_s = time.monotonic()
         else:
-            _absent.set(0)
+            self._failed_s = None
+
+    def _no_grant(self, token: str, wanted: Collection[Keys], outcome: str) -> Grant:
+        self._failed_s = time.monotonic()
+        _keys.labels(outcome).inc(len(set(chain.from_iterable(wanted))))
+        return Grant(token, frozenset())
 
     def _parts(self, wanted: Collection[Keys]) -> list[_Part]:
         """What one script takes: all, or in a cluster the keys of one slot."""
@@ -283,12 +312,6 @@ def _read_taken(replies: object, parts: Sequence[_Part]) -> _Taken | None:
             else:
                 acquired.update(asked)
     return _Taken(frozenset(acquired), busy, absent)
-
-
-def _no_grant(token: str, wanted: Collection[Keys], outcome: str) -> Grant:
-    _absent.set(1)
-    _keys.labels(outcome).inc(len(set(chain.from_iterable(wanted))))
-    return Grant(token, frozenset())
 
 
 def _read_freed(reply: object, owned: int) -> int:

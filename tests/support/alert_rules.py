@@ -15,6 +15,7 @@ SHORTEST_S: Final = 2
 """A rate needs two scrapes in its window."""
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION: Final = r"(\d+)([smhd])"
+_WINDOW: Final = re.compile(rf"\[{_DURATION}(:{_DURATION})?\]")
 _OLDEST: Final = re.compile(r"((?:_oldest|_age)_seconds[^>]*> )(\d+)")
 
 
@@ -26,7 +27,7 @@ def shortened(directory: Path) -> Path:
         for group in content["groups"]:
             group.pop("interval", None)
             for rule in group["rules"]:
-                windows = re.sub(rf"\[{_DURATION}\]", lambda m: f"[{_short(m)}]", rule["expr"])
+                windows = _WINDOW.sub(lambda m: re.sub(_DURATION, _short, m[0]), rule["expr"])
                 rule["expr"] = _OLDEST.sub(lambda m: f"{m[1]}{int(m[2]) / FACTOR:g}", windows)
                 if "for" in rule:
                     rule["for"] = re.sub(_DURATION, _short, rule["for"])

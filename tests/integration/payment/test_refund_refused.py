@@ -9,10 +9,20 @@ import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from common.db.database import Database
+from common.metrics import REGISTRY
 from deploy.local.gateway.simulator import GatewaySimulator
+from payment_service.store.figures import OPEN_PAYMENTS
 from payment_service.tables import payments
 from tally.payment.v1 import payment_pb2 as pb
-from tests.support.payments import cancel, charged, confirm, key_of, only_payment, until
+from tests.support.payments import (
+    cancel,
+    charged,
+    confirm,
+    key_of,
+    only_payment,
+    resolution,
+    until,
+)
 from tests.support.refusals import refused
 
 CODE = "NOT_CANCELABLE_PAYMENT"
@@ -53,6 +63,28 @@ async def test_a_recorded_cancellation_ends_when_it_is_refused(
     with refused("REFUND_REFUSED"):
         await elsewhere.CancelPayment(cancel())
     assert gateway.charges()[key]["cancelCalls"] == 1
+
+
+async def test_a_refused_refund_is_an_open_payment_until_a_person_settles_it(
+    payment: Any, sessions: Database
+) -> None:
+    async def open_payments() -> dict[str, float | None]:
+        await OPEN_PAYMENTS.refresh(sessions)
+        return {
+            state: REGISTRY.get_sample_value("tally_open_payments", {"state": state})
+            for state in ("CONFIRMED", "REFUND_REFUSED")
+        }
+
+    await payment.ConfirmPayment(confirm(key_of("no_refund_")))
+    assert await open_payments() == {"CONFIRMED": 0, "REFUND_REFUSED": 0}
+    with refused("REFUND_REFUSED"):
+        await payment.CancelPayment(cancel())
+    assert await open_payments() == {"CONFIRMED": 0, "REFUND_REFUSED": 1}
+    kept = await only_payment(payment)
+    settled = pb.ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE
+    amount_minor = kept.amount.amount_minor
+    await payment.ResolvePayment(resolution(kept.payment_id, settled, amount_minor=amount_minor))
+    assert await open_payments() == {"CONFIRMED": 0, "REFUND_REFUSED": 0}
 
 
 @pytest.mark.parametrize("prefix", ["", "no_refund_"])

@@ -136,6 +136,25 @@ async def test_jobs_start_when_the_service_is_ready() -> None:
         is_ready.set()
 
 
+async def test_a_job_whose_first_run_hangs_has_the_time_of_its_start() -> None:
+    def time_of(work: str) -> float | None:
+        name = "tally_background_work_success_timestamp_seconds"
+        return REGISTRY.get_sample_value(name, {"work": work})
+
+    begun = asyncio.Event()
+
+    async def hangs(stopping: asyncio.Event) -> None:
+        begun.set()
+        await stopping.wait()
+
+    ready = asyncio.Event()
+    ready.set()
+    job = PeriodicJob("hangs_at_first", SHORT_S, hangs)
+    async with run_periodic_jobs(job, ready=ready, failure_of=failure_of):
+        await begun.wait()
+        assert time_of("hangs_at_first")
+
+
 @pytest.mark.parametrize(
     ("errors", "logged_errors"),
     [
