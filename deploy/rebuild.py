@@ -9,24 +9,18 @@ a time: the memory needed here does not grow with the number of accounts.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from deploy.audit.errors import CannotAudit
+from deploy.audit.databases import open_databases, places_in_words, places_of
 from deploy.audit.snapshots import connect, database_errors
 from deploy.local.command_line import make_app, run_app
-from deploy.local.plan import DEFAULT_DATA_DIR
-from deploy.local.state import audit_urls
 from deploy.local.stop_signals import run_stoppable
 
 EQUAL, DIFFERENT, UNREADABLE = 0, 1, 2
-URL: Final = "TALLY_BALANCE_AUDIT_DATABASE_URL"
 
 _COUNTS: Final = sa.text(
     "SELECT (SELECT count(*) FROM accounts) AS accounts,"
@@ -57,29 +51,17 @@ def compare(*, data_dir: Path | None = None) -> int:
     """Exit 0 if every stored balance is that of the ledger, 1 if one is not, 2 if unreadable.
 
     Each account that differs is one line. Without a data directory, the database that
-    TALLY_BALANCE_AUDIT_DATABASE_URL names is read, and without that the default data directory.
+    TALLY_BALANCE_AUDIT_DATABASE_URL names is read, and without that the default data directory;
+    both at once are refused.
 
     Parameters
     ----------
     data_dir
         The data directory of a stack, running or stopped.
     """
-    with _balance_url(data_dir) as url:
-        differ = run_stoppable(rebuild(url))
+    with open_databases(data_dir, ("balance",)) as databases:
+        differ = run_stoppable(rebuild(databases.urls["balance"]))
     return DIFFERENT if differ else EQUAL
-
-
-@contextlib.contextmanager
-def _balance_url(data_dir: Path | None) -> Iterator[str]:
-    """The audit role's address of the balance database. Raises RunnerError."""
-    if data_dir is None and (url := os.environ.get(URL)):
-        yield url
-        return
-    directory = (data_dir or DEFAULT_DATA_DIR).absolute()
-    with audit_urls(directory) as urls:
-        if "balance" not in urls:
-            raise CannotAudit(f"the stack in {directory} has no balance service")
-        yield urls["balance"]
 
 
 async def rebuild(url: str) -> int:
@@ -93,7 +75,8 @@ async def rebuild(url: str) -> int:
                     differ += 1
                     sys.stdout.write(f"{_difference(row)}\n")
     total = f"{counts.accounts:,} accounts rebuilt from {counts.entries:,} entries"
-    sys.stdout.write(f"{total}: {differ:,} differ.\n")
+    place = places_in_words(places_of({"balance": url}))
+    sys.stdout.write(f"{total} of {place}: {differ:,} differ.\n")
     return differ
 
 

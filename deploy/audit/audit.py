@@ -10,6 +10,7 @@ from typing import Final
 from deploy.audit import balance, coupon, gateway, order, payment, sagas
 from deploy.audit.audit_pass import AuditPass
 from deploy.audit.checks import ServiceChecks, run_checks
+from deploy.audit.databases import places_of
 from deploy.audit.participants import PARTICIPANTS
 from deploy.audit.parts import Since
 from deploy.audit.report import Report
@@ -56,7 +57,8 @@ async def audit(
         await asyncio.sleep(min(PAUSE_S, left_s))
         last, passes = (await run_pass(sources, limits, since)).keep_repeated(last), passes + 1
     # What the last pass alone has seen is not reported: the next audit has to see it again.
-    return Report.of(last, passes, times=first.times, since=since)
+    places = places_of(sources.databases)
+    return Report.of(last, passes, times=first.times, since=since, databases=places)
 
 
 async def run_pass(sources: Sources, limits: Limits, since: Since | None = None) -> AuditPass:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Annotated, Final
 
 import cyclopts
 
+from deploy.audit.databases import open_databases, places_of
 from deploy.audit.errors import CannotAudit
 from deploy.audit.snapshots import connect, database_errors
-from deploy.audit.sources import urls_of_settings
+from deploy.audit.sources import SERVICES
 from deploy.local.command_line import Flag, make_app, run_app
-from deploy.local.plan import DEFAULT_DATA_DIR, SERVICES
-from deploy.local.state import audit_urls
 from deploy.local.stop_signals import run_stoppable
 from deploy.why import balance, coupon, order, payment, report, standing
 from deploy.why.report import Answer
@@ -44,7 +42,7 @@ def why(
     """Exit 0 if the id is known, 1 if it is not, 2 if a database cannot be read.
 
     Without a data directory, the databases that TALLY_<SERVICE>_AUDIT_DATABASE_URL name are read,
-    and without those the default data directory.
+    and without those the default data directory; both at once are refused.
 
     Parameters
     ----------
@@ -63,28 +61,14 @@ def why(
         raise CannotAudit(f"ID: must have 1 to {ID_CHARS_MAX} characters")
     if newest < 1:
         raise CannotAudit("--newest: must be 1 or more")
-    with _urls(data_dir) as urls:
-        answer = run_stoppable(answer_of(urls, id_, user, newest))
+    with open_databases(data_dir) as databases:
+        answer = run_stoppable(answer_of(databases.urls, id_, user, newest))
     if isinstance(answer, Unknown):
         text = report.unknown_as_json(answer) if json else report.unknown_as_text(answer)
     else:
         text = report.as_json(answer) if json else report.as_text(answer)
     sys.stdout.write(text)
     return UNKNOWN if isinstance(answer, Unknown) else FOUND
-
-
-@contextlib.contextmanager
-def _urls(data_dir: Path | None) -> Iterator[Mapping[str, str]]:
-    """The audit role's address of each service's database. Raises RunnerError."""
-    if data_dir is None and (urls := urls_of_settings()):
-        yield urls
-        return
-    directory = (data_dir or DEFAULT_DATA_DIR).absolute()
-    with audit_urls(directory) as urls:
-        missing = [service for service in SERVICES if service not in urls]
-        if missing:
-            raise CannotAudit(f"the stack in {directory} has no {missing[0]} service")
-        yield urls
 
 
 async def answer_of(
@@ -99,7 +83,7 @@ async def answer_of(
         exits.enter_context(database_errors(f"{', '.join(SERVICES)} or another"))
         subject = await find(databases, id_, user_id, newest)
         if isinstance(subject, Unknown):
-            return subject
+            return replace(subject, databases=places_of(urls))
         records = Records()
         for selection in subject.selections:
             await _read(databases, selection, records)
@@ -116,6 +100,7 @@ async def answer_of(
         shown,
         len(events) - len(shown),
         records.cut,
+        places_of(urls),
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from common.ids import is_id
+from deploy.audit.databases import places_in_words
 from deploy.why.event import Event, clock, short
 from deploy.why.subject import Subject, Unknown
 
@@ -33,6 +34,8 @@ class Answer:
     """Older events that are not in ``events``."""
     cut: list[str]
     """Kinds of rows of which the user has more than were read."""
+    databases: Mapping[str, str]
+    """By service, the place of the database that was read, without user and password."""
 
 
 def as_text(answer: Answer) -> str:
@@ -53,6 +56,7 @@ def as_json(answer: Answer) -> str:
         "left_out": answer.left_out,
         "more": answer.cut,
         "unread": list(subject.unread),
+        "databases": dict(answer.databases),
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -61,6 +65,7 @@ def unknown_as_text(unknown: Unknown) -> str:
     """Where an id was looked for."""
     lines = [f"{unknown.id} is unknown. Looked for:"]
     lines += [f"  - {place}" for place in unknown.looked]
+    lines += textwrap.wrap(f"Read: {places_in_words(unknown.databases)}.", COLUMNS)
     lines += [part for hint in unknown.hints for part in textwrap.wrap(hint, COLUMNS)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -82,6 +87,7 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield from _labelled("" if number else "next", text)
     if subject.unread:
         yield from _labelled("unread", f"{', '.join(subject.unread)}: give --user")
+    yield from _labelled("read", places_in_words(answer.databases))
     yield ""
     yield from _timeline(answer)
     ids = sorted({id_ for event in answer.events for id_ in _own_ids(event)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import sqlalchemy as sa
@@ -94,6 +94,8 @@ class Unknown:
     looked: tuple[str, ...]
     """Where, and where not."""
     hints: tuple[str, ...] = ()
+    databases: Mapping[str, str] = field(default_factory=dict)
+    """By service, the place of the database that was read, without user and password."""
 
 
 Databases = Mapping[str, AsyncConnection]

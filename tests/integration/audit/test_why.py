@@ -173,6 +173,7 @@ async def test_the_command_reads_a_data_directory_or_addresses(
     code, output, _ = await run(rows.A, "--json", **named)
     document = json.loads(output)
     assert (code, document["kind"], document["id"]) == (FOUND, "order", rows.A)
+    assert {*document["databases"]} == {*SERVICES}
     assert document["events"][0]["ids"]["order_id"] == rows.A
     assert (await run("nobody", **named))[0] == UNKNOWN
 
