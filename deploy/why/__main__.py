@@ -20,7 +20,7 @@ from deploy.local.stop_signals import run_stoppable
 from deploy.why import balance, coupon, order, payment, report, standing
 from deploy.why.report import Answer
 from deploy.why.selection import Records, Selection, step_requests
-from deploy.why.subject import Databases, Unknown, find
+from deploy.why.subject import Databases, Unknown, find, nowhere
 
 FOUND, UNKNOWN, UNREADABLE = 0, 1, 2
 NEWEST: Final = 50
@@ -87,6 +87,8 @@ async def answer_of(
         records = Records()
         for selection in subject.selections:
             await _read(databases, selection, records)
+    if user_id and not (subject.uses or records.of_ids):
+        return nowhere(id_, user_id, places_of(urls))
     events = [
         event for service in (order, balance, coupon, payment) for event in service.events(records)
     ]

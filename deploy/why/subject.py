@@ -112,6 +112,13 @@ async def find(databases: Databases, id_: str, user_id: str, newest: int) -> Sub
     return found or await _by_request(databases, id_)
 
 
+def nowhere(id_: str, user_id: str, databases: Mapping[str, str]) -> Unknown:
+    """A request_id that this user has never sent, or that left no row."""
+    without = f"Without --user it is looked for as an id of every kind, and not only of {user_id}."
+    looked = (f"request_ids of user {user_id} in {', '.join(_REQUESTS)}",)
+    return Unknown(id_, looked, (without, *_hints(id_)), databases)
+
+
 async def _by_own_id(databases: Databases, id_: str) -> Subject | None:
     if not is_id(id_):
         return None

@@ -149,6 +149,16 @@ async def test_an_unknown_id_says_where_it_was_looked_for(books: Books, id_: str
     assert ("form of a trace id" in text) is (len(id_) == 32)
 
 
+@pytest.mark.parametrize(("id_", "user"), [("typo", "ann"), ("direct-1", "ann"), ("typo", "no")])
+async def test_a_request_that_the_user_has_not_is_unknown(
+    books: Books, id_: str, user: str
+) -> None:
+    unknown = await ask(books, id_, user=user)
+    assert isinstance(unknown, Unknown)
+    text = report.unknown_as_text(unknown)
+    assert f"request_ids of user {user} in order, balance, coupon, payment" in text
+
+
 async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
     known = {name: value for name, value in os.environ.items() if not name.startswith("TALLY_")}
     process = await asyncio.create_subprocess_exec(
