@@ -124,7 +124,7 @@ async def test_databases_named_by_the_environment(books: Books) -> None:
     code, output, error = await _run(**named)
     assert (code, error) == (0, "")
     assert "Not checked: the gateway's side: neither its record nor its API is known." in output
-    assert "the gateway was not asked" in " ".join(output.split())
+    assert "the gateway's side was left out" in " ".join(output.split())
     del named["TALLY_ORDER_AUDIT_DATABASE_URL"]
     await _assert_unreadable("TALLY_ORDER_AUDIT_DATABASE_URL is not set", *record, **named)
 
