@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
@@ -13,14 +12,13 @@ import cyclopts
 
 from deploy.audit.databases import open_databases, places_of
 from deploy.audit.errors import CannotAudit
-from deploy.audit.snapshots import connect, database_errors
-from deploy.audit.sources import SERVICES
 from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.stop_signals import run_stoppable
 from deploy.why import balance, coupon, order, payment, report, standing
+from deploy.why.databases import Databases, open_sessions
 from deploy.why.report import Answer
 from deploy.why.selection import Records, Selection, step_requests
-from deploy.why.subject import Databases, Unknown, find, nowhere
+from deploy.why.subject import Unknown, find, nowhere
 
 FOUND, UNKNOWN, UNREADABLE = 0, 1, 2
 NEWEST: Final = 50
@@ -39,7 +37,8 @@ def why(
     data_dir: Path | None = None,
     json: Flag = False,
 ) -> int:
-    """Exit 0 if the id is known, 1 if it is not, 2 if a database cannot be read.
+    """Exit 0 if the id is known, 1 if it is not, 2 if a database cannot be read: what the others
+    have is shown.
 
     Without a data directory, the databases that TALLY_<SERVICE>_AUDIT_DATABASE_URL name are read,
     and without those the default data directory; both at once are refused.
@@ -68,6 +67,8 @@ def why(
     else:
         text = report.as_json(answer) if json else report.as_text(answer)
     sys.stdout.write(text)
+    if answer.unread:
+        return UNREADABLE
     return UNKNOWN if isinstance(answer, Unknown) else FOUND
 
 
@@ -75,20 +76,15 @@ async def answer_of(
     urls: Mapping[str, str], id_: str, user_id: str, newest: int
 ) -> Answer | Unknown:
     """All that the databases have about the id. Raises CannotAudit."""
-    async with AsyncExitStack() as exits:
-        databases = {
-            service: await exits.enter_async_context(connect(service, url))
-            for service, url in urls.items()
-        }
-        exits.enter_context(database_errors(f"{', '.join(SERVICES)} or another"))
+    async with open_sessions(urls) as databases:
         subject = await find(databases, id_, user_id, newest)
         if isinstance(subject, Unknown):
-            return replace(subject, databases=places_of(urls))
+            return replace(subject, databases=places_of(urls), unread=databases.unread)
         records = Records()
         for selection in subject.selections:
             await _read(databases, selection, records)
     if user_id and not (subject.uses or records.of_ids):
-        return nowhere(id_, user_id, places_of(urls))
+        return nowhere(id_, user_id, databases=places_of(urls), unread=databases.unread)
     events = [
         event for service in (order, balance, coupon, payment) for event in service.events(records)
     ]
@@ -103,21 +99,23 @@ async def answer_of(
         len(events) - len(shown),
         records.cut,
         places_of(urls),
+        databases.unread,
     )
 
 
 async def _read(databases: Databases, selection: Selection, records: Records) -> None:
     """Add the rows of the selection: orders first, whose sagas name those of other services."""
     of_this = Records()
-    await order.read(databases["order"], selection, of_this)
+    await databases.read("order", lambda one: order.read(one, selection, of_this), None)
     if not selection.newest:
         orders = {*selection.order_ids, *(row["order_id"] for row in of_this.orders)}
         requests = {*selection.request_ids, *step_requests(of_this.sagas)}
         selection = replace(
             selection, order_ids=tuple(sorted(orders)), request_ids=tuple(sorted(requests))
         )
-    for service in (balance, coupon, payment):
-        await service.read(databases[service.SERVICE], selection, of_this)
+    await databases.read("balance", lambda one: balance.read(one, selection, of_this), None)
+    await databases.read("coupon", lambda one: coupon.read(one, selection, of_this), None)
+    await databases.read("payment", lambda one: payment.read(one, selection, of_this), None)
     records.add(of_this)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.errors import sqlstate
 from common.ids import is_id
+from deploy.why.databases import Databases
 from deploy.why.event import Row
 from deploy.why.selection import Selection, rows
 
@@ -36,9 +38,9 @@ _BY_OWN_ID: Final = (
     ("coupon", "coupon", "SELECT user_id, order_id FROM coupons WHERE coupon_id = :id"),
 )
 """What a service's own id may be: its kind, the service, and the statement."""
-_PAYMENT_KEY: Final = sa.text("""
+_PAYMENT_KEY: Final = """
 SELECT user_id, order_id, payment_id::text AS payment_id FROM payments WHERE payment_key = :id
-""")
+"""
 _USER: Final = {
     "order": "SELECT 1 FROM orders WHERE user_id = :id UNION ALL"
     " SELECT 1 FROM carts WHERE user_id = :id LIMIT 1",
@@ -96,9 +98,8 @@ class Unknown:
     hints: tuple[str, ...] = ()
     databases: Mapping[str, str] = field(default_factory=dict)
     """By service, the place of the database that was read, without user and password."""
-
-
-Databases = Mapping[str, AsyncConnection]
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """By service, why its database could not be read."""
 
 
 async def find(databases: Databases, id_: str, user_id: str, newest: int) -> Subject | Unknown:
@@ -112,18 +113,20 @@ async def find(databases: Databases, id_: str, user_id: str, newest: int) -> Sub
     return found or await _by_request(databases, id_)
 
 
-def nowhere(id_: str, user_id: str, databases: Mapping[str, str]) -> Unknown:
+def nowhere(
+    id_: str, user_id: str, *, databases: Mapping[str, str], unread: Mapping[str, str]
+) -> Unknown:
     """A request_id that this user has never sent, or that left no row."""
     without = f"Without --user it is looked for as an id of every kind, and not only of {user_id}."
     looked = (f"request_ids of user {user_id} in {', '.join(_REQUESTS)}",)
-    return Unknown(id_, looked, (without, *_hints(id_)), databases)
+    return Unknown(id_, looked, (without, *_hints(id_)), databases, unread)
 
 
 async def _by_own_id(databases: Databases, id_: str) -> Subject | None:
     if not is_id(id_):
         return None
     for kind, service, statement in _BY_OWN_ID:
-        for row in await rows(databases[service], sa.text(statement), id=id_):
+        for row in await databases.rows(service, statement, id=id_):
             selection = Selection(
                 row["user_id"],
                 order_ids=(row["order_id"],) if row["order_id"] else (),
@@ -141,7 +144,7 @@ async def _by_step(databases: Databases, id_: str) -> Subject | None:
 
 
 async def _by_payment_key(databases: Databases, id_: str) -> Subject | None:
-    for row in await rows(databases["payment"], _PAYMENT_KEY, id=id_):
+    for row in await databases.rows("payment", _PAYMENT_KEY, id=id_):
         selection = Selection(row["user_id"], (row["order_id"],), payment_ids=(row["payment_id"],))
         return Subject("payment_key", id_, (selection,))
     return None
@@ -149,7 +152,7 @@ async def _by_payment_key(databases: Databases, id_: str) -> Subject | None:
 
 async def _by_user(databases: Databases, id_: str, newest: int) -> Subject | None:
     for service, statement in _USER.items():
-        if await rows(databases[service], sa.text(statement), id=id_):
+        if await databases.rows(service, statement, id=id_):
             return Subject("user", id_, (Selection(id_, newest=newest),))
     return None
 
@@ -158,24 +161,35 @@ async def _by_request(databases: Databases, id_: str) -> Subject | Unknown:
     """The users whose request has this id. No index has the request_id alone."""
     users: dict[str, None] = {}
     uses: dict[str, None] = {}
-    unread = []
+    unread: list[str] = []
     for service, statements in _REQUESTS.items():
-        try:
-            async with databases[service].begin_nested():
-                limit = sa.text(f"SET LOCAL statement_timeout = {SCAN_MS}")
-                await databases[service].execute(limit)
-                for row in await _first(databases[service], statements, id_):
-                    users[row["user_id"]] = None
-                    uses[_use(row)] = None
-        except DBAPIError as error:
-            if sqlstate(error) != _QUERY_CANCELED:
-                raise
+        search = partial(_search, statements=statements, id_=id_)
+        nothing: list[Row] | None = []
+        found = await databases.read(service, search, nothing)
+        if found is None:
             unread.append(service)
+        for row in found or ():
+            users[row["user_id"]] = None
+            uses[_use(row)] = None
     if not uses:
-        return Unknown(id_, tuple(_looked(unread)), tuple(_hints(id_)))
+        return Unknown(id_, tuple(_looked(unread, databases.unread)), tuple(_hints(id_)))
     kept = list(users)[:USERS_MAX]
     selections = tuple(Selection(user_id, request_ids=(id_,)) for user_id in kept)
     return Subject("request_id", id_, selections, tuple(uses)[:USERS_MAX], tuple(unread))
+
+
+async def _search(
+    connection: AsyncConnection, *, statements: tuple[str, ...], id_: str
+) -> list[Row] | None:
+    """The rows of the first statement that has any; None if the search takes too long."""
+    try:
+        async with connection.begin_nested():
+            await connection.execute(sa.text(f"SET LOCAL statement_timeout = {SCAN_MS}"))
+            return await _first(connection, statements, id_)
+    except DBAPIError as error:
+        if sqlstate(error) != _QUERY_CANCELED:
+            raise
+        return None
 
 
 async def _first(connection: AsyncConnection, statements: tuple[str, ...], id_: str) -> list[Row]:
@@ -190,10 +204,9 @@ async def _first(connection: AsyncConnection, statements: tuple[str, ...], id_: 
 async def _uses(databases: Databases, id_: str, user_id: str) -> tuple[str, ...]:
     """The methods that stored an answer for this request of the user."""
     found = []
-    for connection in databases.values():
-        found += await rows(
-            connection, sa.text(f"{_ANSWERS} AND scope = :user_id"), id=id_, user_id=user_id
-        )
+    for service in _REQUESTS:
+        sql = f"{_ANSWERS} AND scope = :user_id"
+        found += await databases.rows(service, sql, id=id_, user_id=user_id)
     return tuple(_use(row) for row in found)
 
 
@@ -203,10 +216,10 @@ def _use(row: Row) -> str:
     return f"{row['method']}{who}{state}"
 
 
-def _looked(unread: list[str]) -> Iterator[str]:
+def _looked(unread: Sequence[str], away: Mapping[str, str]) -> Iterator[str]:
     yield "orders, sagas, payments and coupons by their id; payments by payment_key"
     yield "users with an account, an order, a cart, a coupon or a payment"
-    searched = [service for service in _REQUESTS if service not in unread]
+    searched = [service for service in _REQUESTS if service not in (*unread, *away)]
     yield f"request_ids in {', '.join(searched)}"
     if unread:
         yield f"NOT request_ids in {', '.join(unread)}: the search took too long; give --user"

@@ -159,6 +159,23 @@ async def test_a_request_that_the_user_has_not_is_unknown(
     assert f"request_ids of user {user} in order, balance, coupon, payment" in text
 
 
+async def test_a_database_that_is_away_is_named_and_the_rest_is_shown(books: Books) -> None:
+    for away in SERVICES:
+        named = {
+            f"TALLY_{name.upper()}_AUDIT_DATABASE_URL": url for name, url in books.urls.items()
+        } | {f"TALLY_{away.upper()}_AUDIT_DATABASE_URL": "postgresql://a:b@127.0.0.1:1/none"}
+        code, output, error = await run("ann", **named)
+        assert (code, error) == (UNREADABLE, "")
+        assert f"unread  the {away} database: it does not answer" in output
+        assert "nothing is stuck in what could be read" in output
+        shown = {service for service in SERVICES if f"  {service} " in output.split("from →")[1]}
+        assert shown == {*SERVICES} - {away}
+    code, output, _ = await run("nobody", **named)
+    assert code == UNREADABLE
+    assert output.startswith("nobody was not found in what could be read.")
+    assert "NOT read: the payment database" in output
+
+
 async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
     known = {name: value for name, value in os.environ.items() if not name.startswith("TALLY_")}
     process = await asyncio.create_subprocess_exec(
