@@ -9,18 +9,18 @@ a time: the memory needed here does not grow with the number of accounts.
 
 from __future__ import annotations
 
+import argparse
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from deploy.audit.arguments import make_parser, run_command
 from deploy.audit.databases import open_databases, places_in_words, places_of
 from deploy.audit.snapshots import connect, database_errors
-from deploy.local.command_line import make_app, run_app
 from deploy.local.stop_signals import run_stoppable
 
-EQUAL, DIFFERENT, UNREADABLE = 0, 1, 2
+EQUAL, DIFFERENT = 0, 1
 
 _COUNTS: Final = sa.text(
     "SELECT (SELECT count(*) FROM accounts) AS accounts,"
@@ -43,23 +43,17 @@ SELECT user_id, currency_code, stored.available_minor, stored.version, stored.up
  ORDER BY user_id, currency_code
 """)
 
-app = make_app("deploy.rebuild", "Rebuild every balance from the ledger, and compare.")
+_USAGE = """\
+Rebuild every balance from the ledger, and compare: each account that differs is one line. Exit 0 if
+every stored balance is that of the ledger, 1 if one is not, 2 if the database cannot be read.
+Without --data-dir, the database that TALLY_BALANCE_AUDIT_DATABASE_URL names is read, and without
+that the default data directory; both at once are refused.
+"""
 
 
-@app.default
-def compare(*, data_dir: Path | None = None) -> int:
-    """Exit 0 if every stored balance is that of the ledger, 1 if one is not, 2 if unreadable.
-
-    Each account that differs is one line. Without a data directory, the database that
-    TALLY_BALANCE_AUDIT_DATABASE_URL names is read, and without that the default data directory;
-    both at once are refused.
-
-    Parameters
-    ----------
-    data_dir
-        The data directory of a stack, running or stopped.
-    """
-    with open_databases(data_dir, ("balance",)) as databases:
+def compare(options: argparse.Namespace) -> int:
+    """Rebuild and compare; the exit code. Raises RunnerError."""
+    with open_databases(options.data_dir, ("balance",)) as databases:
         differ = run_stoppable(rebuild(databases.urls["balance"]))
     return DIFFERENT if differ else EQUAL
 
@@ -93,4 +87,4 @@ def _state(minor: int | None, version: int | None, time: object) -> str:
 
 
 if __name__ == "__main__":
-    run_app(app, failure_code=UNREADABLE)
+    run_command(make_parser("deploy.rebuild", _USAGE), compare, sys.argv[1:])

@@ -12,22 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
+from deploy.audit.arguments import make_parser, run_command
 from deploy.audit.audit import OVERDUE_S, SETTLE_S, Limits, audit
 from deploy.audit.databases import Databases, open_databases
 from deploy.audit.report import as_json
 from deploy.audit.runs import gateway_of_settings
 from deploy.audit.sources import SERVICES, Sources
 from deploy.audit.table import as_text
-from deploy.local.errors import RunnerError
-from deploy.local.stop_signals import (
-    EXIT_STOPPED,
-    Stopped,
-    ignore_stop_signals,
-    raise_on_stop_signals,
-    run_stoppable,
-)
+from deploy.local.stop_signals import run_stoppable
 
-HOLDS, BREACH, UNREADABLE = 0, 1, 2
+HOLDS, BREACH = 0, 1
 GATEWAY_DAYS = 2
 
 _USAGE = """\
@@ -39,25 +33,9 @@ again and again (docs/guides/audit.md).
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RunnerError(message)
-
-
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> NoReturn:
     """Run the command and exit."""
-    raise_on_stop_signals()
-    try:
-        sys.exit(check(_parser().parse_args(arguments)))
-    except Stopped:
-        sys.stdout.write("stopped\n")
-        sys.exit(EXIT_STOPPED)
-    except (RunnerError, OSError) as error:
-        ignore_stop_signals()
-        sys.stderr.write(f"error: {str(error).strip()}\n")
-        sys.exit(UNREADABLE)
+    run_command(_parser(), check, arguments)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -89,16 +67,10 @@ def _time(text: str) -> datetime:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m deploy.audit",
-        description=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("deploy.audit", _USAGE)
     add = parser.add_argument
     add("-v", "--verbose", action="store_true", help="list every figure, difference and note")
     add("--json", action="store_true", help="write the report as JSON")
-    add("--data-dir", type=Path, help="the data directory of a stack")
     add("--gateway-record", type=Path, help="the simulator's record; default: the data directory's")
     add(
         "--gateway-days",

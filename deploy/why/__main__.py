@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import cyclopts
-
+from deploy.audit.arguments import UNREADABLE, make_parser, run_command
 from deploy.audit.databases import open_databases, places_of
 from deploy.audit.errors import CannotAudit
-from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.stop_signals import run_stoppable
 from deploy.why import balance, coupon, order, payment, report, standing
 from deploy.why.databases import Databases, open_sessions
@@ -20,52 +18,31 @@ from deploy.why.report import Answer
 from deploy.why.selection import Records, Selection, step_requests
 from deploy.why.subject import Unknown, find, nowhere
 
-FOUND, UNKNOWN, UNREADABLE = 0, 1, 2
+FOUND, UNKNOWN = 0, 1
 NEWEST: Final = 50
 ID_CHARS_MAX: Final = 200
 
-app = make_app("deploy.why", "Show everything about an id, in order of time.")
+_USAGE = """\
+Show everything about an id, in order of time. Exit 0 if the id is known, 1 if it is not, 2 if a
+database cannot be read: what the others have is shown. Without --data-dir, the databases that
+TALLY_<SERVICE>_AUDIT_DATABASE_URL name are read, and without those the default data directory; both
+at once are refused.
+"""
 
 
-@app.default
-def why(
-    id_: Annotated[str, cyclopts.Parameter(name="ID")],
-    /,
-    *,
-    user: str = "",
-    newest: int = NEWEST,
-    data_dir: Path | None = None,
-    json: Flag = False,
-) -> int:
-    """Exit 0 if the id is known, 1 if it is not, 2 if a database cannot be read: what the others
-    have is shown.
-
-    Without a data directory, the databases that TALLY_<SERVICE>_AUDIT_DATABASE_URL name are read,
-    and without those the default data directory; both at once are refused.
-
-    Parameters
-    ----------
-    id_
-        An order_id, saga_id, payment_id, coupon_id, payment_key, user_id or request_id.
-    user
-        Take the id as a request_id of this user: the search is quick in large databases.
-    newest
-        How many events are shown at most; of a user also how many orders, payments and so on.
-    data_dir
-        The data directory of a stack, running or stopped.
-    json
-        Write the answer as JSON.
-    """
+def why(options: argparse.Namespace) -> int:
+    """Show all about the id; the exit code. Raises CannotAudit and RunnerError."""
+    id_, user, newest = options.id, options.user, options.newest
     if not 0 < len(id_) <= ID_CHARS_MAX or "\0" in id_:
         raise CannotAudit(f"ID: must have 1 to {ID_CHARS_MAX} characters")
     if newest < 1:
         raise CannotAudit("--newest: must be 1 or more")
-    with open_databases(data_dir) as databases:
+    with open_databases(options.data_dir) as databases:
         answer = run_stoppable(answer_of(databases.urls, id_, user, newest))
     if isinstance(answer, Unknown):
-        text = report.unknown_as_json(answer) if json else report.unknown_as_text(answer)
+        text = report.unknown_as_json(answer) if options.json else report.unknown_as_text(answer)
     else:
-        text = report.as_json(answer) if json else report.as_text(answer)
+        text = report.as_json(answer) if options.json else report.as_text(answer)
     sys.stdout.write(text)
     if answer.unread:
         return UNREADABLE
@@ -119,5 +96,25 @@ async def _read(databases: Databases, selection: Selection, records: Records) ->
     records.add(of_this)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser("deploy.why", _USAGE)
+    add = parser.add_argument
+    add(
+        "id",
+        metavar="ID",
+        help="an order_id, saga_id, payment_id, coupon_id, payment_key, user_id or request_id",
+    )
+    add("--user", default="", help="take the id as a request_id of this user: the search is quick")
+    add(
+        "--newest",
+        type=int,
+        default=NEWEST,
+        help="how many events are shown at most; of a user also how many orders, payments and so"
+        " on (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="write the answer as JSON")
+    return parser
+
+
 if __name__ == "__main__":
-    run_app(app, failure_code=UNREADABLE)
+    run_command(_parser(), why, sys.argv[1:])

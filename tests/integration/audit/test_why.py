@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from deploy.audit.arguments import UNREADABLE
 from deploy.local.plan import SERVICES
 from deploy.local.secret_files import write_json
 from deploy.local.state import STATE_FILE
 from deploy.why import report
-from deploy.why.__main__ import FOUND, NEWEST, UNKNOWN, UNREADABLE, answer_of
+from deploy.why.__main__ import FOUND, NEWEST, UNKNOWN, answer_of
 from deploy.why.report import COLUMNS, Answer
 from deploy.why.subject import Unknown
 from tests.integration.audit import books as rows
