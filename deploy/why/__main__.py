@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,8 @@ from deploy.why import balance, coupon, order, payment, report, standing
 from deploy.why.databases import Databases, open_sessions
 from deploy.why.report import Answer
 from deploy.why.selection import Records, Selection, step_requests
-from deploy.why.subject import Unknown, find, nowhere
+from deploy.why.subject import Unknown, find, find_trace, nowhere
+from deploy.why.traces import TRACE, ids_of_trace
 
 FOUND, UNKNOWN = 0, 1
 NEWEST: Final = 50
@@ -38,7 +39,10 @@ def why(options: argparse.Namespace) -> int:
     if newest < 1:
         raise CannotAudit("--newest: must be 1 or more")
     with open_databases(options.data_dir) as databases:
-        answer = run_stoppable(answer_of(databases.urls, id_, user, newest))
+        of_trace = []
+        if databases.data_dir is not None and not user and TRACE.fullmatch(id_):
+            of_trace = ids_of_trace(databases.data_dir / "logs", id_)
+        answer = run_stoppable(answer_of(databases.urls, id_, user, newest, of_trace))
     if isinstance(answer, Unknown):
         text = report.unknown_as_json(answer) if options.json else report.unknown_as_text(answer)
     else:
@@ -50,11 +54,15 @@ def why(options: argparse.Namespace) -> int:
 
 
 async def answer_of(
-    urls: Mapping[str, str], id_: str, user_id: str, newest: int
+    urls: Mapping[str, str], id_: str, user_id: str, newest: int, of_trace: Sequence[str] = ()
 ) -> Answer | Unknown:
-    """All that the databases have about the id. Raises CannotAudit."""
+    """All that the databases have about the id, or, if it is a trace's, about the ids of its lines.
+
+    Raises CannotAudit if no database can be read.
+    """
     async with open_sessions(urls) as databases:
-        subject = await find(databases, id_, user_id, newest)
+        traced = await find_trace(databases, id_, of_trace)
+        subject = traced or await find(databases, id_, user_id, newest)
         if isinstance(subject, Unknown):
             return replace(subject, databases=places_of(urls), unread=databases.unread)
         records = Records()
@@ -102,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "id",
         metavar="ID",
-        help="an order_id, saga_id, payment_id, coupon_id, payment_key, user_id or request_id",
+        help="an order_id, saga_id, payment_id, coupon_id, payment_key, user_id, request_id, or"
+        " trace id",
     )
     add("--user", default="", help="take the id as a request_id of this user: the search is quick")
     add(

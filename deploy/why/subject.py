@@ -17,6 +17,7 @@ from common.ids import is_id
 from deploy.why.databases import Databases
 from deploy.why.event import Row
 from deploy.why.selection import Selection, rows
+from deploy.why.traces import TRACE
 
 USERS_MAX: Final = 10
 """Users of one request_id, which is unique only per user, that are shown."""
@@ -24,7 +25,6 @@ SCAN_MS: Final = 30_000
 """Time limit of the search for a request_id without its user, in each database."""
 
 _STEP: Final = re.compile(r"(?P<saga_id>[0-9a-f-]{36}):(?P<step>[a-z_]+)(?::undo)?")
-_TRACE: Final = re.compile(r"[0-9a-f]{32}")
 _QUERY_CANCELED: Final = "57014"
 
 _BY_OWN_ID: Final = (
@@ -79,7 +79,7 @@ class Subject:
     """What an id is."""
 
     kind: str
-    """order, saga, step, payment, payment_key, coupon, user or request_id."""
+    """order, saga, step, payment, payment_key, coupon, user, request_id or trace."""
     id: str
     selections: tuple[Selection, ...]
     uses: tuple[str, ...] = ()
@@ -111,6 +111,17 @@ async def find(databases: Databases, id_: str, user_id: str, newest: int) -> Sub
     found = found or await _by_payment_key(databases, id_)
     found = found or await _by_user(databases, id_, newest)
     return found or await _by_request(databases, id_)
+
+
+async def find_trace(databases: Databases, trace_id: str, ids: Sequence[str]) -> Subject | None:
+    """Everything about the ids that the log lines of a trace have; None if there is nothing."""
+    found = [one for id_ in ids if isinstance(one := await find(databases, id_, "", 0), Subject)]
+    if not found:
+        return None
+    selections = dict.fromkeys(each for one in found for each in one.selections)
+    uses = dict.fromkeys(use for one in found for use in one.uses)
+    unread = dict.fromkeys(service for one in found for service in one.unread)
+    return Subject("trace", trace_id, tuple(selections), tuple(uses), tuple(unread))
 
 
 def nowhere(
@@ -226,7 +237,7 @@ def _looked(unread: Sequence[str], away: Mapping[str, str]) -> Iterator[str]:
 
 
 def _hints(id_: str) -> Iterator[str]:
-    if _TRACE.fullmatch(id_):
+    if TRACE.fullmatch(id_):
         yield (
             "It has the form of a trace id. Traces are not in the databases: search the logs for"
             " it, and ask for the order_id or request_id of those lines."

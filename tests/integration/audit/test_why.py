@@ -206,6 +206,26 @@ async def test_the_command_reads_a_data_directory_or_addresses(
     assert (await run("nobody", **named))[0] == UNKNOWN
 
 
+async def test_a_trace_shows_the_orders_of_its_log_lines(books: Books, tmp_path: Path) -> None:
+    write_json(tmp_path / STATE_FILE, {"audit_urls": books.urls, "outside": sorted(SERVICES)})
+    trace, other = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
+    lines = [
+        {"trace_id": trace, "request_id": "direct-1"},
+        {"trace_id": trace, "order_id": rows.A},
+        {"trace_id": trace, "order_id": rows.A},
+        {"trace_id": other, "order_id": rows.B, "reason": f"after {trace}"},
+    ]
+    (tmp_path / "logs").mkdir()
+    log = "not JSON, " + trace + "\n" + "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "logs" / "order-1.log").write_text(log)
+    code, output, error = await run(trace, "--data-dir", tmp_path)
+    assert (code, error) == (FOUND, "")
+    assert output.startswith(f"trace {trace}\n  order   {rows.A} of user ann\n")
+    assert rows.B not in output
+    code, output, _ = await run("2" * 32, "--data-dir", tmp_path)
+    assert (code, "search the logs" in output) == (UNKNOWN, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
