@@ -12,6 +12,8 @@ REPLICAS  ?= 2
 # One more than the cores of a small machine: many tests wait for processes to start and to end.
 WORKERS   ?= 3
 ARGS      ?=
+# For the programs that read databases by their addresses as well: only a directory that was given.
+OF_DIR    = $(if $(filter-out file,$(origin DATA_DIR)),--data-dir '$(DATA_DIR)')
 # The options of `make up` that have variables of their own.
 STACK     = --replicas $(REPLICAS) --data-dir $(DATA_DIR) $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(MONITORING),--monitoring)
 
@@ -47,15 +49,15 @@ watch: $(STAMP) ## Show live in the terminal what a running stack does (DATA_DIR
 
 .PHONY: audit
 audit: $(STAMP) ## Check that the books of a stack balance, running or stopped (DATA_DIR=.tally/data ARGS=-v)
-	@$(BIN)/python -m deploy.audit --data-dir $(DATA_DIR) $(ARGS)
+	@$(BIN)/python -m deploy.audit $(OF_DIR) $(ARGS)
 
 .PHONY: why
 why: $(STAMP) ## Show all about an order, user, saga, payment_key, request_id … (ID=… DATA_DIR=.tally/data)
-	@$(BIN)/python -m deploy.why $(if $(ID),'$(ID)') --data-dir $(DATA_DIR) $(ARGS)
+	@$(BIN)/python -m deploy.why $(if $(ID),'$(ID)') $(OF_DIR) $(ARGS)
 
 .PHONY: rebuild
 rebuild: $(STAMP) ## Rebuild every balance from the ledger, and compare; change nothing (DATA_DIR=.tally/data)
-	@$(BIN)/python -m deploy.rebuild --data-dir $(DATA_DIR) $(ARGS)
+	@$(BIN)/python -m deploy.rebuild $(OF_DIR) $(ARGS)
 
 .PHONY: grpcurl
 grpcurl: $(STAMP) ## Call a running service, e.g. ARGS='-plaintext localhost:50051 list'

@@ -9,24 +9,18 @@ a time: the memory needed here does not grow with the number of accounts.
 
 from __future__ import annotations
 
-import contextlib
-import os
+import argparse
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from deploy.audit.errors import CannotAudit
+from deploy.audit.arguments import make_parser, run_command
+from deploy.audit.databases import open_databases, places_in_words, places_of
 from deploy.audit.snapshots import connect, database_errors
-from deploy.local.command_line import make_app, run_app
-from deploy.local.plan import DEFAULT_DATA_DIR
-from deploy.local.state import audit_urls
 from deploy.local.stop_signals import run_stoppable
 
-EQUAL, DIFFERENT, UNREADABLE = 0, 1, 2
-URL: Final = "TALLY_BALANCE_AUDIT_DATABASE_URL"
+EQUAL, DIFFERENT = 0, 1
 
 _COUNTS: Final = sa.text(
     "SELECT (SELECT count(*) FROM accounts) AS accounts,"
@@ -49,37 +43,19 @@ SELECT user_id, currency_code, stored.available_minor, stored.version, stored.up
  ORDER BY user_id, currency_code
 """)
 
-app = make_app("deploy.rebuild", "Rebuild every balance from the ledger, and compare.")
+_USAGE = """\
+Rebuild every balance from the ledger, and compare: each account that differs is one line. Exit 0 if
+every stored balance is that of the ledger, 1 if one is not, 2 if the database cannot be read.
+Without --data-dir, the database that TALLY_BALANCE_AUDIT_DATABASE_URL names is read, and without
+that the default data directory; both at once are refused.
+"""
 
 
-@app.default
-def compare(*, data_dir: Path | None = None) -> int:
-    """Exit 0 if every stored balance is that of the ledger, 1 if one is not, 2 if unreadable.
-
-    Each account that differs is one line. Without a data directory, the database that
-    TALLY_BALANCE_AUDIT_DATABASE_URL names is read, and without that the default data directory.
-
-    Parameters
-    ----------
-    data_dir
-        The data directory of a stack, running or stopped.
-    """
-    with _balance_url(data_dir) as url:
-        differ = run_stoppable(rebuild(url))
+def compare(options: argparse.Namespace) -> int:
+    """Rebuild and compare; the exit code. Raises RunnerError."""
+    with open_databases(options.data_dir, ("balance",)) as databases:
+        differ = run_stoppable(rebuild(databases.urls["balance"]))
     return DIFFERENT if differ else EQUAL
-
-
-@contextlib.contextmanager
-def _balance_url(data_dir: Path | None) -> Iterator[str]:
-    """The audit role's address of the balance database. Raises RunnerError."""
-    if data_dir is None and (url := os.environ.get(URL)):
-        yield url
-        return
-    directory = (data_dir or DEFAULT_DATA_DIR).absolute()
-    with audit_urls(directory) as urls:
-        if "balance" not in urls:
-            raise CannotAudit(f"the stack in {directory} has no balance service")
-        yield urls["balance"]
 
 
 async def rebuild(url: str) -> int:
@@ -93,7 +69,8 @@ async def rebuild(url: str) -> int:
                     differ += 1
                     sys.stdout.write(f"{_difference(row)}\n")
     total = f"{counts.accounts:,} accounts rebuilt from {counts.entries:,} entries"
-    sys.stdout.write(f"{total}: {differ:,} differ.\n")
+    place = places_in_words(places_of({"balance": url}))
+    sys.stdout.write(f"{total} of {place}: {differ:,} differ.\n")
     return differ
 
 
@@ -110,4 +87,4 @@ def _state(minor: int | None, version: int | None, time: object) -> str:
 
 
 if __name__ == "__main__":
-    run_app(app, failure_code=UNREADABLE)
+    run_command(make_parser("deploy.rebuild", _USAGE), compare, sys.argv[1:])

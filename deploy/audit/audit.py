@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Final
 
 from deploy.audit import balance, coupon, gateway, order, payment, sagas
 from deploy.audit.audit_pass import AuditPass
 from deploy.audit.checks import ServiceChecks, run_checks
+from deploy.audit.databases import places_of
+from deploy.audit.gateway_api import GatewayAddress
+from deploy.audit.gateway_look_ups import set_aside
 from deploy.audit.participants import PARTICIPANTS
 from deploy.audit.parts import Since
 from deploy.audit.report import Report
@@ -56,13 +60,22 @@ async def audit(
         await asyncio.sleep(min(PAUSE_S, left_s))
         last, passes = (await run_pass(sources, limits, since)).keep_repeated(last), passes + 1
     # What the last pass alone has seen is not reported: the next audit has to see it again.
-    return Report.of(last, passes, times=first.times, since=since)
+    places = places_of(sources.databases)
+    return Report.of(last, passes, times=first.times, since=since, databases=places)
 
 
 async def run_pass(sources: Sources, limits: Limits, since: Since | None = None) -> AuditPass:
     """Run every check on one snapshot of each book. Raises CannotAudit."""
-    async with take_snapshots(sources) as books:
-        return await check_books(books, limits, since)
+    look_ups = None
+    with TemporaryFile("w+", encoding="utf-8") as file:
+        async with take_snapshots(sources) as books:
+            found = await check_books(books, limits, since)
+            if isinstance(books.gateway, GatewayAddress):
+                with database_errors("payment"):
+                    look_ups = await set_aside(books, books.gateway, file, limits.overdue_s, since)
+        if look_ups is not None:
+            await look_ups.compare(found)
+    return found
 
 
 async def check_books(books: Books, limits: Limits, since: Since | None = None) -> AuditPass:

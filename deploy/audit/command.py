@@ -6,89 +6,58 @@ It needs no package beyond those of the services, so that it also runs in their 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
+from deploy.audit.arguments import make_parser, run_command
 from deploy.audit.audit import OVERDUE_S, SETTLE_S, Limits, audit
-from deploy.audit.errors import CannotAudit
+from deploy.audit.databases import Databases, open_databases
 from deploy.audit.report import as_json
 from deploy.audit.runs import gateway_of_settings
-from deploy.audit.sources import SERVICES, Sources, urls_of_settings
+from deploy.audit.sources import SERVICES, Sources
 from deploy.audit.table import as_text
-from deploy.local.errors import RunnerError
-from deploy.local.stop_signals import (
-    EXIT_STOPPED,
-    Stopped,
-    ignore_stop_signals,
-    raise_on_stop_signals,
-    run_stoppable,
-)
+from deploy.local.stop_signals import run_stoppable
 
-HOLDS, BREACH, UNREADABLE = 0, 1, 2
+HOLDS, BREACH = 0, 1
 GATEWAY_DAYS = 2
 
 _USAGE = """\
 Check the invariants of a stack, running or stopped. Exit 0 only if every one holds, 1 if one does
 not, 2 if the books cannot be read. Without --data-dir, the databases that
 TALLY_<SERVICE>_AUDIT_DATABASE_URL name (or files in TALLY_SECRETS_DIR) are audited, and without
-those the default data directory. `python -m deploy.audit serve` audits again and again
-(docs/guides/audit.md).
+those the default data directory; both at once are refused. `python -m deploy.audit serve` audits
+again and again (docs/guides/audit.md).
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RunnerError(message)
-
-
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> NoReturn:
     """Run the command and exit."""
-    raise_on_stop_signals()
-    try:
-        sys.exit(check(_parser().parse_args(arguments)))
-    except Stopped:
-        sys.stdout.write("stopped\n")
-        sys.exit(EXIT_STOPPED)
-    except (RunnerError, OSError) as error:
-        ignore_stop_signals()
-        sys.stderr.write(f"error: {str(error).strip()}\n")
-        sys.exit(UNREADABLE)
+    run_command(_parser(), check, arguments)
 
 
 def check(options: argparse.Namespace) -> int:
     """Audit once, print the report, return the exit code. Raises CannotAudit and RunnerError."""
     limits = Limits(options.settle_s, options.overdue_s)
     since = options.since and dict.fromkeys(SERVICES, options.since)
-    with contextlib.ExitStack() as exits:
-        urls = {} if options.data_dir else urls_of_settings()
-        if urls:
-            api = None if options.gateway_record else gateway_of_settings(options.gateway_days)
-            sources = Sources(urls, options.gateway_record, api)
-        else:
-            sources = _of_stack(exits, options.data_dir, options.gateway_record)
-        report = run_stoppable(audit(sources, limits, since))
+    with open_databases(options.data_dir) as databases:
+        report = run_stoppable(audit(_sources(databases, options), limits, since))
     text = as_json(report) if options.json else as_text(report, details=options.verbose)
     sys.stdout.write(text)
     return HOLDS if report.holds else BREACH
 
 
-def _of_stack(
-    exits: contextlib.ExitStack, data_dir: Path | None, gateway_record: Path | None
-) -> Sources:
-    try:
+def _sources(databases: Databases, options: argparse.Namespace) -> Sources:
+    if options.gateway_record:
+        return Sources(databases.urls, options.gateway_record)
+    if databases.data_dir is not None:
         # Not in the image, which has no stack.
-        from deploy.local.audited_stack import sources_of_stack  # noqa: PLC0415
-        from deploy.local.plan import DEFAULT_DATA_DIR  # noqa: PLC0415
-    except ImportError:
-        raise CannotAudit("TALLY_BALANCE_AUDIT_DATABASE_URL is not set") from None
-    directory = (data_dir or DEFAULT_DATA_DIR).absolute()
-    return exits.enter_context(sources_of_stack(directory, gateway_record))
+        from deploy.local.plan import GATEWAY_RECORD  # noqa: PLC0415
+
+        return Sources(databases.urls, databases.data_dir / GATEWAY_RECORD)
+    return Sources(databases.urls, gateway_api=gateway_of_settings(options.gateway_days))
 
 
 def _time(text: str) -> datetime:
@@ -98,16 +67,10 @@ def _time(text: str) -> datetime:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m deploy.audit",
-        description=_USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser("deploy.audit", _USAGE)
     add = parser.add_argument
     add("-v", "--verbose", action="store_true", help="list every figure, difference and note")
     add("--json", action="store_true", help="write the report as JSON")
-    add("--data-dir", type=Path, help="the data directory of a stack")
     add("--gateway-record", type=Path, help="the simulator's record; default: the data directory's")
     add(
         "--gateway-days",

@@ -6,14 +6,13 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from deploy.audit.audit_pass import AuditPass, Note
 from deploy.audit.checks import moving
-from deploy.audit.gateway_api import GatewayApi
+from deploy.audit.gateway_api import GatewayAddress
 from deploy.audit.gateway_records import ChargeRecord, all_records, records_of
 from deploy.audit.merge_join import merge_join, stream
 from deploy.audit.parts import Part, Since, parts
@@ -24,7 +23,7 @@ LOOKED_UP_MAX: Final = 500
 """Payments in memory while they are looked up by their keys."""
 
 # A payment that an earlier release cancelled has no sum of refunds.
-PAYMENTS: Final = f"""
+_PAYMENTS: Final = f"""
 SELECT payment_key COLLATE "C" AS payment_key, payment_id::text AS payment_id, order_id,
        currency_code, amount_minor, state, gateway_transaction_id,
        CASE state WHEN 'CANCELLED' THEN amount_minor ELSE refunded_minor END AS refunded_minor,
@@ -32,15 +31,32 @@ SELECT payment_key COLLATE "C" AS payment_key, payment_id::text AS payment_id, o
        due_time IS NOT NULL AS open, due_time IS NOT NULL AND {moving("due_time")} AS moving
   FROM payments
  CROSS JOIN heartbeat AS h
- ORDER BY 1
 """  # noqa: S608 - constants
-_SINCE: Final = PAYMENTS.replace(
-    " ORDER BY 1\n",
-    " WHERE update_time >= :asked_since OR due_time IS NOT NULL\n ORDER BY 1\n",
+PAYMENTS: Final = f"{_PAYMENTS} ORDER BY 1"
+CHANGED_PAYMENTS: Final = (
+    f"{_PAYMENTS} WHERE update_time >= :asked_since OR due_time IS NOT NULL ORDER BY 1"
 )
 """Those that changed since then, or are open."""
 
-Pairs = AsyncIterator[tuple[str, sa.Row[Any] | None, ChargeRecord | None]]
+
+class Payment(NamedTuple):
+    """The columns of these statements."""
+
+    payment_key: str
+    payment_id: str
+    order_id: str | None
+    currency_code: str
+    amount_minor: int
+    state: str
+    gateway_transaction_id: str | None
+    refunded_minor: int
+    outside_minor: int
+    cancelled: bool
+    open: bool
+    moving: bool
+
+
+Pairs = AsyncIterator[tuple[str, Payment | None, ChargeRecord | None]]
 """A payment key, with its payment and the gateway's record of it, where they exist."""
 
 
@@ -60,7 +76,7 @@ class _Sums:
 
 
 @dataclass(slots=True)
-class _Comparison:
+class Comparison:
     """What is added up while payments are compared."""
 
     sums: _Sums = field(default_factory=_Sums)
@@ -74,37 +90,22 @@ async def compare(
     """Compare every payment with the gateway's charge, and every charge with its payment.
 
     ``uses``: what the captured amounts are for, as ``sagas.compare`` returns it. ``since``: only
-    payments of users who were touched since then. Through the gateway's API, only payments that
-    changed since then, or within its days; what is not compared is recorded.
+    payments of users who were touched since then; what is not compared is recorded. Of the
+    gateway's API nothing is asked here (``gateway_look_ups``).
     """
+    if isinstance(books.gateway, GatewayAddress):
+        return
     if books.gateway is None:
         found.gateway_left_out = True
         found.leave_out("the gateway's side: neither its record nor its API is known")
         return
-    known = _Comparison()
-    if isinstance(books.gateway, GatewayApi):
-        asked_since = _asked_since(books, books.gateway, since)
-        pairs = _asked(books, books.gateway, asked_since, overdue_s)
-        await _compare(pairs, found, known)
-        text = f"{known.payments:,} payments since {asked_since:%Y-%m-%d %H:%M} UTC looked up"
-        found.add_figure("I7", f"{text} at the gateway, {known.charges:,} charges")
-        found.leave_out(
-            f"payments at the gateway that changed before {asked_since:%Y-%m-%d %H:%M} UTC, charges"
-            " that no payment has, and sums of captures: its API looks up single keys"
-        )
-        return
+    known = Comparison()
     async for part in parts(books, "payment", since):
-        await _compare(_recorded(books, books.gateway, part, overdue_s), found, known)
+        await compare_pairs(_recorded(books, books.gateway, part, overdue_s), found, known)
     if since is not None:
         found.leave_out("charges at the gateway that no payment has: only a full audit sees them")
     found.add_figure("I7", f"{known.charges:,} charges at the gateway, {known.payments:,} payments")
     _compare_sums(found, known.sums, uses)
-
-
-def _asked_since(books: Books, gateway: GatewayApi, since: Since | None) -> datetime:
-    if since is not None:
-        return since["payment"]
-    return books.times["payment"] - timedelta(days=gateway.address.days)
 
 
 async def _recorded(
@@ -113,27 +114,13 @@ async def _recorded(
     """The payments of a part, and of the whole also the records without a payment."""
     payments = stream(books["payment"], part.of("payment", PAYMENTS), 1, overdue_s=overdue_s)
     if part.users is None:
-        async for (key,), payment, record in merge_join(payments, all_records(gateway)):
-            yield key, payment, record
+        async for (key,), row, record in merge_join(payments, all_records(gateway)):
+            yield key, None if row is None else Payment._make(row), record
         return
     async for some in _chunks(payments):
         records = records_of(gateway, [*some])
         for key, row in some.items():
-            yield key, row, records.get(key)
-
-
-async def _asked(
-    books: Books, gateway: GatewayApi, asked_since: datetime, overdue_s: float
-) -> Pairs:
-    """The payments that changed since then, each looked up."""
-    changed = sa.text(_SINCE).bindparams(
-        sa.bindparam("asked_since", asked_since, sa.DateTime(timezone=True))
-    )
-    payments = stream(books["payment"], changed, 1, overdue_s=overdue_s)
-    async for some in _chunks(payments):
-        records = await gateway.records_of([*some])
-        for key, row in some.items():
-            yield key, row, records.get(key)
+            yield key, Payment._make(row), records.get(key)
 
 
 async def _chunks(
@@ -149,7 +136,7 @@ async def _chunks(
         yield some
 
 
-async def _compare(pairs: Pairs, found: AuditPass, known: _Comparison) -> None:
+async def compare_pairs(pairs: Pairs, found: AuditPass, known: Comparison) -> None:
     async for payment_key, payment, record in pairs:
         known.payments += payment is not None
         known.charges += record is not None and record.captured > 0
@@ -166,7 +153,7 @@ async def _compare(pairs: Pairs, found: AuditPass, known: _Comparison) -> None:
             found.add_note(note, text)
 
 
-def _add(sums: _Sums, payment: sa.Row[Any] | None, record: ChargeRecord | None) -> None:
+def _add(sums: _Sums, payment: Payment | None, record: ChargeRecord | None) -> None:
     captured = 0 if record is None else record.captured
     refunded = 0 if record is None else record.refunded
     if record is not None:
@@ -213,7 +200,7 @@ def _compare_sums(found: AuditPass, sums: _Sums, uses: Uses) -> None:
             found.add_difference(("I3",), "sums of captures", currency, text)
 
 
-def difference_of(payment: sa.Row[Any] | None, record: ChargeRecord | None) -> str | None:
+def difference_of(payment: Payment | None, record: ChargeRecord | None) -> str | None:
     """How a payment and the gateway's record differ; None if they agree, or if work that moves
     explains it."""
     captured = 0 if record is None else record.captured
@@ -243,7 +230,7 @@ def difference_of(payment: sa.Row[Any] | None, record: ChargeRecord | None) -> s
     return None if record is None or not captured else _differing(payment, record)
 
 
-def _differing(payment: sa.Row[Any], record: ChargeRecord) -> str | None:
+def _differing(payment: Payment, record: ChargeRecord) -> str | None:
     """What else of a charge is not as in its payment."""
     left = record.captured - record.refunded
     if record.balance_amount != left:
@@ -253,7 +240,7 @@ def _differing(payment: sa.Row[Any], record: ChargeRecord) -> str | None:
     return _of_another(payment, record)
 
 
-def _of_another(payment: sa.Row[Any], record: ChargeRecord) -> str | None:
+def _of_another(payment: Payment, record: ChargeRecord) -> str | None:
     """Whether a charge is in another currency than its payment, or for another order."""
     pairs = ((payment.currency_code, record.currency), (payment.order_id, record.order_id))
     differing = [f"{gateway} and not {own}" for own, gateway in pairs if own != gateway]

@@ -53,6 +53,6 @@ INVARIANTS: Final = {
 
 WITHOUT_GATEWAY: Final = {
     "I3": "All money that was charged is left, spent, on its way, given back, or stands.",
-    "I7": "Each payment is well-formed and moves; the gateway was not asked.",
+    "I7": "Each payment is well-formed and moves; the gateway's side was left out.",
 }
 """What holds if the gateway's side is left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from prometheus_client import Counter, Gauge
@@ -24,7 +25,8 @@ STARTED: Final = Gauge(
 )
 COMPLETED: Final = Gauge(
     "tally_audit_completion_timestamp_seconds",
-    "Unix time of the last verdict, by scope. An audit that cannot read the books gives none.",
+    "Unix time of the last verdict, by scope. A full one is also a recent one: it covers "
+    "more. An audit that cannot read the books gives none.",
     ("scope",),
     registry=REGISTRY,
 )
@@ -37,8 +39,8 @@ RUNS: Final = Counter(
 )
 BREACHES: Final = Gauge(
     "tally_audit_breaches",
-    "Differences in the last verdict. One on what was touched adds those of the last full one, "
-    "until the next full one.",
+    "Differences in the last verdict; NaN until there is one. One on what was touched adds "
+    "those of the last full one, until the next full one.",
     registry=REGISTRY,
 )
 STANDING: Final = Gauge(
@@ -51,7 +53,7 @@ STANDING: Final = Gauge(
 )
 NEW_STANDING: Final = Gauge(
     "tally_audit_new_standing",
-    "Cases of what stands that the last full verdict saw first.",
+    "Cases of what stands that the last full verdict saw first; 0 if it had none to compare with.",
     registry=REGISTRY,
 )
 
@@ -65,8 +67,14 @@ def export(memory: Memory) -> None:
     full, recent = memory.full, memory.recent
     for scope, verdict in (("full", full), ("recent", recent)):
         if verdict is not None:
-            COMPLETED.labels(scope).set(verdict.completion)
-    BREACHES.set(breaches(full, recent))
+            STARTED.labels(scope).set(verdict.start)
+    if full is not None:
+        COMPLETED.labels("full").set(full.completion)
+    completions = [each.completion for each in (full, recent) if each is not None]
+    if completions:
+        COMPLETED.labels("recent").set(max(completions))
+    # 0 would say that the books balance.
+    BREACHES.set(breaches(full, recent) if completions else math.nan)
     if full is not None:
         STANDING.clear()
         for currency, amount in full.standing_minor.items():

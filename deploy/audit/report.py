@@ -64,6 +64,8 @@ class Report:
     """By service, when its first snapshot was taken at the latest."""
     since: Since | None = None
     """None: the whole books were checked; else what was touched since then."""
+    databases: Mapping[str, str] = field(default_factory=dict)
+    """By service, the place of the database that was read, without user and password."""
 
     @property
     def holds(self) -> bool:
@@ -92,6 +94,7 @@ class Report:
         *,
         times: Mapping[str, datetime] | None = None,
         since: Since | None = None,
+        databases: Mapping[str, str] | None = None,
     ) -> Report:
         notes = {note: tuple(found.notes.get(note, ())) for note in NOTES}
         return cls(
@@ -105,6 +108,7 @@ class Report:
             left_out=tuple(found.left_out),
             times=dict(times or {}),
             since=since,
+            databases=dict(databases or {}),
         )
 
 
@@ -130,6 +134,7 @@ def as_json(report: Report) -> str:
         "holds": report.holds,
         "scope": "recent" if report.since else "full",
         "since": since or None,
+        "databases": dict(report.databases),
         "snapshots": {service: time.isoformat() for service, time in report.times.items()},
         "looks": report.passes,
         "invariants": lines,

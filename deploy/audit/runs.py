@@ -43,6 +43,7 @@ class Auditor:
         try:
             since = None if scope == FULL else self._since()
             report = await audit(sources_of_settings(self._settings), self._settings.limits, since)
+            first = scope == FULL and self.memory.full is None
             new = self._remember(report, scope, start.timestamp())
         except (CannotAudit, OSError) as error:
             metrics.RUNS.labels(scope, "failed").inc()
@@ -53,7 +54,7 @@ class Auditor:
             _log.exception("audit_failed", scope=scope, reason="a defect of the audit")
             return False
         metrics.RUNS.labels(scope, "holds" if report.holds else "breach").inc()
-        _log_verdict(report, scope, new, (wall_clock() - start).total_seconds())
+        _log_verdict(report, scope, new, (wall_clock() - start).total_seconds(), first=first)
         return True
 
     def _since(self) -> Since | None:
@@ -69,7 +70,8 @@ class Auditor:
         completion = wall_clock().timestamp()
         memory = self.memory.model_copy()
         if scope == FULL:
-            known = {*memory.full.standing} if memory.full else set()
+            # Without a full verdict before it, every case would be new, also the oldest.
+            known = report.standing if memory.full is None else {*memory.full.standing}
             new = [text for case, text in report.standing.items() if case not in known]
             memory.full = full_of(report, start, completion, len(new))
         else:
@@ -98,12 +100,13 @@ def gateway_of_settings(days: int) -> GatewayAddress | None:
     return GatewayAddress(url.rstrip("/"), SecretStr(key), days)
 
 
-def _log_verdict(report: Report, scope: str, new: list[str], took_s: float) -> None:
+def _log_verdict(report: Report, scope: str, new: list[str], took_s: float, *, first: bool) -> None:
     log = _log.info if report.holds else _log.error
     differences = [text for line in report.lines for text in line.differences]
     log(
         "audit_verdict",
         scope=scope,
+        first=first,
         since={service: time.isoformat() for service, time in (report.since or {}).items()} or None,
         holds=report.holds,
         broken=report.broken,

@@ -1,7 +1,8 @@
 """`python -m deploy.audit serve`: audits the books every hour, and every night in full.
 
 One process does so for all databases. It only reads; a second one does no harm but load. SIGTERM
-ends it, in the middle of an audit too; SIGHUP begins a full audit now.
+ends it, in the middle of an audit too; SIGHUP begins a full audit now, and SIGUSR1
+writes to the log what it waits for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from common import VERSION, logs
 from common.environment import SettingsError, source_of, unknown_names
 from common.metrics import BUILD, MetricsPage
 from common.settings import read
+from common.task_dump import write_tasks
 from deploy.audit import metrics
 from deploy.audit.checkpoint import Checkpoint
 from deploy.audit.runs import Auditor
@@ -93,6 +95,7 @@ async def serve(settings: AuditSettings, checkpoint: Checkpoint) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, work.cancel)
     loop.add_signal_handler(signal.SIGHUP, now.set)
+    loop.add_signal_handler(signal.SIGUSR1, write_tasks)
     # Whatever ends it otherwise is a defect, and ends the process.
     with contextlib.suppress(asyncio.CancelledError):
         await work

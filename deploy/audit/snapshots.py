@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 from common.db.errors import sqlstate
 from common.urls import engine_url
 from deploy.audit.errors import CannotAudit
-from deploy.audit.gateway_api import GatewayApi, open_gateway
+from deploy.audit.gateway_api import GatewayAddress
 from deploy.audit.sources import Sources
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -57,8 +57,8 @@ class Books:
     """A snapshot of every database, and the gateway's side."""
 
     databases: dict[str, AsyncConnection]
-    gateway: sqlite3.Connection | GatewayApi | None
-    """A snapshot of the simulator's record; the gateway's API, which has none; or left out."""
+    gateway: sqlite3.Connection | GatewayAddress | None
+    """A snapshot of the simulator's record; where the API is, which has none; or left out."""
     times: dict[str, datetime] = field(default_factory=dict)
     """By service, when its snapshot was taken at the latest, by the clock of its database."""
 
@@ -84,13 +84,10 @@ async def take_snapshots(sources: Sources) -> AsyncIterator[Books]:
                 # The first statement takes the snapshot; the connection already exists.
                 taken = await databases[service].execute(_TAKE)
                 times[service] = taken.scalar_one()
-        gateway: sqlite3.Connection | GatewayApi | None = record
         if record is not None:
             record.execute("BEGIN")
             record.execute("SELECT 1 FROM payments LIMIT 1").fetchall()
-        elif sources.gateway_api is not None:
-            gateway = await exits.enter_async_context(open_gateway(sources.gateway_api))
-        yield Books(databases, gateway, times)
+        yield Books(databases, record or sources.gateway_api, times)
 
 
 @asynccontextmanager

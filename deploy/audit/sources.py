@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from deploy.audit.errors import CannotAudit
 from deploy.audit.gateway_api import GatewayAddress
 
 SERVICES: Final = ("balance", "coupon", "order", "payment")
-_DATABASE: Final = "audit_database_url"
+DATABASE: Final = "audit_database_url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +30,24 @@ class Sources:
     gateway_api: GatewayAddress | None = None
 
 
-def urls_of_settings() -> dict[str, str]:
+def urls_of_settings(services: Sequence[str] = SERVICES) -> dict[str, str]:
     """The databases that TALLY_<SERVICE>_AUDIT_DATABASE_URL name: of all services or of none.
 
     Each is a variable, or a file in TALLY_SECRETS_DIR, read anew by each call. Raises CannotAudit
     if some are missing or malformed.
     """
-    urls = {service: value_of(service, _DATABASE) for service in SERVICES}
+    urls = {service: value_of(service, DATABASE) for service in services}
     missing = [service for service, url in urls.items() if not url]
-    if len(missing) == len(SERVICES):
+    if len(missing) == len(services):
         return {}
     if missing:
-        name = source_of(missing[0], _DATABASE)
-        raise CannotAudit(f"{name} is not set: the audit needs the databases of all services")
+        name = source_of(missing[0], DATABASE)
+        raise CannotAudit(f"{name} is not set: the databases of all services are needed")
     for service, url in urls.items():
         try:
             engine_url(url)
         except ValueError as error:
-            raise CannotAudit(f"{source_of(service, _DATABASE)}: {error}") from None
+            raise CannotAudit(f"{source_of(service, DATABASE)}: {error}") from None
     return urls
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from deploy.audit.audit_pass import KEPT_MAX, Note
+from deploy.audit.databases import places_in_words
 from deploy.audit.report import NOTES, Line, Report
 
 FINDING, VERDICT, FIGURES = 40, 6, 48
@@ -52,6 +53,9 @@ def _lines(report: Report, *, details: bool) -> Iterator[str]:
         yield ""
         yield from _broken(f"Not checked: {text}.", "", details=details)
     yield ""
+    if report.databases:
+        text = f"Databases read: {places_in_words(report.databases)}."
+        yield from _broken(text, "", details=details)
     broken = ", ".join(report.broken)
     yield f"The books do NOT balance: {broken}." if broken else "The books balance."
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from common.ids import is_id
+from deploy.audit.databases import places_in_words
 from deploy.why.event import Event, clock, short
 from deploy.why.subject import Subject, Unknown
 
@@ -17,6 +18,7 @@ _LABEL: Final = 8
 _SERVICE: Final = 7
 _WHAT: Final = 40
 _AMOUNT: Final = 15
+_TOO_LONG: Final = "the search took too long; give --user"
 _AMOUNT_FROM: Final = 12 + 2 + _SERVICE + 2
 
 
@@ -33,6 +35,10 @@ class Answer:
     """Older events that are not in ``events``."""
     cut: list[str]
     """Kinds of rows of which the user has more than were read."""
+    databases: Mapping[str, str]
+    """By service, the place of the database that was read, without user and password."""
+    unread: Mapping[str, str]
+    """By service, why its database could not be read."""
 
 
 def as_text(answer: Answer) -> str:
@@ -52,15 +58,21 @@ def as_json(answer: Answer) -> str:
         "events": [asdict(event) | {"time": event.time.isoformat()} for event in answer.events],
         "left_out": answer.left_out,
         "more": answer.cut,
-        "unread": list(subject.unread),
+        "unread": dict.fromkeys(subject.unread, _TOO_LONG) | dict(answer.unread),
+        "databases": dict(answer.databases),
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def unknown_as_text(unknown: Unknown) -> str:
     """Where an id was looked for."""
-    lines = [f"{unknown.id} is unknown. Looked for:"]
+    known = "was not found in what could be read" if unknown.unread else "is unknown"
+    lines = [f"{unknown.id} {known}. Looked for:"]
     lines += [f"  - {place}" for place in unknown.looked]
+    for reason in unknown.unread.values():
+        lines += textwrap.wrap(f"NOT read: {reason}", COLUMNS)
+    read = {name: one for name, one in unknown.databases.items() if name not in unknown.unread}
+    lines += textwrap.wrap(f"Read: {places_in_words(read)}.", COLUMNS)
     lines += [part for hint in unknown.hints for part in textwrap.wrap(hint, COLUMNS)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -78,10 +90,14 @@ def _lines(answer: Answer) -> Iterator[str]:
     for label, text in answer.now:
         yield from _labelled("" if label == last else label, text)
         last = label or last
-    for number, text in enumerate(answer.next or ["nothing: nothing is stuck"]):
+    for number, text in enumerate(answer.next or [_nothing(answer)]):
         yield from _labelled("" if number else "next", text)
     if subject.unread:
-        yield from _labelled("unread", f"{', '.join(subject.unread)}: give --user")
+        yield from _labelled("unread", f"{', '.join(subject.unread)}: {_TOO_LONG}")
+    for reason in answer.unread.values():
+        yield from _labelled("unread", reason)
+    read = {name: one for name, one in answer.databases.items() if name not in answer.unread}
+    yield from _labelled("read", places_in_words(read))
     yield ""
     yield from _timeline(answer)
     ids = sorted({id_ for event in answer.events for id_ in _own_ids(event)})
@@ -89,6 +105,12 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield ""
         for name, id_ in ids:
             yield f"{short(id_)}  {name:<13} {id_}"
+
+
+def _nothing(answer: Answer) -> str:
+    if answer.unread:
+        return "nothing is stuck in what could be read"
+    return "nothing: nothing is stuck"
 
 
 def _timeline(answer: Answer) -> Iterator[str]:

@@ -40,6 +40,12 @@ class Records:
     cut: list[str] = field(default_factory=list)
     """Kinds of which there are more rows than were read."""
 
+    @property
+    def of_ids(self) -> bool:
+        """Whether there is a row with one of the ids, and not only the accounts of the user."""
+        kinds = (self.orders, self.sagas, self.entries, self.coupons, self.redemptions)
+        return any(kinds) or bool(self.payments)
+
     def add(self, other: Records) -> None:
         """Add all that ``other`` has."""
         for one in fields(self):

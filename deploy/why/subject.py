@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
@@ -13,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.db.errors import sqlstate
 from common.ids import is_id
+from deploy.why.databases import Databases
 from deploy.why.event import Row
 from deploy.why.selection import Selection, rows
+from deploy.why.traces import TRACE
 
 USERS_MAX: Final = 10
 """Users of one request_id, which is unique only per user, that are shown."""
@@ -22,7 +25,6 @@ SCAN_MS: Final = 30_000
 """Time limit of the search for a request_id without its user, in each database."""
 
 _STEP: Final = re.compile(r"(?P<saga_id>[0-9a-f-]{36}):(?P<step>[a-z_]+)(?::undo)?")
-_TRACE: Final = re.compile(r"[0-9a-f]{32}")
 _QUERY_CANCELED: Final = "57014"
 
 _BY_OWN_ID: Final = (
@@ -36,9 +38,9 @@ _BY_OWN_ID: Final = (
     ("coupon", "coupon", "SELECT user_id, order_id FROM coupons WHERE coupon_id = :id"),
 )
 """What a service's own id may be: its kind, the service, and the statement."""
-_PAYMENT_KEY: Final = sa.text("""
+_PAYMENT_KEY: Final = """
 SELECT user_id, order_id, payment_id::text AS payment_id FROM payments WHERE payment_key = :id
-""")
+"""
 _USER: Final = {
     "order": "SELECT 1 FROM orders WHERE user_id = :id UNION ALL"
     " SELECT 1 FROM carts WHERE user_id = :id LIMIT 1",
@@ -77,7 +79,7 @@ class Subject:
     """What an id is."""
 
     kind: str
-    """order, saga, step, payment, payment_key, coupon, user or request_id."""
+    """order, saga, step, payment, payment_key, coupon, user, request_id or trace."""
     id: str
     selections: tuple[Selection, ...]
     uses: tuple[str, ...] = ()
@@ -94,9 +96,10 @@ class Unknown:
     looked: tuple[str, ...]
     """Where, and where not."""
     hints: tuple[str, ...] = ()
-
-
-Databases = Mapping[str, AsyncConnection]
+    databases: Mapping[str, str] = field(default_factory=dict)
+    """By service, the place of the database that was read, without user and password."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """By service, why its database could not be read."""
 
 
 async def find(databases: Databases, id_: str, user_id: str, newest: int) -> Subject | Unknown:
@@ -110,11 +113,31 @@ async def find(databases: Databases, id_: str, user_id: str, newest: int) -> Sub
     return found or await _by_request(databases, id_)
 
 
+async def find_trace(databases: Databases, trace_id: str, ids: Sequence[str]) -> Subject | None:
+    """Everything about the ids that the log lines of a trace have; None if there is nothing."""
+    found = [one for id_ in ids if isinstance(one := await find(databases, id_, "", 0), Subject)]
+    if not found:
+        return None
+    selections = dict.fromkeys(each for one in found for each in one.selections)
+    uses = dict.fromkeys(use for one in found for use in one.uses)
+    unread = dict.fromkeys(service for one in found for service in one.unread)
+    return Subject("trace", trace_id, tuple(selections), tuple(uses), tuple(unread))
+
+
+def nowhere(
+    id_: str, user_id: str, *, databases: Mapping[str, str], unread: Mapping[str, str]
+) -> Unknown:
+    """A request_id that this user has never sent, or that left no row."""
+    without = f"Without --user it is looked for as an id of every kind, and not only of {user_id}."
+    looked = (f"request_ids of user {user_id} in {', '.join(_REQUESTS)}",)
+    return Unknown(id_, looked, (without, *_hints(id_)), databases, unread)
+
+
 async def _by_own_id(databases: Databases, id_: str) -> Subject | None:
     if not is_id(id_):
         return None
     for kind, service, statement in _BY_OWN_ID:
-        for row in await rows(databases[service], sa.text(statement), id=id_):
+        for row in await databases.rows(service, statement, id=id_):
             selection = Selection(
                 row["user_id"],
                 order_ids=(row["order_id"],) if row["order_id"] else (),
@@ -132,7 +155,7 @@ async def _by_step(databases: Databases, id_: str) -> Subject | None:
 
 
 async def _by_payment_key(databases: Databases, id_: str) -> Subject | None:
-    for row in await rows(databases["payment"], _PAYMENT_KEY, id=id_):
+    for row in await databases.rows("payment", _PAYMENT_KEY, id=id_):
         selection = Selection(row["user_id"], (row["order_id"],), payment_ids=(row["payment_id"],))
         return Subject("payment_key", id_, (selection,))
     return None
@@ -140,7 +163,7 @@ async def _by_payment_key(databases: Databases, id_: str) -> Subject | None:
 
 async def _by_user(databases: Databases, id_: str, newest: int) -> Subject | None:
     for service, statement in _USER.items():
-        if await rows(databases[service], sa.text(statement), id=id_):
+        if await databases.rows(service, statement, id=id_):
             return Subject("user", id_, (Selection(id_, newest=newest),))
     return None
 
@@ -149,24 +172,35 @@ async def _by_request(databases: Databases, id_: str) -> Subject | Unknown:
     """The users whose request has this id. No index has the request_id alone."""
     users: dict[str, None] = {}
     uses: dict[str, None] = {}
-    unread = []
+    unread: list[str] = []
     for service, statements in _REQUESTS.items():
-        try:
-            async with databases[service].begin_nested():
-                limit = sa.text(f"SET LOCAL statement_timeout = {SCAN_MS}")
-                await databases[service].execute(limit)
-                for row in await _first(databases[service], statements, id_):
-                    users[row["user_id"]] = None
-                    uses[_use(row)] = None
-        except DBAPIError as error:
-            if sqlstate(error) != _QUERY_CANCELED:
-                raise
+        search = partial(_search, statements=statements, id_=id_)
+        nothing: list[Row] | None = []
+        found = await databases.read(service, search, nothing)
+        if found is None:
             unread.append(service)
+        for row in found or ():
+            users[row["user_id"]] = None
+            uses[_use(row)] = None
     if not uses:
-        return Unknown(id_, tuple(_looked(unread)), tuple(_hints(id_)))
+        return Unknown(id_, tuple(_looked(unread, databases.unread)), tuple(_hints(id_)))
     kept = list(users)[:USERS_MAX]
     selections = tuple(Selection(user_id, request_ids=(id_,)) for user_id in kept)
     return Subject("request_id", id_, selections, tuple(uses)[:USERS_MAX], tuple(unread))
+
+
+async def _search(
+    connection: AsyncConnection, *, statements: tuple[str, ...], id_: str
+) -> list[Row] | None:
+    """The rows of the first statement that has any; None if the search takes too long."""
+    try:
+        async with connection.begin_nested():
+            await connection.execute(sa.text(f"SET LOCAL statement_timeout = {SCAN_MS}"))
+            return await _first(connection, statements, id_)
+    except DBAPIError as error:
+        if sqlstate(error) != _QUERY_CANCELED:
+            raise
+        return None
 
 
 async def _first(connection: AsyncConnection, statements: tuple[str, ...], id_: str) -> list[Row]:
@@ -181,10 +215,9 @@ async def _first(connection: AsyncConnection, statements: tuple[str, ...], id_: 
 async def _uses(databases: Databases, id_: str, user_id: str) -> tuple[str, ...]:
     """The methods that stored an answer for this request of the user."""
     found = []
-    for connection in databases.values():
-        found += await rows(
-            connection, sa.text(f"{_ANSWERS} AND scope = :user_id"), id=id_, user_id=user_id
-        )
+    for service in _REQUESTS:
+        sql = f"{_ANSWERS} AND scope = :user_id"
+        found += await databases.rows(service, sql, id=id_, user_id=user_id)
     return tuple(_use(row) for row in found)
 
 
@@ -194,17 +227,17 @@ def _use(row: Row) -> str:
     return f"{row['method']}{who}{state}"
 
 
-def _looked(unread: list[str]) -> Iterator[str]:
+def _looked(unread: Sequence[str], away: Mapping[str, str]) -> Iterator[str]:
     yield "orders, sagas, payments and coupons by their id; payments by payment_key"
     yield "users with an account, an order, a cart, a coupon or a payment"
-    searched = [service for service in _REQUESTS if service not in unread]
+    searched = [service for service in _REQUESTS if service not in (*unread, *away)]
     yield f"request_ids in {', '.join(searched)}"
     if unread:
         yield f"NOT request_ids in {', '.join(unread)}: the search took too long; give --user"
 
 
 def _hints(id_: str) -> Iterator[str]:
-    if _TRACE.fullmatch(id_):
+    if TRACE.fullmatch(id_):
         yield (
             "It has the form of a trace id. Traces are not in the databases: search the logs for"
             " it, and ask for the order_id or request_id of those lines."

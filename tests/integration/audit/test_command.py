@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from deploy.local.plan import PROJECT, SERVICES
 from deploy.local.postgres import PostgresServer
@@ -75,10 +76,32 @@ def empty_database(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop_database("test_audit_empty")
 
 
-async def test_books_that_balance_exit_0(data_dir: Path) -> None:
+async def test_books_that_balance_exit_0(books: Books, data_dir: Path) -> None:
     code, output, error = await _run("--data-dir", data_dir)
     assert (code, error) == (0, "")
     assert output.endswith("The books balance.\n")
+    place = make_url(books.urls["balance"])
+    assert f"Databases read: {place.database}, " in output
+    assert f" at {place.host}:{place.port}." in " ".join(output.split())
+    assert str(place.password) not in output
+
+
+@pytest.mark.parametrize("module", ["deploy.audit", "deploy.rebuild", "deploy.why"])
+async def test_addresses_and_a_data_directory_are_refused(
+    books: Books, data_dir: Path, module: str
+) -> None:
+    """It would be uncertain which books balance."""
+    named = {f"TALLY_{name.upper()}_AUDIT_DATABASE_URL": url for name, url in books.urls.items()}
+    arguments = ("ann",) if module == "deploy.why" else ()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments, "--data-dir", data_dir),
+        env=os.environ | named,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, error = await process.communicate()
+    assert (process.returncode, output) == (2, b"")
+    assert b"TALLY_BALANCE_AUDIT_DATABASE_URL is set, and a data directory is given" in error
 
 
 async def test_breach_exits_1_as_text_and_as_json(books: Books, data_dir: Path) -> None:
@@ -101,7 +124,7 @@ async def test_databases_named_by_the_environment(books: Books) -> None:
     code, output, error = await _run(**named)
     assert (code, error) == (0, "")
     assert "Not checked: the gateway's side: neither its record nor its API is known." in output
-    assert "the gateway was not asked" in " ".join(output.split())
+    assert "the gateway's side was left out" in " ".join(output.split())
     del named["TALLY_ORDER_AUDIT_DATABASE_URL"]
     await _assert_unreadable("TALLY_ORDER_AUDIT_DATABASE_URL is not set", *record, **named)
 

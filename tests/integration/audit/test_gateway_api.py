@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
 
+import asyncpg
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 
 from deploy.audit import gateway_api
 from deploy.audit.audit import Limits, audit
-from deploy.audit.errors import CannotAudit
-from deploy.audit.gateway_api import GatewayAddress
+from deploy.audit.gateway_api import GatewayAddress, GatewayApi
+from deploy.audit.gateway_records import ChargeRecord
 from deploy.audit.report import Report
 from deploy.audit.sources import Sources
 from deploy.local.gateway.simulator import GatewaySimulator
+from deploy.local.postgres_files import SUPERUSER
 from tests.integration.audit.books import DIRECT, PAID_A, UNKNOWN
 from tests.integration.audit.conftest import Books
+
+SESSIONS: Final = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE application_name = 'tally audit' AND datname = ANY ($1::text[])
+"""
 
 
 @pytest.fixture
@@ -84,13 +95,48 @@ async def test_old_payments_are_not_looked_up(books: Books, simulator: GatewaySi
     assert not any("key-34" in text for text in of_payments(await audit_by_api(books, simulator)))
 
 
-async def test_gateway_that_is_away_or_refuses_is_named_without_its_key(
+async def test_gateway_that_is_away_or_refuses_leaves_the_verdict_on_the_books(
     books: Books, simulator: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_api, "BACKOFF_S", 0.0)
-    with pytest.raises(CannotAudit, match=r"the gateway 127\.0\.0\.1:\d+ refuses the look-up"):
-        await audit_by_api(books, simulator, secret_key="canary")
-    simulator.kill()
-    with pytest.raises(CannotAudit, match="does not answer") as refused:
-        await audit_by_api(books, simulator, secret_key="canary")
-    assert "canary" not in str(refused.value)
+    books.change("order", "UPDATE products SET reserved = 0")
+    for answers, reason in ((True, r"the gateway 127\.0\.0\.1:\d+ refuses"), (False, "not answer")):
+        if not answers:
+            simulator.kill()
+        report = await audit_by_api(books, simulator, secret_key="canary")
+        assert report.broken == ["I4"]
+        assert re.search(rf"payments at the gateway, after the first 0: .*{reason}",
+                         report.left_out[0])  # fmt: skip
+        assert "the gateway's side was left out" in str(report.lines)
+        assert "canary" not in str(report)
+
+
+async def test_snapshots_are_closed_while_the_gateway_is_asked(
+    books: Books, simulator: GatewaySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would hold back VACUUM for as long as the look-ups take."""
+    address = make_url(books.urls["order"]).set(
+        username=SUPERUSER, password=books.server.files.passwords[SUPERUSER]
+    )
+    watching = await asyncpg.connect(address.render_as_string(hide_password=False))
+    names = [make_url(url).database for url in books.urls.values()]
+    looked_up = GatewayApi.records_of
+    asked = 0
+
+    async def watched(api: GatewayApi, keys: Sequence[str]) -> dict[str, ChargeRecord]:
+        nonlocal asked
+        asked += len(keys)
+        for _ in range(500):
+            # A session ends a moment after its connection.
+            open_ = await watching.fetchval(SESSIONS, names)
+            if not open_:
+                return await looked_up(api, keys)
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{open_} snapshots are open")
+
+    monkeypatch.setattr(GatewayApi, "records_of", watched)
+    try:
+        assert (await audit_by_api(books, simulator)).holds
+    finally:
+        await watching.close()
+    assert asked > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
@@ -190,6 +191,36 @@ async def test_database_that_is_away_fails_the_run_and_nothing_else(
     assert (await verdict(auditor, "full"))["holds"]
 
 
+async def test_full_verdict_covers_the_recent_and_outlives_a_restart(
+    make_auditor: Callable[..., Auditor],
+) -> None:
+    auditor = make_auditor()
+    unknown = sample("tally_audit_breaches")
+    assert unknown is not None and math.isnan(unknown)  # and not 0: nothing was audited
+    await verdict(auditor, "full")
+    started = sample("tally_audit_start_timestamp_seconds", scope="full")
+    completed = sample("tally_audit_completion_timestamp_seconds", scope="full")
+    assert sample("tally_audit_completion_timestamp_seconds", scope="recent") == completed
+    metrics.STARTED.clear()
+    metrics.COMPLETED.clear()
+    make_auditor()  # a restart
+    assert sample("tally_audit_start_timestamp_seconds", scope="full") == started
+    for scope in metrics.SCOPES:
+        assert sample("tally_audit_completion_timestamp_seconds", scope=scope) == completed
+    assert sample("tally_audit_breaches") == 0
+
+
+async def test_what_stands_is_not_new_when_the_checkpoint_is_lost(
+    books: Books, make_auditor: Callable[..., Auditor], tmp_path: Path
+) -> None:
+    books.change("order", _stands(PAY_D))
+    for _ in range(2):
+        line = await verdict(make_auditor(), "full")
+        assert (line["first"], line["standing"], line["new_standing"]) == (True, 1, [])
+        assert sample("tally_audit_new_standing") == 0
+        (tmp_path / "checkpoint.json").unlink()
+
+
 async def test_damaged_checkpoint_is_none(
     make_auditor: Callable[..., Auditor], tmp_path: Path
 ) -> None:
@@ -234,6 +265,8 @@ async def test_process_audits_exports_and_ends_at_sigterm(
     try:
         place = (await until("audit_serving"))["metrics"]
         assert (await until("audit_verdict"))["scope"] == "full"
+        process.send_signal(signal.SIGUSR1)
+        assert (await until("tasks_written"))["tasks"] > 0
         process.send_signal(signal.SIGHUP)
         assert (await until("audit_verdict"))["scope"] == "full"
         page = await asyncio.to_thread(lambda: urlopen(f"http://{place}/metrics").read().decode())

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from deploy.audit.arguments import UNREADABLE
 from deploy.local.plan import SERVICES
 from deploy.local.secret_files import write_json
 from deploy.local.state import STATE_FILE
 from deploy.why import report
-from deploy.why.__main__ import FOUND, NEWEST, UNKNOWN, UNREADABLE, answer_of
+from deploy.why.__main__ import FOUND, NEWEST, UNKNOWN, answer_of
 from deploy.why.report import COLUMNS, Answer
 from deploy.why.subject import Unknown
 from tests.integration.audit import books as rows
@@ -149,6 +150,33 @@ async def test_an_unknown_id_says_where_it_was_looked_for(books: Books, id_: str
     assert ("form of a trace id" in text) is (len(id_) == 32)
 
 
+@pytest.mark.parametrize(("id_", "user"), [("typo", "ann"), ("direct-1", "ann"), ("typo", "no")])
+async def test_a_request_that_the_user_has_not_is_unknown(
+    books: Books, id_: str, user: str
+) -> None:
+    unknown = await ask(books, id_, user=user)
+    assert isinstance(unknown, Unknown)
+    text = report.unknown_as_text(unknown)
+    assert f"request_ids of user {user} in order, balance, coupon, payment" in text
+
+
+async def test_a_database_that_is_away_is_named_and_the_rest_is_shown(books: Books) -> None:
+    for away in SERVICES:
+        named = {
+            f"TALLY_{name.upper()}_AUDIT_DATABASE_URL": url for name, url in books.urls.items()
+        } | {f"TALLY_{away.upper()}_AUDIT_DATABASE_URL": "postgresql://a:b@127.0.0.1:1/none"}
+        code, output, error = await run("ann", **named)
+        assert (code, error) == (UNREADABLE, "")
+        assert f"unread  the {away} database: it does not answer" in output
+        assert "nothing is stuck in what could be read" in output
+        shown = {service for service in SERVICES if f"  {service} " in output.split("from →")[1]}
+        assert shown == {*SERVICES} - {away}
+    code, output, _ = await run("nobody", **named)
+    assert code == UNREADABLE
+    assert output.startswith("nobody was not found in what could be read.")
+    assert "NOT read: the payment database" in output
+
+
 async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
     known = {name: value for name, value in os.environ.items() if not name.startswith("TALLY_")}
     process = await asyncio.create_subprocess_exec(
@@ -173,8 +201,29 @@ async def test_the_command_reads_a_data_directory_or_addresses(
     code, output, _ = await run(rows.A, "--json", **named)
     document = json.loads(output)
     assert (code, document["kind"], document["id"]) == (FOUND, "order", rows.A)
+    assert {*document["databases"]} == {*SERVICES}
     assert document["events"][0]["ids"]["order_id"] == rows.A
     assert (await run("nobody", **named))[0] == UNKNOWN
+
+
+async def test_a_trace_shows_the_orders_of_its_log_lines(books: Books, tmp_path: Path) -> None:
+    write_json(tmp_path / STATE_FILE, {"audit_urls": books.urls, "outside": sorted(SERVICES)})
+    trace, other = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
+    lines = [
+        {"trace_id": trace, "request_id": "direct-1"},
+        {"trace_id": trace, "order_id": rows.A},
+        {"trace_id": trace, "order_id": rows.A},
+        {"trace_id": other, "order_id": rows.B, "reason": f"after {trace}"},
+    ]
+    (tmp_path / "logs").mkdir()
+    log = "not JSON, " + trace + "\n" + "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "logs" / "order-1.log").write_text(log)
+    code, output, error = await run(trace, "--data-dir", tmp_path)
+    assert (code, error) == (FOUND, "")
+    assert output.startswith(f"trace {trace}\n  order   {rows.A} of user ann\n")
+    assert rows.B not in output
+    code, output, _ = await run("2" * 32, "--data-dir", tmp_path)
+    assert (code, "search the logs" in output) == (UNKNOWN, True)
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,11 @@ def test_the_audit_serves_with_what_is_copied(images: dict[str, Path]) -> None:
     assert ended.returncode == 2
 
 
-def test_the_audit_runs_once_with_what_is_copied(images: dict[str, Path]) -> None:
-    ended = run(images["server"], "server", "-m", "deploy.audit")
+@pytest.mark.parametrize("arguments", [["deploy.audit"], ["deploy.rebuild"], ["deploy.why", "ann"]])
+def test_the_books_are_read_with_what_is_copied(
+    images: dict[str, Path], arguments: list[str]
+) -> None:
+    ended = run(images["server"], "server", "-m", *arguments)
     assert ended.stderr == "error: TALLY_BALANCE_AUDIT_DATABASE_URL is not set\n"
     assert ended.returncode == 2
 
