@@ -55,6 +55,12 @@ def test_a_method_without_a_declaration_is_a_gap(monkeypatch: pytest.MonkeyPatch
     assert contract_gaps.gaps() == ["CartService/GetCart: no @refuses on the servicer's method"]
 
 
+def test_only_a_service_without_a_contract_has_no_common_reasons() -> None:
+    assert reasons.ends_of("/tally.test.v9.Echo/Say", lambda: None) == []
+    with pytest.raises(KeyError):
+        reasons.ends_of("/tally.order.v1.CartService/GetCarts", METHODS["GetCart"].function)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_comment_and_declaration_name_the_same_reasons(name: str) -> None:
     method = METHODS[name]
