@@ -117,6 +117,7 @@ def test_items_declare_what_single_calls_do(name: str) -> None:
 def test_an_end_that_is_not_declared_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter("calls", "Calls.", ("method", "code", "reason"), registry=None)
     monkeypatch.setattr(metrics, "CALLS", counter)
+    monkeypatch.setattr(ends, "_seen", {})
     path = METHODS["GetBalance"].path
     counter.labels(path, "OK", "").inc()
     counter.labels(path, Code.NOT_FOUND.value, "ACCOUNT_NOT_FOUND").inc()
@@ -125,3 +126,15 @@ def test_an_end_that_is_not_declared_is_found_once(monkeypatch: pytest.MonkeyPat
     counter.labels(path, Code.NOT_FOUND.value, "COUPON_NOT_FOUND").inc()
     assert ends.undeclared() == [(path, "NOT_FOUND", "COUPON_NOT_FOUND")]
     assert ends.undeclared() == []
+
+
+def test_an_end_that_a_stand_in_had_first_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter("calls", "Calls.", ("method", "code", "reason"), registry=None)
+    monkeypatch.setattr(metrics, "CALLS", counter)
+    monkeypatch.setattr(ends, "_seen", {})
+    path = METHODS["GetBalance"].path
+    counter.labels(path, Code.NOT_FOUND.value, "COUPON_NOT_FOUND").inc()
+    ends._of_stand_ins.add(path)
+    assert ends.undeclared() == [], "the stand-in's"
+    counter.labels(path, Code.NOT_FOUND.value, "COUPON_NOT_FOUND").inc()
+    assert ends.undeclared() == [(path, "NOT_FOUND", "COUPON_NOT_FOUND")]
