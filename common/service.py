@@ -2,12 +2,14 @@
 
 SIGTERM or SIGINT ends serving: NOT_SERVING, then no new calls, then running calls end, then
 connections close, then exit 0. A second signal ends the process at once. SIGUSR1 writes the tasks
-and what they wait for to the log.
+and what they wait for to the log; SIGUSR2 writes where each thread is to stderr, even if the event
+loop is blocked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import inspect
 import os
@@ -187,6 +189,8 @@ async def serve(settings: S, build: Build[S], *, stop: asyncio.Event | None = No
     """Serve until SIGTERM or SIGINT, or until ``stop`` is set if it is given."""
     stop = stop or _stop_on_signals()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, write_tasks)
+    # Without the loop, which may be what hangs.
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__ or sys.stderr, all_threads=True)
     await _check_redis(settings)
     BUILD.info({"version": VERSION, "python": platform.python_version(), "grpc": grpc.__version__})
     page = _metrics_page(settings) if settings.metrics_port else None

@@ -87,6 +87,7 @@ QUESTIONS: Final = {
     "tally_marks": "How often does a payment key come twice at the same time?",
     "tally_open_payments": "How many charges have an unknown outcome, or wait for their refund?",
     "tally_open_payments_oldest_seconds": "How long has the oldest been open?",
+    "tally_pause_file_rejected": "Did a pause not take effect, since its file is wrong?",
     "tally_paused_methods": "Has an operator paused something here?",
     "tally_pool_sessions_in_use": "How near is the limit of connections?",
     "tally_pool_waiting": "Do transactions wait for a connection?",

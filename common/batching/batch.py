@@ -32,6 +32,7 @@ from prometheus_client import Counter, Histogram
 
 from common import failpoints
 from common.backoff import Backoff
+from common.batching.lane_metrics import LOCK_HOLD
 from common.batching.outcomes import Decide, HeldKey, Outcome, QueuedCommand, RowLocked
 from common.db.database import Database
 from common.db.errors import Fault, RecordConflict, classify, constraint_name, count_error
@@ -84,6 +85,7 @@ class Attempt(Generic[C, R]):
 
     def __post_init__(self) -> None:
         from_zero(_sizes, [self.lane])
+        from_zero(LOCK_HOLD, [self.lane])
         from_zero(_faults, [self.lane], [fault.value for fault in Fault])
 
     async def run(
@@ -91,12 +93,18 @@ class Attempt(Generic[C, R]):
     ) -> Sequence[Outcome[R]]:
         """One transaction: decide all commands, commit once. Any exception rolls back."""
         pool = self.database.waiting if wait_for_locks else self.database.lanes
-        async with self.database.transactions.begin(pool) as connection:
-            commands = [entry.command for entry in entries]
-            outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
-            assert len(outcomes) == len(commands), "one outcome per command"
-            if failpoints.enabled:
-                self._hit(entries, "before")
+        begun_s: float | None = None
+        try:
+            async with self.database.transactions.begin(pool) as connection:
+                begun_s = time.monotonic()
+                commands = [entry.command for entry in entries]
+                outcomes = await self.decide(connection, commands, wait_for_locks=wait_for_locks)
+                assert len(outcomes) == len(commands), "one outcome per command"
+                if failpoints.enabled:
+                    self._hit(entries, "before")
+        finally:
+            if begun_s is not None:
+                LOCK_HOLD.labels(self.lane).observe(time.monotonic() - begun_s)
         if failpoints.enabled:
             self._hit(entries, "after")
         return outcomes

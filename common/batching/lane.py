@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -248,10 +247,9 @@ class Lane(Generic[C, R]):
             if not entries:
                 return
         entries = self._key_waits.join(entries)
-        grant, locked_s = None, time.monotonic()
+        grant = None
         if wanted := {entry.lock_keys for entry in entries if entry.lock_keys}:
             grant = await self._locks.acquire(wanted)
-            locked_s = time.monotonic()
             if grant.busy:
                 entries = self._key_waits.without_busy(entries, grant.busy)
                 grant = await self._release_unneeded(grant, entries)
@@ -261,8 +259,6 @@ class Lane(Generic[C, R]):
         if grant is not None and certain:
             # If the commit's outcome is unknown the lock is not freed: its lease expires.
             await self._locks.release(grant)
-        if entries:
-            self._metrics.held_since(locked_s)
 
     async def _without_refused(
         self, entries: list[QueuedCommand[C, R]], refuse_early: RefuseEarly[C]

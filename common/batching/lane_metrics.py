@@ -1,4 +1,4 @@
-"""The metrics of a lane: its commands, how long they wait, and how long batches hold its locks."""
+"""The metrics of a lane: its commands, how long they wait, and how long batches hold their rows."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ _lock_wait = Histogram(
     buckets=LOCK_BUCKETS_S,
     registry=REGISTRY,
 )
-_lock_hold = Histogram(
+LOCK_HOLD: Final = Histogram(
     "tally_lane_lock_hold_seconds",
-    "Time in which a batch has its locks in Redis and its rows, from the first to the release of "
-    "the last, in seconds.",
+    "Time from the begin of a batch's transaction, in which it holds rows, to the end of its "
+    "COMMIT or rollback, or until a COMMIT is given up, in seconds. Waiting for a connection and "
+    "pauses between tries are not in it.",
     ("lane",),
     buckets=LOCK_BUCKETS_S,
     registry=REGISTRY,
@@ -70,7 +71,6 @@ class LaneMetrics(Generic[C, R]):
         self._inside: dict[QueuedCommand[C, R], float] = {}
         """When each command in the lane has entered it, the oldest first."""
         self._lock_wait = _lock_wait.labels(lane)
-        self._lock_hold = _lock_hold.labels(lane)
         _commands.labels(lane).set_function(depth)
         _oldest.labels(lane).set_function(self._oldest_s)
 
@@ -83,10 +83,6 @@ class LaneMetrics(Generic[C, R]):
         del self._inside[entry]
         if entry.locked_since is not None:
             self._lock_wait.observe(asyncio.get_running_loop().time() - entry.locked_since)
-
-    def held_since(self, begun_s: float) -> None:
-        """Note the locks of a batch that are released now. ``begun_s``: by ``time.monotonic``."""
-        self._lock_hold.observe(time.monotonic() - begun_s)
 
     def _oldest_s(self) -> float:
         # Called in another thread: the copy is made at once, while the loop cannot change it.

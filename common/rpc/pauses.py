@@ -39,6 +39,11 @@ _paused = Gauge(
     "Methods of this replica that are paused by TALLY_PAUSE_FILE.",
     registry=REGISTRY,
 )
+_rejected = Gauge(
+    "tally_pause_file_rejected",
+    "1 while TALLY_PAUSE_FILE cannot be used, and what was paused before stays so; else 0.",
+    registry=REGISTRY,
+)
 _log = structlog.stdlib.get_logger()
 
 
@@ -55,50 +60,68 @@ class Pauses:
         """The paused methods by their paths (``/package.Service/Method``), for the handlers."""
         self._file = Path(file) if file else None
         self._own: dict[str, set[str]] = {}
-        self._raw: bytes | None = None
+        self._read: bytes | None = None
+        self._taken: bytes | None = None
+        """The last content that was taken or rejected."""
         self._problem = ""
         _paused.set(0)
+        _rejected.set(0)
 
     def add(self, service: str, methods: Collection[str]) -> None:
         """Let these methods of a service be paused; by their names alone."""
         self._own[service] = {f"/{service}/{method}" for method in methods}
 
     async def follow(self) -> None:
-        """Read the file again and again."""
+        """Read the file again and again, whatever happens."""
         while self._file is not None:
             await asyncio.sleep(INTERVAL_S)
-            await self.read()
+            try:
+                await self.read()
+            except Exception as error:  # noqa: BLE001 - without this task nothing could be paused
+                self._taken = None
+                self._reject(repr(error)[:200])
 
     async def read(self) -> None:
-        """Read the file once. Of one that cannot be used nothing is taken."""
+        """Read the file once. Of one that cannot be used nothing is taken.
+
+        Content that resumes everything is taken when it was read twice in a row: a file that is
+        written in place is empty for a moment.
+        """
         if self._file is None:
             return
         try:
             # In a thread: the file may be on a slow file system.
             raw = await asyncio.to_thread(_content_of, self._file)
         except OSError as error:
-            self._raw = None
+            self._read = self._taken = None
             self._reject(error.strerror or type(error).__name__)
             return
-        if raw == self._raw:
+        again, self._read = raw == self._read, raw
+        if raw == self._taken:
             return
-        self._raw, self._problem = raw, ""
         try:
             methods = methods_in(raw, self._own)
         except PauseFileRejected as error:
+            self._problem = ""  # of other content
             self._reject(str(error))
         else:
+            if self.methods and not methods and not again:
+                return
             self._set(methods)
+        self._taken = raw
 
     def _reject(self, reason: str) -> None:
         """What is paused stays as it is. Each problem is logged once."""
         if reason != self._problem:
             _log.error("pause_file_rejected", file=str(self._file), reason=reason)
         self._problem = reason
+        _rejected.set(1)
 
     def _set(self, methods: frozenset[str]) -> None:
         before, self.methods = frozenset(self.methods), methods
+        self._problem = ""
         _paused.set(len(methods))
+        _rejected.set(0)
         if resumed := sorted(before - methods):
             _log.info("methods_resumed", methods=resumed)
         if methods - before:

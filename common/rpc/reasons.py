@@ -130,14 +130,17 @@ def common_to(method: MethodDescriptor) -> list[Reason]:
 
 
 def ends_of(path: str, method: object) -> list[Reason]:
-    """All ends of calls of a method but OK. ``path``: its full name, as gRPC has it."""
+    """All ends of calls of a method but OK. ``path``: its full name, as gRPC has it.
+
+    Raises KeyError if the service of a .proto file has no such method.
+    """
     service, _, name = path.removeprefix("/").partition("/")
     own = _reasons(declared(method).call)
     try:
-        described = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
+        described = descriptor_pool.Default().FindServiceByName(service)
     except KeyError:  # a service that is not made from a .proto file
         return own
-    return [*own, *common_to(described), *WITHOUT_STATUS]
+    return [*own, *common_to(described.methods_by_name[name]), *WITHOUT_STATUS]
 
 
 def ends_of_items(method: object) -> list[Reason]:

@@ -4,7 +4,8 @@ A rule about several fields belongs to their message and has no field of its own
 with the field to report and a dot (``end_time.after_start_time``): a refusal always names a field.
 A rule whose id begins with ``money.`` belongs to a Money and is about its number.
 
-A field that is left out is "required", whatever rule of its value it breaks.
+A field that is left out is "required", whatever rule of its value it breaks. Of an optional field
+that is sent without a value, the refusal says to leave it out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ MAP_KEY_CHARS_MAX: Final = 40
 MONEY_RULE: Final = "money."
 REQUIRED: Final = "required"
 """What is said of a field that is missing."""
+EMPTY: Final = "is empty: leave it out, or give it a value"
+"""The same of an optional field."""
 
 # One per process: it compiles the rules of a message type once.
 _collect: Final = Validator().collect_violations
@@ -79,13 +82,15 @@ def _field_violation(request: Message, violation: Violation) -> FieldViolation:
         path = proto.rule_id.split(".", 1)[0]
     elif proto.rule_id.startswith(MONEY_RULE):
         path += ".amount_minor"
-    if _is_missing(request, violation):
-        return FieldViolation(path, REQUIRED)
-    return FieldViolation(path, proto.message or f"breaks the rule {proto.rule_id}")
+    description = _absence(request, violation) or proto.message
+    return FieldViolation(path, description or f"breaks the rule {proto.rule_id}")
 
 
-def _is_missing(request: Message, violation: Violation) -> bool:
-    """Whether the field is left out. A number that is left out is 0, and the rule says the rest."""
+def _absence(request: Message, violation: Violation) -> str:
+    """What is said of a field without a value; '' if it has one.
+
+    A number that is left out is 0, and the rule says the rest.
+    """
     field_path = violation.proto.field
     elements = field_path.elements if field_path else ()
     message: Any = request
@@ -94,15 +99,17 @@ def _is_missing(request: Message, violation: Violation) -> bool:
         if element.subscript is not None:
             message = message[element.subscript.value]
     if not elements or elements[-1].subscript is not None:
-        return False
+        return ""
     name = elements[-1].field_name
     field = message.DESCRIPTOR.fields_by_name.get(name)
     if field is None:
-        return False  # a oneof
+        return ""  # a oneof
+    if field.has_presence and not message.HasField(name):
+        return REQUIRED
     if field.has_presence:
-        return not message.HasField(name)
+        return EMPTY if field.type == field.TYPE_STRING and not getattr(message, name) else ""
     may_be_missing = field.is_repeated or field.type in {field.TYPE_STRING, field.TYPE_ENUM}
-    return may_be_missing and not getattr(message, name)
+    return REQUIRED if may_be_missing and not getattr(message, name) else ""
 
 
 def _path(violation: Violation) -> str:

@@ -25,11 +25,17 @@ _steps = Counter(
     registry=REGISTRY,
 )
 _DONE: Final = "done"
-for _step in {step for plan in PLANS.values() for step in plan.steps}:
-    # The steps of a cancellation are done, and have no undo of their own.
-    _directions = ("do", "undo") if isinstance(_step, Step) else ("do",)
-    _outcomes = (_DONE, *(effect.value for effect in StepEffect))
-    from_zero(_steps, [_step.name], _directions, _outcomes)
+
+
+def _count_from_zero() -> None:
+    outcomes = (_DONE, *(effect.value for effect in StepEffect))
+    for step in {step for plan in PLANS.values() for step in plan.steps}:
+        # The steps of a cancellation are done, and have no undo of their own.
+        directions = ("do", "undo") if isinstance(step, Step) else ("do",)
+        from_zero(_steps, [step.name], directions, outcomes)
+
+
+_count_from_zero()
 
 
 def direction_of(record: StepRecord) -> str:

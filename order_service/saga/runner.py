@@ -127,8 +127,6 @@ class Runner:
                 due += len(taken.sagas) - taken.expired
                 more = taken.full
         if expired or due:
-            _takeovers.labels("expired").inc(expired)
-            _takeovers.labels("due").inc(due)
             _log.info("sagas_taken_up", expired=expired, due=due)
         return expired + due
 
@@ -148,6 +146,9 @@ class Runner:
             retries=math.ceil(self.limits.running_max / 4) - self._retries[uses_gateway],
             away=self._peers.away,
         )
+        # At once: a sweep of many batches may be cut off.
+        _takeovers.labels("expired").inc(taken.expired)
+        _takeovers.labels("due").inc(len(taken.sagas) - taken.expired)
         for saga in taken.sagas:
             assert taken.now is not None
             with tracing.root("tally.order.saga_taken_up"):

@@ -30,24 +30,24 @@ COMMON: Final = (
         "reply-before-commit",
         "a lane replies while the batch's transaction is not committed yet",
         file="common/batching/batch.py",
-        old="        async with self.database.transactions.begin(pool) as connection:\n",
-        new="""        import contextlib
+        old="            async with self.database.transactions.begin(pool) as connection:\n",
+        new="""            import contextlib
 
-        @contextlib.asynccontextmanager
-        async def committed_later():
-            opened = pool.connect()
-            connection = await opened.__aenter__()
-            connection.begin()
-            yield connection
+            @contextlib.asynccontextmanager
+            async def committed_later():
+                opened = pool.connect()
+                connection = await opened.__aenter__()
+                connection.begin()
+                yield connection
 
-            async def commit():
-                await asyncio.sleep(0.01)
-                await connection.commit()
-                await opened.__aexit__(None, None, None)
+                async def commit():
+                    await asyncio.sleep(0.01)
+                    await connection.commit()
+                    await opened.__aexit__(None, None, None)
 
-            globals().setdefault("_commits", []).append(asyncio.create_task(commit()))
+                globals().setdefault("_commits", []).append(asyncio.create_task(commit()))
 
-        async with committed_later() as connection:
+            async with committed_later() as connection:
 """,
         tests=(f"{_LANE}test_a_reply_comes_after_the_commit",),
     ),

@@ -22,7 +22,8 @@ class End(NamedTuple):
     reason: str
 
 
-_reported: Final[set[End]] = set()
+_seen: Final[dict[tuple[bool, End], float]] = {}
+"""The counters of ends that no servicer declares, of items (True) and of calls, as they were."""
 _of_stand_ins: Final[set[str]] = set()
 """Methods that a test has served itself: they end as the test likes."""
 
@@ -44,26 +45,28 @@ def stand_ins_noted() -> Iterator[None]:
 
 def undeclared() -> list[End]:
     """Ends that no servicer declares, since this was called last."""
-    found = [
-        end
+    counts = {
+        (items, end): count
         for counter, items in ((metrics.CALLS, False), (metrics.BULK_ITEMS, True))
-        for end in _ends(counter)
-        if end not in _reported and end not in _declared(items=items)
-    ]
-    _reported.update(found)
+        for end, count in _ends(counter)
+        if end not in _declared(items=items)
+    }
+    # Increments: the same end may be a stand-in's in one module, and a real one in the next.
+    found = [each[1] for each, count in counts.items() if count > _seen.get(each, 0.0)]
+    _seen.update(counts)
     of_tally = {end.method for end in _declared(items=False)} if found else set()
     real = [end for end in found if end.method in of_tally - _of_stand_ins]
     _of_stand_ins.clear()
     return real
 
 
-def _ends(counter: Counter) -> Iterator[End]:
+def _ends(counter: Counter) -> Iterator[tuple[End, float]]:
     for metric in counter.collect():
         for sample in metric.samples:
             end = End(*(sample.labels[name] for name in End._fields))
             tally = end.method.startswith("/tally.") and end.code != "OK"
             if tally and sample.name.endswith("_total") and sample.value:
-                yield end
+                yield end, sample.value
 
 
 @cache

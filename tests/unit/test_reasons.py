@@ -55,6 +55,12 @@ def test_a_method_without_a_declaration_is_a_gap(monkeypatch: pytest.MonkeyPatch
     assert contract_gaps.gaps() == ["CartService/GetCart: no @refuses on the servicer's method"]
 
 
+def test_only_a_service_without_a_contract_has_no_common_reasons() -> None:
+    assert reasons.ends_of("/tally.test.v9.Echo/Say", lambda: None) == []
+    with pytest.raises(KeyError):
+        reasons.ends_of("/tally.order.v1.CartService/GetCarts", METHODS["GetCart"].function)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_comment_and_declaration_name_the_same_reasons(name: str) -> None:
     method = METHODS[name]
@@ -111,6 +117,7 @@ def test_items_declare_what_single_calls_do(name: str) -> None:
 def test_an_end_that_is_not_declared_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter("calls", "Calls.", ("method", "code", "reason"), registry=None)
     monkeypatch.setattr(metrics, "CALLS", counter)
+    monkeypatch.setattr(ends, "_seen", {})
     path = METHODS["GetBalance"].path
     counter.labels(path, "OK", "").inc()
     counter.labels(path, Code.NOT_FOUND.value, "ACCOUNT_NOT_FOUND").inc()
@@ -119,3 +126,15 @@ def test_an_end_that_is_not_declared_is_found_once(monkeypatch: pytest.MonkeyPat
     counter.labels(path, Code.NOT_FOUND.value, "COUPON_NOT_FOUND").inc()
     assert ends.undeclared() == [(path, "NOT_FOUND", "COUPON_NOT_FOUND")]
     assert ends.undeclared() == []
+
+
+def test_an_end_that_a_stand_in_had_first_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter("calls", "Calls.", ("method", "code", "reason"), registry=None)
+    monkeypatch.setattr(metrics, "CALLS", counter)
+    monkeypatch.setattr(ends, "_seen", {})
+    path = METHODS["GetBalance"].path
+    counter.labels(path, Code.NOT_FOUND.value, "COUPON_NOT_FOUND").inc()
+    ends._of_stand_ins.add(path)
+    assert ends.undeclared() == [], "the stand-in's"
+    counter.labels(path, Code.NOT_FOUND.value, "COUPON_NOT_FOUND").inc()
+    assert ends.undeclared() == [(path, "NOT_FOUND", "COUPON_NOT_FOUND")]

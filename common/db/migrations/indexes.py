@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from common.db.errors import LOCK_NOT_AVAILABLE, sqlstate
 from common.db.migrations import run
@@ -31,13 +31,21 @@ def create_index(name: str, on: str, *, unique: bool = False) -> None:
     WAIT_S.
     """
     kind = "UNIQUE INDEX" if unique else "INDEX"
+    try:
+        _create(name, f"CREATE {kind} CONCURRENTLY IF NOT EXISTS {name} ON {on}")
+    except PendingRollbackError as error:
+        # The connection is lost, and Alembic fails to commit on it: the first error has the cause.
+        raise error.__context__ or error from None
+
+
+def _create(name: str, statement: str) -> None:
     with op.get_context().autocommit_block():
         connection = op.get_bind()
         connection.execute(_LIMIT, {"limit": f"{WAIT_S}s"})
         try:
             if connection.scalar(_UNFINISHED, {"name": name}):
                 connection.execute(sa.text(f"DROP INDEX CONCURRENTLY {name}"))
-            connection.execute(sa.text(f"CREATE {kind} CONCURRENTLY IF NOT EXISTS {name} ON {on}"))
+            connection.execute(sa.text(statement))
         except DBAPIError as error:
             if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
@@ -45,5 +53,5 @@ def create_index(name: str, on: str, *, unique: bool = False) -> None:
                 f"transactions older than index {name} did not end within {WAIT_S} s, and it is "
                 "not finished; end them (xact_start in pg_stat_activity) and migrate again"
             ) from error
-        finally:
-            connection.execute(_LIMIT, {"limit": f"{run.LOCK_TIMEOUT_S}s"})
+        # Not after an error: it ends the migration and its session, which may be lost already.
+        connection.execute(_LIMIT, {"limit": f"{run.LOCK_TIMEOUT_S}s"})

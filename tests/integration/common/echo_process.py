@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -43,6 +44,9 @@ class Commands:
         elif request.value == "hold":
             self._holding += 1
             await self._released.wait()
+        elif request.value == "block":
+            log.info("blocking")
+            time.sleep(FLUSH_S)  # noqa: ASYNC251 - the loop is to be blocked
         elif request.value == "loop":
             return StringValue(value=type(asyncio.get_running_loop()).__module__)
         elif request.value == "tracing":

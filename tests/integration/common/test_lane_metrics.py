@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
-from common.batching import lane_metrics
+from common.batching import batch, lane_metrics
 from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
 from common.db.database import Database
 from common.errors import ConflictRetriesExhausted
@@ -16,10 +18,9 @@ from tests.integration.common.test_lane import (
     BusyLocks,
     Insert,
     Inserts,
-    ObservedLocks,
     lane_of,
-    submit_all,
 )
+from tests.support.time_limits import LONG_S
 
 
 def value(name: str) -> float:
@@ -73,12 +74,68 @@ async def test_a_command_that_finds_its_lock_held_is_one_wait(
     assert value("lock_wait_seconds_count") - before == waits
 
 
-async def test_each_batch_is_one_hold_of_its_locks(database: Database) -> None:
-    before = value("lock_hold_seconds_count")
-    lane = lane_of(database, Inserts(), locks=ObservedLocks(database))
-    assert await submit_all(lane, [1, 2]) == [-1, -2]
+@dataclass
+class Clock:
+    """The clock of holds, which the test sets."""
+
+    now: float = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(batch, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("first", "holds"),
+    [
+        pytest.param(None, 1, id="committed"),
+        pytest.param(RowLocked("row"), 2, id="blocked: once more, waiting for the lock"),
+        pytest.param(ConnectionResetError(), 2, id="rolled back and run again"),
+    ],
+)
+async def test_each_transaction_of_a_batch_is_one_hold_of_its_rows(
+    database: Database, clock: Clock, first: Outcome[int] | Exception | None, holds: int
+) -> None:
+    outcomes = [first]
+
+    def decide(numbers: list[int], _wait: bool) -> list[Outcome[int]] | None:
+        clock.now += 3.0
+        outcome = outcomes.pop() if outcomes else None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return None if outcome is None else [outcome for _ in numbers]
+
+    before = value("lock_hold_seconds_count"), value("lock_hold_seconds_sum")
+    lane = lane_of(database, Inserts(decide))  # type: ignore[arg-type]
+    assert await lane.submit(Insert(1)) == -1
     await lane.close()
-    assert value("lock_hold_seconds_count") - before == 1
+    assert value("lock_hold_seconds_count") - before[0] == holds
+    assert value("lock_hold_seconds_sum") - before[1] == 3.0 * holds
+
+
+async def test_a_batch_that_waits_for_a_connection_holds_no_rows(
+    database: Database, clock: Clock
+) -> None:
+    before = value("lock_hold_seconds_count"), value("lock_hold_seconds_sum")
+    lane = lane_of(database, Inserts())
+    async with AsyncExitStack() as sessions:
+        for _ in range(database.lanes.size):
+            await sessions.enter_async_context(database.lanes.connect())
+        call = asyncio.ensure_future(lane.submit(Insert(1)))
+        async with asyncio.timeout(LONG_S):
+            while not REGISTRY.get_sample_value("tally_pool_waiting", {"pool": "lanes"}):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        clock.now += 30.0
+    assert await call == -1
+    await lane.close()
+    assert value("lock_hold_seconds_count") - before[0] == 1
+    assert value("lock_hold_seconds_sum") == before[1]
 
 
 @pytest.mark.parametrize("found", [RowLocked("row"), VersionConflict()], ids=["row", "version"])

@@ -66,8 +66,8 @@ async def counted(request: StringValue, context: object) -> AsyncIterator[String
     yield request
 
 
-def gauge() -> float:
-    value = metrics.REGISTRY.get_sample_value("tally_paused_methods")
+def gauge(name: str = "tally_paused_methods") -> float:
+    value = metrics.REGISTRY.get_sample_value(name)
     assert value is not None
     return value
 
@@ -130,6 +130,7 @@ async def test_what_was_paused_stays_so_after_a_file_that_is_rejected(
                 file.write(content)
             await until(lambda: any(line["event"] == "pause_file_rejected" for line in logged))
             await asyncio.sleep(0.05)
+            assert gauge("tally_pause_file_rejected") == 1
             assert (await client.say("1")).value == "1"
             assert_paused(await refusal_of(client.count().read()))
     [line] = [line for line in logged if line["event"] == "pause_file_rejected"]

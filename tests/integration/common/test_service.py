@@ -71,6 +71,20 @@ async def test_sigusr1_writes_what_the_tasks_wait_for_while_calls_are_served() -
     assert summary["tasks"] == len(tasks) + summary["left_out"]
 
 
+async def test_sigusr2_writes_where_a_blocked_event_loop_is() -> None:
+    async with (
+        echo_service() as running,
+        grpc.aio.insecure_channel(await address_of(running)) as channel,
+    ):
+        call = EchoStub(channel).say("block")
+        await running.line("blocking")
+        running.process.send_signal(signal.SIGUSR2)
+        await running.text("(most recent call first)")
+        await running.text("echo_process.py")
+        call.cancel()
+        running.process.kill()
+
+
 async def test_a_service_runs_on_uvloop_and_serves_metrics(unused_tcp_port: int) -> None:
     async with (
         echo_service(TALLY_METRICS_PORT=str(unused_tcp_port)) as running,

@@ -33,6 +33,13 @@ class Service:
                     return line
         raise AssertionError(f"no {event!r} in {self.lines}")
 
+    async def text(self, part: str) -> None:
+        """Wait for a line with this text, which need not be one of the log."""
+        while raw := await self._next():
+            if part in raw.decode():
+                return
+        raise AssertionError(f"no {part!r} in {self.lines}")
+
     async def end(self) -> tuple[int, str]:
         """Wait for the end; return the exit code and the whole log."""
         while await self._next():

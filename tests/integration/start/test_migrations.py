@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from common.db.migrations import indexes, migrate, run
 from common.db.migrations.run import LOCK_TIMEOUT_S, SchemaInUse
@@ -190,6 +190,18 @@ async def test_an_index_that_was_interrupted_is_created_anew(
         await migrate(empty.owner, versions)
         async with session(empty.owner) as observer:
             assert await observer.fetchval(INDEXES)
+
+
+async def test_an_index_whose_connection_is_lost_says_so(
+    empty: ServiceUrls, versions: Path
+) -> None:
+    async with index_waiting(empty, versions, WITH_INDEX) as (upgrade, observer):
+        await observer.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE query LIKE 'CREATE UNIQUE INDEX%'"
+        )
+        with pytest.raises(DBAPIError, match="terminating connection"):
+            await upgrade
 
 
 async def test_a_revision_that_fails_changes_nothing(empty: ServiceUrls, versions: Path) -> None:

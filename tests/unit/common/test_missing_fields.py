@@ -10,8 +10,12 @@ from google.protobuf.message import Message
 
 from common.errors import InvalidFields
 from common.rpc.validation import check
-from tally.order.v1.order_pb2 import CreateOrderRequest, OrderLine, PayOrderRequest
-from tally.payment.v1.payment_pb2 import ConfirmPaymentRequest, GetConfirmationsRequest
+from tally.order.v1.order_pb2 import CreateOrderRequest, GetOrderRequest, OrderLine, PayOrderRequest
+from tally.payment.v1.payment_pb2 import (
+    ConfirmPaymentRequest,
+    GetConfirmationsRequest,
+    ListPaymentsRequest,
+)
 from tally.type.v1.money_pb2 import Money
 from tests.support.contract import every_method, message_class
 
@@ -59,8 +63,6 @@ def _optional(method: MethodDescriptor) -> set[str]:
         (CreateOrderRequest(items=[OrderLine()]), "items[0].product_id", True),
         # A number that is left out is 0: the rule says what it may be.
         (CreateOrderRequest(items=[OrderLine()]), "items[0].quantity", False),
-        # It may be left out, and is not.
-        (PayOrderRequest(payment_key=""), "payment_key", False),
         (GetConfirmationsRequest(confirm_request_ids=[""]), "confirm_request_ids[0]", False),
     ],
 )
@@ -68,3 +70,17 @@ def test_only_what_is_missing_is_told_as_missing(
     request_: Any, field: str, *, missing: bool
 ) -> None:
     assert (told(request_)[field] == "required") is missing
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (PayOrderRequest(payment_key=""), "payment_key"),
+        (ListPaymentsRequest(user_id=""), "user_id"),
+        (GetOrderRequest(user_id=""), "user_id"),
+    ],
+)
+def test_an_optional_field_that_is_sent_empty_is_to_be_left_out(
+    request_: Message, field: str
+) -> None:
+    assert told(request_)[field] == "is empty: leave it out, or give it a value"
