@@ -22,6 +22,8 @@ class End(NamedTuple):
     reason: str
 
 
+MADE_UP: Final = frozenset({"NO_THANKS"})
+"""Reasons that stand-ins of other services refuse with (``tests.support.sagas``)."""
 _seen: Final[dict[tuple[bool, End], float]] = {}
 """The counters of ends that no servicer declares, of items (True) and of calls, as they were."""
 _of_stand_ins: Final[set[str]] = set()
@@ -55,7 +57,8 @@ def undeclared() -> list[End]:
     found = [each[1] for each, count in counts.items() if count > _seen.get(each, 0.0)]
     _seen.update(counts)
     of_tally = {end.method for end in _declared(items=False)} if found else set()
-    real = [end for end in found if end.method in of_tally - _of_stand_ins]
+    named = [end for end in found if end.reason not in MADE_UP]
+    real = [end for end in named if end.method in of_tally - _of_stand_ins]
     _of_stand_ins.clear()
     return real
 
