@@ -213,7 +213,7 @@ GATEWAY_SECONDS: Final = Panel(
 OPEN_PAYMENTS: Final = Panel(
     "Payments to settle with the gateway",
     "Payments by state, as the database has them: PENDING is being confirmed, UNKNOWN is looked "
-    "up, CONFIRMED is being given back.",
+    "up, CONFIRMED is being given back, REFUND_REFUSED waits for a person.",
     Unit.NUMBER,
     (Line(Now("max", Series(OPEN), ("state",))),),
     Shape.STACK,

@@ -24,8 +24,8 @@ _SLOW_BY_NATURE: Final = (
 
 
 def _share(where: Mapping[str, str]) -> Share:
-    """Of all calls without streams, which their clients end by a deadline."""
-    unless = {"method": STREAMS}
+    """Of all calls but those of paused methods, and streams, which end by their deadlines."""
+    unless = {"method": STREAMS, "reason": "PAUSED"}
     return Share(Rate(Series(CALLS, where, unless)), Rate(Series(CALLS, unless=unless)))
 
 
@@ -49,7 +49,8 @@ CALLS_BY_SERVICE: Final = Panel(
 NOT_SERVED_SHARE: Final = Panel(
     "Calls not served",
     "The share of calls that ended with INTERNAL, UNKNOWN, UNAVAILABLE or DEADLINE_EXCEEDED. The "
-    "objective is 0.1 % over 30 days. Refusals by a rule are no errors.",
+    "objective is 0.1 % over 30 days. Refusals by a rule are no errors, nor are those of methods "
+    "that an operator has paused.",
     Unit.SHARE,
     (Line(_share(NOT_SERVED)),),
     Shape.FIGURE,
@@ -99,7 +100,7 @@ ERRORS: Final = Panel(
     (
         Line(
             Rate(
-                Series(CALLS, NOT_SERVED, {"method": STREAMS}),
+                Series(CALLS, NOT_SERVED, {"method": STREAMS, "reason": "PAUSED"}),
                 ("method", "code"),
                 top=TOP,
             )
