@@ -156,7 +156,8 @@ async def test_a_partition_ends_the_hold_before_the_lease(
                     await asyncio.sleep(LONG_S)
                 finally:
                     assert hold.lost
-                    assert await redis.get(key) == f"{locks._terms.commands.process}:1"
+                    owner = str(await redis.get(key))
+                    assert owner.startswith(f"{locks._terms.commands.process}:")
         proxy.late_s = 0.0
         proxy.forwards.set()
 
