@@ -97,9 +97,9 @@ class RedisLocks:
         self._cross_slot_logged = False
         self._busy: WeakValueDictionary[str, BusyKey] = WeakValueDictionary()
         """Those that somebody waits for."""
-        self._asking: list[set[str]] = []
-        """Of each acquire in flight: the keys that were freed since it was sent. Its reply may
-        arrive later than the message of such a release."""
+        self._asking: dict[str, set[str]] = {}
+        """Of each acquire in flight, by its token: the keys that were freed since it was sent. Its
+        reply may arrive later than the message of such a release."""
         self._woken = 0
         """How often all who wait were woken."""
         self._failed_s: float | None = None
@@ -118,7 +118,7 @@ class RedisLocks:
         token = f"{MARK}{new_id()}"
         freed: set[str] = set()
         woken = self._woken
-        self._asking.append(freed)
+        self._asking[token] = freed
         try:
             taken = await self._calls.call(
                 "acquire_locks",
@@ -129,7 +129,7 @@ class RedisLocks:
             # If they were taken and the reply was lost, they expire; others wait 50 ms for them.
             return self._no_grant(token, wanted, "absent")
         finally:
-            self._asking.remove(freed)
+            del self._asking[token]
         if taken is None:
             self._log_cross_slot()
             return self._no_grant(token, wanted, "cross_slot")
@@ -154,7 +154,7 @@ class RedisLocks:
 
     def freed(self, key: str) -> None:
         """Wake those who wait for the key: its owner has freed it."""
-        for asking in self._asking:
+        for asking in self._asking.values():
             asking.add(key)
         busy = self._busy.get(key)
         if busy is not None:
