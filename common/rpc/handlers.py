@@ -30,18 +30,16 @@ from collections.abc import (
 )
 from contextlib import aclosing, contextmanager
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import Message
 
 from common import deadlines, metrics, tracing
 from common.errors import (
-    Code,
     DeadlineTooShort,
     Overloaded,
     Paused,
-    PeerUnavailable,
     Refusal,
     ReplicaNotReady,
     ReplicaStopping,
@@ -50,13 +48,12 @@ from common.identity.caller import Caller
 from common.identity.errors import TokenExpired
 from common.rpc import reasons
 from common.rpc.bulk import BulkRequest, is_bulk
+from common.rpc.call_ends import Call, CallEnds, Context
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.guard import Admitted, Guard, MethodGuard
 from common.rpc.pauses import Pauses, is_internal
-from common.rpc.status import GRPC_CODES, retry_pushback, to_status
-from common.rpc.unexpected import refusal_for
 from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -65,10 +62,8 @@ from common.rpc.validation import (
     parse_request,
     parse_stream,
 )
-from tally_client.rpc.answer import DETAILS_KEY
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 Serialize: TypeAlias = Callable[[Message], bytes]
 UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
 Given: TypeAlias = bytes | Admitted | AsyncIterator[bytes]
@@ -78,7 +73,6 @@ StreamMethod: TypeAlias = Callable[
     [Message | AsyncIterator[Message], Context], AsyncGenerator[Message, None]
 ]
 
-REPLICA_KEY: Final = "tally-replica"
 LEAST_TIME_S: Final = 0.002
 """A call with less time left cannot be answered in time. It is refused before it costs a database
 round trip."""
@@ -113,7 +107,6 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._pauses = pauses
         self._guard = guard
         self._exempt = exempt
-        self._unlogged: set[str] = set()
         self._calls_max = calls_max
         # No slots until ``open``. Streams wait more than they work: they must not take the slots
         # of unary calls.
@@ -121,7 +114,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._streams = ConcurrencyLimit(0)
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
         self._default_deadline = DefaultDeadline(default_deadline_s)
-        self._trailing = ((REPLICA_KEY, replica),)
+        self._ends = CallEnds(replica, log)
         self._streams_open: dict[asyncio.Task[object], Refusal | None] = {}
         """Why the server ends each; None while it does not."""
         self._opened = False
@@ -147,7 +140,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         for name, handler in handlers.items():
             method = f"/{service_name}/{name}"
             if exempt:
-                self._unlogged.add(method)
+                self._ends.unlogged.add(method)
             else:
                 reasons.count_from_zero(method, _function(handler))
             if handler.response_streaming:
@@ -226,7 +219,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         guard = self._guard_of(method, parse, bytes_max)
         read = partial(parse_request, parse, bytes_max=bytes_max) if guard is None else _validated
         # Everything is looked up once per method, not once per call.
-        trailing, abort, refusal_if_full = self._trailing, self._abort, self._refusal_if_full
+        trailing, abort, refusal_if_full = (
+            self._ends.trailing,
+            self._ends.abort,
+            self._refusal_if_full,
+        )
         default, pauses = self._default_deadline, self._pauses
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
         observe = metrics.LATENCY.labels(method).observe
@@ -237,9 +234,9 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             started = clock()
             request: Message | None = None
             if method in pauses.methods and not is_internal(context):
-                await abort(_Call(method, context, started), Paused())
+                await abort(Call(method, context, started), Paused())
             if limit.running >= limit.slots:
-                await abort(_Call(method, context, started), refusal_if_full())
+                await abort(Call(method, context, started), refusal_if_full())
             limit.running += 1
             try:
                 context.set_trailing_metadata(trailing)
@@ -255,7 +252,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                     raise DeadlineTooShort  # noqa: TRY301 - handled below, as every other error
                 reply = serialize(response)
             except BaseException as error:
-                await abort(_Call(method, context, started, request, _caller(given)), error)
+                await abort(Call(method, context, started, request, _caller(given)), error)
                 raise
             finally:
                 limit.running -= 1
@@ -280,19 +277,19 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         logs_ok = self._logs_ok(method)
 
         async def handle(given: Given, context: Context) -> None:
-            call = _Call(method, context, time.perf_counter(), None, _caller(given))
+            call = Call(method, context, time.perf_counter(), None, _caller(given))
             if method in self._pauses.methods and not is_internal(context):
-                await self._abort(call, Paused())
+                await self._ends.abort(call, Paused())
             if limit.running >= limit.slots:
-                await self._abort(call, self._refusal_if_full())
+                await self._ends.abort(call, self._refusal_if_full())
             if self._stopping:
-                await self._abort(call, ReplicaStopping())
+                await self._ends.abort(call, ReplicaStopping())
             limit.running += 1
             task = asyncio.current_task()
             assert task is not None
             self._streams_open[task] = None
             try:
-                context.set_trailing_metadata(self._trailing)
+                context.set_trailing_metadata(self._ends.trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
                 async with aclosing(run(_read(parse, given), context)) as responses:
@@ -301,7 +298,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     error = self._streams_open[task] or error
-                await self._abort(call, error)
+                await self._ends.abort(call, error)
                 raise
             finally:
                 del self._streams_open[task]
@@ -334,7 +331,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             try:
                 admitted = admit(raw, context)
             except BaseException as error:
-                await self._abort(_Call(method, context, clock()), error)
+                await self._ends.abort(Call(method, context, clock()), error)
                 raise
             return await handle(admitted, context)
 
@@ -355,7 +352,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             try:
                 admitted = guard.admit(raw, context)
             except BaseException as error:
-                await self._abort(_Call(method, context, time.perf_counter()), error)
+                await self._ends.abort(Call(method, context, time.perf_counter()), error)
                 raise
             with self._ended_with_token(admitted.caller):
                 await handle(admitted, context)
@@ -385,48 +382,12 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             self._streams_open[task] = refusal
             task.cancel()
 
-    # -- ends --------------------------------------------------------------------------------------
-
     def _logs_ok(self, method: str) -> bool:
         """Whether calls of the method that succeed may be logged: the log knows which."""
-        return (self._log.all or self._guard is not None) and method not in self._unlogged
+        return (self._log.all or self._guard is not None) and method not in self._ends.unlogged
 
     def _refusal_if_full(self) -> Refusal:
         return Overloaded() if self._opened else ReplicaNotReady()
-
-    async def _abort(self, call: _Call, error: BaseException) -> None:
-        """End the call with the status of the error. Returns only if no status can be sent."""
-        refusal = refusal_for(call.method, error)
-        if refusal is None:
-            return
-        if isinstance(refusal, Code):
-            self._count(call, refusal.value, "")
-            return
-        status = to_status(refusal)
-        code = GRPC_CODES[status.code]
-        self._count(call, code.name, refusal.reason or PeerUnavailable.reason)
-        details = (DETAILS_KEY, status.SerializeToString())
-        await call.context.abort(
-            code, status.message, (*self._trailing, *retry_pushback(status), details)
-        )
-
-    def _count(self, call: _Call, code: str, reason: str) -> None:
-        metrics.CALLS.labels(call.method, code, reason).inc()
-        if call.method not in self._unlogged:
-            self._log.write(call.method, code, reason, call.started, call.request, call.caller)
-
-
-class _Call(NamedTuple):
-    """A call that ends without a response."""
-
-    method: str
-    context: Context
-    started: float
-    """By ``time.perf_counter``."""
-    request: Message | None = None
-    """None if it was not parsed, or is a stream."""
-    caller: Caller | None = None
-    """None if it is not known, or the method is public."""
 
 
 def _caller(given: Given) -> Caller | None:
