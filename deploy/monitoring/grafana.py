@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -22,9 +22,10 @@ from deploy.monitoring.panels import Line, Panel, Shape, Unit, View
 from deploy.monitoring.views import VIEWS
 
 DIRECTORY: Final = Path(__file__).with_name("dashboards")
-HEIGHTS: Final = {Shape.FIGURE: 4}
+FIGURE_HEIGHT: Final = 4
 HEIGHT: Final = 8
 _SOURCE: Final = "datasource"
+P = TypeVar("P", stat.Panel, timeseries.Panel)
 _PROMETHEUS: Final = DataSourceRef(type_val="prometheus", uid=f"${{{_SOURCE}}}")
 
 app = make_app("deploy.monitoring.grafana", "Write deploy/monitoring/dashboards from the views.")
@@ -58,35 +59,29 @@ def file(view: View) -> Path:
     return DIRECTORY / f"{view.name}.json"
 
 
-def _figure(panel: Panel) -> stat.Panel:
-    made = (
-        stat.Panel()
-        .title(panel.title)
-        .description(panel.description)
-        .datasource(_PROMETHEUS)
-        .unit(panel.unit)
-        .min(0)
-        .span(panel.width)
-        .height(HEIGHTS[panel.shape])
-        .graph_mode(kinds.BigValueGraphMode.AREA)
-        .color_mode(kinds.BigValueColorMode.VALUE)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        .thresholds(_thresholds(panel))
-    )
+def _described(made: P, panel: Panel) -> P:
+    """What panels of both kinds have."""
+    made.title(panel.title).description(panel.description).datasource(_PROMETHEUS)
+    made.unit(panel.unit).min(0).span(panel.width)
     for number, line in enumerate(panel.lines):
         made.with_target(_target(number, line))
     return made
 
 
+def _figure(panel: Panel) -> stat.Panel:
+    return (
+        _described(stat.Panel(), panel)
+        .height(FIGURE_HEIGHT)
+        .graph_mode(kinds.BigValueGraphMode.AREA)
+        .color_mode(kinds.BigValueColorMode.VALUE)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .thresholds(_thresholds(panel))
+    )
+
+
 def _lines(panel: Panel) -> timeseries.Panel:
     made = (
-        timeseries.Panel()
-        .title(panel.title)
-        .description(panel.description)
-        .datasource(_PROMETHEUS)
-        .unit(panel.unit)
-        .min(0)
-        .span(panel.width)
+        _described(timeseries.Panel(), panel)
         .height(HEIGHT)
         .line_width(1)
         .fill_opacity(20 if panel.shape is Shape.STACK else 5)
@@ -111,8 +106,6 @@ def _lines(panel: Panel) -> timeseries.Panel:
         made.thresholds(_thresholds(panel)).thresholds_style(
             common.GraphThresholdsStyleConfig().mode(kinds.GraphThresholdsStyleMode.DASHED)
         )
-    for number, line in enumerate(panel.lines):
-        made.with_target(_target(number, line))
     return made
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,21 +16,13 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.secret_files import write_json
 from deploy.local.state import STATE_FILE
 from tests.integration.audit.conftest import Books
+from tests.support.programs import run_program
 
 GUIDE: Final = PROJECT / "docs" / "guides" / "audit.md"
 
 
 async def _run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
-    known = {name: value for name, value in os.environ.items() if not name.startswith("TALLY_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.audit", "--settle-s", "0", *arguments),
-        env=known | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, error = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), error.decode()
+    return await run_program("deploy.audit", "--settle-s", "0", *arguments, **environment)
 
 
 async def _assert_unreadable(reason: str, *arguments: str | Path, **environment: str) -> None:
@@ -93,15 +82,9 @@ async def test_addresses_and_a_data_directory_are_refused(
     """It would be uncertain which books balance."""
     named = {f"TALLY_{name.upper()}_AUDIT_DATABASE_URL": url for name, url in books.urls.items()}
     arguments = ("ann",) if module == "deploy.why" else ()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *arguments, "--data-dir", data_dir),
-        env=os.environ | named,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, error = await process.communicate()
-    assert (process.returncode, output) == (2, b"")
-    assert b"TALLY_BALANCE_AUDIT_DATABASE_URL is set, and a data directory is given" in error
+    code, output, error = await run_program(module, *arguments, "--data-dir", data_dir, **named)
+    assert (code, output) == (2, "")
+    assert "TALLY_BALANCE_AUDIT_DATABASE_URL is set, and a data directory is given" in error
 
 
 async def test_breach_exits_1_as_text_and_as_json(books: Books, data_dir: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +10,7 @@ from sqlalchemy.engine import make_url
 
 from deploy.rebuild import rebuild
 from tests.integration.audit.conftest import Books
+from tests.support.programs import run_program
 
 ACCOUNTS: Final = """
 INSERT INTO accounts SELECT 'u' || lpad(n::text, 4, '0'), 'KRW', 100000, 2, '2026-03-01', 300000, 2
@@ -37,15 +35,8 @@ DAMAGE: Final = {
 
 async def run(url: str, *arguments: str | Path) -> tuple[int, str, str]:
     """The command's exit code, and what it writes."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.rebuild", *arguments),
-        env=os.environ | ({"TALLY_BALANCE_AUDIT_DATABASE_URL": url} if url else {}),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, error = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), error.decode()
+    named = {"TALLY_BALANCE_AUDIT_DATABASE_URL": url} if url else {}
+    return await run_program("deploy.rebuild", *arguments, **named)
 
 
 async def test_each_account_that_differs_is_named(

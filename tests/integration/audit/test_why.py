@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from deploy.why.report import COLUMNS, Answer
 from deploy.why.subject import Unknown
 from tests.integration.audit import books as rows
 from tests.integration.audit.conftest import Books
+from tests.support.programs import run_program
 
 STUCK = f"""
 UPDATE sagas SET state = 'NEEDS_ATTENTION', attempts = 7, owner = NULL,
@@ -178,16 +176,7 @@ async def test_a_database_that_is_away_is_named_and_the_rest_is_shown(books: Boo
 
 
 async def run(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
-    known = {name: value for name, value in os.environ.items() if not name.startswith("TALLY_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.why", *arguments),
-        env=known | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, error = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), error.decode()
+    return await run_program("deploy.why", *arguments, **environment)
 
 
 async def test_the_command_reads_a_data_directory_or_addresses(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -13,6 +14,7 @@ from deploy.local.postgres_roles import ServiceUrls
 from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tests.support.databases import name_of
 from tests.support.replicas import channel, replicas
+from tests.support.tickets import hold_queues
 
 
 @pytest.fixture
@@ -31,3 +33,11 @@ async def coupon(coupon_database: ServiceUrls, redis_url: str) -> AsyncIterator[
         channel(*addresses) as opened,
     ):
         yield CouponServiceStub(opened)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
+    """No consumer reads a queue until this is set."""
+    event = hold_queues(monkeypatch)
+    yield event
+    event.set()

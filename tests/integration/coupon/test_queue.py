@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +26,7 @@ from tests.support.coupons import (
 )
 from tests.support.orders import UNKNOWN_ID
 from tests.support.refusals import refused
-from tests.support.tickets import hold_queues, limit_turns
+from tests.support.tickets import limit_turns
 
 USERS = [f"u{number}" for number in range(20)]
 
@@ -35,14 +35,6 @@ USERS = [f"u{number}" for number in range(20)]
 def redis_url(valkey_server: ValkeyServer) -> str:
     """With Redis in every run: the queues are in it."""
     return valkey_server.url
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
-    """No consumer reads a queue until this is set."""
-    event = hold_queues(monkeypatch)
-    yield event
-    event.set()
 
 
 async def queued(coupon: Any, campaign_id: str, user_id: str, request_id: str = "q1") -> pb.Ticket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,6 @@ from tally.coupon.v1.coupon_pb2_grpc import CouponServiceStub
 from tests.support.coupons import decided, open_campaign, queue
 from tests.support.payments import until
 from tests.support.replicas import channel, replicas
-from tests.support.tickets import hold_queues
 
 USERS = ("ann", "bob", "eve")
 TRIES_OF_LANE = 3
@@ -38,14 +37,6 @@ TRIES_OF_LANE = 3
 def redis_url(valkey_server: ValkeyServer) -> str:
     """With Redis in every run: the queues are in it."""
     return valkey_server.url
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
-    """No consumer reads a queue until this is set."""
-    event = hold_queues(monkeypatch)
-    yield event
-    event.set()
 
 
 async def queued(coupon: Any, campaign_id: str) -> list[pb.Ticket]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from tests.support.coupons import HOUR, decided, get_ticket, open_campaign, queu
 from tests.support.payments import until
 from tests.support.refusals import outcome, refused
 from tests.support.replicas import channel, replicas
-from tests.support.tickets import hold_queues
 
 WAITING_MAX = 3
 OLD_TICKET_ID = "018f0000-0000-7000-8000-000000000000"
@@ -42,14 +41,6 @@ def redis_url(valkey_server: ValkeyServer) -> str:
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with Redis.from_url(redis_url) as client:
         yield client
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
-    """No consumer reads a queue until this is set."""
-    event = hold_queues(monkeypatch)
-    yield event
-    event.set()
 
 
 async def queued(coupon: Any, campaign_id: str, user_id: str = "ann") -> pb.Ticket:
