@@ -55,8 +55,9 @@ CHOICES: Final = (
     ),
     Sentence(
         CHOICE,
-        "*A loser should hear at once and is not retried*: conditional update after an unlocked "
-        "read; a p99 of {seats/conditional.refused_p99_ms} for {seats/conditional.refused} losers.",
+        "*A loser gets its answer at once and is not retried*: conditional update after an "
+        "unlocked read; a p99 of {seats/conditional.refused_p99_ms} for "
+        "{seats/conditional.refused} losers.",
         ("seats/conditional.refused_p99_ms < seats/handoff.refused_p99_ms",),
     ),
     Sentence(

@@ -247,7 +247,7 @@ FOUND: Final = (
     ),
     Sentence(
         "seats",
-        "Losers hear soonest where they queue for nothing: their p99 is "
+        "Losers get their answer soonest where they queue for nothing: their p99 is "
         "{seats/conditional.refused_p99_ms} with a conditional update, "
         "{seats/no-wait.refused_p99_ms} with NOWAIT and {seats/simple.refused_p99_ms} with a lock "
         "that fails at once, against {seats/handoff.refused_p99_ms} where each is handed the lock "

@@ -58,7 +58,7 @@ _ONLY: Final = {
     "check": "only coupons have a check that most requests fail before any lock",
     "flag": "the flag guards a call of the gateway, which only payments make",
     "optimistic+3": "as many retries as the reports give payments; elsewhere 1 or 10",
-    "no-wait": "only seats want a loser to hear at once",
+    "no-wait": "only seats want the loser to get its answer at once",
     "state-in-lock": "it is a conditional update with a row lock; shown once, on payments",
     "share": "its deadlock is shown once, on the account that everyone wants",
     "unsorted": "the order of locks matters with two rows, which only orders lock",

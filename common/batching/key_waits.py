@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 _ended = Counter(
     "tally_lock_waits",
-    "Waits of lanes for a busy Redis lock, by how they ended: released (the release was heard, or "
+    "Waits of lanes for a busy Redis lock, by how they ended: released (its message arrived, or "
     "may have been missed) or limit (of the time that a command waits).",
     ("end",),
     registry=REGISTRY,

@@ -1,4 +1,4 @@
-"""A field that is left out is told as missing, in every request of every service."""
+"""A field that is left out is refused as missing, in every request of every service."""
 
 from __future__ import annotations
 
