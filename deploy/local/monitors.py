@@ -197,7 +197,7 @@ def installed_monitors(
     monitors: list[LocalServer] = []
     directory, logs = plan.data_dir / "monitoring", plan.data_dir / "logs"
     alertmanager = None
-    if (program := found["prometheus-alertmanager"]) and ALERTMANAGER_CONFIG.is_file():
+    if program := found["prometheus-alertmanager"]:
         port = plan.port("alertmanager")
         alertmanager = f"{HOST}:{port}"
         log_file = logs / "alertmanager.log"
