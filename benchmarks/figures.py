@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.postgres import PostgresUse
+from benchmarks.processes import SERVERS
 from benchmarks.rows import FAILED_MAX, SPREAD_MAX, Figure, Row
 
 REACHED: Final = "reached"
 MISSED: Final = "missed"
+BUSY_PART: Final = 0.5
+"""Of a core. A server that uses less does not limit the rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,12 @@ class Period:
     @property
     def per_second(self) -> float:
         return self.units / self.seconds if self.seconds else 0.0
+
+    @property
+    def busiest_server_s(self) -> float:
+        """Processor seconds per unit of the server that used most; 0 if none was busy."""
+        used = max(self.cpu_s.get(name, 0.0) for name in SERVERS)
+        return used / self.units if used >= BUSY_PART * self.seconds and self.units else 0.0
 
     @property
     def failed_part(self) -> float:
@@ -84,6 +93,20 @@ class Measurement:
     @property
     def ratio(self) -> float:
         return statistics.median(self.ratios)
+
+    @property
+    def processor_ratios(self) -> list[float]:
+        """The ratio of each round if the busiest server's processor time alone limited rates.
+
+        Empty where a row is not on rates, or where a side has no busy server.
+        """
+        rounds = [
+            (subject.busiest_server_s, yardstick.busiest_server_s)
+            for subject, yardstick in zip(self.subjects, self.yardsticks, strict=True)
+        ]
+        if self.row.figure is not Figure.RATE or not all(all(both) for both in rounds):
+            return []
+        return [yardstick / subject for subject, yardstick in rounds]
 
     @property
     def yardstick_spread(self) -> float:

@@ -28,6 +28,10 @@ NAMES: Final = {
     "pgbench": "pgbench",
 }
 """By module (``python -m``) or program. Replicas of a service count together."""
+SERVERS: Final = frozenset(
+    {"balance", "coupon", "order", "payment", "empty method", "ORM server", "DBOS"}
+)
+"""Those that answer calls in one thread of Python each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -104,6 +105,20 @@ def test_processor_time_is_per_unit_and_per_core() -> None:
     one = measured([period(500), period(500)], [period(1000)] * 2)
     assert one.cpu_us == {"balance": 500.0}
     assert one.cores == {"balance": 0.25}
+
+
+def test_ratio_by_processor_time_is_of_the_busiest_servers() -> None:
+    def used(units: int, **cpu_s: float) -> Period:
+        return replace(period(units), cpu_s={"PostgreSQL": 9.0, **cpu_s})
+
+    one = measured(
+        [used(500, balance=0.5, order=0.25), used(500, balance=1.0)],
+        [used(1000, **{"empty method": 0.5})] * 2,
+    )
+    assert one.processor_ratios == [0.5, 0.25]
+    assert "| 0.375 (0.25-0.5) |" in as_markdown(Results([one]), Origin([]))
+    idle = [used(1000, **{"empty method": 0.1})]
+    assert not measured([used(500, balance=0.5)], idle).processor_ratios
 
 
 def test_report_marks_a_row_whose_yardstick_is_not_steady() -> None:
