@@ -120,7 +120,7 @@ test-mutants: $(STAMP) ## Plant bugs in copies of the project, one by one; the t
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
 .PHONY: check
-check: $(STAMP) ## Lint code and protos, check types, import rules and generated files; change nothing
+check: $(STAMP) ## Lint code and protos, check types, imports, generated files and known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -131,6 +131,7 @@ check: $(STAMP) ## Lint code and protos, check types, import rules and generated
 	@$(BIN)/python -m deploy.monitoring.grafana --check
 	@$(BIN)/python -m deploy.kubernetes render --check
 	@$(BIN)/python -m deploy.kubernetes validate
+	@$(BIN)/python -m deploy.supply advisories
 
 .PHONY: format
 format: $(STAMP) ## Format the code and apply the fixes of ruff
@@ -141,7 +142,7 @@ stubs: $(STAMP) ## Generate the Python stubs and the service config from protos/
 	@$(BIN)/python -m protos.generate
 
 .PHONY: docs
-docs: $(STAMP) ## Generate settings.md, metrics.md, errors.md and access.md of docs/ from the code
+docs: $(STAMP) ## Generate settings, metrics, errors, access and licences of docs/ from the code
 	@$(BIN)/python -m deploy.reference
 
 .PHONY: dashboards
@@ -182,8 +183,12 @@ dist: $(STAMP) ## Build the wheel and the sdist of the Python client into dist/
 	@$(BIN)/python -m deploy.package $(ARGS)
 
 .PHONY: image
-image: $(STAMP) ## Build the container images with docker, podman or buildah (ARGS='--base IMAGE --tag TAG')
+image: $(STAMP) ## Build the container images, with SBOMs in dist/sbom (ARGS='--base IMAGE --tag TAG')
 	@$(BIN)/python -m deploy.docker image $(ARGS)
+
+.PHONY: sbom
+sbom: $(STAMP) ## Write an SBOM (CycloneDX) of each image into dist/sbom
+	@$(BIN)/python -m deploy.supply sbom $(ARGS)
 
 .PHONY: compose-secrets
 compose-secrets: $(STAMP) ## Create the passwords for deploy/docker/compose.yaml in .tally/compose, once

@@ -16,6 +16,7 @@ from deploy import access_reference, errors_reference, metrics_reference
 from deploy.audit.settings import AuditSettings
 from deploy.local.command_line import Flag, make_app, run_app
 from deploy.local.plan import PROJECT
+from deploy.supply import licences
 from order_service.settings import OrderSettings
 from payment_service.settings import PaymentSettings
 
@@ -105,6 +106,7 @@ def main(*, check: Flag = False) -> int:
         "metrics.md": metrics_reference.page(),
         "errors.md": errors_reference.page(),
         "access.md": access_reference.page(SETTINGS),
+        "licences.md": licences.page(),
     }
     for name, text in pages.items():
         file = DOCS / name

@@ -26,6 +26,14 @@ def _http_url(url: str) -> str:
     return url
 
 
+def _secret_key(key: SecretStr) -> SecretStr:
+    """It is the name in HTTP's Basic authentication, which ends at a colon."""
+    text = key.get_secret_value()
+    if not (text.isascii() and text.isprintable()) or " " in text or ":" in text:
+        raise ValueError("must be of visible ASCII characters, without a colon")
+    return key
+
+
 WINDOW_MARGIN_S: Final = 1.0
 """From the permission of a confirm to the start of its call, and from its end to the next clock."""
 
@@ -47,7 +55,7 @@ class PaymentSettings(ServiceSettings):
     gateway_url: Annotated[str, AfterValidator(_http_url)] = Field(
         default="", description="Base URL of the payment gateway. Needed to serve."
     )
-    gateway_secret_key: SecretStr = Field(
+    gateway_secret_key: Annotated[SecretStr, AfterValidator(_secret_key)] = Field(
         default=SecretStr(""), description="The merchant's secret key. Needed to serve."
     )
     gateway_timeout_s: float = seconds(

@@ -11,6 +11,9 @@ from deploy.docker import image as images
 from deploy.docker import secret_files
 from deploy.kubernetes import release
 from deploy.local.command_line import make_app, run_app
+from deploy.local.plan import PROJECT
+from deploy.supply import sbom as documents
+from deploy.supply.revision import Revision
 
 app = make_app("deploy.docker", "Build the images; make the secret files of the Compose stack.")
 
@@ -20,8 +23,9 @@ def image(
     *options: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
     base: str = "",
     tag: str | None = None,
+    sbom: Path = PROJECT / "dist" / "sbom",
 ) -> int:
-    """Build tally and tally-simulator.
+    """Build tally and tally-simulator, and write the SBOM of each.
 
     Parameters
     ----------
@@ -31,8 +35,16 @@ def image(
         Base image; by default the Dockerfile's.
     tag
         Tag of the images; by default the version.
+    sbom
+        The directory to write the SBOMs into.
     """
-    return images.build(base=base, tag=tag or release.number(), options=options)
+    tag = tag or release.number()
+    code = images.build(base=base, tag=tag, options=options)
+    if code == 0:
+        revision = Revision.of_checkout()
+        for name in images.IMAGES.values():
+            print(documents.write(name, tag, revision, sbom))
+    return code
 
 
 @app.command

@@ -9,6 +9,7 @@ from typing import Final
 
 from deploy.local.errors import RunnerError
 from deploy.local.plan import PROJECT
+from deploy.supply.revision import Revision
 
 DOCKERFILE: Final = "deploy/docker/Dockerfile"
 IMAGES: Final = {"server": "tally", "simulator": "tally-simulator"}
@@ -36,7 +37,13 @@ def build(*, base: str, tag: str, options: Sequence[str]) -> int:
     ``options`` are passed to the engine.
     """
     name = engine()
-    arguments = {"BASE": base, "VERSION": tag, "REVISION": _revision()}
+    revision = Revision.of_checkout()
+    arguments = {
+        "BASE": base,
+        "VERSION": tag,
+        "REVISION": revision.commit,
+        "CREATED": revision.made.isoformat(),
+    }
     given = [f"--build-arg={key}={value}" for key, value in arguments.items() if value]
     for target, image in IMAGES.items():
         what = [f"--file={DOCKERFILE}", f"--target={target}", f"--tag={image}:{tag}"]
@@ -45,11 +52,3 @@ def build(*, base: str, tag: str, options: Sequence[str]) -> int:
         if code:
             return code
     return 0
-
-
-def _revision() -> str:
-    with contextlib.suppress(OSError):
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False
-        ).stdout.strip()
-    return ""

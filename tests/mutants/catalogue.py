@@ -17,6 +17,7 @@ from tests.mutants.payment import PAYMENT
 from tests.mutants.queue import QUEUE
 from tests.mutants.sagas import SAGAS
 from tests.mutants.seats import SEATS
+from tests.mutants.security import SECURITY
 from tests.mutants.shares import SHARES
 
 MUTANTS: Final = (
@@ -30,6 +31,7 @@ MUTANTS: Final = (
     *SEATS,
     *SAGAS,
     *PAYMENT,
+    *SECURITY,
     *AUDIT,
     *LOCKS,
     *LANES,

@@ -17,7 +17,7 @@ from deploy.local.plan import PROJECT
 
 PAGES: Final = sorted(
     [
-        *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(PROJECT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
         *(PROJECT / "docs").rglob("*.md"),
     ]
 )
@@ -99,6 +99,28 @@ def test_every_guarantee_links_a_test() -> None:
         assert re.match(r"\[`test_\w+`\]\(tests/", row[1]), row[0]
 
 
+def rows_of(page: Path, section: str) -> list[list[str]]:
+    """The cells of the table in a section, without its head."""
+    text = prose(page).split(f"\n## {section}")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines[1:]]
+
+
+def test_every_threat_and_every_risk_names_a_test() -> None:
+    """Tests, or rules about manifests, that fail if the defence is gone."""
+    page = PROJECT / "docs" / "security.md"
+    threats, risks = rows_of(page, "What is defended"), rows_of(page, "OWASP API Security")
+    assert len(threats) > 25
+    assert [row[0].split()[0] for row in risks] == [f"API{number}" for number in range(1, 11)]
+    for threat, _, proofs in (*threats, *risks):
+        named = [(match["text"].strip("`"), match["target"]) for match in _LINK.finditer(proofs)]
+        assert named, threat
+        missing = [
+            text for text, target in named if text not in names_in((page.parent / target).resolve())
+        ]
+        assert missing == [], threat
+
+
 def test_link_to_a_missing_test_is_detected(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_one() -> None: ...\n")
     page = tmp_path / "page.md"
@@ -134,7 +156,9 @@ def test_the_generated_pages_match_the_code() -> None:
     assert reference.main(check=True) == 0
 
 
-@pytest.mark.parametrize("name", ["settings.md", "metrics.md", "errors.md", "access.md"])
+@pytest.mark.parametrize(
+    "name", ["settings.md", "metrics.md", "errors.md", "access.md", "licences.md"]
+)
 def test_drift_of_a_generated_page_is_detected(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

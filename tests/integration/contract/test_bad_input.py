@@ -121,6 +121,16 @@ async def test_valid_requests_succeed(services: Services) -> None:
     assert found == {}
 
 
+async def test_the_services_use_their_runtime_roles(services: Services) -> None:
+    """What this module's requests need, the restricted roles may do (``test_roles``)."""
+    for service, database in services.databases.items():
+        rows = await database.fetch(
+            "SELECT DISTINCT usename FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert [role for (role,) in rows] == [f"tally_{service}_runtime"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

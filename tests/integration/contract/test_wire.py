@@ -10,6 +10,8 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import DecodeError
 
+from common.rpc import reflection
+from tests.integration.common.test_reflection import services_of
 from tests.integration.contract.invalid_values import BULK_BYTES, is_required
 from tests.integration.contract.services import DEADLINE_S, Services
 from tests.integration.contract.statuses import WHOLE_REQUEST, Status, invalid
@@ -18,6 +20,7 @@ from tests.support.contract import (
     BULK,
     METHODS,
     METHODS_BY_NAME,
+    SERVICES,
     every_method,
     is_read,
     message_class,
@@ -146,3 +149,15 @@ async def test_unknown_method_is_unimplemented(services: Services, service: str)
     status = Status.of(error.value)
     assert status.code is grpc.StatusCode.UNIMPLEMENTED
     assert status.leaks() == []
+
+
+@pytest.mark.parametrize("service", ["balance", "coupon", "order", "payment"])
+async def test_servers_serve_the_contract_and_nothing_else(
+    services: Services, service: str
+) -> None:
+    """Nothing that no page lists and no test calls: OWASP's API9."""
+    served = await services_of(services.channels[service], reflection.V1)
+    package = f"tally.{service}.v1"
+    contract = {each.full_name for each in SERVICES if each.file.package == package}
+    assert served - contract == {"grpc.health.v1.Health", *reflection.NAMES}
+    assert contract <= served

@@ -12,10 +12,12 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from common.ids import new_id
+from common.rpc import reflection
 from common.rpc.access import callers_of
 from coupon_service.model.ticket import new_ticket_id
 from deploy.local.identities import Issuer
 from tally.options.v1 import access_pb2
+from tests.integration.common.test_reflection import services_of
 from tests.integration.contract.services import OTHER_USER, Services
 from tests.integration.contract.statuses import ExpectedStatus, Status, expected, not_found
 from tests.integration.contract.valid_requests import USER
@@ -204,3 +206,10 @@ def without(status: Status | None, id_: str) -> tuple[Any, ...]:
     assert status is not None
     details = [str(one).replace(id_, "<id>") for one in status.details]
     return status.code, status.message.replace(id_, "<id>"), details, sorted(status.trailing)
+
+
+async def test_reflection_is_off_where_identity_is_on(services: Services) -> None:
+    for opened in authorized(services).values():
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await services_of(opened.channel, reflection.V1)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

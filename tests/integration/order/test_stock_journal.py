@@ -76,16 +76,6 @@ async def test_duplicates_at_the_same_time_are_replayed(shop: Shop) -> None:
     assert sum(not reply.replayed for reply in replies) == 1
 
 
-async def test_runtime_role_can_only_add_entries(order_database: ServiceUrls) -> None:
-    connection = await asyncpg.connect(order_database.runtime)
-    try:
-        for statement in ("UPDATE stock_entries SET quantity = 1", "DELETE FROM stock_entries"):
-            with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
 async def test_stocking_by_the_earlier_release_has_entries(
     shop: Shop, sql: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

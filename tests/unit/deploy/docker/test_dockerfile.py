@@ -45,6 +45,16 @@ def test_images_run_as_a_number_without_a_shell_and_are_labelled(target: str) ->
     label = last(stages(), target, "LABEL").value
     assert f'org.opencontainers.image.title="{IMAGES[target]}"' in label
     assert 'org.opencontainers.image.licenses="Apache-2.0"' in label
+    # Without its ARG in the same stage, a label is empty.
+    filled = re.findall(r'org.opencontainers.image.([\w.]+)="\$\{(\w+)\}"', label)
+    assert dict(filled) == {
+        "base.name": "BASE",
+        "created": "CREATED",
+        "revision": "REVISION",
+        "version": "VERSION",
+    }
+    given = {each.value.partition("=")[0] for each in stages()[target].all("ARG")}
+    assert {name for _, name in filled} <= given
 
 
 def test_packages_are_those_of_the_locks_with_their_hashes() -> None:
