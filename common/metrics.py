@@ -18,7 +18,6 @@ from prometheus_client import (
     Histogram,
     Info,
     disable_created_metrics,
-    start_http_server,
 )
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -99,22 +98,3 @@ def from_zero(metric: Counter | Histogram, *values: Iterable[str]) -> None:
     """
     for labels in product(*values):
         metric.labels(*labels)
-
-
-class MetricsPage:
-    """The Prometheus page on a port of its own. A thread serves it: a busy loop causes no delay."""
-
-    def __init__(self, host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
-        """Listen at once. Raises OSError if the port is not free."""
-        self._server, self._thread = start_http_server(port, host, registry=registry)
-
-    @property
-    def port(self) -> int:
-        """The port it listens on, also if 0 was given."""
-        return int(self._server.server_port)
-
-    def close(self) -> None:
-        """Stop listening and wait for the thread."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -43,13 +43,15 @@ from common.db.revisions import ForeignSchema
 from common.db.server_settings import UnsuitableServer
 from common.environment import SettingsError, source_of, unknown_names
 from common.locking.redis import connection_problem
-from common.metrics import BUILD, LOOP_LAG, MetricsPage
+from common.metrics import BUILD, LOOP_LAG
+from common.metrics_page import MetricsPage
 from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
 from common.rpc.status import from_trailing
 from common.settings import Command, ServiceSettings, read
 from common.task_dump import write_tasks
 from common.tasks import PeriodicJob, run_periodic_jobs
+from common.tls import UnusableCertificate
 from common.urls import engine_url
 from tally_client.rpc.addresses import split_host_port
 
@@ -251,8 +253,11 @@ def _reduce_garbage_collection() -> None:
 
 def _metrics_page(settings: ServiceSettings) -> MetricsPage:
     host = split_host_port(settings.bind)[0].strip("[]")
+    tls_dir = Path(settings.tls_dir) if settings.tls_dir else None
     try:
-        return MetricsPage(host, settings.metrics_port)
+        return MetricsPage(host, settings.metrics_port, tls_dir=tls_dir)
+    except UnusableCertificate as error:
+        raise SettingsError(f"{source_of(settings.service, 'tls_dir')}: {error}") from None
     except OSError:
         setting = source_of(settings.service, "metrics_port")
         raise PortTaken(setting, f"{host}:{settings.metrics_port}") from None

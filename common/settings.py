@@ -38,7 +38,13 @@ from pydantic_settings import (
 
 from common import environment
 from common.environment import SettingsError, source_of
-from common.urls import BindAddress, JwksLocation, PostgresUrl, RedisUrl
+from common.urls import (
+    BindAddress,
+    JwksLocation,
+    OptionalBindAddress,
+    PostgresUrl,
+    RedisUrl,
+)
 
 
 def _from_json(value: object) -> object:
@@ -47,7 +53,7 @@ def _from_json(value: object) -> object:
     try:
         return json.loads(value or "{}")
     except ValueError:
-        raise ValueError("must be JSON: an object with a list of methods for each name") from None
+        raise ValueError("must be a JSON object") from None
 
 
 Command: TypeAlias = Literal["serve", "migrate"]
@@ -56,7 +62,15 @@ MethodName = Annotated[
     str, StringConstraints(pattern=r"^tally(\.[a-z0-9]+)+\.[A-Za-z]+/[A-Za-z]+$")
 ]
 """A method's full name: ``tally.balance.v1.BalanceService/ChargeBalance``."""
+ServiceName = Annotated[str, StringConstraints(pattern=_WORD)]
 ServiceMethods = Annotated[dict[str, list[MethodName]], NoDecode, BeforeValidator(_from_json)]
+SpiffeId = Annotated[
+    str, StringConstraints(pattern=r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$")
+]
+"""The URI in a certificate that names a program: ``spiffe://example.org/ns/tally/sa/order``."""
+PeerServices = Annotated[dict[SpiffeId, ServiceName], NoDecode, BeforeValidator(_from_json)]
+Directory = Annotated[str, StringConstraints(pattern=r"^(|/.*)$")]
+"""The path of a directory, from the root, or ''."""
 Pooler: TypeAlias = Literal["none", "transaction"]
 """What is between a service and its database: nothing, or a pooler that gives each transaction
 whichever session of the server is free."""
@@ -137,7 +151,7 @@ class ServiceSettings(ProcessSettings):
     database_url: PostgresUrl = Field(
         default=SecretStr(""),
         description="PostgreSQL as the runtime role. Needed to serve. For TLS it may end in "
-        "`?sslmode=require` or another mode of libpq.",
+        "`?sslmode=verify-full&sslrootcert=/path/ca.crt`, with the modes of libpq.",
     )
     owner_database_url: PostgresUrl = Field(
         default=SecretStr(""), description="PostgreSQL as the owner role. Needed by `migrate` only."
@@ -155,7 +169,8 @@ class ServiceSettings(ProcessSettings):
     redis_url: RedisUrl = Field(
         default=SecretStr(""),
         description="Redis or Valkey for the first line of locks: redis://host:port/0, "
-        "redis+sentinel://host:port,…/service, redis+cluster://host:port,…; empty: none.",
+        "redis+sentinel://host:port,…/service, redis+cluster://host:port,…; empty: none. For TLS "
+        "rediss…://, which may end in `?ssl_ca_certs=/path/ca.crt`.",
     )
     bind: BindAddress = Field(
         default="127.0.0.1:50051",
@@ -222,8 +237,36 @@ class ServiceSettings(ProcessSettings):
     metrics_port: int = count(
         0, "Port of the Prometheus page, on the host of BIND; 0: none.", most=65535, least=0
     )
+    tls_dir: Directory = Field(
+        default="",
+        description="Directory with `tls.crt` and `tls.key`, with which BIND and the Prometheus "
+        "page are served over TLS; read again every 10 s. Empty: plaintext.",
+    )
+    peer_bind: OptionalBindAddress = Field(
+        default="",
+        description="host:port to serve gRPC on for other services, which identify themselves by a "
+        "certificate; empty: none. Needs PEER_TLS_DIR.",
+    )
+    peer_tls_dir: Directory = Field(
+        default="",
+        description="Directory with `tls.crt`, `tls.key` and `ca.crt`, for PEER_BIND and for the "
+        "order service's calls to others; read again every 10 s.",
+    )
+    peer_services: PeerServices = Field(
+        default={},
+        description="The services that certificates name, as JSON: "
+        '`{"spiffe://example.org/ns/tally/sa/order": "order"}`, by the URI in them.',
+        json_schema_extra={"documented_default": "`{}`"},
+    )
+    probe_bind: OptionalBindAddress = Field(
+        default="",
+        description="host:port to serve health on, in plaintext and nothing else, for probes that "
+        "do no TLS; empty: none.",
+    )
     production: bool = Field(
-        default=False, description="Whether this is production: it does not start with AUTH=off."
+        default=False,
+        description="Whether this is production: it does not start with AUTH=off, nor without "
+        "TLS_DIR.",
     )
     auth: Literal["off", "required"] = Field(
         default="off",
@@ -272,6 +315,14 @@ class ServiceSettings(ProcessSettings):
                 if not getattr(self, name):
                     auth = source_of(self.service, "auth")
                     raise ValueError(f"{name} is needed with {auth}=required")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> Self:
+        if self.production and not self.tls_dir:
+            raise ValueError("tls_dir is needed in production")
+        if self.peer_bind and not self.peer_tls_dir:
+            raise ValueError(f"peer_tls_dir is needed with {source_of(self.service, 'peer_bind')}")
         return self
 
 

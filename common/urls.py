@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import ssl
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, SecretStr
@@ -15,12 +16,16 @@ from tally_client.rpc.addresses import PORT_MAX, split_host_port
 
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
+VERIFYING_MODES: Final = ("require", "verify-ca", "verify-full")
+"""Modes that check the server's certificate if the authorities are given, as in libpq."""
+
 _POSTGRES: Final = re.compile(r"postgresql://[^\s/?#]+/[^\s/?#]+(\?[^\s#]*)?")
 _REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 _REDIS_NODES: Final = re.compile(
     r"redis(?P<tls>s?)\+(?P<kind>sentinel|cluster)://"
     r"(?:(?P<user>[^:@/\s]*):(?P<password>[^@/\s]*)@)?"
     r"(?P<addresses>[^/@\s?#]+)(?:/(?P<service>[^/\s?#]+)(?:/(?P<database>\d{1,4}))?)?/?"
+    r"(?:\?ssl_ca_certs=(?P<authorities>/[^\s?#&]+))?"
 )
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _POSTGRES_FORM: Final = "must be postgresql://user:password@host:port/database"
@@ -33,8 +38,9 @@ _REDIS_FORM: Final = (
 def engine_url(text: str) -> URL:
     """The URL for SQLAlchemy's asyncpg dialect, from a ``postgresql://`` URL.
 
-    libpq's ``sslmode`` becomes asyncpg's ``ssl``. No other parameter is accepted: the pools set the
-    rest. Raises ValueError, without the URL's text, for any other form.
+    libpq's ``sslmode`` becomes asyncpg's ``ssl``, and ``sslrootcert``, the file of the authorities
+    that sign the server's certificate, goes with a mode that needs TLS. No other parameter is
+    accepted: the pools set the rest. Raises ValueError, without the URL's text, for any other form.
     """
     if _POSTGRES.fullmatch(text) is None:
         raise ValueError(_POSTGRES_FORM)
@@ -44,19 +50,43 @@ def engine_url(text: str) -> URL:
         raise ValueError(_POSTGRES_FORM) from None
     if not url.host or not url.database or not (url.port is None or 0 < url.port <= PORT_MAX):
         raise ValueError(_POSTGRES_FORM)
-    unknown = set(url.query) - {"sslmode", "ssl"}
-    if unknown or len(url.query) > 1:
-        raise ValueError("may have no parameter but sslmode after the question mark")
-    mode = url.query.get("sslmode") or url.query.get("ssl")
-    if url.query and mode not in SSL_MODES:
+    given = dict(url.query)
+    authorities = given.pop("sslrootcert", None)
+    if set(given) - {"sslmode", "ssl"} or len(given) > 1:
+        raise ValueError("may have no parameter but sslmode and sslrootcert")
+    mode = given.get("sslmode") or given.get("ssl")
+    if given and mode not in SSL_MODES:
         raise ValueError(f"sslmode must be one of {', '.join(SSL_MODES)}")
-    return url.set(drivername="postgresql+asyncpg", query={"ssl": str(mode)} if mode else {})
+    query = {"ssl": str(mode)} if mode else {}
+    if authorities is not None:
+        if mode not in VERIFYING_MODES or not str(authorities).startswith("/"):
+            raise ValueError(
+                f"sslrootcert is a path from the root, with sslmode={' or '.join(VERIFYING_MODES)}"
+            )
+        query["sslrootcert"] = str(authorities)
+    return url.set(drivername="postgresql+asyncpg", query=query)
 
 
-def connect_arguments(url: URL) -> dict[str, object]:
-    """The arguments of ``asyncpg.connect`` for a URL from ``engine_url``."""
-    named = url.translate_connect_args(username="user")
-    return {**named, **url.query}
+def connect_arguments(url: URL) -> dict[str, Any]:
+    """The arguments of ``asyncpg.connect`` for a URL from ``engine_url``. Raises as the next."""
+    return {**url.translate_connect_args(username="user"), **tls_arguments(url)}
+
+
+def tls_arguments(url: URL) -> dict[str, Any]:
+    """Of ``connect_arguments`` those for TLS.
+
+    A file of authorities is read now, so that a new one is used without a restart. Raises OSError
+    if it cannot be read.
+    """
+    mode, authorities = url.query.get("ssl"), url.query.get("sslrootcert")
+    if mode is None or authorities is None:
+        return dict(url.query)
+    try:
+        context = ssl.create_default_context(cafile=str(authorities))
+    except OSError as error:  # an ssl.SSLError is one
+        raise OSError(f"sslrootcert {authorities}: {error.strerror or 'no certificate'}") from None
+    context.check_hostname = mode == "verify-full"
+    return {"ssl": context}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +101,8 @@ class RedisNodes:
     password: str | None
     """Of Redis; Sentinels are asked without one."""
     tls: bool
+    authorities: str | None = None
+    """File of the authorities that sign the servers' certificates; None: those of the system."""
 
 
 def redis_nodes(text: str) -> RedisNodes | None:
@@ -83,6 +115,8 @@ def redis_nodes(text: str) -> RedisNodes | None:
     match = _REDIS_NODES.fullmatch(text)
     if match is None or (match["kind"] == "sentinel") != bool(match["service"]):
         raise ValueError(_REDIS_FORM)
+    if match["authorities"] and not match["tls"]:
+        raise ValueError("ssl_ca_certs is for rediss+sentinel:// and rediss+cluster://")
     try:
         pairs = [split_host_port(each) for each in match["addresses"].split(",")]
     except ValueError:
@@ -96,6 +130,7 @@ def redis_nodes(text: str) -> RedisNodes | None:
         unquote(match["user"] or "") or None,
         unquote(match["password"] or "") or None,
         bool(match["tls"]),
+        match["authorities"],
     )
 
 
@@ -117,6 +152,10 @@ def _jwks_location(location: str) -> str:
 def _bind(address: str) -> str:
     split_host_port(address)
     return address
+
+
+def _optional_bind(address: str) -> str:
+    return _bind(address) if address else ""
 
 
 def _postgres_url(url: SecretStr) -> SecretStr:
@@ -146,3 +185,4 @@ PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 JwksLocation = Annotated[str, AfterValidator(_jwks_location)]
 BindAddress = Annotated[str, AfterValidator(_bind)]
+OptionalBindAddress = Annotated[str, AfterValidator(_optional_bind)]

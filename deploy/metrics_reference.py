@@ -105,6 +105,9 @@ QUESTIONS: Final = {
     "tally_sagas": "How do payments and cancellations end?",
     "tally_sagas_running": "How many sagas run in this replica?",
     "tally_stored_figures_read_timestamp_seconds": "How old are the figures from the database?",
+    "tally_tls_certificate_expiry_timestamp_seconds": (
+        "Is a certificate that was renewed in use, and when does the one in use expire?"
+    ),
     "tally_unexpected_errors": "Has Tally a defect?",
     "tally_unreadable_rows": "Are there rows of a newer release?",
 }

@@ -10,6 +10,7 @@ import enum
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from common.errors import Code, Refusal
@@ -68,10 +69,11 @@ async def open_services(
     settings: OrderSettings, token: ServiceToken | None
 ) -> AsyncIterator[Services]:
     """A channel to each service, closed at the end of the block. ``token``: the replica's own."""
+    open_ = partial(open_channel, certificates=settings.peer_certificates())
     async with (
-        ServiceClient(open_channel(settings.coupon_address), CouponServiceStub, token) as coupon,
-        BalanceClient(open_channel(settings.balance_address), token) as balance,
-        ServiceClient(open_channel(settings.payment_address), PaymentServiceStub, token) as payment,
+        ServiceClient(open_(settings.coupon_address), CouponServiceStub, token) as coupon,
+        BalanceClient(open_(settings.balance_address), token) as balance,
+        ServiceClient(open_(settings.payment_address), PaymentServiceStub, token) as payment,
     ):
         yield Services(coupon, balance, payment)
 

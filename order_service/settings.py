@@ -10,8 +10,10 @@ from pydantic import AfterValidator, Field, model_validator
 from common.environment import SettingsError, source_of
 from common.identity.service_token import ServiceToken
 from common.settings import ServiceSettings, count, seconds
+from common.tls import AUTHORITIES, CERTIFICATE, KEY
 from common.urls import BindAddress
 from tally_client.rpc.addresses import target
+from tally_client.rpc.certificates import Certificates
 
 
 def _peer_address(addresses: str) -> str:
@@ -39,7 +41,7 @@ class OrderSettings(ServiceSettings):
     service_token_file: str = Field(
         default="",
         description="File with the token that sagas send to the other services, read every 10 s. "
-        "Needed with AUTH=required.",
+        "With AUTH=required, it or PEER_TLS_DIR is needed.",
     )
     order_expiry_s: float = seconds(
         900.0,
@@ -84,11 +86,34 @@ class OrderSettings(ServiceSettings):
     )
 
     @model_validator(mode="after")
-    def _has_its_own_token(self) -> Self:
-        if self.auth == "required" and not self.service_token_file:
+    def _identifies_itself(self) -> Self:
+        if self.auth == "required" and not (self.service_token_file or self.peer_tls_dir):
             auth = source_of(self.service, "auth")
-            raise ValueError(f"service_token_file is needed with {auth}=required")
+            raise ValueError(f"service_token_file is needed with {auth}=required, or PEER_TLS_DIR")
+        if self.production and not self.peer_tls_dir:
+            raise ValueError("peer_tls_dir is needed in production")
+        for name in ("balance_address", "coupon_address", "payment_address"):
+            if self.peer_tls_dir and "," in getattr(self, name):
+                source = source_of(self.service, "peer_tls_dir")
+                raise ValueError(f"{name} must be one name with {source}: certificates are for it")
         return self
+
+    def peer_certificates(self) -> Certificates | None:
+        """What calls to the other services use for TLS; None: they are in plaintext.
+
+        Raises SettingsError. Without its own certificate in the directory, a call needs a token.
+        """
+        if not self.peer_tls_dir:
+            return None
+        directory = Path(self.peer_tls_dir)
+        own = (directory / CERTIFICATE, directory / KEY)
+        certificate, key = own if own[0].exists() else (None, None)
+        certificates = Certificates(directory / AUTHORITIES, certificate, key)
+        try:
+            certificates.read()
+        except ValueError as error:
+            raise SettingsError(f"{source_of(self.service, 'peer_tls_dir')}: {error}") from None
+        return certificates
 
     def service_token(self) -> ServiceToken | None:
         """The token of the service's own calls; None if they have none. Raises SettingsError."""

@@ -15,6 +15,7 @@ from tally_client.errors import *
 from tally_client.refusals import *
 from tally_client.request_ids import new_request_id
 from tally_client.rpc.answer import FieldViolation, QuotaViolation
+from tally_client.rpc.certificates import Certificates
 from tally_client.translate import item_error
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "CampaignNotOpen",
     "CampaignQueued",
     "CartChanged",
+    "Certificates",
     "ClientClosed",
     "ConflictRetriesExhausted",
     "CouponAlreadyIssued",

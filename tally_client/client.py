@@ -8,6 +8,7 @@ from typing import Self
 
 from tally_client.connection import Connection, Target, Token
 from tally_client.errors import TallyError
+from tally_client.rpc.certificates import Certificates
 from tally_client.services import (
     BalanceService,
     CartService,
@@ -35,6 +36,7 @@ class Tally:
         order: Target | None = None,
         payment: Target | None = None,
         token: Token | None = None,
+        certificates: Certificates | None = None,
         on_repeat: Callable[[TallyError], None] | None = None,
     ) -> None:
         """Each address is ``dns:///name:port``, ``host:port``, or a list of numeric ``ip:port``.
@@ -42,15 +44,19 @@ class Tally:
         ``token``: who calls, where the services ask for it. A callable is asked before each
         attempt: it returns a token that it has at hand.
 
+        ``certificates``: for TLS; None: plaintext. A certificate or authority that is replaced in
+        its file is used within 10 s, without a failed call.
+
         ``on_repeat`` is called, for logs and metrics, with an attempt's error each time this
         package sends a call again; retries that the channel makes are not reported.
 
-        Raises ValueError if an address is malformed, and RuntimeError without a running event loop.
+        Raises ValueError if an address is malformed or the certificates cannot be used, and
+        RuntimeError without a running event loop.
         """
-        to_balance = Connection("balance", balance, on_repeat, token)
-        to_coupon = Connection("coupon", coupon, on_repeat, token)
-        to_order = Connection("order", order, on_repeat, token)
-        to_payment = Connection("payment", payment, on_repeat, token)
+        to_balance = Connection("balance", balance, on_repeat, token, certificates)
+        to_coupon = Connection("coupon", coupon, on_repeat, token, certificates)
+        to_order = Connection("order", order, on_repeat, token, certificates)
+        to_payment = Connection("payment", payment, on_repeat, token, certificates)
         self._connections = (to_balance, to_coupon, to_order, to_payment)
         self.balance = BalanceService(to_balance)
         self.coupon = CouponService(to_coupon)

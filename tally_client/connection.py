@@ -9,6 +9,7 @@ import grpc
 
 from tally_client import policy
 from tally_client.errors import TallyError
+from tally_client.rpc.certificates import Certificates
 from tally_client.rpc.channels import open_channel
 
 Token = str | Callable[[], str]
@@ -38,10 +39,11 @@ class Connection:
         target: Target | None,
         on_repeat: Callable[[TallyError], None] | None,
         token: Token | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """``on_repeat`` is called with an attempt's error before the call is sent again.
 
-        Raises ValueError if ``target`` is malformed.
+        Raises ValueError if ``target`` is malformed, or the certificates cannot be used.
         """
         self.name = name
         self.on_repeat = on_repeat
@@ -51,7 +53,9 @@ class Connection:
         self._channel: grpc.aio.Channel | None = None
         if target is not None:
             addresses = target if isinstance(target, str) else ",".join(target)
-            self._channel = open_channel(addresses, config=policy.CHANNEL)
+            self._channel = open_channel(
+                addresses, config=policy.CHANNEL, certificates=certificates
+            )
 
     def channel(self) -> grpc.aio.Channel:
         """The open channel.

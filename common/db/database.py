@@ -146,7 +146,6 @@ def open_pools(
     def pool(name: str, size: int) -> Pool:
         session_settings = settings.get(name) or _session_settings(LOCK_TIMEOUT_MS)
         arguments: dict[str, Any] = {
-            **connect_arguments(address),
             # During a failover the name may still lead to the old primary, a standby by then:
             # its rows are old, and such a session would stay when the name has moved.
             "target_session_attrs": "read-write",
@@ -160,7 +159,7 @@ def open_pools(
         }
 
         async def open_() -> Session:
-            return await connector.connect(**arguments)
+            return await connector.connect(**connect_arguments(address), **arguments)
 
         return Pool(open_, name=name, size=size)
 

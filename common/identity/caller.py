@@ -1,4 +1,4 @@
-"""The caller of an RPC, as its token names it."""
+"""The caller of an RPC, as its token or certificate names it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller that a verified token names."""
+    """The caller that a verified token names, or the certificate of its connection."""
 
     kind: Kind
     subject: str
     """The token's ``sub``: a user_id, a service's identity, or an operator's name."""
     until_s: float
-    """When the token expires, by ``time.monotonic``."""
+    """When the token expires, by ``time.monotonic``; infinite for a certificate."""
     runs_sagas: bool = False
     """Whether it is the order service, whose calls a saga's journal records."""
 

@@ -113,7 +113,8 @@ def _options(timeout_s: float | None = None) -> dict[str, Any]:
 
 
 def _credentials(nodes: RedisNodes) -> dict[str, Any]:
-    return {"username": nodes.user, "password": nodes.password, "ssl": nodes.tls}
+    found = {"username": nodes.user, "password": nodes.password, "ssl": nodes.tls}
+    return {**found, "ssl_ca_certs": nodes.authorities} if nodes.tls else found
 
 
 async def connection_problem(url: str) -> str:

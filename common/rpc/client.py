@@ -24,6 +24,9 @@ Response = TypeVar("Response")
 
 
 _OF_IDENTITY: Final = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+_OF_TLS: Final = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification", "WRONG_VERSION_NUMBER")
+"""What gRPC says of a connection whose certificate is of another authority, or for another name,
+or that is plaintext."""
 
 
 class ServiceClient(Generic[Stub]):
@@ -46,6 +49,7 @@ class ServiceClient(Generic[Stub]):
         self._channel = channel
         self._token = token
         self._token_problem = ""
+        self._tls_problem = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,6 +97,7 @@ class ServiceClient(Generic[Stub]):
         it: to them the service is away. The log has the cause.
         """
         refusal = from_rpc_error(error)
+        self._note_tls(error.details() or "", operation)
         if refusal.code not in _OF_IDENTITY:
             self._token_problem = ""
             return refusal
@@ -100,6 +105,17 @@ class ServiceClient(Generic[Stub]):
             _log.error("service_token_refused", operation=operation, reason=refusal.message)
         self._token_problem = refusal.reason
         return RemoteRefusal(Code.UNAVAILABLE, "", "refuses the token of this service", {})
+
+    def _note_tls(self, text: str, operation: str) -> None:
+        """Log that the connection failed because of a certificate, when that begins.
+
+        To the caller the service is away. If the other side refuses this one's certificate, the
+        connection is only closed, and the other's log has the cause.
+        """
+        problem = next((words for words in _OF_TLS if words in text), "")
+        if problem and problem != self._tls_problem:
+            _log.error("peer_not_trusted", operation=operation, reason=text)
+        self._tls_problem = problem
 
 
 def _readable(response: Response | None) -> Response:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from common.identity.caller import Caller
 from common.identity.errors import TokenInvalid, TokenMissing
+from common.identity.peers import PeerCertificates
 from common.identity.tokens import TokenVerifier
 from common.rpc.access import MethodAccess, ServiceMethods, method_of
 from common.rpc.reserved_ids import Refuse, refusal_of_reserved_ids
@@ -40,8 +41,14 @@ class Admitted(NamedTuple):
 class Guard:
     """Builds what stands in front of each method."""
 
-    def __init__(self, verifier: TokenVerifier, service_methods: ServiceMethods) -> None:
-        self._verifier = verifier
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        service_methods: ServiceMethods,
+        peers: PeerCertificates | None = None,
+    ) -> None:
+        """``peers``: whom the certificate of a connection names; None: there are none."""
+        self._callers = Callers(verifier, peers)
         self._service_methods = service_methods
 
     def of(self, method: str, parse: Parse, bytes_max: int) -> MethodGuard:
@@ -49,7 +56,29 @@ class Guard:
         described = method_of(method)
         access = MethodAccess(described, self._service_methods)
         refuse = refusal_of_reserved_ids(described.input_type)
-        return MethodGuard(self._verifier, access, refuse, parse, bytes_max)
+        return MethodGuard(self._callers, access, refuse, parse, bytes_max)
+
+
+class Callers:
+    """Who calls: whom the token names; without a token, the certificate of the connection."""
+
+    def __init__(self, verifier: TokenVerifier, peers: PeerCertificates | None) -> None:
+        self._verifier = verifier
+        self._peers = peers
+
+    def of(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Caller:
+        """The caller of a call.
+
+        Raises TokenMissing, TokenInvalid, TokenExpired, TooManyBadTokens and NotPermitted.
+        """
+        try:
+            token = token_of(context)
+        except TokenMissing:
+            caller = None if self._peers is None else self._peers.caller_of(context.auth_context())
+            if caller is None:
+                raise
+            return caller
+        return self._verifier.caller_of(token, context.peer)
 
 
 class MethodGuard:
@@ -57,13 +86,13 @@ class MethodGuard:
 
     def __init__(
         self,
-        verifier: TokenVerifier,
+        callers: Callers,
         access: MethodAccess,
         refuse_reserved_ids: Refuse | None,
         parse: Parse,
         bytes_max: int,
     ) -> None:
-        self._verifier = verifier
+        self._callers = callers
         self._access = access
         self._refuse_reserved_ids = refuse_reserved_ids
         self._parse = parse
@@ -78,7 +107,7 @@ class MethodGuard:
         check_size(raw, self._bytes_max)
         if self._access.is_public:
             return Admitted(parse_message(self._parse, raw), None, None)
-        caller = self._verifier.caller_of(token_of(context), context.peer)
+        caller = self._callers.of(context)
         self._access.admit(caller)
         request = parse_message(self._parse, raw)
         self._access.admit_user(caller, request)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -361,8 +362,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
     @contextmanager
     def _ended_with_token(self, caller: Caller | None) -> Iterator[None]:
-        """End the running stream with TokenExpired when its caller's token expires."""
-        if caller is None:
+        """End the running stream with TokenExpired when its caller's token expires.
+
+        That of a certificate ends with its connection.
+        """
+        if caller is None or math.isinf(caller.until_s):
             yield
             return
         task = asyncio.current_task()

@@ -8,6 +8,7 @@ from typing import Self
 
 from common.environment import SettingsError, source_of
 from common.identity.jwks import Jwks, Unreadable
+from common.identity.peers import PeerCertificates
 from common.identity.tokens import TokenVerifier
 from common.rpc.access import method_of
 from common.rpc.guard import Guard
@@ -32,7 +33,8 @@ class Identity:
         methods = {name: frozenset(listed) for name, listed in settings.auth_services.items()}
         of_sagas = methods.get(settings.auth_saga_service, frozenset())
         methods[settings.auth_saga_service] = of_sagas | frozenset(settings.saga_methods)
-        self.guard = Guard(verifier, methods)
+        peers = PeerCertificates(settings.peer_services, settings.auth_saga_service)
+        self.guard = Guard(verifier, methods, peers if settings.peer_bind else None)
         self._settings = settings
         self._verifier = verifier
         self._jwks = Jwks(settings.auth_jwks, verifier)

@@ -7,21 +7,24 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
-from common.environment import source_of
+from common.environment import SettingsError, source_of
 from common.rpc import reflection
 from common.rpc.call_log import CallLog
 from common.rpc.handlers import HandlerRegistry
-from common.rpc.health import Health, Ready
+from common.rpc.health import NAME as HEALTH
+from common.rpc.health import Health, HealthOnly, Ready
 from common.rpc.identity import Identity, check_service_methods
 from common.rpc.pauses import Pauses
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
+from common.tls import CertificateFiles, UnusableCertificate
 from tally_client.rpc.addresses import split_host_port
 
 AddToServer: TypeAlias = Callable[[Any, Any], None]
@@ -48,7 +51,6 @@ CLEAN_UP_S: Final = 5.0
 
 _ADDRESS_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """The address is of another machine, or of a family that this machine does not have."""
-_HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _log = structlog.stdlib.get_logger()
 
@@ -65,7 +67,10 @@ class GrpcServer:
     """One service's server. Create it in the running loop, mount, start, and drain at the end."""
 
     def __init__(self, settings: ServiceSettings, *, ready: Ready) -> None:
-        """``ready`` raises, with the reason, while the service cannot serve."""
+        """``ready`` raises, with the reason, while the service cannot serve.
+
+        Raises SettingsError for certificates that cannot be used.
+        """
         self.health = Health()
         self._settings = settings
         self._ready = ready
@@ -81,11 +86,18 @@ class GrpcServer:
             # Health must answer under overload, and to probes, which have no token. Without this,
             # nearly all spans would be of probes. Reflection is off where identity is on, unless a
             # setting asks for it.
-            exempt={_HEALTH, *reflection.NAMES},
+            exempt={HEALTH, *reflection.NAMES},
         )
+        self._clients = _certificate(settings, "tls_dir", "clients")
+        self._peers = None
+        if settings.peer_bind:
+            self._peers = _certificate(settings, "peer_tls_dir", "peers", mutual=True)
         self._server = grpc.aio.server(options=_options(settings))
+        self._probes: grpc.aio.Server | None = None
+        self.ports: dict[str, int] = {}
+        """The ports it listens on, by the setting."""
         self._probing: asyncio.Task[None] | None = None
-        self._following: asyncio.Task[None] | None = None
+        self._following: list[asyncio.Task[None]] = []
         self._terminated: asyncio.Task[bool] | None = None
 
     def mount(self, add: AddToServer, servicer: object) -> None:
@@ -104,13 +116,21 @@ class GrpcServer:
         add_health: AddToServer = health_pb2_grpc.add_HealthServicer_to_server
         add_health(self.health, self._handlers)
         if self._reflects():
-            methods = {reflection.METHOD: reflection.handler((*mounted, _HEALTH))}
+            methods = {reflection.METHOD: reflection.handler((*mounted, HEALTH))}
             for name in reflection.NAMES:
                 self._handlers.add_registered_method_handlers(name, methods)
         self._server.add_generic_rpc_handlers((self._handlers,))
         # Before the first call: a replica that restarts serves nothing that is paused.
         await self._pauses.read()
-        port = self._listen()
+        port = self._listen(self._server, "bind", self._clients)
+        if self._settings.peer_bind:
+            self._listen(self._server, "peer_bind", self._peers)
+        if self._settings.probe_bind:
+            # A server of its own: gRPC cannot serve one port less than another.
+            handlers = (HealthOnly(self._handlers),)
+            self._probes = grpc.aio.server(handlers=handlers, options=_options(self._settings))
+            self._listen(self._probes, "probe_bind", None)
+            await self._probes.start()
         await self._server.start()
         # Created once and never cancelled: that would also cancel the future that ``stop`` waits
         # for, and running calls would be cut off.
@@ -118,8 +138,13 @@ class GrpcServer:
         self._probing = asyncio.create_task(
             self.health.follow(self._open_when_ready, self._settings.readiness_interval_s)
         )
-        self._following = asyncio.create_task(self._pauses.follow(), name="pauses")
-        _log.info("listening", port=port, services=mounted)
+        self._following = [asyncio.create_task(self._pauses.follow(), name="pauses")]
+        self._following += [
+            asyncio.create_task(files.follow(), name="certificate")
+            for files in (self._clients, self._peers)
+            if files is not None
+        ]
+        _log.info("listening", port=port, ports=self.ports, services=mounted)
         return port
 
     async def drain(self) -> None:
@@ -133,9 +158,11 @@ class GrpcServer:
         await asyncio.sleep(self._settings.drain_delay_s)
         self._handlers.end_streams()
         await self._server.stop(self._settings.grace_s)
+        if self._probes is not None:
+            await self._probes.stop(0)
         if not await self._handlers.finished_within(CLEAN_UP_S):
             _log.warning("methods still run", after_s=CLEAN_UP_S)
-        for task in (self._probing, self._following):
+        for task in (self._probing, *self._following):
             if task is not None:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -156,16 +183,23 @@ class GrpcServer:
         if not (self._terminated.done() or self._probing.cancelled()):
             self._probing.result()
 
-    def _listen(self) -> int:
-        bind = self._settings.bind
+    def _listen(
+        self, server: grpc.aio.Server, setting: str, certificate: CertificateFiles | None
+    ) -> int:
+        bind: str = getattr(self._settings, setting)
         port = 0
         # gRPC is content with one of a name's addresses. On another address of ``localhost``
         # clients would then reach the process that holds the port there.
         if not listen_problem(bind):
             with suppress(RuntimeError):
-                port = self._server.add_insecure_port(bind)
+                port = (
+                    server.add_insecure_port(bind)
+                    if certificate is None
+                    else server.add_secure_port(bind, certificate.credentials())
+                )
         if port == 0:
-            raise PortTaken(source_of(self._settings.service, "bind"), bind)
+            raise PortTaken(source_of(self._settings.service, setting), bind)
+        self.ports[setting] = port
         return port
 
     def _reflects(self) -> bool:
@@ -177,6 +211,19 @@ class GrpcServer:
         if self._identity is not None:
             self._identity.check_ready()
         self._handlers.open()
+
+
+def _certificate(
+    settings: ServiceSettings, setting: str, port: str, *, mutual: bool = False
+) -> CertificateFiles | None:
+    """The files that the setting names; None if it is empty. Raises SettingsError."""
+    directory: str = getattr(settings, setting)
+    if not directory:
+        return None
+    try:
+        return CertificateFiles(Path(directory), port, mutual=mutual)
+    except UnusableCertificate as error:
+        raise SettingsError(f"{source_of(settings.service, setting)}: {error}") from None
 
 
 def listen_problem(address: str) -> str:

@@ -21,9 +21,11 @@ import structlog
 
 from common import VERSION, logs
 from common.environment import SettingsError, source_of, unknown_names
-from common.metrics import BUILD, MetricsPage
+from common.metrics import BUILD
+from common.metrics_page import MetricsPage
 from common.settings import read
 from common.task_dump import write_tasks
+from common.tls import UnusableCertificate
 from deploy.audit import metrics
 from deploy.audit.checkpoint import Checkpoint
 from deploy.audit.runs import Auditor
@@ -72,8 +74,11 @@ def _checkpoint(settings: AuditSettings) -> Checkpoint:
 def _metrics_page(settings: AuditSettings) -> Iterator[None]:
     BUILD.info({"version": VERSION, "python": platform.python_version(), "grpc": grpc.__version__})
     host, port = split_host_port(settings.metrics_bind)
+    tls_dir = Path(settings.tls_dir) if settings.tls_dir else None
     try:
-        page = MetricsPage(host.strip("[]"), port, metrics.REGISTRY)
+        page = MetricsPage(host.strip("[]"), port, metrics.REGISTRY, tls_dir=tls_dir)
+    except UnusableCertificate as error:
+        raise SettingsError(f"{source_of(settings.service, 'tls_dir')}: {error}") from None
     except OSError:
         name = source_of(settings.service, "metrics_bind")
         sys.stderr.write(f"{name}: {settings.metrics_bind} is not free\n")

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from pydantic import Field
 
-from common.settings import ProcessSettings, count, seconds
+from common.settings import Directory, ProcessSettings, count, seconds
 from common.urls import BindAddress
 from deploy.audit.audit import OVERDUE_S, Limits
 
@@ -26,6 +26,11 @@ class AuditSettings(ProcessSettings):
     metrics_bind: BindAddress = Field(
         default="127.0.0.1:9465",
         description="host:port of the audit's Prometheus page; port 0 is any free port.",
+    )
+    tls_dir: Directory = Field(
+        default="",
+        description="Directory with `tls.crt` and `tls.key`, with which the page is served over "
+        "HTTPS; read again every 10 s. Empty: plaintext.",
     )
     recent_interval_s: float = seconds(
         3600.0,

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from common.db.errors import sqlstate
-from common.urls import engine_url
+from common.urls import engine_url, tls_arguments
 from deploy.audit.errors import CannotAudit
 from deploy.audit.gateway_api import GatewayAddress
 from deploy.audit.sources import Sources
@@ -93,20 +93,22 @@ async def take_snapshots(sources: Sources) -> AsyncIterator[Books]:
 @asynccontextmanager
 async def connect(service: str, url: str) -> AsyncIterator[AsyncConnection]:
     """A read-only session, whose first statement takes its snapshot. Raises CannotAudit."""
-    engine = create_async_engine(
-        engine_url(url),
-        poolclass=NullPool,
-        isolation_level="REPEATABLE READ",
-        connect_args={
-            "timeout": CONNECT_TIMEOUT_S,
-            # A little after the server should have ended the statement.
-            "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + CONNECT_TIMEOUT_S,
-            "server_settings": _SETTINGS,
-        },
-    )
+    address = engine_url(url)
     async with AsyncExitStack() as exits:
-        exits.push_async_callback(engine.dispose)
         with database_errors(service):
+            engine = create_async_engine(
+                address.set(query={}),
+                poolclass=NullPool,
+                isolation_level="REPEATABLE READ",
+                connect_args={
+                    **tls_arguments(address),
+                    "timeout": CONNECT_TIMEOUT_S,
+                    # A little after the server should have ended the statement.
+                    "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + CONNECT_TIMEOUT_S,
+                    "server_settings": _SETTINGS,
+                },
+            )
+            exits.push_async_callback(engine.dispose)
             connection = await exits.enter_async_context(engine.connect())
             await connection.execution_options(postgresql_readonly=True)
         yield connection

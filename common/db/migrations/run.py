@@ -28,7 +28,7 @@ from common.db.server_settings import (
     require_writable,
 )
 from common.db.statements import Connection
-from common.urls import engine_url
+from common.urls import engine_url, tls_arguments
 
 _LOCK: Final = 7_418_201
 """Advisory lock of migrations: two release jobs at the same time run one after the other."""
@@ -67,10 +67,15 @@ async def migrate(owner_url: str, versions: Path, *, wait_s: float = 0.0) -> Non
     service's, UnsuitableServer if the server is not set as the books need it or is behind a pooler,
     and the driver's error if the server rejects the connection or does not come.
     """
+    address = engine_url(owner_url)
     engine = create_async_engine(
-        engine_url(owner_url),
+        address.set(query={}),
         isolation_level="READ COMMITTED",
-        connect_args={"timeout": CONNECT_TIMEOUT_S, "connection_class": Session},
+        connect_args={
+            "timeout": CONNECT_TIMEOUT_S,
+            **tls_arguments(address),
+            "connection_class": Session,
+        },
     )
     try:
         await _wait_for_server(engine, wait_s)

@@ -47,7 +47,12 @@ async def hold_sale(
     """Run all customers at once, kill a replica meanwhile, and wait until every order has ended."""
     statistics = CallStatistics()
     async with Tally(
-        **services, token=callers.token, on_repeat=statistics.note_repetition
+        balance=services["balance"],
+        coupon=services["coupon"],
+        order=services["order"],
+        payment=services["payment"],
+        token=callers.token,
+        on_repeat=statistics.note_repetition,
     ) as tally:
         client = DemoClient(tally, statistics, callers)
         sale = await _open(scenario, client)

@@ -51,6 +51,9 @@ async def test_a_taken_metrics_port_is_reported_with_its_setting(taken: int) -> 
         # Only the client knows which options it accepts.
         ("coupon", "TALLY_REDIS_URL", f"redis://:{PASSWORD}@{AWAY}/0?unknown=1"),
         ("payment", "TALLY_REDIS_URL", f"redis://:{PASSWORD}@{AWAY}/0?socket_timeout={PASSWORD}"),
+        # Files are read when they are needed.
+        ("balance", "TALLY_TLS_DIR", "/absent"),
+        ("order", "TALLY_PEER_TLS_DIR", "/absent"),
     ],
 )
 async def test_a_malformed_setting_is_named(service: str, name: str, value: str) -> None:

@@ -33,17 +33,35 @@ DATABASES = [
     *(f"postgresql://u:{SECRET}@h:0/d", f"postgresql://u:{SECRET}@h/d?unknown=1"),
     *(f"postgresql://u:{SECRET}@h/d?sslmode={SECRET}", f"postgresql://u: {SECRET}@h/d"),
     f"postgresql://u:{SECRET}@h/d?sslmode=require&ssl=require",
+    *(f"postgresql://u:p@h/d?sslrootcert=/{SECRET}", f"postgresql://u:{SECRET}@h/d?sslkey=/k"),
+    *(
+        f"postgresql://u:p@h/d?sslmode={mode}&sslrootcert=/{SECRET}"
+        for mode in ("prefer", "disable")
+    ),
+    f"postgresql://u:p@h/d?sslmode=verify-full&sslrootcert={SECRET}",
 ]
+DIRECTORIES = [SECRET, f"./{SECRET}", f" /{SECRET}", f"/{SECRET}\n"]
 WORDS = ["", f"{SECRET} {SECRET}", "x" * 201, "é"]
 TEXTS = {
     "bind": [*HOST_PORTS, ""],
-    "pause_file": [SECRET, f"./{SECRET}", f" /{SECRET}", f"/{SECRET}\n"],
+    "peer_bind": HOST_PORTS,
+    "probe_bind": HOST_PORTS,
+    "tls_dir": DIRECTORIES,
+    "peer_tls_dir": DIRECTORIES,
+    "peer_services": [
+        *(SECRET, "[]", "7", f'{{"{SECRET}": "order"}}', f'{{"https://{SECRET}/a": "order"}}'),
+        *(f'{{"spiffe://{SECRET}": "order"}}', f'{{"spiffe://{SECRET}/": "order"}}'),
+        *(f'{{"spiffe://a/{SECRET}": ""}}', f'{{"spiffe://a/{SECRET}": ["order"]}}'),
+    ],
+    "pause_file": DIRECTORIES,
     "replica": [f"{SECRET} {SECRET}", f"{SECRET}\n", "x" * 65, "", "é"],
     "redis_url": [
         *(SECRET, f"http://{SECRET}", f"redis://:{SECRET}@h:port/0", f"redis://:{SECRET}@h:99999"),
         *("redis:// h", "redis://", "unix://", f"redis://:{SECRET}@h:0"),
         *(f"redis+sentinel://:{SECRET}@h:1", f"redis+sentinel://:{SECRET}@h/s", "redis+cluster://"),
         *(f"redis+cluster://:{SECRET}@h:1,i:0", f"redis+cluster://h:1/{SECRET}", "x+cluster://h:1"),
+        *(f"redis+cluster://h:1?ssl_ca_certs=/{SECRET}", f"rediss+cluster://h:1?x=/{SECRET}"),
+        f"rediss+cluster://h:1?ssl_ca_certs={SECRET}",
     ],
     "gateway_secret_key": [f"{SECRET}:", f"{SECRET} {SECRET}", f"{SECRET}\n", f"{SECRET}é"],
     "gateway_url": [SECRET, f"ftp://{SECRET}", f"http://u:{SECRET}@h", "http://", "http://[::1"],

@@ -10,10 +10,18 @@ from pydantic import Field, SecretStr, ValidationError
 
 from common.environment import SettingsError, unknown_names
 from common.settings import ServiceSettings, read
-from common.urls import engine_url
+from common.urls import RedisNodes, engine_url, redis_nodes
 from order_service.settings import OrderSettings
 from tally_client.rpc.addresses import target
+from tests.support.certificates import Authority, write_trusted
 
+PRODUCTION = {
+    "PRODUCTION": "true",
+    "AUTH": "required",
+    "AUTH_ISSUER": "x",
+    "AUTH_JWKS": "/keys",
+    "ORDER_SERVICE_TOKEN_FILE": "/token",
+}
 URL = "postgresql://u:hunter2@127.0.0.1:5432/tally_balance"
 
 
@@ -143,10 +151,64 @@ def test_addresses_become_a_target(addresses: str, expected: str) -> None:
         ("postgresql://u:p%40q@h:5/d", "postgresql+asyncpg://u:p%40q@h:5/d"),
         ("postgresql://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
         ("postgresql://u:p@h/d?ssl=verify-full", "postgresql+asyncpg://u:p@h/d?ssl=verify-full"),
+        (
+            "postgresql://u:p@h/d?sslmode=verify-ca&sslrootcert=/etc/ca.crt",
+            "postgresql+asyncpg://u:p@h/d?ssl=verify-ca&sslrootcert=%2Fetc%2Fca.crt",
+        ),
     ],
 )
 def test_a_database_url_becomes_the_drivers(url: str, expected: str) -> None:
     assert engine_url(url).render_as_string(hide_password=False) == expected
+
+
+def test_urls_of_several_redis_servers_may_name_their_authorities() -> None:
+    url = "rediss+sentinel://:p@h:1,i:2/primary/3?ssl_ca_certs=/etc/ca.crt"
+    nodes = redis_nodes(url)
+    assert nodes == RedisNodes((("h", 1), ("i", 2)), "primary", 3, None, "p", True, "/etc/ca.crt")
+    cluster = redis_nodes("rediss+cluster://h:1/?ssl_ca_certs=/etc/ca.crt")
+    assert cluster is not None
+    assert (cluster.tls, cluster.authorities) == (True, "/etc/ca.crt")
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "expected"),
+    [
+        (BalanceSettings, {"PEER_BIND": "127.0.0.1:1"}, "PEER_TLS_DIR: is needed with"),
+        (BalanceSettings, PRODUCTION, "TLS_DIR: is needed in production"),
+        (OrderSettings, {**PRODUCTION, "TLS_DIR": "/tls"}, "PEER_TLS_DIR: is needed in production"),
+        (
+            OrderSettings,
+            {"PEER_TLS_DIR": "/tls", "ORDER_COUPON_ADDRESS": "127.0.0.1:1,127.0.0.1:2"},
+            "COUPON_ADDRESS: must be one name with TALLY_PEER_TLS_DIR",
+        ),
+    ],
+)
+def test_tls_is_off_or_complete(
+    settings: type[ServiceSettings],
+    given: dict[str, str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"TALLY_{name}", value)
+    with pytest.raises(SettingsError, match=f"^TALLY_{settings.service.upper()}_{expected}"):
+        read(settings)
+
+
+def test_the_order_service_needs_files_that_it_can_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert read(OrderSettings).peer_certificates() is None
+    monkeypatch.setenv("TALLY_PEER_TLS_DIR", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"^TALLY_PEER_TLS_DIR: .*ca.crt: cannot be read"):
+        read(OrderSettings).peer_certificates()
+    write_trusted(tmp_path, Authority())
+    found = read(OrderSettings).peer_certificates()
+    assert found is not None
+    assert found.certificate_file is None, "calls have a token instead"
 
 
 # -- identity --------------------------------------------------------------------------------------

@@ -39,8 +39,6 @@ NEEDED: Final = {
     "gateway": {"/tmp": SCRATCH, "/var/lib/tally-gateway": SCRATCH},
 }
 """What a program uses without naming it, else /tmp: its root file system is read-only."""
-OF_THE_PLATFORM: Final = {"order-runtime": {"service-token"}}
-"""Further keys of Secrets in production: where identity is on, the order service's own token."""
 REFERENCES: Final = (
     ("ConfigMap", "pod.volumes[*].configMap.name"),
     ("ConfigMap", "container.envFrom[*].configMapRef.name"),
@@ -65,8 +63,7 @@ def volumes(each: Item) -> dict[str, Object]:
 def files(each: Item, volume: Object) -> list[str]:
     """The files of a Secret or ConfigMap volume."""
     if secret := volume.get("secret"):
-        name = secret["secretName"]
-        data = {*SECRETS.get(name, {}), *OF_THE_PLATFORM.get(name, ())}
+        data = SECRETS.get(secret["secretName"], {})
         items = secret.get("items") or [{"key": key, "path": key} for key in data]
         return [item["path"] for item in items if item["key"] in data]
     found = each.overlay.find("ConfigMap", volume["configMap"]["name"])

@@ -25,6 +25,9 @@ NAMESPACE: Final = "tally"
 SETTINGS_OF: Final[dict[str, type[ServiceSettings]]] = {each.service: each for each in SETTINGS}
 SERVICES: Final = tuple(SETTINGS_OF)
 PORTS: Final = {"balance": 50051, "coupon": 50052, "order": 50053, "payment": 50054}
+PEER_PORTS: Final = {"balance": 50061, "coupon": 50062, "payment": 50064}
+PROBE_PORT: Final = 50050
+"""With TLS, peers and probes have ports of their own."""
 METRICS_PORT: Final = 9464
 WITH_PODS: Final = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
 LABEL: Final = "app.kubernetes.io/"
@@ -142,6 +145,15 @@ class Overlay:
     @property
     def workloads(self) -> list[Item]:
         return self.of_kind(*WITH_PODS)
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether it has the component ``tls``."""
+        return any("TALLY_TLS_DIR" in each.environment for each in self.servers)
+
+    def port_of_peers(self, service: str) -> int:
+        """The port on which a service is called by the others."""
+        return (PEER_PORTS if self.has_tls else PORTS)[service]
 
     @property
     def servers(self) -> list[Item]:

@@ -61,7 +61,7 @@ def calls_of_the_code(overlay: Overlay) -> set[Edge]:
     outside = {"postgres": PRIVATE, "redis": PRIVATE, "gateway": PUBLIC}
     servers = outside if overlay.name == PRODUCTION else {name: name for name in outside}
     gateway_port = 443 if overlay.name == PRODUCTION else GATEWAY_PORT
-    edges = {("order", peer.name, PORTS[peer.name]) for peer in fields(Services)}
+    edges = {("order", peer.name, overlay.port_of_peers(peer.name)) for peer in fields(Services)}
     edges |= {("client", service, PORTS[service]) for service in SERVICES}
     for service, settings in SETTINGS_OF.items():
         for setting, caller, server, port in (
@@ -171,8 +171,9 @@ TO, FROM = "spec.egress[0].to", "spec.ingress[0].from"
 
 @rule(
     OVERLAY,
-    removed("NetworkPolicy/order-to-coupon", "may not: order, coupon, TCP 50052"),
-    removed("NetworkPolicy/payment-from-order", "may not: order, payment, TCP 50054"),
+    removed("NetworkPolicy/order-to-coupon", "may not: order, coupon, TCP 50062"),
+    removed("NetworkPolicy/payment-from-order", "may not: order, payment, TCP 50064"),
+    removed("NetworkPolicy/payment-from-order", "may not: order, payment, TCP 50054", LOCAL),
     removed("NetworkPolicy/payment-to-gateway", "may not: payment, gateway, TCP 50055", LOCAL),
     removed("NetworkPolicy/servers-to-issuer", "may not: order, public, TCP 443", PRODUCTION),
     removed("NetworkPolicy/clients-to-dns", "may not: client, the cluster's DNS, TCP 53"),
@@ -196,8 +197,9 @@ TO, FROM = "spec.egress[0].to", "spec.ingress[0].from"
     ),
 )
 def policies_allow_the_calls_of_the_code_and_no_others(whole: Item) -> Iterator[str]:
-    """Callers are not authenticated: the network decides who moves money.
+    """Where callers are not authenticated, the network decides who moves money.
 
+    The port of probes is open to nobody: the kubelet is on the node, and needs no policy.
     A label on a pod elsewhere lets nobody in, for its owner chooses it. Everything but lookups of
     names is TCP, and lookups go to DNS servers only, for they could carry anything.
     """

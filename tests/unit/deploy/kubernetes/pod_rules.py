@@ -40,6 +40,7 @@ from tests.unit.deploy.kubernetes.manifests import (
     LOCAL,
     MULTI,
     PORTS,
+    PROBE_PORT,
     PRODUCTION,
     SERVICES,
     Item,
@@ -210,6 +211,12 @@ nothing_is_held_back = Rule(
 
 # ---- probes
 
+
+def port_of_probes(each: Item) -> int:
+    """They do no TLS."""
+    return PROBE_PORT if each.overlay.has_tls else PORTS[each.service]
+
+
 probes_of_servers_are_grpc = Rule(
     "The health service knows more than an open port does. Readiness is the state of the server"
     " (''); liveness that of the event loop alone, for a restart does not mend a database.",
@@ -217,7 +224,7 @@ probes_of_servers_are_grpc = Rule(
     Check(f"{STARTUP}.grpc.service", "liveness", bad("")),
     Check(f"{LIVENESS}.grpc.service", "liveness", bad("")),
     Check(f"{READINESS}.grpc.service", equal("", default=""), bad("liveness")),
-    *(Check(f"{one}.grpc.port", lambda each: PORTS[each.service], bad(1)) for one in PROBES),
+    *(Check(f"{one}.grpc.port", port_of_probes, bad(1), bad(50053)) for one in PROBES),
 )
 
 

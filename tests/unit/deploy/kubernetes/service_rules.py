@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from deploy.kubernetes.secrets import GATEWAY, POSTGRES, REDIS
@@ -30,7 +31,9 @@ from tests.unit.deploy.kubernetes.manifests import (
     METRICS_PORT,
     MULTI,
     NAMESPACE,
+    PEER_PORTS,
     PORTS,
+    PROBE_PORT,
     PRODUCTION,
     SERVICES,
     Item,
@@ -44,13 +47,37 @@ def declared_ports(each: Item) -> dict[str, int]:
     return each.ports
 
 
+def ports_that_are_bound(each: Item) -> dict[str, int]:
+    found = {"grpc": PORTS[each.service], "metrics": METRICS_PORT}
+    if each.overlay.has_tls:
+        found["probes"] = PROBE_PORT
+        if each.service in PEER_PORTS:
+            found["peers"] = PEER_PORTS[each.service]
+    return found
+
+
+def bound(port: int | None) -> str:
+    return "" if port is None else f"0.0.0.0:{port}"
+
+
 ports_are_those_bound = Rule(
     "A port that no process binds refuses every call.",
     SERVERS,
     Check(
         declared_ports,
-        lambda each: {"grpc": PORTS[each.service], "metrics": METRICS_PORT},
+        ports_that_are_bound,
         bad(50051, "container.ports[grpc].containerPort"),
+        bad(50051, "container.ports[peers].containerPort", "Deployment/balance"),
+    ),
+    Check(
+        "setting.peer_bind",
+        lambda each: bound(PEER_PORTS.get(each.service) if each.overlay.has_tls else None),
+        bad("0.0.0.0:50051", "env[TALLY_PEER_BIND].value"),
+    ),
+    Check(
+        "setting.probe_bind",
+        lambda each: bound(PROBE_PORT if each.overlay.has_tls else None),
+        bad("127.0.0.1:50050", "env[TALLY_PROBE_BIND].value"),
     ),
     Check(
         "setting.bind",
@@ -109,26 +136,49 @@ servers_have_both_services = Rule(
 def port_for_grpc(each: Item) -> dict[str, object]:
     return {
         "name": "grpc",
-        "appProtocol": "kubernetes.io/h2c",
+        "appProtocol": "https" if each.overlay.has_tls else "kubernetes.io/h2c",
         "protocol": "TCP",
         "port": PORTS[service_of(each)],
         "targetPort": "grpc",
     }
 
 
-PORT_FOR_METRICS: Final = {
-    "name": "metrics",
-    "appProtocol": "http",
-    "protocol": "TCP",
-    "port": METRICS_PORT,
-    "targetPort": "metrics",
-}
+def port_for_metrics(each: Item) -> dict[str, object]:
+    return {
+        "name": "metrics",
+        "appProtocol": "https" if each.overlay.has_tls else "http",
+        "protocol": "TCP",
+        "port": METRICS_PORT,
+        "targetPort": "metrics",
+    }
+
+
+def ports_for_peers(each: Item) -> list[int]:
+    return [one["port"] for one in each.get("spec.ports")[2:] if one["targetPort"] == "peers"]
+
+
+def peers_behind(each: Item) -> list[int]:
+    """Services call each other by headless names."""
+    port = PEER_PORTS.get(service_of(each)) if each.overlay.has_tls else None
+    return [port] if port and each.name.endswith(HEADLESS) else []
+
 
 services_of_servers_balance_grpc = Rule(
     "Meshes and gateways go by appProtocol; a replica that is not ready must get no call.",
     of_kind("Service").where(lambda each: service_of(each) in SERVICES),
     Check("spec.ports[0]", port_for_grpc, bad(GONE, "spec.ports[0].appProtocol")),
-    Check("spec.ports[1]", PORT_FOR_METRICS, bad("grpc", "spec.ports[1].targetPort")),
+    Check("spec.ports[1]", port_for_metrics, bad("grpc", "spec.ports[1].targetPort")),
+    Check(
+        ports_for_peers,
+        peers_behind,
+        bad(
+            GONE,
+            "spec.ports[2]",
+            "Service/payment-headless",
+            "Service/payment-headless",
+            PRODUCTION,
+        ),
+    ),
     Check(
         "spec.clusterIP",
         lambda each: "None" if each.name.endswith(HEADLESS) else None,
@@ -152,13 +202,18 @@ services_are_for_the_cluster_alone = Rule(
 
 # ---- addresses
 
+
+def address_of_peer(peer: str, order: Item) -> str:
+    return f"dns:///{peer}{HEADLESS}:{order.overlay.port_of_peers(peer)}"
+
+
 order_calls_every_replica = Rule(
     "Behind the one address of a Service, all calls of a client would go to one replica.",
     named("Deployment/order"),
     *(
         Check(
             f"setting.{peer}_address",
-            f"dns:///{peer}{HEADLESS}:{PORTS[peer]}",
+            partial(address_of_peer, peer),
             bad(f"dns:///{peer}:{PORTS[peer]}", f"env[TALLY_ORDER_{peer.upper()}_ADDRESS].value"),
         )
         for peer in SERVICES
@@ -258,4 +313,9 @@ prometheus_finds_the_metrics = Rule(
     Check("spec.template.metadata.annotations[prometheus.io/scrape]", "true", bad(GONE)),
     Check("spec.template.metadata.annotations[prometheus.io/path]", "/metrics", bad("/")),
     Check("spec.template.metadata.annotations[prometheus.io/port]", f"{METRICS_PORT}", bad("1")),
+    Check(
+        "spec.template.metadata.annotations[prometheus.io/scheme]",
+        lambda each: equal("https" if each.overlay.has_tls else None),
+        bad("http"),
+    ),
 )

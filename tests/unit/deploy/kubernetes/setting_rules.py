@@ -62,14 +62,14 @@ _SECRET_NAME: Final = re.compile(
 def setting_names(settings_type: type[ServiceSettings]) -> set[str]:
     """The variables that a service reads."""
     prefixes = (f"{PREFIX}{settings_type.service.upper()}_", PREFIX)
-    # With their components: OpenTelemetry's, and the certificate for PostgreSQL's driver.
-    return {SECRETS_DIR, "PGSSLROOTCERT", *TRACING} | {
+    # With their components: OpenTelemetry's, the certificate for PostgreSQL's driver, gRPC's log.
+    return {SECRETS_DIR, "PGSSLROOTCERT", "GRPC_VERBOSITY", *TRACING} | {
         f"{prefix}{name.upper()}" for prefix in prefixes for name in settings_type.model_fields
     }
 
 
 def secrets_of(each: Item) -> list[str]:
-    return [one for one in each.values("pod.volumes[*].secret.secretName") if one]
+    return sorted(one for one in each.values("pod.volumes[*].secret.secretName") if one)
 
 
 @rule(
@@ -137,8 +137,11 @@ servers_have_their_own_name_and_reflection_for_trials = Rule(
 )
 
 
-def secret_it_needs(each: Item) -> list[str]:
-    return [f"{each.service}-{'owner' if each.component == 'migration' else 'runtime'}"]
+def secrets_it_needs(each: Item) -> list[str]:
+    if each.component == "migration":
+        return [f"{each.service}-owner"]
+    kinds = ["peer-tls", "runtime", "tls"] if each.overlay.has_tls else ["runtime"]
+    return [f"{each.service}-{kind}" for kind in kinds]
 
 
 secrets_are_mounted_by_those_who_need_them = Rule(
@@ -146,9 +149,10 @@ secrets_are_mounted_by_those_who_need_them = Rule(
     OWN,
     Check(
         secrets_of,
-        secret_it_needs,
+        secrets_it_needs,
         bad("order-owner", SECRET_OF),
         bad("order-runtime", SECRET_OF, "Job/order-migrate-*"),
+        bad("balance-peer-tls", "pod.volumes[peer-tls].secret.secretName"),
     ),
     Check(f"env[{SECRETS_DIR}].value", MOUNTED, bad("/etc/tally/secret")),
     Check(f"container.volumeMounts[{MOUNTED}].name", "secrets", bad("tmp")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -24,6 +25,8 @@ from deploy.monitoring.views import VIEWS
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
     LOCAL,
+    PEER_PORTS,
+    PROBE_PORT,
     PRODUCTION,
     SERVICES,
     Object,
@@ -32,7 +35,7 @@ from tests.unit.deploy.kubernetes.manifests import (
     parse,
     selects,
 )
-from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, calls_allowed
+from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, PRIVATE, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS
 
@@ -212,6 +215,12 @@ def test_rules_of_the_manifests_hold_with_the_operator_s_objects(monitored: Over
 def test_every_server_is_scraped_once_with_the_labels_of_the_rules(monitored: Overlay) -> None:
     spec = monitored.the("PodMonitor/tally").raw["spec"]
     [endpoint] = spec["podMetricsEndpoints"]
+    assert endpoint["scheme"] == "https"
+    assert all(
+        endpoint["tlsConfig"]["serverName"] in spec["dnsNames"]
+        for name, spec in CERTIFICATES.items()
+        if not name.endswith("-peer-tls")
+    )
     scraped = [each for each in monitored.workloads if selects(spec["selector"], each.labels)]
     with_port = [each.name for each in scraped if endpoint["port"] in each.ports]
     assert with_port == [each.name for each in monitored.servers]
@@ -271,6 +280,112 @@ def test_the_audit_reads_its_settings_and_the_read_only_roles(
     assert {make_url(url).username for url in urls.values()} == {
         f"tally_{service}_audit" for service in SERVICES
     }
+
+
+# ---- tls
+
+
+def source(component: str, file: str) -> list[Object]:
+    path = manifests.DIRECTORY / "components" / component / file
+    return [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each]
+
+
+CERTIFICATES: Final = {
+    each["metadata"]["name"]: each["spec"]
+    for file in ("clients.yaml", "peers.yaml")
+    for each in source("tls-cert-manager", file)
+}
+EXTERNAL: Final = {
+    each["metadata"]["name"]: each["spec"]
+    for each in source("tls-external-secrets", "secrets.yaml")
+}
+
+
+def mounted_certificates(overlay: Overlay) -> set[str]:
+    """The Secrets with certificates that pods mount."""
+    names = [
+        name
+        for each in overlay.workloads
+        for name in each.values("pod.volumes[*].secret.secretName")
+    ]
+    return {name for name in names if name and name.endswith("tls")}
+
+
+@pytest.mark.parametrize("component", ["tls-cert-manager", "tls-external-secrets"])
+def test_rules_hold_with_what_makes_certificates(component: str, tmp_path: Path) -> None:
+    """The schemas of Kubernetes do not have these kinds."""
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    overlay = with_component(PRODUCTION, component, tmp_path)
+    assert faults(overlay) == {}
+    assert {each["kind"] for each in changed(overlay)} <= {
+        "Certificate",
+        "Issuer",
+        "ExternalSecret",
+    }
+
+
+def test_each_mounted_certificate_is_made(audited: Overlay) -> None:
+    mounted = mounted_certificates(audited)
+    if audited.name == LOCAL:
+        assert mounted == set()
+        return
+    assert mounted == CERTIFICATES.keys() == EXTERNAL.keys()
+    for name, spec in CERTIFICATES.items():
+        assert spec["secretName"] == name
+    for name, spec in EXTERNAL.items():
+        assert spec["target"]["name"] == name
+        assert {each["secretKey"] for each in spec["data"]} == {"tls.crt", "tls.key", "ca.crt"}
+
+
+def test_certificates_are_for_the_names_by_which_services_are_called() -> None:
+    order = load(PRODUCTION).the("Deployment/order")
+    for peer in PEER_PORTS:
+        host = order.setting(f"{peer}_address").removeprefix("dns:///").partition(":")[0]
+        assert host in CERTIFICATES[f"{peer}-peer-tls"]["dnsNames"]
+    for service in SERVICES:
+        names = CERTIFICATES[f"{service}-tls"]["dnsNames"]
+        assert {service, f"{service}.tally", f"{service}-headless.tally"} <= {*names}
+
+
+def test_certificates_of_peers_name_the_services_that_the_settings_know() -> None:
+    overlay = load(PRODUCTION)
+    known = json.loads(overlay.the("Deployment/balance").setting("peer_services"))
+    made = {
+        uri: name.removesuffix("-peer-tls")
+        for name, spec in CERTIFICATES.items()
+        for uri in spec.get("uris", [])
+    }
+    assert known.items() <= made.items()
+    assert set(known.values()) == {overlay.the("Deployment/order").setting("auth_saga_service")}
+    for name, spec in CERTIFICATES.items():
+        mutual = name.endswith("-peer-tls")
+        assert ("client auth" in spec["usages"]) == mutual
+        assert spec["issuerRef"]["name"] == ("tally-peers" if mutual else "tally-clients")
+    issuers = {
+        each["metadata"]["name"]
+        for each in source("tls-cert-manager", "issuers.yaml")
+        if each["kind"] == "Issuer"
+    }
+    assert {spec["issuerRef"]["name"] for spec in CERTIFICATES.values()} <= issuers
+
+
+def test_the_audits_page_has_tls_where_the_servers_have(audited: Overlay) -> None:
+    audit = audited.the("Deployment/audit")
+    https = audited.has_tls
+    for probe in ("startup", "readiness", "liveness"):
+        scheme = audit.get(f"container.{probe}Probe.httpGet.scheme")
+        assert scheme == ("HTTPS" if https else None)
+    assert ("TALLY_AUDIT_TLS_DIR" in audit.environment) == https
+
+
+def test_nodes_may_call_the_port_of_probes_and_no_other(tmp_path: Path) -> None:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    overlay = with_component(PRODUCTION, "probes-from-nodes", tmp_path)
+    opened = calls_allowed(overlay) - calls_allowed(load(PRODUCTION))
+    assert opened == {(PRIVATE, service, f"TCP {PROBE_PORT}") for service in SERVICES}
+    assert validation.problems(changed(overlay)) == []
 
 
 # ---- dashboards

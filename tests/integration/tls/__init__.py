@@ -1,0 +1,1 @@
+"""TLS on every port and to every server, and mutual TLS among services."""
