@@ -44,7 +44,7 @@ from common.errors import (
     ReplicaNotReady,
     ReplicaStopping,
 )
-from common.identity.caller import Caller
+from common.identity.caller import Caller, start_call
 from common.identity.errors import TokenExpired
 from common.rpc import reasons
 from common.rpc.bulk import BulkRequest, is_bulk
@@ -53,7 +53,7 @@ from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.guard import Admitted, Guard, MethodGuard
-from common.rpc.pauses import Pauses, is_internal
+from common.rpc.pauses import Pauses, is_marked
 from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -233,7 +233,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         async def handle(given: Any, context: Context) -> bytes:
             started = clock()
             request: Message | None = None
-            if method in pauses.methods and not is_internal(context):
+            if method in pauses.methods and not _goes_on(given, context):
                 await abort(Call(method, context, started), Paused())
             if limit.running >= limit.slots:
                 await abort(Call(method, context, started), refusal_if_full())
@@ -278,7 +278,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
         async def handle(given: Given, context: Context) -> None:
             call = Call(method, context, time.perf_counter(), None, _caller(given))
-            if method in self._pauses.methods and not is_internal(context):
+            if method in self._pauses.methods and not _goes_on(given, context):
                 await self._ends.abort(call, Paused())
             if limit.running >= limit.slots:
                 await self._ends.abort(call, self._refusal_if_full())
@@ -333,6 +333,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             except BaseException as error:
                 await self._ends.abort(Call(method, context, clock()), error)
                 raise
+            start_call(admitted.caller)
             return await handle(admitted, context)
 
         return admit_and_handle
@@ -354,6 +355,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             except BaseException as error:
                 await self._ends.abort(Call(method, context, time.perf_counter()), error)
                 raise
+            start_call(admitted.caller)
             with self._ended_with_token(admitted.caller):
                 await handle(admitted, context)
 
@@ -392,6 +394,13 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
 def _caller(given: Given) -> Caller | None:
     return given.caller if isinstance(given, Admitted) else None
+
+
+def _goes_on(given: Given, context: Context) -> bool:
+    """Whether it is a call of the order service, of whose sagas nothing is paused."""
+    if isinstance(given, Admitted):
+        return given.caller is not None and given.caller.runs_sagas
+    return is_marked(context)
 
 
 def _validated(admitted: Admitted) -> Message:
