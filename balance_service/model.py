@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from balance_service.errors import AccountNotFound, BalanceLimitExceeded, InsufficientFunds
 from common.currencies import require_listed
 from common.errors import InvalidField
+from common.identity.origin import Origin
 from common.money import BALANCE_MAX, INT64_MAX, Money
 from common.request_key import RequestKey, digest_of
 
@@ -76,6 +77,8 @@ class DeductBalance:
     amount: Money
     request_id: str
     order_id: str | None
+    origin: Origin = Origin.UNVERIFIED
+    """Not part of the request's content."""
 
     @property
     def account_id(self) -> AccountId:
@@ -137,6 +140,8 @@ class Entry:
     refund_of: str | None
     """A refund's deduct_request_id."""
     create_time: datetime
+    origin: Origin | None = None
+    """A deduction's; None if an earlier release stored it."""
 
     @property
     def user_id(self) -> str:
@@ -212,7 +217,13 @@ class Account:
                 asked=amount,
             )
         return self._enter(
-            entry_id, Kind.DEDUCT, -amount, now, command.request_id, order_id=command.order_id
+            entry_id,
+            Kind.DEDUCT,
+            -amount,
+            now,
+            command.request_id,
+            order_id=command.order_id,
+            origin=command.origin,
         )
 
     def refund(
@@ -243,6 +254,7 @@ class Account:
         *,
         order_id: str | None = None,
         refund_of: str | None = None,
+        origin: Origin | None = None,
     ) -> Entry:
         self.available_minor += amount_minor
         if self.charges_counted:
@@ -261,6 +273,7 @@ class Account:
             order_id,
             refund_of,
             self.update_time,
+            origin,
         )
         self.entries.append(entry)
         return entry

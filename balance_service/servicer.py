@@ -26,6 +26,7 @@ from balance_service.model import (
 )
 from balance_service.use_cases import Accounts, Posted
 from common.errors import InvalidField
+from common.identity.origin import origin_of_call
 from common.paging import Page
 from common.rpc.bulk import bulk, decide_items
 from common.rpc.convert import fill_money, fill_time, money_from, time_from
@@ -129,7 +130,11 @@ def _charge_from(request: pb.ChargeBalanceRequest) -> ChargeBalance:
 
 def _deduct_from(request: pb.DeductBalanceRequest) -> DeductBalance:
     return DeductBalance(
-        request.user_id, money_from(request.amount), request.request_id, request.order_id or None
+        request.user_id,
+        money_from(request.amount),
+        request.request_id,
+        request.order_id or None,
+        origin_of_call(),
     )
 
 

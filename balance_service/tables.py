@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "balance_0002"
+SCHEMA: Final = "balance_0004"
 """The oldest migration this release can serve on."""
 
 AVAILABLE_NOT_NEGATIVE: Final = "accounts_available_not_negative"
@@ -54,6 +54,8 @@ ledger_entries = sa.Table(
     sa.Column("order_id", sa.Text),
     sa.Column("refund_of", sa.Text),
     sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+    # Of a deduction; NULL also if a release before balance_0004 wrote it.
+    sa.Column("origin", sa.Text),
     sa.UniqueConstraint("user_id", "request_id", "kind", name=REQUEST_ONCE),
     sa.Index(
         REFUND_ONCE,

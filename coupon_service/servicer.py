@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from common.errors import CurrencyMismatch
+from common.identity.origin import origin_of_call
 from common.money import Money
 from common.paging import Page
 from common.rpc.bulk import bulk, decide_items
@@ -211,6 +212,7 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
                 request.order_id,
                 money_from(request.order_amount),
                 request.request_id,
+                origin_of_call(),
             )
         )
         assert changed.value.coupon is not None

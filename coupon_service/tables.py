@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "coupon_0004"
+SCHEMA: Final = "coupon_0005"
 """The oldest migration this release can serve on."""
 
 CAMPAIGN_REQUEST_ONCE: Final = "campaigns_request_once"
@@ -114,6 +114,8 @@ redemptions = sa.Table(
     sa.Column("redeem_time", _time, nullable=False),
     sa.Column("restore_request_id", sa.Text),
     sa.Column("restore_time", _time),
+    # NULL if a release before coupon_0005 wrote it.
+    sa.Column("origin", sa.Text),
     sa.Index(
         LIVE_REDEMPTION_ONCE,
         "coupon_id",

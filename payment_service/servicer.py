@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from common.errors import CurrencyMismatch
+from common.identity.origin import origin_of_call
 from common.ids import new_id
 from common.paging import Page
 from common.rpc.convert import money_from, money_to, time_to
@@ -63,6 +64,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
                 request.payment_key,
                 request.request_id,
                 holder=new_id(),
+                origin=origin_of_call(),
             )
         )
         assert posted.value is not None

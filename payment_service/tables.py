@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from common.db.heartbeat import heartbeat_table
 from common.db.idempotency import idempotency_table
 
-SCHEMA: Final = "payment_0003"
+SCHEMA: Final = "payment_0005"
 """The oldest migration this release can serve on."""
 
 KEY_ONCE: Final = "payments_key_once"
@@ -52,6 +52,8 @@ payments = sa.Table(
     sa.Column("unsupported_status", sa.Text),
     sa.Column("confirm_time", sa.DateTime(timezone=True), nullable=False),
     sa.Column("check_time", sa.DateTime(timezone=True)),
+    # NULL if a release before payment_0005 wrote it.
+    sa.Column("origin", sa.Text),
     sa.UniqueConstraint("payment_key", name=KEY_ONCE),
     sa.UniqueConstraint("user_id", "request_id", name=REQUEST_ONCE),
     sa.Index("payments_newest", "user_id", sa.text("create_time DESC"), sa.text("payment_id DESC")),

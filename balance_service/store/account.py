@@ -15,6 +15,7 @@ from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
 from common.db.writes import Write, execute_together
+from common.identity.origin import stored_origin
 
 AccountKey = tuple[str, str | None]
 """An account by (user_id, currency_code); without a currency, all accounts of the user."""
@@ -264,4 +265,10 @@ def _to_account(row: Row) -> Account:
 
 def _to_entry(row: Row) -> Entry:
     account_id = AccountId(row.user_id, row.currency_code)
-    return from_row(Entry, row, account_id=account_id, kind=Kind(row.kind))
+    return from_row(
+        Entry,
+        row,
+        account_id=account_id,
+        kind=Kind(row.kind),
+        origin=stored_origin(row.origin),
+    )

@@ -6,6 +6,7 @@ If it cannot be read, or has no usable key, the last good keys stay.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from pathlib import Path
 from typing import Final
 
@@ -41,13 +42,15 @@ class Jwks:
     def __init__(self, location: str, verifier: TokenVerifier) -> None:
         self._location = location
         self._verifier = verifier
+        # Made here: aiohttp makes its own when it is imported, before SSL_CERT_FILE may be set.
+        self._tls = ssl.create_default_context() if "://" in location else None
         self.problem = ""
         """Why the last read failed; '' if it succeeded."""
 
     async def read(self) -> None:
         """Read the keys and use them. Raises Unreadable."""
         try:
-            text = await (_fetch(self._location) if "://" in self._location else self._file())
+            text = await (self._file() if self._tls is None else _fetch(self._location, self._tls))
             self._verifier.use_keys(parse_keys(text))
         except (Unreadable, UnusableKeys) as error:
             problem = str(error)
@@ -68,6 +71,9 @@ class Jwks:
                 await self.read()
             except Unreadable:
                 continue  # logged; the last good keys stay
+            except Exception as error:  # noqa: BLE001 - without this task no key would ever leave
+                self.problem = repr(error)[:200]
+                _log.error("identity_keys_not_read", reason=self.problem)
 
     async def _file(self) -> bytes:
         try:
@@ -76,12 +82,12 @@ class Jwks:
             raise Unreadable(f"cannot be read: {error.strerror}") from None
 
 
-async def _fetch(url: str) -> bytes:
+async def _fetch(url: str, tls: ssl.SSLContext) -> bytes:
     """The body at the URL. A redirect is not followed: it could lead to anyone's keys."""
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FETCH_S)) as session,
-            session.get(url, allow_redirects=False) as response,
+            session.get(url, allow_redirects=False, ssl=tls) as response,
         ):
             if response.status != 200:
                 raise Unreadable(f"answered with HTTP status {response.status}")

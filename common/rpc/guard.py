@@ -7,7 +7,8 @@ Nothing is read from a database, a disk or the network here.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -19,6 +20,8 @@ from common.identity.tokens import TokenVerifier
 from common.rpc.access import MethodAccess, ServiceMethods, method_of
 from common.rpc.reserved_ids import Refuse, refusal_of_reserved_ids
 from common.rpc.validation import Parse, check_size, parse_message
+
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 AUTHORIZATION: Final = "authorization"
 SCHEME: Final = "bearer"
@@ -66,13 +69,13 @@ class Callers:
         self._verifier = verifier
         self._peers = peers
 
-    def of(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Caller:
+    def of(self, context: grpc.aio.ServicerContext[bytes, bytes], metadata: Metadata) -> Caller:
         """The caller of a call.
 
         Raises TokenMissing, TokenInvalid, TokenExpired, TooManyBadTokens and NotPermitted.
         """
         try:
-            token = token_of(context)
+            token = token_of(metadata)
         except TokenMissing:
             caller = None if self._peers is None else self._peers.caller_of(context.auth_context())
             if caller is None:
@@ -98,8 +101,15 @@ class MethodGuard:
         self._parse = parse
         self._bytes_max = bytes_max
 
-    def admit(self, raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> Admitted:
+    def admit(
+        self,
+        raw: bytes,
+        context: grpc.aio.ServicerContext[bytes, bytes],
+        metadata: Metadata | None = None,
+    ) -> Admitted:
         """The caller and the request of a call that is admitted.
+
+        ``metadata``: the call's, if it is there already; the context builds it anew.
 
         Raises InvalidField (the request is too large, or malformed), TokenMissing, TokenInvalid,
         TokenExpired, TooManyBadTokens and NotPermitted.
@@ -107,17 +117,19 @@ class MethodGuard:
         check_size(raw, self._bytes_max)
         if self._access.is_public:
             return Admitted(parse_message(self._parse, raw), None, None)
-        caller = self._callers.of(context)
+        if metadata is None:
+            metadata = context.invocation_metadata() or ()
+        caller = self._callers.of(context, metadata)
         self._access.admit(caller)
         request = parse_message(self._parse, raw)
         self._access.admit_user(caller, request)
         return Admitted(request, caller, None if caller.runs_sagas else self._refuse_reserved_ids)
 
 
-def token_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
+def token_of(metadata: Metadata) -> str:
     """The token in a call's metadata. Raises TokenMissing and TokenInvalid."""
     found = ""
-    for key, value in context.invocation_metadata() or ():
+    for key, value in metadata:
         if key == AUTHORIZATION:
             if found:
                 raise TokenInvalid("there are two of them")

@@ -45,7 +45,7 @@ from common.errors import (
     ReplicaNotReady,
     ReplicaStopping,
 )
-from common.identity.caller import Caller
+from common.identity.caller import Caller, start_call
 from common.identity.errors import TokenExpired
 from common.rpc import reasons
 from common.rpc.bulk import BulkRequest, is_bulk
@@ -53,8 +53,8 @@ from common.rpc.call_ends import Call, CallEnds, Context
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.guard import Admitted, Guard, MethodGuard
-from common.rpc.pauses import Pauses, is_internal
+from common.rpc.guard import Admitted, Guard, Metadata, MethodGuard
+from common.rpc.pauses import Pauses, is_marked
 from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -104,6 +104,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self.services: list[str] = []
         """Full names of the registered services."""
         self._handlers: dict[str, Handler] = {}
+        self._admitting_of: dict[str, Callable[..., Awaitable[bytes]]] = {}
+        """Unary methods behind a guard that get the metadata of each call."""
         self._log = log
         self._pauses = pauses
         self._guard = guard
@@ -160,13 +162,18 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             else:
                 limit = self._unlimited if exempt else self._unary
                 call = self._handle_unary(method, handler, limit)
-                self._handlers[method] = grpc.unary_unary_rpc_method_handler(
-                    call if exempt else tracing.served(method, call)
-                )
+                served = call if exempt else tracing.served(method, call)
+                self._handlers[method] = grpc.unary_unary_rpc_method_handler(served)
+                if served is call and not exempt and self._guard is not None:
+                    self._admitting_of[method] = call
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of a call, by the full name of its method."""
-        return self._handlers.get(handler_call_details.method)
+        method = handler_call_details.method
+        admitting = self._admitting_of.get(method)
+        if admitting is None:
+            return self._handlers.get(method)
+        return _OfOneCall(partial(admitting, metadata=handler_call_details.invocation_metadata))
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -234,7 +241,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         async def handle(given: Any, context: Context) -> bytes:
             started = clock()
             request: Message | None = None
-            if method in pauses.methods and not is_internal(context):
+            if method in pauses.methods and not _goes_on(given, context):
                 await abort(Call(method, context, started), Paused())
             if limit.running >= limit.slots:
                 await abort(Call(method, context, started), refusal_if_full())
@@ -279,7 +286,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
         async def handle(given: Given, context: Context) -> None:
             call = Call(method, context, time.perf_counter(), None, _caller(given))
-            if method in self._pauses.methods and not is_internal(context):
+            if method in self._pauses.methods and not _goes_on(given, context):
                 await self._ends.abort(call, Paused())
             if limit.running >= limit.slots:
                 await self._ends.abort(call, self._refusal_if_full())
@@ -328,12 +335,15 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
         admit, clock = guard.admit, time.perf_counter
 
-        async def admit_and_handle(raw: bytes, context: Context) -> bytes:
+        async def admit_and_handle(
+            raw: bytes, context: Context, metadata: Metadata | None = None
+        ) -> bytes:
             try:
-                admitted = admit(raw, context)
+                admitted = admit(raw, context, metadata)
             except BaseException as error:
                 await self._ends.abort(Call(method, context, clock()), error)
                 raise
+            start_call(admitted.caller)
             return await handle(admitted, context)
 
         return admit_and_handle
@@ -355,6 +365,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             except BaseException as error:
                 await self._ends.abort(Call(method, context, time.perf_counter()), error)
                 raise
+            start_call(admitted.caller)
             with self._ended_with_token(admitted.caller):
                 await handle(admitted, context)
 
@@ -394,8 +405,30 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         return Overloaded() if self._opened else ReplicaNotReady()
 
 
+class _OfOneCall(grpc.RpcMethodHandler):  # type: ignore[type-arg]
+    """The handler of one unary call, which has the call's metadata.
+
+    grpc.aio has built the metadata to look the handler up. To build it once more for the token is
+    a third of what identity costs a call.
+    """
+
+    request_streaming = response_streaming = False
+    request_deserializer = response_serializer = None
+    unary_stream = stream_unary = stream_stream = None
+
+    def __init__(self, unary_unary: Callable[[bytes, Context], Awaitable[bytes]]) -> None:
+        self.unary_unary: Any = unary_unary
+
+
 def _caller(given: Given) -> Caller | None:
     return given.caller if isinstance(given, Admitted) else None
+
+
+def _goes_on(given: Given, context: Context) -> bool:
+    """Whether it is a call of the order service, of whose sagas nothing is paused."""
+    if isinstance(given, Admitted):
+        return given.caller is not None and given.caller.runs_sagas
+    return is_marked(context)
 
 
 def _validated(admitted: Admitted) -> Message:

@@ -5,8 +5,8 @@ methods; ``#`` begins a comment. A file that is missing or empty pauses nothing.
 all services: each takes the lines of its own. A file with a line that names nothing is rejected as
 a whole, and what was paused before stays so.
 
-Calls of other services are not paused (``CALLER``): what is under way, such as a saga, ends. This
-is no access control. A client that sends the same metadata is not paused either.
+Calls of the order service are not paused: sagas that are under way end. Where identity is on, the
+order service is known by its token, else by the metadata ``CALLER``, which any client can send.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ INTERVAL_S: Final = 1.0
 """Time between two reads of the file."""
 BYTES_MAX: Final = 64 * 1024
 CALLER: Final = (("tally-caller", "service"),)
-"""Metadata of the calls that services make (``common.rpc.client``)."""
+"""Metadata of the calls that services make (``common.rpc.client``). It counts where identity is off
+only."""
 
 _LINE: Final = re.compile(
     r"/?(?P<service>(?P<package>(?P<root>[a-z]\w*)(?:\.\w+)*\.v\d+)\.[A-Z]\w*)(?:/(?P<method>\w+))?"
@@ -128,8 +129,8 @@ class Pauses:
             _log.warning("methods_paused", methods=sorted(methods))
 
 
-def is_internal(context: grpc.aio.ServicerContext[bytes, bytes]) -> bool:
-    """Whether another service makes the call."""
+def is_marked(context: grpc.aio.ServicerContext[bytes, bytes]) -> bool:
+    """Whether the call has the metadata of a service's calls."""
     return any((key, value) in CALLER for key, value in context.invocation_metadata() or ())
 
 

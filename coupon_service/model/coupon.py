@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from common.identity.origin import Origin
 from common.money import Money
 from common.request_key import RequestKey, digest_of
 from coupon_service.errors import CouponExpired, CouponNotUsable, CouponWithoutEffect
@@ -70,6 +71,8 @@ class RedeemCoupon:
     order_id: str
     order_amount: Money
     request_id: str
+    origin: Origin = Origin.UNVERIFIED
+    """Not part of the request's content."""
 
     @property
     def redemption_id(self) -> RedemptionId:
@@ -125,6 +128,8 @@ class Redemption:
     redeem_time: datetime
     restore_request_id: str | None = None
     restore_time: datetime | None = None
+    origin: Origin | None = None
+    """None if an earlier release stored it."""
 
     @property
     def id(self) -> RedemptionId:
@@ -216,6 +221,7 @@ class Coupon:
             command.order_amount.amount_minor,
             discount.amount_minor,
             self.as_of,
+            origin=command.origin,
         )
         redeemed = replace(
             self,

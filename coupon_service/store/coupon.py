@@ -14,6 +14,7 @@ from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.identity.origin import stored_origin
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.model.coupon import Claim, Coupon, IssueCoupon, Redemption, RedemptionId
@@ -236,7 +237,7 @@ async def find_redemptions(
     if not named:
         return {}
     rows = await connection.execute(_FIND, arrays(_named, named))
-    found = [from_row(Redemption, row) for row in rows]
+    found = [from_row(Redemption, row, origin=stored_origin(row.origin)) for row in rows]
     return {redemption.id: redemption for redemption in found}
 
 

@@ -38,7 +38,8 @@ class Limits:
     """The time limits of an audit."""
 
     settle_s: float = SETTLE_S
-    """How long passes are repeated for a difference that nothing explains."""
+    """How long passes are repeated for a difference that nothing explains. A foreign effect has
+    two passes."""
     overdue_s: float = OVERDUE_S
     """An order, payment or saga that was due this long ago counts as a difference, and explains
     none. The age is taken against the heartbeat of its service."""
@@ -56,7 +57,7 @@ async def audit(
     first = last = await run_pass(sources, limits, since)
     # From here: a pass over large books takes longer than this time.
     until, passes = time.monotonic() + limits.settle_s, 1
-    while last.unsettled and (left_s := until - time.monotonic()) > 0:
+    while last.needs_another and (left_s := until - time.monotonic()) > 0:
         await asyncio.sleep(min(PAUSE_S, left_s))
         last, passes = (await run_pass(sources, limits, since)).keep_repeated(last), passes + 1
     # What the last pass alone has seen is not reported: the next audit has to see it again.

@@ -36,6 +36,8 @@ class Note(enum.StrEnum):
     """An effect that stays by a person's decision."""
     REFUNDED_OUTSIDE = "refunded_outside"
     """Money that was given back, and not by Tally."""
+    FOREIGN = "foreign"
+    """An effect under a request_id of sagas that no saga has, from when identity was off."""
     NEEDS_ATTENTION = "needs_attention"
     """What a person should look at. It explains a difference only while it moves."""
 
@@ -62,6 +64,8 @@ class AuditPass:
     """What was not checked, and why."""
     gateway_left_out: bool = False
     """Whether nothing is known of the gateway's side."""
+    repeated: bool = False
+    """Whether only what the pass before has found as well is left."""
     _kept: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add_difference(
@@ -99,18 +103,27 @@ class AuditPass:
 
     @property
     def unsettled(self) -> bool:
-        """Whether another pass may find less."""
+        """Whether there are differences of which another pass may find less."""
         return any(not difference.certain for difference in self.differences.values())
 
+    @property
+    def needs_another(self) -> bool:
+        """Whether another pass may find less: of unsettled differences, each of them; of foreign
+        effects, the second one."""
+        return self.unsettled or (bool(self.notes[Note.FOREIGN]) and not self.repeated)
+
     def keep_repeated(self, before: AuditPass) -> AuditPass:
-        """Drop the differences that the pass before did not find.
+        """Drop the differences and the foreign effects that the pass before did not find.
 
         The snapshots of the services are taken one after another, so under load every pass finds
-        some differences that are only due to that. A difference that stays is real.
+        some that are only due to that. One that stays is real.
         """
         self.differences = {
             key: difference
             for key, difference in self.differences.items()
             if key in before.differences
         }
+        known = {*before.notes[Note.FOREIGN]}
+        self.notes[Note.FOREIGN] = [text for text in self.notes[Note.FOREIGN] if text in known]
+        self.repeated = True
         return self

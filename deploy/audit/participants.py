@@ -52,7 +52,8 @@ class Participant:
         """SQL: the effects of sagas, ordered by saga and user."""
         return (
             'SELECT left(e.request_id, 36) COLLATE "C" AS saga_id,'  # noqa: S608 - constants
-            f' e.user_id COLLATE "C" AS user_id, e.order_id, e.currency_code, {self.columns}'
+            ' e.user_id COLLATE "C" AS user_id, e.order_id, e.currency_code, e.origin,'
+            f" {self.columns}"
             f" FROM {self.table} AS e {self.joins}"
             f" WHERE {self.where} AND {self._of_saga} ORDER BY 1, 2"
         )

@@ -17,6 +17,7 @@ NOTES: Final = {
     Note.NEEDS_ATTENTION: "need a person's attention",
     Note.STANDING: "standing by a person's decision (ResolveSaga)",
     Note.REFUNDED_OUTSIDE: "refunded outside Tally",
+    Note.FOREIGN: "foreign (under a request_id of sagas, and no saga's; identity was off)",
     Note.GIVING_BACK: "being given back",
     Note.UNDER_WAY: "under way",
 }

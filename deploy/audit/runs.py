@@ -117,6 +117,7 @@ def _log_verdict(report: Report, scope: str, new: list[str], took_s: float, *, f
         being_given_back=report.noted(Note.GIVING_BACK),
         needs_attention=report.noted(Note.NEEDS_ATTENTION),
         standing=report.noted(Note.STANDING),
+        foreign=report.noted(Note.FOREIGN),
         new_standing=new[:LOGGED_MAX],
         passes=report.passes,
         seconds=round(took_s, 1),

@@ -1,7 +1,8 @@
 """What each attempt to pay an order claims of the other services, compared with what they did.
 
 The effect of a saga's step has `<saga_id>:<step>` as its request_id. Both directions are checked:
-effects that are claimed and missing, and effects that no saga claims.
+effects that are claimed and missing, and effects that no saga claims. Where identity is off anyone
+may send such a request_id: an effect from then that no saga claims is foreign, and no difference.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from common.identity.origin import Origin
 from deploy.audit.audit_pass import AuditPass, Note
 from deploy.audit.claims import Expected
 from deploy.audit.merge_join import merge_join, stream
@@ -29,6 +31,8 @@ class Use(enum.StrEnum):
     STANDING = "standing"
     DIRECT = "direct"
     """Taken by a call without an order; the service's own checks cover it."""
+    FOREIGN = "foreign"
+    """Taken by a call that looks like a saga's, and is not."""
     OUTSIDE = "refunded outside Tally"
     """Of what orders paid, negative: their amounts are counted as a whole."""
 
@@ -82,8 +86,12 @@ async def _compare(
             row = f"{saga_id} {user_id}"
             text = f"{subject}: {difference}"
             found.add_difference(participant.invariants, participant.noun, row, text)
-        elif claim is not None and effect is not None:
+        elif effect is not None and claim is not None:
             _add_note(found, participant, claim, effect)
+        elif effect is not None and effect.live:
+            request_id = f"{saga_id}:{participant.step}"
+            text = f"{participant.noun} of {_money(effect)} of {user_id}, request_id {request_id}"
+            found.add_note(Note.FOREIGN, text)
     return uses
 
 
@@ -101,7 +109,7 @@ def _figure(participant: Participant, uses: Uses, direct: int) -> str:
     shown = [f"orders {participant.paid} {_sums(uses, Use.PAID)}"]
     shown += [
         f"{_sums(uses, use)} {use}"
-        for use in (Use.UNDER_WAY, Use.GIVING_BACK, Use.STANDING)
+        for use in (Use.UNDER_WAY, Use.GIVING_BACK, Use.STANDING, Use.FOREIGN)
         if any(amount for (each, _), amount in uses.items() if each is use)
     ]
     if direct:
@@ -119,6 +127,9 @@ def _count(
 ) -> None:
     """Count what was taken under its use. For what orders paid, their own amounts are counted."""
     if claim is None:
+        if effect is not None and effect.left_minor and _may_be_foreign(effect):
+            use = Use.GIVING_BACK if effect.cancelled else Use.FOREIGN
+            uses[use, effect.currency_code] += int(effect.left_minor)
         return
     match claim.expected:
         case Expected.DONE:
@@ -160,6 +171,11 @@ def _add_note(
             found.add_note(Note.NEEDS_ATTENTION, f"{waits} {participant.noun} that is not refunded")
 
 
+def _may_be_foreign(effect: sa.Row[Any]) -> bool:
+    """Whether anyone may have made the call. Earlier releases did not record who it was."""
+    return bool(effect.origin == Origin.UNVERIFIED)
+
+
 def _money(effect: sa.Row[Any]) -> str:
     return f"{effect.currency_code} {effect.amount_minor:,}"
 
@@ -172,7 +188,8 @@ def difference_of(
     live = _money(effect) if effect is not None and effect.live else ""
     """The amount of an effect in force."""
     if claim is None:
-        return f"{noun} of {live}, and no such saga" if live else None
+        foreign = effect is not None and _may_be_foreign(effect)
+        return f"{noun} of {live}, and no such saga" if live and not foreign else None
     match claim.expected:
         case Expected.OPEN:
             return _open(participant, claim, effect)

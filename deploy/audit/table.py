@@ -23,6 +23,7 @@ NOTES_LISTED: Final = {
     Note.NEEDS_ATTENTION: 5,
     Note.STANDING: 5,
     Note.REFUNDED_OUTSIDE: 3,
+    Note.FOREIGN: 3,
     Note.GIVING_BACK: 0,
     Note.UNDER_WAY: 0,
 }

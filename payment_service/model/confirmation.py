@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from common.errors import RequestIdReused
+from common.identity.origin import Origin
 from common.money import Money
 from common.request_key import RequestKey
 from payment_service.gateway.outcomes import Charge
@@ -70,6 +71,8 @@ class Confirmation:
     """When a confirm may have been sent last."""
     check_time: datetime | None = None
     """When the gateway is asked again about a settled payment; None: no more."""
+    origin: Origin | None = None
+    """By whose call the key was claimed; None if an earlier release stored it."""
     loaded_version: int = field(init=False)
     released: bool = field(init=False, default=False)
     """The claim has to be deleted: the key is free again."""
@@ -101,6 +104,7 @@ class Confirmation:
             holder=command.holder,
             due_time=now + lease,
             confirm_time=now,
+            origin=command.origin,
         )
         claim.version = 1
         return claim

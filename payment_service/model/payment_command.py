@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from common.identity.origin import Origin
 from common.money import Money
 from common.request_key import RequestKey, digest_of
 from payment_service.errors import GatewayUnavailable, PaymentCancelled
@@ -24,6 +25,8 @@ class ConfirmPayment:
     request_id: str
     holder: str
     """The id of this call as a lease holder; not part of the request's content."""
+    origin: Origin = Origin.UNVERIFIED
+    """Not part of the request's content."""
     circuit_open: bool = False
     """Whether the gateway is known not to be called now; not part of the request's content."""
 

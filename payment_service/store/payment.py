@@ -13,6 +13,7 @@ from common.db.row_locks import CLOCK, locked
 from common.db.rows import UNREADABLE, from_row, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
+from common.identity.origin import stored_origin
 from common.metrics import from_zero
 from common.money import Money
 from common.request_key import RequestKey
@@ -49,7 +50,7 @@ def to_confirmation(row: Row) -> Confirmation:
         state=PaymentState(row.state),
         cancel_request_time=_cancel_request_time(row),
     )
-    return from_row(Confirmation, row, payment=payment)
+    return from_row(Confirmation, row, payment=payment, origin=stored_origin(row.origin))
 
 
 def _cancel_request_time(row: Row) -> datetime | None:

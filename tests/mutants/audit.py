@@ -14,6 +14,7 @@ _EXPLAINED: Final = (
 _COMMAND: Final = "tests/integration/audit/test_command.py::"
 _SERVE: Final = "tests/integration/audit/test_serve.py::"
 _RECENT: Final = "tests/integration/audit/test_recent.py::"
+_FOREIGN: Final = "tests/integration/audit/test_foreign.py::"
 _REBUILD: Final = "tests/integration/audit/test_rebuild.py::"
 
 AUDIT: Final = (
@@ -53,9 +54,17 @@ AUDIT: Final = (
         "effect-without-a-saga-accepted",
         "an effect that no saga claims is accepted",
         file="deploy/audit/sagas.py",
-        old='        return f"{noun} of {live}, and no such saga" if live else None\n',
-        new="        return None\n",
+        old='and no such saga" if live and not foreign else None\n',
+        new='and no such saga" if live and not live else None\n',
         tests=(f"{_BREACH}[balance: a deduction belongs to no saga]",),
+    ),
+    Mutant(
+        "every-effect-may-be-foreign",
+        "an effect of the order service whose saga is gone is taken for another's",
+        file="deploy/audit/sagas.py",
+        old="    return bool(effect.origin == Origin.UNVERIFIED)\n",
+        new="    return bool(effect.origin != Origin.DIRECT)\n",
+        tests=(f"{_FOREIGN}test_what_only_the_order_service_can_have_done_is_a_breach",),
     ),
     Mutant(
         "standing-amount-not-compared",

@@ -9,6 +9,8 @@ from tests.mutants.mutant import Mutant
 _TOKENS: Final = "tests/unit/common/test_tokens.py::"
 _METHODS: Final = "tests/integration/identity/test_every_method.py::"
 _CALLS: Final = "tests/integration/identity/test_calls.py::"
+_JWKS: Final = "tests/integration/identity/test_jwks.py::"
+_PEERS: Final = "tests/integration/order/test_peers.py::"
 
 IDENTITY: Final = (
     Mutant(
@@ -74,5 +76,29 @@ IDENTITY: Final = (
         old="        if self.refuse_reserved_ids is not None:\n",
         new="        if self.refuse_reserved_ids is not None and self.caller is None:\n",
         tests=(f"{_CALLS}test_request_ids_of_sagas_are_reserved",),
+    ),
+    Mutant(
+        "origin-from-the-request-id",
+        "a call with a saga's request_id counts as a saga's while identity is off",
+        file="common/identity/origin.py",
+        old="        return Origin.UNVERIFIED\n",
+        new="        return Origin.SAGA\n",
+        tests=(f"{_PEERS}test_effects_under_request_ids_that_look_like_a_sagas_are_foreign",),
+    ),
+    Mutant(
+        "metadata-passes-a-pause",
+        "whoever sends the order service's metadata passes a pause",
+        file="common/rpc/handlers.py",
+        old="        return given.caller is not None and given.caller.runs_sagas\n",
+        new="        return is_marked(context)\n",
+        tests=(f"{_CALLS}test_only_the_order_service_passes_a_pause",),
+    ),
+    Mutant(
+        "redirected-keys",
+        "a redirect of the JWKS is followed, to keys of anyone",
+        file="common/identity/jwks.py",
+        old="allow_redirects=False",
+        new="allow_redirects=True",
+        tests=(f"{_JWKS}test_the_last_good_keys_outlive_an_answer_without_keys",),
     ),
 )

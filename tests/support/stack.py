@@ -23,6 +23,7 @@ from common.errors import Code, RemoteRefusal
 from common.rpc.client import ServiceClient
 from coupon_service.settings import CouponSettings
 from coupon_service.wiring import build as build_coupon
+from deploy.audit.sources import Sources
 from deploy.local.gateway.simulator import GatewaySimulator
 from order_service.settings import OrderSettings
 from order_service.wiring import build as build_order
@@ -250,6 +251,11 @@ class Stack:
         """What the gateway has charged for a key and not paid back, by its own record."""
         payment = (self.gateway.charges().get(payment_key) or {}).get("payment")
         return int(payment["balanceAmount"]) if payment and payment["approvedAt"] else 0
+
+
+def sources_of(stack: Stack) -> Sources:
+    """Where the audit reads the stack's books, without the gateway's side."""
+    return Sources({service: urls.audit for service, urls in stack.databases.urls.items()})
 
 
 # -- fixtures, imported by conftests -------------------------------------------------------------

@@ -27,10 +27,14 @@ METADATA: Final = {
 _SET_ANEW: Final = "it is set anew with each write"
 _WORK: Final = "it says who works on the row and when, not what became of it"
 _TEXT: Final = "a text for people"
+_ORIGIN: Final = "it counts for an effect without a saga only"
 UNCHECKED: Final = {
     "answers.digest": "the request that it is the digest of is not stored",
     "answers.create_time": "when the answer is deleted depends on it, and nothing else",
     "accounts.charged_at_version": "an older sum of charges counts as none",
+    "ledger_entries.origin": _ORIGIN,
+    "redemptions.origin": _ORIGIN,
+    "payments.origin": _ORIGIN,
     "campaigns.queue_fence": _WORK,
     "orders.version": _SET_ANEW,
     "orders.failure_reason": _TEXT,

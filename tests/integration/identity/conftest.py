@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,16 +27,24 @@ def redis_url(valkey_server: ValkeyServer) -> str:
 
 
 @pytest.fixture(scope="module")
-def identities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identities]:
+def pause_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of paused methods of all services. It does not exist yet."""
+    return tmp_path_factory.mktemp("pauses") / "paused"
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory, pause_file: Path) -> Iterator[Identities]:
     """The keys and tokens of a local stack. Settings that are read meanwhile turn identity on."""
     made = Identities(tmp_path_factory.mktemp("identity"))
     environment = made.environment()
     own = json.loads(environment["TALLY_AUTH_SERVICES"])
     environment["TALLY_AUTH_SERVICES"] = json.dumps({**own, **STREAMING_SERVICE})
+    environment["TALLY_PAUSE_FILE"] = str(pause_file)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr("common.identity.jwks.REFRESH_S", 0.05)
+        patch.setattr("common.rpc.pauses.INTERVAL_S", 0.05)
         yield made
 
 

@@ -1,13 +1,16 @@
-"""What becomes of calls that are admitted: sagas, streams, reserved ids, the log, the keys."""
+"""What becomes of calls that are admitted: sagas, pauses, reserved ids, streams, the log, keys."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
@@ -16,21 +19,26 @@ from common.errors import Code
 from common.identity.service_token import ServiceToken
 from common.ids import new_id
 from common.rpc.client import ServiceClient
+from common.rpc.pauses import CALLER
+from common.rpc.status import from_rpc_error
+from deploy.audit.audit import Limits, audit
+from deploy.audit.audit_pass import Note
+from deploy.audit.table import as_text
 from deploy.local.identities import Identities, Issuer
 from deploy.local.secret_files import write_secret
 from tally.balance.v1 import balance_pb2 as balance
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.order.v1 import order_pb2 as pb
 from tally_client.rpc.channels import open_channel
-from tests.integration.contract.services import Services
+from tests.integration.contract.services import OTHER_USER, Services
 from tests.integration.contract.statuses import invalid
 from tests.integration.contract.valid_requests import USER, fresh
 from tests.integration.identity.test_every_method import as_caller, authorized
-from tests.support.balances import charge, deduct, refund, won
+from tests.support.balances import batch, charge, deduct, refund, won
 from tests.support.contract import METHODS_BY_NAME
 from tests.support.payments import until
 from tests.support.refusals import refused
-from tests.support.stack import Stack
+from tests.support.stack import Stack, sources_of
 from tests.support.time_limits import LONG_S
 from tests.support.tokens import Authorized
 
@@ -38,6 +46,34 @@ LIFE_S = 2
 """Of a token: it has to be long enough to open a stream."""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+# -- whose call it is ------------------------------------------------------------------------------
+
+
+async def test_calls_at_the_same_time_have_each_their_own_caller(
+    services: Services, issuer: Issuer
+) -> None:
+    """On one connection, and decided in the same batches."""
+    users = {name: as_caller(services, issuer.token(name)) for name in (USER, OTHER_USER)}
+    order = as_caller(services, issuer.token("order", "service"))
+    method, direct, id_ = METHODS_BY_NAME["GetBalance"], fresh(), new_id()
+
+    async def refused_for(caller: str, user_id: str) -> bool:
+        request = services.valid("GetBalance", user_id=user_id).SerializeToString()
+        status = await users[caller].status(method, request)
+        assert status is None or status.reason == "NOT_PERMITTED"
+        return status is not None
+
+    pairs = [(caller, user_id) for caller in users for user_id in users] * 25
+    answers = await asyncio.gather(
+        *(refused_for(*pair) for pair in pairs),
+        *(services.call(deduct(USER, 1, f"{direct}-{number}")) for number in range(20)),
+        *(order.call(deduct(USER, 1, f"{id_}:step_{letter}")) for letter in "abcdefghijklmnopqrst"),
+    )
+    assert answers[: len(pairs)] == [caller != user_id for caller, user_id in pairs]
+    assert await origins(services, f"{direct}-%") == {"balance DIRECT"}
+    assert await origins(services, f"{id_}:%") == {"balance SAGA"}
 
 
 # -- sagas -----------------------------------------------------------------------------------------
@@ -91,6 +127,101 @@ async def test_a_service_whose_token_is_refused_finds_the_other_away(
     assert [(line["operation"], line["log_level"]) for line in lines] == [
         ("DeductBalanceRequest", "error")
     ]
+
+
+# -- pauses ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def paused(file: Path, service: str) -> Iterator[None]:
+    """All methods of the service are paused, as soon as the file is read."""
+    write_secret(file, service)
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+async def test_only_the_order_service_passes_a_pause(
+    services: Services, stack: Stack, issuer: Issuer, pause_file: Path
+) -> None:
+    """An operator who sends the metadata of its calls does not; its sagas end."""
+    user = as_caller(services, issuer.token(USER))
+    channel = authorized(services)["balance"].channel
+    made = await user.call(services.valid("CreateOrder"))
+    request = deduct(USER, 1, fresh())
+
+    async def call(subject: str, role: str) -> str:
+        token = issuer.token(subject, role)
+        marked = (*CALLER, ("authorization", f"Bearer {token}"))
+        try:
+            await BalanceServiceStub(channel).DeductBalance(request, metadata=marked)
+        except grpc.aio.AioRpcError as error:
+            return from_rpc_error(error).reason
+        return ""
+
+    with paused(pause_file, "tally.balance.v1.BalanceService"):
+        await until(lambda: call("olga", "operator"), lambda reason: reason == "PAUSED")
+        assert await call("order", "service") == ""
+        pay = pb.PayOrderRequest(
+            order_id=made.order.order_id,
+            user_id=USER,
+            balance_amount=made.order.total,
+            request_id=fresh(),
+        )
+        assert (await user.call(pay)).order.state == pb.Order.STATE_PAID
+        assert await call("olga", "operator") == "PAUSED"
+    await until(lambda: call("olga", "operator"), lambda reason: reason == "")
+
+
+# -- the origin of effects -------------------------------------------------------------------------
+
+
+async def origins(services: Services, of: str) -> set[str]:
+    """The origins of the deductions, redemptions and payments whose request_id is like this."""
+    tables = {"balance": "ledger_entries", "coupon": "redemptions", "payment": "payments"}
+    found = [
+        await services.databases[service].fetch(
+            f"SELECT '{service}', origin FROM {table} WHERE request_id LIKE $1", of
+        )
+        for service, table in tables.items()
+    ]
+    return {f"{service} {origin}" for rows in found for service, origin in rows}
+
+
+async def test_the_origin_of_an_effect_is_its_caller(services: Services, issuer: Issuer) -> None:
+    made = await services.call(services.valid("CreateOrder"))
+    pay = pb.PayOrderRequest(
+        order_id=made.order.order_id,
+        user_id=USER,
+        coupon_id=services.seed.coupons[3],
+        balance_amount=won(1_000),
+        payment_key=fresh(),
+        request_id=fresh(),
+    )
+    assert (await services.call(pay)).order.state == pb.Order.STATE_PAID
+    saga = await services.call(pb.GetSagaRequest(order_id=made.order.order_id))
+    assert await origins(services, f"{saga.saga.saga_id}:%") == {
+        "balance SAGA",
+        "coupon SAGA",
+        "payment SAGA",
+    }
+    direct = fresh()
+    await services.call(deduct(USER, 1, direct))
+    await services.call(batch(deduct(USER, 1, f"{direct}-batch")))
+    await services.call(services.valid("ConfirmPayment", request_id=direct))
+    assert await origins(services, f"{direct}%") == {"balance DIRECT", "payment DIRECT"}
+
+
+async def test_an_effect_of_the_order_service_without_its_saga_is_a_breach(
+    services: Services, stack: Stack, issuer: Issuer
+) -> None:
+    order, id_ = as_caller(services, issuer.token("order", "service")), new_id()
+    await order.call(deduct(USER, 1, f"{id_}:deduct_balance"))
+    report = await audit(sources_of(stack), Limits(settle_s=0.0))
+    text = as_text(report, details=True)
+    assert f"saga {id_} of {USER}: deduction of KRW 1, and no such saga" in text
+    assert report.noted(Note.FOREIGN) == 0
 
 
 # -- reserved request_ids --------------------------------------------------------------------------
