@@ -99,6 +99,8 @@ coupons = sa.Table(
         unique=True,
         postgresql_where=sa.text("ticket_id IS NOT NULL"),
     ),
+    # For the audit: a summary of many pages, as of redemptions.
+    sa.Index("coupons_touched", "issue_time", "redeem_time", postgresql_using="brin"),
 )
 
 redemptions = sa.Table(
@@ -122,6 +124,7 @@ redemptions = sa.Table(
         unique=True,
         postgresql_where=sa.text("restore_time IS NULL"),
     ),
+    sa.Index("redemptions_touched", "redeem_time", "restore_time", postgresql_using="brin"),
 )
 
 answers = idempotency_table(metadata)

@@ -40,7 +40,7 @@ Those whose name begins with `tally_audit_` are on the page of `python -m deploy
 
 QUESTIONS: Final = {
     "tally_active_failed_compensations": "Is money held back by an undo that fails?",
-    "tally_active_failed_compensations_oldest_seconds": "For how long has the oldest been open?",
+    "tally_active_failed_compensations_oldest_seconds": "For how long has an undo failed?",
     "tally_active_sagas": "How many sagas are on their way, and how many are stuck?",
     "tally_active_sagas_oldest_seconds": "How long has the oldest been on its way?",
     "tally_audit_breaches": "Do the books balance?",
@@ -144,13 +144,13 @@ def page() -> str:
 def _registered() -> Iterator[Metric]:
     for collector in (*_collectors(REGISTRY), *_collectors(audit_metrics.REGISTRY)):
         if isinstance(collector, StoredFigures):
-            labels = collector.labels
+            for figure in collector.figures:
+                for gauge in figure.families():
+                    yield Metric(gauge.name, gauge.type, figure.labels, gauge.documentation)
         elif isinstance(collector, MetricWrapperBase):
-            labels = collector._labelnames  # noqa: SLF001
-        else:
-            continue
-        for family in collector.describe():
-            yield Metric(family.name, family.type, tuple(labels), family.documentation)
+            labels = tuple(collector._labelnames)  # noqa: SLF001
+            for family in collector.describe():
+                yield Metric(family.name, family.type, labels, family.documentation)
 
 
 def _collectors(registry: CollectorRegistry) -> Iterator[Collector]:

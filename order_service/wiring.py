@@ -31,7 +31,7 @@ from order_service.servicer.product import ProductServicer
 from order_service.servicer.saga import SagaServicer
 from order_service.servicer.seat import SeatServicer
 from order_service.settings import OrderSettings
-from order_service.store.figures import ACTIVE_SAGAS, FAILED_COMPENSATIONS
+from order_service.store.figures import ACTIVE_SAGAS
 from order_service.tables import SCHEMA, answers, metadata
 from order_service.use_cases.cart import Carts
 from order_service.use_cases.order import Orders
@@ -100,7 +100,6 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
                 idempotency,
                 heartbeat_job(database),
                 ACTIVE_SAGAS.job(database),
-                FAILED_COMPENSATIONS.job(database),
                 PeriodicJob(
                     "saga_heartbeat", settings.saga_lease_s / RENEWAL_PARTS, lambda _: runner.beat()
                 ),

@@ -1,4 +1,4 @@
-"""The caller of an RPC, as its token or certificate names it, and the caller of the running call."""
+"""The caller of an RPC, as its token or certificate names it, and that of the running call."""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ from deploy.audit.databases import places_of
 from deploy.audit.gateway_api import GatewayAddress
 from deploy.audit.gateway_look_ups import set_aside
 from deploy.audit.participants import PARTICIPANTS
-from deploy.audit.parts import Since
 from deploy.audit.report import Report
 from deploy.audit.snapshots import Books, database_errors, take_snapshots
 from deploy.audit.sources import Sources
+from deploy.audit.touched import Since, Touched, touched_since
 
 PAUSE_S: Final = 1.0
 """Between two passes."""
@@ -82,18 +82,21 @@ async def run_pass(sources: Sources, limits: Limits, since: Since | None = None)
 async def check_books(books: Books, limits: Limits, since: Since | None = None) -> AuditPass:
     """Run every check on these snapshots. Raises CannotAudit."""
     found = AuditPass(times=books.times)
-    overdue_s = limits.overdue_s
+    async with touched_since(books, since) as touched:
+        await _check(books, found, limits.overdue_s, touched)
+    return found
+
+
+async def _check(books: Books, found: AuditPass, overdue_s: float, touched: Touched | None) -> None:
     for service, checks in SERVICES.items():
+        ids = None if touched is None else {unit: touched[service, unit] for unit in checks.units}
         with database_errors(service):
-            time_since = since[service] if since else None
-            connection = books[service]
-            await run_checks(connection, found, checks, overdue_s=overdue_s, since=time_since)
+            await run_checks(books[service], found, checks, overdue_s=overdue_s, touched=ids)
     uses = {}
     for participant in PARTICIPANTS:
         with database_errors(f"{participant.service} or order"):
             uses[participant.service] = await sagas.compare(
-                books, found, participant, overdue_s=overdue_s, since=since
+                books, found, participant, overdue_s=overdue_s, touched=touched
             )
     with database_errors("payment"):
-        await gateway.compare(books, found, uses["payment"], overdue_s=overdue_s, since=since)
-    return found
+        await gateway.compare(books, found, uses["payment"], overdue_s=overdue_s, touched=touched)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, ServiceChecks, answers_figure
-from deploy.audit.units import USER, Unit
+from deploy.audit.units import ANSWERED_SINCE, USER, Unit, answers_of_users
+from tally.balance.v1 import balance_pb2
 
 UNITS: Final = {
+    # An account changes with an entry, and its times have no index.
     USER: Unit(
-        """
+        f"""
 SELECT user_id FROM ledger_entries WHERE create_time >= :since
- UNION SELECT user_id FROM accounts WHERE update_time >= :since
- UNION SELECT scope FROM answers WHERE create_time >= :since
-""",
+ UNION SELECT scope FROM answers WHERE {ANSWERED_SINCE}
+""",  # noqa: S608 - a constant
         {
             "accounts": "user_id = ANY ({ids})",
             "ledger_entries": "user_id = ANY ({ids})",
-            "answers": "scope = ANY ({ids})",
+            "answers": answers_of_users(balance_pb2.DESCRIPTOR),
         },
     )
 }

@@ -5,17 +5,15 @@ A statement may use the parameter ``:overdue_s``, as ``moving`` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deploy.audit.audit_pass import KEPT_MAX, AuditPass, Note
-from deploy.audit.units import USER, WHOLE, Units, statement
+from deploy.audit.units import USER, WHOLE, Units, batches
 
 ANSWERS_KEPT: Final = "interval '29 days'"
 """An effect younger than this has a stored answer: answers are kept for at least 30 days."""
@@ -65,6 +63,7 @@ class Listing:
 
     note: Note
     sql: str
+    unit: str = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +98,52 @@ async def run_checks(
     service: ServiceChecks,
     *,
     overdue_s: float,
-    since: datetime | None = None,
+    touched: Mapping[str, Iterable[str]] | None = None,
 ) -> None:
     """Add the differences of all checks, all figures and all notes to ``found``.
 
-    ``since``: checks and figures are about what was touched since then, and about what is open. The
-    notes are complete.
+    ``touched``: by unit, the ids to which checks, figures and notes are restricted, but for those
+    about what is open.
     """
     for figure in service.figures:
-        sql = statement(figure.sql, service.units, figure.unit, since)
-        for row in (await connection.execute(sql)).mappings():
-            # A sum of bigints is a Decimal, which may be formatted as 1E+5.
-            values = {k: int(v) if isinstance(v, Decimal) else v for k, v in row.items()}
+        statements = _statements(figure.sql, service.units, figure.unit, touched)
+        for values in await _sums(connection, statements):
             found.add_figure(figure.invariant, figure.template.format_map(values))
     for check in service.checks:
         # Counted in the database: the memory needed does not grow with the number of differences.
-        sql = statement(_kept(check), service.units, check.unit, since)
-        await _run(connection, found, check, sql, overdue_s)
+        for statement in _statements(_kept(check), service.units, check.unit, touched):
+            await _run(connection, found, check, statement, overdue_s)
     for listing in service.listings:
-        await _list(connection, found, listing)
+        for statement in _statements(_listed(listing), service.units, listing.unit, touched):
+            await _list(connection, found, listing, statement)
+
+
+def _statements(
+    sql: str, units: Units, unit: str, touched: Mapping[str, Iterable[str]] | None
+) -> Iterator[sa.TextClause]:
+    """The statement on the whole book, or on each batch of what was touched."""
+    if touched is None or unit == WHOLE:
+        yield sa.text(sql)
+        return
+    for ids in batches(touched[unit]):
+        yield units[unit].of_ids(sql, ids)
+
+
+async def _sums(
+    connection: AsyncConnection, statements: Iterable[sa.TextClause]
+) -> list[dict[str, Any]]:
+    """The rows of all statements; the numbers of rows with the same texts are added up."""
+    sums = dict[tuple[str, ...], dict[str, Any]]()
+    for statement in statements:
+        for row in (await connection.execute(statement)).mappings():
+            texts = tuple(value for value in row.values() if isinstance(value, str))
+            known = sums.get(texts, {})
+            # A sum of bigints is a Decimal, which may be formatted as 1E+5.
+            sums[texts] = {
+                name: value if isinstance(value, str) else int(value) + known.get(name, 0)
+                for name, value in row.items()
+            }
+    return [sums[texts] for texts in sorted(sums)]
 
 
 def _kept(check: Check) -> str:
@@ -142,11 +168,14 @@ async def _run(
         found.more[invariant] += rows[0].total - len(rows)
 
 
-async def _list(connection: AsyncConnection, found: AuditPass, listing: Listing) -> None:
-    sql = sa.text(
-        f"SELECT text, count(*) OVER () AS total FROM ({listing.sql}) AS listed LIMIT {KEPT_MAX}"  # noqa: S608 - a constant of this package
-    )
-    rows = (await connection.execute(sql)).all()
+def _listed(listing: Listing) -> str:
+    return f"SELECT text, count(*) OVER () AS total FROM ({listing.sql}) AS listed LIMIT {KEPT_MAX}"  # noqa: S608 - a constant of this package
+
+
+async def _list(
+    connection: AsyncConnection, found: AuditPass, listing: Listing, statement: sa.TextClause
+) -> None:
+    rows = (await connection.execute(statement)).all()
     for row in rows:
         found.add_note(listing.note, row.text)
     if rows:

@@ -9,19 +9,20 @@ from typing import Final
 
 from deploy.audit.checks import ANSWERS_KEPT, Check, Figure, ServiceChecks, answers_figure
 from deploy.audit.coupon_shares import SHARE_CHECKS
-from deploy.audit.units import CAMPAIGN, USER, WHOLE, Unit
+from deploy.audit.units import ANSWERED_SINCE, CAMPAIGN, USER, WHOLE, Unit, answers_of_users
+from tally.coupon.v1 import coupon_pb2
 
 UNITS: Final = {
     USER: Unit(
-        """
+        f"""
 SELECT user_id FROM coupons WHERE issue_time >= :since OR redeem_time >= :since
  UNION SELECT user_id FROM redemptions WHERE redeem_time >= :since OR restore_time >= :since
- UNION SELECT scope FROM answers WHERE create_time >= :since
-""",
+ UNION SELECT scope FROM answers WHERE {ANSWERED_SINCE}
+""",  # noqa: S608 - a constant
         {
             "coupons": "user_id = ANY ({ids})",
             "redemptions": "user_id = ANY ({ids})",
-            "answers": "scope = ANY ({ids})",
+            "answers": answers_of_users(coupon_pb2.DESCRIPTOR),
         },
     ),
     CAMPAIGN: Unit(
@@ -34,6 +35,7 @@ SELECT campaign_id FROM campaigns WHERE create_time >= :since
             "campaign_shares": "campaign_id = ANY ({ids})",
             "coupons": "campaign_id = ANY ({ids})",
         },
+        "uuid",
     ),
 }
 

@@ -15,9 +15,10 @@ from deploy.audit.checks import moving
 from deploy.audit.gateway_api import GatewayAddress
 from deploy.audit.gateway_records import ChargeRecord, all_records, records_of
 from deploy.audit.merge_join import merge_join, stream
-from deploy.audit.parts import Part, Since, parts
+from deploy.audit.parts import Part, parts
 from deploy.audit.sagas import Use, Uses
 from deploy.audit.snapshots import Books
+from deploy.audit.touched import Touched
 
 LOOKED_UP_MAX: Final = 500
 """Payments in memory while they are looked up by their keys."""
@@ -85,13 +86,18 @@ class Comparison:
 
 
 async def compare(
-    books: Books, found: AuditPass, uses: Uses, *, overdue_s: float, since: Since | None = None
+    books: Books,
+    found: AuditPass,
+    uses: Uses,
+    *,
+    overdue_s: float,
+    touched: Touched | None = None,
 ) -> None:
     """Compare every payment with the gateway's charge, and every charge with its payment.
 
-    ``uses``: what the captured amounts are for, as ``sagas.compare`` returns it. ``since``: only
-    payments of users who were touched since then; what is not compared is recorded. Of the
-    gateway's API nothing is asked here (``gateway_look_ups``).
+    ``uses``: what the captured amounts are for, as ``sagas.compare`` returns it. ``touched``:
+    only payments of users who were touched; what is not compared is recorded. Of the gateway's API
+    nothing is asked here (``gateway_look_ups``).
     """
     if isinstance(books.gateway, GatewayAddress):
         return
@@ -100,9 +106,9 @@ async def compare(
         found.leave_out("the gateway's side: neither its record nor its API is known")
         return
     known = Comparison()
-    async for part in parts(books, "payment", since):
+    for part in parts("payment", touched):
         await compare_pairs(_recorded(books, books.gateway, part, overdue_s), found, known)
-    if since is not None:
+    if touched is not None:
         found.leave_out("charges at the gateway that no payment has: only a full audit sees them")
     found.add_figure("I7", f"{known.charges:,} charges at the gateway, {known.payments:,} payments")
     _compare_sums(found, known.sums, uses)

@@ -26,8 +26,8 @@ from deploy.audit.gateway import (
 )
 from deploy.audit.gateway_api import GatewayAddress, GatewayApi, open_gateway
 from deploy.audit.merge_join import stream
-from deploy.audit.parts import Since
 from deploy.audit.snapshots import Books
+from deploy.audit.touched import Since
 
 _SERVICE: Final = "payment"
 

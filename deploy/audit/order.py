@@ -9,23 +9,24 @@ from deploy.audit.claims import LIVE
 from deploy.audit.order_answers import ANSWER_CHECKS
 from deploy.audit.order_sagas import LISTINGS, SAGA_CHECKS
 from deploy.audit.order_seats import SEAT_CHECKS, SEAT_FIGURE
-from deploy.audit.units import PRODUCT, USER, Unit
+from deploy.audit.units import ANSWERED_SINCE, PRODUCT, USER, Unit, answers_of_users
+from tally.order.v1 import order_pb2
 
-_OF_TOUCHED: Final = "body::jsonb ->> 'product_id' = ANY (SELECT id::text FROM touched)"
 _STOCKING: Final = "method IN ('CreateProduct', 'RestockProduct', 'AddSeats')"
 UNITS: Final = {
     USER: Unit(
-        """
+        f"""
 SELECT user_id FROM orders WHERE update_time >= :since
  UNION SELECT user_id FROM sagas WHERE update_time >= :since
- UNION SELECT scope FROM answers WHERE create_time >= :since
-""",
+ UNION SELECT scope FROM answers WHERE {ANSWERED_SINCE}
+""",  # noqa: S608 - a constant
         {
             "orders": "user_id = ANY ({ids})",
-            "sagas": "user_id = ANY ({ids})",
+            # The kinds are named for the index, which begins with them.
+            "sagas": "kind IN ('PAY_ORDER', 'CANCEL_ORDER') AND user_id = ANY ({ids})",
             "order_items": "order_id IN (SELECT order_id FROM orders)",
             "order_seats": "order_id IN (SELECT order_id FROM orders)",
-            "answers": "scope = ANY ({ids})",
+            "answers": answers_of_users(order_pb2.DESCRIPTOR),
         },
     ),
     # An order that was touched moves stock, whatever its product's row says.
@@ -34,18 +35,20 @@ SELECT user_id FROM orders WHERE update_time >= :since
 SELECT product_id FROM products WHERE update_time >= :since
  UNION SELECT product_id FROM stock_entries WHERE create_time >= :since
  UNION SELECT product_id FROM order_items JOIN orders USING (order_id) WHERE update_time >= :since
- UNION SELECT p.product_id FROM products AS p
-         JOIN answers AS a ON p.product_id::text = a.body::jsonb ->> 'product_id'
-        WHERE a.create_time >= :since AND {_STOCKING}
+ UNION SELECT CASE WHEN pg_input_is_valid(body::jsonb ->> 'product_id', 'uuid')
+                   THEN (body::jsonb ->> 'product_id')::uuid END
+         FROM answers WHERE {ANSWERED_SINCE} AND {_STOCKING}
 """,  # noqa: S608 - a constant
         {
             "products": "product_id = ANY ({ids})",
             "stock_entries": "product_id = ANY ({ids})",
             "seats": "product_id = ANY ({ids})",
+            # No index: it would cost every order more than this check does.
             "order_items": "product_id = ANY ({ids})",
             "order_seats": "product_id = ANY ({ids})",
-            "answers": f"{_STOCKING} AND (create_time >= :since OR {_OF_TOUCHED})",
+            "answers": f"{_STOCKING} AND body::jsonb ->> 'product_id' = ANY ({{texts}})",
         },
+        "uuid",
     ),
 }
 

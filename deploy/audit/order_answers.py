@@ -149,7 +149,10 @@ SELECT concat_ws(' ', a.method, a.request_id) AS key,
                                   ORDER BY create_time DESC) = 1 AS last
           FROM answers WHERE method IN ('RetrySaga', 'ResolveSaga')) AS a
   LEFT JOIN sagas AS s
-    ON s.saga_id::text = a.answer ->> 'saga_id' AND s.order_id::text = a.answer ->> 'order_id'
+    -- As a UUID: an index has it.
+    ON s.saga_id = CASE WHEN pg_input_is_valid(a.answer ->> 'saga_id', 'uuid')
+                        THEN (a.answer ->> 'saga_id')::uuid END
+   AND s.order_id::text = a.answer ->> 'order_id'
    AND s.kind = a.answer ->> 'kind'
  WHERE s.saga_id IS NULL
     OR a.method = 'ResolveSaga' AND last AND s.resolution_reason <> a.answer ->> 'resolution_reason'

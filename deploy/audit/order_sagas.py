@@ -137,6 +137,7 @@ SELECT format('saga %s of order %s, begun %s: %s. It goes on by itself; what els
   FROM sagas WHERE state = 'NEEDS_ATTENTION' ORDER BY saga_id
 """,
     ),
+    # The states are written as ranges for the index: also those that this release does not know.
     Listing(
         Note.NEEDS_ATTENTION,
         f"""
@@ -144,7 +145,9 @@ SELECT format('saga %s of order %s is %s, of a plan that this release does not k
               ' %s): start a replica of the release that began it, or close it by ResolveSaga',
               saga_id, order_id, state, kind, plan_version) AS text
   FROM sagas
- WHERE plan_version NOT IN {KNOWN_PLANS} AND state NOT IN ('COMPLETED', 'COMPENSATED', 'RESOLVED')
+ WHERE plan_version NOT IN {KNOWN_PLANS}
+   AND (state < 'COMPENSATED' OR state > 'COMPENSATED' AND state < 'COMPLETED'
+        OR state > 'COMPLETED' AND state < 'RESOLVED' OR state > 'RESOLVED')
  ORDER BY saga_id
 """,  # noqa: S608 - a constant
     ),

@@ -15,7 +15,8 @@ from deploy.audit.checks import (
     answers_figure,
     moving,
 )
-from deploy.audit.units import USER, WHOLE, Unit
+from deploy.audit.units import ANSWERED_SINCE, USER, WHOLE, Unit, answers_of_users
+from tally.payment.v1 import payment_pb2
 
 # An operator's answer has no user as its scope.
 _USER_OF_ANSWER: Final = "CASE scope WHEN '' THEN body::jsonb ->> 'user_id' ELSE scope END"
@@ -23,11 +24,13 @@ UNITS: Final = {
     USER: Unit(
         f"""
 SELECT user_id FROM payments WHERE update_time >= :since
- UNION SELECT {_USER_OF_ANSWER} FROM answers WHERE create_time >= :since
+ UNION SELECT {_USER_OF_ANSWER} FROM answers WHERE {ANSWERED_SINCE}
 """,  # noqa: S608 - a constant
         {
             "payments": "user_id = ANY ({ids})",
-            "answers": f"{_USER_OF_ANSWER} = ANY ({{ids}})",
+            "answers": f"{answers_of_users(payment_pb2.DESCRIPTOR)}"
+            " OR method = 'ResolvePayment' AND scope = ''"
+            " AND body::jsonb ->> 'user_id' = ANY ({ids})",
         },
     )
 }
@@ -194,6 +197,7 @@ SELECT format('payment %s of order %s: %s %s of %s', payment_id, order_id, curre
  WHERE refunded_outside_minor > 0
  ORDER BY payment_id
 """,
+        unit=USER,
     ),
 )
 

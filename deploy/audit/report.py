@@ -11,7 +11,7 @@ from typing import Final
 
 from deploy.audit.audit_pass import AuditPass, Note
 from deploy.audit.invariants import INVARIANTS, WITHOUT_GATEWAY
-from deploy.audit.parts import Since
+from deploy.audit.touched import Since
 
 NOTES: Final = {
     Note.NEEDS_ATTENTION: "need a person's attention",

@@ -14,11 +14,11 @@ from deploy.audit.audit_pass import Note
 from deploy.audit.checkpoint import Checkpoint, full_of, verdict_of
 from deploy.audit.errors import CannotAudit
 from deploy.audit.gateway_api import GatewayAddress
-from deploy.audit.parts import Since
 from deploy.audit.report import Report
 from deploy.audit.schedule import FULL, wall_clock
 from deploy.audit.settings import AuditSettings
 from deploy.audit.sources import Sources, urls_of_settings, value_of
+from deploy.audit.touched import Since
 
 LOGGED_MAX: Final = 20
 """How many differences, and new cases of what stands, are in the line of a verdict."""

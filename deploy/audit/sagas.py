@@ -18,8 +18,9 @@ from deploy.audit.audit_pass import AuditPass, Note
 from deploy.audit.claims import Expected
 from deploy.audit.merge_join import merge_join, stream
 from deploy.audit.participants import Participant
-from deploy.audit.parts import Part, Since, parts
+from deploy.audit.parts import Part, parts
 from deploy.audit.snapshots import Books
+from deploy.audit.touched import Touched
 
 
 class Use(enum.StrEnum):
@@ -47,16 +48,16 @@ async def compare(
     participant: Participant,
     *,
     overdue_s: float,
-    since: Since | None = None,
+    touched: Touched | None = None,
 ) -> Uses:
     """Compare every claim with its effect, and every effect with its claim.
 
-    Returns what the amounts that the service took, and did not give back, are for. ``since``: only
-    those of users who were touched since then, in either book.
+    Returns what the amounts that the service took, and did not give back, are for. ``touched``:
+    only those of users who were touched, in either book.
     """
     uses: Uses = Counter()
     direct = 0
-    async for part in parts(books, participant.service, since):
+    for part in parts(participant.service, touched):
         uses.update(await _compare(books, found, participant, part, overdue_s))
         direct += await _count_direct(books, participant, part, uses)
     found.add_figure(participant.invariants[0], _figure(participant, uses, direct))

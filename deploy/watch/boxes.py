@@ -36,6 +36,7 @@ PAYMENT_STATES: Final = {
     "PENDING": "confirming",
     "UNKNOWN": "unknown",
     "CONFIRMED": "refunding",
+    "REFUND_REFUSED": "no refund",
 }
 FLOW: Final = {
     "orders/min": {"create": "CreateOrder", "pay": "PayOrder", "cancel": "CancelOrder"},

@@ -211,4 +211,9 @@ def _advice(step: dict[str, Any], records: Records) -> str:
         return f"waits for {service}: bring it back, and the saga goes on by itself"
     if words & {"OVERLOADED", "REQUEST_IN_PROGRESS"}:
         return f"{service} is busy: nothing, unless it stays so"
+    if "INTERNAL" in words:
+        return (
+            f"a defect of Tally, in {service} (unexpected error in its log) or in the order service"
+            f" (saga_call_failed); the saga goes on by itself when it is mended ({GUIDE})"
+        )
     return f"{service} refused: {step['last_error']} ({GUIDE})"

@@ -106,6 +106,8 @@ class StepRecord:
     """The request_id that the step itself reverses; '' unless it belongs to a cancellation."""
     failures: int = 0
     """Failed attempts in a row, of the step or of its compensation."""
+    first_failure_time: datetime | None = None
+    """When the first of them failed; None without any, and if an earlier release counted it."""
     next_attempt_time: datetime | None = None
     """Until then the step waits, after a failed attempt."""
     waits_for: str = ""
@@ -131,14 +133,17 @@ class StepRecord:
         """Whether the step does not wait after a failed attempt."""
         return self.next_attempt_time is None or self.next_attempt_time <= now
 
-    def postpone(self, error: str, until: datetime, waits_for: str) -> None:
-        """The step, or its compensation, did not succeed: try it again later."""
+    def postpone(self, error: str, now: datetime, until: datetime, waits_for: str) -> None:
+        """The step, or its compensation, did not succeed: try it again at ``until``."""
+        if self.failures == 0:
+            self.first_failure_time = now
         self.failures += 1
         self.last_error, self.next_attempt_time, self.waits_for = error, until, waits_for
 
     def succeed(self) -> None:
         """Nothing of it waits any more."""
-        self.failures, self.next_attempt_time, self.waits_for = 0, None, ""
+        self.failures, self.first_failure_time = 0, None
+        self.next_attempt_time, self.waits_for = None, ""
 
 
 @dataclass(slots=True)
@@ -242,7 +247,7 @@ class Saga:
         step.attempts += 1
         if not step.undo_begun:
             # From here on they are failures of the compensation.
-            step.failures = 0
+            step.failures, step.first_failure_time = 0, None
         step.undo_begun = True
         self._resume()
 

@@ -274,7 +274,8 @@ class SagaExecution:
             # A person has to act, and the poll of payments notices.
             pause_s = REFUND_REFUSED_S
         until = running.now + timedelta(seconds=pause_s)
-        record.postpone(describe(reply), until, waits_for(record.participant, reply))
+        waiting_for = waits_for(record.participant, reply)
+        record.postpone(describe(reply), running.now, until, waiting_for)
         log_failed_call(running.saga, record, reply, direction=direction, next_attempt=until)
 
     async def _wait_for(self, running: RunningSaga, records: list[StepRecord]) -> bool:

@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.db.figures import StoredFigures
+from common.db.figures import StoredFigure, StoredFigures
 from payment_service.model.payment import CANCELLABLE, PaymentState
 from payment_service.tables import payments
 
@@ -23,11 +23,6 @@ _state: Final = sa.case(
 ).label("state")
 
 OPEN_PAYMENTS: Final = StoredFigures(
-    "tally_open_payments",
-    "Payments that are still to be settled with the gateway, by state (PENDING is being "
-    "confirmed, UNKNOWN is looked up, CONFIRMED is given back, REFUND_REFUSED waits for a person, "
-    "since the gateway will not give it back)",
-    ("state",),
     sa.select(
         _state,
         sa.func.count().label("rows"),
@@ -39,5 +34,12 @@ OPEN_PAYMENTS: Final = StoredFigures(
     )
     .where(sa.or_(payments.c.due_time.is_not(None), _refund_refused))
     .group_by(_state),
-    known=[(state,) for state in (*sorted(CANCELLABLE), REFUND_REFUSED)],
+    StoredFigure(
+        "tally_open_payments",
+        "Payments that are still to be settled with the gateway, by state (PENDING is being "
+        "confirmed, UNKNOWN is looked up, CONFIRMED is given back, REFUND_REFUSED waits for a "
+        "person, since the gateway will not give it back)",
+        ("state",),
+        known=[(state,) for state in (*sorted(CANCELLABLE), REFUND_REFUSED)],
+    ),
 )

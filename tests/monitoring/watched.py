@@ -8,7 +8,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -38,6 +38,7 @@ class Watched:
     stack: FaultyStack
     audit: AuditServer
     prometheus: PrometheusClient
+    pause_file: Path
     card: str = "good_"
     """The prefix of the payment keys of the load."""
 
@@ -74,6 +75,9 @@ class Watched:
         """Let the audit check the whole books now."""
         assert self.audit.child is not None
         self.audit.child.send(signal.SIGHUP)
+
+
+Fault = Callable[[Watched], AbstractAsyncContextManager[None]]
 
 
 def audit_of(stack: FaultyStack, directory: Path) -> AuditServer:

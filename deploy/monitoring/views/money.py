@@ -71,8 +71,8 @@ FAILED_UNDOS: Final = Panel(
     width=12,
 )
 FAILED_UNDO_AGE: Final = Panel(
-    "The oldest with a failed compensation began",
-    "Seconds since the oldest saga with a failed compensation began, by kind.",
+    "For how long a compensation has failed",
+    "Seconds since the oldest failure of a compensation that is not done yet, by kind.",
     Unit.SECONDS,
     (Line(Now("max", Series("tally_active_failed_compensations_oldest_seconds"), ("kind",))),),
     Shape.FIGURE,

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from deploy.audit.audit import Limits, audit
-from deploy.audit.parts import Since
+from deploy.audit.touched import Since
 from deploy.local.plan import SERVICES
 from tests.integration.audit.conftest import Books
 

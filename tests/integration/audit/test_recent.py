@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from deploy.audit import audit, parts
+from deploy.audit import audit, touched
 from deploy.audit.units import CAMPAIGN, PRODUCT, USER, Units
 from tests.integration.audit.books import (
     CAMPAIGN as CAMPAIGN_ID,
@@ -96,7 +96,8 @@ async def test_each_unit_alone_needs_no_row_of_another(
         for name, checks in audit.SERVICES.items()
     }
     monkeypatch.setattr(audit, "SERVICES", services)
-    monkeypatch.setattr(parts, "_UNITS", {name: each.units for name, each in services.items()})
+    for name, checks in services.items():
+        monkeypatch.setitem(touched.UNITS, name, checks.units)
     found = await planted.pass_with("order", "SELECT 1", LATER)
     assert not found.differences, found.differences
 

@@ -68,7 +68,7 @@ async def test_the_charges_of_existing_accounts_are_summed(
     await connection.execute(written_before("user-000", 5, version=3, available_minor=77))
 
     await migrate(urls.owner, VERSIONS)
-    assert await connection.fetchval(REVISION) == "balance_0004"
+    assert await connection.fetchval(REVISION) == "balance_0005"
     found = {user: tuple(numbers) for user, *numbers in await connection.fetch(SUMS)}
     await connection.close()
     expected = {f"user-{number:03}": (107 + number, 3, 3) for number in range(ACCOUNTS)}

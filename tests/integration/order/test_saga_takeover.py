@@ -35,7 +35,8 @@ async def test_a_waiting_saga_is_not_taken_over_before_its_time(sagas: Sagas) ->
 async def waiting_for(sagas: Sagas, *names: str, lease_s: float = 0) -> Saga:
     """A saga that waits in its row."""
     saga = await sagas.add()
-    begin(saga, 0).postpone("UNAVAILABLE", datetime.now(UTC) + timedelta(hours=1), "")
+    now = datetime.now(UTC)
+    begin(saga, 0).postpone("UNAVAILABLE", now, now + timedelta(hours=1), "")
     saga.wait("UNAVAILABLE", names)
     await sagas.one.write(saga, lease_s=lease_s)
     return saga

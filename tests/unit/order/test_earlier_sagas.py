@@ -114,6 +114,7 @@ def test_a_field_that_is_not_stored_has_the_default_of_its_first_release() -> No
         "request_id": "",
         "undoes": "",
         "failures": 0,
+        "first_failure_time": None,
         "next_attempt_time": None,
         "waits_for": "",
         "undo_begun": False,

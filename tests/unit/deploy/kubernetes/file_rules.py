@@ -39,6 +39,8 @@ NEEDED: Final = {
     "gateway": {"/tmp": SCRATCH, "/var/lib/tally-gateway": SCRATCH},
 }
 """What a program uses without naming it, else /tmp: its root file system is read-only."""
+OF_OPERATORS: Final = {"paused-methods": {"methods"}}
+"""ConfigMaps that people make while Tally runs, and their keys: they are optional."""
 REFERENCES: Final = (
     ("ConfigMap", "pod.volumes[*].configMap.name"),
     ("ConfigMap", "container.envFrom[*].configMapRef.name"),
@@ -66,8 +68,9 @@ def files(each: Item, volume: Object) -> list[str]:
         data = SECRETS.get(secret["secretName"], {})
         items = secret.get("items") or [{"key": key, "path": key} for key in data]
         return [item["path"] for item in items if item["key"] in data]
-    found = each.overlay.find("ConfigMap", volume["configMap"]["name"])
-    return [*found.get("data", {})] if found else []
+    name = volume["configMap"]["name"]
+    found = each.overlay.find("ConfigMap", name)
+    return [*(found.get("data", {}) if found else OF_OPERATORS.get(name, ()))]
 
 
 def mounted(each: Item) -> dict[str, str]:
@@ -89,6 +92,7 @@ def mounted(each: Item) -> dict[str, str]:
     bad(["--dir", "/data"], "container.args", REDIS),
     bad("/etc/postgres/superuser/x", "env[POSTGRES_PASSWORD_FILE].value", POSTGRES),
     bad("redis", "pod.volumes[secret-key].secret.secretName", GATEWAY),
+    bad("/etc/tally/paused-methods/names", "env[TALLY_PAUSE_FILE].value"),
     bad([], "container.volumeMounts"),
 )
 def paths_are_mounted(each: Item) -> list[str]:
@@ -150,14 +154,17 @@ def mounts_and_volumes_are_pairs(each: Item) -> list[str]:
     removed("PriorityClass/*", ORDER),
     removed("ServiceAccount/order", ORDER),
     bad("pg", "spec.serviceName", POSTGRES),
+    bad(GONE, "pod.volumes[paused-methods].configMap.optional", ORDER),
 )
 def references_exist(each: Item) -> list[str]:
-    """A pod that names a missing object waits for it for ever."""
+    """A pod that names a missing object waits for it for ever, unless it is optional."""
+    config_maps = each.values("pod.volumes[*].configMap")
+    optional = {one["name"] for one in config_maps if one and one.get("optional")}
     return [
         f"there is no {kind} {name}"
         for kind, path in REFERENCES
         for name in filter(None, each.values(path))
-        if each.overlay.find(kind, name) is None
+        if each.overlay.find(kind, name) is None and name not in optional & OF_OPERATORS.keys()
     ]
 
 

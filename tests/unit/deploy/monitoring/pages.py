@@ -70,6 +70,8 @@ def page(service: str, replica: int, at_s: float) -> Page:
         lines += [
             'tally_open_payments{state="UNKNOWN"} 3.0',
             'tally_open_payments_oldest_seconds{state="UNKNOWN"} 61.0',
+            'tally_open_payments{state="REFUND_REFUSED"} 1.0',
+            'tally_open_payments_oldest_seconds{state="REFUND_REFUSED"} 7200.0',
             'tally_circuit_open{circuit="gateway.confirm"} 1.0',
             f'tally_gateway_outcomes_total{{asked="confirm",outcome="Confirmed"}} {at_s}',
         ]

@@ -56,6 +56,7 @@ def test_nothing_is_cut_off_at_100_by_30() -> None:
         "going forward                      12      1.4 s",
         "need attention                      2     12 min",
         "unknown     3, the oldest 61.0 s",
+        "no refund   1, the oldest 2 h",
         "audit       no verdict",
         "orders/min  create 3000  pay 0  cancel 0",
     ],

@@ -1,12 +1,11 @@
-"""Faults of a watched stack. Each lasts as long as its block."""
+"""Faults of rows: sessions keep them, or they are wrong. Each lasts as long as its block."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Final
 
@@ -16,18 +15,27 @@ from tally.balance.v1.balance_pb2 import (
     ListLedgerEntriesRequest,
 )
 from tally.order.v1 import order_pb2
-from tally_client import SagaNotRetryable, Tally, TallyError
+from tally_client import TallyError
 from tests.faults.stack import beside
-from tests.monitoring.watched import POLL_S, Watched
+from tests.monitoring.watched import Watched
 from tests.support.balances import won
 from tests.support.coupons import campaign, queue
-
-Fault = Callable[[Watched], AbstractAsyncContextManager[None]]
 
 HELD_USER: Final = "alerts:held"
 READERS: Final = 60
 """More than a replica has connections for reads."""
 SLOW_COMMIT_S: Final = 1.2
+CLOSE_A_CIRCLE: Final = """
+DO $$ BEGIN
+    -- Until the service waits for the record of the transaction that runs this.
+    FOR n IN 1 .. 2000 LOOP
+        EXIT WHEN EXISTS (SELECT FROM pg_locks
+                           WHERE NOT granted AND transactionid = pg_current_xact_id()::xid);
+        PERFORM pg_sleep(0.001);
+    END LOOP;
+    PERFORM FROM accounts WHERE user_id = 'alerts:held' FOR UPDATE;
+END $$
+"""
 
 
 async def _every(interval_s: float, call: Callable[[int], Awaitable[object]]) -> None:
@@ -41,49 +49,6 @@ async def _every(interval_s: float, call: Callable[[int], Awaitable[object]]) ->
         for number in count():
             group.create_task(one(number))
             await asyncio.sleep(interval_s)
-
-
-# -- processes ------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def without_redis(watched: Watched) -> AsyncIterator[None]:
-    watched.stack.kill_redis()
-    yield
-    watched.stack.redis.start()
-
-
-@asynccontextmanager
-async def without_gateway(watched: Watched) -> AsyncIterator[None]:
-    """It dies while it charges cards: nobody knows whether it did."""
-    watched.card = "slow_"
-    await asyncio.sleep(2.0)
-    watched.stack.gateway.kill()
-    watched.card = "good_"
-    yield
-    watched.stack.gateway.start()
-
-
-@asynccontextmanager
-async def replica_killed(watched: Watched) -> AsyncIterator[None]:
-    child = watched.stack.replicas[watched.stack.plan.addresses("coupon")[1]]
-    child.stop(signal.SIGKILL)
-    yield
-    watched.stack.restart_dead()
-
-
-@asynccontextmanager
-async def balance_paused(watched: Watched) -> AsyncIterator[None]:
-    """While cards are declined: what orders took from balances cannot be given back."""
-    watched.card = "decline_"
-    await asyncio.sleep(1.0)
-    watched.stack.signal("balance", signal.SIGSTOP)
-    yield
-    watched.stack.signal("balance", signal.SIGCONT)
-    watched.card = "good_"
-
-
-# -- sessions that nobody knows -------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -165,61 +130,63 @@ async def campaign_held(watched: Watched) -> AsyncIterator[None]:
             yield
 
 
-# -- books ----------------------------------------------------------------------------------
-
-
 @asynccontextmanager
-async def account_changed(watched: Watched) -> AsyncIterator[None]:
-    """Somebody takes money from a user by SQL. An audit follows, and one after it is put back."""
-    name = "alerts:changed"
-    change = "UPDATE accounts SET available_minor = available_minor - $2 WHERE user_id = $1"
+async def locked_in_another_order(watched: Watched) -> AsyncIterator[None]:
+    """A script writes a user's record first and then locks the account: Tally does the reverse."""
+    record = (
+        "INSERT INTO answers (method, scope, request_id, state, digest)"
+        f" VALUES ('DeductBalance', '{HELD_USER}', $1, 'CANCELLED', '')"
+    )
     async with watched.client() as tally, watched.superuser("balance") as session:
         await tally.balance.charge_balance(
-            ChargeBalanceRequest(user_id=name, amount=won(100), request_id=f"{name}:c")
+            ChargeBalanceRequest(user_id=HELD_USER, amount=won(1_000), request_id="held:c")
         )
-        await session.execute(change, name, 1)
-        watched.audit_all()
-        yield
-        await session.execute(change, name, -1)
-        watched.audit_all()
+        # Less than a service waits for a lock; the script itself is not ended.
+        await session.execute("ALTER SYSTEM SET deadlock_timeout = '20ms'")
+        await session.execute("SELECT pg_reload_conf()")
+        await session.execute("SET deadlock_timeout = '1min'")
+
+        async def deduct(request_id: str) -> None:
+            request = DeductBalanceRequest(user_id=HELD_USER, amount=won(1), request_id=request_id)
+            with contextlib.suppress(TallyError):
+                await tally.balance.deduct_balance(request, timeout_s=10)
+
+        async def run_script() -> None:
+            for number in count():
+                request_id = f"deadlock:{number}"
+                async with asyncio.TaskGroup() as group:
+                    script = session.transaction()
+                    await script.start()
+                    await session.execute(record, request_id)
+                    group.create_task(deduct(request_id))
+                    await session.execute(CLOSE_A_CIRCLE)
+                    await script.rollback()
+                await asyncio.sleep(0.5)
+
+        try:
+            async with beside(run_script()):
+                yield
+        finally:
+            async with watched.superuser("balance") as other:
+                await other.execute("ALTER SYSTEM RESET deadlock_timeout")
+                await other.execute("SELECT pg_reload_conf()")
 
 
 @asynccontextmanager
-async def deduction_stands(watched: Watched) -> AsyncIterator[None]:
-    """A person lets a deduction stand whose payment came to no end while the gateway was away."""
-    async with watched.client() as tally:
-        async with without_gateway(watched):
-            saga_id = await _let_one_stand(tally)
-        await _until_resolved(tally, saga_id)
-        watched.audit_all()
-        yield
-        # A case is new in one verdict.
-        watched.audit_all()
+async def saga_not_readable(watched: Watched) -> AsyncIterator[None]:
+    """A saga as no release has written it, which operators list and ask for."""
+    async with watched.client() as tally, watched.superuser("order") as session:
+        query = "SELECT saga_id::text, user_id, facts FROM sagas WHERE state = 'COMPLETED' LIMIT 1"
+        saga_id, user_id, facts = await session.fetchrow(query)
+        change = "UPDATE sagas SET facts = $2::jsonb WHERE saga_id = $1::uuid"
+        await session.execute(change, saga_id, "[]")
 
+        async def look(_number: int) -> None:
+            await tally.saga.list_sagas(order_pb2.ListSagasRequest(user_id=user_id))
+            await tally.saga.get_saga(order_pb2.GetSagaRequest(saga_id=saga_id))
 
-async def _until_resolved(tally: Tally, saga_id: str) -> None:
-    request = order_pb2.ListSagasRequest(state=order_pb2.Saga.STATE_RESOLVED)
-    while True:
-        if any(saga.saga_id == saga_id for saga in (await tally.saga.list_sagas(request)).sagas):
-            return
-        await asyncio.sleep(POLL_S)
-
-
-async def _let_one_stand(tally: Tally) -> str:
-    """Resolve the first saga that needs attention, but for its deduction; returns its id."""
-    request = order_pb2.ListSagasRequest(state=order_pb2.Saga.STATE_NEEDS_ATTENTION)
-    stands = order_pb2.StandingEffect(step="deduct_balance", reason="paid at the counter")
-    while True:
-        for saga in (await tally.saga.list_sagas(request)).sagas:
-            # It may have ended meanwhile: then the next one.
-            with contextlib.suppress(SagaNotRetryable):
-                await tally.saga.resolve_saga(
-                    order_pb2.ResolveSagaRequest(
-                        saga_id=saga.saga_id,
-                        reason="by hand",
-                        request_id=saga.saga_id,
-                        standing=[stands],
-                    )
-                )
-                return saga.saga_id
-        await asyncio.sleep(POLL_S)
+        try:
+            async with beside(_every(0.5, look)):
+                yield
+        finally:
+            await session.execute(change, saga_id, facts)
