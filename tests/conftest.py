@@ -14,6 +14,7 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import ROOT, Databases, clone_of
 from tests.support.ends import stand_ins_noted, undeclared
+from tests.support.time_limits import LONG_S
 
 # Tracebacks as a replica logs them. The default, with every local variable, takes seconds each.
 structlog.configure(
@@ -95,6 +96,12 @@ def redis_url(request: pytest.FixtureRequest) -> str:
         return ""
     server: ValkeyServer = request.getfixturevalue("valkey_server")
     return server.url
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command to Redis fails because the tests keep the machine busy."""
+    monkeypatch.setattr("common.locking.redis.TIMEOUT_S", LONG_S)
 
 
 @pytest.fixture(scope="session")

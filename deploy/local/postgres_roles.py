@@ -72,7 +72,8 @@ def database_sql(database: str, service: str, template: str | None = None) -> st
         checked_name(name)
     create = f'CREATE DATABASE "{database}" OWNER "tally_{service}_owner"'
     if template is not None:
-        create += f' TEMPLATE "{template}"'
+        # A copy of the files costs half of what their pages cost in the WAL, if fsync is off.
+        create += f' TEMPLATE "{template}" STRATEGY FILE_COPY'
     return f"""
 REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;
 SELECT '{create}'

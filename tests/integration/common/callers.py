@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
@@ -13,6 +13,7 @@ from common.errors import Code
 from common.rpc.client import ServiceClient
 from common.rpc.status import from_rpc_error
 from tests.integration.common.echo import EchoStub
+from tests.support.waits import until_true
 
 LIMIT_S = 90.0
 
@@ -53,15 +54,10 @@ class Callers:
             yield
             over.set()
 
-    async def until(self, met: Callable[[], bool]) -> None:
-        async with asyncio.timeout(LIMIT_S):
-            while not met():  # noqa: ASYNC110 - counted by the calls
-                await asyncio.sleep(0.005)
-
     async def more(self, count: int) -> None:
         """Return when this many more calls have ended, well or not."""
         enough = len(self.answered_by) + len(self.failed) + count
-        await self.until(lambda: len(self.answered_by) + len(self.failed) >= enough)
+        await until_true(lambda: len(self.answered_by) + len(self.failed) >= enough)
 
 
 async def replicas_seen(client: ServiceClient[EchoStub], calls: int) -> Counter[str]:

@@ -12,7 +12,6 @@ from common.locking.redis import open_server
 from deploy.local.postgres_roles import ServiceUrls
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases, name_of
-from tests.support.time_limits import LONG_S
 
 NUMBERS = """
 CREATE TABLE numbers (
@@ -40,10 +39,7 @@ async def database(core_urls: ServiceUrls) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def redis(
-    valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Redis]:
-    monkeypatch.setattr("common.locking.redis.TIMEOUT_S", LONG_S)
+async def redis(valkey_server: ValkeyServer, slow_machine: None) -> AsyncIterator[Redis]:
     client = open_server(valkey_server.url)
     yield client
     await client.aclose()

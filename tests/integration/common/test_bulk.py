@@ -25,6 +25,7 @@ from tests.integration.common.test_lane import (
     submit_all,
 )
 from tests.support.bulk_waits import BulkWaits
+from tests.support.waits import until_true
 
 SINGLE = range(10, 200)
 BULK = range(200, 1_000)
@@ -47,8 +48,7 @@ async def while_a_batch_is_held(
 
 
 async def until_entered(lane: Lane[Insert, int], commands: int) -> None:
-    while lane._queues.arrived < commands:  # noqa: ASYNC110 - nothing else shows it
-        await asyncio.sleep(0)
+    await until_true(lambda: lane._queues.arrived >= commands)
 
 
 # -- single calls beside it ----------------------------------------------------------------------

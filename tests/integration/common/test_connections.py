@@ -21,6 +21,7 @@ from tally_client.rpc import channels
 from tests.integration.common.callers import Callers
 from tests.integration.common.echo import Echo, EchoStub, Held, client_of, serving
 from tests.support.cluster import dns
+from tests.support.waits import until_true
 
 CALLERS = 8
 AGE_S = 0.5
@@ -185,10 +186,10 @@ async def test_a_client_finds_a_new_replica_when_its_connections_have_aged(
             await each.callers.more(1)
             each.addresses.append("127.0.0.2")
         answered_by = aged.callers.answered_by
-        await aged.callers.until(lambda: "new" in answered_by)
+        await until_true(lambda: "new" in answered_by)
         for each in both:
             each.addresses.remove("127.0.0.1")
-        await aged.callers.until(lambda: set(answered_by[-10 * CALLERS :]) == {"new"})
+        await until_true(lambda: set(answered_by[-10 * CALLERS :]) == {"new"})
         # The connection of the held calls has aged, and others were opened and closed after it.
         assert aged.connections(held=False)[-1] not in aged.connections(held=True)
         before = answered_by.count("old")

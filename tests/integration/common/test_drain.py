@@ -14,6 +14,7 @@ from common.rpc.health import Health
 from common.rpc.server import GrpcServer
 from tests.integration.common.callers import Callers, replicas_seen, until_seen
 from tests.integration.common.echo import Held, client_of, serving
+from tests.support.waits import until_true
 
 CALLERS = 16
 HELD = 8
@@ -60,7 +61,7 @@ async def test_no_call_fails_while_one_of_two_replicas_drains() -> None:
         async with callers.calling():
             await callers.more(5 * CALLERS)
             draining = asyncio.create_task(two.stopping.drain())
-            await callers.until(lambda: two.stopping._handlers._stopping)
+            await until_true(lambda: two.stopping._handlers._stopping)
             await callers.more(20 * CALLERS)
             assert not draining.done(), "it waits for the calls in flight"
             before = callers.answered_by.count("goes")

@@ -30,8 +30,10 @@ from tests.integration.common.echo import (
     refusal_of,
 )
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 SECRET = "postgresql://u:hunter2@db/tally"
+IN_FLIGHT = "tally_grpc_calls_in_flight"
 
 
 def counted(*codes: str) -> list[float]:
@@ -273,6 +275,8 @@ async def test_a_slot_is_free_again_after_every_kind_of_end() -> None:
         async with connected(echo, max_concurrent_calls=1) as client:
             for _ in range(3):
                 assert (await refusal_of(client.say())).reason != "OVERLOADED"
+                # The slot becomes free after the client has the status.
+                await until_true(lambda: metrics.REGISTRY.get_sample_value(IN_FLIGHT) == 0)
             await client.say()
             await client.say()
     after = counted("OK", "RESOURCE_EXHAUSTED", "INTERNAL")

@@ -276,7 +276,7 @@ async def limited(
     core_urls: ServiceUrls, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Database]:
     """As ``database``, with short limits for a statement and for the pool."""
-    monkeypatch.setattr("common.db.database.STATEMENT_TIMEOUT_MS", 250)
+    monkeypatch.setattr("common.db.database.STATEMENT_TIMEOUT_MS", 1_000)
     monkeypatch.setattr(pool, "WAIT_S", 0.05)
     opened = open_pools(core_urls.runtime, application_name="core test", pool_size=6)
     yield opened
@@ -303,7 +303,7 @@ async def test_a_batch_that_is_slow_as_a_whole_is_given_up_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When the time to divide it is over, no part of it is tried any more."""
-    monkeypatch.setattr(batch, "SLOW_S", 0.4)
+    monkeypatch.setattr(batch, "SLOW_S", 1.5)
     postgres_server.run_sql(SLOW.format(0, 50), database=name_of(core_urls))
     decide = Inserts()
     results = await submit_all(lane_of(limited, decide), range(50))

@@ -20,7 +20,7 @@ from tests.integration.common.test_lane import (
     Inserts,
     lane_of,
 )
-from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 
 def value(name: str) -> float:
@@ -128,9 +128,8 @@ async def test_a_batch_that_waits_for_a_connection_holds_no_rows(
         for _ in range(database.lanes.size):
             await sessions.enter_async_context(database.lanes.connect())
         call = asyncio.ensure_future(lane.submit(Insert(1)))
-        async with asyncio.timeout(LONG_S):
-            while not REGISTRY.get_sample_value("tally_pool_waiting", {"pool": "lanes"}):  # noqa: ASYNC110
-                await asyncio.sleep(0)
+        waiting = {"pool": "lanes"}
+        await until_true(lambda: REGISTRY.get_sample_value("tally_pool_waiting", waiting))
         clock.now += 30.0
     assert await call == -1
     await lane.close()

@@ -13,7 +13,7 @@ from deploy.local.valkey import ValkeyServer
 
 
 @pytest.fixture
-async def marks(valkey_server: ValkeyServer) -> AsyncIterator[InProgressMarks]:
+async def marks(valkey_server: ValkeyServer, slow_machine: None) -> AsyncIterator[InProgressMarks]:
     async with open_marks(valkey_server.url) as opened:
         yield opened
 

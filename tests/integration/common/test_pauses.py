@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -27,6 +27,7 @@ from tests.integration.common.echo import (
     connected,
     refusal_of,
 )
+from tests.support.waits import until_true
 
 COUNT = f"/{NAME}/Count"
 
@@ -72,12 +73,6 @@ def gauge(name: str = "tally_paused_methods") -> float:
     return value
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - the file is polled too
-            await asyncio.sleep(0.001)
-
-
 def assert_paused(refusal: RemoteRefusal) -> None:
     assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "PAUSED")
     assert refusal.retry_after_s == 30.0
@@ -89,15 +84,15 @@ async def test_a_method_is_paused_and_resumed_while_the_server_runs(file: PauseF
         async with connected(Echo(None, counted), pause_file=str(file.path)) as client:
             assert (await client.say("1")).value == "1"
             file.write(f"# too many\n{NAME}/Say\n")
-            await until(lambda: gauge() == 1)
+            await until_true(lambda: gauge() == 1)
             assert_paused(await refusal_of(client.say("2")))
             assert [each.value async for each in client.count("3")] == ["3"]
             file.write(NAME)
-            await until(lambda: gauge() == 2)
+            await until_true(lambda: gauge() == 2)
             assert_paused(await refusal_of(client.count("4").read()))
             await client.check()
             file.remove()
-            await until(lambda: gauge() == 0)
+            await until_true(lambda: gauge() == 0)
             assert (await client.say("5")).value == "5"
     told = [(line["event"], line.get("methods")) for line in logged if "methods" in line]
     assert told == [
@@ -128,7 +123,7 @@ async def test_what_was_paused_stays_so_after_a_file_that_is_rejected(
                 file.become_a_directory()
             else:
                 file.write(content)
-            await until(lambda: any(line["event"] == "pause_file_rejected" for line in logged))
+            await until_true(lambda: any(line["event"] == "pause_file_rejected" for line in logged))
             await asyncio.sleep(0.05)
             assert gauge("tally_pause_file_rejected") == 1
             assert (await client.say("1")).value == "1"
@@ -156,7 +151,7 @@ async def test_a_call_that_runs_when_its_method_is_paused_ends(file: PauseFile) 
         call = asyncio.ensure_future(client.say("1"))
         await held.begun.wait()
         file.write(NAME)
-        await until(lambda: gauge() == 2)
+        await until_true(lambda: gauge() == 2)
         held.release.set()
         assert (await call).value == "1"
 

@@ -13,26 +13,21 @@ from common.metrics import REGISTRY
 from deploy.local.valkey import ValkeyServer
 from tests.support.redis_stand_in import OK, RedisStandIn
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 
 def absent() -> float | None:
     return REGISTRY.get_sample_value("tally_lock_absent")
 
 
-async def until_absent_is(value: float) -> None:
-    async with asyncio.timeout(LONG_S):
-        while absent() != value:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def test_redis_that_leaves_and_returns_is_seen_without_a_call(tmp_path: Path) -> None:
     with ValkeyServer(tmp_path) as server:
         async with open_locks(server.url):
-            await until_absent_is(0)
+            await until_true(lambda: absent() == 0)
             server.stop()
-            await until_absent_is(1)
+            await until_true(lambda: absent() == 1)
             server.start()
-            await until_absent_is(0)
+            await until_true(lambda: absent() == 0)
     assert absent() == 0, "locks that are closed do not count"
 
 

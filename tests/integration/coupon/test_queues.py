@@ -23,6 +23,7 @@ from coupon_service.store import queue_scripts
 from coupon_service.store.queue import Queues, open_queues
 from coupon_service.store.queue_entries import Finished, IssuedBefore, Refused
 from deploy.local.valkey import ValkeyServer
+from tests.support.time_limits import long_limits
 
 KEEP = timedelta(hours=1)
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -36,8 +37,9 @@ async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def queues(valkey_server: ValkeyServer) -> AsyncIterator[Queues]:
-    async with open_queues(valkey_server.url, waiting_max=100, keep=KEEP) as opened:
-        yield opened
+    with long_limits():
+        async with open_queues(valkey_server.url, waiting_max=100, keep=KEEP) as opened:
+            yield opened
 
 
 @pytest.fixture

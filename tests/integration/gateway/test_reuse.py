@@ -15,7 +15,7 @@ from tests.support.gateway_wire import LOST, Reply, Request, gateway_wire, reply
 async def test_connections_are_used_again_until_they_idle_too_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exchange, "_IDLE_S_MAX", 0.2)
+    monkeypatch.setattr(exchange, "_IDLE_S_MAX", 2.0)
     async with gateway_wire(pays) as wire, adapter(wire.url) as toss:
         for number in range(5):
             assert type(await toss.confirm(charge(number))) is Confirmed

@@ -153,7 +153,7 @@ async def test_lanes_and_outcomes_of_saga_steps(
     }
 
 
-async def test_outcomes_of_locks_and_marks(valkey_server: ValkeyServer) -> None:
+async def test_outcomes_of_locks_and_marks(valkey_server: ValkeyServer, slow_machine: None) -> None:
     samples = ("tally_lock_keys_total", "tally_marks_total")
     before, key = [counts(sample, "outcome") for sample in samples], new_id()
     for url in (valkey_server.url, NOWHERE):

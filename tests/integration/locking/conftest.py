@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
@@ -15,7 +14,7 @@ from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
 from deploy.local.valkey import ValkeyServer
 from tests.support.databases import Databases, name_of
-from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 
 @pytest.fixture
@@ -27,12 +26,6 @@ def key() -> str:
 async def redis(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
     async with Redis.from_url(valkey_server.url, decode_responses=True) as client:
         yield client
-
-
-@pytest.fixture
-def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command fails because the tests keep the machine busy."""
-    monkeypatch.setattr("common.locking.redis.TIMEOUT_S", LONG_S)
 
 
 @pytest.fixture
@@ -48,19 +41,13 @@ async def replicas(
             for _ in range(2)
         ]
         for locks in opened:
-            await until(locks._channel_ready)
+            await until_true(locks._channel_ready)
         yield opened
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LONG_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def settled(*replicas: KeyLocks) -> None:
     """Until nobody holds or waits, and no release is in flight."""
-    await until(lambda: not any(len(locks._tasks) for locks in replicas))
+    await until_true(lambda: not any(len(locks._tasks) for locks in replicas))
 
 
 # -- a database whose writes compare the fence ---------------------------------------------------

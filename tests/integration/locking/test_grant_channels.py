@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from common.locking.grant_channel import ClusterChannels, ended
-from tests.integration.locking.conftest import until
+from tests.support.waits import until_true
 
 
 class Cluster:
@@ -51,8 +51,8 @@ async def test_the_subscription_of_a_former_primary_ends() -> None:
     opened: Any = Deaf
     channels = ClusterChannels(cluster, opened, lambda _opened: opened())
     task = asyncio.create_task(channels.run())
-    await until(lambda: Deaf.running == 2)
+    await until_true(lambda: Deaf.running == 2)
     cluster.ports = (2,)
-    await until(lambda: Deaf.running == 1)
+    await until_true(lambda: Deaf.running == 1)
     await ended(task)
     assert Deaf.running == 0

@@ -17,11 +17,12 @@ from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import TURNS_MAX, redis_keys
 from common.locking.lock_errors import InvalidLock, LockBusy, LockLost, LockUnavailable
-from common.locking.lock_limits import KEY_BYTES_MAX, KEYS_MAX
+from common.locking.lock_limits import KEY_BYTES_MAX, KEYS_MAX, LEASE_S
 from common.metrics import REGISTRY
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import settled, until
+from tests.integration.locking.conftest import settled
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 WAIT_S = LONG_S
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -185,10 +186,13 @@ async def test_a_lease_is_renewed_while_it_is_held_and_not_after(
     valkey_server: ValkeyServer, redis: Redis, key: str, slow_machine: None
 ) -> None:
     async with open_key_locks(
-        valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=0.3
+        valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=LEASE_S
     ) as locks:
         async with locks.hold([key], wait_s=WAIT_S, required=True, cancel_on_loss=True) as hold:
-            await asyncio.sleep(0.7)
+            assert hold._lease is not None
+            began_with = hold._lease.until
+            # Two renewals, while the lease that it began with ends.
+            await until_true(lambda: asyncio.get_running_loop().time() > began_with)
             hold.check()
             assert await redis.pttl(key) > 0
         await settled(locks)
@@ -224,7 +228,7 @@ async def test_a_lost_lock_lets_a_holder_go_on_that_does_not_ask(
         locks.hold([key], wait_s=WAIT_S) as hold,
     ):
         await redis.delete(key)
-        await until(lambda: hold.lost)
+        await until_true(lambda: hold.lost)
         with pytest.raises(LockLost):
             hold.check()
 
@@ -249,7 +253,7 @@ async def test_the_keys_of_an_unknown_commit_expire_and_are_not_freed(
     valkey_server: ValkeyServer, redis: Redis, key: str, slow_machine: None
 ) -> None:
     async with open_key_locks(
-        valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=0.3
+        valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=LEASE_S
     ) as locks:
         async with locks.hold([key], wait_s=WAIT_S) as hold:
             hold.leave_to_expire()

@@ -24,11 +24,12 @@ from common.locking.key_scripts import CHANNEL, redis_keys
 from common.locking.lock_errors import LockUnavailable
 from common.locking.redis import RedisUnavailable
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import settled, until
+from tests.integration.locking.conftest import settled
 from tests.integration.locking.worker import Work
 from tests.support.fake_server import TcpProxy
 from tests.support.lock_workers import worker
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 LEASE_S = 0.3
 
@@ -39,7 +40,7 @@ async def short(valkey_server: ValkeyServer, slow_machine: None) -> AsyncIterato
     async with open_key_locks(
         valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=LEASE_S
     ) as locks:
-        await until(locks._channel_ready)
+        await until_true(locks._channel_ready)
         yield locks
 
 
@@ -124,7 +125,7 @@ async def test_the_leases_of_many_locks_are_renewed_in_time(
         ]
         leases = [hold._lease for hold in holds if hold._lease is not None]
         granted_until = [lease.until for lease in leases]
-        await until(
+        await until_true(
             lambda: all(
                 lease.until > before for lease, before in zip(leases, granted_until, strict=True)
             )
@@ -162,7 +163,7 @@ async def test_a_release_wakes_one_waiter(
         ]
         messages: list[str] = []
         for locks in replicas:
-            await until(locks._channel_ready)
+            await until_true(locks._channel_ready)
             channel: Any = locks._channel
             deliver = channel._deliver
             channel._deliver = partial(note, messages, deliver)
@@ -186,7 +187,7 @@ async def test_a_waiter_that_was_killed_is_passed_over(
         open_key_locks(valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=600.0) as locks,
         contextlib.AsyncExitStack() as exits,
     ):
-        await until(locks._channel_ready)
+        await until_true(locks._channel_ready)
         hold = await locks.hold([key], wait_s=LONG_S).__aenter__()
         work = Work(valkey_server.url, key, 1, lease_s=600.0)
         dead = await exits.enter_async_context(worker(work))

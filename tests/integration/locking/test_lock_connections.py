@@ -16,9 +16,10 @@ from common.locking.key_scripts import redis_keys
 from common.locking.lock_errors import LockBusy, LockLost, LockUnavailable
 from common.locking.marks import open_marks
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import settled, until
+from tests.integration.locking.conftest import settled
 from tests.support.fake_server import TcpProxy
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 LEASE_S = 0.3
 LATE_S = 0.2
@@ -99,10 +100,10 @@ async def test_a_doubled_reply_renews_nothing(
             assert lease is not None
             granted_until = lease.until
             proxy.mangle = keep
-            await until(lambda: lease.until > granted_until)
+            await until_true(lambda: lease.until > granted_until)
             renewed_until = lease.until
             await redis.delete(key)
-            await until(lambda: hold.lost)
+            await until_true(lambda: hold.lost)
             assert lease.until == renewed_until
             assert not proxy.first_reply
 
@@ -147,7 +148,7 @@ async def test_a_partition_ends_the_hold_before_the_lease(
     url = through(proxy, valkey_server)
     async with open_key_locks(url, "test", waiting=Waiting.HANDOFF, lease_s=LEASE_S) as locks:
         assert locks._terms is not None
-        await until(locks._channel_ready)
+        await until_true(locks._channel_ready)
         proxy.late_s = LATE_S
         with pytest.raises(LockLost):
             async with locks.hold([key], wait_s=LONG_S, required=True, cancel_on_loss=True) as hold:
@@ -177,7 +178,7 @@ async def test_a_message_missed_during_a_reconnect_is_made_up_for(
         open_key_locks(url, "test", waiting=Waiting.HANDOFF) as waiter,
         open_key_locks(valkey_server.url, "test", waiting=Waiting.HANDOFF) as holder,
     ):
-        await until(waiter._channel_ready)
+        await until_true(waiter._channel_ready)
         (subscription,) = proxy.flows
         hold = await holder.hold([key], wait_s=LONG_S).__aenter__()
         waiting: Any = asyncio.create_task(waiter.hold([key], wait_s=LONG_S).__aenter__())
@@ -196,7 +197,7 @@ async def test_redis_that_was_away_locks_again(
 ) -> None:
     url = through(proxy, valkey_server)
     async with open_key_locks(url, "test", waiting=Waiting.HANDOFF) as locks:
-        await until(locks._channel_ready)
+        await until_true(locks._channel_ready)
         proxy.target = "127.0.0.1:1"
         proxy.cut()
         async with locks.hold([key], wait_s=LONG_S) as hold:
@@ -207,4 +208,4 @@ async def test_redis_that_was_away_locks_again(
             async with locks.hold([key], wait_s=LONG_S) as hold:
                 guarded = hold.guarded
             await asyncio.sleep(0.001)
-        await until(locks._channel_ready)
+        await until_true(locks._channel_ready)

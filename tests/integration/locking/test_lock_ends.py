@@ -17,8 +17,8 @@ from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import redis_keys
 from common.locking.lock_errors import LockLost, LocksClosed
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import until
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 LEASE_S = 0.3
 
@@ -28,7 +28,7 @@ async def locks(valkey_server: ValkeyServer, slow_machine: None) -> AsyncIterato
     async with open_key_locks(
         valkey_server.url, "test", waiting=Waiting.HANDOFF, lease_s=LEASE_S
     ) as opened:
-        await until(opened._channel_ready)
+        await until_true(opened._channel_ready)
         yield opened
 
 
@@ -42,7 +42,7 @@ async def test_a_lock_held_when_its_locks_close_ends_with_its_lease(
     assert lease is not None
     first_end = lease.until
     if renewed:
-        await until(lambda: lease.until > first_end)
+        await until_true(lambda: lease.until > first_end)
     lost = asyncio.Event()
     hold.when_lost(lost.set)
     await locks.close()

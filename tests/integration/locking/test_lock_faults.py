@@ -13,10 +13,11 @@ from redis.asyncio import Redis
 
 from common.locking.key_line import Waiting
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import counting, until
+from tests.integration.locking.conftest import counting
 from tests.integration.locking.worker import Work
 from tests.support.fake_server import TcpProxy
 from tests.support.lock_workers import Worker, ended, overlaps, worker
+from tests.support.waits import until_true
 
 LEASE_S = 0.3
 
@@ -180,7 +181,7 @@ async def test_a_bad_line_to_redis_lets_no_stale_write_in(
         async with worker(bad) as faulty, worker(direct) as well:
             for fault in (_partition, _lost_replies, _doubled_replies):
                 await fault(line)
-                await until(lambda: not line.loses and not line.doubles)
+                await until_true(lambda: not line.loses and not line.doubles)
                 for each in (faulty, well):
                     again = len(each.held) + 5
                     await each.until(lambda each=each, again=again: len(each.held) >= again)

@@ -14,8 +14,9 @@ from common.locking.key_line import Waiting
 from common.locking.key_locks import KeyLocks, open_key_locks
 from common.locking.key_scripts import TURNS_MAX, redis_keys
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import settled, until
+from tests.integration.locking.conftest import settled
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 
 @pytest.mark.parametrize("waiting", [Waiting.SPIN, Waiting.HANDOFF])
@@ -71,7 +72,7 @@ async def test_callers_that_leave_are_forgotten_and_cost_no_command(
     ]
     await queued(redis, key)
     line = locks._lines[(key,)]
-    await until(lambda: line._refused)
+    await until_true(lambda: line._refused)
     before = len(entered)
     for task in waiting[1:]:
         task.cancel()
@@ -98,7 +99,7 @@ async def test_a_key_that_is_handed_over_has_the_lease_of_its_message(
             )
             for lease_s in (0.5, 60.0)
         ]
-        await until(long._channel_ready)
+        await until_true(long._channel_ready)
         first = await short.hold([key], wait_s=LONG_S).__aenter__()
         waiting = asyncio.create_task(long.hold([key], wait_s=LONG_S).__aenter__())
         await queued(redis, key)
@@ -109,7 +110,7 @@ async def test_a_key_that_is_handed_over_has_the_lease_of_its_message(
         assert lease is not None
         assert lease.until <= asyncio.get_running_loop().time() + 0.5
         # It is renewed at once, for the time of its new owner.
-        await until(lambda: lease.until > asyncio.get_running_loop().time() + 30.0)
+        await until_true(lambda: lease.until > asyncio.get_running_loop().time() + 30.0)
         assert await redis.pttl(key) > 30_000
         long.ended(hold)
 
@@ -137,7 +138,7 @@ async def test_a_message_from_before_the_last_refusal_grants_nothing(
     waiting = asyncio.create_task(replicas[0].hold([key], wait_s=LONG_S).__aenter__())
     await queued(redis, key)
     line = replicas[0]._lines[(key,)]
-    await until(lambda: line._refused)
+    await until_true(lambda: line._refused)
     assert replicas[0]._terms is not None
     (number,) = replicas[0]._terms.lines
     replicas[0].deliver(f"{number}:{(other.fence or 0) + 1}:{earlier_ms}:60000")

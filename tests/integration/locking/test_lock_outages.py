@@ -14,9 +14,10 @@ from common.locking.key_locks import open_key_locks
 from common.locking.lock_errors import LockBusy, LockUnavailable
 from common.locking.redis import CONNECTIONS_MAX, FAILURES_MAX
 from deploy.local.valkey import ValkeyServer
-from tests.integration.locking.conftest import settled, until
+from tests.integration.locking.conftest import settled
 from tests.support.fake_server import TcpProxy
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 STALL_S = 0.15
 """Longer than a command's limit, shorter than a lease."""
@@ -69,7 +70,7 @@ async def test_a_stall_of_three_renewals_loses_no_lock(url: str, proxy: Stalling
                 for hold, end in zip(holds, ends, strict=True)
             )
 
-        await until(renewed_or_lost)
+        await until_true(renewed_or_lost)
         assert not proxy.stalls
         assert [hold.lost for hold in holds] == [False] * 3
 
@@ -96,7 +97,7 @@ async def test_a_redis_that_is_mute_after_a_refusal_leaves_the_key_busy(
     await redis.set(key, "another:1")
     async with open_key_locks(url, "test", waiting=Waiting.SPIN) as locks:
         waiting = asyncio.create_task(locks.hold([key], wait_s=WAIT_S).__aenter__())
-        await until(lambda: any(line._refused for line in locks._lines.values()))
+        await until_true(lambda: any(line._refused for line in locks._lines.values()))
         proxy.forwards.clear()
         with pytest.raises(LockBusy):
             await waiting
@@ -112,7 +113,7 @@ async def test_a_caller_that_joins_a_waiting_line_finds_the_key_busy(
     await redis.set(key, "another:1")
     async with open_key_locks(url, "test", waiting=waiting) as locks:
         first = asyncio.create_task(locks.hold([key], wait_s=LONG_S).__aenter__())
-        await until(lambda: any(line._refused for line in locks._lines.values()))
+        await until_true(lambda: any(line._refused for line in locks._lines.values()))
         with pytest.raises(LockBusy):
             await locks.hold([key], wait_s=0.001).__aenter__()
         first.cancel()

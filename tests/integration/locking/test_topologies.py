@@ -17,9 +17,10 @@ from common.locking.lock_errors import InvalidLock
 from common.locking.marks import open_marks
 from common.locking.redis import connection_problem, slot_of
 from common.locking.redis_lock import open_locks
-from tests.integration.locking.conftest import settled, until
+from tests.integration.locking.conftest import settled
 from tests.support.redis_topologies import Nodes, three_nodes, watched
 from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ async def two_replicas(url: str) -> AsyncIterator[list[KeyLocks]]:
             for _ in range(2)
         ]
         for locks in replicas:
-            await until(locks._channel_ready)
+            await until_true(locks._channel_ready)
         yield replicas
 
 
@@ -67,7 +68,7 @@ async def until_guarded(replicas: list[KeyLocks], key: str) -> None:
                 await settled(locks)
                 await asyncio.sleep(0.01)
         for locks in replicas:
-            await until(locks._channel_ready)
+            await until_true(locks._channel_ready)
 
 
 async def test_sentinel_names_the_primary_and_after_a_failover_the_new_one(

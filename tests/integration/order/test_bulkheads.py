@@ -16,7 +16,7 @@ from tests.support.databases import open_transaction
 from tests.support.orders import Shop, open_shop, set_item
 from tests.support.payments import until
 from tests.support.refusals import Results, outcome
-from tests.support.time_limits import LONG_S
+from tests.support.waits import until_true
 
 HELD = 12
 CHANGES = 900
@@ -49,12 +49,6 @@ async def until_held(sql: Sql) -> None:
 def turns_in_vain() -> int:
     """How many transactions have waited for a row that stayed held."""
     return int(REGISTRY.get_sample_value("tally_lane_faults_total", TURN) or 0)
-
-
-async def until_turns(count: int) -> None:
-    async with asyncio.timeout(LONG_S):
-        while turns_in_vain() < count:  # noqa: ASYNC110 - a counter
-            await asyncio.sleep(0.005)
 
 
 def when_queued(product_id: str, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
@@ -97,7 +91,7 @@ async def test_held_products_delay_no_cart(
 
 
 async def test_held_products_delay_only_their_own_orders(
-    shop: Shop, order_database: ServiceUrls, sql: Sql
+    shop: Shop, order_database: ServiceUrls, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Carts, other orders and the sweeps go on, and so does what waits for a row for a moment."""
     held = [await shop.product(10) for _ in range(HELD)]
@@ -112,8 +106,9 @@ async def test_held_products_delay_only_their_own_orders(
         await set_by_others(shop, tea)
         await shop.order("bob", {tea: 1})
         async with open_transaction(order_database, LOCK.format(f"'{cup}'")):
+            queued = when_queued(cup, monkeypatch)
             short = asyncio.ensure_future(shop.order("cid", {cup: 1}))
-            await asyncio.sleep(0)
+            await queued.wait()
         await short
         sql(f"UPDATE orders SET expire_time = now() WHERE order_id = '{overdue.order_id}'")
         await until(lambda: shop.get(overdue), lambda order: order.state == pb.Order.STATE_EXPIRED)
@@ -150,7 +145,8 @@ async def test_stuck_rows_leave_a_turn_to_a_row_held_for_a_moment(
         ids = ", ".join(f"'{id_}'" for id_ in held)
         async with open_transaction(order_database, LOCK.format(ids)):
             waiting = asyncio.gather(*(shop.order(f"w{n}", {id_: 1}) for n, id_ in enumerate(held)))
-            await until_turns(turns_in_vain() + 2 * HELD)
+            enough = turns_in_vain() + 2 * HELD
+            await until_true(lambda: turns_in_vain() >= enough)
             async with open_transaction(order_database, LOCK.format(f"'{cup}'")):
                 queued = when_queued(cup, monkeypatch)
                 short = asyncio.ensure_future(shop.order("cid", {cup: 1}))

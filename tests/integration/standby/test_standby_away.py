@@ -13,8 +13,8 @@ from tests.integration.contract.services import Services
 from tests.integration.contract.statuses import Status
 from tests.support.contract import METHODS
 from tests.support.databases import StackDatabases
+from tests.support.payments import until
 from tests.support.standby import Standby
-from tests.support.time_limits import LONG_S
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
@@ -85,12 +85,14 @@ async def test_no_write_is_confirmed_before_the_standby_has_it(
         await restart(services, stack_databases)
         for _ in range(2):
             assert await replies(services, requests) == none
-    async with asyncio.timeout(LONG_S):
-        while None in await replies(services, requests):  # noqa: ASYNC110 - a server
-            await asyncio.sleep(0.1)
+    await until(lambda: replies(services, requests), confirmed)
     async with services.unchanged():
-        again = await replies(services, requests)
+        again = await until(lambda: replies(services, requests), confirmed)
     assert [name for name, one in zip(WRITES, again, strict=True) if not replayed(one)] == []
+
+
+def confirmed(responses: list[Any]) -> bool:
+    return None not in responses
 
 
 def replayed(response: Any) -> bool:

@@ -27,6 +27,7 @@ from tests.support.sagas import (
     pay_input,
     saga_of,
 )
+from tests.support.time_limits import LONG_S
 
 STEP = "deduct_balance"
 
@@ -67,7 +68,7 @@ async def test_a_saga_cancelled_before_its_first_step_has_no_end(run: SagaRun) -
     end = run.start(runner)
     (task,) = runner._tasks()
     task.cancel()
-    await asyncio.wait({end}, timeout=1.0)
+    await asyncio.wait({end}, timeout=LONG_S)
     assert end.done()
     assert end.result() is None
     assert runner.end_of(SAGA_ID) is None
@@ -104,7 +105,7 @@ async def test_a_short_outage_of_the_database_does_not_stop_a_saga(
 
 async def test_a_saga_is_left_if_the_outage_outlasts_the_lease(run: SagaRun) -> None:
     run.journal.errors["write"] = [DatabaseUnavailable()] * 1_000
-    runner = run.runner(SagaLimits(lease_s=0.2))
+    runner = run.runner(SagaLimits(lease_s=1.0))
     assert await run.start(runner) is None
     run.journal.errors.clear()
     await run.go_on()
@@ -116,7 +117,7 @@ async def test_a_saga_is_left_if_the_outage_outlasts_the_lease(run: SagaRun) -> 
 async def test_a_saga_that_cannot_be_closed_for_a_lease_counts_an_attempt(run: SagaRun) -> None:
     """Although its lease is renewed: only the order's row is held."""
     run.journal.errors["close"] = [DatabaseUnavailable()] * 1_000
-    runner = run.runner(SagaLimits(lease_s=0.2))
+    runner = run.runner(SagaLimits(lease_s=1.0))
     end = run.start(runner)
     while not end.done():
         await runner.beat()
@@ -140,7 +141,7 @@ async def test_a_heartbeat_stops_a_saga_whose_lease_is_lost(run: SagaRun) -> Non
 
 async def test_a_renewal_that_waits_delays_no_other(run: SagaRun) -> None:
     """The saga's row may be locked for longer than a lease."""
-    runner = run.runner(SagaLimits(lease_s=0.1, hand_over_s=0.0))
+    runner = run.runner(SagaLimits(lease_s=3.0, hand_over_s=0.0))
     held, released, renewed = SAGA_ID, asyncio.Event(), Counter[str]()
     renew = run.journal.renew
 
@@ -160,7 +161,7 @@ async def test_a_renewal_that_waits_delays_no_other(run: SagaRun) -> None:
     assert renewed == {"1": 3}
     run.row.epoch += 1
     released.set()
-    await asyncio.wait({end}, timeout=1.0)
+    await asyncio.wait({end}, timeout=LONG_S)
     assert end.done(), "the late renewal finds that the saga is lost"
     await runner.hand_over()
 

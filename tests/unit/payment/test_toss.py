@@ -151,8 +151,8 @@ async def test_an_endless_body_is_not_read_to_its_end() -> None:
 
 
 async def test_the_whole_exchange_has_one_time_limit() -> None:
-    async with returning(TRICKLE, timeout_s=0.1) as (toss, wire):
-        wire.pause_s = 0.03
+    async with returning(TRICKLE, timeout_s=1.0) as (toss, wire):
+        wire.pause_s = 0.3
         assert await toss.confirm(CHARGE) == Unknown("TimeoutError")
         await wire.until_open(0)
 
