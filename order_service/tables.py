@@ -110,6 +110,11 @@ orders = sa.Table(
     sa.UniqueConstraint("user_id", "request_id", name=ORDER_REQUEST_ONCE),
     sa.Index("orders_newest_of_user", "user_id", "create_time", "order_id"),
     sa.Index("orders_due", "expire_time", postgresql_where=sa.text("state = 'PENDING'")),
+    sa.Index(
+        "orders_open_of_user",
+        "user_id",
+        postgresql_where=sa.text("state IN ('PENDING', 'PAYING')"),
+    ),
 )
 
 # No foreign keys: they would look up the order and the product once for every line of a batch, and

@@ -54,6 +54,7 @@ __all__ = [
     "NotConnected",
     "NotFound",
     "NotPermitted",
+    "OpenOrdersLimit",
     "OrderAmountTooSmall",
     "OrderNotCancellable",
     "OrderNotFound",

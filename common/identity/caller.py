@@ -1,8 +1,9 @@
-"""The caller of an RPC, as its token names it."""
+"""The caller of an RPC, as its token names it, and the caller of the running call."""
 
 from __future__ import annotations
 
 import enum
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 
@@ -34,3 +35,19 @@ class Caller:
         """Whether each of its calls has a line in the log: it acts for others, and no journal
         records that."""
         return self.kind is not Kind.USER and not self.runs_sagas
+
+
+_running: ContextVar[Caller | None] = ContextVar("tally_caller", default=None)
+
+
+def start_call(caller: Caller | None) -> None:
+    """Set the running call's caller; None: the method is public.
+
+    It is never reset: each call runs in a task of its own, and the caller ends with its context.
+    """
+    _running.set(caller)
+
+
+def running_caller() -> Caller | None:
+    """The running call's caller; None if identity is off, or the method is public."""
+    return _running.get()

@@ -1,6 +1,6 @@
 """Identity and access, in front of each method of a server where ``TALLY_AUTH=required``.
 
-    size → identity → access → (concurrency limit → validation → …, ``common.rpc.handlers``)
+    size → identity → access → (rate limit → concurrency limit → …, ``common.rpc.handlers``)
 
 Nothing is read from a database, a disk or the network here.
 """
@@ -16,6 +16,7 @@ from common.identity.caller import Caller
 from common.identity.errors import TokenInvalid, TokenMissing
 from common.identity.tokens import TokenVerifier
 from common.rpc.access import MethodAccess, ServiceMethods, method_of
+from common.rpc.client_address import ClientAddress
 from common.rpc.reserved_ids import Refuse, refusal_of_reserved_ids
 from common.rpc.validation import Parse, check_size, parse_message
 
@@ -40,16 +41,34 @@ class Admitted(NamedTuple):
 class Guard:
     """Builds what stands in front of each method."""
 
-    def __init__(self, verifier: TokenVerifier, service_methods: ServiceMethods) -> None:
+    def __init__(
+        self, verifier: TokenVerifier, service_methods: ServiceMethods, addresses: ClientAddress
+    ) -> None:
         self._verifier = verifier
         self._service_methods = service_methods
+        self._addresses = addresses
 
     def of(self, method: str, parse: Parse, bytes_max: int) -> MethodGuard:
         """The guard of one method. Raises TypeError if the contract admits nobody to it."""
         described = method_of(method)
         access = MethodAccess(described, self._service_methods)
         refuse = refusal_of_reserved_ids(described.input_type)
-        return MethodGuard(self._verifier, access, refuse, parse, bytes_max)
+        return MethodGuard(
+            self._verifier, access, refuse, self._addresses, parse=parse, bytes_max=bytes_max
+        )
+
+
+class OpenGuard:
+    """Stands in front of one method where identity is off: it admits anyone."""
+
+    def __init__(self, parse: Parse, bytes_max: int) -> None:
+        self._parse = parse
+        self._bytes_max = bytes_max
+
+    def admit(self, raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> Admitted:  # noqa: ARG002
+        """The request of a call. Raises InvalidField."""
+        check_size(raw, self._bytes_max)
+        return Admitted(parse_message(self._parse, raw), None, None)
 
 
 class MethodGuard:
@@ -60,10 +79,13 @@ class MethodGuard:
         verifier: TokenVerifier,
         access: MethodAccess,
         refuse_reserved_ids: Refuse | None,
+        addresses: ClientAddress,
+        *,
         parse: Parse,
         bytes_max: int,
     ) -> None:
         self._verifier = verifier
+        self._addresses = addresses
         self._access = access
         self._refuse_reserved_ids = refuse_reserved_ids
         self._parse = parse
@@ -78,7 +100,7 @@ class MethodGuard:
         check_size(raw, self._bytes_max)
         if self._access.is_public:
             return Admitted(parse_message(self._parse, raw), None, None)
-        caller = self._verifier.caller_of(token_of(context), context.peer)
+        caller = self._verifier.caller_of(token_of(context), self._addresses.peer(context))
         self._access.admit(caller)
         request = parse_message(self._parse, raw)
         self._access.admit_user(caller, request)

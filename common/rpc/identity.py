@@ -10,6 +10,7 @@ from common.environment import SettingsError, source_of
 from common.identity.jwks import Jwks, Unreadable
 from common.identity.tokens import TokenVerifier
 from common.rpc.access import method_of
+from common.rpc.client_address import ClientAddress
 from common.rpc.guard import Guard
 from common.settings import ServiceSettings
 
@@ -32,7 +33,7 @@ class Identity:
         methods = {name: frozenset(listed) for name, listed in settings.auth_services.items()}
         of_sagas = methods.get(settings.auth_saga_service, frozenset())
         methods[settings.auth_saga_service] = of_sagas | frozenset(settings.saga_methods)
-        self.guard = Guard(verifier, methods)
+        self.guard = Guard(verifier, methods, ClientAddress(settings.trusted_proxies))
         self._settings = settings
         self._verifier = verifier
         self._jwks = Jwks(settings.auth_jwks, verifier)
