@@ -166,6 +166,22 @@ SERVICE_ROWS: Final = (
         callers=TOP,
     ),
     Row(
+        "limits",
+        "DeductBalance, 10,000 accounts: rates limited, below a replica's share ÷ not limited",
+        "deduct-limited",
+        at_least(0.95),
+        yardstick="deduct",
+        callers=TOP,
+    ),
+    Row(
+        "limits-shared",
+        "DeductBalance, 1 account: rates limited, Redis asked about nearly all ÷ not limited",
+        "deduct-limited-hot",
+        at_least(0.95),
+        yardstick="deduct-hot",
+        callers=TOP,
+    ),
+    Row(
         "orm",
         "DeductBalance, 10,000 accounts ÷ ORM and polling lock",
         "deduct",

@@ -66,14 +66,18 @@ def _rows(options: Options, part: Part) -> list[Row]:
     return [row for row in options.rows if row.part == part]
 
 
+def _names(row: Row) -> set[str]:
+    return {row.subject, row.yardstick}
+
+
 async def _main(options: Options, results: Results) -> None:
     rows = _rows(options, "main")
-    compared = {row.yardstick for row in rows} & main.COMPARISONS
+    compared = {name for row in rows for name in _names(row)} & main.COMPARISONS
     shop = Shop(options.size)
     options.report("starting one replica of each service, and the empty method")
     with running_stack(options.folder / "main") as stack:
         async with main.place(stack, shop) as place:
-            own = [row for row in rows if row.yardstick not in compared]
+            own = [row for row in rows if not compared & _names(row)]
             await _measure(own, place, options, results)
             if options.soak_minutes:
                 options.report(f"each kind of load in turn for {options.soak_minutes:g} minutes")
@@ -82,7 +86,7 @@ async def _main(options: Options, results: Results) -> None:
                 )
             async with main.comparisons(stack, shop, compared) as others:
                 both = replace(place, subjects={**place.subjects, **others})
-                compared_rows = [row for row in rows if row.yardstick in compared]
+                compared_rows = [row for row in rows if compared & _names(row)]
                 await _measure(compared_rows, both, options, results)
         options.report("auditing")
         results.audits["main"] = await audit(stack)

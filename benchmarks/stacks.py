@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -75,17 +75,37 @@ async def create_database(stack: Stack, name: str) -> str:
     return admin_url(stack, name)
 
 
-@asynccontextmanager
-async def server(
+def server(
     name: str, module: str, *arguments: object, logs: Path, **environment: str
-) -> AsyncIterator[str]:
-    """A server of ``benchmarks.servers``, on a free port; its address."""
+) -> AbstractAsyncContextManager[str]:
+    """A server of ``benchmarks.servers``, on a free port; yields its address."""
     port = free_port()
+    command = [module, str(port), *map(str, arguments)]
+    return _running(name, command, port, logs, plain_environment() | environment)
+
+
+def replica(stack: Stack, service: str, **settings: str) -> AbstractAsyncContextManager[str]:
+    """One more replica of a service of the stack, with these settings; yields its address."""
+    port = free_port()
+    name = f"{service}-more"
+    own = {"BIND": f"{HOST}:{port}", "METRICS_PORT": "0", "REPLICA": name, **settings}
+    environment = stack.environment(service, 0) | {
+        f"TALLY_{service.upper()}_{setting}": value for setting, value in own.items()
+    }
+    logs = stack.plan.data_dir / "logs"
+    return _running(name, [f"{service}_service"], port, logs, environment)
+
+
+@asynccontextmanager
+async def _running(
+    name: str, command: Sequence[str], port: int, logs: Path, environment: Mapping[str, str]
+) -> AsyncIterator[str]:
+    """A process that serves on this port; yields its address when it is connected."""
     child = Child(
         name,
-        [sys.executable, "-m", module, str(port), *map(str, arguments)],
+        [sys.executable, "-m", *command],
         log_file=logs / f"{name}.log",
-        env=plain_environment() | environment,
+        env=dict(environment),
         cwd=PROJECT,
     )
     try:

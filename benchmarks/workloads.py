@@ -63,8 +63,8 @@ def deduct(shop: Shop, *, accounts: int, server: str = "balance") -> Workload:
         user = f"user-{random.randrange(accounts)}"
         await clients.call(server, DEDUCT, _deduction(shop, user))
 
-    name = "DeductBalance" if server == "balance" else "DeductBalance by ORM and polling lock"
-    return Workload(f"{name}, {_accounts(accounts)}", (server,), step)
+    how = {"balance": "", "limited": ", rates limited", "orm": " by ORM and polling lock"}[server]
+    return Workload(f"DeductBalance{how}, {_accounts(accounts)}", (server,), step)
 
 
 def _deduction(shop: Shop, user_id: str) -> bytes:

@@ -7,6 +7,7 @@ The first line of a subclass's docstring is its message; clients switch on its `
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -130,6 +131,16 @@ class ConflictRetriesExhausted(
 
 class Overloaded(Refusal, code=Code.RESOURCE_EXHAUSTED, reason="OVERLOADED", retry_after_s=0.5):
     """This replica has more calls than it can serve; repeat the call a little later."""
+
+
+class RateLimited(Refusal, code=Code.RESOURCE_EXHAUSTED, reason="RATE_LIMITED", retry_after_s=1.0):
+    """Too many calls of this method came from this caller; nothing was done."""
+
+    def __init__(self, wait_s: float) -> None:
+        """``wait_s``: after which the call is admitted, if no other one comes."""
+        super().__init__()
+        # Rounded up: a call that comes after it must not be refused again.
+        self.retry_after_s = math.ceil(wait_s * 1000) / 1000  # type: ignore[misc]
 
 
 class DatabaseUnavailable(

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import socket
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
@@ -38,9 +39,11 @@ from pydantic_settings import (
 
 from common import environment
 from common.environment import SettingsError, source_of
+from common.gcra import Rate
 from common.urls import (
     BindAddress,
     JwksLocation,
+    Networks,
     OptionalBindAddress,
     PostgresUrl,
     RedisUrl,
@@ -56,6 +59,32 @@ def _from_json(value: object) -> object:
         raise ValueError("must be a JSON object") from None
 
 
+_RATE: Final = re.compile(r"(?P<per_s>\d{1,5}(?:\.\d{1,3})?):(?P<burst>\d{1,7})")
+PER_S_MAX: Final = 10_000
+"""Of a limit: its interval in Redis is a whole number of microseconds, 100 at least."""
+
+
+def _rate(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value:
+        return None
+    form = _RATE.fullmatch(value)
+    rate = Rate(float(form["per_s"]), int(form["burst"])) if form else Rate(0, 0)
+    if not (0 < rate.per_s <= PER_S_MAX and rate.burst):
+        raise ValueError(
+            f"must be per second (0.001 to {PER_S_MAX}) and at once (1 or more), such as 20:200, "
+            "or empty"
+        )
+    return rate
+
+
+def rate(per_s: float, burst: int, description: str) -> Any:
+    """A setting that is a limit of calls, or None."""
+    return Field(default=Rate(per_s, burst), description=description)
+
+
+RateSetting = Annotated[Rate | None, NoDecode, BeforeValidator(_rate)]
 Command: TypeAlias = Literal["serve", "migrate"]
 _WORD: Final = r"^[!-~]{1,200}$"
 MethodName = Annotated[
@@ -147,6 +176,9 @@ class ServiceSettings(ProcessSettings):
 
     saga_methods: ClassVar[tuple[str, ...]] = ()
     """The service's methods (``package.Service/Method``) that the order service's sagas call."""
+
+    limited_by: ClassVar[Mapping[str, str]] = {}
+    """The limit of each method that has one of its own, by the name of its setting."""
 
     database_url: PostgresUrl = Field(
         default=SecretStr(""),
@@ -305,6 +337,46 @@ class ServiceSettings(ProcessSettings):
         pattern=_WORD,
         description="The `sub` of the order service's tokens. Only it uses request_ids of sagas.",
     )
+    rate_limits: bool | None = Field(
+        default=None,
+        description="Whether the calls of each user are limited, by the settings RATE_LIMIT_….",
+        json_schema_extra={"documented_default": "`false`; `true` with AUTH=required"},
+    )
+    rate_limit_replicas: int = count(
+        2,
+        "Replicas of the service, at most, that share the limits. With fewer, each has less while "
+        "Redis is away; with more, a user can have more than the limit (docs/guides/limits.md).",
+        most=1_000,
+    )
+    rate_limit_reads: RateSetting = rate(
+        50,
+        500,
+        "Calls of a user to each method that changes nothing: per second, and at once after a "
+        "pause. Empty: not limited.",
+    )
+    rate_limit_writes: RateSetting = rate(
+        20, 200, "The same of each method that changes something and has no limit of its own."
+    )
+    rate_limit_public: RateSetting = rate(
+        200, 2_000, "Calls from an address to each public method, in the same form."
+    )
+    trusted_proxies: Networks = Field(
+        default=(),
+        description="Networks of proxies whose `x-forwarded-for` is believed: "
+        "`10.0.0.0/8,192.0.2.7`. Calls that they make for nobody are not limited by address.",
+        json_schema_extra={"documented_default": "(none)"},
+    )
+
+    @property
+    def limits_rates(self) -> bool:
+        """Whether the calls of users are limited."""
+        return self.auth == "required" if self.rate_limits is None else self.rate_limits
+
+    def rate_of(self, method: str, *, is_read: bool) -> Rate | None:
+        """The limit of a user's calls to a method, by its full name; None: there is none."""
+        name = "rate_limit_reads" if is_read else "rate_limit_writes"
+        found: Rate | None = getattr(self, self.limited_by.get(method, name))
+        return found
 
     @model_validator(mode="after")
     def _identity_is_complete(self) -> Self:

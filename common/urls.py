@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import ssl
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from tally_client.rpc.addresses import PORT_MAX, split_host_port
+
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -149,6 +154,16 @@ def _jwks_location(location: str) -> str:
     return location
 
 
+def _networks(listed: object) -> object:
+    if not isinstance(listed, str):
+        return listed
+    try:
+        return tuple(ipaddress.ip_network(each.strip()) for each in listed.split(",") if each)
+    except ValueError:
+        form = "must be networks or addresses, separated by commas: 10.0.0.0/8,192.0.2.7"
+        raise ValueError(form) from None
+
+
 def _bind(address: str) -> str:
     split_host_port(address)
     return address
@@ -186,3 +201,4 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 JwksLocation = Annotated[str, AfterValidator(_jwks_location)]
 BindAddress = Annotated[str, AfterValidator(_bind)]
 OptionalBindAddress = Annotated[str, AfterValidator(_optional_bind)]
+Networks = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
-from common.settings import ServiceSettings, count, seconds
+from common.settings import RateSetting, ServiceSettings, count, rate, seconds
 from common.urls import BindAddress
 
 
@@ -14,7 +15,15 @@ class CouponSettings(ServiceSettings):
         "tally.coupon.v1.CouponService/RedeemCoupon",
         "tally.coupon.v1.CouponService/RestoreCoupon",
     )
+    limited_by: ClassVar[Mapping[str, str]] = {
+        "tally.coupon.v1.CouponService/IssueCoupon": "rate_limit_issue",
+        "tally.coupon.v1.CouponService/BatchIssueCoupons": "rate_limit_issue",
+        "tally.coupon.v1.CouponService/QueueCoupon": "rate_limit_issue",
+    }
     bind: BindAddress = "127.0.0.1:50052"
+    rate_limit_issue: RateSetting = rate(
+        5, 20, "Calls of a user to IssueCoupon, and to QueueCoupon, as RATE_LIMIT_WRITES."
+    )
     queue_tickets_max: int = count(
         100_000,
         "Tickets that wait in the queue of one campaign, about 500 bytes of Redis each; more are "

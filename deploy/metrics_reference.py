@@ -98,6 +98,8 @@ QUESTIONS: Final = {
     "tally_queue_requests": "How do calls to queue end?",
     "tally_queue_superseded": "Do consumers outlast their lease?",
     "tally_queue_tickets": "How do tickets end?",
+    "tally_rate_limit_batch_calls": "How many calls share a question to Redis about their limit?",
+    "tally_rate_limit_decisions": "Do users reach their limits, and does Redis decide?",
     "tally_ready": "Is the replica in service?",
     "tally_saga_losses": "Do replicas lose their sagas to others?",
     "tally_saga_steps": "Which step of a payment fails?",

@@ -26,7 +26,10 @@ NEXT_STEPS: Final = {
     "TOKEN_INVALID": "Get another token; `problem` in the metadata says what is wrong with it.",
     "TOKEN_EXPIRED": "Repeat the call, or open the stream again, with a new token.",
     "NOT_PERMITTED": "Nothing: the caller may not do this ([access](access.md)).",
-    "RATE_LIMITED": "Repeat the call after RetryInfo, with a valid token.",
+    "RATE_LIMITED": (
+        "Repeat the call after RetryInfo, with the same request_id, and call less often "
+        "([limits](guides/limits.md)). Nothing was done."
+    ),
     "REPLICA_STOPPING": "Open the stream again: another replica answers.",
     "DEADLINE_TOO_SHORT": "Give the call more time. Nothing was done.",
     "DEADLINE_EXCEEDED": "Repeat the call with the same request_id: it may have had its effect.",
@@ -62,6 +65,7 @@ NEXT_STEPS: Final = {
     "PRODUCT_NOT_FOUND": "Check the product_id.",
     "ORDER_NOT_FOUND": "Check the order_id and the user_id.",
     "SAGA_NOT_FOUND": "Check the saga_id or the order_id.",
+    "OPEN_ORDERS_LIMIT": "Pay or cancel an order first: QuotaFailure has the figures.",
     "OUT_OF_STOCK": "Order less: QuotaFailure names every product that is short.",
     "PRODUCT_SEATED": "Name the seats, or add stock with AddSeats.",
     "PRODUCT_NOT_SEATED": "Name no seats, or give seats to a product created with stock 0.",

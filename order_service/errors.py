@@ -34,6 +34,15 @@ class OutOfStock(Refusal, reason="OUT_OF_STOCK"):
         )
 
 
+class OpenOrdersLimit(Refusal, reason="OPEN_ORDERS_LIMIT"):
+    """The user has as many orders waiting for their payment as one may have."""
+
+    def __init__(self, user_id: str, *, open_orders: int, most: int) -> None:
+        super().__init__(user_id=user_id)
+        figures = f"{open_orders} orders are open, {most} may be"
+        self.quota = (QuotaViolation(f"orders:{user_id}", figures),)
+
+
 class ProductSeated(Refusal, reason="PRODUCT_SEATED"):
     """The product has seats: order them by their labels, and add stock by adding seats."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from common.environment import SettingsError, source_of
 from common.identity.service_token import ServiceToken
-from common.settings import ServiceSettings, count, seconds
+from common.settings import RateSetting, ServiceSettings, count, rate, seconds
 from common.tls import AUTHORITIES, CERTIFICATE, KEY
 from common.urls import BindAddress
 from tally_client.rpc.addresses import target
@@ -26,6 +27,9 @@ PeerAddress = Annotated[str, AfterValidator(_peer_address)]
 
 class OrderSettings(ServiceSettings):
     service: ClassVar[str] = "order"
+    limited_by: ClassVar[Mapping[str, str]] = {
+        "tally.order.v1.OrderService/PayOrder": "rate_limit_pay"
+    }
     bind: BindAddress = "127.0.0.1:50053"
     balance_address: PeerAddress = Field(
         default="127.0.0.1:50051",
@@ -48,6 +52,14 @@ class OrderSettings(ServiceSettings):
         "Time in which an order has to be paid; then it expires and its stock is free.",
         most=86_400,
     )
+    open_orders_max: int = count(
+        0,
+        "Orders that a user may have that wait for their payment or are being paid; more are "
+        "refused with OPEN_ORDERS_LIMIT. Each replica may exceed it by one batch. 0: no limit.",
+        most=1_000_000,
+        least=0,
+    )
+    rate_limit_pay: RateSetting = rate(2, 20, "Calls of a user to PayOrder, as RATE_LIMIT_WRITES.")
     pay_within_s: float = seconds(
         20.0,
         "Time in which an attempt to pay has to reach the payment gateway; then it is compensated.",

@@ -112,6 +112,11 @@ orders = sa.Table(
     sa.Index("orders_due", "expire_time", postgresql_where=sa.text("state = 'PENDING'")),
     # For the audit: a summary of many pages, as of sagas. Updates stay within their pages (HOT).
     sa.Index("orders_touched", "update_time", postgresql_using="brin"),
+    sa.Index(
+        "orders_open_of_user",
+        "user_id",
+        postgresql_where=sa.text("state IN ('PENDING', 'PAYING')"),
+    ),
 )
 
 # No foreign keys: they would look up the order and the product once for every line of a batch, and

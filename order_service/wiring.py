@@ -69,7 +69,12 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         lane = OrderLane(
             database,
             locks,
-            OrderDecider(idempotency, _times(settings), owner=settings.replica),
+            OrderDecider(
+                idempotency,
+                _times(settings),
+                owner=settings.replica,
+                open_orders_max=settings.open_orders_max,
+            ),
             on_change=_both(watches.report, seat_watches.report),
             taken_seats=TakenSeats(database, idempotency),
         )

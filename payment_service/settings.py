@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from common.environment import source_of
-from common.settings import ServiceSettings, count, seconds
+from common.settings import RateSetting, ServiceSettings, count, rate, seconds
 from common.urls import BindAddress
 from payment_service.gateway.toss import TossOptions
 
@@ -45,6 +46,9 @@ class PaymentSettings(ServiceSettings):
         "tally.payment.v1.PaymentService/CancelPayment",
         "tally.payment.v1.PaymentService/GetConfirmations",
     )
+    limited_by: ClassVar[Mapping[str, str]] = {
+        "tally.payment.v1.PaymentService/ConfirmPayment": "rate_limit_pay"
+    }
     needed_to_serve: ClassVar[tuple[str, ...]] = (
         "database_url",
         "gateway_url",
@@ -77,6 +81,12 @@ class PaymentSettings(ServiceSettings):
         20, "Failed calls in a row after which no call is made for a while.", most=10_000
     )
     gateway_breaker_pause_s: float = seconds(5.0, "How long no call is made then.", most=300)
+    rate_limit_pay: RateSetting = rate(
+        2,
+        20,
+        "Calls for a user to ConfirmPayment, as RATE_LIMIT_WRITES. Where identity is on, users do "
+        "not call it.",
+    )
     lease_s: float = seconds(
         3.0,
         "How long a replica keeps a payment at the gateway without a heartbeat; then "

@@ -56,6 +56,7 @@ __all__ = [
     "NotConnected",
     "NotFound",
     "NotPermitted",
+    "OpenOrdersLimit",
     "OrderAmountTooSmall",
     "OrderNotCancellable",
     "OrderNotFound",

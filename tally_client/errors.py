@@ -12,10 +12,10 @@
     ├── FailedPrecondition        the state does not allow the call; nothing was done
     │   └── InsufficientFunds, BalanceLimitExceeded, DeductionCancelled, CampaignNotOpen,
     │       CampaignQueued, CouponNotUsable, CouponExpired, CouponWithoutEffect,
-    │       OrderAmountTooSmall, RedemptionCancelled, OutOfStock, SeatTaken, ProductSeated,
-    │       ProductNotSeated, OrderNotPayable, OrderNotCancellable, PaymentKeyRequired,
-    │       PaymentDeclined, PaymentCancelled, PaymentMethodNotSupported, PaymentOutcomeDiffers,
-    │       RefundRefused, SagaNotRetryable
+    │       OrderAmountTooSmall, RedemptionCancelled, OpenOrdersLimit, OutOfStock, SeatTaken,
+    │       ProductSeated, ProductNotSeated, OrderNotPayable, OrderNotCancellable,
+    │       PaymentKeyRequired, PaymentDeclined, PaymentCancelled, PaymentMethodNotSupported,
+    │       PaymentOutcomeDiffers, RefundRefused, SagaNotRetryable
     ├── Aborted                   another call conflicts, or the same one is in progress
     │   └── RequestInProgress, PaymentInProgress, CartChanged, ConflictRetriesExhausted
     ├── ResourceExhausted         something ran out, or there are too many calls

@@ -127,6 +127,13 @@ class RedemptionCancelled(FailedPrecondition, reason="REDEMPTION_CANCELLED"):
     """This redemption was cancelled and cannot happen any more."""
 
 
+class OpenOrdersLimit(FailedPrecondition, reason="OPEN_ORDERS_LIMIT"):
+    """The user has as many orders waiting for their payment as one may have; pay or cancel one.
+
+    ``quota`` has both figures.
+    """
+
+
 class OutOfStock(FailedPrecondition, reason="OUT_OF_STOCK"):
     """Less stock is free than was ordered; ``quota`` names every product that is short."""
 
@@ -215,7 +222,7 @@ class QueueFull(ResourceExhausted, reason="QUEUE_FULL"):
 
 
 class RateLimited(ResourceExhausted, reason="RATE_LIMITED"):
-    """The caller sends too many calls; nothing was done."""
+    """The caller sends too many calls; nothing was done. ``retry_after_s`` is set."""
 
 
 class TokenMissing(Unauthenticated, reason="TOKEN_MISSING"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -18,14 +18,22 @@ from benchmarks.servers import orm_server
 from benchmarks.servers.dbos import dbos
 from benchmarks.servers.pgbench import PgbenchSubject
 from benchmarks.shop import Shop, stock
-from benchmarks.stacks import addresses, admin_url, create_database, server
+from benchmarks.stacks import addresses, admin_url, create_database, replica, server
 from benchmarks.subjects import GrpcSubject, Subject
 from benchmarks.workloads import Workload
 from deploy.local.stack import Stack
 
 EMPTY: Final = "benchmarks.servers.empty_server"
 ORM: Final = "benchmarks.servers.orm_server"
-COMPARISONS: Final = frozenset({"orm", "orm-hot", "dbos", "pgbench"})
+LIMITED: Final = frozenset({"deduct-limited", "deduct-limited-hot"})
+COMPARISONS: Final = LIMITED | {"orm", "orm-hot", "dbos", "pgbench"}
+LIMITS: Final = {
+    "RATE_LIMITS": "true",
+    # A share of 5 a second: one account is above it, each of 10,000 below. None reaches its limit.
+    "RATE_LIMIT_WRITES": "10000:1000000",
+    "RATE_LIMIT_REPLICAS": "1000",
+}
+"""Settings of the replica that limits rates."""
 
 
 def tally(shop: Shop) -> dict[str, Callable[[Shop], Workload]]:
@@ -76,6 +84,10 @@ async def comparisons(
     async with AsyncExitStack() as exits:
         if needed & {"orm", "orm-hot"}:
             subjects |= await _orm(stack, shop, stack.plan.data_dir / "logs", exits)
+        if needed & LIMITED:
+            limited = replica(stack, "balance", **LIMITS)
+            servers = {"limited": [await exits.enter_async_context(limited)]}
+            subjects |= _deductions("deduct-limited", "limited", servers, shop)
         if "dbos" in needed:
             url = await create_database(stack, "dbos")
             subjects["dbos"] = await exits.enter_async_context(
@@ -96,10 +108,16 @@ async def _orm(
         orm_server.DATABASE_URL: str(url),
         orm_server.REDIS_URL: stack.backends.redis_url,
     }
-    accounts = shop.size.accounts
-    running = server("orm", ORM, accounts, logs=logs, **environment)
+    running = server("orm", ORM, shop.size.accounts, logs=logs, **environment)
     servers = {"orm": [await exits.enter_async_context(running)]}
+    return _deductions("orm", "orm", servers, shop)
+
+
+def _deductions(
+    name: str, server_name: str, servers: Mapping[str, Sequence[str]], shop: Shop
+) -> dict[str, GrpcSubject]:
+    """Deductions from all accounts, and from one, on another server than Tally's own."""
     return {
-        name: GrpcSubject(workloads.deduct(shop, accounts=count, server="orm"), servers)
-        for name, count in (("orm", accounts), ("orm-hot", 1))
+        subject: GrpcSubject(workloads.deduct(shop, accounts=accounts, server=server_name), servers)
+        for subject, accounts in ((name, shop.size.accounts), (f"{name}-hot", 1))
     }

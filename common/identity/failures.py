@@ -13,6 +13,9 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote
 
+from common.gcra import SECOND_NS, Gcra
+from common.urls import IpAddress
+
 BURST: Final = 50
 """Wrong signatures that an address may send at once."""
 INTERVAL_S: Final = 0.1
@@ -22,26 +25,20 @@ ADDRESSES_MAX: Final = 10_000
 
 
 class FailureLimit:
-    """Counts wrong signatures by address (GCRA)."""
+    """Counts wrong signatures by address."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._free_at_s: dict[str, float] = {}
-        """When an address will have used up nothing of its burst."""
+    def __init__(self, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock_ns = clock_ns
+        interval_ns = round(INTERVAL_S * SECOND_NS)
+        self._seen = Gcra(interval_ns, BURST * interval_ns, keys_max=ADDRESSES_MAX)
 
     def exceeded(self, peer: str) -> bool:
         """Whether no signature from this peer, as gRPC names it, is verified for now."""
-        free_at_s = self._free_at_s.get(address_of(peer))
-        # Half an interval of slack: sums of fractions are not exact.
-        return free_at_s is not None and free_at_s - self._clock() > (BURST - 0.5) * INTERVAL_S
+        return self._seen.wait_ns(address_of(peer), self._clock_ns()) > 0
 
     def note(self, peer: str) -> None:
         """Count a wrong signature from this peer."""
-        address, now_s = address_of(peer), self._clock()
-        free_at_s = max(now_s, self._free_at_s.pop(address, now_s)) + INTERVAL_S
-        if len(self._free_at_s) >= ADDRESSES_MAX:
-            del self._free_at_s[next(iter(self._free_at_s))]
-        self._free_at_s[address] = free_at_s
+        self._seen.charge(address_of(peer), self._clock_ns())
 
 
 def address_of(peer: str) -> str:
@@ -49,13 +46,20 @@ def address_of(peer: str) -> str:
 
     Of an IPv6 address the first half: the rest is the client's own choice.
     """
+    address = ip_of(peer)
+    if address is None:
+        return peer.partition(":")[0]  # a Unix socket has no address
+    if address.version == 4:
+        return str(address)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def ip_of(peer: str) -> IpAddress | None:
+    """The same, whole; None if the peer has none. An IPv4 address in IPv6's form is one of IPv4."""
     host = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]").partition("%")[0]
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return peer.partition(":")[0]  # a Unix socket has no address
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

@@ -192,6 +192,11 @@ class RedisCalls:
         )
         self._turns = asyncio.Semaphore(_calls_max(redis))
 
+    @property
+    def refuses(self) -> bool:
+        """Whether a call would not be made now: the circuit is open."""
+        return self._breaker.refuses
+
     async def call(
         self,
         operation: str,

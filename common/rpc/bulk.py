@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Sized
+from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar
 
 from google.rpc import status_pb2  # type: ignore[import-untyped]
@@ -27,6 +28,7 @@ Value = TypeVar("Value")
 TURN_ITEMS: Final = 128
 """Items that are converted in one turn of the event loop, a millisecond or two."""
 _MARK: Final = "_tally_bulk"
+_refused: ContextVar[Mapping[int, Refusal]] = ContextVar("tally_refused_items")
 
 
 class BulkRequest(Protocol):
@@ -46,6 +48,11 @@ def is_bulk(method: object) -> bool:
     return getattr(method, _MARK, False)
 
 
+def refuse_items(refused: Mapping[int, Refusal]) -> None:
+    """Give items of the running call these results, by position: they are not decided."""
+    _refused.set(refused)
+
+
 async def decide_items(
     method: str,
     items: Sequence[Item],
@@ -58,19 +65,11 @@ async def decide_items(
     ``command_of`` raises the Refusal of an item that is not valid. ``write`` gets the commands of
     the others and returns an outcome for each. ``method``: the full name, for metrics and the log.
     """
-    commands: list[Command] = []
-    invalid: dict[int, Refusal] = {}
-    for turn in _turns(len(items)):
-        for position in turn:
-            try:
-                commands.append(command_of(items[position]))
-            except Refusal as error:
-                invalid[position] = error
-        await asyncio.sleep(0)
+    commands, refused = await _commands(items, command_of)
     outcomes: list[Value | Exception] = list(await write(commands)) if commands else []
     assert len(outcomes) == len(commands), "one outcome per command"
-    for position, refused in invalid.items():  # in ascending order
-        outcomes.insert(position, refused)
+    for position, refusal in refused.items():  # in ascending order
+        outcomes.insert(position, refusal)
     statuses: dict[Exception, status_pb2.Status] = {}  # many items may have one exception
     ends: Counter[tuple[str, str]] = Counter()
     for turn in _turns(len(outcomes)):
@@ -89,6 +88,26 @@ async def decide_items(
         await asyncio.sleep(0)
     for (code, reason), count in ends.items():
         metrics.BULK_ITEMS.labels(method, code, reason).inc(count)
+
+
+async def _commands(
+    items: Sequence[Item], command_of: Callable[[Item], Command]
+) -> tuple[list[Command], dict[int, Refusal]]:
+    """The commands of the items, and the refusals of those that have none, by position."""
+    commands: list[Command] = []
+    refused: dict[int, Refusal] = {}
+    above_limit = _refused.get({})
+    for turn in _turns(len(items)):
+        for position in turn:
+            if (refusal := above_limit.get(position)) is not None:
+                refused[position] = refusal
+                continue
+            try:
+                commands.append(command_of(items[position]))
+            except Refusal as error:
+                refused[position] = error
+        await asyncio.sleep(0)
+    return commands, refused
 
 
 def _turns(count: int) -> Iterable[range]:

@@ -1,6 +1,6 @@
 """Identity and access, in front of each method of a server where ``TALLY_AUTH=required``.
 
-    size → identity → access → (concurrency limit → validation → …, ``common.rpc.handlers``)
+    size → identity → access → (rate limit → concurrency limit → …, ``common.rpc.handlers``)
 
 Nothing is read from a database, a disk or the network here.
 """
@@ -18,6 +18,7 @@ from common.identity.errors import TokenInvalid, TokenMissing
 from common.identity.peers import PeerCertificates
 from common.identity.tokens import TokenVerifier
 from common.rpc.access import MethodAccess, ServiceMethods, method_of
+from common.rpc.client_address import ClientAddress
 from common.rpc.reserved_ids import Refuse, refusal_of_reserved_ids
 from common.rpc.validation import Parse, check_size, parse_message
 
@@ -44,14 +45,8 @@ class Admitted(NamedTuple):
 class Guard:
     """Builds what stands in front of each method."""
 
-    def __init__(
-        self,
-        verifier: TokenVerifier,
-        service_methods: ServiceMethods,
-        peers: PeerCertificates | None = None,
-    ) -> None:
-        """``peers``: whom the certificate of a connection names; None: there are none."""
-        self._callers = Callers(verifier, peers)
+    def __init__(self, callers: Callers, service_methods: ServiceMethods) -> None:
+        self._callers = callers
         self._service_methods = service_methods
 
     def of(self, method: str, parse: Parse, bytes_max: int) -> MethodGuard:
@@ -65,8 +60,15 @@ class Guard:
 class Callers:
     """Who calls: whom the token names; without a token, the certificate of the connection."""
 
-    def __init__(self, verifier: TokenVerifier, peers: PeerCertificates | None) -> None:
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        addresses: ClientAddress,
+        peers: PeerCertificates | None = None,
+    ) -> None:
+        """``peers``: whom the certificate of a connection names; None: there are none."""
         self._verifier = verifier
+        self._addresses = addresses
         self._peers = peers
 
     def of(self, context: grpc.aio.ServicerContext[bytes, bytes], metadata: Metadata) -> Caller:
@@ -81,7 +83,25 @@ class Callers:
             if caller is None:
                 raise
             return caller
-        return self._verifier.caller_of(token, context.peer)
+        return self._verifier.caller_of(token, self._addresses.peer(context))
+
+
+class OpenGuard:
+    """Stands in front of one method where identity is off: it admits anyone."""
+
+    def __init__(self, parse: Parse, bytes_max: int) -> None:
+        self._parse = parse
+        self._bytes_max = bytes_max
+
+    def admit(
+        self,
+        raw: bytes,
+        context: grpc.aio.ServicerContext[bytes, bytes],  # noqa: ARG002
+        metadata: Metadata | None = None,  # noqa: ARG002
+    ) -> Admitted:
+        """The request of a call. Raises InvalidField."""
+        check_size(raw, self._bytes_max)
+        return Admitted(parse_message(self._parse, raw), None, None)
 
 
 class MethodGuard:

@@ -1,9 +1,10 @@
 """What runs around every gRPC method of a server. One function per method, built at registration.
 
-    identity, access → paused? → concurrency limit → parse, validate → deadline → the method
-    → serialize → status → metrics
+    identity, access → rate limit → paused? → concurrency limit → parse, validate → deadline
+    → the method → serialize → status → metrics
 
-Identity and access are there where ``TALLY_AUTH=required`` (``common.rpc.guard``).
+Identity and access are there where ``TALLY_AUTH=required`` (``common.rpc.guard``), rate limits
+there and where a setting asks for them (``common.rpc.rate_limit``).
 Where calls are traced, a span is around all of it (``common.tracing``).
 
 This is not a chain of interceptors: grpc.aio resolves those anew for each call, and an interceptor
@@ -53,8 +54,9 @@ from common.rpc.call_ends import Call, CallEnds, Context
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.guard import Admitted, Guard, Metadata, MethodGuard
+from common.rpc.guard import Admitted, Guard, Metadata, MethodGuard, OpenGuard
 from common.rpc.pauses import Pauses, is_marked
+from common.rpc.rate_limit import MethodLimit, RateLimits, counting_replays
 from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -97,10 +99,12 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         log: CallLog,
         pauses: Pauses,
         guard: Guard | None = None,
+        limits: RateLimits | None = None,
         exempt: Collection[str] = (),
     ) -> None:
-        """``guard``: identity and access; None admits everyone. ``exempt``: full names of services
-        without them, and without concurrency limit, spans and log lines; they are never paused."""
+        """``guard``: identity and access; None admits everyone. ``limits``: None: no rate is
+        limited. ``exempt``: full names of services without them, and without concurrency limit,
+        spans and log lines; they are never paused."""
         self.services: list[str] = []
         """Full names of the registered services."""
         self._handlers: dict[str, Handler] = {}
@@ -109,6 +113,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._log = log
         self._pauses = pauses
         self._guard = guard
+        self._limits = limits
         self._exempt = exempt
         self._calls_max = calls_max
         # No slots until ``open``. Streams wait more than they work: they must not take the slots
@@ -224,7 +229,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         if is_bulk(run):
             run, bytes_max = _with_slots(run, limit), BULK_BYTES_MAX
         parse, serialize = _codec(handler)
-        guard = self._guard_of(method, parse, bytes_max)
+        guard, rate_limit = self._guard_of(method, parse, bytes_max), self._limit_of(method)
+        run = counting_replays(run, rate_limit)
         read = partial(parse_request, parse, bytes_max=bytes_max) if guard is None else _validated
         # Everything is looked up once per method, not once per call.
         trailing, abort, refusal_if_full = (
@@ -270,7 +276,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 log_ok(method, "OK", "", started, request, _caller(given))
             return reply
 
-        return self._admitting(guard, method, handle)
+        return self._admitting(guard or OpenGuard(parse, bytes_max), rate_limit, method, handle)
 
     def _handle_stream(
         self, method: str, handler: Handler, limit: ConcurrencyLimit
@@ -281,6 +287,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         run = cast(StreamMethod, function)
         parse, serialize = _codec(handler)
         guard = self._guard_of(method, parse, MESSAGE_BYTES_MAX)
+        rate_limit = self._limit_of(method)
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
         logs_ok = self._logs_ok(method)
 
@@ -315,59 +322,77 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             if logs_ok:
                 self._log.write(method, "OK", "", call.started, None, call.caller)
 
-        return self._admitting_stream(guard, method, handle)
+        open_guard = OpenGuard(parse, MESSAGE_BYTES_MAX)
+        return self._admitting_stream(guard or open_guard, rate_limit, method, handle)
 
-    # -- identity and access -----------------------------------------------------------------------
+    # -- identity, access and rate limit -----------------------------------------------------------
 
     def _guard_of(self, method: str, parse: Parse, bytes_max: int) -> MethodGuard | None:
         exempt = method.split("/")[1] in self._exempt
         return None if self._guard is None or exempt else self._guard.of(method, parse, bytes_max)
 
+    def _limit_of(self, method: str) -> MethodLimit | None:
+        exempt = method.split("/")[1] in self._exempt
+        return None if self._limits is None or exempt else self._limits.of(method)
+
     def _admitting(
         self,
-        guard: MethodGuard | None,
+        guard: MethodGuard | OpenGuard,
+        rate_limit: MethodLimit | None,
         method: str,
         handle: Callable[[Any, Context], Awaitable[bytes]],
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        """The unary method behind its guard, if it has one."""
-        if guard is None:
+        """The unary method behind its guard and its rate limit, if it has them."""
+        is_open = isinstance(guard, OpenGuard)
+        if is_open and rate_limit is None:
             return handle
 
         admit, clock = guard.admit, time.perf_counter
+        take = None if rate_limit is None else rate_limit.take
 
         async def admit_and_handle(
             raw: bytes, context: Context, metadata: Metadata | None = None
         ) -> bytes:
             try:
                 admitted = admit(raw, context, metadata)
+                if take is not None:
+                    waits = take(admitted.request, admitted.caller, context)
+                    if waits is not None:
+                        await waits
             except BaseException as error:
                 await self._ends.abort(Call(method, context, clock()), error)
                 raise
             start_call(admitted.caller)
-            return await handle(admitted, context)
+            return await handle(raw if is_open else admitted, context)
 
         return admit_and_handle
 
     def _admitting_stream(
         self,
-        guard: MethodGuard | None,
+        guard: MethodGuard | OpenGuard,
+        rate_limit: MethodLimit | None,
         method: str,
         handle: Callable[[Given, Context], Awaitable[None]],
     ) -> Callable[[bytes | AsyncIterator[bytes], Context], Awaitable[None]]:
         """The same for a stream, which ends when its caller's token expires."""
-        if guard is None:
+        is_open = isinstance(guard, OpenGuard)
+        if is_open and rate_limit is None:
             return handle
 
         async def admit_and_handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
             assert isinstance(raw, bytes), "no method of the contract takes a stream"
             try:
                 admitted = guard.admit(raw, context)
+                if rate_limit is not None:
+                    waits = rate_limit.take(admitted.request, admitted.caller, context)
+                    if waits is not None:
+                        await waits
             except BaseException as error:
                 await self._ends.abort(Call(method, context, time.perf_counter()), error)
                 raise
             start_call(admitted.caller)
             with self._ended_with_token(admitted.caller):
-                await handle(admitted, context)
+                await handle(raw if is_open else admitted, context)
 
         return admit_and_handle
 

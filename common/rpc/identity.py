@@ -11,7 +11,8 @@ from common.identity.jwks import Jwks, Unreadable
 from common.identity.peers import PeerCertificates
 from common.identity.tokens import TokenVerifier
 from common.rpc.access import method_of
-from common.rpc.guard import Guard
+from common.rpc.client_address import ClientAddress
+from common.rpc.guard import Callers, Guard
 from common.settings import ServiceSettings
 
 
@@ -34,7 +35,12 @@ class Identity:
         of_sagas = methods.get(settings.auth_saga_service, frozenset())
         methods[settings.auth_saga_service] = of_sagas | frozenset(settings.saga_methods)
         peers = PeerCertificates(settings.peer_services, settings.auth_saga_service)
-        self.guard = Guard(verifier, methods, peers if settings.peer_bind else None)
+        callers = Callers(
+            verifier,
+            ClientAddress(settings.trusted_proxies),
+            peers if settings.peer_bind else None,
+        )
+        self.guard = Guard(callers, methods)
         self._settings = settings
         self._verifier = verifier
         self._jwks = Jwks(settings.auth_jwks, verifier)

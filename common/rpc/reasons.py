@@ -26,6 +26,7 @@ from common.errors import (
     InvalidPageToken,
     Overloaded,
     Paused,
+    RateLimited,
     Refusal,
     ReplicaNotReady,
     ReplicaStopping,
@@ -63,6 +64,7 @@ Declared: TypeAlias = type[Refusal] | Reason
 ANY_CALL: Final = (
     InvalidFields,
     Overloaded,
+    RateLimited,
     DatabaseUnavailable,
     ReplicaNotReady,
     Paused,
@@ -77,7 +79,10 @@ WRITE: Final = (ConflictRetriesExhausted,)
 WITH_REQUEST_ID: Final = (RequestIdReused, RequestInProgress)
 LIST: Final = (InvalidPageToken,)
 STREAM: Final = (ReplicaStopping,)
-ITEM: Final = (*WRITE, *WITH_REQUEST_ID, InvalidFields, Overloaded, DatabaseUnavailable, Internal)
+ITEM: Final = (
+    *(*WRITE, *WITH_REQUEST_ID),
+    *(InvalidFields, Overloaded, RateLimited, DatabaseUnavailable, Internal),
+)
 """Of any item of a bulk call."""
 WITHOUT_STATUS: Final = (Reason(Code.CANCELLED, ""), Reason(Code.DEADLINE_EXCEEDED, ""))
 """The client is gone, or its deadline has passed: gRPC ends the call."""

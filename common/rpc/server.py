@@ -22,6 +22,7 @@ from common.rpc.health import NAME as HEALTH
 from common.rpc.health import Health, HealthOnly, Ready
 from common.rpc.identity import Identity, check_service_methods
 from common.rpc.pauses import Pauses
+from common.rpc.rate_limit import RateLimits
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
 from common.tls import CertificateFiles, UnusableCertificate
@@ -76,6 +77,7 @@ class GrpcServer:
         self._ready = ready
         self._pauses = Pauses(settings.pause_file)
         self._identity = Identity.wanted(settings)
+        self._limits = RateLimits.wanted(settings)
         self._handlers = HandlerRegistry(
             replica=settings.replica,
             calls_max=settings.max_concurrent_calls,
@@ -83,6 +85,7 @@ class GrpcServer:
             log=CallLog(settings.log_calls),
             pauses=self._pauses,
             guard=None if self._identity is None else self._identity.guard,
+            limits=self._limits,
             # Health must answer under overload, and to probes, which have no token. Without this,
             # nearly all spans would be of probes. Reflection is off where identity is on, unless a
             # setting asks for it.
@@ -169,6 +172,8 @@ class GrpcServer:
                     await task
         if self._identity is not None:
             await self._identity.stop()
+        if self._limits is not None:
+            await self._limits.close()
         _log.info("drained")
 
     async def ended(self) -> None:

@@ -188,6 +188,7 @@ def replica_environment(
         "BIND": f"{HOST}:{plan.port(service, replica)}",
         "REPLICA": f"{service}-{replica}",
         "METRICS_PORT": str(plan.metrics_page_port(service, replica)),
+        "RATE_LIMIT_REPLICAS": str(plan.replicas),
     }
     if service == "order":
         settings |= {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from common.db.migrations import create_index
 
 revision = "order_0010"
-down_revision = "order_0008"
+down_revision = "order_0009"
 
 
 def upgrade() -> None:

@@ -69,6 +69,8 @@ class CreateOrder:
     user_id: str
     lines: tuple[Line, ...]
     request_id: str
+    is_limited: bool = True
+    """Whether the user's limit of open orders applies; not part of the request's content."""
 
     @property
     def key(self) -> RequestKey:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 from common.errors import CurrencyMismatch
+from common.identity.caller import Kind, running_caller
 from common.paging import Page
 from common.request_key import Result
 from common.rpc.convert import fill_money, fill_time, money_from
@@ -14,6 +15,7 @@ from common.rpc.reasons import refuses
 from order_service.errors import (
     AmountExceedsDue,
     NotPaid,
+    OpenOrdersLimit,
     OrderNotCancellable,
     OrderNotFound,
     OrderNotPayable,
@@ -45,6 +47,7 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
 
     @refuses(
         ProductNotFound,
+        OpenOrdersLimit,
         OutOfStock,
         SeatTaken,
         SeatNotFound,
@@ -58,7 +61,12 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         lines = tuple(
             Line(line.product_id, line.quantity, tuple(line.seats)) for line in request.items
         )
-        written = await self._orders.create(CreateOrder(request.user_id, lines, request.request_id))
+        caller = running_caller()
+        # A service or an operator orders for many.
+        is_limited = caller is None or caller.kind is Kind.USER
+        written = await self._orders.create(
+            CreateOrder(request.user_id, lines, request.request_id, is_limited)
+        )
         return _written(pb.CreateOrderResponse(), written)
 
     @refuses(

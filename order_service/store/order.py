@@ -116,6 +116,25 @@ def adding(new: Collection[Order]) -> list[Write]:
     ]
 
 
+_user_of = unnest("asked", orders.c.user_id)
+# The states are in the text, so that the index of open orders serves it.
+_open_of_user = (
+    sa.select(sa.func.count())
+    .where(orders.c.user_id == _user_of.c.user_id, sa.text("orders.state IN ('PENDING', 'PAYING')"))
+    .correlate(_user_of)
+)
+_COUNT_OPEN: Final = sa.select(
+    _user_of.c.user_id, _open_of_user.scalar_subquery().label("open_orders")
+)
+
+
+async def count_open(connection: Connection, user_ids: Collection[str]) -> dict[str, int]:
+    """How many orders of each user wait for their payment or are being paid."""
+    asked = arrays_of_tuples(_user_of, ((user_id,) for user_id in user_ids))
+    rows = await connection.execute(_COUNT_OPEN, asked)
+    return {row.user_id: row.open_orders for row in rows}
+
+
 # -- reads ---------------------------------------------------------------------------------------
 
 _state = sa.bindparam("state", type_=sa.Text)

@@ -78,7 +78,7 @@ class Orders:
     async def create(self, command: CreateOrder) -> Result[Order]:
         """Create the order and reserve its stock, or replay that.
 
-        Raises ProductNotFound, OutOfStock, SeatTaken, SeatNotFound, ProductSeated,
+        Raises ProductNotFound, OpenOrdersLimit, OutOfStock, SeatTaken, SeatNotFound, ProductSeated,
         ProductNotSeated, CurrencyMismatch, InvalidField, RequestIdReused,
         ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """

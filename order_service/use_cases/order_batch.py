@@ -76,6 +76,8 @@ class OrderBatch:
     """Changed seats as they were loaded."""
     without_seats: set[str] = field(default_factory=set)
     """Orders that had seats, and have them no more."""
+    open_orders: dict[str, int] = field(default_factory=dict)
+    """How many open orders users have whose number is limited, those added included."""
 
     def order_of(self, command: PayOrder | CancelOrder) -> Order:
         """The user's order. Raises OrderNotFound, also if it is another user's."""
@@ -95,6 +97,7 @@ class OrderBatch:
         """Add a new order and reserve its stock."""
         self._move_stock(order, StockMove.RESERVE)
         self.new_orders.append(order)
+        self.open_orders[order.user_id] = self.open_orders.get(order.user_id, 0) + 1
         return order
 
     def move(self, order: Order) -> Order:

@@ -15,7 +15,7 @@ from common.db.statements import Connection
 from common.db.writes import execute_together
 from common.ids import new_id
 from common.request_key import RequestKey, Result
-from order_service.errors import OutOfStock
+from order_service.errors import OpenOrdersLimit, OutOfStock
 from order_service.model.order import (
     CancelOrder,
     CreateOrder,
@@ -69,11 +69,20 @@ class OrderTimes:
 class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
     """Decides batches of order commands."""
 
-    def __init__(self, idempotency: IdempotencyStore, times: OrderTimes, *, owner: str) -> None:
-        """``owner``: this replica's name, stored with the sagas that it begins."""
+    def __init__(
+        self,
+        idempotency: IdempotencyStore,
+        times: OrderTimes,
+        *,
+        owner: str,
+        open_orders_max: int = 0,
+    ) -> None:
+        """``owner``: this replica's name, stored with the sagas that it begins.
+        ``open_orders_max``: of a user; 0: no limit."""
         super().__init__(idempotency)
         self._times = times
         self._owner = owner
+        self._open_orders_max = open_orders_max
 
     async def load(
         self, connection: Connection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
@@ -100,6 +109,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             sagas.blocked,
             max(times) if times else await read_clock(connection),
             seats=found_seats,
+            open_orders=await self._count_open_orders(connection, commands),
         )
 
     async def _lock_sagas(
@@ -110,6 +120,18 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         if any(isinstance(one, RetrySaga | ResolveSaga) for one in commands):
             return await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
         return await saga_store.lock_owners(connection, saga_ids, wait_for_locks=wait_for_locks)
+
+    async def _count_open_orders(
+        self, connection: Connection, commands: Sequence[OrderCommand]
+    ) -> dict[str, int]:
+        """How many orders are open of each user whose number is limited.
+
+        Nothing locks them: batches that other transactions commit at the same time are not counted.
+        """
+        users = {one.user_id for one in commands if isinstance(one, CreateOrder) and one.is_limited}
+        if not (self._open_orders_max and users):
+            return {}
+        return await order_store.count_open(connection, users)
 
     async def load_after_records(
         self, connection: Connection, batch: OrderBatch, commands: Sequence[OrderCommand]
@@ -151,7 +173,7 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
     ) -> OrderResult:
         match command:
             case CreateOrder():
-                return _create_order(batch, records, command, self._times.expiry)
+                return self._create_order(batch, records, command)
             case PayOrder():
                 return begin_payment(batch, records, command, pay_within_s=self._times.pay_within_s)
             case CancelOrder():
@@ -166,6 +188,26 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
                 return retry_saga(batch, records, command)
             case ResolveSaga():
                 return resolve_saga(batch, records, command)
+
+    def _create_order(
+        self, batch: OrderBatch, records: IdempotencyRecords, command: CreateOrder
+    ) -> Result[Order]:
+        if (replayed := records.replay(command, ORDER_BODY)) is not None:
+            return replayed
+        most, open_orders = self._open_orders_max, batch.open_orders.get(command.user_id, 0)
+        if most and command.is_limited and open_orders >= most:
+            raise OpenOrdersLimit(command.user_id, open_orders=open_orders, most=most)
+        products = [batch.product(line.product_id) for line in command.lines]
+        order = Order.create(command, new_id(), products, now=batch.now, expiry=self._times.expiry)
+        require_seats(command, products, batch.seats)
+        short = [
+            (item.product_id, free, item.quantity)
+            for item in order.items
+            if not item.seats and (free := batch.products[item.product_id].free) < item.quantity
+        ]
+        if short:
+            raise OutOfStock(short)
+        return records.answer(command, batch.add(order), ORDER_BODY)
 
     async def save(
         self,
@@ -207,24 +249,6 @@ def _blocked_row(batch: OrderBatch, command: OrderCommand) -> tuple[str, str] | 
             return "product", min(blocked)
     saga_id = saga_id_of(command)
     return ("saga", saga_id) if saga_id is not None and saga_id in batch.blocked_sagas else None
-
-
-def _create_order(
-    batch: OrderBatch, records: IdempotencyRecords, command: CreateOrder, expiry: timedelta
-) -> Result[Order]:
-    if (replayed := records.replay(command, ORDER_BODY)) is not None:
-        return replayed
-    products = [batch.product(line.product_id) for line in command.lines]
-    order = Order.create(command, new_id(), products, now=batch.now, expiry=expiry)
-    require_seats(command, products, batch.seats)
-    short = [
-        (item.product_id, free, item.quantity)
-        for item in order.items
-        if not item.seats and (free := batch.products[item.product_id].free) < item.quantity
-    ]
-    if short:
-        raise OutOfStock(short)
-    return records.answer(command, batch.add(order), ORDER_BODY)
 
 
 def _cancel_order(

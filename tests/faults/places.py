@@ -18,6 +18,7 @@ BEGINS: Final = "it begins what is recovered later"
 OPERATOR: Final = "an operator calls it, and repeats it"
 AT_STOP: Final = "it runs when a process stops"
 LOCK_NOT_HELD: Final = "it runs when a lock was lost, or not granted for long"
+LIMITS_OFF: Final = "rates are not limited there: tests of the limits make it fail"
 AT_START: Final = "it runs when a process starts"
 
 
@@ -168,6 +169,12 @@ PLACES: Final = (
         service="payment",
         interruption="call.ConfirmPayment.before",
         with_error="gateway.confirm.before",
+    ),
+    Place(
+        name="redis.take_of_limits",
+        service="balance",
+        no_first_run=LIMITS_OFF,
+        no_recovery=LIMITS_OFF,
     ),
     Place(name="redis.enqueue_ticket", service="coupon", no_recovery=NO_SAGA),
     Place(name="redis.look_up_tickets", service="coupon", no_recovery=NO_SAGA),

@@ -63,8 +63,8 @@ BULK: Final = (
         "invalid-items-last",
         "the results of invalid items come after those of the others",
         file="common/rpc/bulk.py",
-        old="outcomes.insert(position, refused)",
-        new="outcomes.append(refused)",
+        old="outcomes.insert(position, refusal)",
+        new="outcomes.append(refusal)",
         tests=(f"{_ITEMS}test_every_item_has_its_result_in_its_place",),
     ),
     Mutant(

@@ -15,6 +15,7 @@ from tests.mutants.locks import LOCKS
 from tests.mutants.order import ORDER
 from tests.mutants.payment import PAYMENT
 from tests.mutants.queue import QUEUE
+from tests.mutants.rate_limits import RATE_LIMITS
 from tests.mutants.sagas import SAGAS
 from tests.mutants.seats import SEATS
 from tests.mutants.security import SECURITY
@@ -36,4 +37,5 @@ MUTANTS: Final = (
     *LOCKS,
     *LANES,
     *IDENTITY,
+    *RATE_LIMITS,
 )

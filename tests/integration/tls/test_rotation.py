@@ -28,6 +28,7 @@ from tests.support.certificates import (
     write_trusted,
 )
 from tests.support.payments import until
+from tests.support.waits import until_true
 
 CALLERS = 8
 AGE_S = 1.0
@@ -64,7 +65,7 @@ class Pair:
         before = len(self.callers.answered_by)
         # Longer than the age of connections: each has been made anew.
         await asyncio.sleep(2 * AGE_S)
-        await self.callers.until(lambda: len(self.callers.answered_by) >= before + ENOUGH)
+        await until_true(lambda: len(self.callers.answered_by) >= before + ENOUGH)
 
 
 @asynccontextmanager
@@ -116,7 +117,7 @@ async def test_control_a_new_authority_that_is_not_trusted_first_fails_calls(
     old, new = Authority(), Authority()
     async with pair(tmp_path, old) as two, two.callers.calling():
         write_certificate(two.servers, new, old, new)
-        await two.callers.until(lambda: bool(two.callers.failed))
+        await until_true(lambda: bool(two.callers.failed))
 
 
 async def test_files_that_cannot_be_used_leave_the_last_good_ones_in_use(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ async def test_files_that_cannot_be_used_leave_the_last_good_ones_in_use(tmp_pat
 
             await until(noted)
             async with two.callers.calling():
-                await two.callers.until(lambda: len(two.callers.answered_by) >= ENOUGH)
+                await until_true(lambda: len(two.callers.answered_by) >= ENOUGH)
     assert two.callers.failed == []
 
 

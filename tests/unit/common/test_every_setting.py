@@ -41,6 +41,10 @@ DATABASES = [
     f"postgresql://u:p@h/d?sslmode=verify-full&sslrootcert={SECRET}",
 ]
 DIRECTORIES = [SECRET, f"./{SECRET}", f" /{SECRET}", f"/{SECRET}\n"]
+RATES = [
+    *(SECRET, "20", "20:", ":200", "0:200", "20:0", "-1:200", "20:-1", "10001:1", "1e3:1"),
+    *("nan:1", "20:1.5", "20:200:1", " 20:200", "20:200\n", "0.0001:1"),
+]
 WORDS = ["", f"{SECRET} {SECRET}", "x" * 201, "é"]
 TEXTS = {
     "bind": [*HOST_PORTS, ""],
@@ -70,6 +74,12 @@ TEXTS = {
         *("https://[::1", f"file:///{SECRET}", "https://h:0/"),
     ],
     "auth_services": [SECRET, "[]", "7", f'{{"till": "{SECRET}"}}', f'{{"till": ["{SECRET}"]}}'],
+    "rate_limit_reads": RATES,
+    "rate_limit_writes": RATES,
+    "rate_limit_public": RATES,
+    "rate_limit_issue": RATES,
+    "rate_limit_pay": RATES,
+    "trusted_proxies": [SECRET, "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0/8;10.1.0.0/16", "::1/129"],
     "auth_audience": WORDS,
     "auth_role_claim": WORDS,
     "auth_saga_service": WORDS,

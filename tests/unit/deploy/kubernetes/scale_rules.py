@@ -134,6 +134,19 @@ def scaler_of(each: Item) -> Item | None:
     return each.overlay.find("HorizontalPodAutoscaler", each.name)
 
 
+def replicas_max(each: Item) -> int:
+    scaler = scaler_of(each)
+    return int(scaler.get("spec.maxReplicas") if scaler else each.get("spec.replicas", 1))
+
+
+@rule(SERVERS, bad(12, "spec.maxReplicas", SCALER, ORDER))
+def limits_are_divided_by_the_replicas(each: Item) -> Iterator[str]:
+    """With more replicas than the setting, a user has more than the limit."""
+    setting = int(each.setting("rate_limit_replicas"))
+    if each.setting("auth") == "required" and setting != replicas_max(each):
+        yield f"{setting} in TALLY_RATE_LIMIT_REPLICAS"
+
+
 @rule(
     SERVERS,
     bad(3, "spec.replicas"),
@@ -252,10 +265,9 @@ servers_do_not_migrate = Rule(
 def connections_max(each: Item) -> int:
     """What a service opens at most: in a rollout, as many drain as serve, and the surge."""
     # The pool is all of a replica's connections, with that of its readiness probe.
-    pool, scaler = int(each.setting("pool_size")), scaler_of(each)
-    replicas = scaler.get("spec.maxReplicas") if scaler else each.get("spec.replicas", 1)
+    pool, replicas = int(each.setting("pool_size")), replicas_max(each)
     surge = int(each.get("spec.strategy.rollingUpdate.maxSurge", 1))
-    return (2 * int(replicas) + surge) * pool + 1  # and its migration
+    return (2 * replicas + surge) * pool + 1  # and its migration
 
 
 def what_all_services_open(postgres: Item) -> Must:

@@ -320,10 +320,12 @@ class OrderServiceStub:
     A line of a seated product names its seats. The order gets all of its seats or none, and of many
     orders that want one seat, one gets it; the others are refused, and need not repeat the call.
 
-    Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names
-    every product that is short; never one with seats); INVALID_ARGUMENT / CURRENCY_MISMATCH if the
-    products are not all in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line
-    or the sum exceeds 10^15. Of seats: FAILED_PRECONDITION / SEAT_TAKEN (QuotaFailure has a
+    Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OPEN_ORDERS_LIMIT if the user has
+    as many orders PENDING or PAYING as one may have (a setting, off by default; QuotaFailure has
+    both figures); FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names every product that is
+    short; never one with seats); INVALID_ARGUMENT / CURRENCY_MISMATCH if the products are not all
+    in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line or the sum exceeds
+    10^15. Of seats: FAILED_PRECONDITION / SEAT_TAKEN (QuotaFailure has a
     violation for each seat that is not free, whose subject is the line's place in the request and
     the label, such as "items[0]:A-12"); NOT_FOUND / SEAT_NOT_FOUND (BadRequest names up to 10 of
     the labels that the product does not have); FAILED_PRECONDITION / PRODUCT_SEATED if a line
@@ -408,10 +410,12 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         A line of a seated product names its seats. The order gets all of its seats or none, and of many
         orders that want one seat, one gets it; the others are refused, and need not repeat the call.
 
-        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names
-        every product that is short; never one with seats); INVALID_ARGUMENT / CURRENCY_MISMATCH if the
-        products are not all in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line
-        or the sum exceeds 10^15. Of seats: FAILED_PRECONDITION / SEAT_TAKEN (QuotaFailure has a
+        Errors: NOT_FOUND / PRODUCT_NOT_FOUND; FAILED_PRECONDITION / OPEN_ORDERS_LIMIT if the user has
+        as many orders PENDING or PAYING as one may have (a setting, off by default; QuotaFailure has
+        both figures); FAILED_PRECONDITION / OUT_OF_STOCK (QuotaFailure names every product that is
+        short; never one with seats); INVALID_ARGUMENT / CURRENCY_MISMATCH if the products are not all
+        in one currency; INVALID_ARGUMENT / INVALID_FIELD naming items if a line or the sum exceeds
+        10^15. Of seats: FAILED_PRECONDITION / SEAT_TAKEN (QuotaFailure has a
         violation for each seat that is not free, whose subject is the line's place in the request and
         the label, such as "items[0]:A-12"); NOT_FOUND / SEAT_NOT_FOUND (BadRequest names up to 10 of
         the labels that the product does not have); FAILED_PRECONDITION / PRODUCT_SEATED if a line

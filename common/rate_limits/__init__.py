@@ -1,0 +1,1 @@
+"""Limits of a user's calls, over all replicas: below its share a replica decides alone."""
