@@ -54,6 +54,8 @@ from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.guard import Admitted, Guard, MethodGuard
 from common.rpc.pauses import Pauses, is_internal
+from common.rpc.reception import Reception, writing
+from common.rpc.unsent import UnsentResponses
 from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -92,6 +94,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         *,
         replica: str,
         calls_max: int,
+        connections_max: int,
         default_deadline_s: float,
         log: CallLog,
         pauses: Pauses,
@@ -99,10 +102,12 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         exempt: Collection[str] = (),
     ) -> None:
         """``guard``: identity and access; None admits everyone. ``exempt``: full names of services
-        without them, and without concurrency limit, spans and log lines; they are never paused."""
+        without them, and without ``calls_max``, spans and log lines; they are never paused."""
         self.services: list[str] = []
         """Full names of the registered services."""
         self._handlers: dict[str, Handler] = {}
+        self._timed: dict[str, tuple[Reception, Handler]] = {}
+        """What receives a method's requests within a time limit (``common.rpc.reception``)."""
         self._log = log
         self._pauses = pauses
         self._guard = guard
@@ -113,8 +118,14 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._unary = ConcurrencyLimit(0)
         self._streams = ConcurrencyLimit(0)
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
+        # A client watches health once per connection.
+        self._exempt_streams = ConcurrencyLimit(connections_max)
         self._default_deadline = DefaultDeadline(default_deadline_s)
         self._ends = CallEnds(replica, log)
+        self._reception = Reception(self._ends, default_deadline_s)
+        # Health is served whatever else is waited for.
+        self._exempt_reception = Reception(self._ends, default_deadline_s)
+        self._unsent = UnsentResponses()
         self._streams_open: dict[asyncio.Task[object], Refusal | None] = {}
         """Why the server ends each; None while it does not."""
         self._opened = False
@@ -143,29 +154,38 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 self._ends.unlogged.add(method)
             else:
                 reasons.count_from_zero(method, _function(handler))
-            if handler.response_streaming:
-                limit = self._unlimited if exempt else self._streams
-                handle = self._handle_stream(method, handler, limit)
-                register = (
-                    grpc.stream_stream_rpc_method_handler
-                    if handler.request_streaming
-                    else grpc.unary_stream_rpc_method_handler
-                )
-                self._handlers[method] = register(
-                    handle if exempt else tracing.served(method, handle)
-                )
-            elif handler.request_streaming:
-                raise TypeError(f"{method}: a stream of requests with one response: not supported")
-            else:
-                limit = self._unlimited if exempt else self._unary
-                call = self._handle_unary(method, handler, limit)
-                self._handlers[method] = grpc.unary_unary_rpc_method_handler(
-                    call if exempt else tracing.served(method, call)
-                )
+            self._register(method, handler, exempt=exempt)
+
+    def _register(self, method: str, handler: Handler, *, exempt: bool) -> None:
+        reception = self._exempt_reception if exempt else self._reception
+        arrived: Any = reception.arrived
+        handle: Callable[..., Awaitable[Any]]
+        if handler.response_streaming:
+            limit = self._exempt_streams if exempt else self._streams
+            stream = self._handle_stream(method, handler, limit)
+            handle = stream if exempt else tracing.served(method, stream)
+            if handler.request_streaming:
+                self._handlers[method] = grpc.stream_stream_rpc_method_handler(handle)
+                return
+            self._handlers[method] = grpc.unary_stream_rpc_method_handler(handle, arrived)
+            timed = reception.timed(method, handle)
+        elif handler.request_streaming:
+            raise TypeError(f"{method}: a stream of requests with one response: not supported")
+        else:
+            limit = self._unlimited if exempt else self._unary
+            unary = self._handle_unary(method, handler, limit)
+            handle = unary if exempt else tracing.served(method, unary)
+            self._handlers[method] = grpc.unary_unary_rpc_method_handler(handle, arrived)
+            timed = reception.timed(method, writing(handle))
+        self._timed[method] = reception, grpc.stream_stream_rpc_method_handler(timed)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of a call, by the full name of its method."""
-        return self._handlers.get(handler_call_details.method)
+        method = handler_call_details.method
+        timed = self._timed.get(method)
+        if timed is None or timed[0].enter():
+            return self._handlers.get(method)
+        return timed[1]
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -215,7 +235,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         bytes_max = MESSAGE_BYTES_MAX
         if is_bulk(run):
             run, bytes_max = _with_slots(run, limit), BULK_BYTES_MAX
-        parse, serialize = _codec(handler)
+        parse, to_bytes = _codec(handler)
+        serialize = self._unsent.counted(method, to_bytes)
         guard = self._guard_of(method, parse, bytes_max)
         read = partial(parse_request, parse, bytes_max=bytes_max) if guard is None else _validated
         # Everything is looked up once per method, not once per call.
@@ -250,7 +271,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                     response = await run(request, context)
                 else:
                     raise DeadlineTooShort  # noqa: TRY301 - handled below, as every other error
-                reply = serialize(response)
+                reply = serialize(response, context)
             except BaseException as error:
                 await abort(Call(method, context, started, request, _caller(given)), error)
                 raise
