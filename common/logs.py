@@ -15,6 +15,11 @@ from typing import Final, Literal
 import structlog
 from structlog.typing import EventDict, Processor
 
+_CONTROLS: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+"""Characters that steer a terminal, end a line for some readers, or turn its direction. Tabs and
+line feeds are in tracebacks; in fields structlog escapes them."""
 _PASSWORD_IN_URL: Final = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)")
 
 # Below these levels, lines of the libraries repeat what Tally's own lines and metrics report.
@@ -55,11 +60,12 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    render: Processor = structlog.processors.JSONRenderer(default=str)
+    render: list[Processor] = [structlog.processors.JSONRenderer(default=str)]
     if output == "console":
-        render = structlog.dev.ConsoleRenderer(
+        console = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
+        render = [escape_controls, console]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -68,7 +74,7 @@ def configure(
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
                 mask_passwords,
-                render,
+                *render,
             ],
         )
     )
@@ -87,6 +93,17 @@ def mask_passwords(_logger: object, _method: str, event: EventDict) -> EventDict
                 event[key] = masked(value)
         elif isinstance(value, BaseException):
             event[key] = masked(repr(value))
+    return event
+
+
+def escape_controls(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """A structlog processor: characters that would steer a terminal become escapes (``\\x1b``).
+
+    JSON needs none: it escapes them itself.
+    """
+    for key, value in event.items():
+        if isinstance(value, str) and _CONTROLS.search(value):
+            event[key] = _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], value)
     return event
 
 

@@ -232,6 +232,12 @@ class ServiceSettings(ProcessSettings):
         "limit, counted separately; health checks and reflection do not count.",
         most=100_000,
     )
+    max_connections: int = count(
+        4_096,
+        "Connections of clients, in all, if the process may open as many files and 128 more; "
+        "further ones are closed at once.",
+        most=1_000_000,
+    )
     default_deadline_s: float = seconds(
         10.0, "Time limit of a unary call whose client set none.", most=300
     )

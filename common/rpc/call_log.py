@@ -1,7 +1,6 @@
 """One log line per call that ended, as ``TALLY_LOG_CALLS`` asks for it.
 
 ``errors``: calls that could not be served. A refusal by a rule (INSUFFICIENT_FUNDS, a taken seat, a
-``errors``: calls that could not be served. A refusal by a rule (INSUFFICIENT_FUNDS, a taken seat, a
 missing order) is the service's work, and no error; neither is a paused method, as an operator wants
 it. ``all``: every call. ``off``: none.
 

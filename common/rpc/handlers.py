@@ -57,6 +57,8 @@ from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.guard import Admitted, Guard, Metadata, MethodGuard, OpenGuard
 from common.rpc.pauses import Pauses, is_marked
 from common.rpc.rate_limit import MethodLimit, RateLimits, counting_replays
+from common.rpc.reception import Reception, writing
+from common.rpc.unsent import UnsentResponses
 from common.rpc.validation import (
     BULK_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -95,6 +97,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         *,
         replica: str,
         calls_max: int,
+        connections_max: int,
         default_deadline_s: float,
         log: CallLog,
         pauses: Pauses,
@@ -110,6 +113,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._handlers: dict[str, Handler] = {}
         self._admitting_of: dict[str, Callable[..., Awaitable[bytes]]] = {}
         """Unary methods behind a guard that get the metadata of each call."""
+        self._timed: dict[str, tuple[Reception, Handler]] = {}
+        """What receives a method's requests within a time limit (``common.rpc.reception``)."""
         self._log = log
         self._pauses = pauses
         self._guard = guard
@@ -121,8 +126,14 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._unary = ConcurrencyLimit(0)
         self._streams = ConcurrencyLimit(0)
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
+        # A client watches health once per connection.
+        self._exempt_streams = ConcurrencyLimit(connections_max)
         self._default_deadline = DefaultDeadline(default_deadline_s)
         self._ends = CallEnds(replica, log)
+        self._reception = Reception(self._ends, default_deadline_s)
+        # Health is served whatever else is waited for.
+        self._exempt_reception = Reception(self._ends, default_deadline_s)
+        self._unsent = UnsentResponses()
         self._streams_open: dict[asyncio.Task[object], Refusal | None] = {}
         """Why the server ends each; None while it does not."""
         self._opened = False
@@ -151,34 +162,44 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 self._ends.unlogged.add(method)
             else:
                 reasons.count_from_zero(method, _function(handler))
-            if handler.response_streaming:
-                limit = self._unlimited if exempt else self._streams
-                handle = self._handle_stream(method, handler, limit)
-                register = (
-                    grpc.stream_stream_rpc_method_handler
-                    if handler.request_streaming
-                    else grpc.unary_stream_rpc_method_handler
-                )
-                self._handlers[method] = register(
-                    handle if exempt else tracing.served(method, handle)
-                )
-            elif handler.request_streaming:
-                raise TypeError(f"{method}: a stream of requests with one response: not supported")
-            else:
-                limit = self._unlimited if exempt else self._unary
-                call = self._handle_unary(method, handler, limit)
-                served = call if exempt else tracing.served(method, call)
-                self._handlers[method] = grpc.unary_unary_rpc_method_handler(served)
-                if served is call and not exempt and self._guard is not None:
-                    self._admitting_of[method] = call
+            self._register(method, handler, exempt=exempt)
+
+    def _register(self, method: str, handler: Handler, *, exempt: bool) -> None:
+        reception = self._exempt_reception if exempt else self._reception
+        arrived: Any = reception.arrived
+        handle: Callable[..., Awaitable[Any]]
+        if handler.response_streaming:
+            limit = self._exempt_streams if exempt else self._streams
+            stream = self._handle_stream(method, handler, limit)
+            handle = stream if exempt else tracing.served(method, stream)
+            if handler.request_streaming:
+                self._handlers[method] = grpc.stream_stream_rpc_method_handler(handle)
+                return
+            self._handlers[method] = grpc.unary_stream_rpc_method_handler(handle, arrived)
+            timed = reception.timed(method, handle)
+        elif handler.request_streaming:
+            raise TypeError(f"{method}: a stream of requests with one response: not supported")
+        else:
+            limit = self._unlimited if exempt else self._unary
+            unary = self._handle_unary(method, handler, limit)
+            handle = unary if exempt else tracing.served(method, unary)
+            self._handlers[method] = grpc.unary_unary_rpc_method_handler(handle, arrived)
+            timed = reception.timed(method, writing(handle))
+            if handle is unary and not exempt and self._guard is not None:
+                self._admitting_of[method] = unary
+        self._timed[method] = reception, grpc.stream_stream_rpc_method_handler(timed)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """The handler of a call, by the full name of its method."""
         method = handler_call_details.method
+        timed = self._timed.get(method)
+        if timed is not None and not timed[0].enter():
+            return timed[1]
         admitting = self._admitting_of.get(method)
         if admitting is None:
             return self._handlers.get(method)
-        return _OfOneCall(partial(admitting, metadata=handler_call_details.invocation_metadata))
+        metadata = handler_call_details.invocation_metadata
+        return _OfOneCall(partial(admitting, metadata=metadata), self._reception.arrived)
 
     # -- start and end -----------------------------------------------------------------------------
 
@@ -228,7 +249,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         bytes_max = MESSAGE_BYTES_MAX
         if is_bulk(run):
             run, bytes_max = _with_slots(run, limit), BULK_BYTES_MAX
-        parse, serialize = _codec(handler)
+        parse, to_bytes = _codec(handler)
+        serialize = self._unsent.counted(method, to_bytes)
         guard, rate_limit = self._guard_of(method, parse, bytes_max), self._limit_of(method)
         run = counting_replays(run, rate_limit)
         read = partial(parse_request, parse, bytes_max=bytes_max) if guard is None else _validated
@@ -264,7 +286,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                     response = await run(request, context)
                 else:
                     raise DeadlineTooShort  # noqa: TRY301 - handled below, as every other error
-                reply = serialize(response)
+                reply = serialize(response, context)
             except BaseException as error:
                 await abort(Call(method, context, started, request, _caller(given)), error)
                 raise
@@ -438,11 +460,16 @@ class _OfOneCall(grpc.RpcMethodHandler):  # type: ignore[type-arg]
     """
 
     request_streaming = response_streaming = False
-    request_deserializer = response_serializer = None
+    response_serializer = None
     unary_stream = stream_unary = stream_stream = None
 
-    def __init__(self, unary_unary: Callable[[bytes, Context], Awaitable[bytes]]) -> None:
+    def __init__(
+        self,
+        unary_unary: Callable[[bytes, Context], Awaitable[bytes]],
+        arrived: Callable[[bytes], bytes],
+    ) -> None:
         self.unary_unary: Any = unary_unary
+        self.request_deserializer: Any = arrived
 
 
 def _caller(given: Given) -> Caller | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +40,12 @@ STREAMS_PER_SLOT: Final = 3
 """Unary calls and streams have separate slots; as many calls again may wait to be refused."""
 STREAMS_LEAST: Final = 100
 METADATA_BYTES_MAX: Final = 8 * 1024
+OWN_FILES: Final = 128
+"""File descriptors that connections of clients leave to the replica: for databases, Redis, the
+gateway and its files."""
+HANDSHAKE_MS: Final = 10_000
+"""How long a connection may take to begin with HTTP/2, and with TLS before it. gRPC's default: two
+minutes."""
 CLIENT_PING_LEAST_MS: Final = 10_000
 """Clients ping every 30 s (``tally_client.rpc.channels``); gRPC's default would close their
 connections."""
@@ -81,6 +88,7 @@ class GrpcServer:
         self._handlers = HandlerRegistry(
             replica=settings.replica,
             calls_max=settings.max_concurrent_calls,
+            connections_max=connections_max(settings),
             default_deadline_s=settings.default_deadline_s,
             log=CallLog(settings.log_calls),
             pauses=self._pauses,
@@ -147,7 +155,8 @@ class GrpcServer:
             for files in (self._clients, self._peers)
             if files is not None
         ]
-        _log.info("listening", port=port, ports=self.ports, services=mounted)
+        most = connections_max(self._settings)
+        _log.info("listening", port=port, ports=self.ports, services=mounted, connections_max=most)
         return port
 
     async def drain(self) -> None:
@@ -231,6 +240,14 @@ def _certificate(
         raise SettingsError(f"{source_of(settings.service, setting)}: {error}") from None
 
 
+def connections_max(settings: ServiceSettings) -> int:
+    """How many connections of clients the server accepts: the process may have too few files."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return settings.max_connections
+    return max(1, min(settings.max_connections, files - OWN_FILES))
+
+
 def listen_problem(address: str) -> str:
     """Why a server cannot listen on the address, found by trying, or '': gRPC gives no reason.
 
@@ -275,6 +292,8 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # CANCELLED. The handlers refuse with OVERLOADED and a delay instead.
         ("grpc.server.max_pending_requests", PENDING_MAX),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MAX),
+        ("grpc.max_allowed_incoming_connections", connections_max(settings)),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
         ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1000)),

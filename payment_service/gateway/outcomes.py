@@ -62,8 +62,9 @@ class Cancelled(_Outcome):
 
     transaction_id: str
     amount: Money
-    refunds: tuple[Refund, ...] = ()
-    """Its parts; empty if the gateway did not list them."""
+    refunds: tuple[Refund, ...] = field(default=(), repr=False)
+    """Its parts; empty if the gateway did not list them. Not for the log: it has the gateway's
+    texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,9 @@ class PartlyCancelled(_Outcome):
     transaction_id: str
     amount: Money
     refunded_minor: int
-    refunds: tuple[Refund, ...] = ()
-    """Its parts; empty if the gateway did not list them."""
+    refunds: tuple[Refund, ...] = field(default=(), repr=False)
+    """Its parts; empty if the gateway did not list them. Not for the log: it has the gateway's
+    texts."""
 
 
 @dataclass(frozen=True, slots=True)

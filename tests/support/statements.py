@@ -48,6 +48,24 @@ def recorded_transactions() -> Iterator[list[Transaction]]:
         yield committed
 
 
+@contextmanager
+def recorded_statements(id_: str) -> Iterator[list[str]]:
+    """The statements of the block that have this id among their parameters, rows or not."""
+    found: list[str] = []
+    execute = Connection.execute
+
+    async def on_execute(
+        connection: Connection, statement: sa.Executable, *parameters: Parameters
+    ) -> Rows:
+        if id_ in str(parameters):
+            found.append(compiled(statement).sql)
+        return await execute(connection, statement, *parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "execute", on_execute)
+        yield found
+
+
 def row_strategies(transaction: Transaction, table: str, compared: str) -> set[RowStrategy]:
     """What the transaction does so that no other changes its rows of ``table`` meanwhile.
 

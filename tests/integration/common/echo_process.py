@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -94,6 +96,53 @@ async def replies(running: Service, *words: str) -> list[str]:
     """The replies to calls of ``Say``, made one after the other once it is ready."""
     async with grpc.aio.insecure_channel(await address_of(running)) as channel:
         return [(await EchoStub(channel).say(word)).value for word in words]
+
+
+class Replica(EchoStub):
+    """The echo service as a process, and a connection to it of its own."""
+
+    def __init__(self, running: Service, address: str, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)
+        self.address = address
+        self._pid = running.process.pid
+        self._status = Path(f"/proc/{self._pid}/status")
+
+    def memory(self, kind: str) -> int:
+        """Bytes resident now (``VmRSS``), or the maximum so far (``VmHWM``)."""
+        [line] = [line for line in self._status.read_text().splitlines() if line.startswith(kind)]
+        return int(line.split()[1]) * 1024
+
+    def reset_peak(self) -> int:
+        """Begin a new maximum; returns what is resident now."""
+        (self._status.parent / "clear_refs").write_text("5")
+        return self.memory("VmRSS")
+
+    def allow_files(self, more: int) -> None:
+        """Leave it so many file descriptors."""
+        limit = len(list(Path(f"/proc/{self._pid}/fd").iterdir())) + more
+        resource.prlimit(self._pid, resource.RLIMIT_NOFILE, (limit, limit))
+
+    async def held(self) -> int:
+        """How many calls wait in it."""
+        [answer] = [answer async for answer in self.count("how many")]
+        return int(answer.value)
+
+
+@asynccontextmanager
+async def connection(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection of its own: channels of one process would share it."""
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, options=own) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def replica_with(**environment: str) -> AsyncIterator[Replica]:
+    """A running replica with these variables."""
+    async with echo_service(**environment) as running:
+        address = await address_of(running)
+        async with connection(address) as channel:
+            yield Replica(running, address, channel)
 
 
 if __name__ == "__main__":

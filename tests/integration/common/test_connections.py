@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from unittest import mock
@@ -21,54 +20,11 @@ from tally_client.rpc import channels
 from tests.integration.common.callers import Callers
 from tests.integration.common.echo import Echo, EchoStub, Held, client_of, serving
 from tests.support.cluster import dns
+from tests.support.http2 import ENHANCE_YOUR_CALM, PREFACE, raw_connection
 from tests.support.waits import until_true
 
 CALLERS = 8
 AGE_S = 0.5
-PING, GOAWAY, SETTINGS = 0x6, 0x7, 0x4
-ACK: Final = 0x1
-ENHANCE_YOUR_CALM: Final = 0xB
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-
-class RawClient:
-    """HTTP/2 without a library: no library would ping this often."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    def send(self, kind: int, payload: bytes = b"", flags: int = 0) -> None:
-        header = struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + bytes(4)
-        self._writer.write(header + payload)
-
-    async def ping(self) -> int | None:
-        """Wait for the reply. Returns the code of a GOAWAY that came instead."""
-        self.send(PING, b"12345678")
-        while True:
-            header = await self._reader.readexactly(9)
-            kind, flags = header[3], header[4]
-            payload = await self._reader.readexactly(int.from_bytes(header[:3], "big"))
-            if kind == GOAWAY:
-                return int.from_bytes(payload[4:8], "big")
-            if kind == PING and flags & ACK:
-                return None
-            if kind in {PING, SETTINGS} and not flags & ACK:
-                self.send(kind, payload if kind == PING else b"", ACK)
-
-
-@asynccontextmanager
-async def raw_client(address: str) -> AsyncIterator[RawClient]:
-    host, port = address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(PREFACE)
-    client = RawClient(reader, writer)
-    client.send(SETTINGS)
-    try:
-        yield client
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 # -- pings -----------------------------------------------------------------------------------------
@@ -90,12 +46,51 @@ async def test_a_client_may_ping_as_often_as_tallys_own_clients_do(
     """At a hundredth of the times. The control is gRPC's own least interval."""
     monkeypatch.setattr(server, "CLIENT_PING_LEAST_MS", least_ms // 100)
     code = None
-    async with serving() as (address, _), raw_client(address) as client:
+    async with serving() as (address, _), raw_connection(address) as client:
         for _ in range(8):
             if (code := await client.ping()) is not None:
                 break
             await asyncio.sleep(interval_s / 100)
     assert code == expected
+
+
+# -- number, and beginning ------------------------------------------------------------------------
+
+
+async def test_connections_above_the_limit_are_closed_and_the_others_served() -> None:
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with AsyncExitStack() as exits:
+        address, _ = await exits.enter_async_context(serving(max_connections=3))
+        channel = await exits.enter_async_context(grpc.aio.insecure_channel(address, options=own))
+        assert (await EchoStub(channel).say("first", timeout=60)).value == "first"
+        held = [await exits.enter_async_context(raw_connection(address)) for _ in range(2)]
+        for each in held:
+            assert await each.ping() is None
+        async with raw_connection(address) as above:
+            await above.closed()
+        for each in held:
+            assert await each.ping() is None
+        assert (await EchoStub(channel).say("served", timeout=60)).value == "served"
+        held[0].writer.transport.abort()
+        later = await exits.enter_async_context(grpc.aio.insecure_channel(address, options=own))
+        reply = await EchoStub(later).say("later", wait_for_ready=True, timeout=60)
+        assert reply.value == "later"
+
+
+@pytest.mark.parametrize("opening", [b"", PREFACE[:10], PREFACE], ids=["nothing", "half", "all"])
+async def test_a_connection_that_does_not_begin_in_time_is_closed(
+    opening: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control is a connection that has begun."""
+    monkeypatch.setattr(server, "HANDSHAKE_MS", 1_000)
+    async with (
+        serving() as (address, _),
+        raw_connection(address) as begun,
+        raw_connection(address, opening) as other,
+    ):
+        assert await begun.ping() is None
+        await other.closed()
+        assert await begun.ping() is None
 
 
 # -- age -------------------------------------------------------------------------------------------

@@ -22,12 +22,14 @@ from common.rpc.validation import MESSAGE_BYTES_MAX
 from tests.integration.common.echo import (
     SAY,
     Echo,
+    EchoStub,
     Held,
     Raising,
     SoldOut,
     add,
     connected,
     refusal_of,
+    serving,
 )
 from tests.support.time_limits import LONG_S
 from tests.support.waits import until_true
@@ -156,6 +158,7 @@ def test_a_method_that_is_not_implemented_is_an_error_at_registration() -> None:
         registry = HandlerRegistry(
             replica="one",
             calls_max=1,
+            connections_max=1,
             default_deadline_s=1.0,
             log=CallLog("off"),
             pauses=Pauses(""),
@@ -164,6 +167,32 @@ def test_a_method_that_is_not_implemented_is_an_error_at_registration() -> None:
 
 
 # -- messages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "code", "reason"),
+    [
+        (1_000, None, ""),
+        (MESSAGE_BYTES_MAX + 1, Code.INVALID_ARGUMENT, "INVALID_FIELD"),
+        (RECEIVE_BYTES_MAX + 1, Code.RESOURCE_EXHAUSTED, ""),
+        (32 * 2**20, Code.RESOURCE_EXHAUSTED, ""),
+    ],
+)
+async def test_a_compressed_message_counts_by_its_size_when_unpacked(
+    size: int, code: Code | None, reason: str
+) -> None:
+    echo = Echo()
+    async with (
+        serving(echo) as (address, _),
+        grpc.aio.insecure_channel(address, compression=grpc.Compression.Gzip) as channel,
+    ):
+        call = EchoStub(channel).say("x" * size)
+        if code is None:
+            await call
+        else:
+            refusal = await refusal_of(call)
+            assert (refusal.code, refusal.reason) == (code, reason)
+    assert len(echo.received) == (code is None)
 
 
 async def test_a_message_above_the_limit_is_refused_before_the_method_runs() -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from tests.integration.common.echo import SAY, serving
+from tests.support.http2 import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    HTTP,
+    POST,
+    message,
+    raw_connection,
+)
 
-DATA, HEADERS, RST_STREAM, SETTINGS = 0x0, 0x1, 0x3, 0x4
-END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HTTP: Final = b"\x86"
-POST: Final = b"\x83"
 FROM_FIRST: Final = bytes(0x80 | index for index in (64, 63, 62))
 """The first request's :authority, content-type and te, from the table of the connection."""
 
@@ -29,26 +30,6 @@ def text(value: bytes) -> bytes:
 def added(name: bytes, value: bytes) -> bytes:
     """A header that enters the table of the connection."""
     return b"\x40" + text(name) + text(value)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return (
-        struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream)
-    ) + payload
-
-
-@asynccontextmanager
-async def connected(
-    address: str,
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    host, port = address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(PREFACE + frame(SETTINGS, 0, 0))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 @pytest.mark.parametrize("method", [b"HEAD", b"GET", b"OPTIONS", b"MADE_UP"])
@@ -65,21 +46,17 @@ async def test_another_http_method_fails_alone(method: bytes) -> None:
         )
     )
     call = POST + HTTP + b"\x00" + text(b":path") + text(SAY.encode()) + FROM_FIRST
-    message = StringValue(value="hi").SerializeToString()
-    data = b"\x00" + struct.pack(">I", len(message)) + message
-    async with serving() as (address, _), connected(address) as (reader, writer):
-        writer.write(frame(HEADERS, END_HEADERS | END_STREAM, 1, first))
-        writer.write(frame(HEADERS, END_HEADERS, 3, call) + frame(DATA, END_STREAM, 3, data))
+    data = message(StringValue(value="hi").SerializeToString())
+    async with serving() as (address, _), raw_connection(address) as connection:
+        connection.send(HEADERS, END_HEADERS | END_STREAM, 1, first)
+        connection.send(HEADERS, END_HEADERS, 3, call)
+        connection.send(DATA, END_STREAM, 3, data)
         ended: set[int] = set()
         responses: dict[int, bytes] = {}
         while ended != {1, 3}:
-            header = await reader.readexactly(9)
-            kind, flags, stream = header[3], header[4], int.from_bytes(header[5:], "big")
-            payload = await reader.readexactly(int.from_bytes(header[:3], "big"))
-            if kind == SETTINGS and not flags & ACK:
-                writer.write(frame(SETTINGS, ACK, 0))
-            if kind == DATA:
-                responses[stream] = payload
-            if kind == RST_STREAM or (kind == HEADERS and flags & END_STREAM):
-                ended.add(stream)
+            got = await connection.next()
+            if got.kind == DATA:
+                responses[got.stream] = got.payload
+            if got.ends_stream:
+                ended.add(got.stream)
     assert responses == {3: data}

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
-import grpc
 import pytest
 
 from common.errors import Code, RemoteRefusal
 from tests.integration.common.echo import SERVING, EchoStub, refusal_of
-from tests.integration.common.echo_process import address_of, echo_service
-from tests.integration.start.process import Service
+from tests.integration.common.echo_process import Replica, connection, replica_with
 
 SLOTS = 50
 ABOVE = 10_000
@@ -27,44 +23,10 @@ may have a few calls more than the replica has slots; the others wait at their c
 45 MiB over one connection and 90 over SEVERAL; without that limit 260 over either."""
 
 
-class Replica(EchoStub):
-    """The echo service as a process, and a connection to it of its own."""
-
-    def __init__(self, running: Service, address: str, channel: grpc.aio.Channel) -> None:
-        super().__init__(channel)
-        self.address = address
-        self._pid = running.process.pid
-        self._status = Path(f"/proc/{self._pid}/status")
-
-    def memory(self, kind: str) -> int:
-        """Bytes resident now (``VmRSS``), or the maximum so far (``VmHWM``)."""
-        [line] = [line for line in self._status.read_text().splitlines() if line.startswith(kind)]
-        return int(line.split()[1]) * 1024
-
-    def allow_files(self, more: int) -> None:
-        """Leave it so many file descriptors."""
-        limit = len(list(Path(f"/proc/{self._pid}/fd").iterdir())) + more
-        resource.prlimit(self._pid, resource.RLIMIT_NOFILE, (limit, limit))
-
-    async def held(self) -> int:
-        [answer] = [answer async for answer in self.count("how many")]
-        return int(answer.value)
-
-
-@asynccontextmanager
-async def connection(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection of its own: channels of one process would share it."""
-    own = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(address, options=own) as channel:
-        yield channel
-
-
 @pytest.fixture
 async def replica() -> AsyncIterator[Replica]:
-    async with echo_service(TALLY_MAX_CONCURRENT_CALLS=str(SLOTS)) as running:
-        address = await address_of(running)
-        async with connection(address) as channel:
-            yield Replica(running, address, channel)
+    async with replica_with(TALLY_MAX_CONCURRENT_CALLS=str(SLOTS)) as running:
+        yield running
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from common.errors import Code
 from common.rpc import reflection
 from common.rpc.health import Health
-from common.rpc.server import GrpcServer, PortTaken, _options
+from common.rpc.server import OWN_FILES, GrpcServer, PortTaken, _options, connections_max
 from tests.integration.common.echo import (
     NOT_SERVING,
     SERVING,
@@ -266,6 +267,19 @@ def test_the_open_calls_of_a_connection_are_limited(slots: int, expected: int) -
     """Also those whose message is not complete, which have no slot yet."""
     options = dict(_options(settings(max_concurrent_calls=slots)))
     assert options["grpc.max_concurrent_streams"] == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [(resource.RLIM_INFINITY, 500), (10_000, 500), (300, 300 - OWN_FILES), (10, 1)],
+)
+def test_connections_leave_files_to_the_replica(
+    files: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (files, files))
+    given = settings(max_connections=500)
+    assert connections_max(given) == expected
+    assert dict(_options(given))["grpc.max_allowed_incoming_connections"] == expected
 
 
 # -- the address -----------------------------------------------------------------------------------

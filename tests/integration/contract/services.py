@@ -104,6 +104,15 @@ class Services:
             for service, rows in zip(self.databases, found, strict=True)
         }
 
+    async def written(self, before: Tables) -> set[str]:
+        """The tables that were written since, as ``service.table``."""
+        return {
+            f"{service}.{name}"
+            for service, tables in (await self.tables()).items()
+            for name, rows in tables.items()
+            if rows != before[service][name]
+        }
+
     @asynccontextmanager
     async def unchanged(self) -> AsyncIterator[None]:
         """Nothing is written in the block, in no table of no service.
@@ -112,10 +121,8 @@ class Services:
         """
         before = await self.tables()
         yield
-        after = await self.tables()
-        for service, tables in before.items():
-            changed = [name for name, rows in tables.items() if after[service][name] != rows]
-            assert changed == [], f"written to {service}: {changed}"
+        written = await self.written(before)
+        assert written == set(), f"written to {sorted(written)}"
 
     async def connect(self, service: str, url: str) -> None:
         """Connect to the service's database."""
@@ -166,7 +173,9 @@ async def _seed(services: Services) -> Seed:
         for user_id in (OTHER_USER, USER)
     }
     campaigns = [
-        (await call(campaign(fresh(), ends_in=YEAR, lifetime=YEAR))).campaign.campaign_id
+        (
+            await call(campaign(fresh(), quantity=1_000, ends_in=YEAR, lifetime=YEAR))
+        ).campaign.campaign_id
         for _ in range(5)
     ]
     # A coupon of each campaign but the last.

@@ -89,11 +89,16 @@ class Status:
         raw = trailing.pop("grpc-status-details-bin", b"")
         status = status_pb2.Status.FromString(raw)
         assert not raw or (status.code, status.message) == (code.value[0], message)
-        details = []
-        for packed in status.details:
-            (kind,) = [kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR)]
-            details.append(kind.FromString(packed.value))
-        return cls(code, message, details, trailing, len(raw))
+        return cls(code, message, _unpacked(status), trailing, len(raw))
+
+    @classmethod
+    def of_item(cls, error: status_pb2.Status) -> Status | None:
+        """The status of an item of a bulk call; None if it has no error."""
+        if not error.code:
+            return None
+        [code] = [each for each in grpc.StatusCode if each.value[0] == error.code]
+        # An item has no metadata of its own.
+        return cls(code, error.message, _unpacked(error), {"tally-replica": ""}, error.ByteSize())
 
     def detail(self, kind: Any) -> Any:
         """The detail of this type, or an empty one."""
@@ -126,16 +131,27 @@ class Status:
             found.append(f"{self.size} bytes of details")
         return found + self.leaks()
 
+    def texts(self) -> list[str]:
+        """The message, and every string of the details."""
+        return [self.message, *(text for detail in self.details for text in _strings(detail))]
+
     def leaks(self) -> list[str]:
         """What a client must not see: internals of a server, or control characters it sent."""
-        texts = [self.message, *map(str, self.trailing.values())]
-        texts += [text for detail in self.details for text in _texts(detail)]
+        texts = [*self.texts(), *map(str, self.trailing.values())]
         found = [(text, leak.group()) for text in texts for leak in LEAKS.finditer(text)]
         echoes = [f"echoes {text!r}" for text in texts if CONTROL_CHARACTERS.search(text)]
         return [f"leaks {leak!r} in {text!r}" for text, leak in found] + echoes
 
 
-def _texts(message: Message) -> list[str]:
+def _unpacked(status: status_pb2.Status) -> list[Any]:
+    details = []
+    for packed in status.details:
+        (kind,) = [kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR)]
+        details.append(kind.FromString(packed.value))
+    return details
+
+
+def _strings(message: Message) -> list[str]:
     """Every string in a message, those of its messages included."""
     found: list[str] = []
     for descriptor, value in message.ListFields():
@@ -147,5 +163,5 @@ def _texts(message: Message) -> list[str]:
             found += [*value, *value.values()]
         else:
             for each in value if descriptor.is_repeated else [value]:
-                found += _texts(each)
+                found += _strings(each)
     return found

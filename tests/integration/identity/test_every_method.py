@@ -22,6 +22,7 @@ from tests.integration.contract.services import OTHER_USER, Services
 from tests.integration.contract.statuses import ExpectedStatus, Status, expected, not_found
 from tests.integration.contract.valid_requests import USER
 from tests.support.contract import METHODS, METHODS_BY_NAME
+from tests.support.statements import recorded_statements
 from tests.support.tokens import Authorized, bad_tokens
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -182,16 +183,30 @@ async def test_the_table_has_every_method_for_users_that_takes_an_id() -> None:
 async def test_anothers_object_and_a_missing_one_are_answered_alike(
     services: Services, issuer: Issuer, name: str
 ) -> None:
+    """Also by the same statements, so that their time tells nothing either: a write, which locks
+    what there is, looks once more whether a missing one exists."""
     field, kind, reason = OF_ONE_USER[name]
     bob = as_caller(services, issuer.token(OTHER_USER))
-    answers = []
+    answers, executed = [], []
     async with services.unchanged():
         for id_ in (getattr(services.seed, kind)[0], missing(services, kind)):
             request = services.valid(name, user_id=OTHER_USER, **{field: id_})
-            assert await bob.differences(request, not_found(reason)) == []
+            with recorded_statements(id_) as statements:
+                assert await bob.differences(request, not_found(reason)) == []
             status = await bob.status(METHODS_BY_NAME[name], request.SerializeToString())
             answers.append(without(status, id_))
+            executed.append(statements)
     assert answers[0] == answers[1]
+    more = len(executed[1]) - len(executed[0])
+    assert more in ({0, 1} if name in {"PayOrder", "CancelOrder"} else {0})
+    assert executed[0] == executed[1][: len(executed[0])] != []
+
+
+async def test_payments_of_an_order_are_ones_own_only(services: Services, issuer: Issuer) -> None:
+    """Both users have payments of the order; an order_id is not checked against its user."""
+    bob = as_caller(services, issuer.token(OTHER_USER))
+    listed = await bob.call(services.valid("ListPayments", user_id=OTHER_USER, page_size=500))
+    assert {one.user_id for one in listed.payments} == {OTHER_USER}
 
 
 def missing(services: Services, kind: str) -> str:

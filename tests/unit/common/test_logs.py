@@ -51,6 +51,31 @@ def test_lines_of_tally_and_of_libraries_have_one_format(
 
 
 @pytest.mark.parametrize("output", ["json", "console"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            '\r\n{"event": "forged"}',
+            "a\x1b]0;title\x07\x1b[2J",
+            "a\x85b\x9b31m",
+            "\0",
+            "a\x0bb\x0cc",
+        ),
+        *("\u202egnp.exe", "a\u2028b\u2029c", "\u2066x\u2069"),
+    ],
+)
+def test_text_of_a_field_cannot_leave_its_line(
+    capsys: pytest.CaptureFixture[str], output: Literal["json", "console"], text: str
+) -> None:
+    configure(output=output)
+    structlog.stdlib.get_logger().warning("call", user_id=text)
+    written = capsys.readouterr().err
+    assert len(written.splitlines()) == 1
+    assert written.endswith("\n")
+    assert written.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("output", ["json", "console"])
 def test_passwords_in_urls_are_masked_everywhere(
     capsys: pytest.CaptureFixture[str], output: Literal["json", "console"]
 ) -> None:

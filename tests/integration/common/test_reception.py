@@ -1,0 +1,122 @@
+"""Calls whose request does not arrive in whole: few without a time limit, more with one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from common.errors import Code, Overloaded
+from common.rpc import reception
+from tests.integration.common.echo import (
+    SAY,
+    SERVING,
+    Connection,
+    Echo,
+    connected,
+    refusal_of,
+)
+from tests.support.http2 import (
+    CANCEL,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    RST_STREAM,
+    RawConnection,
+    call_headers,
+    message,
+    raw_connection,
+)
+from tests.support.payments import until
+
+CONTENT: Final = message(StringValue(value="late").SerializeToString())
+CHECK: Final = "/grpc.health.v1.Health/Check"
+TOO_LATE: Final = "The request did not arrive in time; nothing was done."
+FULL: Final = Overloaded().message
+LONG_S: Final = 120.0
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request without a time limit, two with one."""
+    monkeypatch.setattr(reception, "UNTIMED_MAX", 1)
+    monkeypatch.setattr(reception, "TIMED_MAX", 2)
+
+
+@asynccontextmanager
+async def attacked(
+    limit_s: float, calls: int, path: str = SAY
+) -> AsyncIterator[tuple[Connection, RawConnection, Echo]]:
+    """A server, a client of it, and another one that has sent the beginnings of so many calls."""
+    echo = Echo()
+    async with (
+        connected(echo, default_deadline_s=limit_s) as client,
+        raw_connection(client.address) as raw,
+    ):
+        for stream in streams(calls):
+            raw.send(HEADERS, END_HEADERS, stream, call_headers(path))
+            raw.send(DATA, 0, stream, CONTENT[:-1])
+            # The server takes calls in the order in which they arrive.
+            await raw.ping()
+        yield client, raw, echo
+
+
+def streams(calls: int) -> range:
+    return range(1, 2 * calls, 2)
+
+
+async def test_a_request_that_does_not_arrive_in_time_is_refused() -> None:
+    """But for the first, which gRPC receives. The others make room for honest calls again."""
+    async with attacked(2.0, 3) as (client, raw, echo):
+        assert (await refusal_of(client.say("full"))).reason == "OVERLOADED"
+        assert await raw.end_of(3, 5) == [TOO_LATE] * 2
+        assert (await client.say("served")).value == "served"
+        assert [call.value for call in echo.received] == ["served"]
+
+
+async def test_requests_that_arrive_late_are_served() -> None:
+    async with attacked(LONG_S, 3) as (_, raw, echo):
+        for stream in streams(3):
+            raw.send(DATA, END_STREAM, stream, CONTENT[-1:])
+        assert await raw.end_of(*streams(3)) == [""] * 3
+        assert [call.value for call in echo.received] == ["late"] * 3
+
+
+async def test_a_call_beyond_both_numbers_is_refused_before_its_request() -> None:
+    async with attacked(LONG_S, 4) as (client, raw, _):
+        assert await raw.end_of(7) == [FULL]
+        assert (await refusal_of(client.say("full"))).code is Code.RESOURCE_EXHAUSTED
+        # Health has numbers of its own.
+        assert await client.check() == SERVING
+
+
+async def test_health_checks_are_limited_too() -> None:
+    async with attacked(LONG_S, 4, CHECK) as (client, raw, _):
+        assert await raw.end_of(7) == [FULL]
+        assert (await client.say("served")).value == "served"
+
+
+async def test_calls_that_are_given_up_make_room() -> None:
+    async with attacked(LONG_S, 3) as (client, raw, _):
+        for stream in streams(3):
+            raw.send(RST_STREAM, 0, stream, CANCEL.to_bytes(4, "big"))
+        await until(lambda: outcome(client, "served"), lambda text: text == "served")
+        # All three places are free, also that of the call without a time limit.
+        for stream in range(7, 13, 2):
+            raw.send(HEADERS, END_HEADERS, stream, call_headers(SAY))
+            await raw.ping()
+        raw.send(HEADERS, END_HEADERS, 13, call_headers(SAY))
+        assert await raw.end_of(13) == [FULL]
+
+
+async def outcome(client: Connection, value: str) -> str:
+    """The reply, or '' if there is none."""
+    try:
+        return str((await client.say(value)).value)
+    except grpc.aio.AioRpcError:
+        return ""
