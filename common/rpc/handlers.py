@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -27,10 +26,9 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
-    Iterator,
     Mapping,
 )
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
@@ -46,17 +44,18 @@ from common.errors import (
     ReplicaNotReady,
     ReplicaStopping,
 )
-from common.identity.caller import Caller, start_call
-from common.identity.errors import TokenExpired
+from common.identity.caller import Caller
 from common.rpc import reasons
+from common.rpc.admission import Admission
 from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.call_ends import Call, CallEnds, Context
 from common.rpc.call_log import CallLog
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
-from common.rpc.guard import Admitted, Guard, Metadata, MethodGuard, OpenGuard
+from common.rpc.guard import Admitted, Guard, OpenGuard
+from common.rpc.open_streams import OpenStreams
 from common.rpc.pauses import Pauses, is_marked
-from common.rpc.rate_limit import MethodLimit, RateLimits, counting_replays
+from common.rpc.rate_limit import RateLimits, counting_replays
 from common.rpc.reception import Reception, writing
 from common.rpc.unsent import UnsentResponses
 from common.rpc.validation import (
@@ -118,7 +117,6 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._log = log
         self._pauses = pauses
         self._guard = guard
-        self._limits = limits
         self._exempt = exempt
         self._calls_max = calls_max
         # No slots until ``open``. Streams wait more than they work: they must not take the slots
@@ -134,8 +132,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         # Health is served whatever else is waited for.
         self._exempt_reception = Reception(self._ends, default_deadline_s)
         self._unsent = UnsentResponses()
-        self._streams_open: dict[asyncio.Task[object], Refusal | None] = {}
-        """Why the server ends each; None while it does not."""
+        self._open_streams = OpenStreams()
+        self._admission = Admission(self._ends, self._open_streams, guard, limits, exempt)
         self._opened = False
         self._stopping = False
         metrics.IN_FLIGHT.set_function(lambda: self._unary.running + self._streams.running)
@@ -219,8 +217,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         Otherwise one open stream would make ``server.stop`` wait for its whole grace.
         """
         self._stopping = True
-        for task in self._streams_open:
-            self._end_stream(task, ReplicaStopping())
+        self._open_streams.end_all(ReplicaStopping())
 
     async def finished_within(self, limit_s: float) -> bool:
         """Whether all methods end within ``limit_s`` seconds.
@@ -251,7 +248,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             run, bytes_max = _with_slots(run, limit), BULK_BYTES_MAX
         parse, to_bytes = _codec(handler)
         serialize = self._unsent.counted(method, to_bytes)
-        guard, rate_limit = self._guard_of(method, parse, bytes_max), self._limit_of(method)
+        guard = self._admission.guard_of(method, parse, bytes_max)
+        rate_limit = self._admission.limit_of(method)
         run = counting_replays(run, rate_limit)
         read = partial(parse_request, parse, bytes_max=bytes_max) if guard is None else _validated
         # Everything is looked up once per method, not once per call.
@@ -298,7 +296,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 log_ok(method, "OK", "", started, request, _caller(given))
             return reply
 
-        return self._admitting(guard or OpenGuard(parse, bytes_max), rate_limit, method, handle)
+        open_guard = OpenGuard(parse, bytes_max)
+        return self._admission.before_unary(guard or open_guard, rate_limit, method, handle)
 
     def _handle_stream(
         self, method: str, handler: Handler, limit: ConcurrencyLimit
@@ -308,8 +307,8 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             raise TypeError(f"{method}: must be an async generator")
         run = cast(StreamMethod, function)
         parse, serialize = _codec(handler)
-        guard = self._guard_of(method, parse, MESSAGE_BYTES_MAX)
-        rate_limit = self._limit_of(method)
+        guard = self._admission.guard_of(method, parse, MESSAGE_BYTES_MAX)
+        rate_limit = self._admission.limit_of(method)
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
         logs_ok = self._logs_ok(method)
 
@@ -322,9 +321,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
             if self._stopping:
                 await self._ends.abort(call, ReplicaStopping())
             limit.running += 1
-            task = asyncio.current_task()
-            assert task is not None
-            self._streams_open[task] = None
+            task = self._open_streams.add()
             try:
                 context.set_trailing_metadata(self._ends.trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
@@ -334,115 +331,18 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                         await context.write(serialize(response))
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
-                    error = self._streams_open[task] or error
+                    error = self._open_streams.ending(task) or error
                 await self._ends.abort(call, error)
                 raise
             finally:
-                del self._streams_open[task]
+                self._open_streams.remove(task)
                 limit.running -= 1
             count_ok()
             if logs_ok:
                 self._log.write(method, "OK", "", call.started, None, call.caller)
 
         open_guard = OpenGuard(parse, MESSAGE_BYTES_MAX)
-        return self._admitting_stream(guard or open_guard, rate_limit, method, handle)
-
-    # -- identity, access and rate limit -----------------------------------------------------------
-
-    def _guard_of(self, method: str, parse: Parse, bytes_max: int) -> MethodGuard | None:
-        exempt = method.split("/")[1] in self._exempt
-        return None if self._guard is None or exempt else self._guard.of(method, parse, bytes_max)
-
-    def _limit_of(self, method: str) -> MethodLimit | None:
-        exempt = method.split("/")[1] in self._exempt
-        return None if self._limits is None or exempt else self._limits.of(method)
-
-    def _admitting(
-        self,
-        guard: MethodGuard | OpenGuard,
-        rate_limit: MethodLimit | None,
-        method: str,
-        handle: Callable[[Any, Context], Awaitable[bytes]],
-    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-        """The unary method behind its guard and its rate limit, if it has them."""
-        is_open = isinstance(guard, OpenGuard)
-        if is_open and rate_limit is None:
-            return handle
-
-        admit, clock = guard.admit, time.perf_counter
-        take = None if rate_limit is None else rate_limit.take
-
-        async def admit_and_handle(
-            raw: bytes, context: Context, metadata: Metadata | None = None
-        ) -> bytes:
-            try:
-                admitted = admit(raw, context, metadata)
-                if take is not None:
-                    waits = take(admitted.request, admitted.caller, context)
-                    if waits is not None:
-                        await waits
-            except BaseException as error:
-                await self._ends.abort(Call(method, context, clock()), error)
-                raise
-            start_call(admitted.caller)
-            return await handle(raw if is_open else admitted, context)
-
-        return admit_and_handle
-
-    def _admitting_stream(
-        self,
-        guard: MethodGuard | OpenGuard,
-        rate_limit: MethodLimit | None,
-        method: str,
-        handle: Callable[[Given, Context], Awaitable[None]],
-    ) -> Callable[[bytes | AsyncIterator[bytes], Context], Awaitable[None]]:
-        """The same for a stream, which ends when its caller's token expires."""
-        is_open = isinstance(guard, OpenGuard)
-        if is_open and rate_limit is None:
-            return handle
-
-        async def admit_and_handle(raw: bytes | AsyncIterator[bytes], context: Context) -> None:
-            assert isinstance(raw, bytes), "no method of the contract takes a stream"
-            try:
-                admitted = guard.admit(raw, context)
-                if rate_limit is not None:
-                    waits = rate_limit.take(admitted.request, admitted.caller, context)
-                    if waits is not None:
-                        await waits
-            except BaseException as error:
-                await self._ends.abort(Call(method, context, time.perf_counter()), error)
-                raise
-            start_call(admitted.caller)
-            with self._ended_with_token(admitted.caller):
-                await handle(raw if is_open else admitted, context)
-
-        return admit_and_handle
-
-    @contextmanager
-    def _ended_with_token(self, caller: Caller | None) -> Iterator[None]:
-        """End the running stream with TokenExpired when its caller's token expires.
-
-        That of a certificate ends with its connection.
-        """
-        if caller is None or math.isinf(caller.until_s):
-            yield
-            return
-        task = asyncio.current_task()
-        assert task is not None
-        left_s = caller.until_s - time.monotonic()
-        timer = asyncio.get_running_loop().call_later(
-            left_s, self._end_stream, task, TokenExpired()
-        )
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _end_stream(self, task: asyncio.Task[object], refusal: Refusal) -> None:
-        """End an open stream with this status."""
-        if task in self._streams_open:
-            self._streams_open[task] = refusal
-            task.cancel()
+        return self._admission.before_stream(guard or open_guard, rate_limit, method, handle)
 
     def _logs_ok(self, method: str) -> bool:
         """Whether calls of the method that succeed may be logged: the log knows which."""

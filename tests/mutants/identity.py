@@ -64,9 +64,9 @@ IDENTITY: Final = (
     Mutant(
         "stream-outlives-its-token",
         "a stream goes on when its token has expired",
-        file="common/rpc/handlers.py",
-        old="            left_s, self._end_stream, task, TokenExpired()",
-        new="            left_s + 3_600, self._end_stream, task, TokenExpired()",
+        file="common/rpc/open_streams.py",
+        old="call_later(left_s, self.end, task, TokenExpired())",
+        new="call_later(left_s + 3_600, self.end, task, TokenExpired())",
         tests=(f"{_CALLS}test_a_stream_ends_with_its_token",),
     ),
     Mutant(
