@@ -121,9 +121,10 @@ async def _running(
 
 
 async def audit(stack: Stack) -> Audit:
-    """Audit the stack as `make audit` does."""
+    """Audit the stack, of which only the load was a client."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.audit", "--data-dir", stack.plan.data_dir),
+        *(sys.executable, "-m", "deploy.audit", "--no-foreign"),
+        *("--data-dir", stack.plan.data_dir),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=plain_environment(),

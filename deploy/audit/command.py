@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from deploy.audit.arguments import make_parser, run_command
 from deploy.audit.audit import OVERDUE_S, SETTLE_S, Limits, audit
+from deploy.audit.audit_pass import Note
 from deploy.audit.databases import Databases, open_databases
 from deploy.audit.report import as_json
 from deploy.audit.runs import gateway_of_settings
@@ -46,6 +47,9 @@ def check(options: argparse.Namespace) -> int:
         report = run_stoppable(audit(_sources(databases, options), limits, since))
     text = as_json(report) if options.json else as_text(report, details=options.verbose)
     sys.stdout.write(text)
+    if options.no_foreign and (foreign := report.noted(Note.FOREIGN)):
+        sys.stderr.write(f"error: {foreign} foreign, which --no-foreign refuses\n")
+        return BREACH
     return HOLDS if report.holds else BREACH
 
 
@@ -85,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="check users, products and campaigns touched since then only, each whole; take a time"
         " before the snapshot of a full audit by as much as the longest transaction",
+    )
+    add(
+        "--no-foreign",
+        action="store_true",
+        help="exit 1 for foreign effects too: where identity is off and only Tally's own sagas send"
+        " such request_ids, they are what a lost saga left",
     )
     add(
         "--settle-s",

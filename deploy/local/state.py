@@ -51,9 +51,10 @@ def metrics_pages(data_dir: Path) -> dict[str, list[str]]:
 
 
 def run_audit(data_dir: Path) -> tuple[int, list[str]]:
-    """Audit a stack as `make audit` does: the exit code, and the lines of the report."""
+    """Audit a stack of which only the project's own load was a client: the exit code, and the lines
+    of the report."""
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.audit", "--data-dir", data_dir],
+        [sys.executable, "-m", "deploy.audit", "--no-foreign", "--data-dir", data_dir],
         cwd=PROJECT,
         env=plain_environment(),
         stdout=subprocess.PIPE,

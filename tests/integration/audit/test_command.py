@@ -16,6 +16,7 @@ from deploy.local.postgres import PostgresServer
 from deploy.local.secret_files import write_json
 from deploy.local.state import STATE_FILE
 from tests.integration.audit.conftest import Books
+from tests.integration.audit.test_foreign import EFFECTS
 from tests.support.programs import run_program
 
 GUIDE: Final = PROJECT / "docs" / "guides" / "audit.md"
@@ -98,6 +99,15 @@ async def test_breach_exits_1_as_text_and_as_json(books: Books, data_dir: Path) 
     document = json.loads(output)
     assert [line["invariant"] for line in document["invariants"] if not line["holds"]] == ["I4"]
     assert_documented(document)
+
+
+async def test_what_a_lost_saga_left_exits_1_on_request(books: Books, data_dir: Path) -> None:
+    effect, table, _, _ = EFFECTS["coupon"]
+    books.change("coupon", f"{effect} UPDATE {table} SET origin = 'UNVERIFIED'")
+    _write_state(data_dir, books.urls)
+    assert (await _run("--data-dir", data_dir))[0] == 0
+    code, _, error = await _run("--data-dir", data_dir, "--no-foreign")
+    assert (code, error) == (1, "error: 1 foreign, which --no-foreign refuses\n")
 
 
 async def test_databases_named_by_the_environment(books: Books) -> None:

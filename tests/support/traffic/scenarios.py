@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from deploy.audit.audit_pass import Note
 from deploy.local.gateway.simulator import GatewaySimulator
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
 from tally.coupon.v1 import coupon_pb2
@@ -225,8 +226,9 @@ async def duplicates(cluster: Cluster, rounds: int) -> str:
 
 
 async def audited(cluster: Cluster) -> None:
-    """The audit of the cluster finds no difference."""
+    """The audit of the cluster finds no difference, and no saga has left effects behind."""
     report = await cluster.audit()
+    assert not report.noted(Note.FOREIGN), report.notes
     differences = [line.differences for line in report.lines if not line.holds]
     assert report.holds, differences
 
