@@ -10,7 +10,6 @@ import ssl
 from pathlib import Path
 from typing import Final
 
-import aiohttp
 import structlog
 from prometheus_client import Gauge
 
@@ -42,7 +41,7 @@ class Jwks:
     def __init__(self, location: str, verifier: TokenVerifier) -> None:
         self._location = location
         self._verifier = verifier
-        # Made here: aiohttp makes its own when it is imported, before SSL_CERT_FILE may be set.
+        # With the authorities of SSL_CERT_FILE as it is at the start, if it is set.
         self._tls = ssl.create_default_context() if "://" in location else None
         self.problem = ""
         """Why the last read failed; '' if it succeeded."""
@@ -84,6 +83,9 @@ class Jwks:
 
 async def _fetch(url: str, tls: ssl.SSLContext) -> bytes:
     """The body at the URL. A redirect is not followed: it could lead to anyone's keys."""
+    # 8 MB that a replica without a URL does not need.
+    import aiohttp  # noqa: PLC0415
+
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=FETCH_S)) as session,
