@@ -13,6 +13,7 @@ import pytest
 from balance_service.settings import BalanceSettings
 from balance_service.wiring import build
 from common.gcra import Rate
+from common.ids import new_id
 from common.metrics import REGISTRY
 from common.rpc.pauses import CALLER
 from deploy.local.postgres_roles import ServiceUrls
@@ -121,8 +122,9 @@ async def test_calls_of_sagas_are_not_counted(opened: Open) -> None:
     """Where identity is off, they are known by their metadata."""
     async with opened(**ONCE) as balance:
         await balance.ChargeBalance(charge("ann", 100, "c0"))
-        for number in range(10):
-            await balance.DeductBalance(deduct("ann", 1, f"d{number}"), metadata=CALLER)
+        for _ in range(10):
+            step = deduct("ann", 1, f"{new_id()}:deduct_balance")
+            await balance.DeductBalance(step, metadata=CALLER)
         items = [deduct("ann", 1, f"b{number}") for number in range(10)]
         results = (await balance.BatchWrite(batch(*items), metadata=CALLER)).results
         assert [reason_of(result.error) for result in results] == [""] * 10
