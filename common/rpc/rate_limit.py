@@ -3,7 +3,7 @@
 A method has its calls counted by user, or by address if it is public; a bulk method each of its
 items, by the item's user. Where identity is on, only users are limited, and so only methods that
 admit them. Where it is off, a call is counted for the user_id that it names, and calls of sagas are
-not counted (``common.rpc.pauses.CALLER``).
+not counted (``common.rpc.pauses.is_marked``).
 
 A write that turns out to repeat an earlier one had no effect: it is given back, and counts as a
 read.
@@ -32,7 +32,7 @@ from common.rate_limits.two_stage import TwoStageLimit, share_of
 from common.rpc.access import USER_ID, callers_of, method_of
 from common.rpc.bulk import refuse_items
 from common.rpc.client_address import ClientAddress
-from common.rpc.pauses import CALLER
+from common.rpc.pauses import is_marked
 from common.rpc.reserved_ids import ITEMS
 from common.settings import ServiceSettings
 from tally.options.v1 import access_pb2
@@ -122,9 +122,7 @@ class Users:
 
     def exempts(self, context: Context) -> bool:
         """Whether it is a saga's call, as far as is known without identity."""
-        return self._of_sagas and any(
-            (key, value) in CALLER for key, value in context.invocation_metadata() or ()
-        )
+        return self._of_sagas and is_marked(context)
 
     @staticmethod
     def named(request: Any) -> str | None:
