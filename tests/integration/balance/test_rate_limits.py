@@ -155,11 +155,20 @@ async def test_a_hundred_deductions_of_one_user_at_once_pass_by_default(opened: 
         assert await available(balance, "ann") == 50_000
 
 
-async def test_replicas_share_the_limit(opened: Open, redis_url: str) -> None:
+@pytest.mark.usefixtures("slow_machine")
+async def test_replicas_share_the_limit(balance_database: ServiceUrls, redis_url: str) -> None:
     """Own shares of 10 each, and 40 together; without Redis, half of 40 each."""
-    limit = {"rate_limit_writes": Rate(0.001, 40), "rate_limit_replicas": 2}
-    async with opened(2, rate_limits=True, **limit) as balance:
-        calls = [balance.ChargeBalance(charge("ann", 1, f"c{each}")) for each in range(200)]
+    limit = {"rate_limit_writes": Rate(0.001, 40), "rate_limit_replicas": 2, "rate_limits": True}
+    urls = {"database_url": balance_database.runtime, "redis_url": redis_url}
+    async with (
+        replicas(2, BalanceSettings, build, **urls, **limit) as (one, other),
+        channel(one) as first,
+        channel(other) as second,
+    ):
+        # A channel to each: one to both sends all to the replica that it reaches first.
+        stubs = [BalanceServiceStub(first), BalanceServiceStub(second)]
+        balance = stubs[0]
+        calls = [stubs[each % 2].ChargeBalance(charge("ann", 1, f"c{each}")) for each in range(200)]
         ends = Counter(
             end if isinstance(end, str) else ""
             for end in await asyncio.gather(*map(outcome, calls))
