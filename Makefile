@@ -155,7 +155,7 @@ manifests: $(STAMP) ## Render deploy/kubernetes for the release in pyproject.tom
 	@$(BIN)/python -m deploy.kubernetes validate
 
 .PHONY: bench
-bench: $(STAMP) ## Measure every path against an empty gRPC method, on an idle machine (most of an hour)
+bench: $(STAMP) ## Measure every path against an empty gRPC method, on an idle machine (70 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: bench-quick
