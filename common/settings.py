@@ -369,7 +369,7 @@ class ServiceSettings(ProcessSettings):
     trusted_proxies: Networks = Field(
         default=(),
         description="Networks of proxies whose `x-forwarded-for` is believed: "
-        "`10.0.0.0/8,192.0.2.7`. Calls that they make for nobody are not limited by address.",
+        "`10.0.0.0/8,192.0.2.7`. Their calls that name no client are not limited by address.",
         json_schema_extra={"documented_default": "(none)"},
     )
 
