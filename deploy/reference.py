@@ -60,8 +60,11 @@ def reference(*settings_types: type[ProcessSettings]) -> str:
     rows += [_row(PREFIX, name, field, field.description) for name, field in common.items()]
     for settings_type in settings_types:
         prefix = prefixes(settings_type.service)[0]
+        # The audit is no service: it has its own `tls_dir`.
+        is_service = issubclass(settings_type, ServiceSettings)
+        inherits = common if is_service else ProcessSettings.model_fields
         for name, field in settings_type.model_fields.items():
-            inherited = common.get(name)
+            inherited = inherits.get(name)
             if inherited is None or inherited.get_default() != field.get_default():
                 # A service may change a default and leave the meaning as it is.
                 meaning = field.description or (inherited.description if inherited else None)

@@ -46,6 +46,18 @@ def test_an_unknown_kind_is_a_problem() -> None:
     assert found == ["configmaps/one, Kubernetes 1.37: there is no ConfigMaps in v1"]
 
 
+def test_the_objects_of_operators_are_not_validated() -> None:
+    """An overlay with the components `prometheus` and `tls-cert-manager` has them."""
+    components = manifests.DIRECTORY / "components"
+    files = ("prometheus/pod-monitor", "tls-cert-manager/peers", "tls-external-secrets/secrets")
+    for name in files:
+        text = (components / f"{name}.yaml").read_text(encoding="utf-8")
+        objects = list(yaml.safe_load_all(text))
+        assert validation.problems(objects) == []
+        [problem] = validation.problems([{**objects[0], "apiVersion": "other.io/v1"}], ["1.37"])
+        assert "there is no" in problem
+
+
 @pytest.mark.parametrize("version", ["1.2", "1.99", "newest"])
 def test_a_version_without_schemas_is_an_error(version: str) -> None:
     with pytest.raises(ManifestsError, match=f"no schemas of Kubernetes {version}"):

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from common.settings import ServiceSettings
+from deploy.audit.settings import AuditSettings
 from deploy.reference import reference
 
 
@@ -28,3 +29,9 @@ def test_every_setting_is_there_once_with_its_default_and_bounds() -> None:
     assert "| `TALLY_BALANCE_LANE_DEPTH` | `256` | Commands that wait, at most. (≥ 1) |" in rows
     meaning = ServiceSettings.model_fields["log_level"].description
     assert f"| `TALLY_BALANCE_LOG_LEVEL` | `warning` | {meaning} |" in rows
+
+
+def test_a_setting_of_the_audit_is_there_though_services_have_one_of_that_name() -> None:
+    rows = reference(AuditSettings).splitlines()[2:]
+    assert sum("`TALLY_AUDIT_TLS_DIR`" in row for row in rows) == 1
+    assert sum("`TALLY_AUDIT_LOG_LEVEL`" in row for row in rows) == 0

@@ -23,6 +23,7 @@ from tests.unit.deploy.kubernetes.engine import (
     named,
     of_kind,
     removed,
+    rule,
 )
 from tests.unit.deploy.kubernetes.manifests import (
     GONE,
@@ -319,3 +320,35 @@ prometheus_finds_the_metrics = Rule(
         bad("http"),
     ),
 )
+
+_MONITOR: Final = {
+    "kind": "PodMonitor",
+    "metadata": {"name": "tally"},
+    "spec": {"podMetricsEndpoints": [{"port": "metrics"}]},
+}
+_AUDIT: Final = {
+    "kind": "Deployment",
+    "metadata": {"name": "audit"},
+    "spec": {"template": {"metadata": {"labels": {f"{LABEL}component": "audit"}}}},
+}
+
+
+@rule(
+    OVERLAY.where(lambda whole: whole.overlay.has_tls),
+    added(_MONITOR, "PodMonitor/tally", PRODUCTION),
+    added(_AUDIT, "Deployment/audit", PRODUCTION),
+)
+def components_that_tls_changes_stand_before_it(whole: Item) -> list[str]:
+    """A patch changes what the components before it add; of those after it, it finds nothing."""
+    monitors = [
+        each.title
+        for each in whole.overlay.of_kind("PodMonitor")
+        if each.values("spec.podMetricsEndpoints[*].scheme") != ["https"]
+        or not each.get("spec.podMetricsEndpoints[0].tlsConfig")
+    ]
+    audits = [
+        each.title
+        for each in whole.overlay.workloads
+        if each.component == "audit" and "TALLY_AUDIT_TLS_DIR" not in each.environment
+    ]
+    return monitors + audits

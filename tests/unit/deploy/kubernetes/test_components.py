@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -20,11 +21,13 @@ from deploy.audit.settings import AuditSettings
 from deploy.audit.sources import urls_of_settings
 from deploy.kubernetes import manifests, prometheus_rule, rendering, validation
 from deploy.kubernetes.manifests import OVERLAYS
+from deploy.local.plan import PROJECT
 from deploy.monitoring import grafana
 from deploy.monitoring.views import VIEWS
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
     LOCAL,
+    METRICS_PORT,
     PEER_PORTS,
     PROBE_PORT,
     PRODUCTION,
@@ -56,15 +59,34 @@ def with_component(overlay: str, component: str, directory: Path, **files: str) 
 
     ``files`` are added to the component.
     """
+    own = components_of(overlay)
+    return with_components(
+        overlay, [f"../../components/{component}", *own], directory, {component: files}
+    )
+
+
+def components_of(overlay: str) -> list[str]:
+    content = yaml.safe_load(kustomization(overlay).read_text(encoding="utf-8"))
+    return list(content.get("components", []))
+
+
+def kustomization(overlay: str) -> Path:
+    return manifests.DIRECTORY / "overlays" / overlay / "kustomization.yaml"
+
+
+def with_components(
+    overlay: str, components: list[str], directory: Path, files: dict[str, dict[str, str]]
+) -> Overlay:
+    """An overlay with these components in place of its own; ``files`` are added to them."""
     copy = directory / "kubernetes"
     sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
     shutil.copytree(manifests.DIRECTORY, copy, ignore=sources)
     shutil.copytree(grafana.DIRECTORY, directory / "monitoring" / "dashboards")
-    for name, text in files.items():
-        (copy / "components" / component / name.replace("_", ".")).write_text(text)
+    for component, texts in files.items():
+        for name, text in texts.items():
+            (copy / "components" / component / name.replace("_", ".")).write_text(text)
     file = copy / "overlays" / overlay / "kustomization.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    content["components"] = [f"../../components/{component}", *content.get("components", [])]
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) | {"components": components}
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifests, "DIRECTORY", copy)
@@ -381,13 +403,63 @@ def test_the_audits_page_has_tls_where_the_servers_have(audited: Overlay) -> Non
     assert ("TALLY_AUDIT_TLS_DIR" in audit.environment) == https
 
 
-def test_nodes_may_call_the_port_of_probes_and_no_other(tmp_path: Path) -> None:
+def test_nodes_may_call_the_ports_of_probes_and_no_other(tmp_path: Path) -> None:
     if KUBECTL is None:
         pytest.skip("kubectl is not installed")
-    overlay = with_component(PRODUCTION, "probes-from-nodes", tmp_path)
-    opened = calls_allowed(overlay) - calls_allowed(load(PRODUCTION))
-    assert opened == {(PRIVATE, service, f"TCP {PROBE_PORT}") for service in SERVICES}
+    names = ("audit", "probes-from-nodes")
+    added = [f"../../components/{name}" for name in names]
+    overlay = with_components(PRODUCTION, added + components_of(PRODUCTION), tmp_path, {})
+    opened = {edge for edge in calls_allowed(overlay) if edge[0] == PRIVATE}
+    probed = {(PRIVATE, service, f"TCP {PROBE_PORT}") for service in SERVICES}
+    assert opened == probed | {(PRIVATE, "audit", f"TCP {METRICS_PORT}")}
     assert validation.problems(changed(overlay)) == []
+
+
+def test_certificates_are_renewed_before_the_alert_about_their_end() -> None:
+    """TallyCertificateExpires begins 14 days before, for what cert-manager makes."""
+    days = {
+        name: int(spec["renewBefore"].removesuffix("h")) / 24 for name, spec in CERTIFICATES.items()
+    }
+    assert {name for name, before in days.items() if before <= 14} == set()
+
+
+# ---- several components
+
+
+def every_component_of_production() -> list[str]:
+    """Those of the overlay, with those that are in comments."""
+    text = kustomization(PRODUCTION).read_text(encoding="utf-8")
+    text = re.sub(r"^  # - (?=\.\./)", "  - ", text, flags=re.MULTILINE)
+    return list(yaml.safe_load(text)["components"])
+
+
+def test_the_guide_has_every_component_of_production_in_its_order() -> None:
+    text = (PROJECT / "docs/guides/kubernetes.md").read_text(encoding="utf-8")
+    section = text.split("\n### Components\n")[1]
+    block = section.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(block)["components"] == every_component_of_production()
+
+
+def test_rules_hold_with_every_component_of_production(tmp_path: Path) -> None:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    files = {"postgres-ca": {"ca_crt": CERTIFICATE}}
+    overlay = with_components(PRODUCTION, every_component_of_production(), tmp_path, files)
+    assert faults(overlay) == {}
+    audit = overlay.the("Deployment/audit")
+    server = overlay.the("Deployment/order")
+    for each in (audit, server):
+        assert each.labels[f"{LABEL}version"]
+        assert "PGSSLROOTCERT" in each.environment
+
+
+def test_control_components_after_tls_break_a_rule(tmp_path: Path) -> None:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed")
+    last = [f"../../components/{name}" for name in ("audit", "prometheus")]
+    overlay = with_components(PRODUCTION, components_of(PRODUCTION) + last, tmp_path, {})
+    found = faults(overlay)["components_that_tls_changes_stand_before_it"]
+    assert [fault.rpartition(" ")[2] for fault in found] == ["PodMonitor/tally", "Deployment/audit"]
 
 
 # ---- dashboards
