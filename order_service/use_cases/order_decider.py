@@ -143,6 +143,8 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             if isinstance(one, PayOrder):
                 requests.add(SagaRequest(SagaKind.PAY_ORDER, one.user_id, one.request_id))
             elif isinstance(one, CancelOrder) and (order := batch.orders.get(one.order_id)):
+                if order.user_id != one.user_id:
+                    continue  # refused as if there were none, and no statement tells that there is
                 if order.state is OrderState.CANCELLING:
                     requests.add(SagaRequest(SagaKind.CANCEL_ORDER, one.user_id, one.request_id))
                 elif order.state is OrderState.PAID:

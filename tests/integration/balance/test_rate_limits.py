@@ -155,6 +155,7 @@ async def test_a_hundred_deductions_of_one_user_at_once_pass_by_default(opened: 
         assert await available(balance, "ann") == 50_000
 
 
+@pytest.mark.usefixtures("slow_machine")
 async def test_replicas_share_the_limit(opened: Open, redis_url: str) -> None:
     """Own shares of 10 each, and 40 together; without Redis, half of 40 each."""
     limit = {"rate_limit_writes": Rate(0.001, 40), "rate_limit_replicas": 2}
