@@ -44,7 +44,7 @@ from common.errors import (
     ReplicaNotReady,
     ReplicaStopping,
 )
-from common.identity.caller import Caller
+from common.identity.caller import Caller, Kind
 from common.rpc import reasons
 from common.rpc.admission import Admission
 from common.rpc.bulk import BulkRequest, is_bulk
@@ -132,6 +132,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._exempt_streams = ConcurrencyLimit(connections_max)
         self._addresses = addresses or ClientAddress(())
         self._exempt_shares = Shares()
+        self._public_shares = Shares()
         self._default_deadline = DefaultDeadline(default_deadline_s)
         self._ends = CallEnds(replica, log)
         self._reception = Reception(self._ends, default_deadline_s, self._addresses)
@@ -321,7 +322,6 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         rate_limit = self._admission.limit_of(method)
         count_ok = metrics.CALLS.labels(method, "OK", "").inc
         logs_ok = self._logs_ok(method)
-        exempt = limit is self._exempt_streams
 
         async def handle(given: Given, context: Context) -> None:
             call = Call(method, context, time.perf_counter(), None, _caller(given))
@@ -337,8 +337,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(self._ends.trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
-                share = self._exempt_share(context) if exempt else nullcontext()
-                with share:
+                with self._share_of_streams(given, context, limit):
                     async with aclosing(run(_read(parse, given), context)) as responses:
                         async for response in responses:
                             await context.write(serialize(response))
@@ -357,10 +356,22 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         open_guard = OpenGuard(parse, MESSAGE_BYTES_MAX)
         return self._admission.before_stream(guard or open_guard, rate_limit, method, handle)
 
-    def _exempt_share(self, context: Context) -> AbstractContextManager[None]:
-        """A stream of health or reflection, as one of its client's. Raises Overloaded."""
-        client = self._addresses.share_of(context)
-        return self._exempt_shares.taken(client, self._exempt_streams.slots)
+    def _share_of_streams(
+        self, given: Given, context: Context, limit: ConcurrencyLimit
+    ) -> AbstractContextManager[None]:
+        """Counts a stream as one of its client's: raises Overloaded or RateLimited on entry.
+
+        Services and operators may open any number, and so may everyone where identity is off.
+        """
+        if limit is self._exempt_streams:
+            return self._exempt_shares.taken(self._addresses.share_of(context), limit.slots)
+        if not isinstance(given, Admitted):
+            return nullcontext()
+        if given.caller is not None:
+            is_user = given.caller.kind is Kind.USER
+            return self._open_streams.of_user(given.caller.subject) if is_user else nullcontext()
+        address = self._addresses.address_of(context)
+        return nullcontext() if address is None else self._public_shares.taken(address, limit.slots)
 
     def _logs_ok(self, method: str) -> bool:
         """Whether calls of the method that succeed may be logged: the log knows which."""
