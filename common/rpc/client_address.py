@@ -38,6 +38,10 @@ class ClientAddress:
             peer = context.peer()
         return address_of(peer) if peer else None
 
+    def share_of(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
+        """The same, as the holder of a share: a proxy itself if it calls for nobody."""
+        return self.address_of(context) or address_of(context.peer())
+
     def _forwarded(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> str | None:
         """The client that a trusted proxy names; '' if it names none; None: it is no such proxy."""
         if not self._proxies or not self._trusts(ip_of(context.peer())):

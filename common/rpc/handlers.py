@@ -28,7 +28,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
@@ -44,12 +44,13 @@ from common.errors import (
     ReplicaNotReady,
     ReplicaStopping,
 )
-from common.identity.caller import Caller
+from common.identity.caller import Caller, Kind
 from common.rpc import reasons
 from common.rpc.admission import Admission
 from common.rpc.bulk import BulkRequest, is_bulk
 from common.rpc.call_ends import Call, CallEnds, Context
 from common.rpc.call_log import CallLog
+from common.rpc.client_address import ClientAddress
 from common.rpc.concurrency import ConcurrencyLimit
 from common.rpc.default_deadline import DefaultDeadline
 from common.rpc.guard import Admitted, Guard, OpenGuard
@@ -57,6 +58,7 @@ from common.rpc.open_streams import OpenStreams
 from common.rpc.pauses import Pauses, is_marked
 from common.rpc.rate_limit import RateLimits, counting_replays
 from common.rpc.reception import Reception, writing
+from common.rpc.shares import Shares
 from common.rpc.unsent import UnsentResponses
 from common.rpc.validation import (
     BULK_BYTES_MAX,
@@ -102,10 +104,12 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         pauses: Pauses,
         guard: Guard | None = None,
         limits: RateLimits | None = None,
+        addresses: ClientAddress | None = None,
         exempt: Collection[str] = (),
     ) -> None:
         """``guard``: identity and access; None admits everyone. ``limits``: None: no rate is
-        limited. ``exempt``: full names of services without them, and without concurrency limit,
+        limited. ``addresses``: finds the address of a client; None: there are no proxies.
+        ``exempt``: full names of services without guard and limits, and without concurrency limit,
         spans and log lines; they are never paused."""
         self.services: list[str] = []
         """Full names of the registered services."""
@@ -126,17 +130,19 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         self._unlimited = ConcurrencyLimit(_NO_LIMIT)
         # A client watches health once per connection.
         self._exempt_streams = ConcurrencyLimit(connections_max)
+        self._addresses = addresses or ClientAddress(())
+        self._exempt_shares = Shares()
+        self._public_shares = Shares()
         self._default_deadline = DefaultDeadline(default_deadline_s)
         self._ends = CallEnds(replica, log)
-        self._reception = Reception(self._ends, default_deadline_s)
+        self._reception = Reception(self._ends, default_deadline_s, self._addresses)
         # Health is served whatever else is waited for.
-        self._exempt_reception = Reception(self._ends, default_deadline_s)
-        self._unsent = UnsentResponses()
+        self._exempt_reception = Reception(self._ends, default_deadline_s, self._addresses)
+        self._unsent = UnsentResponses(self._addresses)
         self._open_streams = OpenStreams()
         self._admission = Admission(self._ends, self._open_streams, guard, limits, exempt)
         self._opened = False
         self._stopping = False
-        metrics.IN_FLIGHT.set_function(lambda: self._unary.running + self._streams.running)
 
     # -- registration ------------------------------------------------------------------------------
 
@@ -199,6 +205,11 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         metadata = handler_call_details.invocation_metadata
         return _OfOneCall(partial(admitting, metadata=metadata), self._reception.arrived)
 
+    @property
+    def running(self) -> int:
+        """How many calls run, but those of exempt services."""
+        return self._unary.running + self._streams.running
+
     # -- start and end -----------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -228,7 +239,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
         try:
             async with asyncio.timeout(limit_s):
                 # Polled, since it happens once per process: an event would cost every call a bit.
-                while self._unary.running or self._streams.running:  # noqa: ASYNC110
+                while self.running:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
         except TimeoutError:
             return False
@@ -326,9 +337,10 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(self._ends.trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
-                async with aclosing(run(_read(parse, given), context)) as responses:
-                    async for response in responses:
-                        await context.write(serialize(response))
+                with self._share_of_streams(given, context, limit):
+                    async with aclosing(run(_read(parse, given), context)) as responses:
+                        async for response in responses:
+                            await context.write(serialize(response))
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     error = self._open_streams.ending(task) or error
@@ -343,6 +355,23 @@ class HandlerRegistry(grpc.GenericRpcHandler):
 
         open_guard = OpenGuard(parse, MESSAGE_BYTES_MAX)
         return self._admission.before_stream(guard or open_guard, rate_limit, method, handle)
+
+    def _share_of_streams(
+        self, given: Given, context: Context, limit: ConcurrencyLimit
+    ) -> AbstractContextManager[None]:
+        """Counts a stream as one of its client's: raises Overloaded or RateLimited on entry.
+
+        Services and operators may open any number, and so may everyone where identity is off.
+        """
+        if limit is self._exempt_streams:
+            return self._exempt_shares.taken(self._addresses.share_of(context), limit.slots)
+        if not isinstance(given, Admitted):
+            return nullcontext()
+        if given.caller is not None:
+            is_user = given.caller.kind is Kind.USER
+            return self._open_streams.of_user(given.caller.subject) if is_user else nullcontext()
+        address = self._addresses.address_of(context)
+        return nullcontext() if address is None else self._public_shares.taken(address, limit.slots)
 
     def _logs_ok(self, method: str) -> bool:
         """Whether calls of the method that succeed may be logged: the log knows which."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-import grpc
 import structlog
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -35,21 +34,6 @@ Ready: TypeAlias = Callable[[], Awaitable[None]]
 """Returns if the service can serve; raises, with the reason, if it cannot."""
 
 _log = structlog.stdlib.get_logger()
-
-
-class HealthOnly(grpc.GenericRpcHandler):
-    """Of a server's handlers those of health, for a port of probes."""
-
-    def __init__(self, handlers: grpc.GenericRpcHandler) -> None:
-        self._handlers = handlers
-
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a call, by the full name of its method."""
-        if not handler_call_details.method.startswith(f"/{NAME}/"):
-            return None
-        return self._handlers.service(handler_call_details)
 
 
 class HealthServiceUnknown(Refusal, code=Code.NOT_FOUND, reason="HEALTH_SERVICE_UNKNOWN"):

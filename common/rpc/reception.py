@@ -8,7 +8,8 @@ So the calls in between are counted. gRPC receives the messages of a few, which 
 honest messages arrive with their headers or a moment later, so that this is the way of nearly all
 calls. While so many are waited for, the handler of a further call receives its message itself: it
 has a time limit, and its status ends the call. Beyond a second number calls are refused before
-their messages.
+their messages, and those of a client that has its share of them earlier. (The few are not shared
+out: before its message gRPC does not name a call's client.)
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, Final
 from common.deadlines import DeadlineExceeded
 from common.errors import Overloaded
 from common.rpc.call_ends import Call, CallEnds, Context
+from common.rpc.client_address import ClientAddress
+from common.rpc.shares import Shares
 
 UNTIMED_MAX: Final = 32
 """Requests without a time limit that are waited for at once."""
@@ -33,12 +36,13 @@ _TOO_LATE: Final = "The request did not arrive in time; nothing was done."
 class Reception:
     """The calls of some methods whose requests are waited for."""
 
-    def __init__(self, ends: CallEnds, limit_s: float) -> None:
+    def __init__(self, ends: CallEnds, limit_s: float, addresses: ClientAddress) -> None:
         """``limit_s``: how long a request with a time limit may take to arrive."""
         self._ends = ends
         self._limit_s = limit_s
+        self._addresses = addresses
         self._untimed: set[asyncio.Task[object]] = set()
-        self._timed = 0
+        self._timed = Shares()
 
     def enter(self) -> bool:
         """Whether gRPC may receive the request of the running task's call, without a time limit."""
@@ -65,9 +69,10 @@ class Reception:
 
         async def receive_and_handle(_requests: AsyncIterator[bytes], context: Context) -> None:
             call = Call(method, context, time.perf_counter())
-            if self._timed >= TIMED_MAX:
+            client = self._addresses.share_of(context)
+            if not self._timed.has_room(client, 1, TIMED_MAX):
                 await self._ends.abort(call, Overloaded())
-            self._timed += 1
+            self._timed.take(client, 1)
             # gRPC writes into what this task waits for: it must not be cancelled. The status below
             # ends the call, and with it the task.
             reading = asyncio.ensure_future(context.read())
@@ -77,7 +82,7 @@ class Reception:
                 if not reading.done():
                     await self._ends.abort(call, DeadlineExceeded(_TOO_LATE))
             finally:
-                self._timed -= 1
+                self._timed.give_back(client, 1)
             request: object = reading.result()
             if isinstance(request, bytes):  # not EOF: the client has hung up
                 await handle(request, context)

@@ -15,12 +15,14 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
 
+from common import metrics
 from common.environment import SettingsError, source_of
 from common.rpc import reflection
 from common.rpc.call_log import CallLog
+from common.rpc.client_address import ClientAddress
 from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import NAME as HEALTH
-from common.rpc.health import Health, HealthOnly, Ready
+from common.rpc.health import Health, Ready
 from common.rpc.identity import Identity, check_service_methods
 from common.rpc.pauses import Pauses
 from common.rpc.rate_limit import RateLimits
@@ -43,6 +45,8 @@ METADATA_BYTES_MAX: Final = 8 * 1024
 OWN_FILES: Final = 128
 """File descriptors that connections of clients leave to the replica: for databases, Redis, the
 gateway and its files."""
+PROBE_CONNECTIONS_MAX: Final = 64
+"""Connections to the port of probes: the kubelet opens a few and closes them."""
 HANDSHAKE_MS: Final = 10_000
 """How long a connection may take to begin with HTTP/2, and with TLS before it. gRPC's default: two
 minutes."""
@@ -85,13 +89,17 @@ class GrpcServer:
         self._pauses = Pauses(settings.pause_file)
         self._identity = Identity.wanted(settings)
         self._limits = RateLimits.wanted(settings)
+        own: Any = {
+            "replica": settings.replica,
+            "default_deadline_s": settings.default_deadline_s,
+            "log": CallLog(settings.log_calls),
+            "pauses": self._pauses,
+        }
         self._handlers = HandlerRegistry(
-            replica=settings.replica,
+            **own,
             calls_max=settings.max_concurrent_calls,
             connections_max=connections_max(settings),
-            default_deadline_s=settings.default_deadline_s,
-            log=CallLog(settings.log_calls),
-            pauses=self._pauses,
+            addresses=ClientAddress(settings.trusted_proxies),
             guard=None if self._identity is None else self._identity.guard,
             limits=self._limits,
             # Health must answer under overload, and to probes, which have no token. Without this,
@@ -99,11 +107,16 @@ class GrpcServer:
             # setting asks for it.
             exempt={HEALTH, *reflection.NAMES},
         )
+        # With limits of its own: what clients do at their port must not fail a probe.
+        self._probe_handlers = HandlerRegistry(
+            **own, calls_max=0, connections_max=PROBE_CONNECTIONS_MAX, exempt={HEALTH}
+        )
+        metrics.IN_FLIGHT.set_function(lambda: self._handlers.running)
         self._clients = _certificate(settings, "tls_dir", "clients")
         self._peers = None
         if settings.peer_bind:
             self._peers = _certificate(settings, "peer_tls_dir", "peers", mutual=True)
-        self._server = grpc.aio.server(options=_options(settings))
+        self._server = grpc.aio.server(options=_options(settings, connections_max(settings)))
         self._probes: grpc.aio.Server | None = None
         self.ports: dict[str, int] = {}
         """The ports it listens on, by the setting."""
@@ -126,6 +139,7 @@ class GrpcServer:
             await self._identity.start()
         add_health: AddToServer = health_pb2_grpc.add_HealthServicer_to_server
         add_health(self.health, self._handlers)
+        add_health(self.health, self._probe_handlers)
         if self._reflects():
             methods = {reflection.METHOD: reflection.handler((*mounted, HEALTH))}
             for name in reflection.NAMES:
@@ -138,8 +152,8 @@ class GrpcServer:
             self._listen(self._server, "peer_bind", self._peers)
         if self._settings.probe_bind:
             # A server of its own: gRPC cannot serve one port less than another.
-            handlers = (HealthOnly(self._handlers),)
-            self._probes = grpc.aio.server(handlers=handlers, options=_options(self._settings))
+            options = _options(self._settings, PROBE_CONNECTIONS_MAX)
+            self._probes = grpc.aio.server(handlers=(self._probe_handlers,), options=options)
             self._listen(self._probes, "probe_bind", None)
             await self._probes.start()
         await self._server.start()
@@ -169,6 +183,7 @@ class GrpcServer:
         _log.info("draining", delay_s=self._settings.drain_delay_s, grace_s=self._settings.grace_s)
         await asyncio.sleep(self._settings.drain_delay_s)
         self._handlers.end_streams()
+        self._probe_handlers.end_streams()
         await self._server.stop(self._settings.grace_s)
         if self._probes is not None:
             await self._probes.stop(0)
@@ -241,11 +256,14 @@ def _certificate(
 
 
 def connections_max(settings: ServiceSettings) -> int:
-    """How many connections of clients the server accepts: the process may have too few files."""
+    """How many connections each port for clients accepts: the process may have too few files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return settings.max_connections
-    return max(1, min(settings.max_connections, files - OWN_FILES))
+    # gRPC limits the connections of each port, the operating system the files of the process.
+    left = files - OWN_FILES - (PROBE_CONNECTIONS_MAX if settings.probe_bind else 0)
+    ports = 2 if settings.peer_bind else 1
+    return max(1, min(settings.max_connections, left // ports))
 
 
 def listen_problem(address: str) -> str:
@@ -282,7 +300,7 @@ def _text(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+def _options(settings: ServiceSettings, connections: int) -> list[tuple[str, int]]:
     age_grace_s = max(AGE_GRACE_S, settings.default_deadline_s)
     return [
         # A second server on the same port would otherwise bind silently and get half of the calls.
@@ -292,7 +310,7 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         # CANCELLED. The handlers refuse with OVERLOADED and a delay instead.
         ("grpc.server.max_pending_requests", PENDING_MAX),
         ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_MAX),
-        ("grpc.max_allowed_incoming_connections", connections_max(settings)),
+        ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),

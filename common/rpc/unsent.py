@@ -1,7 +1,8 @@
 """Responses that clients do not read: how many bytes of them a server keeps.
 
 A call leaves its slot when its method returns. gRPC keeps the response until the client takes it,
-and of a client that takes nothing one page after the other would wait here.
+and of a client that takes nothing one page after the other would wait here. Each client has a share
+of the bytes, so that one that takes nothing does not keep others from reading.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from google.protobuf.message import Message
 from common.errors import Overloaded
 from common.rpc.access import method_of
 from common.rpc.call_ends import Context
+from common.rpc.client_address import ClientAddress
+from common.rpc.shares import Shares
 
 COUNTED_BYTES: Final = 1024
 """Smaller responses are not counted, which would cost each call something. An open call takes more
@@ -27,16 +30,17 @@ UNSENT_BYTES_MAX: Final = 32 * 1024 * 1024
 class UnsentResponses:
     """The responses of one server that clients have not taken yet."""
 
-    def __init__(self) -> None:
-        self._bytes = 0
+    def __init__(self, addresses: ClientAddress) -> None:
+        self._addresses = addresses
+        self._bytes = Shares()
 
     def counted(
         self, method: str, serialize: Callable[[Message], bytes]
     ) -> Callable[[Message, Context], bytes]:
         """How a method's response is serialized, and counted until its call ends.
 
-        Beyond UNSENT_BYTES_MAX it raises Overloaded, but of a method that writes: a refusal says
-        that nothing was done.
+        Beyond UNSENT_BYTES_MAX, and the client's share of them, it raises Overloaded, but of a
+        method that writes: a refusal says that nothing was done.
         """
         refuses = _is_read(method)
 
@@ -44,17 +48,18 @@ class UnsentResponses:
             raw = serialize(response)
             size = len(raw)
             if size > COUNTED_BYTES:
-                if refuses and self._bytes + size > UNSENT_BYTES_MAX:
+                client = self._addresses.share_of(context)
+                if refuses and not self._bytes.has_room(client, size, UNSENT_BYTES_MAX):
                     raise Overloaded
-                self._bytes += size
-                taken: Any = partial(self._taken, size)
+                self._bytes.take(client, size)
+                taken: Any = partial(self._taken, client, size)
                 context.add_done_callback(taken)
             return raw
 
         return serialize_and_count
 
-    def _taken(self, size: int, _context: object) -> None:
-        self._bytes -= size
+    def _taken(self, client: str, size: int, _context: object) -> None:
+        self._bytes.give_back(client, size)
 
 
 def _is_read(method: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import pytest
@@ -12,11 +13,13 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from common.errors import Code, Overloaded
 from common.rpc import reception
+from common.rpc.client_address import FORWARDED_FOR
 from tests.integration.common.echo import (
     SAY,
     SERVING,
     Connection,
     Echo,
+    EchoStub,
     connected,
     refusal_of,
 )
@@ -39,13 +42,17 @@ CHECK: Final = "/grpc.health.v1.Health/Check"
 TOO_LATE: Final = "The request did not arrive in time; nothing was done."
 FULL: Final = Overloaded().message
 LONG_S: Final = 120.0
+OPTIONS: Final[dict[str, Any]] = {
+    "probe_bind": "127.0.0.1:0",
+    "trusted_proxies": (ipaddress.ip_network("127.0.0.0/8"),),
+}
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request without a time limit, two with one."""
+    """One request without a time limit, and two of a client with one."""
     monkeypatch.setattr(reception, "UNTIMED_MAX", 1)
-    monkeypatch.setattr(reception, "TIMED_MAX", 2)
+    monkeypatch.setattr(reception, "TIMED_MAX", 6)
 
 
 @asynccontextmanager
@@ -55,7 +62,7 @@ async def attacked(
     """A server, a client of it, and another one that has sent the beginnings of so many calls."""
     echo = Echo()
     async with (
-        connected(echo, default_deadline_s=limit_s) as client,
+        connected(echo, default_deadline_s=limit_s, **OPTIONS) as client,
         raw_connection(client.address) as raw,
     ):
         for stream in streams(calls):
@@ -95,10 +102,23 @@ async def test_a_call_beyond_both_numbers_is_refused_before_its_request() -> Non
         assert await client.check() == SERVING
 
 
+async def test_another_client_is_served_when_one_has_its_share() -> None:
+    """Named by a proxy: the clients of these tests have one address."""
+    async with attacked(LONG_S, 4) as (client, raw, _):
+        assert await raw.end_of(7) == [FULL]
+        other = ((FORWARDED_FOR, "203.0.113.7"),)
+        assert (await client.say("served", metadata=other)).value == "served"
+        assert (await refusal_of(client.say("full"))).reason == "OVERLOADED"
+
+
 async def test_health_checks_are_limited_too() -> None:
     async with attacked(LONG_S, 4, CHECK) as (client, raw, _):
         assert await raw.end_of(7) == [FULL]
         assert (await client.say("served")).value == "served"
+        assert (await refusal_of(client.check())).reason == "OVERLOADED"
+        # The port of probes has numbers of its own.
+        async with grpc.aio.insecure_channel(probes_of(client)) as probes:
+            assert await EchoStub(probes).check() == SERVING
 
 
 async def test_calls_that_are_given_up_make_room() -> None:
@@ -112,6 +132,11 @@ async def test_calls_that_are_given_up_make_room() -> None:
             await raw.ping()
         raw.send(HEADERS, END_HEADERS, 13, call_headers(SAY))
         assert await raw.end_of(13) == [FULL]
+
+
+def probes_of(client: Connection) -> str:
+    """The address of the server's port of probes."""
+    return f"127.0.0.1:{client.server.ports['probe_bind']}"
 
 
 async def outcome(client: Connection, value: str) -> str:

@@ -17,11 +17,19 @@ from grpc_health.v1 import health_pb2
 from common.errors import Code
 from common.rpc import reflection
 from common.rpc.health import Health
-from common.rpc.server import OWN_FILES, GrpcServer, PortTaken, _options, connections_max
+from common.rpc.server import (
+    OWN_FILES,
+    PROBE_CONNECTIONS_MAX,
+    GrpcServer,
+    PortTaken,
+    _options,
+    connections_max,
+)
 from tests.integration.common.echo import (
     NOT_SERVING,
     SERVING,
     Echo,
+    EchoStub,
     Held,
     Probe,
     add,
@@ -265,21 +273,41 @@ async def test_a_probe_that_passes_during_the_drain_changes_nothing() -> None:
 @pytest.mark.parametrize(("slots", "expected"), [(1, 100), (50, 150)])
 def test_the_open_calls_of_a_connection_are_limited(slots: int, expected: int) -> None:
     """Also those whose message is not complete, which have no slot yet."""
-    options = dict(_options(settings(max_concurrent_calls=slots)))
+    options = dict(_options(settings(max_concurrent_calls=slots), 1))
     assert options["grpc.max_concurrent_streams"] == expected
 
 
 @pytest.mark.parametrize(
-    ("files", "expected"),
-    [(resource.RLIM_INFINITY, 500), (10_000, 500), (300, 300 - OWN_FILES), (10, 1)],
+    ("files", "ports", "expected"),
+    [
+        (resource.RLIM_INFINITY, (), 500),
+        (10_000, (), 500),
+        (300, (), 300 - OWN_FILES),
+        (300, ("peer_bind",), (300 - OWN_FILES) // 2),
+        (300, ("probe_bind",), 300 - OWN_FILES - PROBE_CONNECTIONS_MAX),
+        (300, ("peer_bind", "probe_bind"), (300 - OWN_FILES - PROBE_CONNECTIONS_MAX) // 2),
+        (10, (), 1),
+    ],
 )
 def test_connections_leave_files_to_the_replica(
-    files: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    files: int, ports: tuple[str, ...], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: (files, files))
-    given = settings(max_connections=500)
+    """Of those that the ports accept in all."""
+    given = settings(max_connections=500).model_copy(update=dict.fromkeys(ports, "127.0.0.1:0"))
     assert connections_max(given) == expected
-    assert dict(_options(given))["grpc.max_allowed_incoming_connections"] == expected
+
+
+async def test_the_port_of_probes_has_streams_of_health_of_its_own() -> None:
+    """A client of the other port gets no more of them than its share."""
+    async with connected(max_connections=5, probe_bind="127.0.0.1:0") as client:
+        watches = [client.watch() for _ in range(2)]
+        for each in watches:
+            await each.until(SERVING)
+        assert (await refusal_of(client.watch().next())).reason == "OVERLOADED"
+        probes = f"127.0.0.1:{client.server.ports['probe_bind']}"
+        async with grpc.aio.insecure_channel(probes) as channel:
+            await EchoStub(channel).watch().until(SERVING)
 
 
 # -- the address -----------------------------------------------------------------------------------

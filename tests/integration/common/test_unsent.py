@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Final
 
 import grpc
@@ -10,6 +11,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from common.errors import Overloaded
 from common.rpc import unsent
+from common.rpc.client_address import FORWARDED_FOR
 from tests.integration.common.echo import SAY, Connection, connected, refusal_of
 from tests.support.http2 import (
     END_HEADERS,
@@ -29,12 +31,13 @@ READS_NOTHING: Final = PREFACE + frame(
     SETTINGS, payload=INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
 )
 PAGE: Final = "x" * 40_000
+PROXIES: Final = (ipaddress.ip_network("127.0.0.0/8"),)
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two pages may wait."""
-    monkeypatch.setattr(unsent, "UNSENT_BYTES_MAX", 100_000)
+    """Two pages of a client may wait."""
+    monkeypatch.setattr(unsent, "UNSENT_BYTES_MAX", 250_000)
 
 
 async def ask(raw: RawConnection, stream: int) -> None:
@@ -45,13 +48,16 @@ async def ask(raw: RawConnection, stream: int) -> None:
 
 
 async def test_pages_beyond_the_limit_are_refused_until_others_are_taken() -> None:
-    async with connected() as client:
+    async with connected(trusted_proxies=PROXIES) as client:
         async with raw_connection(client.address, READS_NOTHING) as raw:
             for stream in (1, 3, 5):
                 await ask(raw, stream)
             assert await raw.end_of(5) == [Overloaded().message]
             assert (await refusal_of(client.say(PAGE))).reason == "OVERLOADED"
             assert (await client.say("small")).value == "small"
+            # Another client, named by a proxy: those of these tests have one address.
+            other = ((FORWARDED_FOR, "203.0.113.7"),)
+            assert (await client.say(PAGE, metadata=other)).value == PAGE
         await until(lambda: served(client))
 
 
