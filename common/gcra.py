@@ -81,6 +81,10 @@ class Gcra:
         tat_ns = self._young.get(key)
         if tat_ns is None:
             tat_ns = self._old.get(key, now_ns)
+            if tat_ns > now_ns:
+                # Also if it is refused now: else it had its whole burst again with the next
+                # generation.
+                self._set(key, tat_ns)
         return max(now_ns, tat_ns)
 
     def _set(self, key: str, tat_ns: int) -> None:

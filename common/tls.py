@@ -17,7 +17,11 @@ import grpc
 import structlog
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    SECP384R1,
+    EllipticCurvePrivateKey,
+)
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from prometheus_client import Gauge
@@ -29,6 +33,9 @@ CERTIFICATE: Final = "tls.crt"
 KEY: Final = "tls.key"
 AUTHORITIES: Final = "ca.crt"
 """The authorities that sign the certificates of the other side."""
+CURVES: Final = (SECP256R1, SECP384R1)
+"""Of ECDSA keys. gRPC's clients refuse P-521 and Ed25519; its servers do not listen with others."""
+RSA_BITS_MIN: Final = 2048
 REFRESH_S: Final = 10.0
 """Time between two reads of the files."""
 
@@ -78,13 +85,18 @@ class CertificateFiles:
             try:
                 pems, expires_s = await asyncio.to_thread(self._read)
             except UnusableCertificate as error:
-                if str(error) != self._problem:
-                    _log.warning("certificate_not_read", port=self._port, reason=str(error))
-                self._problem = str(error)
-                continue
-            if pems != self.pems or self._problem:
-                self._use(pems, expires_s)
-                self._problem = ""
+                self._note(str(error))
+            except Exception as error:  # noqa: BLE001 - without this task the certificate expires
+                self._note(repr(error)[:200])
+            else:
+                if pems != self.pems or self._problem:
+                    self._use(pems, expires_s)
+                    self._problem = ""
+
+    def _note(self, problem: str) -> None:
+        if problem != self._problem:
+            _log.warning("certificate_not_read", port=self._port, reason=problem)
+        self._problem = problem
 
     def credentials(self) -> grpc.ServerCredentials:
         """Of a gRPC port: a new connection gets what was read last. For one port each."""
@@ -150,8 +162,10 @@ def _expiry_s(pems: Pems) -> float:
         belongs = key.public_key() == certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise UnusableCertificate(f"{KEY}: is not a private key in PEM, unencrypted") from None
-    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey):
-        raise UnusableCertificate(f"{KEY}: is neither an RSA nor an ECDSA key")
+    if not _is_served(key):
+        raise UnusableCertificate(
+            f"{KEY}: is neither ECDSA of P-256 or P-384 nor RSA of {RSA_BITS_MIN} bits or more"
+        )
     if not belongs:
         raise UnusableCertificate(f"{KEY}: is not the key of {CERTIFICATE}")
     now_s = time.time()  # noqa: TID251 - a certificate has no other clock
@@ -161,6 +175,13 @@ def _expiry_s(pems: Pems) -> float:
     if expires_s <= now_s:
         raise UnusableCertificate(f"{CERTIFICATE}: has expired")
     return expires_s
+
+
+def _is_served(key: object) -> bool:
+    """Whether gRPC can serve the key, so that its clients accept it, and it is long enough."""
+    if isinstance(key, EllipticCurvePrivateKey):
+        return isinstance(key.curve, CURVES)
+    return isinstance(key, RSAPrivateKey) and key.key_size >= RSA_BITS_MIN
 
 
 def _certificates(pem: bytes, name: str) -> list[x509.Certificate]:

@@ -113,14 +113,12 @@ class TokenVerifier:
     def _verify(self, token: str, digest: bytes, peer: Callable[[], str]) -> Caller:
         if len(token) > TOKEN_BYTES_MAX:
             raise TokenInvalid(f"it is longer than {TOKEN_BYTES_MAX} bytes")
-        decoded = self._decoded(token)
-        key = self._key_of(decoded["header"])
-        caller = self._caller(decoded["payload"])
+        key, caller, signature = self._claimed(token)
         if self._limit.exceeded(peer()):
             _verified.labels("refused").inc()
             raise TooManyBadTokens
         signed = token.rpartition(".")[0].encode()
-        if not key.verifies(signed, decoded["signature"]):
+        if not key.verifies(signed, signature):
             self._limit.note(peer())
             _verified.labels("wrong").inc()
             raise TokenInvalid("wrong signature")
@@ -130,16 +128,21 @@ class TokenVerifier:
         self._known[digest] = caller
         return caller
 
-    def _decoded(self, token: str) -> dict[str, Any]:
-        """The token's parts. The claims would be accepted, but nobody may have signed them."""
+    def _claimed(self, token: str) -> tuple[Key, Caller, bytes]:
+        """The key, the caller and the signature that the token has; the key may not have signed it.
+
+        Anyone can write any value into a token. None may cause an error that is not a refusal.
+        """
         try:
-            return jwt.decode_complete(
+            decoded = jwt.decode_complete(
                 token,
                 audience=self._audience,
                 issuer=self._issuer,
                 leeway=self._leeway_s,
                 options=_UNSIGNED,
             )
+            key = self._key_of(decoded["header"])
+            return key, self._caller(decoded["payload"]), decoded["signature"]
         except jwt.ExpiredSignatureError:
             raise TokenExpired from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -12,18 +12,23 @@ at most ``(burst + per_s × t) × (1 + R / (2 × replicas))`` of a key: with the
 replicas one and a half times the limit, after a pause or for calls that keep below the share at
 some replicas and go on at another one.
 
-While Redis is away each replica limits at ``per_s / replicas`` and ``burst / replicas``. One
-replica alone has the whole limit, and asks nobody.
+While Redis is away each replica limits at ``per_s / replicas`` and ``burst / replicas``, but at no
+burst below SHARE_BURST_MIN. One replica alone has the whole limit, and asks nobody.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from common.errors import RateLimited
 from common.gcra import SECOND_NS, Gcra, Rate
 from common.rate_limits.shared import SharedLimits
+
+SHARE_BURST_MIN: Final = 5
+"""Of a replica's share: a client sends so many duplicates of a call at once, to one replica. The
+whole burst, if that is less."""
 
 
 class TwoStageLimit:
@@ -91,9 +96,10 @@ class TwoStageLimit:
 
 
 def share_of(rate: Rate, replicas: int) -> Gcra:
-    """One replica's part of the limit: one at once at least."""
+    """One replica's part of the limit: SHARE_BURST_MIN at once at least."""
     interval_ns = replicas * rate.interval_ns
-    return Gcra(interval_ns, max(rate.burst_ns, interval_ns))
+    burst_least_ns = min(rate.burst, SHARE_BURST_MIN) * interval_ns
+    return Gcra(interval_ns, max(rate.burst_ns, burst_least_ns))
 
 
 def _refusal(wait_ns: int) -> RateLimited:

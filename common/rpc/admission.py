@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
-from common.identity.caller import start_call
+from common.identity.caller import running_caller
 from common.rpc.call_ends import Call, CallEnds, Context
 from common.rpc.guard import Guard, Metadata, MethodGuard, OpenGuard
 from common.rpc.open_streams import OpenStreams
@@ -63,7 +63,7 @@ class Admission:
         if is_open and rate_limit is None:
             return handle
 
-        admit, clock = guard.admit, time.perf_counter
+        admit = guard.admit
         take = None if rate_limit is None else rate_limit.take
 
         async def admit_and_handle(
@@ -76,9 +76,8 @@ class Admission:
                     if waits is not None:
                         await waits
             except BaseException as error:
-                await self._ends.abort(Call(method, context, clock()), error)
+                await self._ends.abort(_refused(method, context), error)
                 raise
-            start_call(admitted.caller)
             return await handle(raw if is_open else admitted, context)
 
         return admit_and_handle
@@ -104,10 +103,14 @@ class Admission:
                     if waits is not None:
                         await waits
             except BaseException as error:
-                await self._ends.abort(Call(method, context, time.perf_counter()), error)
+                await self._ends.abort(_refused(method, context), error)
                 raise
-            start_call(admitted.caller)
             with self._streams.ended_with_token(admitted.caller):
                 await handle(raw if is_open else admitted, context)
 
         return admit_and_handle
+
+
+def _refused(method: str, context: Context) -> Call:
+    """A call that is not admitted. Its request is not validated, so the log has nothing of it."""
+    return Call(method, context, time.perf_counter(), None, running_caller())

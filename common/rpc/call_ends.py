@@ -28,7 +28,7 @@ class Call(NamedTuple):
     started: float
     """By ``time.perf_counter``."""
     request: Message | None = None
-    """None if it was not parsed, or is a stream."""
+    """None if it was not valid or not read, or is a stream."""
     caller: Caller | None = None
     """None if it is not known, or the method is public."""
 

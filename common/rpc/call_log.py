@@ -5,20 +5,24 @@ missing order) is the service's work, and no error; neither is a paused method, 
 it. ``all``: every call. ``off``: none.
 
 Where identity is on, ``errors`` has each call of an operator too, and of a service other than the
-order service: they act for users, and nothing else records who did.
+order service: they act for users, and nothing else records who did. A call that a service may not
+make is recorded of the order service too: no saga makes one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 import structlog
 from google.protobuf.message import Message
 
 from common.errors import Code, Overloaded, Paused
-from common.identity.caller import Caller
+from common.identity.caller import Caller, Kind
+from common.identity.errors import NotPermitted
+from common.identity.tokens import SUBJECT
 
 LogCalls: TypeAlias = Literal["errors", "all", "off"]
 
@@ -30,6 +34,9 @@ _NOT_SERVED: Final = frozenset(
 )
 
 _LOGGED_FIELDS: Final = ("request_id", "user_id")
+USER_IDS_MAX: Final = 100
+"""User ids of a bulk call's items in its line: about 7 KB. Longer lines may be cut by what collects
+them."""
 
 _log = structlog.stdlib.get_logger()
 
@@ -37,7 +44,7 @@ _log = structlog.stdlib.get_logger()
 class CallLog:
     """The lines of one server's calls. ``begun_s``: by ``time.perf_counter``.
 
-    ``request``: the parsed request; None if it could not be parsed, or is a stream.
+    ``request``: the valid request; None if there is none, or a stream of them.
     """
 
     def __init__(self, wanted: LogCalls) -> None:
@@ -59,9 +66,9 @@ class CallLog:
     ) -> None:
         """Log a call, if it is to be logged. ``code``: gRPC's name; ``reason``: '' without one.
 
-        ``caller``: None if identity is off, the method is public, or the call was not admitted.
+        ``caller``: None if identity is off, the method is public, or the caller is not known.
         """
-        recorded = caller is not None and caller.is_recorded and self._errors
+        recorded = caller is not None and self._errors and _is_recorded(caller, reason)
         if code == "OK" and not (recorded or self.all):
             return
         error = (code in _NOT_SERVED and reason != Paused.reason) or reason == Overloaded.reason
@@ -73,6 +80,8 @@ class CallLog:
         for name in _LOGGED_FIELDS:
             if value := getattr(request, name, ""):
                 fields[name] = value
+        if items := getattr(request, "items", None):
+            fields |= _of_items(items)
         _log.log(
             logging.WARNING if error else logging.INFO,
             "call",
@@ -95,3 +104,22 @@ class CallLog:
             return False
         self._lines += 1
         return True
+
+
+def _is_recorded(caller: Caller, reason: str) -> bool:
+    return caller.is_recorded or (reason == NotPermitted.reason and caller.kind is not Kind.USER)
+
+
+def _of_items(items: Sequence[Message]) -> dict[str, object]:
+    """How many items a request has, and whom those of a bulk method are for.
+
+    An item of a bulk method names a user itself, or is the request of another method. It may be
+    invalid, as it is validated by itself.
+    """
+    user_ids: dict[str, None] = {}
+    for item in items:
+        for named in (item, *(value for _, value in item.ListFields())):
+            user_id = getattr(named, "user_id", "")
+            if len(user_ids) < USER_IDS_MAX and SUBJECT.fullmatch(user_id):
+                user_ids[user_id] = None
+    return {"items": len(items), "user_ids": list(user_ids)} if user_ids else {"items": len(items)}

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from common.identity.caller import Caller
+from common.identity.caller import Caller, start_call
 from common.identity.errors import TokenInvalid, TokenMissing
 from common.identity.peers import PeerCertificates
 from common.identity.tokens import TokenVerifier
@@ -127,7 +127,7 @@ class MethodGuard:
         context: grpc.aio.ServicerContext[bytes, bytes],
         metadata: Metadata | None = None,
     ) -> Admitted:
-        """The caller and the request of a call that is admitted.
+        """The caller, who is the running call's from then on, and the request of a call.
 
         ``metadata``: the call's, if it is there already; the context builds it anew.
 
@@ -140,6 +140,8 @@ class MethodGuard:
         if metadata is None:
             metadata = context.invocation_metadata() or ()
         caller = self._callers.of(context, metadata)
+        # Before access: the log has the caller of a call that is refused from here on.
+        start_call(caller)
         self._access.admit(caller)
         request = parse_message(self._parse, raw)
         self._access.admit_user(caller, request)

@@ -337,8 +337,10 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 context.set_trailing_metadata(self._ends.trailing)
                 # No default deadline: a client may watch a stream for as long as it likes.
                 deadlines.start(context.time_remaining())
+                request = _read(parse, given)
+                call = call._replace(request=request if isinstance(request, Message) else None)
                 with self._share_of_streams(given, context, limit):
-                    async with aclosing(run(_read(parse, given), context)) as responses:
+                    async with aclosing(run(request, context)) as responses:
                         async for response in responses:
                             await context.write(serialize(response))
             except BaseException as error:
@@ -351,7 +353,7 @@ class HandlerRegistry(grpc.GenericRpcHandler):
                 limit.running -= 1
             count_ok()
             if logs_ok:
-                self._log.write(method, "OK", "", call.started, None, call.caller)
+                self._log.write(method, "OK", "", call.started, call.request, call.caller)
 
         open_guard = OpenGuard(parse, MESSAGE_BYTES_MAX)
         return self._admission.before_stream(guard or open_guard, rate_limit, method, handle)

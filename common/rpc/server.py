@@ -189,11 +189,11 @@ class GrpcServer:
             await self._probes.stop(0)
         if not await self._handlers.finished_within(CLEAN_UP_S):
             _log.warning("methods still run", after_s=CLEAN_UP_S)
-        for task in (self._probing, *self._following):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        tasks = [task for task in (self._probing, *self._following) if task is not None]
+        for task in tasks:
+            task.cancel()
+        # What has ended one of them must not leave the rest open.
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._identity is not None:
             await self._identity.stop()
         if self._limits is not None:

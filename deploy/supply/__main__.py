@@ -24,15 +24,18 @@ def look_up(*, strict: Flag = False) -> int:
     strict
         Exit 1 also for what could not be looked up, as before a release.
     """
+    problem = None
     try:
         found = advisories.look_up()
     except advisories.AdvisoriesUnreachableError as error:
-        report(f"Advisories: NOT CHECKED, the database does not answer: {error}")
-        return int(strict)
+        problem, found = error, error.report
     for each in sorted(map(str, found.findings)):
         report(f"vulnerable: {each}")
     if found.findings:
         report("Update them (requirements/*.in, `make lock`; docs/guides/supply-chain.md).")
+    if problem is not None:
+        report(f"Advisories: NOT CHECKED, the database does not answer: {problem}")
+        return int(strict or bool(found.findings))
     if found.unchecked:
         report(f"Advisories: NOT CHECKED for {', '.join(sorted(found.unchecked))}")
     report(f"Advisories: {len(found.findings)} for {len(found.checked)} packages")

@@ -9,6 +9,7 @@ what was not looked up is counted.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,16 @@ LIMIT_S: Final = 300
 REQUEST_LIMIT_S: Final = 5
 ACCEPTED: Final[Mapping[str, str]] = {}
 """Vulnerabilities that do not concern Tally: why, by their ids (``PYSEC-…``, ``GHSA-…``)."""
-UNREACHABLE: Final = ("onnection", "imeout", "timed out", "HTTPError", "ServiceError")
-"""What pip-audit's errors have in them when the database does not answer."""
+UNREACHABLE: Final = re.compile(
+    r"^requests\.exceptions\.(ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError"
+    r"|ChunkedEncodingError|RetryError)\b"
+    r"|^pip_audit\._service\.interface\.ServiceError$"  # with a text it is about an answer
+    r"|Could not connect to (PyPI|OSV)'s vulnerability feed$"
+    r"|PyPI is not redirecting properly$"
+    r"|^Timeout: ",
+    re.MULTILINE,
+)
+"""A line that pip-audit writes when the database does not answer, or ``_run_pip_audit`` does."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,12 @@ class Report:
 
 
 class AdvisoriesUnreachableError(Exception):
-    """The advisory database does not answer, so nothing is known. The text says how."""
+    """The advisory database does not answer. The text says how."""
+
+    def __init__(self, problem: str, report: Report) -> None:
+        """``report``: what was looked up before."""
+        super().__init__(problem)
+        self.report = report
 
 
 def look_up(files: Sequence[Path] | None = None, *options: str) -> Report:
@@ -78,13 +92,13 @@ def look_up(files: Sequence[Path] | None = None, *options: str) -> Report:
             output = Path(scratch, "report.json")
             error = _run_pip_audit(lock, output, options)
             if not output.exists():
-                if any(words in error for words in UNREACHABLE):
-                    raise AdvisoriesUnreachableError(error.splitlines()[-1][:200])
+                if UNREACHABLE.search(error):
+                    raise AdvisoriesUnreachableError(error.splitlines()[-1][:200], report)
                 raise RunnerError(f"pip-audit failed for {lock.name}:\n{error}")
             report |= read(json.loads(output.read_text(encoding="utf-8")))
         if not report.checked:
             raise AdvisoriesUnreachableError(
-                f"it knows none of the {len(report.unchecked)} packages in {lock.name}"
+                f"it knows none of the {len(report.unchecked)} packages in {lock.name}", report
             )
     return report
 

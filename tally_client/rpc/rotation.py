@@ -70,8 +70,10 @@ class RotatingChannel:
                 pems = await asyncio.to_thread(self._certificates.read)
                 if pems != self._pems:
                     await self._replace(pems)
-            except (ValueError, TimeoutError, grpc.aio.BaseError) as error:
-                self._note(str(error) or "no server was reached with the new certificates")
+            except TimeoutError:
+                self._note("no server was reached with the new certificates")
+            except Exception as error:  # noqa: BLE001 - without this task the certificate expires
+                self._note(str(error) or repr(error))
             else:
                 self._note("")
 

@@ -41,7 +41,7 @@ IDENTITY: Final = (
         "signature-not-verified",
         "a token is believed without its signature",
         file="common/identity/tokens.py",
-        old='        if not key.verifies(signed, decoded["signature"]):\n',
+        old="        if not key.verifies(signed, signature):\n",
         new="        if not key:\n",
         tests=(f"{_METHODS}test_callers_who_are_not_known_are_refused",),
     ),

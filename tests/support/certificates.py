@@ -7,18 +7,19 @@ import ipaddress
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from common.tls import AUTHORITIES, CERTIFICATE, KEY
 from deploy.local.secret_files import write_secret
 from tally_client.rpc.certificates import Certificates
 
+PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 HOST: Final = "127.0.0.1"
 NAME: Final = "servers.tally.test"
 """Of several servers together."""
@@ -49,7 +50,7 @@ class Authority:
         uris: Iterable[str] = (),
         begins: dt.datetime | None = None,
         ends: dt.datetime | None = None,
-        key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | None = None,
+        key: PrivateKey | None = None,
     ) -> tuple[str, str]:
         """A certificate for these hosts and URIs (trustme signs none for URIs), and its key."""
         key = key or ec.generate_private_key(ec.SECP256R1())
@@ -83,9 +84,7 @@ def _name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def pem_of(
-    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, password: bytes | None = None
-) -> str:
+def pem_of(key: PrivateKey, password: bytes | None = None) -> str:
     """A private key in PEM."""
     how: serialization.KeySerializationEncryption = (
         serialization.NoEncryption()

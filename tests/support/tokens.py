@@ -30,6 +30,7 @@ def bad_tokens(issuer: Issuer, subject: str, role: str = "") -> dict[str, tuple[
         "garbage": ("garbage", "TOKEN_INVALID"),
         "three parts of garbage": ("a.b.c", "TOKEN_INVALID"),
         "expired": (issuer.token(subject, role, exp=now_s - HOUR_S), "TOKEN_EXPIRED"),
+        "expires after any float": (issuer.token(subject, role, exp=10**400), "TOKEN_INVALID"),
         "not yet valid": (issuer.token(subject, role, nbf=now_s + HOUR_S), "TOKEN_INVALID"),
         "wrong audience": (issuer.token(subject, role, aud="another"), "TOKEN_INVALID"),
         "wrong issuer": (issuer.token(subject, role, iss="https://evil"), "TOKEN_INVALID"),

@@ -8,13 +8,17 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from structlog.testing import capture_logs
 
 from common.errors import DatabaseUnavailable, Overloaded
 from common.rpc import call_log
-from common.rpc.call_log import CallLog
+from common.rpc.call_log import USER_IDS_MAX, CallLog
 from tally.balance.v1.balance_pb2 import DeductBalanceRequest
+from tally.coupon.v1.coupon_pb2 import BatchIssueCouponsItem, BatchIssueCouponsRequest
+from tally.order.v1.order_pb2 import CreateOrderRequest, OrderLine
 from tests.integration.common.echo import SAY, Raising, SoldOut, connected
+from tests.support.balances import batch, charge
 
 OK = ("info", "OK", "")
 SOLD_OUT = ("info", "RESOURCE_EXHAUSTED", "SOLD_OUT")
@@ -70,6 +74,34 @@ def test_a_line_has_the_request_id_of_its_call() -> None:
     with capture_logs() as logged:
         CallLog("all").write(SAY, "OK", "", 0.0, DeductBalanceRequest(request_id="pay-1"))
     assert logged[0]["request_id"] == "pay-1"
+
+
+@pytest.mark.parametrize(
+    ("request_", "logged_of_items"),
+    [
+        (
+            batch(*(charge(f"u{number}", 1, "r") for number in (1, 2, 1)), charge("a\nb", 1, "r")),
+            {"items": 4, "user_ids": ["u1", "u2"]},
+        ),
+        (
+            BatchIssueCouponsRequest(items=[BatchIssueCouponsItem(user_id="u1", request_id="r")]),
+            {"items": 1, "user_ids": ["u1"]},
+        ),
+        (
+            batch(*(charge(f"u{number}", 1, "r") for number in range(1_000))),
+            {"items": 1_000, "user_ids": [f"u{number}" for number in range(USER_IDS_MAX)]},
+        ),
+        (CreateOrderRequest(items=[OrderLine(product_id="p", quantity=1)]), {"items": 1}),
+    ],
+    ids=["of requests", "of users", "many", "of an order"],
+)
+def test_a_line_has_the_users_of_the_items_of_its_call(
+    request_: Message, logged_of_items: dict[str, Any]
+) -> None:
+    with capture_logs() as logged:
+        CallLog("all").write(SAY, "OK", "", 0.0, request_)
+    written = {name: logged[0][name] for name in ("items", "user_ids") if name in logged[0]}
+    assert written == logged_of_items
 
 
 async def test_health_checks_are_not_logged() -> None:

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -94,3 +97,26 @@ async def test_control_without_not_serving_calls_during_the_stop_fail(
             break
     assert failed
     assert set(failed) <= {(Code.CANCELLED, ""), (Code.UNAVAILABLE, "")}
+
+
+async def test_a_task_that_has_failed_leaves_nothing_open() -> None:
+    closed: list[str] = []
+
+    async def fail() -> None:
+        raise MemoryError
+
+    async def close(name: str) -> None:
+        closed.append(name)
+
+    async with serving() as (_, server):
+        failed = asyncio.create_task(fail())
+        await asyncio.wait([failed])
+        server._following.append(failed)
+        opened: Any = server
+        opened._identity = SimpleNamespace(
+            stop=partial(close, "identity"), check_ready=lambda: None
+        )
+        opened._limits = SimpleNamespace(close=partial(close, "limits"))
+        await server.drain()
+        assert closed == ["identity", "limits"]
+        opened._identity = opened._limits = None

@@ -308,11 +308,38 @@ async def test_callers_who_act_for_others_are_recorded(
             # A stream's line is written after the caller has its end.
             [line] = await until(calls, bool)
             assert line.items() >= {"method": "/tally.order.v1.OrderService/WatchOrder"}.items()
-            assert line.items() >= recorded.items()
+            assert line.items() >= {**recorded, "user_id": USER}.items()
     with capture_logs() as logged:
         await services.call(services.valid("GetBalance"))
         written = await until(calls, bool)
     assert [line["user_id"] for line in written] == [USER]
+
+
+async def test_a_bulk_call_is_recorded_with_the_users_of_its_items(services: Services) -> None:
+    writes = [charge(USER, 1, fresh()), charge(OTHER_USER, 1, fresh()), charge(USER, 1, fresh())]
+    with capture_logs() as logged:
+        await services.call(batch(*writes, charge("not a user", 1, fresh())))
+    [line] = [line for line in logged if line["event"] == "call"]
+    assert line.items() >= {"items": 4, "user_ids": [USER, OTHER_USER], "subject": "olga"}.items()
+
+
+@pytest.mark.parametrize(
+    ("subject", "role", "method"),
+    [
+        ("watcher", "service", "DeductBalance"),
+        ("watcher", "service", "WatchTicket"),
+        ("order", "service", "GetCart"),
+        (USER, "", "DeductBalance"),
+    ],
+)
+async def test_methods_that_a_service_may_not_call_are_recorded(
+    services: Services, issuer: Issuer, subject: str, role: str, method: str
+) -> None:
+    caller = as_caller(services, issuer.token(subject, role))
+    with capture_logs() as logged, refused("NOT_PERMITTED"):
+        await caller.call(services.valid(method))
+    lines = [(line["subject"], line["reason"]) for line in logged if line["event"] == "call"]
+    assert lines == ([(subject, "NOT_PERMITTED")] if role else [])
 
 
 # -- keys ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -134,6 +135,22 @@ async def test_files_that_cannot_be_used_leave_the_last_good_ones_in_use(tmp_pat
             async with two.callers.calling():
                 await until_true(lambda: len(two.callers.answered_by) >= ENOUGH)
     assert two.callers.failed == []
+
+
+async def test_an_unforeseen_error_does_not_end_the_reading_of_a_client(tmp_path: Path) -> None:
+    authority = Authority()
+    async with pair(tmp_path, authority) as two:
+        first, certificates = two.channel._pems, certificates_in(two.client)
+        failing = iter([MemoryError("no memory"), RuntimeError("cannot start a thread")])
+
+        def read() -> Any:
+            if error := next(failing, None):
+                raise error
+            return certificates.read()
+
+        two.channel._certificates = SimpleNamespace(read=read)
+        write_certificate(two.client, authority, uris=[ORDER])
+        await until_true(lambda: two.channel._pems != first)
 
 
 async def test_a_call_that_runs_when_the_channel_is_replaced_gets_its_answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -97,6 +98,19 @@ def test_a_key_that_arrives_often_is_not_forgotten() -> None:
         if number % 40 == 0:
             gcra.use_up("ann", 0)
     assert gcra.take("ann", 0) > 0
+
+
+@pytest.mark.parametrize("ask", [Gcra.take, Gcra.wait_ns])
+def test_a_key_that_is_refused_again_and_again_is_not_forgotten(
+    ask: Callable[[Gcra, str, int], int],
+) -> None:
+    gcra = Gcra(SECOND_NS, SECOND_NS, keys_max=100)
+    assert gcra.take("ann", 0) <= 0
+    for number in range(1_000):
+        gcra.take(f"user-{number}", 0)
+        assert len(gcra) <= 100
+        if number % 40 == 0:
+            assert ask(gcra, "ann", 0) > 0
 
 
 @pytest.mark.parametrize(("rate", "text"), [(Rate(20, 200), "20:200"), (Rate(0.5, 1), "0.5:1")])

@@ -6,14 +6,24 @@ import asyncio
 import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from structlog.testing import capture_logs
 
 from common.tls import AUTHORITIES, CERTIFICATE, KEY, CertificateFiles, UnusableCertificate
-from tests.support.certificates import DAY, HOST, Authority, now, pem_of, write_certificate
+from tests.support.certificates import (
+    DAY,
+    HOST,
+    Authority,
+    PrivateKey,
+    now,
+    pem_of,
+    write_certificate,
+)
 from tests.support.payments import until
+from tests.support.waits import until_true
 
 AUTHORITY = Authority()
 HOUR = dt.timedelta(hours=1)
@@ -30,8 +40,8 @@ def between(begins: dt.timedelta, ends: dt.timedelta) -> Callable[[Path], None]:
     )
 
 
-def ed25519_key(directory: Path) -> None:
-    signed(directory, *AUTHORITY.sign(HOST, key=ed25519.Ed25519PrivateKey.generate()))
+def with_key(key: PrivateKey) -> Callable[[Path], None]:
+    return lambda directory: signed(directory, *AUTHORITY.sign(HOST, key=key))
 
 
 def encrypted_key(directory: Path) -> None:
@@ -40,6 +50,13 @@ def encrypted_key(directory: Path) -> None:
     signed(directory, certificate, pem_of(key, b"secret"))
 
 
+REFUSED_KEYS: dict[str, PrivateKey] = {
+    "Ed25519": ed25519.Ed25519PrivateKey.generate(),
+    "P-224": ec.generate_private_key(ec.SECP224R1()),
+    "P-521": ec.generate_private_key(ec.SECP521R1()),
+    "secp256k1": ec.generate_private_key(ec.SECP256K1()),
+    "RSA of 1024 bits": rsa.generate_private_key(65537, 1024),
+}
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no certificate": (lambda at: (at / CERTIFICATE).unlink(), "tls.crt: cannot be read: No such"),
     "no key": (lambda at: (at / KEY).unlink(), "tls.key: cannot be read: No such"),
@@ -56,7 +73,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         "tls.key: is not the key of tls.crt",
     ),
     "an encrypted key": (encrypted_key, "tls.key: is not a private key in PEM, unencrypted"),
-    "a key that gRPC has not": (ed25519_key, "tls.key: is neither an RSA nor an ECDSA key"),
+    **{
+        f"a key of {name}": (with_key(key), "tls.key: is neither ECDSA of P-256")
+        for name, key in REFUSED_KEYS.items()
+    },
     "expired": (between(-DAY, -HOUR), "tls.crt: has expired"),
     "not valid yet": (between(HOUR, DAY), "tls.crt: is not valid yet"),
 }
@@ -80,6 +100,31 @@ def test_files_that_cannot_be_used_are_named(directory: Path, case: str) -> None
 def test_authorities_are_read_for_mutual_tls_only(directory: Path) -> None:
     (directory / AUTHORITIES).unlink()
     assert CertificateFiles(directory, "clients").pems.authorities is None
+
+
+async def test_an_unforeseen_error_does_not_end_the_reading(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.tls.REFRESH_S", 0.01)
+    files = CertificateFiles(directory, "clients")
+    first, read = files.pems, files._read
+    failing = iter([MemoryError("no memory"), RuntimeError("cannot start a thread")])
+
+    def fail_first() -> Any:
+        if error := next(failing, None):
+            raise error
+        return read()
+
+    monkeypatch.setattr(files, "_read", fail_first)
+    write_certificate(directory, AUTHORITY)
+    following = asyncio.create_task(files.follow())
+    with capture_logs() as logged:
+        await until_true(lambda: files.pems != first)
+    assert [line["reason"] for line in logged if line["event"] == "certificate_not_read"] == [
+        "MemoryError('no memory')",
+        "RuntimeError('cannot start a thread')",
+    ]
+    following.cancel()
 
 
 async def test_what_cannot_be_used_changes_nothing_and_is_logged_once(

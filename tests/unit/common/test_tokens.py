@@ -141,6 +141,8 @@ def test_bad_tokens_are_refused_and_only_a_wrong_signature_is_verified(issuer: I
         ({"exp": "tomorrow"}, "it is not a well-formed JWT"),
         ({"exp": float("inf")}, "it is not a well-formed JWT"),
         ({"exp": float("nan")}, "it is not a well-formed JWT"),
+        # Larger than any float.
+        ({"exp": 10**400}, "it is not a well-formed JWT"),
         ({"nbf": "yesterday"}, "it is not a well-formed JWT"),
         ({"iat": 10**11}, "it is not valid yet"),
         ({"aud": ["another", 7]}, "wrong audience"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
@@ -174,6 +175,37 @@ def test_while_redis_is_away_all_replicas_together_have_the_limit(replicas: int)
     assert len(admitted_times(service, flood)) == RATE.burst
     service.clock.now_ns += SECOND_NS
     assert len(admitted_times(service, flood)) == pytest.approx(RATE.per_s, abs=replicas)
+
+
+@pytest.mark.parametrize(
+    ("rate", "replicas", "at_once"),
+    [
+        (Rate(2, 20), 8, 5),  # PayOrder in the production overlay
+        (Rate(2, 20), 4, 5),
+        (Rate(20, 200), 8, 25),
+        (Rate(2, 3), 8, 3),
+        (Rate(2, 3), 1, 3),
+    ],
+)
+def test_while_redis_is_away_a_replica_admits_a_few_duplicates_at_once(
+    rate: Rate, replicas: int, at_once: int
+) -> None:
+    clock = Clock()
+    limit = TwoStageLimit("Pay:", rate, replicas=replicas, shared=None, clock_ns=clock)
+
+    def admitted() -> int:
+        count = 0
+        with suppress(RateLimited):
+            while True:
+                limit.take("ann")
+                count += 1
+        return count
+
+    assert admitted() == at_once
+    clock.now_ns += 100 * replicas * rate.interval_ns
+    assert admitted() == at_once
+    clock.now_ns += replicas * rate.interval_ns
+    assert admitted() == 1, "the rate is the share's"
 
 
 def test_when_redis_fails_in_the_middle_of_a_call_the_share_decides() -> None:

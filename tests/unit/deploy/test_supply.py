@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -177,6 +178,9 @@ def pip_audit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return ends
 
 
+NO_NETWORK: Final = "Could not connect to PyPI's vulnerability feed"
+
+
 def looked_up(*options: str) -> int:
     return cast(int, app(["advisories", *options], result_action="return_value"))
 
@@ -188,9 +192,11 @@ def looked_up(*options: str) -> int:
         ([FINE, VULNERABLE], (1, 1), "vulnerable: h11 0.1: PYSEC-1 (fixed in 0.2, 1.0)"),
         ([FINE, SKIPPED], (0, 1), "Advisories: NOT CHECKED for h11"),
         ([SKIPPED], (0, 1), "NOT CHECKED, the database does not answer: it knows none"),
-        ("ERROR:pip_audit._cli:Could not connect: ConnectionError", (0, 1), "NOT CHECKED"),
+        (f"ERROR:pip_audit._cli:{NO_NETWORK}\nERROR:pip_audit._cli:Tip: …", (0, 1), "NOT CHECKED"),
+        ("  raise\nrequests.exceptions.ReadTimeout: HTTPSConnectionPool", (0, 1), "NOT CHECKED"),
+        ("  raise\npip_audit._service.interface.ServiceError", (0, 1), "NOT CHECKED"),
     ],
-    ids=["none", "one", "a package unknown", "all unknown", "no network"],
+    ids=["none", "one", "a package unknown", "all unknown", "no network", "timeout", "HTTP error"],
 )
 def test_what_is_not_known_is_said_and_is_an_error_where_it_must_be(
     pip_audit: Callable[..., None],
@@ -213,9 +219,37 @@ def test_a_vulnerability_that_is_accepted_passes(
     assert looked_up() == 0
 
 
-def test_another_failure_is_an_error(pip_audit: Callable[..., None]) -> None:
-    pip_audit("ERROR: hashes do not match")
-    with pytest.raises(RunnerError, match="hashes do not match"):
+def test_a_vulnerability_found_before_the_database_goes_away_is_reported(
+    pip_audit: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pip_audit([FINE, VULNERABLE])
+    writes_report = advisories._run_pip_audit
+    asked: list[Path] = []
+
+    def run(lock: Path, output: Path, options: Sequence[str]) -> str:
+        asked.append(lock)
+        return writes_report(lock, output, options) if len(asked) == 1 else NO_NETWORK
+
+    monkeypatch.setattr(advisories, "_run_pip_audit", run)
+    assert looked_up() == 1
+    written = capsys.readouterr().out
+    assert "vulnerable: h11 0.1: PYSEC-1" in written
+    assert "NOT CHECKED, the database does not answer" in written
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "ERROR: hashes do not match",
+        "Cannot install connection-pool 1 and 2: ServiceError and HTTPError, timed out",
+        "pip_audit._service.interface.ServiceError: Received malformed version from PyPI: x",
+    ],
+)
+def test_another_failure_is_an_error(pip_audit: Callable[..., None], error: str) -> None:
+    pip_audit(error)
+    with pytest.raises(RunnerError, match=re.escape(error)):
         advisories.look_up()
 
 
