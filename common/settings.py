@@ -235,8 +235,8 @@ class ServiceSettings(ProcessSettings):
     max_connections: int = count(
         4_096,
         "Connections to each port of clients and of peers, if the process may open as many files "
-        "and 192 more; otherwise what is left of them, divided between these ports. Further ones are "
-        "closed at once.",
+        "and 192 more; otherwise what is left of them, divided between these ports. Further ones "
+        "are closed at once.",
         most=1_000_000,
     )
     default_deadline_s: float = seconds(
