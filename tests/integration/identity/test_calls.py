@@ -58,6 +58,7 @@ async def test_calls_at_the_same_time_have_each_their_own_caller(
     users = {name: as_caller(services, issuer.token(name)) for name in (USER, OTHER_USER)}
     order = as_caller(services, issuer.token("order", "service"))
     method, direct, id_ = METHODS_BY_NAME["GetBalance"], fresh(), new_id()
+    await services.call(charge(OTHER_USER, 1, fresh()))
 
     async def refused_for(caller: str, user_id: str) -> bool:
         request = services.valid("GetBalance", user_id=user_id).SerializeToString()
