@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from common.ids import new_id
 from common.metrics import REGISTRY
 from coupon_service.settings import CouponSettings
 from coupon_service.store import coupon as store
@@ -105,7 +106,7 @@ async def race_of_one_user(
     crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, Results]:
     """A hundred calls of one user, of which two draw at once: how many coupons, and results."""
-    campaign_id = await open_campaign(crowd.turn(0), quantity=QUANTITY, shares=SHARES)
+    campaign_id = await open_campaign(crowd.turn(0), new_id(), quantity=QUANTITY, shares=SHARES)
     meeting = meet_after(monkeypatch, share_store, "draw_free")
     requests = [issue(campaign_id, "ann", f"{campaign_id}-{number}") for number in range(RIVALS)]
     results = await crowd.race("IssueCoupon", requests, until_final=True)
