@@ -17,6 +17,7 @@ from coupon_service.model.campaign import Campaign
 from coupon_service.model.coupon import Coupon
 from coupon_service.model.ticket import QueuedCampaign, Superseded
 from coupon_service.settings import CouponSettings
+from coupon_service.store import coupon as coupon_store
 from coupon_service.store import ticket as store
 from coupon_service.use_cases.ticket_decider import TicketLane
 from coupon_service.wiring import build
@@ -181,7 +182,8 @@ async def test_two_consumers_at_once_issue_each_ticket_once(
         )
     if guard != "row lock":
         forget_row_locks(monkeypatch)
-        meeting = meet_after(monkeypatch, store, "lock_campaigns")
+        # When each has read that there are no coupons yet.
+        meeting = meet_after(monkeypatch, coupon_store, "find_issued")
     tickets = tickets_of(campaign_id, [f"u{number}" for number in range(RIVALS)])
     outcomes = await asyncio.gather(*(decisions(lane, tickets) for lane in lanes))
     coupons = crowd.number("SELECT count(*) FROM coupons")
