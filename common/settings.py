@@ -12,26 +12,17 @@ An error is one line that names the variable and never its value.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
+from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
@@ -40,6 +31,17 @@ from pydantic_settings import (
 from common import environment
 from common.environment import SettingsError, source_of
 from common.gcra import Rate
+from common.setting_types import (
+    WORD,
+    AbsolutePath,
+    PeerServices,
+    Pooler,
+    RateSetting,
+    ServiceMethods,
+    count,
+    rate,
+    seconds,
+)
 from common.urls import (
     BindAddress,
     JwksLocation,
@@ -49,77 +51,13 @@ from common.urls import (
     RedisUrl,
 )
 
-
-def _from_json(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value or "{}")
-    except ValueError:
-        raise ValueError("must be a JSON object") from None
-
-
-_RATE: Final = re.compile(r"(?P<per_s>\d{1,5}(?:\.\d{1,3})?):(?P<burst>\d{1,7})")
-PER_S_MAX: Final = 10_000
-"""Of a limit: its interval in Redis is a whole number of microseconds, 100 at least."""
-
-
-def _rate(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if not value:
-        return None
-    form = _RATE.fullmatch(value)
-    rate = Rate(float(form["per_s"]), int(form["burst"])) if form else Rate(0, 0)
-    if not (0 < rate.per_s <= PER_S_MAX and rate.burst):
-        raise ValueError(
-            f"must be per second (0.001 to {PER_S_MAX}) and at once (1 or more), such as 20:200, "
-            "or empty"
-        )
-    return rate
-
-
-def rate(per_s: float, burst: int, description: str) -> Any:
-    """A setting that is a limit of calls, or None."""
-    return Field(default=Rate(per_s, burst), description=description)
-
-
-RateSetting = Annotated[Rate | None, NoDecode, BeforeValidator(_rate)]
 Command: TypeAlias = Literal["serve", "migrate"]
-_WORD: Final = r"^[!-~]{1,200}$"
-MethodName = Annotated[
-    str, StringConstraints(pattern=r"^tally(\.[a-z0-9]+)+\.[A-Za-z]+/[A-Za-z]+$")
-]
-"""A method's full name: ``tally.balance.v1.BalanceService/ChargeBalance``."""
-ServiceName = Annotated[str, StringConstraints(pattern=_WORD)]
-ServiceMethods = Annotated[dict[str, list[MethodName]], NoDecode, BeforeValidator(_from_json)]
-SpiffeId = Annotated[
-    str, StringConstraints(pattern=r"^spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+$")
-]
-"""The URI in a certificate that names a program: ``spiffe://example.org/ns/tally/sa/order``."""
-PeerServices = Annotated[dict[SpiffeId, ServiceName], NoDecode, BeforeValidator(_from_json)]
-Directory = Annotated[str, StringConstraints(pattern=r"^(|/.*)$")]
-"""The path of a directory, from the root, or ''."""
-Pooler: TypeAlias = Literal["none", "transaction"]
-"""What is between a service and its database: nothing, or a pooler that gives each transaction
-whichever session of the server is free."""
 
 
 def _replica_name() -> str:
     # In Kubernetes the host name is the pod's; on one machine the process ids differ.
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:48] or "replica"
     return f"{host}-{os.getpid()}"
-
-
-def seconds(default: float, description: str, *, most: float, least: float | None = None) -> Any:
-    """A setting in seconds: above zero, or at least ``least``."""
-    above = 0 if least is None else None
-    return Field(default=default, gt=above, ge=least, le=most, description=description)
-
-
-def count(default: int, description: str, *, most: int, least: int = 1) -> Any:
-    """A setting that is a number of things."""
-    return Field(default=default, ge=least, le=most, description=description)
 
 
 class ProcessSettings(BaseSettings):
@@ -219,9 +157,8 @@ class ServiceSettings(ProcessSettings):
         "files.",
         json_schema_extra={"documented_default": "`true`; `false` with AUTH=required"},
     )
-    pause_file: str = Field(
+    pause_file: AbsolutePath = Field(
         default="",
-        pattern=r"^(|/.*)$",
         description="Path, from the root, of a file with the methods that are paused, one "
         "`package.Service/Method` or `package.Service` in a line; it is read again each second. "
         "Empty: none is paused.",
@@ -276,7 +213,7 @@ class ServiceSettings(ProcessSettings):
     metrics_port: int = count(
         0, "Port of the Prometheus page, on the host of BIND; 0: none.", most=65535, least=0
     )
-    tls_dir: Directory = Field(
+    tls_dir: AbsolutePath = Field(
         default="",
         description="Directory with `tls.crt` and `tls.key`, with which BIND and the Prometheus "
         "page are served over TLS; read again every 10 s. Empty: plaintext.",
@@ -286,7 +223,7 @@ class ServiceSettings(ProcessSettings):
         description="host:port to serve gRPC on for other services, which identify themselves by a "
         "certificate; empty: none. Needs PEER_TLS_DIR.",
     )
-    peer_tls_dir: Directory = Field(
+    peer_tls_dir: AbsolutePath = Field(
         default="",
         description="Directory with `tls.crt`, `tls.key` and `ca.crt`, for PEER_BIND and for the "
         "order service's calls to others; read again every 10 s.",
@@ -316,7 +253,7 @@ class ServiceSettings(ProcessSettings):
         default="", description="The `iss` of tokens. Needed with AUTH=required."
     )
     auth_audience: str = Field(
-        default="tally", pattern=_WORD, description="The `aud` that tokens must have."
+        default="tally", pattern=WORD, description="The `aud` that tokens must have."
     )
     auth_jwks: JwksLocation = Field(
         default="",
@@ -328,7 +265,7 @@ class ServiceSettings(ProcessSettings):
     )
     auth_role_claim: str = Field(
         default="tally_role",
-        pattern=_WORD,
+        pattern=WORD,
         description="The claim that makes a caller a `service` or an `operator`; without it, or "
         "with another value, a caller is a user.",
     )
@@ -341,7 +278,7 @@ class ServiceSettings(ProcessSettings):
     )
     auth_saga_service: str = Field(
         default="order",
-        pattern=_WORD,
+        pattern=WORD,
         description="The `sub` of the order service's tokens. Only it uses request_ids of sagas.",
     )
     rate_limits: bool | None = Field(

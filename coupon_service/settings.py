@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from common.settings import RateSetting, ServiceSettings, count, rate, seconds
+from common.setting_types import RateSetting, count, rate, seconds
+from common.settings import ServiceSettings
 from common.urls import BindAddress
 
 

@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from common.environment import SettingsError, source_of
 from common.identity.service_token import ServiceToken
-from common.settings import RateSetting, ServiceSettings, count, rate, seconds
+from common.setting_types import RateSetting, count, rate, seconds
+from common.settings import ServiceSettings
 from common.tls import AUTHORITIES, CERTIFICATE, KEY
 from common.urls import BindAddress
 from tally_client.rpc.addresses import target

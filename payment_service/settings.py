@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from common.environment import source_of
-from common.settings import RateSetting, ServiceSettings, count, rate, seconds
+from common.setting_types import RateSetting, count, rate, seconds
+from common.settings import ServiceSettings
 from common.urls import BindAddress
 from payment_service.gateway.toss import TossOptions
 

@@ -20,7 +20,8 @@ from common.db.server_settings import TransactionSettings
 from common.db.statements import Connection
 from common.db.transactions import Transactions
 from common.environment import file_of, source_of
-from common.settings import Pooler, ServiceSettings
+from common.setting_types import Pooler
+from common.settings import ServiceSettings
 from common.urls import connect_arguments, engine_url
 
 _PLANS: Final = {

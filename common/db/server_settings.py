@@ -8,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from common.db.statements import Connection
-from common.settings import Pooler
+from common.setting_types import Pooler
 
 _DURABILITY: Final = ("fsync", "synchronous_commit", "full_page_writes")
 _ENCODING: Final = "server_encoding"

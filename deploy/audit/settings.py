@@ -7,7 +7,8 @@ from typing import ClassVar, Final
 
 from pydantic import Field
 
-from common.settings import Directory, ProcessSettings, count, seconds
+from common.setting_types import AbsolutePath, count, seconds
+from common.settings import ProcessSettings
 from common.urls import BindAddress
 from deploy.audit.audit import OVERDUE_S, Limits
 
@@ -27,7 +28,7 @@ class AuditSettings(ProcessSettings):
         default="127.0.0.1:9465",
         description="host:port of the audit's Prometheus page; port 0 is any free port.",
     )
-    tls_dir: Directory = Field(
+    tls_dir: AbsolutePath = Field(
         default="",
         description="Directory with `tls.crt` and `tls.key`, with which the page is served over "
         "HTTPS; read again every 10 s. Empty: plaintext.",

@@ -20,7 +20,7 @@ from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
 from common.db.server_settings import UnsuitableServer
 from common.service import migrations_of
-from common.settings import Pooler
+from common.setting_types import Pooler
 from deploy.audit.audit import audit
 from deploy.audit.sources import Sources
 from deploy.audit.table import as_text

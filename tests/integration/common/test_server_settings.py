@@ -16,7 +16,7 @@ from common.db.migrations import migrate
 from common.db.readiness import NotReady, check_ready
 from common.db.server_settings import UnsuitableServer
 from common.service import migrations_of
-from common.settings import Pooler as Between
+from common.setting_types import Pooler as Between
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.support.databases import C_LOCALE, Databases, created, name_of
