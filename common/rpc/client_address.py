@@ -12,7 +12,7 @@ from typing import Final
 
 import grpc
 
-from common.identity.failures import address_of, ip_of
+from common.peer_address import address_of, ip_of
 from common.urls import IpAddress, Networks
 
 FORWARDED_FOR: Final = "x-forwarded-for"

@@ -23,7 +23,7 @@ class NoKeys(Exception):  # noqa: N818 - a state, not a fault
 class Identity:
     """Who may call a server. Start it before the server listens, and stop it at the end."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, addresses: ClientAddress) -> None:
         verifier = TokenVerifier(
             issuer=settings.auth_issuer,
             audience=settings.auth_audience,
@@ -37,7 +37,7 @@ class Identity:
         peers = PeerCertificates(settings.peer_services, settings.auth_saga_service)
         callers = Callers(
             verifier,
-            ClientAddress(settings.trusted_proxies),
+            addresses,
             peers if settings.peer_bind else None,
         )
         self.guard = Guard(callers, methods)
@@ -47,9 +47,9 @@ class Identity:
         self._following: asyncio.Task[None] | None = None
 
     @classmethod
-    def wanted(cls, settings: ServiceSettings) -> Self | None:
+    def wanted(cls, settings: ServiceSettings, addresses: ClientAddress) -> Self | None:
         """The identity that the settings ask for; None if it is off."""
-        return cls(settings) if settings.auth == "required" else None
+        return cls(settings, addresses) if settings.auth == "required" else None
 
     async def start(self) -> None:
         """Read the keys, and follow them from now on.

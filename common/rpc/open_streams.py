@@ -5,20 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
-from common.errors import RateLimited, Refusal
+from common.errors import Refusal
 from common.identity.caller import Caller
 from common.identity.errors import TokenExpired
-
-USER_STREAMS_MAX: Final = 16
-"""Open streams of a user at one server: each of several devices watches an order or two."""
-
-RETRY_S: Final = 1.0
-"""When a user with so many should try again: nothing tells when one of them ends."""
 
 
 class OpenStreams:
@@ -27,7 +19,8 @@ class OpenStreams:
     def __init__(self) -> None:
         self._endings: dict[asyncio.Task[object], Refusal | None] = {}
         """Why the server ends each; None while it does not."""
-        self._of_users = Counter[str]()
+        self.closed: Refusal | None = None
+        """The status of streams that are opened from now on; None while they may be."""
 
     def add(self) -> asyncio.Task[object]:
         """The running task, as that of an open stream."""
@@ -51,22 +44,10 @@ class OpenStreams:
             task.cancel()
 
     def end_all(self, refusal: Refusal) -> None:
-        """End every open stream with this status."""
+        """End every open stream with this status, and every one that is opened from now on."""
+        self.closed = refusal
         for task in self._endings:
             self.end(task, refusal)
-
-    @contextmanager
-    def of_user(self, subject: str) -> Iterator[None]:
-        """Count the stream as one of the user's. Raises RateLimited if there are enough."""
-        if self._of_users[subject] >= USER_STREAMS_MAX:
-            raise RateLimited(RETRY_S)
-        self._of_users[subject] += 1
-        try:
-            yield
-        finally:
-            self._of_users[subject] -= 1
-            if not self._of_users[subject]:
-                del self._of_users[subject]
 
     @contextmanager
     def ended_with_token(self, caller: Caller | None) -> Iterator[None]:

@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import Any, Final, Self, TypeAlias
 
-import grpc
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 
@@ -31,13 +30,13 @@ from common.rate_limits.shared import SharedLimits
 from common.rate_limits.two_stage import TwoStageLimit, share_of
 from common.rpc.access import USER_ID, callers_of, method_of
 from common.rpc.bulk import refuse_items
+from common.rpc.call_ends import Context
 from common.rpc.client_address import ClientAddress
 from common.rpc.pauses import is_marked
 from common.rpc.reserved_ids import ITEMS
 from common.settings import ServiceSettings
 from tally.options.v1 import access_pb2
 
-Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 Replays: TypeAlias = Callable[[Any, Any, Context], None]
 UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
 
@@ -50,18 +49,18 @@ _USER: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 class RateLimits:
     """The limits of one server's methods."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, addresses: ClientAddress) -> None:
         url = settings.redis_url.get_secret_value()
         self._settings = settings
         self._redis = open_redis(url) if url else None
         self._shared = None if self._redis is None else SharedLimits(self._redis)
         self._guarded = settings.auth == "required"
-        self._addresses = ClientAddress(settings.trusted_proxies)
+        self._addresses = addresses
 
     @classmethod
-    def wanted(cls, settings: ServiceSettings) -> Self | None:
+    def wanted(cls, settings: ServiceSettings, addresses: ClientAddress) -> Self | None:
         """The limits that the settings ask for; None if they are off."""
-        return cls(settings) if settings.limits_rates else None
+        return cls(settings, addresses) if settings.limits_rates else None
 
     def of(self, path: str) -> MethodLimit | None:
         """The limit of ``/package.Service/Method``; None if it has none.

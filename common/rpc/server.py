@@ -8,6 +8,7 @@ import resource
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -20,12 +21,12 @@ from common.environment import SettingsError, source_of
 from common.rpc import reflection
 from common.rpc.call_log import CallLog
 from common.rpc.client_address import ClientAddress
-from common.rpc.handlers import HandlerRegistry
 from common.rpc.health import NAME as HEALTH
 from common.rpc.health import Health, Ready
 from common.rpc.identity import Identity, check_service_methods
 from common.rpc.pauses import Pauses
 from common.rpc.rate_limit import RateLimits
+from common.rpc.registry import HandlerRegistry
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
 from common.tls import CertificateFiles, UnusableCertificate
@@ -87,19 +88,20 @@ class GrpcServer:
         self._settings = settings
         self._ready = ready
         self._pauses = Pauses(settings.pause_file)
-        self._identity = Identity.wanted(settings)
-        self._limits = RateLimits.wanted(settings)
-        own: Any = {
-            "replica": settings.replica,
-            "default_deadline_s": settings.default_deadline_s,
-            "log": CallLog(settings.log_calls),
-            "pauses": self._pauses,
-        }
-        self._handlers = HandlerRegistry(
-            **own,
+        addresses = ClientAddress(settings.trusted_proxies)
+        self._identity = Identity.wanted(settings, addresses)
+        self._limits = RateLimits.wanted(settings, addresses)
+        registry = partial(
+            HandlerRegistry,
+            replica=settings.replica,
+            default_deadline_s=settings.default_deadline_s,
+            log=CallLog(settings.log_calls),
+            pauses=self._pauses,
+        )
+        self._handlers = registry(
             calls_max=settings.max_concurrent_calls,
             connections_max=connections_max(settings),
-            addresses=ClientAddress(settings.trusted_proxies),
+            addresses=addresses,
             guard=None if self._identity is None else self._identity.guard,
             limits=self._limits,
             # Health must answer under overload, and to probes, which have no token. Without this,
@@ -108,8 +110,8 @@ class GrpcServer:
             exempt={HEALTH, *reflection.NAMES},
         )
         # With limits of its own: what clients do at their port must not fail a probe.
-        self._probe_handlers = HandlerRegistry(
-            **own, calls_max=0, connections_max=PROBE_CONNECTIONS_MAX, exempt={HEALTH}
+        self._probe_handlers = registry(
+            calls_max=0, connections_max=PROBE_CONNECTIONS_MAX, exempt={HEALTH}
         )
         metrics.IN_FLIGHT.set_function(lambda: self._handlers.running)
         self._clients = _certificate(settings, "tls_dir", "clients")

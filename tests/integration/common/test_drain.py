@@ -64,7 +64,7 @@ async def test_no_call_fails_while_one_of_two_replicas_drains() -> None:
         async with callers.calling():
             await callers.more(5 * CALLERS)
             draining = asyncio.create_task(two.stopping.drain())
-            await until_true(lambda: two.stopping._handlers._stopping)
+            await until_true(lambda: two.stopping._handlers._open_streams.closed)
             await callers.more(20 * CALLERS)
             assert not draining.done(), "it waits for the calls in flight"
             before = callers.answered_by.count("goes")

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from common import deadlines, metrics
 from common.errors import Code, RemoteRefusal
 from common.rpc.call_log import CallLog
-from common.rpc.handlers import HandlerRegistry
 from common.rpc.pauses import Pauses
+from common.rpc.registry import HandlerRegistry
 from common.rpc.server import RECEIVE_BYTES_MAX
 from common.rpc.status import from_rpc_error, is_retryable
 from common.rpc.validation import MESSAGE_BYTES_MAX

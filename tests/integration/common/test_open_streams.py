@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from common.identity.caller import Caller, Kind
-from common.rpc import open_streams, server
+from common.rpc import server, stream_shares
 from common.rpc.client_address import FORWARDED_FOR
 from common.rpc.guard import Admitted
 from common.rpc.identity import Identity
@@ -44,7 +44,7 @@ async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connection]:
     identity = mock.AsyncMock(guard=Admits(), check_ready=mock.Mock())
     monkeypatch.setattr(Identity, "wanted", lambda _settings: identity)
     monkeypatch.setattr(server, "check_service_methods", mock.Mock())
-    monkeypatch.setattr(open_streams, "USER_STREAMS_MAX", USERS_MOST)
+    monkeypatch.setattr(stream_shares, "USER_STREAMS_MAX", USERS_MOST)
     proxies = (ip_network("127.0.0.0/8"),)
     async with connected(Held(), max_concurrent_calls=SLOTS, trusted_proxies=proxies) as client:
         await client.watch().until(1)

@@ -17,9 +17,10 @@ from common.gcra import SECOND_NS
 from common.identity import failures, tokens
 from common.identity.caller import Kind
 from common.identity.errors import TokenExpired, TokenInvalid, TooManyBadTokens
-from common.identity.failures import FailureLimit, address_of
+from common.identity.failures import FailureLimit
 from common.identity.keys import UnusableKeys, parse_keys
 from common.identity.tokens import TokenVerifier
+from common.peer_address import address_of
 from deploy.local.identities import AUDIENCE, ISSUER, ROLE, Issuer
 from tests.support.tokens import HOUR_S, bad_tokens, encoded, forged, with_header
 
