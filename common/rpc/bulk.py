@@ -13,10 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Si
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar
 
+from google.protobuf.message import Message
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from common import metrics
 from common.errors import Internal, Refusal
+from common.identity.tokens import SUBJECT
+from common.rpc.access import USER_ID
 from common.rpc.status import GRPC_CODES, to_status
 from common.rpc.unexpected import internal
 
@@ -46,6 +49,18 @@ def bulk(method: F) -> F:
 
 def is_bulk(method: object) -> bool:
     return getattr(method, _MARK, False)
+
+
+def user_of(item: Message) -> str | None:
+    """The user that an item names, itself or in the request of another method that it is.
+
+    None if it names none in the form of a user_id: it is validated by itself, later.
+    """
+    for named in (item, *(value for _, value in item.ListFields())):
+        user_id: str = getattr(named, USER_ID, "")
+        if SUBJECT.fullmatch(user_id):
+            return user_id
+    return None
 
 
 def refuse_items(refused: Mapping[int, Refusal]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final, Literal, TypeAlias
 
 import structlog
@@ -22,7 +23,7 @@ from google.protobuf.message import Message
 from common.errors import Code, Overloaded, Paused
 from common.identity.caller import Caller, Kind
 from common.identity.errors import NotPermitted
-from common.identity.tokens import SUBJECT
+from common.rpc.bulk import user_of
 
 LogCalls: TypeAlias = Literal["errors", "all", "off"]
 
@@ -111,15 +112,7 @@ def _is_recorded(caller: Caller, reason: str) -> bool:
 
 
 def _of_items(items: Sequence[Message]) -> dict[str, object]:
-    """How many items a request has, and whom those of a bulk method are for.
-
-    An item of a bulk method names a user itself, or is the request of another method. It may be
-    invalid, as it is validated by itself.
-    """
-    user_ids: dict[str, None] = {}
-    for item in items:
-        for named in (item, *(value for _, value in item.ListFields())):
-            user_id = getattr(named, "user_id", "")
-            if len(user_ids) < USER_IDS_MAX and SUBJECT.fullmatch(user_id):
-                user_ids[user_id] = None
-    return {"items": len(items), "user_ids": list(user_ids)} if user_ids else {"items": len(items)}
+    """How many items a request has, and whom those of a bulk method are for."""
+    users = (user for item in items if (user := user_of(item)) is not None)
+    user_ids = list(islice(dict.fromkeys(users), USER_IDS_MAX))
+    return {"items": len(items), "user_ids": user_ids} if user_ids else {"items": len(items)}

@@ -12,7 +12,6 @@ read.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -25,11 +24,12 @@ from google.protobuf.message import Message
 from common.errors import Refusal
 from common.gcra import Rate
 from common.identity.caller import Caller, Kind, running_caller
+from common.identity.tokens import SUBJECT
 from common.locking.redis import open_redis
 from common.rate_limits.shared import SharedLimits
 from common.rate_limits.two_stage import TwoStageLimit, share_of
 from common.rpc.access import USER_ID, callers_of, method_of
-from common.rpc.bulk import refuse_items
+from common.rpc.bulk import refuse_items, user_of
 from common.rpc.call_ends import Context
 from common.rpc.client_address import ClientAddress
 from common.rpc.pauses import is_marked
@@ -42,8 +42,6 @@ UnaryMethod: TypeAlias = Callable[[Message, Context], Awaitable[Message]]
 
 ITEMS_MAX: Final = 1_000
 """A bulk call of more items is refused soon after."""
-_USER: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
-"""The form of a user_id. One of another form is refused soon after."""
 
 
 class RateLimits:
@@ -127,7 +125,7 @@ class Users:
     def named(request: Any) -> str | None:
         """The user that a request names, if it is one."""
         user_id: str = request.user_id
-        return user_id if _USER.fullmatch(user_id) else None
+        return user_id if SUBJECT.fullmatch(user_id) else None
 
 
 class ReplayShare:
@@ -228,7 +226,7 @@ class ItemLimit(MethodLimit):
         refused: dict[int, Refusal] = {}
         asked: dict[int, Awaitable[None]] = {}
         for position, item in enumerate(islice(request.items, ITEMS_MAX)):
-            user = self._user_of(item)
+            user = user_of(item)
             if user is None:
                 continue
             try:
@@ -254,15 +252,9 @@ class ItemLimit(MethodLimit):
         if self._users.exempts(context):
             return
         for item, result in zip(request.items, response.results, strict=True):
-            user = self._user_of(item) if _is_replayed(result) else None
+            user = user_of(item) if _is_replayed(result) else None
             if user is not None and self._share is not None and self._share.take(user):
                 self._limit.give_back(user)
-
-    def _user_of(self, item: Any) -> str | None:
-        """The user of an item, or of the message of its kind if it is one of several."""
-        if USER_ID in item.DESCRIPTOR.fields_by_name:
-            return self._users.named(item)
-        return next((self._users.named(kind) for _, kind in item.ListFields()), None)
 
 
 def _is_replayed(result: Any) -> bool:
