@@ -28,7 +28,7 @@ from tests.support.coupons import decided, get_campaign, issue, open_campaign, q
 from tests.support.crowd import RIVALS, Crowd, crowd_fixture, without_redis
 from tests.support.guards import forget_row_locks
 from tests.support.rendezvous import meet_after
-from tests.support.tickets import lane_on, tickets_of
+from tests.support.tickets import hold_queues, lane_on, tickets_of
 
 crowd = crowd_fixture("coupon", CouponServiceStub, CouponSettings, build, count=4)
 
@@ -71,10 +71,15 @@ async def test_a_crowd_in_the_queue_gets_exactly_the_quantity(crowd: Crowd[Any])
     assert crowd.number("SELECT count(*) FROM coupons") == quantity
 
 
-async def test_hundred_calls_of_one_user_are_one_ticket_and_one_coupon(crowd: Crowd[Any]) -> None:
+async def test_hundred_calls_of_one_user_are_one_ticket_and_one_coupon(
+    crowd: Crowd[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A call that comes after the first ticket was issued gets another one, which is refused.
+    goes_on = hold_queues(monkeypatch)
     campaign_id = await open_campaign(crowd.turn(0), quantity=RIVALS, queue_only=True)
     requests = [queue(campaign_id, "ann", f"q{number}") for number in range(RIVALS)]
     responses, refusals = await crowd.race("QueueCoupon", requests)
+    goes_on.set()
     assert set(refusals) <= {"COUPON_ALREADY_ISSUED"}
     assert len({response.ticket.ticket_id for response in responses}) == 1
     await final_of(crowd, responses[:1])

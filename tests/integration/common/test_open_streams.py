@@ -42,7 +42,7 @@ class Admits:
 async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connection]:
     """A server with identity and five places for streams, behind a proxy."""
     identity = mock.AsyncMock(guard=Admits(), check_ready=mock.Mock())
-    monkeypatch.setattr(Identity, "wanted", lambda _settings: identity)
+    monkeypatch.setattr(Identity, "wanted", lambda _settings, _addresses: identity)
     monkeypatch.setattr(server, "check_service_methods", mock.Mock())
     monkeypatch.setattr(stream_shares, "USER_STREAMS_MAX", USERS_MOST)
     proxies = (ip_network("127.0.0.0/8"),)
