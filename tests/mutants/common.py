@@ -8,6 +8,7 @@ from tests.mutants.mutant import Mutant
 
 _CLIENTS: Final = "tests/integration/common/test_clients.py::"
 _LANE: Final = "tests/integration/common/test_lane.py::"
+_LANE_LOCKS: Final = "tests/integration/common/test_lane_locks.py::"
 _LOADER: Final = "tests/integration/common/test_loader.py::"
 _READS: Final = "tests/integration/services/test_reads.py::"
 _ROWS: Final = "tests/integration/common/test_row_locks.py::"
@@ -63,7 +64,7 @@ COMMON: Final = (
             await self._locks.release(grant)
         if entries:
             certain""",
-        tests=(f"{_LANE}test_redis_locks_are_freed_after_the_commit",),
+        tests=(f"{_LANE_LOCKS}test_redis_locks_are_freed_after_the_commit",),
     ),
     Mutant(
         "unlock-of-an-unknown-commit",
@@ -71,7 +72,7 @@ COMMON: Final = (
         file="common/batching/lane.py",
         old="if grant is not None and certain:",
         new="if grant is not None:",
-        tests=(f"{_LANE}test_redis_locks_of_an_unknown_commit_are_left_to_expire",),
+        tests=(f"{_LANE_LOCKS}test_redis_locks_of_an_unknown_commit_are_left_to_expire",),
     ),
     Mutant(
         "unlock-of-another-owner",

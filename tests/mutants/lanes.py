@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.mutants.mutant import Mutant
 
-_LANE: Final = "tests/integration/common/test_lane.py::"
+_LANE_LOCKS: Final = "tests/integration/common/test_lane_locks.py::"
 _REDIS: Final = "tests/integration/common/test_redis_locks.py::"
 _TOPOLOGIES: Final = "tests/integration/locking/test_topologies.py::"
 _WRITES: Final = "tests/integration/common/test_writes.py::"
@@ -53,7 +53,7 @@ LANES: Final = (
         file="common/batching/key_waits.py",
         old="if key is not None and self._may_wait(entry):",
         new="if key is not None and not self._may_wait(entry):",
-        tests=(f"{_LANE}test_later_commands_of_a_busy_lock_wait_without_asking",),
+        tests=(f"{_LANE_LOCKS}test_later_commands_of_a_busy_lock_wait_without_asking",),
     ),
     Mutant(
         "busy-command-decided-at-once",
@@ -61,7 +61,7 @@ LANES: Final = (
         file="common/batching/key_waits.py",
         old="if found is None or not self._may_wait(entry):",
         new="if found is None or self._may_wait(entry):",
-        tests=(f"{_LANE}test_a_busy_redis_lock_delays_a_command_and_refuses_none",),
+        tests=(f"{_LANE_LOCKS}test_a_busy_redis_lock_delays_a_command_and_refuses_none",),
     ),
     Mutant(
         "too-few-rows-accepted",

@@ -9,7 +9,7 @@ from tests.mutants.mutant import Mutant
 _SEATS: Final = "tests/integration/order/test_seats.py::"
 _WATCH: Final = "tests/integration/order/test_watch_seats.py::"
 _RACES: Final = "tests/concurrency/order/test_seats.py::"
-_LANE: Final = "tests/integration/common/test_lane.py::"
+_LANE_LOCKS: Final = "tests/integration/common/test_lane_locks.py::"
 _BREACH: Final = "tests/integration/audit/test_breaches.py::test_audit_reports_breach"
 
 SEATS: Final = (
@@ -107,7 +107,7 @@ SEATS: Final = (
         file="common/batching/lane.py",
         old="            await self._locks.release(replace(grant, acquired=unneeded))\n",
         new="            pass\n",
-        tests=(f"{_LANE}test_a_command_takes_all_of_its_keys_or_holds_none",),
+        tests=(f"{_LANE_LOCKS}test_a_command_takes_all_of_its_keys_or_holds_none",),
     ),
     Mutant(
         "seat-of-nobody-accepted",

@@ -20,7 +20,7 @@ from common.errors import DatabaseUnavailable
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
 from tests.integration.common.conftest import NUMBERS as TABLE
-from tests.integration.common.test_lane import Insert, Inserts, lane_of
+from tests.integration.common.lanes import Insert, Inserts, lane_of
 from tests.integration.common.test_sessions import AT_COMMIT, insert, numbers
 from tests.pooler.pgbouncer import PgBouncer
 from tests.support.databases import Databases, name_of

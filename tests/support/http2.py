@@ -45,6 +45,12 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
     return head + payload
 
 
+READS_NOTHING: Final = PREFACE + frame(
+    SETTINGS, payload=INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
+)
+"""The opening of a client that does not accept a byte of any response."""
+
+
 def header(name: bytes, value: bytes) -> bytes:
     """A header that does not enter the table of the connection. Both have at most 126 bytes."""
     return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value

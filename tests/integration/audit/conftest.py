@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import pytest
 import pytest_asyncio
@@ -26,7 +27,9 @@ from deploy.audit.sources import Sources
 from deploy.local.plan import SERVICES
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import SUPERUSER
-from tests.integration.audit.books import BOOKS, on_gateway, write_gateway
+from tests.integration.audit.books import balance, coupon
+from tests.integration.audit.order_books import order
+from tests.integration.audit.payment_books import on_gateway, payment, write_gateway
 from tests.integration.audit.seat_books import seats
 from tests.integration.audit.share_books import shares
 from tests.support.databases import Databases
@@ -62,6 +65,7 @@ END $$
 """Changes every time in a database."""
 
 
+BOOKS: Final = {"balance": balance, "coupon": coupon, "order": order, "payment": payment}
 _MORE = {"coupon": shares, "order": seats}
 
 

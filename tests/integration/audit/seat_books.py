@@ -11,15 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tests.integration.audit.books import (
-    NOW,
-    TOMORROW,
-    answer,
-    completed,
-    insert,
-    saga,
-    uid,
-)
+from tests.integration.audit.books import NOW, TOMORROW, answer, completed, insert, uid
+from tests.integration.audit.order_books import saga
 
 SHOW: Final = uid(5)
 G, H, I = (uid(number) for number in range(17, 20))  # noqa: E741 - the orders are letters

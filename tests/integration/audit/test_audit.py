@@ -31,10 +31,10 @@ from tests.integration.audit.books import (
     A,
     C,
     D,
-    gateway_charge,
     redemption,
 )
 from tests.integration.audit.conftest import Books
+from tests.integration.audit.payment_books import gateway_charge
 
 ONE_PASS = Limits(settle_s=0.0)
 MANY_PASSES = Limits(settle_s=60.0)

@@ -11,21 +11,11 @@ import pytest
 
 from deploy.audit import audit, touched
 from deploy.audit.units import CAMPAIGN, PRODUCT, USER, Units
-from tests.integration.audit.books import (
-    CAMPAIGN as CAMPAIGN_ID,
-)
-from tests.integration.audit.books import (
-    PAY_D,
-    UNKNOWN,
-    A,
-    gateway_charge,
-    ledger_entry,
-    uid,
-)
-from tests.integration.audit.books import (
-    PRODUCT as PRODUCT_ID,
-)
+from tests.integration.audit.books import CAMPAIGN as CAMPAIGN_ID
+from tests.integration.audit.books import PAY_D, UNKNOWN, A, ledger_entry, uid
+from tests.integration.audit.books import PRODUCT as PRODUCT_ID
 from tests.integration.audit.conftest import Planted
+from tests.integration.audit.payment_books import gateway_charge
 from tests.integration.audit.test_breaches import Breach, breaches
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

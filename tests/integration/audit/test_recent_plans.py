@@ -21,7 +21,7 @@ from deploy.audit.snapshots import Books, take_snapshots
 from deploy.audit.sources import Sources
 from deploy.audit.units import USER
 from deploy.local.plan import SERVICES
-from tests.integration.audit.books import write_gateway
+from tests.integration.audit.payment_books import write_gateway
 from tests.support.databases import Databases
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

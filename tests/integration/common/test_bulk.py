@@ -14,7 +14,7 @@ from common.batching.outcomes import Limits, Outcome, RowLocked
 from common.batching.queues import Queues
 from common.db.database import Database
 from common.errors import Overloaded, RequestInProgress
-from tests.integration.common.test_lane import (
+from tests.integration.common.lanes import (
     BusyLocks,
     Insert,
     Inserts,

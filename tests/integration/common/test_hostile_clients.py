@@ -27,8 +27,8 @@ from tests.support.http2 import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
-    INITIAL_WINDOW_SIZE,
     PREFACE,
+    READS_NOTHING,
     RST_STREAM,
     SETTINGS,
     RawConnection,
@@ -160,10 +160,9 @@ async def empty_frames(attack: Attack) -> None:
 
 async def unread_replies(attack: Attack) -> None:
     """Calls whose responses the client does not accept."""
-    nothing = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
     content = message(StringValue(value="x" * 60_000).SerializeToString())
     for _ in range(4):
-        each = await attack.connect(PREFACE + frame(SETTINGS, payload=nothing))
+        each = await attack.connect(READS_NOTHING)
         for stream in numbers(STREAMS):
             each.send(HEADERS, END_HEADERS, stream, CALL)
         await each.upload(numbers(STREAMS), content)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import sqlalchemy as sa
@@ -15,138 +13,29 @@ from structlog.testing import capture_logs
 
 from common import deadlines
 from common.batching import batch
-from common.batching.lane import Lane
-from common.batching.outcomes import Limits, Outcome, RefuseEarly, RowLocked, VersionConflict
+from common.batching.outcomes import Limits, RowLocked, VersionConflict
 from common.db import pool
 from common.db.database import Database, open_pools
 from common.db.errors import UNIQUE_VIOLATION, sqlstate
-from common.db.statements import Connection
 from common.errors import (
-    Code,
     ConflictRetriesExhausted,
     DatabaseUnavailable,
     DeadlineTooShort,
     Internal,
     Overloaded,
-    Refusal,
 )
-from common.locking.locks import BusyKey, Grant, Keys, Locks, NoLocks
-from common.locking.strategy import RowStrategy, Strategies, Strategy
-from common.metrics import REGISTRY
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.support.databases import name_of, open_transaction
-from tests.support.time_limits import LONG_S
-
-INSERT = sa.text("INSERT INTO numbers SELECT unnest(CAST(:numbers AS bigint[]))")
-
-
-@dataclass(frozen=True)
-class Insert:
-    number: int
-
-    @property
-    def key(self) -> str:
-        return "busy" if self.number == 1 else "free"
-
-
-@dataclass(frozen=True)
-class Thing:
-    name: str
-
-
-BUSY = Thing("busy")
-
-
-@dataclass(frozen=True)
-class InsertUnder(Insert):
-    """Needs a key for each of several things too."""
-
-    things: tuple[Thing, ...] = ()
-
-
-OF_INSERT = Strategy(
-    rows=RowStrategy.INSERT, guards=("numbers_pkey",), why="", redis_key="{key}", rounds_max=6
+from tests.integration.common.lanes import (
+    Insert,
+    Inserts,
+    Outcomes,
+    TooLarge,
+    lane_of,
+    stored,
+    submit_all,
 )
-STRATEGIES: Strategies = {
-    Insert: OF_INSERT,
-    InsertUnder: replace(OF_INSERT, redis_key_of_each=("things", "thing:{name}")),
-}
-
-Outcomes = Sequence[Outcome[int]] | None
-Before = Callable[[Sequence[int], bool], Outcomes | Awaitable[Outcomes]]
-
-
-class TooLarge(Refusal):
-    """The number is too large."""
-
-    code = Code.INVALID_ARGUMENT
-    reason = "TOO_LARGE"
-
-
-class Inserts:
-    """Inserts the batch's numbers and returns them negated, unless ``before`` decides.
-
-    ``batches`` has the numbers of each batch so far. Each one waits for ``go``.
-    """
-
-    def __init__(self, before: Before = lambda _numbers, _wait: None) -> None:
-        self.before = before
-        self.batches: list[list[int]] = []
-        self.begun = asyncio.Event()
-        self.go = asyncio.Event()
-        self.go.set()
-
-    async def __call__(
-        self, connection: Connection, commands: Sequence[Insert], *, wait_for_locks: bool
-    ) -> Sequence[Outcome[int]]:
-        numbers = [command.number for command in commands]
-        self.batches.append(numbers)
-        self.begun.set()
-        await self.go.wait()
-        outcomes = self.before(numbers, wait_for_locks)
-        if isinstance(outcomes, Awaitable):
-            outcomes = await outcomes
-        if outcomes is not None:
-            return outcomes
-        await connection.execute(INSERT, {"numbers": numbers})
-        return [-number for number in numbers]
-
-
-def lane_of(
-    database: Database,
-    decide: Inserts,
-    locks: Locks | None = None,
-    limits: Limits | None = None,
-    refuse_early: RefuseEarly[Insert] | None = None,
-) -> Lane[Insert, int]:
-    def translate(constraint: str, _command: Insert) -> Refusal | None:
-        return TooLarge() if constraint == "numbers_small" else None
-
-    locks = locks or NoLocks()
-    return Lane(
-        "test",
-        database,
-        decide,
-        locks,
-        STRATEGIES,
-        translate=translate,
-        limits=limits,
-        refuse_early=refuse_early,
-    )
-
-
-async def stored(database: Database) -> list[int]:
-    async with database.reads.connect() as connection:
-        rows = await connection.execute(sa.text("SELECT number FROM numbers ORDER BY number"))
-        return rows.scalars()
-
-
-async def submit_all(lane: Lane[Insert, int], numbers: Sequence[int]) -> list[int | BaseException]:
-    return await asyncio.gather(
-        *(lane.submit(Insert(number)) for number in numbers), return_exceptions=True
-    )
-
+from tests.support.databases import name_of, open_transaction
 
 # -- batches -------------------------------------------------------------------------------------
 
@@ -444,178 +333,3 @@ async def test_a_caller_that_leaves_does_not_undo_its_command(database: Database
     assert await stored(database) == [1]
     with pytest.raises(Overloaded):
         await lane.submit(Insert(2))
-
-
-# -- Redis locks ---------------------------------------------------------------------------------
-
-
-class BusyLocks(NoLocks):
-    """Another replica has some keys; ``held`` has those that this one has.
-
-    A command that cannot have all of its keys gets the others, as from several nodes of a cluster.
-    """
-
-    def __init__(self, *busy: str) -> None:
-        self.busy = {key: BusyKey(key) for key in busy}
-        self.asked: list[set[str]] = []
-        self.held: set[str] = set()
-
-    async def acquire(self, wanted: Collection[Keys]) -> Grant:
-        self.asked.append({key for keys in wanted for key in keys})
-        busy = {keys: key for keys in wanted for key in self.busy.values() if key.key in keys}
-        acquired = frozenset(key for keys in wanted for key in keys if key not in self.busy)
-        self.held |= acquired
-        return Grant("token", acquired, busy)
-
-    async def release(self, grant: Grant) -> None:
-        self.held -= grant.acquired
-
-    def free(self, key: str) -> None:
-        """What the other replica does."""
-        self.busy.pop(key).freed.set()
-
-    def pass_on(self, key: str) -> None:
-        """Another one has the key at once."""
-        was, self.busy[key] = self.busy[key], BusyKey(key)
-        was.freed.set()
-
-
-async def test_a_busy_redis_lock_delays_a_command_and_refuses_none(database: Database) -> None:
-    before = ends_of_waits()
-    decide = Inserts()
-    lane = lane_of(database, decide, locks=BusyLocks("busy"))
-    assert await submit_all(lane, [1, 2, 3]) == [-1, -2, -3]
-    assert decide.batches == [[2, 3], [1]], "decided without the lock, after the others"
-    assert ends_of_waits() - before == {"limit": 1}
-
-
-class ObservedLocks(NoLocks):
-    """Every key is free; ``freed`` has what was committed when a lock was freed."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.freed: list[list[int]] = []
-
-    async def acquire(self, wanted: Collection[Keys]) -> Grant:
-        return Grant("token", frozenset(key for keys in wanted for key in keys))
-
-    async def release(self, grant: Grant) -> None:
-        self.freed.append(await stored(self._database))
-
-
-async def test_redis_locks_are_freed_after_the_commit(database: Database) -> None:
-    """A lock that is freed earlier lets the next owner read rows that are about to change."""
-    locks = ObservedLocks(database)
-    lane = lane_of(database, Inserts(), locks=locks)
-    assert await lane.submit(Insert(1)) == -1
-    await lane.close()
-    assert locks.freed == [[1]]
-
-
-async def test_a_command_takes_all_of_its_keys_or_holds_none(database: Database) -> None:
-    locks = BusyLocks("thing:busy")
-    held: list[set[str]] = []
-
-    def note_held(_numbers: Sequence[int], _wait: bool) -> None:
-        held.append(set(locks.held))
-
-    lane = lane_of(database, Inserts(note_held), locks=locks)
-    first = lane.submit(InsertUnder(2, (Thing("x"),)))
-    waits = lane.submit(InsertUnder(3, (Thing("y"), BUSY)))
-    assert [*await asyncio.gather(first, waits)] == [-2, -3]
-    await lane.close()
-    assert held[0] == {"free", "thing:x"}, "what waits holds none of its keys"
-    assert not locks.held
-
-
-def ends_of_waits() -> Counter[str]:
-    """How many waits for busy keys have ended so far, by how."""
-    return Counter(
-        {
-            end: int(REGISTRY.get_sample_value("tally_lock_waits_total", {"end": end}) or 0)
-            for end in ("released", "limit")
-        }
-    )
-
-
-LONG: Limits = Limits(busy_key_s=LONG_S)
-"""A command waits for its lock as long as a test may last."""
-
-
-async def test_a_command_waits_for_the_release_of_its_lock(database: Database) -> None:
-    """It asks Redis once, and again after the release; nothing else waits for it."""
-    before = ends_of_waits()
-    locks = BusyLocks("busy")
-    decide = Inserts()
-    lane = lane_of(database, decide, locks=locks, limits=LONG)
-    waits = asyncio.ensure_future(lane.submit(Insert(1)))
-    for number in range(2, 6):
-        assert await lane.submit(Insert(number)) == -number
-    assert [asked for asked in locks.asked if "busy" in asked] == [{"busy", "free"}]
-    locks.free("busy")
-    assert await waits == -1
-    assert locks.asked[-1] == {"busy"}
-    assert ends_of_waits() - before == {"released": 1}
-    assert decide.batches == [[2], [3], [4], [5], [1]]
-
-
-async def test_later_commands_of_a_busy_lock_wait_without_asking(database: Database) -> None:
-    locks = BusyLocks("thing:busy")
-    decide = Inserts()
-    lane = lane_of(database, decide, locks=locks, limits=LONG)
-    waits = []
-    for number in range(2, 6):
-        waits.append(asyncio.ensure_future(lane.submit(InsertUnder(1 - number, (BUSY,)))))
-        assert await lane.submit(Insert(number)) == -number
-    assert sum("thing:busy" in asked for asked in locks.asked) == 1
-    locks.pass_on("thing:busy")
-    for number in range(6, 9):
-        assert await lane.submit(Insert(number)) == -number
-    assert sum("thing:busy" in asked for asked in locks.asked) == 2
-    locks.free("thing:busy")
-    assert await asyncio.gather(*waits) == [1, 2, 3, 4]
-    assert decide.batches[-1] == [-1, -2, -3, -4], "in order of arrival"
-
-
-async def test_a_lane_that_is_closed_decides_what_waits_for_a_lock(database: Database) -> None:
-    lane = lane_of(database, Inserts(), locks=BusyLocks("busy"))
-    waits = asyncio.ensure_future(lane.submit(Insert(1)))
-    await asyncio.sleep(0)
-    await lane.close()
-    assert waits.done()
-    assert await waits == -1
-
-
-async def test_what_is_refused_early_takes_no_lock_and_no_batch(database: Database) -> None:
-    """The check is made each time that a command waits for its keys."""
-    asked: list[list[int]] = []
-
-    async def refuse_early(commands: Sequence[Insert]) -> dict[int, Refusal]:
-        asked.append([one.number for one in commands])
-        return {
-            at: TooLarge()
-            for at, one in enumerate(commands)
-            if one.number > 9 or (one.number == 3 and len(asked) > 1)
-        }
-
-    decide = Inserts()
-    lane = lane_of(database, decide, locks=BusyLocks("thing:busy"), refuse_early=refuse_early)
-    calls = [Insert(10), Insert(2), InsertUnder(3, (BUSY,))]
-    outcomes = await asyncio.gather(*map(lane.submit, calls), return_exceptions=True)
-    assert [type(one) for one in outcomes] == [TooLarge, int, TooLarge]
-    assert decide.batches == [[2]]
-    assert asked[-1] == [3], "the one that waited for its keys"
-
-
-async def test_redis_locks_of_an_unknown_commit_are_left_to_expire(database: Database) -> None:
-    """The lost transaction may still be committed while another owner reads."""
-
-    def lose_connection(_numbers: Sequence[int], _wait: bool) -> None:
-        raise ConnectionResetError
-
-    locks = ObservedLocks(database)
-    lane = lane_of(database, Inserts(lose_connection), locks=locks)
-    with pytest.raises(DatabaseUnavailable):
-        await lane.submit(Insert(1))
-    await lane.close()
-    assert locks.freed == []

@@ -14,7 +14,7 @@ from common.batching.outcomes import Limits, Outcome, RowLocked, VersionConflict
 from common.db.database import Database
 from common.errors import ConflictRetriesExhausted
 from common.metrics import REGISTRY
-from tests.integration.common.test_lane import (
+from tests.integration.common.lanes import (
     BusyLocks,
     Insert,
     Inserts,

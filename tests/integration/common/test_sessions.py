@@ -25,7 +25,7 @@ from common.db.statements import Connection
 from common.errors import DatabaseUnavailable
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_roles import ServiceUrls
-from tests.integration.common.test_lane import Insert, Inserts, lane_of
+from tests.integration.common.lanes import Insert, Inserts, lane_of
 from tests.integration.start.services import at_port, server_of
 from tests.support.databases import name_of
 from tests.support.fake_server import TcpProxy

@@ -16,20 +16,14 @@ from tests.integration.common.echo import SAY, Connection, connected, refusal_of
 from tests.support.http2 import (
     END_HEADERS,
     HEADERS,
-    INITIAL_WINDOW_SIZE,
-    PREFACE,
-    SETTINGS,
+    READS_NOTHING,
     RawConnection,
     call_headers,
-    frame,
     message,
     raw_connection,
 )
 from tests.support.payments import until
 
-READS_NOTHING: Final = PREFACE + frame(
-    SETTINGS, payload=INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
-)
 PAGE: Final = "x" * 40_000
 PROXIES: Final = (ipaddress.ip_network("127.0.0.0/8"),)
 

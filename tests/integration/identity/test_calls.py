@@ -34,8 +34,9 @@ from tests.integration.contract.services import OTHER_USER, Services
 from tests.integration.contract.statuses import invalid
 from tests.integration.contract.valid_requests import USER, fresh
 from tests.integration.identity.test_every_method import as_caller, authorized
-from tests.support.balances import batch, charge, deduct, refund, won
+from tests.support.balances import batch, charge, deduct, refund
 from tests.support.contract import METHODS_BY_NAME
+from tests.support.orders import pay
 from tests.support.payments import until
 from tests.support.refusals import refused
 from tests.support.stack import Stack, sources_of
@@ -88,16 +89,11 @@ async def test_a_users_order_is_paid_under_the_order_services_identity(
     token = issuer.token(USER, more="canary")
     user = as_caller(services, token)
     made = await user.call(services.valid("CreateOrder"))
-    pay = pb.PayOrderRequest(
-        order_id=made.order.order_id,
-        user_id=USER,
-        coupon_id=services.seed.coupons[2],
-        balance_amount=won(1_000),
-        payment_key=fresh(),
-        request_id=fresh(),
+    request = pay(
+        made.order, coupon_id=services.seed.coupons[2], balance=1_000, payment_key=fresh()
     )
     with capture_logs() as logged:
-        paid = await user.call(pay)
+        paid = await user.call(request)
     assert paid.order.state == pb.Order.STATE_PAID
     assert {"redeem_coupon", "deduct_balance", "confirm_payment"} <= set(stack.wire.calls)
     signature = token.rpartition(".")[2]
@@ -165,13 +161,8 @@ async def test_only_the_order_service_passes_a_pause(
     with paused(pause_file, "tally.balance.v1.BalanceService"):
         await until(lambda: call("olga", "operator"), lambda reason: reason == "PAUSED")
         assert await call("order", "service") == ""
-        pay = pb.PayOrderRequest(
-            order_id=made.order.order_id,
-            user_id=USER,
-            balance_amount=made.order.total,
-            request_id=fresh(),
-        )
-        assert (await user.call(pay)).order.state == pb.Order.STATE_PAID
+        paying = pay(made.order, balance=made.order.total.amount_minor)
+        assert (await user.call(paying)).order.state == pb.Order.STATE_PAID
         assert await call("olga", "operator") == "PAUSED"
     await until(lambda: call("olga", "operator"), lambda reason: reason == "")
 
@@ -193,15 +184,10 @@ async def origins(services: Services, of: str) -> set[str]:
 
 async def test_the_origin_of_an_effect_is_its_caller(services: Services, issuer: Issuer) -> None:
     made = await services.call(services.valid("CreateOrder"))
-    pay = pb.PayOrderRequest(
-        order_id=made.order.order_id,
-        user_id=USER,
-        coupon_id=services.seed.coupons[3],
-        balance_amount=won(1_000),
-        payment_key=fresh(),
-        request_id=fresh(),
+    request = pay(
+        made.order, coupon_id=services.seed.coupons[3], balance=1_000, payment_key=fresh()
     )
-    assert (await services.call(pay)).order.state == pb.Order.STATE_PAID
+    assert (await services.call(request)).order.state == pb.Order.STATE_PAID
     saga = await services.call(pb.GetSagaRequest(order_id=made.order.order_id))
     assert await origins(services, f"{saga.saga.saga_id}:%") == {
         "balance SAGA",

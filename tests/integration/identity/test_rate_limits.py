@@ -18,7 +18,7 @@ from tests.integration.identity.test_every_method import as_caller, authorized
 from tests.support.balances import charge
 from tests.support.contract import METHODS_BY_NAME
 from tests.support.coupons import issue
-from tests.support.orders import create_order
+from tests.support.orders import create_order, pay
 from tests.support.refusals import outcome, refused
 from tests.support.stack import Stack
 
@@ -125,9 +125,7 @@ async def test_a_users_own_saga_is_not_limited(
     for number in range(2 * MOST):
         made = await operator.call(create_order(user_id, {services.seed.products[1]: 1}, fresh()))
         payer = user if number < PAY_MOST else operator
-        paid = await payer.call(
-            pb.PayOrderRequest(order_id=made.order.order_id, user_id=user_id, request_id=fresh())
-        )
+        paid = await payer.call(pay(made.order))
         assert paid.order.state == pb.Order.STATE_PAID
     assert stack.wire.calls.count("deduct_balance") >= 2 * MOST
 
@@ -191,9 +189,7 @@ async def test_probing_payment_keys_is_limited(
     user = as_caller(services, issuer.token(user_id))
 
     def probe() -> pb.PayOrderRequest:
-        key = services.seed.payment_keys[0]
-        ids = {"order_id": made.order.order_id, "user_id": user_id, "request_id": fresh()}
-        return pb.PayOrderRequest(payment_key=key, **ids)
+        return pay(made.order, payment_key=services.seed.payment_keys[0])
 
     reasons = [await reason(user, probe()) for _ in range(PAY_MOST)]
     assert reasons == ["PAYMENT_KEY_USED"] * PAY_MOST
@@ -207,10 +203,7 @@ async def test_guessing_coupons_while_paying_is_limited(services: Services, issu
     user_id = fresh()
     made = await services.call(create_order(user_id, {services.seed.products[0]: 1}, fresh()))
     user = as_caller(services, issuer.token(user_id))
-    reasons = []
-    for _ in range(PAY_MOST + 2):
-        ids = {"order_id": made.order.order_id, "user_id": user_id, "request_id": fresh()}
-        reasons.append(await reason(user, pb.PayOrderRequest(coupon_id=new_id(), **ids)))
+    reasons = [await reason(user, pay(made.order, coupon_id=new_id())) for _ in range(PAY_MOST + 2)]
     assert reasons == ["COUPON_NOT_FOUND"] * PAY_MOST + ["RATE_LIMITED"] * 2
 
 

@@ -20,15 +20,12 @@ from tests.support.cluster import Changes, Cluster
 from tests.support.cluster.manifest import Object
 from tests.support.orders import create_order, create_product, pay
 from tests.support.time_limits import LONG_S
+from tests.unit.deploy.kubernetes.components import CERTIFICATES, with_component
 from tests.unit.deploy.kubernetes.manifests import MULTI
-from tests.unit.deploy.kubernetes.test_components import CERTIFICATES, KUBECTL, with_component
 
 SMALL = Changes(replicas=dict.fromkeys(("balance", "coupon", "order", "payment"), 1))
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed"),
-]
+pytestmark = pytest.mark.timeout(300)
 
 
 def secrets_with(authorities: dict[str, Authority], backends: Backends) -> Sequence[Object]:

@@ -89,7 +89,8 @@ async def test_an_operation_succeeds_when_every_idle_session_has_ended(
     calls = await operation.prepare(stack)
     idle = "datname = current_database() AND state = 'idle' AND pid <> pg_backend_pid()"
     end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {idle}"
-    await asyncio.gather(*(stack.databases.sql(service, end) for service in SERVICES))
+    ended = await asyncio.gather(*(stack.databases.sql(service, end) for service in SERVICES))
+    assert any(ended), "sessions that the preparation has used"
     await calls()
 
 

@@ -20,9 +20,9 @@ from tests.integration.audit.books import (
     A,
     B,
     D,
-    order_row,
     uid,
 )
+from tests.integration.audit.order_books import order_row
 
 NOBODY = uid(99)
 RUNNING_A = f"""

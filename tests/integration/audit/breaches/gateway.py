@@ -7,16 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.integration.audit.books import (
-    DIRECT,
-    DIRECTLY,
-    PAID_A,
-    PAID_B,
-    UNKNOWN,
-    A,
-    C,
-    gateway_charge,
-)
+from tests.integration.audit.books import DIRECT, PAID_A, PAID_B, UNKNOWN, A, C
+from tests.integration.audit.payment_books import DIRECTLY, gateway_charge
 
 BREACHES: Final = f"""
 the gateway has refunded what Tally did not | I3 I7 | charge

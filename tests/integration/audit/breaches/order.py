@@ -19,9 +19,9 @@ from tests.integration.audit.books import (
     D,
     E,
     answer,
-    saga,
     uid,
 )
+from tests.integration.audit.order_books import saga
 
 NOBODY = uid(99)
 BREACHES: Final = f"""

@@ -11,7 +11,6 @@ from tests.integration.audit.books import (
     BEFORE,
     DECLINED_C,
     DIRECT,
-    DIRECTLY,
     HOUR_PASSES,
     NOW,
     PAID_A,
@@ -20,10 +19,9 @@ from tests.integration.audit.books import (
     UNKNOWN,
     A,
     answer,
-    payment_body,
-    payment_row,
     uid,
 )
+from tests.integration.audit.payment_books import DIRECTLY, payment_body, payment_row
 
 NOBODY = uid(99)
 BREACHES: Final = f"""

@@ -22,9 +22,9 @@ from tests.integration.audit.books import (
     C,
     D,
     answer,
-    saga,
     uid,
 )
+from tests.integration.audit.order_books import saga
 
 NOBODY = uid(99)
 RESOLVED_C = {

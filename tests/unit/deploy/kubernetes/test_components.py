@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Final
 from unittest import mock
@@ -19,30 +17,35 @@ from common.environment import SECRETS_DIR, unknown_names
 from common.settings import read
 from deploy.audit.settings import AuditSettings
 from deploy.audit.sources import urls_of_settings
-from deploy.kubernetes import manifests, prometheus_rule, rendering, validation
+from deploy.kubernetes import manifests, prometheus_rule, validation
 from deploy.kubernetes.manifests import OVERLAYS
 from deploy.local.plan import PROJECT
 from deploy.monitoring import grafana
 from deploy.monitoring.views import VIEWS
+from tests.unit.deploy.kubernetes.components import (
+    CERTIFICATES,
+    changed,
+    components_of,
+    faults,
+    kustomization,
+    with_component,
+    with_components,
+)
 from tests.unit.deploy.kubernetes.manifests import (
     LABEL,
     LOCAL,
     METRICS_PORT,
-    PEER_PORTS,
     PROBE_PORT,
     PRODUCTION,
     SERVICES,
-    Object,
     Overlay,
     load,
-    parse,
     selects,
 )
 from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, PRIVATE, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
 from tests.unit.deploy.kubernetes.setting_rules import SECRETS
 
-KUBECTL: Final = rendering.kubectl()
 CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 SAMPLED: Final = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.monitoring:4317",
@@ -54,92 +57,24 @@ SAMPLED: Final = {
 }
 
 
-def with_component(overlay: str, component: str, directory: Path, **files: str) -> Overlay:
-    """An overlay with a component, the first one, rendered from a copy.
-
-    ``files`` are added to the component.
-    """
-    own = components_of(overlay)
-    return with_components(
-        overlay, [f"../../components/{component}", *own], directory, {component: files}
-    )
-
-
-def components_of(overlay: str) -> list[str]:
-    content = yaml.safe_load(kustomization(overlay).read_text(encoding="utf-8"))
-    return list(content.get("components", []))
-
-
-def kustomization(overlay: str) -> Path:
-    return manifests.DIRECTORY / "overlays" / overlay / "kustomization.yaml"
-
-
-def with_components(
-    overlay: str, components: list[str], directory: Path, files: dict[str, dict[str, str]]
-) -> Overlay:
-    """An overlay with these components in place of its own; ``files`` are added to them."""
-    copy = directory / "kubernetes"
-    sources = shutil.ignore_patterns("rendered", "__pycache__", "*.py")
-    shutil.copytree(manifests.DIRECTORY, copy, ignore=sources)
-    shutil.copytree(grafana.DIRECTORY, directory / "monitoring" / "dashboards")
-    for component, texts in files.items():
-        for name, text in texts.items():
-            (copy / "components" / component / name.replace("_", ".")).write_text(text)
-    file = copy / "overlays" / overlay / "kustomization.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) | {"components": components}
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifests, "DIRECTORY", copy)
-        return parse(overlay, rendering.render(str(KUBECTL), overlay))
-
-
-def faults(overlay: Overlay) -> dict[str, list[str]]:
-    """The faults by rule, of the rules that do not hold."""
-    found = {name: rule.faults(overlay) for name, rule in RULES.items()}
-    return {name: of_rule for name, of_rule in found.items() if of_rule}
-
-
-def changed(overlay: Overlay) -> list[Object]:
-    """What the component adds and changes; `make check` validates the rest, which takes seconds."""
-    committed = load(overlay.name).objects
-    objects = [each for each in overlay.objects if each not in committed]
-    assert objects
-    return objects
-
-
 @pytest.fixture(scope="module", params=OVERLAYS)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Overlay:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     return with_component(request.param, "tracing", tmp_path_factory.mktemp("traced"))
 
 
 @pytest.fixture(scope="module")
 def verifying(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     directory = tmp_path_factory.mktemp("verifying")
     return with_component(PRODUCTION, "postgres-ca", directory, ca_crt=CERTIFICATE)
 
 
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     return with_component(PRODUCTION, "prometheus", tmp_path_factory.mktemp("monitored"))
-
-
-@pytest.fixture(scope="module", params=[LOCAL, PRODUCTION])
-def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Overlay:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
-    return with_component(request.param, "audit", tmp_path_factory.mktemp("audited"))
 
 
 @pytest.fixture(scope="module")
 def pausable(tmp_path_factory: pytest.TempPathFactory) -> Overlay:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     return with_component(LOCAL, "pausing", tmp_path_factory.mktemp("pausable"))
 
 
@@ -306,94 +241,6 @@ def test_the_audit_reads_its_settings_and_the_read_only_roles(
     }
 
 
-# ---- tls
-
-
-def source(component: str, file: str) -> list[Object]:
-    path = manifests.DIRECTORY / "components" / component / file
-    return [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each]
-
-
-CERTIFICATES: Final = {
-    each["metadata"]["name"]: each["spec"]
-    for file in ("clients.yaml", "peers.yaml")
-    for each in source("tls-cert-manager", file)
-}
-EXTERNAL: Final = {
-    each["metadata"]["name"]: each["spec"]
-    for each in source("tls-external-secrets", "secrets.yaml")
-}
-
-
-def mounted_certificates(overlay: Overlay) -> set[str]:
-    """The Secrets with certificates that pods mount."""
-    names = [
-        name
-        for each in overlay.workloads
-        for name in each.values("pod.volumes[*].secret.secretName")
-    ]
-    return {name for name in names if name and name.endswith("tls")}
-
-
-@pytest.mark.parametrize("component", ["tls-cert-manager", "tls-external-secrets"])
-def test_rules_hold_with_what_makes_certificates(component: str, tmp_path: Path) -> None:
-    """The schemas of Kubernetes do not have these kinds."""
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
-    overlay = with_component(PRODUCTION, component, tmp_path)
-    assert faults(overlay) == {}
-    assert {each["kind"] for each in changed(overlay)} <= {
-        "Certificate",
-        "Issuer",
-        "ExternalSecret",
-    }
-
-
-def test_each_mounted_certificate_is_made(audited: Overlay) -> None:
-    mounted = mounted_certificates(audited)
-    if audited.name == LOCAL:
-        assert mounted == set()
-        return
-    assert mounted == CERTIFICATES.keys() == EXTERNAL.keys()
-    for name, spec in CERTIFICATES.items():
-        assert spec["secretName"] == name
-    for name, spec in EXTERNAL.items():
-        assert spec["target"]["name"] == name
-        assert {each["secretKey"] for each in spec["data"]} == {"tls.crt", "tls.key", "ca.crt"}
-
-
-def test_certificates_are_for_the_names_by_which_services_are_called() -> None:
-    order = load(PRODUCTION).the("Deployment/order")
-    for peer in PEER_PORTS:
-        host = order.setting(f"{peer}_address").removeprefix("dns:///").partition(":")[0]
-        assert host in CERTIFICATES[f"{peer}-peer-tls"]["dnsNames"]
-    for service in SERVICES:
-        names = CERTIFICATES[f"{service}-tls"]["dnsNames"]
-        assert {service, f"{service}.tally", f"{service}-headless.tally"} <= {*names}
-
-
-def test_certificates_of_peers_name_the_services_that_the_settings_know() -> None:
-    overlay = load(PRODUCTION)
-    known = json.loads(overlay.the("Deployment/balance").setting("peer_services"))
-    made = {
-        uri: name.removesuffix("-peer-tls")
-        for name, spec in CERTIFICATES.items()
-        for uri in spec.get("uris", [])
-    }
-    assert known.items() <= made.items()
-    assert set(known.values()) == {overlay.the("Deployment/order").setting("auth_saga_service")}
-    for name, spec in CERTIFICATES.items():
-        mutual = name.endswith("-peer-tls")
-        assert ("client auth" in spec["usages"]) == mutual
-        assert spec["issuerRef"]["name"] == ("tally-peers" if mutual else "tally-clients")
-    issuers = {
-        each["metadata"]["name"]
-        for each in source("tls-cert-manager", "issuers.yaml")
-        if each["kind"] == "Issuer"
-    }
-    assert {spec["issuerRef"]["name"] for spec in CERTIFICATES.values()} <= issuers
-
-
 def test_the_audits_page_has_tls_where_the_servers_have(audited: Overlay) -> None:
     audit = audited.the("Deployment/audit")
     https = audited.has_tls
@@ -404,8 +251,6 @@ def test_the_audits_page_has_tls_where_the_servers_have(audited: Overlay) -> Non
 
 
 def test_nodes_may_call_the_ports_of_probes_and_no_other(tmp_path: Path) -> None:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     names = ("audit", "probes-from-nodes")
     added = [f"../../components/{name}" for name in names]
     overlay = with_components(PRODUCTION, added + components_of(PRODUCTION), tmp_path, {})
@@ -413,14 +258,6 @@ def test_nodes_may_call_the_ports_of_probes_and_no_other(tmp_path: Path) -> None
     probed = {(PRIVATE, service, f"TCP {PROBE_PORT}") for service in SERVICES}
     assert opened == probed | {(PRIVATE, "audit", f"TCP {METRICS_PORT}")}
     assert validation.problems(changed(overlay)) == []
-
-
-def test_certificates_are_renewed_before_the_alert_about_their_end() -> None:
-    """TallyCertificateExpires begins 14 days before, for what cert-manager makes."""
-    days = {
-        name: int(spec["renewBefore"].removesuffix("h")) / 24 for name, spec in CERTIFICATES.items()
-    }
-    assert {name for name, before in days.items() if before <= 14} == set()
 
 
 # ---- several components
@@ -441,8 +278,6 @@ def test_the_guide_has_every_component_of_production_in_its_order() -> None:
 
 
 def test_rules_hold_with_every_component_of_production(tmp_path: Path) -> None:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     files = {"postgres-ca": {"ca_crt": CERTIFICATE}}
     overlay = with_components(PRODUCTION, every_component_of_production(), tmp_path, files)
     assert faults(overlay) == {}
@@ -454,8 +289,6 @@ def test_rules_hold_with_every_component_of_production(tmp_path: Path) -> None:
 
 
 def test_control_components_after_tls_break_a_rule(tmp_path: Path) -> None:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     last = [f"../../components/{name}" for name in ("audit", "prometheus")]
     overlay = with_components(PRODUCTION, components_of(PRODUCTION) + last, tmp_path, {})
     found = faults(overlay)["components_that_tls_changes_stand_before_it"]
@@ -466,8 +299,6 @@ def test_control_components_after_tls_break_a_rule(tmp_path: Path) -> None:
 
 
 def test_rules_and_schemas_hold_with_a_config_map_for_each_dashboard(tmp_path: Path) -> None:
-    if KUBECTL is None:
-        pytest.skip("kubectl is not installed")
     overlay = with_component(PRODUCTION, "dashboards", tmp_path)
     assert faults(overlay) == {}
     assert validation.problems(changed(overlay)) == []
