@@ -44,7 +44,7 @@ class Period:
     @property
     def busiest_server_s(self) -> float:
         """Processor seconds per unit of the server that used most; 0 if none was busy."""
-        used = max(self.cpu_s.get(name, 0.0) for name in SERVERS)
+        used = max(self.cpu_s.get(name, 0.0) for name in SERVERS.values())
         return used / self.units if used >= BUSY_PART * self.seconds and self.units else 0.0
 
     @property

@@ -13,25 +13,24 @@ TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 LOAD: Final = "load generator"
 OTHER: Final = "other"
-NAMES: Final = {
+SERVERS: Final = {
     "balance_service": "balance",
     "coupon_service": "coupon",
     "order_service": "order",
     "payment_service": "payment",
-    "benchmarks.servers.lock_worker": "waiters for locks",
-    "deploy.local.gateway": "gateway simulator",
     "benchmarks.servers.empty_server": "empty method",
     "benchmarks.servers.orm_server": "ORM server",
     "benchmarks.servers.dbos_orders": "DBOS",
+}
+"""Those that answer calls in one thread of Python each, by module (``python -m``)."""
+NAMES: Final = SERVERS | {
+    "benchmarks.servers.lock_worker": "waiters for locks",
+    "deploy.local.gateway": "gateway simulator",
     "postgres": "PostgreSQL",
     "valkey-server": "Valkey",
     "pgbench": "pgbench",
 }
-"""By module (``python -m``) or program. Replicas of a service count together."""
-SERVERS: Final = frozenset(
-    {"balance", "coupon", "order", "payment", "empty method", "ORM server", "DBOS"}
-)
-"""Those that answer calls in one thread of Python each."""
+"""By module or program. Replicas of a service count together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import uvloop
@@ -39,12 +39,12 @@ class Kind:
     """One kind of calls."""
 
     what: str
-    call: Any
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
     """Of the channel of its server."""
     tokens: Sequence[str]
     """Sent in turn; empty: none is sent."""
 
-    async def run(self, calls: int, callers: int = CALLERS) -> None:
+    async def run(self, calls: int) -> None:
         """Call so many times, from several callers."""
         numbers = iter(range(calls))
 
@@ -56,7 +56,7 @@ class Kind:
                 request = pb.GetBalanceRequest(user_id=f"user-{user}", currency_code="KRW")
                 await self.call(request.SerializeToString(), metadata=metadata, timeout=60)
 
-        await asyncio.gather(*(caller() for _ in range(callers)))
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
 
 
 def cpu_us(pid: int) -> float:

@@ -13,11 +13,11 @@ from common.db.errors import count_violations_of
 from common.db.heartbeat import heartbeat_job
 from common.db.idempotency import IdempotencyStore
 from common.db.readiness import check_ready
-from common.identity.service_token import REFRESH_S, ServiceToken
+from common.identity.service_token import REFRESH_S
 from common.locking.redis_lock import open_locks
 from common.service import Application, run_service_jobs
 from common.tasks import PeriodicJob
-from order_service.clients import open_services
+from order_service.clients import Services, open_services
 from order_service.model.order import Order
 from order_service.model.saga import Saga
 from order_service.model.saga_command import CloseSaga, NoteFailure
@@ -69,12 +69,7 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         lane = OrderLane(
             database,
             locks,
-            OrderDecider(
-                idempotency,
-                _times(settings),
-                owner=settings.replica,
-                open_orders_max=settings.open_orders_max,
-            ),
+            _decider(settings, idempotency),
             on_change=_both(watches.report, seat_watches.report),
             taken_seats=TakenSeats(database, idempotency),
         )
@@ -89,31 +84,22 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         stack.push_async_callback(products.close)
         carts = Carts(database)
         stack.push_async_callback(carts.close)
-        journal = _journal(settings, database, lane)
-        stack.push_async_callback(journal.lane.close)
-        token = settings.service_token()
-        services = await stack.enter_async_context(open_services(settings, token))
-        runner = Runner(services, journal, _limits(settings))
-        stack.push_async_callback(runner.hand_over)
+        services, runner, saga_jobs = await stack.enter_async_context(
+            _open_sagas(settings, database, lane)
+        )
         orders = Orders(database, lane, runner, watches, idempotency)
         stack.push_async_callback(orders.close, settings.grace_s)
         sagas = Sagas(database, lane, services, idempotency)
-        poll = PaymentPoll(services, journal)
         await stack.enter_async_context(
             run_service_jobs(
                 database,
                 idempotency,
                 heartbeat_job(database),
                 ACTIVE_SAGAS.job(database),
-                PeriodicJob(
-                    "saga_heartbeat", settings.saga_lease_s / RENEWAL_PARTS, lambda _: runner.beat()
-                ),
-                PeriodicJob("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
-                PeriodicJob("saga_payments", POLL_S, lambda _: poll.poll()),
+                *saga_jobs,
                 PeriodicJob("expire_orders", settings.expiry_interval_s, orders.expire_due),
                 PeriodicJob("watch_orders", WATCH_S, lambda _: watches.poll()),
                 PeriodicJob("watch_seats", WATCH_S, lambda _: seat_watches.poll()),
-                *_token_jobs(token),
             )
         )
         yield Application(
@@ -131,10 +117,31 @@ async def build(settings: OrderSettings) -> AsyncIterator[Application]:
         )
 
 
-def _token_jobs(token: ServiceToken | None) -> list[PeriodicJob]:
-    if token is None:
-        return []
-    return [PeriodicJob("service_token", REFRESH_S, lambda _: token.read_again())]
+@asynccontextmanager
+async def _open_sagas(
+    settings: OrderSettings, database: Database, lane: OrderLane
+) -> AsyncIterator[tuple[Services, Runner, list[PeriodicJob]]]:
+    """The other services, what runs sagas on them, and its jobs, for the caller to run.
+
+    At the end of the block the runner hands its sagas over, and the channels are closed.
+    """
+    token = settings.service_token()
+    journal = _journal(settings, database, lane)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(journal.lane.close)
+        services = await stack.enter_async_context(open_services(settings, token))
+        runner = Runner(services, journal, _limits(settings))
+        stack.push_async_callback(runner.hand_over)
+        poll = PaymentPoll(services, journal)
+        renewal_s = settings.saga_lease_s / RENEWAL_PARTS
+        jobs = [
+            PeriodicJob("saga_heartbeat", renewal_s, lambda _: runner.beat()),
+            PeriodicJob("saga_sweep", settings.saga_sweep_interval_s, runner.sweep),
+            PeriodicJob("saga_payments", POLL_S, lambda _: poll.poll()),
+        ]
+        if token is not None:
+            jobs.append(PeriodicJob("service_token", REFRESH_S, lambda _: token.read_again()))
+        yield services, runner, jobs
 
 
 def _both(*calls: Callable[[Order], None]) -> Callable[[Order], None]:
@@ -145,11 +152,14 @@ def _both(*calls: Callable[[Order], None]) -> Callable[[Order], None]:
     return report
 
 
-def _times(settings: OrderSettings) -> OrderTimes:
-    return OrderTimes(
+def _decider(settings: OrderSettings, idempotency: IdempotencyStore) -> OrderDecider:
+    times = OrderTimes(
         expiry=timedelta(seconds=settings.order_expiry_s),
         pay_within_s=settings.pay_within_s,
         saga_lease_s=settings.saga_lease_s,
+    )
+    return OrderDecider(
+        idempotency, times, owner=settings.replica, open_orders_max=settings.open_orders_max
     )
 
 

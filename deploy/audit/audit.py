@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import Final
 
-from deploy.audit import balance, coupon, gateway, order, payment, sagas
+from deploy.audit import gateway, sagas
 from deploy.audit.audit_pass import AuditPass
-from deploy.audit.checks import ServiceChecks, run_checks
+from deploy.audit.checks import run_checks
 from deploy.audit.databases import places_of
 from deploy.audit.gateway_api import GatewayAddress
 from deploy.audit.gateway_look_ups import set_aside
 from deploy.audit.participants import PARTICIPANTS
 from deploy.audit.report import Report
+from deploy.audit.services import SERVICES
 from deploy.audit.snapshots import Books, database_errors, take_snapshots
 from deploy.audit.sources import Sources
 from deploy.audit.touched import Since, Touched, touched_since
@@ -24,13 +25,6 @@ PAUSE_S: Final = 1.0
 """Between two passes."""
 SETTLE_S: Final = 5.0
 OVERDUE_S: Final = 60.0
-
-SERVICES: Final[dict[str, ServiceChecks]] = {
-    "balance": balance.SERVICE,
-    "coupon": coupon.SERVICE,
-    "order": order.SERVICE,
-    "payment": payment.SERVICE,
-}
 
 
 @dataclass(frozen=True, slots=True)

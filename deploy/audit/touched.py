@@ -13,17 +13,12 @@ from datetime import datetime
 from tempfile import TemporaryFile
 from typing import IO, Final
 
-from deploy.audit import balance, coupon, order, payment
 from deploy.audit.merge_join import stream
+from deploy.audit.services import SERVICES
 from deploy.audit.snapshots import Books, database_errors
 from deploy.audit.units import Units
 
-UNITS: Final[dict[str, Units]] = {
-    "balance": balance.UNITS,
-    "coupon": coupon.UNITS,
-    "order": order.UNITS,
-    "payment": payment.UNITS,
-}
+UNITS: Final[dict[str, Units]] = {name: checks.units for name, checks in SERVICES.items()}
 """By service."""
 
 Since = Mapping[str, datetime]

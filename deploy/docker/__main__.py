@@ -39,9 +39,10 @@ def image(
         The directory to write the SBOMs into.
     """
     tag = tag or release.number()
-    code = images.build(base=base, tag=tag, options=options)
+    # Read once: the labels and the SBOMs have the same.
+    revision = Revision.of_checkout()
+    code = images.build(base=base, tag=tag, revision=revision, options=options)
     if code == 0:
-        revision = Revision.of_checkout()
         for name in images.IMAGES.values():
             print(documents.write(name, tag, revision, sbom))
     return code

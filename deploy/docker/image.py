@@ -31,13 +31,12 @@ def engine() -> str:
     raise RunnerError(f"none of {', '.join(ENGINES)} is installed here and works")
 
 
-def build(*, base: str, tag: str, options: Sequence[str]) -> int:
+def build(*, base: str, tag: str, revision: Revision, options: Sequence[str]) -> int:
     """Build every image; returns the first exit code that is not 0. Raises RunnerError.
 
     ``options`` are passed to the engine.
     """
     name = engine()
-    revision = Revision.of_checkout()
     arguments = {
         "BASE": base,
         "VERSION": tag,

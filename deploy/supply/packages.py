@@ -39,7 +39,9 @@ class Package:
     """Normalized (PEP 503)."""
     version: str
     used_by: frozenset[str]
-    """The packages that need it; empty for one that the project names itself."""
+    """The packages that need it."""
+    is_direct: bool = False
+    """Whether the project itself names it, which others may need as well."""
 
     def metadata(self) -> importlib.metadata.PackageMetadata:
         """Its own description. Raises RunnerError if it is not installed in this version."""
@@ -75,7 +77,12 @@ def parsed(text: str) -> list[Package]:
         elif via := _VIA.match(line):
             users.add(via["name"])
     return [
-        Package(name, version, frozenset(canonicalize_name(one) for one in users if one in found))
+        Package(
+            name,
+            version,
+            frozenset(users & found.keys()),
+            is_direct=any(one.startswith("-r ") for one in users),
+        )
         for name, (version, users) in sorted(found.items())
     ]
 

@@ -12,7 +12,7 @@ from deploy.local.plan import PROJECT
 
 @dataclass(frozen=True)
 class Revision:
-    """A commit, and the time it was made. A build has these times, so it can be repeated."""
+    """A commit, and when it was made: a build's only time, so that it can be repeated."""
 
     commit: str = "unknown"
     """``<hash>-dirty`` if files differ from it."""

@@ -57,7 +57,7 @@ def document(image: str, tag: str, revision: Revision) -> str:
         for each in listed
     }
     bom.components.update(components.values())
-    direct = [components[each.name] for each in listed if not each.used_by]
+    direct = [components[each.name] for each in listed if each.is_direct]
     bom.register_dependency(root, direct)
     for name, component in components.items():
         needed = [components[each.name] for each in listed if name in each.used_by]

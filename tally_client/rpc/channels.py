@@ -35,9 +35,9 @@ def open_channel(
     up in DNS. ``certificates``: for TLS, which they rotate without a failed call; None: plaintext.
     Raises ValueError as ``target`` does, and for certificates that cannot be used.
     """
-    if certificates is None:
-        return _open(target(addresses), config, None, None)
     to = target(addresses)
+    if certificates is None:
+        return _open(to, config, None, None)
     if certificates.server_name is None and "," in to:
         # gRPC would look for all of them, as one name, in each certificate.
         raise ValueError("several addresses need certificates with a server_name")

@@ -13,11 +13,11 @@ import balance_service.tables
 import coupon_service.tables
 import order_service.tables
 import payment_service.tables
-from deploy.audit.audit import SERVICES
 from deploy.audit.gateway import PAYMENTS
 from deploy.audit.gateway_records import RECORDS
 from deploy.audit.invariants import INVARIANTS
 from deploy.audit.participants import PARTICIPANTS
+from deploy.audit.services import SERVICES
 from tests.integration.audit.breaches import (
     balance,
     coupon,

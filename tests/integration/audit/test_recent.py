@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from deploy.audit import audit, touched
+from deploy.audit.services import SERVICES
 from deploy.audit.units import CAMPAIGN, PRODUCT, USER, Units
 from tests.integration.audit.books import CAMPAIGN as CAMPAIGN_ID
 from tests.integration.audit.books import PAY_D, UNKNOWN, A, ledger_entry, uid
@@ -83,7 +84,7 @@ async def test_each_unit_alone_needs_no_row_of_another(
 ) -> None:
     services = {
         name: replace(checks, units=with_only(checks.units, unit, one))
-        for name, checks in audit.SERVICES.items()
+        for name, checks in SERVICES.items()
     }
     monkeypatch.setattr(audit, "SERVICES", services)
     for name, checks in services.items():

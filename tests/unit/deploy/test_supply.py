@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from packaging.requirements import Requirement
 
 from deploy.docker.image import IMAGES
 from deploy.local.errors import RunnerError
@@ -38,7 +39,9 @@ colorama==1.0 ; sys_platform == 'win32' \\
     # via uvicorn
 h11==0.16.0 ; python_full_version >= '3.11.3' \\
     --hash=sha256:33
-    # via uvicorn
+    # via
+    #   -r requirements/simulator.in
+    #   uvicorn
 uvicorn==0.54.0 \\
     --hash=sha256:44
     # via -r requirements/simulator.in
@@ -50,8 +53,8 @@ of_each_image = pytest.mark.parametrize("image", LOCKS)
 def test_a_lock_is_read_for_the_image() -> None:
     assert parsed(LOCK) == [
         Package("click-extra", "8.5.1", frozenset({"uvicorn"})),
-        Package("h11", "0.16.0", frozenset({"uvicorn"})),
-        Package("uvicorn", "0.54.0", frozenset()),
+        Package("h11", "0.16.0", frozenset({"uvicorn"}), is_direct=True),
+        Package("uvicorn", "0.54.0", frozenset(), is_direct=True),
     ]
 
 
@@ -126,6 +129,9 @@ def test_an_sbom_has_the_packages_of_the_image(image: str) -> None:
         {"name": "tally:revision", "value": "0a1b"}
     ]
     needed = {one["ref"]: one.get("dependsOn", []) for one in found["dependencies"]}
+    own = (REQUIREMENTS / LOCKS[image]).with_suffix(".in").read_text().splitlines()
+    named = {Requirement(line).name for line in own if line[0] not in "#-"}
+    assert {ref.partition("==")[0] for ref in needed[image]} == named
     reached, left = set(), [image]
     while left:
         reached.add(one := left.pop())
