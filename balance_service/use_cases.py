@@ -27,7 +27,7 @@ from balance_service.model import (
 from balance_service.store import account as store
 from balance_service.store import past_account as past_store
 from balance_service.tables import REQUEST_ONCE
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked, VersionConflict
@@ -213,22 +213,21 @@ class _Decider(Decider[Command, Posted, _Batch]):
 
     async def save(
         self, connection: Connection, batch: _Batch, commands: Sequence[Command]
-    ) -> dict[int, VersionConflict]:
+    ) -> Saved:
         changed = [account for account in batch.accounts.values() if account.entries]
         if batch.locked:
             entries = [entry for account in changed for entry in account.entries]
-            await store.save_locked(connection, changed, entries)
-            return {}
+            return Saved([*store.saving(changed), *store.adding(entries)])
         saved = await store.save(connection, changed)
         entries = [entry for account in changed if account.id in saved for entry in account.entries]
-        await store.add_entries(connection, entries)
         # Without row locks an account may have changed: none of its commands is saved then.
         lost = {account.id for account in changed} - saved
-        return {
+        conflicts = {
             position: VersionConflict()
             for position, command in enumerate(commands)
             if not isinstance(command, RefundDeduction) and command.account_id in lost
         }
+        return Saved(store.adding(entries), conflicts)
 
 
 def _account_key(command: Command) -> store.AccountKey:

@@ -14,7 +14,7 @@ from common.db.row_locks import CLOCK, Locked, RowLocks, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
-from common.db.writes import Write, execute_together
+from common.db.writes import Write
 from common.identity.origin import stored_origin
 
 AccountKey = tuple[str, str | None]
@@ -130,19 +130,13 @@ async def save(connection: Connection, changed: Iterable[Account]) -> set[Accoun
     """Write the accounts whose version is still the loaded one; returns which those were."""
     return {
         AccountId(*row)
-        for one in _saving(changed)
+        for one in saving(changed)
         for row in await connection.execute(one.statement, one.parameters)
     }
 
 
-async def save_locked(
-    connection: Connection, changed: Iterable[Account], entries: Sequence[Entry]
-) -> None:
-    """Write accounts that are locked, and append to the ledger, in one statement."""
-    await execute_together(connection, [*_saving(changed), *_adding(entries)])
-
-
-def _saving(changed: Iterable[Account]) -> list[Write]:
+def saving(changed: Iterable[Account]) -> list[Write]:
+    """The write of accounts that are locked, each still at its loaded version."""
     rows = [
         {
             "user_id": account.id.user_id,
@@ -183,13 +177,8 @@ _FIND_REFUNDS: Final = sa.select(ledger_entries).join_from(
 )
 
 
-async def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Append to the ledger."""
-    for one in _adding(entries):
-        await connection.execute(one.statement, one.parameters)
-
-
-def _adding(entries: Sequence[Entry]) -> list[Write]:
+def adding(entries: Sequence[Entry]) -> list[Write]:
+    """The write that appends to the ledger."""
     return [Write(_ADD, arrays(_added, entries), len(entries))] if entries else []
 
 

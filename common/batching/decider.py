@@ -4,24 +4,37 @@ rows locked or read, ascending
   → idempotency records read: a duplicate that waited for a row sees the first one's record
     → rows that must be as new as the records are read
       → each command decided in order of arrival, by itself
-        → rows saved → records saved
+        → rows and records saved, where possible in one statement
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from common.batching.outcomes import Outcome, RowLocked, VersionConflict
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.statements import Connection
+from common.db.writes import Write
 from common.errors import Refusal
 from common.request_key import RequestKey
 
 C = TypeVar("C")
 R = TypeVar("R")
 B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What ``Decider.save`` found and left."""
+
+    rest: Sequence[Write] = ()
+    """What is still to be written, in one statement with the records (``common.db.writes``)."""
+    conflicts: Mapping[int, RowLocked | VersionConflict] = field(default_factory=dict)
+    """By position the commands whose rows were changed or locked by others since they were read.
+    Nothing of these is written."""
 
 
 class Decider(ABC, Generic[C, R, B]):
@@ -43,11 +56,11 @@ class Decider(ABC, Generic[C, R, B]):
         )
         await self.load_after_records(connection, batch, commands)
         outcomes = [self._outcome(batch, records, command) for command in commands]
-        conflicts = await self.save(connection, batch, commands)
-        for position, conflict in conflicts.items():
+        saved = await self.save(connection, batch, commands)
+        for position, conflict in saved.conflicts.items():
             outcomes[position] = conflict
             records.forget(self.keys(commands[position]))
-        await self._idempotency.save(connection, records)
+        await self._idempotency.save(connection, records, saved.rest)
         return outcomes
 
     def _outcome(self, batch: B, records: IdempotencyRecords, command: C) -> Outcome[R]:
@@ -89,11 +102,8 @@ class Decider(ABC, Generic[C, R, B]):
         """
 
     @abstractmethod
-    async def save(
-        self, connection: Connection, batch: B, commands: Sequence[C]
-    ) -> Mapping[int, RowLocked | VersionConflict]:
-        """Write what the commands changed.
+    async def save(self, connection: Connection, batch: B, commands: Sequence[C]) -> Saved:
+        """Write what the commands changed, or leave it to be written with the records.
 
-        Returns, by position, the commands whose rows were changed or locked by others since
-        they were read; nothing of these may be written. Raises StaleRead if nothing may.
+        Raises StaleRead if nothing may be written.
         """

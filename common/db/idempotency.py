@@ -7,18 +7,19 @@ the request has not happened. Other refusals are not stored.
 
 Rows of the business are locked before records are read, so that a duplicate that waited for a row
 reads the first one's response. Records are written last, in ascending order, so that two batches
-cannot deadlock on them.
+cannot deadlock on them: in one statement with other writes of the batch, after these.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
+from sqlalchemy.dialects.postgresql import Insert
 
 from common.db.database import Database
 from common.db.errors import RecordConflict
@@ -28,6 +29,7 @@ from common.db.rows import from_row
 from common.db.statements import Connection
 from common.db.transactions import commit_as_a_write
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.db.writes import Write, execute_together
 from common.errors import RequestIdReused
 from common.request_key import IdempotentCommand, RequestKey, Result
 
@@ -169,7 +171,7 @@ class IdempotencyStore:
     def __init__(self, table: sa.Table) -> None:
         self._asked = unnest("asked", *table.c[_KEY])
         self._find = sa.select(table).join_from(self._asked, table, same(table, self._asked))
-        self._added = unnest("new", *table.c[(*_KEY, "state", "digest", "body")])
+        self._added = unnest("record", *table.c[(*_KEY, "state", "digest", "body")])
         self._save = _save(table, self._added)
         self._clean_up = _clean_up(table)
 
@@ -183,13 +185,18 @@ class IdempotencyStore:
             }
         )
 
-    async def save(self, connection: Connection, records: IdempotencyRecords) -> None:
-        """Write what is new, in ascending order. Raises RecordConflict if another was first.
+    async def save(
+        self, connection: Connection, records: IdempotencyRecords, before: Sequence[Write] = ()
+    ) -> None:
+        """Write what is new, in ascending order, in one statement with the writes ``before`` it.
+
+        Raises RecordConflict if another transaction was first, or what these writes name.
 
         If nothing is new and something is replayed, that must be as durable as when it
         was written: the server that wrote it may have lost its standby before it replied.
         """
         if not records.new:
+            await execute_together(connection, before)
             if records.replays:
                 await commit_as_a_write(connection)
             return
@@ -197,9 +204,9 @@ class IdempotencyStore:
             (*key, record.state, record.digest, record.body)
             for key, record in sorted(records.new.items())
         ]
-        result = await connection.execute(self._save, arrays_of_tuples(self._added, rows))
-        if result.rowcount != len(rows):
-            raise RecordConflict
+        parameters = arrays_of_tuples(self._added, rows)
+        added = Write(self._save, parameters, len(rows), lost=RecordConflict)
+        await execute_together(connection, [*before, added])
 
     async def clean_up(self, database: Database, stopping: asyncio.Event) -> int:
         """Delete records older than KEEP_DAYS, some at a time; returns how many.
@@ -220,7 +227,7 @@ class IdempotencyStore:
                 return deleted
 
 
-def _save(table: sa.Table, added: sa.TableValuedAlias) -> sa.Executable:
+def _save(table: sa.Table, added: sa.TableValuedAlias) -> Insert:
     # Sorted in SQL too: rows are inserted in the order in which the SELECT returns them.
     inserting = insert_from(table, added, _KEY)
     # A response replaces nothing. A tombstone replaces the response that its transaction has read,

@@ -4,7 +4,8 @@
     SELECT (SELECT count(*) FROM write_0), (SELECT count(*) FROM write_1)
 
 Only for writes of rows that the transaction has locked, or that are new, if none of them reads what
-another one writes, or is checked against it: all of them see the rows as before the statement.
+another one writes, or is checked against it: all of them see the rows as before the statement. A
+foreign key may be, since PostgreSQL checks it when the whole statement is done.
 
 PostgreSQL 18 runs each to its end before the next one, in their order, but does not promise that.
 What is written does not depend on it; only how often inserts of the same rows deadlock does.
@@ -18,7 +19,6 @@ from functools import lru_cache
 from typing import Final, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import Insert
 
 from common.db.errors import StaleRead
 from common.db.statements import Connection, Parameters
@@ -26,7 +26,7 @@ from common.db.statements import Connection, Parameters
 COMBINATIONS_MAX: Final = 256
 """Combinations of statements that are kept: a lane has a few writes, each there or not."""
 
-Statement: TypeAlias = sa.Update | Insert
+Statement: TypeAlias = sa.Update | sa.Delete | sa.Insert
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,21 @@ class Write:
     parameters: Parameters
     rows: int | None
     """How many rows it has to change, if that proves that they were as the batch read them."""
+    lost: type[Exception] = StaleRead
+    """What is raised if it changes fewer."""
 
 
 async def execute_together(connection: Connection, writes: Sequence[Write]) -> None:
-    """Run the writes in one statement. Raises StaleRead if one changes too few rows."""
+    """Run the writes in one statement. Raises what the first that changed too few rows names."""
     if not writes:
         return
     parameters = {name: value for one in writes for name, value in one.parameters.items()}
     assert len(parameters) == sum(len(one.parameters) for one in writes), "a name occurs twice"
     statement = _together(*(one.statement for one in writes))
     changed = (await connection.execute(statement, parameters)).one()
-    if any(one.rows not in {None, count} for one, count in zip(writes, changed, strict=True)):
-        raise StaleRead
+    for one, count in zip(writes, changed, strict=True):
+        if one.rows not in {None, count}:
+            raise one.lost
 
 
 @lru_cache(COMBINATIONS_MAX)

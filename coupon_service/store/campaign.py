@@ -13,6 +13,7 @@ from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.db.writes import Write
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
 from coupon_service.tables import campaign_shares, campaigns
@@ -33,17 +34,15 @@ _SAVE_ISSUED: Final = (
 )
 
 
-async def add_campaigns(connection: Connection, created: Sequence[tuple[Campaign, str]]) -> None:
-    """Insert new campaigns, each with the request_id of its CreateCampaign."""
-    if not created:
-        return
+def adding(created: Sequence[tuple[Campaign, str]]) -> list[Write]:
+    """The write of new campaigns, each with the request_id of its CreateCampaign."""
     rows = [
         asdict(campaign)
         | asdict(campaign.terms)
         | {"request_id": request_id, "issued_by_ticket": 0, "queue_fence": 0}
         for campaign, request_id in created
     ]
-    await connection.execute(_ADD, arrays(_added, rows))
+    return [Write(_ADD, arrays(_added, rows), len(rows))] if rows else []
 
 
 async def lock_campaigns(
@@ -54,10 +53,9 @@ async def lock_campaigns(
     return locked.map(to_campaign)
 
 
-async def save_issued(connection: Connection, changed: Sequence[Campaign]) -> None:
-    """Write how many coupons of these locked campaigns have been issued."""
-    if changed:
-        await connection.execute(_SAVE_ISSUED, arrays(_counted, changed))
+def saving_issued(changed: Sequence[Campaign]) -> list[Write]:
+    """The write of how many coupons of these locked campaigns have been issued."""
+    return [Write(_SAVE_ISSUED, arrays(_counted, changed), len(changed))] if changed else []
 
 
 # -- reads ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.db.writes import Write
 from common.identity.origin import stored_origin
 from common.paging import Page
 from coupon_service.model.campaign import Campaign, Terms
@@ -115,16 +116,14 @@ async def find_issued(connection: Connection, claims: Collection[Claim]) -> dict
     return {Claim(row.campaign_id, row.user_id): to_coupon(row) for row in rows}
 
 
-async def add_coupons(connection: Connection, issued: Sequence[Coupon]) -> None:
-    """Insert coupons of campaigns whose rows are locked."""
-    if issued:
-        await connection.execute(_ADD_COUPONS, arrays(_issued, issued))
+def adding(issued: Sequence[Coupon]) -> list[Write]:
+    """The write of new coupons of campaigns whose rows are locked."""
+    return [Write(_ADD_COUPONS, arrays(_issued, issued), len(issued))] if issued else []
 
 
-async def add_coupons_of_shares(connection: Connection, issued: Sequence[Coupon]) -> None:
-    """Insert coupons of locked shares, in ascending order of their claims."""
-    if issued:
-        await connection.execute(_ADD_SORTED, arrays(_issued, issued))
+def adding_of_shares(issued: Sequence[Coupon]) -> list[Write]:
+    """The write of new coupons of locked shares, in ascending order of their claims."""
+    return [Write(_ADD_SORTED, arrays(_issued, issued), len(issued))] if issued else []
 
 
 # -- redemptions ---------------------------------------------------------------------------------
@@ -241,15 +240,14 @@ async def find_redemptions(
     return {redemption.id: redemption for redemption in found}
 
 
-async def add_redemptions(connection: Connection, added: Sequence[Redemption]) -> None:
-    if added:
-        await connection.execute(_ADD, arrays(_added, added))
+def adding_redemptions(added: Sequence[Redemption]) -> list[Write]:
+    """The write of new redemptions."""
+    return [Write(_ADD, arrays(_added, added), len(added))] if added else []
 
 
-async def restore_redemptions(connection: Connection, restored: Sequence[Redemption]) -> None:
-    """Write that these live redemptions were restored."""
-    if restored:
-        await connection.execute(_RESTORE, arrays(_restored, restored))
+def restoring_redemptions(restored: Sequence[Redemption]) -> list[Write]:
+    """The write that these live redemptions were restored."""
+    return [Write(_RESTORE, arrays(_restored, restored), None)] if restored else []
 
 
 # -- reads ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from common.db.row_locks import CLOCK
 from common.db.rows import from_row
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.writes import Write
 from coupon_service.model.share import Drawn, Share
 from coupon_service.store.campaign import to_campaign
 from coupon_service.tables import campaign_shares, campaigns
@@ -24,7 +25,7 @@ class Place(NamedTuple):
     """Shares up to this position of the round are passed over; -1: none is."""
 
 
-_added = unnest("added", *campaign_shares.c)
+_added = unnest("share", *campaign_shares.c)
 _ADD: Final = insert_from(campaign_shares, _added, ["campaign_id", "share"])
 
 _asked = unnest("asked", campaign_shares.c.campaign_id, start=sa.BigInteger, after=sa.BigInteger)
@@ -91,9 +92,9 @@ _SAVE_ISSUED: Final = (
 )
 
 
-async def add_shares(connection: Connection, shares: Sequence[Share]) -> None:
-    if shares:
-        await connection.execute(_ADD, arrays(_added, shares))
+def adding(shares: Sequence[Share]) -> list[Write]:
+    """The write of new shares."""
+    return [Write(_ADD, arrays(_added, shares), len(shares))] if shares else []
 
 
 async def draw_free(connection: Connection, places: Mapping[str, Place]) -> dict[str, Drawn]:
@@ -117,10 +118,9 @@ async def draw(connection: Connection, campaign_ids: Iterable[str]) -> dict[str,
     return found
 
 
-async def save_issued(connection: Connection, changed: Sequence[Share]) -> None:
-    """Write how many coupons of these locked shares have been issued."""
-    if changed:
-        await connection.execute(_SAVE_ISSUED, arrays(_counted, changed))
+def saving_issued(changed: Sequence[Share]) -> list[Write]:
+    """The write of how many coupons of these locked shares have been issued."""
+    return [Write(_SAVE_ISSUED, arrays(_counted, changed), len(changed))] if changed else []
 
 
 def _parameters(places: Mapping[str, Place]) -> dict[str, str]:

@@ -9,10 +9,10 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.db.errors import StaleRead
 from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, same, unnest
+from common.db.writes import Write
 from coupon_service.model.coupon import Coupon
 from coupon_service.model.ticket import QueuedCampaign
 from coupon_service.store.campaign import to_campaign
@@ -58,13 +58,11 @@ async def lock_campaigns(
     return locked.map(_to_campaign)
 
 
-async def save_issued(connection: Connection, changed: Sequence[QueuedCampaign]) -> None:
-    """Write how many coupons of these locked campaigns were issued, and the consumer's fence.
+def saving_issued(changed: Sequence[QueuedCampaign]) -> list[Write]:
+    """The write of how many coupons of these campaigns were issued, and the consumer's fence.
 
-    Raises StaleRead if a later consumer has written a campaign since it was read.
+    Too few rows are changed if a later consumer has written a campaign since it was read.
     """
-    if not changed:
-        return
     rows = [
         {
             "campaign_id": one.campaign.campaign_id,
@@ -74,9 +72,7 @@ async def save_issued(connection: Connection, changed: Sequence[QueuedCampaign])
         }
         for one in changed
     ]
-    result = await connection.execute(_SAVE, arrays(_counted, rows))
-    if result.rowcount != len(rows):
-        raise StaleRead
+    return [Write(_SAVE, arrays(_counted, rows), len(rows))] if rows else []
 
 
 async def find_issued(connection: Connection, ticket_ids: Sequence[str]) -> list[TicketCoupon]:

@@ -9,10 +9,9 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader, load_by_id
-from common.batching.outcomes import VersionConflict
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
@@ -127,8 +126,6 @@ class _Decider(Decider[CreateCampaign, Created, _Batch]):
 
     async def save(
         self, connection: Connection, batch: _Batch, commands: Sequence[CreateCampaign]
-    ) -> dict[int, VersionConflict]:
-        await store.add_campaigns(connection, batch.created)
+    ) -> Saved:
         shares = [share for campaign, _ in batch.created for share in split(campaign)]
-        await share_store.add_shares(connection, shares)
-        return {}
+        return Saved([*store.adding(batch.created), *share_store.adding(shares)])

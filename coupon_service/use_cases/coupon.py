@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
@@ -166,24 +166,22 @@ class _Decider(Decider[Command, Changed, _Batch]):
 
     async def save(
         self, connection: Connection, batch: _Batch, commands: Sequence[Command]
-    ) -> dict[int, RowLocked]:
+    ) -> Saved:
         changed = [batch.coupons[id_] for id_ in batch.changed]
         saved = await store.save_coupons(connection, changed, batch.loaded)
         of_saved = [one for one in batch.redemptions.values() if one.coupon_id in saved]
-        await store.restore_redemptions(
-            connection,
-            [one for one in of_saved if one.id in batch.found and one != batch.found[one.id]],
-        )
-        await store.add_redemptions(
-            connection, [one for one in of_saved if one.id not in batch.found]
-        )
+        known = batch.found
+        restored = [one for one in of_saved if one.id in known and one != known[one.id]]
+        added = [one for one in of_saved if one.id not in known]
         # Another transaction changed or locked the others: decide them again with a row lock.
         lost = batch.changed - saved
-        return {
+        conflicts = {
             position: RowLocked(command.coupon_id)
             for position, command in enumerate(commands)
             if command.coupon_id in lost
         }
+        rest = [*store.restoring_redemptions(restored), *store.adding_redemptions(added)]
+        return Saved(rest, conflicts)
 
 
 def _redeem(batch: _Batch, command: RedeemCoupon) -> CouponChange:

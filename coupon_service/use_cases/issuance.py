@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked
@@ -203,8 +203,6 @@ class _Decider(Decider[IssueCoupon, Issued | HasShares, _Batch]):
 
     async def save(
         self, connection: Connection, batch: _Batch, commands: Sequence[IssueCoupon]
-    ) -> dict[int, RowLocked]:
-        changed = {coupon.campaign_id for coupon in batch.new}
-        await store.save_issued(connection, [batch.campaigns[id_] for id_ in changed])
-        await coupon_store.add_coupons(connection, batch.new)
-        return {}  # the rows are locked: no write is lost
+    ) -> Saved:
+        changed = [batch.campaigns[id_] for id_ in {coupon.campaign_id for coupon in batch.new}]
+        return Saved([*store.saving_issued(changed), *coupon_store.adding(batch.new)])

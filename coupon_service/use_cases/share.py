@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked
 from common.db.database import Database
@@ -174,12 +174,11 @@ class _Decider(Decider[IssueFromShare, Issued, _Batch]):
 
     async def save(
         self, connection: Connection, batch: _Batch, commands: Sequence[IssueFromShare]
-    ) -> dict[int, RowLocked]:
-        if batch.new:
-            changed = [share for each in batch.drawn.values() for share in each.shares]
-            await store.save_issued(connection, changed)
-            await coupon_store.add_coupons_of_shares(connection, batch.new)
-        return {}  # the rows are locked: no write is lost
+    ) -> Saved:
+        if not batch.new:
+            return Saved()
+        changed = [share for each in batch.drawn.values() for share in each.shares]
+        return Saved([*store.saving_issued(changed), *coupon_store.adding_of_shares(batch.new)])
 
 
 def _place_after(drawn: Drawn) -> store.Place:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked
 from common.db.database import Database
@@ -133,10 +133,9 @@ class _Decider(Decider[IssueTickets, Decided, _Batch]):
 
     async def save(
         self, connection: Connection, batch: _Batch, commands: Sequence[IssueTickets]
-    ) -> dict[int, RowLocked]:
-        await store.save_issued(connection, list(batch.changed.values()))
-        await coupon_store.add_coupons(connection, batch.new)
-        return {}  # the rows are locked: no write is lost
+    ) -> Saved:
+        changed = list(batch.changed.values())
+        return Saved([*store.saving_issued(changed), *coupon_store.adding(batch.new)])
 
 
 def _issue(

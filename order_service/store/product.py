@@ -44,7 +44,7 @@ _SAVE: Final = (
     )
 )
 
-_added = unnest("new", *products.c[_COLUMNS])
+_added = unnest("new_product", *products.c[_COLUMNS])
 _ADD: Final = insert_from(products, _added)
 
 _entries = unnest("entry", *stock_entries.c)
@@ -73,17 +73,15 @@ def saving(changed: Iterable[tuple[Product, Product]]) -> list[Write]:
     return [Write(_SAVE, arrays(_changed, rows), len(rows))] if rows else []
 
 
-async def add(connection: Connection, new: Collection[Product]) -> None:
-    """Insert new products."""
-    if new:
-        rows = [_to_row(product) for product in sorted(new, key=lambda row: row.product_id)]
-        await connection.execute(_ADD, arrays(_added, rows))
+def adding(new: Collection[Product]) -> list[Write]:
+    """The write of new products."""
+    rows = [_to_row(product) for product in sorted(new, key=lambda row: row.product_id)]
+    return [Write(_ADD, arrays(_added, rows), len(rows))] if rows else []
 
 
-async def add_entries(connection: Connection, entries: Collection[StockEntry]) -> None:
-    """Append to the stock journal, in ascending order."""
-    if entries:
-        await connection.execute(_ADD_ENTRIES, arrays(_entries, entries))
+def adding_entries(entries: Collection[StockEntry]) -> list[Write]:
+    """The write that appends to the stock journal, in ascending order."""
+    return [Write(_ADD_ENTRIES, arrays(_entries, entries), len(entries))] if entries else []
 
 
 # -- reads ---------------------------------------------------------------------------------------

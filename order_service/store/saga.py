@@ -14,6 +14,7 @@ from common.db.row_locks import CLOCK, Locked, RowLocks
 from common.db.rows import UNREADABLE, from_row, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, same, unnest
+from common.db.writes import Write
 from common.metrics import from_zero
 from order_service.model.saga import (
     Saga,
@@ -66,7 +67,7 @@ _PAID_BY: Final = (
 )
 
 _added = unnest(
-    "new",
+    "new_saga",
     *sagas.c["saga_id", "kind", "plan_version", "order_id", "user_id", "request_id", "state"],
     # The batch's time, from which the runner's clock starts: no step begins before its saga.
     *sagas.c["create_time", "update_time"],
@@ -123,10 +124,10 @@ async def find_payers(connection: Connection, order_ids: Collection[str]) -> dic
     return {row.order_id: row.saga_id for row in rows}
 
 
-async def add(connection: Connection, new: Collection[Saga], *, owner: str, lease_s: float) -> None:
-    """Insert new sagas, owned by the replica ``owner`` for ``lease_s`` seconds."""
+def adding(new: Collection[Saga], *, owner: str, lease_s: float) -> list[Write]:
+    """The write of new sagas, owned by the replica ``owner`` for ``lease_s`` seconds."""
     if not new:
-        return
+        return []
     rows = [
         {
             **to_row(saga),
@@ -136,7 +137,8 @@ async def add(connection: Connection, new: Collection[Saga], *, owner: str, leas
         }
         for saga in new
     ]
-    await connection.execute(_ADD, {**arrays(_added, rows), "owner": owner, "lease_s": lease_s})
+    parameters = {**arrays(_added, rows), "owner": owner, "lease_s": lease_s}
+    return [Write(_ADD, parameters, len(rows))]
 
 
 # -- reads ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from common.db.row_locks import RowLocks, locked
 from common.db.rows import from_row
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.db.writes import Write
 from common.paging import Page
 from order_service.model.order import Order
 from order_service.model.seat import MapSeat, Seat, SeatKey, SeatState
@@ -28,7 +29,7 @@ _TAKEN: Final = (
 # No lock before the write: the lock of the product excludes every other writer. If it was never
 # taken, the second writer waits here for the first, and then finds another version.
 _changed = unnest(
-    "changed",
+    "moved_seat",
     *seats.c[(*SeatKey._fields, "state", "order_id", "version")],
     loaded_version=sa.BigInteger,
     loaded_state=sa.Text,
@@ -48,7 +49,7 @@ _SAVE: Final = (
     .where(same(seats, _unchanged, SeatKey._fields))
 )
 
-_added = unnest("new", *seats.c)
+_added = unnest("new_seat", *seats.c)
 _ADD: Final = insert_from(seats, _added, SeatKey._fields)
 
 _named = unnest("named", *order_seats.c)
@@ -73,8 +74,8 @@ async def find_taken(connection: Connection, keys: Collection[SeatKey]) -> set[S
     return {SeatKey(*row) for row in rows}
 
 
-async def save(connection: Connection, changed: Iterable[tuple[Seat, Seat]]) -> bool:
-    """Write (loaded, changed) pairs; whether each was still in its loaded state and version."""
+def saving(changed: Iterable[tuple[Seat, Seat]]) -> list[Write]:
+    """The write of (loaded, changed) pairs, each still in its loaded state and version."""
     rows = [
         {
             "product_id": seat.product_id,
@@ -87,29 +88,24 @@ async def save(connection: Connection, changed: Iterable[tuple[Seat, Seat]]) -> 
         }
         for loaded, seat in changed
     ]
-    if not rows:
-        return True
-    return (await connection.execute(_SAVE, arrays(_changed, rows))).rowcount == len(rows)
+    return [Write(_SAVE, arrays(_changed, rows), len(rows))] if rows else []
 
 
-async def add(connection: Connection, new: Collection[Seat]) -> None:
-    """Insert new seats, in ascending order."""
-    if new:
-        await connection.execute(_ADD, arrays(_added, new))
+def adding(new: Collection[Seat]) -> list[Write]:
+    """The write of new seats, in ascending order."""
+    return [Write(_ADD, arrays(_added, new), len(new))] if new else []
 
 
-async def add_to_orders(connection: Connection, orders: Iterable[Order]) -> None:
-    """Record which seats new orders have, in ascending order of the seats."""
+def adding_to_orders(orders: Iterable[Order]) -> list[Write]:
+    """The write of which seats new orders have, in ascending order of the seats."""
     rows = [(order.order_id, *key, True) for order in orders for key in order.seats]
-    if rows:
-        await connection.execute(_ADD_TO_ORDERS, arrays_of_tuples(_named, rows))
+    return [Write(_ADD_TO_ORDERS, arrays_of_tuples(_named, rows), len(rows))] if rows else []
 
 
-async def free(connection: Connection, order_ids: Collection[str]) -> None:
-    """Record that these orders do not have their seats any more. Lock the orders first."""
-    if order_ids:
-        rows = [(order_id,) for order_id in sorted(order_ids)]
-        await connection.execute(_FREE, arrays_of_tuples(_freed, rows))
+def freeing(order_ids: Collection[str]) -> list[Write]:
+    """The write that these orders do not have their seats any more. Lock the orders first."""
+    rows = [(order_id,) for order_id in sorted(order_ids)]
+    return [Write(_FREE, arrays_of_tuples(_freed, rows), None)] if rows else []
 
 
 # -- reads ---------------------------------------------------------------------------------------

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from common.batching.decider import Decider
-from common.batching.outcomes import Outcome, RowLocked, VersionConflict
-from common.db.errors import StaleRead
+from common.batching.decider import Decider, Saved
+from common.batching.outcomes import Outcome, RowLocked
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import Locked, read_clock
 from common.db.statements import Connection
@@ -216,29 +215,31 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         connection: Connection,
         batch: OrderBatch,
         commands: Sequence[OrderCommand],  # no row can conflict: all are locked
-    ) -> dict[int, RowLocked | VersionConflict]:
+    ) -> Saved:
         orders = [(before, batch.orders[id_]) for id_, before in batch.loaded_orders.items()]
         products = [(before, batch.products[id_]) for id_, before in batch.loaded_products.items()]
-        await execute_together(
-            connection,
-            [
-                *order_store.saving(orders),
-                *product_store.saving(products),
-                *order_store.adding(batch.new_orders),
-                *journal_store.writing(batch.written_sagas.values()),
-            ],
-        )
         seats = [(before, batch.seats[key]) for key, before in batch.loaded_seats.items()]
-        if not await seat_store.save(connection, seats):
-            raise StaleRead  # the next attempt finds the seats taken
-        # Seats that are given back first: another order of the batch may have them next.
-        await seat_store.free(connection, batch.without_seats)
-        await seat_store.add_to_orders(connection, batch.new_orders)
-        # After ended sagas: an order has one live saga, and its next may begin in the same batch.
-        await saga_store.add(
-            connection, batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
-        )
-        return {}
+        first = [
+            *order_store.saving(orders),
+            *product_store.saving(products),
+            *order_store.adding(batch.new_orders),
+            *journal_store.writing(batch.written_sagas.values()),
+            # If they are not as loaded, the next attempt finds them taken.
+            *seat_store.saving(seats),
+            *seat_store.freeing(batch.without_seats),
+        ]
+        then = [
+            *seat_store.adding_to_orders(batch.new_orders),
+            *saga_store.adding(
+                batch.new_sagas, owner=self._owner, lease_s=self._times.saga_lease_s
+            ),
+        ]
+        if (batch.without_seats or batch.written_sagas) and then:
+            # Seats that are given back and sagas that end come first: another order of the batch
+            # may have the seat next, and an order has one live saga.
+            await execute_together(connection, first)
+            return Saved(then)
+        return Saved([*first, *then])
 
 
 def _blocked_row(batch: OrderBatch, command: OrderCommand) -> tuple[str, str] | None:

@@ -9,16 +9,15 @@ from typing import Final, TypeAlias
 
 from pydantic import TypeAdapter
 
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
 from common.batching.loader import BatchLoader, load_by_id
-from common.batching.outcomes import RowLocked, VersionConflict
+from common.batching.outcomes import RowLocked
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
 from common.db.row_locks import read_clock
 from common.db.statements import Connection
-from common.db.writes import execute_together
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import is_id, new_id
 from common.locking.locks import Locks
@@ -180,13 +179,16 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
         connection: Connection,
         batch: _Batch,
         commands: Sequence[ProductCommand],  # no row can conflict: all are locked
-    ) -> dict[int, VersionConflict]:
+    ) -> Saved:
         changed = [(before, batch.products[id_]) for id_, before in batch.loaded.items()]
-        await execute_together(connection, store.saving(changed))
-        await store.add(connection, batch.new)
-        await seat_store.add(connection, batch.new_seats)
-        await store.add_entries(connection, batch.entries)
-        return {}
+        return Saved(
+            [
+                *store.saving(changed),
+                *store.adding(batch.new),
+                *seat_store.adding(batch.new_seats),
+                *store.adding_entries(batch.entries),
+            ]
+        )
 
 
 def _product(batch: _Batch, command: RestockProduct | AddSeats) -> Product:

@@ -13,6 +13,7 @@ from common.db.row_locks import CLOCK, locked
 from common.db.rows import UNREADABLE, from_row, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.writes import Statement, Write
 from common.identity.origin import stored_origin
 from common.metrics import from_zero
 from common.money import Money
@@ -199,11 +200,7 @@ async def load(
 # -- writes --------------------------------------------------------------------------------------
 
 _new = unnest("new", *payments.c)
-_ADD: Final = (
-    insert_from(payments, _new, ["payment_key"])
-    .on_conflict_do_nothing()
-    .returning(payments.c.payment_id)
-)
+_ADD: Final = insert_from(payments, _new, ["payment_key"]).on_conflict_do_nothing()
 
 _MUTABLE: Final = (
     "state",
@@ -235,44 +232,31 @@ _SAVE: Final = (
         payments.c.payment_id == _changed.c.payment_id,
         payments.c.version == _changed.c.loaded_version,
     )
-    .returning(payments.c.payment_id)
 )
 _freed = unnest("freed", payments.c.payment_id, loaded_version=sa.BigInteger)
-_DELETE: Final = (
-    sa.delete(payments)
-    .where(
-        payments.c.payment_id == _freed.c.payment_id, payments.c.version == _freed.c.loaded_version
-    )
-    .returning(payments.c.payment_id)
+_DELETE: Final = sa.delete(payments).where(
+    payments.c.payment_id == _freed.c.payment_id, payments.c.version == _freed.c.loaded_version
 )
 
 
-async def save(connection: Connection, confirmations: Iterable[Confirmation]) -> bool:
-    """Write what the batch changed; returns whether every row was still as loaded.
-
-    A claim is inserted if its key and its request are still free.
-    """
-    changed = [each for each in confirmations if each.changed]
-    released = [each for each in changed if each.released]
-    # Deletions come first: the batch may claim a released key again.
-    written = [
-        await _write(connection, _DELETE, _freed, released),
-        await _write(
-            connection, _SAVE, _changed, [e for e in changed if not e.new and not e.released]
-        ),
-        await _write(connection, _ADD, _new, [each for each in changed if each.new]),
-    ]
-    return all(written)
+def releasing(changed: Iterable[Confirmation]) -> list[Write]:
+    """The write that deletes the claims that a batch gave up, each still as loaded."""
+    return _writing(_DELETE, _freed, [each for each in changed if each.released])
 
 
-async def _write(
-    connection: Connection,
-    statement: sa.UpdateBase,
-    source: sa.TableValuedAlias,
-    confirmations: Sequence[Confirmation],
-) -> bool:
-    if not confirmations:
-        return True
+def saving(changed: Iterable[Confirmation]) -> list[Write]:
+    """The write of the rows that a batch changed otherwise, each still as loaded."""
+    kept = [each for each in changed if not each.new and not each.released]
+    return _writing(_SAVE, _changed, kept)
+
+
+def adding(changed: Iterable[Confirmation]) -> list[Write]:
+    """The write of new claims, each if its key and its request are still free."""
+    return _writing(_ADD, _new, [each for each in changed if each.new])
+
+
+def _writing(
+    statement: Statement, source: sa.TableValuedAlias, confirmations: Sequence[Confirmation]
+) -> list[Write]:
     rows = [_to_row(confirmation) for confirmation in confirmations]
-    written = await connection.execute(statement, arrays(source, rows))
-    return len(written.all()) == len(rows)
+    return [Write(statement, arrays(source, rows), len(rows))] if rows else []

@@ -9,11 +9,11 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from common.batching.decider import Decider
+from common.batching.decider import Decider, Saved
 from common.batching.outcomes import RowLocked
-from common.db.errors import StaleRead
 from common.db.idempotency import REFUSED, IdempotencyRecords, IdempotencyStore
 from common.db.statements import Connection
+from common.db.writes import execute_together
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
 from common.request_key import RequestKey, Result
@@ -129,12 +129,13 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
 
     async def save(
         self, connection: Connection, batch: _Batch, commands: Sequence[Command]
-    ) -> dict[int, RowLocked]:
+    ) -> Saved:
         # A row can only have changed if a lock was not taken. The constraint and the conditional
         # update protect against that.
-        if not await store.save(connection, batch.payments.by_id.values()):
-            raise StaleRead
-        return {}
+        changed = [each for each in batch.payments.by_id.values() if each.changed]
+        # Deletions come first: the batch may claim a released key again.
+        await execute_together(connection, store.releasing(changed))
+        return Saved([*store.saving(changed), *store.adding(changed)])
 
     def _claim(
         self,

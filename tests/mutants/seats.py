@@ -33,7 +33,7 @@ SEATS: Final = (
         "seats-stay-with-a-cancelled-order",
         "an order that is cancelled keeps its seats in its record",
         file="order_service/use_cases/order_decider.py",
-        old="        await seat_store.free(connection, batch.without_seats)\n",
+        old="            *seat_store.freeing(batch.without_seats),\n",
         new="",
         tests=(f"{_SEATS}test_an_order_has_its_seats_until_it_is_cancelled",),
     ),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from common.db.database import Database
+from common.db.writes import execute_together
 from common.ids import new_id
 from order_service.model.order import Order
 from order_service.model.saga import Saga, SagaState, StepRecord
@@ -51,7 +52,7 @@ class Sagas:
         asked = replace(asked or pay_input(), request_id=new_id())
         saga = saga_of(plan, asked, begun=False, **{**own, **fields})
         async with self.database.begin() as connection:
-            await store.add(connection, [saga], owner="one", lease_s=lease_s)
+            await execute_together(connection, store.adding([saga], owner="one", lease_s=lease_s))
         return saga
 
     async def read(self, saga: Saga) -> Saga:

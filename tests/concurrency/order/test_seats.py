@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from common.batching.outcomes import Limits
 from common.db.database import Database
 from common.db.statements import Connection
+from common.db.writes import execute_together
 from common.locking.redis_lock import open_locks
 from order_service.model.seat import SeatKey
 from order_service.store import seat as seat_store
@@ -128,7 +129,9 @@ def write(keys: Sequence[SeatKey]) -> Step:
     async def step(connection: Connection) -> None:
         found = await seat_store.find(connection, keys)
         # Unchanged: whoever comes later finds the version that it has read.
-        assert await seat_store.save(connection, [(found[key], found[key]) for key in keys])
+        await execute_together(
+            connection, seat_store.saving([(found[key], found[key]) for key in keys])
+        )
 
     return step
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from balance_service.model import Account
 from balance_service.settings import BalanceSettings
 from balance_service.store import account as store
 from balance_service.wiring import build
+from common.db.writes import Write
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_files import PostgresFiles
 from tally.balance.v1.balance_pb2_grpc import BalanceServiceStub
@@ -89,15 +91,15 @@ async def test_a_batch_is_decided_once_when_its_server_becomes_read_only(
     flip: Flip,
     running: str,
 ) -> None:
-    save = store.save_locked
+    saving = store.saving
 
-    async def flip_before_save(*arguments: Any) -> Any:
+    def flip_before_save(changed: Iterable[Account]) -> list[Write]:
         # Once, and with the event loop stopped: the batch finds out by its next statement.
-        monkeypatch.setattr(store, "save_locked", save)
+        monkeypatch.setattr(store, "saving", saving)
         flip(server)
-        return await save(*arguments)
+        return saving(changed)
 
-    monkeypatch.setattr(store, "save_locked", flip_before_save)
+    monkeypatch.setattr(store, "saving", flip_before_save)
     first = await outcome(balance.DeductBalance(deduct("ann", 300, "during")))
     assert (first if isinstance(first, str) else "OK") == running
     with refused(AWAY):

@@ -12,6 +12,7 @@ from balance_service.model import Account, AccountId, ChargeBalance
 from balance_service.store import account as store
 from common.db.database import Database, open_pools
 from common.db.errors import StaleRead
+from common.db.writes import execute_together
 from common.ids import new_id
 from common.money import Money
 from deploy.local.postgres_roles import ServiceUrls
@@ -42,7 +43,8 @@ async def charged(database: Database) -> dict[str, Account]:
 async def save(database: Database, accounts: dict[str, Account]) -> None:
     async with database.begin() as connection:
         entries = [entry for account in accounts.values() for entry in account.entries]
-        await store.save_locked(connection, accounts.values(), entries)
+        changed = accounts.values()
+        await execute_together(connection, [*store.saving(changed), *store.adding(entries)])
 
 
 async def written(database: Database) -> list[tuple[int, int]]:

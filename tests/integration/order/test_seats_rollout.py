@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import Mock
 
 import asyncpg
 import pytest
@@ -49,8 +49,8 @@ def earlier_release(monkeypatch: pytest.MonkeyPatch) -> None:
             products.c.version == changed.c.loaded_version,
         ),
     )
-    monkeypatch.setattr(seat_store, "save", AsyncMock(return_value=True))
-    monkeypatch.setattr(seat_store, "free", AsyncMock())
+    monkeypatch.setattr(seat_store, "saving", Mock(return_value=[]))
+    monkeypatch.setattr(seat_store, "freeing", Mock(return_value=[]))
 
 
 @pytest.fixture(scope="module")

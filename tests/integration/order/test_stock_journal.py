@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import AsyncMock
+from unittest.mock import Mock
 
 import asyncpg
 import pytest
@@ -30,7 +30,7 @@ FORGET_ANSWERS = "DELETE FROM answers"
 
 def earlier_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the replicas write no entries."""
-    monkeypatch.setattr(product_store, "add_entries", AsyncMock())
+    monkeypatch.setattr(product_store, "adding_entries", Mock(return_value=[]))
 
 
 async def test_each_stocking_has_one_entry(shop: Shop, sql: Callable[[str], str]) -> None:
