@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-from unittest.mock import AsyncMock
 
 import pytest
 
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.row_locks import Locked, RowLocks
+from common.db.statements import Connection
+from common.db.writes import Write, execute_together
 from common.request_key import Result
 
 
@@ -31,4 +33,13 @@ def forget_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write no idempotency record, and find none, not even that of a request in the same batch."""
     monkeypatch.setattr(IdempotencyRecords, "replay", lambda *_: None)
-    monkeypatch.setattr(IdempotencyStore, "save", AsyncMock())
+
+    async def save_rows(
+        _self: IdempotencyStore,
+        connection: Connection,
+        _records: IdempotencyRecords,
+        rows: Sequence[Write] = (),
+    ) -> None:
+        await execute_together(connection, rows)
+
+    monkeypatch.setattr(IdempotencyStore, "save", save_rows)
