@@ -225,8 +225,8 @@ COMMON: Final = (
         "second-record-ignored",
         "that another transaction recorded the request first is not noticed",
         file="common/db/idempotency.py",
-        old="        if result.rowcount != len(rows):\n            raise RecordConflict\n",
-        new="",
+        old="parameters, len(rows), lost=RecordConflict)",
+        new="parameters, None, lost=RecordConflict)",
         tests=(f"{_RECORDS}test_the_second_to_record_a_request_writes_nothing",),
     ),
     Mutant(
