@@ -118,8 +118,9 @@ def _of_list(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> Check | 
     def check_list(values: Collection[Any]) -> bool:
         if len(values) not in counts:
             return False
-        if any(len(set(map(key, values))) < len(values) for key in keys):
-            return False
+        for key in keys:
+            if len(set(map(key, values))) < len(values):
+                return False
         return check_item is None or all(map(check_item, values))
 
     return check_list
