@@ -97,11 +97,15 @@ class BalanceServicer(balance_pb2_grpc.BalanceServiceServicer):
             account = await self._accounts.get_past_account(asked)
         else:
             account = await self._accounts.get_account(account_id)
-        return pb.GetBalanceResponse(
-            balance=_balance(
-                account.id, account.available_minor, account.version, account.update_time
-            )
+        response = pb.GetBalanceResponse()
+        _fill_balance(
+            response.balance,
+            account.id,
+            account.available_minor,
+            account.version,
+            account.update_time,
         )
+        return response
 
     @refuses(LedgerEntryNotFound)
     async def GetLedgerEntry(
@@ -195,14 +199,6 @@ def _fill(response: Response, posted: Posted) -> None:
         entry.create_time,
     )
     _fill_entry(response.entry, entry)
-
-
-def _balance(
-    account_id: AccountId, available_minor: int, version: int, update_time: datetime
-) -> pb.Balance:
-    message = pb.Balance()
-    _fill_balance(message, account_id, available_minor, version, update_time)
-    return message
 
 
 def _fill_balance(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
+from typing import Final
 from urllib.parse import unquote
 
 from common.urls import IpAddress
 
+_REMEMBERED: Final = 1024
+"""Peers whose addresses are not found anew: calls of one connection have the same one."""
 
+
+@lru_cache(maxsize=_REMEMBERED)
 def address_of(peer: str) -> str:
     """The address without its port.
 

@@ -15,6 +15,7 @@ from common.money import Money
 from common.paging import Page
 from common.rpc.bulk import bulk, decide_items
 from common.rpc.convert import (
+    fill_money,
     fill_time,
     microseconds_from,
     money_from,
@@ -127,7 +128,9 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         issued = await self._issuance.issue(
             IssueCoupon(request.campaign_id, request.user_id, request.request_id)
         )
-        return pb.IssueCouponResponse(coupon=_coupon(issued.value), replayed=issued.replayed)
+        response = pb.IssueCouponResponse(replayed=issued.replayed)
+        _fill_coupon(response.coupon, issued.value)
+        return response
 
     @refuses(
         CampaignNotFound,
@@ -181,7 +184,9 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
     @refuses(CouponNotFound)
     async def GetCoupon(self, request: pb.GetCouponRequest, context: Any) -> pb.GetCouponResponse:
         coupon = await self._redemptions.get_coupon(request.coupon_id, request.user_id)
-        return pb.GetCouponResponse(coupon=_coupon(coupon))
+        response = pb.GetCouponResponse()
+        _fill_coupon(response.coupon, coupon)
+        return response
 
     @refuses()
     async def ListCoupons(
@@ -217,11 +222,11 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
         )
         assert changed.value.coupon is not None
         assert changed.value.discount is not None
-        return pb.RedeemCouponResponse(
-            coupon=_coupon(changed.value.coupon),
-            discount=money_to(changed.value.discount),
-            replayed=changed.replayed,
-        )
+        response = pb.RedeemCouponResponse(replayed=changed.replayed)
+        _fill_coupon(response.coupon, changed.value.coupon)
+        discount = changed.value.discount
+        fill_money(response.discount, discount.currency_code, discount.amount_minor)
+        return response
 
     @refuses()
     async def RestoreCoupon(
@@ -232,10 +237,10 @@ class CouponServicer(coupon_pb2_grpc.CouponServiceServicer):
                 request.coupon_id, request.user_id, request.redeem_request_id, request.request_id
             )
         )
-        coupon = changed.value.coupon
-        return pb.RestoreCouponResponse(
-            coupon=None if coupon is None else _coupon(coupon), replayed=changed.replayed
-        )
+        response = pb.RestoreCouponResponse(replayed=changed.replayed)
+        if changed.value.coupon is not None:
+            _fill_coupon(response.coupon, changed.value.coupon)
+        return response
 
 
 # -- from proto ----------------------------------------------------------------------------------
@@ -318,7 +323,7 @@ def _ticket(ticket: Ticket) -> pb.Ticket:
 
 
 def _fill_coupon(message: pb.Coupon, coupon: Coupon) -> None:
-    """Set the fields in place: a bulk call has a thousand coupons, which would be copied."""
+    """Set the fields in place: a message that is built first is copied into its response."""
     message.coupon_id = coupon.coupon_id
     message.campaign_id = coupon.campaign_id
     message.user_id = coupon.user_id

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from common.errors import CurrencyMismatch
 from common.identity.origin import origin_of_call
 from common.ids import new_id
 from common.paging import Page
-from common.rpc.convert import money_from, money_to, time_to
+from common.request_key import Result
+from common.rpc.convert import fill_money, fill_time, money_from
 from common.rpc.reasons import refuses
 from payment_service.errors import (
     GatewayUnavailable,
@@ -32,6 +33,10 @@ from payment_service.model.payment_command import (
 from payment_service.use_cases.payment import Payments
 from tally.payment.v1 import payment_pb2 as pb
 from tally.payment.v1 import payment_pb2_grpc
+
+Response = TypeVar(
+    "Response", pb.ConfirmPaymentResponse, pb.CancelPaymentResponse, pb.ResolvePaymentResponse
+)
 
 _STATES: Final = {state: pb.Payment.State.Value(f"STATE_{state}") for state in PaymentState}
 _RESOLUTIONS: Final = {
@@ -68,7 +73,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
             )
         )
         assert posted.value is not None
-        return pb.ConfirmPaymentResponse(payment=_payment(posted.value), replayed=posted.replayed)
+        return _posted(pb.ConfirmPaymentResponse(), posted)
 
     @refuses(PaymentInProgress, RefundRefused, PaymentOutcomeUnknown, GatewayUnavailable)
     async def CancelPayment(
@@ -84,8 +89,7 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
                 record_only=request.record_only,
             )
         )
-        payment = None if posted.value is None else _payment(posted.value)
-        return pb.CancelPaymentResponse(payment=payment, replayed=posted.replayed)
+        return _posted(pb.CancelPaymentResponse(), posted)
 
     @refuses()
     async def GetConfirmations(
@@ -93,15 +97,12 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
     ) -> pb.GetConfirmationsResponse:
         request_ids = list(request.confirm_request_ids)
         found = await self._payments.get_confirmations(request_ids)
-        return pb.GetConfirmationsResponse(
-            confirmations=[
-                pb.GetConfirmationsResponse.Confirmation(
-                    confirm_request_id=request_id,
-                    payment=None if payment is None else _payment(payment),
-                )
-                for request_id, payment in zip(request_ids, found, strict=True)
-            ]
-        )
+        response = pb.GetConfirmationsResponse()
+        for request_id, payment in zip(request_ids, found, strict=True):
+            confirmation = response.confirmations.add(confirm_request_id=request_id)
+            if payment is not None:
+                _fill(confirmation.payment, payment)
+        return response
 
     @refuses(
         PaymentNotFound,
@@ -123,14 +124,16 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
             )
         )
         assert posted.value is not None
-        return pb.ResolvePaymentResponse(payment=_payment(posted.value), replayed=posted.replayed)
+        return _posted(pb.ResolvePaymentResponse(), posted)
 
     @refuses(PaymentNotFound)
     async def GetPayment(
         self, request: pb.GetPaymentRequest, context: Any
     ) -> pb.GetPaymentResponse:
         payment = await self._payments.get_payment(request.payment_id, request.user_id)
-        return pb.GetPaymentResponse(payment=_payment(payment))
+        response = pb.GetPaymentResponse()
+        _fill(response.payment, payment)
+        return response
 
     @refuses()
     async def ListPayments(
@@ -151,23 +154,39 @@ class PaymentServicer(payment_pb2_grpc.PaymentServiceServicer):
         return pb.ListPaymentsResponse(payments=payments, next_page_token=next_page_token)
 
 
+def _posted(response: Response, posted: Result[Payment | None]) -> Response:
+    """The response to a write."""
+    response.replayed = posted.replayed
+    if posted.value is not None:
+        _fill(response.payment, posted.value)
+    return response
+
+
 def _payment(payment: Payment) -> pb.Payment:
-    cancelled = payment.cancel_request_time
-    return pb.Payment(
-        payment_id=payment.payment_id,
-        order_id=payment.order_id,
-        user_id=payment.user_id,
-        amount=money_to(payment.amount),
-        payment_key=payment.payment_key,
-        state=_STATES[payment.state],
-        gateway=payment.gateway,
-        gateway_transaction_id=payment.gateway_transaction_id or "",
-        failure_code=payment.failure_code or "",
-        create_time=time_to(payment.create_time),
-        update_time=time_to(payment.update_time),
-        refunded=money_to(payment.refunded),
-        cancel_request_time=None if cancelled is None else time_to(cancelled),
-        refund_refusal_code=payment.refund_refusal_code or "",
-        refunded_outside=money_to(payment.refunded_outside),
-        resolution_reason=payment.resolution_reason or "",
-    )
+    message = pb.Payment()
+    _fill(message, payment)
+    return message
+
+
+# Set in place: a message that is built first is copied into its response.
+
+
+def _fill(message: pb.Payment, payment: Payment) -> None:
+    currency_code = payment.amount.currency_code
+    message.payment_id = payment.payment_id
+    message.order_id = payment.order_id
+    message.user_id = payment.user_id
+    fill_money(message.amount, currency_code, payment.amount.amount_minor)
+    message.payment_key = payment.payment_key
+    message.state = _STATES[payment.state]
+    message.gateway = payment.gateway
+    message.gateway_transaction_id = payment.gateway_transaction_id or ""
+    message.failure_code = payment.failure_code or ""
+    fill_time(message.create_time, payment.create_time)
+    fill_time(message.update_time, payment.update_time)
+    fill_money(message.refunded, currency_code, payment.refunded.amount_minor)
+    if payment.cancel_request_time is not None:
+        fill_time(message.cancel_request_time, payment.cancel_request_time)
+    message.refund_refusal_code = payment.refund_refusal_code or ""
+    fill_money(message.refunded_outside, currency_code, payment.refunded_outside_minor)
+    message.resolution_reason = payment.resolution_reason or ""

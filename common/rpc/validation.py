@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from protovalidate import Validator, Violation
 
 from common.errors import FieldViolation, InvalidField, InvalidFields
+from common.rpc.plain_rules import PlainRules
 
 Parse: TypeAlias = Callable[[bytes], Message]
 
@@ -35,6 +36,7 @@ EMPTY: Final = "is empty: leave it out, or give it a value"
 
 # One per process: it compiles the rules of a message type once.
 _collect: Final = Validator().collect_violations
+_plain_rules: Final = PlainRules()
 
 
 def parse_request(parse: Parse, raw: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Message:
@@ -70,6 +72,8 @@ def check(request: Message) -> None:
 
     Descriptions are texts of the rules. They never contain values, which may be huge or secret.
     """
+    if _plain_rules[type(request)](request):
+        return
     violations = _collect(request)
     if violations:
         raise InvalidFields(_field_violation(request, each) for each in violations[:VIOLATIONS_MAX])

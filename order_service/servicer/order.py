@@ -157,7 +157,8 @@ def _fill(message: pb.Order, order: Order) -> None:
         added.quantity = item.quantity
         fill_money(added.unit_price, currency_code, item.unit_price_minor)
         fill_money(added.amount, currency_code, item.amount_minor)
-        added.seats.extend(item.seats)
+        if item.seats:
+            added.seats.extend(item.seats)
     fill_money(message.subtotal, currency_code, order.subtotal_minor)
     fill_money(message.discount, currency_code, order.discount_minor)
     fill_money(message.total, currency_code, order.total_minor)

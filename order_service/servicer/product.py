@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from common.paging import Page
-from common.rpc.convert import money_from, money_to, time_to
+from common.request_key import Result
+from common.rpc.convert import fill_money, fill_time, money_from
 from common.rpc.reasons import refuses
 from order_service.errors import ProductNotFound, ProductNotSeated, ProductSeated, SeatExists
 from order_service.model.product import CreateProduct, Product, RestockProduct
@@ -13,6 +14,10 @@ from order_service.model.seat import AddSeats
 from order_service.use_cases.product import Products
 from tally.order.v1 import order_pb2 as pb
 from tally.order.v1 import order_pb2_grpc
+
+Response = TypeVar(
+    "Response", pb.CreateProductResponse, pb.RestockProductResponse, pb.AddSeatsResponse
+)
 
 
 class ProductServicer(order_pb2_grpc.ProductServiceServicer):
@@ -28,7 +33,7 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
                 request.name, money_from(request.price), request.stock, request.request_id
             )
         )
-        return pb.CreateProductResponse(product=_product(written.value), replayed=written.replayed)
+        return _written(pb.CreateProductResponse(), written)
 
     @refuses(ProductNotFound, ProductSeated)
     async def RestockProduct(
@@ -37,21 +42,23 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
         written = await self._products.write(
             RestockProduct(request.product_id, request.quantity, request.request_id)
         )
-        return pb.RestockProductResponse(product=_product(written.value), replayed=written.replayed)
+        return _written(pb.RestockProductResponse(), written)
 
     @refuses(ProductNotFound, ProductNotSeated, SeatExists)
     async def AddSeats(self, request: pb.AddSeatsRequest, context: Any) -> pb.AddSeatsResponse:
         written = await self._products.write(
             AddSeats(request.product_id, tuple(request.labels), request.request_id)
         )
-        return pb.AddSeatsResponse(product=_product(written.value), replayed=written.replayed)
+        return _written(pb.AddSeatsResponse(), written)
 
     @refuses(ProductNotFound)
     async def GetProduct(
         self, request: pb.GetProductRequest, context: Any
     ) -> pb.GetProductResponse:
         product = await self._products.get_product(request.product_id)
-        return pb.GetProductResponse(product=_product(product))
+        response = pb.GetProductResponse()
+        _fill(response.product, product)
+        return response
 
     @refuses()
     async def ListProducts(
@@ -63,16 +70,27 @@ class ProductServicer(order_pb2_grpc.ProductServiceServicer):
         return pb.ListProductsResponse(products=products, next_page_token=next_page_token)
 
 
+def _written(response: Response, written: Result[Product]) -> Response:
+    """The response to a write."""
+    response.replayed = written.replayed
+    _fill(response.product, written.value)
+    return response
+
+
 def _product(product: Product) -> pb.Product:
-    return pb.Product(
-        product_id=product.product_id,
-        name=product.name,
-        price=money_to(product.price),
-        stock=product.free,
-        reserved=product.reserved,
-        sold=product.sold,
-        version=product.version,
-        create_time=time_to(product.create_time),
-        update_time=time_to(product.update_time),
-        seated=product.seated,
-    )
+    message = pb.Product()
+    _fill(message, product)
+    return message
+
+
+def _fill(message: pb.Product, product: Product) -> None:
+    message.product_id = product.product_id
+    message.name = product.name
+    fill_money(message.price, product.price.currency_code, product.price.amount_minor)
+    message.stock = product.free
+    message.reserved = product.reserved
+    message.sold = product.sold
+    message.version = product.version
+    fill_time(message.create_time, product.create_time)
+    fill_time(message.update_time, product.update_time)
+    message.seated = product.seated
