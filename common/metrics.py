@@ -90,6 +90,29 @@ READY: Final = Gauge(
     "tally_ready", "1 while this replica's health is SERVING, else 0.", registry=REGISTRY
 )
 
+# Of identity and TLS. Defined here, so that they are exported where these are off.
+SIGNATURES: Final = Counter(
+    "tally_identity_signatures",
+    "Signatures of tokens that were verified, by outcome (valid, wrong, or refused: too many wrong "
+    "ones came from the address). A token that was verified before is not verified again.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+REMEMBERED_TOKENS: Final = Gauge(
+    "tally_identity_tokens", "Verified tokens that this replica remembers.", registry=REGISTRY
+)
+KEYS_READ: Final = Gauge(
+    "tally_identity_keys_read_timestamp_seconds",
+    "Unix time at which the keys of tokens were last read; 0: never, or identity is off.",
+    registry=REGISTRY,
+)
+CERTIFICATE_EXPIRY: Final = Gauge(
+    "tally_tls_certificate_expiry_timestamp_seconds",
+    "Unix time at which the certificate in use expires, by the port that it is for.",
+    ("port",),
+    registry=REGISTRY,
+)
+
 
 def from_zero(metric: Counter | Histogram, *values: Iterable[str]) -> None:
     """Export the metric with every combination of its labels' values before the first event.
@@ -98,3 +121,6 @@ def from_zero(metric: Counter | Histogram, *values: Iterable[str]) -> None:
     """
     for labels in product(*values):
         metric.labels(*labels)
+
+
+from_zero(SIGNATURES, ("valid", "wrong", "refused"))

@@ -242,13 +242,14 @@ async def _check_redis(settings: ServiceSettings) -> None:
 def _reduce_garbage_collection() -> None:
     """Prevent long pauses of the garbage collector under load, in which every caller waits.
 
-    What is loaded by now lives as long as the process: the collector no longer scans it. Calls
-    create few reference cycles, so one collection per 50,000 allocations instead of 700 costs
-    little memory.
+    What is loaded by now lives as long as the process: the collector no longer scans it. gRPC
+    leaves a reference cycle of 8 objects per call, so one collection per 10,000 objects instead of
+    700 is one per about 1,250 calls. Five times as many would hold 3 to 4 MB more, and spare no
+    processor time that can be measured.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 10, 20)
+    gc.set_threshold(10_000, 10, 20)
 
 
 def _metrics_page(settings: ServiceSettings) -> MetricsPage:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import enum
+import re
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Final
+
+SUBJECT: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
+"""The form of a user_id: a subject of another form could act for nobody."""
 
 
 class Kind(enum.StrEnum):

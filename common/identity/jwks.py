@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from prometheus_client import Gauge
 
 from common.identity.keys import UnusableKeys, parse_keys
 from common.identity.tokens import TokenVerifier
-from common.metrics import REGISTRY
+from common.metrics import KEYS_READ
 
 REFRESH_S: Final = 30.0
 """Time between two reads. An issuer that publishes a key this long before it signs with it, and
@@ -23,11 +22,6 @@ keeps it while tokens of it live, rotates its keys without a refused call."""
 FETCH_S: Final = 5.0
 BYTES_MAX: Final = 256 * 1024
 
-_read_at = Gauge(
-    "tally_identity_keys_read_timestamp_seconds",
-    "Unix time at which the keys of tokens were last read; 0: never, or identity is off.",
-    registry=REGISTRY,
-)
 _log = structlog.stdlib.get_logger()
 
 
@@ -60,7 +54,7 @@ class Jwks:
         if self.problem:
             _log.info("identity_keys_read")
         self.problem = ""
-        _read_at.set_to_current_time()
+        KEYS_READ.set_to_current_time()
 
     async def follow(self) -> None:
         """Read the keys again every REFRESH_S, for ever."""

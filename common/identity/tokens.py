@@ -8,25 +8,21 @@ What is remembered is forgotten when a key leaves the JWKS or changes.
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import jwt
-from prometheus_client import Counter, Gauge
 
-from common.identity.caller import Caller, Kind
+from common.identity.caller import SUBJECT, Caller, Kind
 from common.identity.errors import TokenExpired, TokenInvalid, TooManyBadTokens
 from common.identity.failures import FailureLimit
 from common.identity.keys import ALGORITHMS, Key
-from common.metrics import REGISTRY
+from common.metrics import REMEMBERED_TOKENS, SIGNATURES
 
 TOKEN_BYTES_MAX: Final = 4 * 1024
 REMEMBERED_MAX: Final = 32_768
 """Verified tokens that are remembered; beyond that the oldest is forgotten. About 15 MB."""
-SUBJECT: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
-"""The form of a user_id: a subject of another form could act for nobody."""
 
 _PROBLEMS: Final[Mapping[type[Exception], str]] = {
     jwt.ImmatureSignatureError: "it is not valid yet",
@@ -44,19 +40,6 @@ _UNSIGNED: Final[Any] = {
     ),
 }
 """Checks the claims, and leaves the signature to ``Key.verifies``: the token is parsed once."""
-
-_verified = Counter(
-    "tally_identity_signatures",
-    "Signatures of tokens that were verified, by outcome (valid, wrong, or refused: too many wrong "
-    "ones came from the address). A token that was verified before is not verified again.",
-    ("outcome",),
-    registry=REGISTRY,
-)
-for _outcome in ("valid", "wrong", "refused"):
-    _verified.labels(_outcome)
-_remembered = Gauge(
-    "tally_identity_tokens", "Verified tokens that this replica remembers.", registry=REGISTRY
-)
 
 
 class TokenVerifier:
@@ -82,7 +65,7 @@ class TokenVerifier:
         self._limit = FailureLimit()
         self._keys: Mapping[str, Key] = {}
         self._known: dict[bytes, Caller] = {}
-        _remembered.set_function(lambda: len(self._known))
+        REMEMBERED_TOKENS.set_function(lambda: len(self._known))
 
     @property
     def has_keys(self) -> bool:
@@ -115,14 +98,14 @@ class TokenVerifier:
             raise TokenInvalid(f"it is longer than {TOKEN_BYTES_MAX} bytes")
         key, caller, signature = self._claimed(token)
         if self._limit.exceeded(peer()):
-            _verified.labels("refused").inc()
+            SIGNATURES.labels("refused").inc()
             raise TooManyBadTokens
         signed = token.rpartition(".")[0].encode()
         if not key.verifies(signed, signature):
             self._limit.note(peer())
-            _verified.labels("wrong").inc()
+            SIGNATURES.labels("wrong").inc()
             raise TokenInvalid("wrong signature")
-        _verified.labels("valid").inc()
+        SIGNATURES.labels("valid").inc()
         if len(self._known) >= REMEMBERED_MAX:
             del self._known[next(iter(self._known))]
         self._known[digest] = caller

@@ -18,7 +18,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from common import metrics
 from common.errors import Internal, Refusal
-from common.identity.tokens import SUBJECT
+from common.identity.caller import SUBJECT
 from common.rpc.access import USER_ID
 from common.rpc.status import GRPC_CODES, to_status
 from common.rpc.unexpected import internal

@@ -8,7 +8,7 @@ Nothing is read from a database, a disk or the network here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -16,11 +16,13 @@ from google.protobuf.message import Message
 from common.identity.caller import Caller, start_call
 from common.identity.errors import TokenInvalid, TokenMissing
 from common.identity.peers import PeerCertificates
-from common.identity.tokens import TokenVerifier
 from common.rpc.access import MethodAccess, ServiceMethods, method_of
 from common.rpc.client_address import ClientAddress
 from common.rpc.reserved_ids import Refuse, refusal_of_reserved_ids
 from common.rpc.validation import Parse, check_size, parse_message
+
+if TYPE_CHECKING:
+    from common.identity.tokens import TokenVerifier
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 

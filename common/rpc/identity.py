@@ -1,10 +1,13 @@
-"""Identity of a server: its verifier, the keys that it follows, and the guard of its methods."""
+"""Identity of a server: its verifier, the keys that it follows, and the guard of its methods.
+
+Imported only where identity is on (``common.rpc.server``).
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Self
 
 from common.environment import SettingsError, source_of
 from common.identity.jwks import Jwks, Unreadable
@@ -46,17 +49,14 @@ class Identity:
         self._jwks = Jwks(settings.auth_jwks, verifier)
         self._following: asyncio.Task[None] | None = None
 
-    @classmethod
-    def wanted(cls, settings: ServiceSettings, addresses: ClientAddress) -> Self | None:
-        """The identity that the settings ask for; None if it is off."""
-        return cls(settings, addresses) if settings.auth == "required" else None
+    async def start(self, services: Sequence[str]) -> None:
+        """Read the keys, and follow them from now on. ``services``: those of the server.
 
-    async def start(self) -> None:
-        """Read the keys, and follow them from now on.
-
-        Raises SettingsError if they are in a file that cannot be read. With a URL, an issuer that
-        is away does not end the replica, which is not ready until it has keys.
+        Raises SettingsError if they are in a file that cannot be read, or if ``auth_services``
+        names a method that there is not. With a URL, an issuer that is away does not end the
+        replica, which is not ready until it has keys.
         """
+        _check_service_methods(self._settings, services)
         try:
             await self._jwks.read()
         except Unreadable as error:
@@ -77,7 +77,7 @@ class Identity:
                 await self._following
 
 
-def check_service_methods(settings: ServiceSettings, services: list[str]) -> None:
+def _check_service_methods(settings: ServiceSettings, services: Sequence[str]) -> None:
     """Raise SettingsError if ``auth_services`` names a method that one of the services has not.
 
     Methods of other services are theirs to check: all have the same setting.

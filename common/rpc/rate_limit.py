@@ -23,8 +23,7 @@ from google.protobuf.message import Message
 
 from common.errors import Refusal
 from common.gcra import Rate
-from common.identity.caller import Caller, Kind, running_caller
-from common.identity.tokens import SUBJECT
+from common.identity.caller import SUBJECT, Caller, Kind, running_caller
 from common.locking.redis import open_redis
 from common.rate_limits.shared import SharedLimits
 from common.rate_limits.two_stage import TwoStageLimit, share_of

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 import structlog
@@ -23,14 +23,17 @@ from common.rpc.call_log import CallLog
 from common.rpc.client_address import ClientAddress
 from common.rpc.health import NAME as HEALTH
 from common.rpc.health import Health, Ready
-from common.rpc.identity import Identity, check_service_methods
 from common.rpc.pauses import Pauses
 from common.rpc.rate_limit import RateLimits
 from common.rpc.registry import HandlerRegistry
 from common.rpc.validation import BULK_BYTES_MAX, MESSAGE_BYTES_MAX
 from common.settings import ServiceSettings
-from common.tls import CertificateFiles, UnusableCertificate
+from common.tls import UnusableCertificate
 from tally_client.rpc.addresses import split_host_port
+
+if TYPE_CHECKING:
+    from common.certificates import CertificateFiles
+    from common.rpc.identity import Identity
 
 AddToServer: TypeAlias = Callable[[Any, Any], None]
 """A generated ``add_…Servicer_to_server``."""
@@ -89,7 +92,7 @@ class GrpcServer:
         self._ready = ready
         self._pauses = Pauses(settings.pause_file)
         addresses = ClientAddress(settings.trusted_proxies)
-        self._identity = Identity.wanted(settings, addresses)
+        self._identity = _identity(settings, addresses)
         self._limits = RateLimits.wanted(settings, addresses)
         registry = partial(
             HandlerRegistry,
@@ -137,8 +140,7 @@ class GrpcServer:
         """
         mounted = list(self._handlers.services)
         if self._identity is not None:
-            check_service_methods(self._settings, mounted)
-            await self._identity.start()
+            await self._identity.start(mounted)
         add_health: AddToServer = health_pb2_grpc.add_HealthServicer_to_server
         add_health(self.health, self._handlers)
         add_health(self.health, self._probe_handlers)
@@ -244,6 +246,16 @@ class GrpcServer:
         self._handlers.open()
 
 
+def _identity(settings: ServiceSettings, addresses: ClientAddress) -> Identity | None:
+    """The identity that the settings ask for; None if it is off."""
+    if settings.auth == "off":
+        return None
+    # PyJWT and cryptography: 8 MB that a replica without identity does not need.
+    from common.rpc.identity import Identity  # noqa: PLC0415
+
+    return Identity(settings, addresses)
+
+
 def _certificate(
     settings: ServiceSettings, setting: str, port: str, *, mutual: bool = False
 ) -> CertificateFiles | None:
@@ -251,6 +263,9 @@ def _certificate(
     directory: str = getattr(settings, setting)
     if not directory:
         return None
+    # cryptography: 8 MB that a replica without TLS does not need.
+    from common.certificates import CertificateFiles  # noqa: PLC0415
+
     try:
         return CertificateFiles(Path(directory), port, mutual=mutual)
     except UnusableCertificate as error:

@@ -32,6 +32,8 @@ AUDIT: Final = "audit"
 PAGE_OFFSETS: Final = PORT_OFFSETS | {AUDIT: 5}
 REPLICA_STEP: Final = 100
 PORT_MAX: Final = 65535
+ARENAS_MAX: Final = "1"
+"""Arenas of memory of a replica, as in the image (``deploy/docker/Dockerfile`` says why)."""
 
 
 def services() -> tuple[str, ...]:
@@ -202,7 +204,8 @@ def replica_environment(
         }
     named = {f"TALLY_{service.upper()}_{name}": value for name, value in settings.items()}
     # grpcurl, with which a user explores the local stack, needs reflection.
-    return {"TALLY_REFLECTION": "true"} | plain_environment() | named
+    given = {"TALLY_REFLECTION": "true", "MALLOC_ARENA_MAX": ARENAS_MAX}
+    return given | plain_environment() | named
 
 
 def audit_environment(plan: Plan, backends: Backends) -> dict[str, str]:

@@ -17,7 +17,6 @@ from common.identity.caller import Caller, Kind
 from common.rpc import server, stream_shares
 from common.rpc.client_address import FORWARDED_FOR
 from common.rpc.guard import Admitted
-from common.rpc.identity import Identity
 from tests.integration.common.echo import Connection, Held, connected, refusal_of
 from tests.support.payments import until
 
@@ -42,8 +41,7 @@ class Admits:
 async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connection]:
     """A server with identity and five places for streams, behind a proxy."""
     identity = mock.AsyncMock(guard=Admits(), check_ready=mock.Mock())
-    monkeypatch.setattr(Identity, "wanted", lambda _settings, _addresses: identity)
-    monkeypatch.setattr(server, "check_service_methods", mock.Mock())
+    monkeypatch.setattr(server, "_identity", lambda _settings, _addresses: identity)
     monkeypatch.setattr(stream_shares, "USER_STREAMS_MAX", USERS_MOST)
     proxies = (ip_network("127.0.0.0/8"),)
     async with connected(Held(), max_concurrent_calls=SLOTS, trusted_proxies=proxies) as client:

@@ -227,7 +227,7 @@ async def test_a_peer_whose_authority_was_removed_has_no_new_connection(tmp_path
     server_dir = write_certificate(tmp_path / "server", new, old, new)
     peer = write_certificate(tmp_path / "peer", old, new, uris=[STRANGER])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.tls.REFRESH_S", 0.05)
+        patch.setattr("common.certificates.REFRESH_S", 0.05)
         async with (
             serving(peer_tls_dir=str(server_dir), peer_bind=f"{HOST}:0") as (_, server),
             client_of(f"{HOST}:{server.ports['peer_bind']}", certificates_in(peer)) as client,
@@ -250,7 +250,7 @@ async def test_an_old_connection_ends_with_its_age(tmp_path: Path) -> None:
     server_dir = write_certificate(tmp_path / "server", new, old, new)
     peer = write_certificate(tmp_path / "peer", old, new)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.tls.REFRESH_S", 0.05)
+        patch.setattr("common.certificates.REFRESH_S", 0.05)
         async with (
             serving(
                 peer_tls_dir=str(server_dir), peer_bind=f"{HOST}:0", max_connection_age_s=1.0

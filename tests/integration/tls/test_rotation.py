@@ -40,7 +40,7 @@ ENOUGH = 300
 
 @pytest.fixture(autouse=True)
 def read_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.tls.REFRESH_S", 0.05)
+    monkeypatch.setattr("common.certificates.REFRESH_S", 0.05)
     monkeypatch.setattr("tally_client.rpc.rotation.REFRESH_S", 0.05)
 
 

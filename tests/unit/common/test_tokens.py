@@ -10,7 +10,6 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from prometheus_client import Counter
 
 from common.errors import Refusal
 from common.gcra import SECOND_NS
@@ -20,6 +19,7 @@ from common.identity.errors import TokenExpired, TokenInvalid, TooManyBadTokens
 from common.identity.failures import FailureLimit
 from common.identity.keys import UnusableKeys, parse_keys
 from common.identity.tokens import TokenVerifier
+from common.metrics import SIGNATURES
 from common.peer_address import address_of
 from deploy.local.identities import AUDIENCE, ISSUER, ROLE, Issuer
 from tests.support.tokens import HOUR_S, bad_tokens, encoded, forged, with_header
@@ -59,8 +59,9 @@ class Signatures:
         return {name: after[name] - before for name, before in self._before.items()}
 
     def _counts(self) -> dict[str, float]:
-        counter: Counter = tokens._verified
-        return {name: counter.labels(name)._value.get() for name in ("valid", "wrong", "refused")}
+        return {
+            name: SIGNATURES.labels(name)._value.get() for name in ("valid", "wrong", "refused")
+        }
 
 
 # -- whom a token names ----------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import Final
 import pytest
 
 from deploy.docker.image import IMAGES
-from deploy.local.plan import PROJECT
+from deploy.local.plan import PROJECT, Backends, Plan, replica_environment
+from deploy.local.postgres_roles import ServiceUrls
 from tests.unit.deploy.docker import dockerfile
 from tests.unit.deploy.docker.dockerfile import WORKDIR, environment, ignored, last, stages
 
@@ -78,6 +79,14 @@ def test_environment_of_the_interpreter() -> None:
     # The root file system may be read-only, and nothing is imported from the working directory.
     assert found["PYTHONDONTWRITEBYTECODE"] == "1"
     assert found["PYTHONSAFEPATH"] == "1"
+
+
+def test_replicas_have_one_arena_of_memory_in_the_image_and_in_a_local_stack() -> None:
+    assert environment(stages(), "server")["MALLOC_ARENA_MAX"] == "1"
+    urls = ServiceUrls("owner", "runtime", "audit")
+    backends = Backends(dict.fromkeys(SERVICES, urls), "", "", "")
+    for service in SERVICES:
+        assert replica_environment(Plan(), service, 0, backends)["MALLOC_ARENA_MAX"] == "1"
 
 
 @of_each_image

@@ -12,7 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from structlog.testing import capture_logs
 
-from common.tls import AUTHORITIES, CERTIFICATE, KEY, CertificateFiles, UnusableCertificate
+from common.certificates import CertificateFiles
+from common.tls import AUTHORITIES, CERTIFICATE, KEY, UnusableCertificate
 from tests.support.certificates import (
     DAY,
     HOST,
@@ -105,7 +106,7 @@ def test_authorities_are_read_for_mutual_tls_only(directory: Path) -> None:
 async def test_an_unforeseen_error_does_not_end_the_reading(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.tls.REFRESH_S", 0.01)
+    monkeypatch.setattr("common.certificates.REFRESH_S", 0.01)
     files = CertificateFiles(directory, "clients")
     first, read = files.pems, files._read
     failing = iter([MemoryError("no memory"), RuntimeError("cannot start a thread")])
@@ -130,7 +131,7 @@ async def test_an_unforeseen_error_does_not_end_the_reading(
 async def test_what_cannot_be_used_changes_nothing_and_is_logged_once(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.tls.REFRESH_S", 0.01)
+    monkeypatch.setattr("common.certificates.REFRESH_S", 0.01)
     files = CertificateFiles(directory, "peers", mutual=True)
     first = files.pems
     assert first.authorities is not None
