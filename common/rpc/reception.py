@@ -7,19 +7,15 @@ sent, until the end of its connection.
 So the calls in between are counted. gRPC receives the messages of a few, which is the fast way;
 honest messages arrive with their headers or a moment later, so that this is the way of nearly all
 calls. While so many are waited for, the handler of a further call receives its message itself: it
-has a time limit, and its status ends the call. There are so many places for these. When all are
-taken, a further call takes that of the one that has waited longest: honest messages are complete
-soon, so whoever wants to keep others out has to send calls faster than these arrive, and not only
-to have many addresses. A client that has a third of the places gets no more: its calls are refused
-before their messages. (The few are not shared out: before its message gRPC does not name a call's
-client.)
+has a time limit, and its status ends the call. Beyond a second number calls are refused before
+their messages, and those of a client that has its share of them earlier. (The few are not shared
+out: before its message gRPC does not name a call's client.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -27,14 +23,13 @@ from common.deadlines import DeadlineExceeded
 from common.errors import Overloaded
 from common.rpc.call_ends import Call, CallEnds, Context
 from common.rpc.client_address import ClientAddress
+from common.rpc.shares import Shares
 
 UNTIMED_MAX: Final = 32
 """Requests without a time limit that are waited for at once."""
 TIMED_MAX: Final = 256
 """Requests with a time limit that are waited for at once. With those without, and the largest
 message that the transport accepts, they are about 90 MiB."""
-CLIENT_SHARE: Final = 3
-"""A client has one of this many parts of them at most."""
 _TOO_LATE: Final = "The request did not arrive in time; nothing was done."
 
 
@@ -47,7 +42,7 @@ class Reception:
         self._limit_s = limit_s
         self._addresses = addresses
         self._untimed: set[asyncio.Task[object]] = set()
-        self._places = _Places()
+        self._timed = Shares()
 
     def enter(self) -> bool:
         """Whether gRPC may receive the request of the running task's call, without a time limit."""
@@ -75,58 +70,24 @@ class Reception:
         async def receive_and_handle(_requests: AsyncIterator[bytes], context: Context) -> None:
             call = Call(method, context, time.perf_counter())
             client = self._addresses.share_of(context)
-            if not self._places.has_room(client):
+            if not self._timed.has_room(client, 1, TIMED_MAX):
                 await self._ends.abort(call, Overloaded())
-            place = self._places.take(client)
+            self._timed.take(client, 1)
             # gRPC writes into what this task waits for: it must not be cancelled. The status below
             # ends the call, and with it the task.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(_forget)
-            ends: set[asyncio.Future[Any]] = {reading, place}
             try:
-                await asyncio.wait(ends, timeout=self._limit_s, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({reading}, timeout=self._limit_s)
                 if not reading.done():
-                    refusal = Overloaded() if place.done() else DeadlineExceeded(_TOO_LATE)
-                    await self._ends.abort(call, refusal)
+                    await self._ends.abort(call, DeadlineExceeded(_TOO_LATE))
             finally:
-                self._places.give_back(place)
+                self._timed.give_back(client, 1)
             request: object = reading.result()
             if isinstance(request, bytes):  # not EOF: the client has hung up
                 await handle(request, context)
 
         return receive_and_handle
-
-
-class _Places:
-    """The places of requests with a time limit: futures, done when lost to another request."""
-
-    def __init__(self) -> None:
-        self._taken: dict[asyncio.Future[None], str] = {}
-        """The client of each, in the order in which they were taken."""
-        self._held = Counter[str]()
-
-    def has_room(self, client: str) -> bool:
-        """Whether the client has less than its part of them."""
-        return self._held[client] < TIMED_MAX // CLIENT_SHARE
-
-    def take(self, client: str) -> asyncio.Future[None]:
-        """A place: a free one, or that of the request which has waited longest."""
-        if len(self._taken) >= TIMED_MAX:
-            oldest = next(iter(self._taken))
-            self.give_back(oldest)
-            oldest.set_result(None)
-        place = asyncio.get_running_loop().create_future()
-        self._taken[place] = client
-        self._held[client] += 1
-        return place
-
-    def give_back(self, place: asyncio.Future[None]) -> None:
-        """Free the place, unless it was lost."""
-        client = self._taken.pop(place, None)
-        if client is not None:
-            self._held[client] -= 1
-            if not self._held[client]:
-                del self._held[client]
 
 
 def writing(

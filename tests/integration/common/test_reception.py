@@ -50,7 +50,7 @@ OPTIONS: Final[dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request without a time limit, and six with one, of which a client has two."""
+    """One request without a time limit, and two of a client with one."""
     monkeypatch.setattr(reception, "UNTIMED_MAX", 1)
     monkeypatch.setattr(reception, "TIMED_MAX", 6)
 
@@ -109,23 +109,6 @@ async def test_another_client_is_served_when_one_has_its_share() -> None:
         other = ((FORWARDED_FOR, "203.0.113.7"),)
         assert (await client.say("served", metadata=other)).value == "served"
         assert (await refusal_of(client.say("full"))).reason == "OVERLOADED"
-
-
-async def test_when_all_places_are_taken_the_oldest_request_is_refused() -> None:
-    """By many clients, each with less than its share; then a further one is served."""
-    async with attacked(LONG_S, 1) as (client, raw, echo):
-        for stream in streams(7)[1:]:
-            named = (FORWARDED_FOR.encode(), b"203.0.113.%d" % stream)
-            raw.send(HEADERS, END_HEADERS, stream, call_headers(SAY, named))
-            raw.send(DATA, 0, stream, CONTENT[:-1])
-            await raw.ping()
-        honest = ((FORWARDED_FOR, "198.51.100.7"),)
-        assert (await client.say("served", metadata=honest)).value == "served"
-        assert await raw.end_of(3) == [FULL]
-        for stream in streams(7)[2:]:
-            raw.send(DATA, END_STREAM, stream, CONTENT[-1:])
-        assert await raw.end_of(*streams(7)[2:]) == [""] * 5
-        assert [call.value for call in echo.received] == ["served", *["late"] * 5]
 
 
 async def test_health_checks_are_limited_too() -> None:
