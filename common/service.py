@@ -45,10 +45,11 @@ from common.environment import SettingsError, source_of, unknown_names
 from common.locking.redis import connection_problem
 from common.metrics import BUILD, LOOP_LAG
 from common.metrics_page import MetricsPage
+from common.process_settings import Command
 from common.rpc.health import Ready
 from common.rpc.server import AddToServer, GrpcServer, PortTaken
 from common.rpc.status import from_trailing
-from common.settings import Command, ServiceSettings, read
+from common.settings import ServiceSettings, read
 from common.task_dump import write_tasks
 from common.tasks import PeriodicJob, run_periodic_jobs
 from common.tls import UnusableCertificate

@@ -12,25 +12,15 @@ An error is one line that names the variable and never its value.
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SecretsSettingsSource,
-    SettingsConfigDict,
-)
 
-from common import environment
 from common.environment import SettingsError, source_of
 from common.gcra import Rate
+from common.process_settings import Command, DatabaseClientSettings, ProcessSettings
 from common.setting_types import (
     WORD,
     AbsolutePath,
@@ -49,65 +39,11 @@ from common.urls import (
     OptionalBindAddress,
     PostgresUrl,
     RedisUrl,
+    verifies_redis,
 )
 
-Command: TypeAlias = Literal["serve", "migrate"]
 
-
-def _replica_name() -> str:
-    # In Kubernetes the host name is the pod's; on one machine the process ids differ.
-    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:48] or "replica"
-    return f"{host}-{os.getpid()}"
-
-
-class ProcessSettings(BaseSettings):
-    """The settings of every process. A program derives its own class and sets its name in it."""
-
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", case_sensitive=False, hide_input_in_errors=True
-    )
-
-    service: ClassVar[str] = ""
-    """The program's name in its variables: ``balance`` reads ``TALLY_BALANCE_…``."""
-
-    needed_to_serve: ClassVar[tuple[str, ...]] = ()
-
-    replica: str = Field(
-        default_factory=_replica_name,
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Name of this replica, sent to clients in `tally-replica` and logged.",
-        json_schema_extra={"documented_default": "host name and process id"},
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Lowest level that is logged."
-    )
-    log_format: Literal["json", "console"] = Field(
-        default="json", description="One JSON object per line, or text for people."
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The service's own variable or file, then the common one; no .env file."""
-        del env_settings, dotenv_settings, file_secret_settings
-        directory = environment.secrets_dir()
-        sources: list[PydanticBaseSettingsSource] = [init_settings]
-        for prefix in environment.prefixes(cls.service):
-            sources.append(EnvSettingsSource(settings_cls, env_prefix=prefix))
-            if directory is not None:
-                sources.append(
-                    SecretsSettingsSource(settings_cls, secrets_dir=directory, env_prefix=prefix)
-                )
-        return tuple(sources)
-
-
-class ServiceSettings(ProcessSettings):
+class ServiceSettings(DatabaseClientSettings):
     """The settings of every service. A service derives its own class and sets its name in it."""
 
     needed_to_serve: ClassVar[tuple[str, ...]] = ("database_url",)
@@ -141,6 +77,11 @@ class ServiceSettings(ProcessSettings):
         description="Redis or Valkey for the first line of locks: redis://host:port/0, "
         "redis+sentinel://host:port,…/service, redis+cluster://host:port,…; empty: none. For TLS "
         "rediss…://, which may end in `?ssl_ca_certs=/path/ca.crt`.",
+    )
+    allow_unverified_redis: bool = Field(
+        default=False,
+        description="Whether production accepts a Redis URL without TLS, or one that does not "
+        "verify the server: only where something else does, such as a mesh or a local socket.",
     )
     bind: BindAddress = Field(
         default="127.0.0.1:50051",
@@ -239,11 +180,6 @@ class ServiceSettings(ProcessSettings):
         description="host:port to serve health on, in plaintext and nothing else, for probes that "
         "do no TLS; empty: none.",
     )
-    production: bool = Field(
-        default=False,
-        description="Whether this is production: it does not start with AUTH=off, nor without "
-        "TLS_DIR.",
-    )
     auth: Literal["off", "required"] = Field(
         default="off",
         description="`required`: calls need a token, and are admitted by docs/access.md. `off`: "
@@ -322,8 +258,13 @@ class ServiceSettings(ProcessSettings):
         found: Rate | None = getattr(self, self.limited_by.get(method, name))
         return found
 
-    @model_validator(mode="after")
-    def _identity_is_complete(self) -> Self:
+    def check(self, command: Command) -> None:
+        if command == "serve":
+            self._check_identity()
+            self._check_tls()
+        self._check_stores()
+
+    def _check_identity(self) -> None:
         if self.production and self.auth == "off":
             raise ValueError("auth must be required in production")
         if self.auth == "required":
@@ -331,15 +272,26 @@ class ServiceSettings(ProcessSettings):
                 if not getattr(self, name):
                     auth = source_of(self.service, "auth")
                     raise ValueError(f"{name} is needed with {auth}=required")
-        return self
 
-    @model_validator(mode="after")
-    def _tls_is_complete(self) -> Self:
+    def _check_tls(self) -> None:
         if self.production and not self.tls_dir:
             raise ValueError("tls_dir is needed in production")
         if self.peer_bind and not self.peer_tls_dir:
             raise ValueError(f"peer_tls_dir is needed with {source_of(self.service, 'peer_bind')}")
-        return self
+
+    def _check_stores(self) -> None:
+        for field in ("database_url", "owner_database_url", "audit_database_url"):
+            url: str = getattr(self, field).get_secret_value()
+            if url and (problem := self.database_problem(url)):
+                raise ValueError(f"{field} {problem}")
+        url = self.redis_url.get_secret_value()
+        if self.production and url and not (self.allow_unverified_redis or verifies_redis(url)):
+            allowed = source_of(self.service, "allow_unverified_redis")
+            raise ValueError(
+                "redis_url must be rediss://, rediss+sentinel:// or rediss+cluster:// in "
+                f"production, and check certificate and host; set {allowed}=true only if something "
+                "else encrypts the connection and identifies the server"
+            )
 
 
 S = TypeVar("S", bound=ProcessSettings)
@@ -352,6 +304,11 @@ def read(settings_type: type[S], command: Command = "serve") -> S:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field, problem = _field_and_problem(first)
+        raise SettingsError(f"{source_of(settings_type.service, field)}: {problem}") from None
+    try:
+        settings.check(command)
+    except ValueError as error:
+        field, _, problem = str(error).partition(" ")
         raise SettingsError(f"{source_of(settings_type.service, field)}: {problem}") from None
     needed = settings_type.needed_to_serve if command == "serve" else ("owner_database_url",)
     for field in needed:

@@ -7,7 +7,7 @@ import re
 import ssl
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
@@ -72,6 +72,11 @@ def engine_url(text: str) -> URL:
     return url.set(drivername="postgresql+asyncpg", query=query)
 
 
+def verifies_postgres(text: str) -> bool:
+    """Whether connections by the URL check that the server has a certificate for its host."""
+    return engine_url(text).query.get("ssl") == "verify-full"
+
+
 def connect_arguments(url: URL) -> dict[str, Any]:
     """The arguments of ``asyncpg.connect`` for a URL from ``engine_url``. Raises as the next."""
     return {**url.translate_connect_args(username="user"), **tls_arguments(url)}
@@ -106,6 +111,7 @@ class RedisNodes:
     password: str | None
     """Of Redis; Sentinels are asked without one."""
     tls: bool
+    """Of Redis and of Sentinels."""
     authorities: str | None = None
     """File of the authorities that sign the servers' certificates; None: those of the system."""
 
@@ -136,6 +142,21 @@ def redis_nodes(text: str) -> RedisNodes | None:
         unquote(match["password"] or "") or None,
         bool(match["tls"]),
         match["authorities"],
+    )
+
+
+def verifies_redis(text: str) -> bool:
+    """Whether connections by the URL check that each server has a certificate for its host."""
+    nodes = redis_nodes(text)
+    if nodes is not None:
+        return nodes.tls
+    parts = urlsplit(text)
+    given = parse_qs(parts.query)
+    # The client's options that turn a check off; those of several servers cannot have them.
+    return (
+        parts.scheme == "rediss"
+        and given.get("ssl_cert_reqs", ["required"]) == ["required"]
+        and given.get("ssl_check_hostname", ["true"]) == ["true"]
     )
 
 

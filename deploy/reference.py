@@ -10,7 +10,8 @@ from pydantic.fields import FieldInfo
 
 from balance_service.settings import BalanceSettings
 from common.environment import PREFIX, SECRETS_DIR, prefixes
-from common.settings import ProcessSettings, ServiceSettings
+from common.process_settings import ProcessSettings
+from common.settings import ServiceSettings
 from coupon_service.settings import CouponSettings
 from deploy import access_reference, errors_reference, metrics_reference
 from deploy.audit.settings import AuditSettings

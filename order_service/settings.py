@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from common.environment import SettingsError, source_of
 from common.identity.service_token import ServiceToken
+from common.process_settings import Command
 from common.setting_types import RateSetting, count, rate, seconds
 from common.settings import ServiceSettings
 from common.tls import AUTHORITIES, CERTIFICATE, KEY
@@ -98,8 +99,12 @@ class OrderSettings(ServiceSettings):
         1.0, "Time between two sweeps for orders whose time has passed.", most=60
     )
 
-    @model_validator(mode="after")
-    def _identifies_itself(self) -> Self:
+    def check(self, command: Command) -> None:
+        super().check(command)
+        if command == "serve":
+            self._check_calls_to_others()
+
+    def _check_calls_to_others(self) -> None:
         if self.auth == "required" and not (self.service_token_file or self.peer_tls_dir):
             auth = source_of(self.service, "auth")
             raise ValueError(f"service_token_file is needed with {auth}=required, or PEER_TLS_DIR")
@@ -109,7 +114,6 @@ class OrderSettings(ServiceSettings):
             if self.peer_tls_dir and "," in getattr(self, name):
                 source = source_of(self.service, "peer_tls_dir")
                 raise ValueError(f"{name} must be one name with {source}: certificates are for it")
-        return self
 
     def peer_certificates(self) -> Certificates | None:
         """What calls to the other services use for TLS; None: they are in plaintext.

@@ -61,7 +61,7 @@ def open_server(url: str, *, timeout_s: float | None = None) -> Redis:
     nodes = redis_nodes(url)
     if nodes is None:
         return Redis.from_url(url, **_options(timeout_s))
-    sentinel = Sentinel(list(nodes.addresses), sentinel_kwargs=_options())  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(list(nodes.addresses), sentinel_kwargs={**_tls(nodes), **_options()})  # type: ignore[no-untyped-call]
     primary: Redis = sentinel.master_for(
         nodes.service, _Primary, db=nodes.database, **_credentials(nodes), **_options(timeout_s)
     )
@@ -73,10 +73,16 @@ class _Primary(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         await super().aclose(close_connection_pool)
+        for sentinel in self.sentinels:
+            await sentinel.aclose()
+
+    @property
+    def sentinels(self) -> list[Redis]:
+        """A client of each Sentinel."""
         pool = self.connection_pool
         assert isinstance(pool, SentinelConnectionPool)
-        for sentinel in pool.sentinel_manager.sentinels:
-            await sentinel.aclose()
+        found: list[Redis] = pool.sentinel_manager.sentinels
+        return found
 
 
 def cluster_node(url: str, host: str, port: int) -> Redis:
@@ -113,8 +119,11 @@ def _options(timeout_s: float | None = None) -> dict[str, Any]:
 
 
 def _credentials(nodes: RedisNodes) -> dict[str, Any]:
-    found = {"username": nodes.user, "password": nodes.password, "ssl": nodes.tls}
-    return {**found, "ssl_ca_certs": nodes.authorities} if nodes.tls else found
+    return {"username": nodes.user, "password": nodes.password, **_tls(nodes)}
+
+
+def _tls(nodes: RedisNodes) -> dict[str, Any]:
+    return {"ssl": True, "ssl_ca_certs": nodes.authorities} if nodes.tls else {"ssl": False}
 
 
 async def connection_problem(url: str) -> str:
@@ -125,10 +134,19 @@ async def connection_problem(url: str) -> str:
     async with open_redis(url) as redis:
         if isinstance(redis, Redis):
             redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        try:
-            return "" if await redis.ping() is True else "what replies there is not Redis"
-        except Exception as error:  # noqa: BLE001 - as in ``RedisCalls.call``
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = await _problem(redis)
+        if problem and isinstance(redis, _Primary):
+            # If no Sentinel could be asked, the client does not say why.
+            of_sentinels = [await _problem(each) for each in redis.sentinels]
+            return of_sentinels[0] if all(of_sentinels) else problem
+        return problem
+
+
+async def _problem(redis: Redis | RedisCluster) -> str:
+    try:
+        return "" if await redis.ping() is True else "what replies there is not Redis"
+    except Exception as error:  # noqa: BLE001 - as in ``RedisCalls.call``
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 async def eviction_policies(redis: Redis | RedisCluster) -> set[str]:

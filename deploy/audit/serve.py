@@ -28,9 +28,11 @@ from common.task_dump import write_tasks
 from common.tls import UnusableCertificate
 from deploy.audit import metrics
 from deploy.audit.checkpoint import Checkpoint
+from deploy.audit.errors import CannotAudit
 from deploy.audit.runs import Auditor
 from deploy.audit.schedule import FULL, Schedule
 from deploy.audit.settings import AuditSettings
+from deploy.audit.sources import urls_of_settings
 from tally_client.rpc.addresses import split_host_port
 
 FAILED: Final = 1
@@ -51,12 +53,25 @@ def main() -> None:
         )
         for name in unknown_names(settings.service, AuditSettings.model_fields):
             _log.warning("unknown setting", reason=f"{name}: there is no such setting")
+        if settings.production:
+            _check_databases()
         checkpoint = _checkpoint(settings)
         with _metrics_page(settings):
             asyncio.run(serve(settings, checkpoint))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(USAGE) from None
+
+
+def _check_databases() -> None:
+    """Raise SettingsError for an address that production does not accept.
+
+    Each audit reads the addresses anew and checks them again. Elsewhere they may be set later.
+    """
+    try:
+        urls_of_settings()
+    except CannotAudit as error:
+        raise SettingsError(str(error)) from None
 
 
 def _checkpoint(settings: AuditSettings) -> Checkpoint:

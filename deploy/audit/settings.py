@@ -8,15 +8,14 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from common.setting_types import AbsolutePath, count, seconds
-from common.settings import ProcessSettings
 from common.urls import BindAddress
 from deploy.audit.audit import OVERDUE_S, Limits
+from deploy.audit.sources import AuditDatabaseSettings
 
 A_DAY_S: Final = 86_400
 
 
-class AuditSettings(ProcessSettings):
-    service: ClassVar[str] = "audit"
+class AuditSettings(AuditDatabaseSettings):
     needed_to_serve: ClassVar[tuple[str, ...]] = ("checkpoint",)
 
     checkpoint: str = Field(

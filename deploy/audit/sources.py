@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from common.environment import SettingsError, file_of, source_of
+from common.process_settings import DatabaseClientSettings
+from common.settings import read
 from common.urls import engine_url
 from deploy.audit.errors import CannotAudit
 from deploy.audit.gateway_api import GatewayAddress
@@ -30,11 +32,17 @@ class Sources:
     gateway_api: GatewayAddress | None = None
 
 
+class AuditDatabaseSettings(DatabaseClientSettings):
+    """Which addresses of databases the audit accepts."""
+
+    service: ClassVar[str] = "audit"
+
+
 def urls_of_settings(services: Sequence[str] = SERVICES) -> dict[str, str]:
     """The databases that TALLY_<SERVICE>_AUDIT_DATABASE_URL name: of all services or of none.
 
     Each is a variable, or a file in TALLY_SECRETS_DIR, read anew by each call. Raises CannotAudit
-    if some are missing or malformed.
+    if some are missing or malformed, or do not verify the server and this is production.
     """
     urls = {service: value_of(service, DATABASE) for service in services}
     missing = [service for service, url in urls.items() if not url]
@@ -43,12 +51,23 @@ def urls_of_settings(services: Sequence[str] = SERVICES) -> dict[str, str]:
     if missing:
         name = source_of(missing[0], DATABASE)
         raise CannotAudit(f"{name} is not set: the databases of all services are needed")
+    accepted = _accepted()
     for service, url in urls.items():
         try:
             engine_url(url)
+            problem = accepted.database_problem(url)
         except ValueError as error:
-            raise CannotAudit(f"{source_of(service, DATABASE)}: {error}") from None
+            problem = str(error)
+        if problem:
+            raise CannotAudit(f"{source_of(service, DATABASE)}: {problem}")
     return urls
+
+
+def _accepted() -> AuditDatabaseSettings:
+    try:
+        return read(AuditDatabaseSettings)
+    except SettingsError as error:
+        raise CannotAudit(str(error)) from None
 
 
 def value_of(service: str, field: str) -> str:

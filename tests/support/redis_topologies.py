@@ -59,9 +59,9 @@ async def _until(
 class SentinelServer(ValkeyServer):
     """A Sentinel that watches one primary, and needs no other's vote."""
 
-    def __init__(self, data_dir: Path, primary: ValkeyServer, password: str) -> None:
+    def __init__(self, data_dir: Path, primary_port: int, password: str) -> None:
         super().__init__(data_dir)
-        self._primary = primary
+        self._primary_port = primary_port
         self._primary_password = password
 
     def _spawn(self) -> Child:
@@ -69,7 +69,7 @@ class SentinelServer(ValkeyServer):
         config = self.data_dir / "sentinel.conf"
         config.write_text(
             f"bind {HOST}\nport {self.port}\n"
-            f"sentinel monitor {SERVICE} {HOST} {self._primary.port} 1\n"
+            f"sentinel monitor {SERVICE} {HOST} {self._primary_port} 1\n"
             f"sentinel auth-pass {SERVICE} {self._primary_password}\n"
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}\n"
             f"sentinel failover-timeout {SERVICE} 2000\n"
@@ -111,7 +111,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         )
         password = await share_password([primary, replica])
         await command(replica, password, "REPLICAOF", HOST, primary.port)
-        sentinel = exits.enter_context(SentinelServer(folder / "sentinel", primary, password))
+        sentinel = exits.enter_context(SentinelServer(folder / "sentinel", primary.port, password))
         url = f"redis+sentinel://:{password}@{HOST}:{sentinel.port}/{SERVICE}/0"
         running = Watched(url, primary, replica, password)
         await running.until_replicating()

@@ -15,6 +15,9 @@ from tests.support.certificates import HOST, server_context
 _SSL_REQUEST: Final = struct.pack(">II", 8, 80877103)
 """What a client of PostgreSQL begins with to ask for TLS; ``S`` grants it."""
 
+_TLS_HANDSHAKE: Final = b"\x16"
+"""The first byte of TLS."""
+
 
 @asynccontextmanager
 async def tls_in_front_of(
@@ -43,6 +46,34 @@ async def tls_in_front_of(
         yield int(server.sockets[0].getsockname()[1])
     finally:
         server.close()
+
+
+@asynccontextmanager
+async def tls_or_plaintext(host: str, port: int, directory: Path) -> AsyncIterator[int]:
+    """The same of a port that leads plaintext to ``host:port`` too.
+
+    For a primary: the Sentinel, which has no TLS here, names it to clients by the address at which
+    it watches it.
+    """
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            first = await reader.read(65_536)
+            target = tls_port if first.startswith(_TLS_HANDSHAKE) else port
+            out_reader, out_writer = await asyncio.open_connection(host, target)
+            out_writer.write(first)
+            await asyncio.gather(_copy(reader, out_writer), _copy(out_reader, writer))
+        except (OSError, asyncio.CancelledError):  # the end of one side, or of the test
+            pass
+        finally:
+            writer.close()
+
+    async with tls_in_front_of(host, port, directory) as tls_port:
+        server = await asyncio.start_server(handle, HOST, 0)
+        try:
+            yield int(server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

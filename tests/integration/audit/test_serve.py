@@ -23,6 +23,7 @@ from deploy.audit import metrics
 from deploy.audit.checkpoint import Checkpoint
 from deploy.audit.runs import Auditor
 from deploy.audit.settings import AuditSettings
+from deploy.audit.sources import SERVICES
 from deploy.local.postgres_files import SUPERUSER
 from tests.integration.audit.books import PAY_D, ledger_entry, uid
 from tests.integration.audit.conftest import Books
@@ -310,3 +311,22 @@ async def test_wrong_setting_ends_it_with_one_line(
     assert code == 2
     assert found.startswith(error)
     assert found.count("\n") == 1
+
+
+async def test_production_does_not_start_with_an_address_that_verifies_no_server(
+    tmp_path: Path,
+) -> None:
+    url = "postgresql://u:hunter2@127.0.0.1:1/d"
+    settings = {
+        f"TALLY_{service.upper()}_AUDIT_DATABASE_URL": f"{url}?sslmode=verify-full"
+        for service in SERVICES
+    }
+    settings |= {
+        "TALLY_ORDER_AUDIT_DATABASE_URL": url,
+        "TALLY_AUDIT_CHECKPOINT": str(tmp_path / "checkpoint.json"),
+        "TALLY_PRODUCTION": "true",
+    }
+    code, _, found = await run_program("deploy.audit", "serve", **settings)
+    assert (code, found.count("\n")) == (2, 1)
+    assert found.startswith("TALLY_ORDER_AUDIT_DATABASE_URL: must end in ?sslmode=verify-full")
+    assert "hunter2" not in found

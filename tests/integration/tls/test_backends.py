@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ from tests.support.certificates import (
     write_trusted,
 )
 from tests.support.databases import Databases
-from tests.support.tls_proxy import tls_in_front_of
+from tests.support.payments import until
+from tests.support.redis_topologies import SERVICE, SentinelServer, password_of
+from tests.support.tls_proxy import tls_in_front_of, tls_or_plaintext
 
 
 def through(url: str, port: int, query: str, host: str = HOST) -> str:
@@ -138,3 +141,31 @@ async def test_the_certificate_of_redis_is_checked(
         found = await connection_problem(f"rediss://{password}{host}:{port}/0?ssl_ca_certs={file}")
     assert bool(found) == bool(says), found
     assert says in found
+
+
+async def test_sentinels_are_asked_over_tls_and_their_certificates_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Sentinels' certificates as well as the primary's."""
+    monkeypatch.setattr("common.locking.redis.TIMEOUT_S", 30.0)
+    right, wrong = Authority(), Authority()
+    directory = write_certificate(tmp_path / "right", right)
+    other = write_certificate(tmp_path / "wrong", wrong)
+    async with AsyncExitStack() as exits:
+        primary = exits.enter_context(ValkeyServer(tmp_path / "primary"))
+        password = password_of(primary)
+        primary_port = await exits.enter_async_context(
+            tls_or_plaintext(HOST, primary.port, directory)
+        )
+        sentinel = SentinelServer(tmp_path / "sentinel", primary_port, password)
+        exits.enter_context(sentinel)
+
+        async def problem(certificate: Path, trusted: Path) -> str:
+            async with tls_in_front_of(HOST, sentinel.port, certificate) as port:
+                url = f"rediss+sentinel://:{password}@{HOST}:{port}/{SERVICE}"
+                return await connection_problem(f"{url}?ssl_ca_certs={trusted / 'ca.crt'}")
+
+        await until(lambda: problem(directory, directory), lambda found: found == "")
+        assert "CERTIFICATE_VERIFY_FAILED" in await problem(other, directory)
+        # The Sentinel is believed, and the primary is not.
+        assert "CERTIFICATE_VERIFY_FAILED" in await problem(other, other)

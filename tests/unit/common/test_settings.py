@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError
 
 from common.environment import SettingsError, unknown_names
 from common.settings import ServiceSettings, read
-from common.urls import RedisNodes, engine_url, redis_nodes
+from common.urls import SSL_MODES, RedisNodes, engine_url, redis_nodes
 from order_service.settings import OrderSettings
 from tally_client.rpc.addresses import target
 from tests.support.certificates import Authority, write_trusted
@@ -178,7 +178,11 @@ def test_urls_of_several_redis_servers_may_name_their_authorities() -> None:
     [
         (BalanceSettings, {"PEER_BIND": "127.0.0.1:1"}, "PEER_TLS_DIR: is needed with"),
         (BalanceSettings, PRODUCTION, "TLS_DIR: is needed in production"),
-        (OrderSettings, {**PRODUCTION, "TLS_DIR": "/tls"}, "PEER_TLS_DIR: is needed in production"),
+        (
+            OrderSettings,
+            {**PRODUCTION, "TLS_DIR": "/tls", "DATABASE_URL": f"{URL}?sslmode=verify-full"},
+            "PEER_TLS_DIR: is needed in production",
+        ),
         (
             OrderSettings,
             {"PEER_TLS_DIR": "/tls", "ORDER_COUPON_ADDRESS": "127.0.0.1:1,127.0.0.1:2"},
@@ -209,6 +213,81 @@ def test_the_order_service_needs_files_that_it_can_use(
     found = read(OrderSettings).peer_certificates()
     assert found is not None
     assert found.certificate_file is None, "calls have a token instead"
+
+
+# -- TLS to PostgreSQL and Redis -----------------------------------------------------------------
+
+WHOLE = {**PRODUCTION, "TLS_DIR": "/tls", "DATABASE_URL": f"{URL}?sslmode=verify-full"}
+"""What a replica of production needs, without Redis."""
+END = "must end in ?sslmode=verify-full in production; set TALLY_BALANCE_ALLOW_UNVERIFIED_DATABASE"
+BEGIN = "must be rediss://, rediss+sentinel:// or rediss+cluster:// in production"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ""),
+        ({"DATABASE_URL": f"{URL}?sslmode=verify-full&sslrootcert=/ca.crt"}, ""),
+        *(
+            ({"DATABASE_URL": f"{URL}{query}"}, f"TALLY_DATABASE_URL: {END}")
+            for query in ("", *(f"?sslmode={mode}" for mode in SSL_MODES if mode != "verify-full"))
+        ),
+        (
+            {"DATABASE_URL": f"{URL}?sslmode=verify-ca&sslrootcert=/ca.crt"},
+            f"TALLY_DATABASE_URL: {END}",
+        ),
+        ({"BALANCE_AUDIT_DATABASE_URL": URL}, f"TALLY_BALANCE_AUDIT_DATABASE_URL: {END}"),
+        ({"DATABASE_URL": URL, "ALLOW_UNVERIFIED_DATABASE": "true"}, ""),
+        ({"DATABASE_URL": URL, "ALLOW_UNVERIFIED_REDIS": "true"}, f"TALLY_DATABASE_URL: {END}"),
+        *(
+            ({"REDIS_URL": url}, "")
+            for url in (
+                *("", "rediss://:hunter2@h:1/0", "rediss://h?ssl_cert_reqs=required"),
+                *("rediss+sentinel://h:1/s", "rediss+cluster://h:1?ssl_ca_certs=/ca.crt"),
+                "rediss://h?ssl_ca_certs=/ca.crt&ssl_check_hostname=true",
+            )
+        ),
+        *(
+            ({"REDIS_URL": url}, f"TALLY_REDIS_URL: {BEGIN}")
+            for url in (
+                *("redis://:hunter2@h:1/0", "unix:///run/redis.sock", "redis+cluster://h:1"),
+                *("redis+sentinel://h:1/s", "rediss://h?ssl_cert_reqs=none"),
+                *("rediss://h?ssl_cert_reqs=optional", "rediss://h?ssl_check_hostname=false"),
+                "rediss://h?ssl%5Fcert_reqs=required&ssl_cert_reqs=none",
+            )
+        ),
+        ({"REDIS_URL": "redis://h:1/0", "BALANCE_ALLOW_UNVERIFIED_REDIS": "true"}, ""),
+        (
+            {"REDIS_URL": "redis://h:1/0", "ALLOW_UNVERIFIED_DATABASE": "true"},
+            f"TALLY_REDIS_URL: {BEGIN}",
+        ),
+    ],
+)
+def test_production_verifies_postgresql_and_redis(
+    given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**WHOLE, **given}.items():
+        monkeypatch.setenv(f"TALLY_{name}", value)
+    if expected:
+        assert problem().startswith(expected)
+    else:
+        read(BalanceSettings)
+    # Elsewhere any of them will do.
+    monkeypatch.setenv("TALLY_PRODUCTION", "false")
+    read(BalanceSettings)
+
+
+def test_a_migration_in_production_verifies_its_database_and_needs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TALLY_PRODUCTION", "true")
+    monkeypatch.delenv("TALLY_DATABASE_URL")
+    for settings in (BalanceSettings, OrderSettings):
+        monkeypatch.setenv("TALLY_OWNER_DATABASE_URL", URL)
+        with pytest.raises(SettingsError, match=r"^TALLY_OWNER_DATABASE_URL: must end in"):
+            read(settings, "migrate")
+        monkeypatch.setenv("TALLY_OWNER_DATABASE_URL", f"{URL}?sslmode=verify-full")
+        read(settings, "migrate")
 
 
 # -- identity --------------------------------------------------------------------------------------

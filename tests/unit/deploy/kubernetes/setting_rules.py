@@ -33,6 +33,7 @@ from tests.unit.deploy.kubernetes.manifests import (
     PRODUCTION,
     SETTINGS_OF,
     Item,
+    Overlay,
     strings,
 )
 
@@ -40,6 +41,21 @@ MOUNTED: Final = "/etc/tally/secrets"
 SECRETS: Final[dict[str, dict[str, str]]] = {
     each["metadata"]["name"]: each["stringData"] for each in local_secret_objects()
 }
+
+
+def secret_values(overlay: Overlay, name: str) -> dict[str, str]:
+    """The keys and values of a Secret. In production, URLs verify their servers."""
+    values = SECRETS.get(name, {})
+    if overlay.name != PRODUCTION:
+        return values
+    return {
+        key: f"{value}?sslmode=verify-full"
+        if key.endswith("DATABASE_URL")
+        else value.replace("redis://", "rediss://")
+        for key, value in values.items()
+    }
+
+
 TRACING: Final = {
     *tracing.ENDPOINTS,
     *("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"),
@@ -88,7 +104,7 @@ def settings_are_known_and_accepted(each: Item) -> Iterator[str]:
     migrating = each.component == "migration"
     with TemporaryDirectory() as directory:
         for secret in secrets_of(each):
-            for key, value in SECRETS.get(secret, {}).items():
+            for key, value in secret_values(each.overlay, secret).items():
                 Path(directory, key).write_text(value, encoding="utf-8")
         with mock.patch.dict(os.environ, each.environment | {SECRETS_DIR: directory}, clear=True):
             try:
@@ -133,6 +149,22 @@ servers_have_their_own_name_and_reflection_for_trials = Rule(
         lambda each: each.overlay.name != PRODUCTION,
         bad("true", "env[TALLY_ORDER_REFLECTION].value"),
         bad("false", "env[TALLY_REFLECTION].value", overlay=LOCAL),
+    ),
+)
+
+
+def is_production(each: Item) -> str:
+    return each.environment.get("TALLY_PRODUCTION", "")
+
+
+production_is_known_to_all_that_connect = Rule(
+    "Else a migration or the audit would connect to a database that it does not verify.",
+    WORKLOADS.only(PRODUCTION),
+    Check(
+        is_production,
+        "true",
+        bad("false", "env[TALLY_PRODUCTION].value", "Deployment/order"),
+        bad(GONE, "env[TALLY_PRODUCTION].value", "Job/order-migrate-*"),
     ),
 )
 

@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from common import tracing
 from common.environment import SECRETS_DIR, unknown_names
 from common.settings import read
+from deploy.audit.errors import CannotAudit
 from deploy.audit.settings import AuditSettings
 from deploy.audit.sources import urls_of_settings
 from deploy.kubernetes import manifests, prometheus_rule, validation
@@ -44,7 +45,7 @@ from tests.unit.deploy.kubernetes.manifests import (
 )
 from tests.unit.deploy.kubernetes.network_rules import MONITORING, OTLP_PORT, PRIVATE, calls_allowed
 from tests.unit.deploy.kubernetes.rules import RULES
-from tests.unit.deploy.kubernetes.setting_rules import SECRETS
+from tests.unit.deploy.kubernetes.setting_rules import SECRETS, secret_values
 
 CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 SAMPLED: Final = {
@@ -226,7 +227,7 @@ def test_the_audit_reads_its_settings_and_the_read_only_roles(
 ) -> None:
     audit = audited.the("Deployment/audit")
     secret = audit.get("pod.volumes[secrets].secret.secretName")
-    for key, value in SECRETS[secret].items():
+    for key, value in secret_values(audited, secret).items():
         (tmp_path / key).write_text(value, encoding="utf-8")
     environment = audit.environment | {SECRETS_DIR: str(tmp_path)}
     with mock.patch.dict(os.environ, environment, clear=True):
@@ -239,6 +240,20 @@ def test_the_audit_reads_its_settings_and_the_read_only_roles(
     assert {make_url(url).username for url in urls.values()} == {
         f"tally_{service}_audit" for service in SERVICES
     }
+
+
+def test_the_audit_of_production_verifies_its_databases(audited: Overlay, tmp_path: Path) -> None:
+    """The Secret is that of a trial, without TLS."""
+    audit = audited.the("Deployment/audit")
+    for key, value in SECRETS["audit"].items():
+        (tmp_path / key).write_text(value, encoding="utf-8")
+    environment = audit.environment | {SECRETS_DIR: str(tmp_path)}
+    with mock.patch.dict(os.environ, environment, clear=True):
+        if audited.name != PRODUCTION:
+            assert len(urls_of_settings()) == 4
+            return
+        with pytest.raises(CannotAudit, match="BALANCE_AUDIT_DATABASE_URL: must end in"):
+            urls_of_settings()
 
 
 def test_the_audits_page_has_tls_where_the_servers_have(audited: Overlay) -> None:
