@@ -7,9 +7,10 @@ sent, until the end of its connection.
 So the calls in between are counted. gRPC receives the messages of a few, which is the fast way;
 honest messages arrive with their headers or a moment later, so that this is the way of nearly all
 calls. While so many are waited for, the handler of a further call receives its message itself: it
-has a time limit, and its status ends the call. Beyond a second number calls are refused before
-their messages, and those of a client that has its share of them earlier. (The few are not shared
-out: before its message gRPC does not name a call's client.)
+has a time limit, and its status ends the call. Beyond a second number, and beyond a client's share
+of it, the time limit is so short that only a message which has arrived already is received: many
+calls of one proxy may come at once, and a busy event loop comes to their messages later. (The few
+are not shared out: before its message gRPC does not name a call's client.)
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ UNTIMED_MAX: Final = 32
 TIMED_MAX: Final = 256
 """Requests with a time limit that are waited for at once. With those without, and the largest
 message that the transport accepts, they are about 90 MiB."""
+BEYOND_S: Final = 0.25
+"""How long a request beyond these numbers is waited for. In this time a sender of incomplete ones
+can fill as much memory as its network carries: 30 MiB at 1 Gbit/s."""
 _TOO_LATE: Final = "The request did not arrive in time; nothing was done."
 
 
@@ -70,19 +74,21 @@ class Reception:
         async def receive_and_handle(_requests: AsyncIterator[bytes], context: Context) -> None:
             call = Call(method, context, time.perf_counter())
             client = self._addresses.share_of(context)
-            if not self._timed.has_room(client, 1, TIMED_MAX):
-                await self._ends.abort(call, Overloaded())
-            self._timed.take(client, 1)
+            within = self._timed.has_room(client, 1, TIMED_MAX)
+            if within:
+                self._timed.take(client, 1)
             # gRPC writes into what this task waits for: it must not be cancelled. The status below
             # ends the call, and with it the task.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(_forget)
             try:
-                await asyncio.wait({reading}, timeout=self._limit_s)
+                await asyncio.wait({reading}, timeout=self._limit_s if within else BEYOND_S)
                 if not reading.done():
-                    await self._ends.abort(call, DeadlineExceeded(_TOO_LATE))
+                    late = DeadlineExceeded(_TOO_LATE) if within else Overloaded()
+                    await self._ends.abort(call, late)
             finally:
-                self._timed.give_back(client, 1)
+                if within:
+                    self._timed.give_back(client, 1)
             request: object = reading.result()
             if isinstance(request, bytes):  # not EOF: the client has hung up
                 await handle(request, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from common.errors import Code, Overloaded
+from common.errors import Overloaded
 from common.rpc import reception
 from common.rpc.client_address import FORWARDED_FOR
 from tests.integration.common.echo import (
@@ -21,7 +22,6 @@ from tests.integration.common.echo import (
     Echo,
     EchoStub,
     connected,
-    refusal_of,
 )
 from tests.support.http2 import (
     CANCEL,
@@ -35,7 +35,7 @@ from tests.support.http2 import (
     message,
     raw_connection,
 )
-from tests.support.payments import until
+from tests.support.waits import until_true
 
 CONTENT: Final = message(StringValue(value="late").SerializeToString())
 CHECK: Final = "/grpc.health.v1.Health/Check"
@@ -78,9 +78,8 @@ def streams(calls: int) -> range:
 
 
 async def test_a_request_that_does_not_arrive_in_time_is_refused() -> None:
-    """But for the first, which gRPC receives. The others make room for honest calls again."""
+    """But for the first, which gRPC receives."""
     async with attacked(2.0, 3) as (client, raw, echo):
-        assert (await refusal_of(client.say("full"))).reason == "OVERLOADED"
         assert await raw.end_of(3, 5) == [TOO_LATE] * 2
         assert (await client.say("served")).value == "served"
         assert [call.value for call in echo.received] == ["served"]
@@ -94,54 +93,66 @@ async def test_requests_that_arrive_late_are_served() -> None:
         assert [call.value for call in echo.received] == ["late"] * 3
 
 
-async def test_a_call_beyond_both_numbers_is_refused_before_its_request() -> None:
+async def test_many_calls_of_one_client_at_once_are_served() -> None:
+    """Their requests have arrived, and the event loop has not come to them yet."""
+    async with attacked(LONG_S, 3) as (client, _, echo):
+        said = await asyncio.gather(*(client.say(str(number)) for number in range(100)))
+        assert [one.value for one in said] == [str(number) for number in range(100)]
+        assert len(echo.received) == 100
+
+
+async def test_an_incomplete_request_beyond_both_numbers_is_refused() -> None:
     async with attacked(LONG_S, 4) as (client, raw, _):
         assert await raw.end_of(7) == [FULL]
-        assert (await refusal_of(client.say("full"))).code is Code.RESOURCE_EXHAUSTED
-        # Health has numbers of its own.
-        assert await client.check() == SERVING
+        assert (await client.say("served")).value == "served", "it is complete"
 
 
 async def test_another_client_is_served_when_one_has_its_share() -> None:
     """Named by a proxy: the clients of these tests have one address."""
-    async with attacked(LONG_S, 4) as (client, raw, _):
+    async with attacked(LONG_S, 4) as (_, raw, echo):
         assert await raw.end_of(7) == [FULL]
-        other = ((FORWARDED_FOR, "203.0.113.7"),)
-        assert (await client.say("served", metadata=other)).value == "served"
-        assert (await refusal_of(client.say("full"))).reason == "OVERLOADED"
+        other = (FORWARDED_FOR.encode(), b"203.0.113.7")
+        for stream, *named in ((9, other), (11,)):
+            raw.send(HEADERS, END_HEADERS, stream, call_headers(SAY, *named))
+            raw.send(DATA, 0, stream, CONTENT[:-1])
+        assert await raw.end_of(11) == [FULL]
+        raw.send(DATA, END_STREAM, 9, CONTENT[-1:])
+        assert await raw.end_of(9) == [""]
+        assert [call.value for call in echo.received] == ["late"]
 
 
 async def test_health_checks_are_limited_too() -> None:
     async with attacked(LONG_S, 4, CHECK) as (client, raw, _):
         assert await raw.end_of(7) == [FULL]
-        assert (await client.say("served")).value == "served"
-        assert (await refusal_of(client.check())).reason == "OVERLOADED"
-        # The port of probes has numbers of its own.
-        async with grpc.aio.insecure_channel(probes_of(client)) as probes:
-            assert await EchoStub(probes).check() == SERVING
+        # Other methods have numbers of their own, and so has the port of probes.
+        raw.send(HEADERS, END_HEADERS, 9, call_headers(SAY))
+        async with (
+            grpc.aio.insecure_channel(probes_of(client)) as channel,
+            raw_connection(probes_of(client)) as probes,
+        ):
+            probes.send(HEADERS, END_HEADERS, 1, call_headers(CHECK))
+            await asyncio.sleep(2 * reception.BEYOND_S)
+            assert await EchoStub(channel).check() == SERVING
+            await raw.ping()
+            await probes.ping()
+            assert 9 not in raw.ends and not probes.ends
 
 
 async def test_calls_that_are_given_up_make_room() -> None:
     async with attacked(LONG_S, 3) as (client, raw, _):
         for stream in streams(3):
             raw.send(RST_STREAM, 0, stream, CANCEL.to_bytes(4, "big"))
-        await until(lambda: outcome(client, "served"), lambda text: text == "served")
-        # All three places are free, also that of the call without a time limit.
+        places = client.server._handlers._reception
+        await until_true(lambda: not places._timed._total)
+        # All three are free, also that of the call without a time limit.
         for stream in range(7, 13, 2):
             raw.send(HEADERS, END_HEADERS, stream, call_headers(SAY))
             await raw.ping()
         raw.send(HEADERS, END_HEADERS, 13, call_headers(SAY))
         assert await raw.end_of(13) == [FULL]
+        assert not raw.ends.keys() & {7, 9, 11}
 
 
 def probes_of(client: Connection) -> str:
     """The address of the server's port of probes."""
     return f"127.0.0.1:{client.server.ports['probe_bind']}"
-
-
-async def outcome(client: Connection, value: str) -> str:
-    """The reply, or '' if there is none."""
-    try:
-        return str((await client.say(value)).value)
-    except grpc.aio.AioRpcError:
-        return ""
