@@ -40,16 +40,18 @@ async def refund_refused(watched: Watched) -> AsyncIterator[None]:
                     request_id="alerts:refund:cancel",
                 )
             )
-        yield
-        await tally.payment.resolve_payment(
-            payment_pb2.ResolvePaymentRequest(
-                payment_id=confirmed.payment.payment_id,
-                outcome=payment_pb2.ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE,
-                amount=won(500),
-                reason="bank transfer",
-                request_id="alerts:refund:settle",
+        try:
+            yield
+        finally:
+            await tally.payment.resolve_payment(
+                payment_pb2.ResolvePaymentRequest(
+                    payment_id=confirmed.payment.payment_id,
+                    outcome=payment_pb2.ResolvePaymentRequest.OUTCOME_REFUNDED_OUTSIDE,
+                    amount=won(500),
+                    reason="bank transfer",
+                    request_id="alerts:refund:settle",
+                )
             )
-        )
 
 
 @asynccontextmanager
@@ -71,9 +73,11 @@ async def account_changed(watched: Watched) -> AsyncIterator[None]:
         )
         await session.execute(change, name, 1)
         watched.audit_all()
-        yield
-        await session.execute(change, name, -1)
-        watched.audit_all()
+        try:
+            yield
+        finally:
+            await session.execute(change, name, -1)
+            watched.audit_all()
 
 
 @asynccontextmanager
@@ -84,9 +88,11 @@ async def deduction_stands(watched: Watched) -> AsyncIterator[None]:
             saga_id = await _let_one_stand(tally)
         await _until_resolved(tally, saga_id)
         watched.audit_all()
-        yield
-        # A case is new in one verdict.
-        watched.audit_all()
+        try:
+            yield
+        finally:
+            # A case is new in one verdict.
+            watched.audit_all()
 
 
 async def _until_resolved(tally: Tally, saga_id: str) -> None:
