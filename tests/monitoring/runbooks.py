@@ -84,8 +84,7 @@ class Runbooks:
         done = subprocess.run(
             ["bash", file],
             cwd=self._directory,
-            # Without it, the programs behind `make` use the directory of the project itself.
-            env=os.environ | {"DATA_DIR": ".tally/data"},
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -94,6 +93,14 @@ class Runbooks:
             timeout=COMMANDS_LIMIT_S,
         )
         return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """That of a person's shell, and not of the `make` that may run these tests with options."""
+    of_make = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"}
+    own = {name: value for name, value in os.environ.items() if name not in of_make}
+    # Without it, the programs behind `make` use the directory of the project itself.
+    return own | {"DATA_DIR": ".tally/data"}
 
 
 def _page_of(alert: str) -> str:

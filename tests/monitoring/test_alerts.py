@@ -122,7 +122,10 @@ DRILLS: Final = [
     ),
     pytest.param(
         process_faults.without_gateway,
-        {"TallyCircuitOpen": "circuit_opened", "TallyPaymentOutcomeUnknown": "gateway_call"},
+        {
+            "TallyCircuitOpen": "circuit_opened|ClientConnectorError",
+            "TallyPaymentOutcomeUnknown": "gateway_call",
+        },
         id="the gateway away",
     ),
     pytest.param(
@@ -198,7 +201,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield Watched(
             prometheus=prometheus,
             runbooks=Runbooks(home / "project", *place, prometheus),
-            filled_in={"<service>": "balance"},
+            filled_in={"<service>": "balance", "<work>": "saga_sweep"},
             stack=stack,
             audit=audit,
             pause_file=pause_file,
