@@ -96,7 +96,7 @@ test-pooler: $(STAMP) ## Run the services through PgBouncer 1.21 or newer, the i
 	@$(BIN)/python -m pytest tests/pooler $(ARGS)
 
 .PHONY: test-monitoring
-test-monitoring: $(STAMP) ## Let alerts fire and resolve under real faults, with a real Prometheus (7 minutes)
+test-monitoring: $(STAMP) ## Let alerts fire and resolve under real faults, with a real Prometheus (15 minutes)
 	@$(BIN)/python -m pytest tests/monitoring $(ARGS)
 
 .PHONY: test-crash

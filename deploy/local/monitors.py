@@ -26,7 +26,7 @@ SCRAPE_INTERVAL: Final = "5s"
 CALL_LIMIT_S: Final = 1.0
 
 
-class _Monitor(LocalServer):
+class Monitor(LocalServer):
     """A server that says over HTTP when it is ready."""
 
     ready_path = "/-/ready"
@@ -45,7 +45,7 @@ class _Monitor(LocalServer):
         return f"http://{HOST}:{self.port}"
 
 
-class AuditServer(_Monitor):
+class AuditServer(Monitor):
     """`python -m deploy.audit serve`, with its metrics page on ``port``."""
 
     ready_path = "/metrics"
@@ -69,7 +69,7 @@ class AuditServer(_Monitor):
         )
 
 
-class AlertmanagerServer(_Monitor):
+class AlertmanagerServer(Monitor):
     """One Alertmanager, which keeps silences in ``directory``."""
 
     def __init__(self, program: str, directory: Path, port: int, log_file: Path) -> None:
@@ -94,7 +94,7 @@ class AlertmanagerServer(_Monitor):
         )
 
 
-class PrometheusServer(_Monitor):
+class PrometheusServer(Monitor):
     """One Prometheus, which keeps a day of metrics in ``directory``."""
 
     def __init__(

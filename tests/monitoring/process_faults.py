@@ -9,17 +9,22 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from tests.faults.stack import beside
+from tests.monitoring.postgres_faults import crash
 from tests.monitoring.watched import Watched
 
 STOPPED_S: Final = 0.3
 RUNNING_S: Final = 0.2
+CONFIRMED: Final = 'ALERTS{alertname="TallyPostgresDown",alertstate="firing",confirmed="yes"}'
+"""The services do not reach the server either: what follows from it is not sent."""
 
 
 @asynccontextmanager
 async def without_redis(watched: Watched) -> AsyncIterator[None]:
     watched.stack.kill_redis()
-    yield
-    watched.stack.redis.start()
+    try:
+        yield
+    finally:
+        watched.stack.redis.start()
 
 
 @asynccontextmanager
@@ -27,18 +32,26 @@ async def without_gateway(watched: Watched) -> AsyncIterator[None]:
     """It dies while it charges cards: nobody knows whether it did."""
     watched.card = "slow_"
     await asyncio.sleep(2.0)
+    # A charge that never reached the gateway and was cancelled stays unknown until its key expires,
+    # for its confirm may be in transit. These reach it, and wait there.
+    watched.card = None
+    await asyncio.sleep(1.0)
     watched.stack.gateway.kill()
     watched.card = "good_"
-    yield
-    watched.stack.gateway.start()
+    try:
+        yield
+    finally:
+        watched.stack.gateway.start()
 
 
 @asynccontextmanager
 async def replica_killed(watched: Watched) -> AsyncIterator[None]:
     child = watched.stack.replicas[watched.stack.plan.addresses("coupon")[1]]
     child.stop(signal.SIGKILL)
-    yield
-    watched.stack.restart_dead()
+    try:
+        yield
+    finally:
+        watched.stack.restart_dead()
 
 
 @asynccontextmanager
@@ -47,9 +60,11 @@ async def balance_paused(watched: Watched) -> AsyncIterator[None]:
     watched.card = "decline_"
     await asyncio.sleep(1.0)
     watched.stack.signal("balance", signal.SIGSTOP)
-    yield
-    watched.stack.signal("balance", signal.SIGCONT)
-    watched.card = "good_"
+    try:
+        yield
+    finally:
+        watched.stack.signal("balance", signal.SIGCONT)
+        watched.card = "good_"
 
 
 @asynccontextmanager
@@ -65,6 +80,41 @@ async def database_away(watched: Watched) -> AsyncIterator[None]:
             yield
         finally:
             await session.execute("ALTER DATABASE tally_coupon CONNECTION LIMIT -1")
+
+
+@asynccontextmanager
+async def server_away(watched: Watched) -> AsyncIterator[None]:
+    """PostgreSQL crashes, and is started later."""
+    crash(watched.stack.postgres)
+    try:
+        assert await watched.until_holds(CONFIRMED)
+        yield
+    finally:
+        # In this thread, which lives as long as the server.
+        watched.stack.postgres.start()
+
+
+@asynccontextmanager
+async def audit_stopped(watched: Watched) -> AsyncIterator[None]:
+    """The audit's process hangs."""
+    assert watched.audit.child is not None
+    watched.audit.child.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        watched.audit.child.send(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def audit_refused(watched: Watched) -> AsyncIterator[None]:
+    """A database refuses the audit's role, as one that was restored without its roles does."""
+    async with watched.superuser("coupon") as session:
+        await session.execute("ALTER ROLE tally_coupon_audit NOLOGIN")
+        watched.audit_all()
+        try:
+            yield
+        finally:
+            await session.execute("ALTER ROLE tally_coupon_audit LOGIN")
 
 
 @asynccontextmanager
@@ -90,5 +140,7 @@ async def process_throttled(watched: Watched) -> AsyncIterator[None]:
 async def pause_file_wrong(watched: Watched) -> AsyncIterator[None]:
     """A person misspells the method that is to be paused."""
     watched.pause_file.write_text("tally.order.v1.OrderService/CreateOrders\n")
-    yield
-    watched.pause_file.unlink()
+    try:
+        yield
+    finally:
+        watched.pause_file.unlink()

@@ -118,6 +118,14 @@ async def ledger_locked(watched: Watched) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def sagas_locked(watched: Watched) -> AsyncIterator[None]:
+    """A migration has locked the table of sagas."""
+    async with watched.superuser("order") as session, session.transaction():
+        await session.execute("LOCK TABLE sagas IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+@asynccontextmanager
 async def campaign_held(watched: Watched) -> AsyncIterator[None]:
     """A forgotten session keeps the row of a campaign for whose coupons users queue."""
     async with watched.client() as tally, watched.superuser("coupon") as session:

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -23,33 +22,24 @@ from tally.balance.v1.balance_pb2 import ChargeBalanceRequest
 from tally.order.v1 import order_pb2
 from tally_client import Tally, TallyError
 from tests.faults.stack import FaultyStack
+from tests.monitoring.scene import Scene
 from tests.support.balances import won
-from tests.support.prometheus import PrometheusClient
 
-LIMIT_S: Final = 90.0
 POLL_S: Final = 0.5
 PAUSE_S: Final = 0.1
 
 
-@dataclass
-class Watched:
+@dataclass(kw_only=True)
+class Watched(Scene):
     """A stack, its audit, and the Prometheus that watches both."""
 
     stack: FaultyStack
     audit: AuditServer
-    prometheus: PrometheusClient
     pause_file: Path
-    card: str = "good_"
-    """The prefix of the payment keys of the load."""
-
-    async def until(self, reached: Callable[[set[str]], bool]) -> set[str]:
-        """Wait until the alerts that fire are such; those that fire then."""
-        deadline = time.monotonic() + LIMIT_S
-        while True:
-            firing = await asyncio.to_thread(self.prometheus.firing)
-            if reached(firing) or time.monotonic() > deadline:
-                return firing
-            await asyncio.sleep(POLL_S)
+    objectives: Scene
+    """The same under the rules of the objectives, with much shorter times."""
+    card: str | None = "good_"
+    """The prefix of the payment keys of the load. None: nobody buys."""
 
     def client(self) -> Tally:
         """A client of all services."""
@@ -77,16 +67,14 @@ class Watched:
         self.audit.child.send(signal.SIGHUP)
 
 
-Fault = Callable[[Watched], AbstractAsyncContextManager[None]]
-
-
-def audit_of(stack: FaultyStack, directory: Path) -> AuditServer:
+def audit_of(stack: FaultyStack) -> AuditServer:
     """The audit of a running stack, as `make up MONITORING=1` runs it, but for the gateway's side.
 
     The faults take the gateway away, and an audit that cannot ask it is repeated minutes later.
     """
     page_port = stack.plan.metrics_page_port(AUDIT)
-    server = AuditServer(stack.plan.data_dir / AUDIT, page_port, directory / "audit.log")
+    data_dir = stack.plan.data_dir
+    server = AuditServer(data_dir / AUDIT, page_port, data_dir / f"logs/{AUDIT}-0.log")
     server.environment = audit_environment(
         stack.plan, dataclasses.replace(stack.backends, gateway_url="")
     )
@@ -102,7 +90,8 @@ async def keep_buying(watched: Watched) -> None:
         product_id = (await tally.product.create_product(product)).product.product_id
         async with asyncio.TaskGroup() as group:
             for number in count():
-                group.create_task(buy(tally, product_id, f"alerts:{number}", watched.card))
+                if watched.card is not None:
+                    group.create_task(buy(tally, product_id, f"alerts:{number}", watched.card))
                 await asyncio.sleep(PAUSE_S)
 
 

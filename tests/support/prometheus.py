@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from deploy.local.monitors import PACKAGES, RULES, PrometheusServer, prometheus_config
-from deploy.local.plan import Plan
 
 SCRAPE_INTERVAL: Final = "500ms"
 RATE_WINDOW: Final = "3s"
@@ -48,10 +47,19 @@ class PrometheusClient:
         values = (float(value) for one in found["result"] for _, value in one["values"])
         return [value for value in values if not math.isnan(value)]
 
+    def now(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """The labels and the value of each series of the expression now."""
+        found = self._get("query", query=expression)
+        return [(one["metric"], float(one["value"][1])) for one in found["result"]]
+
     def firing(self) -> set[str]:
         """The names of the alerts that fire now."""
+        return {labels["alertname"] for labels in self.firing_labels()}
+
+    def firing_labels(self) -> list[dict[str, str]]:
+        """The labels of the alerts that fire now."""
         alerts = self._get("alerts")["alerts"]
-        return {one["labels"]["alertname"] for one in alerts if one["state"] == "firing"}
+        return [one["labels"] for one in alerts if one["state"] == "firing"]
 
     def _get(self, path: str, **parameters: str | float) -> Any:
         reply = self._client.get(path, params=parameters)
@@ -61,16 +69,20 @@ class PrometheusClient:
 
 @contextmanager
 def running_prometheus(
-    plan: Plan, directory: Path, *, rules: Path = RULES
+    pages: Mapping[str, Sequence[str]],
+    directory: Path,
+    *,
+    rules: Path = RULES,
+    jobs: Iterable[Mapping[str, Any]] = (),
 ) -> Iterator[PrometheusClient]:
-    """Prometheus on a free port, for the stack of the plan and its audit. Enter it in the main
-    thread.
+    """Prometheus on a free port, for the metrics pages of services. Enter it in the main thread.
+
+    ``jobs``: what it scrapes beside them, in the words of its configuration.
     """
     program = shutil.which("prometheus")
     assert program is not None
-    config = prometheus_config(
-        plan.metrics_pages(audit=True), interval=SCRAPE_INTERVAL, rules=rules
-    )
+    config = prometheus_config(pages, interval=SCRAPE_INTERVAL, rules=rules)
+    config["scrape_configs"] += jobs
     log_file = directory / "prometheus.log"
     with PrometheusServer(program, directory, 0, log_file, config) as server:
         api = f"{server.url}/api/v1"

@@ -116,7 +116,9 @@ def ended_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EndedDemo]:
         demo = exits.enter_context(running_demo(home / "data", settings=verbose))
         plan = Plan(base_port=demo.base_port)
         prometheus = (
-            exits.enter_context(running_prometheus(plan, home / "prometheus"))
+            exits.enter_context(
+                running_prometheus(plan.metrics_pages(audit=True), home / "prometheus")
+            )
             if installed()
             else None
         )

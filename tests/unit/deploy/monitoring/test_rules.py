@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from tests.monitoring import test_alerts, test_postgres_alerts, test_replica_alerts
 from tests.unit.deploy.monitoring.files import (
     RUNBOOKS,
     Alert,
@@ -56,6 +57,14 @@ def test_an_alert_has_a_case_that_fires_and_one_that_does_not(alert: Alert) -> N
     found = {fires for name, fires in promtool_cases() if name == alert.name}
     # The watchdog has no case in which it does not.
     assert found == ({True} if alert.severity == "none" else {True, False})
+
+
+def test_every_alert_has_a_drill() -> None:
+    drilled = {name for name, _, _ in test_alerts.BURN_RATES}
+    for module in (test_alerts, test_postgres_alerts, test_replica_alerts):
+        drilled |= {name for drill in module.DRILLS for name in drill.values[1]}
+    # It fires without a fault.
+    assert drilled | {"TallyWatchdog"} == {alert.name for alert in alerts()}
 
 
 def test_every_case_names_an_alert() -> None:
