@@ -15,6 +15,7 @@ _COMMAND: Final = "tests/integration/audit/test_command.py::"
 _SERVE: Final = "tests/integration/audit/test_serve.py::"
 _RECENT: Final = "tests/integration/audit/test_recent.py::"
 _FOREIGN: Final = "tests/integration/audit/test_foreign.py::"
+_MEMORY: Final = "tests/integration/audit/test_memory.py::test_memory_does_not_grow_with_the_books"
 _REBUILD: Final = "tests/integration/audit/test_rebuild.py::"
 
 AUDIT: Final = (
@@ -115,6 +116,22 @@ AUDIT: Final = (
         old='"ledger_entries": "user_id = ANY ({ids})",',
         new='"ledger_entries": "create_time >= :since",',
         tests=(f"{_RECENT}test_old_row_of_what_was_touched_is_checked[balance]",),
+    ),
+    Mutant(
+        "whole-book-in-memory",
+        "the audit reads all rows of a book before it compares the first",
+        file="deploy/audit/merge_join.py",
+        old="        async for row in result:\n",
+        new="        for row in [row async for row in result]:\n",
+        tests=(f"{_MEMORY}[full]",),
+    ),
+    Mutant(
+        "every-difference-in-memory",
+        "the audit reads every difference, and not as many as it keeps",
+        file="deploy/audit/checks.py",
+        old=" ORDER BY key LIMIT {KEPT_MAX}",
+        new=" ORDER BY key",
+        tests=(f"{_MEMORY}[full]",),
     ),
     Mutant(
         "rebuilt-differently-with-exit-0",

@@ -39,11 +39,11 @@ from tally.payment.v1 import payment_pb2
 from tally.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from tests.support.balances import charge, deduct, refund
 from tests.support.coupons import issue, open_campaign, redeem, restore
-from tests.support.databases import Databases, name_of
+from tests.support.databases import Databases, StackDatabases, name_of
 from tests.support.orders import cancel as cancel_order
 from tests.support.orders import fresh
 from tests.support.orders import pay as pay_order
-from tests.support.payments import LONG_GATEWAY_LIMITS, cancel, confirm
+from tests.support.payments import LONG_GATEWAY_LIMITS, cancel, confirm, until
 from tests.support.refusals import refused
 from tests.support.replicas import channel, replicas
 from tests.support.stack import Stack, Wire, running_stack
@@ -109,6 +109,18 @@ async def _bought(
     return paid, cancelled, await _paid(stack, order, request)
 
 
+async def _until_all_left(opened: StackDatabases) -> None:
+    """Wait until these databases have no session: only then can they be copied.
+
+    A statement that was cancelled, as the readiness probe's when its replica stops, ends in this
+    event loop after the replica has closed its pools. A copy that is made at once would block the
+    loop and wait for it in vain.
+    """
+    names = ", ".join(f"'{name_of(urls)}'" for urls in opened.urls.values())
+    left = f"SELECT pid FROM pg_stat_activity WHERE datname IN ({names})"
+    await until(lambda: asyncio.to_thread(opened.server.run_sql, left), lambda found: not found)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def history(
     databases: Databases, tmp_path_factory: pytest.TempPathFactory
@@ -121,6 +133,7 @@ async def history(
             async with running_stack(opened, gateway, "", Wire(), orders=1) as stack:
                 before = [await stack.order_paid_by_all() for _ in range(2)]
                 issued = issue(await open_campaign(stack.coupon, fresh("campaign")), fresh("user"))
+            await _until_all_left(opened)
             older = {}
             for service, name in now.items():
                 older[service] = f"{name}_older"
@@ -128,6 +141,7 @@ async def history(
                 exits.callback(databases.server.drop_database, older[service])
             async with running_stack(opened, gateway, "", Wire(), orders=1) as stack:
                 bought = await _bought(stack, before, issued, issued.user_id)
+            await _until_all_left(opened)
         yield History(now, older, record, bought, issued)
 
 
