@@ -29,8 +29,6 @@ from balance_service.store import past_account as past_store
 from balance_service.tables import REQUEST_ONCE
 from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
-from common.batching.lane_group import LaneGroup
-from common.batching.lane_metrics import LaneMetrics
 from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.currencies import is_listed
@@ -59,25 +57,13 @@ class Accounts:
         self._database = database
         self._found = BatchLoader("account", database, store.find_accounts)
         self._past = BatchLoader("past_account", database, past_store.find_past_accounts)
-        decider = _Decider(idempotency)
-
-        def open_lane(metrics: LaneMetrics[Command, Posted]) -> Lane[Command, Posted]:
-            return Lane(
-                "account",
-                database,
-                decider,
-                locks,
-                STRATEGIES,
-                translate=_translate,
-                metrics=metrics,
-            )
-
-        # A command locks accounts of its user only.
-        self.lanes = LaneGroup("account", open_lane, lambda command: command.user_id)
+        self.lane: Lane[Command, Posted] = Lane(
+            "account", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
+        )
 
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""
-        await self.lanes.close()
+        await self.lane.close()
         await self._found.close()
         await self._past.close()
 
@@ -87,7 +73,7 @@ class Accounts:
         Raises AccountNotFound, InsufficientFunds, BalanceLimitExceeded, DeductionCancelled,
         InvalidField, RequestIdReused, ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
-        return await self.lanes.submit(command)
+        return await self.lane.submit(command)
 
     async def write_all(self, commands: Sequence[Command]) -> list[Posted | Exception]:
         """The outcome of each command by itself, in their order: as of ``write``.
@@ -95,7 +81,7 @@ class Accounts:
         A command that is not decided before the running call ends has RequestInProgress. Raises
         Overloaded if the replica stops.
         """
-        return await self.lanes.submit_bulk(commands)
+        return await self.lane.submit_bulk(commands)
 
     async def get_account(self, account_id: AccountId) -> Account:
         """The account as last committed. Raises AccountNotFound."""

@@ -55,13 +55,11 @@ class Lane(Generic[C, R]):
         translate: Callable[[str, C], Refusal | None] = lambda _constraint, _command: None,
         limits: Limits | None = None,
         refuse_early: RefuseEarly[C] | None = None,
-        metrics: LaneMetrics[C, R] | None = None,
     ) -> None:
         """``strategies`` must have every command type: Redis keys and rounds come from there.
 
         ``translate``: the refusal for a violated constraint, by its name; None if it is a defect.
         ``refuse_early``: what to refuse before any lock, each time before a command is decided.
-        ``metrics``: those of the lane's group (``common.batching.lane_group``); default: its own.
         """
         self.name = name
         self._strategies = strategies
@@ -77,9 +75,8 @@ class Lane(Generic[C, R]):
         self._blocked: LockWaitQueue[C, R] = LockWaitQueue(
             self._decide_blocked, self._fail, self._spawn, self._limits, database
         )
-        self.depth = 0
-        """Commands of single calls in the lane."""
-        self._metrics: LaneMetrics[C, R] = metrics or LaneMetrics(name, lambda: self.depth)
+        self._depth = 0
+        self._metrics: LaneMetrics[C, R] = LaneMetrics(name, lambda: self._depth)
         self._running = False
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,7 +88,7 @@ class Lane(Generic[C, R]):
         LookupError for a command without a strategy, or what the decider refuses with.
         """
         strategy = self._strategies[type(command)]
-        if self._closed or self.depth >= self._limits.depth_max:
+        if self._closed or self._depth >= self._limits.depth_max:
             raise Overloaded(lane=self.name)
         loop = asyncio.get_running_loop()
         left = deadlines.remaining()
@@ -108,7 +105,7 @@ class Lane(Generic[C, R]):
             new_row=strategy.new_row_of(command),
             weight=strategy.weight_of(command),
         )
-        self.depth += 1
+        self._depth += 1
         self._metrics.enter(entry)
         self._enqueue(entry)
         return await reply
@@ -189,7 +186,7 @@ class Lane(Generic[C, R]):
             entry.on_left()
 
     def _free_place(self) -> None:
-        self.depth -= 1
+        self._depth -= 1
 
     def _fail(self, entries: list[QueuedCommand[C, R]], error: BaseException) -> None:
         """Reply with a defect of the lane itself: no caller may wait for ever."""

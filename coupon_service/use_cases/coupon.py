@@ -10,8 +10,6 @@ from pydantic import TypeAdapter
 
 from common.batching.decider import Decider, Saved
 from common.batching.lane import Lane
-from common.batching.lane_group import LaneGroup
-from common.batching.lane_metrics import LaneMetrics
 from common.batching.loader import BatchLoader, load_by_id
 from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.database import Database
@@ -61,25 +59,13 @@ class Redemptions:
     def __init__(self, database: Database, locks: Locks, idempotency: IdempotencyStore) -> None:
         self._database = database
         self._found = BatchLoader("coupon", database, store.find_coupons)
-        decider = _Decider(idempotency)
-
-        def open_lane(metrics: LaneMetrics[Command, Changed]) -> Lane[Command, Changed]:
-            return Lane(
-                "use_coupon",
-                database,
-                decider,
-                locks,
-                STRATEGIES,
-                translate=_translate,
-                metrics=metrics,
-            )
-
-        # A command changes a coupon of its user, and no other row.
-        self.lanes = LaneGroup("use_coupon", open_lane, lambda command: command.user_id)
+        self.lane: Lane[Command, Changed] = Lane(
+            "use_coupon", database, _Decider(idempotency), locks, STRATEGIES, translate=_translate
+        )
 
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""
-        await self.lanes.close()
+        await self.lane.close()
         await self._found.close()
 
     async def write(self, command: Command) -> Changed:
@@ -89,7 +75,7 @@ class Redemptions:
         OrderAmountTooSmall, CurrencyMismatch, RedemptionCancelled, InvalidField, RequestIdReused,
         ConflictRetriesExhausted, DatabaseUnavailable or Overloaded.
         """
-        return await self.lanes.submit(command)
+        return await self.lane.submit(command)
 
     async def get_coupon(self, coupon_id: str, user_id: str) -> Coupon:
         """The user's coupon as last committed. Raises CouponNotFound or DatabaseUnavailable."""

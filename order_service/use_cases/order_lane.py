@@ -1,13 +1,11 @@
-"""The lanes through which orders change."""
+"""The one lane through which orders change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, overload
+from typing import overload
 
 from common.batching.lane import Lane
-from common.batching.lane_group import LaneGroup
-from common.batching.lane_metrics import LaneMetrics
 from common.db.database import Database
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.locking.locks import Locks
@@ -30,11 +28,9 @@ from order_service.use_cases.order_decider import OrderDecider, OrderResult
 from order_service.use_cases.saga_decisions import SagaBegun
 from order_service.use_cases.seat import TakenSeats
 
-_Lane: TypeAlias = Lane[OrderCommand, OrderResult]
-
 
 class OrderLane:
-    """The lanes of one replica, and a notice of each order that they changed."""
+    """The lane of one replica, and a notice of each order that it changed."""
 
     def __init__(
         self,
@@ -45,21 +41,15 @@ class OrderLane:
         taken_seats: TakenSeats | None = None,
     ) -> None:
         """``on_change`` is called with each changed order after the commit."""
-
-        def open_lane(metrics: LaneMetrics[OrderCommand, OrderResult]) -> _Lane:
-            return Lane(
-                "order",
-                database,
-                decider,
-                locks,
-                STRATEGIES,
-                translate=_translate,
-                refuse_early=taken_seats,
-                metrics=metrics,
-            )
-
-        # Only to begin a payment needs no product: the others would wait for each other's.
-        self._lanes = LaneGroup("order", open_lane, lambda command: isinstance(command, PayOrder))
+        self._lane: Lane[OrderCommand, OrderResult] = Lane(
+            "order",
+            database,
+            decider,
+            locks,
+            STRATEGIES,
+            translate=_translate,
+            refuse_early=taken_seats,
+        )
         self._on_change = on_change
 
     @overload
@@ -73,7 +63,7 @@ class OrderLane:
 
     async def submit(self, command: OrderCommand) -> OrderResult:
         """The command's result, or its refusal raised."""
-        result = await self._lanes.submit(command)
+        result = await self._lane.submit(command)
         if isinstance(result, SagaBegun):
             if result.saga is not None:
                 self._on_change(result.order)
@@ -83,7 +73,7 @@ class OrderLane:
 
     async def close(self) -> None:
         """Refuse new commands and wait until those accepted are decided."""
-        await self._lanes.close()
+        await self._lane.close()
 
 
 def _translate(constraint: str, command: OrderCommand) -> Refusal | None:

@@ -9,7 +9,6 @@ from tests.mutants.mutant import Mutant
 _LANE_LOCKS: Final = "tests/integration/common/test_lane_locks.py::"
 _REDIS: Final = "tests/integration/common/test_redis_locks.py::"
 _TOPOLOGIES: Final = "tests/integration/locking/test_topologies.py::"
-_GROUP: Final = "tests/integration/common/test_lane_group.py::"
 _WRITES: Final = "tests/integration/common/test_writes.py::"
 _SAVE: Final = "tests/integration/balance/test_save_locked.py::"
 _BATCHES: Final = "tests/integration/order/test_saga_batches.py::"
@@ -74,14 +73,6 @@ LANES: Final = (
             f"{_WRITES}test_a_write_that_changes_too_few_rows_leaves_nothing_of_the_others",
             f"{_SAVE}test_an_account_of_another_version_leaves_nothing_of_the_batch",
         ),
-    ),
-    Mutant(
-        "key-in-any-lane",
-        "commands of one key are in several lanes of a group",
-        file="common/batching/lane_group.py",
-        old="        return hash(self._key_of(command)) % len(self.lanes)\n",
-        new="        return hash(command) % len(self.lanes)\n",
-        tests=(f"{_GROUP}test_a_batch_of_other_keys_does_not_wait",),
     ),
     Mutant(
         "balance-written-without-its-number-of-rows",
