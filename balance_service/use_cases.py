@@ -36,6 +36,7 @@ from common.db.database import Database
 from common.db.errors import StaleRead
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read, read_by_id
+from common.db.row_locks import AlsoRead
 from common.db.statements import Connection
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
@@ -144,11 +145,17 @@ class _Batch:
 
 class _Decider(Decider[Command, Posted, _Batch]):
     async def load(
-        self, connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[Command],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> _Batch:
         lock = wait_for_locks or any(needs_row_lock(command) for command in commands)
         keys = {_account_key(command) for command in commands}
-        loaded = await store.load(connection, keys, lock=lock, wait_for_locks=wait_for_locks)
+        read = partial(store.load, lock=lock, wait_for_locks=wait_for_locks, also=records)
+        loaded = await read(connection, keys)
         missing = {
             command.account_id
             for command in commands
@@ -159,7 +166,7 @@ class _Decider(Decider[Command, Posted, _Batch]):
         }
         if missing:
             await store.open_accounts(connection, missing)
-            loaded = await store.load(connection, keys, lock=lock, wait_for_locks=wait_for_locks)
+            loaded = await read(connection, keys)
         charged = {command.account_id for command in commands if isinstance(command, ChargeBalance)}
         behind = [
             account

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from balance_service.model import Account, AccountId, Entry, Kind
 from balance_service.tables import accounts, ledger_entries
-from common.db.row_locks import CLOCK, Locked, RowLocks, locked
+from common.db.row_locks import CLOCK, AlsoRead, Locked, RowLocks, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, same, unnest
@@ -92,11 +92,18 @@ _SAVE: Final = (
 
 
 async def load(
-    connection: Connection, keys: Collection[AccountKey], *, lock: bool, wait_for_locks: bool
+    connection: Connection,
+    keys: Collection[AccountKey],
+    *,
+    lock: bool,
+    wait_for_locks: bool,
+    also: AlsoRead | None = None,
 ) -> Locked[AccountId, Account]:
-    """Read the accounts, locked or not (``RowLocks``)."""
+    """Read the accounts, locked or not (``RowLocks``); ``also`` may be read if they are locked."""
     if lock:
-        locked_rows = await _ACCOUNTS.lock(connection, keys, wait_for_locks=wait_for_locks)
+        locked_rows = await _ACCOUNTS.lock(
+            connection, keys, wait_for_locks=wait_for_locks, also=also
+        )
     else:
         locked_rows = await _ACCOUNTS.read(connection, keys)
     found = {account.id: account for account in map(_to_account, locked_rows.found.values())}

@@ -1,7 +1,8 @@
 """The skeleton of deciding a batch: load, replay, decide, save. The same for every aggregate.
 
 rows locked or read, ascending
-  → idempotency records read: a duplicate that waited for a row sees the first one's record
+  → idempotency records read, by the same statement if it can: a duplicate that waited for a row
+    sees the first one's record
     → rows that must be as new as the records are read
       → each command decided in order of arrival, by itself
         → rows and records saved, where possible in one statement
@@ -16,6 +17,7 @@ from typing import Generic, TypeVar
 
 from common.batching.outcomes import Outcome, RowLocked, VersionConflict
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.row_locks import AlsoRead
 from common.db.statements import Connection
 from common.db.writes import Write
 from common.errors import Refusal
@@ -50,10 +52,9 @@ class Decider(ABC, Generic[C, R, B]):
     async def __call__(
         self, connection: Connection, commands: Sequence[C], *, wait_for_locks: bool
     ) -> list[Outcome[R]]:
-        batch = await self.load(connection, commands, wait_for_locks=wait_for_locks)
-        records = await self._idempotency.load(
-            connection, {key for command in commands for key in self.keys(command)}
-        )
+        asked = self._idempotency.asked(key for one in commands for key in self.keys(one))
+        batch = await self.load(connection, commands, asked, wait_for_locks=wait_for_locks)
+        records = await self._idempotency.load_asked(connection, asked)
         await self.load_after_records(connection, batch, commands)
         outcomes = [self._outcome(batch, records, command) for command in commands]
         saved = await self.save(connection, batch, commands)
@@ -74,9 +75,17 @@ class Decider(ABC, Generic[C, R, B]):
 
     @abstractmethod
     async def load(
-        self, connection: Connection, commands: Sequence[C], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[C],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> B:
-        """Lock or read the rows that the commands concern, in ascending order."""
+        """Lock or read the rows that the commands concern, in ascending order.
+
+        ``records`` may be read by the last statement that locks rows.
+        """
 
     async def load_after_records(
         self, connection: Connection, batch: B, commands: Sequence[C]

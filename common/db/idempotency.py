@@ -6,16 +6,18 @@ tombstone (the request was compensated, before or after it arrived, and must nev
 the request has not happened. Other refusals are not stored.
 
 Rows of the business are locked before records are read, so that a duplicate that waited for a row
-reads the first one's response. Records are written last, in ascending order, so that two batches
-cannot deadlock on them: in one statement with other writes of the batch, after these.
+reads the first one's response; or by the same statement, if no row has changed meanwhile. Records
+are written last, in ascending order, so that two batches cannot deadlock on them: in one statement
+with other writes of the batch, after these.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -24,8 +26,7 @@ from sqlalchemy.dialects.postgresql import Insert
 from common.db.database import Database
 from common.db.errors import RecordConflict
 from common.db.repeat import in_transaction
-from common.db.row_locks import CLOCK, TIME, locked
-from common.db.rows import from_row
+from common.db.row_locks import CLOCK, TIME, AlsoRead, locked
 from common.db.statements import Connection
 from common.db.transactions import commit_as_a_write
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
@@ -43,6 +44,7 @@ CLEAN_UP_ROWS: Final = 5_000
 """Rows deleted in one transaction: few enough not to delay other transactions."""
 CLEAN_UP_INTERVAL_S: Final = 600.0
 _KEY: Final = ("method", "scope", "request_id")
+_COLUMNS: Final = (*_KEY, "state", "digest", "body")
 
 
 def idempotency_table(metadata: sa.MetaData) -> sa.Table:
@@ -170,20 +172,30 @@ class IdempotencyStore:
 
     def __init__(self, table: sa.Table) -> None:
         self._asked = unnest("asked", *table.c[_KEY])
-        self._find = sa.select(table).join_from(self._asked, table, same(table, self._asked))
-        self._added = unnest("record", *table.c[(*_KEY, "state", "digest", "body")])
+        self._find = sa.select(*table.c[_COLUMNS]).join_from(
+            self._asked, table, same(table, self._asked)
+        )
+        self._column = _all_as_json(self._find)
+        self._added = unnest("record", *table.c[_COLUMNS])
         self._save = _save(table, self._added)
         self._clean_up = _clean_up(table)
 
+    def asked(self, keys: Iterable[RequestKey]) -> AlsoRead:
+        """The records of ``keys``, for the statement that locks the rows they concern."""
+        return AlsoRead(self._column, arrays(self._asked, set(keys)))
+
     async def load(self, connection: Connection, keys: Iterable[RequestKey]) -> IdempotencyRecords:
         """Read the records of ``keys``, after the rows they concern have been locked."""
-        rows = await connection.execute(self._find, arrays(self._asked, set(keys)))
-        return IdempotencyRecords(
-            {
-                RequestKey(row.method, row.scope, row.request_id): from_row(Record, row)
-                for row in rows
-            }
-        )
+        return await self.load_asked(connection, self.asked(keys))
+
+    async def load_asked(self, connection: Connection, asked: AlsoRead) -> IdempotencyRecords:
+        """Read the records, unless the statement that locked their rows has."""
+        rows: Iterable[Sequence[Any]]
+        if asked.is_read:
+            rows = () if asked.value is None else map(_of_json, json.loads(asked.value))
+        else:
+            rows = await connection.execute(self._find, asked.parameters)
+        return IdempotencyRecords({RequestKey(*row[:3]): Record(*row[3:]) for row in rows})
 
     async def save(
         self, connection: Connection, records: IdempotencyRecords, before: Sequence[Write] = ()
@@ -225,6 +237,20 @@ class IdempotencyStore:
             deleted += result.rowcount
             if result.rowcount < CLEAN_UP_ROWS or stopping.is_set():
                 return deleted
+
+
+def _all_as_json(rows: sa.Select[Any]) -> sa.ScalarSelect[Any]:
+    """All of these rows as one value: a JSON array of arrays; NULL if there are none."""
+    found = rows.subquery("record")
+    values = [
+        sa.func.encode(column, "hex") if column.key == "digest" else column for column in found.c
+    ]
+    return sa.select(sa.func.json_agg(sa.func.json_build_array(*values))).scalar_subquery()
+
+
+def _of_json(row: Sequence[Any]) -> Sequence[Any]:
+    *key, state, digest, body = row
+    return *key, state, bytes.fromhex(digest), body
 
 
 def _save(table: sa.Table, added: sa.TableValuedAlias) -> Insert:

@@ -2,15 +2,21 @@
 
 Two batches that lock the same rows in different orders deadlock. So the rows are locked in a CTE
 that sorts before it locks, and every statement that writes rows runs after it.
+
+What must be as new as the locked rows is read by a statement after them: a statement sees what was
+committed when it began, and of a row that it locks what has been committed since. If no row has
+changed since, the statement that locks has read it as well (``AlsoRead``), and a round trip is
+saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -66,6 +72,18 @@ class Locked(Generic[K, V]):
         return Locked(found, self.blocked, self.now)
 
 
+@dataclass(slots=True, eq=False)
+class AlsoRead:
+    """What a statement that locks rows reads besides, if no row changed while it did."""
+
+    column: sa.ScalarSelect[Any]
+    """One value, whatever the rows are."""
+    parameters: Mapping[str, object]
+    is_read: bool = False
+    """Whether ``value`` is as new as the rows that were locked last."""
+    value: Any = None
+
+
 class RowLocks(Generic[K]):
     """The statements that lock the wanted rows of one table.
 
@@ -100,22 +118,55 @@ class RowLocks(Generic[K]):
             cte = locked(table, rows, order_by=ordered, skip_locked=skip_locked)
             return sa.select(cte, CLOCK.label("now"), *beside(cte))
 
+        def lock_and_read(column: sa.ScalarSelect[Any]) -> sa.Select[Any]:
+            # A row as the statement sees it has the transaction (xmin) that the locked one has,
+            # unless it has been updated since.
+            versioned = rows.add_columns(_writer_of(table).label("writer"))
+            cte = locked(table, versioned, order_by=ordered, skip_locked=True)
+            seen = table.alias("seen")
+            unchanged = sa.exists().where(
+                *(seen.c[name] == cte.c[name] for name in key), _writer_of(seen) == cte.c.writer
+            )
+            # Once, and not beside every row.
+            once = sa.case((sa.func.row_number().over() == 1, column))
+            return sa.select(
+                cte,
+                CLOCK.label("now"),
+                *beside(cte),
+                unchanged.label("unchanged"),
+                once.label("also_read"),
+            )
+
+        self._lock_and_read = cache(lock_and_read)
         self._lock = lock(skip_locked=False)
         self._lock_free = lock(skip_locked=True)
         self._read = rows.add_columns(CLOCK.label("now"), *beside(table))
         self._read_keys = sa.select(*ordered).join_from(self._wanted, table, condition)
 
     async def lock(
-        self, connection: Connection, keys: Collection[K], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        keys: Collection[K],
+        *,
+        wait_for_locks: bool,
+        also: AlsoRead | None = None,
     ) -> Locked[K, Row]:
         """Lock the rows with these keys that exist, and find out which of them are blocked.
 
         With ``wait_for_locks`` the statement waits for other transactions, up to lock_timeout.
         Then a row is blocked only if it was inserted in between; the next attempt finds it.
+
+        ``also`` is read if nothing is waited for. Without keys it stays as it is.
         """
-        locked = await self._execute(
-            connection, self._lock if wait_for_locks else self._lock_free, keys
-        )
+        if wait_for_locks or also is None or not keys:
+            statement = self._lock if wait_for_locks else self._lock_free
+            locked = await self._execute(connection, statement, keys)
+        else:
+            statement = self._lock_and_read(also.column)
+            locked = await self._execute(connection, statement, keys, also.parameters)
+            rows = locked.found.values()
+            also.is_read = bool(rows) and all(row.unchanged for row in rows)
+            also.value = next((row.also_read for row in rows if row.also_read is not None), None)
         if locked.found.keys() >= set(keys):
             return locked
         # A missing row does not exist, or it was skipped.
@@ -127,17 +178,27 @@ class RowLocks(Generic[K]):
         return await self._execute(connection, self._read, keys)
 
     async def _execute(
-        self, connection: Connection, statement: sa.Select[Any], keys: Collection[K]
+        self,
+        connection: Connection,
+        statement: sa.Select[Any],
+        keys: Collection[K],
+        others: Mapping[str, object] = MappingProxyType({}),
     ) -> Locked[K, Row]:
         if not keys:
             return Locked({}, frozenset(), None)
-        rows = (await connection.execute(statement, self._parameters(keys))).all()
+        rows = (await connection.execute(statement, {**self._parameters(keys), **others})).all()
         now = max((row.now for row in rows), default=None)
         return Locked({self._key_of(row): row for row in rows}, frozenset(), now)
 
     def _parameters(self, keys: Collection[K]) -> dict[str, str]:
         ordered = [key if isinstance(key, tuple) else (key,) for key in keys]
         return arrays_of_tuples(self._wanted, ordered)
+
+
+def _writer_of(table: sa.FromClause) -> sa.ColumnElement[Any]:
+    """The transaction that wrote a row, which every row has in a column of the system."""
+    name = table.name  # type: ignore[attr-defined]
+    return sa.literal_column(f"{name}.xmin")
 
 
 async def read_clock(connection: Connection) -> datetime:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from common.db.keyset import newest_first, rows_of
-from common.db.row_locks import CLOCK, Locked, RowLocks
+from common.db.row_locks import CLOCK, AlsoRead, Locked, RowLocks
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
@@ -46,10 +46,16 @@ def adding(created: Sequence[tuple[Campaign, str]]) -> list[Write]:
 
 
 async def lock_campaigns(
-    connection: Connection, campaign_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection,
+    campaign_ids: Collection[str],
+    *,
+    wait_for_locks: bool,
+    also: AlsoRead | None = None,
 ) -> Locked[str, Campaign]:
     """Lock the campaigns (``RowLocks``)."""
-    locked = await _CAMPAIGNS.lock(connection, campaign_ids, wait_for_locks=wait_for_locks)
+    locked = await _CAMPAIGNS.lock(
+        connection, campaign_ids, wait_for_locks=wait_for_locks, also=also
+    )
     return locked.map(to_campaign)
 
 

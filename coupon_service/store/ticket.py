@@ -9,7 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from common.db.row_locks import CLOCK, Locked, RowLocks
+from common.db.row_locks import CLOCK, AlsoRead, Locked, RowLocks
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, same, unnest
 from common.db.writes import Write
@@ -51,10 +51,16 @@ class TicketCoupon:
 
 
 async def lock_campaigns(
-    connection: Connection, campaign_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection,
+    campaign_ids: Collection[str],
+    *,
+    wait_for_locks: bool,
+    also: AlsoRead | None = None,
 ) -> Locked[str, QueuedCampaign]:
     """Lock the campaigns (``RowLocks``)."""
-    locked = await _CAMPAIGNS.lock(connection, campaign_ids, wait_for_locks=wait_for_locks)
+    locked = await _CAMPAIGNS.lock(
+        connection, campaign_ids, wait_for_locks=wait_for_locks, also=also
+    )
     return locked.map(_to_campaign)
 
 

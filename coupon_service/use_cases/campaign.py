@@ -15,7 +15,7 @@ from common.batching.loader import BatchLoader, load_by_id
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
-from common.db.row_locks import read_clock
+from common.db.row_locks import AlsoRead, read_clock
 from common.db.statements import Connection
 from common.errors import Refusal, RequestIdReused
 from common.ids import new_id
@@ -106,7 +106,12 @@ class _Batch:
 
 class _Decider(Decider[CreateCampaign, Created, _Batch]):
     async def load(
-        self, connection: Connection, commands: Sequence[CreateCampaign], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[CreateCampaign],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> _Batch:
         # A new row depends on no other row.
         return _Batch(await read_clock(connection))

@@ -15,6 +15,7 @@ from common.batching.outcomes import RowLocked, VersionConflict
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
+from common.db.row_locks import AlsoRead
 from common.db.statements import Connection
 from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
@@ -128,7 +129,12 @@ class _Batch:
 
 class _Decider(Decider[Command, Changed, _Batch]):
     async def load(
-        self, connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[Command],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> _Batch:
         ids = {command.coupon_id for command in commands if is_id(command.coupon_id)}
         loaded, terms = await store.load_coupons(connection, ids, wait_for_locks=wait_for_locks)

@@ -12,6 +12,7 @@ from common.batching.loader import BatchLoader
 from common.batching.outcomes import RowLocked
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.row_locks import AlsoRead
 from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal
 from common.ids import is_id, new_id
@@ -160,10 +161,17 @@ class _Batch:
 
 class _Decider(Decider[IssueCoupon, Issued | HasShares, _Batch]):
     async def load(
-        self, connection: Connection, commands: Sequence[IssueCoupon], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[IssueCoupon],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> _Batch:
         campaign_ids = {command.campaign_id for command in commands}
-        locked = await store.lock_campaigns(connection, campaign_ids, wait_for_locks=wait_for_locks)
+        locked = await store.lock_campaigns(
+            connection, campaign_ids, wait_for_locks=wait_for_locks, also=records
+        )
         return _Batch(locked.found, locked.blocked)
 
     async def load_after_records(

@@ -12,6 +12,7 @@ from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
+from common.db.row_locks import AlsoRead
 from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal
 from common.ids import new_id
@@ -108,7 +109,12 @@ class _Decider(Decider[IssueFromShare, Issued, _Batch]):
         self._moved = moved
 
     async def load(
-        self, connection: Connection, commands: Sequence[IssueFromShare], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[IssueFromShare],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> _Batch:
         # Commands may name different shares: the latest one has the share that was locked last.
         own = {command.campaign_id: command.share for command in commands}

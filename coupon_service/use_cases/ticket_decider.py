@@ -11,7 +11,7 @@ from common.batching.lane import Lane
 from common.batching.outcomes import RowLocked
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.row_locks import read_clock
+from common.db.row_locks import AlsoRead, read_clock
 from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import new_id
@@ -95,10 +95,17 @@ class _Batch:
 
 class _Decider(Decider[IssueTickets, Decided, _Batch]):
     async def load(
-        self, connection: Connection, commands: Sequence[IssueTickets], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[IssueTickets],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> _Batch:
         campaign_ids = {command.campaign_id for command in commands}
-        locked = await store.lock_campaigns(connection, campaign_ids, wait_for_locks=wait_for_locks)
+        locked = await store.lock_campaigns(
+            connection, campaign_ids, wait_for_locks=wait_for_locks, also=records
+        )
         now = locked.now or await read_clock(connection)
         return _Batch(locked.found, locked.blocked, now)
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from common.db.keyset import newest_first, read_readable, rows_of
-from common.db.row_locks import Locked, RowLocks
+from common.db.row_locks import AlsoRead, Locked, RowLocks
 from common.db.rows import UNREADABLE, from_row, one_per_key, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
@@ -82,10 +82,14 @@ _ADD_ITEMS: Final = insert_from(order_items, _added_items)
 
 
 async def lock(
-    connection: Connection, order_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection,
+    order_ids: Collection[str],
+    *,
+    wait_for_locks: bool,
+    also: AlsoRead | None = None,
 ) -> Locked[str, Order]:
     """Lock the orders (``RowLocks``) and read their lines."""
-    locked = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks)
+    locked = await _ORDERS.lock(connection, order_ids, wait_for_locks=wait_for_locks, also=also)
     items = await _items_of(connection, locked.found.values())
     return locked.map(lambda row: _to_order(row, items[row.order_id]))
 

@@ -8,7 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from common.db.keyset import newest_first, rows_of
-from common.db.row_locks import Locked, RowLocks
+from common.db.row_locks import AlsoRead, Locked, RowLocks
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, insert_from, unnest
@@ -52,10 +52,14 @@ _ADD_ENTRIES: Final = insert_from(stock_entries, _entries, ("kind", "request_id"
 
 
 async def lock(
-    connection: Connection, product_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection,
+    product_ids: Collection[str],
+    *,
+    wait_for_locks: bool,
+    also: AlsoRead | None = None,
 ) -> Locked[str, Product]:
     """Lock the products (``RowLocks``)."""
-    locked = await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+    locked = await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks, also=also)
     return locked.map(_to_product)
 
 

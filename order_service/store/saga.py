@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.keyset import read_readable
-from common.db.row_locks import CLOCK, Locked, RowLocks
+from common.db.row_locks import CLOCK, AlsoRead, Locked, RowLocks
 from common.db.rows import UNREADABLE, from_row, readable
 from common.db.statements import Connection, Row
 from common.db.unnest import arrays, same, unnest
@@ -94,18 +94,26 @@ _ADD: Final = sa.insert(sagas).from_select(
 
 
 async def lock(
-    connection: Connection, saga_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection,
+    saga_ids: Collection[str],
+    *,
+    wait_for_locks: bool,
+    also: AlsoRead | None = None,
 ) -> Locked[str, Saga]:
     """Lock the sagas (``RowLocks``), without regard to their owner."""
-    locked = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+    locked = await _SAGAS.lock(connection, saga_ids, wait_for_locks=wait_for_locks, also=also)
     return locked.map(to_saga)
 
 
 async def lock_owners(
-    connection: Connection, saga_ids: Collection[str], *, wait_for_locks: bool
+    connection: Connection,
+    saga_ids: Collection[str],
+    *,
+    wait_for_locks: bool,
+    also: AlsoRead | None = None,
 ) -> Locked[str, SagaOwner]:
     """As ``lock``, for those who write a saga that they have, and only if it is still theirs."""
-    locked = await _OWNERS.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
+    locked = await _OWNERS.lock(connection, saga_ids, wait_for_locks=wait_for_locks, also=also)
     return locked.map(lambda row: SagaOwner(row.epoch, SagaState(row.state)))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from common.batching.decider import Decider, Saved
 from common.batching.outcomes import Outcome, RowLocked
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
-from common.db.row_locks import Locked, read_clock
+from common.db.row_locks import AlsoRead, Locked, read_clock
 from common.db.statements import Connection
 from common.db.writes import execute_together
 from common.ids import new_id
@@ -84,19 +84,34 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
         self._open_orders_max = open_orders_max
 
     async def load(
-        self, connection: Connection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[OrderCommand],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> OrderBatch:
         """Lock orders, then products, then sagas, each ascending."""
+        payments_alone = all(isinstance(one, PayOrder) for one in commands)
         orders = await order_store.lock(
             connection,
             {one.order_id for one in commands if not isinstance(one, CreateOrder)},
             wait_for_locks=wait_for_locks,
+            also=records if payments_alone else None,
         )
         product_ids = {id_ for one in commands for id_ in product_ids_of(one, orders.found)}
-        products = await product_store.lock(connection, product_ids, wait_for_locks=wait_for_locks)
+        saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
+        products = await product_store.lock(
+            connection,
+            product_ids,
+            wait_for_locks=wait_for_locks,
+            also=None if saga_ids else records,
+        )
         seats = {key for one in commands for key in seats_of(one, orders.found)}
         found_seats = await seat_store.find(connection, seats) if seats else {}
-        sagas = await self._lock_sagas(connection, commands, wait_for_locks=wait_for_locks)
+        sagas = await _lock_sagas(
+            connection, commands, saga_ids, wait_for_locks=wait_for_locks, also=records
+        )
         times = [loaded.now for loaded in (orders, products, sagas) if loaded.now is not None]
         return OrderBatch(
             orders.found,
@@ -110,15 +125,6 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             seats=found_seats,
             open_orders=await self._count_open_orders(connection, commands),
         )
-
-    async def _lock_sagas(
-        self, connection: Connection, commands: Sequence[OrderCommand], *, wait_for_locks: bool
-    ) -> Locked[str, Saga] | Locked[str, SagaOwner]:
-        """Lock the sagas in one statement. Whole rows are read for operators only."""
-        saga_ids = {id_ for one in commands if (id_ := saga_id_of(one)) is not None}
-        if any(isinstance(one, RetrySaga | ResolveSaga) for one in commands):
-            return await saga_store.lock(connection, saga_ids, wait_for_locks=wait_for_locks)
-        return await saga_store.lock_owners(connection, saga_ids, wait_for_locks=wait_for_locks)
 
     async def _count_open_orders(
         self, connection: Connection, commands: Sequence[OrderCommand]
@@ -240,6 +246,20 @@ class OrderDecider(Decider[OrderCommand, OrderResult, OrderBatch]):
             await execute_together(connection, first)
             return Saved(then)
         return Saved([*first, *then])
+
+
+async def _lock_sagas(
+    connection: Connection,
+    commands: Sequence[OrderCommand],
+    saga_ids: Collection[str],
+    *,
+    wait_for_locks: bool,
+    also: AlsoRead,
+) -> Locked[str, Saga] | Locked[str, SagaOwner]:
+    """Lock the sagas in one statement. Whole rows are read for operators only."""
+    whole = any(isinstance(one, RetrySaga | ResolveSaga) for one in commands)
+    lock = saga_store.lock if whole else saga_store.lock_owners
+    return await lock(connection, saga_ids, wait_for_locks=wait_for_locks, also=also)
 
 
 def _blocked_row(batch: OrderBatch, command: OrderCommand) -> tuple[str, str] | None:

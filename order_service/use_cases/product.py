@@ -16,7 +16,7 @@ from common.batching.outcomes import RowLocked
 from common.db.database import Database
 from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
-from common.db.row_locks import read_clock
+from common.db.row_locks import AlsoRead, read_clock
 from common.db.statements import Connection
 from common.errors import ConflictRetriesExhausted, Refusal, RequestIdReused
 from common.ids import is_id, new_id
@@ -134,11 +134,12 @@ class _Decider(Decider[ProductCommand, Result[Product], _Batch]):
         self,
         connection: Connection,
         commands: Sequence[ProductCommand],
+        records: AlsoRead,
         *,
         wait_for_locks: bool,
     ) -> _Batch:
         wanted = {one.product_id for one in commands if not isinstance(one, CreateProduct)}
-        loaded = await store.lock(connection, wanted, wait_for_locks=wait_for_locks)
+        loaded = await store.lock(connection, wanted, wait_for_locks=wait_for_locks, also=records)
         now = loaded.now or await read_clock(connection)
         batch = _Batch(loaded.found, loaded.blocked, now)
         if named := {key for one in commands if isinstance(one, AddSeats) for key in one.seats}:

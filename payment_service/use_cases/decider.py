@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from common.batching.decider import Decider, Saved
 from common.batching.outcomes import RowLocked
 from common.db.idempotency import REFUSED, IdempotencyRecords, IdempotencyStore
+from common.db.row_locks import AlsoRead
 from common.db.statements import Connection
 from common.db.writes import execute_together
 from common.errors import Refusal, RequestIdReused
@@ -87,7 +88,12 @@ class PaymentDecider(Decider[Command, Reply, _Batch]):
         self._confirm_window = confirm_window
 
     async def load(
-        self, connection: Connection, commands: Sequence[Command], *, wait_for_locks: bool
+        self,
+        connection: Connection,
+        commands: Sequence[Command],
+        records: AlsoRead,
+        *,
+        wait_for_locks: bool,
     ) -> _Batch:
         keys = {key for command in commands for key in advisory_keys(command)}
         blocked = await store.lock_advisory(connection, keys, wait_for_locks=wait_for_locks)

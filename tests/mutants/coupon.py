@@ -29,7 +29,9 @@ COUPON: Final = (
         "issue-without-row-lock",
         "coupons are issued without the lock on the campaign's row",
         file="coupon_service/store/campaign.py",
-        old="await _CAMPAIGNS.lock(connection, campaign_ids, wait_for_locks=wait_for_locks)",
+        old="""await _CAMPAIGNS.lock(
+        connection, campaign_ids, wait_for_locks=wait_for_locks, also=also
+    )""",
         new="await _CAMPAIGNS.read(connection, campaign_ids)",
         tests=(
             f"{_ISSUANCE}test_each_guard_alone_issues_exactly_the_quantity[row lock-no-redis]",

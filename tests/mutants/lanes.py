@@ -9,6 +9,7 @@ from tests.mutants.mutant import Mutant
 _LANE_LOCKS: Final = "tests/integration/common/test_lane_locks.py::"
 _REDIS: Final = "tests/integration/common/test_redis_locks.py::"
 _TOPOLOGIES: Final = "tests/integration/locking/test_topologies.py::"
+_ROWS: Final = "tests/integration/common/test_row_locks.py::"
 _WRITES: Final = "tests/integration/common/test_writes.py::"
 _SAVE: Final = "tests/integration/balance/test_save_locked.py::"
 _BATCHES: Final = "tests/integration/order/test_saga_batches.py::"
@@ -73,6 +74,14 @@ LANES: Final = (
             f"{_WRITES}test_a_write_that_changes_too_few_rows_leaves_nothing_of_the_others",
             f"{_SAVE}test_an_account_of_another_version_leaves_nothing_of_the_batch",
         ),
+    ),
+    Mutant(
+        "older-records-than-rows",
+        "records are read with the rows although a row has changed before it was locked",
+        file="common/db/row_locks.py",
+        old="bool(rows) and all(row.unchanged for row in rows)",
+        new="bool(rows)",
+        tests=(f"{_ROWS}test_records_are_read_again_if_a_row_changed_before_it_was_locked[True]",),
     ),
     Mutant(
         "balance-written-without-its-number-of-rows",

@@ -106,8 +106,8 @@ ORDER: Final = (
         "order-without-product-locks",
         "the stock is checked without the lock on the products' rows",
         file="order_service/store/product.py",
-        old="await _PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks)",
-        new="await _PRODUCTS.read(connection, product_ids)",
+        old="_PRODUCTS.lock(connection, product_ids, wait_for_locks=wait_for_locks, also=also)",
+        new="_PRODUCTS.read(connection, product_ids)",
         tests=(
             f"{_STOCK}test_each_guard_alone_keeps_the_stock_right[no-redis-lock]",
             f"{_STRATEGIES}test_an_operations_statements_follow_its_row_strategy[CreateOrder]",

@@ -18,7 +18,7 @@ def forget_row_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read rows where they should be locked: the second line of a strategy with row locks."""
 
     async def read(
-        self: RowLocks[Any], connection: Any, keys: Any, *, wait_for_locks: bool
+        self: RowLocks[Any], connection: Any, keys: Any, *, wait_for_locks: bool, also: Any = None
     ) -> Locked[Any, Any]:
         return await self.read(connection, keys)
 

@@ -11,10 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from balance_service.store.account import _ACCOUNTS as WILDCARD
-from balance_service.tables import accounts
+from balance_service.tables import accounts, answers
 from common.db.database import Database
-from common.db.row_locks import Locked, RowLocks, read_clock
+from common.db.idempotency import IdempotencyStore, Record
+from common.db.row_locks import AlsoRead, Locked, RowLocks, read_clock
 from common.db.statements import Connection
+from common.request_key import RequestKey
 
 Key = tuple[str, str]
 ANN, ANN_USD, BOB = KEYS = [("ann", "KRW"), ("ann", "USD"), ("bob", "KRW")]
@@ -125,3 +127,81 @@ async def test_without_keys_nothing_is_locked(database: Database) -> None:
             await LOCKS.read(connection, []),
         ):
             assert nothing == Locked({}, frozenset(), None)
+
+
+# -- what is read besides --------------------------------------------------------------------------
+
+HELD = 7
+"""An advisory lock."""
+SLOW: RowLocks[Key] = RowLocks(
+    accounts,
+    "user_id",
+    "currency_code",
+    # The statement has begun when it waits, and has locked no row.
+    matches=lambda wanted: sa.and_(
+        accounts.c.user_id == wanted.c.user_id,
+        accounts.c.currency_code == wanted.c.currency_code,
+        sa.cast(sa.func.pg_advisory_xact_lock_shared(HELD), sa.Text) == "",
+    ),
+)
+HOLD = sa.text(f"SELECT pg_advisory_xact_lock({HELD})")
+CHANGE = sa.text("UPDATE accounts SET version = 1 WHERE user_id = :user")
+STORE = IdempotencyStore(answers)
+REQUEST = RequestKey("DeductBalance", "ann", "r1")
+RECORD = sa.text(
+    "INSERT INTO answers (method, scope, request_id, state, digest, body)"
+    " VALUES ('DeductBalance', 'ann', 'r1', 'ANSWERED', 'content', 'quote \" and backslash')"
+)
+
+
+async def locked_with_records(
+    database: Database, locks: RowLocks[Key], keys: list[Key], *, wait_for_locks: bool = False
+) -> tuple[Locked[Key, Any], AlsoRead, Record | None]:
+    """What a batch locks and reads, and the record that it finds in the end."""
+    async with transaction(database) as connection:
+        asked = STORE.asked([REQUEST])
+        locked = await locks.lock(connection, keys, wait_for_locks=wait_for_locks, also=asked)
+        records = await STORE.load_asked(connection, asked)
+    return locked, asked, records.get(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("keys", "wait_for_locks", "is_read"),
+    [(KEYS, False, True), ([NOBODY], False, False), (KEYS, True, False)],
+    ids=["free", "no row", "waits"],
+)
+async def test_records_are_read_with_the_rows_or_after_them(
+    database: Database, keys: list[Key], *, wait_for_locks: bool, is_read: bool
+) -> None:
+    async with database.begin() as connection:
+        await connection.execute(RECORD)
+    _, asked, record = await locked_with_records(
+        database, LOCKS, keys, wait_for_locks=wait_for_locks
+    )
+    assert asked.is_read is is_read
+    assert record == Record("ANSWERED", b"content", 'quote " and backslash')
+
+
+async def test_where_there_are_no_records_none_are_found(database: Database) -> None:
+    _, asked, record = await locked_with_records(database, LOCKS, KEYS)
+    assert (asked.is_read, asked.value, record) == (True, None, None)
+
+
+@pytest.mark.parametrize("changed", [True, False])
+async def test_records_are_read_again_if_a_row_changed_before_it_was_locked(
+    database: Database, *, changed: bool
+) -> None:
+    """A duplicate would find the row as its first request left it, and no record of that."""
+    async with database.transactions.begin(database.lanes) as other:
+        await other.execute(HOLD)
+        locking = asyncio.create_task(locked_with_records(database, SLOW, [ANN, BOB]))
+        async with database.reads.connect() as connection:
+            while not await connection.scalar(WAITING):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            if changed:
+                await connection.execute(RECORD)
+                await connection.execute(CHANGE, {"user": "bob"})
+    locked, asked, record = await locking
+    assert locked.found[BOB].version == int(changed)
+    assert asked.is_read is not changed
+    assert (record is not None) is changed
