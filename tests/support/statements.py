@@ -73,6 +73,8 @@ def row_strategies(transaction: Transaction, table: str, compared: str) -> set[R
     """
     lock = re.compile(rf"\bFOR (NO KEY )?UPDATE OF {table}\b")
     write = re.compile(rf"\b(UPDATE|DELETE FROM) {table}\b|\bINTO {table}\b.* DO UPDATE", re.DOTALL)
+    # Several writes may be one statement (``common.db.writes``).
+    transaction = [part for one in transaction for part in re.split(r"\bwrite_\d+ AS ", one)]
     for number, statement in enumerate(transaction):
         if not write.search(statement):
             continue

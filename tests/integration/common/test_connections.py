@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -149,8 +148,7 @@ class Named:
 async def named(age_s: float) -> AsyncIterator[Named]:
     """A name with one replica. Another listens on the same port of another address."""
     old, addresses = Held(only="hold"), ["127.0.0.1"]
-    held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    held.bind(("127.0.0.1", 0))
+    held = dns.bound()
     server = f"127.0.0.1:{held.getsockname()[1]}"
     names = dns.Names(mock.Mock(resolve=lambda _name: addresses))
     async with (

@@ -66,6 +66,16 @@ def answer(names: Names, packet: bytes) -> bytes | None:
     return bytes(reply.pack())
 
 
+def bound() -> socket.socket:
+    """A UDP socket of loopback on a port that is free for TCP too."""
+    while True:
+        held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        held.bind(("127.0.0.1", 0))
+        with contextlib.suppress(OSError), socket.create_server(held.getsockname()):
+            return held
+        held.close()
+
+
 @contextlib.asynccontextmanager
 async def serving(held: socket.socket, names: Names) -> AsyncIterator[None]:
     """Answer queries on the bound UDP socket, and over TCP on the same address and port."""
