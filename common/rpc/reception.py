@@ -9,8 +9,9 @@ honest messages arrive with their headers or a moment later, so that this is the
 calls. While so many are waited for, the handler of a further call receives its message itself: it
 has a time limit, and its status ends the call. Beyond a second number, and beyond a client's share
 of it, the time limit is so short that only a message which has arrived already is received: many
-calls of one proxy may come at once, and a busy event loop comes to their messages later. (The few
-are not shared out: before its message gRPC does not name a call's client.)
+calls of one proxy may come at once, and a busy event loop comes to their messages later. Beyond a
+third number calls are refused before their messages. (The few are not shared out: before its
+message gRPC does not name a call's client.)
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from common.rpc.shares import Shares
 UNTIMED_MAX: Final = 32
 """Requests without a time limit that are waited for at once."""
 TIMED_MAX: Final = 256
-"""Requests with a time limit that are waited for at once. With those without, and the largest
-message that the transport accepts, they are about 90 MiB."""
+"""Requests with a time limit that are waited for at once. With those without, those beyond, and the
+largest message that the transport accepts, they are about 170 MiB."""
+BEYOND_MAX: Final = 256
+"""Requests beyond these numbers that are waited for at once."""
 BEYOND_S: Final = 0.25
-"""How long a request beyond these numbers is waited for. In this time a sender of incomplete ones
-can fill as much memory as its network carries: 30 MiB at 1 Gbit/s."""
+"""How long each of these is waited for."""
 _TOO_LATE: Final = "The request did not arrive in time; nothing was done."
 
 
@@ -47,6 +49,7 @@ class Reception:
         self._addresses = addresses
         self._untimed: set[asyncio.Task[object]] = set()
         self._timed = Shares()
+        self._beyond = 0
 
     def enter(self) -> bool:
         """Whether gRPC may receive the request of the running task's call, without a time limit."""
@@ -77,6 +80,10 @@ class Reception:
             within = self._timed.has_room(client, 1, TIMED_MAX)
             if within:
                 self._timed.take(client, 1)
+            elif self._beyond < BEYOND_MAX:
+                self._beyond += 1
+            else:
+                await self._ends.abort(call, Overloaded())
             # gRPC writes into what this task waits for: it must not be cancelled. The status below
             # ends the call, and with it the task.
             reading = asyncio.ensure_future(context.read())
@@ -89,6 +96,8 @@ class Reception:
             finally:
                 if within:
                     self._timed.give_back(client, 1)
+                else:
+                    self._beyond -= 1
             request: object = reading.result()
             if isinstance(request, bytes):  # not EOF: the client has hung up
                 await handle(request, context)
