@@ -262,7 +262,8 @@ class ServiceSettings(DatabaseClientSettings):
         if command == "serve":
             self._check_identity()
             self._check_tls()
-        self._check_stores()
+            self._check_redis()
+        self._check_databases()
 
     def _check_identity(self) -> None:
         if self.production and self.auth == "off":
@@ -279,11 +280,13 @@ class ServiceSettings(DatabaseClientSettings):
         if self.peer_bind and not self.peer_tls_dir:
             raise ValueError(f"peer_tls_dir is needed with {source_of(self.service, 'peer_bind')}")
 
-    def _check_stores(self) -> None:
+    def _check_databases(self) -> None:
         for field in ("database_url", "owner_database_url", "audit_database_url"):
             url: str = getattr(self, field).get_secret_value()
             if url and (problem := self.database_problem(url)):
                 raise ValueError(f"{field} {problem}")
+
+    def _check_redis(self) -> None:
         url = self.redis_url.get_secret_value()
         if self.production and url and not (self.allow_unverified_redis or verifies_redis(url)):
             allowed = source_of(self.service, "allow_unverified_redis")

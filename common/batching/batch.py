@@ -214,7 +214,8 @@ async def _carry(
             slow.found = slow.found or slow.last
             tries[fault] = tries.get(fault, 0) + 1
             _faults.labels(attempt.lane, fault.value).inc()
-            if _worth_another_try(fault, tries, error, begun=begun, whole=whole):
+            look_for_it = not whole and len(entries) > 1
+            if _worth_another_try(fault, tries, error, begun=begun, look_for_it=look_for_it):
                 # Jitter: two batches that deadlocked must not retry in step.
                 await asyncio.sleep(_RETRY.pause_s(tries[fault]))
                 continue
@@ -230,8 +231,9 @@ async def _carry(
 
 
 def _worth_another_try(
-    fault: Fault, tries: dict[Fault, int], error: Exception, *, begun: float, whole: bool
+    fault: Fault, tries: dict[Fault, int], error: Exception, *, begun: float, look_for_it: bool
 ) -> bool:
+    """``look_for_it``: the batch is being halved until the one command is found that causes it."""
     if fault is Fault.CONNECTION:
         # A server that was silent for a statement's whole time limit would be silent again.
         silent = isinstance(error, TimeoutError)
@@ -240,8 +242,8 @@ def _worth_another_try(
             and tries[fault] < TRIES_MAX[fault]
             and time.monotonic() - begun < UNREACHABLE_S
         )
-    if fault is Fault.TAKEN and not whole:
-        return False  # the whole batch was run again before; now the one command is looked for
+    if fault is Fault.TAKEN and look_for_it:
+        return False
     return tries[fault] < TRIES_MAX.get(fault, 1)
 
 

@@ -74,7 +74,11 @@ class Locked(Generic[K, V]):
 
 @dataclass(slots=True, eq=False)
 class AlsoRead:
-    """What a statement that locks rows reads besides, if no row changed while it did."""
+    """What a statement that locks rows reads besides, if no row changed while it did.
+
+    A transaction that wrote it and only locked the rows can be missed: what is decided by it needs
+    a guard of its own. An idempotency record has its key: who writes it second decides again.
+    """
 
     column: sa.ScalarSelect[Any]
     """One value, whatever the rows are."""

@@ -3,9 +3,10 @@
     WITH write_0 AS (UPDATE … RETURNING 1), write_1 AS (INSERT … RETURNING 1)
     SELECT (SELECT count(*) FROM write_0), (SELECT count(*) FROM write_1)
 
-Only for writes of rows that the transaction has locked, or that are new, if none of them reads what
-another one writes, or is checked against it: all of them see the rows as before the statement. A
-foreign key may be, since PostgreSQL checks it when the whole statement is done.
+Only for writes of rows that the transaction has locked, that a locked row protects, or that are
+new, if none of them reads what another one writes, or is checked against it: all of them see the
+rows as before the statement. A foreign key may be, since PostgreSQL checks it when the whole
+statement is done.
 
 PostgreSQL 18 runs each to its end before the next one, in their order, but does not promise that.
 What is written does not depend on it; only how often inserts of the same rows deadlock does.

@@ -38,6 +38,11 @@ class _OtherRule(Exception):  # noqa: N818 - no fault: protovalidate knows the r
     """A rule is of a kind that is not known here."""
 
 
+_NOT_PLAIN: Final = (_OtherRule, re.error, OverflowError, RecursionError)
+"""What building a check raises for rules that protovalidate has to decide: other rules, ranges that
+hold nothing, and types that contain themselves."""
+
+
 class _Field(NamedTuple):
     """A field and the check of its value."""
 
@@ -54,7 +59,7 @@ class PlainRules(dict[type[Message], Check]):
     def __missing__(self, type_: type[Message]) -> Check:
         try:
             check = _of_message(cast(Descriptor, type_.DESCRIPTOR)) or _always
-        except _OtherRule:
+        except _NOT_PLAIN:
             check = _never
         self[type_] = check
         return check
@@ -81,7 +86,7 @@ def _of_message(descriptor: Descriptor, cel: Iterable[validate_pb2.Rule] = ()) -
         rules = field.GetOptions().Extensions[validate_pb2.field]
         try:
             check = _of_list(field, rules) if field.is_repeated else _of_value(field, rules)
-        except _OtherRule:
+        except _NOT_PLAIN:
             check = _never
         if check is not None or rules.required:
             optional_name = field.name if field.has_presence else ""
@@ -111,7 +116,7 @@ def _of_list(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> Check | 
     _allow(rules.repeated, "min_items", "max_items", "items")
     most = rules.repeated.max_items if rules.repeated.HasField("max_items") else _LARGEST
     counts = range(rules.repeated.min_items, most + 1)
-    keys = [_unique_key(rule.expression) for rule in rules.cel]
+    keys = [_unique_key(rule.expression, field) for rule in rules.cel]
     items = rules.repeated.items
     check_item = None if items.ignore == validate_pb2.IGNORE_ALWAYS else _of_value(field, items)
 
@@ -175,12 +180,15 @@ def _in_range(expression: str) -> _Field:
     return _Field(attrgetter(name), range(int(least), int(most) + 1).__contains__)
 
 
-def _unique_key(expression: str) -> Callable[[Any], Any]:
+def _unique_key(expression: str, field: FieldDescriptor) -> Callable[[Any], Any]:
     """The field of a list's items that the rule makes unique in the list."""
     found = _UNIQUE.fullmatch(expression)
-    if found is None:
+    if found is None or field.message_type is None:
         raise _OtherRule
-    return attrgetter(found[2])
+    name = found[2]
+    if field.message_type.fields_by_name[name].message_type is not None:
+        raise _OtherRule  # messages cannot be in a set
+    return attrgetter(name)
 
 
 def _allow(rules: Message, *names: str) -> None:

@@ -8,10 +8,10 @@ So the calls in between are counted. gRPC receives the messages of a few, which 
 honest messages arrive with their headers or a moment later, so that this is the way of nearly all
 calls. While so many are waited for, the handler of a further call receives its message itself: it
 has a time limit, and its status ends the call. Beyond a second number, and beyond a client's share
-of it, the time limit is so short that only a message which has arrived already is received: many
-calls of one proxy may come at once, and a busy event loop comes to their messages later. Beyond a
-third number calls are refused before their messages. (The few are not shared out: before its
-message gRPC does not name a call's client.)
+of it, the time limit is short: many calls of one proxy may come at once, with their messages, and a
+busy event loop comes to these later. Beyond a third number, and a client's share of it, calls are
+refused before their messages. (The few are not shared out: before its message gRPC does not name a
+call's client.)
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ UNTIMED_MAX: Final = 32
 """Requests without a time limit that are waited for at once."""
 TIMED_MAX: Final = 256
 """Requests with a time limit that are waited for at once. With those without, those beyond, and the
-largest message that the transport accepts, they are about 170 MiB."""
-BEYOND_MAX: Final = 256
+largest message that the transport accepts, they are about 250 MiB."""
+BEYOND_MAX: Final = 512
 """Requests beyond these numbers that are waited for at once."""
 BEYOND_S: Final = 0.25
 """How long each of these is waited for."""
@@ -49,7 +49,7 @@ class Reception:
         self._addresses = addresses
         self._untimed: set[asyncio.Task[object]] = set()
         self._timed = Shares()
-        self._beyond = 0
+        self._beyond = Shares()
 
     def enter(self) -> bool:
         """Whether gRPC may receive the request of the running task's call, without a time limit."""
@@ -78,12 +78,10 @@ class Reception:
             call = Call(method, context, time.perf_counter())
             client = self._addresses.share_of(context)
             within = self._timed.has_room(client, 1, TIMED_MAX)
-            if within:
-                self._timed.take(client, 1)
-            elif self._beyond < BEYOND_MAX:
-                self._beyond += 1
-            else:
+            places = self._timed if within else self._beyond
+            if not within and not places.has_room(client, 1, BEYOND_MAX):
                 await self._ends.abort(call, Overloaded())
+            places.take(client, 1)
             # gRPC writes into what this task waits for: it must not be cancelled. The status below
             # ends the call, and with it the task.
             reading = asyncio.ensure_future(context.read())
@@ -94,10 +92,7 @@ class Reception:
                     late = DeadlineExceeded(_TOO_LATE) if within else Overloaded()
                     await self._ends.abort(call, late)
             finally:
-                if within:
-                    self._timed.give_back(client, 1)
-                else:
-                    self._beyond -= 1
+                places.give_back(client, 1)
             request: object = reading.result()
             if isinstance(request, bytes):  # not EOF: the client has hung up
                 await handle(request, context)

@@ -17,6 +17,7 @@ from common.db.idempotency import IdempotencyRecords, IdempotencyStore
 from common.db.repeat import read
 from common.db.row_locks import AlsoRead
 from common.db.statements import Connection
+from common.db.writes import execute_together
 from common.errors import InvalidField, Refusal, RequestIdReused
 from common.ids import is_id
 from common.locking.locks import Locks
@@ -186,8 +187,12 @@ class _Decider(Decider[Command, Changed, _Batch]):
             for position, command in enumerate(commands)
             if command.coupon_id in lost
         }
-        rest = [*store.restoring_redemptions(restored), *store.adding_redemptions(added)]
-        return Saved(rest, conflicts)
+        rest = store.restoring_redemptions(restored)
+        if rest and added:
+            # First: another command of the batch may have redeemed the restored coupon again.
+            await execute_together(connection, rest)
+            rest = []
+        return Saved([*rest, *store.adding_redemptions(added)], conflicts)
 
 
 def _redeem(batch: _Batch, command: RedeemCoupon) -> CouponChange:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import sqlalchemy as sa
-from asyncpg.exceptions import UniqueViolationError
+from asyncpg.exceptions import LockNotAvailableError, UniqueViolationError
 from structlog.testing import capture_logs
 
 from common import deadlines
@@ -68,6 +68,20 @@ async def test_one_bad_command_fails_alone(
     assert isinstance(results.pop(25), error)
     assert results == [-number for number in others]
     assert await stored(database) == others
+
+
+async def test_a_duplicate_in_a_halved_batch_is_decided_again(database: Database) -> None:
+    """Its first request is held at first, and then committed: the next try finds its record."""
+
+    def held_then_taken(numbers: Sequence[int], _wait: bool) -> None:
+        if len(numbers) > 1:
+            raise LockNotAvailableError("held")
+        if numbers == [2] and decide.batches.count([2]) == 1:
+            raise UniqueViolationError("taken")
+
+    decide = Inserts(held_then_taken)
+    assert await submit_all(lane_of(database, decide), [1, 2]) == [-1, -2]
+    assert decide.batches == [[1, 2], [1], [2], [2]]
 
 
 async def test_a_command_without_a_strategy_is_an_error(database: Database) -> None:

@@ -121,6 +121,24 @@ async def test_another_client_is_served_when_one_has_its_share() -> None:
         assert [call.value for call in echo.received] == ["late"]
 
 
+async def test_beyond_a_share_of_the_third_number_a_call_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reception, "BEYOND_MAX", 3)
+    monkeypatch.setattr(reception, "BEYOND_S", LONG_S)
+    async with attacked(LONG_S, 5) as (_, raw, echo):
+        assert await raw.end_of(9) == [FULL]
+        other = (FORWARDED_FOR.encode(), b"203.0.113.7")
+        # One of these has a place with the time limit, and one has a place beyond.
+        for stream in (11, 13):
+            raw.send(HEADERS, END_HEADERS, stream, call_headers(SAY, other))
+            await raw.ping()
+        for stream in (7, 11, 13):
+            raw.send(DATA, END_STREAM, stream, CONTENT[-1:] if stream == 7 else CONTENT)
+        assert await raw.end_of(7, 11, 13) == [""] * 3
+        assert [call.value for call in echo.received] == ["late"] * 3
+
+
 async def test_health_checks_are_limited_too() -> None:
     async with attacked(LONG_S, 4, CHECK) as (client, raw, _):
         assert await raw.end_of(7) == [FULL]

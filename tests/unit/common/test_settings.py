@@ -281,6 +281,7 @@ def test_a_migration_in_production_verifies_its_database_and_needs_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TALLY_PRODUCTION", "true")
+    monkeypatch.setenv("TALLY_REDIS_URL", "redis://redis:6379")
     monkeypatch.delenv("TALLY_DATABASE_URL")
     for settings in (BalanceSettings, OrderSettings):
         monkeypatch.setenv("TALLY_OWNER_DATABASE_URL", URL)
