@@ -20,6 +20,7 @@ import grpc
 import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from benchmarks.guard_cost import guard_us
 from benchmarks.servers.empty_server import METHOD as EMPTY
 from benchmarks.servers.token_server import METHOD
 from deploy.local.identities import Issuer
@@ -118,12 +119,16 @@ async def measure() -> None:
         for channel in channels:
             await channel.close()
     empty_us = costs[kinds[0].what]
+    alone_us = guard_us(issuer, tokens)
     print(f"{'server processor time per call':<34} {'us':>7} {'÷ empty':>9}")
     for what, each_us in costs.items():
         print(f"{what:<34} {each_us:7.1f} {each_us / empty_us:9.3f}")
     for users in ("one user", f"{USERS:,} users"):
         more_us = costs[f"identity on, {users}"] - costs["identity off, with a token"]
         print(f"a remembered token of {users}: {more_us:.1f} us, {more_us / empty_us:.1%} of empty")
+    print(
+        f"identity and access without gRPC: {alone_us:.1f} us, {alone_us / empty_us:.1%} of empty"
+    )
     print(f"first sight of a token: {first_us:.0f} us more than a remembered one")
     print(f"{USERS:,} remembered tokens: {memory / 2**20:.1f} MiB")
 
