@@ -90,8 +90,9 @@ class DatabaseClientSettings(ProcessSettings):
 
     production: bool = Field(
         default=False,
-        description="Whether this is production: a server does not start with AUTH=off, without "
-        "TLS_DIR, or if a connection to PostgreSQL or Redis would not verify the server by TLS.",
+        description="Whether this is production: a program does not start with a database URL that "
+        "does not verify the server by TLS, nor a server with AUTH=off, without TLS_DIR, or with a "
+        "Redis URL that does not either.",
     )
     allow_unverified_database: bool = Field(
         default=False,

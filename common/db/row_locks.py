@@ -85,7 +85,7 @@ class AlsoRead:
     parameters: Mapping[str, object]
     is_read: bool = False
     """Whether ``value`` is as new as the rows that were locked last."""
-    value: Any = None
+    value: str | None = None
 
 
 class RowLocks(Generic[K]):

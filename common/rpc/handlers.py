@@ -91,7 +91,7 @@ class Handlers:
         logs_ok: bool,
         default_deadline_s: float,
     ) -> None:
-        """``logs_ok``: whether calls that succeed may be logged; the log knows which."""
+        """``logs_ok``: whether calls that succeed may be logged; the log decides which."""
         self._ends = ends
         self._admission = admission
         self._streams = streams

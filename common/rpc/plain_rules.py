@@ -2,11 +2,11 @@
 
 Nearly all requests are valid, and nearly all rules are of a few kinds: a length, a pattern of ASCII
 characters, a range. For message types with such rules there is a Python function. protovalidate
-takes two to three times as long; in a server, whose other work displaces its code from the
-processor's caches between two calls, five times.
+takes two to three times as long; in a server, where the processor's caches have lost its code
+between two calls, five times.
 
-What is not found valid here may be valid still: protovalidate decides, and it alone refuses. So
-does it for types with a rule of another kind, and for messages that set an optional field with one.
+What is not found valid here may still be valid: protovalidate decides, and it alone refuses. It
+also decides if a field has a rule of another kind; for an optional field, only if it is set.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _LARGEST: Final = 2**63 - 1
 """No number, length or count is larger."""
 
 
-class _OtherRule(Exception):  # noqa: N818 - no fault: protovalidate knows the rule
-    """A rule is of a kind that is not known here."""
+class _OtherRule(Exception):  # noqa: N818 - no fault: protovalidate has the rule
+    """A rule is of a kind that is not handled here."""
 
 
 _NOT_PLAIN: Final = (_OtherRule, re.error, OverflowError, RecursionError)

@@ -9,7 +9,7 @@ honest messages arrive with their headers or a moment later, so that this is the
 calls. While so many are waited for, the handler of a further call receives its message itself: it
 has a time limit, and its status ends the call. Beyond a second number, and beyond a client's share
 of it, the time limit is short: many calls of one proxy may come at once, with their messages, and a
-busy event loop comes to these later. Beyond a third number, and a client's share of it, calls are
+busy event loop reads these later. Beyond a third number, and a client's share of it, calls are
 refused before their messages. (The few are not shared out: before its message gRPC does not name a
 call's client.)
 """

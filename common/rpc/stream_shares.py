@@ -21,7 +21,7 @@ from common.rpc.shares import Shares
 USER_STREAMS_MAX: Final = 16
 """Open streams of a user at one server: each of several devices watches an order or two."""
 RETRY_S: Final = 1.0
-"""When a user with so many should try again: nothing tells when one of them ends."""
+"""When a user with so many should try again: no event says when one of them ends."""
 
 ShareOfStream: TypeAlias = Callable[[Admitted | None, Context, int], AbstractContextManager[None]]
 """Counts a stream while it is open, of so many slots. Raises Overloaded or RateLimited on entry."""

@@ -94,7 +94,7 @@ async def test_requests_that_arrive_late_are_served() -> None:
 
 
 async def test_many_calls_of_one_client_at_once_are_served() -> None:
-    """Their requests have arrived, and the event loop has not come to them yet."""
+    """Their requests have arrived, and the event loop has not read them yet."""
     async with attacked(LONG_S, 3) as (client, _, echo):
         said = await asyncio.gather(*(client.say(str(number)) for number in range(100)))
         assert [one.value for one in said] == [str(number) for number in range(100)]
