@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from common.db.database import open_pools
+from common.db.idempotency import IdempotencyStore
+from common.locking.locks import NoLocks
+from common.money import Money
+from coupon_service.model.coupon import RedeemCoupon, RestoreCoupon
+from coupon_service.tables import answers
+from coupon_service.use_cases.coupon import Redemptions
+from deploy.local.postgres_roles import ServiceUrls
 from tally.coupon.v1 import coupon_pb2 as pb
 from tests.support.balances import won
 from tests.support.coupons import (
@@ -14,8 +23,10 @@ from tests.support.coupons import (
     redeem,
     restore,
 )
+from tests.support.crowd import without_redis
 from tests.support.orders import UNKNOWN_ID
 from tests.support.refusals import refused
+from tests.support.statements import recorded_transactions
 
 
 async def current(coupon: Any, owned: pb.Coupon) -> pb.Coupon:
@@ -162,3 +173,28 @@ async def test_redemption_is_known_after_its_record_is_deleted(
     assert response.coupon == one
     with refused("REDEMPTION_CANCELLED"):
         await coupon.RedeemCoupon(redeem(one.coupon_id, "ann", "r1"))
+
+
+@without_redis
+async def test_a_coupon_is_restored_and_redeemed_again_in_one_batch(
+    coupon: Any, coupon_database: ServiceUrls
+) -> None:
+    """The row that frees the coupon is written before the row that takes it."""
+    owned = await issued(coupon)
+    await coupon.RedeemCoupon(redeem(owned.coupon_id, "ann", "r1", order_id="o1"))
+    database = open_pools(coupon_database.runtime, application_name="one batch", pool_size=4)
+    redemptions = Redemptions(database, NoLocks(), IdempotencyStore(answers))
+    with recorded_transactions() as transactions:
+        await asyncio.gather(
+            redemptions.write(RestoreCoupon(owned.coupon_id, "ann", "r1", "s1")),
+            redemptions.write(
+                RedeemCoupon(owned.coupon_id, "ann", "o2", Money("KRW", 5_000), "r2")
+            ),
+        )
+    await redemptions.close()
+    await database.close()
+    [batch] = [each for each in transactions if any("redemptions" in text for text in each)]
+    [frees] = [at for at, text in enumerate(batch) if "UPDATE redemptions" in text]
+    [takes] = [at for at, text in enumerate(batch) if "INSERT INTO redemptions" in text]
+    assert frees < takes
+    assert (await current(coupon, owned)).order_id == "o2"
