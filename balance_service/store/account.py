@@ -13,7 +13,7 @@ from balance_service.tables import accounts, ledger_entries
 from common.db.row_locks import CLOCK, AlsoRead, Locked, RowLocks, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.unnest import arrays, insert_from, looked_up, same, unnest
 from common.db.writes import Write
 from common.identity.origin import stored_origin
 
@@ -29,7 +29,7 @@ _account_key: Final = accounts.c[AccountId._fields]
 def _matches(wanted: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
     currency_code = wanted.c.currency_code
     return sa.and_(
-        accounts.c.user_id == wanted.c.user_id,
+        looked_up(accounts.c.user_id, wanted.c.user_id),
         sa.or_(currency_code.is_(None), accounts.c.currency_code == currency_code),
     )
 
@@ -174,14 +174,18 @@ _FIND_DEDUCTIONS: Final = sa.select(ledger_entries).join_from(
     ledger_entries,
     sa.and_(same(ledger_entries, _named), ledger_entries.c.kind == Kind.DEDUCT),
 )
-_FIND_REFUNDS: Final = sa.select(ledger_entries).join_from(
-    _named,
-    ledger_entries,
-    sa.and_(
+# A deduction has one refund. LIMIT lets each be looked up by itself: the index has refunds only, so
+# that a join may read all of it, if there were few when it was planned.
+_refund = (
+    sa.select(ledger_entries)
+    .where(
         ledger_entries.c.user_id == _named.c.user_id,
         ledger_entries.c.refund_of == _named.c.request_id,
-    ),
+    )
+    .limit(1)
+    .lateral("refund")
 )
+_FIND_REFUNDS: Final = sa.select(_refund).select_from(_named.join(_refund, sa.true()))
 
 
 def adding(entries: Sequence[Entry]) -> list[Write]:

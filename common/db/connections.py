@@ -60,8 +60,8 @@ class Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg is untyped
         """The statements that are prepared in this session."""
         self.checked = False
         """Whether the settings of its server are checked (``common.db.readiness``)."""
-        self.made_s = self.used_s = time.monotonic()
-        """When it was opened, and last used."""
+        self.made_s = self.used_s = self.planned_s = time.monotonic()
+        """When it was opened, last used, and last made to forget its plans."""
         self.ends_s = math.inf
         """When it is too old to be used again."""
 

@@ -28,7 +28,7 @@ _PLANS: Final = {
     # Every statement looks rows up by key, from arrays of unknown length. It is planned once, for
     # few rows, over indexes: a plan made while a table was empty must still be right when it is
     # full, and for a small table the planner would read all of it for every batch: by a scan, or
-    # once by a hash or merge join.
+    # once by a hash or merge join. ``unnest.looked_up`` and ``Pool`` do the rest.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",

@@ -29,9 +29,12 @@ WAIT_S: Final = 3.0
 """How long a caller waits for a session that others use."""
 UNPROVEN_IDLE_S: Final = 2.0
 """A session that was idle for longer is asked for a sign of life before it is used. Under load none
-is, so that the round trip costs nothing then."""
+is for that, so that the round trip costs nothing then."""
 PROOF_S: Final = 1.0
 """Time limit of that sign of life."""
+PLANS_S: Final = 10.0
+"""How long a session keeps its plans. One that was made for a few rows may choose an index that is
+as good as another as long as there are a few, and reads all of it when there are many."""
 LIFETIME_S: Final = 1_800.0
 """A session is replaced at this age, and up to LIFETIME_JITTER earlier, so that the sessions of a
 start do not end together."""
@@ -140,16 +143,19 @@ class Pool:
         now = time.monotonic()
         if session.is_closed() or session.made_s <= self._lost_s or now > session.ends_s:
             return False
-        if now - session.used_s <= UNPROVEN_IDLE_S:
+        old_plans = now - session.planned_s > PLANS_S
+        if now - session.used_s <= UNPROVEN_IDLE_S and not old_plans:
             return True
         try:
-            await session.execute("SELECT", timeout=PROOF_S)
+            await session.execute("DISCARD PLANS" if old_plans else "SELECT", timeout=PROOF_S)
         except Exception:  # noqa: BLE001 - whatever it is, the session gave no sign of life
             self._lose(session)
             return False
         except BaseException:
             session.terminate()
             raise
+        if old_plans:
+            session.planned_s = now
         return True
 
     # -- releasing -------------------------------------------------------------------------------

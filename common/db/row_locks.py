@@ -22,7 +22,7 @@ from typing import Any, Final, Generic, TypeVar
 import sqlalchemy as sa
 
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays_of_tuples, same, unnest
+from common.db.unnest import arrays_of_tuples, looked_up, same, unnest
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -113,23 +113,27 @@ class RowLocks(Generic[K]):
         ordered = [table.c[name] for name in key]
         self._wanted = unnest("wanted", *ordered)
         condition = (matches or partial(same, table))(self._wanted)
+        # By what is wanted, which is the same, where it is known: in the order of the table's own
+        # columns the whole table could be read, as for a join by equality (``unnest.looked_up``).
+        order_by = [self._wanted.c[key[0]], *ordered[1:]]
         selected = list(table.c) if columns is None else [table.c[name] for name in columns]
         rows = sa.select(*selected).join_from(self._wanted, table, condition)
 
         def lock(*, skip_locked: bool) -> sa.Select[Any]:
             # The clock is read outside the CTE, when the rows are locked: the SELECT list of a
             # locking query is computed before it waits.
-            cte = locked(table, rows, order_by=ordered, skip_locked=skip_locked)
+            cte = locked(table, rows, order_by=order_by, skip_locked=skip_locked)
             return sa.select(cte, CLOCK.label("now"), *beside(cte))
 
         def lock_and_read(column: sa.ScalarSelect[Any]) -> sa.Select[Any]:
             # A row as the statement sees it has the transaction (xmin) that the locked one has,
             # unless it has been updated since.
             versioned = rows.add_columns(_writer_of(table).label("writer"))
-            cte = locked(table, versioned, order_by=ordered, skip_locked=True)
+            cte = locked(table, versioned, order_by=order_by, skip_locked=True)
             seen = table.alias("seen")
             unchanged = sa.exists().where(
-                *(seen.c[name] == cte.c[name] for name in key), _writer_of(seen) == cte.c.writer
+                *(looked_up(seen.c[name], cte.c[name]) for name in key),
+                _writer_of(seen) == cte.c.writer,
             )
             # Once, and not beside every row.
             once = sa.case((sa.func.row_number().over() == 1, column))
@@ -145,7 +149,6 @@ class RowLocks(Generic[K]):
         self._lock = lock(skip_locked=False)
         self._lock_free = lock(skip_locked=True)
         self._read = rows.add_columns(CLOCK.label("now"), *beside(table))
-        self._read_keys = sa.select(*ordered).join_from(self._wanted, table, condition)
 
     async def lock(
         self,
@@ -174,8 +177,8 @@ class RowLocks(Generic[K]):
         if locked.found.keys() >= set(keys):
             return locked
         # A missing row does not exist, or it was skipped.
-        existing = await connection.execute(self._read_keys, self._parameters(keys))
-        return replace(locked, blocked=frozenset(map(self._key_of, existing)) - locked.found.keys())
+        existing = await self.read(connection, keys)
+        return replace(locked, blocked=frozenset(existing.found) - locked.found.keys())
 
     async def read(self, connection: Connection, keys: Collection[K]) -> Locked[K, Row]:
         """The rows with these keys as last committed, without locks."""

@@ -15,6 +15,7 @@ from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 
 from common.db.array_text import writer_of
@@ -68,7 +69,20 @@ def same(
     table: sa.FromClause, source: sa.FromClause, names: Sequence[str] = ()
 ) -> sa.ColumnElement[bool]:
     """Whether a row equals one of ``source`` in the columns ``names``; default: all of source's."""
-    return sa.and_(*(table.c[name] == source.c[name] for name in names or source.c.keys()))
+    return sa.and_(*(looked_up(table.c[name], source.c[name]) for name in names or source.c.keys()))
+
+
+def looked_up(
+    column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]
+) -> sa.ColumnElement[bool]:
+    """``column = value``, for which PostgreSQL looks ``column`` up by its index, always.
+
+    A join by plain equality may be planned the other way round: to read the whole table, and search
+    the arrays for each row. That is cheaper while statistics say that the table has a few rows, and
+    it is planned then and kept while the table grows. Only an equality can be read in the order of
+    an index, so without one nothing but a sequential scan would read the table first.
+    """
+    return column == sa.any_(postgresql.array([value]))
 
 
 def insert_from(

@@ -30,7 +30,7 @@ _counted = unnest("counted", *campaigns.c["campaign_id", "issued"])
 _SAVE_ISSUED: Final = (
     sa.update(campaigns)
     .values(issued=_counted.c.issued)
-    .where(campaigns.c.campaign_id == _counted.c.campaign_id)
+    .where(same(campaigns, _counted, ["campaign_id"]))
 )
 
 

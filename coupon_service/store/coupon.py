@@ -13,7 +13,7 @@ from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, arrays_of_tuples, insert_from, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, insert_from, looked_up, same, unnest
 from common.db.writes import Write
 from common.identity.origin import stored_origin
 from common.paging import Page
@@ -60,14 +60,14 @@ _known: list[sa.ColumnElement[Any]] = [
 _SNAPSHOTS: Final = (
     sa.select(*_known)
     .select_from(_asked)
-    .outerjoin(campaigns, campaigns.c.campaign_id == _asked.c.campaign_id)
+    .outerjoin(campaigns, same(campaigns, _asked, ["campaign_id"]))
     .outerjoin(coupons, same(coupons, _asked, Claim._fields))
     .outerjoin(
         answers,
         sa.and_(
-            answers.c.method == _asked.c.method,
-            answers.c.scope == _asked.c.user_id,
-            answers.c.request_id == _asked.c.asked_request_id,
+            looked_up(answers.c.method, _asked.c.method),
+            looked_up(answers.c.scope, _asked.c.user_id),
+            looked_up(answers.c.request_id, _asked.c.asked_request_id),
         ),
     )
     .order_by(_asked.c.position)
@@ -138,13 +138,13 @@ def _with_terms(found: sa.FromClause) -> sa.Select[Any]:
     # computed before it waits.
     terms = campaigns.c[tuple(part.name for part in fields(Terms))]
     return sa.select(*found.c, *terms, _now).join_from(
-        found, campaigns, campaigns.c.campaign_id == found.c.campaign_id
+        found, campaigns, looked_up(campaigns.c.campaign_id, found.c.campaign_id)
     )
 
 
 _READ: Final = _with_terms(_found.subquery("found"))
 _LOCK: Final = _with_terms(
-    locked(coupons, _found, order_by=[coupons.c.coupon_id], skip_locked=False)
+    locked(coupons, _found, order_by=[_wanted.c.coupon_id], skip_locked=False)
 )
 
 _changed = unnest(
@@ -157,16 +157,16 @@ _changed = unnest(
 _unchanged = locked(
     coupons,
     sa.select(_changed)
-    .join_from(_changed, coupons, coupons.c.coupon_id == _changed.c.coupon_id)
+    .join_from(_changed, coupons, same(coupons, _changed, ["coupon_id"]))
     .where(coupons.c.redeem_request_id.is_not_distinct_from(_changed.c.loaded_request_id)),
-    order_by=[coupons.c.coupon_id],
+    order_by=[_changed.c.coupon_id],
     skip_locked=True,
     name="unchanged",
 )
 _SAVE: Final = (
     sa.update(coupons)
     .values({name: _unchanged.c[name] for name in ("redeem_request_id", "order_id", "redeem_time")})
-    .where(coupons.c.coupon_id == _unchanged.c.coupon_id)
+    .where(same(coupons, _unchanged, ["coupon_id"]))
     .returning(coupons.c.coupon_id)
 )
 

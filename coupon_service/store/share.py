@@ -71,7 +71,7 @@ def _draw(*, skip_locked: bool) -> sa.Select[tuple[object, ...]]:
             sa.case((next_.c.share.is_(None), with_any == 0), else_=False).label("sold_out"),
         )
         .select_from(_asked)
-        .join(campaigns, campaigns.c.campaign_id == _asked.c.campaign_id)
+        .join(campaigns, same(campaigns, _asked, ["campaign_id"]))
         .outerjoin(next_, sa.true())
         .cte("drawn")
         .prefix_with("MATERIALIZED", dialect="postgresql")

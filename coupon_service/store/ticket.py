@@ -28,15 +28,22 @@ _counted = unnest("counted", *campaigns.c[("campaign_id", *_COUNTS)])
 _SAVE: Final = (
     sa.update(campaigns)
     .values({name: _counted.c[name] for name in _COUNTS})
-    .where(campaigns.c.campaign_id == _counted.c.campaign_id)
+    .where(same(campaigns, _counted, ["campaign_id"]))
     .where(campaigns.c.queue_fence <= _counted.c.queue_fence)
 )
 
 _wanted = unnest("wanted", coupons.c.ticket_id, position=sa.BigInteger)
+# LIMIT lets each ticket be looked up by itself: the index has coupons with tickets only, so that a
+# join may read all of it, if there were few when it was planned.
+_of_ticket = (
+    sa.select(coupons)
+    .where(coupons.c.ticket_id == _wanted.c.ticket_id)
+    .limit(1)
+    .lateral("of_ticket")
+)
 _FIND: Final = (
-    sa.select(coupons, CLOCK.label("now"))
-    .select_from(_wanted)
-    .outerjoin(coupons, same(coupons, _wanted, ["ticket_id"]))
+    sa.select(_of_ticket, CLOCK.label("now"))
+    .select_from(_wanted.outerjoin(_of_ticket, sa.true()))
     .order_by(_wanted.c.position)
 )
 

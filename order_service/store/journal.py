@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.row_locks import CLOCK, RowLocks, locked
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, arrays_of_tuples, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, looked_up, same, unnest
 from common.db.writes import Write
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
@@ -77,7 +77,7 @@ _WRITE: Final = (
         }
     )
     .where(
-        sagas.c.saga_id == _written.c.saga_id,
+        same(sagas, _written, ["saga_id"]),
         sagas.c.epoch == _written.c.from_epoch,
         sagas.c.snapshot < _written.c.snapshot,
     )
@@ -158,6 +158,14 @@ _waits_for_away: Final = sa.and_(
     sagas.c.waits_for.contained_by(sa.bindparam("away", type_=ARRAY(sa.Text))),
 )
 _plans = unnest("plan", *sagas.c["kind", "plan_version"])
+# Counted: the planner may make a join of EXISTS, and read all sagas of a kind by their requests.
+_readable = (
+    sa.select(sa.func.count())
+    .select_from(_plans)
+    .where(sagas.c.kind == _plans.c.kind, sagas.c.plan_version == _plans.c.plan_version)
+    .correlate(sagas)
+    .scalar_subquery()
+)
 _due = locked(
     sagas,
     sa.select(sagas.c.saga_id, sagas.c.owner)
@@ -168,7 +176,7 @@ _due = locked(
         _waits_for_away == sa.bindparam("probes", type_=sa.Boolean),
         sa.or_(_probe.is_(None), _probe == sa.any_(sagas.c.waits_for)),
         _uses_gateway == sa.bindparam("uses_gateway", type_=sa.Boolean),
-        sa.tuple_(sagas.c.kind, sagas.c.plan_version).in_(sa.select(_plans)),
+        _readable > 0,
     )
     .limit(sa.bindparam("size")),
     # What was woken, since its payment is decided, waits for nothing: it comes first.
@@ -195,7 +203,7 @@ _TAKE_OVER: Final = (
         lease_until=CLOCK + sa.bindparam("lease_s", type_=sa.Float) * SECOND,
         next_attempt_time=None,
     )
-    .where(sagas.c.saga_id == _due.c.saga_id)
+    .where(looked_up(sagas.c.saga_id, _due.c.saga_id))
     .returning(
         sagas,
         sa.extract("epoch", sagas.c.pivot_by - CLOCK).label("time_left_s"),

@@ -11,7 +11,7 @@ from common.db.keyset import newest_first, rows_of
 from common.db.row_locks import AlsoRead, Locked, RowLocks
 from common.db.rows import from_row, one_per_key
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, insert_from, unnest
+from common.db.unnest import arrays, insert_from, same, unnest
 from common.db.writes import Write
 from common.money import Money
 from common.paging import Page
@@ -39,7 +39,7 @@ _SAVE: Final = (
         }
     )
     .where(
-        products.c.product_id == _changed.c.product_id,
+        same(products, _changed, ["product_id"]),
         products.c.version == _changed.c.loaded_version,
     )
 )

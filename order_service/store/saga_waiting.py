@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.row_locks import CLOCK, locked
 from common.db.statements import Connection
+from common.db.unnest import looked_up
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RetrySagas
 from order_service.store.journal import is_active
@@ -57,14 +58,15 @@ def _make_due(*conditions: sa.ColumnElement[bool]) -> sa.Update:
         sa.select(sagas.c.saga_id)
         .where(_waits, sagas.c.lease_until > CLOCK, *conditions)
         .limit(ROWS_MAX),
-        order_by=[sagas.c.saga_id],
+        # As text, in the same order: else all sagas could be read in the order of their ids.
+        order_by=[sa.cast(sagas.c.saga_id, sa.Text)],
         skip_locked=True,
         name="waiting",
     )
     return (
         sa.update(sagas)
         .values(lease_until=CLOCK, next_attempt_time=CLOCK, waits_for=_NOTHING, steps=_steps_due)
-        .where(sagas.c.saga_id == due.c.saga_id)
+        .where(looked_up(sagas.c.saga_id, due.c.saga_id))
     )
 
 

@@ -58,7 +58,7 @@ _freed = unnest("freed", order_seats.c.order_id)
 _FREE: Final = (
     sa.update(order_seats)
     .values(live=sa.false())
-    .where(same(order_seats, _freed), order_seats.c.live)
+    .where(same(order_seats, _freed), order_seats.c.live.is_not(sa.false()))
 )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from common.db.row_locks import CLOCK, locked
 from common.db.statements import Connection
-from common.db.unnest import arrays, same, unnest
+from common.db.unnest import arrays, looked_up, same, unnest
 from payment_service.model.confirmation import Confirmation
 from payment_service.model.payment import PaymentState
 from payment_service.store.payment import readable_confirmations
@@ -44,7 +44,7 @@ _ACQUIRE: Final = (
         tries=payments.c.tries + 1,
         version=payments.c.version + 1,
     )
-    .where(payments.c.payment_id == _due.c.payment_id)
+    .where(looked_up(payments.c.payment_id, _due.c.payment_id))
     .returning(payments)
 )
 
@@ -73,7 +73,7 @@ _held = unnest("held", *payments.c["payment_id", "holder"])
 _kept = locked(
     payments,
     sa.select(payments.c.payment_id).join(_held, same(payments, _held)),
-    order_by=[payments.c.payment_id],
+    order_by=[_held.c.payment_id],
     skip_locked=True,
     name="kept",
 )
@@ -81,7 +81,7 @@ _kept = locked(
 _RENEW: Final = (
     sa.update(payments)
     .values(due_time=_lease_end)
-    .where(payments.c.payment_id == _kept.c.payment_id)
+    .where(looked_up(payments.c.payment_id, _kept.c.payment_id))
 )
 
 

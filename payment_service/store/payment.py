@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from common.db.row_locks import CLOCK, locked
 from common.db.rows import UNREADABLE, from_row, readable
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, insert_from, same, unnest
+from common.db.unnest import arrays, insert_from, looked_up, same, unnest
 from common.db.writes import Statement, Write
 from common.identity.origin import stored_origin
 from common.metrics import from_zero
@@ -124,16 +124,20 @@ class LoadedPayments:
 _key = unnest("key", payments.c.payment_key)
 _request = unnest("request", scope=sa.Text, request_id=sa.Text)
 _id = unnest("id", payments.c.payment_id)
+# As text, in the same order: for a union of the column itself, all payments could be read in the
+# order of their ids.
+_text_id = sa.cast(payments.c.payment_id, sa.Text).label("payment_id")
 _wanted: Final = sa.union(
-    sa.select(payments.c.payment_id).join_from(_key, payments, same(payments, _key)),
-    sa.select(payments.c.payment_id).join_from(
+    sa.select(_text_id).join_from(_key, payments, same(payments, _key)),
+    sa.select(_text_id).join_from(
         _request,
         payments,
         sa.and_(
-            payments.c.user_id == _request.c.scope, payments.c.request_id == _request.c.request_id
+            looked_up(payments.c.user_id, _request.c.scope),
+            looked_up(payments.c.request_id, _request.c.request_id),
         ),
     ),
-    sa.select(_id.c.payment_id),
+    sa.select(sa.cast(_id.c.payment_id, sa.Text)),
 ).cte("wanted")
 
 
@@ -142,11 +146,12 @@ def _lock(*, skip_locked: bool) -> sa.Select[Any]:
 
     The clock is read outside the CTE, when the rows are locked, and in one row if none is found.
     """
-    wanted = payments.c.payment_id.in_(sa.select(_wanted.c.payment_id))
+    payment_id = payments.c.payment_id
+    wanted = looked_up(payment_id, sa.cast(_wanted.c.payment_id, payment_id.type))
     cte = locked(
         payments,
-        sa.select(payments).where(wanted),
-        order_by=[payments.c.payment_id],
+        sa.select(payments).join_from(_wanted, payments, wanted),
+        order_by=[_wanted.c.payment_id],
         skip_locked=skip_locked,
     )
     identity = [
@@ -155,8 +160,8 @@ def _lock(*, skip_locked: bool) -> sa.Select[Any]:
     ]
     found = (
         sa.select(*identity, cte)
-        .select_from(payments.outerjoin(cte, cte.c.payment_id == payments.c.payment_id))
-        .where(wanted)
+        .select_from(_wanted.join(payments, wanted))
+        .outerjoin(cte, looked_up(cte.c.payment_id, payment_id))
         .subquery("found")
     )
     one = sa.select(sa.literal(1)).subquery("one")
@@ -229,13 +234,13 @@ _SAVE: Final = (
     sa.update(payments)
     .values({name: _changed.c[name] for name in _MUTABLE})
     .where(
-        payments.c.payment_id == _changed.c.payment_id,
+        same(payments, _changed, ["payment_id"]),
         payments.c.version == _changed.c.loaded_version,
     )
 )
 _freed = unnest("freed", payments.c.payment_id, loaded_version=sa.BigInteger)
 _DELETE: Final = sa.delete(payments).where(
-    payments.c.payment_id == _freed.c.payment_id, payments.c.version == _freed.c.loaded_version
+    same(payments, _freed, ["payment_id"]), payments.c.version == _freed.c.loaded_version
 )
 
 

@@ -148,10 +148,25 @@ COMMON: Final = (
         "locked-rows-not-reported",
         "a row that another transaction has locked looks as if it did not exist",
         file="common/db/row_locks.py",
-        old="return replace(locked, blocked=frozenset(map(self._key_of, existing))"
-        " - locked.found.keys())",
+        old="return replace(locked, blocked=frozenset(existing.found) - locked.found.keys())",
         new="return locked",
         tests=(f"{_ROWS}test_rows_locked_by_another_are_reported",),
+    ),
+    Mutant(
+        "keys-joined-by-equality",
+        "while a table is known to have a few rows, its statements are planned to read it whole",
+        file="common/db/unnest.py",
+        old="return column == sa.any_(postgresql.array([value]))",
+        new="return column == value",
+        tests=("tests/integration/services/test_plans.py",),
+    ),
+    Mutant(
+        "plans-kept",
+        "a session keeps its plans for as long as it lives, however its tables grow",
+        file="common/db/pool.py",
+        old="old_plans = now - session.planned_s > PLANS_S",
+        new="old_plans = False",
+        tests=("tests/integration/services/test_plans.py",),
     ),
     Mutant(
         "clock-before-the-lock",
