@@ -82,8 +82,10 @@ class Limits:
     linger_from: int = 8
     """Queue length from which the lane lingers for more commands before a batch."""
     linger_s: float = 0.001
+    linger_gain: int = 4
+    """How many commands must have come meanwhile for the lane to linger once more."""
     linger_max: int = 10
-    """How many times a lane lingers, while its queue still grows."""
+    """How many times in a row a lane lingers at most."""
     busy_key_s: float = 0.05
     """How long a command waits for a busy Redis lock before it goes on without it."""
     retry: Backoff = _RETRY
