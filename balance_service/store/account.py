@@ -47,7 +47,9 @@ _OPEN: Final = (
     .on_conflict_do_nothing()
 )
 
-# Up to the account's version: entries that were added since it was read are not its own yet.
+# Up to the account's version: entries that were added since it was read are not its own yet. The
+# kind is not compared by equality, here and below: all entries of the kind could be read, by an
+# index in which it is the last column.
 _behind = unnest("behind", *_account_key, *accounts.c["version", "charged_at_version"])
 _COUNT_CHARGES: Final = (
     sa.select(
@@ -58,7 +60,7 @@ _COUNT_CHARGES: Final = (
         ledger_entries,
         sa.and_(
             same(ledger_entries, _behind, AccountId._fields),
-            ledger_entries.c.kind == Kind.CHARGE,
+            ledger_entries.c.kind.is_not_distinct_from(Kind.CHARGE),
             ledger_entries.c.sequence > _behind.c.charged_at_version,
             ledger_entries.c.sequence <= _behind.c.version,
         ),
@@ -172,7 +174,7 @@ _named = unnest("named", *ledger_entries.c["user_id", "request_id"])
 _FIND_DEDUCTIONS: Final = sa.select(ledger_entries).join_from(
     _named,
     ledger_entries,
-    sa.and_(same(ledger_entries, _named), ledger_entries.c.kind == Kind.DEDUCT),
+    sa.and_(same(ledger_entries, _named), ledger_entries.c.kind.is_not_distinct_from(Kind.DEDUCT)),
 )
 # A deduction has one refund. LIMIT lets each be looked up by itself: the index has refunds only, so
 # that a join may read all of it, if there were few when it was planned.

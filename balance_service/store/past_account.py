@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -23,38 +23,40 @@ _bisection = (
     .cte("bisection", recursive=True)
 )
 _middle = (_bisection.c.low + _bisection.c.high + 1) // 2
-_is_up_to_then = ledger_entries.c.create_time <= _bisection.c.time
+
+
+def _entry(
+    name: str, of: sa.FromClause, sequence: sa.ColumnElement[int], *columns: sa.ColumnElement[Any]
+) -> sa.FromClause:
+    """The entry of an account with this sequence. LIMIT lets each be looked up by itself."""
+    found = sa.select(*columns).where(
+        *(ledger_entries.c[key] == of.c[key] for key in AccountId._fields),
+        ledger_entries.c.sequence == sequence,
+    )
+    return found.limit(1).lateral(name)
+
+
+_at_middle = _entry("at_middle", _bisection, _middle, *ledger_entries.c["sequence", "create_time"])
+_is_up_to_then = _at_middle.c.create_time <= _bisection.c.time
 _bisection = _bisection.union_all(
     sa.select(
         *_bisection.c[tuple(_asked.c.keys())],
-        sa.case((_is_up_to_then, ledger_entries.c.sequence), else_=_bisection.c.low),
-        sa.case((_is_up_to_then, _bisection.c.high), else_=ledger_entries.c.sequence - 1),
+        sa.case((_is_up_to_then, _at_middle.c.sequence), else_=_bisection.c.low),
+        sa.case((_is_up_to_then, _bisection.c.high), else_=_at_middle.c.sequence - 1),
     )
-    .join_from(
-        _bisection,
-        ledger_entries,
-        sa.and_(
-            same(ledger_entries, _bisection, AccountId._fields),
-            ledger_entries.c.sequence == _middle,
-        ),
-    )
+    .select_from(_bisection.join(_at_middle, sa.true()))
     .where(_bisection.c.low < _bisection.c.high)
 )
+_last = _entry("last", _asked, _bisection.c.low, *ledger_entries.c)
 _PAST: Final = (
-    sa.select(ledger_entries, sa.func.greatest(CLOCK, accounts.c.update_time).label("present_time"))
+    sa.select(_last, sa.func.greatest(CLOCK, accounts.c.update_time).label("present_time"))
     .select_from(_asked)
     .outerjoin(accounts, same(accounts, _asked, AccountId._fields))
     .outerjoin(
         _bisection,
         sa.and_(_bisection.c.position == _asked.c.position, _bisection.c.low == _bisection.c.high),
     )
-    .outerjoin(
-        ledger_entries,
-        sa.and_(
-            same(ledger_entries, _asked, AccountId._fields),
-            ledger_entries.c.sequence == _bisection.c.low,
-        ),
-    )
+    .outerjoin(_last, sa.true())
     .order_by(_asked.c.position)
 )
 

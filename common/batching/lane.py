@@ -210,7 +210,7 @@ class Lane(Generic[C, R]):
         entries: list[QueuedCommand[C, R]] = []
         try:
             while self._queues:
-                await self._linger()
+                await self._queues.linger(self._limits)
                 entries = self._queues.next_batch(self._admit)
                 try:
                     await self._batch(entries)
@@ -221,21 +221,6 @@ class Lane(Generic[C, R]):
             raise
         finally:
             self._running = False
-
-    async def _linger(self) -> None:
-        """Wait a millisecond at a time while a long queue grows fast.
-
-        Calls that have arrived at this process take turns with the batches for the interpreter. A
-        batch costs about the same with ten commands as with a hundred. A short queue never waits,
-        nor one that grows at the pace of calls that are just arriving.
-        """
-        for _ in range(self._limits.linger_max):
-            before = self._queues.arrived
-            if not self._limits.linger_from <= before < self._limits.batch_max:
-                return
-            await asyncio.sleep(self._limits.linger_s)
-            if self._queues.arrived < before + self._limits.linger_gain:
-                return
 
     async def _batch(self, entries: list[QueuedCommand[C, R]]) -> None:
         if self._blocked.has_held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -160,7 +161,11 @@ def open_pools(
         }
 
         async def open_() -> Session:
-            return await connector.connect(**connect_arguments(address), **arguments)
+            session = await connector.connect(**connect_arguments(address), **arguments)
+            if pooler != "none":
+                # The plans are those of the sessions that the pooler lends it.
+                session.planned_s = math.inf
+            return session
 
         return Pool(open_, name=name, size=size)
 

@@ -29,12 +29,13 @@ WAIT_S: Final = 3.0
 """How long a caller waits for a session that others use."""
 UNPROVEN_IDLE_S: Final = 2.0
 """A session that was idle for longer is asked for a sign of life before it is used. Under load none
-is for that, so that the round trip costs nothing then."""
+is, so that the round trip costs nothing then."""
 PROOF_S: Final = 1.0
 """Time limit of that sign of life."""
 PLANS_S: Final = 10.0
 """How long a session keeps its plans. One that was made for a few rows may choose an index that is
-as good as another as long as there are a few, and reads all of it when there are many."""
+as good as another as long as there are a few, and reads all of it when there are many. A new plan
+is made for the pages that the table has by now."""
 LIFETIME_S: Final = 1_800.0
 """A session is replaced at this age, and up to LIFETIME_JITTER earlier, so that the sessions of a
 start do not end together."""
@@ -137,17 +138,22 @@ class Pool:
             raise CannotConnect from error
         jitter = random.uniform(0, LIFETIME_JITTER)  # noqa: S311 - no secret
         session.ends_s = time.monotonic() + LIFETIME_S * (1 - jitter)
+        # The sessions of a start do not plan anew together either.
+        session.planned_s -= random.uniform(0, PLANS_S)  # noqa: S311 - no secret
         return session
 
     async def _is_usable(self, session: Session) -> bool:
         now = time.monotonic()
         if session.is_closed() or session.made_s <= self._lost_s or now > session.ends_s:
             return False
+        unproven = now - session.used_s > UNPROVEN_IDLE_S
         old_plans = now - session.planned_s > PLANS_S
-        if now - session.used_s <= UNPROVEN_IDLE_S and not old_plans:
+        if not unproven and not old_plans:
             return True
+        statement = "DISCARD PLANS" if old_plans else "SELECT"
         try:
-            await session.execute("DISCARD PLANS" if old_plans else "SELECT", timeout=PROOF_S)
+            # A session in use has the time that every statement has.
+            await session.execute(statement, timeout=PROOF_S if unproven else None)
         except Exception:  # noqa: BLE001 - whatever it is, the session gave no sign of life
             self._lose(session)
             return False

@@ -104,7 +104,8 @@ class RowLocks(Generic[K]):
     ) -> None:
         """``key``: the columns that name a row, and order the locks.
 
-        ``matches``: the condition that joins the table to the wanted keys, if not equality.
+        ``matches``: the condition that joins the table to the wanted keys, if not equality; the
+        first column of the key has to be equal.
         ``columns``: what the rows have, if not all columns. ``beside``: what the rows have besides,
         such as rows of another table that belong to one; it is read, not locked.
         """
@@ -113,8 +114,8 @@ class RowLocks(Generic[K]):
         ordered = [table.c[name] for name in key]
         self._wanted = unnest("wanted", *ordered)
         condition = (matches or partial(same, table))(self._wanted)
-        # By what is wanted, which is the same, where it is known: in the order of the table's own
-        # columns the whole table could be read, as for a join by equality (``unnest.looked_up``).
+        # The first column is that of the wanted key, which is equal: in the order of the table's
+        # own columns, the whole table could be read (``unnest.looked_up``).
         order_by = [self._wanted.c[key[0]], *ordered[1:]]
         selected = list(table.c) if columns is None else [table.c[name] for name in columns]
         rows = sa.select(*selected).join_from(self._wanted, table, condition)
@@ -177,7 +178,7 @@ class RowLocks(Generic[K]):
         if locked.found.keys() >= set(keys):
             return locked
         # A missing row does not exist, or it was skipped.
-        existing = await self.read(connection, keys)
+        existing = await self.read(connection, set(keys) - locked.found.keys())
         return replace(locked, blocked=frozenset(existing.found) - locked.found.keys())
 
     async def read(self, connection: Connection, keys: Collection[K]) -> Locked[K, Row]:

@@ -75,12 +75,14 @@ def same(
 def looked_up(
     column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]
 ) -> sa.ColumnElement[bool]:
-    """``column = value``, for which PostgreSQL looks ``column`` up by its index, always.
+    """``column = value``, for which PostgreSQL looks ``column`` up by its index.
 
     A join by plain equality may be planned the other way round: to read the whole table, and search
     the arrays for each row. That is cheaper while statistics say that the table has a few rows, and
-    it is planned then and kept while the table grows. Only an equality can be read in the order of
-    an index, so without one nothing but a sequential scan would read the table first.
+    such a plan is kept while the table grows. This one does not use that an index is sorted, so
+    that only a sequential scan, which is off, could read the table first. What can still read an
+    index whole: ORDER BY on columns of the table, a partial index whose condition follows from the
+    statement, and an index that has all columns that are read. A test plans every statement.
     """
     return column == sa.any_(postgresql.array([value]))
 

@@ -27,15 +27,18 @@ _NOTHING: Final = sa.literal_column("'{}'::text[]", ARRAY(sa.Text))
 MICROSECOND: Final = sa.literal_column("interval '1 microsecond'", sa.Interval)
 ID_MIN: Final = "00000000-0000-0000-0000-000000000000"
 
+# As text: in the order of the column itself, all sagas could be read, and not only the active ones.
+_in_order: Final = sa.cast(sagas.c.saga_id, sa.Text).collate("C")
+
 _waits: Final = sa.and_(is_active, sagas.c.owner.is_(None))
 _WAITING: Final = (
     sa.select(sagas)
     .where(
         _waits,
         sagas.c.waits_for.overlap(sa.bindparam("waits_for", type_=ARRAY(sa.Text))),
-        sagas.c.saga_id > sa.bindparam("after", type_=sagas.c.saga_id.type),
+        _in_order > sa.bindparam("after", type_=sa.Text),
     )
-    .order_by(sagas.c.saga_id)
+    .order_by(_in_order)
     .limit(sa.bindparam("size"))
 )
 # Steps of a form that this release cannot read stay as they are: they must not fail the statement.
@@ -58,8 +61,7 @@ def _make_due(*conditions: sa.ColumnElement[bool]) -> sa.Update:
         sa.select(sagas.c.saga_id)
         .where(_waits, sagas.c.lease_until > CLOCK, *conditions)
         .limit(ROWS_MAX),
-        # As text, in the same order: else all sagas could be read in the order of their ids.
-        order_by=[sa.cast(sagas.c.saga_id, sa.Text)],
+        order_by=[_in_order],
         skip_locked=True,
         name="waiting",
     )

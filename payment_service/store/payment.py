@@ -124,8 +124,7 @@ class LoadedPayments:
 _key = unnest("key", payments.c.payment_key)
 _request = unnest("request", scope=sa.Text, request_id=sa.Text)
 _id = unnest("id", payments.c.payment_id)
-# As text, in the same order: for a union of the column itself, all payments could be read in the
-# order of their ids.
+# As text: for a union of the column itself, all payments could be read, in the order of their ids.
 _text_id = sa.cast(payments.c.payment_id, sa.Text).label("payment_id")
 _wanted: Final = sa.union(
     sa.select(_text_id).join_from(_key, payments, same(payments, _key)),
@@ -151,7 +150,7 @@ def _lock(*, skip_locked: bool) -> sa.Select[Any]:
     cte = locked(
         payments,
         sa.select(payments).join_from(_wanted, payments, wanted),
-        order_by=[_wanted.c.payment_id],
+        order_by=[_wanted.c.payment_id.collate("C")],
         skip_locked=skip_locked,
     )
     identity = [
@@ -161,7 +160,8 @@ def _lock(*, skip_locked: bool) -> sa.Select[Any]:
     found = (
         sa.select(*identity, cte)
         .select_from(_wanted.join(payments, wanted))
-        .outerjoin(cte, looked_up(cte.c.payment_id, payment_id))
+        # Not by equality: all payments could be read, in the order of their ids, to be merged.
+        .outerjoin(cte, cte.c.payment_id.is_not_distinct_from(payment_id))
         .subquery("found")
     )
     one = sa.select(sa.literal(1)).subquery("one")

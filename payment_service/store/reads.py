@@ -31,13 +31,13 @@ _CLAIMS: Final = sa.select(payments).where(
         ),
     )
 )
-_NEWEST: Final = newest_first(sa.select(payments), payments.c.create_time, payments.c.payment_id)
+_newest = newest_first(sa.select(payments), payments.c.create_time, payments.c.payment_id)
 
 
 @lru_cache
 def _newest_with(columns: frozenset[str]) -> sa.Select[Any]:
     """The list of the payments with given values in these columns."""
-    return _NEWEST.where(*(payments.c[name] == sa.bindparam(name) for name in sorted(columns)))
+    return _newest.where(*(payments.c[name] == sa.bindparam(name) for name in sorted(columns)))
 
 
 async def find_payments(

@@ -336,3 +336,17 @@ async def test_a_password_changed_in_its_file_is_used_without_a_restart(
             connection.session.terminate()
         assert await read(database, pid)
     postgres_server.run_sql(f"DROP ROLE {role}")
+
+
+async def test_a_session_in_use_forgets_its_plans_however_long_that_takes(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is slow for a second costs no session, as it costs no statement."""
+    monkeypatch.setattr(pool, "UNPROVEN_IDLE_S", 60.0)
+    monkeypatch.setattr(pool, "PLANS_S", 0.0)
+    monkeypatch.setattr(pool, "PROOF_S", 1e-6)
+    pids = set()
+    for _ in range(3):
+        async with database.lanes.connect() as connection:
+            pids.add(await pid(connection))
+    assert len(pids) == 1

@@ -1,13 +1,14 @@
-"""Which of the commands that wait are in the next batch of a lane, if some are heavy."""
+"""How long a lane waits for a batch, and which of the commands that wait are in the next one."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from unittest.mock import Mock
 
 import pytest
 
-from common.batching.outcomes import QueuedCommand
+from common.batching.outcomes import Limits, QueuedCommand
 from common.batching.queues import Queues
 
 
@@ -68,3 +69,35 @@ def test_bulk_items_weigh_at_most_half_of_a_batch_while_single_calls_wait(
         queues.append(entry)
     assert [len(batch) for batch in batches(queues, len(expected))] == expected
     assert not queues
+
+
+@pytest.mark.parametrize(
+    ("waiting", "arrivals", "waits"),
+    [
+        (7, [], 0),
+        (8, [1, 1, 1, 1], 1),
+        (8, [4, 5, 3, 9], 3),
+        (8, [9] * 20, 10),
+        (250, [9, 9], 1),
+    ],
+    ids=["short", "one-by-one", "while-many-come", "at-most-ten", "until-the-batch-is-full"],
+)
+async def test_a_lane_lingers_while_many_commands_come(
+    waiting: int, arrivals: list[int], waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues: Queues[int, int] = Queues(256)
+    waited = 0
+
+    def arrive(count: int) -> None:
+        for entry in queued([1] * count):
+            queues.append(entry)
+
+    async def sleep(_seconds: float) -> None:
+        nonlocal waited
+        arrive(arrivals[waited])
+        waited += 1
+
+    arrive(waiting)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await queues.linger(Limits())
+    assert waited == waits
