@@ -204,12 +204,25 @@ def require_free_port(port: int, purpose: str, *, option: str = "--base-port 600
 
     ``option`` chooses another port; the message names it.
     """
+    hold_port(port, purpose, option=option).close()
+
+
+def hold_port(port: int, purpose: str, *, option: str = "--base-port 60050") -> socket.socket:
+    """As ``require_free_port``, and keep the port from connections until the socket is closed.
+
+    The kernel may give a connection any port above 32768 as its local one, and a server that is
+    started later cannot listen there. It gives none that is bound. A server that sets SO_REUSEADDR,
+    as all of these do, can listen on a port that is bound without listening.
+    """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
+        held = socket.socket()
         try:
-            socket.create_server((HOST, port)).close()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind((HOST, port))
         except OSError as error:
-            # It may be the local port of a short connection: those are in the same range.
+            held.close()
+            # It may be the local port of a short connection.
             if time.monotonic() > deadline:
                 raise RunnerError(
                     f"port {port} on {HOST}, wanted for {purpose}, is taken: stop what listens "
@@ -217,7 +230,7 @@ def require_free_port(port: int, purpose: str, *, option: str = "--base-port 600
                 ) from error
             time.sleep(POLL_S)
         else:
-            return
+            return held
 
 
 class LocalServer(Startable):

@@ -34,7 +34,7 @@ from deploy.local.processes import (
     Child,
     LocalServer,
     Startable,
-    require_free_port,
+    hold_port,
     stop_all,
 )
 from deploy.local.secret_files import kept_password, write_json
@@ -95,7 +95,7 @@ class Stack(Startable):
             # The file of a killed run would name servers that no longer exist.
             self.plan.ready_file.unlink(missing_ok=True)
         self._postgres.files.stop_survivor()
-        self.require_free_ports()
+        self._hold_ports(self._exits)
         if self.plan.auth:
             self.identities = Identities(self.plan.identity_dir)
         self._start_servers()
@@ -151,16 +151,23 @@ class Stack(Startable):
 
     def require_free_ports(self) -> None:
         """Raise RunnerError if another program holds a port of this stack."""
+        with contextlib.ExitStack() as held:
+            self._hold_ports(held)
+
+    def _hold_ports(self, held: contextlib.ExitStack) -> None:
+        """Hold the stack's ports until ``held`` ends. Raises RunnerError if one is taken."""
         for replica in range(self.plan.replicas):
             for service in self.plan.services:
-                require_free_port(self.plan.port(service, replica), f"{service}-{replica}")
-                require_free_port(
+                port = self.plan.port(service, replica)
+                held.enter_context(hold_port(port, f"{service}-{replica}"))
+                page = hold_port(
                     self.plan.metrics_page_port(service, replica),
                     f"the metrics page of {service}-{replica}",
                     option="--metrics-port 61050",
                 )
+                held.enter_context(page)
         for server in (*self._servers, *self._beside):
-            require_free_port(server.port, server.name, option=server.port_option)
+            held.enter_context(hold_port(server.port, server.name, option=server.port_option))
 
     @property
     def _beside(self) -> list[LocalServer]:

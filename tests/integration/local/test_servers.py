@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import struct
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import asyncpg
@@ -15,8 +18,11 @@ from redis.retry import Retry
 
 from deploy.local.errors import RunnerError
 from deploy.local.postgres import PostgresServer
-from deploy.local.processes import free_port
+from deploy.local.processes import free_port, hold_port
 from deploy.local.valkey import ValkeyServer
+
+IP_LOCAL_PORT_RANGE = 51
+"""Of linux/in.h: the ports that a socket may get as its own, since Linux 6.3."""
 
 
 async def test_roles_have_their_rights_and_reach_no_other_database(
@@ -94,6 +100,22 @@ def test_taken_port_is_reported_in_one_line(
     server = PostgresServer(tmp_path, postgres_server.port, durable=False)
     with pytest.raises(RunnerError, match=rf"^port {postgres_server.port} .* is taken: .*$"):
         server.start()
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "control"])
+def test_a_connection_does_not_take_the_port_of_a_server_to_come(held: bool) -> None:
+    port = free_port()
+    holding = hold_port(port, "a server") if held else socket.socket()
+    with holding, socket.create_server(("127.0.0.1", 0)) as other, socket.socket() as client:
+        # The kernel has no other port to give.
+        try:
+            client.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("HH", port, port))
+        except OSError:
+            pytest.skip("needs Linux 6.3")
+        with pytest.raises(OSError) if held else nullcontext():
+            client.connect(other.getsockname())
+        with nullcontext() if held else pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_interrupted_initdb_is_repeated(tmp_path: Path) -> None:
