@@ -48,8 +48,8 @@ _OPEN: Final = (
 )
 
 # Up to the account's version: entries that were added since it was read are not its own yet. The
-# kind is not compared by equality, here and below: all entries of the kind could be read, by an
-# index in which it is the last column.
+# kind is not compared by equality: all entries of the kind could be read, by an index in which it
+# is the last column.
 _behind = unnest("behind", *_account_key, *accounts.c["version", "charged_at_version"])
 _COUNT_CHARGES: Final = (
     sa.select(
@@ -171,13 +171,20 @@ DeductionKey = tuple[str, str]
 """A deduction by (user_id, request_id)."""
 
 _named = unnest("named", *ledger_entries.c["user_id", "request_id"])
-_FIND_DEDUCTIONS: Final = sa.select(ledger_entries).join_from(
-    _named,
-    ledger_entries,
-    sa.and_(same(ledger_entries, _named), ledger_entries.c.kind.is_not_distinct_from(Kind.DEDUCT)),
+# A request has one deduction, and that one refund. LIMIT lets each be looked up by itself, by all
+# columns of its unique index: a join may read all entries of the user, or all refunds, if there
+# were few when it was planned.
+_deduction = (
+    sa.select(ledger_entries)
+    .where(
+        ledger_entries.c.user_id == _named.c.user_id,
+        ledger_entries.c.request_id == _named.c.request_id,
+        ledger_entries.c.kind == Kind.DEDUCT,
+    )
+    .limit(1)
+    .lateral("deduction")
 )
-# A deduction has one refund. LIMIT lets each be looked up by itself: the index has refunds only, so
-# that a join may read all of it, if there were few when it was planned.
+_FIND_DEDUCTIONS: Final = sa.select(_deduction).select_from(_named.join(_deduction, sa.true()))
 _refund = (
     sa.select(ledger_entries)
     .where(
