@@ -138,7 +138,7 @@ def _with_terms(found: sa.FromClause) -> sa.Select[Any]:
     # computed before it waits.
     terms = campaigns.c[tuple(part.name for part in fields(Terms))]
     return sa.select(*found.c, *terms, _now).join_from(
-        found, campaigns, looked_up(campaigns.c.campaign_id, found.c.campaign_id)
+        found, campaigns, same(campaigns, found, ["campaign_id"])
     )
 
 

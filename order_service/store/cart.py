@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays_of_tuples, looked_up, same, unnest
+from common.db.unnest import arrays_of_tuples, same, unnest
 from order_service.model.cart import Cart
 from order_service.model.order import Line
 from order_service.tables import CART_ONCE, cart_items, carts
@@ -69,7 +69,7 @@ _asked = unnest("asked", carts.c.user_id)
 _READ: Final = (
     sa.select(carts, *cart_items.c["product_id", "quantity"])
     .join_from(_asked, carts, same(carts, _asked))
-    .outerjoin(cart_items, looked_up(cart_items.c.user_id, carts.c.user_id))
+    .outerjoin(cart_items, same(cart_items, carts, ["user_id"]))
     .order_by(_asked.c.user_id, cart_items.c.product_id)
 )
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.row_locks import CLOCK, RowLocks, locked
 from common.db.statements import Connection, Row
-from common.db.unnest import arrays, arrays_of_tuples, looked_up, same, unnest
+from common.db.unnest import arrays, arrays_of_tuples, same, unnest
 from common.db.writes import Write
 from order_service.model.saga import ACTIVE, Saga
 from order_service.model.saga_command import RenewLease, TakeOverSagas, WriteSaga
@@ -203,7 +203,7 @@ _TAKE_OVER: Final = (
         lease_until=CLOCK + sa.bindparam("lease_s", type_=sa.Float) * SECOND,
         next_attempt_time=None,
     )
-    .where(looked_up(sagas.c.saga_id, _due.c.saga_id))
+    .where(same(sagas, _due, ["saga_id"]))
     .returning(
         sagas,
         sa.extract("epoch", sagas.c.pivot_by - CLOCK).label("time_left_s"),

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from common.db.row_locks import CLOCK, locked
 from common.db.statements import Connection
-from common.db.unnest import looked_up
+from common.db.unnest import same
 from order_service.model.saga import Saga
 from order_service.model.saga_command import RetrySagas
 from order_service.store.journal import is_active
@@ -68,7 +68,7 @@ def _make_due(*conditions: sa.ColumnElement[bool]) -> sa.Update:
     return (
         sa.update(sagas)
         .values(lease_until=CLOCK, next_attempt_time=CLOCK, waits_for=_NOTHING, steps=_steps_due)
-        .where(looked_up(sagas.c.saga_id, due.c.saga_id))
+        .where(same(sagas, due, ["saga_id"]))
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from common.db.row_locks import CLOCK, locked
 from common.db.statements import Connection
-from common.db.unnest import arrays, looked_up, same, unnest
+from common.db.unnest import arrays, same, unnest
 from payment_service.model.confirmation import Confirmation
 from payment_service.model.payment import PaymentState
 from payment_service.store.payment import readable_confirmations
@@ -44,7 +44,7 @@ _ACQUIRE: Final = (
         tries=payments.c.tries + 1,
         version=payments.c.version + 1,
     )
-    .where(looked_up(payments.c.payment_id, _due.c.payment_id))
+    .where(same(payments, _due, ["payment_id"]))
     .returning(payments)
 )
 
@@ -79,9 +79,7 @@ _kept = locked(
 )
 # The version stays: nothing is decided, and the next decision sets the time anew.
 _RENEW: Final = (
-    sa.update(payments)
-    .values(due_time=_lease_end)
-    .where(looked_up(payments.c.payment_id, _kept.c.payment_id))
+    sa.update(payments).values(due_time=_lease_end).where(same(payments, _kept, ["payment_id"]))
 )
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from common.db.row_locks import TIME, locked
 from common.db.statements import Connection
-from common.db.unnest import looked_up
+from common.db.unnest import same
 from payment_service.model.confirmation import Confirmation
 from payment_service.store.payment import readable_confirmations
 from payment_service.tables import payments
@@ -31,7 +31,7 @@ _due = locked(
 CLAIM: Final = (
     sa.update(payments)
     .values(check_time=_now + sa.literal(AGAIN_AFTER, sa.Interval))
-    .where(looked_up(payments.c.payment_id, _due.c.payment_id))
+    .where(same(payments, _due, ["payment_id"]))
     .returning(payments)
 )
 # If the payment was changed meanwhile, so was the time of its next check. A locked row is about to
@@ -49,7 +49,7 @@ _checked = locked(
 _MARK: Final = (
     sa.update(payments)
     .values(check_time=sa.bindparam("next_time"))
-    .where(looked_up(payments.c.payment_id, _checked.c.payment_id))
+    .where(same(payments, _checked, ["payment_id"]))
 )
 
 
